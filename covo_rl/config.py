@@ -1,0 +1,169 @@
+"""Every option of a run: one dataclass per room, YAML and flags over the same flat names.
+
+Names and meanings are TRL's wherever TRL has the option. `python recipes/grpo_mmau.py --help` prints this file.
+Importing it pulls in no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
+    """A dataclass field with a help text for the command line."""
+    metadata: dict[str, Any] = {"help": help}
+    if choices:
+        metadata["choices"] = choices
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    """Which audio language model, and how it is held."""
+
+    model: str = option("builtin:tiny", "folder or hub name of the model; builtin:tiny is the shipped one")
+    dtype: str = option("auto", "precision of the weights", ["auto", "float32", "bfloat16", "float16"])
+    attn_implementation: str | None = option(None, "attention of the encoder (the decoder's is set by covo_rl)")
+    trust_remote_code: bool = option(False, "run code that ships with the checkpoint")
+
+
+@dataclass
+class AdapterConfig:
+    """What trains: LoRA on the decoder (default) or all parameters of the chosen parts."""
+
+    lora: bool = option(True, "train LoRA adapters; --full trains the parameters themselves")
+    adapter: str | None = option(None, "PEFT adapter folder to start from")
+    lora_r: int = option(16, "rank")
+    lora_alpha: float = option(32.0, "scale is alpha / r (alpha / sqrt(r) with use_rslora)")
+    lora_dropout: float = option(0.0, "dropout on the LoRA input; off while sampling")
+    lora_target_modules: str | None = option(None, "regex over full module names; default: decoder linears only")
+    use_rslora: bool = option(False, "rank-stabilised scaling, arXiv 2312.03732")
+    use_dora: bool = option(False, "weight-decomposed adaptation, arXiv 2402.09353")
+    modules_to_save: list[str] = option([], "parts trained in full beside LoRA, e.g. audio_adapter")
+    train_parts: list[str] = option(["llm", "lm_head"], "parts that train with --full: encoder audio_adapter llm lm_head")
+    part_learning_rates: dict[str, float] = option({}, "learning rate by part, e.g. audio_adapter: 1e-5")
+    load_in_4bit: bool = option(False, "QLoRA (CUDA only, needs bitsandbytes)")
+
+
+@dataclass
+class DataConfig:
+    """Rows, clips and what to do with long ones."""
+
+    data: str | None = option(None, "questions: JSON, JSONL or parquet (MMAU, AVQA, AudioMCQ or own names); default: built-in set")
+    audio_dir: str | None = option(None, "folder that relative audio paths start from")
+    eval_data: str | None = option(None, "held-out questions; default: built-in test split")
+    eval_audio_dir: str | None = option(None, "folder of the held-out clips")
+    limit: int | None = option(None, "use the first n training rows")
+    eval_limit: int | None = option(None, "use the first n held-out rows")
+    long_audio: str = option("error", "clips longer than the family takes", ["error", "chunk", "crop"])
+    allow_outside_audio: bool = option(False, "let audio paths leave audio_dir")
+    allow_overlap: bool = option(False, "go on when training and held-out data share clips or questions")
+
+
+@dataclass
+class PromptConfig:
+    """How a row becomes a prompt."""
+
+    system_prompt: str | None = option(None, "system message; none by default")
+    instruction: str = option(
+        "Think about what you hear inside <think> </think>, then give the answer inside <answer> </answer>.",
+        "last line of the user message",
+    )
+    choice_style: str = option("letters", "how options are listed", ["letters", "lines", "inline"])
+
+
+@dataclass
+class RolloutConfig:
+    """Sampling, with the names of TRL and transformers."""
+
+    num_generations: int = option(8, "G, completions per prompt")
+    max_completion_length: int = option(1024, "limit in tokens")
+    temperature: float = option(1.0, "sampling temperature, applied in scoring too")
+    top_p: float = option(1.0, "nucleus; 1 is off")
+    top_k: int = option(0, "0 is off")
+    min_p: float = option(0.0, "0 is off")
+    shared_decode: bool = option(True, "read the shared prompt keys once per group while decoding")
+
+
+@dataclass
+class RewardConfig:
+    """R_total = sum of weight * component."""
+
+    rewards: Any = option(
+        "accuracy,format,consistency,thinking",
+        "components: name list or name=weight list, or a YAML mapping name: weight",
+    )
+    reward_gate: str = option("none", "components count only if this one is 1", ["none", "accuracy", "format"])
+    reward_timeout: float = option(60.0, "seconds a component may take for one step")
+    reward_failure: str = option("none", "a raising, hanging or nan component: stop the run, or count as not gradeable", ["none", "stop"])
+    reward_failure_limit: float = option(0.2, "share of failed scores above which the run stops")
+    judge: str | None = option(None, "judge for consistency and thinking: openai:MODEL@URL or transformers:PATH")
+    check_rewards: bool = option(True, "lint the rewards before the first step")
+
+
+@dataclass
+class LossConfig:
+    """The GRPO objective, with TRL's names."""
+
+    loss_type: str = option("dapo", "grpo bnpo dr_grpo dapo cispo sapo luspo vespo")
+    beta: float = option(0.0, "KL coefficient; 0 needs no reference pass")
+    kl_estimator: str = option("k3", "KL estimator", ["k1", "k2", "k3"])
+    epsilon: float = option(0.2, "lower clip range")
+    epsilon_high: float | None = option(None, "upper clip range; default: epsilon")
+    delta: float | None = option(None, "two-sided clipping, arXiv 2505.07291")
+    importance_sampling_level: str = option("token", "token, or sequence (GSPO)", ["token", "sequence"])
+    scale_rewards: str = option("group", "divide advantages by the deviation of", ["group", "batch", "none"])
+    component_advantages: bool = option(False, "normalise each reward component in its group, then sum (GDPO)")
+    mask_truncated_completions: bool = option(False, "leave completions cut by length out of the loss")
+    top_entropy_quantile: float = option(1.0, "train only on this share of highest-entropy tokens")
+    entropy_coef: float = option(0.0, "weight of an entropy bonus")
+    sapo_temperature_pos: float = option(1.0, "SAPO, positive advantages")
+    sapo_temperature_neg: float = option(1.05, "SAPO, negative advantages")
+    overlong_buffer: int = option(0, "soft over-long penalty over the last n tokens (DAPO); 0 is off")
+    sampler_correction: bool = option(False, "truncated importance sampling for a sampler whose log-probs differ")
+    sampler_correction_cap: float = option(2.0, "cap C of the truncated ratio")
+
+
+@dataclass
+class TrainConfig:
+    """The loop."""
+
+    seed: int = option(42, "seeds data order, initialisation and sampling")
+    output: str = option("runs/grpo", "run folder")
+    max_steps: int = option(60, "generation steps")
+    prompts_per_step: int = option(32, "P, unique prompts per step over all ranks")
+    micro_batch_prompts: int = option(32, "whole groups per forward and backward on one rank")
+    steps_per_generation: int = option(1, "optimiser steps per generated batch and iteration: the batch is split into this many")
+    num_iterations: int = option(1, "passes over each generated batch")
+    learning_rate: float = option(1e-6, "peak")
+    lr_scheduler_type: str = option("linear", "a transformers schedule: linear, cosine, constant_with_warmup, ...")
+    warmup_steps: int = option(0, "optimiser steps of linear warm-up")
+    weight_decay: float = option(0.0, "AdamW")
+    adam_beta1: float = option(0.9, "AdamW")
+    adam_beta2: float = option(0.999, "AdamW")
+    max_grad_norm: float = option(1.0, "gradient clipping; 0 is off")
+    gradient_checkpointing: bool = option(False, "recompute activations in the decoder (non-reentrant)")
+    dynamic_sampling: int = option(0, "resample rounds for groups without variance (DAPO); 0 is off")
+    feature_memory_mb: int = option(512, "budget for audio features kept in memory when the encoder is frozen")
+    checkpoint_every: int = option(0, "steps between checkpoints; 0: only at the end")
+    checkpoint_minutes: float = option(0.0, "minutes between checkpoints; 0 is off")
+    keep_last: int = option(2, "checkpoints kept")
+    keep_best: bool = option(False, "also keep the checkpoint of the best evaluation")
+    resume: str | None = option(None, "auto, or a checkpoint folder")
+    allow_changed_config: bool = option(False, "resume although configuration or data differ")
+    oom_retry: bool = option(False, "on out-of-memory halve the micro-batch and repeat the step")
+    dry_run: bool = option(False, "check data, configuration, model and budget, start nothing")
+    log_rollouts: bool = option(True, "write rollouts/ to the run folder")
+
+
+@dataclass
+class EvalConfig:
+    """The table before and after."""
+
+    evaluate: bool = option(True, "evaluate before and after training")
+    eval_every: int = option(0, "steps between evaluations; 0: before and after only")
+    eval_num_generations: int = option(1, "sampled completions per held-out row")
+    eval_batch_size: int = option(64, "rows decoded at once")

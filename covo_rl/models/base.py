@@ -1,0 +1,101 @@
+"""What a family of audio language models must say, and no more. The rest of covo_rl is shared.
+
+A family wraps one loaded model and its processor. The policy, the sampler, evaluation and export talk to
+this interface only. PEFT injects its layers in place, so `decoder`, `lm_head` and `encode` keep working on
+a model that carries an adapter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """What the processor makes of one clip, on the CPU.
+
+    `tensors`: name -> tensor whose first axis is the clip's rows (a clip over one segment has several);
+    for example `input_features` (rows, M, F) float32. `slots`: audio positions S that the clip fills.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    slots: int
+
+
+class AudioFamily(ABC):
+    """One loaded audio language model: encoder -> adapter -> decoder -> head."""
+
+    model_type: ClassVar[str]
+    #: part name -> prefix of its parameters in `model`: encoder, audio_adapter, llm, lm_head.
+    parts: ClassVar[Mapping[str, str]]
+    supports_gradient_checkpointing: ClassVar[bool] = True
+    #: longest clip in seconds the family takes, or None where it has no limit.
+    max_clip_seconds: float | None = None
+
+    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str, *, dtype: str = "auto", attn_implementation: str | None = None,
+             trust_remote_code: bool = False, **kwargs: Any) -> AudioFamily:
+        """Load model and processor from a local folder or a hub name."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    @abstractmethod
+    def audio_token_id(self) -> int:
+        """The id whose embedding is replaced by an audio feature, one per slot."""
+
+    @property
+    @abstractmethod
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a completion."""
+
+    @property
+    @abstractmethod
+    def pad_token_id(self) -> int: ...
+
+    @abstractmethod
+    def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
+        """Mono float32 waveform at any rate -> features of this one clip, independent of any batch."""
+
+    @abstractmethod
+    def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
+        """One (S_i, D) embedding per clip, all rows in one encoder call, gradients where parts train."""
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """Chat template -> text with ONE audio token per clip."""
+        return self.processor.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    @abstractmethod
+    def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
+        """Text with one audio token per clip -> ids with `slots[i]` audio ids for clip i."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> nn.Module:
+        """Takes inputs_embeds, attention_mask, position_ids, past_key_values; returns last_hidden_state."""
+
+    @property
+    @abstractmethod
+    def lm_head(self) -> nn.Module: ...
+
+    @property
+    def embed_tokens(self) -> nn.Module:
+        return self.model.get_input_embeddings()

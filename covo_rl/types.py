@@ -1,0 +1,117 @@
+"""The nouns that the rooms hand to one another, and the axis legend.
+
+    example -> prompt + clips -> rollouts -> rewards -> advantages -> loss -> adapter -> report
+
+Axes in names: P prompts, G rollouts per prompt, N = P*G, R reward components, T prompt positions,
+C completion positions, S audio slots, F mel frames, M mel bins, D width, V vocabulary.
+
+Everything here is frozen and imports no torch, so that data, rewards and the command line stay light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio clip by reference: exactly one of `path`, `data` (an encoded file) or `array` is set.
+
+    `array` is a float waveform, `(samples,)` or `(samples, channels)`, and needs `sampling_rate` in Hz.
+    """
+
+    path: str | None = None
+    data: bytes | None = None
+    array: np.ndarray | None = None
+    sampling_rate: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("path", "data", "array") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a Clip needs exactly one of path, data, array; got {given or 'none'}")
+        if self.array is not None and self.sampling_rate is None:
+            raise ValueError("a Clip made from an array needs its sampling_rate in Hz")
+
+    @property
+    def name(self) -> str:
+        """What an error message calls this clip."""
+        if self.path is not None:
+            return self.path
+        return "<bytes>" if self.data is not None else "<array>"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a data set. `columns` holds every further column of the row, untouched."""
+
+    id: str
+    clips: tuple[Clip, ...]
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An example as the policy sees it: messages, token ids with expanded audio slots, clips by content.
+
+    `clip_keys[i]` (a content hash) fills `slots[i]` audio positions, in order of appearance in `input_ids`.
+    """
+
+    example: Example
+    messages: tuple[Mapping[str, Any], ...]
+    text: str
+    input_ids: tuple[int, ...]
+    clip_keys: tuple[str, ...] = ()
+    slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion. `logps` are its sampling log-probs, one per id, end token included.
+
+    `stop` says that an end token was produced (it is the last id), `length` that the limit cut it.
+    `think` and `answer` are None where the grammar finds none; `problems` says what is wrong.
+    """
+
+    completion_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    text: str
+    stop_reason: StopReason
+    think: str | None = None
+    answer: str | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its G rollouts: the unit that is never split between ranks."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Scores of a step. NaN in `rewards_PGR` means "not gradeable" and is explained in `missing`.
+
+    `rewards_PGR` (P, G, R) float64 raw components in [0, 1]; `weights_R` float64;
+    `rewards_PG` (P, G) the weighted sum (NaN where no component could be graded).
+    `missing` maps (p, g, component name) to the reason. `seconds` is wall time per component.
+    """
+
+    names: tuple[str, ...]
+    weights_R: np.ndarray
+    rewards_PGR: np.ndarray
+    rewards_PG: np.ndarray
+    missing: Mapping[tuple[int, int, str], str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
