@@ -1,12 +1,16 @@
 """Every option of a run: one dataclass per room, YAML and flags over the same flat names.
 
 Names and meanings are TRL's wherever TRL has the option. `python recipes/grpo_mmau.py --help` prints this file.
-Importing it pulls in no torch.
+Importing it pulls in no torch; `parse` does, through TRL's parser.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 
@@ -43,8 +47,10 @@ class AdapterConfig:
     use_rslora: bool = option(False, "rank-stabilised scaling, arXiv 2312.03732")
     use_dora: bool = option(False, "weight-decomposed adaptation, arXiv 2402.09353")
     modules_to_save: list[str] = option([], "parts trained in full beside LoRA, e.g. audio_adapter")
-    train_parts: list[str] = option(["llm", "lm_head"], "parts that train with --full: encoder audio_adapter llm lm_head")
-    part_learning_rates: dict[str, float] = option({}, "learning rate by part, e.g. audio_adapter: 1e-5")
+    train_parts: list[str] = option(
+        ["llm", "lm_head"], "parts that train with --full: encoder audio_adapter llm lm_head"
+    )
+    part_learning_rates: str | None = option(None, "by part: audio_adapter=1e-5,llm=1e-6; in YAML also a mapping")
     load_in_4bit: bool = option(False, "QLoRA (CUDA only, needs bitsandbytes)")
 
 
@@ -52,7 +58,9 @@ class AdapterConfig:
 class DataConfig:
     """Rows, clips and what to do with long ones."""
 
-    data: str | None = option(None, "questions: JSON, JSONL or parquet (MMAU, AVQA, AudioMCQ or own names); default: built-in set")
+    data: str | None = option(
+        None, "questions: JSON, JSONL or parquet (MMAU, AVQA, AudioMCQ or own names); default: built-in set"
+    )
     audio_dir: str | None = option(None, "folder that relative audio paths start from")
     eval_data: str | None = option(None, "held-out questions; default: built-in test split")
     eval_audio_dir: str | None = option(None, "folder of the held-out clips")
@@ -92,13 +100,15 @@ class RolloutConfig:
 class RewardConfig:
     """R_total = sum of weight * component."""
 
-    rewards: Any = option(
+    rewards: str = option(
         "accuracy,format,consistency,thinking",
-        "components: name list or name=weight list, or a YAML mapping name: weight",
+        "components: name,name or name=weight,name=weight; in YAML also a mapping name: weight",
     )
     reward_gate: str = option("none", "components count only if this one is 1", ["none", "accuracy", "format"])
     reward_timeout: float = option(60.0, "seconds a component may take for one step")
-    reward_failure: str = option("none", "a raising, hanging or nan component: stop the run, or count as not gradeable", ["none", "stop"])
+    reward_failure: str = option(
+        "none", "a raising, hanging or nan component: stop the run, or count as not gradeable", ["none", "stop"]
+    )
     reward_failure_limit: float = option(0.2, "share of failed scores above which the run stops")
     judge: str | None = option(None, "judge for consistency and thinking: openai:MODEL@URL or transformers:PATH")
     check_rewards: bool = option(True, "lint the rewards before the first step")
@@ -136,7 +146,9 @@ class TrainConfig:
     max_steps: int = option(60, "generation steps")
     prompts_per_step: int = option(32, "P, unique prompts per step over all ranks")
     micro_batch_prompts: int = option(32, "whole groups per forward and backward on one rank")
-    steps_per_generation: int = option(1, "optimiser steps per generated batch and iteration: the batch is split into this many")
+    steps_per_generation: int = option(
+        1, "optimiser steps per generated batch and iteration: the batch is split into this many"
+    )
     num_iterations: int = option(1, "passes over each generated batch")
     learning_rate: float = option(1e-6, "peak")
     lr_scheduler_type: str = option("linear", "a transformers schedule: linear, cosine, constant_with_warmup, ...")
@@ -167,3 +179,128 @@ class EvalConfig:
     eval_every: int = option(0, "steps between evaluations; 0: before and after only")
     eval_num_generations: int = option(1, "sampled completions per held-out row")
     eval_batch_size: int = option(64, "rows decoded at once")
+
+
+@dataclass
+class Options:
+    """All rooms together. Option names are unique over the rooms, so YAML and flags stay flat."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def flat(self) -> dict[str, Any]:
+        """Option name -> value, the form of the YAML files."""
+        return {name: value for room in asdict(self).values() for name, value in room.items()}
+
+
+class ConfigError(ValueError):
+    """Every problem of a configuration, at once."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+def rooms() -> dict[str, type]:
+    """Room name -> its dataclass."""
+    return {
+        "model": ModelConfig, "adapter": AdapterConfig, "data": DataConfig, "prompt": PromptConfig,
+        "rollout": RolloutConfig, "reward": RewardConfig, "loss": LossConfig, "train": TrainConfig, "eval": EvalConfig,
+    }  # fmt: skip
+
+
+def option_names() -> list[str]:
+    """Every option name, in the order of the rooms."""
+    return [f.name for room in rooms().values() for f in fields(room)]
+
+
+def number_map(value: str | Mapping[str, float] | None, *, what: str, default: float | None = None) -> dict[str, float]:
+    """`a=1,b=0.5`, a mapping, or with a default also `a,b` -> {name: number}, in the given order."""
+    if not value:
+        return {}
+    if isinstance(value, Mapping):
+        return {str(name): float(number) for name, number in value.items()}
+    result: dict[str, float] = {}
+    for part in (p.strip() for p in value.split(",")):
+        name, _, number = part.rpartition("=") if "=" in part else (part, "", "" if default is None else str(default))
+        try:
+            result[name.strip()] = float(number)
+        except ValueError:
+            raise ConfigError([f"{what}: cannot read {part!r}; write name=number,name=number"]) from None
+    return result
+
+
+def _unknown(names: Sequence[str], source: str) -> list[str]:
+    known = option_names()
+    problems = []
+    for name in names:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see --help for all options"
+        problems.append(f"{source}: unknown option {name!r}; {hint}")
+    return problems
+
+
+def _yaml_problems(path: str) -> list[str]:
+    import yaml
+
+    if not Path(path).is_file():
+        return [f"--config {path}: no such file (looked in {Path.cwd()})"]
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        return [f"{path}: expected a mapping of option: value, found {type(content).__name__}"]
+    return _unknown([name for name in content if name not in {*option_names(), "env"}], path)
+
+
+def parse(args: Sequence[str] | None = None) -> Options:
+    """Read flags and `--config FILE` with TRL's parser; flags win over YAML, YAML over defaults.
+
+    Raises:
+        ConfigError: unknown options (with the nearest name), unreadable values, contradictions - all at once.
+    """
+    from trl import TrlParser
+
+    words = list(sys.argv[1:] if args is None else args)
+    words = [part for word in words for part in (["--lora", "false"] if word == "--full" else [word])]
+    problems = []
+    if "--config" in words:
+        at = words.index("--config")
+        problems += _yaml_problems(words[at + 1]) if at + 1 < len(words) else ["--config needs a file"]
+    flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    known = {*option_names(), "config", "help", *(f"no_{name}" for name in option_names())}
+    problems += _unknown([flag for flag in flags if flag not in known], "command line")
+    if problems:
+        raise ConfigError(problems)
+    parsed = TrlParser(list(rooms().values()), allow_abbrev=False).parse_args_and_config(words)  # type: ignore[arg-type]
+    options = Options(*parsed)
+    if problems := check(options):
+        raise ConfigError(problems)
+    return options
+
+
+def check(options: Options) -> list[str]:
+    """Contradictions and impossible values, each with what to do; empty when all is well."""
+    rollout, loss, train = options.rollout, options.loss, options.train
+    rules = [
+        (rollout.num_generations >= 2, f"num_generations {rollout.num_generations}: a group needs at least 2 rollouts"),
+        (rollout.temperature > 0, f"temperature {rollout.temperature}: sampling needs a temperature above 0"),
+        (rollout.max_completion_length >= 1, "max_completion_length must be at least 1"),
+        (train.prompts_per_step >= 1, "prompts_per_step must be at least 1"),
+        (train.micro_batch_prompts >= 1, "micro_batch_prompts must be at least 1"),
+        (train.num_iterations >= 1 and train.steps_per_generation >= 1,
+         "num_iterations and steps_per_generation must be at least 1"),
+        (train.learning_rate > 0, f"learning_rate {train.learning_rate}: must be above 0"),
+        (0 < loss.top_entropy_quantile <= 1, "top_entropy_quantile must be in (0, 1]"),
+        (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),
+        (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
+    ]  # fmt: skip
+    problems = [message for fine, message in rules if not fine]
+    from covo_rl.loss import check_loss_config
+
+    return problems + check_loss_config(loss)

@@ -47,8 +47,15 @@ class AudioFamily(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, path: str, *, dtype: str = "auto", attn_implementation: str | None = None,
-             trust_remote_code: bool = False, **kwargs: Any) -> AudioFamily:
+    def load(
+        cls,
+        path: str,
+        *,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> AudioFamily:
         """Load model and processor from a local folder or a hub name."""
 
     @property

@@ -1,0 +1,33 @@
+# The two commands of this project. Plain equivalents stand in README.md.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+# Idle OpenMP threads that spin slow a small machine down several times.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test install lint types clean
+
+demo: install  ## GRPO on the built-in questions: about ten CPU minutes
+	$(BIN)/accelerate launch recipes/grpo_mmau.py $(ARGS)
+
+test: install  ## the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) runs .cache

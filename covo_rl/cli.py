@@ -1,0 +1,57 @@
+"""The `covo-rl` command: one word per room. Each sub-command is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+#: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "train": ("covo_rl.session", "main", "GRPO on audio questions, as recipes/grpo_mmau.py"),
+    "eval": (
+        "covo_rl.evaluate.cli",
+        "app",
+        "score a model or a predictions file on MMAU, MMAR, MMSU or the built-in set",
+    ),
+    "export": ("covo_rl.export.cli", "export_command", "write a verified LoRA adapter or merged model from a run"),
+    "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an exported adapter take effect when served?"),
+    "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
+    "data": ("covo_rl.data_cli", "app", "check, profile and convert question sets"),
+    "report": ("covo_rl.report", "app", "one HTML page from a run folder"),
+    "doctor": ("covo_rl.doctor", "app", "estimate memory and time of a configuration"),
+    "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
+}
+
+
+def usage() -> str:
+    """The text of `covo-rl --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {word:<{width}}  {help}" for word, (_, _, help) in COMMANDS.items()]
+    return "usage: covo-rl COMMAND [OPTIONS]   (covo-rl COMMAND --help)\n\n" + "\n".join(lines)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if words[0] in ("-V", "--version"):
+        from covo_rl import __version__
+
+        print(f"covo-rl {__version__}")
+        return
+    if words[0] not in COMMANDS:
+        sys.exit(f"covo-rl: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+    module, attribute, _ = COMMANDS[words[0]]
+    command = getattr(importlib.import_module(module), attribute)
+    if words[0] == "train":
+        command(words[1:])
+        return
+    import typer
+
+    if not isinstance(command, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command()(command)
+        command = app
+    command(args=words[1:], prog_name=f"covo-rl {words[0]}")

@@ -1,0 +1,106 @@
+"""What the user sees: summaries, a progress bar, the table before and after. No training logic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def interval(summary: Mapping[str, Any]) -> str:
+    """`62.5 [55.1, 69.3]`: percent with its 95 % Wilson interval."""
+    low, high = summary["ci95"]
+    return f"{percent(summary['accuracy'])} [{percent(low)}, {percent(high)}]"
+
+
+def summary_table(title: str, rows: Sequence[tuple[str, Any]]) -> Table:
+    """Two columns: what, value."""
+    table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, str(value))
+    return table
+
+
+class StepProgress:
+    """A bar on a terminal; one line every few steps in a log file."""
+
+    def __init__(self, total: int, *, done: int = 0, active: bool = True, every: int = 5) -> None:
+        self.active, self.every, self.total = active, every, total
+        self.bar = Progress(
+            TextColumn("GRPO"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (active and console.is_terminal),
+        )
+        self.task = self.bar.add_task("train", total=total, completed=done, line="")
+
+    def __enter__(self) -> StepProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        line = step_line(metrics)
+        self.bar.update(self.task, completed=metrics["step"], line=line)
+        due = metrics["step"] % self.every == 0 or metrics["step"] in (1, self.total)
+        if self.active and not console.is_terminal and due:
+            console.print(f"step {metrics['step']:>4}/{self.total}  {line}")
+
+
+def step_line(metrics: Mapping[str, Any]) -> str:
+    """R_total, each component, completion length, share of groups without variance."""
+    parts = [f"R {number(metrics['reward_total'])}"]
+    parts += [
+        f"{name.removeprefix('reward_')} {number(value)}"
+        for name, value in metrics.items()
+        if name.startswith("reward_") and name != "reward_total"
+    ]
+    parts += [f"length {metrics['completion_length']:.0f}", f"same {percent(metrics['zero_variance_groups'])}%"]
+    return "  ".join(parts)
+
+
+def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
+    """Held-out accuracy per category, greedy and sampled, and the mean rewards."""
+    table = Table(title="held-out, before and after", title_justify="left")
+    for column in ("", "n", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    for mode in ("greedy", "sampled"):
+        first, second = before[mode], after[mode]
+        _accuracy_row(table, f"accuracy, {mode} %", first, second)
+        for name, part in second["breakdown"]["task"].items():
+            _accuracy_row(table, f"  {name}", first["breakdown"]["task"][name], part)
+        table.add_section()
+    for name in ("total", *after["sampled"]["rewards"]):
+        key = "reward_total" if name == "total" else name
+        first = before["sampled"][key] if name == "total" else before["sampled"]["rewards"][name]
+        second = after["sampled"][key] if name == "total" else after["sampled"]["rewards"][name]
+        change = "-" if first is None or second is None else f"{second - first:+.2f}"
+        table.add_row(f"R_{name}, sampled", "", number(first), number(second), change)
+    return table
+
+
+def _accuracy_row(table: Table, name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    change = f"{100 * (second['accuracy'] - first['accuracy']):+.1f}"
+    table.add_row(name, str(second["n"]), interval(first), interval(second), change)
