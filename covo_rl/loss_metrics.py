@@ -21,18 +21,19 @@ def summarise(
 ) -> dict[str, float]:
     """Metrics of all micro-batches -> one number per name: token-weighted means, sums, minima, maxima.
 
-    With several ranks every rank calls it with the same metric names and collective sum and max reductions over a
-    1-D tensor; a rank without work must call `policy_loss` on an all-masked row so that its names agree.
+    With several ranks every rank calls it with the same metric names, and with collective sum and max reductions
+    over a 1-D float64 CPU tensor. A rank without work must have called `policy_loss` once on an all-masked batch.
     """
-    sums, maxima = {}, {}
+    sums: dict[str, float] = {}
+    maxima: dict[str, float] = {}
     for entry in metrics:
-        for key, value in entry.items():
-            name, _, kind = key.rpartition(".")
-            if kind in ("sum", "count"):
-                sums[key] = sums.get(key, 0.0) + value.double()
+        keys = list(entry)
+        values = torch.stack([entry[key].detach().float() for key in keys]).cpu().double().tolist()
+        for key, value in zip(keys, values, strict=True):
+            if key.endswith((".sum", ".count")):
+                sums[key] = sums.get(key, 0.0) + value
             else:
-                signed = -value if kind == "min" else value
-                maxima[key] = torch.maximum(maxima[key], signed.double()) if key in maxima else signed.double()
+                maxima[key] = max(maxima.get(key, -math.inf), -value if key.endswith(".min") else value)
     sums, maxima = _reduced(sums, reduce_sum), _reduced(maxima, reduce_max)
     result = {}
     for key, value in sums.items():
@@ -42,7 +43,8 @@ def summarise(
             result[name] = value if count is None else value / max(count, 1.0)
     for key, value in maxima.items():
         name, _, kind = key.rpartition(".")
-        result[name] = (-value if kind == "min" else value) if math.isfinite(value) else 0.0
+        nothing_counted = value == -math.inf
+        result[name] = 0.0 if nothing_counted else (-value if kind == "min" else value)
     return result
 
 
@@ -76,9 +78,9 @@ def clip_metrics(metrics: Metrics, low_hit: Tensor, high_hit: Tensor, counted: T
     extreme_metric(metrics, "clip_ratio/high_max.max", high_N, tokens_N > 0)
 
 
-def _reduced(values: dict[str, Tensor], reduce: Reduce | None) -> dict[str, float]:
-    if not values:
-        return {}
+def _reduced(values: dict[str, float], reduce: Reduce | None) -> dict[str, float]:
+    if reduce is None or not values:
+        return values
     names = sorted(values)
-    stacked = torch.stack([values[name] for name in names])
-    return dict(zip(names, (reduce(stacked) if reduce else stacked).tolist(), strict=True))
+    reduced = reduce(torch.tensor([values[name] for name in names], dtype=torch.float64))
+    return dict(zip(names, reduced.tolist(), strict=True))
