@@ -7,11 +7,11 @@ import sys
 
 #: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "train": ("covo_rl.session", "main", "GRPO on audio questions, as recipes/grpo_mmau.py"),
+    "train": ("covo_rl.cli", "train", "GRPO on audio questions: runs recipes/grpo_mmau.py"),
     "eval": (
         "covo_rl.evaluate.cli",
         "app",
-        "score a model or a predictions file on MMAU, MMAR, MMSU or the built-in set",
+        "score a model or predictions on MMAU, MMAR, MMSU, built-in set",
     ),
     "export": ("covo_rl.export.cli", "export_command", "write a verified LoRA adapter or merged model from a run"),
     "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an exported adapter take effect when served?"),
@@ -30,6 +30,17 @@ def usage() -> str:
     return "usage: covo-rl COMMAND [OPTIONS]   (covo-rl COMMAND --help)\n\n" + "\n".join(lines)
 
 
+def train(words: list[str]) -> None:
+    """Run the recipe, wherever the resolver finds it, as `python recipes/grpo_mmau.py` would."""
+    import runpy
+
+    from covo_rl.resolve import find
+
+    recipe = str(find("recipes", "grpo_mmau.py"))
+    sys.argv = [recipe, *words]
+    runpy.run_path(recipe, run_name="__main__")
+
+
 def main(words: list[str] | None = None) -> None:
     """Entry point of the console script."""
     words = sys.argv[1:] if words is None else words
@@ -45,8 +56,8 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(f"covo-rl: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
     module, attribute, _ = COMMANDS[words[0]]
     command = getattr(importlib.import_module(module), attribute)
-    if words[0] == "train":
-        command(words[1:])
+    if command is train:
+        train(words[1:])
         return
     import typer
 

@@ -82,25 +82,24 @@ def step_line(metrics: Mapping[str, Any]) -> str:
 
 
 def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
-    """Held-out accuracy per category, greedy and sampled, and the mean rewards."""
+    """Held-out accuracy per task, greedy and sampled, and the mean rewards of the sampled replies."""
     table = Table(title="held-out, before and after", title_justify="left")
     for column in ("", "n", "before", "after", "change"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="right" if column else "left")
     for mode in ("greedy", "sampled"):
         first, second = before[mode], after[mode]
-        _accuracy_row(table, f"accuracy, {mode} %", first, second)
-        for name, part in second["breakdown"]["task"].items():
-            _accuracy_row(table, f"  {name}", first["breakdown"]["task"][name], part)
+        _accuracy_row(table, f"accuracy, {mode} %", second["n"], first, second)
+        for column in ("task", "category"):
+            for name, part in second["breakdown"].get(column, {}).items():
+                _accuracy_row(table, f"  {name}", part["n"], first["breakdown"][column][name]["strict"], part["strict"])
         table.add_section()
-    for name in ("total", *after["sampled"]["rewards"]):
-        key = "reward_total" if name == "total" else name
-        first = before["sampled"][key] if name == "total" else before["sampled"]["rewards"][name]
-        second = after["sampled"][key] if name == "total" else after["sampled"]["rewards"][name]
+    for name in [name for name in after["sampled"] if name.startswith("reward_")]:
+        first, second = before["sampled"][name], after["sampled"][name]
         change = "-" if first is None or second is None else f"{second - first:+.2f}"
-        table.add_row(f"R_{name}, sampled", "", number(first), number(second), change)
+        table.add_row(f"{name}, sampled", "", number(first), number(second), change)
     return table
 
 
-def _accuracy_row(table: Table, name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+def _accuracy_row(table: Table, name: str, n: int, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     change = f"{100 * (second['accuracy'] - first['accuracy']):+.1f}"
-    table.add_row(name, str(second["n"]), interval(first), interval(second), change)
+    table.add_row(name, str(n), interval(first), interval(second), change)

@@ -12,19 +12,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import get_scheduler
 
-from covo_rl.advantage import Advantages, advantages
+from covo_rl.advantage import Advantages, advantages, concatenated
 from covo_rl.audio import ClipStore
+from covo_rl.batch import Batch, chunks, hash_seed, loss_mask, padded, replace, sampling_logps, sums
 from covo_rl.config import Options
-from covo_rl.loss import Normalizer, policy_loss
+from covo_rl.loss import Normalizer, policy_loss, summarise
+from covo_rl.loss_metrics import Metrics
 from covo_rl.policy import Policy
 from covo_rl.policy.modes import param_groups
 from covo_rl.prompt import build
@@ -36,17 +37,6 @@ from covo_rl.types import Example, Group, RewardTable
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on; the message says why and what to do."""
-
-
-@dataclass
-class Batch:
-    """One generated batch on this rank: groups, their scores, and what the loss needs (never repeated by G)."""
-
-    groups: list[Group]
-    table: RewardTable
-    advantages: Advantages
-    old_logps: list[torch.Tensor] | None = None  # per group (G, C); None: the loss pass is the old policy
-    ref_logps: list[torch.Tensor] | None = None
 
 
 class Clock:
@@ -129,7 +119,7 @@ class Trainer:
             if not sum(wanted):
                 break
             more, more_table = self._rollouts(sum(wanted), clock, attempt=attempt, counts=wanted)
-            groups, table = _replace(groups, table, keep, more, more_table)
+            groups, table = replace(groups, table, keep, more, more_table)
         self._check_reward_failures(table)
         batch = Batch(groups, table, self._advantages(table))
         with clock("score"):
@@ -158,25 +148,24 @@ class Trainer:
         return groups, table
 
     def _advantages(self, table: RewardTable) -> Advantages:
-        """Group statistics are local; the batch deviation of `scale_rewards: batch` is over all ranks."""
-        if self.options.loss.scale_rewards != "batch" or self.accelerator.num_processes == 1:
-            return advantages(table, self.options.loss)
-        whole = gather_object([table.rewards_PG])
-        return advantages(table, self.options.loss, batch_rewards=np.concatenate(whole))
+        """Over the groups of all ranks, so that `scale_rewards: batch` means the whole batch; returns this rank's."""
+        tables = self._gathered([table])
+        start = sum(len(other.rewards_PG) for other in tables[: self.accelerator.process_index])
+        return advantages(concatenated(tables), self.options.loss).part(slice(start, start + len(table.rewards_PG)))
 
     def _frozen_passes(self, batch: Batch) -> None:
         """Old and reference log-probs, once per generated batch, without gradient."""
         if self.updates_per_step > 1 or self.options.loss.sampler_correction:
             exact = self.policy.sampling_is_exact
             old = None if exact else self._score(batch.groups)
-            batch.old_logps = old or [_sampling_logps(group, self.accelerator.device) for group in batch.groups]
+            batch.old_logps = old or [sampling_logps(group, self.accelerator.device) for group in batch.groups]
         if self.options.loss.beta:
             batch.ref_logps = self._score(batch.groups, reference=True)
 
     def _score(self, groups: Sequence[Group], reference: bool = False) -> list[torch.Tensor]:
         scores: list[torch.Tensor] = []
         with torch.no_grad():
-            for some in _chunks(groups, self.options.train.micro_batch_prompts):
+            for some in chunks(groups, self.options.train.micro_batch_prompts):
                 features = self.policy.features([group.prompt for group in some])
                 result = self.wrapped("logps", some, features, temperature=self.options.rollout.temperature,
                                       reference=reference)  # fmt: skip
@@ -202,43 +191,48 @@ class Trainer:
     def _optimizer_step(self, batch: Batch, chosen: list[int]) -> dict[str, float]:
         normalizer = self._normalizer([batch.groups[p] for p in chosen])
         useful = [p for p in chosen if self._carries_gradient(batch, p)]
-        micro = _chunks(useful, self.options.train.micro_batch_prompts)
+        micro = chunks(useful, self.options.train.micro_batch_prompts)
         passes = max(self._gathered([len(micro)]))
-        metrics: dict[str, float] = {}
+        parts: list[Metrics] = []
         self.policy.train()
         for index in range(passes):
             last = index == passes - 1
-            members, weight = (micro[index], 1.0) if index < len(micro) else (chosen[:1] or [0], 0.0)
+            idle = index >= len(micro)  # this rank has no work left, but DDP wants a pass from every rank
+            members = (chosen[:1] or [0]) if idle else micro[index]
             self.accelerator.sync_gradients = last
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, part = self._loss(batch, members, normalizer)
+                loss, part = self._loss(batch, members, normalizer, idle)
                 # DDP averages over ranks, the normalizer already counts all of them
-                self.accelerator.backward(loss * weight * self.accelerator.num_processes)
-            for name, value in part.items():
-                metrics[name] = metrics.get(name, 0.0) + weight * value
+                self.accelerator.backward(loss * normalizer.world_size)
+            parts.append(part)
+        over_ranks = {f"reduce_{how}": partial(self._reduced, how=how) for how in ("sum", "max")}
+        metrics = summarise(parts, **over_ranks)
         metrics["grad_norm"] = self._step_optimizer() if passes else 0.0
         self.schedule.step()
         return metrics
 
-    def _loss(self, batch: Batch, members: list[int], normalizer: Normalizer) -> tuple[torch.Tensor, dict[str, float]]:
+    def _loss(
+        self, batch: Batch, members: list[int], normalizer: Normalizer, idle: bool
+    ) -> tuple[torch.Tensor, Metrics]:
         groups = [batch.groups[p] for p in members]
         loss_config = self.options.loss
         features = self.policy.features([group.prompt for group in groups])
-        scored = self.wrapped("logps", groups, features, temperature=self.options.rollout.temperature,
-                              entropy=loss_config.entropy_coef != 0 or loss_config.top_entropy_quantile < 1)  # fmt: skip
+        entropy = bool(loss_config.entropy_coef) or loss_config.top_entropy_quantile < 1
+        temperature = self.options.rollout.temperature
+        scored = self.wrapped("logps", groups, features, temperature=temperature, entropy=entropy)
         width = scored.logps_NC.shape[1]
-        old = scored.logps_NC.detach() if batch.old_logps is None else _padded(batch.old_logps, members, width)
+        old = scored.logps_NC.detach() if batch.old_logps is None else padded(batch.old_logps, members, width)
         sampler_logps = None
         if loss_config.sampler_correction:
-            sampler_logps = _padded([_sampling_logps(g, old.device) for g in groups], range(len(groups)), width)
+            sampler_logps = padded([sampling_logps(g, old.device) for g in groups], range(len(groups)), width)
         return policy_loss(
             scored.logps_NC,
             old,
             torch.as_tensor(batch.advantages.advantages_PG[members], device=old.device, dtype=torch.float32).flatten(),
-            loss_mask(groups, scored.mask_NC, loss_config.mask_truncated_completions),
+            loss_mask(groups, scored.mask_NC, loss_config.mask_truncated_completions) * (not idle),
             loss_config,
             normalizer=normalizer,
-            ref_logps_NC=None if batch.ref_logps is None else _padded(batch.ref_logps, members, width),
+            ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, members, width),
             entropy_NC=scored.entropy_NC,
             sampler_logps_NC=sampler_logps,
             max_completion_length=self.options.rollout.max_completion_length,
@@ -267,7 +261,7 @@ class Trainer:
             for group in groups
             for r in group.rollouts
         ]
-        return Normalizer.from_lengths(self._gathered(lengths), self.options.rollout.max_completion_length)
+        return Normalizer.from_lengths(self._gathered(lengths), world_size=self.accelerator.num_processes)
 
     # -- ranks and records ---------------------------------------------------------------------------------------
 
@@ -275,6 +269,11 @@ class Trainer:
     def sharded(self) -> bool:
         """Parameters live in pieces on several ranks (FSDP, ZeRO-3), so sampling must go through the wrapper."""
         return self.accelerator.distributed_type.name in ("FSDP", "DEEPSPEED")
+
+    def _reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        """1-D float64 CPU tensor -> elementwise sum or maximum over ranks."""
+        stacked = torch.tensor(self._gathered([values.tolist()]), dtype=values.dtype)
+        return stacked.sum(0) if how == "sum" else stacked.amax(0)
 
     def _gathered(self, values: list[Any]) -> list[Any]:
         return gather_object(values) if self.accelerator.num_processes > 1 else list(values)
@@ -292,21 +291,20 @@ class Trainer:
 
     def gathered_metrics(self, batch: Batch, update: Mapping[str, float]) -> dict[str, Any]:
         """Means over all ranks, weighted by rollouts, keyed as in metrics.jsonl."""
-        local = _sums(batch)
-        sums: dict[str, float] = {}
-        for part in self._gathered([local]):
+        totals: dict[str, float] = {}
+        for part in self._gathered([sums(batch)]):
             for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
-        n = max(sums.pop("rollouts"), 1.0)
-        prompts = max(sums.pop("prompts"), 1.0)
+                totals[name] = totals.get(name, 0.0) + value
+        n = max(totals.pop("rollouts"), 1.0)
+        prompts = max(totals.pop("prompts"), 1.0)
         metrics: dict[str, Any] = {"step": self.step, "epoch": self.sampler.epoch}
         for name in batch.table.names:
-            graded = sums.pop(f"graded_{name}")
-            metrics[f"reward_{name}"] = sums.pop(f"reward_{name}") / graded if graded else None
+            graded = totals.pop(f"graded_{name}")
+            metrics[f"reward_{name}"] = totals.pop(f"reward_{name}") / graded if graded else None
             metrics[f"none_{name}"] = 1.0 - graded / n
-        metrics["reward_total"] = sums.pop("reward_total") / n
-        metrics["zero_variance_groups"] = sums.pop("zero_variance_groups") / prompts
-        metrics |= {name: value / n for name, value in sums.items()}
+        metrics["reward_total"] = totals.pop("reward_total") / n
+        metrics["zero_variance_groups"] = totals.pop("zero_variance_groups") / prompts
+        metrics |= {name: value / n for name, value in totals.items()}
         metrics |= dict(update)
         metrics |= {"learning_rate": self.schedule.get_last_lr()[0], "skipped_steps": self.skipped_steps}
         return metrics
@@ -325,74 +323,3 @@ class Trainer:
         self.optimizer_steps = state["optimizer_steps"]
         self.skipped_steps = state["skipped_steps"]
         self.sampler.load_state_dict(state["sampler"])
-
-
-# -- small pure helpers --------------------------------------------------------------------------------------------
-
-
-def hash_seed(*parts: Any) -> int:
-    """A 63-bit seed from the parts, the same in every process and session."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-def _chunks(items: Sequence, size: int) -> list[list]:
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
-
-
-def _padded(per_group: Sequence[torch.Tensor], members: Sequence[int], width: int) -> torch.Tensor:
-    """Rows of the chosen groups, right-padded with zeros to (N, width)."""
-    rows = []
-    for p in members:
-        row = per_group[p][:, :width]
-        rows.append(torch.nn.functional.pad(row, (0, width - row.shape[1])))
-    return torch.cat(rows)
-
-
-def _sampling_logps(group: Group, device: torch.device | str) -> torch.Tensor:
-    """(G, C) float32 log-probs recorded while sampling, zero-padded."""
-    width = max(len(r.logps) for r in group.rollouts)
-    return torch.tensor([list(r.logps) + [0.0] * (width - len(r.logps)) for r in group.rollouts], device=device)
-
-
-def loss_mask(groups: Sequence[Group], mask_NC: torch.Tensor, mask_truncated: bool) -> torch.Tensor:
-    """(N, C) completion mask, with rows cut by length left out if asked for."""
-    if not mask_truncated:
-        return mask_NC
-    kept = [r.stop_reason == "stop" for group in groups for r in group.rollouts]
-    return mask_NC * torch.tensor(kept, device=mask_NC.device)[:, None]
-
-
-def _replace(
-    groups: list[Group], table: RewardTable, keep: np.ndarray, more: list[Group], more_table: RewardTable
-) -> tuple[list[Group], RewardTable]:
-    """Put resampled groups in the places of those without variance."""
-    slots = np.flatnonzero(~keep)
-    rewards_PGR, rewards_PG = table.rewards_PGR.copy(), table.rewards_PG.copy()
-    missing = {key: why for key, why in table.missing.items() if keep[key[0]]}
-    groups = list(groups)
-    for source, slot in enumerate(slots[: len(more)]):
-        groups[slot] = more[source]
-        rewards_PGR[slot], rewards_PG[slot] = more_table.rewards_PGR[source], more_table.rewards_PG[source]
-        missing |= {(int(slot), g, n): why for (p, g, n), why in more_table.missing.items() if p == source}
-    return groups, RewardTable(table.names, table.weights_R, rewards_PGR, rewards_PG, missing, table.seconds)
-
-
-def _sums(batch: Batch) -> dict[str, float]:
-    """This rank's sums for `gathered_metrics`."""
-    rollouts = [r for group in batch.groups for r in group.rollouts]
-    sums = {
-        "rollouts": float(len(rollouts)),
-        "prompts": float(len(batch.groups)),
-        "reward_total": float(np.nansum(batch.table.rewards_PG)),
-        "zero_variance_groups": float((~batch.advantages.informative_P).sum()),
-        "completion_length": float(sum(len(r.completion_ids) for r in rollouts)),
-        "truncated": float(sum(r.stop_reason == "length" for r in rollouts)),
-        "format_broken": float(sum(bool(r.problems) for r in rollouts)),
-    }
-    for index, name in enumerate(batch.table.names):
-        column = batch.table.rewards_PGR[:, :, index]
-        sums[f"reward_{name}"] = float(np.nansum(column))
-        sums[f"graded_{name}"] = float(np.isfinite(column).sum())
-    return sums

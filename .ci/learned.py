@@ -1,0 +1,19 @@
+"""Fail unless a short run of the main job learned something: `python .ci/learned.py RUN`."""
+
+import json
+import sys
+from pathlib import Path
+
+run = Path(sys.argv[1])
+result = json.loads((run / "result.json").read_text())
+steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+first = sum(step["reward_total"] for step in steps[:3]) / 3
+last = sum(step["reward_total"] for step in steps[-3:]) / 3
+before, after = result["before"], result["after"]
+print(f"R_total while training {first:.2f} -> {last:.2f}")
+print(f"held-out R_total {before['reward_total']:.2f} -> {after['reward_total']:.2f}")
+print(f"held-out sampled accuracy {before['accuracy_sampled']:.3f} -> {after['accuracy_sampled']:.3f}")
+assert last > first + 0.2, "the reward did not rise while training"
+assert after["reward_total"] > before["reward_total"] + 0.2, "the held-out reward did not rise"
+assert after["accuracy_sampled"] > before["accuracy_sampled"], "held-out sampled accuracy did not rise"
+assert (run / result["adapter"] / "verification.json").is_file(), "the export was not verified"

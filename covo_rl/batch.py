@@ -1,0 +1,91 @@
+"""One generated batch on one rank, and the small pure functions that cut, pad, mend and count it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from covo_rl.advantage import Advantages
+from covo_rl.types import Group, RewardTable
+
+
+@dataclass
+class Batch:
+    """One generated batch on this rank: groups, their scores, and what the loss needs (never repeated by G)."""
+
+    groups: list[Group]
+    table: RewardTable
+    advantages: Advantages
+    old_logps: list[torch.Tensor] | None = None  # per group (G, C); None: the loss pass is the old policy
+    ref_logps: list[torch.Tensor] | None = None
+
+
+def hash_seed(*parts: Any) -> int:
+    """A 63-bit seed from the parts, the same in every process and session."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def chunks(items: Sequence, size: int) -> list[list]:
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def padded(per_group: Sequence[torch.Tensor], members: Sequence[int], width: int) -> torch.Tensor:
+    """Rows of the chosen groups, right-padded with zeros to (N, width)."""
+    rows = []
+    for p in members:
+        row = per_group[p][:, :width]
+        rows.append(torch.nn.functional.pad(row, (0, width - row.shape[1])))
+    return torch.cat(rows)
+
+
+def sampling_logps(group: Group, device: torch.device | str) -> torch.Tensor:
+    """(G, C) float32 log-probs recorded while sampling, zero-padded."""
+    width = max(len(r.logps) for r in group.rollouts)
+    return torch.tensor([list(r.logps) + [0.0] * (width - len(r.logps)) for r in group.rollouts], device=device)
+
+
+def loss_mask(groups: Sequence[Group], mask_NC: torch.Tensor, mask_truncated: bool) -> torch.Tensor:
+    """(N, C) completion mask, with rows cut by length left out if asked for."""
+    if not mask_truncated:
+        return mask_NC
+    kept = [r.stop_reason == "stop" for group in groups for r in group.rollouts]
+    return mask_NC * torch.tensor(kept, device=mask_NC.device)[:, None]
+
+
+def replace(
+    groups: list[Group], table: RewardTable, keep: np.ndarray, more: list[Group], more_table: RewardTable
+) -> tuple[list[Group], RewardTable]:
+    """Put resampled groups in the places of those without variance."""
+    slots = np.flatnonzero(~keep)
+    rewards_PGR, rewards_PG = table.rewards_PGR.copy(), table.rewards_PG.copy()
+    missing = {key: why for key, why in table.missing.items() if keep[key[0]]}
+    groups = list(groups)
+    for source, slot in enumerate(slots[: len(more)]):
+        groups[slot] = more[source]
+        rewards_PGR[slot], rewards_PG[slot] = more_table.rewards_PGR[source], more_table.rewards_PG[source]
+        missing |= {(int(slot), g, n): why for (p, g, n), why in more_table.missing.items() if p == source}
+    return groups, RewardTable(table.names, table.weights_R, rewards_PGR, rewards_PG, missing, table.seconds)
+
+
+def sums(batch: Batch) -> dict[str, float]:
+    """This rank's sums for `gathered_metrics`."""
+    rollouts = [r for group in batch.groups for r in group.rollouts]
+    sums = {
+        "rollouts": float(len(rollouts)),
+        "prompts": float(len(batch.groups)),
+        "reward_total": float(np.nansum(batch.table.rewards_PG)),
+        "zero_variance_groups": float((~batch.advantages.informative_P).sum()),
+        "completion_length": float(sum(len(r.completion_ids) for r in rollouts)),
+        "truncated": float(sum(r.stop_reason == "length" for r in rollouts)),
+        "format_broken": float(sum(bool(r.problems) for r in rollouts)),
+    }
+    for index, name in enumerate(batch.table.names):
+        column = batch.table.rewards_PGR[:, :, index]
+        sums[f"reward_{name}"] = float(np.nansum(column))
+        sums[f"graded_{name}"] = float(np.isfinite(column).sum())
+    return sums

@@ -1,0 +1,273 @@
+"""A whole run, from options to result.json: check everything, evaluate, train, evaluate, export.
+
+options -> data + model + rewards, all checked -> before -> GRPO -> after -> adapter -> result.json
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from covo_rl import builtin, console, data
+from covo_rl.audio import ClipStore
+from covo_rl.batch import Batch
+from covo_rl.config import ConfigError, Options, number_map
+from covo_rl.evaluate import evaluate
+from covo_rl.export import export_run_adapter
+from covo_rl.models import load
+from covo_rl.policy import Policy
+from covo_rl.policy.modes import build as build_modes
+from covo_rl.policy.modes import render_report
+from covo_rl.prompt import build
+from covo_rl.record import Run, environment
+from covo_rl.report import curves
+from covo_rl.rewards import lint
+from covo_rl.train import Trainer
+from covo_rl.types import Example
+
+
+def seed_everything(seed: int) -> None:
+    """Python, numpy and torch. Rollouts have generators of their own, seeded by step and prompt."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class Session:
+    """Everything a run needs, loaded and checked. Building it starts no training."""
+
+    def __init__(self, options: Options, accelerator: Accelerator | None = None) -> None:
+        self.options = options
+        self.accelerator = accelerator or Accelerator()
+        self.main = self.accelerator.is_main_process
+        seed_everything(options.train.seed)
+        self.files = self._files()
+        self.examples = self._rows("data")
+        self.held_out = self._rows("eval_data") if "eval_data" in self.files else []
+        model = options.model
+        self.family = load(
+            builtin.resolve_model(model.model),
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation,
+            trust_remote_code=model.trust_remote_code,
+        )
+        self.clips = ClipStore()
+        self._check_data()
+        self.modes = build_modes(self.family, options.adapter, learning_rate=options.train.learning_rate)
+        self.family.model.to(self.accelerator.device)
+        self.policy = Policy(
+            self.family,
+            peft_model=self.modes.peft_model,
+            clips=self.clips,
+            feature_memory_mb=options.train.feature_memory_mb,
+            gradient_checkpointing=options.train.gradient_checkpointing,
+            keep_reference=bool(options.loss.beta),
+        )
+        self.run = Run(options.train.output, active=self.main)
+        self.train_seconds = 0.0
+
+    # -- set-up --------------------------------------------------------------------------------------------------
+
+    def _files(self) -> dict[str, tuple[Path, Path]]:
+        """What to read: name -> (questions, audio folder). The built-in set is rendered on first use."""
+        given = self.options.data
+        files: dict[str, tuple[Path, Path]] = {}
+        if given.data is None or given.eval_data is None:
+            with self.accelerator.main_process_first():
+                rendered = builtin.questions()
+        for name, split, path, audio_dir in (
+            ("data", "train", given.data, given.audio_dir),
+            ("eval_data", "test", given.eval_data, given.eval_audio_dir or given.audio_dir),
+        ):
+            if path is not None:
+                files[name] = (Path(path), Path(audio_dir) if audio_dir else Path(path).parent)
+            elif name == "data" or given.data is None:
+                files[name] = (rendered[split], rendered[split].parent)
+        return files
+
+    def _rows(self, name: str) -> list[Example]:
+        path, audio_dir = self.files[name]
+        rows = data.load(str(path), str(audio_dir), allow_outside=self.options.data.allow_outside_audio)
+        limit = self.options.data.limit if name == "data" else self.options.data.eval_limit
+        return rows[:limit]
+
+    def _check_data(self) -> None:
+        """Broken clips and overlap are reported together, before anything trains."""
+        longest = self.family.max_clip_seconds if self.options.data.long_audio == "error" else None
+        problems = [
+            f"{name} row {problem.row_id}: {problem.what}"
+            for name, rows in (("data", self.examples), ("eval_data", self.held_out))
+            for problem in data.check(rows, max_clip_seconds=longest)
+        ]
+        if self.held_out and not self.options.data.allow_overlap:
+            problems += [str(item) for item in data.overlap(self.examples, self.held_out) if item.serious]
+        if problems:
+            shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
+            raise ConfigError(shown)
+
+    def show(self) -> None:
+        """Print the configuration summary, what trains, the reward check and the self-check; record them."""
+        options = self.options
+        self.run.write_config(options.flat())
+        rewards = number_map(options.reward.rewards, what="rewards", default=1.0)
+        reward_files = {f"reward:{name}": path for name, path in builtin.reward_files(rewards).items()}
+        self.run.write_json(
+            "environment.json", environment({**{n: p for n, (p, _) in self.files.items()}, **reward_files})
+        )
+        if self.main:
+            console.console.print(console.summary_table("run", self._summary(rewards)))
+            console.console.print(render_report(self.modes.report))
+        if options.reward.check_rewards:
+            findings = lint(options.reward, self.examples[:8])
+            if findings:
+                raise ConfigError([str(finding) for finding in findings])
+        prompts = [build(row, self.family, self.clips, options.prompt) for row in self.examples[:4]]
+        self.self_check = self.policy.self_check(prompts, options.rollout)
+        if self.main:
+            console.console.print(console.summary_table("self-check", list(asdict(self.self_check).items())))
+
+    def _summary(self, rewards: dict[str, float]) -> list[tuple[str, Any]]:
+        train, rollout = self.options.train, self.options.rollout
+        terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in rewards.items())
+        return [
+            ("model", f"{self.options.model.model} ({self.family.model_type})"),
+            ("device", f"{self.accelerator.device}, {self.accelerator.num_processes} process(es)"),
+            ("data", f"{len(self.examples)} rows from {self.files['data'][0]}"),
+            ("held out", f"{len(self.held_out)} rows" + (f" from {self.files['eval_data'][0]}" if self.held_out else "")),
+            ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
+            ("R_total", terms + (f", gated by {self.options.reward.reward_gate}"
+                                 if self.options.reward.reward_gate != "none" else "")),
+            ("judge", self.options.reward.judge or "none: deterministic checkers"),
+            ("loss", f"{self.options.loss.loss_type}, beta {self.options.loss.beta:g}, lr {train.learning_rate:g}"),
+            ("seed", train.seed),
+            ("run folder", train.output),
+        ]  # fmt: skip
+
+    # -- phases --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *, audio: str = "real", modes: Sequence[str] = ("greedy", "sampled")) -> dict[str, Any]:
+        """Summaries on the held-out rows, one per mode; `audio` may be real, silent or swapped."""
+        summaries = {}
+        for mode in modes:
+            result = evaluate(
+                self.policy,
+                self.held_out,
+                prompt_config=self.options.prompt,
+                rollout_config=self.options.rollout,
+                reward_config=self.options.reward,
+                clips=self.clips,
+                audio=audio,
+                greedy=mode == "greedy",
+                num_generations=1 if mode == "greedy" else self.options.eval.eval_num_generations,
+                seed=self.options.train.seed,
+                batch_size=self.options.eval.eval_batch_size,
+            )
+            summaries[mode] = result.summary()
+        return summaries
+
+    def train(self) -> Trainer:
+        """Run GRPO and record every step."""
+        trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
+        start = time.perf_counter()
+        total = self.options.train.max_steps
+        with console.StepProgress(total, done=trainer.step, active=self.main) as progress:
+
+            def on_step(metrics: dict[str, Any], batch: Batch) -> None:
+                self.run.log_metrics(metrics)
+                if self.options.train.log_rollouts:
+                    self.run.log_rollouts(metrics["step"], rollout_rows(batch))
+                progress.update(metrics)
+
+            trainer.run(on_step)
+        self.train_seconds = time.perf_counter() - start
+        return trainer
+
+    def export(self) -> Path:
+        """Write RUN/adapter (LoRA) or RUN/model (full), verified by logits in a fresh process."""
+        prompts = [build(row, self.family, self.clips, self.options.prompt) for row in self.examples[:2]]
+        return export_run_adapter(self.modes, self.family, self.run.folder, prompts, self.clips, options=self.options)
+
+    def finish_unevaluated(self, exported: Path, steps: int) -> Path:
+        """result.json of a run that was not evaluated: before and after are null."""
+        content = {"seed": self.options.train.seed, "steps": steps, "train_seconds": round(self.train_seconds, 1),
+                   "before": None, "after": None, "trainable_parameters": self.modes.trainable_parameters,
+                   "adapter": str(exported.relative_to(self.run.folder))}  # fmt: skip
+        return self.run.write_json("result.json", content)
+
+    def finish(self, before: dict, after: dict, silent: dict, swapped: dict, exported: Path, steps: int) -> Path:
+        """Write result.json and curves.png; print the table."""
+        result = {
+            "seed": self.options.train.seed,
+            "steps": steps,
+            "train_seconds": round(self.train_seconds, 1),
+            "before": flat_result(before),
+            "after": flat_result(after),
+            "after_silent_audio": {"accuracy_sampled": silent["sampled"]["accuracy"]},
+            "after_swapped_audio": {"accuracy_sampled": swapped["sampled"]["accuracy"]},
+            "trainable_parameters": self.modes.trainable_parameters,
+            "adapter": str(exported.relative_to(self.run.folder)),
+            "self_check": asdict(self.self_check),
+            "details": {"before": before, "after": after, "silent": silent, "swapped": swapped},
+        }
+        path = self.run.write_json("result.json", result)
+        if self.main:
+            self._print_result(before, after, silent, swapped, exported, path)
+        return path
+
+    def _print_result(self, before: dict, after: dict, silent: dict, swapped: dict, exported: Path, path: Path) -> None:
+        out = console.console
+        out.print(console.before_after_table(before, after))
+        rows: list[tuple[str, Any]] = [
+            ("silent audio, sampled", console.interval(silent["sampled"])),
+            ("swapped audio, sampled", console.interval(swapped["sampled"])),
+            ("training", f"{self.train_seconds:.0f} s"),
+            ("exported", exported),
+            ("result", path),
+        ]
+        try:
+            rows.append(("curves", curves(self.run.metrics(), self.run.folder / "curves.png")))
+        except ImportError as error:
+            rows.append(("curves", f"not drawn: {error}"))
+        out.print(console.summary_table("after training", rows))
+
+
+def flat_result(summaries: dict[str, Any]) -> dict[str, Any]:
+    """The figures that result.json promises, from the greedy and sampled summaries."""
+    sampled = summaries["sampled"]
+    return {
+        "accuracy_greedy": summaries["greedy"]["accuracy"],
+        "accuracy_sampled": sampled["accuracy"],
+        **{name: value for name, value in sampled.items() if name.startswith("reward_")},
+        "n": sampled["n"],
+    }
+
+
+def rollout_rows(batch: Batch) -> list[dict[str, Any]]:
+    """One JSON-ready row per rollout; clips by name, never by waveform."""
+    rows = []
+    for p, group in enumerate(batch.groups):
+        for g, rollout in enumerate(group.rollouts):
+            rows.append(
+                {
+                    "id": group.prompt.example.id,
+                    "clips": [clip.name for clip in group.prompt.example.clips],
+                    "question": group.prompt.example.question,
+                    "answer": group.prompt.example.answer,
+                    "completion": rollout.text,
+                    "stop_reason": rollout.stop_reason,
+                    "problems": rollout.problems,
+                    "rewards": dict(zip(batch.table.names, batch.table.rewards_PGR[p, g], strict=True)),
+                    "reward_total": batch.table.rewards_PG[p, g],
+                    "advantage": batch.advantages.advantages_PG[p, g],
+                    "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
+                }
+            )
+    return rows
