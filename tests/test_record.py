@@ -1,0 +1,59 @@
+"""The run folder: plain JSON, whole files, nothing a model wrote reaches a page unescaped."""
+
+import json
+
+import numpy as np
+
+from covo_rl.record import Run, environment, file_sha256, plain
+from covo_rl.report import page
+
+
+def test_plain_turns_numbers_into_json_and_nan_into_null():
+    value = {"a": np.float64(1.5), "b": float("nan"), 3: (1, np.arange(2)), "c": float("inf"), "d": True}
+    assert plain(value) == {"a": 1.5, "b": None, "3": [1, [0, 1]], "c": None, "d": True}
+
+
+def test_metrics_come_back_in_order(tmp_path):
+    run = Run(tmp_path)
+    run.log_metrics({"step": 1, "reward_total": 0.5})
+    run.log_metrics({"step": 2, "reward_total": float("nan")})
+    assert run.metrics() == [{"step": 1, "reward_total": 0.5}, {"step": 2, "reward_total": None}]
+
+
+def test_only_the_main_process_writes(tmp_path):
+    run = Run(tmp_path / "run", active=False)
+    run.log_metrics({"step": 1})
+    run.write_config({"seed": 1})
+    run.write_json("result.json", {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_is_replaced_as_a_whole(tmp_path):
+    run = Run(tmp_path)
+    run.write_json("result.json", {"a": 1})
+    run.write_json("result.json", {"a": 2})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"a": 2}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_environment_names_versions_and_file_hashes(tmp_path):
+    (tmp_path / "rows.json").write_text("[]")
+    record = environment({"data": tmp_path / "rows.json"})
+    assert record["packages"]["numpy"] == np.__version__
+    # sha256 of the two bytes []
+    assert record["sha256"]["data"] == "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
+    assert record["sha256"]["data"] == file_sha256(tmp_path / "rows.json")
+
+
+def test_report_escapes_what_the_model_wrote(tmp_path):
+    run = Run(tmp_path)
+    run.write_config({"seed": 1})
+    evil = "<script>alert(1)</script>"
+    metrics = {"step": 1, "reward_total": 1.0, "completion_length": 3, "zero_variance_groups": 0, "truncated": 0}
+    run.log_metrics({**metrics, "reward_accuracy": 1.0})
+    row = {"id": "a", "completion": evil, "answer": "x", "reward_total": 1.0, "advantage": 0.0}
+    run.log_rollouts(1, [row])
+    text = page(tmp_path)
+    assert evil not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "data:image/png;base64," in text
