@@ -1,0 +1,51 @@
+"""Audio language models behind one interface.
+
+`load` reads the model type of a checkpoint and returns its family. A further family is one module with a subclass of
+`AudioFamily` and one line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily
+
+#: model_type -> "module:class"
+FAMILIES = {
+    "covo_audio": "covo_rl.models.covo_audio.family:CovoAudio",
+    "qwen2_audio": "covo_rl.models.qwen2_audio:Qwen2Audio",
+}
+
+
+def family_class(model_type: str) -> type[AudioFamily]:
+    """The family of a `model_type`; raises ValueError that lists what exists."""
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"model_type {model_type!r} has no family; there are {', '.join(FAMILIES)}. To add one, subclass "
+            "covo_rl.models.base.AudioFamily and name it in covo_rl.models.FAMILIES"
+        )
+    module, name = FAMILIES[model_type].split(":")
+    return getattr(import_module(module), name)
+
+
+def load(
+    path: str,
+    dtype: str = "auto",
+    *,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> AudioFamily:
+    """Load model and processor from a local folder or hub name, by the `model_type` of its `config.json`.
+
+    `dtype` "auto" keeps the checkpoint's; further keyword arguments go to `from_pretrained`.
+    Raises ValueError for a model type without a family, OSError where there is no checkpoint.
+    """
+    from transformers import PreTrainedConfig
+
+    raw, _ = PreTrainedConfig.get_config_dict(path)
+    return family_class(raw.get("model_type", "")).load(
+        path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, **kwargs
+    )
