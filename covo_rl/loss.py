@@ -23,14 +23,13 @@ GSPO (arXiv 2507.18071) is `importance_sampling_level: sequence`. The numbers ag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from covo_rl.config import LossConfig
 from covo_rl.loss_metrics import Metrics, clip_metrics, extreme_metric, mean_metric, sum_metric, summarise
-from covo_rl.normalizer import Normalizer
+from covo_rl.normalizer import Normalizer, entropy_threshold
 
 __all__ = [
     "LOSS_TYPES", "Normalizer", "check_loss_config", "entropy_threshold", "kl_divergence", "mask_truncated",
@@ -40,9 +39,7 @@ __all__ = [
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
 TOKEN_NORMALISED = ("dapo", "cispo", "vespo")
-#: VESPO's k and lambda (arXiv 2602.10693) for advantages >= 0 and < 0, TRL's defaults
-VESPO_K = (2.0, 3.0)
-VESPO_LAMBDA = (3.0, 2.0)
+#: range of VESPO's log weights, as in its published code
 VESPO_LOG_MIN, VESPO_LOG_MAX = math.log(1e-8), 20.0
 
 
@@ -85,7 +82,8 @@ def policy_loss(
     correction_NC = None
     if config.sampler_correction and sampler_logps_NC is not None:
         correction_NC = _sampler_correction(old_NC, _clean(sampler_logps_NC, mask_NC), mask_NC, config, metrics)
-    per_token = _surrogate(logps_NC, old_NC, advantages_N1, mask_NC, config, correction_NC, metrics)
+    ratio = _ratio(logps_NC - old_NC, mask_NC, config, metrics)
+    per_token = _surrogate(logps_NC, old_NC, ratio, advantages_N1, mask_NC, config, correction_NC, metrics)
     used_NC = mask_NC
     if config.top_entropy_quantile < 1.0 and entropy_NC is not None:
         used_NC = _high_entropy(entropy_NC, mask_NC, config, normalizer)
@@ -94,6 +92,8 @@ def policy_loss(
         per_token = per_token * correction_NC
     if config.beta != 0.0 and ref_logps_NC is not None:
         kl_NC = kl_divergence(logps_NC, _clean(ref_logps_NC, mask_NC), config.kl_estimator)
+        if config.use_bias_correction_kl:
+            kl_NC = kl_NC * ratio
         per_token = per_token + config.beta * kl_NC
         mean_metric(metrics, "kl", kl_NC, mask_NC)
     loss = _aggregate(per_token, mask_NC, config, normalizer, max_completion_length)
@@ -109,8 +109,8 @@ def policy_loss(
 def kl_divergence(logps: Tensor, ref_logps: Tensor, estimator: str) -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens of the policy; d = ref - policy.
 
-    k1 = -d (unbiased, but as a loss its gradient is zero in expectation), k2 = d^2 / 2, k3 = exp(d) - d - 1
-    (TRL's and the GRPO paper's). http://joschu.net/blog/kl-approx.html
+    k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (TRL's and the GRPO paper's); http://joschu.net/blog/kl-approx.html.
+    As a loss, k1 pulls nowhere in expectation unless `use_bias_correction_kl` multiplies it by the ratio.
     """
     difference = ref_logps - logps
     if estimator == "k1":
@@ -125,20 +125,6 @@ def kl_divergence(logps: Tensor, ref_logps: Tensor, estimator: str) -> Tensor:
 def mask_truncated(mask_NC: Tensor, truncated_N: Tensor) -> Tensor:
     """Leave completions that the length limit cut out of the loss (`mask_truncated_completions`)."""
     return mask_NC.bool() & ~truncated_N.bool().unsqueeze(1)
-
-
-def entropy_threshold(
-    entropies: Sequence[Tensor], masks: Sequence[Tensor], top_entropy_quantile: float
-) -> tuple[float, float]:
-    """(threshold, tokens at or above it) over all given (N, C) micro-batches; gather them over ranks first.
-
-    Put both into the Normalizer to make top-entropy masking independent of the micro-batch size.
-    """
-    values = torch.cat([e.detach()[m.bool()].float() for e, m in zip(entropies, masks, strict=True)])
-    if not values.numel():
-        return math.inf, 0.0
-    threshold = torch.quantile(values, 1 - top_entropy_quantile)
-    return float(threshold), float((values >= threshold).sum())
 
 
 def check_loss_config(config: LossConfig) -> list[str]:
@@ -173,21 +159,28 @@ def check_loss_config(config: LossConfig) -> list[str]:
     return [message for fine, message in rules if not fine]
 
 
+def _ratio(log_ratio_NC: Tensor, mask_NC: Tensor, config: LossConfig, metrics: Metrics) -> Tensor:
+    """pi / pi_old per token (N, C), or the geometric mean over the tokens of each sequence (N, 1)."""
+    if config.importance_sampling_level == "sequence":
+        log_ratio_NC = log_ratio_NC.sum(-1, keepdim=True) / mask_NC.sum(-1, keepdim=True).clamp(min=1)
+    ratio = torch.exp(log_ratio_NC)
+    counted = _counted(ratio, mask_NC)
+    mean_metric(metrics, "ratio/mean", ratio, counted)
+    extreme_metric(metrics, "ratio/max.max", ratio, counted)
+    return ratio
+
+
+def _counted(ratio: Tensor, mask_NC: Tensor) -> Tensor:
+    """What a mean over ratios runs over: tokens, or with sequence-level ratios sequences that have any."""
+    return mask_NC if ratio.shape == mask_NC.shape else mask_NC.any(-1, keepdim=True)
+
+
 def _surrogate(
-    logps_NC: Tensor, old_NC: Tensor, advantages_N1: Tensor, mask_NC: Tensor, config: LossConfig,
+    logps_NC: Tensor, old_NC: Tensor, ratio: Tensor, advantages_N1: Tensor, mask_NC: Tensor, config: LossConfig,
     correction_NC: Tensor | None, metrics: Metrics,
 ) -> Tensor:  # fmt: skip
     """Loss per token (N, C), or per sequence (N, 1) with sequence-level ratios, before masks and normalisation."""
-    log_ratio_NC = logps_NC - old_NC
-    sequence_level = config.importance_sampling_level == "sequence"
-    if sequence_level:
-        tokens_N1 = mask_NC.sum(-1, keepdim=True).clamp(min=1)
-        ratio = torch.exp(log_ratio_NC.sum(-1, keepdim=True) / tokens_N1)
-    else:
-        ratio = torch.exp(log_ratio_NC)
-    counted = torch.ones_like(ratio, dtype=torch.bool) if sequence_level else mask_NC
-    mean_metric(metrics, "ratio/mean", ratio, counted)
-    extreme_metric(metrics, "ratio/max.max", ratio, counted)
+    counted = _counted(ratio, mask_NC)
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
 
     if config.loss_type in CLIPPED:
@@ -205,20 +198,23 @@ def _surrogate(
         temperature = torch.where(advantages_N1 > 0, config.sapo_temperature_pos, config.sapo_temperature_neg)
         return -torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantages_N1
     if config.loss_type == "vespo":
-        phi_N1 = _vespo_weight(log_ratio_NC.detach(), advantages_N1, correction_NC)
-        mean_metric(metrics, "vespo/phi_seq_mean", phi_N1, torch.ones_like(phi_N1, dtype=torch.bool))
+        phi_N1 = _vespo_weight((logps_NC - old_NC).detach(), advantages_N1, config, correction_NC)
+        mean_metric(metrics, "vespo/phi_seq_mean", phi_N1, mask_NC.any(-1, keepdim=True))
         return -phi_N1 * advantages_N1 * logps_NC
     raise ValueError(f"loss_type {config.loss_type!r}: choose one of {' '.join(LOSS_TYPES)}")
 
 
-def _vespo_weight(log_ratio_NC: Tensor, advantages_N1: Tensor, correction_NC: Tensor | None) -> Tensor:
+def _vespo_weight(
+    log_ratio_NC: Tensor, advantages_N1: Tensor, config: LossConfig, correction_NC: Tensor | None
+) -> Tensor:
     """phi(w) = exp(lambda) w^k exp(-lambda w), so phi(1) = 1, of the sequence ratio w, in log space; (N, 1)."""
     log_w_N1 = log_ratio_NC.clamp(-VESPO_LOG_MAX, VESPO_LOG_MAX).sum(-1, keepdim=True)
     if correction_NC is not None:
         log_w_N1 = log_w_N1 + correction_NC.log().clamp(VESPO_LOG_MIN, VESPO_LOG_MAX).sum(-1, keepdim=True)
     log_w_N1 = log_w_N1.clamp(VESPO_LOG_MIN, VESPO_LOG_MAX)
     good = advantages_N1 >= 0
-    k, lam = torch.where(good, *VESPO_K), torch.where(good, *VESPO_LAMBDA)
+    k = torch.where(good, config.vespo_k_pos, config.vespo_k_neg)
+    lam = torch.where(good, config.vespo_lambda_pos, config.vespo_lambda_neg).clamp(min=1e-4)
     return torch.exp(lam + k * log_w_N1 - lam * log_w_N1.exp()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -285,11 +281,10 @@ def _check_tensors(
             "must be (N, C), (N, C) and (N,)"
         )
     needs = [
-        (config.beta != 0.0 and ref_NC is None, "beta", "ref_logps_NC"),
-        (config.entropy_coef != 0.0 and entropy_NC is None, "entropy_coef", "entropy_NC"),
-        (config.top_entropy_quantile < 1.0 and entropy_NC is None, "top_entropy_quantile", "entropy_NC"),
-        (config.sampler_correction and sampler_NC is None, "sampler_correction", "sampler_logps_NC"),
+        (config.beta != 0.0, ref_NC, "beta needs ref_logps_NC"),
+        (config.entropy_coef != 0.0, entropy_NC, "entropy_coef needs entropy_NC"),
+        (config.top_entropy_quantile < 1.0, entropy_NC, "top_entropy_quantile needs entropy_NC"),
+        (config.sampler_correction, sampler_NC, "sampler_correction needs sampler_logps_NC"),
     ]
-    missing = [f"{option} needs {tensor}" for absent, option, tensor in needs if absent]
-    if missing:
+    if missing := [message for needed, tensor, message in needs if needed and tensor is None]:
         raise ValueError("; ".join(missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -64,3 +65,17 @@ class Normalizer:
         tokens = float(sum(lengths))
         window = tokens if generation_tokens is None else generation_tokens
         return cls(float(len(lengths)), tokens, window / steps_per_generation, world_size)
+
+
+def entropy_threshold(
+    entropies: Sequence[Tensor], masks: Sequence[Tensor], top_entropy_quantile: float
+) -> tuple[float, float]:
+    """(threshold, tokens at or above it) over all given (N, C) micro-batches; gather them over ranks first.
+
+    Put both into the Normalizer to make top-entropy masking independent of the micro-batch size.
+    """
+    values = torch.cat([e.detach()[m.bool()].float() for e, m in zip(entropies, masks, strict=True)])
+    if not values.numel():
+        return math.inf, 0.0
+    threshold = torch.quantile(values, 1 - top_entropy_quantile)
+    return float(threshold), float((values >= threshold).sum())
