@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from covo_rl.models.covo_audio.slots import check_slots
+from covo_rl.models.slots import check_slots
 
 if TYPE_CHECKING:
     from covo_rl.models.covo_audio.modeling import CovoAudioForConditionalGeneration

@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.covo_audio.generation import CovoAudioGenerationMixin
-from covo_rl.models.covo_audio.slots import check_slots
+from covo_rl.models.slots import check_slots, trains
 
 
 class CovoAudioDownsample(nn.Module):
@@ -224,8 +224,3 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-
-
-def trains(module: nn.Module) -> bool:
-    """Whether any parameter of the module asks for gradients."""
-    return any(parameter.requires_grad for parameter in module.parameters())

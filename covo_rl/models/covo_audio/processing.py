@@ -13,6 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from covo_rl.models.covo_audio.codes import Supervise, make_labels, split_codes
 from covo_rl.models.covo_audio.features import CovoAudioFeatureExtractor
+from covo_rl.models.slots import expand_placeholders
 
 AUDIO_TOKEN = "<|cAUDIO|>"
 AUDIO_BOS_TOKEN = "<|begofcAUDIO|>"
@@ -118,7 +119,12 @@ class CovoAudioProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors={return_tensors!r}: only 'pt' exists")
         if text is None and audio is None:
             raise ValueError("give text, audio or both")
-        text_options = {"padding": padding, "return_tensors": "pt", **kwargs.pop("text_kwargs", {})}
+        text_options = {
+            "padding": padding,
+            "padding_side": "left",
+            "return_tensors": "pt",
+            **kwargs.pop("text_kwargs", {}),
+        }
         sampling_rate = kwargs.pop("audio_kwargs", {}).get("sampling_rate", sampling_rate)
         texts = [text] if isinstance(text, str) else None if text is None else list(text)
         per_row, clips = _flat(audio)
@@ -175,32 +181,8 @@ class CovoAudioProcessor(ProcessorMixin):
         return waves, rates, names
 
     def expand(self, texts: Sequence[str], slots: Sequence[int], per_row: Sequence[int] | None = None) -> list[str]:
-        """Replace the i-th placeholder of the batch by `slots[i]` of them.
-
-        `per_row[n]` clips were given for row n (None: one flat list). Raises ValueError naming the row.
-        """
-        counts = [text.count(self.audio_token) for text in texts]
-        if per_row is not None and list(per_row) != counts:
-            if len(per_row) != len(texts):
-                raise ValueError(f"audio has {len(per_row)} rows of clips, text has {len(texts)}")
-            row = next(i for i, (have, want) in enumerate(zip(per_row, counts, strict=True)) if have != want)
-            raise ValueError(f"row {row} has {counts[row]} {self.audio_token} placeholders but {per_row[row]} clips")
-        left, out, start = len(slots), [], 0
-        for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
-            if count > left:
-                raise ValueError(
-                    f"row {row} has {count} {self.audio_token} placeholders but {left} of {len(slots)} clips are left"
-                )
-            pieces = text.split(self.audio_token)
-            runs = [self.audio_token * n for n in slots[start : start + count]]
-            out.append("".join(a + b for a, b in zip(pieces, [*runs, ""], strict=True)))
-            start, left = start + count, left - count
-        if left:
-            raise ValueError(
-                f"{left} of {len(slots)} clips are left over after row {len(texts) - 1}: the rows have {counts} "
-                f"{self.audio_token} placeholders"
-            )
-        return out
+        """Replace the i-th placeholder of the batch by `slots[i]` of them; see `expand_placeholders`."""
+        return expand_placeholders(texts, slots, self.audio_token, per_row)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """As in transformers; with `tokenize=True` the audio parts are decoded here, at the file's own rate.
