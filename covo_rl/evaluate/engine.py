@@ -1,4 +1,4 @@
-"""Eval set x model -> records -> Evaluation: the one engine behind `covo-rl eval`, the recipe's table and `data profile`.
+"""Eval set x model -> records -> Evaluation: behind `covo-rl eval`, the recipe's table and `data profile` alike.
 
     rows -> batches of similar length, rows of one clip together -> replies -> verdicts -> records -> summary
 
@@ -17,11 +17,12 @@ from covo_rl.evaluate.records import Record, make_record
 from covo_rl.evaluate.scorers import Scorer, token_set_match
 from covo_rl.evaluate.summary import summarize
 from covo_rl.evaluate.variants import with_audio
-from covo_rl.types import Clip, Example, Group
+from covo_rl.types import Clip, Example, Group, Prompt
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
+    from covo_rl.evaluate.sets import PromptStyle
 
 BREAKDOWN = ("task", "category", "sub-category", "difficulty")
 
@@ -42,15 +43,30 @@ class PolicyAnswerer:
     clips: ClipStore
     prompt_config: PromptConfig
     rollout_config: RolloutConfig
+    style: PromptStyle | None = None
+
+    def build(self, example: Example) -> Prompt:
+        """The prompt of one row, in the set's published wording where `style` is given."""
+        from covo_rl import prompt
+
+        if self.style is None:
+            return prompt.build(example, self.policy.family, self.clips, self.prompt_config)
+        plain = replace(self.prompt_config, instruction="")
+        built = prompt.build(self.style.apply(example), self.policy.family, self.clips, plain)
+        return replace(built, example=example)
 
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
-        from covo_rl import prompt, rollout
+        import torch
 
-        prompts = [prompt.build(e, self.policy.family, self.clips, self.prompt_config) for e in examples]
-        return rollout.sample(
-            self.policy, prompts, self.policy.features, self.rollout_config,
-            seed=seed, greedy=greedy, num_generations=num_generations,
-        )  # fmt: skip
+        from covo_rl import rollout
+
+        prompts = [self.build(example) for example in examples]
+        with torch.no_grad():
+            features = self.policy.features(prompts)
+            return rollout.sample(
+                self.policy, prompts, features, self.rollout_config,
+                seed=seed, greedy=greedy, num_generations=num_generations,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ def audio_seconds(clips: Sequence[Clip], store: ClipStore | None) -> float:
 
 
 def evaluate_batch(
-    answerer: Answerer, examples: Sequence[Example], seconds: Sequence[float], *, scorer: Scorer,
+    answerer: Answerer, examples: Sequence[Example], seconds: Sequence[float], *, scorer: Scorer | None,
     reward_config: RewardConfig | None, breakdown: Callable[[Example], Mapping[str, Any]],
     greedy: bool, num_generations: int, seed: int,
 ) -> list[Record]:  # fmt: skip

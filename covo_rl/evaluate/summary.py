@@ -21,7 +21,7 @@ def row_score(record: Record, verdict: str) -> float | None:
     values = [float(value) for value in record["verdicts"][verdict] if value is not None]
     if values:
         return fmean(values)
-    return 0.0 if record["missing"] and verdict.startswith("strict") else None
+    return 0.0 if record["missing"] and verdict.startswith("strict") and record["strict_correct"] is False else None
 
 
 def accuracy(records: Sequence[Record], verdict: str) -> dict[str, Any]:
