@@ -47,7 +47,7 @@ class CovoAudioConfig(PreTrainedConfig):
     """
 
     model_type = "covo_audio"
-    sub_configs = {"llm_config": Qwen2Config, "encoder_config": WhisperConfig}  # noqa: RUF012 (transformers' form)
+    sub_configs = {"llm_config": Qwen2Config, "encoder_config": WhisperConfig}  # noqa: RUF012 # pyright: ignore
     attribute_map = {  # noqa: RUF012 (transformers' form)
         "text_config": "llm_config",
         "audio_config": "encoder_config",
@@ -55,8 +55,9 @@ class CovoAudioConfig(PreTrainedConfig):
     }
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' form)
 
-    llm_config: dict | PreTrainedConfig | None = None
-    encoder_config: dict | PreTrainedConfig | None = None
+    # Given as a dict, a configuration or None; always a Qwen2Config and a WhisperConfig afterwards.
+    llm_config: Any = None
+    encoder_config: Any = None
     audio_token_index: int = 151671
     adapter_downsample: int = 8
     adapter_hidden_dim: int = 2048

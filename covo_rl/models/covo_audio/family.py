@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,10 @@ class CovoAudio(AudioFamily):
         return cls(model, CovoAudioProcessor.from_pretrained(path))
 
     @property
+    def _net(self) -> CovoAudioForConditionalGeneration:
+        return cast(CovoAudioForConditionalGeneration, self.model)
+
+    @property
     def audio_token_id(self) -> int:
         return self.model.config.audio_placeholder_token_id
 
@@ -64,7 +68,7 @@ class CovoAudio(AudioFamily):
         if not clips:
             return []
         fields = {name: torch.cat([clip.tensors[name] for clip in clips]) for name in clips[0].tensors}
-        rows = self.model.get_audio_features(**fields).pooler_output
+        rows, _ = self._net.get_audio_embeds(**fields)
         return list(rows.split([clip.slots for clip in clips]))
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
@@ -73,8 +77,8 @@ class CovoAudio(AudioFamily):
 
     @property
     def decoder(self) -> nn.Module:
-        return self.model.llm.model
+        return self._net.llm.model
 
     @property
     def lm_head(self) -> nn.Module:
-        return self.model.llm.lm_head
+        return self._net.llm.lm_head

@@ -6,15 +6,14 @@ follow it, however many segments and clips the row has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
+from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.slots import check_slots
-
-if TYPE_CHECKING:
-    from covo_rl.models.covo_audio.modeling import CovoAudioForConditionalGeneration
 
 AUDIO_FIELDS = ("input_features", "input_features_mask", "segment_clips", "clip_order")
 STOP_MODES = {"a2ta": "turn_end_token_id", "a2t": "text_end_token_id"}
@@ -33,7 +32,7 @@ class WindowedRepetitionPenalty(LogitsProcessor):
         self.penalty = penalty
         self.window = window
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore
         """ids (N, T), scores (N, V) -> new scores (N, V)."""
         recent = input_ids[:, -self.window :] if self.window else input_ids
         picked = scores.gather(1, recent)
@@ -41,11 +40,14 @@ class WindowedRepetitionPenalty(LogitsProcessor):
         return scores.scatter(1, recent, torch.where(picked < 0, picked * self.penalty, picked / self.penalty))
 
 
-class CovoAudioGenerationMixin:
+class CovoAudioGenerationMixin(GenerationMixin):
     """Methods of the model around `GenerationMixin.generate`."""
 
+    config: CovoAudioConfig
+    get_audio_embeds: Callable[..., tuple[torch.Tensor, list[int]]]
+
     def generate(
-        self: CovoAudioForConditionalGeneration,
+        self,
         inputs: torch.Tensor | None = None,
         *,
         stop_mode: str | None = None,
@@ -73,13 +75,13 @@ class CovoAudioGenerationMixin:
         return super().generate(inputs, logits_processor=processors, **kwargs)  # pyright: ignore
 
     def _expand_inputs_for_generation(
-        self: CovoAudioForConditionalGeneration,
+        self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
         input_ids: torch.LongTensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        audio = {name: model_kwargs.pop(name, None) for name in AUDIO_FIELDS}
+        audio: dict[str, Any] = {name: model_kwargs.pop(name, None) for name in AUDIO_FIELDS}
         embeds = model_kwargs.pop("audio_embeds", None)
         if expand_size > 1 and input_ids is not None and (audio["input_features"] is not None or embeds is not None):
             slots = (input_ids == self.config.audio_placeholder_token_id).sum(1).tolist()
@@ -92,12 +94,11 @@ class CovoAudioGenerationMixin:
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # pyright: ignore
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        given = {name: value for name, value in {**audio, "audio_embeds": embeds}.items() if value is not None}
-        return input_ids, {**model_kwargs, **given}
+        audio["audio_embeds"] = embeds
+        model_kwargs.update({name: value for name, value in audio.items() if value is not None})
+        return input_ids, model_kwargs
 
-    def prepare_inputs_for_generation(
-        self: CovoAudioForConditionalGeneration, input_ids: torch.LongTensor, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
         """Audio only where its placeholders are among the ids: in the first pass, or always without a cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # pyright: ignore
         if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):

@@ -8,7 +8,6 @@ ones (`llm.*`, `encoder.*`, `audio_adapter.*`), so checkpoints load and save unc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ class CovoAudioPreTrainedModel(PreTrainedModel):
     config_class = CovoAudioConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]  # noqa: RUF012 (transformers' form)
     supports_gradient_checkpointing = True
     _no_split_modules = ["Qwen2DecoderLayer", "WhisperEncoderLayer"]  # noqa: RUF012 (transformers' form)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (transformers' form)
@@ -91,7 +90,7 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         self.llm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.llm.get_output_embeddings()
+        return self.llm.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.llm.set_output_embeddings(new_embeddings)
@@ -100,7 +99,7 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         return self.llm.model
 
     def set_decoder(self, decoder: nn.Module) -> None:
-        self.llm.model = decoder
+        self.llm.model = decoder  # pyright: ignore
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.encoder
@@ -111,6 +110,19 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         self._require_grads_hooks = [hook]
         self._require_grads_hook = hook
 
+    def _audio_rows(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoder states (K, positions, d_model) and the kept adapter rows (slots, D)."""
+        features = input_features.to(self.encoder.conv1.weight.device, self.encoder.conv1.weight.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.encoder)):
+            encoded = self.encoder(features).last_hidden_state
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (encoded.requires_grad or trains(self.audio_adapter))):
+            rows = self.audio_adapter(encoded)
+        if input_features_mask is None:
+            return encoded, rows.flatten(0, 1)
+        return encoded, rows[input_features_mask.to(rows.device, torch.bool)]
+
     def get_audio_features(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -120,16 +132,8 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         (default: all). Returns `last_hidden_state` (K, positions, d_model) of the encoder and `pooler_output`
         (slots, D): the kept rows in segment order. Parts whose parameters are all frozen run without autograd.
         """
-        features = input_features.to(self.encoder.conv1.weight.device, self.encoder.conv1.weight.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.encoder)):
-            encoded = self.encoder(features).last_hidden_state
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (encoded.requires_grad or trains(self.audio_adapter))):
-            rows = self.audio_adapter(encoded)
-        if input_features_mask is None:
-            kept = rows.flatten(0, 1)
-        else:
-            kept = rows[input_features_mask.to(rows.device, torch.bool)]
-        return BaseModelOutputWithPooling(last_hidden_state=encoded, pooler_output=kept)
+        encoded, rows = self._audio_rows(input_features, input_features_mask)
+        return BaseModelOutputWithPooling(last_hidden_state=encoded, pooler_output=rows)  # pyright: ignore
 
     def get_audio_embeds(
         self,
@@ -143,7 +147,7 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         `segment_clips` (K,) says which unique clip a segment belongs to (default: each its own); `clip_order` (A,)
         which unique clip fills the a-th place of the batch, row by row (default: each once, in order).
         """
-        rows = self.get_audio_features(input_features, input_features_mask).pooler_output
+        _, rows = self._audio_rows(input_features, input_features_mask)
         count = input_features.shape[0]
         per_segment = [rows.shape[0] // count] * count
         if input_features_mask is not None:
@@ -158,23 +162,34 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         clips = rows.split(sizes)
         return torch.cat([clips[i] for i in order]), [sizes[i] for i in order]
 
-    def _with_audio(
-        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor, audio_embeds: torch.Tensor, sizes: Sequence[int]
+    def _embed(
+        self, input_ids: torch.Tensor, past: int, audio_embeds: torch.Tensor | None, audio: dict[str, Any]
     ) -> torch.Tensor:
+        """Token embeddings (N, T, D) with audio in the placeholders' places."""
+        inputs_embeds = self.get_input_embeddings()(input_ids)
         slots = input_ids == self.config.audio_placeholder_token_id
+        sizes: list[int] = []
+        if audio_embeds is not None:
+            sizes = [audio_embeds.shape[0]]
+        elif audio["input_features"] is not None:
+            audio_embeds, sizes = self.get_audio_embeds(**audio)
+        elif past:
+            return inputs_embeds  # a placeholder that was sampled is a token like any other
         check_slots(slots.sum(1).tolist(), sizes)
+        if audio_embeds is None:
+            return inputs_embeds
         return inputs_embeds.masked_scatter(
             slots[..., None].to(inputs_embeds.device), audio_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
         )
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         input_features: torch.Tensor | None = None,
@@ -197,19 +212,16 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
                 "a key/value cache was given while gradient checkpointing is on in training mode: transformers would "
                 "drop the cache silently. Call model.eval() or model.gradient_checkpointing_disable() first"
             )
+        audio = {
+            "input_features": input_features,
+            "input_features_mask": input_features_mask,
+            "segment_clips": segment_clips,
+            "clip_order": clip_order,
+        }
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-            if input_features is not None and audio_embeds is None:
-                audio_embeds, sizes = self.get_audio_embeds(
-                    input_features, input_features_mask, segment_clips, clip_order
-                )
-                inputs_embeds = self._with_audio(input_ids, inputs_embeds, audio_embeds, sizes)
-            elif audio_embeds is not None:
-                inputs_embeds = self._with_audio(input_ids, inputs_embeds, audio_embeds, [audio_embeds.shape[0]])
-            elif not past:
-                check_slots((input_ids == self.config.audio_placeholder_token_id).sum(1).tolist(), [])
+            inputs_embeds = self._embed(input_ids, past, audio_embeds, audio)
         elif input_features is not None or audio_embeds is not None:
             raise ValueError("inputs_embeds already hold the audio: give them without input_features or audio_embeds")
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -217,9 +229,9 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         return self.llm(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=position_ids,
+            position_ids=position_ids,  # pyright: ignore
             past_key_values=past_key_values,
-            labels=labels,
+            labels=labels,  # pyright: ignore
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
             **kwargs,

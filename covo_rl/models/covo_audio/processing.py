@@ -67,7 +67,7 @@ class CovoAudioProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> CovoAudioProcessor:  # pyright: ignore
         """Load a saved processor, or build it from tokenizer and `config.json` as the published folder has them."""
         from transformers import AutoTokenizer
-        from transformers.utils import cached_file
+        from transformers.utils.hub import cached_file
 
         names = ("processor_config.json", "preprocessor_config.json")
         options = {k: v for k, v in kwargs.items() if k in ("revision", "token", "cache_dir", "local_files_only")}
@@ -184,7 +184,7 @@ class CovoAudioProcessor(ProcessorMixin):
         """Replace the i-th placeholder of the batch by `slots[i]` of them; see `expand_placeholders`."""
         return expand_placeholders(texts, slots, self.audio_token, per_row)
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **kwargs: Any) -> Any:
         """As in transformers; with `tokenize=True` the audio parts are decoded here, at the file's own rate.
 
         A part is `{"type": "audio", "path": file}` or `{"type": "audio", "audio": array, "sampling_rate": Hz}`.
@@ -192,7 +192,7 @@ class CovoAudioProcessor(ProcessorMixin):
         options = {"add_generation_prompt": kwargs.pop("add_generation_prompt", False)}
         tokenize = kwargs.pop("tokenize", False)
         return_dict = kwargs.pop("return_dict", True)
-        template = chat_template or self.chat_template
+        template: Any = chat_template or self.chat_template
         if not tokenize:
             return super().apply_chat_template(conversation, template, tokenize=False, **options, **kwargs)
         batched = isinstance(conversation[0], (list, tuple))

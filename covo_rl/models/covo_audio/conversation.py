@@ -1,0 +1,94 @@
+"""Dialogue over one key/value cache: earlier turns, audio included, are never computed again.
+
+`generate` stops at the assistant's end token without feeding it, so the cache lacks it, and the published code goes on
+without it. Here the next turn feeds it first; `keep_end_token=False` gives the published behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer: all generated `ids`, the `text` among them, and the audio `codes` (0 is the first code)."""
+
+    ids: tuple[int, ...]
+    text: str
+    codes: tuple[int, ...]
+
+
+class Conversation:
+    """A dialogue of any number of turns with one model.
+
+    `system` is the system message of the first turn; `keep_end_token` says whether the cache holds the end token of
+    each answer when the next turn begins; further arguments are options of `model.generate` for every turn.
+    Repetition penalties see the current turn's ids only, as in the published code.
+
+    Example:
+
+        chat = Conversation(model, processor, max_new_tokens=200, window_penalty=1.05, repetition_penalty=1.05)
+        print(chat.turn([{"type": "audio", "path": "question.wav"}]).text)
+        print(chat.turn([{"type": "text", "text": "And louder?"}]).text)
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, *, system: str | None = None, keep_end_token: bool = True, **generation: Any
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.system = system
+        self.keep_end_token = keep_end_token
+        self.generation = generation
+        self.cache = DynamicCache(config=model.config.llm_config)
+        self.history: list[int] = []
+
+    def turn(self, content: str | Sequence[Mapping[str, Any]], *, sampling_rate: int | None = None, **kw: Any) -> Turn:
+        """The user says `content` (text, or parts as in the chat template); `kw` are options for this answer."""
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system is not None and not self.history:
+            messages.insert(0, {"role": "system", "content": self.system})
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        clips = [] if isinstance(content, str) else [part for part in content if part.get("type") == "audio"]
+        audio = [part.get("path", part.get("audio")) for part in clips]
+        rates = [part.get("sampling_rate", sampling_rate) or 0 for part in clips]
+        inputs = self.processor(
+            text=("\n" if self.history else "") + text, audio=audio or None, sampling_rate=rates or None
+        )
+        return self.turn_from(**inputs.to(self.model.device), **kw)
+
+    def turn_from(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kw: Any) -> Turn:
+        """The same from the ids (1, T) of the new turn alone and its audio fields.
+
+        Raises ValueError for more than one row.
+        """
+        if input_ids.shape[0] != 1:
+            raise ValueError(f"a conversation has one row, got {input_ids.shape[0]}; use one Conversation per dialogue")
+        held = self.cache.get_seq_length()
+        new_ids = torch.cat([self._pending(held).to(input_ids.device), input_ids], dim=1)
+        out = self.model.generate(
+            input_ids=new_ids,
+            attention_mask=torch.ones(1, held + new_ids.shape[1], dtype=torch.long, device=input_ids.device),
+            past_key_values=self.cache,
+            return_dict_in_generate=True,
+            **{**self.generation, **kw},
+        )
+        answer = out.sequences[0, new_ids.shape[1] :].tolist()
+        self.cache = out.past_key_values
+        self.history = self.history[:held] + out.sequences[0].tolist()
+        _, codes = self.processor.split(answer)
+        return Turn(tuple(answer), self.processor.decode_text(answer), tuple(codes))
+
+    def _pending(self, held: int) -> torch.Tensor:
+        """Ids that were generated but never fed, closed by the turn's end token; none in published mode."""
+        if not self.history or not self.keep_end_token:
+            return torch.zeros(1, 0, dtype=torch.long)
+        pending = self.history[held:]
+        if not pending or pending[-1] != self.model.config.turn_end_token_id:
+            pending = [*pending, self.model.config.turn_end_token_id]
+        return torch.tensor([pending])
