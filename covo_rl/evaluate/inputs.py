@@ -53,7 +53,7 @@ def read_inputs(
         warnings.append(f"{path} has {len(found)} rows, {eval_set.title} has {eval_set.rows}")
     replies = None
     if predictions is None:
-        errors += checks.missing_clips(rows)
+        errors += checks.clip_problems(rows)
     else:
         try:
             replies = read_predictions(predictions, eval_set.all_reply_keys())

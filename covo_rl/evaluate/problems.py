@@ -44,7 +44,7 @@ def key_problems(examples: Sequence[Example], *, has_answers: bool) -> tuple[lis
         return errors, warnings
     if without := [e.id for e in examples if e.answer is None]:
         errors.append(f"no answer in {named(without)}; sets without a key are scored by their hosts (mmau-test)")
-    bad = [e.id for e in examples if e.answer is not None and e.answer not in e.choices]
+    bad = [e.id for e in examples if e.answer is not None and e.choices and e.answer not in e.choices]
     if bad:
         text = f"the answer is not among the choices in {named(bad)}"
         if (len(bad) > MAX_BAD_KEYS * len(examples) and len(bad) > 1) or len(bad) == len(examples):
@@ -56,13 +56,28 @@ def key_problems(examples: Sequence[Example], *, has_answers: bool) -> tuple[lis
     return errors, warnings
 
 
-def missing_clips(examples: Sequence[Example]) -> list[str]:
-    """One line for all rows whose audio files do not exist."""
-    missing = [e.id for e in examples if any(c.path is not None and not Path(c.path).is_file() for c in e.clips)]
-    if not missing:
-        return []
-    first = next(e for e in examples if e.id == missing[0])
-    return [f"audio files are missing in {named(missing)} (first: {first.clips[0].name}); check --audio-dir"]
+def clip_problems(examples: Sequence[Example]) -> list[str]:
+    """One line for all rows whose audio files do not exist, one for those whose files are no audio (headers only)."""
+    import soundfile
+
+    missing, broken = {}, {}
+    for example in examples:
+        for clip in example.clips:
+            if clip.path is None:
+                continue
+            if not Path(clip.path).is_file():
+                missing[example.id] = clip.path
+                continue
+            try:
+                soundfile.info(clip.path)
+            except RuntimeError as error:  # soundfile.LibsndfileError
+                broken[example.id] = f"{clip.path}: {error}"
+    lines = []
+    for rows, what in ((missing, "audio files are missing"), (broken, "audio files cannot be read")):
+        if rows:
+            first = next(iter(rows.values()))
+            lines.append(f"{what} in {named(list(rows))} (first: {first}); check --audio-dir")
+    return lines
 
 
 def prediction_problems(examples: Sequence[Example], predictions: Mapping[str, object]) -> tuple[list[str], list[str]]:

@@ -38,8 +38,8 @@ def judge_reply(rollout: Rollout, example: Example, scorer: Scorer) -> dict[str,
     return {
         "official": scorer(rollout.text, example.choices, answer),
         "official_extracted": scorer(rollout.answer or "", example.choices, answer),
-        "strict": strict_match(rollout.answer, example.choices, answer),
-        "strict_raw": strict_match(rollout.text, example.choices, answer),
+        "strict": strict_match(rollout.answer, example.choices, answer, example.question),
+        "strict_raw": strict_match(rollout.text, example.choices, answer, example.question),
     }
 
 

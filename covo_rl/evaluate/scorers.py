@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
+
+from covo_rl.prompt import Parsed
 
 #: (reply, choices, answer) -> right, wrong, or not scored by the official script.
 Scorer = Callable[[object, Sequence[str], str], bool | None]
@@ -80,17 +83,23 @@ def letter_rule(reply: object, choices: Sequence[str], answer: str) -> bool | No
     return index < len(choices) and choices[index] == answer
 
 
-def strict_match(text: str | None, choices: Sequence[str], answer: str) -> bool:
-    """The accuracy reward's verdict on an answer text; None (nothing extracted) is wrong.
+def strict_match(text: str | None, choices: Sequence[str], answer: str, question: str = "") -> bool:
+    """The accuracy reward's verdict on an answer text; None (nothing extracted) and empty text are wrong.
 
-    Uses the reward itself (`rewards/accuracy.py`), so evaluation and training cannot disagree.
+    Uses the reward itself (`rewards/accuracy.py`), so evaluation and training cannot disagree. What the reward
+    cannot grade (an answer key that is not among the options) is wrong here.
     """
-    if text is None:
+    if text is None or not text.strip():
         return False
-    from covo_rl import prompt, rewards
-
-    completion = prompt.reference_completion("The sound decides.", text)
-    score = rewards.load("accuracy")(
-        prompts=[""], completions=[completion], answer=[answer], choices=[list(choices)], solution=[answer]
+    parsed = Parsed(think=None, answer=text.strip())
+    score = _accuracy()(
+        completions=[text], answer=[answer], choices=[list(choices)], question=[question], parsed=[parsed]
     )[0]
     return score is not None and score >= 1.0
+
+
+@cache
+def _accuracy() -> Callable[..., list[float | None]]:
+    from covo_rl import rewards
+
+    return rewards.load("accuracy")

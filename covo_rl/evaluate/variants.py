@@ -65,15 +65,20 @@ def _swapped(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def derangement(items: Sequence[tuple[str, str]], seed: int) -> list[int]:
-    """For each (clip, answer) the index of a partner: a permutation in which as few as possible keep their clip,
-    then as few as possible have a partner with the same answer. Deterministic in `seed`.
+    """For each (clip, answer) the index of a partner: a permutation in which few keep their clip (none, where that is
+    found possible) and then few have a partner with the same answer. Deterministic in `seed`.
 
     Raises ValueError when all items have the same clip, so that nothing can be swapped.
     """
     if len({clip for clip, _ in items}) < 2:
         raise ValueError(f"swapped audio needs at least two different clips; the {len(items)} rows share one")
+    tries = [_attempt(items, f"swap:{seed}:{attempt}") for attempt in range(1 + 400 // len(items))]
+    return min(tries, key=lambda partner: sum(_cost(items, i, j) for i, j in enumerate(partner)))
+
+
+def _attempt(items: Sequence[tuple[str, str]], seed: str) -> list[int]:
     order = list(range(len(items)))
-    random.Random(f"swap:{seed}").shuffle(order)
+    random.Random(seed).shuffle(order)
     order.sort(key=lambda i: items[i][1])
     # Sorted by answer and shifted by the largest block, equal answers cannot meet where that is possible.
     shift = max(Counter(answer for _, answer in items).values()) % len(items) or 1
@@ -84,15 +89,15 @@ def derangement(items: Sequence[tuple[str, str]], seed: int) -> list[int]:
     return partner
 
 
+def _cost(items: Sequence[tuple[str, str]], i: int, j: int) -> int:
+    return 3 * (items[i][0] == items[j][0]) + (items[i][1] == items[j][1])
+
+
 def _exchange(partner: list[int], items: Sequence[tuple[str, str]]) -> None:
     """Exchange two partners wherever a row still has its own clip or answer and that lowers the total cost."""
-
-    def cost(i: int, j: int) -> int:
-        return 3 * (items[i][0] == items[j][0]) + (items[i][1] == items[j][1])
-
     for i in range(len(items)):
-        for k in range(len(items)) if cost(i, partner[i]) else ():
-            now = cost(i, partner[i]) + cost(k, partner[k])
-            if cost(i, partner[k]) + cost(k, partner[i]) < now:
+        for k in range(len(items)) if _cost(items, i, partner[i]) else ():
+            now = _cost(items, i, partner[i]) + _cost(items, k, partner[k])
+            if _cost(items, i, partner[k]) + _cost(items, k, partner[i]) < now:
                 partner[i], partner[k] = partner[k], partner[i]
                 break

@@ -1,0 +1,356 @@
+"""`covo-rl eval` as a user runs it: predictions files, wrong inputs, a kill in the middle, comparison."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from covo_rl.evaluate.cli import app
+
+FIXTURES = Path(__file__).parent / "fixtures" / "scoring"
+PETS = ["dog", "cat", "cow", "hen"]
+
+
+def cli(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def write(path, rows):
+    text = "\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def mmau_row(name, answer="dog", choices=PETS, **more):
+    return {
+        "id": name, "audio_id": f"./audios/{name}.wav", "question": f"Which animal is {name}?", "choices": choices,
+        "answer": answer, "task": "sound", "category": "Reasoning", "sub-category": "Animals", "difficulty": "easy",
+        **more,
+    }  # fmt: skip
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("mmau-test-mini", "model_output"), ("mmar", "answer_prediction"), ("mmsu", "response")]
+)
+def test_fixture_rows_through_the_command(tmp_path, name, key):
+    rows = json.loads((FIXTURES / ("mmsu.json" if name == "mmsu" else "mmau.json")).read_text(encoding="utf-8"))
+    data = write(tmp_path / "data.json", [mmau_row(f"r{i}", row[1], row[0]) for i, row in enumerate(rows)])
+    predictions = write(tmp_path / "p.jsonl", [{"id": f"r{i}", key: row[2]} for i, row in enumerate(rows)])
+    result = cli(
+        "--set", name, "--data", data, "--predictions", predictions, "--output", tmp_path / "out", "--no-plots"
+    )
+    assert result.exit_code == 0, result.output
+    verdicts = [row["official_correct"] for row in records(tmp_path / "out")]
+    assert verdicts == [row[3] for row in rows]
+    official = report(tmp_path / "out")["official"]
+    scored = [row[3] for row in rows if row[3] is not None]
+    assert (official["n_scored"], official["n_total"]) == (len(scored), len(rows))
+    assert official["accuracy"] == pytest.approx(sum(scored) / len(scored))
+    assert official["accuracy_all"] == pytest.approx(sum(scored) / len(rows))
+
+
+@pytest.fixture
+def five(tmp_path):
+    """Four rows with replies, one without."""
+    data = write(tmp_path / "data.json", [mmau_row(f"r{i}") for i in range(5)])
+    replies = ["<think>It barks.</think><answer>dog</answer>", "The answer is dog.", "cat", None]
+    predictions = write(tmp_path / "p.json", [{"id": f"r{i}", "model_prediction": r} for i, r in enumerate(replies)])
+    return data, predictions
+
+
+def test_report_of_a_predictions_file(tmp_path, five):
+    data, predictions = five
+    out = tmp_path / "out"
+    result = cli("--set", "mmau-test-mini", "--data", data, "--predictions", predictions, "--output", out, "--no-plots")
+    assert result.exit_code == 0, result.output
+    found = report(out)
+    # Replies: r0 right, r1 right for the official rule only, r2 wrong, r3 null and r4 absent are missing.
+    assert (found["official"]["accuracy"], found["official"]["n_scored"], found["official"]["n_total"]) == (2 / 3, 3, 5)
+    assert found["official"]["accuracy_all"] == 2 / 5
+    assert found["official_extracted"]["accuracy"] == 1 / 3
+    assert (found["strict"]["accuracy"], found["strict"]["n_scored"], found["strict"]["n_total"]) == (1 / 5, 5, 5)
+    assert (found["n_missing"], found["n_unparseable"]) == (2, 2)
+    assert len(found["data_sha256"]) == 64
+    assert found["breakdown"]["category"]["Reasoning"]["n"] == 5
+    assert [r["official_correct"] for r in records(out)] == [True, True, False, None, None]
+    assert [r["strict_correct"] for r in records(out)] == [True, False, False, False, False]
+    assert "r3, r4" in result.output, "missing rows are named"
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "66.7" in text and "By category" in text and found["data_sha256"] in text
+
+
+def test_our_own_rows_can_be_scored_again(tmp_path, five):
+    data, predictions = five
+    arguments = ("--set", "mmau-test-mini", "--data", data, "--no-plots", "--predictions")
+    cli(*arguments, predictions, "--output", tmp_path / "a")
+    assert cli(*arguments, tmp_path / "a" / "rows.jsonl", "--output", tmp_path / "b").exit_code == 0
+    assert report(tmp_path / "a")["strict"] == report(tmp_path / "b")["strict"]
+    assert report(tmp_path / "a")["n_missing"] == report(tmp_path / "b")["n_missing"]
+
+
+def test_all_wrong_inputs_in_one_report(tmp_path):
+    rows = [
+        mmau_row("twice"),
+        mmau_row("twice"),
+        mmau_row("badkey1", "fox"),
+        mmau_row("badkey2", "owl"),
+        mmau_row("fine"),
+    ]
+    data = write(tmp_path / "data.json", rows)
+    predictions = write(tmp_path / "p.json", [{"id": "stranger", "prediction": "dog"}])
+    result = cli("--set", "mmau-test-mini", "--data", data, "--predictions", predictions, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    for part in ("twice", "badkey1, badkey2", "stranger"):
+        assert part in result.output
+    assert not (tmp_path / "out").exists(), "nothing was started"
+
+
+def test_a_few_answers_outside_the_choices_are_named_and_scored(tmp_path):
+    rows = [mmau_row(f"r{i}") for i in range(39)] + [mmau_row("odd", "fox")]
+    data = write(tmp_path / "data.json", rows)
+    predictions = write(tmp_path / "p.json", [{"id": row["id"], "prediction": row["answer"]} for row in rows])
+    result = cli("--set", "mmau-test-mini", "--data", data, "--predictions", predictions, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "not among the choices in 1 row: odd" in result.output
+    assert "not among the choices in 1 row: odd" in str(report(tmp_path / "out")["problems"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"id": "r0", "prediction": "dog"}\n{"id": "r1", "predic', "line 2"),
+        ('[{"id": "r0", "prediction": "dog"}, {"id": "r1",', "half-written"),
+        ('[{"id": "r0", "prediction": "dog"}, {"id": "r0", "prediction": "cat"}]', "duplicate ids in 1 row: r0"),
+        ('[{"prediction": "dog"}]', "no id in 1 row: 1"),
+        ('[{"id": "r0", "text": "dog"}]', "none of the keys model_output"),
+    ],
+)
+def test_broken_predictions(tmp_path, content, said):
+    data = write(tmp_path / "data.json", [mmau_row("r0"), mmau_row("r1")])
+    (tmp_path / "p.json").write_text(content, encoding="utf-8")
+    result = cli(
+        "--set", "mmau-test-mini", "--data", data, "--predictions", tmp_path / "p.json", "--output", tmp_path / "out"
+    )
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_missing_and_broken_clips_are_named_before_a_model_is_loaded(tmp_path):
+    data = write(tmp_path / "data.json", [mmau_row("r0"), mmau_row("r1"), mmau_row("r2")])
+    make_clip(tmp_path / "audios" / "r0.wav", 10)
+    (tmp_path / "audios" / "r2.wav").write_bytes(b"RIFF half a file")
+    result = cli("--set", "mmau-test-mini", "--data", data, "--model", "nowhere", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "missing in 1 row: r1" in result.output
+    assert "cannot be read in 1 row: r2" in result.output
+
+
+def test_options_that_make_no_sense_are_all_told():
+    result = cli("--num-generations", "4")
+    assert result.exit_code == 2
+    for part in ("--set", "--output", "--model", "--sample"):
+        assert part in result.output
+
+
+def test_unknown_set_lists_those_that_exist(tmp_path):
+    result = cli("--set", "mmlu", "--predictions", "p", "--output", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "mmau-test-mini, mmau-test, mmar, mmsu, builtin" in result.output
+
+
+def test_submission_of_the_test_split(tmp_path):
+    rows = [mmau_row(f"r{i}", "") for i in range(3)]
+    data = write(tmp_path / "mmau-test.json", rows)
+    replies = [
+        {"id": "r0", "model_output": "<think>Bark.</think><answer>dog</answer>"},
+        {"id": "r1", "model_output": "cat"},
+    ]
+    predictions = write(tmp_path / "p.json", replies)
+    result = cli(
+        "--set", "mmau-test", "--data", data, "--predictions", predictions, "--output", tmp_path / "out", "--no-plots"
+    )
+    assert result.exit_code == 0, result.output
+    submitted = json.loads((tmp_path / "out" / "submission.json").read_text(encoding="utf-8"))
+    assert [(row["id"], row["model_output"], row["model_prediction"]) for row in submitted] == [
+        ("r0", "dog", "dog"), ("r1", "cat", "cat"), ("r2", "", ""),
+    ]  # fmt: skip
+    assert submitted[0]["question"] == rows[0]["question"]
+    assert report(tmp_path / "out")["official"]["accuracy"] is None
+
+
+def test_compare_two_runs(tmp_path):
+    rows = [mmau_row(f"r{i}") for i in range(20)]
+    data = write(tmp_path / "data.json", rows)
+    for name, right in (("a", 8), ("b", 16)):
+        replies = [
+            {"id": f"r{i}", "prediction": f"<think>Hm.</think><answer>{'dog' if i < right else 'cat'}</answer>"}
+            for i in range(20)
+        ]
+        write(tmp_path / f"{name}.json", replies)
+        cli(
+            "--set",
+            "mmau-test-mini",
+            "--data",
+            data,
+            "--predictions",
+            tmp_path / f"{name}.json",
+            "--output",
+            tmp_path / name,
+            "--no-plots",
+        )
+    result = cli("compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "comparison.json")
+    assert result.exit_code == 0, result.output
+    strict = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["strict"]
+    assert (strict["only_a"], strict["only_b"], strict["n"]) == (0, 8, 20)
+    assert strict["mean"] == pytest.approx(0.4)
+    assert strict["p_value"] == pytest.approx(2 / 2**8)
+    assert "+40.0" in result.output
+    assert cli("compare", tmp_path / "a", tmp_path / "nowhere").exit_code == 2
+
+
+def test_compare_refuses_another_key(tmp_path):
+    for name, answer in (("a", "dog"), ("b", "cat")):
+        data = write(tmp_path / f"data-{name}.json", [mmau_row("r0", answer)])
+        predictions = write(tmp_path / "p.json", [{"id": "r0", "prediction": "dog"}])
+        cli(
+            "--set",
+            "mmau-test-mini",
+            "--data",
+            data,
+            "--predictions",
+            predictions,
+            "--output",
+            tmp_path / name,
+            "--no-plots",
+        )
+    result = cli("compare", tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 2
+    assert "answer keys differ" in result.output
+
+
+# -- a model that answers from a file's name, in a process of its own ------------------------------------------------
+
+FAKE = """
+import sys, time
+import covo_rl.evaluate.policies as policies
+from covo_rl.evaluate.cli import app
+from covo_rl.evaluate.records import group_from_text
+
+class Store:
+    def key(self, clip): return clip.path
+    def waveform(self, key):
+        import numpy as np
+        return np.zeros(80, dtype=np.float32), 8000
+
+class Fake:
+    clips = Store()
+    def answer(self, examples, *, greedy, num_generations, seed):
+        time.sleep(float(sys.argv[2]))
+        with open(sys.argv[1], "a") as log:
+            log.writelines(e.id + "\\n" for e in examples)
+        said = [e.choices[(seed + len(e.id) + int(e.id[1:])) % 4] for e in examples]
+        texts = [f"<think>Heard {a}.</think><answer>{a}</answer>" for a in said]
+        return [group_from_text(e, [text]) for e, text in zip(examples, texts)]
+
+policies.load_answerer = lambda *args, **options: Fake()
+app(sys.argv[3:])
+"""
+
+
+def make_clip(path, samples):
+    path.parent.mkdir(exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(b"\0\0" * samples)
+
+
+@pytest.fixture
+def two_hundred(tmp_path):
+    for i in range(200):
+        make_clip(tmp_path / "audios" / f"r{i}.wav", 40 + 7 * (i % 50))
+    return write(tmp_path / "data.json", [mmau_row(f"r{i}", PETS[i % 4]) for i in range(200)])
+
+
+def start(data, out, log, *words, pause=0.0, env=None):
+    words = [
+        "--set",
+        "mmau-test-mini",
+        "--data",
+        data,
+        "--model",
+        "fake",
+        "--output",
+        out,
+        "--batch-size",
+        8,
+        "--no-plots",
+        *words,
+    ]
+    command = [sys.executable, "-c", FAKE, str(log), str(pause), *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(env or {})})
+
+
+def finish(process):
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+def test_killed_and_restarted_gives_the_same_report(tmp_path, two_hundred):
+    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
+    finish(start(two_hundred, whole, tmp_path / "log-whole"))
+    process = start(two_hundred, cut, log, pause=0.03)
+    limit = time.monotonic() + 60
+    while not (cut / "rows.jsonl").is_file() or (cut / "rows.jsonl").read_bytes().count(b"\n") < 64:
+        assert process.poll() is None and time.monotonic() < limit, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (cut / "report.json").exists()
+    kept = (cut / "rows.jsonl").read_bytes()
+    finished = [json.loads(line)["id"] for line in kept.split(b"\n")[:-1]]
+    (cut / "rows.jsonl").write_bytes(kept + b'{"id": "r0", "official_corr')
+    answered = log.read_text().split()
+    finish(start(two_hundred, cut, log))
+    again = log.read_text().split()[len(answered) :]
+    assert 64 <= len(finished) < 200
+    assert not set(again) & set(finished), "finished rows are not repeated"
+    assert len(finished) + len(again) == 200
+    for name in ("report.json", "rows.jsonl", "report.md"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    finish(start(two_hundred, cut, log))
+    assert len(log.read_text().split()) == len(answered) + len(again), "a finished evaluation answers nothing again"
+
+
+def test_a_used_folder_refuses_other_settings(tmp_path, two_hundred):
+    finish(start(two_hundred, tmp_path / "out", tmp_path / "log", "--limit", 16))
+    process = start(two_hundred, tmp_path / "out", tmp_path / "log", "--limit", 24)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert b"limit: 16 there, 24 now" in err
+
+
+def test_listening_figures(tmp_path, two_hundred):
+    finish(start(two_hundred, tmp_path / "out", tmp_path / "log", "--limit", 16, "--listen"))
+    audio = report(tmp_path / "out")["audio"]
+    assert {"real", "silent", "swapped", "none", "real_minus_silent", "real_minus_swapped", "real_minus_none"} == set(
+        audio
+    )
+    assert "What the audio contributes" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
