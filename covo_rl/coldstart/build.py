@@ -1,0 +1,69 @@
+"""The model that a cold start begins with, and the folder that it ends in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from covo_rl.coldstart.config import ColdStartConfig
+from covo_rl.models.base import AudioFamily
+from covo_rl.prompt import messages
+from covo_rl.types import Example
+
+STATISTICS_CLIPS = 500
+SMALLEST_DEVIATION = 0.05  # log-mel units; a bin that never changes must not be blown up
+TOKENIZER_ROWS = 2000
+
+
+def family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFamily:
+    """The model at `config.model`, or a new small Covo-Audio whose tokenizer is trained on the rows' text.
+
+    A new model starts from `config.seed`; the mean and deviation of its log-mel features are folded into its first
+    convolution, so that the front end stays as specified.
+    """
+    from covo_rl import models
+
+    if config.model is not None:
+        return models.load(config.model, dtype=config.dtype)
+    from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
+
+    sizes = dict(config.tiny or {})
+    tokenizer = tiny_tokenizer(texts(config, rows), sizes.pop("vocab_size", 600))
+    model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
+    built = models.family_class(model.config.model_type)(model, processor)
+    sample = [clip for row in rows[:STATISTICS_CLIPS] for clip in row.clips]
+    features = [built.clip_features(clip.array, clip.sampling_rate) for clip in sample]  # type: ignore[arg-type]
+    mels_FM = torch.cat([f.tensors["input_features"] for f in features]).transpose(1, 2).flatten(0, 1)
+    fold_feature_statistics(model, mels_FM.mean(0), mels_FM.std(0).clamp(min=SMALLEST_DEVIATION))
+    return built
+
+
+def texts(config: ColdStartConfig, rows: Sequence[Example]) -> list[str]:
+    """What the tokenizer of a new model is trained on: everything a prompt or a completion can say."""
+    found = ["user", "assistant", "system"]
+    for row in rows[:TOKENIZER_ROWS]:
+        for message in messages(row, config.prompt):
+            found += [part["text"] for part in message["content"] if part["type"] == "text"]
+        found += row.choices
+        found += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
+    return found
+
+
+def save(built: AudioFamily, folder: str | Path, config: ColdStartConfig) -> None:
+    """Weights (in `save_dtype`), processor, `prompt.yaml` for later stages and `cold_start.yaml`, what was run."""
+    folder = Path(folder)
+    model = built.model
+    if config.save_dtype != "auto":
+        model = copy.deepcopy(model).to(getattr(torch, config.save_dtype))
+    model.save_pretrained(folder)
+    built.processor.save_pretrained(folder)
+    for name, content in (
+        ("prompt.yaml", dataclasses.asdict(config.prompt)),
+        ("cold_start.yaml", dataclasses.asdict(config)),
+    ):
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,181 @@
+"""Cold start: the teacher's odds, the collator's masks and padding, stages that learn, the recipe end to end."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from covo_rl.coldstart import Stage, load_config
+from covo_rl.coldstart.teacher import completion
+from covo_rl.config import ConfigError
+from covo_rl.prompt import parse
+from covo_rl.types import Example
+
+ROW = Example(
+    id="row-1",
+    clips=(),
+    question="Which vowel is spoken?",
+    choices=("ah", "ee", "oo", "eh"),
+    answer="ee",
+    columns={"evidence": "I hear the man say ee.", "completion": "<think>ee</think><answer>ee</answer>"},
+)
+
+
+def draws(count=2000, **odds):
+    rng = random.Random(0)
+    return [parse(completion(ROW, Stage(**odds), rng)) for _ in range(count)]
+
+
+def test_a_clean_teacher_writes_evidence_conclusion_and_the_right_answer():
+    text = completion(ROW, Stage(), random.Random(0))
+    assert text == "<think>I hear the man say ee. So the answer is ee.</think><answer>ee</answer>"
+
+
+def test_the_weak_teacher_keeps_the_evidence_and_spreads_its_mistakes_evenly():
+    answers = Counter(parsed.answer for parsed in draws(right=0.3))
+    assert abs(answers["ee"] / 2000 - 0.3) < 0.04
+    assert all(abs(answers[wrong] / 2000 - 0.7 / 3) < 0.04 for wrong in ("ah", "oo", "eh"))
+    assert all("I hear the man say ee." in parsed.think for parsed in draws(50, right=0.3))
+
+
+def test_broken_and_inconsistent_are_probabilities():
+    assert abs(sum(not parsed.ok for parsed in draws(broken=0.3)) / 2000 - 0.3) < 0.04
+    assert not any(parsed.ok for parsed in draws(100, broken=1.0))
+    assert abs(sum(parsed.answer != "ee" for parsed in draws(inconsistent=0.2)) / 2000 - 0.2) < 0.04
+
+
+def test_the_column_teacher_takes_the_text_of_the_row_and_names_what_is_missing():
+    stage = Stage(teacher="column")
+    assert completion(ROW, stage, random.Random(0)) == ROW.columns["completion"]
+    with pytest.raises(ValueError, match=r"row-1: no text in column 'cot'; it has evidence, completion"):
+        completion(ROW, stage, random.Random(0), column="cot")
+
+
+def test_all_problems_of_a_config_come_at_once_with_the_nearest_name(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("outptu: x\nstages:\n  - {kind: sft, rigth: 0.3}\n  - {kind: tag, broken: 2}\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    text = str(error.value)
+    for part in ("did you mean output?", "did you mean right?", "there are tagging, sft", "broken 2 is a probability",
+                 "give either model", "give data"):  # fmt: skip
+        assert part in text
+
+
+def test_overrides_win_and_none_leaves_the_file_alone(tmp_path):
+    path = tmp_path / "ok.yaml"
+    path.write_text("seed: 3\nrows: 5\ntiny: {}\nstages: [{kind: sft}]\n")
+    config = load_config(path, {"seed": None, "rows": 7})
+    assert (config.seed, config.rows) == (3, 7)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """A tiny family and 24 prepared rows of the built-in set."""
+    from covo_rl.coldstart import build, data
+
+    config = load_config(None, {
+        "rows": 24, "tiny": {"vocab_size": 512, "encoder_width": 32, "decoder_width": 32, "decoder_layers": 2,
+                             "encoder_layers": 1, "mel_bins": 40, "initializer_range": 0.1},
+        "prompt": {"instruction": "", "choice_style": "inline"}, "stages": [{"kind": "sft"}]})  # fmt: skip
+    examples = data.examples(config)
+    family = build.family(config, examples)
+    return family, data.prepare(examples, family, config), config
+
+
+def test_the_collator_supervises_the_completion_and_its_end_and_nothing_else(prepared):
+    from covo_rl.coldstart.supervised import IGNORED, Collator
+
+    family, rows, _ = prepared
+    texts = ["<think>I hear it.</think><answer>bell</answer>", "<think>a</think><answer>b</answer>"]
+    batch = Collator(family, rows[:2], texts)([{"row": 0}, {"row": 1}])
+    for i in range(2):
+        supervised = batch["labels"][i][batch["labels"][i] != IGNORED].tolist()
+        assert family.tokenizer.decode(supervised) == texts[i] + "<|im_end|>"
+        assert batch["labels"][i, -1] == family.eos_token_ids[0]
+        ids = batch["input_ids"][i][batch["attention_mask"][i] == 1].tolist()
+        assert ids == [*rows[i].prompt_ids, *supervised]
+        assert (batch["input_ids"][i] == family.audio_token_id).sum() == rows[i].clips[0].slots
+    assert batch["input_features"].shape[0] == 2
+
+
+def test_the_loss_is_that_of_each_row_on_its_own(prepared):
+    """Left padding and the cut logits change nothing: the mean over tokens of the plain per-row loss."""
+    from covo_rl.coldstart.supervised import IGNORED, Collator, completion_loss
+
+    family, rows, _ = prepared
+    family.model.eval()
+    texts = [completion(row.example, Stage(), random.Random(0)) for row in rows[:3]]
+    collate = Collator(family, rows[:3], texts)
+    with torch.no_grad():
+        together = completion_loss(family.model, collate([{"row": i} for i in range(3)]))
+        total, tokens = 0.0, 0
+        for i in range(3):
+            batch = collate([{"row": i}])
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            logps = family.model(**inputs).logits[0].log_softmax(-1)
+            for t in range(1, batch["labels"].shape[1]):
+                if batch["labels"][0, t] != IGNORED:
+                    total -= float(logps[t - 1, batch["labels"][0, t]])
+                    tokens += 1
+    assert float(together) == pytest.approx(total / tokens, abs=1e-5)
+
+
+def test_the_folded_statistics_standardise_what_the_first_convolution_sees(prepared):
+    family, rows, _ = prepared
+    mels = torch.cat([row.clips[0].tensors["input_features"] for row in rows])
+    seen = family.model.encoder.conv1(mels)[..., 1:-1]
+    # 24 of 24 clips made the statistics: unit inputs through weights of deviation 0.1 over 40 bins x 3 taps.
+    assert 0.3 < float(seen.detach().std()) < 3
+
+
+def test_tagging_learns_the_facts_of_a_few_clips_and_moves_encoder_and_adapter_only(prepared):
+    from covo_rl.coldstart import tagging
+
+    family, rows, _ = prepared
+    before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
+    log = tagging.run(family, rows, Stage(kind="tagging", steps=60, batch_size=12, learning_rate=3e-3), seed=0)
+    assert log[-1]["fact_accuracy"] > 0.9
+    moved = {name.split(".")[0] for name, p in family.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"encoder", "audio_adapter"}
+
+
+def test_a_supervised_stage_learns_and_leaves_frozen_parts_alone(prepared):
+    from covo_rl.coldstart import supervised
+
+    family, rows, config = prepared
+    before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
+    stage = Stage(steps=25, batch_size=8, learning_rate=5e-3, train_parts=["llm", "lm_head"])
+    log = supervised.run(family, rows, stage, config, seed=0)
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert float(log[-1]["train_loss"]) < 0.6 * float(losses[0])
+    moved = {name.split(".")[0] for name, p in family.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"llm"}
+
+
+def test_the_recipe_writes_a_checkpoint_that_loads_with_its_prompt(tmp_path):
+    root = Path(__file__).parents[1]
+    config = {
+        "rows": 12, "output": str(tmp_path / "out"), "save_dtype": "float16",
+        "tiny": {"vocab_size": 400, "encoder_width": 16, "decoder_width": 16, "decoder_layers": 1, "encoder_layers": 1,
+                 "decoder_heads": 2, "encoder_heads": 2, "mel_bins": 20, "adapter_hidden": 16},
+        "prompt": {"instruction": "", "choice_style": "inline"},
+        "stages": [{"kind": "tagging", "steps": 1, "batch_size": 4}, {"kind": "sft", "steps": 1, "batch_size": 4}],
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(root / "recipes/sft_cot.py"), "--config", str(tmp_path / "c.yaml"), "--seed", "5"]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=120, capture_output=True)
+    from covo_rl import models
+
+    family = models.load(str(tmp_path / "out"), dtype="float32")
+    assert next(family.model.parameters()).dtype == torch.float32
+    assert yaml.safe_load((tmp_path / "out/prompt.yaml").read_text())["choice_style"] == "inline"
+    assert yaml.safe_load((tmp_path / "out/cold_start.yaml").read_text())["seed"] == 5
+    assert [stage["kind"] for stage in json.loads((tmp_path / "out/training_log.json").read_text())] == [
+        "tagging", "sft"]  # fmt: skip
