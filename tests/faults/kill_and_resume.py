@@ -1,0 +1,163 @@
+"""Kill a run with SIGKILL at random moments, resume it, and ask for the very metrics of an undisturbed run.
+
+    python tests/faults/kill_and_resume.py --kills 25 [--ranks 1|2] [--toy] [--seed 0] [-- OPTIONS OF THE RECIPE]
+
+Moments: while Python starts up, between two log lines, and while a checkpoint is being written. A run that reaches its
+end is compared and a fresh one begun, until there were enough kills. Prints a line per kill and `survived K of N`;
+the exit code is 0 only if K == N. Without --toy it kills the shipped recipe on its built-in model, whose every resume
+takes seconds to start; --toy kills tests/faults/toy.py, which uses the same checkpoint code.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE.parents[1] / "recipes" / "grpo_mmau.py"
+TOY_OPTIONS = ["--steps", "14", "--num-iterations", "2", "--steps-per-generation", "2", "--update-seconds", "0.03"]
+RECIPE_OPTIONS = ["--evaluate", "false", "--max_steps", "8", "--prompts_per_step", "4", "--num_generations", "4",
+                  "--max_completion_length", "16", "--limit", "10", "--check_rewards", "false",
+                  "--checkpoint_every", "1"]  # fmt: skip
+PATIENCE_S = 600
+MOMENTS = {"while starting": 1, "between log lines": 4, "while writing a checkpoint": 4}
+
+
+@dataclass
+class Kill:
+    """One kill: when it struck, and whether its run came to the right end."""
+
+    moment: str
+    steps_done: int
+    survived: bool = False
+
+
+@dataclass
+class Harness:
+    toy: bool
+    ranks: int
+    options: list[str]
+    random: random.Random
+    kills: list[Kill] = field(default_factory=list)
+
+    def start(self, output: Path, resume: bool) -> subprocess.Popen:
+        """A run in a session of its own, so that a kill takes all its ranks."""
+        launcher = [sys.executable]
+        if self.ranks > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
+        script = [str(HERE / "toy.py"), *TOY_OPTIONS] if self.toy else [str(RECIPE), *RECIPE_OPTIONS]
+        words = [*launcher, *script, *self.options, "--output", str(output), *(["--resume", "auto"] if resume else [])]
+        log = open(output.with_suffix(".log"), "ab")  # noqa: SIM115 - the child keeps it
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
+
+    def undisturbed(self, output: Path) -> list[str]:
+        process = self.start(output, resume=False)
+        if process.wait(PATIENCE_S) != 0:
+            sys.exit(f"the undisturbed run failed:\n{tail(output)}")
+        return metrics(output)
+
+    def kill_once(self, process: subprocess.Popen, output: Path) -> Kill | None:
+        """Wait for a random moment and kill; None when the run ended before it came."""
+        moment = self.random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
+        lines, deadline = len(metrics(output)), time.monotonic() + PATIENCE_S
+        if moment == "while starting":
+            wait = time.monotonic() + self.random.uniform(0.0, 3.0)
+            arrived = lambda: time.monotonic() >= wait  # noqa: E731
+        elif moment == "between log lines":
+            arrived = lambda: len(metrics(output)) > lines  # noqa: E731
+        else:
+            skip = self.random.randint(0, 2) + lines
+            arrived = lambda: len(metrics(output)) > skip and partial(output)  # noqa: E731
+        while not arrived():
+            if process.poll() is not None:
+                return None
+            if time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                sys.exit(f"no step within {PATIENCE_S} s:\n{tail(output)}")
+            time.sleep(0.0005)
+        time.sleep(self.random.uniform(0.0, 0.3 if moment == "between log lines" else 0.006))
+        if process.poll() is not None:
+            return None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return Kill(moment, len(metrics(output)))
+
+    def round(self, output: Path, expected: list[str], wanted: int) -> None:
+        """One run to its end with up to `wanted` kills; all of them count as survived if its metrics are right."""
+        mine: list[Kill] = []
+        process = self.start(output, resume=False)
+        while len(mine) < wanted:
+            kill = self.kill_once(process, output)
+            if kill is None:
+                break
+            mine.append(kill)
+            process = self.start(output, resume=True)
+        if process.wait(PATIENCE_S) != 0:
+            print(f"  the resumed run failed:\n{tail(output)}", flush=True)
+            fine = False
+        else:
+            fine = metrics(output) == expected
+        for kill in mine:
+            kill.survived = fine
+            number = len(self.kills) + 1
+            print(f"kill {number}: {kill.moment}, after {kill.steps_done} logged steps: "
+                  f"{'same metrics' if fine else 'METRICS DIFFER'}", flush=True)  # fmt: skip
+            self.kills.append(kill)
+
+
+def metrics(output: Path) -> list[str]:
+    """Complete lines of metrics.jsonl without wall-clock times."""
+    path = output / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    rows = [json.loads(line) for line in lines]
+    return [json.dumps({k: v for k, v in row.items() if "seconds" not in k}, sort_keys=True) for row in rows]
+
+
+def partial(output: Path) -> bool:
+    """A checkpoint is being written at this moment."""
+    folder = output / "checkpoints"
+    return folder.is_dir() and any(path.name.startswith(".partial-") for path in folder.iterdir())
+
+
+def tail(output: Path) -> str:
+    return "\n".join(output.with_suffix(".log").read_text(encoding="utf-8").splitlines()[-20:])
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--ranks", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--toy", action="store_true", help="kill the toy run instead of the recipe")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("options", nargs="*", help="further options of the run, after --")
+    arguments = parser.parse_args(words)
+    harness = Harness(arguments.toy, arguments.ranks, arguments.options, random.Random(arguments.seed))
+    folder = Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
+    expected = harness.undisturbed(folder / "undisturbed")
+    print(f"undisturbed: {len(expected)} steps", flush=True)
+    number = 0
+    while len(harness.kills) < arguments.kills:
+        harness.round(folder / f"run_{number}", expected, arguments.kills - len(harness.kills))
+        number += 1
+    survived = sum(kill.survived for kill in harness.kills)
+    print(f"survived {survived} of {len(harness.kills)}")
+    if survived == len(harness.kills):
+        shutil.rmtree(folder)
+        return 0
+    print(f"the runs are kept in {folder}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
