@@ -16,27 +16,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import BatchFeature
-from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
+from covo_rl.models.covo_audio.mel import mel_filters
 from covo_rl.models.covo_audio.resampling import resample
 
 FRAMES_PER_SECOND = 100
 MAX_CHANNELS = 8  # an axis this short is taken for channels when the orientation has to be found
-
-
-@lru_cache(maxsize=8)
-def _mel_filters(n_fft: int, mel_bins: int, rate: int) -> torch.Tensor:
-    filters = mel_filter_bank(
-        num_frequency_bins=n_fft // 2 + 1,
-        num_mel_filters=mel_bins,
-        min_frequency=0.0,
-        max_frequency=rate / 2,
-        sampling_rate=rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters.T.copy()).float()
 
 
 @lru_cache(maxsize=8)
@@ -191,7 +177,7 @@ class CovoAudioFeatureExtractor(SequenceFeatureExtractor):
         signal = F.pad(signal, (0, frames * hop - signal.shape[0]))
         spectrum = torch.stft(signal, self.n_fft, hop, window=_window(self.n_fft), return_complex=True)
         power = spectrum[:, :-1].abs() ** 2
-        logs = (_mel_filters(self.n_fft, self.feature_size, rate) @ power).clamp(min=1e-10).log10()
+        logs = (mel_filters(self.n_fft, self.feature_size, rate) @ power).clamp(min=1e-10).log10()
         logs = F.pad(logs, (0, self.segment_frames - frames), value=-10.0)
         return (torch.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0
 
