@@ -9,7 +9,10 @@ import pytest
 from covo_rl.config import PromptConfig, RolloutConfig
 from covo_rl.evaluate import evaluate
 from covo_rl.evaluate.engine import batch_seed, plan_batches
+from covo_rl.evaluate.inputs import Inputs
 from covo_rl.evaluate.records import RecordLog, group_from_text
+from covo_rl.evaluate.runner import Ranks, run_model
+from covo_rl.evaluate.sets import load_set
 from covo_rl.evaluate.summary import length_class, summarize
 from covo_rl.evaluate.variants import derangement, with_audio
 from covo_rl.types import Clip, Example
@@ -225,3 +228,43 @@ def test_a_set_without_a_key_has_no_accuracy():
     summary = summarize(records)
     assert summary["accuracy"] is None
     assert summary["strict"]["n_scored"] == 0
+
+
+def test_ranks_share_the_batches_and_join_them(tmp_path):
+    """Two ranks one after the other write what one rank writes; each row is answered once."""
+    rows = pet_rows(10)
+    inputs = Inputs(load_set("builtin"), tmp_path / "data.json", None, tuple(rows))
+
+    def records(folder, ranks):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        answerer = Listener()
+        found = run_model(inputs, answerer, tmp_path / folder, clips=Waveforms(), reward_config=None, audio="real",
+                          greedy=True, num_generations=1, seed=0, batch_size=3, ranks=ranks)  # fmt: skip
+        return found, [name for batch in answerer.batches for name in batch]
+
+    single, _ = records("one", Ranks())
+    second, answered_1 = records("two", Ranks(1, 2))
+    first, answered_0 = records("two", Ranks(0, 2))
+    assert second is None
+    assert first == single
+    assert sorted(answered_0 + answered_1) == sorted(row.id for row in rows)
+    assert len(answered_1) == 4, "batches 1 and 3 of 3 + 3 + 3 + 1 rows"
+    assert (tmp_path / "one" / "rows.jsonl").read_bytes() == (tmp_path / "two" / "rows.jsonl").read_bytes()
+    assert not list((tmp_path / "two").glob("*rank*"))
+
+
+def test_in_process_ranks_gather_all_records():
+    rows = pet_rows(7)
+    shares = [[], []]
+    for rank in (0, 1):
+        with pytest.raises(KeyError):
+            run(Listener(), rows, rank=rank, world=2, gather=lambda part, rank=rank: shares[rank].extend(part) or part)
+    joined = run(Listener(), rows, rank=0, world=2, gather=lambda part: part + shares[1])
+    assert joined.records == run(Listener(), rows).records
+
+
+def test_odd_characters_leave_the_lines_intact(tmp_path):
+    log = RecordLog(tmp_path / "rows.jsonl")
+    log.append([{"id": "a", "reply": "\ud800 \u2028 \x85 快乐"}], batch=0)
+    assert len(log.path.read_text().splitlines()) == 1
+    assert log.repair()[0]["reply"] == "\ud800 \u2028 \x85 快乐"

@@ -16,7 +16,13 @@ import typer
 
 from covo_rl.evaluate.problems import EvalInputError
 
-app = typer.Typer(add_completion=False, invoke_without_command=True, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    add_completion=False,
+    invoke_without_command=True,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 class Dtype(StrEnum):

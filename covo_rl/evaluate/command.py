@@ -10,8 +10,9 @@ from typing import Any
 
 from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.evaluate import report as reports
+from covo_rl.evaluate.engine import audio_seconds
 from covo_rl.evaluate.inputs import Inputs, read_inputs
-from covo_rl.evaluate.problems import EvalInputError
+from covo_rl.evaluate.problems import EvalInputError, named
 from covo_rl.evaluate.progress import EvalProgress
 from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import Ranks, open_folder, run_model, run_predictions
@@ -84,6 +85,13 @@ def check_request(request: Request) -> None:
                 problems.append(f"{name} needs a --model; a predictions file is scored as it is")
     if request.greedy and request.num_generations > 1:
         problems.append(f"--num-generations {request.num_generations}: greedy replies are equal; add --sample")
+    if (config := request.reward_config()) is not None:
+        from covo_rl import rewards
+
+        try:
+            rewards.components(config.rewards)
+        except rewards.RewardError as error:
+            problems.append(f"--rewards: {error}")
     if problems:
         raise EvalInputError(problems)
 
@@ -150,8 +158,19 @@ def _run_model(request: Request, inputs: Inputs, style: PromptStyle | None) -> d
         rollout_config=request.rollout_config(), style=style, device=request.device,
         trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
+    check_lengths(inputs, answerer)
     by_audio = answer_all(request, inputs, answerer, answerer.clips, ranks, conditions=request.conditions())
     return finish(request, inputs, by_audio, settings) if ranks.rank == 0 else None
+
+
+def check_lengths(inputs: Inputs, answerer: Any) -> None:
+    """Raise EvalInputError naming the rows whose audio is longer than the model takes."""
+    longest = getattr(answerer, "max_clip_seconds", None)
+    if longest is None:
+        return
+    over = [e.id for e in inputs.examples if any(audio_seconds((c,), answerer.clips) > longest for c in e.clips)]
+    if over:
+        raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {named(over)}"])
 
 
 def answer_all(
@@ -193,7 +212,7 @@ def finish(
     report = reports.build_report(inputs.eval_set, by_audio, settings)
     reports.write_json(folder / "report.json", report)
     text = reports.markdown(report)
-    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
     typer.echo(text)
     if inputs.eval_set.submission:
         from covo_rl.evaluate.predictions import read_rows

@@ -45,6 +45,10 @@ class PolicyAnswerer:
     rollout_config: RolloutConfig
     style: PromptStyle | None = None
 
+    @property
+    def max_clip_seconds(self) -> float | None:
+        return self.policy.family.max_clip_seconds
+
     def build(self, example: Example) -> Prompt:
         """The prompt of one row, in the set's published wording where `style` is given."""
         from covo_rl import prompt
@@ -161,13 +165,16 @@ def evaluate(
     rollout_config: RolloutConfig, reward_config: RewardConfig | None, clips: ClipStore | None,
     audio: str = "real", greedy: bool = True, num_generations: int = 1, seed: int = 0, batch_size: int = 64,
     progress: Callable[[int, int, float], object] | None = None, scorer: Scorer = token_set_match,
-    swap_seed: int = 0,
+    swap_seed: int = 0, rank: int = 0, world: int = 1, gather: Callable[[list], list] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate in this process, as the trainer does before and after.
 
     `policy_or_sampler` is a Policy, or an object with `answer` (see Answerer). `audio` is real, silent, swapped or
     none; the reported reward of a row is the mean over its samples. `progress(done, total, accuracy)` is called
     after every batch. Returns an Evaluation whose records are in the order of `examples`.
+
+    With `world` > 1 each rank answers every world-th batch and `gather` (accelerate.utils.gather_object) brings the
+    records to all; not for sharded parameters, whose ranks must run the same number of forwards.
 
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
@@ -181,7 +188,7 @@ def evaluate(
     seconds = [audio_seconds(e.clips, clips) for e in examples]
     rows = list(examples) if audio == "real" else with_audio(examples, audio, clips, seed=swap_seed)  # type: ignore[arg-type]
     found: dict[int, Record] = {}
-    for batch in plan_batches(examples, seconds, batch_size):
+    for batch in plan_batches(examples, seconds, batch_size)[rank::world]:
         part = [rows[i] for i in batch]
         records = evaluate_batch(
             answerer, part, [seconds[i] for i in batch], scorer=scorer, reward_config=reward_config,
@@ -192,6 +199,8 @@ def evaluate(
         if progress is not None:
             right = sum(bool(record["strict_correct"]) for record in found.values())
             progress(len(found), len(rows), right / len(found))
+    if gather is not None:
+        found = dict(gather(list(found.items())))
     return Evaluation(tuple(found[i] for i in range(len(rows))), audio=audio, greedy=greedy)
 
 

@@ -25,7 +25,12 @@ def read_rows(path: str | Path) -> list[Any]:
         raise EvalInputError([f"{path}: not UTF-8 at byte {error.start}; was the file cut or is it binary?"]) from None
     if text.lstrip()[:1] == "[":
         return _json_list(text, path)
-    return _json_lines(text, path)
+    try:
+        whole = json.loads(text)  # one object over several lines
+    except ValueError:
+        return _json_lines(text, path)
+    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
+    return lists[0] if "id" not in whole and len(lists) == 1 else [whole]
 
 
 def _json_list(text: str, path: Path) -> list[Any]:

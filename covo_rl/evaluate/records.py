@@ -89,7 +89,8 @@ def make_record(
 
 
 class RecordLog:
-    """rows.jsonl: one line a record, flushed to disk after every batch.
+    """rows.jsonl: one line a record, flushed to disk after every batch. ASCII, so that any character of a reply (a
+    lone surrogate, a line separator) leaves the lines intact.
 
     A batch is written whole and its lines carry its number and size. After a kill the half-written end is cut
     off, an unfinished batch included: it will be repeated with the same seed, and finished rows will not.
@@ -101,17 +102,14 @@ class RecordLog:
     def append(self, records: Iterable[Record], *, batch: int) -> None:
         """Write one batch and wait until it is on the disk."""
         rows = list(records)
-        lines = [json.dumps({**row, "batch": [batch, len(rows)]}, ensure_ascii=False) + "\n" for row in rows]
+        lines = [json.dumps({**row, "batch": [batch, len(rows)]}) + "\n" for row in rows]
         with open(self.path, "ab") as file:
-            file.write("".join(lines).encode("utf-8"))
+            file.write("".join(lines).encode("ascii"))
             file.flush()
             os.fsync(file.fileno())
 
     def read(self) -> list[Record]:
-        """All complete lines, without repairing anything. Raises ValueError naming a broken line that is not the last.
-
-        Lone surrogates never occur: they are replaced when a completion is decoded.
-        """
+        """All complete lines, nothing repaired. Raises ValueError naming a broken line that is not the last."""
         if not self.path.is_file():
             return []
         lines = self.path.read_bytes().split(b"\n")
@@ -143,9 +141,7 @@ class RecordLog:
 
     def replace(self, records: Iterable[Record]) -> None:
         """Write the whole file anew under a temporary name and rename it: never half a file."""
-        write_atomically(
-            self.path, lambda file: file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-        )
+        write_atomically(self.path, lambda file: file.writelines(json.dumps(r) + "\n" for r in records))
 
 
 def write_atomically(path: Path, write: Callable[[Any], object]) -> None:

@@ -75,7 +75,7 @@ def submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
-    write_atomically(path, lambda file: json.dump(content, file, indent=2, ensure_ascii=False))
+    write_atomically(path, lambda file: json.dump(content, file, indent=2))
 
 
 def percent(value: float | None) -> str:

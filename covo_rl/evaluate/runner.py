@@ -44,7 +44,7 @@ def open_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = Fal
     """Claim the folder for these settings, or accept it when it already holds them.
 
     Raises:
-        EvalInputError: it holds another evaluation; the differing settings are named.
+        EvalInputError: it holds another evaluation (the differing settings are named), or rows that nobody claims.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.json"
@@ -60,8 +60,12 @@ def open_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = Fal
             advice = "choose another --output, or --overwrite"
             raise EvalInputError([f"{folder} holds another evaluation ({advice}):", *differing])
         return
-    for old in folder.glob("rows*.jsonl"):
-        old.unlink()
+    old = sorted(folder.glob("rows*.jsonl"))
+    if old and not overwrite:
+        names = ", ".join(file.name for file in old)
+        raise EvalInputError([f"{folder} holds {names} of unknown origin (no run.json); choose another --output"])
+    for file in old:
+        file.unlink()
     from covo_rl.evaluate.report import write_json
 
     write_json(path, wanted)
