@@ -1,0 +1,105 @@
+"""Drawing tokens from logits with noise that belongs to the prompt, not to the batch.
+
+Every prompt has its own generator and draws its uniform numbers [G, C] before decoding starts, so that its rollouts
+are the same whatever else is in the batch, on however many ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from covo_rl.types import Prompt
+
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a token is chosen: `greedy`, or sampled at `temperature` after top-k, top-p and min-p truncation."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    greedy: bool = False
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+def prompt_noise(prompts: Sequence[Prompt], seed: int, generations: int, length: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1), (P, G, C) float64, seeded by (seed, row id, ids, clips, occurrence in this call)."""
+    seen: dict[tuple, int] = {}
+    blocks = []
+    for prompt in prompts:
+        name = (prompt.example.id, prompt.input_ids, prompt.clip_keys)
+        seen[name] = seen.get(name, -1) + 1
+        digest = hashlib.sha256(repr((seed, *name, seen[name])).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        blocks.append(torch.rand(generations, length, generator=generator, dtype=torch.float64))
+    return torch.stack(blocks) if blocks else torch.zeros(0, generations, length, dtype=torch.float64)
+
+
+def draw(logits_RV: torch.Tensor, noise_R: torch.Tensor, how: Drawing) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (R,) int64 and their log-probs (R,) float32 under softmax(logits / temperature), before truncation.
+
+    `logits_RV` float32, already divided by the temperature; `noise_R` uniform float64.
+    """
+    logps_RV = logits_RV.log_softmax(-1)
+    if how.greedy:
+        tokens_R = logps_RV.argmax(-1)
+    else:
+        probs_RV = logps_RV.exp()
+        tokens_R = _inverse_cdf(truncated(probs_RV, how) if how.truncates else probs_RV, noise_R)
+    return tokens_R, logps_RV.gather(1, tokens_R[:, None])[:, 0]
+
+
+def truncated(probs_RV: torch.Tensor, how: Drawing) -> torch.Tensor:
+    """Probabilities with the tokens set to 0 that top-k, then top-p, then min-p leave out (transformers' order)."""
+    keep_RV = torch.ones_like(probs_RV, dtype=torch.bool)
+    if 0 < how.top_k < probs_RV.shape[1]:
+        keep_RV &= probs_RV >= probs_RV.topk(how.top_k, -1).values[:, -1:]
+    if how.top_p < 1.0:
+        ranked, order = (probs_RV * keep_RV).sort(-1, descending=True, stable=True)
+        ranked = ranked / ranked.sum(-1, keepdim=True)
+        before = ranked.cumsum(-1) - ranked
+        inside = before < how.top_p
+        inside[:, 0] = True
+        keep_RV &= torch.zeros_like(keep_RV).scatter(1, order, inside)
+    if how.min_p > 0.0:
+        keep_RV &= probs_RV >= how.min_p * probs_RV.amax(-1, keepdim=True)
+    return probs_RV * keep_RV
+
+
+def _inverse_cdf(weights_RV: torch.Tensor, noise_R: torch.Tensor) -> torch.Tensor:
+    """Index drawn in proportion to the weights; sums in float64, so that long tails keep their mass.
+
+    Large vocabularies go in two steps, block then token, so that the float64 sums stay small.
+    """
+    rows, size = weights_RV.shape
+    if size <= 8 * BLOCK:
+        return _pick(weights_RV, noise_R)[0]
+    padded = torch.nn.functional.pad(weights_RV, (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    block_R, rest_R = _pick(padded.sum(-1, dtype=torch.float64), noise_R)
+    inside = padded[torch.arange(rows, device=padded.device), block_R]
+    return block_R * BLOCK + _pick(inside, rest_R)[0]
+
+
+def _pick(weights_RV: torch.Tensor, noise_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index whose interval of the cumulative sum holds noise * total, and the place inside it as new noise."""
+    weights_RV = weights_RV.double()
+    cdf_RV = weights_RV.cumsum(-1)
+    level_R1 = noise_R[:, None] * cdf_RV[:, -1:]
+    index_R1 = torch.searchsorted(cdf_RV, level_R1, right=True)
+    # a level that rounds to the total belongs to the last index with any weight
+    last_R1 = (cdf_RV < cdf_RV[:, -1:]).sum(-1, keepdim=True)
+    index_R1 = torch.minimum(index_R1, last_R1)
+    weight_R1 = weights_RV.gather(1, index_R1)
+    below_R1 = cdf_RV.gather(1, index_R1) - weight_R1
+    rest_R1 = ((level_R1 - below_R1) / weight_R1).clamp(0.0, 1.0 - 1e-12)
+    return index_R1[:, 0], rest_R1[:, 0]

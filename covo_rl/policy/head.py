@@ -1,0 +1,154 @@
+"""Log-probs of completion tokens and their entropy, in chunks: no (N, C, V) tensor ever exists.
+
+With a frozen head the forward pass already stores d logp / d h, (M, D), so that the backward is one multiply and the
+logits are made once. With a trainable head the backward makes each chunk's logits a second time. A head that is not
+a plain linear layer (adapters on it, sharded weights) is called as a module, chunk by chunk, under checkpointing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+#: logits held at once, in elements; 2**25 float32 are 128 MiB
+CHUNK_ELEMENTS = 2**25
+
+
+def token_logps(
+    hidden_MD: torch.Tensor,
+    targets_M: torch.Tensor,
+    head: nn.Module,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log softmax(head(hidden) / temperature)[target] and, if asked for, the entropy in nats: (M,) float32 each.
+
+    `hidden_MD` any float dtype, `targets_M` int64. Both results are differentiable in hidden and head. `chunk` is
+    the number of positions at a time (default: so that a chunk of logits has at most CHUNK_ELEMENTS).
+    """
+    weight = getattr(head, "weight", None)
+    plain = type(head) is nn.Linear and type(weight) in (nn.Parameter, torch.Tensor) and weight.numel() > 0
+    if not plain:
+        vocabulary = getattr(head, "out_features", None) or getattr(weight, "shape", (2**17,))[0]
+        return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk or _chunk(vocabulary))
+    assert isinstance(head, nn.Linear)
+    logps_M, entropy_M = _LinearLogps.apply(
+        hidden_MD, head.weight, head.bias, targets_M, temperature, entropy, chunk or _chunk(head.weight.shape[0])
+    )
+    return logps_M, entropy_M if entropy else None
+
+
+def _chunk(vocabulary: int) -> int:
+    return max(16, CHUNK_ELEMENTS // vocabulary)
+
+
+def scaled_logits(
+    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, temperature: float
+) -> torch.Tensor:
+    """float32 logits / temperature, as sampling computes them."""
+    logits = torch.nn.functional.linear(hidden_MD, weight_VD, bias_V).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+class _LinearLogps(torch.autograd.Function):
+    """(hidden, weight, bias) -> (logps_M, entropy_M)."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, hidden_MD, weight_VD, bias_V, targets_M, temperature: float, entropy: bool, chunk: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        store = ctx.needs_input_grad[0] and not head_trains
+        rows = hidden_MD.shape[0]
+        logps_M = hidden_MD.new_empty(rows, dtype=torch.float32)
+        entropy_M = hidden_MD.new_empty(rows if entropy else 0, dtype=torch.float32)
+        slopes = [torch.empty_like(hidden_MD) for _ in range(1 + entropy)] if store else []
+        for start in range(0, rows, chunk):
+            part = slice(start, start + chunk)
+            logits = scaled_logits(hidden_MD[part], weight_VD, bias_V, temperature)
+            total = logits.logsumexp(-1, keepdim=True)
+            picked = targets_M[part, None]
+            logps_M[part] = (logits.gather(1, picked) - total)[:, 0]
+            if not (store or entropy):
+                continue
+            logps_cV = logits.sub_(total)
+            probs_cV = logps_cV.exp()
+            if entropy:
+                entropy_M[part] = -(probs_cV * logps_cV).sum(-1)
+            if not store:
+                continue
+            if entropy:
+                weighted = probs_cV * (logps_cV + entropy_M[part, None])
+                slopes[1][part] = (weighted.to(weight_VD.dtype) @ weight_VD).mul_(-1 / temperature)
+            expected = probs_cV.to(weight_VD.dtype) @ weight_VD
+            slopes[0][part] = (weight_VD[targets_M[part]] - expected).mul_(1 / temperature)
+        ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
+        ctx.has_bias = bias_V is not None
+        if head_trains:
+            ctx.save_for_backward(hidden_MD, weight_VD, targets_M, *([bias_V] if ctx.has_bias else []))
+        else:
+            ctx.save_for_backward(*slopes)
+        if not entropy:
+            ctx.mark_non_differentiable(entropy_M)
+        return logps_M, entropy_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logps_M, grad_entropy_M):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.head_trains:
+            return (*_LinearLogps._recomputed(ctx, grad_logps_M, grad_entropy_M), None, None, None, None)
+        slopes = ctx.saved_tensors
+        if not slopes:
+            return (None,) * 7
+        grad_hidden = slopes[0] * grad_logps_M[:, None].to(slopes[0].dtype)
+        if ctx.entropy:
+            grad_hidden += slopes[1] * grad_entropy_M[:, None].to(slopes[1].dtype)
+        return grad_hidden, None, None, None, None, None, None
+
+    @staticmethod
+    def _recomputed(ctx: Any, grad_logps_M: torch.Tensor, grad_entropy_M: torch.Tensor):
+        hidden_MD, weight_VD, targets_M, *rest = ctx.saved_tensors
+        bias_V = rest[0] if ctx.has_bias else None
+        grad_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, hidden_MD.shape[0], ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            logps_cV = scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature).log_softmax(-1)
+            probs_cV = logps_cV.exp()
+            grad_c = grad_logps_M[part, None]
+            slope_cV = probs_cV * -grad_c
+            slope_cV.scatter_add_(1, targets_M[part, None], grad_c.to(slope_cV.dtype))
+            if ctx.entropy:
+                entropy_c = -(probs_cV * logps_cV).sum(-1, keepdim=True)
+                slope_cV -= probs_cV * (logps_cV + entropy_c) * grad_entropy_M[part, None]
+            slope_cV = slope_cV.div_(ctx.temperature).to(weight_VD.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = slope_cV @ weight_VD
+            if grad_weight is not None:
+                grad_weight.addmm_(slope_cV.t(), hidden_MD[part].to(weight_VD.dtype))
+            if grad_bias is not None:
+                grad_bias += slope_cV.sum(0)
+        return grad_hidden, grad_weight, grad_bias
+
+
+def _module_logps(
+    hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module, temperature: float, entropy: bool, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def one(hidden_cD: torch.Tensor, targets_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logps_cV = (head(hidden_cD).float() / temperature).log_softmax(-1)
+        entropy_c = -(logps_cV.exp() * logps_cV).sum(-1) if entropy else logps_cV.new_empty(0)
+        return logps_cV.gather(1, targets_c[:, None])[:, 0], entropy_c
+
+    parts = [
+        checkpoint(one, hidden_MD[s : s + chunk], targets_M[s : s + chunk], use_reentrant=False)
+        for s in range(0, hidden_MD.shape[0], chunk)
+    ]
+    logps_M = torch.cat([part[0] for part in parts])
+    return logps_M, torch.cat([part[1] for part in parts]) if entropy else None

@@ -1,0 +1,400 @@
+"""The policy: one module with one forward, so that DDP and FSDP2 wrap it once and all their hooks fire.
+
+policy = Policy(family, peft_model=modes.peft_model, clips=clips)
+features = policy.features(prompts)                              each clip once
+draws    = policy("sample", prompts, features, config, seed=1)   each prompt once, then G rollouts
+scores   = policy("logps", groups, features, temperature=1.0)    each prompt once for all its rollouts
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from covo_rl.policy.decoding import Draws, sample_draws
+from covo_rl.policy.features import Features, FeatureStore
+from covo_rl.policy.grouped import NAME, KeyValues, Layout, PackedLayout
+from covo_rl.policy.head import token_logps
+from covo_rl.policy.lora import adapters_disabled
+from covo_rl.policy.packing import Packed, Span, identity, pack
+from covo_rl.policy.ranks import anyone, is_sharded
+
+if TYPE_CHECKING:
+    from covo_rl.audio import ClipStore
+    from covo_rl.config import RolloutConfig
+    from covo_rl.models.base import AudioFamily
+    from covo_rl.policy.checks import SelfCheck
+    from covo_rl.types import Group, Prompt
+
+#: names the features of a silent clip that only keeps ranks in step
+DUMMY = ""
+AUDIO_PARTS = ("encoder", "audio_adapter")
+
+
+class LogProbs(NamedTuple):
+    """Group-major over the given groups, right-padded with 0: float32, bool, float32 in nats or None."""
+
+    logps_NC: torch.Tensor
+    mask_NC: torch.Tensor
+    entropy_NC: torch.Tensor | None = None
+
+
+@dataclass
+class Counters:
+    """Work done so far, for tests and benchmarks."""
+
+    passes: int = 0
+    prompt_positions: int = 0
+    completion_positions: int = 0
+    decode_positions: int = 0
+
+
+@dataclass
+class PromptCache:
+    """Prompt keys of the last sampling call, with the weights' version they were made with."""
+
+    keys: KeyValues
+    places: dict[Any, int]
+    spans: list[Span]
+    last_PD: torch.Tensor
+    version: int
+
+
+class Policy(nn.Module):
+    """The trainable model, its audio features, its reference.
+
+    `peft_model` None means full training; then `keep_reference` makes a frozen copy of what trains, now.
+    `clips` resolves clip keys; without it only text-only prompts and given features work. `fold_lora_mb` bounds the
+    memory for decoding with LoRA folded into the weights (float32 only; 0 is off).
+    """
+
+    def __init__(
+        self,
+        family: AudioFamily,
+        peft_model: nn.Module | None = None,
+        *,
+        clips: ClipStore | None = None,
+        feature_memory_mb: float = 512,
+        gradient_checkpointing: bool = False,
+        keep_reference: bool = False,
+        fold_lora_mb: float = 2048,
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.clips = clips
+        self.model: nn.Module = family.model if peft_model is None else peft_model
+        self.has_adapter = peft_model is not None
+        self.fold_lora_mb = fold_lora_mb
+        self.counters = Counters()
+        self._no_split_modules = getattr(family.model, "_no_split_modules", None)
+        self._prompt_cache: PromptCache | None = None
+        self._autocast_seen = False
+        self._methods: dict[str, Callable[..., Any]] = {
+            "logps": self.logps,
+            "old_logps": self.old_logps,
+            "sample": self.sample,
+        }
+        trains = {part: self._part_trains(part) for part in AUDIO_PARTS}
+        self.audio_frozen = not any(trains.values())
+        self._frozen_parts = [part for part, value in trains.items() if not value]
+        _use_grouped_attention(family.decoder)
+        if gradient_checkpointing:
+            self._checkpoint_decoder()
+        self.store = FeatureStore(family, clips, feature_memory_mb, frozen=self.audio_frozen)  # pyright: ignore
+        self.reference_model: nn.Module | None = None
+        self._reference_family = family
+        if keep_reference and not self.has_adapter:
+            self._reference_family, self.reference_model = _frozen_copy(family)
+        self.reference_store = FeatureStore(self._reference_family, clips, feature_memory_mb)  # pyright: ignore
+        self.train(self.training)
+
+    # -- one forward ---------------------------------------------------------------------------------------------
+
+    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call `logps`, `old_logps` or `sample` under the hooks of whatever wraps this module."""
+        if method not in self._methods:
+            raise ValueError(f"the policy has no method {method!r}; it has {', '.join(self._methods)}")
+        return self._methods[method](*args, **kwargs)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, where accelerate and DeepSpeed look for it."""
+        return self.family.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.family.embed_tokens.weight.device  # pyright: ignore[reportReturnType]
+
+    @property
+    def sampling_is_exact(self) -> bool:
+        """Sampling log-probs equal the scoring pass (1e-5): float32 weights and no autocast seen while sampling."""
+        floats = {p.dtype for p in self.family.decoder.parameters()}
+        return floats == {torch.float32} and not self._autocast_seen
+
+    @property
+    def sharded(self) -> bool:
+        """Parameters live in pieces on several ranks, so every rank must make the same module calls."""
+        return is_sharded(self)
+
+    def train(self, mode: bool = True) -> Policy:
+        """Frozen audio parts and the reference stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen_parts:
+            prefix = self.family.parts[part].rstrip(".")
+            self.family.model.get_submodule(prefix).eval()
+        if self.reference_model is not None:
+            self.reference_model.eval()
+        return self
+
+    # -- audio ---------------------------------------------------------------------------------------------------
+
+    def features(self, prompts: Sequence[Prompt]) -> Features:
+        """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
+        features = Features([key for prompt in prompts for key in prompt.clip_keys], self._embeddings)
+        if self.audio_frozen and not self.sharded:
+            features.get()
+        return features
+
+    def _embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        wanted = bool(self.store.missing(keys)) if self.audio_frozen else bool(keys)
+        if self.sharded:
+            dummy = anyone(wanted, self.device) and not wanted
+        else:
+            dummy = (
+                not keys and not self.audio_frozen and torch.is_grad_enabled() and torch.distributed.is_initialized()
+            )
+        result = self.store.embeddings(keys)
+        if dummy:
+            silent = self.family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
+            result = {**result, DUMMY: self.family.encode([silent])[0]}
+        return result
+
+    def _audio(self, features: Features, keys: Sequence[str], reference: bool) -> dict[str, torch.Tensor]:
+        if reference and not self.audio_frozen:
+            embeddings = self.reference_store.embeddings(features.keys)
+        else:
+            embeddings = features.get(fresh=torch.is_grad_enabled() and not self.audio_frozen)
+        if missing := [key for key in dict.fromkeys(keys) if key not in embeddings]:
+            raise KeyError(
+                f"features were made for {len(features.keys)} clips, without {len(missing)} of these prompts' "
+                f"(first: {missing[0]}); call policy.features with the same prompts"
+            )
+        return embeddings
+
+    def _embed(self, packed: Packed, features: Features, family: AudioFamily, reference: bool) -> torch.Tensor:
+        """(L, D) token embeddings with the audio slots filled."""
+        embeds_LD = family.embed_tokens(packed.input_ids_L)
+        audio = self._audio(features, packed.audio_keys, reference)
+        if packed.audio_keys:
+            rows = torch.cat([audio[key].to(embeds_LD.device, embeds_LD.dtype) for key in packed.audio_keys])
+            if rows.shape[0] != packed.audio_positions_S.shape[0]:
+                raise ValueError(_slot_message(packed, audio))
+            embeds_LD = embeds_LD.index_copy(0, packed.audio_positions_S, rows)
+        if DUMMY in audio:
+            embeds_LD = embeds_LD + 0.0 * audio[DUMMY].sum().to(embeds_LD.dtype)
+        return embeds_LD
+
+    # -- scoring -------------------------------------------------------------------------------------------------
+
+    def logps(
+        self,
+        groups: Sequence[Group],
+        features: Features,
+        *,
+        temperature: float = 1.0,
+        reference: bool = False,
+        entropy: bool = False,
+    ) -> LogProbs:
+        """Log-probs of every completion id under the policy at `temperature`; each unique prompt computed once.
+
+        `reference` scores with the adapters off (LoRA) or with the frozen copy (full), without gradient. `entropy`
+        adds the differentiable entropy of every position.
+        """
+        with ExitStack() as stack:
+            family = self.family
+            if reference:
+                stack.enter_context(torch.no_grad())
+                family = self._enter_reference(stack)
+            if not torch.is_grad_enabled():
+                stack.enter_context(self._evaluating())
+            packed = pack(groups, family.audio_token_id, self.device)
+            embeds_LD = self._embed(packed, features, family, reference)
+            hidden_LD = self._decode(family, embeds_LD, packed.position_ids_L, PackedLayout(packed))
+            self._count(packed)
+            return self._scores(family, packed, hidden_LD, temperature, entropy)
+
+    def old_logps(
+        self, groups: Sequence[Group], features: Features, *, temperature: float = 1.0, reuse_prompts: bool = True
+    ) -> LogProbs:
+        """`logps` without gradient; takes the prompts' keys from the last sampling call if the weights are the same."""
+        cache = self._prompt_cache
+        places = [] if cache is None else [cache.places.get(identity(group.prompt)) for group in groups]
+        usable = reuse_prompts and cache is not None and None not in places and cache.version == self._version()
+        with torch.no_grad(), self._evaluating():
+            if not usable:
+                return self.logps(groups, features, temperature=temperature)
+            assert cache is not None
+            packed = pack(groups, self.family.audio_token_id, self.device, cached_prompts=True)
+            chosen = [cache.places[identity(prompt)] for prompt in packed.prompts]
+            packed = replace(packed, prompt_spans=tuple(cache.spans[p] for p in chosen))
+            hidden_LD = cache.last_PD[chosen]
+            if packed.input_ids_L.numel():
+                embeds_LD = self.family.embed_tokens(packed.input_ids_L)
+                layout = PackedLayout(packed, prompt_keys=cache.keys)
+                own_LD = self._decode(self.family, embeds_LD, packed.position_ids_L, layout)
+                hidden_LD = torch.cat((hidden_LD, own_LD))
+            self._count(packed)
+            return self._scores(self.family, packed, hidden_LD, temperature, False)
+
+    def _decode(
+        self, family: AudioFamily, embeds_LD: torch.Tensor, position_ids_L: torch.Tensor, layout: Layout
+    ) -> torch.Tensor:
+        """Packed embeddings through the decoder -> hidden states (L, D)."""
+        out = family.decoder(
+            inputs_embeds=embeds_LD[None],
+            position_ids=position_ids_L[None],
+            # a ready 4D mask is passed through untouched; the layout says who attends to whom
+            attention_mask=embeds_LD.new_zeros(1, 1, 1, 1),
+            use_cache=False,
+            covo_layout=layout,
+        )
+        return out.last_hidden_state[0]
+
+    @staticmethod
+    def _scores(
+        family: AudioFamily, packed: Packed, hidden_LD: torch.Tensor, temperature: float, entropy: bool
+    ) -> LogProbs:
+        hidden_MD = hidden_LD.index_select(0, packed.predictors_M)
+        logps_M, entropy_M = token_logps(
+            hidden_MD, packed.targets_M, family.lm_head, temperature=temperature, entropy=entropy
+        )
+        empty_NC = logps_M.new_zeros(packed.mask_NC.shape)
+        logps_NC = empty_NC.masked_scatter(packed.mask_NC, logps_M)
+        entropy_NC = None if entropy_M is None else empty_NC.masked_scatter(packed.mask_NC, entropy_M)
+        return LogProbs(logps_NC, packed.mask_NC, entropy_NC)
+
+    def _count(self, packed: Packed) -> None:
+        self.counters.passes += 1
+        self.counters.prompt_positions += packed.prompt_positions
+        self.counters.completion_positions += packed.input_ids_L.numel() - packed.prompt_positions
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        features: Features,
+        config: RolloutConfig,
+        *,
+        seed: int,
+        greedy: bool = False,
+        num_generations: int | None = None,
+        keep_prompts: bool = False,
+    ) -> Draws:
+        """G completions per prompt, prompt-major; see `covo_rl.rollout.sample` for text and parsing.
+
+        `keep_prompts` keeps the prompts' keys for `old_logps` until the next call.
+        """
+        self._prompt_cache = None
+        self._autocast_seen |= torch.is_autocast_enabled(self.device.type)
+        generations = num_generations or config.num_generations
+        with self._evaluating():
+            draws, cache = sample_draws(self, prompts, features, config, seed, generations, greedy)
+        if keep_prompts and cache is not None and not self.sharded:
+            self._prompt_cache = PromptCache(*cache, version=self._version())
+        return draws
+
+    def release(self) -> None:
+        """Forget the prompt keys kept by `sample`."""
+        self._prompt_cache = None
+
+    def self_check(self, prompts: Sequence[Prompt], config: RolloutConfig | None = None, *, seed: int = 0) -> SelfCheck:
+        """Sampling equals scoring, and the audio matters: see `covo_rl.policy.checks`."""
+        from covo_rl.policy.checks import self_check
+
+        return self_check(self, prompts, config, seed=seed)
+
+    # -- states --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout, no checkpointing; the modes come back as they were."""
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def _enter_reference(self, stack: ExitStack) -> AudioFamily:
+        if self.has_adapter:
+            stack.enter_context(adapters_disabled(self.model))
+            return self.family
+        if self.reference_model is None:
+            raise RuntimeError("a full policy has no reference: build it with Policy(..., keep_reference=True)")
+        return self._reference_family
+
+    def _part_trains(self, part: str) -> bool:
+        prefix = self.family.parts.get(part)
+        if prefix is None:
+            return False
+        return any(p.requires_grad for n, p in self.family.model.named_parameters() if n.startswith(prefix))
+
+    def _checkpoint_decoder(self) -> None:
+        if not self.family.supports_gradient_checkpointing:
+            raise ValueError(f"{self.family.model_type} does not support gradient checkpointing; turn it off")
+        # on the decoder alone: a frozen encoder must stay out of autograd
+        self.family.decoder.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
+
+    def _version(self) -> int:
+        return sum(p._version for p in self.model.parameters() if p.requires_grad)
+
+
+def _use_grouped_attention(decoder: nn.Module) -> None:
+    """Set the attention function on every configuration object that the decoder's layers read."""
+    found = 0
+    for module in decoder.modules():
+        if hasattr(module, "config") and hasattr(module, "layer_idx"):
+            module.config._attn_implementation = NAME  # pyright: ignore
+            found += 1
+    if not found:
+        raise TypeError(
+            f"{type(decoder).__name__} has no attention layers that read transformers' AttentionInterface "
+            "(modules with `config` and `layer_idx`)"
+        )
+    decoder.config._attn_implementation = NAME  # pyright: ignore
+
+
+def _frozen_copy(family: AudioFamily) -> tuple[AudioFamily, nn.Module]:
+    """The family over a frozen copy of the model; modules without trainable parameters are shared."""
+    memo: dict[int, Any] = {
+        id(module): module
+        for module in family.model.modules()
+        if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
+    }
+    model = copy.deepcopy(family.model, memo)
+    twin = copy.copy(family)
+    twin.model = model
+    model.requires_grad_(False)
+    return twin, model.eval()
+
+
+def _slot_message(packed: Packed, audio: dict[str, torch.Tensor]) -> str:
+    for prompt in packed.prompts:
+        given = [audio[key].shape[0] for key in prompt.clip_keys]
+        if sum(given) != sum(prompt.slots):
+            return f"row {prompt.example.id}: the prompt has slots {prompt.slots}, its clips have {given} features"
+    return (
+        f"{packed.audio_positions_S.shape[0]} audio positions, features for "
+        f"{sum(audio[k].shape[0] for k in packed.audio_keys)}"
+    )
