@@ -10,7 +10,7 @@ Everything here is frozen and imports no torch, so that data, rewards and the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,6 +106,7 @@ class RewardTable:
     `rewards_PGR` (P, G, R) float64 raw components in [0, 1]; `weights_R` float64;
     `rewards_PG` (P, G) the weighted sum (NaN where no component could be graded).
     `missing` maps (p, g, component name) to the reason. `seconds` is wall time per component.
+    `extras` holds what rewards logged per rollout: name -> P*G values in group-major order.
     """
 
     names: tuple[str, ...]
@@ -115,3 +116,4 @@ class RewardTable:
     missing: Mapping[tuple[int, int, str], str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)

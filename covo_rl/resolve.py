@@ -1,0 +1,59 @@
+"""Finds rewards, recipes, eval sets and checkpoints by name: the user's folder, the checkout, the bundled copy.
+
+`covo_rl` is the only importable name that is installed. rewards/, recipes/ and eval_sets/ are plain folders: beside
+the package in a checkout, under covo_rl/_bundled in a wheel. A folder of the same name in the working directory
+comes first, so that a user adds or replaces one file without touching ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+KINDS = ("rewards", "recipes", "eval_sets", "checkpoints")
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folders(kind: str) -> list[tuple[str, Path]]:
+    """Where things of a kind are looked for, in order: (what the place is called, folder). Existing ones only."""
+    checkout = _PACKAGE.parent / kind if (_PACKAGE.parent / "pyproject.toml").is_file() else None
+    here = Path.cwd() / kind
+    places = [("working directory", here), ("checkout", checkout), ("bundled", _PACKAGE / "_bundled" / kind)]
+    if checkout is not None and here.resolve() == checkout.resolve():
+        places = places[1:]
+    found = [(label, folder) for label, folder in places if folder is not None and folder.is_dir()]
+    return found
+
+
+def names(kind: str, suffix: str = ".py") -> dict[str, tuple[Path, str]]:
+    """Everything of a kind that can be named: file stem -> (path, place). The first place wins."""
+    found: dict[str, tuple[Path, str]] = {}
+    for label, folder in folders(kind):
+        for path in sorted(folder.glob(f"*{suffix}")):
+            if not path.name.startswith("_"):
+                found.setdefault(path.stem, (path, label))
+    return found
+
+
+def find(kind: str, name: str) -> Path:
+    """The file or folder `name` of a kind, for example find("recipes", "grpo_mmau.py").
+
+    Raises:
+        ValueError: `name` leaves the folder of its kind.
+        FileNotFoundError: it is nowhere; the message says where it was looked for and what exists.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{kind}: {name!r} must be a name inside the {kind} folder; give a path to use another place")
+    places = folders(kind)
+    for _, folder in places:
+        if (folder / name).exists():
+            return folder / name
+    suffix = Path(name).suffix
+    known = sorted({path.name for _, folder in places for path in folder.glob(f"*{suffix}" if suffix else "*")})
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    raise FileNotFoundError(
+        f"there is no {name!r} in {kind}; "
+        + (f"did you mean {near[0]!r}? " if near else "")
+        + f"looked in {', '.join(str(folder) for _, folder in places) or 'no folder: none exists'}; "
+        + f"there is {', '.join(known) or 'nothing'}"
+    )

@@ -1,0 +1,14 @@
+"""Rewards: R_total = R_accuracy + R_format + R_consistency + R_thinking, or whatever functions a run names.
+
+    load("accuracy")                      a reward function by name
+    run(groups, config) -> RewardTable    all of them, with time limits; a failure is explained, never a zero
+    lint(names, examples)                 is a reward fit to train on?
+
+A reward function has TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`, with scores in
+[0, 1]; None is "not gradeable". docs/rewards.md lists the columns.
+"""
+
+from covo_rl.rewards.runner import Component, components, run
+from covo_rl.rewards.specs import Reward, RewardError, available, load
+
+__all__ = ["Component", "Reward", "RewardError", "available", "components", "load", "run"]

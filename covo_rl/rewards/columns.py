@@ -1,0 +1,119 @@
+"""Groups of rollouts -> the columns that reward functions take, one value per completion.
+
+Names: `prompts`, `completions`, `completion_ids`, `stop_reason`; of the row `id`, `question`, `choices`, `answer` (the
+right one) and every further column; of the completion `parsed` (prompt.Parsed), `think` and `predicted_answer`;
+`clips` (only for functions that name it). A dataset column with one of these names arrives as `row_<name>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from covo_rl.prompt import parse
+from covo_rl.rewards.vocabulary import word_set
+from covo_rl.types import Clip, Example, Group, Prompt, Rollout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OWN = word_set(
+    "prompts completions completion_ids stop_reason id question choices answer parsed think predicted_answer clips "
+    "trainer_state log_extra log_metric log_missing judge"
+)
+
+
+@dataclass(frozen=True)
+class LazyClip:
+    """A clip that a reward may look at; it is decoded only when asked for."""
+
+    clip: Clip
+
+    @property
+    def path(self) -> str | None:
+        return self.clip.path
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        waveform, rate = self.waveform()
+        return len(waveform) / rate
+
+    def waveform(self) -> tuple[np.ndarray, int]:
+        """Mono float32 (samples,) and its rate in Hz."""
+        from covo_rl.audio import decode
+
+        return decode(self.clip)
+
+
+class TrainerState(dict):
+    """Where training stands, by key and by attribute: `step`, and TRL's name for it, `global_step`."""
+
+    def __init__(self, state: Any = None) -> None:
+        given = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
+        super().__init__({name: value for name, value in given.items() if _plain(value)})
+        self.setdefault("step", self.get("global_step", 0))
+        self.setdefault("global_step", self["step"])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the trainer state has no {name!r}; it has {', '.join(self)}") from None
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def from_groups(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Columns of N = P*G values in group-major order.
+
+    Raises:
+        ValueError: the groups have different numbers of rollouts.
+    """
+    sizes = {len(group.rollouts) for group in groups}
+    if len(sizes) > 1:
+        raise ValueError(f"groups of different sizes {sorted(sizes)}: every prompt needs the same number of rollouts")
+    pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+    parsed = [parse(rollout.text, rollout.stop_reason) for _, rollout in pairs]
+    examples = [prompt.example for prompt, _ in pairs]
+    columns: dict[str, list[Any]] = {
+        "prompts": [prompt.text for prompt, _ in pairs],
+        "completions": [rollout.text for _, rollout in pairs],
+        "completion_ids": [list(rollout.completion_ids) for _, rollout in pairs],
+        "stop_reason": [rollout.stop_reason for _, rollout in pairs],
+        "id": [example.id for example in examples],
+        "question": [example.question for example in examples],
+        "choices": [list(example.choices) for example in examples],
+        "answer": [example.answer for example in examples],
+        "parsed": parsed,
+        "think": [item.think for item in parsed],
+        "predicted_answer": [item.answer for item in parsed],
+        "clips": [[LazyClip(clip) for clip in example.clips] for example in examples],
+    }
+    further = dict.fromkeys(name for group in groups for name in group.prompt.example.columns)
+    for name in further:
+        columns[f"row_{name}" if name in OWN else name] = [example.columns.get(name) for example in examples]
+    return columns
+
+
+def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
+    """A scored or hand-written row (question, choices, answer and further columns) as an Example."""
+    known = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
+    answer = row.get("answer")
+    return Example(
+        id=str(row.get("id", index)),
+        clips=(),
+        question=str(row.get("question") or ""),
+        choices=tuple(str(choice) for choice in row.get("choices") or ()),
+        answer=answer,  # type: ignore[arg-type]  # an index or a list of right answers is allowed here
+        columns={name: value for name, value in row.items() if name not in known},
+    )
+
+
+def group_from_completions(example: Example, completions: Iterable[str], stop_reason: str = "stop") -> Group:
+    """Completions that come from a file or a test, as rollouts without ids."""
+    rollouts = tuple(Rollout((), (), text, "length" if stop_reason == "length" else "stop") for text in completions)
+    return Group(Prompt(example, ({"role": "user", "content": example.question},), example.question, ()), rollouts)

@@ -1,0 +1,36 @@
+"""R_accuracy: 1 if the answer block names the right answer, else 0; None if the row itself cannot be graded.
+
+    covo-rl rewards try accuracy --completion "<answer>(B) cat</answer>" --row row.json
+
+The kind of answer is read from the row and can be forced with a column `answer_kind` or `accuracy(kind='text')`:
+
+    choice    the row has options: the option's text or its letter, exactly one option
+    numeric   the right answer is a number, a quantity or a formula: equal in value, through sympy, never `eval`
+    text      anything else: equal after normalisation
+    wer       never chosen by itself: word error rate of at most `max_wer` (needs jiwer)
+
+Only the answer block counts. No block, two blocks, or a block inside the reasoning is 0, whatever the text says.
+"""
+
+from covo_rl.rewards.answers import grade
+from covo_rl.rewards.text import column, parsed_completions
+
+
+def accuracy(
+    completions, answer, choices=None, question=None, parsed=None, answer_kind=None, kind=None, max_wer=0.0,
+    log_missing=None, **kwargs,
+):  # fmt: skip
+    """
+    >>> accuracy(["<think>It barks.</think><answer>(A) dog</answer>"], answer=["dog"], choices=[["dog", "cat"]])
+    [1.0]
+    """
+    found = parsed_completions(completions, parsed)
+    n = len(found)
+    scores = []
+    rows = zip(found, answer, column(choices, n), column(question, n), column(answer_kind, n), strict=True)
+    for index, (item, gold, options, asked, row_kind) in enumerate(rows):
+        score = grade(item.answer, gold, options or (), kind=kind or row_kind, question=asked or "", max_wer=max_wer)
+        if score is None and log_missing:
+            log_missing(index, f"the row's answer {gold!r} is missing or not one of its options")
+        scores.append(score)
+    return scores

@@ -1,0 +1,31 @@
+"""R_consistency: 1 if the reasoning supports the answer given, 0 if it does not, None if it commits to nothing.
+
+    covo-rl rewards try consistency --completion "<think>So it is a bell.</think><answer>knock</answer>" --row row.json
+
+Whether the answer is right plays no part. With a judge (`judge: openai:MODEL@URL`) the judge says yes or no. Without,
+a deterministic checker finds the last option that the reasoning commits to, negations and hedges respected, and
+compares it with the answer. No reasoning or no readable answer is 0: there is nothing that could support it.
+"""
+
+from covo_rl.rewards.conclusion import supports
+from covo_rl.rewards.text import column, parsed_completions
+
+
+def consistency(completions, question=None, choices=None, parsed=None, judge=None, log_missing=None, **kwargs):
+    """
+    >>> consistency(["<think>A dull thud, so it is a knock.</think><answer>B</answer>"], choices=[["bell", "knock"]])
+    [1.0]
+    """
+    found = parsed_completions(completions, parsed)
+    questions, options = column(question, len(found)), column(choices, len(found))
+    if judge is not None:
+        from covo_rl.rewards.judging import judge_consistency
+
+        return judge_consistency(judge, found, questions, options, log_missing)
+    scores = []
+    for index, (item, asked, listed) in enumerate(zip(found, questions, options, strict=True)):
+        verdict = supports(item.think, item.answer, listed or (), asked or "")
+        if verdict is None and log_missing:
+            log_missing(index, "the reasoning commits to no answer")
+        scores.append(None if verdict is None else float(verdict))
+    return scores

@@ -1,0 +1,41 @@
+"""R_thinking in {0, 0.2, 0.4, 0.6, 0.8, 1}: the share of five criteria that the reasoning meets.
+
+    covo-rl rewards try thinking --completion "<think>I hear a bell ring.</think><answer>bell</answer>" --row row.json
+
+Soundness, factual correctness, error identification, coherence, conciseness. With a judge: five yes/no verdicts, the
+rationale is kept in the rollout log. Without: the deterministic checkers of covo_rl/rewards/criteria.py, among them a
+fact-check of every claim about the clip against the row's `facts` and `fact_lexicon` where it has them.
+"""
+
+from covo_rl.rewards.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge_free
+from covo_rl.rewards.text import column, parsed_completions
+
+
+def thinking(
+    completions, question=None, choices=None, answer=None, facts=None, fact_lexicon=None, parsed=None, judge=None,
+    min_words=MIN_WORDS, max_words=MAX_WORDS, log_extra=None, log_missing=None, **kwargs,
+):  # fmt: skip
+    """
+    >>> thinking(["<think>I hear two low knocks on wood.</think><answer>two</answer>"], choices=[["one", "two"]],
+    ...          answer=["two"], facts=[{"count": "two"}], fact_lexicon=[{"count": ["one", "two"]}])
+    [1.0]
+    """
+    found = parsed_completions(completions, parsed)
+    n = len(found)
+    questions, options, golds = column(question, n), column(choices, n), column(answer, n)
+    if judge is not None:
+        from covo_rl.rewards.judging import judge_thinking
+
+        return judge_thinking(judge, found, questions, options, golds, column(facts, n), log_extra, log_missing)
+    scores, unmet = [], []
+    rows = zip(found, questions, options, golds, column(facts, n), column(fact_lexicon, n), strict=True)
+    for item, asked, listed, gold, true_facts, lexicon in rows:
+        met = judge_free(
+            item.think, item.answer, question=asked or "", choices=listed or (), gold=gold, facts=true_facts,
+            lexicon=lexicon, min_words=min_words, max_words=max_words,
+        )  # fmt: skip
+        scores.append(sum(met.values()) / len(CRITERIA))
+        unmet.append(", ".join(name for name, value in met.items() if not value))
+    if log_extra:
+        log_extra("thinking_unmet", unmet)
+    return scores
