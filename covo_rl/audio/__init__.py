@@ -1,0 +1,37 @@
+"""The only place that decodes, downmixes, resamples and names audio: soundfile and soxr, numpy, no torch.
+
+    clip -> decode -> (waveform float32 mono, rate) -> resample
+
+`content_key` names the stored content of a clip (cheap, for caches), `audio_fingerprint` the sound itself (decodes,
+for comparing data sets), `ClipStore` keeps decoded clips within a memory budget. Whatever is wrong with a clip is one
+`AudioError` that starts with the clip's name; nothing is replaced by silence, cut, or read in part.
+"""
+
+from covo_rl.audio.decode import (
+    MAX_RATE,
+    MAX_SAMPLES,
+    MIN_RATE,
+    MIN_SECONDS,
+    AudioError,
+    decode,
+    duration,
+    resample,
+    to_mono,
+)
+from covo_rl.audio.identity import audio_fingerprint, content_key
+from covo_rl.audio.store import ClipStore
+
+__all__ = [
+    "MAX_RATE",
+    "MAX_SAMPLES",
+    "MIN_RATE",
+    "MIN_SECONDS",
+    "AudioError",
+    "ClipStore",
+    "audio_fingerprint",
+    "content_key",
+    "decode",
+    "duration",
+    "resample",
+    "to_mono",
+]
