@@ -89,3 +89,26 @@ def sums(batch: Batch) -> dict[str, float]:
         sums[f"reward_{name}"] = float(np.nansum(column))
         sums[f"graded_{name}"] = float(np.isfinite(column).sum())
     return sums
+
+
+def rollout_rows(batch: Batch) -> list[dict[str, Any]]:
+    """One JSON-ready row per rollout; clips by name, never by waveform."""
+    rows = []
+    for p, group in enumerate(batch.groups):
+        for g, rollout in enumerate(group.rollouts):
+            rows.append(
+                {
+                    "id": group.prompt.example.id,
+                    "clips": [clip.name for clip in group.prompt.example.clips],
+                    "question": group.prompt.example.question,
+                    "answer": group.prompt.example.answer,
+                    "completion": rollout.text,
+                    "stop_reason": rollout.stop_reason,
+                    "problems": rollout.problems,
+                    "rewards": dict(zip(batch.table.names, batch.table.rewards_PGR[p, g], strict=True)),
+                    "reward_total": batch.table.rewards_PG[p, g],
+                    "advantage": batch.advantages.advantages_PG[p, g],
+                    "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
+                }
+            )
+    return rows

@@ -67,6 +67,7 @@ class DataConfig:
     limit: int | None = option(None, "use the first n training rows")
     eval_limit: int | None = option(None, "use the first n held-out rows")
     long_audio: str = option("error", "clips longer than the family takes", ["error", "chunk", "crop"])
+    skipped_rows_limit: float = option(0.05, "share of rows whose audio fails mid-run above which the run stops")
     allow_outside_audio: bool = option(False, "let audio paths leave audio_dir")
     allow_overlap: bool = option(False, "go on when training and held-out data share clips or questions")
 

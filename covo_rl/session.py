@@ -5,6 +5,7 @@ options -> data + model + rewards, all checked -> before -> GRPO -> after -> ada
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Sequence
@@ -18,10 +19,12 @@ from accelerate import Accelerator
 
 from covo_rl import builtin, console, data
 from covo_rl.audio import ClipStore
-from covo_rl.batch import Batch
+from covo_rl.batch import Batch, rollout_rows
+from covo_rl.checkpoint.saver import Saver
 from covo_rl.config import ConfigError, Options, number_map
 from covo_rl.evaluate import evaluate
 from covo_rl.export import export_run_adapter
+from covo_rl.guard import StoppedBySignal, StopSignals
 from covo_rl.models import load
 from covo_rl.policy import Policy
 from covo_rl.policy.modes import build as build_modes
@@ -173,22 +176,57 @@ class Session:
             summaries[mode] = result.summary()
         return summaries
 
+    def before(self) -> dict[str, Any]:
+        """`evaluate` of the untrained policy; a resumed run reads what it found the first time."""
+        path = self.run.folder / "before.json"
+        if self.options.train.resume and path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        summaries = self.evaluate()
+        self.run.write_json("before.json", summaries)
+        return summaries
+
     def train(self) -> Trainer:
-        """Run GRPO and record every step."""
+        """Run GRPO, from a checkpoint if asked for, and record every step.
+
+        Raises:
+            StoppedBySignal: SIGTERM or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
+        """
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start = time.perf_counter()
-        total = self.options.train.max_steps
-        with console.StepProgress(total, done=trainer.step, active=self.main) as progress:
+        train = self.options.train
+        with StopSignals() as stop:
+            saver = Saver(self.options, self.run.folder, stop)
+            for line in saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config):
+                self._print(line)
+            with console.StepProgress(train.max_steps, done=trainer.step, active=self.main) as progress:
 
-            def on_step(metrics: dict[str, Any], batch: Batch) -> None:
-                self.run.log_metrics(metrics)
-                if self.options.train.log_rollouts:
-                    self.run.log_rollouts(metrics["step"], rollout_rows(batch))
-                progress.update(metrics)
+                def on_step(metrics: dict[str, Any], batch: Batch) -> float | None:
+                    score = self._score(metrics)
+                    self.run.log_metrics(metrics)
+                    if train.log_rollouts:
+                        self.run.log_rollouts(metrics["step"], rollout_rows(batch))
+                    progress.update(metrics)
+                    return score
 
-            trainer.run(on_step)
+                try:
+                    trainer.run(on_step, saver)
+                except StoppedBySignal as stopped:
+                    self._print(stopped.message)
+                    raise
         self.train_seconds = time.perf_counter() - start
         return trainer
+
+    def _score(self, metrics: dict[str, Any]) -> float | None:
+        """With `eval_every`, the held-out accuracy of this step, also put into its metrics."""
+        every = self.options.eval.eval_every
+        if not every or metrics["step"] % every or not self.held_out:
+            return None
+        metrics["eval_accuracy"] = self.evaluate(modes=["greedy"])["greedy"]["accuracy"]
+        return metrics["eval_accuracy"]
+
+    def _print(self, line: str) -> None:
+        if self.main:
+            console.console.print(line, markup=False)
 
     def export(self) -> Path:
         """Write RUN/adapter (LoRA) or RUN/model (full), verified by logits in a fresh process."""
@@ -248,26 +286,3 @@ def flat_result(summaries: dict[str, Any]) -> dict[str, Any]:
         **{name: value for name, value in sampled.items() if name.startswith("reward_")},
         "n": sampled["n"],
     }
-
-
-def rollout_rows(batch: Batch) -> list[dict[str, Any]]:
-    """One JSON-ready row per rollout; clips by name, never by waveform."""
-    rows = []
-    for p, group in enumerate(batch.groups):
-        for g, rollout in enumerate(group.rollouts):
-            rows.append(
-                {
-                    "id": group.prompt.example.id,
-                    "clips": [clip.name for clip in group.prompt.example.clips],
-                    "question": group.prompt.example.question,
-                    "answer": group.prompt.example.answer,
-                    "completion": rollout.text,
-                    "stop_reason": rollout.stop_reason,
-                    "problems": rollout.problems,
-                    "rewards": dict(zip(batch.table.names, batch.table.rewards_PGR[p, g], strict=True)),
-                    "reward_total": batch.table.rewards_PG[p, g],
-                    "advantage": batch.advantages.advantages_PG[p, g],
-                    "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
-                }
-            )
-    return rows

@@ -8,54 +8,39 @@ micro-batches changes the memory, not the gradient.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from transformers import get_scheduler
 
 from covo_rl.advantage import Advantages, advantages, concatenated
-from covo_rl.audio import ClipStore
-from covo_rl.batch import Batch, chunks, hash_seed, loss_mask, padded, replace, sampling_logps, sums
+from covo_rl.audio import AudioError, ClipStore
+from covo_rl.batch import Batch, chunks, hash_seed, replace, sampling_logps, sums
+from covo_rl.checkpoint.saver import Saver
+from covo_rl.clock import Clock
 from covo_rl.config import Options
-from covo_rl.loss import Normalizer, policy_loss, summarise
-from covo_rl.loss_metrics import Metrics
+from covo_rl.guard import StepGuard, TrainingStopped
 from covo_rl.policy import Policy
 from covo_rl.policy.modes import param_groups
 from covo_rl.prompt import build
 from covo_rl.rewards import run as run_rewards
 from covo_rl.rollout import sample
 from covo_rl.sampler import PromptSampler, share
-from covo_rl.types import Example, Group, RewardTable
-
-
-class TrainingStopped(RuntimeError):
-    """The run cannot go on; the message says why and what to do."""
-
-
-class Clock:
-    """Wall seconds by phase of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
+from covo_rl.update import Updater, gathered
 
 
 class Trainer:
-    """GRPO over a policy. `run` yields nothing and calls `on_step(metrics, batch)` after every step."""
+    """GRPO over a policy. `run` calls `on_step(metrics, batch)` after every step.
+
+    Between two optimiser updates its state is: the counters of `state_dict`, and while a generated batch is in use
+    that `batch`, with `update_index` of its updates done. A checkpoint can be taken at any such moment.
+    """
 
     def __init__(
         self,
@@ -70,8 +55,10 @@ class Trainer:
         self.clips = clips
         self.sampler = PromptSampler(examples, options.train.seed)
         self.step = 0
-        self.optimizer_steps = 0
-        self.skipped_steps = 0
+        self.batch: Batch | None = None
+        self.update_index = 0
+        self.update_totals: dict[str, float] = {}
+        self.skipped_rows: dict[str, str] = {}
         self.policy = policy
         train = options.train
         optimizer = torch.optim.AdamW(
@@ -87,23 +74,39 @@ class Trainer:
             num_warmup_steps=train.warmup_steps,
             num_training_steps=train.max_steps * self.updates_per_step,
         )
+        self.guard = StepGuard(Path(train.output) / "debug", rank=self.accelerator.process_index)
+        spare = Group(self.prompt_of(examples[0].id), (Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop"),))
+        self.updater = Updater(
+            options, policy, self.wrapped, self.optimizer, self.schedule, self.accelerator, self.guard, spare
+        )
 
     # -- the step ------------------------------------------------------------------------------------------------
 
-    def run(self, on_step: Callable[[dict[str, Any], Batch], None] | None = None) -> None:
-        """Train until `max_steps`."""
-        while self.step < self.options.train.max_steps:
-            metrics, batch = self.train_step()
-            if on_step:
-                on_step(metrics, batch)
+    def run(
+        self, on_step: Callable[[dict[str, Any], Batch], float | None] | None = None, saver: Saver | None = None
+    ) -> None:
+        """Train until `max_steps`. `saver` writes checkpoints between updates, after steps, and at the end.
 
-    def train_step(self) -> tuple[dict[str, Any], Batch]:
-        """One generated batch and all its optimiser steps; returns the step's global metrics."""
+        What `on_step` returns, if anything, is the step's score for `keep_best`: higher is better.
+        """
+        while self.step < self.options.train.max_steps:
+            metrics, batch = self.train_step(saver)
+            score = on_step(metrics, batch) if on_step else None
+            if saver:
+                saver.after_step(self, score)
+        if saver:
+            saver.finish(self)
+
+    def train_step(self, saver: Saver | None = None) -> tuple[dict[str, Any], Batch]:
+        """One generated batch and all its optimiser updates, or what is left of them after a resume."""
         clock = Clock()
         start = time.perf_counter()
-        batch = self.generate(clock)
+        if self.batch is None:
+            self.batch = self.generate(clock)
         with clock("update"):
-            update = self.update(batch)
+            self.update(self.batch, saver)
+        batch, update = self.batch, self.update_totals
+        self.batch, self.update_index, self.update_totals = None, 0, {}
         self.step += 1
         metrics = self.gathered_metrics(batch, update)
         metrics["seconds"] = {"step": time.perf_counter() - start, **clock.seconds}
@@ -113,15 +116,15 @@ class Trainer:
         """Rows -> prompts -> rollouts -> rewards -> advantages, with dynamic sampling if asked for."""
         groups, table = self._rollouts(self.options.train.prompts_per_step, clock, attempt=0)
         for attempt in range(1, self.options.train.dynamic_sampling + 1):
-            keep = advantages(table, self.options.loss).informative_P
+            keep = self._advantages(groups, table).informative_P
             missing = int(len(keep) - keep.sum())
-            wanted = self._gathered([missing])
+            wanted = gathered(self.accelerator, [missing])
             if not sum(wanted):
                 break
             more, more_table = self._rollouts(sum(wanted), clock, attempt=attempt, counts=wanted)
             groups, table = replace(groups, table, keep, more, more_table)
         self._check_reward_failures(table)
-        batch = Batch(groups, table, self._advantages(table))
+        batch = Batch(groups, table, self._advantages(groups, table))
         with clock("score"):
             self._frozen_passes(batch)
         return batch
@@ -136,7 +139,7 @@ class Trainer:
         else:
             mine = rows[sum(counts[:rank]) : sum(counts[: rank + 1])]
         with clock("prompt"):
-            prompts = [build(row, self.policy.family, self.clips, self.options.prompt) for row in mine]
+            prompts = self._prompts(mine)
         with clock("encode"), torch.no_grad():
             features = self.policy.features(prompts)
         with clock("sample"):
@@ -147,11 +150,43 @@ class Trainer:
             table = run_rewards(groups, self.options.reward, trainer_state={"step": self.step})
         return groups, table
 
-    def _advantages(self, table: RewardTable) -> Advantages:
+    def _prompts(self, rows: Sequence[Example]) -> list[Prompt]:
+        """Prompts of the rows whose audio can be read; the others are counted, and too many of them stop the run."""
+        prompts = []
+        for row in rows:
+            try:
+                prompts.append(build(row, self.policy.family, self.clips, self.options.prompt))
+            except AudioError as error:
+                self.skipped_rows[row.id] = str(error)
+        for part in gathered(self.accelerator, [dict(self.skipped_rows)]):
+            self.skipped_rows |= part
+        limit, rows_in_all = self.options.data.skipped_rows_limit, len(self.sampler.examples)
+        if len(self.skipped_rows) > limit * rows_in_all:
+            shown = "; ".join(f"row {name}: {why}" for name, why in list(self.skipped_rows.items())[:5])
+            raise TrainingStopped(
+                f"step {self.step}: {len(self.skipped_rows)} of {rows_in_all} rows were skipped because their audio "
+                f"could not be read, above skipped_rows_limit {limit}. The first: {shown}"
+            )
+        return prompts
+
+    def prompt_of(self, example_id: str) -> Prompt:
+        """The prompt of a training row."""
+        row = next(row for row in self.sampler.examples if row.id == example_id)
+        return build(row, self.policy.family, self.clips, self.options.prompt)
+
+    def _advantages(self, groups: Sequence[Group], table: RewardTable) -> Advantages:
         """Over the groups of all ranks, so that `scale_rewards: batch` means the whole batch; returns this rank's."""
-        tables = self._gathered([table])
-        start = sum(len(other.rewards_PG) for other in tables[: self.accelerator.process_index])
-        return advantages(concatenated(tables), self.options.loss).part(slice(start, start + len(table.rewards_PG)))
+        shape = table.rewards_PG.shape
+        lengths_PG = np.array([[len(r.completion_ids) for r in group.rollouts] for group in groups]).reshape(shape)
+        parts = gathered(self.accelerator, [(table, lengths_PG)])
+        start = sum(len(lengths) for _, lengths in parts[: self.accelerator.process_index])
+        result = advantages(
+            concatenated([table for table, _ in parts]),
+            self.options.loss,
+            lengths_PG=np.concatenate([lengths for _, lengths in parts]),
+            max_completion_length=self.options.rollout.max_completion_length,
+        )
+        return result.part(slice(start, start + shape[0]))
 
     def _frozen_passes(self, batch: Batch) -> None:
         """Old and reference log-probs, once per generated batch, without gradient."""
@@ -174,94 +209,21 @@ class Trainer:
 
     # -- the update ----------------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        """`num_iterations` passes of `steps_per_generation` optimiser steps; returns summed loss metrics."""
-        totals: dict[str, float] = {}
-        order = torch.randperm(
-            len(batch.groups),
-            generator=torch.Generator().manual_seed(hash_seed(self.options.train.seed, self.step, "order")),
-        ).tolist()
-        for _ in range(self.options.train.num_iterations):
-            for part in range(self.options.train.steps_per_generation):
-                chosen = share(order, part, self.options.train.steps_per_generation)
-                for name, value in self._optimizer_step(batch, sorted(chosen)).items():
-                    totals[name] = totals.get(name, 0.0) + value / self.updates_per_step
-        return totals
+    def update(self, batch: Batch, saver: Saver | None = None) -> None:
+        """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-    def _optimizer_step(self, batch: Batch, chosen: list[int]) -> dict[str, float]:
-        normalizer = self._normalizer([batch.groups[p] for p in chosen])
-        useful = [p for p in chosen if self._carries_gradient(batch, p)]
-        micro = chunks(useful, self.options.train.micro_batch_prompts)
-        passes = max(self._gathered([len(micro)]))
-        parts: list[Metrics] = []
-        self.policy.train()
-        for index in range(passes):
-            last = index == passes - 1
-            idle = index >= len(micro)  # this rank has no work left, but DDP wants a pass from every rank
-            members = (chosen[:1] or [0]) if idle else micro[index]
-            self.accelerator.sync_gradients = last
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, part = self._loss(batch, members, normalizer, idle)
-                # DDP averages over ranks, the normalizer already counts all of them
-                self.accelerator.backward(loss * normalizer.world_size)
-            parts.append(part)
-        over_ranks = {f"reduce_{how}": partial(self._reduced, how=how) for how in ("sum", "max")}
-        metrics = summarise(parts, **over_ranks)
-        metrics["grad_norm"] = self._step_optimizer() if passes else 0.0
-        self.schedule.step()
-        return metrics
-
-    def _loss(
-        self, batch: Batch, members: list[int], normalizer: Normalizer, idle: bool
-    ) -> tuple[torch.Tensor, Metrics]:
-        groups = [batch.groups[p] for p in members]
-        loss_config = self.options.loss
-        features = self.policy.features([group.prompt for group in groups])
-        entropy = bool(loss_config.entropy_coef) or loss_config.top_entropy_quantile < 1
-        temperature = self.options.rollout.temperature
-        scored = self.wrapped("logps", groups, features, temperature=temperature, entropy=entropy)
-        width = scored.logps_NC.shape[1]
-        old = scored.logps_NC.detach() if batch.old_logps is None else padded(batch.old_logps, members, width)
-        sampler_logps = None
-        if loss_config.sampler_correction:
-            sampler_logps = padded([sampling_logps(g, old.device) for g in groups], range(len(groups)), width)
-        return policy_loss(
-            scored.logps_NC,
-            old,
-            torch.as_tensor(batch.advantages.advantages_PG[members], device=old.device, dtype=torch.float32).flatten(),
-            loss_mask(groups, scored.mask_NC, loss_config.mask_truncated_completions) * (not idle),
-            loss_config,
-            normalizer=normalizer,
-            ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, members, width),
-            entropy_NC=scored.entropy_NC,
-            sampler_logps_NC=sampler_logps,
-            max_completion_length=self.options.rollout.max_completion_length,
-        )
-
-    def _step_optimizer(self) -> float:
-        """Clip and step; a gradient that is not finite skips the step and is counted."""
-        limit = self.options.train.max_grad_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self.optimizer_steps += 1
-        else:
-            self.skipped_steps += 1
-        self.optimizer.zero_grad()
-        return norm
-
-    def _carries_gradient(self, batch: Batch, p: int) -> bool:
-        """A group whose rollouts all agree moves nothing, unless KL or entropy terms do."""
-        return bool(batch.advantages.informative_P[p]) or bool(self.options.loss.beta or self.options.loss.entropy_coef)
-
-    def _normalizer(self, groups: Sequence[Group]) -> Normalizer:
-        """Counts over all ranks and micro-batches of one optimiser step."""
-        lengths = [
-            0 if self.options.loss.mask_truncated_completions and r.stop_reason == "length" else len(r.completion_ids)
-            for group in groups
-            for r in group.rollouts
-        ]
-        return Normalizer.from_lengths(self._gathered(lengths), world_size=self.accelerator.num_processes)
+        `update_totals` sums up the means of their metrics.
+        """
+        parts = self.options.train.steps_per_generation
+        seed = hash_seed(self.options.train.seed, self.step, "order")
+        order = torch.randperm(len(batch.groups), generator=torch.Generator().manual_seed(seed)).tolist()
+        while self.update_index < self.updates_per_step:
+            chosen = sorted(share(order, self.update_index % parts, parts))
+            for name, value in self.updater.update(batch, chosen, self.step).items():
+                self.update_totals[name] = self.update_totals.get(name, 0.0) + value / self.updates_per_step
+            self.update_index += 1
+            if saver and self.update_index < self.updates_per_step:
+                saver.after_update(self)
 
     # -- ranks and records ---------------------------------------------------------------------------------------
 
@@ -270,13 +232,9 @@ class Trainer:
         """Parameters live in pieces on several ranks (FSDP, ZeRO-3), so sampling must go through the wrapper."""
         return self.accelerator.distributed_type.name in ("FSDP", "DEEPSPEED")
 
-    def _reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
-        """1-D float64 CPU tensor -> elementwise sum or maximum over ranks."""
-        stacked = torch.tensor(self._gathered([values.tolist()]), dtype=values.dtype)
-        return stacked.sum(0) if how == "sum" else stacked.amax(0)
-
-    def _gathered(self, values: list[Any]) -> list[Any]:
-        return gather_object(values) if self.accelerator.num_processes > 1 else list(values)
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
 
     def _check_reward_failures(self, table: RewardTable) -> None:
         graded = max(table.rewards_PGR.size, 1)
@@ -292,7 +250,7 @@ class Trainer:
     def gathered_metrics(self, batch: Batch, update: Mapping[str, float]) -> dict[str, Any]:
         """Means over all ranks, weighted by rollouts, keyed as in metrics.jsonl."""
         totals: dict[str, float] = {}
-        for part in self._gathered([sums(batch)]):
+        for part in gathered(self.accelerator, [sums(batch)]):
             for name, value in part.items():
                 totals[name] = totals.get(name, 0.0) + value
         n = max(totals.pop("rollouts"), 1.0)
@@ -306,20 +264,27 @@ class Trainer:
         metrics["zero_variance_groups"] = totals.pop("zero_variance_groups") / prompts
         metrics |= {name: value / n for name, value in totals.items()}
         metrics |= dict(update)
-        metrics |= {"learning_rate": self.schedule.get_last_lr()[0], "skipped_steps": self.skipped_steps}
+        metrics |= {"learning_rate": self.schedule.get_last_lr()[0], "skipped_steps": self.guard.skipped,
+                    "skipped_rows": len(self.skipped_rows)}  # fmt: skip
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and positions; weights and optimiser are saved beside it by the checkpoint."""
+        """Counters and positions; weights, optimiser and the batch in use are saved beside it by the checkpoint."""
         return {
             "step": self.step,
-            "optimizer_steps": self.optimizer_steps,
-            "skipped_steps": self.skipped_steps,
+            "update_index": self.update_index,
+            "update_totals": self.update_totals,
+            "optimizer_steps": self.updater.applied,
+            "guard": self.guard.state_dict(),
+            "skipped_rows": self.skipped_rows,
             "sampler": self.sampler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
-        self.optimizer_steps = state["optimizer_steps"]
-        self.skipped_steps = state["skipped_steps"]
+        self.update_index = state["update_index"]
+        self.update_totals = dict(state["update_totals"])
+        self.updater.applied = state["optimizer_steps"]
+        self.guard.load_state_dict(state["guard"])
+        self.skipped_rows = dict(state["skipped_rows"])
         self.sampler.load_state_dict(state["sampler"])

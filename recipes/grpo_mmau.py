@@ -37,7 +37,9 @@ def main(words: list[str]) -> None:
         words = ["--config", str(DEFAULT), *words]
     try:
         options = parse(words)
-        from covo_rl.session import Session  # after parsing, so that --help and typos answer at once
+        from covo_rl.checkpoint import CheckpointError  # after parsing, so that --help and typos answer at once
+        from covo_rl.guard import TrainingStopped
+        from covo_rl.session import Session
 
         session = Session(options)
         session.show()
@@ -46,8 +48,11 @@ def main(words: list[str]) -> None:
     if options.train.dry_run:
         console.print("dry run: data, configuration, model and rewards are fine; nothing was started")
         return
-    before = session.evaluate() if options.eval.evaluate else None
-    trainer = session.train()
+    before = session.before() if options.eval.evaluate else None
+    try:
+        trainer = session.train()
+    except (ConfigError, CheckpointError, TrainingStopped) as error:
+        sys.exit(f"grpo_mmau: {error}")
     exported = session.export()
     if before is None:
         session.finish_unevaluated(exported, trainer.step)

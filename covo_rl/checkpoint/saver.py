@@ -33,10 +33,18 @@ class Resumable(Protocol):
     step: int
     update_index: int
     batch: Batch | None
-    policy: nn.Module
-    optimizer: Any
-    schedule: Any
-    sampler: PromptSampler
+
+    @property
+    def policy(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> Any: ...
+
+    @property
+    def schedule(self) -> Any: ...
+
+    @property
+    def sampler(self) -> PromptSampler: ...
 
     @property
     def device(self) -> torch.device: ...

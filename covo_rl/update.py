@@ -1,0 +1,212 @@
+"""One optimiser update of a generated batch: micro-batches of whole groups, loss, gradient, step.
+
+Loss normalisers are counts over all micro-batches and ranks, so their number changes the memory, not the gradient.
+An update that is not finite is skipped, dumped and counted; with `oom_retry` one that runs out of memory is repeated,
+from the same random state, in micro-batches of half the size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from covo_rl.batch import Batch, chunks, loss_mask, padded, sampling_logps
+from covo_rl.checkpoint.state import load_random_state, random_state
+from covo_rl.config import Options
+from covo_rl.guard import (
+    StepGuard,
+    TrainingStopped,
+    is_out_of_memory,
+    memory_freed,
+    not_finite_parameters,
+    out_of_memory_advice,
+)
+from covo_rl.loss import Normalizer, policy_loss, summarise
+from covo_rl.loss_metrics import Metrics
+from covo_rl.policy import Policy
+from covo_rl.types import Group
+
+
+def gathered(accelerator: Accelerator, values: list[Any]) -> list[Any]:
+    """The lists of all ranks, joined in rank order."""
+    return gather_object(values) if accelerator.num_processes > 1 else list(values)
+
+
+class Updater:
+    """Owns the gradient: everything between a generated batch and changed parameters.
+
+    `spare` is a group that a rank without groups of its own passes through the model, masked, so that DDP's
+    collectives find every rank.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        policy: Policy,
+        wrapped: torch.nn.Module,
+        optimizer: Any,
+        schedule: Any,
+        accelerator: Accelerator,
+        guard: StepGuard,
+        spare: Group,
+    ) -> None:
+        self.options = options
+        self.policy = policy
+        self.wrapped = wrapped
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.accelerator = accelerator
+        self.guard = guard
+        self.spare = spare
+        self.applied = 0
+        self.micro_batch_prompts = options.train.micro_batch_prompts
+
+    def update(self, batch: Batch, chosen: list[int], step: int) -> dict[str, float]:
+        """Update with the chosen groups of this rank; returns metrics over all ranks.
+
+        Raises:
+            TrainingStopped: memory ran out, or several updates in a row were not finite.
+        """
+        normalizer = self._normalizer(batch, chosen)
+        useful = [p for p in chosen if self._carries_gradient(batch, p)]
+        self.policy.train()
+        parts = self._backward_within_memory(batch, useful, normalizer)
+        over_ranks = {f"reduce_{how}": partial(self._reduced, how=how) for how in ("sum", "max")}
+        metrics = summarise(parts, **over_ranks)
+        metrics["grad_norm"] = self._apply(batch, chosen, metrics, step) if parts else 0.0
+        self.schedule.step()
+        return metrics
+
+    def _backward_within_memory(self, batch: Batch, useful: list[int], normalizer: Normalizer) -> list[Metrics]:
+        """All micro-batches, if need be again in smaller ones. One process only: ranks would wait for each other."""
+        retry = self.options.train.oom_retry and self.accelerator.num_processes == 1
+        before = random_state() if retry else None
+        while True:
+            try:
+                return self._backward(batch, useful, normalizer)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if before is None or self.micro_batch_prompts == 1:
+                    advice = out_of_memory_advice(
+                        self.micro_batch_prompts, self.options.rollout.num_generations,
+                        can_retry=not retry and self.accelerator.num_processes == 1,
+                    )  # fmt: skip
+                    raise TrainingStopped(advice) from error
+            self.micro_batch_prompts = max(self.micro_batch_prompts // 2, 1)
+            self.optimizer.zero_grad()
+            load_random_state(*before)
+            memory_freed()
+
+    def _backward(self, batch: Batch, useful: list[int], normalizer: Normalizer) -> list[Metrics]:
+        micro = chunks(useful, self.micro_batch_prompts)
+        passes = max(gathered(self.accelerator, [len(micro)]))
+        parts: list[Metrics] = []
+        for index in range(passes):
+            last = index == passes - 1
+            self.accelerator.sync_gradients = last
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                # a rank that has no work left still takes part: DDP wants a pass from every rank
+                loss, part = (
+                    self._loss(batch, micro[index], normalizer) if index < len(micro) else self._idle(normalizer)
+                )
+                # DDP averages over ranks, the normalizer already counts all of them
+                self.accelerator.backward(loss * normalizer.world_size)
+            parts.append(part)
+        return parts
+
+    def _loss(self, batch: Batch, members: list[int], normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
+        groups = [batch.groups[p] for p in members]
+        scored = self._scored(groups)
+        width, device = scored.logps_NC.shape[1], scored.logps_NC.device
+        loss_config = self.options.loss
+        sampler_logps = None
+        if loss_config.sampler_correction:
+            sampler_logps = padded([sampling_logps(g, device) for g in groups], range(len(groups)), width)
+        return policy_loss(
+            scored.logps_NC,
+            None if batch.old_logps is None else padded(batch.old_logps, members, width),
+            torch.as_tensor(batch.advantages.advantages_PG[members], device=device, dtype=torch.float32).flatten(),
+            loss_mask(groups, scored.mask_NC, loss_config.mask_truncated_completions),
+            loss_config,
+            normalizer=normalizer,
+            ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, members, width),
+            entropy_NC=scored.entropy_NC,
+            sampler_logps_NC=sampler_logps,
+            max_completion_length=self.options.rollout.max_completion_length,
+        )
+
+    def _idle(self, normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
+        """A pass whose every token is masked: no gradient, and metrics of the same names."""
+        scored = self._scored([self.spare])
+        zeros_NC = torch.zeros_like(scored.logps_NC)
+        return policy_loss(
+            scored.logps_NC, None, zeros_NC[:, 0], zeros_NC, self.options.loss, normalizer=normalizer,
+            ref_logps_NC=zeros_NC, entropy_NC=scored.entropy_NC, sampler_logps_NC=zeros_NC,
+            max_completion_length=self.options.rollout.max_completion_length,
+        )  # fmt: skip
+
+    def _scored(self, groups: Sequence[Group]) -> Any:
+        entropy = bool(self.options.loss.entropy_coef) or self.options.loss.top_entropy_quantile < 1
+        features = self.policy.features([group.prompt for group in groups])
+        return self.wrapped("logps", groups, features, temperature=self.options.rollout.temperature, entropy=entropy)
+
+    def _apply(self, batch: Batch, chosen: list[int], metrics: dict[str, float], step: int) -> float:
+        """Clip and step, unless loss or gradient are not finite."""
+        limit = self.options.train.max_grad_norm or math.inf
+        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
+        try:
+            if math.isfinite(norm) and math.isfinite(metrics["loss"]):
+                self.optimizer.step()
+                self.applied += 1
+                self.guard.passed()
+            else:
+                self.guard.failed(step, {**metrics, "grad_norm": norm}, lambda: self._details(batch, chosen))
+        finally:
+            self.optimizer.zero_grad()
+        return norm
+
+    def _details(self, batch: Batch, chosen: list[int]) -> dict[str, Any]:
+        rows = [
+            {
+                "id": batch.groups[p].prompt.example.id,
+                "advantages": batch.advantages.advantages_PG[p].tolist(),
+                "completions": [r.text for r in batch.groups[p].rollouts],
+                "sampling_logps": [str(min(r.logps, default=0.0)) for r in batch.groups[p].rollouts],
+            }
+            for p in chosen
+        ]
+        return {"rows": rows, "not_finite_in": not_finite_parameters(self.policy)}
+
+    def _carries_gradient(self, batch: Batch, p: int) -> bool:
+        """A group whose rollouts all agree moves nothing, unless KL or entropy terms do."""
+        return bool(batch.advantages.informative_P[p]) or bool(self.options.loss.beta or self.options.loss.entropy_coef)
+
+    def _normalizer(self, batch: Batch, chosen: list[int]) -> Normalizer:
+        """Counts over all ranks and micro-batches of this update, and of the generated batch."""
+        masked = self.options.loss.mask_truncated_completions
+
+        def lengths(groups: Sequence[Group]) -> list[int]:
+            cut = [[masked and r.stop_reason == "length" for r in group.rollouts] for group in groups]
+            return [0 if skip else len(r.completion_ids)
+                    for group, skips in zip(groups, cut, strict=True)
+                    for r, skip in zip(group.rollouts, skips, strict=True)]  # fmt: skip
+
+        return Normalizer.from_lengths(
+            gathered(self.accelerator, lengths([batch.groups[p] for p in chosen])),
+            generation_tokens=sum(gathered(self.accelerator, lengths(batch.groups))),
+            steps_per_generation=self.options.train.steps_per_generation,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def _reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        """1-D float64 CPU tensor -> elementwise sum or maximum over ranks."""
+        stacked = torch.tensor(gathered(self.accelerator, [values.tolist()]), dtype=values.dtype)
+        return stacked.sum(0) if how == "sum" else stacked.amax(0)
