@@ -129,7 +129,7 @@ class Session:
             console.console.print(console.summary_table("run", self._summary(rewards)))
             console.console.print(render_report(self.modes.report))
         if options.reward.check_rewards:
-            findings = lint(options.reward, self.examples[:8])
+            findings = lint(options.reward.rewards, self.examples[:8])
             if findings:
                 raise ConfigError([str(finding) for finding in findings])
         prompts = [build(row, self.family, self.clips, options.prompt) for row in self.examples[:4]]

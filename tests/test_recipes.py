@@ -1,0 +1,115 @@
+"""The recipes end to end, as a user runs them, and every shipped configuration."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from covo_rl import synth
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1"]
+ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    return synth.render(tmp_path_factory.mktemp("questions"), seed=7, train=176, validation=11, test=66)
+
+
+def run_recipe(*words, timeout=280):
+    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    command = [*LAUNCH, str(ROOT / "recipes" / "grpo_mmau.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout)
+
+
+def data_flags(questions):
+    train, test = questions["train"], questions["test"]
+    return ["--data", train, "--audio-dir", train.parent, "--eval-data", test, "--eval-audio-dir", test.parent]
+
+
+def test_the_main_job_learns_and_leaves_a_complete_run_folder(questions, tmp_path):
+    run = tmp_path / "run"
+    done = run_recipe(*data_flags(questions), "--output", run, "--max-steps", 12, "--prompts-per-step", 16)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    first, last = (sum(s["reward_total"] for s in part) / 3 for part in (steps[:3], steps[-3:]))
+    assert last > first + 0.2, f"R_total {first:.2f} -> {last:.2f}: nothing was learned"
+
+    result = json.loads((run / "result.json").read_text())
+    for when in ("before", "after"):
+        figures = result[when]
+        parts = ["accuracy", "format", "consistency", "thinking"]
+        assert figures["n"] == 66
+        assert figures["reward_total"] == pytest.approx(sum(figures[f"reward_{p}"] for p in parts), abs=0.02)
+        assert figures["accuracy_sampled"] == pytest.approx(figures["reward_accuracy"], abs=1e-9)
+    assert result["steps"] == 12 and result["train_seconds"] > 0 and result["trainable_parameters"] > 0
+    assert 0 <= result["after_silent_audio"]["accuracy_sampled"] <= 1
+    assert 0 <= result["after_swapped_audio"]["accuracy_sampled"] <= 1
+    assert json.loads((run / result["adapter"] / "verification.json").read_text())["ok"] is True
+    assert (run / "curves.png").stat().st_size > 5_000
+    rollouts = [json.loads(line) for line in (run / "rollouts" / "step_00012.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 16 * 8
+    assert set(rollouts[0]["rewards"]) == {"accuracy", "format", "consistency", "thinking"}
+
+
+def test_full_parameter_training_learns_too(questions, tmp_path):
+    run = tmp_path / "run"
+    done = run_recipe(*data_flags(questions), "--output", run, "--max-steps", 8, "--prompts-per-step", 16,
+                      "--full", "--learning-rate", "2e-4", "--evaluate", "false")  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first, last = (sum(s["reward_total"] for s in part) / 2 for part in (steps[:2], steps[-2:]))
+    assert last > first + 0.1, f"R_total {first:.2f} -> {last:.2f}: nothing was learned"
+    assert json.loads((run / "result.json").read_text())["adapter"] == "model"
+
+
+def test_dry_run_checks_everything_and_starts_nothing(questions, tmp_path):
+    run = tmp_path / "run"
+    done = run_recipe(*data_flags(questions), "--output", run, "--dry-run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "dry run" in done.stdout
+    assert not (run / "metrics.jsonl").exists() and not (run / "result.json").exists()
+
+
+def test_bad_rows_are_reported_with_their_ids_before_training(questions, tmp_path):
+    rows = json.loads(questions["train"].read_text())[:4]
+    rows[1]["audio_id"] = "./nowhere.wav"
+    rows[2]["answer"] = "not among the choices"
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    done = run_recipe("--data", file, "--audio-dir", questions["train"].parent, "--output", tmp_path / "run")
+    assert done.returncode != 0
+    assert rows[1]["id"] in done.stderr and rows[2]["id"] in done.stderr
+    assert "Traceback" not in done.stderr.split("grpo_mmau:")[-1].split("CalledProcessError")[0].split("Traceback")[0]
+
+
+def test_training_on_the_held_out_clips_is_refused(questions, tmp_path):
+    train = questions["train"]
+    flags = ["--data", train, "--audio-dir", train.parent, "--eval-data", train, "--eval-audio-dir", train.parent]
+    done = run_recipe(*flags, "--output", tmp_path / "run", "--dry-run")
+    assert done.returncode != 0
+    assert "train-7-00000" in done.stderr
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.name)
+def test_every_accelerate_config_is_understood(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    raw = yaml.safe_load(path.read_text())
+    assert str(config.distributed_type).endswith(str(raw["distributed_type"]))
+    assert config.num_processes >= 1
+
+
+def test_the_layers_that_fsdp_wraps_exist_in_the_model():
+    from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration
+
+    raw = yaml.safe_load((ROOT / "recipes" / "accelerate" / "fsdp2.yaml").read_text())
+    names = raw["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    assert set(names) == set(CovoAudioForConditionalGeneration._no_split_modules)
