@@ -16,6 +16,7 @@ from torch import Tensor
 from covo_rl.advantage import Advantages
 from covo_rl.batch import Batch
 from covo_rl.checkpoint.files import CheckpointError
+from covo_rl.record import plain
 from covo_rl.types import Group, Prompt, RewardTable, Rollout
 
 ARRAYS = ("weights_R", "rewards_PGR", "rewards_PG")
@@ -36,6 +37,7 @@ def pack(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "missing": [[p, g, name, why] for (p, g, name), why in batch.table.missing.items()],
         "seconds": dict(batch.table.seconds),
         "metrics": dict(batch.table.metrics),
+        "extras": plain(batch.table.extras),
         "statistics": dict(batch.advantages.statistics),
     }
     tensors = {f"table/{name}": torch.from_numpy(np.array(getattr(batch.table, name))) for name in ARRAYS}
@@ -67,12 +69,13 @@ def unpack(
                 f"checkpoint were sampled and has {len(prompt.input_ids)} now; resume from a checkpoint without a dot"
             )
         groups.append(Group(prompt, tuple(_rollout(rollout) for rollout in saved["rollouts"])))
-    arrays = {name: tensors[f"table/{name}"].numpy() for name in ARRAYS}
+    arrays: dict[str, Any] = {name: tensors[f"table/{name}"].numpy() for name in ARRAYS}
     table = RewardTable(
         names=tuple(about["names"]),
         missing={(p, g, name): why for p, g, name, why in about["missing"]},
         seconds=about["seconds"],
         metrics=about["metrics"],
+        extras=about["extras"],
         **arrays,
     )
     result = Advantages(

@@ -1,0 +1,281 @@
+"""A checkpoint is complete or ignored, and what comes back is what went in, bit for bit."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from covo_rl.advantage import Advantages
+from covo_rl.batch import Batch
+from covo_rl.checkpoint import CheckpointError, CheckpointStore, Ranks, TrainState, batch_state, files, state
+from covo_rl.types import Clip, Example, Group, Prompt, RewardTable, Rollout
+
+
+def small_state(step, value=0.0, score=None, update=0):
+    tensors = {"weights": {"w": torch.full((2,), float(value))}, "optimizer": {}}
+    return TrainState(step, {"about": step}, tensors, {"mine": step}, {"r": torch.arange(3)}, update, score)
+
+
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path):
+    store = CheckpointStore(tmp_path)
+    path = store.save(small_state(3, 0.1, score=0.5, update=2))
+    assert path.name == "step_000003.002"
+    loaded = store.load(path)
+    assert (loaded.step, loaded.update, loaded.score, loaded.rank) == (3, 2, 0.5, {"mine": 3})
+    assert loaded.shared == {"about": 3, "world": 1}
+    assert torch.equal(loaded.tensors["weights"]["w"], torch.tensor([0.1, 0.1]))
+    assert torch.equal(loaded.rank_tensors["r"], torch.arange(3))
+    assert loaded.tensors["optimizer"] == {}
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path):
+    path = CheckpointStore(tmp_path).save(small_state(1))
+    assert {file.suffix for file in path.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "flipped", "no manifest", "broken manifest"])
+def test_a_damaged_checkpoint_is_passed_over_and_refused(tmp_path, damage):
+    store = CheckpointStore(tmp_path)
+    older, newer = store.save(small_state(1)), store.save(small_state(2))
+    file = newer / "weights.safetensors"
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "shorter":
+        file.write_bytes(content[:-1])
+    elif damage == "flipped":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "no manifest":
+        (newer / "complete.json").unlink()
+    else:
+        (newer / "complete.json").write_text("{")
+    path, passed_over = store.latest_valid()
+    assert path == older
+    assert len(passed_over) == 1 and passed_over[0].startswith("step_000002: ")
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        store.load(newer)
+
+
+def test_newest_goes_by_step_then_update(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=9)
+    for step, update in ((9, 0), (10, 0), (10, 11), (10, 2)):
+        store.save(small_state(step, update=update))
+    assert [path.name for path in store.all()] == ["step_000009", "step_000010", "step_000010.002", "step_000010.011"]
+    assert store.latest_valid()[0].name == "step_000010.011"
+
+
+def test_keep_last_and_keep_best(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=2, keep_best=True)
+    for step, score in ((1, 0.2), (2, 0.9), (3, 0.4), (4, None), (5, 0.9), (6, None)):
+        store.save(small_state(step, score=score))
+    # 2 and 5 share the best score: the newer one stays
+    assert [path.name for path in store.all()] == ["step_000005", "step_000006"]
+    store.save(small_state(7))
+    assert [path.name for path in store.all()] == ["step_000005", "step_000006", "step_000007"]
+    with pytest.raises(ValueError, match="at least one"):
+        CheckpointStore(tmp_path, keep_last=0)
+
+
+def test_an_interrupted_save_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+    """Die at every single write of a save, as SIGKILL would: the older checkpoint is found each time."""
+    store = CheckpointStore(tmp_path)
+    older = store.save(small_state(1))
+    calls = []
+
+    class Killed(BaseException):
+        pass
+
+    def dies_at(number):
+        def wrap(original):
+            def wrapped(*args, **kwargs):
+                calls.append(original)
+                if len(calls) == number:
+                    raise Killed
+                return original(*args, **kwargs)
+
+            return wrapped
+
+        calls.clear()
+        with monkeypatch.context() as patched:
+            for name in ("write_json", "write_tensors", "write_manifest", "flush"):
+                patched.setattr(files, name, wrap(getattr(files, name)))
+            store.save(small_state(2))
+
+    died = 0
+    for number in range(1, 40):
+        try:
+            dies_at(number)
+        except Killed:
+            died += 1
+            path, _ = store.latest_valid()
+            # the last call flushes the folder after the rename: from then on the new one counts
+            assert path == older or (number == len(calls) and path.name == "step_000002")
+        else:
+            break
+    assert died >= 8
+    assert store.latest_valid()[0].name == "step_000002"
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_much_is_free(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    store.save(small_state(1, 0.25))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*GB free.*step_000001 is still there"):
+        store.save(small_state(2))
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+    assert store.load(store.latest_valid()[0]).tensors["weights"]["w"].tolist() == [0.25, 0.25]
+
+
+def test_a_real_write_error_of_the_operating_system(tmp_path):
+    """A file size limit makes safetensors and json fail as a full disk does."""
+    import resource
+
+    store = CheckpointStore(tmp_path)
+    store.save(small_state(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = TrainState(2, {}, {"weights": {"w": torch.zeros(100_000)}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="step_000002 was not saved"):
+            store.save(big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.latest_valid()[0].name == "step_000001"
+    store.save(big)
+    assert store.latest_valid()[0].name == "step_000002"
+
+
+def test_a_failure_on_one_rank_is_raised_on_all(monkeypatch):
+    def fails():
+        raise CheckpointError("disk full")
+
+    other = Ranks(1, 2)
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, None])
+    with pytest.raises(CheckpointError, match="rank 0: disk full"):
+        other.together(fails)
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, "no room"])
+    with pytest.raises(CheckpointError, match="rank 1: no room"):
+        Ranks(0, 2).together(lambda: None)
+
+
+# -- parameters, optimiser, random numbers -----------------------------------------------------------------------
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Dropout(0.3))
+    model[0].bias.requires_grad_(False)
+    return model
+
+
+def make_optimizer(model):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW([{"params": trained[:1], "lr": 0.1}, {"params": trained[1:], "betas": (0.5, 0.6)}])
+
+
+def train(model, optimizer, steps):
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = model(torch.randn(5, 3)).square().mean() + random.random() * np.random.rand() * model[2].weight.sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("steps_before", [0, 4])
+def test_training_goes_on_bit_for_bit(tmp_path, steps_before):
+    model = network()
+    optimizer = make_optimizer(model)
+    train(model, optimizer, steps_before)
+    tensors, about = state.optimizer_state(optimizer, model)
+    random_about, random_tensors = state.random_state()
+    files.write_json(tmp_path / "a.json", {"optimizer": about, "random": random_about})
+    files.write_tensors(tmp_path / "a.safetensors", {**tensors, **random_tensors})
+    weights = state.weights(model)
+    expected = train(model, optimizer, 4)
+
+    other = network(seed=1)
+    other[0].bias.data.copy_(model[0].bias)  # frozen: it comes with the base model
+    restored = make_optimizer(other)
+    train(other, restored, 2)
+    saved, all_tensors = files.read_json(tmp_path / "a.json"), files.read_tensors(tmp_path / "a.safetensors")
+    state.load_weights(other, weights)
+    optimizer_tensors = {k: v for k, v in all_tensors.items() if not k.startswith("random/")}
+    state.load_optimizer_state(restored, other, optimizer_tensors, saved["optimizer"])
+    state.load_random_state(saved["random"], all_tensors)
+    assert train(other, restored, 4) == expected
+    assert restored.param_groups[1]["betas"] == (0.5, 0.6)
+
+
+def test_weights_are_copies_and_frozen_ones_stay_out():
+    model = network()
+    weights = state.weights(model)
+    assert sorted(weights) == ["0.weight", "2.bias", "2.weight"]
+    model[2].bias.data.add_(1)
+    assert not torch.equal(weights["2.bias"], model[2].bias)
+
+
+def test_wrappers_do_not_change_names():
+    assert state.clean_name("module.base_model._orig_mod.layers.0.weight") == "base_model.layers.0.weight"
+    assert state.clean_name("_checkpoint_wrapped_module.a.b") == "a.b"
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name():
+    model = network()
+    weights = state.weights(model)
+    with pytest.raises(CheckpointError, match=r"only in the checkpoint: extra \(1\)"):
+        state.load_weights(model, weights | {"extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"only in the model: 2.bias"):
+        state.load_weights(model, {k: v for k, v in weights.items() if k != "2.bias"})
+    with pytest.raises(CheckpointError, match=r"2.bias is \(5,\) in the checkpoint and \(2,\)"):
+        state.load_weights(model, weights | {"2.bias": torch.zeros(5)})
+    tensors, about = state.optimizer_state(make_optimizer(model), model)
+    about["groups"].reverse()
+    with pytest.raises(CheckpointError, match="groups differ"):
+        state.load_optimizer_state(make_optimizer(model), model, tensors, about)
+
+
+# -- rollouts in use ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_in_use_comes_back_equal(tmp_path):
+    rows = [Example("a", (Clip(path="x.wav"),), "q"), Example("b", (), "q2")]
+    prompts = {row.id: Prompt(row, (), "text", (1, 2, 3), ("key",), (1,)) for row in rows}
+    rollouts = (Rollout((5, 1), (-0.1, -1 / 3), "<think>é", "stop", "é", None, ("no answer",)),
+                Rollout((7,), (-2e-9,), "", "length"))  # fmt: skip
+    batch = Batch(
+        [Group(prompts["b"], rollouts), Group(prompts["a"], rollouts[::-1])],
+        RewardTable(("r",), np.ones(1), np.array([[[1.0], [np.nan]]] * 2), np.array([[1.0, np.nan]] * 2),
+                    {(0, 1, "r"): "why"}, {"r": 0.5}, {"m": 1.0}, {"extra": [1, "two", None, 4]}),
+        Advantages(np.array([[0.1, -0.1]] * 2), np.array([True, False]), np.array([[1.0, np.nan]] * 2), {"reward": 1}),
+        old_logps=[torch.randn(2, 2), torch.randn(2, 2)],
+    )  # fmt: skip
+    about, tensors = batch_state.pack(batch)
+    files.write_json(tmp_path / "b.json", about)
+    files.write_tensors(tmp_path / "b.safetensors", tensors)
+    saved, device = files.read_json(tmp_path / "b.json"), torch.device("cpu")
+    back = batch_state.unpack(saved, files.read_tensors(tmp_path / "b.safetensors"), prompts.__getitem__, device)
+    assert back.groups == batch.groups and back.ref_logps is None
+    assert all(torch.equal(a, b) for a, b in zip(back.old_logps, batch.old_logps, strict=True))
+    for name in ("names", "missing", "seconds", "metrics", "extras"):
+        assert getattr(back.table, name) == getattr(batch.table, name)
+    for name in ("weights_R", "rewards_PGR", "rewards_PG"):
+        np.testing.assert_array_equal(getattr(back.table, name), getattr(batch.table, name))
+    np.testing.assert_array_equal(back.advantages.advantages_PG, batch.advantages.advantages_PG)
+    np.testing.assert_array_equal(back.advantages.informative_P, batch.advantages.informative_P)
+    changed = Prompt(rows[0], (), "text", (1, 2), ("key",), (1,))
+    with pytest.raises(CheckpointError, match=r"row b: its prompt had 3 tokens .* and has 2 now"):
+        batch_state.unpack(saved, tensors, lambda name: changed, device)
