@@ -128,7 +128,7 @@ def _write_adapter(
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     save_file(dict(tensors), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
+    config: Any = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
     config.inference_mode = True
     config.base_model_name_or_path = base
     if isinstance(config.target_modules, str):

@@ -1,0 +1,250 @@
+"""An export is verified in a fresh process, and what is not the trained policy does not get through."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from covo_rl.audio import ClipStore
+from covo_rl.config import AdapterConfig
+from covo_rl.export import ExportError, export_adapter, export_run_adapter, load_policy_state, save_policy, update_card
+from covo_rl.export.cli import app
+from covo_rl.export.exporting import write_merged
+from covo_rl.export.judge import Target, judge
+from covo_rl.export.verify import expect, run_fresh, synthetic_prompts
+from covo_rl.models import load
+from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
+from covo_rl.policy.modes import build
+
+SIZES = {"encoder_width": 16, "encoder_layers": 1, "decoder_width": 32, "decoder_layers": 2, "mel_bins": 16}
+MODES = {
+    "lora": AdapterConfig(lora_r=4),
+    "dora": AdapterConfig(lora_r=4, use_dora=True),
+    "lora_and_adapter": AdapterConfig(lora_r=4, use_rslora=True, modules_to_save=["audio_adapter"]),
+    "full": AdapterConfig(lora=False, train_parts=["audio_adapter", "llm", "lm_head"]),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict[str, Path]:
+    """Tiny random checkpoints on disk, as a user has the published ones."""
+    root = tmp_path_factory.mktemp("bases")
+    covo = tiny_covo_audio(tiny_tokenizer(["What do you hear?"]), adapter_hidden=16, **SIZES)
+    for name, (model, processor) in {"covo_audio": covo, "qwen2_audio": tiny_qwen2_audio(**SIZES)}.items():
+        model.save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    return {name: root / name for name in ("covo_audio", "qwen2_audio")}
+
+
+def trained(base: Path, config: AdapterConfig, size: float = 0.05):
+    """A policy whose trainable parameters were all moved, as training does."""
+    modes = build(load(str(base)), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in modes.family.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return modes
+
+
+def broken_targets(root: Path) -> dict[str, Target]:
+    """Exports with the faults that other stacks ship."""
+    zero, renamed, lost = root / "zero", root / "renamed", root / "lost"
+    shutil.copytree(root / "lora_adapter", zero)
+    weights = load_file(zero / "adapter_model.safetensors")
+    save_file({k: torch.zeros_like(t) if "lora_B" in k else t for k, t in weights.items()},
+              zero / "adapter_model.safetensors")  # fmt: skip
+    shutil.copytree(root / "lora_adapter", renamed)
+    save_file({k.replace("self_attn", "attention"): t for k, t in weights.items()},
+              renamed / "adapter_model.safetensors")  # fmt: skip
+    shutil.copytree(root / "lora_merged", lost)
+    weights = load_file(lost / "model.safetensors")
+    save_file({k: t for k, t in weights.items() if not k.endswith("layers.1.mlp.up_proj.weight")},
+              lost / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    return {
+        "zero": Target("zero", "adapter", zero, "float32"),
+        "renamed": Target("renamed", "adapter", renamed, "float32"),
+        "lost": Target("lost", "merged", lost, "float32"),
+    }
+
+
+@pytest.mark.parametrize("name", ["covo_audio", "qwen2_audio"])
+def test_round_trips_in_a_fresh_process(name, bases, tmp_path):
+    """LoRA, DoRA, LoRA + whole adapter, full; as adapter, merged, re-sharded: all in one fresh process."""
+    clips = ClipStore()
+    targets, expected, prompts = {}, {}, None
+    for mode, config in MODES.items():
+        modes = trained(bases[name], config)
+        prompts = prompts or synthetic_prompts(modes.family, clips)
+        wanted = expect(modes, prompts, clips)
+        for kind in ("merged", "sharded", "adapter"):
+            if kind == "adapter" and mode == "full":
+                continue
+            folder = tmp_path / f"{mode}_{kind}"
+            folder.mkdir()
+            if kind == "adapter":
+                save_policy(modes, folder)
+            else:
+                write_merged(modes, folder, None, 40_000 if kind == "sharded" else None)
+            target = Target(folder.name, "adapter" if kind == "adapter" else "merged", folder, "float32")
+            targets[target.name], expected[target.name] = target, wanted
+    broken = broken_targets(tmp_path)
+    expected |= dict.fromkeys(broken, expected["lora_adapter"])
+    family = load(str(bases[name]))
+    logits, notes = run_fresh(family, str(bases[name]), [*targets.values(), *broken.values()], expected["full_merged"])
+
+    assert notes["loaded"].count("covo_rl") == (1 if name == "covo_audio" else 0)
+    assert len(list((tmp_path / "full_sharded").glob("model-*.safetensors"))) > 2
+    for key, target in targets.items():
+        result = judge(target, expected[key], logits, notes, base_model="base")
+        assert result.ok, (key, result.problems)
+        assert result.max_abs_logit_diff_trained <= 1e-5 < 1e-2 < result.max_abs_logit_diff_base
+        assert result.update_kept == pytest.approx(1.0, abs=1e-4)
+    for mode in ("lora", "dora", "lora_and_adapter"):
+        for adapter, merged in zip(logits[f"{mode}_adapter"], logits[f"{mode}_merged"], strict=True):
+            torch.testing.assert_close(adapter, merged, atol=1e-5, rtol=0)
+    faults = {key: judge(target, expected[key], logits, notes, base_model="base") for key, target in broken.items()}
+    assert not any(result.ok for result in faults.values())
+    assert faults["zero"].max_abs_logit_diff_base == 0.0
+    assert "shows 0 %" in " ".join(faults["zero"].problems)
+    assert any("missing" in problem for problem in faults["renamed"].problems)
+    assert any("up_proj" in problem for problem in faults["lost"].problems)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------
+
+
+def run_folder(root: Path, base: Path, **options) -> Path:
+    """What the trainer leaves: options, environment; result.json comes after the export."""
+    run = root / "run"
+    run.mkdir()
+    given = {"model": str(base), "rewards": "accuracy,format=0.5", "learning_rate": 1e-5, "lora_r": 4, **options}
+    (run / "config.yaml").write_text(yaml.safe_dump(given))
+    (run / "environment.json").write_text(
+        json.dumps({"commit": "abc123", "sha256": {"data": "d" * 64}, "packages": {"peft": "0.21"}})
+    )
+    return run
+
+
+RESULT = {"train_seconds": 12.5, "trainable_parameters": 4096,
+          "before": {"accuracy_greedy": 0.25, "accuracy_sampled": 0.2, "n": 400},
+          "after": {"accuracy_greedy": 0.75, "accuracy_sampled": 0.7, "n": 400},
+          "after_silent_audio": {"accuracy_sampled": 0.3}}  # fmt: skip
+
+
+def test_the_export_at_the_end_of_a_run_and_its_card(bases, tmp_path):
+    run = run_folder(tmp_path, bases["covo_audio"])
+    modes = trained(bases["covo_audio"], MODES["lora_and_adapter"])
+    clips = ClipStore()
+    folder = export_run_adapter(modes, modes.family, run, synthetic_prompts(modes.family, clips), clips)
+    assert folder == run / "adapter"
+    report = json.loads((folder / "verification.json").read_text())
+    assert report["ok"] and report["tolerance"] == 1e-4 and report["prompts"] == ["export-tone", "export-noise"]
+    assert report["max_abs_logit_diff_trained"] <= 1e-5 < report["max_abs_logit_diff_base"]
+    assert not [p for p in run.iterdir() if p.name.startswith(".")]
+    assert "no result.json yet" in (folder / "README.md").read_text()
+
+    (run / "result.json").write_text(json.dumps(RESULT))
+    card = update_card(folder, run).read_text()
+    for line in ("| accuracy greedy | 0.25 | 0.75 |", "With silence in place of the clip, sampled accuracy is 0.3.",
+                 "R_total = R_accuracy + 0.5 R_format", f"| data | `{'d' * 64}` |", "| commit | abc123 |",
+                 "academic use only", "400 held-out rows"):  # fmt: skip
+        assert line in card
+
+    # The adapter starts another run, and plain PEFT needs nothing of ours but the model class.
+    again = build(load(str(bases["covo_audio"])), AdapterConfig(adapter=str(folder)))
+    for (n, a), (m, b) in zip(modes.family.model.state_dict().items(), again.family.model.state_dict().items(),
+                              strict=True):  # fmt: skip
+        assert n == m and torch.equal(a, b)
+
+
+def test_the_command_exports_merged_weights_from_the_last_checkpoint(bases, tmp_path):
+    run = run_folder(tmp_path, bases["qwen2_audio"], lora=False)
+    first, second = (trained(bases["qwen2_audio"], MODES["full"], size) for size in (0.01, 0.05))
+    save_policy(first, run / "checkpoints" / "step_9" / "policy")
+    save_policy(second, run / "checkpoints" / "step_10" / "policy")
+    out = tmp_path / "merged"
+    done = CliRunner().invoke(app, ["export", str(run), "--merged", str(out), "--dtype", "bfloat16"])
+    assert done.exit_code == 0, done.output
+    weights = load_file(out / "model.safetensors")
+    assert {t.dtype for t in weights.values()} == {torch.bfloat16}
+    assert weights.keys() == load_file(bases["qwen2_audio"] / "model.safetensors").keys()
+    wanted = second.family.model.lm_head.weight.detach().bfloat16()
+    assert torch.equal(weights["language_model.lm_head.weight"], wanted)
+    for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "README.md"):
+        assert (out / name).is_file(), name
+    assert not json.loads((out / "verification.json").read_text())["fresh_process_imports_covo_rl"]
+
+    done = CliRunner().invoke(app, ["export", str(run), "--merged", str(out)])
+    assert done.exit_code == 1 and "exists: give another folder, or --replace it" in done.output
+    done = CliRunner().invoke(app, ["export", str(run), "--adapter", str(tmp_path / "a")])
+    assert done.exit_code == 1 and "full-parameter policy has no adapter" in done.output
+    done = CliRunner().invoke(app, ["export", str(tmp_path), "--adapter", str(tmp_path / "a")])
+    assert done.exit_code == 1 and "checkpoints/step_*/policy" in done.output
+
+
+def test_a_failed_check_leaves_nothing_behind(bases, tmp_path, monkeypatch):
+    """Here the fresh process sees the base model: an adapter that loads and does nothing."""
+    modes = trained(bases["covo_audio"], MODES["lora"])
+
+    def idle(family, base, targets, expected, **kwargs):
+        notes = {"loaded": [], "versions": {}, "adapter": {"missing_keys": []}}
+        return {"adapter": expected.base, "base.float32": expected.base}, notes
+
+    monkeypatch.setattr("covo_rl.export.verify.run_fresh", idle)
+    with pytest.raises(ExportError, match="differ from the trained policy"):
+        export_adapter(modes, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_untrained_adapter_is_refused(bases, tmp_path):
+    modes = build(load(str(bases["covo_audio"])), MODES["lora"])
+    with pytest.raises(ExportError, match="no-op: the trained policy equals the base"):
+        export_adapter(modes, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_made_by_plain_peft_starts_a_run_and_goes_on_from_a_checkpoint(bases, tmp_path):
+    """Interop: no covo_rl code wrote this folder; suffix targets and PEFT's own names."""
+    model = load(str(bases["qwen2_audio"])).model
+    plain = get_peft_model(model, LoraConfig(r=3, target_modules=r".*language_model.*(q_proj|v_proj)"))
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    plain.save_pretrained(tmp_path / "elsewhere")
+    started = build(load(str(bases["qwen2_audio"])), AdapterConfig(adapter=str(tmp_path / "elsewhere")))
+    assert started.trainable_parameters == sum(p.numel() for p in plain.parameters() if p.requires_grad)
+    save_policy(started, tmp_path / "policy")
+    fresh = build(load(str(bases["qwen2_audio"])), AdapterConfig(adapter=str(tmp_path / "elsewhere")))
+    with torch.no_grad():
+        for parameter in fresh.family.model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    load_policy_state(fresh, tmp_path / "policy")
+    state = started.family.model.state_dict()
+    assert all(torch.equal(state[n], t) for n, t in fresh.family.model.state_dict().items())
+    back = PeftModel.from_pretrained(load(str(bases["qwen2_audio"])).model, str(tmp_path / "policy"))
+    assert back.peft_config["default"].r == 3  # type: ignore[attr-defined]
+
+
+def test_a_policy_that_does_not_fit_is_an_error(bases, tmp_path):
+    save_policy(trained(bases["covo_audio"], MODES["lora"]), tmp_path / "policy")
+    wider = build(load(str(bases["covo_audio"])), replace(MODES["lora"], lora_r=8))
+    with pytest.raises(ExportError, match=r"has shape \(8, .*in memory and \(4, "):
+        load_policy_state(wider, tmp_path / "policy")
+    other = build(load(str(bases["covo_audio"])), MODES["lora_and_adapter"])
+    with pytest.raises(ExportError, match=r"missing \['base_model.model.audio_adapter"):
+        load_policy_state(other, tmp_path / "policy")
+    full = build(load(str(bases["covo_audio"])), MODES["full"])
+    with pytest.raises(FileNotFoundError, match="full-parameter policy is saved as"):
+        load_policy_state(full, tmp_path / "policy")
