@@ -129,7 +129,7 @@ def test_the_processor_names_the_row_of_a_miscount(tiny, rows, message):
 
 
 def test_nested_clips_must_match_row_by_row(tiny):
-    with pytest.raises(ValueError, match="row 0 has 1 .* placeholders but 2 clips"):
+    with pytest.raises(ValueError, match=r"row 0 has 1 .* placeholders but 2 clips"):
         tiny[1](text=[f"{CLIP}", f"{CLIP}{CLIP}"], audio=[[SHORT, SHORT], [SHORT]], sampling_rate=24000)
 
 

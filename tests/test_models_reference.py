@@ -91,6 +91,19 @@ def test_encoder_and_adapter_equal_the_reference(model, audio):
     np.testing.assert_allclose(out.pooler_output, case_a()["audio_features_used"], atol=1e-4)
 
 
+def test_a_clip_of_two_segments_keeps_the_first_rows(model):
+    """41 s: both segments give 188 rows, the clip has 257 slots, which are the first 257 rows."""
+    extractor = CovoAudioFeatureExtractor.from_model_config(model.config)
+    wave = np.random.default_rng(0).normal(0, 0.1, 41 * 24000).astype(np.float32)
+    features, mask = extractor.clip(wave, 24000)
+    assert features.shape == (2, 128, 3000) and mask.sum() == 257
+    with torch.no_grad():
+        every_row = model.get_audio_features(features).pooler_output
+        kept, sizes = model.get_audio_embeds(features, mask, torch.tensor([0, 0]), torch.tensor([0, 0]))
+    assert every_row.shape == (376, 16) and sizes == [257, 257]
+    assert torch.equal(kept, every_row[:257].repeat(2, 1))
+
+
 def _reference_logits(model, prompt, **audio):
     data = case_a()
     with torch.no_grad():

@@ -93,18 +93,13 @@ def tiny_covo_audio(
         llm_config={
             **_decoder_sizes(decoder_width, decoder_layers, decoder_heads),
             "vocab_size": len(tokenizer) + audio_codes,
-            "bos_token_id": ids[END_OF_TEXT],
-            "eos_token_id": ids[TURN_END],
-            "pad_token_id": ids[END_OF_TEXT],
             "initializer_range": initializer_range,
             "max_position_embeddings": max_position_embeddings,
+            **{f"{name}_token_id": ids[END_OF_TEXT] for name in ("bos", "pad")},
+            "eos_token_id": ids[TURN_END],
         },
         encoder_config={
-            "d_model": encoder_width,
-            "encoder_layers": encoder_layers,
-            "encoder_attention_heads": encoder_heads,
-            "encoder_ffn_dim": 4 * encoder_width,
-            "num_mel_bins": mel_bins,
+            **_encoder_sizes(encoder_width, encoder_layers, encoder_heads, 4 * encoder_width, mel_bins),
             "max_source_positions": round(segment_seconds * POSITIONS_PER_SECOND),
             "init_std": initializer_range,
         },
@@ -157,11 +152,7 @@ def tiny_qwen2_audio(
         },
         audio_config={
             "model_type": "qwen2_audio_encoder",
-            "d_model": encoder_width,
-            "encoder_layers": encoder_layers,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 2 * encoder_width,
-            "num_mel_bins": mel_bins,
+            **_encoder_sizes(encoder_width, encoder_layers, 4, 2 * encoder_width, mel_bins),
         },
         audio_token_index=tokenizer.get_vocab()["<|AUDIO|>"],
         dtype="float32",
@@ -181,6 +172,16 @@ def _decoder_sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": max(1, heads // 2),
+    }
+
+
+def _encoder_sizes(width: int, layers: int, heads: int, inner: int, mel_bins: int) -> dict[str, Any]:
+    return {
+        "d_model": width,
+        "encoder_layers": layers,
+        "encoder_attention_heads": heads,
+        "encoder_ffn_dim": inner,
+        "num_mel_bins": mel_bins,
     }
 
 

@@ -124,15 +124,21 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         return encoded, rows[input_features_mask.to(rows.device, torch.bool)]
 
     def get_audio_features(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        segment_clips: torch.Tensor | None = None,
+        clip_order: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """All segments through encoder and adapter in one call.
+        """All segments through encoder and adapter in one call, whatever clips they belong to.
 
-        `input_features` (K, M, F) any float dtype; `input_features_mask` (K, rows) bool, the rows that fill slots
-        (default: all). Returns `last_hidden_state` (K, positions, d_model) of the encoder and `pooler_output`
-        (slots, D): the kept rows in segment order. Parts whose parameters are all frozen run without autograd.
+        Takes the audio fields of the processor (see `get_audio_embeds`). Returns `last_hidden_state`
+        (K, positions, d_model) of the encoder and `pooler_output` (slots, D), one row per placeholder in order.
+        Parts whose parameters are all frozen run without autograd.
         """
         encoded, rows = self._audio_rows(input_features, input_features_mask)
+        rows, _ = self._in_order(rows, input_features, input_features_mask, segment_clips, clip_order)
         return BaseModelOutputWithPooling(last_hidden_state=encoded, pooler_output=rows)  # pyright: ignore
 
     def get_audio_embeds(
@@ -144,10 +150,21 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
     ) -> tuple[torch.Tensor, list[int]]:
         """Embeddings (slots, D) in the order of the placeholders, and the slots of each clip placed.
 
-        `segment_clips` (K,) says which unique clip a segment belongs to (default: each its own); `clip_order` (A,)
-        which unique clip fills the a-th place of the batch, row by row (default: each once, in order).
+        `input_features` (K, M, F) any float dtype; `input_features_mask` (K, rows) bool, the adapter rows that fill
+        slots (default: all). `segment_clips` (K,) says which unique clip a segment belongs to (default: each its
+        own); `clip_order` (A,) which unique clip fills the a-th place of the batch, row by row (default: each once).
         """
         _, rows = self._audio_rows(input_features, input_features_mask)
+        return self._in_order(rows, input_features, input_features_mask, segment_clips, clip_order)
+
+    @staticmethod
+    def _in_order(
+        rows: torch.Tensor,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None,
+        segment_clips: torch.Tensor | None,
+        clip_order: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, list[int]]:
         count = input_features.shape[0]
         per_segment = [rows.shape[0] // count] * count
         if input_features_mask is not None:
@@ -207,7 +224,7 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         attention functions. Raises ValueError that names the row when slots and features do not match.
         """
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if past and self.training and self.is_gradient_checkpointing:
+        if past and self.training and getattr(self.llm.model, "gradient_checkpointing", False):
             raise ValueError(
                 "a key/value cache was given while gradient checkpointing is on in training mode: transformers would "
                 "drop the cache silently. Call model.eval() or model.gradient_checkpointing_disable() first"

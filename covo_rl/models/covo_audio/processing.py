@@ -38,7 +38,8 @@ CHAT_TEMPLATE = (
 class CovoAudioProcessor(ProcessorMixin):
     """Feature extractor, tokenizer and chat template of Covo-Audio.
 
-    `first_code_id` is the id of audio code 0 (default: the size of the tokenizer) and `num_audio_codes` their number.
+    Without a feature extractor it has the published one (30 s segments). `first_code_id` is the id of audio code 0
+    (default: the size of the tokenizer) and `num_audio_codes` their number.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class CovoAudioProcessor(ProcessorMixin):
             )
         self.first_code_id = len(tokenizer) if first_code_id is None else first_code_id
         self.num_audio_codes = num_audio_codes
-        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        super().__init__(feature_extractor or CovoAudioFeatureExtractor(), tokenizer, chat_template=chat_template)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> CovoAudioProcessor:  # pyright: ignore
