@@ -11,7 +11,9 @@ from covo_rl.rewards.conclusion import supports
 from covo_rl.rewards.text import column, parsed_completions
 
 
-def consistency(completions, question=None, choices=None, parsed=None, judge=None, log_missing=None, **kwargs):
+def consistency(
+    completions, question=None, choices=None, parsed=None, judge=None, log_extra=None, log_missing=None, **kwargs
+):
     """
     >>> consistency(["<think>A dull thud, so it is a knock.</think><answer>B</answer>"], choices=[["bell", "knock"]])
     [1.0]
@@ -21,7 +23,7 @@ def consistency(completions, question=None, choices=None, parsed=None, judge=Non
     if judge is not None:
         from covo_rl.rewards.judging import judge_consistency
 
-        return judge_consistency(judge, found, questions, options, log_missing)
+        return judge_consistency(judge, found, questions, options, log_missing, log_extra)
     scores = []
     for index, (item, asked, listed) in enumerate(zip(found, questions, options, strict=True)):
         verdict = supports(item.think, item.answer, listed or (), asked or "")

@@ -174,7 +174,7 @@ class _Parser:
             if not number.is_Rational or abs(number) > MAX_EXPONENT or number.q > 12:
                 raise FormulaError(f"exponent {number} is beyond {MAX_EXPONENT}")
         if exponent.is_Rational and base.is_Rational:
-            if base == 0 and exponent <= 0:
+            if base.is_zero and exponent <= 0:
                 raise FormulaError("zero to the power of zero or less")
             bits = max(int(base.p).bit_length(), int(base.q).bit_length()) * abs(float(exponent))
             if bits > MAX_BITS:

@@ -26,7 +26,7 @@ TIMEOUT = 20.0
 SPEED = 0.02  # seconds a deterministic reward may take for one completion
 ODD = {
     "empty": "",
-    "unicode": "<think>\u97f3\u304c\u805e\u3053\u3048\u308b \U0001f514 e\u0301 \u202e\ud83d</think><answer>\u00e9</answer>",
+    "unicode": "<think>\u97f3\u304c \U0001f514 e\u0301 \u202e\ud83d</think><answer>\u00e9</answer>",
     "50,000 characters": "<think>" + "I hear a bell and a knock. " * 1852 + "</think><answer>knock</answer>",
     "50,000 brackets": "<answer>" + "(" * 25_000 + ")" * 25_000 + "</answer>",
 }

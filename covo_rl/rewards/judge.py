@@ -1,0 +1,243 @@
+"""A judge: text in, text out, with a disk cache, bounded concurrency, a timeout and retries.
+
+    judge: openai:MODEL@https://host/v1      any endpoint with the chat completions interface
+    judge: transformers:PATH                 a local model
+
+The key of an endpoint is read from COVO_RL_JUDGE_KEY or OPENAI_API_KEY and is never stored. COVO_RL_JUDGE_URL is the
+address where the spec has none; COVO_RL_JUDGE_CONCURRENCY and COVO_RL_JUDGE_TIMEOUT (seconds) bound the requests.
+Replies are cached under COVO_RL_CACHE by model and prompt, at temperature 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import random
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from covo_rl.rewards.specs import RewardError
+
+RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
+KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
+
+
+class JudgeError(RuntimeError):
+    """The judge gave no reply; the message says after what."""
+
+
+class Judge(Protocol):
+    """Whatever answers prompts."""
+
+    name: str
+
+    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
+        """One reply or error per prompt, in order; never raises for a single prompt."""
+        ...
+
+
+def cache_folder() -> Path:
+    """Where replies are kept."""
+    return Path(os.environ.get("COVO_RL_CACHE") or Path.home() / ".cache" / "covo_rl") / "judge"
+
+
+class ReplyCache:
+    """One small file per reply, written atomically, so that ranks and runs can share a folder."""
+
+    def __init__(self, folder: Path | None, name: str) -> None:
+        self.folder, self.name = folder, name
+
+    def _path(self, prompt: str) -> Path | None:
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(f"{self.name}\x00{prompt}".encode("utf-8", "replace")).hexdigest()
+        return self.folder / digest[:2] / f"{digest}.txt"
+
+    def get(self, prompt: str) -> str | None:
+        path = self._path(prompt)
+        return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
+
+    def put(self, prompt: str, reply: str) -> None:
+        path = self._path(prompt)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            file.write(reply)
+        os.replace(file.name, path)
+
+    def drop(self, prompt: str) -> None:
+        """Forget a reply that was no verdict, so that the next run asks again."""
+        path = self._path(prompt)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+class EndpointJudge:
+    """An OpenAI-compatible endpoint. `timeout` and `backoff` in seconds; `retries` after the first try."""
+
+    def __init__(
+        self, model: str, url: str, *, concurrency: int = 16, timeout: float = 30.0, retries: int = 4,
+        backoff: float = 0.5, cache: Path | None = None, max_tokens: int = 400,
+    ) -> None:  # fmt: skip
+        if not url.startswith(("http://", "https://")):
+            raise RewardError(f"judge address {url!r}: must start with http:// or https://")
+        self.model, self.url = model, url.rstrip("/")
+        self.name = f"openai:{model}@{self.url}"
+        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
+        self.max_tokens = max_tokens
+        self.cache = ReplyCache(cache, self.name)
+
+    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
+        """At most `concurrency` requests at a time; equal prompts are asked once."""
+        unique = list(dict.fromkeys(prompts))
+        with ThreadPoolExecutor(max_workers=max(1, min(self.concurrency, len(unique)))) as pool:
+            replies = dict(zip(unique, pool.map(self._cached, unique), strict=True))
+        return [replies[prompt] for prompt in prompts]
+
+    def _cached(self, prompt: str) -> str | JudgeError:
+        known = self.cache.get(prompt)
+        if known is not None:
+            return known
+        try:
+            reply = self._with_retries(prompt)
+        except JudgeError as error:
+            return error
+        self.cache.put(prompt, reply)
+        return reply
+
+    def _with_retries(self, prompt: str) -> str:
+        problem = ""
+        for attempt in range(self.retries + 1):
+            wait = self.backoff * 2**attempt * (1 + random.random() / 4)
+            try:
+                return self._post(prompt)
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code}"
+                if error.code not in RETRIED:
+                    break
+                wait = max(wait, _retry_after(error))
+            except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+                problem = str(getattr(error, "reason", None) or error) or type(error).__name__
+            except (ValueError, LookupError, TypeError) as error:
+                problem = f"an unreadable response ({error})"
+            if attempt < self.retries:
+                time.sleep(min(wait, self.timeout))
+        raise JudgeError(f"judge {self.name}: {problem}, after {attempt + 1} tries")
+
+    def _post(self, prompt: str) -> str:
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": self.max_tokens,
+        }
+        headers = {"Content-Type": "application/json"}
+        key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            content = json.loads(response.read(1_000_000))["choices"][0]["message"]["content"]
+        if not isinstance(content, str):
+            raise TypeError("the message has no text")
+        return content
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    try:
+        return float(error.headers.get("Retry-After") or 0)
+    except ValueError:
+        return 0.0
+
+
+class LocalJudge:
+    """A transformers model on this machine, greedy, in batches. `generate` replaces the model in tests."""
+
+    def __init__(
+        self, path: str, *, batch_size: int = 16, max_tokens: int = 400, cache: Path | None = None,
+        generate: Callable[[list[str]], list[str]] | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self.batch_size, self.max_tokens = path, batch_size, max_tokens
+        self.name = f"transformers:{path}"
+        self.cache = ReplyCache(cache, self.name)
+        self._generate = generate
+
+    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
+        replies: dict[str, str | JudgeError] = {}
+        for prompt in dict.fromkeys(prompts):
+            known = self.cache.get(prompt)
+            if known is not None:
+                replies[prompt] = known
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in replies]
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            for prompt, reply in zip(batch, self.generate(batch), strict=True):
+                self.cache.put(prompt, reply)
+                replies[prompt] = reply
+        return [replies[prompt] for prompt in prompts]
+
+    def generate(self, prompts: list[str]) -> list[str]:
+        """Greedy replies of the model, loaded on first use."""
+        if self._generate is None:
+            self._generate = self._load()
+        return self._generate(prompts)
+
+    def _load(self) -> Callable[[list[str]], list[str]]:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
+        model: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto")
+        model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+        def generate(prompts: list[str]) -> list[str]:
+            texts = [_as_chat(tokenizer, prompt) for prompt in prompts]
+            batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+            with torch.inference_mode():
+                ids = model.generate(**batch, max_new_tokens=self.max_tokens, do_sample=False)
+            return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+        return generate
+
+
+def _as_chat(tokenizer: Any, prompt: str) -> str:
+    if tokenizer.chat_template is None:
+        return prompt
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+
+
+@lru_cache(maxsize=8)
+def judge_from_spec(spec: str) -> Judge:
+    """`openai:MODEL@URL`, `openai:MODEL` with COVO_RL_JUDGE_URL set, or `transformers:PATH`.
+
+    Raises:
+        RewardError: anything else, or no address.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "transformers" and rest:
+        return LocalJudge(rest, cache=cache_folder())
+    if kind == "openai" and rest:
+        model, _, url = rest.partition("@")
+        url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
+        if model and url:
+            return EndpointJudge(
+                model, url, cache=cache_folder(),
+                concurrency=int(os.environ.get("COVO_RL_JUDGE_CONCURRENCY", 16)),
+                timeout=float(os.environ.get("COVO_RL_JUDGE_TIMEOUT", 30)),
+            )  # fmt: skip
+        raise RewardError(f"judge {spec!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
+    raise RewardError(f"judge {spec!r}: write openai:MODEL@URL or transformers:PATH")
