@@ -1,0 +1,28 @@
+"""Question sets in and out, and what is wrong with them: JSON, JSONL, parquet, datasets folders; no torch.
+
+    rows of a file -> load -> list[Example] -> check, overlap -> training
+                              list[Example] -> to_rows, write -> another schema
+
+MMAU, MMAR, MMSU, AVQA, AudioMCQ and our own field names are read; see `schemas.SCHEMAS`.
+"""
+
+from covo_rl.data.check import check, duplicates
+from covo_rl.data.convert import to_mmau_rows, to_rows, write
+from covo_rl.data.load import load
+from covo_rl.data.overlap import Overlap, overlap
+from covo_rl.data.problems import DataError, Problem
+from covo_rl.data.schemas import SCHEMAS
+
+__all__ = [
+    "SCHEMAS",
+    "DataError",
+    "Overlap",
+    "Problem",
+    "check",
+    "duplicates",
+    "load",
+    "overlap",
+    "to_mmau_rows",
+    "to_rows",
+    "write",
+]

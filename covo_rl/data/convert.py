@@ -1,0 +1,155 @@
+"""Examples -> rows of another schema -> a file; `load` reads back the same examples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from covo_rl.audio import content_key
+from covo_rl.data.problems import DataError, Problem
+from covo_rl.data.schemas import EXPLICIT_ANSWERS, SCHEMAS, Schema
+from covo_rl.types import Clip, Example
+
+#: What else a schema's readers look for; filled where the row has no such column.
+_EXTRA: Mapping[str, Mapping[str, str]] = {
+    "avqa": {"dataset_name": "AVQA"},
+    "audiomcq": {"source_dataset": "unknown"},
+    "mmar": {"modality": "unknown"},
+}
+_MAGIC = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff", ".mp3"))
+
+
+def to_mmau_rows(examples: Sequence[Example], audio_dir: str | Path) -> list[dict[str, Any]]:
+    """`to_rows` in MMAU's field names."""
+    return to_rows(examples, "mmau", audio_dir)
+
+
+def to_rows(examples: Sequence[Example], schema: str, audio_dir: str | Path) -> list[dict[str, Any]]:
+    """Rows in the field names of a schema; audio paths are relative to `audio_dir` where they lie in it.
+
+    Further columns stay. One whose name the schema needs for itself is kept as `original_NAME`. A clip without a file
+    is written to `audio_dir`/converted, named by its content.
+
+    Raises:
+        DataError: rows that the schema cannot express: several clips, no choices, more options than it has fields.
+        ValueError: an unknown schema.
+    """
+    if schema not in SCHEMAS:
+        raise ValueError(f"format {schema!r} is not known; use {', '.join(SCHEMAS)}")
+    target = SCHEMAS[schema]
+    problems = [Problem(example.id, what) for example in examples for what in _unfit(example, target)]
+    if problems:
+        raise DataError(f"conversion to {schema}", problems)
+    return [_row(example, target, Path(audio_dir)) for example in examples]
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write rows as JSON list, JSONL or parquet, by the suffix; whole or not at all.
+
+    Raises:
+        ValueError: another suffix, or rows that a parquet table cannot hold.
+    """
+    path = Path(path)
+    if path.suffix not in (".json", ".jsonl", ".parquet"):
+        raise ValueError(f"{path}: write to .json, .jsonl or .parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.suffix == ".parquet":
+            _write_parquet(rows, partial, path)
+        else:
+            with open(partial, "w", encoding="utf-8") as file:
+                if path.suffix == ".json":
+                    json.dump(list(rows), file, ensure_ascii=False, indent=1)
+                else:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_parquet(rows: Sequence[Mapping[str, Any]], partial: Path, path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # Columns of all rows: from_pylist takes those of the first.
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: a column mixes types, which parquet cannot hold: {error}") from error
+    pyarrow.parquet.write_table(table, partial)
+
+
+def _unfit(example: Example, target: Schema) -> list[str]:
+    """Why a schema cannot hold a row."""
+    if target.name == "covo":
+        return []
+    found = []
+    if len(example.clips) != 1:
+        found.append(f"it has {len(example.clips)} clips, {target.name} rows have one")
+    if not example.choices:
+        found.append(f"it has no choices, {target.name} rows have")
+    if target.options and len(example.choices) > len(target.options):
+        found.append(f"it has {len(example.choices)} choices, {target.name} rows have {len(target.options)}")
+    if target.options and len(example.choices) == 1:
+        found.append(f"it has one choice, {target.name} rows have two or more")
+    if target.answers[0] == "index" and example.answer is not None and example.answer not in example.choices:
+        found.append(f"its answer {example.answer!r} is not among its choices, {target.name} needs its place")
+    return found
+
+
+def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
+    audio: Any = [_reference(clip, audio_dir) for clip in example.clips]
+    row: dict[str, Any] = {target.id[0]: example.id}
+    row[target.audio[0]] = audio[0] if len(audio) == 1 else audio
+    row[target.question[0]] = example.question
+    if target.options:
+        row |= dict.fromkeys(target.options) | dict(zip(target.options, example.choices, strict=False))
+    else:
+        row[target.choices[0]] = list(example.choices)
+    answer: Any = example.answer if example.answer is not None else ""
+    if target.answers[0] == "index":
+        answer = example.choices.index(answer) if answer else None
+    row[target.answer[0]] = answer
+    reserved = _reserved(target)
+    for name, value in example.columns.items():
+        row[f"original_{name}" if name in reserved else name] = value
+    for name, value in _EXTRA.get(target.name, {}).items():
+        row.setdefault(name, value)
+    return row
+
+
+def _reserved(target: Schema) -> set[str]:
+    """Names that a further column cannot have without being read as something else."""
+    names = {*target.id, *target.audio, *target.question, *target.choices, *target.answer, *target.options}
+    marks = {mark for schema in SCHEMAS.values() for mark in schema.marks} - {"source_dataset", "modality"}
+    return (names | marks | set(EXPLICIT_ANSWERS)) - {"video_name"}
+
+
+def _reference(clip: Clip, audio_dir: Path) -> str:
+    """A clip's path for a row, relative to `audio_dir` where it lies in it, else absolute."""
+    path = clip.path if clip.path is not None else str(_stored(clip, audio_dir / "converted"))
+    root, absolute = os.path.abspath(audio_dir), os.path.abspath(path)
+    inside = os.path.commonpath([root, absolute]) == root
+    return os.path.relpath(absolute, root) if inside else absolute
+
+
+def _stored(clip: Clip, folder: Path) -> Path:
+    """Write a clip without a file: bytes as they are, an array as float wav."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if clip.data is not None:
+        suffix = next((suffix for magic, suffix in _MAGIC if clip.data.startswith(magic)), ".audio")
+        path = folder / f"{content_key(clip)[:32]}{suffix}"
+        path.write_bytes(clip.data)
+        return path
+    import soundfile
+
+    from covo_rl.audio import decode
+
+    path = folder / f"{content_key(clip)[:32]}.wav"
+    soundfile.write(path, *decode(clip), subtype="FLOAT")
+    return path

@@ -1,0 +1,95 @@
+"""Field names of the question sets that are read and written.
+
+| schema   | source                                                                                |
+|----------|---------------------------------------------------------------------------------------|
+| mmau     | github.com/Sakshi113/MMAU; answers are option texts                                   |
+| mmar     | github.com/ddlBoJack/MMAR, MMAR-meta.jsonl; answers are option texts                  |
+| mmsu     | hf.co/datasets/ddwang2000/MMSU; options in four fields; answers are option texts      |
+| avqa     | AVQA in the layout of github.com/xiaomi-research/r1-aqa; a number is an index from 0  |
+| audiomcq | hf.co/datasets/inclusionAI/AudioMCQ; answers are option texts or letters              |
+| covo     | our own and most others; answers are option texts or letters                          |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+AnswerKind = Literal["text", "letter", "index"]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """How one question set names its fields. The first name of each tuple is written, all are read.
+
+    `marks` must be present in a row for the schema to be detected. With `options` the choices are in one field each.
+    `answers` says how an answer may be given, in the order in which the readings are tried; only a number can be an
+    index.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    id: tuple[str, ...]
+    audio: tuple[str, ...]
+    question: tuple[str, ...]
+    choices: tuple[str, ...]
+    answer: tuple[str, ...]
+    answers: tuple[AnswerKind, ...]
+    options: tuple[str, ...] = ()
+
+
+_OPTIONS = ("choice_a", "choice_b", "choice_c", "choice_d")
+
+#: In order of detection: the first schema whose marks a row has.
+SCHEMAS: Mapping[str, Schema] = {
+    schema.name: schema
+    for schema in (
+        Schema(
+            "avqa", ("question_text", "multi_choice"), ("id",), ("audio_path", "audio", "video_name"),
+            ("question_text",), ("multi_choice",), ("answer",), ("index", "text"),
+        ),
+        Schema(
+            "mmsu", ("question", "choice_a", "choice_b"), ("id",), ("audio", "audio_path"), ("question",), (),
+            ("answer_gt",), ("text",), _OPTIONS,
+        ),
+        Schema(
+            "mmau", ("audio_id", "question", "choices"), ("id",), ("audio_id", "audio"), ("question",), ("choices",),
+            ("answer",), ("text",),
+        ),
+        Schema(
+            "audiomcq", ("source_dataset", "audio_path", "question", "choices"), ("id",), ("audio_path", "audio"),
+            ("question",), ("choices",), ("answer",), ("text", "letter"),
+        ),
+        Schema(
+            "mmar", ("audio_path", "question", "choices", "modality"), ("id",), ("audio_path", "audio"), ("question",),
+            ("choices",), ("answer",), ("text",),
+        ),
+        Schema(
+            "covo", (), ("id", "question_id", "uniq_id"),
+            ("audio", "clips", "audios", "audio_path", "audio_id", "audio_file", "file_name", "path", "wav"),
+            ("question", "question_text"), ("choices", "options", "multi_choice"), ("answer", "answer_text"),
+            ("text", "letter"),
+        ),
+    )
+}  # fmt: skip
+
+#: Fields that say in their name how the answer is given; read in schema covo.
+EXPLICIT_ANSWERS: Mapping[str, AnswerKind] = {"answer_letter": "letter", "answer_index": "index"}
+
+
+def detect(row: Mapping[str, Any]) -> Schema | None:
+    """The schema of a row by the fields that it has, None where even ours does not fit."""
+    for schema in SCHEMAS.values():
+        if schema.marks and all(mark in row for mark in schema.marks):
+            return schema
+    ours = SCHEMAS["covo"]
+    fits = any(name in row for name in ours.question) and any(name in row for name in ours.audio)
+    return ours if fits else None
+
+
+def known_fields() -> str:
+    """One line for error messages."""
+    marks = [f"{schema.name} has {', '.join(schema.marks)}" for schema in SCHEMAS.values() if schema.marks]
+    ours = SCHEMAS["covo"]
+    return "; ".join(marks) + f"; any other row needs one of {', '.join(ours.audio)} and {' or '.join(ours.question)}"
