@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False)
+def _console() -> Console:
+    """As wide as the terminal; in a log file wide enough for the tables."""
+    wide = Console(highlight=False)
+    return wide if wide.is_terminal else Console(highlight=False, width=120)
+
+
+console = _console()
 
 
 def number(value: float | None, digits: int = 2) -> str:
