@@ -51,7 +51,7 @@ def sample(
         num_generations=num_generations,
         keep_prompts=keep_prompts,
     )
-    family = getattr(policy, "module", policy).family
+    family: Any = getattr(policy, "module", policy).family
     generations = num_generations or config.num_generations
     decoder = TextDecoder(family)
     lengths, stopped = draws.lengths_N.tolist(), draws.stopped_N.tolist()

@@ -49,7 +49,7 @@ def family(name: str = "covo_audio", seed: int = 0) -> AudioFamily:
 def policy(
     name: str = "covo_audio", *, lora: bool = True, seed: int = 0, adapter: dict | None = None, **kwargs
 ) -> Policy:
-    """LoRA (with B not zero, so that it matters) or full, ready to train."""
+    """LoRA (fixed values, B not zero, so that it matters) or full, ready to train."""
     made = family(name, seed)
     config = AdapterConfig(lora=lora, lora_r=4, lora_alpha=8.0, **(adapter or {}))
     modes = build_modes(made, config)
@@ -57,9 +57,9 @@ def policy(
     if lora:
         with torch.no_grad():
             for n, p in made.model.named_parameters():
-                if "lora_B" in n:
-                    p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
-    return Policy(made, modes.peft_model, clips=ClipStore(), **kwargs)
+                if "lora_" in n:
+                    p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+    return Policy(made, modes.peft_model, **{"clips": ClipStore(), **kwargs})
 
 
 def clip(seed: int, seconds: float) -> Clip:

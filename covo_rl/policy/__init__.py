@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from covo_rl.policy.features import Features, FeatureStore
 from covo_rl.policy.packing import unique_prompts
-from covo_rl.policy.policy import LogProbs, Policy
+from covo_rl.policy.policy import Policy
+from covo_rl.policy.records import LogProbs
 
 __all__ = ["FeatureStore", "Features", "LogProbs", "Policy", "unique_prompts"]

@@ -163,7 +163,7 @@ def prefill(
     for chosen in [list(prompts)] if policy.sharded else _within(prompts, PREFILL_POSITIONS):
         packed = pack([Group(prompt, ()) for prompt in chosen], policy.family.audio_token_id, policy.device)
         capture: KeyValues = {}
-        embeds_LD = policy._embed(packed, features, policy.family, False)
+        embeds_LD = policy._embedder.embed(packed, features, policy.family)
         hidden_LD = policy._decode(
             policy.family, embeds_LD, packed.position_ids_L, PackedLayout(packed, capture=capture)
         )

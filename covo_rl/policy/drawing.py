@@ -65,7 +65,7 @@ def truncated(probs_RV: torch.Tensor, how: Drawing) -> torch.Tensor:
     if 0 < how.top_k < probs_RV.shape[1]:
         keep_RV &= probs_RV >= probs_RV.topk(how.top_k, -1).values[:, -1:]
     if how.top_p < 1.0:
-        ranked, order = (probs_RV * keep_RV).sort(-1, descending=True, stable=True)
+        ranked, order = (probs_RV * keep_RV).sort(dim=-1, descending=True, stable=True)
         ranked = ranked / ranked.sum(-1, keepdim=True)
         before = ranked.cumsum(-1) - ranked
         inside = before < how.top_p

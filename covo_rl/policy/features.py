@@ -32,7 +32,7 @@ class FeatureStore:
     def __init__(
         self,
         family: AudioFamily,
-        clips: ClipStore,
+        clips: ClipStore | None,
         memory_mb: float = 512,
         *,
         frozen: bool = True,
@@ -55,6 +55,8 @@ class FeatureStore:
         if key in self._mel:
             self._mel.move_to_end(key)
             return self._mel[key]
+        if self.clips is None:
+            raise ValueError(f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)")
         features = self.family.clip_features(*self.clips.waveform(key))
         self._mel[key] = features
         self._mel_bytes += _size(features.tensors.values())

@@ -251,3 +251,18 @@ def _placed(out: torch.Tensor, block_BHLd: torch.Tensor, bucket: Bucket) -> torc
     if bucket.places is not None:
         index, flat = index[bucket.places], flat[bucket.places]
     return out.index_copy(0, index, flat)
+
+
+def use_grouped_attention(decoder: torch.nn.Module) -> None:
+    """Set the attention function on every configuration object that the decoder's layers read."""
+    found = 0
+    for module in decoder.modules():
+        if hasattr(module, "config") and hasattr(module, "layer_idx"):
+            module.config._attn_implementation = NAME  # pyright: ignore
+            found += 1
+    if not found:
+        raise TypeError(
+            f"{type(decoder).__name__} has no attention layers that read transformers' AttentionInterface "
+            "(modules with `config` and `layer_idx`)"
+        )
+    decoder.config._attn_implementation = NAME  # pyright: ignore

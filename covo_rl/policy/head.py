@@ -32,12 +32,11 @@ def token_logps(
     `hidden_MD` any float dtype, `targets_M` int64. Both results are differentiable in hidden and head. `chunk` is
     the number of positions at a time (default: so that a chunk of logits has at most CHUNK_ELEMENTS).
     """
-    weight = getattr(head, "weight", None)
-    plain = type(head) is nn.Linear and type(weight) in (nn.Parameter, torch.Tensor) and weight.numel() > 0
+    plain = type(head) is nn.Linear and type(head.weight) in (nn.Parameter, torch.Tensor) and head.weight.numel() > 0
     if not plain:
-        vocabulary = getattr(head, "out_features", None) or getattr(weight, "shape", (2**17,))[0]
+        vocabulary = int(getattr(head, "out_features", 2**17))
         return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk or _chunk(vocabulary))
-    assert isinstance(head, nn.Linear)
+    assert type(head) is nn.Linear
     logps_M, entropy_M = _LinearLogps.apply(
         hidden_MD, head.weight, head.bias, targets_M, temperature, entropy, chunk or _chunk(head.weight.shape[0])
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,14 +35,15 @@ def adapters_disabled(model: nn.Module) -> Iterator[int]:
             layer._disable_adapters = state
 
 
-def _foldable(layer: nn.Module) -> bool:
+def _foldable(layer: Any) -> bool:
     """A plain LoRA on a float linear layer, whose sum with the base weight is exact up to rounding."""
     from peft.tuners.lora import Linear
 
-    base = getattr(layer, "base_layer", None)
+    if type(layer) is not Linear:
+        return False
+    base = layer.base_layer
     return (
-        type(layer) is Linear
-        and type(base) is nn.Linear
+        type(base) is nn.Linear
         and type(base.weight) is nn.Parameter
         and base.weight.dtype == torch.float32
         and not any(getattr(layer, "use_dora", {}).values())
@@ -57,7 +59,7 @@ def folded(model: nn.Module, *, limit_bytes: int) -> Iterator[int]:
 
     Yields how many layers were folded: 0 if the copies would need more than `limit_bytes`.
     """
-    layers = [m for m in model.modules() if hasattr(m, "base_layer") and _foldable(m)]
+    layers: list[Any] = [m for m in model.modules() if _foldable(m)]
     size = sum(layer.base_layer.weight.numel() * 4 for layer in layers)
     if not layers or size > limit_bytes:
         yield 0

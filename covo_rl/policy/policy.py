@@ -8,23 +8,24 @@ scores   = policy("logps", groups, features, temperature=1.0)    each prompt onc
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from covo_rl.policy.decoding import Draws, sample_draws
+from covo_rl.policy.embedding import Embedder
 from covo_rl.policy.features import Features, FeatureStore
-from covo_rl.policy.grouped import NAME, KeyValues, Layout, PackedLayout
+from covo_rl.policy.grouped import Layout, PackedLayout, use_grouped_attention
 from covo_rl.policy.head import token_logps
 from covo_rl.policy.lora import adapters_disabled
-from covo_rl.policy.packing import Packed, Span, identity, pack
-from covo_rl.policy.ranks import anyone, is_sharded
+from covo_rl.policy.packing import Packed, identity, pack
+from covo_rl.policy.ranks import is_sharded
+from covo_rl.policy.records import Counters, LogProbs, PromptCache
+from covo_rl.policy.reference import frozen_copy
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
@@ -32,39 +33,6 @@ if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
     from covo_rl.policy.checks import SelfCheck
     from covo_rl.types import Group, Prompt
-
-#: names the features of a silent clip that only keeps ranks in step
-DUMMY = ""
-AUDIO_PARTS = ("encoder", "audio_adapter")
-
-
-class LogProbs(NamedTuple):
-    """Group-major over the given groups, right-padded with 0: float32, bool, float32 in nats or None."""
-
-    logps_NC: torch.Tensor
-    mask_NC: torch.Tensor
-    entropy_NC: torch.Tensor | None = None
-
-
-@dataclass
-class Counters:
-    """Work done so far, for tests and benchmarks."""
-
-    passes: int = 0
-    prompt_positions: int = 0
-    completion_positions: int = 0
-    decode_positions: int = 0
-
-
-@dataclass
-class PromptCache:
-    """Prompt keys of the last sampling call, with the weights' version they were made with."""
-
-    keys: KeyValues
-    places: dict[Any, int]
-    spans: list[Span]
-    last_PD: torch.Tensor
-    version: int
 
 
 class Policy(nn.Module):
@@ -101,18 +69,14 @@ class Policy(nn.Module):
             "old_logps": self.old_logps,
             "sample": self.sample,
         }
-        trains = {part: self._part_trains(part) for part in AUDIO_PARTS}
-        self.audio_frozen = not any(trains.values())
-        self._frozen_parts = [part for part, value in trains.items() if not value]
-        _use_grouped_attention(family.decoder)
+        use_grouped_attention(family.decoder)
         if gradient_checkpointing:
             self._checkpoint_decoder()
-        self.store = FeatureStore(family, clips, feature_memory_mb, frozen=self.audio_frozen)  # pyright: ignore
         self.reference_model: nn.Module | None = None
         self._reference_family = family
         if keep_reference and not self.has_adapter:
-            self._reference_family, self.reference_model = _frozen_copy(family)
-        self.reference_store = FeatureStore(self._reference_family, clips, feature_memory_mb)  # pyright: ignore
+            self._reference_family, self.reference_model = frozen_copy(family)
+        self._embedder = Embedder(self, family, self._reference_family, clips, feature_memory_mb)
         self.train(self.training)
 
     # -- one forward ---------------------------------------------------------------------------------------------
@@ -143,63 +107,29 @@ class Policy(nn.Module):
         """Parameters live in pieces on several ranks, so every rank must make the same module calls."""
         return is_sharded(self)
 
+    @property
+    def store(self) -> FeatureStore:
+        """Audio embeddings by clip, with counters of what was encoded."""
+        return self._embedder.store
+
+    @property
+    def audio_frozen(self) -> bool:
+        """No audio part trains: every clip is encoded once and for all."""
+        return self._embedder.frozen
+
+    def features(self, prompts: Sequence[Prompt]) -> Features:
+        """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
+        return self._embedder.features(prompts)
+
     def train(self, mode: bool = True) -> Policy:
         """Frozen audio parts and the reference stay in evaluation mode."""
         super().train(mode)
-        for part in self._frozen_parts:
+        for part in self._embedder.frozen_parts:
             prefix = self.family.parts[part].rstrip(".")
             self.family.model.get_submodule(prefix).eval()
         if self.reference_model is not None:
             self.reference_model.eval()
         return self
-
-    # -- audio ---------------------------------------------------------------------------------------------------
-
-    def features(self, prompts: Sequence[Prompt]) -> Features:
-        """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
-        features = Features([key for prompt in prompts for key in prompt.clip_keys], self._embeddings)
-        if self.audio_frozen and not self.sharded:
-            features.get()
-        return features
-
-    def _embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        wanted = bool(self.store.missing(keys)) if self.audio_frozen else bool(keys)
-        if self.sharded:
-            dummy = anyone(wanted, self.device) and not wanted
-        else:
-            dummy = (
-                not keys and not self.audio_frozen and torch.is_grad_enabled() and torch.distributed.is_initialized()
-            )
-        result = self.store.embeddings(keys)
-        if dummy:
-            silent = self.family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
-            result = {**result, DUMMY: self.family.encode([silent])[0]}
-        return result
-
-    def _audio(self, features: Features, keys: Sequence[str], reference: bool) -> dict[str, torch.Tensor]:
-        if reference and not self.audio_frozen:
-            embeddings = self.reference_store.embeddings(features.keys)
-        else:
-            embeddings = features.get(fresh=torch.is_grad_enabled() and not self.audio_frozen)
-        if missing := [key for key in dict.fromkeys(keys) if key not in embeddings]:
-            raise KeyError(
-                f"features were made for {len(features.keys)} clips, without {len(missing)} of these prompts' "
-                f"(first: {missing[0]}); call policy.features with the same prompts"
-            )
-        return embeddings
-
-    def _embed(self, packed: Packed, features: Features, family: AudioFamily, reference: bool) -> torch.Tensor:
-        """(L, D) token embeddings with the audio slots filled."""
-        embeds_LD = family.embed_tokens(packed.input_ids_L)
-        audio = self._audio(features, packed.audio_keys, reference)
-        if packed.audio_keys:
-            rows = torch.cat([audio[key].to(embeds_LD.device, embeds_LD.dtype) for key in packed.audio_keys])
-            if rows.shape[0] != packed.audio_positions_S.shape[0]:
-                raise ValueError(_slot_message(packed, audio))
-            embeds_LD = embeds_LD.index_copy(0, packed.audio_positions_S, rows)
-        if DUMMY in audio:
-            embeds_LD = embeds_LD + 0.0 * audio[DUMMY].sum().to(embeds_LD.dtype)
-        return embeds_LD
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -225,7 +155,7 @@ class Policy(nn.Module):
             if not torch.is_grad_enabled():
                 stack.enter_context(self._evaluating())
             packed = pack(groups, family.audio_token_id, self.device)
-            embeds_LD = self._embed(packed, features, family, reference)
+            embeds_LD = self._embedder.embed(packed, features, family, reference=reference)
             hidden_LD = self._decode(family, embeds_LD, packed.position_ids_L, PackedLayout(packed))
             self._count(packed)
             return self._scores(family, packed, hidden_LD, temperature, entropy)
@@ -344,57 +274,15 @@ class Policy(nn.Module):
             raise RuntimeError("a full policy has no reference: build it with Policy(..., keep_reference=True)")
         return self._reference_family
 
-    def _part_trains(self, part: str) -> bool:
-        prefix = self.family.parts.get(part)
-        if prefix is None:
-            return False
-        return any(p.requires_grad for n, p in self.family.model.named_parameters() if n.startswith(prefix))
-
     def _checkpoint_decoder(self) -> None:
         if not self.family.supports_gradient_checkpointing:
             raise ValueError(f"{self.family.model_type} does not support gradient checkpointing; turn it off")
         # on the decoder alone: a frozen encoder must stay out of autograd
-        self.family.decoder.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
+        decoder: Any = self.family.decoder
+        # the name changes in transformers 6
+        name = "activation_checkpointing_enable"
+        enable = getattr(decoder, name, None) or decoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def _version(self) -> int:
         return sum(p._version for p in self.model.parameters() if p.requires_grad)
-
-
-def _use_grouped_attention(decoder: nn.Module) -> None:
-    """Set the attention function on every configuration object that the decoder's layers read."""
-    found = 0
-    for module in decoder.modules():
-        if hasattr(module, "config") and hasattr(module, "layer_idx"):
-            module.config._attn_implementation = NAME  # pyright: ignore
-            found += 1
-    if not found:
-        raise TypeError(
-            f"{type(decoder).__name__} has no attention layers that read transformers' AttentionInterface "
-            "(modules with `config` and `layer_idx`)"
-        )
-    decoder.config._attn_implementation = NAME  # pyright: ignore
-
-
-def _frozen_copy(family: AudioFamily) -> tuple[AudioFamily, nn.Module]:
-    """The family over a frozen copy of the model; modules without trainable parameters are shared."""
-    memo: dict[int, Any] = {
-        id(module): module
-        for module in family.model.modules()
-        if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
-    }
-    model = copy.deepcopy(family.model, memo)
-    twin = copy.copy(family)
-    twin.model = model
-    model.requires_grad_(False)
-    return twin, model.eval()
-
-
-def _slot_message(packed: Packed, audio: dict[str, torch.Tensor]) -> str:
-    for prompt in packed.prompts:
-        given = [audio[key].shape[0] for key in prompt.clip_keys]
-        if sum(given) != sum(prompt.slots):
-            return f"row {prompt.example.id}: the prompt has slots {prompt.slots}, its clips have {given} features"
-    return (
-        f"{packed.audio_positions_S.shape[0]} audio positions, features for "
-        f"{sum(audio[k].shape[0] for k in packed.audio_keys)}"
-    )
