@@ -128,6 +128,7 @@ def test_a_few_answers_outside_the_choices_are_named_and_scored(tmp_path):
     assert result.exit_code == 0, result.output
     assert "not among the choices in 1 row: odd" in result.output
     assert "not among the choices in 1 row: odd" in str(report(tmp_path / "out")["problems"])
+    assert (tmp_path / "out" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,53 @@ def test_missing_and_broken_clips_are_named_before_a_model_is_loaded(tmp_path):
     assert result.exit_code == 2
     assert "missing in 1 row: r1" in result.output
     assert "cannot be read in 1 row: r2" in result.output
+
+
+def test_key_words_are_scored_as_the_file_has_them(tmp_path):
+    """The official rule compares with the key's text, also where training would read a letter as an option."""
+    rows = [mmau_row("letter", "B", ["B flat", "B", "C"]), mmau_row("empty", "", ["", "dog"])]
+    del rows[0]["audio_id"]
+    data = write(tmp_path / "data.json", rows)
+    predictions = write(tmp_path / "p.json", [{"id": "letter", "prediction": "B"}, {"id": "empty", "prediction": ""}])
+    result = cli(
+        "--set", "mmar", "--data", data, "--predictions", predictions, "--output", tmp_path / "out", "--no-plots"
+    )
+    assert result.exit_code == 0, result.output
+    assert [r["official_correct"] for r in records(tmp_path / "out")] == [True, False]
+
+
+def test_rows_that_are_no_questions_are_all_named(tmp_path):
+    rows = [mmau_row("r0"), {"id": "r1", "question": "?"}, {"question": "?", "choices": []}, 7]
+    data = write(tmp_path / "data.json", rows)
+    predictions = write(tmp_path / "p.json", [{"id": "r0", "prediction": "dog"}])
+    result = cli("--set", "mmsu", "--data", data, "--predictions", predictions, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    for part in ("row r1 has no choices", "row 3 has no id", "row 4 is int"):
+        assert part in result.output
+
+
+def test_mmsu_options_and_a_manifest_with_its_own_names(tmp_path):
+    row = {"id": 1, "audio": "a.wav", "task_name": "tone", "question": "Which?", "choice_a": "rise", "choice_b": "fall",
+           "choice_c": None, "choice_d": None, "answer_gt": "fall", "category": "Perception"}  # fmt: skip
+    data = write(tmp_path / "mmsu.jsonl", [row])
+    predictions = write(tmp_path / "p.jsonl", [{"id": 1, "response": "B"}])
+    cli("--set", "mmsu", "--data", data, "--predictions", predictions, "--output", tmp_path / "a", "--no-plots")
+    assert records(tmp_path / "a")[0]["official_correct"] is True
+    assert report(tmp_path / "a")["breakdown"]["category"]["Perception"]["n"] == 1
+    manifest = write(tmp_path / "mine.json", [])
+    fields = {"id": "nr", "question": "ask", "choices": "options", "answer": "key"}
+    manifest.write_text(json.dumps({"name": "mine", "fields": fields, "breakdown": ["room"]}))
+    data = write(
+        tmp_path / "mine-data.json",
+        [{"nr": 5, "ask": "Which?", "options": ["rise", "fall"], "key": "rise", "room": "3"}],
+    )
+    predictions = write(tmp_path / "p2.json", [{"id": "5", "prediction": "it will rise"}])
+    result = cli(
+        "--set", manifest, "--data", data, "--predictions", predictions, "--output", tmp_path / "b", "--no-plots"
+    )
+    assert result.exit_code == 0, result.output
+    assert report(tmp_path / "b")["official"]["accuracy"] == 1.0
+    assert report(tmp_path / "b")["breakdown"]["room"]["3"]["n"] == 1
 
 
 def test_options_that_make_no_sense_are_all_told():

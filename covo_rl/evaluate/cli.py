@@ -64,8 +64,8 @@ def evaluate_command(
     prompt: Annotated[
         str, typer.Option(help="wording: covo (ours), or one that the set defines, e.g. official")
     ] = "covo",
-    instruction: Annotated[str | None, typer.Option(help="last line of our wording")] = None,
-    choice_style: Annotated[ChoiceStyle, typer.Option(help="how our wording lists options")] = ChoiceStyle.letters,
+    instruction: Annotated[str | None, typer.Option(help="last line; default: the checkpoint's, else ours")] = None,
+    choice_style: Annotated[ChoiceStyle | None, typer.Option(help="how options are listed; default: as above")] = None,
     rewards: Annotated[str | None, typer.Option(help="reward components to report; none: none")] = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False,

@@ -45,15 +45,18 @@ class Request:
     listen: bool = False
     prompt: str = "covo"
     instruction: str | None = None
-    choice_style: str = "letters"
+    choice_style: str | None = None
     rewards: str | None = None
     plots: bool = True
     overwrite: bool = False
     trust_remote_code: bool = False
 
     def prompt_config(self) -> PromptConfig:
-        config = PromptConfig(choice_style=str(self.choice_style))
-        return config if self.instruction is None else replace(config, instruction=self.instruction)
+        """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
+        flags win."""
+        config = trained_wording(self.adapter, self.model) or PromptConfig()
+        given = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
+        return replace(config, **{name: value for name, value in given.items() if value is not None})
 
     def rollout_config(self) -> RolloutConfig:
         return RolloutConfig(
@@ -68,6 +71,19 @@ class Request:
 
     def conditions(self) -> tuple[str, ...]:
         return ("real", "silent", "swapped", "none") if self.listen else ("real",)
+
+
+def trained_wording(*folders: str | None) -> PromptConfig | None:
+    """prompt.yaml of the first of these folders that has one."""
+    import yaml
+
+    from covo_rl import builtin
+
+    for folder in folders:
+        path = Path(builtin.resolve_model(folder)) / "prompt.yaml" if folder else None
+        if path is not None and path.is_file():
+            return PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    return None
 
 
 def check_request(request: Request) -> None:
@@ -153,11 +169,14 @@ def _run_model(request: Request, inputs: Inputs, style: PromptStyle | None) -> d
     if ranks.rank == 0:
         open_folder(request.output, settings, overwrite=request.overwrite)
     ranks.wait()
-    answerer = load_answerer(
-        request.model, request.adapter, dtype=str(request.dtype), prompt_config=request.prompt_config(),
-        rollout_config=request.rollout_config(), style=style, device=request.device,
-        trust_remote_code=request.trust_remote_code,
-    )  # fmt: skip
+    try:
+        answerer = load_answerer(
+            request.model, request.adapter, dtype=str(request.dtype), prompt_config=request.prompt_config(),
+            rollout_config=request.rollout_config(), style=style, device=request.device,
+            trust_remote_code=request.trust_remote_code,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise EvalInputError([f"--model {request.model}, --adapter {request.adapter}: {error}"]) from error
     check_lengths(inputs, answerer)
     by_audio = answer_all(request, inputs, answerer, answerer.clips, ranks, conditions=request.conditions())
     return finish(request, inputs, by_audio, settings) if ranks.rank == 0 else None

@@ -2,13 +2,12 @@
 
     rows -> batches of similar length, rows of one clip together -> replies -> verdicts -> records -> summary
 
-Batches are planned over all rows before anything runs and each has its own seed, so the result does not depend on
-where an evaluation was interrupted or on how many ranks share it.
+Batches are planned over all rows before anything runs and a row's noise depends on the seed and the row alone, so the
+result does not depend on where an evaluation was interrupted or on how many ranks share it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,7 +30,11 @@ class Answerer(Protocol):
     """Whatever answers questions: a policy with its sampler, or a fake in a test."""
 
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
-        """One Group per example, in order, each with `num_generations` rollouts."""
+        """One Group per example, in order, each with `num_generations` rollouts.
+
+        Every batch is given the same seed: the noise of a row must come from the seed and the row (as rollout.sample
+        has it), not from its place in the batch.
+        """
         ...
 
 
@@ -106,12 +109,6 @@ def plan_batches(
             longest[name] = max(value, longest.get(name, 0.0))
         order.sort(key=lambda i: (-longest[clip[i]], clip[i], -length[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def batch_seed(seed: int, audio: str, ids: Sequence[str]) -> int:
-    """A seed of its own for every batch, from the run's seed and the rows in it."""
-    text = "\x00".join([str(seed), audio, *ids])
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") & 0x7FFFFFFF
 
 
 def audio_seconds(clips: Sequence[Clip], store: ClipStore | None) -> float:
@@ -193,7 +190,7 @@ def evaluate(
         records = evaluate_batch(
             answerer, part, [seconds[i] for i in batch], scorer=scorer, reward_config=reward_config,
             breakdown=default_breakdown, greedy=greedy, num_generations=num_generations,
-            seed=batch_seed(seed, audio, [e.id for e in part]),
+            seed=seed,
         )  # fmt: skip
         found.update(zip(batch, records, strict=True))
         if progress is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from covo_rl.evaluate import problems as checks
 from covo_rl.evaluate.predictions import read_predictions
 from covo_rl.evaluate.problems import EvalInputError
+from covo_rl.evaluate.rows import read_examples
 from covo_rl.evaluate.sets import EvalSet, key_sha256, version_of
 from covo_rl.types import Example
 
@@ -44,7 +44,7 @@ def read_inputs(
             predictions for unknown ids.
     """
     path, folder = _where(eval_set, data, audio_dir)
-    found = list(_load(eval_set, path, folder, allow_outside=allow_outside))
+    found = read_examples(eval_set, path, folder, hear=predictions is None, allow_outside=allow_outside)
     sha256 = file_sha256(path)
     errors, warnings = checks.key_problems(found, has_answers=eval_set.has_answers)
     version = version_of(eval_set, sha256, found)
@@ -81,12 +81,3 @@ def _where(eval_set: EvalSet, data: str | Path | None, audio_dir: str | Path | N
     if not path.is_file():
         raise EvalInputError([f"--data {path}: no such file (looked in {Path.cwd()}). {eval_set.how_to_get}"])
     return path, Path(audio_dir) if audio_dir is not None else path.parent
-
-
-def _load(eval_set: EvalSet, path: Path, audio_dir: Path | None, *, allow_outside: bool) -> Sequence[Example]:
-    from covo_rl import data
-
-    try:
-        return data.load(str(path), None if audio_dir is None else str(audio_dir), allow_outside=allow_outside)
-    except data.DataError as error:
-        raise EvalInputError([str(error)]) from error

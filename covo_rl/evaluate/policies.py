@@ -51,8 +51,9 @@ def load_answerer(
 
     family = load(builtin.resolve_model(model), dtype=dtype, trust_remote_code=trust_remote_code)
     peft_model: Any = build(family, AdapterConfig(lora=True, adapter=adapter)).peft_model if adapter else None
-    family.model.to(torch.device(device) if device else PartialState().device)
-    family.model.eval()
+    backbone: Any = family.model
+    backbone.to(torch.device(device) if device else PartialState().device)
+    backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept
     clips = ClipStore()
     policy = Policy(family, peft_model=peft_model, clips=clips, feature_memory_mb=feature_memory_mb)
     policy.eval()

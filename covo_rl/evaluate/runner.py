@@ -16,7 +16,6 @@ from typing import Any
 from covo_rl.evaluate.engine import (
     Answerer,
     audio_seconds,
-    batch_seed,
     check_settings,
     evaluate_batch,
     plan_batches,
@@ -112,7 +111,7 @@ def run_model(
         records = evaluate_batch(
             answerer, part, [seconds[i] for i in batches[b]], scorer=inputs.eval_set.grader,
             reward_config=reward_config, breakdown=inputs.eval_set.breakdown_of, greedy=greedy,
-            num_generations=num_generations, seed=batch_seed(seed, audio, [e.id for e in part]),
+            num_generations=num_generations, seed=seed,
         )  # fmt: skip
         log.append(records, batch=b)
         more_right, more_graded = _standing(records)

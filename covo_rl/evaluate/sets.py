@@ -78,6 +78,8 @@ class EvalSet:
     clean: Callable[[str, str], str] = lambda column, value: value
     prepare: Callable[[], tuple[Path, Path]] | None = None
     submission: bool = False
+    #: described by a manifest: its field names are the user's
+    own: bool = False
 
     @property
     def grader(self) -> Scorer | None:
@@ -149,11 +151,11 @@ def from_manifest(path: Path) -> EvalSet:
         name=str(content["name"]), title=content.get("title", str(content["name"])),
         source=content.get("source", "user"),
         licence=content.get("licence", "not given"), how_to_get=content.get("how_to_get", "yours"),
-        fields=content.get("fields", {}), breakdown=tuple(content.get("breakdown", ("task", "category"))),
+        fields=content.get("fields") or {"id": "id"}, breakdown=tuple(content.get("breakdown", ("task", "category"))),
         scorer=SCORERS[rule], scorer_rule=rule, official_drops="rows without a reply",
         reply_keys=tuple(content.get("reply_keys", ())), rows=content.get("rows"),
         prompts={key: PromptStyle(**style) for key, style in content.get("prompts", {}).items()},
-        known_files=content.get("known_files", {}),
+        known_files=content.get("known_files", {}), own=True,
     )  # fmt: skip
 
 
