@@ -122,7 +122,7 @@ def check_rewards(
     rows: Path | None = typer.Option(None, help="JSONL of your own rows: their gold answers must score 1"),
     quiet: bool = typer.Option(False, help="findings only, without the table of cases"),
 ) -> None:
-    """Lint rewards: gold answers, hack strings, determinism, range, length, speed, pickling. Exit code 1 on a finding."""
+    """Lint rewards: gold, hack strings, determinism, range, length, speed, pickling. Exit code 1 on findings."""
     from covo_rl.rewards.lint import check, hack_table
 
     found = 0

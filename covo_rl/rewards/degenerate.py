@@ -117,7 +117,7 @@ def _echo(found: tuple[str, ...], question: str, options: str) -> str | None:
         return None
     given = _given(question, options)
     own = [word for word in found if word not in given and word not in FUNCTION_WORDS and word not in _FRAME]
-    own = [word for word in own if len(word) > 1]
+    own = [word for word in own if len(word) > 1 or not word.isascii()]
     return None if own else "echo: only words of the question and the options"
 
 

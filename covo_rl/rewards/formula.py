@@ -203,6 +203,10 @@ class _Parser:
         return self.sympy.Rational(token)
 
     def fraction(self) -> Any:
+        if self.peek().isdigit() and len(self.peek()) == 2:  # \\frac12
+            both = self.peek()
+            self.at += 1
+            return self.divide(self.number(both[0]), self.number(both[1]))
         parts = []
         for _ in range(2):
             if self.peek() == "{" or (self.peek().isdigit() and len(self.peek()) == 1):

@@ -1,0 +1,249 @@
+"""Running rewards: the columns they get, every way to fail, time limits, the sum, the gate and the figures."""
+
+import math
+import pickle
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from covo_rl.config import RewardConfig
+from covo_rl.rewards import RewardError, available, components, load, run
+from covo_rl.rewards.columns import TrainerState, example_from_row, group_from_completions
+from covo_rl.rewards.runner import close
+from covo_rl.rewards.table import weighted_sum, wrong_outranks_right
+
+ROW = {
+    "id": "r1",
+    "question": "What rings?",
+    "choices": ["bell", "knock"],
+    "answer": "bell",
+    "tempo": "slow",
+    "think": "gold",
+}
+RIGHT, WRONG = "<think>So a bell.</think><answer>bell</answer>", "<think>So a knock.</think><answer>knock</answer>"
+PLUGINS = '''
+import asyncio, os, re, sys, time
+def constant(completions, **kwargs): return [0.5] * len(completions)
+async def slow_async(completions, **kwargs):
+    await asyncio.sleep(0.01)
+    return [1.0] * len(completions)
+def raises(completions, answer, **kwargs):
+    if any("knock" in c for c in completions): raise ValueError("no knocking")
+    return [1.0] * len(completions)
+def short(completions, **kwargs): return [1.0]
+def not_a_list(completions, **kwargs): return 1.0
+def nan(completions, **kwargs): return [float("nan"), float("inf"), "x", None][: len(completions)]
+def sleeps(completions, **kwargs): time.sleep(3600)
+def holds_the_lock(completions, **kwargs): return [float(bool(re.match("(a+)+$", "a" * 40 + "b")))]
+def ends_its_thread(completions, **kwargs): sys.exit(3)
+def ends_its_process(completions, **kwargs): os._exit(3)
+def prints(completions, **kwargs):
+    print("hello"); return [1.0] * len(completions)
+calls = 0
+def counts(completions, **kwargs):
+    global calls; calls += 1
+    return [float(calls)] * len(completions)
+def clip_seconds(completions, clips, **kwargs): return [sum(c.duration for c in row) for row in clips]
+def make(level): return Level(level)
+class Level:
+    def __init__(self, level): self.level = level
+    def __call__(self, completions, **kwargs): return [self.level] * len(completions)
+number = 3
+'''  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    file = tmp_path_factory.mktemp("plugins") / "plugins.py"
+    file.write_text(PLUGINS)
+    yield lambda name: f"{file}:{name}"
+    close()
+
+
+def group(*completions, row=ROW):
+    return group_from_completions(example_from_row(row), completions)
+
+
+def config(**options):
+    return RewardConfig(**{"reward_timeout": 20.0, **options})
+
+
+def test_a_function_gets_every_column():
+    seen = {}
+
+    def look(completions, **columns):
+        seen.update(columns, completions=completions)
+        columns["log_extra"]("length", [len(c) for c in completions])
+        columns["log_metric"]("longest", 7)
+        return [1.0, 0.0]
+
+    table = run([group(RIGHT, "oops")], config(), rewards={look: 1.0}, trainer_state={"step": 5})
+    assert seen["completions"] == [RIGHT, "oops"] and seen["prompts"] == ["What rings?"] * 2
+    assert seen["answer"] == ["bell"] * 2 and seen["predicted_answer"] == ["bell", None]
+    assert seen["tempo"] == ["slow"] * 2 and seen["choices"] == [["bell", "knock"]] * 2
+    assert seen["think"] == ["So a bell.", None] and seen["row_think"] == ["gold"] * 2
+    assert [p.ok for p in seen["parsed"]] == [True, False] and seen["stop_reason"] == ["stop"] * 2
+    assert seen["trainer_state"].step == seen["trainer_state"]["global_step"] == 5 and "clips" not in seen
+    assert table.extras == {"length": [len(RIGHT), 4]} and table.metrics["longest"] == 7 and table.names == ("look",)
+
+
+def test_sync_async_file_and_import_plugins(plugin):
+    specs = [plugin("constant"), plugin("slow_async"), plugin("prints"), plugin("make") + "(level=0.25)"]
+    table = run([group(RIGHT, WRONG)], config(), rewards=[*specs, "covo_rl.rewards.runner:components"][:4])
+    assert table.rewards_PGR[0].tolist() == [[0.5, 1.0, 1.0, 0.25]] * 2 and table.missing == {}
+    assert load("covo_rl.rewards.table:figures").source.place == "import"
+
+
+def test_a_worker_keeps_its_state_between_steps(plugin):
+    scores = [run([group(RIGHT)], config(), rewards=[plugin("counts")]).rewards_PG[0, 0] for _ in range(2)]
+    assert scores[1] == scores[0] + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("raises", r"raised ValueError: no knocking for row r1, completion '<think>So a knock"),
+        ("short", "returned 1 scores for 2 completions"),
+        ("not_a_list", "returned float, not a list of 2 numbers"),
+        ("nan", "returned nan for row r1, completion '<think>So a bell"),
+        ("ends_its_thread", "raised SystemExit: 3"),
+        ("ends_its_process", "its process ended \\(exit code 3\\)"),
+    ],
+)
+def test_a_failing_plugin_is_none_with_a_reason_or_stops(plugin, name, why):
+    table = run([group(RIGHT, WRONG)], config(), rewards={"format": 1.0, plugin(name): 1.0})
+    assert np.isnan(table.rewards_PGR[0, 0, 1]) and table.rewards_PG.tolist() == [[1.0, 1.0]]
+    assert re.search(why, table.missing[0, 0, plugin(name)])
+    assert table.missing[0, 0, plugin(name)].startswith("failed: ")
+    with pytest.raises(RewardError, match=why):
+        run([group(RIGHT, WRONG)], config(reward_failure="stop"), rewards={"format": 1.0, plugin(name): 1.0})
+
+
+@pytest.mark.parametrize("name", ["sleeps", "holds_the_lock"])
+def test_a_hanging_plugin_is_killed_and_the_others_are_kept(plugin, name):
+    run([group(RIGHT)], config(), rewards=["format", plugin("constant")])  # processes start outside the clock
+    start = time.perf_counter()
+    table = run([group(RIGHT)], config(reward_timeout=0.3), rewards=["format", plugin("constant"), plugin(name)])
+    assert time.perf_counter() - start < 15  # loading a process on a busy machine, then 0.3 s
+    assert table.rewards_PGR[0, 0, 0] == 1 and "was stopped after 0.3 s" in table.missing[0, 0, plugin(name)]
+
+
+def test_a_hanging_thread_is_left_behind():
+    table = run([group(RIGHT)], config(reward_timeout=0.1), rewards={lambda completions, **kw: time.sleep(1): 1.0})
+    assert "was stopped after 0.1 s" in next(iter(table.missing.values())) and np.isnan(table.rewards_PG).all()
+
+
+def test_components_run_at_the_same_time():
+    def nap(completions, **columns):
+        time.sleep(0.2)
+        return [1.0]
+
+    def nap_too(completions, **columns):
+        return nap(completions)
+
+    start = time.perf_counter()
+    table = run([group(RIGHT)], config(), rewards={nap: 1.0, nap_too: 1.0})
+    assert time.perf_counter() - start < 0.38 and all(s >= 0.2 for s in table.seconds.values())
+
+
+def test_the_clip_is_there_for_functions_that_name_it(plugin):
+    from covo_rl.types import Clip, Example
+
+    row = Example("c", (Clip(array=np.zeros(8000, np.float32), sampling_rate=16000),), "?", (), "x")
+    assert run([group_from_completions(row, ["a"])], config(), rewards=[plugin("clip_seconds")]).rewards_PG[0, 0] == 0.5
+
+
+def test_weights_sum_gate_and_missing():
+    raw = np.array([[[1.0, 1.0, np.nan], [0.0, 1.0, 0.5], [np.nan, 1.0, 0.5], [np.nan] * 3]])
+    weights = np.array([1.0, 2.0, 4.0])
+    assert weighted_sum(raw, weights)[0].tolist()[:3] == [3.0, 4.0, 4.0] and math.isnan(
+        weighted_sum(raw, weights)[0, 3]
+    )
+    assert weighted_sum(raw, weights, gate=0)[0].tolist()[:3] == [3.0, 0.0, 0.0]
+
+
+def test_the_gate_counts_other_components_only_behind_it():
+    open_sum = run([group(RIGHT, WRONG)], config(rewards="accuracy,format=0.5")).rewards_PG
+    gated = run([group(RIGHT, WRONG)], config(rewards="accuracy,format=0.5", reward_gate="accuracy")).rewards_PG
+    assert open_sum.tolist() == [[1.5, 0.5]] and gated.tolist() == [[1.5, 0.0]]
+    with pytest.raises(RewardError, match="not among the rewards"):
+        run([group(RIGHT)], config(rewards="format", reward_gate="accuracy"))
+
+
+def test_figures_are_exact():
+    table = run([group(RIGHT, WRONG, "x", RIGHT)], config(rewards="accuracy,consistency"))
+    assert table.rewards_PGR[0].tolist() == [[1, 1], [0, 1], [0, 0], [1, 1]]
+    assert table.metrics["rewards/accuracy/mean"] == 0.5 and table.metrics["rewards/accuracy/std"] == 0.5
+    assert table.metrics["rewards/total/mean"] == 1.25 and table.metrics["rewards/accuracy/none"] == 0.0
+    assert set(table.seconds) == {"accuracy", "consistency"}
+    none = run([group("<think>A sound.</think><answer>bell</answer>", RIGHT)], config(rewards="consistency"))
+    assert none.metrics["rewards/consistency/none"] == 0.5 and none.metrics["rewards/consistency/mean"] == 1.0
+
+
+def test_how_often_a_wrong_answer_outranks_a_right_one():
+    assert wrong_outranks_right(np.array([[1.0, 0.0, 0.0]]), np.array([[2.0, 3.0, 1.0]])) == 0.5
+    assert wrong_outranks_right(np.array([[1.0, 1.0]]), np.array([[2.0, 3.0]])) == 0.0
+
+
+def test_specs_with_weights_and_arguments():
+    terms = components("accuracy, format(pattern='loose')=0.5, thinking(min_words=2, max_words=9)")
+    assert [(t.name, t.weight) for t in terms] == [
+        ("accuracy", 1.0), ("format(pattern='loose')", 0.5), ("thinking(min_words=2, max_words=9)", 1.0)
+    ]  # fmt: skip
+    assert terms[1].reward([f"Well. {RIGHT}"]) == [1.0] and load("format")([f"Well. {RIGHT}"]) == [0.0]
+    for wrong in ("accuracy=much", "format(1)", "format(pattern=open('x'))", ""):
+        with pytest.raises(RewardError):
+            components(wrong)
+
+
+def test_loading_errors_say_what_exists(plugin, tmp_path):
+    for spec, message in [
+        ("acuracy", "did you mean 'accuracy'"),
+        ("./none.py:f", "does not exist"),
+        (plugin("absent"), "has no 'absent'; it has .*constant"),
+        (plugin("number"), "is int, not a function"),
+        ("no_such_package.x:f", "cannot import"),
+    ]:
+        with pytest.raises(RewardError, match=message):
+            load(spec)
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
+    with pytest.raises(RewardError, match="raises ZeroDivisionError while it is imported"):
+        load(f"{broken}:f")
+
+
+def test_entry_points_are_found(tmp_path, monkeypatch):
+    (tmp_path / "speedy.py").write_text("def speech_rate(completions, **kwargs): return [0.5] * len(completions)")
+    info = tmp_path / "speedy-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: speedy\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[covo_rl.rewards]\nspeech_rate = speedy:speech_rate\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load("speech_rate")(completions=["a"]) == [0.5] and load("speech_rate").source.place == "entry point"
+    assert "speech_rate" in [source.name for source in available()]
+
+
+def test_a_reward_pickles_as_its_name(plugin):
+    again = pickle.loads(pickle.dumps(load(plugin("constant"))))
+    assert again(completions=["a"]) == [0.5] and again.__name__ == "constant"
+    code = "import pickle,sys; print(pickle.load(sys.stdin.buffer)(completions=['a']))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(load(plugin("constant"))), capture_output=True
+    )
+    assert out.stdout == b"[0.5]\n", out.stderr
+
+
+def test_groups_must_have_one_size():
+    with pytest.raises(ValueError, match=r"different sizes \[1, 2\]"):
+        run([group(RIGHT), group(RIGHT, WRONG)], config())
+
+
+def test_the_trainer_state_is_plain():
+    state = TrainerState(type("State", (), {})())
+    assert state.step == 0 and pickle.loads(pickle.dumps(state)) == state
+    with pytest.raises(AttributeError, match="has no 'epoch'"):
+        _ = state.epoch
