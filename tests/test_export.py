@@ -160,11 +160,35 @@ def test_the_export_at_the_end_of_a_run_and_its_card(bases, tmp_path):
                  "academic use only", "400 held-out rows"):  # fmt: skip
         assert line in card
 
+    done = CliRunner().invoke(app, ["serve-check", str(folder)])
+    assert done.exit_code == 0 and json.loads(done.stdout)["max_abs_logit_diff_base"] > 1e-2
+
     # The adapter starts another run, and plain PEFT needs nothing of ours but the model class.
     again = build(load(str(bases["covo_audio"])), AdapterConfig(adapter=str(folder)))
     for (n, a), (m, b) in zip(modes.family.model.state_dict().items(), again.family.model.state_dict().items(),
                               strict=True):  # fmt: skip
         assert n == m and torch.equal(a, b)
+
+
+def test_a_sharded_policy_is_gathered_and_exported_at_the_end_of_a_run(bases, tmp_path):
+    """One rank, every parameter a DTensor; the gathered adapter is verified and nothing else stays."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    base = bases["qwen2_audio"]
+    run = run_folder(tmp_path, base)
+    modes, clips = trained(base, MODES["lora"]), ClipStore()
+    prompts = synthetic_prompts(modes.family, clips)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(modes.family.model, mesh=init_device_mesh("cpu", (1,)))
+        folder = export_run_adapter(modes, modes.family, run, prompts, clips)
+    finally:
+        dist.destroy_process_group()
+    assert json.loads((folder / "verification.json").read_text())["ok"]
+    assert any(".language_model.model.layers.0." in key for key in load_file(folder / "adapter_model.safetensors"))
+    assert sorted(p.name for p in run.iterdir()) == ["adapter", "config.yaml", "environment.json"]
 
 
 def test_the_command_exports_merged_weights_from_the_last_checkpoint(bases, tmp_path):

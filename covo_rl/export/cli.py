@@ -14,7 +14,9 @@ def export_command(
     merged: Path | None = typer.Option(None, help="write merged weights under published names here"),
     dtype: str = typer.Option("auto", help="precision of what is written: auto, float32, bfloat16, float16"),
     base_model: str | None = typer.Option(None, help="base model, where the run or the adapter records none"),
-    max_shard_gb: float | None = typer.Option(None, help="largest shard in GB (default: a fifth of the model, 4 GiB)"),
+    max_shard_gb: float | None = typer.Option(
+        None, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
+    ),
     allow_noop: bool = typer.Option(False, help="export although the policy equals the base model"),
     replace: bool = typer.Option(False, help="replace an existing export"),
 ) -> None:

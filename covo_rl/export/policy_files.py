@@ -21,6 +21,7 @@ from covo_rl.export.weights import (
     checkpoint_tensors,
     is_sharded,
     merged_entries,
+    plain_class,
     published_names,
     read_into,
     whole,
@@ -76,7 +77,11 @@ def save_policy(
     if state_dict is None and any(hasattr(p, "ds_id") for p in model.parameters()):
         raise ExportError("the parameters are partitioned by ZeRO-3: pass state_dict, from accelerator.get_state_dict")
     if state_dict is None and is_sharded(model):
-        state_dict = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
+        state_dict = {}
+        for name, tensor in model.state_dict().items():
+            full = whole(tensor)  # every rank takes part, rank 0 keeps it
+            if rank() == 0:
+                state_dict[name] = full.cpu()
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_full(modes, folder, state_dict=state_dict, dtype=dtype)
@@ -171,7 +176,7 @@ def write_full(
     config = copy.deepcopy(model.config)
     if dtype is not None:
         set_dtype(config, dtype)
-    config.architectures = [type(model).__name__]
+    config.architectures = [plain_class(model).__name__]
     config.save_pretrained(str(folder))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
-SHARD_SHARE = 0.2
+SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 1 << 20
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
@@ -55,6 +55,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def is_sharded(model: nn.Module) -> bool:
     """True where parameters live in pieces on several ranks (FSDP2's DTensor, ZeRO-3's partitions)."""
     return any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def plain_class(model: nn.Module) -> type:
+    """The model's class as it was before `fully_shard` put an FSDP class of its own in front."""
+    return next(cls for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP"))
 
 
 def published_names(model: PreTrainedModel, names: list[str]) -> dict[str, str]:
@@ -138,10 +143,9 @@ def merged_parameter(layer: Any, leaf: str) -> torch.Tensor:
         for name, parameter in base.named_parameters(recurse=False):
             parameter.data = originals[name].to(torch.float32, copy=True)
         layer.merge(adapter_names=[ADAPTER])
-        merged = getattr(base, leaf).data
-        result = merged.clone()
-        layer.unmerge()
+        result = getattr(base, leaf).data
     finally:
+        layer.merged_adapters.clear()  # instead of subtracting again: the originals come back exactly
         for name, parameter in base.named_parameters(recurse=False):
             parameter.data = originals[name]
     return result
