@@ -1,8 +1,9 @@
 """What the package promises as a whole: light imports, small files, one name in site-packages."""
 
+import os
 import subprocess
 import sys
-import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LIGHT = [
     "covo_rl", "covo_rl.config", "covo_rl.types", "covo_rl.prompt", "covo_rl.data", "covo_rl.audio", "covo_rl.rewards",
-    "covo_rl.resolve", "covo_rl.synth", "covo_rl.cli", "covo_rl.rewards.cli", "covo_rl.evaluate.cli", "covo_rl.data_cli",
+    "covo_rl.resolve", "covo_rl.synth", "covo_rl.cli", "covo_rl.rewards.cli", "covo_rl.evaluate.cli",
+    "covo_rl.data_cli",
     "covo_rl.export.cli", "covo_rl.bench.cli", "covo_rl.doctor",
 ]  # fmt: skip
 
@@ -41,11 +43,32 @@ def test_no_file_is_too_large():
     assert sum(sizes.values()) <= 20_000_000
 
 
-def test_the_wheel_holds_one_top_level_name():
-    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wheel = config["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["packages"] == ["covo_rl"]
-    assert all(target.startswith("covo_rl/_bundled/") for target in wheel["force-include"].values())
+def test_the_wheel_holds_one_name_and_finds_what_is_bundled(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    top = {path.name for path in site.iterdir()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"covo_rl"}
+    code = """
+import covo_rl
+from covo_rl.resolve import find
+from covo_rl.rewards import load
+assert "site" in covo_rl.__file__, covo_rl.__file__
+gold = {"question": ["?"], "choices": [["cat", "dog"]], "answer": ["dog"]}
+assert load("accuracy")(["?"], ["<think>It barks.</think><answer>dog</answer>"], **gold) == [1.0]
+for kind, name in [("recipes", "grpo_mmau.py"), ("eval_sets", "mmau.py"), ("checkpoints", "tiny")]:
+    assert "_bundled" in str(find(kind, name)), find(kind, name)
+"""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=elsewhere, env=env, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["rewards", "--help"], ["eval", "--help"], ["data", "--help"],
