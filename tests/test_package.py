@@ -58,7 +58,8 @@ from covo_rl.resolve import find
 from covo_rl.rewards import load
 assert "site" in covo_rl.__file__, covo_rl.__file__
 gold = {"question": ["?"], "choices": [["cat", "dog"]], "answer": ["dog"]}
-assert load("accuracy")(["?"], ["<think>It barks.</think><answer>dog</answer>"], **gold) == [1.0]
+said = ["<think>It barks.</think><answer>dog</answer>"]
+assert load("accuracy")(prompts=["?"], completions=said, **gold) == [1.0]
 for kind, name in [("recipes", "grpo_mmau.py"), ("eval_sets", "mmau.py"), ("checkpoints", "tiny")]:
     assert "_bundled" in str(find(kind, name)), find(kind, name)
 """
