@@ -30,7 +30,8 @@ def rms(values):
     ("container", "subtype", "error"),
     [
         ("WAV", "PCM_16", 2e-5), ("WAV", "PCM_24", 2e-7), ("WAV", "FLOAT", 0), ("WAV", "DOUBLE", 0),
-        ("WAV", "PCM_U8", 5e-3), ("RF64", "PCM_16", 2e-5), ("FLAC", "PCM_16", 2e-5), ("AIFF", "PCM_16", 2e-5), ("MP3", None, 2e-2),
+        ("WAV", "PCM_U8", 5e-3), ("RF64", "PCM_16", 2e-5), ("FLAC", "PCM_16", 2e-5),
+        ("AIFF", "PCM_16", 2e-5), ("MP3", None, 2e-2),
         ("OGG", "VORBIS", 2e-2), ("OGG", "OPUS", 5e-2),
     ],
 )  # fmt: skip
@@ -231,7 +232,8 @@ def test_fingerprint_is_of_the_sound():
     same = [
         Clip(data=encoded("WAV", "PCM_16", pcm)), Clip(data=encoded("FLAC", "PCM_16", pcm)),
         Clip(data=encoded("WAV", "FLOAT", (pcm / 32_768).astype(np.float32))),
-        Clip(data=encoded("AIFF", "PCM_24", pcm)), Clip(data=encoded("WAV", "PCM_16", stereo)), Clip(array=pcm, sampling_rate=RATE),
+        Clip(data=encoded("AIFF", "PCM_24", pcm)), Clip(data=encoded("WAV", "PCM_16", stereo)),
+        Clip(array=pcm, sampling_rate=RATE),
         Clip(data=encoded("FLAC", "PCM_16", padded)),
     ]  # fmt: skip
     other = [

@@ -97,7 +97,8 @@ def _unfit(example: Example, target: Schema) -> list[str]:
         found.append(f"it has {len(example.choices)} choices, {target.name} rows have {len(target.options)}")
     if target.options and len(example.choices) == 1:
         found.append(f"it has one choice, {target.name} rows have two or more")
-    if target.answers[0] == "index" and example.answer is not None and example.answer not in example.choices:
+    placed = example.answer is None or not example.choices or example.answer in example.choices
+    if target.answers[0] == "index" and not placed:
         found.append(f"its answer {example.answer!r} is not among its choices, {target.name} needs its place")
     return found
 

@@ -66,7 +66,7 @@ def load(
             if strict:
                 problems += missing_files(example)
     if problems:
-        raise DataError(str(path), problems)
+        raise DataError(str(path), problems, examples)
     return examples
 
 
