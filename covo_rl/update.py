@@ -39,6 +39,13 @@ def gathered(accelerator: Accelerator, values: list[Any]) -> list[Any]:
     return gather_object(values) if accelerator.num_processes > 1 else list(values)
 
 
+def _finite_logps(batch: Batch, chosen: Sequence[int]) -> bool:
+    """Whether sampling, old and reference log-probs of these groups are all finite."""
+    sampled = all(math.isfinite(x) for p in chosen for r in batch.groups[p].rollouts for x in r.logps)
+    stored = [logps[p] for logps in (batch.old_logps, batch.ref_logps) if logps is not None for p in chosen]
+    return sampled and all(bool(torch.isfinite(logps_GC).all()) for logps_GC in stored)
+
+
 class Updater:
     """Owns the gradient: everything between a generated batch and changed parameters.
 
@@ -74,6 +81,10 @@ class Updater:
         Raises:
             TrainingStopped: memory ran out, or several updates in a row were not finite.
         """
+        if not all(gathered(self.accelerator, [_finite_logps(batch, chosen)])):
+            self.guard.failed(step, {"log_probs": math.nan}, lambda: self._details(batch, chosen))
+            self.schedule.step()
+            return {}
         normalizer = self._normalizer(batch, chosen)
         useful = [p for p in chosen if self._carries_gradient(batch, p)]
         self.policy.train()

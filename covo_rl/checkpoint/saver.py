@@ -23,6 +23,7 @@ from covo_rl.checkpoint.store import CheckpointStore, TrainState
 from covo_rl.config import ConfigError, Options
 from covo_rl.console import console
 from covo_rl.guard import StoppedBySignal, StopSignals
+from covo_rl.record import plain
 from covo_rl.sampler import PromptSampler
 from covo_rl.types import Prompt
 
@@ -69,7 +70,7 @@ class Saver:
 
     def __init__(self, options: Options, run_folder: str | Path, stop: StopSignals | None = None) -> None:
         train = options.train
-        self.config: Mapping[str, Any] = options.flat()
+        self.config: Mapping[str, Any] = plain(options.flat())
         self.run_folder = Path(run_folder)
         self.store = CheckpointStore(self.run_folder / "checkpoints", train.keep_last, train.keep_best)
         self.every_steps, self.every_seconds = train.checkpoint_every, train.checkpoint_minutes * 60

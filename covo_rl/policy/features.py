@@ -25,7 +25,9 @@ class FeatureStore:
     """Audio embeddings (S, D) by content key.
 
     `memory_mb` bounds the embeddings kept in memory (CPU, the encoder's dtype); older ones move to safetensors files
-    in a folder of their own that vanishes with the store. `rows_per_call` bounds one encoder call. `encoded_rows`
+    in a folder of their own that vanishes with the store. `rows_per_call` bounds one encoder call: by default 64, but
+    one clip where embeddings are stored on a CPU. There a resumed run repeats every bit; which clips share a call
+    depends on what is stored already, and matrix products of another height differ in the last bit. `encoded_rows`
     counts encoder rows (segments) and `encoded_clips` clips computed so far.
     """
 
@@ -36,10 +38,10 @@ class FeatureStore:
         memory_mb: float = 512,
         *,
         frozen: bool = True,
-        rows_per_call: int = 64,
+        rows_per_call: int | None = None,
     ) -> None:
         self.family, self.clips, self.frozen = family, clips, frozen
-        self.rows_per_call = rows_per_call
+        self._rows_per_call = rows_per_call
         self.encoded_rows = 0
         self.encoded_clips = 0
         self._budget = int(memory_mb * MIB)
@@ -49,6 +51,12 @@ class FeatureStore:
         self._mel_bytes = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._on_disk: dict[str, Path] = {}
+
+    @property
+    def rows_per_call(self) -> int:
+        if self._rows_per_call is not None:
+            return self._rows_per_call
+        return 1 if self.frozen and self.family.model.device.type == "cpu" else 64
 
     def clip_features(self, key: str) -> ClipFeatures:
         """What the processor makes of the clip (CPU), cached within the same budget."""
@@ -98,10 +106,10 @@ class FeatureStore:
 
     def _calls(self, keys: Sequence[str]) -> Iterable[list[str]]:
         part: list[str] = []
-        rows = 0
+        rows, limit = 0, self.rows_per_call
         for key in keys:
             count = _rows(self.clip_features(key))
-            if part and rows + count > self.rows_per_call:
+            if part and rows + count > limit:
                 yield part
                 part, rows = [], 0
             part.append(key)

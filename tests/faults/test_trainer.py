@@ -1,0 +1,214 @@
+"""The real trainer on a tiny Covo-Audio: stopped and resumed anywhere, and every fault with its promised behaviour."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import train_cases as cases
+
+from covo_rl import train as train_module
+from covo_rl import update as update_module
+from covo_rl.audio import AudioError
+from covo_rl.guard import StoppedBySignal, StopSignals, TrainingStopped
+
+LORA = {"num_iterations": 2, "steps_per_generation": 2}
+VARIANTS = {
+    "lora, 2 iterations, 2 parts": LORA,
+    "full, kl": {"lora": False, "train_parts": ["llm", "lm_head"], "beta": 0.05, "num_iterations": 2},
+    "encoder trains": {"lora": False, "train_parts": ["encoder", "audio_adapter", "llm"], "max_steps": 3},
+    "dynamic sampling, cosine": {
+        "dynamic_sampling": 1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "max_steps": 3,
+    },
+}
+
+
+class StopAtEveryUpdate(StopSignals):
+    """A signal has always just arrived."""
+
+    def __init__(self):
+        self.received = "SIGTERM"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_after_every_update_the_metrics_are_the_same_bits(tmp_path, variant):
+    options = VARIANTS[variant]
+    undisturbed, _ = cases.run(cases.options(tmp_path / "a", **options))
+    moments, resumed = 0, None
+    while resumed is None:
+        try:
+            resumed, _ = cases.run(cases.options(tmp_path / "b", resume="auto", **options), stop=StopAtEveryUpdate())
+        except StoppedBySignal:
+            moments += 1
+            assert moments < 40, "the run does not get on"
+    assert moments == undisturbed.options.train.max_steps * undisturbed.updates_per_step
+    assert cases.metrics(tmp_path / "b") == cases.metrics(tmp_path / "a")
+    ours, theirs = dict(resumed.policy.named_parameters()), dict(undisturbed.policy.named_parameters())
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    rewards = [line["reward_total"] for line in cases.metrics(tmp_path / "a")]
+    assert len(set(rewards)) > 1, "a run without change would prove nothing"
+
+
+def poison(monkeypatch, updates, value=math.nan):
+    """Make the loss of the given updates (counted from 0) not finite."""
+    original, seen = update_module.Updater.update, []
+
+    def update(self, batch, chosen, step):
+        seen.append(step)
+        with monkeypatch.context() as inner:
+            if len(seen) - 1 in updates:
+                loss = update_module.policy_loss
+                inner.setattr(update_module, "policy_loss", lambda *a, **k: _poisoned(loss(*a, **k), value))
+            return original(self, batch, chosen, step)
+
+    monkeypatch.setattr(update_module.Updater, "update", update)
+
+
+def _poisoned(result, value):
+    loss, metrics = result
+    return loss * value, {**metrics, "loss.sum": torch.tensor(value)}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_update_that_is_not_finite_is_skipped_counted_and_dumped(tmp_path, monkeypatch, value):
+    poison(monkeypatch, {1}, value)
+    made, _ = cases.run(cases.options(tmp_path))
+    assert made.guard.skipped == 1 and made.updater.applied == 3
+    assert [line["skipped_steps"] for line in cases.metrics(tmp_path)] == [0, 1, 1, 1]
+    assert all(torch.isfinite(p).all() for p in made.policy.parameters())
+    dump = json.loads((tmp_path / "debug" / "step_000001" / "rank_00000.json").read_text())
+    assert dump["not_finite"]["loss"] == str(value)
+    assert {row["id"] for row in dump["rows"]} <= {f"row{i}" for i in range(6)} and len(dump["rows"]) == 4
+    assert dump["not_finite_in"]["gradients"] and not dump["not_finite_in"]["parameters"]
+
+
+def test_a_skipped_update_leaves_weights_and_moments_alone(tmp_path, monkeypatch):
+    poison(monkeypatch, {0, 1})
+    made = cases.trainer(cases.options(tmp_path, max_steps=2))
+    before = {name: p.clone() for name, p in made.policy.named_parameters()}
+    made.run()
+    assert all(torch.equal(before[name], p) for name, p in made.policy.named_parameters())
+    assert not made.optimizer.optimizer.state
+
+
+def test_three_in_a_row_stop_the_run_with_advice(tmp_path, monkeypatch):
+    poison(monkeypatch, {1, 2, 3})
+    with pytest.raises(TrainingStopped, match=r"step 3: 3 optimiser updates in a row(?s:.)*learning_rate"):
+        cases.run(cases.options(tmp_path, max_steps=9, checkpoint_every=1))
+    poison(monkeypatch, {0, 1, 3, 4})  # never three in a row
+    assert cases.run(cases.options(tmp_path / "b", max_steps=6))[0].guard.skipped == 4
+
+
+def test_a_nan_in_the_model_is_caught_the_same_way(tmp_path):
+    made = cases.trainer(cases.options(tmp_path))
+    name, parameter = next((n, p) for n, p in made.policy.named_parameters() if p.requires_grad)
+    made.train_step()
+    with torch.no_grad():
+        parameter.fill_(math.nan)
+    with pytest.raises(TrainingStopped, match="step 3: 3 optimiser updates in a row were not finite"):
+        made.run()
+    dump = json.loads((tmp_path / "debug" / "step_000001" / "rank_00000.json").read_text())
+    assert name in dump["not_finite_in"]["parameters"]
+
+
+def out_of_memory_above(monkeypatch, limit):
+    """As if more than `limit` groups did not fit; counts the sizes that were tried."""
+    original, tried = update_module.Updater._scored, []
+
+    def scored(self, groups):
+        tried.append(len(groups))
+        if len(groups) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return original(self, groups)
+
+    monkeypatch.setattr(update_module.Updater, "_scored", scored)
+    return tried
+
+
+def test_out_of_memory_says_what_to_change(tmp_path, monkeypatch):
+    out_of_memory_above(monkeypatch, 2)
+    with pytest.raises(
+        TrainingStopped, match=r"micro_batch_prompts \(now 4\) to 2: same gradient.*--oom_retry"
+    ) as stop:
+        cases.run(cases.options(tmp_path, micro_batch_prompts=4))
+    assert isinstance(stop.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_out_of_memory_is_retried_with_half_the_micro_batch_and_the_same_result(tmp_path, monkeypatch):
+    expected, _ = cases.run(cases.options(tmp_path / "a", micro_batch_prompts=1))
+    tried = out_of_memory_above(monkeypatch, 1)
+    made, _ = cases.run(cases.options(tmp_path / "b", micro_batch_prompts=4, oom_retry=True))
+    assert tried[:4] == [4, 2, 1, 1] and made.updater.micro_batch_prompts == 1
+    for ours, theirs in zip(cases.metrics(tmp_path / "b"), cases.metrics(tmp_path / "a"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5, nan_ok=True)
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(TrainingStopped, match="num_generations"):
+        cases.run(cases.options(tmp_path / "c", oom_retry=True))
+    assert expected.updater.applied == made.updater.applied == 4
+
+
+def test_other_runtime_errors_are_not_taken_for_out_of_memory(tmp_path, monkeypatch):
+    def broken(self, groups):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(update_module.Updater, "_scored", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        cases.run(cases.options(tmp_path, oom_retry=True))
+
+
+def unreadable(monkeypatch, names):
+    original = train_module.build
+
+    def build(row, *args):
+        if row.id in names:
+            raise AudioError(f"{row.id}: cannot decode")
+        return original(row, *args)
+
+    monkeypatch.setattr(train_module, "build", build)
+
+
+def test_a_clip_that_fails_in_the_middle_is_skipped_and_counted(tmp_path, monkeypatch):
+    unreadable(monkeypatch, {"row3"})
+    made, _ = cases.run(cases.options(tmp_path, skipped_rows_limit=0.2))
+    assert made.skipped_rows == {"row3": "row3: cannot decode"}
+    assert cases.metrics(tmp_path)[-1]["skipped_rows"] == 1
+    assert made.step == 4
+
+
+def test_too_many_unreadable_clips_stop_the_run(tmp_path, monkeypatch):
+    unreadable(monkeypatch, {"row3", "row4"})
+    with pytest.raises(TrainingStopped, match=r"2 of 6 rows were skipped(?s:.)*row row\d: row\d: cannot decode"):
+        cases.run(cases.options(tmp_path, skipped_rows_limit=0.2))
+
+
+def test_the_overlong_penalty_reaches_the_advantages(tmp_path):
+    made = cases.trainer(cases.options(tmp_path, overlong_buffer=4))
+    _, batch = made.train_step()
+    cut = [[r.stop_reason == "length" for r in group.rollouts] for group in batch.groups]
+    penalty_PG = batch.advantages.rewards_PG - batch.table.rewards_PG
+    assert torch.tensor(cut).any()
+    assert (penalty_PG[torch.tensor(cut).numpy()] == -1).all()
+
+
+def test_the_micro_batch_size_changes_nothing_but_memory(tmp_path):
+    for size in (1, 3, 4):
+        cases.run(cases.options(tmp_path / str(size), micro_batch_prompts=size, max_steps=2, **LORA))
+    one, three, four = (cases.metrics(tmp_path / str(size)) for size in (1, 3, 4))
+    for other in (three, four):
+        assert [line["reward_total"] for line in other] == [line["reward_total"] for line in one]
+        for ours, theirs in zip(other, one, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        cases.run(cases.options(tmp_path / name, seed=seed, max_steps=2))
+    first, again, other = (cases.metrics(tmp_path / name) for name in "abc")
+    assert first == again and first != other
