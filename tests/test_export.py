@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from covo_rl.export import ExportError, export_adapter, export_run_adapter, load
 from covo_rl.export.cli import app
 from covo_rl.export.exporting import write_merged
 from covo_rl.export.judge import Target, judge
+from covo_rl.export.source import open_policy
 from covo_rl.export.verify import expect, run_fresh, synthetic_prompts
 from covo_rl.models import load
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
@@ -135,6 +136,19 @@ def run_folder(root: Path, base: Path, **options) -> Path:
     return run
 
 
+def checkpoint(modes, run: Path, name: str) -> Path:
+    """What the trainer's checkpoint holds of the policy: trained parameters as the wrapped policy names them."""
+    folder = run / "checkpoints" / name
+    folder.mkdir(parents=True)
+    prefix = "model." if modes.peft_model is None else "model.base_model.model."
+    weights = {prefix + n: p.detach().clone() for n, p in modes.family.model.named_parameters() if p.requires_grad}
+    save_file(weights, folder / "weights.safetensors")
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    adapter = {f.name: getattr(modes.config, f.name) for f in fields(AdapterConfig)}
+    (folder / "state.json").write_text(json.dumps({"config": options | adapter}))
+    return folder
+
+
 RESULT = {"train_seconds": 12.5, "trainable_parameters": 4096,
           "before": {"accuracy_greedy": 0.25, "accuracy_sampled": 0.2, "n": 400},
           "after": {"accuracy_greedy": 0.75, "accuracy_sampled": 0.7, "n": 400},
@@ -194,8 +208,8 @@ def test_a_sharded_policy_is_gathered_and_exported_at_the_end_of_a_run(bases, tm
 def test_the_command_exports_merged_weights_from_the_last_checkpoint(bases, tmp_path):
     run = run_folder(tmp_path, bases["qwen2_audio"], lora=False)
     first, second = (trained(bases["qwen2_audio"], MODES["full"], size) for size in (0.01, 0.05))
-    save_policy(first, run / "checkpoints" / "step_9" / "policy")
-    save_policy(second, run / "checkpoints" / "step_10" / "policy")
+    save_policy(first, run / "checkpoints" / "step_000009" / "policy")
+    checkpoint(second, run, "step_000010.001")
     out = tmp_path / "merged"
     done = CliRunner().invoke(app, ["export", str(run), "--merged", str(out), "--dtype", "bfloat16"])
     assert done.exit_code == 0, done.output
@@ -213,7 +227,22 @@ def test_the_command_exports_merged_weights_from_the_last_checkpoint(bases, tmp_
     done = CliRunner().invoke(app, ["export", str(run), "--adapter", str(tmp_path / "a")])
     assert done.exit_code == 1 and "full-parameter policy has no adapter" in done.output
     done = CliRunner().invoke(app, ["export", str(tmp_path), "--adapter", str(tmp_path / "a")])
-    assert done.exit_code == 1 and "checkpoints/step_*/policy" in done.output
+    assert done.exit_code == 1 and "checkpoints/step_*" in done.output
+
+
+def test_a_trainers_checkpoint_opens_as_the_policy_it_was_saved_from(bases, tmp_path):
+    run = run_folder(tmp_path, bases["covo_audio"])
+    modes = trained(bases["covo_audio"], MODES["lora_and_adapter"])
+    folder = checkpoint(modes, run, "step_000002")
+    opened = open_policy(run)
+    assert opened.folder == folder and opened.run_folder == run and opened.base_model == str(bases["covo_audio"])
+    state = modes.family.model.state_dict()
+    assert all(torch.equal(state[n], t) for n, t in opened.modes.family.model.state_dict().items())
+    weights = load_file(folder / "weights.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(ExportError, match=r"missing \['audio_adapter"):
+        open_policy(folder)
 
 
 def test_a_failed_check_leaves_nothing_behind(bases, tmp_path, monkeypatch):

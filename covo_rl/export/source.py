@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from covo_rl.export.errors import ExportError
 if TYPE_CHECKING:
     from covo_rl.policy.modes import Modes
 
-STEP = re.compile(r"step_(\d+)")
+STEP = re.compile(r"step_(\d+)(?:\.(\d+))?")
+CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of the trainer holds
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,22 @@ class Opened:
 
 
 def kind_of(folder: Path) -> str | None:
-    """`adapter` for a PEFT folder, `full` for weights, None for neither."""
+    """`adapter` for a PEFT folder, `checkpoint` for one of the trainer, `full` for weights, None for neither."""
     if (folder / "adapter_config.json").is_file():
         return "adapter"
+    if all((folder / name).is_file() for name in CHECKPOINT_FILES):
+        return "checkpoint"
     return "full" if any(folder.glob("model*.safetensors")) and (folder / "config.json").is_file() else None
+
+
+def _age(path: Path) -> tuple[int, int]:
+    match = STEP.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
 
 
 def policy_folder(path: str | Path) -> Path:
     """The folder that holds the policy: of a run its adapter/ or model/, else its last checkpoint; of a checkpoint
-    its policy/; or the folder itself.
+    the folder itself or its policy/; or any folder with an adapter or weights.
 
     Raises:
         ExportError: there is none; the message lists what was looked for and what exists.
@@ -43,14 +51,14 @@ def policy_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise ExportError(f"{path}: no such folder; give a run folder, a checkpoint or an adapter folder")
-    steps = sorted(path.glob("checkpoints/step_*"), key=lambda p: int(m[1]) if (m := STEP.fullmatch(p.name)) else -1)
-    candidates = [path, path / "adapter", path / "model", path / "policy", *(s / "policy" for s in reversed(steps))]
-    for folder in candidates:
+    steps = sorted(path.glob("checkpoints/step_*"), key=_age, reverse=True)
+    here = [path, path / "adapter", path / "model", path / "policy"]
+    for folder in [*here, *(place for step in steps for place in (step, step / "policy"))]:
         if kind_of(folder):
             return folder
     raise ExportError(
-        f"{path}: no policy in {', '.join(c.name if c != path else 'the folder itself' for c in candidates[:4])} or "
-        f"checkpoints/step_*/policy; the folder holds {sorted(p.name for p in path.iterdir())[:10]}"
+        f"{path}: no policy in the folder itself, adapter, model, policy or checkpoints/step_*; "
+        f"the folder holds {sorted(p.name for p in path.iterdir())[:10]}"
     )
 
 
@@ -105,12 +113,44 @@ def open_policy(path: str | Path, *, base_model: str | None = None, dtype: str |
     kind = kind_of(folder)
     run = run_of(folder)
     options = run_options(run)
+    if kind == "checkpoint":
+        options = json.loads((folder / "state.json").read_text(encoding="utf-8"))["config"]
     name = base_model or options.get("model") or base_of(folder)
     family = load(builtin.resolve_model(name), dtype=dtype or options.get("dtype") or "auto")
     if kind == "adapter":
         modes = build(family, AdapterConfig(adapter=str(folder)))
+    elif kind == "checkpoint":
+        known = {f.name for f in fields(AdapterConfig)} - {"load_in_4bit"}
+        modes = build(family, AdapterConfig(**{k: v for k, v in options.items() if k in known}))
+        load_trained(modes, folder / "weights.safetensors")
     else:
-        parts = options.get("train_parts") or list(family.parts)
-        modes = build(family, AdapterConfig(lora=False, train_parts=parts))
+        modes = build(family, AdapterConfig(lora=False, train_parts=options.get("train_parts") or list(family.parts)))
         load_policy_state(modes, folder)
     return Opened(modes, folder, run, name)
+
+
+def load_trained(modes: Modes, file: Path) -> None:
+    """Put the trained parameters of a checkpoint into the policy, whatever wrapped the model when it was saved.
+
+    Raises:
+        ExportError: trained parameters are missing, unexpected, or have another shape.
+    """
+    from safetensors.torch import load_file
+
+    from covo_rl.export.weights import read_into
+
+    wanted = {name for name, p in modes.family.model.named_parameters() if p.requires_grad}
+    tensors = {}
+    for name, tensor in load_file(file).items():
+        parts = name.split(".")
+        endings = (".".join(parts[i:]) for i in range(len(parts)))
+        tensors[next((ending for ending in endings if ending in wanted), name)] = tensor
+    if tensors.keys() != wanted:
+        raise ExportError(
+            f"{file} does not fit its own configuration: missing {sorted(wanted - tensors.keys())[:3]}, "
+            f"unexpected {sorted(tensors.keys() - wanted)[:3]}"
+        )
+    try:
+        read_into(modes.family.model, tensors)
+    except RuntimeError as error:
+        raise ExportError(f"{file}: {error}") from error
