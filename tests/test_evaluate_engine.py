@@ -10,6 +10,7 @@ from covo_rl.config import PromptConfig, RolloutConfig
 from covo_rl.evaluate import evaluate
 from covo_rl.evaluate.engine import plan_batches
 from covo_rl.evaluate.inputs import Inputs
+from covo_rl.evaluate.progress import time_left
 from covo_rl.evaluate.records import RecordLog, group_from_text
 from covo_rl.evaluate.runner import Ranks, run_model
 from covo_rl.evaluate.sets import load_set
@@ -260,3 +261,8 @@ def test_odd_characters_leave_the_lines_intact(tmp_path):
     log.append([{"id": "a", "reply": "\ud800 \u2028 \x85 快乐"}], batch=0)
     assert len(log.path.read_text().splitlines()) == 1
     assert log.repair()[0]["reply"] == "\ud800 \u2028 \x85 快乐"
+
+
+def test_time_left_counts_this_run_only():
+    assert time_left((20, 0.0), 40, 100, 10.0) == "30 s left"
+    assert time_left((100, 0.0), 100, 100, 1.0) == "done"

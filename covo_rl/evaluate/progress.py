@@ -12,7 +12,7 @@ EVERY = 10.0
 
 
 class EvalProgress:
-    """Call it with (done, total, right, graded) after every batch."""
+    """Call it with (done, total, right, graded): once before and after every batch."""
 
     def __init__(self, title: str, *, active: bool = True, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -28,8 +28,8 @@ class EvalProgress:
             disable=not (active and self.console.is_terminal),
         )
         self.task = self.bar.add_task(title, total=None, accuracy="")
-        self.start = self.last = time.monotonic()
-        self.first_done: int | None = None
+        self.last = time.monotonic()
+        self.first: tuple[int, float] | None = None
 
     def __enter__(self) -> EvalProgress:
         self.bar.start()
@@ -40,19 +40,20 @@ class EvalProgress:
 
     def __call__(self, done: int, total: int, right: float, graded: int) -> None:
         accuracy = f"{100 * right / graded:.1f} % right" if graded else "not graded"
-        self.bar.update(self.task, completed=done, total=total, accuracy=accuracy)
         now = time.monotonic()
+        if self.first is None:  # rows of an earlier run say nothing about the speed of this one
+            self.first = (done, now)
+            self.bar.reset(self.task, total=total, completed=done, accuracy=accuracy)
+        self.bar.update(self.task, completed=done, total=total, accuracy=accuracy)
         if not self.active or self.console.is_terminal or (now - self.last < EVERY and done < total):
             return
         self.last = now
-        self.console.print(f"{self.title}: {done}/{total}  {accuracy}  {self.time_left(done, total, now)}")
+        self.console.print(f"{self.title}: {done}/{total}  {accuracy}  {time_left(self.first, done, total, now)}")
 
-    def time_left(self, done: int, total: int, now: float) -> str:
-        """From the rows of this run alone: a resumed evaluation does not count the finished ones."""
-        if self.first_done is None:
-            self.first_done = done
-            self.start = now
-            return "time left: not known yet" if done < total else "done"
-        fresh = done - self.first_done
-        left = (total - done) * (now - self.start) / fresh if fresh else 0.0
-        return "done" if done >= total else f"{left:.0f} s left"
+
+def time_left(first: tuple[int, float], done: int, total: int, now: float) -> str:
+    """From the rows done since `first` = (rows, time): 20 of 100 at 0 s and 40 at 10 s leave 30 s."""
+    fresh, seconds = done - first[0], now - first[1]
+    if done >= total:
+        return "done"
+    return f"{(total - done) * seconds / fresh:.0f} s left" if fresh else "time left: not known yet"

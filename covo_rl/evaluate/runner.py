@@ -26,7 +26,7 @@ from covo_rl.evaluate.problems import EvalInputError
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, make_record
 from covo_rl.evaluate.variants import with_audio
 
-#: called after every batch with (rows done here, rows to do here, right so far, graded so far).
+#: called once before and then after every batch with (rows done, rows in all, right so far, graded so far).
 Progress = Callable[[int, int, float, int], object]
 
 
@@ -106,6 +106,8 @@ def run_model(
     right, graded = _standing(done.values())
     finished, total = len(done), len(done) + sum(len(batches[b]) for b in todo)
     rows = with_audio(examples, audio, clips, seed=0) if todo else []
+    if progress is not None:
+        progress(finished, total, right, graded)
     for b in todo:
         part = [rows[i] for i in batches[b]]
         records = evaluate_batch(
