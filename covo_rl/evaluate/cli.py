@@ -70,6 +70,9 @@ def evaluate_command(
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False,
+    allow_outside_audio: Annotated[
+        bool, typer.Option("--allow-outside-audio", help="let audio paths leave --audio-dir")
+    ] = False,
 ) -> None:
     """Score a model, or replies from a file, by the official rule and strictly."""
     if context.invoked_subcommand is not None:

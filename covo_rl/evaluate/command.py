@@ -50,6 +50,7 @@ class Request:
     plots: bool = True
     overwrite: bool = False
     trust_remote_code: bool = False
+    allow_outside_audio: bool = False
 
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
@@ -134,7 +135,8 @@ def run(request: Request) -> dict[str, Any] | None:
     eval_set = load_set(request.set_)
     style = style_of(eval_set, request.prompt)
     inputs = read_inputs(
-        eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit
+        eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit,
+        allow_outside=request.allow_outside_audio,
     )  # fmt: skip
     if request.model is None:
         settings = {**inputs.meta, "set": eval_set.name, "packages": versions(model=False)}
