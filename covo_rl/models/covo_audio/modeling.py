@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, Qwen2ForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -19,6 +20,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.covo_audio.generation import CovoAudioGenerationMixin
 from covo_rl.models.slots import check_slots, trains
+
+
+def _relu(fresh: torch.Tensor) -> torch.Tensor:
+    """In place where nothing is recorded: a batch's activations are too large to write twice."""
+    return F.relu(fresh, inplace=not fresh.requires_grad)
 
 
 class CovoAudioDownsample(nn.Module):
@@ -32,8 +38,14 @@ class CovoAudioDownsample(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """(K, L, width) -> (K, ceil(L / 2), out)."""
-        hidden = self.conv1d(hidden.transpose(1, 2)).transpose(1, 2)
-        return self.linear2(self.linear1(hidden.relu()).relu())
+        hidden = _relu(self.conv1d(hidden.transpose(1, 2)).transpose(1, 2))
+        if hidden.device.type == "cpu" and not hidden.requires_grad and len(hidden) > 1:
+            # One segment's hidden activations fit the cache, a batch's do not.
+            return torch.cat([self._mlp(segment) for segment in hidden.split(1)])
+        return self._mlp(hidden)
+
+    def _mlp(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.linear2(_relu(self.linear1(hidden)))
 
 
 class CovoAudioAdapter(nn.Module):
