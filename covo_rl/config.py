@@ -64,6 +64,7 @@ class DataConfig:
     audio_dir: str | None = option(None, "folder that relative audio paths start from")
     eval_data: str | None = option(None, "held-out questions; default: built-in test split")
     eval_audio_dir: str | None = option(None, "folder of the held-out clips")
+    eval_fraction: float = option(0.1, "share of `data` held out by clip when no eval_data is given")
     limit: int | None = option(None, "use the first n training rows")
     eval_limit: int | None = option(None, "use the first n held-out rows")
     long_audio: str = option("error", "clips longer than the family takes", ["error", "chunk", "crop"])

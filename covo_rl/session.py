@@ -20,21 +20,33 @@ from accelerate import Accelerator
 from covo_rl import builtin, console, data
 from covo_rl.audio import ClipStore
 from covo_rl.batch import Batch, rollout_rows
+from covo_rl.checkpoint import CheckpointError
 from covo_rl.checkpoint.saver import Saver
 from covo_rl.config import ConfigError, Options, number_map
+from covo_rl.data.fit import fit_clips, hold_out
 from covo_rl.evaluate import evaluate
 from covo_rl.export import export_run_adapter
-from covo_rl.guard import StoppedBySignal, StopSignals
+from covo_rl.export.errors import ExportError
+from covo_rl.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.models import load
 from covo_rl.policy import Policy
+from covo_rl.policy.checks import SelfCheckError
 from covo_rl.policy.modes import build as build_modes
 from covo_rl.policy.modes import render_report
-from covo_rl.prompt import build
+from covo_rl.policy.patterns import PatternError
+from covo_rl.prompt import PromptError, build
 from covo_rl.record import Run, environment
 from covo_rl.report import curves
-from covo_rl.rewards import lint
+from covo_rl.rewards import RewardError, lint
+from covo_rl.rewards.judge import JudgeError
 from covo_rl.train import Trainer
 from covo_rl.types import Example
+
+#: what a user can mend: shown as one message, without a traceback
+USER_ERRORS = (
+    ConfigError, data.DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
+    ExportError, TrainingStopped, OSError,
+)  # fmt: skip
 
 
 def seed_everything(seed: int) -> None:
@@ -53,8 +65,7 @@ class Session:
         self.main = self.accelerator.is_main_process
         seed_everything(options.train.seed)
         self.files = self._files()
-        self.examples = self._rows("data")
-        self.held_out = self._rows("eval_data") if "eval_data" in self.files else []
+        self.examples, self.held_out = self._split_rows()
         model = options.model
         self.family = load(
             builtin.resolve_model(model.model),
@@ -83,7 +94,8 @@ class Session:
         """What to read: name -> (questions, audio folder). The built-in set is rendered on first use."""
         given = self.options.data
         files: dict[str, tuple[Path, Path]] = {}
-        if given.data is None or given.eval_data is None:
+        rendered: dict[str, Path] = {}
+        if given.data is None:
             with self.accelerator.main_process_first():
                 rendered = builtin.questions()
         for name, split, path, audio_dir in (
@@ -92,29 +104,45 @@ class Session:
         ):
             if path is not None:
                 files[name] = (Path(path), Path(audio_dir) if audio_dir else Path(path).parent)
-            elif name == "data" or given.data is None:
+            elif rendered:
                 files[name] = (rendered[split], rendered[split].parent)
         return files
 
+    def _split_rows(self) -> tuple[list[Example], list[Example]]:
+        """Training and held-out rows; without held-out questions a share of the training rows, by clip."""
+        given = self.options.data
+        rows = self._rows("data")
+        if not self.options.eval.evaluate:
+            return rows[: given.limit], []
+        if "eval_data" in self.files:
+            return rows[: given.limit], self._rows("eval_data")[: given.eval_limit]
+        train, held_out = hold_out(rows, given.eval_fraction)
+        self._print(f"no eval_data: {len(held_out)} of {len(rows)} rows are held out, all rows of a clip together")
+        return train[: given.limit], held_out[: given.eval_limit]
+
     def _rows(self, name: str) -> list[Example]:
         path, audio_dir = self.files[name]
-        rows = data.load(str(path), str(audio_dir), allow_outside=self.options.data.allow_outside_audio)
-        limit = self.options.data.limit if name == "data" else self.options.data.eval_limit
-        return rows[:limit]
+        return data.load(str(path), str(audio_dir), allow_outside=self.options.data.allow_outside_audio)
 
     def _check_data(self) -> None:
-        """Broken clips and overlap are reported together, before anything trains."""
-        longest = self.family.max_clip_seconds if self.options.data.long_audio == "error" else None
+        """Broken and over-long clips and overlap are reported together, before anything trains."""
+        longest, mode = self.family.max_clip_seconds, self.options.data.long_audio
         problems = [
             f"{name} row {problem.row_id}: {problem.what}"
             for name, rows in (("data", self.examples), ("eval_data", self.held_out))
-            for problem in data.check(rows, max_clip_seconds=longest)
+            for problem in data.check(
+                rows, max_clip_seconds=longest if self.options.data.long_audio == "error" else None
+            )
         ]
         if self.held_out and not self.options.data.allow_overlap:
             problems += [str(item) for item in data.overlap(self.examples, self.held_out) if item.serious]
         if problems:
             shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
             raise ConfigError(shown)
+        self.examples, notes = fit_clips(self.examples, longest, mode)
+        self.held_out, more = fit_clips(self.held_out, longest, mode)
+        for note in (*notes, *more):
+            self._print(note)
 
     def show(self) -> None:
         """Print the configuration summary, what trains, the reward check and the self-check; record them."""
@@ -144,7 +172,7 @@ class Session:
             ("model", f"{self.options.model.model} ({self.family.model_type})"),
             ("device", f"{self.accelerator.device}, {self.accelerator.num_processes} process(es)"),
             ("data", f"{len(self.examples)} rows from {self.files['data'][0]}"),
-            ("held out", f"{len(self.held_out)} rows" + (f" from {self.files['eval_data'][0]}" if self.held_out else "")),
+            ("held out", f"{len(self.held_out)} rows from {self.files.get('eval_data', self.files['data'])[0]}"),
             ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
             ("R_total", terms + (f", gated by {self.options.reward.reward_gate}"
                                  if self.options.reward.reward_gate != "none" else "")),

@@ -25,34 +25,34 @@ import sys
 from pathlib import Path
 
 from covo_rl.config import ConfigError, parse
-from covo_rl.console import console
-from covo_rl.data import DataError
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny.yaml"
 
 
 def main(words: list[str]) -> None:
-    """Check, evaluate, train, evaluate, export."""
+    """Parse, run, and end with one clear message where the user has to act."""
     if "--config" not in words:
         words = ["--config", str(DEFAULT), *words]
     try:
         options = parse(words)
-        from covo_rl.checkpoint import CheckpointError  # after parsing, so that --help and typos answer at once
-        from covo_rl.guard import TrainingStopped
-        from covo_rl.session import Session
+    except ConfigError as error:
+        sys.exit(f"grpo_mmau: {error}")
+    from covo_rl.session import USER_ERRORS, Session  # after parsing, so that --help and typos answer at once
 
-        session = Session(options)
-        session.show()
-    except (ConfigError, DataError) as error:
-        sys.exit(f"grpo_mmau: {error}")
-    if options.train.dry_run:
-        console.print("dry run: data, configuration, model and rewards are fine; nothing was started")
-        return
-    before = session.before() if options.eval.evaluate else None
     try:
-        trainer = session.train()
-    except (ConfigError, CheckpointError, TrainingStopped) as error:
+        run(Session(options))
+    except USER_ERRORS as error:
         sys.exit(f"grpo_mmau: {error}")
+
+
+def run(session) -> None:
+    """Check, evaluate, train, export, evaluate again."""
+    session.show()
+    if session.options.train.dry_run:
+        session.show_budget()
+        return
+    before = session.before() if session.held_out else None
+    trainer = session.train()
     exported = session.export()
     if before is None:
         session.finish_unevaluated(exported, trainer.step)
