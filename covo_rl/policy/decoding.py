@@ -14,7 +14,7 @@ from covo_rl.policy.features import Features
 from covo_rl.policy.grouped import KeyValues, PackedLayout
 from covo_rl.policy.lora import folded
 from covo_rl.policy.packing import Span, identity, pack, unique_prompts
-from covo_rl.policy.ranks import anyone
+from covo_rl.policy.ranks import largest
 from covo_rl.types import Group
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def sample_draws(
             logits=logits,
             how=how,
             end_ids=torch.tensor(sorted({*family.eos_token_ids}), device=device),
-            anyone=(lambda value: anyone(value, device)) if sharded else bool,
+            anyone=(lambda value: bool(largest(int(value), device))) if sharded else bool,
             check_every=1 if device.type == "cpu" else 8,
         )
     return draws, (keys, {identity(p): n for n, p in enumerate(unique)}, spans, last_PD)

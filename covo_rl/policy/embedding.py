@@ -11,7 +11,7 @@ from torch import nn
 
 from covo_rl.policy.features import Features, FeatureStore
 from covo_rl.policy.packing import Packed
-from covo_rl.policy.ranks import anyone, is_sharded
+from covo_rl.policy.ranks import is_sharded, largest
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
@@ -53,16 +53,17 @@ class Embedder:
         return features
 
     def _embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        wanted = bool(self.store.missing(keys)) if self.frozen else bool(keys)
         if is_sharded(self.root):
-            dummy = anyone(wanted, self.family.embed_tokens.weight.device) and not wanted  # pyright: ignore
+            # every encoder call gathers weights from all ranks, so all must make as many
+            mine = self.store.calls(self.store.missing(keys) if self.frozen else keys)
+            dummies = largest(mine, self.family.embed_tokens.weight.device) - mine  # pyright: ignore
         else:
             # DDP waits for a gradient of every parameter, also from a rank whose rows have no audio
-            dummy = not (keys or self.frozen) and torch.is_grad_enabled() and torch.distributed.is_initialized()
+            dummies = int(not (keys or self.frozen) and torch.is_grad_enabled() and torch.distributed.is_initialized())
         result = self.store.embeddings(keys)
-        if dummy:
+        if dummies:
             silent = self.family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
-            result = {**result, DUMMY: self.family.encode([silent])[0]}
+            result = {**result, DUMMY: torch.cat([self.family.encode([silent])[0] for _ in range(dummies)])}
         return result
 
     def _audio(self, features: Features, keys: Sequence[str], reference: bool) -> dict[str, torch.Tensor]:

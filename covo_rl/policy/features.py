@@ -104,6 +104,10 @@ class FeatureStore:
                     self._mel_bytes -= _size(mel.tensors.values())
         return result
 
+    def calls(self, keys: Sequence[str]) -> int:
+        """How many encoder calls these unique clips take."""
+        return sum(1 for _ in self._calls(list(dict.fromkeys(keys))))
+
     def _calls(self, keys: Sequence[str]) -> Iterable[list[str]]:
         part: list[str] = []
         rows, limit = 0, self.rows_per_call

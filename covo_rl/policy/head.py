@@ -32,15 +32,24 @@ def token_logps(
     `hidden_MD` any float dtype, `targets_M` int64. Both results are differentiable in hidden and head. `chunk` is
     the number of positions at a time (default: so that a chunk of logits has at most CHUNK_ELEMENTS).
     """
-    plain = type(head) is nn.Linear and type(head.weight) in (nn.Parameter, torch.Tensor) and head.weight.numel() > 0
-    if not plain:
+    if not _plain(head):
         vocabulary = int(getattr(head, "out_features", 2**17))
         return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk or _chunk(vocabulary))
-    assert type(head) is nn.Linear
+    assert isinstance(head, nn.Linear)
     logps_M, entropy_M = _LinearLogps.apply(
         hidden_MD, head.weight, head.bias, targets_M, temperature, entropy, chunk or _chunk(head.weight.shape[0])
     )
     return logps_M, entropy_M if entropy else None
+
+
+def _plain(head: nn.Module) -> bool:
+    """A linear layer whose weight is whole (not a shard) and whose call does nothing else."""
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) in (nn.Parameter, torch.Tensor)
+        and head.weight.numel() > 0
+        and not (head._forward_hooks or head._forward_pre_hooks)
+    )
 
 
 def _chunk(vocabulary: int) -> int:

@@ -18,8 +18,8 @@ def is_sharded(module: nn.Module) -> bool:
     )
 
 
-def anyone(value: bool, device: torch.device) -> bool:
-    """True where any rank says True. A collective: every rank must call it."""
-    flag = torch.tensor([int(value)], device=device)
+def largest(value: int, device: torch.device) -> int:
+    """The largest value over all ranks. A collective: every rank must call it."""
+    flag = torch.tensor([value], device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item())
+    return int(flag.item())
