@@ -56,7 +56,9 @@ def test_check_names_every_kind_of_problem(tmp_path):
     found = [(problem.row_id, problem.what) for problem in check(rows, max_clip_seconds=2)]
     assert [name for name, _ in found] == ["same", "answer", "missing", "broken", "long", "nan"]
     for (_, what), part in zip(
-        found, ["rows 2, 3", "'fox'", "gone.wav", "broken.wav", "2.50 s long, at most 2 s", "NaN"], strict=True
+        found,
+        ["2 rows have this id", "'fox'", "gone.wav", "broken.wav", "2.50 s long, at most 2 s", "NaN"],
+        strict=True,
     ):
         assert part in what
     assert [problem.row_id for problem in check(rows)] == ["same", "answer", "missing", "broken", "nan"]

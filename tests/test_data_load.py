@@ -317,6 +317,20 @@ def test_no_clip_one_clip_several_clips(folder):
     assert [len(example.clips) for example in load(write(folder / "q.json", rows))] == [0, 0, 2]
 
 
+@pytest.mark.parametrize(
+    "audio",
+    [{"bytes": 10**12}, {"array": 3}, {"array": [10**400], "sampling_rate": 8000}, {"array": [0.0]}, {"x": 1}, 7],
+)
+def test_audio_that_is_none(folder, audio):
+    assert len(messages(write(folder / "q.json", [{**ROWS["covo"][0], "audio": audio}]))) == 1
+
+
+def test_samples_in_the_row(folder):
+    row = {**ROWS["covo"][0], "audio": {"array": [0.0, 0.5], "sampling_rate": 8000}}
+    (clip,) = load(write(folder / "q.json", [row]))[0].clips
+    assert (clip.array.tolist(), clip.sampling_rate) == ([0.0, 0.5], 8000)
+
+
 def test_a_mistyped_audio_field_is_not_a_text_only_row(folder):
     row = {k: v for k, v in ROWS["covo"][0].items() if k != "audio"} | {"adio": "audios/a.wav"}
     assert "unknown fields" in messages(write(folder / "q.json", [row]))[0]

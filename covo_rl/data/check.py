@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from covo_rl.data.facts import Facts, clip_facts
-from covo_rl.data.load import same_ids
 from covo_rl.data.problems import Problem, printable
 from covo_rl.data.rows import normalized
 from covo_rl.types import Example
@@ -16,7 +16,8 @@ def check(examples: Sequence[Example], max_clip_seconds: float | None = None) ->
 
     Every clip is decoded in full: a header says nothing about what follows it.
     """
-    problems = same_ids([example.id for example in examples])
+    ids = Counter(example.id for example in examples)
+    problems = [Problem(name, f"{count} rows have this id") for name, count in ids.items() if count > 1]
     heard = facts_by_row(examples)
     for example, clips in zip(examples, heard, strict=True):
         if example.answer is not None and example.choices and not _is_choice(example):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
-from covo_rl.audio import AudioError, content_key, decode
+from covo_rl.audio import AudioError, decode
 from covo_rl.audio.identity import fingerprint_of
 from covo_rl.types import Clip
 
@@ -27,6 +27,9 @@ class Facts:
 
 def clip_facts(clips: Iterable[Clip]) -> list[Facts]:
     """Facts of every clip, in order, each file decoded once per process as long as it does not change."""
+    clips = list(clips)
+    if len(clips) < 2 * _THREADS:
+        return [_facts(clip) for clip in clips]
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(_facts, clips))
 
@@ -52,8 +55,3 @@ def _measure(clip: Clip) -> Facts:
     except AudioError as error:
         return Facts(error=str(error))
     return Facts(len(waveform) / rate, fingerprint_of(waveform, rate))
-
-
-def stored_key(clip: Clip) -> str:
-    """What tells clips apart without decoding them: the path, else the content."""
-    return clip.path if clip.path is not None else content_key(clip)

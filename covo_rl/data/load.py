@@ -118,11 +118,11 @@ def _ids(
     problems += [Problem(f"row {n}", "it has no id, other rows do") for n, name in enumerate(found, 1) if name is None]
     names = [f"row {number}" if name is None else name for number, name in enumerate(found, start=1)]
     if strict:
-        problems += same_ids(names)
+        problems += _same_ids(names)
     return names
 
 
-def same_ids(names: Sequence[str]) -> list[Problem]:
+def _same_ids(names: Sequence[str]) -> list[Problem]:
     """One problem for every id that several rows have, with their positions from 1."""
     places: dict[str, list[int]] = {}
     for number, name in enumerate(names, start=1):

@@ -111,7 +111,7 @@ class RowReader:
         for item in items:
             try:
                 clips.append(self._clip(item, field))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 self.problems.append(str(error))
         return tuple(clips)
 
@@ -121,9 +121,9 @@ class RowReader:
         if isinstance(item, (bytes, bytearray)):
             return Clip(data=bytes(item))
         if isinstance(item, Mapping):
-            if item.get("bytes") is not None:
+            if isinstance(item.get("bytes"), (bytes, bytearray)):
                 return Clip(data=bytes(item["bytes"]))
-            if item.get("array") is not None:
+            if isinstance(item.get("array"), (list, np.ndarray)):
                 return Clip(array=np.asarray(item["array"], dtype=np.float32), sampling_rate=item.get("sampling_rate"))
             if isinstance(item.get("path"), str):
                 return Clip(path=self.folder.resolve(item["path"]))

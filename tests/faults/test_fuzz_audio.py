@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,8 +30,8 @@ KINDS = {
 }  # fmt: skip
 #: Bytes from the start of which most are header.
 HEADER = {"wav": 100, "flac": 90, "mp3": 500, "ogg": 200}
-EXTREMES = [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x7f\xff\xff\xff",
-            b"\0\0\0\x80", b"\1\0\0\0", b"\0\0\0\1"]  # fmt: skip
+EXTREMES = [bytes.fromhex(text) for text in ("00", "ff", "7f", "80", "00000000", "ffffffff", "ffffff7f", "7fffffff",
+                                             "00000080", "01000000", "00000001")]  # fmt: skip
 #: A single file of a tenth of a second takes milliseconds.
 SECONDS_PER_FILE = 5
 MEMORY = 6 * 2**30
@@ -109,20 +110,20 @@ def fix_ogg_checksums(data):
         place = data.find(b"OggS", max(end, place + 1))
 
 
-def try_one(data):
+def try_one(clip):
     """decoded or refused; anything else propagates."""
     try:
-        waveform, rate = decode(Clip(data=data))
+        waveform, rate = decode(clip)
     except AudioError as error:
-        assert str(error).startswith("<bytes>: ")
+        assert str(error).startswith(f"{clip.name}: ")
         return "refused"
     assert waveform.dtype == np.float32 and waveform.ndim == 1
     assert np.isfinite(waveform).all() and len(waveform) >= 0.01 * rate
-    assert len(audio_fingerprint(Clip(data=data))) == 64
+    assert len(audio_fingerprint(clip)) == 64
     return "decoded"
 
 
-def work(seed, count):
+def work(seed, count, folder):
     """Decode `count` mutants, printing the number of each before it is opened and at the end a summary."""
     import resource
 
@@ -134,11 +135,15 @@ def work(seed, count):
     for number in range(count):
         kind = list(KINDS)[number % len(KINDS)]
         data = mutate(originals[kind][rng.integers(0, len(originals[kind]))], kind, originals[kind], rng)
+        clip = Clip(data=data)
+        if number % 3 == 0:
+            (folder / "mutant").write_bytes(data)
+            clip = Clip(path=str(folder / "mutant"))
         print(number, flush=True)
         # The default action ends the process: the only thing that stops a loop in C.
         signal.alarm(SECONDS_PER_FILE)
         started = time.perf_counter()
-        outcomes[kind][try_one(data)] += 1
+        outcomes[kind][try_one(clip)] += 1
         slowest = max(slowest, time.perf_counter() - started)
         signal.alarm(0)
     print(json.dumps({"outcomes": outcomes, "slowest": slowest}))
@@ -147,7 +152,7 @@ def work(seed, count):
 def test_the_originals_decode():
     for kind, files in seeds().items():
         for data in files:
-            assert try_one(data) == "decoded", kind
+            assert try_one(Clip(data=data)) == "decoded", kind
 
 
 def test_repaired_checksums_are_those_of_the_encoder():
@@ -175,4 +180,5 @@ def test_mutated_files_are_decoded_or_refused(seed):
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), int(sys.argv[2]))
+    with tempfile.TemporaryDirectory() as name:
+        work(int(sys.argv[1]), int(sys.argv[2]), Path(name))
