@@ -13,6 +13,7 @@ The demo's teacher is weak on purpose: what GRPO regains of it is mostly recover
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -28,8 +29,9 @@ def parse(arguments: list[str] | None = None) -> tuple[str | None, dict]:
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
     for name in ("model", "data", "audio-dir", "completion-column", "output"):
         parser.add_argument(f"--{name}")
-    for name in ("seed", "rows"):
+    for name in ("seed", "rows", "start-stage"):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--save-stages", action="store_true", default=None)
     parsed = vars(parser.parse_args(arguments))
     return parsed.pop("config"), parsed
 
@@ -48,6 +50,7 @@ def main(arguments: list[str] | None = None) -> Path:
     start = time.perf_counter()
     set_seed(config.seed)
     examples = data.examples(config)
+    first, _ = data.used_rows(config)
     family = build.family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     print(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters", flush=True)
@@ -55,8 +58,10 @@ def main(arguments: list[str] | None = None) -> Path:
     print(f"features ready after {time.perf_counter() - start:.0f} s", flush=True)
     log = []
     for number, stage in enumerate(config.stages):
+        if number < config.start_stage:
+            continue
         seed = config.seed + 1000 * number
-        chosen = rows[stage.first_row :][: stage.rows]
+        chosen = rows[stage.first_row - first :][: stage.rows]
         began = time.perf_counter()
         if stage.kind == "tagging":
             history = tagging.run(family, chosen, stage, seed)
@@ -65,6 +70,8 @@ def main(arguments: list[str] | None = None) -> Path:
         seconds = time.perf_counter() - began
         log.append({"stage": number, "kind": stage.kind, "rows": len(chosen), "seconds": seconds, "log": history})
         print(f"stage {number} ({stage.kind}, {len(chosen)} rows): {seconds:.0f} s", flush=True)
+        if config.save_stages:
+            build.save(family, Path(config.output) / f"stage-{number}", dataclasses.replace(config, save_dtype="auto"))
     folder = Path(config.output)
     build.save(family, folder, config)
     (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")

@@ -75,6 +75,17 @@ def test_overrides_win_and_none_leaves_the_file_alone(tmp_path):
     assert (config.seed, config.rows) == (3, 7)
 
 
+def test_only_rows_that_the_remaining_stages_use_are_read():
+    from covo_rl.coldstart.data import examples, used_rows
+
+    options = {"rows": 30, "model": "x", "stages": [{"rows": 20}, {"first_row": 22, "rows": 5}]}
+    assert used_rows(load_config(None, options)) == (0, 27)
+    late = load_config(None, {**options, "start_stage": 1})
+    assert used_rows(late) == (22, 27)
+    assert [row.id for row in examples(late)] == [f"train-0-{i:05d}" for i in range(22, 27)]
+    assert used_rows(load_config(None, {**options, "stages": [{"first_row": 3}, {"rows": 1}]})) == (0, None)
+
+
 @pytest.fixture(scope="module")
 def prepared():
     """A tiny family and 24 prepared rows of the built-in set."""

@@ -44,7 +44,11 @@ class Stage:
 
 @dataclass
 class ColdStartConfig:
-    """`rows` questions are rendered from `synth_seed` where `data` is not given."""
+    """`rows` questions are rendered from `synth_seed` where `data` is not given.
+
+    With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
+    from there with the same rows and seeds.
+    """
 
     output: str = "runs/cold_start"
     seed: int = 0
@@ -58,6 +62,8 @@ class ColdStartConfig:
     rows: int = 0
     synth_seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    save_stages: bool = False
+    start_stage: int = 0
     stages: list[Stage] = field(default_factory=lambda: [Stage(teacher="column")])
 
 
@@ -108,7 +114,13 @@ def _read(kind: type, values: Any, where: str, problems: list[str]) -> Any:
 def check(config: ColdStartConfig) -> list[str]:
     """Contradictions and impossible values, each with what to do; empty when all is well."""
     problems = []
-    if (config.model is None) == (config.tiny is None):
+    if config.stages and not 0 <= config.start_stage < len(config.stages):
+        problems.append(f"start_stage {config.start_stage}: there are {len(config.stages)} stages")
+    if not config.stages:
+        problems.append("stages is empty: give at least one")
+    if config.start_stage and config.model is None:
+        problems.append("start_stage needs model, the folder of the stage before it")
+    elif not config.start_stage and (config.model is None) == (config.tiny is None):
         problems.append("give either model (a path to start from) or tiny (sizes of a new small model)")
     if config.data is None and config.rows < 1:
         problems.append("give data (a file of rows) or rows (how many built-in questions to render)")

@@ -79,7 +79,7 @@ def _swell(facts: Facts, rng: Rng) -> np.ndarray:
 
 
 def _melody(facts: Facts, rng: Rng) -> np.ndarray:
-    notes, step, length = int(rng.integers(4, 7)), rng.uniform(2.0, 4.0), rng.uniform(0.25, 0.42)
+    notes, step, length = int(rng.integers(4, 7)), rng.uniform(2.5, 4.5), rng.uniform(0.25, 0.42)
     shape = {
         "rising": np.arange(notes),
         "falling": -np.arange(notes),
