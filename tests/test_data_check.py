@@ -158,4 +158,4 @@ def test_near_copies_of_the_built_in_set_do_not_exist():
             for r, s in synth.samples(split, count)
         ]
 
-    assert {item.kind for item in overlap(rows("train", 66), rows("test", 33), near=True)} <= {"question"}
+    assert {item.kind for item in overlap(rows("train", 33), rows("test", 22), near=True)} <= {"question"}
