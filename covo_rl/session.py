@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from covo_rl import builtin, console, data
 from covo_rl.audio import ClipStore
@@ -125,24 +126,35 @@ class Session:
         return data.load(str(path), str(audio_dir), allow_outside=self.options.data.allow_outside_audio)
 
     def _check_data(self) -> None:
-        """Broken and over-long clips and overlap are reported together, before anything trains."""
-        longest, mode = self.family.max_clip_seconds, self.options.data.long_audio
-        problems = [
-            f"{name} row {problem.row_id}: {problem.what}"
-            for name, rows in (("data", self.examples), ("eval_data", self.held_out))
-            for problem in data.check(
-                rows, max_clip_seconds=longest if self.options.data.long_audio == "error" else None
-            )
-        ]
-        if self.held_out and not self.options.data.allow_overlap:
-            problems += [str(item) for item in data.overlap(self.examples, self.held_out) if item.serious]
+        """Broken and over-long clips and overlap are reported together, before anything trains; then clips are fitted.
+
+        Every clip is decoded for this, so the first process does it for all.
+        """
+        found = [self._data_problems() if self.main else []]
+        problems = broadcast_object_list(found)[0]
         if problems:
             shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
             raise ConfigError(shown)
+        longest, mode = self.family.max_clip_seconds, self.options.data.long_audio
         self.examples, notes = fit_clips(self.examples, longest, mode)
         self.held_out, more = fit_clips(self.held_out, longest, mode)
         for note in (*notes, *more):
             self._print(note)
+
+    def _data_problems(self) -> list[str]:
+        longest = self.family.max_clip_seconds if self.options.data.long_audio == "error" else None
+        problems = [
+            f"{name} row {problem.row_id}: {problem.what}"
+            for name, rows in (("data", self.examples), ("eval_data", self.held_out))
+            for problem in data.check(rows, max_clip_seconds=longest)
+        ]
+        if self.held_out and not self.options.data.allow_overlap:
+            problems += [str(item) for item in data.overlap(self.examples, self.held_out) if item.serious]
+        return problems
+
+    def show_budget(self) -> None:
+        """End of a dry run: everything was checked, nothing is started."""
+        self._print("dry run: data, configuration, model and rewards are fine; nothing was started")
 
     def show(self) -> None:
         """Print the configuration summary, what trains, the reward check and the self-check; record them."""
