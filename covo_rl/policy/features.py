@@ -73,6 +73,14 @@ class FeatureStore:
             self._mel_bytes -= _size(old.tensors.values())
         return features
 
+    def clear(self) -> None:
+        """Forget every embedding, in memory and on disk."""
+        self._kept.clear()
+        self._on_disk.clear()
+        self._mel.clear()
+        self._bytes = self._mel_bytes = 0
+        self._folder = None
+
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Unique keys whose embeddings are neither in memory nor on disk, in order."""
         return [key for key in dict.fromkeys(keys) if key not in self._kept and key not in self._on_disk]

@@ -1,0 +1,77 @@
+"""`covo-rl bench grpo`: the table of our step against the stock one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Measure covo_rl against the stock way.", add_completion=False)
+
+CELLS = [f"{p},{g},{c}" for p in (188, 750) for g in (8, 16) for c in (64, 256)]
+
+
+@app.callback()
+def main() -> None:
+    """Measure covo_rl against the stock way."""
+
+
+@app.command()
+def grpo(
+    json_file: Annotated[Path | None, typer.Option("--json", help="write one object per cell to this file")] = None,
+    cells: Annotated[
+        list[str] | None, typer.Option(help="P,G,C; repeat, or several in one word; default: 8 cells")
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(help="further cells after --cells", metavar="[P,G,C ...]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    clips: Annotated[int, typer.Option(help="unique clips (prompts) per step")] = 2,
+    repeats: Annotated[int, typer.Option(help="interleaved repetitions; medians are reported")] = 3,
+    vocabulary: Annotated[int, typer.Option(help="vocabulary of the timed model")] = 8192,
+    memory: Annotated[bool, typer.Option(help="also measure peak memory of the loss pass, in own processes")] = True,
+    memory_vocabulary: Annotated[int, typer.Option(help="vocabulary of the memory runs")] = 152_064,
+    memory_clips: Annotated[int, typer.Option(help="unique clips of the memory runs")] = 1,
+) -> None:
+    """Time stock and ours, interleaved: P audio positions, G rollouts, C completion ids."""
+    import torch
+
+    from covo_rl.bench.case import Cell, Sizes
+    from covo_rl.bench.grpo import peak_memory, run_cell
+
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    shapes = [_shape(word) for word in [*(cells or []), *(more or [])] or CELLS]
+    sizes = Sizes(vocabulary=vocabulary)
+    rows: list[dict[str, Any]] = []
+    for shape in shapes:
+        row = run_cell(Cell(*shape, clips), sizes, chosen, getattr(torch, dtype), repeats, mode="lora")
+        if memory:
+            large = Sizes(vocabulary=memory_vocabulary)
+            small = Cell(*shape, memory_clips)
+            row |= {f"peak_mb_{name}": peak_memory(small, large, chosen, name) for name in ("stock", "ours")}
+            row["peak_vocabulary"] = memory_vocabulary
+        rows.append(row)
+        typer.echo(_line(row))
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _shape(word: str) -> tuple[int, int, int]:
+    parts = word.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise typer.BadParameter(f"{word!r}: a cell is P,G,C, for example 188,16,64")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _line(row: dict[str, Any]) -> str:
+    phases = " ".join(f"{name} {ratio:.1f}x" for name, ratio in row["ratio_by_phase"].items())
+    text = (
+        f"P={row['P']} G={row['G']} C={row['C']}: stock {row['stock_cpu_s']:.2f} s, ours {row['ours_cpu_s']:.2f} s, "
+        f"{row['ratio']:.2f}x of at most {row['flop_ratio']:.2f}x ({row['share_of_ceiling']:.0%}); {phases}; "
+        f"log-probs differ by {row['max_abs_logp_diff']:.1e}, gradients by {row['max_rel_grad_diff']:.1e}"
+    )
+    if row["peak_mb_stock"] is not None:
+        text += f"; loss pass peak {row['peak_mb_stock']:.0f} MiB stock, {row['peak_mb_ours']:.0f} MiB ours"
+    return text

@@ -1,0 +1,136 @@
+"""One training step done twice: the stock way and ours.
+
+Stock is what TRL's GRPOTrainer does once audio is patched in: one row per rollout, the clip repeated for every row
+and encoded again in every pass, `generate`, and logits over all positions (audio models without `logits_to_keep`).
+Phases: sample (encode + prefill + decode), old (no gradient), loss (forward and backward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from covo_rl.bench.case import Case
+from covo_rl.policy.features import Features
+from covo_rl.rollout import sample
+from covo_rl.types import Group, Rollout
+
+
+class Variant(Protocol):
+    """What the benchmark measures."""
+
+    def encode(self) -> Any: ...
+
+    def sample(self, length: int, seed: int) -> list[Group]: ...
+
+    def old(self, groups: Sequence[Group]) -> torch.Tensor: ...
+
+    def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
+        """Forward and backward; gradients are left on the parameters. Returns the log-probs (N, C)."""
+        ...
+
+
+def _surrogate(logps_NC: torch.Tensor, old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
+    """Clipped surrogate, token mean."""
+    ratio = (logps_NC - old_NC).exp()
+    gain = torch.minimum(ratio * advantages_N[:, None], ratio.clamp(0.8, 1.2) * advantages_N[:, None])
+    return -gain.mean()
+
+
+class Ours:
+    """Each clip once, each prompt once; old log-probs from the sampling step's prompt keys."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.policy = case, case.policy
+        self._features: Features | None = None
+
+    def encode(self) -> Features:
+        self.policy.store.clear()
+        self._features = self.policy.features(self.case.prompts)
+        return self._features
+
+    def sample(self, length: int, seed: int) -> list[Group]:
+        features = self._features or self.encode()
+        config = type(self.case.config)(**{**vars(self.case.config), "max_completion_length": length})
+        return sample(self.policy, self.case.prompts, features, config, seed=seed, keep_prompts=True)
+
+    def old(self, groups: Sequence[Group]) -> torch.Tensor:
+        return self.policy("old_logps", groups, self._features or self.encode()).logps_NC
+
+    def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
+        self.policy.train()
+        scored = self.policy("logps", groups, self._features or self.encode())
+        _surrogate(scored.logps_NC, old_NC, advantages_N).backward()
+        return scored.logps_NC.detach()
+
+
+class Stock:
+    """One row per rollout."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.policy = case, case.policy
+        self.model: Any = case.policy.family.model
+        self.generations = case.cell.generations
+
+    def _audio(self) -> dict[str, torch.Tensor]:
+        """The clip's mel once per row, as a processor makes it of repeated audio."""
+        family, clips = self.policy.family, self.policy.clips
+        assert clips is not None
+        rows = [family.clip_features(*clips.waveform(prompt.clip_keys[0])).tensors for prompt in self.case.prompts]
+        return {
+            name: torch.cat([row[name] for row in rows]).to(self.policy.device).repeat_interleave(self.generations, 0)
+            for name in rows[0]
+        }
+
+    def _prompt_ids(self) -> torch.Tensor:
+        ids = torch.tensor([prompt.input_ids for prompt in self.case.prompts], device=self.policy.device)
+        return ids.repeat_interleave(self.generations, 0)
+
+    @torch.no_grad()
+    def encode(self) -> Any:
+        return self.model.get_audio_features(**self._audio())
+
+    @torch.no_grad()
+    def sample(self, length: int, seed: int) -> list[Group]:
+        self.model.eval()
+        torch.manual_seed(seed)
+        ids = self._prompt_ids()
+        out = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **self._audio(),
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            max_new_tokens=length,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        rows = out[:, ids.shape[1] :].tolist()
+        zeros = (0.0,) * length
+        rollouts = [Rollout(tuple(row), zeros, "", "length") for row in rows]
+        size = self.generations
+        return [Group(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(self.case.prompts)]
+
+    def _logps(self, groups: Sequence[Group]) -> torch.Tensor:
+        completions = torch.tensor([r.completion_ids for g in groups for r in g.rollouts], device=self.policy.device)
+        ids = torch.cat((self._prompt_ids(), completions), 1)
+        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **self._audio(), use_cache=False).logits
+        logits = logits[:, -completions.shape[1] - 1 : -1]
+        picked = logits.gather(-1, completions[..., None])[..., 0]
+        # TRL's selective_log_softmax: row by row, to save memory
+        return picked - torch.stack([row.logsumexp(-1) for row in logits])
+
+    @torch.no_grad()
+    def old(self, groups: Sequence[Group]) -> torch.Tensor:
+        self.model.eval()
+        return self._logps(groups)
+
+    def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
+        self.model.train()
+        logps_NC = self._logps(groups)
+        _surrogate(logps_NC, old_NC, advantages_N).backward()
+        return logps_NC.detach()
