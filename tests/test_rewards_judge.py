@@ -1,4 +1,4 @@
-"""The judge: a local endpoint that refuses, stalls, babbles or recovers; strict verdicts; no way in for instructions."""
+"""The judge: an endpoint that refuses, stalls, babbles or recovers; strict verdicts; no way in for instructions."""
 
 import json
 import re

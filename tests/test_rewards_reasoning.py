@@ -74,7 +74,8 @@ def test_supports(think, answer, verdict):
 def test_consistency_ignores_whether_the_answer_is_right():
     reasons = {}
     completions = [f"<think>{t}</think><answer>{a}</answer>" for t, a in
-                   [("So it is a bell.", "bell"), ("So it is a bell.", "knock"), ("Something sounds.", "bell")]]  # fmt: skip
+                   [("So it is a bell.", "bell"), ("So it is a bell.", "knock"), ("Something sounds.",
+                   "bell")]]  # fmt: skip
     scores = load("consistency")(
         completions, choices=[BELL_KNOCK] * 3, answer=["knock"] * 3, log_missing=reasons.__setitem__
     )
@@ -222,3 +223,36 @@ def test_the_evidence_of_the_built_in_set_scores_full_marks():
     assert (table.rewards_PGR[..., table.names.index("accuracy")] == 0).all()
     assert (table.rewards_PGR[..., table.names.index("consistency")] == 0).all()
     assert (table.rewards_PGR[..., table.names.index("thinking")] < 1).all()
+
+
+def test_the_fast_way_to_tokens_agrees_with_the_slow_one():
+    import random
+
+    from covo_rl.rewards import normalize
+
+    rng = random.Random(0)
+    pieces = [
+        "a",
+        "A",
+        "The",
+        "bell",
+        "isn't",
+        "'",
+        "rock'n'roll",
+        "one",
+        "hundred",
+        ",",
+        ".",
+        "?",
+        "\n",
+        " ",
+        "  ",
+        "minor",
+        "an",
+    ]
+    for _ in range(3000):
+        text = "".join(rng.choices(pieces, k=8))
+        slow = normalize.level_numbers(
+            [t.casefold() for t in normalize.drop_articles(normalize.raw_tokens(normalize.clean(text)))]
+        )
+        assert normalize.text_tokens(text) == slow, text

@@ -66,20 +66,23 @@ class Mention:
 @lru_cache(maxsize=16384)
 def clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a text, in order."""
-    text = text[:MAX_CHARS]
+    return tuple(clause for sentence in _SENTENCE.split(text[:MAX_CHARS]) for clause in _in_sentence(sentence))
+
+
+@lru_cache(maxsize=16384)
+def _in_sentence(sentence: str) -> tuple[Clause, ...]:
+    """Rollouts of one prompt share many sentences, so these are remembered one by one."""
     result = []
-    for sentence in _SENTENCE.split(text):
-        asks = sentence.rstrip().endswith("?")
-        for piece in _CLAUSE.split(sentence):
-            if "(" in piece:
-                piece = _LETTER.sub(r" option \1 ", piece)
-            if "no" in piece or "oubt" in piece:
-                piece = _NOT_NEGATIVE.sub(" ", piece)
-            tokens = tuple(text_tokens(piece))
-            if tokens:
-                words = set(tokens)
-                strong = tokens[0] in ("so", "then") or not words.isdisjoint(CUES)
-                result.append(Clause(tokens, strong, asks or not words.isdisjoint(HEDGES)))
+    asks = sentence.rstrip().endswith("?")
+    for piece in _CLAUSE.split(sentence):
+        if "(" in piece:
+            piece = _LETTER.sub(r" option \1 ", piece)
+        if "no" in piece or "oubt" in piece:
+            piece = _NOT_NEGATIVE.sub(" ", piece)
+        tokens = tuple(text_tokens(piece))
+        if tokens:
+            strong = tokens[0] in ("so", "then") or not CUES.isdisjoint(tokens)
+            result.append(Clause(tokens, strong, asks or not HEDGES.isdisjoint(tokens)))
     return tuple(result)
 
 
@@ -98,17 +101,27 @@ def make_index(phrases: Iterable[tuple[tuple[str, ...], str]]) -> Index:
 def mentions(clause: Clause, index: Index) -> list[Mention]:
     """What of the index is named in a clause, from left to right, the longest phrase winning."""
     tokens = clause.tokens
+    if index.keys().isdisjoint(tokens):
+        return []
     found: list[tuple[str, int, int]] = []
-    i = 0
-    while i < len(tokens):
-        for phrase, name in index.get(tokens[i], ()):
+    free = 0  # where the last phrase ended
+    for i, token in enumerate(tokens):
+        if i < free or token not in index:
+            continue
+        for phrase, name in index[token]:
             end = i + len(phrase)
             if tokens[i:end] == phrase and not (phrase == ("1",) and _is_pronoun(tokens, i)):
                 found.append((name, i, end))
-                i = end - 1
+                free = end
                 break
-        i += 1
-    return [Mention(name, a, b, _denied(tokens, found, k)) for k, (name, a, b) in enumerate(found)]
+    if not found:
+        return []
+    inside = {at for _, a, b in found for at in range(a, b)}
+    starts = [a for _, a, _ in found[1:]] + [len(tokens)]
+    return [
+        Mention(name, a, b, _denied(tokens, a, b, stop, inside))
+        for (name, a, b), stop in zip(found, starts, strict=True)
+    ]
 
 
 def _is_pronoun(tokens: tuple[str, ...], i: int) -> bool:
@@ -117,15 +130,13 @@ def _is_pronoun(tokens: tuple[str, ...], i: int) -> bool:
     return after in _PRONOUN_AFTER or before in _PRONOUN_BEFORE
 
 
-def _denied(tokens: tuple[str, ...], found: list[tuple[str, int, int]], k: int) -> bool:
-    _, start, end = found[k]
-    inside = {at for _, a, b in found for at in range(a, b)}
+def _denied(tokens: tuple[str, ...], start: int, end: int, stop: int, inside: set[int]) -> bool:
+    """Is the phrase at tokens[start:end] denied, by a negation before it or a rejection between it and `stop`?"""
     for at in range(max(0, start - _SCOPE), start):
         if at in inside:
             continue
         if tokens[at] in NEGATORS or (tokens[at] == "than" and at and tokens[at - 1] in ("rather", "other")):
             return True
-    stop = found[k + 1][1] if k + 1 < len(found) else len(tokens)
     after = tokens[end : min(stop, end + 4)]
     for at, token in enumerate(after):
         following = after[at + 1] if at + 1 < len(after) else ""

@@ -81,24 +81,24 @@ def _repetition(text: str, found: tuple[str, ...]) -> str | None:
 
 
 def _gibberish(text: str, found: tuple[str, ...]) -> str | None:
-    letters = sum(map(len, found))
+    letters = len("".join(found))
     visible = len(text) - text.count(" ") - text.count("\n")
     if letters < 0.6 * min(visible, MAX_CHARS):
         return "gibberish: mostly symbols"
-    if sum(len(word) > 24 for word in found) > 0.1 * len(found):
+    if len([word for word in found if len(word) > 24]) > 0.1 * len(found):
         return "gibberish: words of more than 24 letters"
     return None
 
 
 def _salad(text: str, found: tuple[str, ...]) -> str | None:
     n = len(found)
-    function = sum(word in FUNCTION_WORDS for word in found)
+    function = len([word for word in found if word in FUNCTION_WORDS])
     if n >= 4 and function < 0.15 * n:
         return "keyword list: almost no function words"
     if n >= 6 and function > 0.9 * n:
         return "word salad: only function words"
     if n >= 6:
-        clashes = sum(a in _ARTICLES and b in _NOT_AFTER_ARTICLE for a, b in pairwise(found))
+        clashes = len([a for a, b in pairwise(found) if a in _ARTICLES and b in _NOT_AFTER_ARTICLE])
         if clashes > max(1, 0.08 * n):
             return "word salad: articles without nouns"
     if n >= 12 and text.count(",") > 0.45 * n:

@@ -42,6 +42,7 @@ UNIT_NAMES = {
     "centimeters": "cm", "kilobit": "kbit", "kilobits": "kbit", "semitones": "semitone", "octaves": "octave",
     "cents": "cent", "beats": "beat", "times": "time", "degrees": "degree", "°": "degree",
 }  # fmt: skip
+_LEVELLED = frozenset((*UNITS_WORDS, *TENS_WORDS, *SCALES, *ORDINALS))
 #: symbol -> (dimension, factor to its base unit); the same dimension converts.
 UNITS = {
     "hz": ("frequency", 1), "khz": ("frequency", 1000), "mhz": ("frequency", 1_000_000),
@@ -66,6 +67,8 @@ _NUMBER = r"(?:(?<![\w.)])[+-])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?
 _TOKEN = re.compile(
     rf"(?P<ordinal>\d+(?:st|nd|rd|th)\b)|(?P<number>{_NUMBER})|(?P<word>[^\W\d_]+(?:'[^\W\d_]+)*)|(?P<sign>[^\w\s])"
 )
+_PLAIN = re.compile(r"(?:[A-Za-z]|(?<=[A-Za-z])'(?=[A-Za-z])|[ \n,.;:!?])*")  # the same tokens with less work
+_PLAIN_WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
 #: marks that decorate and separate; every other symbol is kept as a token of its own.
 _HARMLESS = frozenset(".,;:!?\"'()[]{}*_|\\")
 
@@ -122,6 +125,8 @@ def plain_number(token: str) -> str:
 
 def level_numbers(words: list[str]) -> list[str]:
     """Number words -> digits, spelled-out units after a number -> symbols, ordinals -> 1st, 2nd, ..."""
+    if _LEVELLED.isdisjoint(words) and not any(word[0].isdigit() for word in words):
+        return words
     result: list[str] = []
     i = 0
     while i < len(words):
@@ -176,8 +181,7 @@ def drop_articles(cased: list[str]) -> list[str]:
     """Remove a, an, the. A capital A inside text, a last A, and A before `minor` and its like are names, and stay."""
     result = []
     for i, token in enumerate(cased):
-        lower = token.lower()
-        if lower in _ARTICLES and i + 1 < len(cased):
+        if len(token) <= 3 and (lower := token.lower()) in _ARTICLES and i + 1 < len(cased):
             following = cased[i + 1].lower()
             note = lower == "a" and (following in _NOTE_WORDS or not following[0].isalpha() or (token == "A" and i))
             if not note:
@@ -213,4 +217,5 @@ def loose_key(text: str) -> tuple[str, ...]:
 
 def text_tokens(text: str) -> list[str]:
     """Tokens of running text (reasoning): folded, articles dropped, numbers levelled."""
-    return level_numbers([token.casefold() for token in drop_articles(raw_tokens(clean(text)))])
+    tokens = _PLAIN_WORD.findall(text) if _PLAIN.fullmatch(text) else raw_tokens(clean(text))
+    return level_numbers([token.casefold() for token in drop_articles(tokens)])

@@ -1,0 +1,82 @@
+"""covo-rl rewards list, try, check, score."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from covo_rl.rewards.cli import app
+
+runner = CliRunner()
+GOOD = "<think>I hear it ring on and on, so it is a bell.</think><answer>A</answer>"
+ROW = {"question": "What is it?", "choices": ["bell", "knock"], "answer": "bell", "extra": [1, 2]}
+
+
+def rows_file(tmp_path, *rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return str(path)
+
+
+def test_score_adds_rewards_and_keeps_rows(tmp_path):
+    source = rows_file(tmp_path, {**ROW, "completion": GOOD}, {**ROW, "completion": "bell"},
+                       {**ROW, "answer": "drum", "completion": GOOD})  # fmt: skip
+    target = tmp_path / "scored.jsonl"
+    result = runner.invoke(
+        app, ["score", "--rewards", "accuracy,format=0.5", "--input", source, "--output", str(target)]
+    )
+    assert result.exit_code == 0, result.output
+    scored = [json.loads(line) for line in target.read_text().splitlines()]
+    assert scored[0] == {**ROW, "completion": GOOD, "rewards": {"accuracy": 1.0, "format": 1.0}, "reward_total": 1.5}
+    assert scored[1]["rewards"] == {"accuracy": 0.0, "format": 0.0} and scored[1]["reward_total"] == 0.0
+    assert scored[2]["rewards"] == {"accuracy": None, "format": 1.0} and scored[2]["reward_total"] == 0.5
+    assert "accuracy: mean 0.5000 of 2 graded, 1 None" in result.output
+
+
+def test_score_says_what_is_wrong_with_its_input(tmp_path):
+    target = ["--output", str(tmp_path / "out.jsonl")]
+    for row, arguments, message in [
+        (ROW, ["--input", str(tmp_path / "none.jsonl")], "No such file"),
+        (ROW, [], "row 1: needs a text `completion`"),
+        ({**ROW, "completion": ""}, ["--rewards", "formt"], "did you mean 'format'"),
+    ]:
+        source = rows_file(tmp_path, row)
+        result = runner.invoke(app, ["score", "--input", source, *arguments, *target])
+        assert result.exit_code == 2 and message in result.stderr, result.output
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_score_stops_when_too_much_fails(tmp_path):
+    plugin = tmp_path / "p.py"
+    plugin.write_text("def f(completions, **kwargs): raise RuntimeError('no')")
+    source = rows_file(tmp_path, {**ROW, "completion": GOOD})
+    result = runner.invoke(
+        app, ["score", "--rewards", f"{plugin}:f", "--input", source, "--output", str(tmp_path / "o")]
+    )
+    assert result.exit_code == 2 and "1 of 1 scores failed" in result.stderr and "RuntimeError: no" in result.stderr
+
+
+def test_try_explains(tmp_path):
+    row = tmp_path / "row.json"
+    row.write_text(json.dumps(ROW))
+    result = runner.invoke(app, ["try", "accuracy", "format", "--completion", f"Hm {GOOD}", "--row", str(row)])
+    assert result.exit_code == 0
+    for line in ("grammar: text outside the blocks: 'Hm'", "the answer names 'bell', right is 'bell'", "accuracy: 1",
+                 "format: 0", "total: 1"):  # fmt: skip
+        assert line in result.output
+
+
+def test_list_names_all_four():
+    result = runner.invoke(app, ["list"])
+    assert result.exit_code == 0 and all(
+        name in result.output for name in ("accuracy", "format", "consistency", "thinking")
+    )
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("float('knock</answer>' in c)", 0), ("1.0", 1)])
+def test_check_has_an_exit_code_for_ci(tmp_path, code, exit_code):
+    plugin = tmp_path / "p.py"
+    plugin.write_text(f"def f(completions, **kwargs): return [{code} for c in completions]")
+    result = runner.invoke(app, ["check", f"{plugin}:f"])
+    assert result.exit_code == exit_code and "junk: empty" in result.output
+    assert ("FAIL" in result.output) == bool(exit_code)
