@@ -387,18 +387,14 @@ def test_killed_and_restarted_gives_the_same_report(tmp_path, two_hundred):
     assert len(log.read_text().split()) == len(answered) + len(again), "a finished evaluation answers nothing again"
 
 
-def test_a_used_folder_refuses_other_settings(tmp_path, two_hundred):
-    finish(start(two_hundred, tmp_path / "out", tmp_path / "log", "--limit", 16))
-    process = start(two_hundred, tmp_path / "out", tmp_path / "log", "--limit", 24)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert b"limit: 16 there, 24 now" in err
-
-
-def test_listening_figures(tmp_path, two_hundred):
-    finish(start(two_hundred, tmp_path / "out", tmp_path / "log", "--limit", 16, "--listen"))
-    audio = report(tmp_path / "out")["audio"]
-    assert {"real", "silent", "swapped", "none", "real_minus_silent", "real_minus_swapped", "real_minus_none"} == set(
-        audio
-    )
-    assert "What the audio contributes" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+def test_listening_figures_and_a_folder_that_refuses_other_settings(tmp_path, two_hundred):
+    out, log = tmp_path / "out", tmp_path / "log"
+    finish(start(two_hundred, out, log, "--limit", 16, "--listen"))
+    audio = report(out)["audio"]
+    conditions = {"real", "silent", "swapped", "none"}
+    assert set(audio) == conditions | {"real_minus_silent", "real_minus_swapped", "real_minus_none"}
+    assert all(audio[name]["n_scored"] == 16 for name in conditions)
+    assert "What the audio contributes" in (out / "report.md").read_text(encoding="utf-8")
+    result = cli("--set", "mmau-test-mini", "--data", two_hundred, "--model", "fake", "--output", out, "--limit", 24)
+    assert result.exit_code == 2
+    assert "limit: 16 there, 24 now" in result.output
