@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from covo_rl import builtin, console, data
 from covo_rl.audio import ClipStore
@@ -212,9 +213,16 @@ class Session:
                 num_generations=1 if mode == "greedy" else self.options.eval.eval_num_generations,
                 seed=self.options.train.seed,
                 batch_size=self.options.eval.eval_batch_size,
+                **self._ranks(),
             )
             summaries[mode] = result.summary()
         return summaries
+
+    def _ranks(self) -> dict[str, Any]:
+        """Ranks share the rows, unless the parameters are sharded: then all must run the same forwards."""
+        several = self.accelerator.num_processes > 1 and not self.policy.sharded
+        here = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+        return {**here, "gather": gather_object} if several else {}
 
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what it found the first time."""
@@ -271,7 +279,11 @@ class Session:
     def export(self) -> Path:
         """Write RUN/adapter (LoRA) or RUN/model (full), verified by logits in a fresh process."""
         prompts = [build(row, self.family, self.clips, self.options.prompt) for row in self.examples[:2]]
-        return export_run_adapter(self.modes, self.family, self.run.folder, prompts, self.clips, options=self.options)
+        folder = export_run_adapter(self.modes, self.family, self.run.folder, prompts, self.clips, options=self.options)
+        if self.main:  # the wording it was trained with, for evaluation
+            text = yaml.safe_dump(asdict(self.options.prompt), sort_keys=False, allow_unicode=True)
+            (folder / "prompt.yaml").write_text(text, encoding="utf-8")
+        return folder
 
     def finish_unevaluated(self, exported: Path, steps: int) -> Path:
         """result.json of a run that was not evaluated: before and after are null."""
