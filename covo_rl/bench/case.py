@@ -18,6 +18,8 @@ from covo_rl.types import Clip, Example, Group, Prompt, Rollout
 
 SECONDS = 30.0
 RATE = 16000
+#: ids below are bytes, never a placeholder, which stock forwards would take for audio
+PLAIN_IDS = 250
 #: audio positions of 30 s -> adapter down-sampling (1500 encoder positions)
 DOWNSAMPLE = {94: 16, 188: 8, 375: 4, 750: 2}
 
@@ -70,8 +72,7 @@ class Case:
     def groups(self, seed: int = 0) -> list[Group]:
         """Random completions, for measurements that need no sampling."""
         rng = np.random.default_rng(seed)
-        low = 300
-        ids = rng.integers(0, low, (len(self.prompts), self.cell.generations, self.cell.completion))
+        ids = rng.integers(0, PLAIN_IDS, (len(self.prompts), self.cell.generations, self.cell.completion))
         zeros = (0.0,) * self.cell.completion
         return [
             Group(prompt, tuple(Rollout(tuple(row.tolist()), zeros, "", "length") for row in rows))

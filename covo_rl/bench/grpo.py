@@ -50,7 +50,8 @@ def measure(case: Case, variant: Variant, timer: Timer, advantages_N: torch.Tens
     ours = isinstance(variant, Ours)
     encode, encode_wall, _ = timer(variant.encode)
     first, _, _ = timer(lambda: variant.sample(1, seed))
-    sampled, wall_s, groups = timer(lambda: variant.sample(length, seed))
+    sampled, wall_s, _ = timer(lambda: variant.sample(length, seed))
+    groups = case.groups(seed)  # a random model may sample the audio placeholder, which the stock forward refuses
     old, wall_o, old_NC = timer(lambda: variant.old(groups))
     model.zero_grad(set_to_none=True)
     loss, wall_l, _ = timer(lambda: variant.loss(groups, old_NC, advantages_N))

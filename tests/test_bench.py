@@ -1,0 +1,190 @@
+"""The benchmark compares like with like, and the planner's estimates hold against what a pass really does."""
+
+import json
+
+import policy_cases as cases
+import pytest
+import torch
+import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+from covo_rl.bench.case import Cell, Sizes, make
+from covo_rl.bench.flops import encoder_flops, flops
+from covo_rl.planner import Speed, activation_bytes, audio_positions, plan, shape_of
+
+SMALL = Sizes(decoder_layers=2, decoder_width=64, decoder_heads=2, encoder_layers=1, encoder_width=64, vocabulary=512)
+
+
+def test_flops_by_hand():
+    """T=10, C=2, G=3, one clip; D=64, 2 layers, V=512, all linear layers 2 * 2 * 64^2 * 12 = 196,608 per position."""
+    cell = Cell(188, 3, 2, clips=1)
+    stock, ours = (flops(cell, SMALL, 10, stock=stock) for stock in (True, False))
+    prompt = 10 * 196_608 + 4 * 2 * 64 * 55  # 55 = 1 + 2 + ... + 10 pairs of query and key
+    assert ours.prefill == prompt and stock.prefill == 3 * prompt
+    completion = 3 * (2 * 196_608 + 4 * 2 * 64 * (2 * 10 + 3))
+    assert stock.decode == ours.decode == completion + 3 * 2 * 2 * 64 * 512
+    assert ours.old == ours.decode, "old log-probs from the sampling step's prompt keys"
+    assert stock.encode == 3 * ours.encode == 3 * encoder_flops(cell, SMALL)
+    audio = encoder_flops(cell, SMALL)
+    assert stock.old == 3 * (audio + prompt) + completion + 3 * 12 * 2 * 64 * 512
+
+
+def test_published_cells_have_the_expected_ceiling():
+    """More rollouts and longer prompts raise the ceiling, longer completions lower it."""
+
+    def ceiling(p, g, c):
+        cell, sizes = Cell(p, g, c), Sizes()
+        return flops(cell, sizes, p + 26, stock=True).total / flops(cell, sizes, p + 26, stock=False).total
+
+    assert 4 < ceiling(188, 16, 64) < 8
+    assert ceiling(750, 16, 64) > ceiling(750, 8, 64) > ceiling(750, 8, 256)
+
+
+@pytest.mark.parametrize("variant", ["stock", "ours"])
+def test_case_has_the_shape_it_says(variant):
+    case = make(Cell(188, 2, 3), SMALL, torch.device("cpu"))
+    from covo_rl.bench.variants import Ours, Stock
+
+    made = {"stock": Stock, "ours": Ours}[variant](case)
+    groups = made.sample(3, seed=0)
+    assert [len(g.rollouts) for g in groups] == [2, 2]
+    assert {len(r.completion_ids) for g in groups for r in g.rollouts} == {3}
+    assert case.prompts[0].slots == (188,)
+    if variant == "ours":
+        assert case.policy.store.encoded_clips == 2
+
+
+def test_bench_writes_what_others_read(tmp_path, monkeypatch):
+    from covo_rl.bench import case, cli
+
+    monkeypatch.setattr(case.Sizes, "__init__", _small_sizes)
+    path = tmp_path / "bench.json"
+    words = f"grpo --json {path} --cells 188,2,3 --repeats 1 --clips 1 --no-memory --device cpu"
+    done = CliRunner().invoke(cli.app, words.split())
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(path.read_text())
+    names = "P G C mode stock_cpu_s ours_cpu_s ratio flop_ratio ratio_by_phase peak_mb_stock peak_mb_ours"
+    assert set(names.split()) <= set(row)
+    assert (row["P"], row["G"], row["C"]) == (188, 2, 3)
+    assert set(row["ratio_by_phase"]) == {"encode", "prefill", "decode", "old", "loss"}
+    assert row["max_abs_logp_diff"] < 1e-5 and row["max_rel_grad_diff"] < 1e-4
+    assert "of at most" in done.output
+
+
+def _small_sizes(self, vocabulary=512, **_):
+    for name, value in {**SMALL.__dict__, "vocabulary": vocabulary}.items():
+        object.__setattr__(self, name, value)
+
+
+def test_cells_are_checked():
+    from covo_rl.bench import cli
+
+    assert "a cell is P,G,C" in CliRunner().invoke(cli.app, ["grpo", "--cells", "188,16"]).output
+    with pytest.raises(ValueError, match="94, 188, 375, 750"):
+        Cell(200, 8, 64)
+
+
+class _Largest(TorchDispatchMode):
+    """The largest tensor, in elements, that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_stock_holds_all_logits_and_ours_a_chunk(monkeypatch):
+    """8 rollouts of 16 ids after 214 positions, 4,096 tokens: stock makes 8 x 230 x 4,096, ours 16 x 4,096."""
+    from covo_rl.bench.variants import Ours, Stock
+    from covo_rl.policy import head
+
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 16 * 4096)
+    case = make(Cell(188, 8, 16, clips=1), Sizes(**{**SMALL.__dict__, "vocabulary": 4096}), torch.device("cpu"))
+    prompt = len(case.prompts[0].input_ids)
+    ours = Ours(case)
+    ours.encode()
+    largest = []
+    for variant in (Stock(case), ours):
+        with _Largest() as seen:
+            variant.loss(case.groups(), torch.zeros(8, 16), torch.ones(8))
+        largest.append(seen.elements)
+    assert largest[0] == 8 * (prompt + 16) * 4096
+    # the weight of the embedding is the largest thing left
+    assert largest[1] <= max(4096 * 64, 16 * 4096, (prompt + 8 * 16) * 3 * 64)
+
+
+@pytest.mark.slow
+def test_peak_memory_of_the_loss_pass_is_at_most_a_fifth_of_stock():
+    """V = 152,064, one clip, 16 rollouts of 64 ids, each variant in a process of its own."""
+    from covo_rl.bench.grpo import peak_memory
+
+    cell, sizes = Cell(188, 16, 64, clips=1), Sizes(vocabulary=152_064)
+    stock, ours = (peak_memory(cell, sizes, torch.device("cpu"), name) for name in ("stock", "ours"))
+    assert ours < stock / 5
+
+
+@pytest.mark.parametrize(("name", "lora"), [("covo_audio", True), ("covo_audio", False), ("qwen2_audio", True)])
+def test_planned_activations_are_those_a_pass_saves(name, lora):
+    made = cases.policy(name, lora=lora)
+    groups = [cases.group(p, (60,) * 4) for p in cases.prompts(made, seconds=((0.6,), (0.9,)))]
+    features = made.features([g.prompt for g in groups])
+    made.train()
+    parameters = {p.untyped_storage().data_ptr() for p in made.parameters()}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scored = made("logps", groups, features)
+    measured = sum(size for size, _ in saved.values())
+    positions = sum(len(g.prompt.input_ids) + 4 * 59 for g in groups)
+    planned = activation_bytes(shape_of(made.family.model.config), positions, 4, False)
+    assert 0.8 < measured / planned < 1.1
+    assert scored.logps_NC.requires_grad
+
+
+def test_parameters_of_the_published_model_are_counted_without_storage():
+    """8.4 B in all; LoRA of rank 8 on seven layers of 28: 8 * 28 * 90,112."""
+    from covo_rl.models.covo_audio import CovoAudioConfig
+
+    config = CovoAudioConfig()
+    made = plan(
+        config, prompts=16, generations=8, prompt_positions=288, completion=512, micro_batch_prompts=1, lora_r=8,
+        gradient_checkpointing=True, speed=Speed(flops=4e14, bandwidth=2e12),
+    )  # fmt: skip
+    assert shape_of(config).total == pytest.approx(8.4e9, rel=0.01)
+    assert made.trainable == 8 * 28 * 90_112
+    assert audio_positions(config, 30.0) == 188
+    assert made.positions == {"prompts": 16 * 288, "completions": 65_536, "micro-batch": 288 + 8 * 512}
+    without = plan(
+        config, prompts=16, generations=8, prompt_positions=288, completion=512, micro_batch_prompts=1, lora_r=8
+    )
+    assert without.loss["activations"] > 10 * made.loss["activations"]
+    full = plan(
+        config, prompts=16, generations=8, prompt_positions=288, completion=512, micro_batch_prompts=1, lora=False,
+        reference=True,
+    )  # fmt: skip
+    assert full.peak > 5 * made.peak / 2 and full.memory["reference copy"] > 14e9
+
+
+def test_doctor_reads_a_run_configuration(tmp_path):
+    from covo_rl.doctor import app
+
+    made = cases.family()
+    made.model.save_pretrained(tmp_path / "model")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": str(tmp_path / "model"), "prompts_per_step": 8, "num_generations": 4}))
+    done = CliRunner().invoke(app, ["--config", str(path), "--seconds", "1", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "peak, with 10 %" in done.output and "seconds per step" in done.output
+    path.write_text("modle: x\n")
+    assert "did you mean model" in CliRunner().invoke(app, ["--config", str(path)]).output
