@@ -25,10 +25,12 @@ HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parents[1] / "recipes" / "grpo_mmau.py"
 TOY_OPTIONS = ["--steps", "14", "--num-iterations", "2", "--steps-per-generation", "2", "--update-seconds", "0.03"]
 RECIPE_OPTIONS = ["--evaluate", "false", "--max_steps", "8", "--prompts_per_step", "4", "--num_generations", "4",
-                  "--max_completion_length", "16", "--limit", "10", "--check_rewards", "false",
+                  "--max_completion_length", "40", "--limit", "10", "--check_rewards", "false",
                   "--checkpoint_every", "1"]  # fmt: skip
 PATIENCE_S = 600
-MOMENTS = {"while starting": 1, "between log lines": 4, "while writing a checkpoint": 4}
+#: (wait for a new log line?, then at most so many seconds) and how often
+MOMENTS = [(False, 3.0), (True, 0.5), (True, 0.04)]
+WEIGHTS = [1, 4, 5]
 
 
 @dataclass
@@ -66,30 +68,26 @@ class Harness:
         return metrics(output)
 
     def kill_once(self, process: subprocess.Popen, output: Path) -> Kill | None:
-        """Wait for a random moment and kill; None when the run ended before it came."""
-        moment = self.random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        lines, deadline = len(metrics(output)), time.monotonic() + PATIENCE_S
-        if moment == "while starting":
-            wait = time.monotonic() + self.random.uniform(0.0, 3.0)
-            arrived = lambda: time.monotonic() >= wait  # noqa: E731
-        elif moment == "between log lines":
-            arrived = lambda: len(metrics(output)) > lines  # noqa: E731
-        else:
-            skip = self.random.randint(0, 2) + lines
-            arrived = lambda: len(metrics(output)) > skip and partial(output)  # noqa: E731
-        while not arrived():
+        """Wait for a random moment and kill; None when the run ended before it came.
+
+        A checkpoint is saved right after a log line, so the moments shortly after one fall into its writing.
+        """
+        log, longest = self.random.choices(MOMENTS, WEIGHTS)[0]
+        before, deadline = size(output), time.monotonic() + PATIENCE_S
+        while log and size(output) == before:
             if process.poll() is not None:
                 return None
             if time.monotonic() > deadline:
                 os.killpg(process.pid, signal.SIGKILL)
                 sys.exit(f"no step within {PATIENCE_S} s:\n{tail(output)}")
-            time.sleep(0.0005)
-        time.sleep(self.random.uniform(0.0, 0.3 if moment == "between log lines" else 0.006))
+            time.sleep(0.001)
+        time.sleep(self.random.uniform(0.0, longest))
         if process.poll() is not None:
             return None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return Kill(moment, len(metrics(output)))
+        where = "while writing a checkpoint" if partial(output) else "in a step" if log else "while starting"
+        return Kill(where, len(metrics(output)))
 
     def round(self, output: Path, expected: list[str], wanted: int) -> None:
         """One run to its end with up to `wanted` kills; all of them count as survived if its metrics are right."""
@@ -124,8 +122,13 @@ def metrics(output: Path) -> list[str]:
     return [json.dumps({k: v for k, v in row.items() if "seconds" not in k}, sort_keys=True) for row in rows]
 
 
+def size(output: Path) -> int:
+    path = output / "metrics.jsonl"
+    return path.stat().st_size if path.is_file() else 0
+
+
 def partial(output: Path) -> bool:
-    """A checkpoint is being written at this moment."""
+    """Whether a checkpoint was left half-written."""
     folder = output / "checkpoints"
     return folder.is_dir() and any(path.name.startswith(".partial-") for path in folder.iterdir())
 
@@ -150,6 +153,8 @@ def main(words: list[str] | None = None) -> int:
     while len(harness.kills) < arguments.kills:
         harness.round(folder / f"run_{number}", expected, arguments.kills - len(harness.kills))
         number += 1
+        if number > 3 * arguments.kills + 3:
+            sys.exit("the runs end before a kill finds them: give them more steps")
     survived = sum(kill.survived for kill in harness.kills)
     print(f"survived {survived} of {len(harness.kills)}")
     if survived == len(harness.kills):

@@ -16,7 +16,7 @@ from covo_rl import update as update_module
 from covo_rl.audio import AudioError
 from covo_rl.guard import StoppedBySignal, StopSignals, TrainingStopped
 
-LORA = {"num_iterations": 2, "steps_per_generation": 2}
+LORA = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 3}
 VARIANTS = {
     "lora, 2 iterations, 2 parts": LORA,
     "full, kl": {"lora": False, "train_parts": ["llm", "lm_head"], "beta": 0.05, "num_iterations": 2},
@@ -199,7 +199,7 @@ def test_the_overlong_penalty_reaches_the_advantages(tmp_path):
 
 def test_the_micro_batch_size_changes_nothing_but_memory(tmp_path):
     for size in (1, 3, 4):
-        cases.run(cases.options(tmp_path / str(size), micro_batch_prompts=size, max_steps=2, **LORA))
+        cases.run(cases.options(tmp_path / str(size), micro_batch_prompts=size, **LORA))
     one, three, four = (cases.metrics(tmp_path / str(size)) for size in (1, 3, 4))
     for other in (three, four):
         assert [line["reward_total"] for line in other] == [line["reward_total"] for line in one]
