@@ -7,7 +7,7 @@ from covo_rl.prompt import parse
 from covo_rl.rewards import check, lint
 from covo_rl.rewards.columns import example_from_row
 from covo_rl.rewards.hacks import CASES, GOLD
-from covo_rl.rewards.lint import gold_completion
+from covo_rl.rewards.linter import gold_completion
 from covo_rl.rewards.runner import close
 
 BAD = '''
@@ -48,7 +48,7 @@ def test_there_are_enough_cases_and_they_differ():
 )  # fmt: skip
 def test_bad_rewards_are_found(bad, name, checks, monkeypatch):
     if name == "slow":
-        monkeypatch.setattr("covo_rl.rewards.lint.SPEED", 0.004)
+        monkeypatch.setattr("covo_rl.rewards.linter.SPEED", 0.004)
     found = {finding.check for finding in check([bad(name)])}
     assert checks <= found and (checks or not found)
 

@@ -8,7 +8,7 @@ A reward function has TRL's signature, `f(prompts, completions, **columns) -> li
 [0, 1]; None is "not gradeable". docs/rewards.md lists the columns.
 """
 
-from covo_rl.rewards.lint import Finding, check, lint
+from covo_rl.rewards.linter import Finding, check, lint
 from covo_rl.rewards.runner import Component, components, run
 from covo_rl.rewards.specs import Reward, RewardError, available, load
 

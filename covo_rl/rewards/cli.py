@@ -123,7 +123,7 @@ def check_rewards(
     quiet: bool = typer.Option(False, help="findings only, without the table of cases"),
 ) -> None:
     """Lint rewards: gold, hack strings, determinism, range, length, speed, pickling. Exit code 1 on findings."""
-    from covo_rl.rewards.lint import check, hack_table
+    from covo_rl.rewards.linter import check, hack_table
 
     found = 0
     examples = [example_from_row(row, i) for i, row in enumerate(_rows(rows))] if rows else []

@@ -19,12 +19,13 @@ _LEAD_IN = re.compile(
     r"(?:(?:so|therefore|thus|hence),? )?"
     r"(?:(?:the |my )?(?:final |correct |right |best )?(?:answer|option|choice)(?: is| ?:| -)?(?: ?:)? ?"
     r"(?:the |my )?(?:(?:option|choice|letter)(?: ?:)? )?|(?:it is|it's|this is|that is|that's|i choose|i pick) "
-    r"(?:option |choice )?|(?:\u7b54\u6848(?:\u662f|\u4e3a)?|\u9009\u9879|\u9009) ?:? ?)",
+    r"(?:option |choice |letter )?|letter |(?:\u7b54\u6848(?:\u662f|\u4e3a)?|\u9009\u9879|\u9009) ?:? ?)",
     re.IGNORECASE,
 )
-_BOXED = re.compile(r"\$?\\boxed\{(.*)\}\$?\.?|\$?\\text\{(.*)\}\$?\.?|\$([^$]*)\$\.?", re.DOTALL)
-_LABEL = re.compile(r"[(\[{*'\" ]*([A-Za-z]{1,2})(?:[)\]}*'\"]|[.:,])*")
-_LABEL_TEXT = re.compile(r"[(\[{*'\"]*([A-Za-z]{1,2})(?P<mark>[)\]}.:,*'\"]+ ?|\s?-\s| )(?P<text>\S.*)")
+_SAYS_LABEL = re.compile(r"option|choice|letter|\u9009", re.IGNORECASE)
+_BOXED = re.compile(r"\$?\\boxed\{(.*)\}\$?\.?|\$?\\text\{(.*)\}\$?\.?|\$([^$]*)\$\.?|\\\((.*)\\\)\.?", re.DOTALL)
+_LABEL = re.compile(r"[(\[{*'\" ]*([A-Za-z]{1,2})(?:[)\]}*'\"]|[.:,!?])*")
+_LABEL_TEXT = re.compile(r"[(\[{*'\"]*([A-Za-z]{1,2})(?P<mark>[)\]}.:,*'\"]+ ?|\s?-\s?| = | )(?P<text>\S.*)")
 _TEXT_LABEL = re.compile(r"(?P<text>.*\S) ?[(\[]([A-Za-z]{1,2})[)\]]\.?")
 
 
@@ -65,10 +66,13 @@ def prepare(choices: tuple[str, ...]) -> Options:
     strict: dict[tuple[str, ...], set[int]] = {}
     loose: dict[tuple[str, ...], set[int]] = {}
     exact: dict[str, set[int]] = {}
-    for i, choice in enumerate(choices):
-        exact.setdefault(clean(choice), set()).add(classes[i])
-        strict.setdefault(keys[i], set()).add(classes[i])
-        loose.setdefault(loose_key(choice), set()).add(classes[i])
+    bare = [_without_label(choice, option_letter(i)) for i, choice in enumerate(choices)]
+    listed = [choices] if None in bare else [choices, [text for text in bare if text is not None]]
+    for texts in listed:
+        for i, choice in enumerate(texts):
+            exact.setdefault(clean(choice), set()).add(classes[i])
+            strict.setdefault(key(choice), set()).add(classes[i])
+            loose.setdefault(loose_key(choice), set()).add(classes[i])
     return Options(
         choices,
         tuple(classes),
@@ -78,6 +82,12 @@ def prepare(choices: tuple[str, ...]) -> Options:
         {option_letter(i): classes[i] for i in range(len(choices))},
         max((len(choice) for choice in choices), default=0),
     )
+
+
+def _without_label(choice: str, letter: str) -> str | None:
+    """`B) cat` -> cat, for an option that carries its own label; None if it does not."""
+    found = re.fullmatch(rf"\s*\(?{letter}[).:]\s*(\S.*)", choice, re.DOTALL)
+    return found.group(1) if found else None
 
 
 def _case_tells_apart(a: str, b: str) -> bool:
@@ -105,31 +115,42 @@ def _interpret(answer: str, choices: tuple[str, ...]) -> int | None:
     options = prepare(choices)
     if len(answer) > 4 * options.longest + 200:
         return None
+    text = _unwrapped(answer)
+    readings = _all_readings(options, text)
+    lead_in = _LEAD_IN.match(text)
+    if not readings and lead_in and lead_in.end() < len(text):
+        rest = text[lead_in.end() :].strip()
+        readings = _all_readings(options, rest)
+        label = _LABEL.fullmatch(rest)
+        if label and _SAYS_LABEL.search(lead_in.group()):  # "option B", where an option is called B: a label too
+            readings |= _letters(options, label.group(1))
+    return next(iter(readings)) if len(readings) == 1 else None
+
+
+def _all_readings(options: Options, text: str) -> set[int]:
+    """Classes that a text names as a whole, by letter, or by both; more than one if it contradicts itself."""
+    labelled = _LABEL_TEXT.fullmatch(text)  # "(A) cat" is a label and a text, not an article and a text
+    marked = bool(labelled and labelled.group("mark").strip() and options.by_letter(labelled.group(1)) is not None)
+    whole = options.by_strict_text(text) if marked else options.by_text(text)
+    if not whole:
+        return _readings(options, text)
+    label = _LABEL.fullmatch(text)
+    if label and text.rstrip(".").strip("*'\"") != label.group(1):  # "(A)" where an option is called A: a label too
+        return set(whole) | _letters(options, label.group(1))
+    return set(whole)
+
+
+def _unwrapped(answer: str) -> str:
+    """Cleaned, without `\\boxed{}`, `\\text{}`, `$` and `\\( \\)` around it."""
     text = clean(answer)
     while boxed := _BOXED.fullmatch(text):
         text = next(group for group in boxed.groups() if group is not None).strip()
-    labelled = _LABEL_TEXT.fullmatch(text)  # "(A) cat" is a label and a text, not an article and a text
-    marked = bool(labelled and labelled.group("mark").strip() and options.by_letter(labelled.group(1)) is not None)
-    if whole := options.by_strict_text(text) if marked else options.by_text(text):
-        plain = text.rstrip(".").strip("*'\"") if len(text) < 8 else text
-        readings = set(whole)
-        label = _LABEL.fullmatch(text)
-        if label and plain != label.group(1):  # "(A)" where an option is called A: a label too
-            readings |= _letters(options, label.group(1))
-        return next(iter(readings)) if len(readings) == 1 else None
-    readings = _readings(options, text)
-    lead_in = _LEAD_IN.match(text)
-    if not readings and lead_in and lead_in.end() and lead_in.end() < len(text):
-        rest = text[lead_in.end() :].strip()
-        readings = set(options.by_text(rest)) | _readings(options, rest)
-    return next(iter(readings)) if len(readings) == 1 else None
+    return text
 
 
 def without_frame(answer: str) -> str:
     """An answer without `\\boxed{}`, `$` and a lead-in such as "the answer is"."""
-    text = clean(answer)
-    while boxed := _BOXED.fullmatch(text):
-        text = next(group for group in boxed.groups() if group is not None).strip()
+    text = _unwrapped(answer)
     lead_in = _LEAD_IN.match(text)
     return text[lead_in.end() :].strip() if lead_in and lead_in.end() < len(text) else text
 
