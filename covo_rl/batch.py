@@ -69,7 +69,21 @@ def replace(
         groups[slot] = more[source]
         rewards_PGR[slot], rewards_PG[slot] = more_table.rewards_PGR[source], more_table.rewards_PG[source]
         missing |= {(int(slot), g, n): why for (p, g, n), why in more_table.missing.items() if p == source}
-    return groups, RewardTable(table.names, table.weights_R, rewards_PGR, rewards_PG, missing, table.seconds)
+    return groups, RewardTable(
+        table.names, table.weights_R, rewards_PGR, rewards_PG, missing, table.seconds, table.metrics,
+        _replaced_extras(table, more_table, slots),
+    )  # fmt: skip
+
+
+def _replaced_extras(table: RewardTable, more: RewardTable, slots: np.ndarray) -> dict[str, list[Any]]:
+    """What rewards logged per rollout, with the resampled groups' values in their places."""
+    generations = table.rewards_PG.shape[1]
+    extras = {name: list(values) for name, values in table.extras.items() if name in more.extras}
+    for name, values in extras.items():
+        for source, slot in enumerate(slots[: len(more.rewards_PG)]):
+            here, there = slot * generations, source * generations
+            values[here : here + generations] = more.extras[name][there : there + generations]
+    return extras
 
 
 def sums(batch: Batch) -> dict[str, float]:
@@ -79,6 +93,7 @@ def sums(batch: Batch) -> dict[str, float]:
         "rollouts": float(len(rollouts)),
         "prompts": float(len(batch.groups)),
         "reward_total": float(np.nansum(batch.table.rewards_PG)),
+        "graded_total": float(np.isfinite(batch.table.rewards_PG).sum()),
         "zero_variance_groups": float((~batch.advantages.informative_P).sum()),
         "completion_length": float(sum(len(r.completion_ids) for r in rollouts)),
         "truncated": float(sum(r.stop_reason == "length" for r in rollouts)),
@@ -88,6 +103,9 @@ def sums(batch: Batch) -> dict[str, float]:
         column = batch.table.rewards_PGR[:, :, index]
         sums[f"reward_{name}"] = float(np.nansum(column))
         sums[f"graded_{name}"] = float(np.isfinite(column).sum())
+    for name, value in batch.table.metrics.items():
+        if not name.endswith(("/mean", "/none")):  # these two are among the sums above, exact over ranks
+            sums[f"metric_{name}"] = value * len(rollouts)
     return sums
 
 
@@ -109,6 +127,7 @@ def rollout_rows(batch: Batch) -> list[dict[str, Any]]:
                     "reward_total": batch.table.rewards_PG[p, g],
                     "advantage": batch.advantages.advantages_PG[p, g],
                     "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
+                    **{name: values[p * len(group.rollouts) + g] for name, values in batch.table.extras.items()},
                 }
             )
     return rows

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+
 def _console() -> Console:
     """As wide as the terminal; in a log file wide enough for the tables."""
     wide = Console(highlight=False)

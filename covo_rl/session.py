@@ -19,12 +19,12 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from covo_rl import builtin, console, data
+from covo_rl import builtin, console, data, doctor
 from covo_rl.audio import ClipStore
 from covo_rl.batch import Batch, rollout_rows
 from covo_rl.checkpoint import CheckpointError
 from covo_rl.checkpoint.saver import Saver
-from covo_rl.config import ConfigError, Options, number_map
+from covo_rl.config import ConfigError, Options
 from covo_rl.data.fit import fit_clips, hold_out
 from covo_rl.evaluate import evaluate
 from covo_rl.export import export_run_adapter
@@ -39,8 +39,9 @@ from covo_rl.policy.patterns import PatternError
 from covo_rl.prompt import PromptError, build
 from covo_rl.record import Run, environment
 from covo_rl.report import curves
-from covo_rl.rewards import RewardError, lint
+from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
+from covo_rl.rewards.judging import template_hashes
 from covo_rl.train import Trainer
 from covo_rl.types import Example
 
@@ -154,18 +155,22 @@ class Session:
         return problems
 
     def show_budget(self) -> None:
-        """End of a dry run: everything was checked, nothing is started."""
+        """End of a dry run: the estimate of memory, and that nothing is started."""
+        clips = [self.clips.waveform(self.clips.key(row.clips[0])) for row in self.examples[:64] if row.clips]
+        longest = max((len(waveform) / rate for waveform, rate in clips), default=0.0)
+        self._print(doctor.render(doctor.plan_options(self.options, seconds=longest)))
         self._print("dry run: data, configuration, model and rewards are fine; nothing was started")
 
     def show(self) -> None:
         """Print the configuration summary, what trains, the reward check and the self-check; record them."""
         options = self.options
         self.run.write_config(options.flat())
-        rewards = number_map(options.reward.rewards, what="rewards", default=1.0)
+        rewards = {term.name: term.weight for term in components(options.reward.rewards)}
         reward_files = {f"reward:{name}": path for name, path in builtin.reward_files(rewards).items()}
-        self.run.write_json(
-            "environment.json", environment({**{n: p for n, (p, _) in self.files.items()}, **reward_files})
-        )
+        record = environment({**{n: p for n, (p, _) in self.files.items()}, **reward_files})
+        if options.reward.judge:
+            record["judge_templates"] = template_hashes()
+        self.run.write_json("environment.json", record)
         if self.main:
             console.console.print(console.summary_table("run", self._summary(rewards)))
             console.console.print(render_report(self.modes.report))

@@ -27,7 +27,7 @@ from covo_rl.config import Options
 from covo_rl.guard import StepGuard, TrainingStopped
 from covo_rl.policy import Policy
 from covo_rl.policy.modes import param_groups
-from covo_rl.prompt import build
+from covo_rl.prompt import PromptError, build
 from covo_rl.rewards import run as run_rewards
 from covo_rl.rollout import sample
 from covo_rl.sampler import PromptSampler, share
@@ -109,7 +109,8 @@ class Trainer:
         self.batch, self.update_index, self.update_totals = None, 0, {}
         self.step += 1
         metrics = self.gathered_metrics(batch, update)
-        metrics["seconds"] = {"step": time.perf_counter() - start, **clock.seconds}
+        by_reward = {f"reward_{name}": value for name, value in batch.table.seconds.items()}
+        metrics["seconds"] = {"step": time.perf_counter() - start, **clock.seconds, **by_reward}
         return metrics, batch
 
     def generate(self, clock: Clock) -> Batch:
@@ -156,7 +157,7 @@ class Trainer:
         for row in rows:
             try:
                 prompts.append(build(row, self.policy.family, self.clips, self.options.prompt))
-            except AudioError as error:
+            except (AudioError, PromptError) as error:
                 self.skipped_rows[row.id] = str(error)
         for part in gathered(self.accelerator, [dict(self.skipped_rows)]):
             self.skipped_rows |= part
@@ -260,9 +261,9 @@ class Trainer:
             graded = totals.pop(f"graded_{name}")
             metrics[f"reward_{name}"] = totals.pop(f"reward_{name}") / graded if graded else None
             metrics[f"none_{name}"] = 1.0 - graded / n
-        metrics["reward_total"] = totals.pop("reward_total") / n
+        metrics["reward_total"] = totals.pop("reward_total") / max(totals.pop("graded_total"), 1.0)
         metrics["zero_variance_groups"] = totals.pop("zero_variance_groups") / prompts
-        metrics |= {name: value / n for name, value in totals.items()}
+        metrics |= {name.removeprefix("metric_"): value / n for name, value in totals.items()}
         metrics |= dict(update)
         metrics |= {"learning_rate": self.schedule.get_last_lr()[0], "skipped_steps": self.guard.skipped,
                     "skipped_rows": len(self.skipped_rows)}  # fmt: skip
