@@ -247,3 +247,11 @@ def test_the_trainer_state_is_plain():
     assert state.step == 0 and pickle.loads(pickle.dumps(state)) == state
     with pytest.raises(AttributeError, match="has no 'epoch'"):
         _ = state.epoch
+
+
+def test_a_loaded_reward_takes_completions_alone_or_trl_s_order():
+    said, row = ["<think>It barks.</think><answer>dog</answer>"], {"choices": [["dog", "cat"]], "answer": ["dog"]}
+    accuracy = load("accuracy")
+    assert accuracy(said, **row) == accuracy(["?"], said, **row) == accuracy(completions=said, **row) == [1.0]
+    with pytest.raises(TypeError, match="by position"):
+        accuracy(["?"], said, [["dog"]])

@@ -87,7 +87,7 @@ class Reward:
         return {name: value for name, value in columns.items() if name in self.parameters}
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
-        return self.function(*args, **self.select({**self.source.arguments, **columns}))
+        return self.function(**self.select({**self.source.arguments, **_named(args), **columns}))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load, (self.source.spec,)
@@ -100,7 +100,14 @@ class AsyncReward(Reward):
     """A reward whose function is a coroutine; TRL and the runner await it."""
 
     async def __call__(self, *args: Any, **columns: Any) -> Any:
-        return await self.function(*args, **self.select({**self.source.arguments, **columns}))
+        return await self.function(**self.select({**self.source.arguments, **_named(args), **columns}))
+
+
+def _named(args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments as TRL orders them, `(prompts, completions)`, or the completions alone."""
+    if len(args) > 2:
+        raise TypeError(f"a reward takes prompts and completions by position, all else by name; got {len(args)}")
+    return dict(zip(("prompts", "completions")[-len(args) :], args, strict=True)) if args else {}
 
 
 def load(spec: str) -> Reward:
