@@ -27,13 +27,17 @@ def thinking(
         from covo_rl.rewards.judging import judge_thinking
 
         return judge_thinking(judge, found, questions, options, golds, column(facts, n), log_extra, log_missing)
-    scores, unmet = [], []
+    scores, unmet, judged = [], [], {}
     rows = zip(found, questions, options, golds, column(facts, n), column(fact_lexicon, n), strict=True)
     for item, asked, listed, gold, true_facts, lexicon in rows:
-        met = judge_free(
-            item.think, item.answer, question=asked or "", choices=listed or (), gold=gold, facts=true_facts,
-            lexicon=lexicon, min_words=min_words, max_words=max_words,
-        )  # fmt: skip
+        # late in training the rollouts of a prompt say the same again and again
+        same = (item.think, item.answer, asked, str(gold), id(listed), id(true_facts), id(lexicon))
+        if same not in judged:
+            judged[same] = judge_free(
+                item.think, item.answer, question=asked or "", choices=listed or (), gold=gold, facts=true_facts,
+                lexicon=lexicon, min_words=min_words, max_words=max_words,
+            )  # fmt: skip
+        met = judged[same]
         scores.append(sum(met.values()) / len(CRITERIA))
         unmet.append(", ".join(name for name, value in met.items() if not value))
     if log_extra:
