@@ -22,6 +22,7 @@ from covo_rl.export.exporting import write_merged
 from covo_rl.export.judge import Target, judge
 from covo_rl.export.source import open_policy
 from covo_rl.export.verify import expect, run_fresh, synthetic_prompts
+from covo_rl.export.weights import merged_entries, write_shards
 from covo_rl.models import load
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
 from covo_rl.policy.modes import build
@@ -42,6 +43,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     covo = tiny_covo_audio(tiny_tokenizer(["What do you hear?"]), adapter_hidden=16, **SIZES)
     for name, (model, processor) in {"covo_audio": covo, "qwen2_audio": tiny_qwen2_audio(**SIZES)}.items():
         model.save_pretrained(root / name)
+        write_shards(merged_entries(model), root / name)  # the published key names, whatever transformers writes
         processor.save_pretrained(root / name)
     return {name: root / name for name in ("covo_audio", "qwen2_audio")}
 

@@ -7,6 +7,7 @@ once to the wanted precision; the model in memory is left bit for bit as it was.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 1 << 20
+#: transformers 5.17 undoes the renaming of Qwen2-Audio's decoder twice; the published name has one `model`.
+TWICE = re.compile(r"^(language_model\.model)\.model\.")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 
@@ -79,7 +82,7 @@ def published_names(model: PreTrainedModel, names: list[str]) -> dict[str, str]:
             f"transformers converts {len(lost)} tensors of {type(model).__name__} by more than a renaming "
             f"({lost[0]!r} for example); export the adapter instead and merge it with PEFT"
         )
-    return {name: by_id[id(tensor)] for name, tensor in markers.items()}
+    return {name: TWICE.sub(r"\1.", by_id[id(tensor)]) for name, tensor in markers.items()}
 
 
 def base_name(name: str) -> str | None:
@@ -219,7 +222,7 @@ def carried_over(base: Path, entries: list[Entry]) -> list[Entry]:
 
     extra = []
     for name, file in checkpoint_tensors(base).items():
-        if name not in known:
+        if TWICE.sub(r"\1.", name) not in known:
             tensor = reader(name, file)()
             extra.append(Entry(name, tuple(tensor.shape), tensor.dtype, reader(name, file)))
     return extra
