@@ -145,6 +145,7 @@ def test_a_signalled_process_saves_and_exits_with_75(tmp_path, number):
     assert steps_of(tmp_path) == list(range(1, step + 1))
 
 
+@pytest.mark.slow
 def test_two_ranks_stopped_and_resumed_end_as_undisturbed(tmp_path):
     """torchrun hands SIGTERM to both ranks; each saves its own random state and rollouts."""
     words = ["--steps", "10", "--num-iterations", "2", "--steps-per-generation", "2"]
