@@ -148,7 +148,7 @@ def plan(
     gradient_checkpointing: bool = False,
     reference: bool = False,
     updates: int = 1,
-    fold_lora_mb: float = 2048,
+    decode_weights_mb: float = 2048,
     speed: Speed | None = None,
 ) -> Plan:
     """Estimate one step on one rank: `prompts` x `generations` completions of `completion` ids.
@@ -170,13 +170,13 @@ def plan(
         "reference copy": trainable * size if reference and not lora else 0.0,
     }
     key_values = 2 * shape.layers * shape.kv_width * size
-    folds = lora and dtype == "float32" and shape.linear_parameters * 4 <= fold_lora_mb * MIB
+    folds = dtype == "float32" and shape.linear_parameters * 4 <= decode_weights_mb * MIB
     sampling = {
         # packed as the prefill left them, and padded as the decoding reads them
         "prompt keys": 2 * prompts * prompt_positions * key_values,
         "completion keys": rows * completion * key_values,
         "logits and probabilities": 3 * rows * shape.vocabulary * 4,
-        "folded LoRA weights": shape.linear_parameters * 4 if folds else 0.0,
+        "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
     }
     head_trains = not lora and "lm_head" in train_parts
     loss = {

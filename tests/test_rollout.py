@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from covo_rl.config import RolloutConfig
-from covo_rl.policy import cache, decoding
+from covo_rl.policy import cache, decoding, standin
 from covo_rl.policy.drawing import Drawing, draw, prompt_noise, truncated
 from covo_rl.rollout import TextDecoder, sample
 
@@ -118,15 +118,29 @@ def test_prompts_of_very_different_length_go_in_blocks(monkeypatch):
     assert blocks[0] >= 3
 
 
-def test_decoding_folds_lora_exactly_and_gives_the_weights_back():
-    made = cases.policy()
-    before = {n: p.detach().clone() for n, p in made.named_parameters()}
-    storages = {n: p.data_ptr() for n, p in made.named_parameters()}
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("elements", [1, 2**30], ids=["packed", "plain"])
+def test_stand_ins_decode_the_same_and_leave_no_trace(lora, elements, monkeypatch):
+    """LoRA folded in and weights packed for few rows, or not: same tokens, same log-probs, same modules after."""
+    made = cases.policy(lora=lora)
     prompts = cases.prompts(made)
-    folded = _sample(made, prompts)
-    assert all(torch.equal(p, before[n]) and p.data_ptr() == storages[n] for n, p in made.named_parameters())
-    made.fold_lora_mb = 0
-    assert _ids(_sample(made, prompts)) == _ids(folded)
+    made.decode_weights_mb = 0
+    expected = _sample(made, prompts)
+    made.decode_weights_mb = 100
+    monkeypatch.setattr(standin, "PACKED_ELEMENTS", elements)
+    before = {n: (id(m), type(m)) for n, m in made.named_modules()}
+    values = {n: (p.data_ptr(), p.detach().clone()) for n, p in made.named_parameters()}
+    with standin.standing_in(made.family, rows=4, limit_bytes=2**30) as count:
+        packed = sum(isinstance(m, standin.PackedLinear) for m in made.modules())
+    # 7 linear layers in each of 2 decoder layers, and the head
+    assert count == (14 if lora else 0) + (elements == 1) * (1 if lora else 15)
+    assert packed == (15 if elements == 1 else 0)
+    found = _sample(made, prompts)
+    assert _ids(found) == _ids(expected)
+    logps = [[t for g in groups for r in g.rollouts for t in r.logps] for groups in (found, expected)]
+    assert logps[0] == pytest.approx(logps[1], abs=1e-5)
+    assert {n: (id(m), type(m)) for n, m in made.named_modules()} == before
+    assert all(p.data_ptr() == values[n][0] and torch.equal(p, values[n][1]) for n, p in made.named_parameters())
 
 
 def test_old_logps_from_the_sampling_steps_prompt_keys():

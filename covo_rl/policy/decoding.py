@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,9 +11,9 @@ from covo_rl.policy.cache import DecodeLayout
 from covo_rl.policy.drawing import Drawing, draw, prompt_noise
 from covo_rl.policy.features import Features
 from covo_rl.policy.grouped import KeyValues, PackedLayout
-from covo_rl.policy.lora import folded
 from covo_rl.policy.packing import Span, identity, pack, unique_prompts
 from covo_rl.policy.ranks import largest
+from covo_rl.policy.standin import standing_in
 from covo_rl.types import Group
 
 if TYPE_CHECKING:
@@ -134,8 +133,8 @@ def sample_draws(
         logits_RV = family.lm_head(hidden_RD).float()
         return logits_RV if how.temperature == 1.0 else logits_RV / how.temperature
 
-    limit_bytes = 0 if sharded else int(policy.fold_lora_mb * 2**20)
-    with folded(policy.model, limit_bytes=limit_bytes) if policy.has_adapter else nullcontext():
+    limit_bytes = 0 if sharded else int(policy.decode_weights_mb * 2**20)
+    with standing_in(family, rows=len(prompt_of_row), limit_bytes=limit_bytes):
         draws = decode(
             DecodeLayout(keys, spans, prompt_of_row, shared=config.shared_decode),
             last_PD[rows],

@@ -39,8 +39,9 @@ class Policy(nn.Module):
     """The trainable model, its audio features, its reference.
 
     `peft_model` None means full training; then `keep_reference` makes a frozen copy of what trains, now.
-    `clips` resolves clip keys; without it only text-only prompts and given features work. `fold_lora_mb` bounds the
-    memory for decoding with LoRA folded into the weights (float32 only; 0 is off).
+    `clips` resolves clip keys; without it only text-only prompts and given features work. `decode_weights_mb`
+    bounds the memory for a second set of decoder weights while sampling: LoRA folded in, packed for few rows
+    (float32 only; 0 is off).
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class Policy(nn.Module):
         feature_memory_mb: float = 512,
         gradient_checkpointing: bool = False,
         keep_reference: bool = False,
-        fold_lora_mb: float = 2048,
+        decode_weights_mb: float = 2048,
     ) -> None:
         super().__init__()
         self.family = family
         self.clips = clips
         self.model: nn.Module = family.model if peft_model is None else peft_model
         self.has_adapter = peft_model is not None
-        self.fold_lora_mb = fold_lora_mb
+        self.decode_weights_mb = decode_weights_mb
         self.counters = Counters()
         self._no_split_modules = getattr(family.model, "_no_split_modules", None)
         self._prompt_cache: PromptCache | None = None
