@@ -18,7 +18,11 @@ from covo_rl.models.base import AudioFamily
 
 
 class FactHeads(nn.Module):
-    """One linear classifier per fact over all slots of a clip, laid side by side and zero-padded."""
+    """Two linear classifiers per fact: on all slots side by side (zero-padded), and on their mean.
+
+    The first learns fast, because it may look for a fact at its own place; the second makes the encoder put the fact
+    where any slot can be read, which is what the decoder has to do later.
+    """
 
     def __init__(self, rows: Sequence[Row], width: int) -> None:
         super().__init__()
@@ -26,25 +30,28 @@ class FactHeads(nn.Module):
         self.values: dict[str, list[str]] = {}
         for row in rows:
             self.values.update(row.example.columns["fact_lexicon"])
+        sizes = {name: len(values) for name, values in self.values.items()}
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(self.slots * width, len(values)) for name, values in self.values.items()}
-        )
+        self.placed = nn.ModuleDict({name: nn.Linear(self.slots * width, size) for name, size in sizes.items()})
+        self.pooled = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
-    def forward(self, embeddings: Sequence[torch.Tensor], facts: Sequence[dict[str, str]]) -> tuple[torch.Tensor, int]:
-        """Embeddings (S_i, D) per clip -> (mean cross entropy over all facts, number of facts named right)."""
-        padded = [nn.functional.pad(self.norm(e), (0, 0, 0, self.slots - len(e))) for e in embeddings]
-        flat = torch.stack(padded).flatten(1)
-        losses, right = [], 0
-        for name, head in self.heads.items():
+    def forward(
+        self, embeddings: Sequence[torch.Tensor], facts: Sequence[dict[str, str]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (S_i, D) per clip -> mean cross entropy over facts and heads, facts named right by (2,) heads."""
+        normed = [self.norm(e) for e in embeddings]
+        flat = torch.stack([nn.functional.pad(e, (0, 0, 0, self.slots - len(e))).flatten() for e in normed])
+        mean = torch.stack([e.mean(0) for e in normed])
+        losses, right = [], torch.zeros(2, dtype=torch.long)
+        for name, values in self.values.items():
             chosen = [i for i, fact in enumerate(facts) if name in fact]
             if not chosen:
                 continue
-            targets = torch.tensor([self.values[name].index(facts[i][name]) for i in chosen], device=flat.device)
-            logits = head(flat[chosen])
-            losses.append(nn.functional.cross_entropy(logits, targets, reduction="sum"))
-            right += int((logits.argmax(1) == targets).sum())
-        return torch.stack(losses).sum() / sum(len(fact) for fact in facts), right
+            targets = torch.tensor([values.index(facts[i][name]) for i in chosen], device=flat.device)
+            for which, logits in enumerate((self.placed[name](flat[chosen]), self.pooled[name](mean[chosen]))):
+                losses.append(nn.functional.cross_entropy(logits, targets, reduction="sum"))
+                right[which] += (logits.argmax(1) == targets).sum().cpu()
+        return torch.stack(losses).sum() / (2 * sum(len(fact) for fact in facts)), right
 
 
 def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: int) -> list[dict]:
@@ -65,7 +72,7 @@ def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: int) -> li
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, stage.learning_rate, total_steps=steps, pct_start=min(max(stage.warmup_steps / steps, 0.01), 0.5)
     )
-    log, seen, right, order = [], 0, 0, torch.empty(0, dtype=torch.long)
+    log, seen, right, order = [], 0, torch.zeros(2), torch.empty(0, dtype=torch.long)
     family.model.train()
     for step in range(1, steps + 1):
         while len(order) < stage.batch_size:
@@ -80,7 +87,8 @@ def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: int) -> li
         schedule.step()
         seen, right = seen + sum(map(len, facts)), right + correct
         if step % 50 == 0 or step == steps:
-            log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": right / seen})
+            placed, pooled = (right / seen).tolist()
+            log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
             print(log[-1], flush=True)
-            seen = right = 0
+            seen, right = 0, torch.zeros(2)
     return log
