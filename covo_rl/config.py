@@ -271,7 +271,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     Raises:
         ConfigError: unknown options (with the nearest name), unreadable values, contradictions - all at once.
     """
-    from trl import TrlParser
+    from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]  # lazily exported, documented
 
     words = list(sys.argv[1:] if args is None else args)
     words = [part for word in words for part in (["--lora", "false"] if word == "--full" else [word])]
