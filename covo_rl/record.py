@@ -63,7 +63,7 @@ def environment(files: Mapping[str, str | Path] | None = None) -> dict[str, Any]
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "packages": versions,
-        "sha256": {name: file_sha256(path) for name, path in (files or {}).items()},
+        "sha256": {name: file_sha256(path) for name, path in (files or {}).items() if Path(path).is_file()},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 

@@ -19,13 +19,13 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from covo_rl import builtin, console, data, doctor
+from covo_rl import builtin, console, data, doctor, questions
 from covo_rl.audio import ClipStore
 from covo_rl.batch import Batch, rollout_rows
 from covo_rl.checkpoint import CheckpointError
 from covo_rl.checkpoint.saver import Saver
 from covo_rl.config import ConfigError, Options
-from covo_rl.data.fit import fit_clips, hold_out
+from covo_rl.data.fit import fit_clips
 from covo_rl.evaluate import evaluate
 from covo_rl.export import export_run_adapter
 from covo_rl.export.errors import ExportError
@@ -43,7 +43,6 @@ from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.train import Trainer
-from covo_rl.types import Example
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
@@ -67,8 +66,8 @@ class Session:
         self.accelerator = accelerator or Accelerator()
         self.main = self.accelerator.is_main_process
         seed_everything(options.train.seed)
-        self.files = self._files()
-        self.examples, self.held_out = self._split_rows()
+        with self.accelerator.main_process_first():  # the first process renders the built-in set
+            self.rows = questions.read(options)
         model = options.model
         self.family = load(
             builtin.resolve_model(model.model),
@@ -93,66 +92,22 @@ class Session:
 
     # -- set-up --------------------------------------------------------------------------------------------------
 
-    def _files(self) -> dict[str, tuple[Path, Path]]:
-        """What to read: name -> (questions, audio folder). The built-in set is rendered on first use."""
-        given = self.options.data
-        files: dict[str, tuple[Path, Path]] = {}
-        rendered: dict[str, Path] = {}
-        if given.data is None:
-            with self.accelerator.main_process_first():
-                rendered = builtin.questions()
-        for name, split, path, audio_dir in (
-            ("data", "train", given.data, given.audio_dir),
-            ("eval_data", "test", given.eval_data, given.eval_audio_dir or given.audio_dir),
-        ):
-            if path is not None:
-                files[name] = (Path(path), Path(audio_dir) if audio_dir else Path(path).parent)
-            elif rendered:
-                files[name] = (rendered[split], rendered[split].parent)
-        return files
-
-    def _split_rows(self) -> tuple[list[Example], list[Example]]:
-        """Training and held-out rows; without held-out questions a share of the training rows, by clip."""
-        given = self.options.data
-        rows = self._rows("data")
-        if not self.options.eval.evaluate:
-            return rows[: given.limit], []
-        if "eval_data" in self.files:
-            return rows[: given.limit], self._rows("eval_data")[: given.eval_limit]
-        train, held_out = hold_out(rows, given.eval_fraction)
-        self._print(f"no eval_data: {len(held_out)} of {len(rows)} rows are held out, all rows of a clip together")
-        return train[: given.limit], held_out[: given.eval_limit]
-
-    def _rows(self, name: str) -> list[Example]:
-        path, audio_dir = self.files[name]
-        return data.load(str(path), str(audio_dir), allow_outside=self.options.data.allow_outside_audio)
-
     def _check_data(self) -> None:
-        """Broken and over-long clips and overlap are reported together, before anything trains; then clips are fitted.
+        """Every clip is decoded for this, so the first process checks for all; then clips are fitted.
 
-        Every clip is decoded for this, so the first process does it for all.
+        Raises:
+            ConfigError: broken and over-long clips and overlap, all together, before anything trains.
         """
-        found = [self._data_problems() if self.main else []]
+        longest = self.family.max_clip_seconds
+        found = [questions.problems(self.rows, self.options.data, longest) if self.main else []]
         problems = broadcast_object_list(found)[0]
         if problems:
-            shown = problems[:50] + ([f"... and {len(problems) - 50} more"] if len(problems) > 50 else [])
-            raise ConfigError(shown)
-        longest, mode = self.family.max_clip_seconds, self.options.data.long_audio
-        self.examples, notes = fit_clips(self.examples, longest, mode)
-        self.held_out, more = fit_clips(self.held_out, longest, mode)
-        for note in (*notes, *more):
+            raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
+        mode = self.options.data.long_audio
+        self.examples, notes = fit_clips(self.rows.train, longest, mode)
+        self.held_out, more = fit_clips(self.rows.held_out, longest, mode)
+        for note in (*self.rows.notes, *notes, *more):
             self._print(note)
-
-    def _data_problems(self) -> list[str]:
-        longest = self.family.max_clip_seconds if self.options.data.long_audio == "error" else None
-        problems = [
-            f"{name} row {problem.row_id}: {problem.what}"
-            for name, rows in (("data", self.examples), ("eval_data", self.held_out))
-            for problem in data.check(rows, max_clip_seconds=longest)
-        ]
-        if self.held_out and not self.options.data.allow_overlap:
-            problems += [str(item) for item in data.overlap(self.examples, self.held_out) if item.serious]
-        return problems
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -167,7 +122,7 @@ class Session:
         self.run.write_config(options.flat())
         rewards = {term.name: term.weight for term in components(options.reward.rewards)}
         reward_files = {f"reward:{name}": path for name, path in builtin.reward_files(rewards).items()}
-        record = environment({**{n: p for n, (p, _) in self.files.items()}, **reward_files})
+        record = environment({**self.rows.files, **reward_files})
         if options.reward.judge:
             record["judge_templates"] = template_hashes()
         self.run.write_json("environment.json", record)
@@ -189,8 +144,8 @@ class Session:
         return [
             ("model", f"{self.options.model.model} ({self.family.model_type})"),
             ("device", f"{self.accelerator.device}, {self.accelerator.num_processes} process(es)"),
-            ("data", f"{len(self.examples)} rows from {self.files['data'][0]}"),
-            ("held out", f"{len(self.held_out)} rows from {self.files.get('eval_data', self.files['data'])[0]}"),
+            ("data", f"{len(self.examples)} rows from {self.rows.files['data']}"),
+            ("held out", f"{len(self.held_out)} rows from {self.rows.files.get('eval_data', self.rows.files['data'])}"),
             ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
             ("R_total", terms + (f", gated by {self.options.reward.reward_gate}"
                                  if self.options.reward.reward_gate != "none" else "")),
