@@ -73,7 +73,7 @@ class Harness:
         A checkpoint is saved right after a log line, so the moments shortly after one fall into its writing.
         """
         log, longest = self.random.choices(MOMENTS, WEIGHTS)[0]
-        before, deadline = size(output), time.monotonic() + PATIENCE_S
+        before, deadline, stale = size(output), time.monotonic() + PATIENCE_S, partial(output)
         while log and size(output) == before:
             if process.poll() is not None:
                 return None
@@ -86,7 +86,7 @@ class Harness:
             return None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        where = "while writing a checkpoint" if partial(output) else "in a step" if log else "while starting"
+        where = "while writing a checkpoint" if partial(output) - stale else "in a step" if log else "while starting"
         return Kill(where, len(metrics(output)))
 
     def round(self, output: Path, expected: list[str], wanted: int) -> None:
@@ -127,10 +127,11 @@ def size(output: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def partial(output: Path) -> bool:
-    """Whether a checkpoint was left half-written."""
+def partial(output: Path) -> set[tuple[str, int]]:
+    """Half-written checkpoints: name and inode, which tells a new one from one that an earlier kill left."""
     folder = output / "checkpoints"
-    return folder.is_dir() and any(path.name.startswith(".partial-") for path in folder.iterdir())
+    found = [path for path in folder.iterdir() if path.name.startswith(".partial-")] if folder.is_dir() else []
+    return {(path.name, path.stat().st_ino) for path in found}
 
 
 def tail(output: Path) -> str:
