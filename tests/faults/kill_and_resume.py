@@ -9,6 +9,7 @@ takes seconds to start; --toy kills tests/faults/toy.py, which uses the same che
 """
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -59,7 +60,9 @@ class Harness:
         words = [*launcher, *script, *self.options, "--output", str(output), *(["--resume", "auto"] if resume else [])]
         log = open(output.with_suffix(".log"), "ab")  # noqa: SIM115 - the child keeps it
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
+        process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=environment)
+        atexit.register(end, process)
+        return process
 
     def undisturbed(self, output: Path) -> list[str]:
         process = self.start(output, resume=False)
@@ -112,6 +115,12 @@ class Harness:
             self.kills.append(kill)
 
 
+def end(process: subprocess.Popen) -> None:
+    """Leave no run behind when the harness itself is interrupted."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def metrics(output: Path) -> list[str]:
     """Complete lines of metrics.jsonl without wall-clock times."""
     path = output / "metrics.jsonl"
@@ -146,6 +155,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("options", nargs="*", help="further options of the run, after --")
     arguments = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     harness = Harness(arguments.toy, arguments.ranks, arguments.options, random.Random(arguments.seed))
     folder = Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
     expected = harness.undisturbed(folder / "undisturbed")
