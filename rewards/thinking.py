@@ -5,6 +5,9 @@
 Soundness, factual correctness, error identification, coherence, conciseness. With a judge: five yes/no verdicts, the
 rationale is kept in the rollout log. Without: the deterministic checkers of covo_rl/rewards/criteria.py, among them a
 fact-check of every claim about the clip against the row's `facts` and `fact_lexicon` where it has them.
+
+That check knows the truth, so this component alone can teach right answers: `thinking(use_gold=False)` looks neither at
+facts nor at the right answer, for experiments that ask what R_accuracy contributes.
 """
 
 from covo_rl.rewards.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge_free
@@ -13,7 +16,7 @@ from covo_rl.rewards.text import column, parsed_completions
 
 def thinking(
     completions, question=None, choices=None, answer=None, facts=None, fact_lexicon=None, parsed=None, judge=None,
-    min_words=MIN_WORDS, max_words=MAX_WORDS, log_extra=None, log_missing=None, **kwargs,
+    min_words=MIN_WORDS, max_words=MAX_WORDS, use_gold=True, log_extra=None, log_missing=None, **kwargs,
 ):  # fmt: skip
     """
     >>> thinking(["<think>I hear two low knocks on wood.</think><answer>two</answer>"], choices=[["one", "two"]],
@@ -22,6 +25,8 @@ def thinking(
     """
     found = parsed_completions(completions, parsed)
     n = len(found)
+    if not use_gold:
+        answer = facts = None
     questions, options, golds = column(question, n), column(choices, n), column(answer, n)
     if judge is not None:
         from covo_rl.rewards.judging import judge_thinking

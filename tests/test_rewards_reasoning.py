@@ -256,3 +256,11 @@ def test_the_fast_way_to_tokens_agrees_with_the_slow_one():
             [t.casefold() for t in normalize.drop_articles(normalize.raw_tokens(normalize.clean(text)))]
         )
         assert normalize.text_tokens(text) == slow, text
+
+
+def test_without_gold_neither_facts_nor_the_right_answer_move_thinking():
+    row = {"choices": [["one", "two"]], "facts": [{"count": "two"}], "fact_lexicon": [{"count": ["one", "two"]}]}
+    said = ["<think>I hear one low knock ring on the wood, so the answer is one.</think><answer>one</answer>"]
+    blind = load("thinking(use_gold=False)")
+    assert load("thinking")(said, answer=["two"], **row) == [0.6]  # a false claim, left standing
+    assert blind(said, answer=["two"], **row) == blind(said, answer=["one"], **row) == [1.0]
