@@ -12,8 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: install  ## GRPO on the built-in questions: about ten CPU minutes
 	$(BIN)/accelerate launch recipes/grpo_mmau.py $(ARGS)
 
-test: install  ## the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+test: install  ## the whole suite, two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 install: $(VENV)/.installed
 
