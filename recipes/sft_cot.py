@@ -13,14 +13,13 @@ The demo's teacher is weak on purpose: what GRPO regains of it is mostly recover
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
-import time
 from pathlib import Path
 
 from covo_rl.coldstart import load_config
 from covo_rl.config import ConfigError
+from covo_rl.data import DataError
+from covo_rl.prompt import PromptError
 
 
 def parse(arguments: list[str] | None = None) -> tuple[str | None, dict]:
@@ -41,42 +40,11 @@ def main(arguments: list[str] | None = None) -> Path:
     path, overrides = parse(arguments)
     try:
         config = load_config(path, overrides)
-    except ConfigError as error:
-        sys.exit(str(error))
-    from transformers import set_seed
+        from covo_rl.coldstart.stages import run  # after parsing, so that --help and typos answer at once
 
-    from covo_rl.coldstart import build, data, supervised, tagging
-
-    start = time.perf_counter()
-    set_seed(config.seed)
-    examples = data.examples(config)
-    first, _ = data.used_rows(config)
-    family = build.family(config, examples)
-    parameters = sum(p.numel() for p in family.model.parameters())
-    print(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters", flush=True)
-    rows = data.prepare(examples, family, config)
-    print(f"features ready after {time.perf_counter() - start:.0f} s", flush=True)
-    log = []
-    for number, stage in enumerate(config.stages):
-        if number < config.start_stage:
-            continue
-        seed = config.seed + 1000 * number
-        chosen = rows[stage.first_row - first :][: stage.rows]
-        began = time.perf_counter()
-        if stage.kind == "tagging":
-            history = tagging.run(family, chosen, stage, seed)
-        else:
-            history = supervised.run(family, chosen, stage, config, seed)
-        seconds = time.perf_counter() - began
-        log.append({"stage": number, "kind": stage.kind, "rows": len(chosen), "seconds": seconds, "log": history})
-        print(f"stage {number} ({stage.kind}, {len(chosen)} rows): {seconds:.0f} s", flush=True)
-        if config.save_stages:
-            build.save(family, Path(config.output) / f"stage-{number}", dataclasses.replace(config, save_dtype="auto"))
-    folder = Path(config.output)
-    build.save(family, folder, config)
-    (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
-    print(f"checkpoint: {folder}")
-    return folder
+        return run(config)
+    except (ConfigError, DataError, PromptError) as error:
+        sys.exit(f"sft_cot: {error}")
 
 
 if __name__ == "__main__":

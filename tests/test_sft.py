@@ -163,11 +163,37 @@ def test_a_supervised_stage_learns_and_leaves_frozen_parts_alone(prepared):
     family, rows, config = prepared
     before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
     stage = Stage(steps=25, batch_size=8, learning_rate=5e-3, train_parts=["llm", "lm_head"])
-    log = supervised.run(family, rows, stage, config, seed=0)
+    log = supervised.run(family, rows, stage, config, seed=0).log
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert float(log[-1]["train_loss"]) < 0.6 * float(losses[0])
     moved = {name.split(".")[0] for name, p in family.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"llm"}
+
+
+def test_another_family_learns_through_the_same_stage():
+    """Qwen2-Audio, with its own names for the audio tensors and no logits_to_keep."""
+    from covo_rl.coldstart import data, supervised
+    from covo_rl.models import family_class
+    from covo_rl.models.tiny import tiny_qwen2_audio
+
+    config = load_config(None, {"rows": 4, "model": "x", "stages": [{"kind": "sft"}]})
+    examples = data.examples(config)
+    model, processor = tiny_qwen2_audio([row.question for row in examples])
+    family = family_class("qwen2_audio")(model, processor)
+    rows = data.prepare(examples, family, config)
+    stage = Stage(steps=4, batch_size=2, learning_rate=1e-2, lr_scheduler_type="constant", train_parts=["llm"])
+    log = supervised.run(family, rows, stage, config, seed=0).log
+    first = next(entry["loss"] for entry in log if "loss" in entry)
+    assert float(log[-1]["train_loss"]) < float(first)
+
+
+def test_sharded_launches_take_one_sft_stage(monkeypatch):
+    from covo_rl.coldstart import stages
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    config = load_config(None, {"rows": 4, "model": "x", "stages": [{"kind": "sft"}, {"kind": "sft"}]})
+    with pytest.raises(ConfigError, match="2 stages under FSDP or ZeRO: give one sft stage"):
+        stages.run(config)
 
 
 def test_the_recipe_writes_a_checkpoint_that_loads_with_its_prompt(tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import yaml
+from accelerate import PartialState
 
 from covo_rl.coldstart.config import ColdStartConfig
 from covo_rl.models.base import AudioFamily
@@ -54,13 +54,26 @@ def texts(config: ColdStartConfig, rows: Sequence[Example]) -> list[str]:
     return found
 
 
-def save(built: AudioFamily, folder: str | Path, config: ColdStartConfig) -> None:
-    """Weights (in `save_dtype`), processor, `prompt.yaml` for later stages and `cold_start.yaml`, what was run."""
+def save(
+    built: AudioFamily,
+    folder: str | Path,
+    config: ColdStartConfig,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Weights (in `save_dtype`), processor, `prompt.yaml` for later stages and `cold_start.yaml`, what was run.
+
+    `state_dict` replaces the model's own weights where those are shards. The main process writes.
+    """
+    if not PartialState().is_main_process:
+        return
     folder = Path(folder)
-    model = built.model
-    if config.save_dtype != "auto":
-        model = copy.deepcopy(model).to(getattr(torch, config.save_dtype))
-    model.save_pretrained(folder)
+    weights = built.model.state_dict() if state_dict is None else state_dict
+    dtype = next(iter(weights.values())).dtype if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
+    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+    held = built.model.config.dtype
+    built.model.config.dtype = dtype
+    built.model.save_pretrained(folder, state_dict=weights)
+    built.model.config.dtype = held
     built.processor.save_pretrained(folder)
     for name, content in (
         ("prompt.yaml", dataclasses.asdict(config.prompt)),

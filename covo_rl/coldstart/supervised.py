@@ -6,6 +6,7 @@ import inspect
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -102,8 +103,16 @@ def set_trained_parts(family: AudioFamily, parts: Sequence[str]) -> None:
         parameter.requires_grad_(name.startswith(prefixes))
 
 
-def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, config: ColdStartConfig, seed: int) -> list[dict]:
-    """Train `family.model` in place on the stage's completions; returns the trainer's log."""
+@dataclass(frozen=True)
+class Trained:
+    """`log` of the trainer; `state_dict`: the gathered weights where FSDP or ZeRO left `family.model` in shards."""
+
+    log: list[dict]
+    state_dict: Mapping[str, torch.Tensor] | None = None
+
+
+def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, config: ColdStartConfig, seed: int) -> Trained:
+    """Train `family.model` in place on the stage's completions."""
     rng = random.Random(seed)
     texts = [completion(row.example, stage, rng, config.completion_column) for row in rows]
     if stage.train_parts:
@@ -117,8 +126,11 @@ def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, config: ColdStar
             processing_class=family.tokenizer,
         )
         trainer.train()
+    state_dict: Any = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective: every rank takes part
     family.model.requires_grad_(True)
-    return trainer.state.log_history
+    return Trained(trainer.state.log_history, state_dict)
 
 
 def sft_config(stage: Stage, seed: int, folder: str) -> SFTConfig:
