@@ -130,8 +130,8 @@ def test_shards_hold_at_most_the_limit_and_one_is_made_at_a_time(tmp_path):
 
 
 def test_a_shard_is_an_eighth_of_the_model_by_default():
-    """16 tensors of 4 MB, 64 MB: 8 MB a shard, so that model + shard = 1.125 x the model."""
-    entries = [entry(str(i), 1_000_000) for i in range(16)]
+    """16 tensors of 64 MB, 1 GB: 128 MB a shard, so that model + shard = 1.125 x the model. None is made here."""
+    entries = [entry(str(i), 16_000_000) for i in range(16)]
     assert [len(group) for group in shards(entries)] == [2] * 8
 
 

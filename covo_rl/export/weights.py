@@ -26,7 +26,7 @@ ADAPTER = "default"
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
-MIN_SHARD_BYTES = 1 << 20
+MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
 #: transformers 5.17 undoes the renaming of Qwen2-Audio's decoder twice; the published name has one `model`.
 TWICE = re.compile(r"^(language_model\.model)\.model\.")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
