@@ -27,7 +27,7 @@ from covo_rl.checkpoint.saver import Saver
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.fit import fit_clips
 from covo_rl.evaluate import evaluate
-from covo_rl.export import export_run_adapter
+from covo_rl.export import export_run_adapter, update_card
 from covo_rl.export.errors import ExportError
 from covo_rl.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.models import load
@@ -36,6 +36,7 @@ from covo_rl.policy.checks import SelfCheckError
 from covo_rl.policy.modes import build as build_modes
 from covo_rl.policy.modes import render_report
 from covo_rl.policy.patterns import PatternError
+from covo_rl.policy.quantised import quantization_kwargs
 from covo_rl.prompt import PromptError, build
 from covo_rl.record import Run, environment
 from covo_rl.report import curves
@@ -74,6 +75,7 @@ class Session:
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
+            **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
         )
         self.clips = ClipStore()
         self._check_data()
@@ -129,6 +131,8 @@ class Session:
         if self.main:
             console.console.print(console.summary_table("run", self._summary(rewards)))
             console.console.print(render_report(self.modes.report))
+            for note in self.modes.notes:
+                self._print(note)
         if options.reward.check_rewards:
             findings = lint(options.reward.rewards, self.examples[:8])
             if findings:
@@ -269,6 +273,7 @@ class Session:
         }
         path = self.run.write_json("result.json", result)
         if self.main:
+            update_card(exported, self.run.folder)
             self._print_result(before, after, silent, swapped, exported, path)
         return path
 

@@ -1,8 +1,10 @@
 """What the package promises as a whole: light imports, small files, one name in site-packages."""
 
+import importlib
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -79,6 +81,13 @@ def test_every_command_answers_help(words):
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
+
+
+def test_the_serving_plugin_is_an_entry_point():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    target = config["project"]["entry-points"]["vllm.general_plugins"]["covo_rl"]
+    module, _, function = target.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_an_unknown_command_lists_those_that_exist():

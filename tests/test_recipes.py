@@ -53,6 +53,8 @@ def test_the_main_job_learns_and_leaves_a_complete_run_folder(questions, tmp_pat
     assert 0 <= result["after_silent_audio"]["accuracy_sampled"] <= 1
     assert 0 <= result["after_swapped_audio"]["accuracy_sampled"] <= 1
     assert json.loads((run / result["adapter"] / "verification.json").read_text())["ok"] is True
+    card = (run / result["adapter"] / "README.md").read_text()
+    assert f"{result['after']['accuracy_greedy']:.4g}" in card, "the model card lacks the figures of the run"
     assert (run / "curves.png").stat().st_size > 5_000
     rollouts = [json.loads(line) for line in (run / "rollouts" / "step_00012.jsonl").read_text().splitlines()]
     assert len(rollouts) == 16 * 8
