@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from covo_rl.coldstart import load_config
+from covo_rl.coldstart.teacher import TeacherError
 from covo_rl.config import ConfigError
 from covo_rl.data import DataError
 from covo_rl.prompt import PromptError
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> Path:
         from covo_rl.coldstart.stages import run  # after parsing, so that --help and typos answer at once
 
         return run(config)
-    except (ConfigError, DataError, PromptError) as error:
+    except (ConfigError, DataError, PromptError, TeacherError) as error:
         sys.exit(f"sft_cot: {error}")
 
 

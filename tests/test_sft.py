@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from covo_rl.coldstart import Stage, load_config
-from covo_rl.coldstart.teacher import completion
+from covo_rl.coldstart.teacher import TeacherError, completion, completions
 from covo_rl.config import ConfigError
 from covo_rl.prompt import parse
 from covo_rl.types import Example
@@ -53,8 +53,15 @@ def test_broken_and_inconsistent_are_probabilities():
 def test_the_column_teacher_takes_the_text_of_the_row_and_names_what_is_missing():
     stage = Stage(teacher="column")
     assert completion(ROW, stage, random.Random(0)) == ROW.columns["completion"]
-    with pytest.raises(ValueError, match=r"row-1: no text in column 'cot'; it has evidence, completion"):
+    with pytest.raises(TeacherError, match=r"row-1: no text in column 'cot'; it has evidence, completion"):
         completion(ROW, stage, random.Random(0), column="cot")
+
+
+def test_rows_without_a_target_are_named_together():
+    with pytest.raises(TeacherError) as error:
+        completions([ROW] * 12, Stage(teacher="column"), 0, column="cot")
+    assert str(error.value).count("row-1: no text in column 'cot'") == 10
+    assert str(error.value).endswith("and 2 more rows")
 
 
 def test_all_problems_of_a_config_come_at_once_with_the_nearest_name(tmp_path):
@@ -160,10 +167,10 @@ def test_tagging_learns_the_facts_of_a_few_clips_and_moves_encoder_and_adapter_o
 def test_a_supervised_stage_learns_and_leaves_frozen_parts_alone(prepared):
     from covo_rl.coldstart import supervised
 
-    family, rows, config = prepared
+    family, rows, _ = prepared
     before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
     stage = Stage(steps=25, batch_size=8, learning_rate=5e-3, train_parts=["llm", "lm_head"])
-    log = supervised.run(family, rows, stage, config, seed=0).log
+    log = supervised.run(family, rows, completions([row.example for row in rows], stage, 0), stage, seed=0).log
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert float(log[-1]["train_loss"]) < 0.6 * float(losses[0])
     moved = {name.split(".")[0] for name, p in family.model.named_parameters() if not torch.equal(p, before[name])}
@@ -182,7 +189,7 @@ def test_another_family_learns_through_the_same_stage():
     family = family_class("qwen2_audio")(model, processor)
     rows = data.prepare(examples, family, config)
     stage = Stage(steps=4, batch_size=2, learning_rate=1e-2, lr_scheduler_type="constant", train_parts=["llm"])
-    log = supervised.run(family, rows, stage, config, seed=0).log
+    log = supervised.run(family, rows, completions(examples, stage, 0), stage, seed=0).log
     first = next(entry["loss"] for entry in log if "loss" in entry)
     assert float(log[-1]["train_loss"]) < float(first)
 

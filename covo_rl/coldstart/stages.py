@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,38 @@ from transformers import set_seed
 
 from covo_rl.coldstart import build, data, supervised, tagging
 from covo_rl.coldstart.config import ColdStartConfig
+from covo_rl.coldstart.teacher import completions
 from covo_rl.config import ConfigError
+from covo_rl.types import Example
 
 
 def run(config: ColdStartConfig) -> Path:
     """Train every stage from `start_stage` on; returns the checkpoint folder.
 
     Raises:
+        TeacherError: rows lack what a stage's teacher needs.
         ConfigError: several sft stages under FSDP or ZeRO, where a model cannot be taken from one trainer to the next.
     """
     _check_launch(config)
     set_seed(config.seed)
     examples = data.examples(config)
+    first, _ = data.used_rows(config)
+    targets = _targets(config, examples, first)
     family = build.family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
     rows = data.prepare(examples, family, config)
-    first, _ = data.used_rows(config)
     log, weights, folder = [], None, Path(config.output)
     for number, stage in enumerate(config.stages):
         if number < config.start_stage:
             continue
-        seed = config.seed + 1000 * number
+        seed = _seed(config, number)
         chosen = rows[stage.first_row - first :][: stage.rows]
         start = time.perf_counter()
         if stage.kind == "tagging":
             history = tagging.run(family, chosen, stage, seed)
         else:
-            trained = supervised.run(family, chosen, stage, config, seed)
+            trained = supervised.run(family, chosen, targets[number], stage, seed)
             history, weights = trained.log, trained.state_dict
         entry: dict[str, Any] = {"stage": number, "kind": stage.kind, "rows": len(chosen)}
         log.append({**entry, "seconds": time.perf_counter() - start, "log": history})
@@ -53,6 +58,21 @@ def run(config: ColdStartConfig) -> Path:
         (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     _say(f"checkpoint: {folder}")
     return folder
+
+
+def _seed(config: ColdStartConfig, number: int) -> int:
+    return config.seed + 1000 * number
+
+
+def _targets(config: ColdStartConfig, examples: Sequence[Example], first: int) -> dict[int, list[str]]:
+    """What every sft stage teaches, drawn before anything trains, so that a bad row stops the run at once."""
+    return {
+        number: completions(
+            examples[stage.first_row - first :][: stage.rows], stage, _seed(config, number), config.completion_column
+        )
+        for number, stage in enumerate(config.stages)
+        if number >= config.start_stage and stage.kind == "sft"
+    }
 
 
 def _check_launch(config: ColdStartConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from torch import nn
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from covo_rl.coldstart.config import ColdStartConfig, Stage
+from covo_rl.coldstart.config import Stage
 from covo_rl.coldstart.data import Row
-from covo_rl.coldstart.teacher import completion
 from covo_rl.models.base import AudioFamily
 
 IGNORED = -100
@@ -111,10 +109,8 @@ class Trained:
     state_dict: Mapping[str, torch.Tensor] | None = None
 
 
-def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, config: ColdStartConfig, seed: int) -> Trained:
-    """Train `family.model` in place on the stage's completions."""
-    rng = random.Random(seed)
-    texts = [completion(row.example, stage, rng, config.completion_column) for row in rows]
+def run(family: AudioFamily, rows: Sequence[Row], texts: Sequence[str], stage: Stage, seed: int) -> Trained:
+    """Train `family.model` in place to write `texts[i]` after the prompt of `rows[i]`."""
     if stage.train_parts:
         set_trained_parts(family, stage.train_parts)
     with tempfile.TemporaryDirectory() as folder:
