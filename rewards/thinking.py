@@ -36,7 +36,7 @@ def thinking(
     rows = zip(found, questions, options, golds, column(facts, n), column(fact_lexicon, n), strict=True)
     for item, asked, listed, gold, true_facts, lexicon in rows:
         # late in training the rollouts of a prompt say the same again and again
-        same = (item.think, item.answer, asked, str(gold), id(listed), id(true_facts), id(lexicon))
+        same = (item.think, item.answer, asked, str(gold), tuple(listed or ()), id(true_facts), id(lexicon))
         if same not in judged:
             judged[same] = judge_free(
                 item.think, item.answer, question=asked or "", choices=listed or (), gold=gold, facts=true_facts,

@@ -77,7 +77,9 @@ def from_groups(groups: Sequence[Group]) -> dict[str, list[Any]]:
     if len(sizes) > 1:
         raise ValueError(f"groups of different sizes {sorted(sizes)}: every prompt needs the same number of rollouts")
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    parsed = [parse(rollout.text, rollout.stop_reason) for _, rollout in pairs]
+    said = {(rollout.text, rollout.stop_reason) for _, rollout in pairs}  # rollouts of a prompt often say the same
+    read = {key: parse(*key) for key in said}
+    parsed = [read[rollout.text, rollout.stop_reason] for _, rollout in pairs]
     examples = [prompt.example for prompt, _ in pairs]
     columns: dict[str, list[Any]] = {
         "prompts": [prompt.text for prompt, _ in pairs],
