@@ -306,6 +306,8 @@ def check(options: Options) -> list[str]:
         (0 < loss.top_entropy_quantile <= 1, "top_entropy_quantile must be in (0, 1]"),
         (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
+        (options.reward.reward_gate == "none" or not loss.component_advantages,
+         f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
     ]  # fmt: skip
     problems = [message for fine, message in rules if not fine]
     from covo_rl.loss import check_loss_config

@@ -49,6 +49,12 @@ def test_contradictions_are_reported_together():
     assert any("at least 2 rollouts" in p for p in problems)
 
 
+def test_a_gate_that_would_have_no_effect_is_refused():
+    options = Options()
+    options.reward.reward_gate, options.loss.component_advantages = "accuracy", True
+    assert check(options) == ["reward_gate accuracy has no effect with component_advantages: choose one"]
+
+
 def test_number_map_reads_names_weights_and_mappings():
     assert number_map("a,b=0.5", what="rewards", default=1.0) == {"a": 1.0, "b": 0.5}
     assert number_map({"a": 2}, what="rewards") == {"a": 2.0}
