@@ -219,6 +219,7 @@ def test_the_recipe_writes_a_checkpoint_that_loads_with_its_prompt(tmp_path):
 
     family = models.load(str(tmp_path / "out"), dtype="float32")
     assert next(family.model.parameters()).dtype == torch.float32
+    assert next(models.load(str(tmp_path / "out")).model.parameters()).dtype == torch.float16
     assert yaml.safe_load((tmp_path / "out/prompt.yaml").read_text())["choice_style"] == "inline"
     assert yaml.safe_load((tmp_path / "out/cold_start.yaml").read_text())["seed"] == 5
     assert [stage["kind"] for stage in json.loads((tmp_path / "out/training_log.json").read_text())] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,10 +71,10 @@ def save(
     weights = built.model.state_dict() if state_dict is None else state_dict
     dtype = next(iter(weights.values())).dtype if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
     weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
-    held = built.model.config.dtype
-    built.model.config.dtype = dtype
     built.model.save_pretrained(folder, state_dict=weights)
-    built.model.config.dtype = held
+    saved = copy.deepcopy(built.model.config)
+    saved.dtype = dtype  # save_pretrained names the model's own
+    saved.save_pretrained(folder)
     built.processor.save_pretrained(folder)
     for name, content in (
         ("prompt.yaml", dataclasses.asdict(config.prompt)),
