@@ -29,11 +29,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "n
 
 def file_sha256(path: str | Path) -> str:
     """Hex digest of a file, read in blocks."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git(*words: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from covo_rl.evaluate.predictions import read_predictions
 from covo_rl.evaluate.problems import EvalInputError
 from covo_rl.evaluate.rows import read_examples
 from covo_rl.evaluate.sets import EvalSet, key_sha256, version_of
+from covo_rl.record import file_sha256
 from covo_rl.types import Example
 
 
@@ -26,11 +26,6 @@ class Inputs:
     predictions: dict[str, list[str]] | None = None
     warnings: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-def file_sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_inputs(

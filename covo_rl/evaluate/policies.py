@@ -8,9 +8,9 @@ from typing import Any
 
 from covo_rl.config import AdapterConfig, PromptConfig, RolloutConfig
 from covo_rl.evaluate.engine import PolicyAnswerer
-from covo_rl.evaluate.inputs import file_sha256
 from covo_rl.evaluate.runner import Ranks
 from covo_rl.evaluate.sets import PromptStyle
+from covo_rl.record import file_sha256
 
 
 def process_ranks() -> Ranks:
