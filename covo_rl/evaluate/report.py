@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from covo_rl.console import percent
 from covo_rl.evaluate.records import Record, write_atomically
 from covo_rl.evaluate.sets import EvalSet
 from covo_rl.evaluate.statistics import compare_pairs
@@ -76,10 +77,6 @@ def submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
     write_atomically(path, lambda file: json.dump(content, file, indent=2))
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def interval(block: Mapping[str, Any]) -> str:
