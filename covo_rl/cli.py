@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from covo_rl.shutdown import exit_after
+
 #: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("covo_rl.cli", "train", "GRPO on audio questions: runs recipes/grpo_mmau.py"),
@@ -41,8 +43,13 @@ def train(words: list[str]) -> None:
     runpy.run_path(recipe, run_name="__main__")
 
 
+def console_script() -> None:
+    """Entry point: `main`, as one of several ranks where a launcher started it."""
+    exit_after(main)
+
+
 def main(words: list[str] | None = None) -> None:
-    """Entry point of the console script."""
+    """Run the command that the words name."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
         print(usage())

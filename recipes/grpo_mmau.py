@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 from covo_rl.config import ConfigError, parse
+from covo_rl.shutdown import exit_after
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny.yaml"
 
@@ -64,4 +65,4 @@ def run(session) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    exit_after(lambda: main(sys.argv[1:]))

@@ -21,6 +21,7 @@ from covo_rl.coldstart.teacher import TeacherError
 from covo_rl.config import ConfigError
 from covo_rl.data import DataError
 from covo_rl.prompt import PromptError
+from covo_rl.shutdown import exit_after
 
 
 def parse(arguments: list[str] | None = None) -> tuple[str | None, dict]:
@@ -49,4 +50,4 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

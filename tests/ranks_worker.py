@@ -20,6 +20,7 @@ import policy_cases as cases
 
 from covo_rl.config import RolloutConfig
 from covo_rl.rollout import sample
+from covo_rl.shutdown import exit_after
 
 CONFIG = RolloutConfig(num_generations=3, max_completion_length=16)
 # rank 0 has audio in both rows, rank 1 a text-only row and one that shares a clip with nobody
@@ -118,8 +119,7 @@ def main() -> None:
     results = {name: run(how, kwargs) for name, (how, kwargs) in CASES.items()}
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(results), flush=True)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)

@@ -29,6 +29,7 @@ from covo_rl.guard import StopSignals
 from covo_rl.loss import Normalizer, policy_loss
 from covo_rl.record import Run
 from covo_rl.sampler import PromptSampler, share
+from covo_rl.shutdown import exit_after
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 
 ROWS, VOCABULARY, LENGTH, GROUP = 10, 6, 3, 4
@@ -216,9 +217,7 @@ def main() -> None:
         for line in saver.resume(trainer, arguments.resume):
             print(json.dumps(line), file=sys.stderr)
         trainer.run(saver, run)
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    exit_after(main)
