@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from covo_rl.evaluate.problems import EvalInputError
+from covo_rl.shutdown import exit_after
 
 app = typer.Typer(
     add_completion=False,
@@ -113,4 +114,4 @@ def _reporting(function: Any, *args: Any) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    exit_after(app)  # accelerate launch -m covo_rl.evaluate.cli
