@@ -67,7 +67,7 @@ def flops(cell: Cell, sizes: Sizes, prompt_length: int, *, stock: bool) -> Work:
     encode = encoder_flops(cell, sizes)
     prompt = copies * (T * _linear(sizes) + _attention(sizes, _causal(T)))
     completion = N * (C * _linear(sizes) + _attention(sizes, C * T + _causal(C)))
-    positions = N * (T + C) if stock else N * C
+    scored = N * C
     linear = (copies * T + N * C) * _linear(sizes)
     attention = _attention(sizes, copies * _causal(T) + N * (C * T + _causal(C)))
     audio = copies * encode if stock else 0.0
@@ -75,6 +75,6 @@ def flops(cell: Cell, sizes: Sizes, prompt_length: int, *, stock: bool) -> Work:
         encode=copies * encode,
         prefill=prompt,
         decode=completion + N * C * head,
-        old=audio + completion + positions * head + (prompt if stock else 0.0),
-        loss=audio + 2 * linear + 3 * attention + 2 * positions * head,
+        old=audio + completion + scored * head + (prompt if stock else 0.0),
+        loss=audio + 2 * linear + 3 * attention + 2 * scored * head,
     )

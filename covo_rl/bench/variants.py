@@ -1,7 +1,7 @@
 """One training step done twice: the stock way and ours.
 
 Stock is what TRL's GRPOTrainer does once audio is patched in: one row per rollout, the clip repeated for every row
-and encoded again in every pass, `generate`, and logits over all positions (audio models without `logits_to_keep`).
+and encoded again in every pass, `generate`, and logits (N, C, V) of the completion's positions (`logits_to_keep`).
 Phases: sample (encode + prefill + decode), old (no gradient), loss (forward and backward).
 """
 
@@ -118,8 +118,13 @@ class Stock:
     def _logps(self, groups: Sequence[Group]) -> torch.Tensor:
         completions = torch.tensor([r.completion_ids for g in groups for r in g.rollouts], device=self.policy.device)
         ids = torch.cat((self._prompt_ids(), completions), 1)
-        logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **self._audio(), use_cache=False).logits
-        logits = logits[:, -completions.shape[1] - 1 : -1]
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **self._audio(),
+            use_cache=False,
+            logits_to_keep=completions.shape[1] + 1,
+        ).logits[:, :-1]
         picked = logits.gather(-1, completions[..., None])[..., 0]
         # TRL's selective_log_softmax: row by row, to save memory
         return picked - torch.stack([row.logsumexp(-1) for row in logits])
