@@ -60,7 +60,7 @@ def test_bench_writes_what_others_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(case.Sizes, "__init__", _small_sizes)
     path = tmp_path / "bench.json"
-    words = f"grpo --json {path} --cells 188,2,3 --repeats 1 --clips 1 --no-memory --device cpu"
+    words = f"grpo --json {path} --cells 188,2,3 --repeats 1 --clips 1 --trl --no-memory --device cpu"
     done = CliRunner().invoke(cli.app, words.split())
     assert done.exit_code == 0, done.output
     (row,) = json.loads(path.read_text())
@@ -69,7 +69,8 @@ def test_bench_writes_what_others_read(tmp_path, monkeypatch):
     assert (row["P"], row["G"], row["C"]) == (188, 2, 3)
     assert set(row["ratio_by_phase"]) == {"encode", "prefill", "decode", "old", "loss"}
     assert row["max_abs_logp_diff"] < 1e-5 and row["max_rel_grad_diff"] < 1e-4
-    assert "of at most" in done.output
+    assert row["trl_ratio"] == pytest.approx(row["trl_cpu_s"] / row["ours_like_trl_cpu_s"])
+    assert "of at most" in done.output and "TRL's trainer" in done.output
 
 
 def _small_sizes(self, vocabulary=512, **_):

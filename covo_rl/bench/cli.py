@@ -30,6 +30,7 @@ def grpo(
     clips: Annotated[int, typer.Option(help="unique clips (prompts) per step")] = 2,
     repeats: Annotated[int, typer.Option(help="interleaved repetitions; medians are reported")] = 3,
     vocabulary: Annotated[int, typer.Option(help="vocabulary of the timed model")] = 8192,
+    trl: Annotated[bool, typer.Option(help="also time TRL's own GRPOTrainer, made to see audio")] = False,
     memory: Annotated[bool, typer.Option(help="also measure peak memory of the loss pass, in own processes")] = True,
     memory_vocabulary: Annotated[int, typer.Option(help="vocabulary of the memory runs")] = 152_064,
     memory_clips: Annotated[int, typer.Option(help="unique clips of the memory runs")] = 1,
@@ -45,7 +46,7 @@ def grpo(
     sizes = Sizes(vocabulary=vocabulary)
     rows: list[dict[str, Any]] = []
     for shape in shapes:
-        row = run_cell(Cell(*shape, clips), sizes, chosen, getattr(torch, dtype), repeats, mode="lora")
+        row = run_cell(Cell(*shape, clips), sizes, chosen, getattr(torch, dtype), repeats, mode="lora", trl=trl)
         if memory:
             large = Sizes(vocabulary=memory_vocabulary)
             small = Cell(*shape, memory_clips)
@@ -72,6 +73,9 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['ratio']:.2f}x of at most {row['flop_ratio']:.2f}x ({row['share_of_ceiling']:.0%}); {phases}; "
         f"log-probs differ by {row['max_abs_logp_diff']:.1e}, gradients by {row['max_rel_grad_diff']:.1e}"
     )
+    if row["trl_ratio"] is not None:
+        text += f"; TRL's trainer {row['trl_cpu_s']:.2f} s, ours {row['ours_like_trl_cpu_s']:.2f} s"
+        text += f", {row['trl_ratio']:.2f}x"
     if row["peak_mb_stock"] is not None:
         text += f"; loss pass peak {row['peak_mb_stock']:.0f} MiB stock, {row['peak_mb_ours']:.0f} MiB ours"
     return text

@@ -83,9 +83,9 @@ def equality(case: Case) -> tuple[float, float]:
 
 
 def run_cell(
-    cell: Cell, sizes: Sizes, device: torch.device, dtype: torch.dtype, repeats: int, mode: str
+    cell: Cell, sizes: Sizes, device: torch.device, dtype: torch.dtype, repeats: int, mode: str, trl: bool = False
 ) -> dict[str, Any]:
-    """One row of the table: medians of interleaved repetitions."""
+    """One row of the table: medians of interleaved repetitions; `trl` adds those of TRL's own trainer."""
     case = make(cell, sizes, device, dtype)
     timer = Timer(device)
     logp_difference, gradient_difference = equality(case)  # also the warm-up
@@ -103,6 +103,11 @@ def run_cell(
     work = {name: flops(cell, sizes, length, stock=name == "stock") for name in runs}
     ratio = medians["stock"]["step"] / medians["ours"]["step"]
     ceiling = work["stock"].total / work["ours"].total
+    against_trl: dict[str, Any] = {"trl_cpu_s": None, "ours_like_trl_cpu_s": None, "trl_ratio": None}
+    if trl:
+        from covo_rl.bench.trl_audio import compare
+
+        against_trl = compare(case, timer, repeats)
     return {
         "P": cell.positions, "G": cell.generations, "C": cell.completion, "mode": mode, "clips": cell.clips,
         "prompt_positions": length, "device": str(device), "dtype": str(dtype).removeprefix("torch."),
@@ -117,7 +122,7 @@ def run_cell(
         "tokens_per_s_stock": count * cell.completion / medians["stock"]["wall"],
         "tokens_per_s_ours": count * cell.completion / medians["ours"]["wall"],
         "max_abs_logp_diff": logp_difference, "max_rel_grad_diff": gradient_difference,
-        "peak_mb_stock": None, "peak_mb_ours": None, "peak_vocabulary": None,
+        **against_trl, "peak_mb_stock": None, "peak_mb_ours": None, "peak_vocabulary": None,
     }  # fmt: skip
 
 
