@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,29 @@ def chunks(items: Sequence, size: int) -> list[list]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
-def padded(per_group: Sequence[torch.Tensor], members: Sequence[int], width: int) -> torch.Tensor:
-    """Rows of the chosen groups, right-padded with zeros to (N, width)."""
+#: a group's index in its batch, and which of its rollouts
+Piece = tuple[int, slice]
+
+
+def micro_batches(members: Sequence[int], prompts: int, rollouts: int, generations: int) -> list[list[Piece]]:
+    """`prompts` whole groups at a time or, where `rollouts` is set and below G, `rollouts` of one group at a time."""
+    if rollouts and rollouts < generations:
+        return [[(p, slice(g, g + rollouts))] for p in members for g in range(0, generations, rollouts)]
+    return [[(p, slice(0, generations)) for p in some] for some in chunks(members, prompts)]
+
+
+def group_piece(groups: Sequence[Group], piece: Piece) -> Group:
+    """Some rollouts of a group; each piece computes the prompt once more."""
+    return Group(groups[piece[0]].prompt, groups[piece[0]].rollouts[piece[1]])
+
+
+def padded(
+    per_group: Sequence[torch.Tensor] | Mapping[int, torch.Tensor], pieces: Sequence[Piece], width: int
+) -> torch.Tensor:
+    """Rows of the chosen pieces, right-padded with zeros to (N, width)."""
     rows = []
-    for p in members:
-        row = per_group[p][:, :width]
+    for p, rollouts in pieces:
+        row = per_group[p][rollouts, :width]
         rows.append(torch.nn.functional.pad(row, (0, width - row.shape[1])))
     return torch.cat(rows)
 

@@ -153,6 +153,9 @@ class TrainConfig:
     max_steps: int = option(60, "generation steps")
     prompts_per_step: int = option(32, "P, unique prompts per step over all ranks")
     micro_batch_prompts: int = option(32, "whole groups per forward and backward on one rank")
+    micro_batch_rollouts: int = option(
+        0, "split each group over passes of this many rollouts, with micro_batch_prompts 1; 0 keeps groups whole"
+    )
     steps_per_generation: int = option(
         1, "optimiser steps per generated batch and iteration: the batch is split into this many"
     )
@@ -300,6 +303,8 @@ def check(options: Options) -> list[str]:
         (rollout.max_completion_length >= 1, "max_completion_length must be at least 1"),
         (train.prompts_per_step >= 1, "prompts_per_step must be at least 1"),
         (train.micro_batch_prompts >= 1, "micro_batch_prompts must be at least 1"),
+        (not train.micro_batch_rollouts or train.micro_batch_prompts == 1,
+         f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
         (train.num_iterations >= 1 and train.steps_per_generation >= 1,
          "num_iterations and steps_per_generation must be at least 1"),
         (train.learning_rate > 0, f"learning_rate {train.learning_rate}: must be above 0"),

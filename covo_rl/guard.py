@@ -133,16 +133,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
 
 
-def out_of_memory_advice(micro_batch_prompts: int, num_generations: int, *, can_retry: bool) -> str:
+def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: bool) -> str:
     """What to change, for the message of a run that ran out of memory."""
     advice = [
-        f"micro_batch_prompts (now {micro_batch_prompts}) to {max(micro_batch_prompts // 2, 1)}: same gradient"
+        f"micro_batch_prompts (now {micro_batch_prompts}) to {micro_batch_prompts // 2}: same gradient"
         if micro_batch_prompts > 1
-        else f"num_generations (now {num_generations}) or max_completion_length: micro_batch_prompts is already 1",
+        else f"micro_batch_rollouts (now {rollouts}) to {rollouts // 2}: same gradient"
+        if rollouts > 1
+        else "max_completion_length: a micro-batch is one rollout already",
         "--gradient_checkpointing",
         "a LoRA adapter instead of --full",
     ]
-    retry = " --oom_retry halves micro_batch_prompts by itself." if can_retry else ""
+    retry = " --oom_retry halves the micro-batch by itself." if can_retry else ""
     return "out of memory. Lower " + ", or use ".join(advice) + "; `covo-rl doctor` estimates what fits." + retry
 
 

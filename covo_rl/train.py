@@ -146,7 +146,7 @@ class Trainer:
         with clock("sample"):
             seed = hash_seed(self.options.train.seed, self.step, attempt)
             groups = sample(self.wrapped if self.sharded else self.policy, prompts, features,
-                            self.options.rollout, seed=seed)  # fmt: skip
+                            self.options.rollout, seed=seed, keep_prompts=self._needs_old_pass)  # fmt: skip
         with clock("reward"):
             table = run_rewards(groups, self.options.reward, trainer_state={"step": self.step})
         return groups, table
@@ -191,20 +191,29 @@ class Trainer:
 
     def _frozen_passes(self, batch: Batch) -> None:
         """Old and reference log-probs, once per generated batch, without gradient."""
-        if self.updates_per_step > 1 or self.options.loss.sampler_correction:
-            exact = self.policy.sampling_is_exact
-            old = None if exact else self._score(batch.groups)
+        if self._needs_old_logps:
+            # the sampling step's prompt keys serve this pass, so prompts are not computed again
+            old = self._score("old_logps", batch.groups) if self._needs_old_pass else None
             batch.old_logps = old or [sampling_logps(group, self.accelerator.device) for group in batch.groups]
+        self.policy.release()
         if self.options.loss.beta:
-            batch.ref_logps = self._score(batch.groups, reference=True)
+            batch.ref_logps = self._score("logps", batch.groups, reference=True)
 
-    def _score(self, groups: Sequence[Group], reference: bool = False) -> list[torch.Tensor]:
+    @property
+    def _needs_old_logps(self) -> bool:
+        """Later updates of a batch, and corrections of the sampler, compare with the policy that sampled."""
+        return self.updates_per_step > 1 or self.options.loss.sampler_correction
+
+    @property
+    def _needs_old_pass(self) -> bool:
+        return self._needs_old_logps and not self.policy.sampling_is_exact
+
+    def _score(self, method: str, groups: Sequence[Group], **kwargs: Any) -> list[torch.Tensor]:
         scores: list[torch.Tensor] = []
         with torch.no_grad():
             for some in chunks(groups, self.options.train.micro_batch_prompts):
                 features = self.policy.features([group.prompt for group in some])
-                result = self.wrapped("logps", some, features, temperature=self.options.rollout.temperature,
-                                      reference=reference)  # fmt: skip
+                result = self.wrapped(method, some, features, temperature=self.options.rollout.temperature, **kwargs)
                 scores += result.logps_NC.split([len(group.rollouts) for group in some])
         return scores
 

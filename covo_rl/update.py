@@ -1,4 +1,4 @@
-"""One optimiser update of a generated batch: micro-batches of whole groups, loss, gradient, step.
+"""One optimiser update of a generated batch: micro-batches of whole groups or of one's rollouts, loss, gradient, step.
 
 Loss normalisers are counts over all micro-batches and ranks, so their number changes the memory, not the gradient.
 An update that is not finite is skipped, dumped and counted; with `oom_retry` one that runs out of memory is repeated,
@@ -13,11 +13,12 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from covo_rl.batch import Batch, chunks, loss_mask, padded, sampling_logps
+from covo_rl.batch import Batch, Piece, group_piece, loss_mask, micro_batches, padded, sampling_logps
 from covo_rl.checkpoint.state import load_random_state, random_state
 from covo_rl.config import Options
 from covo_rl.guard import (
@@ -74,6 +75,7 @@ class Updater:
         self.spare = spare
         self.applied = 0
         self.micro_batch_prompts = options.train.micro_batch_prompts
+        self.micro_batch_rollouts = options.train.micro_batch_rollouts or options.rollout.num_generations
 
     def update(self, batch: Batch, chosen: list[int], step: int) -> dict[str, float]:
         """Update with the chosen groups of this rank; returns metrics over all ranks.
@@ -105,19 +107,23 @@ class Updater:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if before is None or self.micro_batch_prompts == 1:
+                if before is None or self.micro_batch_prompts * self.micro_batch_rollouts == 1:
                     advice = out_of_memory_advice(
-                        self.micro_batch_prompts, self.options.rollout.num_generations,
+                        self.micro_batch_prompts, self.micro_batch_rollouts,
                         can_retry=not retry and self.accelerator.num_processes == 1,
                     )  # fmt: skip
                     raise TrainingStopped(advice) from error
-            self.micro_batch_prompts = max(self.micro_batch_prompts // 2, 1)
+            if self.micro_batch_prompts > 1:
+                self.micro_batch_prompts //= 2
+            else:
+                self.micro_batch_rollouts //= 2
             self.optimizer.zero_grad()
             load_random_state(*before)
             memory_freed()
 
     def _backward(self, batch: Batch, useful: list[int], normalizer: Normalizer) -> list[Metrics]:
-        micro = chunks(useful, self.micro_batch_prompts)
+        generations = self.options.rollout.num_generations
+        micro = micro_batches(useful, self.micro_batch_prompts, self.micro_batch_rollouts, generations)
         passes = max(gathered(self.accelerator, [len(micro)]))
         parts: list[Metrics] = []
         for index in range(passes):
@@ -133,22 +139,26 @@ class Updater:
             parts.append(part)
         return parts
 
-    def _loss(self, batch: Batch, members: list[int], normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
-        groups = [batch.groups[p] for p in members]
+    def _loss(self, batch: Batch, pieces: list[Piece], normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
+        groups = [group_piece(batch.groups, piece) for piece in pieces]
         scored = self._scored(groups)
         width, device = scored.logps_NC.shape[1], scored.logps_NC.device
         loss_config = self.options.loss
         sampler_logps = None
         if loss_config.sampler_correction:
-            sampler_logps = padded([sampling_logps(g, device) for g in groups], range(len(groups)), width)
+            sampler_logps = padded({p: sampling_logps(batch.groups[p], device) for p, _ in pieces}, pieces, width)
         return policy_loss(
             scored.logps_NC,
-            None if batch.old_logps is None else padded(batch.old_logps, members, width),
-            torch.as_tensor(batch.advantages.advantages_PG[members], device=device, dtype=torch.float32).flatten(),
+            None if batch.old_logps is None else padded(batch.old_logps, pieces, width),
+            torch.as_tensor(
+                np.concatenate([batch.advantages.advantages_PG[p][rollouts] for p, rollouts in pieces]),
+                device=device,
+                dtype=torch.float32,
+            ),
             loss_mask(groups, scored.mask_NC, loss_config.mask_truncated_completions),
             loss_config,
             normalizer=normalizer,
-            ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, members, width),
+            ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, pieces, width),
             entropy_NC=scored.entropy_NC,
             sampler_logps_NC=sampler_logps,
             max_completion_length=self.options.rollout.max_completion_length,

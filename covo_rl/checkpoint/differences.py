@@ -17,7 +17,9 @@ FREE = frozenset(
     """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
 )
 #: options that change only how the same gradient is computed: a resume is right, but not bit for bit
-ROUNDING = frozenset({"micro_batch_prompts", "gradient_checkpointing", "shared_decode", "attn_implementation"})
+ROUNDING = frozenset(
+    {"micro_batch_prompts", "micro_batch_rollouts", "gradient_checkpointing", "shared_decode", "attn_implementation"}
+)
 
 
 def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -94,7 +94,7 @@ def test_memory_errors_are_told_from_others():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes")) and not is_out_of_memory(ValueError("out of memory"))
     advice = out_of_memory_advice(1, 8, can_retry=False)
-    assert "num_generations (now 8)" in advice and "covo-rl doctor" in advice and "oom_retry" not in advice
+    assert "micro_batch_rollouts (now 8) to 4" in advice and "covo-rl doctor" in advice and "oom_retry" not in advice
 
 
 def start(output, *words, ranks=1):

@@ -14,7 +14,10 @@ import train_cases as cases
 from covo_rl import train as train_module
 from covo_rl import update as update_module
 from covo_rl.audio import AudioError
+from covo_rl.batch import sampling_logps
+from covo_rl.clock import Clock
 from covo_rl.guard import StoppedBySignal, StopSignals, TrainingStopped
+from covo_rl.policy import Policy
 
 LORA = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 3}
 VARIANTS = {
@@ -119,12 +122,12 @@ def test_a_nan_in_the_model_is_caught_the_same_way(tmp_path):
 
 
 def out_of_memory_above(monkeypatch, limit):
-    """As if more than `limit` groups did not fit; counts the sizes that were tried."""
+    """As if more than `limit` rollouts (three per group) did not fit; lists the sizes that were tried."""
     original, tried = update_module.Updater._scored, []
 
     def scored(self, groups):
-        tried.append(len(groups))
-        if len(groups) > limit:
+        tried.append(sum(len(group.rollouts) for group in groups))
+        if tried[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return original(self, groups)
 
@@ -133,7 +136,7 @@ def out_of_memory_above(monkeypatch, limit):
 
 
 def test_out_of_memory_says_what_to_change(tmp_path, monkeypatch):
-    out_of_memory_above(monkeypatch, 2)
+    out_of_memory_above(monkeypatch, 6)
     with pytest.raises(
         TrainingStopped, match=r"micro_batch_prompts \(now 4\) to 2: same gradient.*--oom_retry"
     ) as stop:
@@ -141,15 +144,16 @@ def test_out_of_memory_says_what_to_change(tmp_path, monkeypatch):
     assert isinstance(stop.value.__cause__, torch.OutOfMemoryError)
 
 
-def test_out_of_memory_is_retried_with_half_the_micro_batch_and_the_same_result(tmp_path, monkeypatch):
+def test_out_of_memory_is_retried_with_half_the_micro_batch_down_to_one_rollout(tmp_path, monkeypatch):
     expected, _ = cases.run(cases.options(tmp_path / "a", micro_batch_prompts=1))
     tried = out_of_memory_above(monkeypatch, 1)
     made, _ = cases.run(cases.options(tmp_path / "b", micro_batch_prompts=4, oom_retry=True))
-    assert tried[:4] == [4, 2, 1, 1] and made.updater.micro_batch_prompts == 1
+    assert tried[:6] == [12, 6, 3, 1, 1, 1]
+    assert (made.updater.micro_batch_prompts, made.updater.micro_batch_rollouts) == (1, 1)
     for ours, theirs in zip(cases.metrics(tmp_path / "b"), cases.metrics(tmp_path / "a"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5, nan_ok=True)
     out_of_memory_above(monkeypatch, 0)
-    with pytest.raises(TrainingStopped, match="num_generations"):
+    with pytest.raises(TrainingStopped, match="max_completion_length: a micro-batch is one rollout already"):
         cases.run(cases.options(tmp_path / "c", oom_retry=True))
     assert expected.updater.applied == made.updater.applied == 4
 
@@ -200,11 +204,29 @@ def test_the_overlong_penalty_reaches_the_advantages(tmp_path):
 def test_the_micro_batch_size_changes_nothing_but_memory(tmp_path):
     for size in (1, 3, 4):
         cases.run(cases.options(tmp_path / str(size), micro_batch_prompts=size, **LORA))
-    one, three, four = (cases.metrics(tmp_path / str(size)) for size in (1, 3, 4))
-    for other in (three, four):
+    for size in (1, 2):  # of three rollouts
+        split = {"micro_batch_prompts": 1, "micro_batch_rollouts": size, "beta": 0.1}
+        cases.run(cases.options(tmp_path / f"split{size}", **{**LORA, **split}))
+    cases.run(cases.options(tmp_path / "whole", **LORA, beta=0.1))
+    runs = {path.name: cases.metrics(path) for path in tmp_path.iterdir()}
+    pairs = [("3", "1"), ("4", "1"), ("split1", "whole"), ("split2", "whole")]
+    for other, one in ((runs[a], runs[b]) for a, b in pairs):
         assert [line["reward_total"] for line in other] == [line["reward_total"] for line in one]
         for ours, theirs in zip(other, one, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_old_log_probs_of_an_inexact_sampler_reuse_the_prompts(tmp_path, monkeypatch):
+    """bf16 samples and scores with other roundings, so the old policy gets a pass: completions only, prompts kept."""
+    monkeypatch.setattr(Policy, "sampling_is_exact", property(lambda self: False))
+    made = cases.trainer(cases.options(tmp_path, **LORA))
+    batch = made.generate(Clock())
+    prompts = {group.prompt.input_ids: len(group.prompt.input_ids) for group in batch.groups}
+    assert made.policy.counters.prompt_positions == sum(prompts.values())
+    assert batch.old_logps is not None and made.policy.counters.passes > 1
+    for old, group in zip(batch.old_logps, batch.groups, strict=True):
+        torch.testing.assert_close(old, sampling_logps(group, "cpu"), atol=1e-5, rtol=0)
+    assert made.policy._prompt_cache is None
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
