@@ -35,6 +35,7 @@ def plan_options(
         prompt_positions=audio_positions(config, seconds) + text_positions,
         completion=options.rollout.max_completion_length,
         micro_batch_prompts=options.train.micro_batch_prompts,
+        micro_batch_rollouts=options.train.micro_batch_rollouts,
         lora=options.adapter.lora,
         lora_r=options.adapter.lora_r,
         train_parts=tuple(options.adapter.train_parts),

@@ -141,6 +141,7 @@ def plan(
     prompt_positions: int,
     completion: int,
     micro_batch_prompts: int,
+    micro_batch_rollouts: int = 0,
     lora: bool = True,
     lora_r: int = 16,
     train_parts: tuple[str, ...] = ("llm", "lm_head"),
@@ -161,7 +162,7 @@ def plan(
     trainable = _lora_parameters(shape, lora_r) if lora else sum(shape.parameters.get(p, 0) for p in train_parts)
     train_size = 4 if lora else size
     rows = prompts * generations
-    micro_rows = min(micro_batch_prompts, prompts) * generations
+    micro_rows = min(micro_batch_prompts, prompts) * min(micro_batch_rollouts or generations, generations)
     micro = min(micro_batch_prompts, prompts) * prompt_positions + micro_rows * completion
     memory = {
         "weights": shape.total * size + (trainable * 4 if lora else 0),

@@ -27,6 +27,8 @@ CONFIG = RolloutConfig(num_generations=3, max_completion_length=16)
 SECONDS = ((0.6,), (0.9, 0.3), (), (0.4,))
 TRAIN_ALL = {"train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]}
 CASES: dict[str, tuple[str, dict]] = {
+    "ddp, qwen2-audio, lora": ("ddp", {"name": "qwen2_audio", "lora": True}),
+    "fsdp2, qwen2-audio, full": ("fsdp2", {"name": "qwen2_audio", "lora": False, "gradient_checkpointing": True}),
     "ddp, lora": ("ddp", {"lora": True}),
     "ddp, full with encoder": ("ddp", {"lora": False, "adapter": TRAIN_ALL}),
     "fsdp2, lora, checkpointing": ("fsdp2", {"lora": True, "gradient_checkpointing": True}),
@@ -43,7 +45,8 @@ def end_bias(made) -> None:
 
 def shard(made) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layers in (made.family.decoder.layers, made.family.model.encoder.layers):
+    encoder = made.family.model.get_submodule(made.family.parts["encoder"].rstrip("."))
+    for layers in (made.family.decoder.layers, encoder.layers):
         for layer in layers:
             fully_shard(layer, mesh=mesh)
     fully_shard(made, mesh=mesh)

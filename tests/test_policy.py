@@ -38,9 +38,10 @@ def test_grouped_pass_equals_one_plain_row_per_rollout(name, lora):
     assert cases.relative_difference(ours, cases.gradients(made)) < 1e-4
 
 
-def test_gradients_reach_a_trainable_encoder_through_the_audio_slots():
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_reach_a_trainable_encoder_through_the_audio_slots(name):
     parts = {"train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]}
-    made = cases.policy(lora=False, adapter=parts)
+    made = cases.policy(name, lora=False, adapter=parts)
     assert not made.audio_frozen
     groups = cases.ragged_groups(made)
     weight = cases.weights(groups)
@@ -48,15 +49,17 @@ def test_gradients_reach_a_trainable_encoder_through_the_audio_slots():
     ours = cases.gradients(made)
     (cases.padded(cases.oracle_logps(made, groups)[0]) * weight).sum().backward()
     theirs = cases.gradients(made)
-    assert any(n.startswith("encoder.") for n in theirs) and any(n.startswith("audio_adapter.") for n in theirs)
+    for part in ("encoder", "audio_adapter"):
+        assert any(n.startswith(made.family.parts[part]) for n in theirs)
     assert cases.relative_difference(ours, theirs) < 1e-4
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_alone(lora):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_alone(name, lora):
     """Traps 17, 18, 20, 35: reentrant or cached checkpointing is silently wrong."""
-    plain = cases.policy(lora=lora)
-    checkpointed = cases.policy(lora=lora, gradient_checkpointing=True, clips=plain.clips)
+    plain = cases.policy(name, lora=lora)
+    checkpointed = cases.policy(name, lora=lora, gradient_checkpointing=True, clips=plain.clips)
     groups = cases.ragged_groups(plain)
     weight = cases.weights(groups)
     results = []
@@ -69,7 +72,7 @@ def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_
     assert cases.relative_difference(results[1][1], results[0][1]) < 1e-5
     layers = [m for m in checkpointed.family.decoder.modules() if getattr(m, "gradient_checkpointing", False)]
     assert layers, "the decoder is not checkpointed at all"
-    encoder = checkpointed.family.model.encoder
+    encoder = checkpointed.family.model.get_submodule(checkpointed.family.parts["encoder"].rstrip("."))
     assert not any(getattr(m, "gradient_checkpointing", False) for m in encoder.modules())
     assert not encoder.training
     embedding = checkpointed.features([groups[0].prompt]).get()[groups[0].prompt.clip_keys[0]]
@@ -90,9 +93,10 @@ def test_layers_are_recomputed_under_checkpointing():
     assert len(calls) == 2
 
 
-def test_concat_attention_equals_split_attention():
+@pytest.mark.parametrize("name", FAMILIES)
+def test_concat_attention_equals_split_attention(name):
     """The public-SDPA form that other devices use gives the numbers of the CPU form."""
-    made = cases.policy()
+    made = cases.policy(name)
     groups = cases.ragged_groups(made)
     weight = cases.weights(groups)
     results = []
@@ -111,8 +115,10 @@ def test_concat_attention_equals_split_attention():
     assert cases.relative_difference(results[0][1], results[1][1]) < 1e-4
 
 
-def test_one_large_group_split_over_micro_batches_has_the_same_gradient():
-    made = cases.policy()
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_large_group_split_over_micro_batches_has_the_same_gradient(name, lora):
+    made = cases.policy(name, lora=lora)
     whole = cases.ragged_groups(made)[1]
     weight = cases.weights([whole])
     (_grouped(made, [whole]).logps_NC * weight).sum().backward()
