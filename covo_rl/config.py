@@ -140,8 +140,12 @@ class LossConfig:
     vespo_lambda_pos: float = option(3.0, "VESPO decay, advantages >= 0")
     vespo_lambda_neg: float = option(2.0, "VESPO decay, negative advantages")
     overlong_buffer: int = option(0, "soft over-long penalty over the last n tokens (DAPO); 0 is off")
-    sampler_correction: bool = option(False, "truncated importance sampling for a sampler whose log-probs differ")
-    sampler_correction_cap: float = option(2.0, "cap C of the truncated ratio")
+    sampler_correction: bool = option(False, "importance sampling for a sampler whose log-probs differ")
+    sampler_correction_mode: str = option(
+        "token_truncate", "ratio per token or of the whole sequence; above the cap it is cut to it or masked to 0",
+        ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"],
+    )  # fmt: skip
+    sampler_correction_cap: float = option(2.0, "cap C of that ratio")
 
 
 @dataclass

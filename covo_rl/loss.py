@@ -153,6 +153,8 @@ def check_loss_config(config: LossConfig) -> list[str]:
         (c.sapo_temperature_pos > 0 and c.sapo_temperature_neg > 0, "sapo temperatures must be above 0"),
         (c.overlong_buffer >= 0, f"overlong_buffer {c.overlong_buffer}: must not be negative"),
         (c.sampler_correction_cap > 0, f"sampler_correction_cap {c.sampler_correction_cap}: must be above 0"),
+        (not c.sampler_correction or c.loss_type != "vespo" or c.sampler_correction_mode.startswith("token"),
+         f"loss_type vespo needs token ratios: sampler_correction_mode is {c.sampler_correction_mode}"),
         (not c.component_advantages or c.scale_rewards == "group",
          f"component_advantages does its own scaling: scale_rewards {c.scale_rewards!r} would have no effect"),
     ]  # fmt: skip
@@ -255,9 +257,17 @@ def _entropy_bonus(entropy_NC: Tensor, used_NC: Tensor, mask_NC: Tensor, normali
 def _sampler_correction(
     old_NC: Tensor, sampler_NC: Tensor, mask_NC: Tensor, config: LossConfig, metrics: Metrics
 ) -> Tensor:
-    """min(pi_old / pi_sampler, cap) per token; 1 where the sampler reported no log-prob. TRL's `token_truncate`."""
+    """pi_old / pi_sampler per token, or their product over the sequence in every place; 1 for unreported tokens.
+
+    Above the cap it is the cap (truncate; TIS) or 0 (mask; IcePop, MIS), as TRL's `vllm_importance_sampling_mode`.
+    """
     difference_NC = torch.nan_to_num(old_NC - sampler_NC, nan=0.0).detach()
-    ratio_NC = difference_NC.exp().clamp(max=config.sampler_correction_cap)
+    level, _, above = config.sampler_correction_mode.partition("_")
+    exponent_NC = difference_NC
+    if level == "sequence":
+        exponent_NC = (difference_NC * mask_NC).sum(-1, keepdim=True).expand_as(difference_NC)
+    ratio_NC, cap = exponent_NC.exp(), config.sampler_correction_cap
+    ratio_NC = ratio_NC.clamp(max=cap) if above == "truncate" else ratio_NC.masked_fill(ratio_NC > cap, 0.0)
     mean_metric(metrics, "sampling/sampling_logp_difference/mean", difference_NC.abs(), mask_NC)
     extreme_metric(metrics, "sampling/sampling_logp_difference/max.max", difference_NC.abs(), mask_NC)
     mean_metric(metrics, "sampling/importance_sampling_ratio/mean", ratio_NC, mask_NC)

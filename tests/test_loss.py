@@ -257,6 +257,20 @@ def test_truncated_importance_sampling_by_hand():
     assert value.item() == pytest.approx((-2.4 + 1 + 0.8 + 1) / 4, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("token_mask", (0 + 1 + 0.4 + 1) / 4),
+        ("sequence_truncate", (-2.4 + 0.5 * (1 + 0.8 + 1)) / 4),  # the second sequence's ratio is 1 * 0.5 * 1
+        ("sequence_mask", (0 + 0.5 * (1 + 0.8 + 1)) / 4),
+    ],
+)
+def test_other_corrections_of_the_sampler_by_hand(mode, expected):
+    sampler_NC = OLD_NC - torch.tensor([[2 * LN2, 9, 9], [0, -LN2, 0]])
+    settings = config(sampler_correction=True, sampler_correction_cap=2.0, sampler_correction_mode=mode)
+    assert loss_of(settings, sampler_logps_NC=sampler_NC)[0].item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_top_entropy_masking_keeps_the_upper_share():
     # entropies 1 | 2, 3, 4; the upper half starts at the median 2.5: two tokens, losses 0.8 and 1, still over 4 tokens
     entropy_NC = torch.tensor([[1.0, 9, 9], [2, 3, 4]])

@@ -174,8 +174,13 @@ def theirs(oracle, inputs, config, monkeypatch):
     for name in [*names, "sapo_temperature_pos", "sapo_temperature_neg"]:
         monkeypatch.setattr(trainer.args, name, getattr(config, name))
     if config.sampler_correction:
-        ratio = torch.exp((inputs["old_per_token_logps"] - inputs["sampler_logps"]) * mask_NC)
-        inputs = inputs | {"importance_sampling_ratio": ratio.clamp(max=config.sampler_correction_cap)}
+        difference_NC = (inputs["old_per_token_logps"] - inputs["sampler_logps"]) * mask_NC
+        mode, cap = config.sampler_correction_mode, config.sampler_correction_cap
+        if mode.startswith("sequence"):
+            difference_NC = difference_NC.sum(-1, keepdim=True)
+        ratio = difference_NC.exp()  # as TRL does while it generates, with `use_vllm`
+        ratio = ratio.clamp(max=cap) if mode.endswith("truncate") else ratio.masked_fill(ratio > cap, 0.0)
+        inputs = inputs | {"importance_sampling_ratio": ratio}
     trainer._metrics["train"].clear()
     trainer.model.train()
     loss = trainer._compute_loss(trainer.model, inputs)
@@ -231,7 +236,11 @@ VARIANTS = [
     *({"loss_type": name, "entropy_coef": 0.05} for name in ("grpo", "dr_grpo", "dapo")),
     {"loss_type": "dapo", "entropy_coef": 0.05, "top_entropy_quantile": 0.4, "beta": 0.1},
     *({"loss_type": name, "sampler_correction": True} for name in ("grpo", "dapo", "cispo", "sapo", "vespo")),
-]
+    *({"loss_type": name, "sampler_correction": True, "sampler_correction_mode": f"{level}_{above}"}
+      for name in ("grpo", "dapo") for level, above in
+      (("token", "mask"), ("sequence", "truncate"), ("sequence", "mask"))),
+    {"loss_type": "vespo", "sampler_correction": True, "sampler_correction_mode": "token_mask"},
+]  # fmt: skip
 
 
 def config_of(variant):
