@@ -45,7 +45,11 @@ class Advantages:
 
 
 def concatenated(tables: Sequence[RewardTable]) -> RewardTable:
-    """The tables of all ranks, in rank order, as one (numbers only; the reasons of missing entries stay behind)."""
+    """The tables of all ranks, in rank order, as one (numbers only; the reasons of missing entries stay behind).
+
+    A table without groups, of a rank that had none, does not know G; it is left out.
+    """
+    tables = [table for table in tables if len(table.rewards_PG)] or tables[:1]
     return RewardTable(
         names=tables[0].names,
         weights_R=tables[0].weights_R,

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from covo_rl.advantage import Advantages
+from covo_rl.advantage import Advantages, concatenated
+from covo_rl.rewards.table import figures
 from covo_rl.types import Group, RewardTable
 
 
@@ -105,7 +106,7 @@ def _replaced_extras(table: RewardTable, more: RewardTable, slots: np.ndarray) -
 
 
 def sums(batch: Batch) -> dict[str, float]:
-    """This rank's sums for `gathered_metrics`."""
+    """This rank's sums for `step_metrics`."""
     rollouts = [r for group in batch.groups for r in group.rollouts]
     sums = {
         "rollouts": float(len(rollouts)),
@@ -122,9 +123,32 @@ def sums(batch: Batch) -> dict[str, float]:
         sums[f"reward_{name}"] = float(np.nansum(column))
         sums[f"graded_{name}"] = float(np.isfinite(column).sum())
     for name, value in batch.table.metrics.items():
-        if not name.endswith(("/mean", "/none")):  # these two are among the sums above, exact over ranks
+        if not name.startswith("rewards/"):  # those are made anew from the scores of all ranks
             sums[f"metric_{name}"] = value * len(rollouts)
     return sums
+
+
+def step_metrics(parts: Sequence[tuple[dict[str, float], RewardTable]]) -> dict[str, float | None]:
+    """`sums` and scores of every rank -> figures over all rollouts of the step, keyed as in metrics.jsonl.
+
+    What rewards log by themselves is averaged over ranks by their rollouts.
+    """
+    totals: dict[str, float] = {}
+    for part, _ in parts:
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0.0) + value
+    table = concatenated([table for _, table in parts])
+    rollouts, prompts = (max(totals.pop(name), 1.0) for name in ("rollouts", "prompts"))
+    metrics: dict[str, float | None] = {}
+    for name in table.names:
+        graded = totals.pop(f"graded_{name}")
+        metrics[f"reward_{name}"] = totals.pop(f"reward_{name}") / graded if graded else None
+        metrics[f"none_{name}"] = 1.0 - graded / rollouts
+    metrics["reward_total"] = totals.pop("reward_total") / max(totals.pop("graded_total"), 1.0)
+    metrics["zero_variance_groups"] = totals.pop("zero_variance_groups") / prompts
+    metrics |= {name.removeprefix("metric_"): value / rollouts for name, value in totals.items()}
+    figured = figures(table.names, table.rewards_PGR, table.rewards_PG)
+    return metrics | {name: value for name, value in figured.items() if not name.endswith(("/mean", "/none"))}
 
 
 def rollout_rows(batch: Batch) -> list[dict[str, Any]]:

@@ -6,13 +6,15 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 
+from covo_rl.config import RolloutConfig
 from covo_rl.record import plain
 
 #: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
@@ -133,8 +135,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
 
 
-def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: bool) -> str:
-    """What to change, for the message of a run that ran out of memory."""
+@contextmanager
+def memory_explained(advice: str) -> Iterator[None]:
+    """Out of memory inside becomes TrainingStopped with this advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingStopped(advice) from error
+
+
+def sampling_advice(prompts: int, rollout: RolloutConfig) -> str:
+    """What to change where sampling ran out of memory: the keys and values of all rollouts are held at once."""
+    return (
+        f"out of memory while sampling {prompts} prompts x {rollout.num_generations} rollouts of up to "
+        f"{rollout.max_completion_length} tokens. Lower prompts_per_step (and raise max_steps), num_generations or "
+        "max_completion_length, use more ranks, which share the prompts, or dtype bfloat16; `covo-rl doctor` "
+        "estimates what fits. micro_batch_prompts makes no difference here."
+    )
+
+
+def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: bool, no_retry: bool = False) -> str:
+    """What to change where a scoring or training pass ran out of memory.
+
+    `can_retry`: --oom_retry would help and is off. `no_retry`: it is on, and there are several ranks.
+    """
     advice = [
         f"micro_batch_prompts (now {micro_batch_prompts}) to {micro_batch_prompts // 2}: same gradient"
         if micro_batch_prompts > 1
@@ -145,6 +171,7 @@ def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: 
         "a LoRA adapter instead of --full",
     ]
     retry = " --oom_retry halves the micro-batch by itself." if can_retry else ""
+    retry += " --oom_retry works in one process only: ranks would wait for each other." if no_retry else ""
     return "out of memory. Lower " + ", or use ".join(advice) + "; `covo-rl doctor` estimates what fits." + retry
 
 

@@ -30,6 +30,7 @@ from covo_rl.evaluate import evaluate
 from covo_rl.export import export_run_adapter, update_card
 from covo_rl.export.errors import ExportError
 from covo_rl.guard import StoppedBySignal, StopSignals, TrainingStopped
+from covo_rl.launch import join
 from covo_rl.models import load
 from covo_rl.policy import Policy
 from covo_rl.policy.checks import SelfCheckError
@@ -44,6 +45,7 @@ from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.train import Trainer
+from covo_rl.update import gathered
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
@@ -64,7 +66,7 @@ class Session:
 
     def __init__(self, options: Options, accelerator: Accelerator | None = None) -> None:
         self.options = options
-        self.accelerator = accelerator or Accelerator()
+        self.accelerator = accelerator or join()
         self.main = self.accelerator.is_main_process
         seed_everything(options.train.seed)
         with self.accelerator.main_process_first():  # the first process renders the built-in set
@@ -216,7 +218,8 @@ class Session:
                     score = self._score(metrics)
                     self.run.log_metrics(metrics)
                     if train.log_rollouts:
-                        self.run.log_rollouts(metrics["step"], rollout_rows(batch))
+                        rows = gathered(self.accelerator, rollout_rows(batch))
+                        self.run.log_rollouts(metrics["step"], rows)
                     progress.update(metrics)
                     return score
 

@@ -20,11 +20,12 @@ from transformers import get_scheduler
 
 from covo_rl.advantage import Advantages, advantages, concatenated
 from covo_rl.audio import AudioError, ClipStore
-from covo_rl.batch import Batch, chunks, hash_seed, replace, sampling_logps, sums
+from covo_rl.batch import Batch, chunks, hash_seed, replace, sampling_logps, step_metrics, sums
 from covo_rl.checkpoint.saver import Saver
 from covo_rl.clock import Clock
 from covo_rl.config import Options
-from covo_rl.guard import StepGuard, TrainingStopped
+from covo_rl.guard import StepGuard, TrainingStopped, memory_explained, sampling_advice
+from covo_rl.launch import join
 from covo_rl.policy import Policy
 from covo_rl.policy.modes import param_groups
 from covo_rl.prompt import PromptError, build
@@ -51,7 +52,7 @@ class Trainer:
         accelerator: Accelerator | None = None,
     ) -> None:
         self.options = options
-        self.accelerator = accelerator or Accelerator()
+        self.accelerator = accelerator or join()
         self.clips = clips
         self.sampler = PromptSampler(examples, options.train.seed)
         self.step = 0
@@ -141,15 +142,21 @@ class Trainer:
             mine = rows[sum(counts[:rank]) : sum(counts[: rank + 1])]
         with clock("prompt"):
             prompts = self._prompts(mine)
-        with clock("encode"), torch.no_grad():
-            features = self.policy.features(prompts)
-        with clock("sample"):
-            seed = hash_seed(self.options.train.seed, self.step, attempt)
-            groups = sample(self.wrapped if self.sharded else self.policy, prompts, features,
-                            self.options.rollout, seed=seed, keep_prompts=self._needs_old_pass)  # fmt: skip
+        with memory_explained(sampling_advice(len(prompts), self.options.rollout)):
+            groups = self._sample(prompts, clock, hash_seed(self.options.train.seed, self.step, attempt))
         with clock("reward"):
             table = run_rewards(groups, self.options.reward, trainer_state={"step": self.step})
         return groups, table
+
+    def _sample(self, prompts: list[Prompt], clock: Clock, seed: int) -> list[Group]:
+        """G rollouts of each prompt; a sharded rank without prompts samples one for nothing, to stay in step."""
+        asked = prompts or ([self.updater.spare.prompt] if self.sharded else [])
+        with clock("encode"), torch.no_grad():
+            features = self.policy.features(asked)
+        with clock("sample"):
+            policy = self.wrapped if self.sharded else self.policy
+            groups = sample(policy, asked, features, self.options.rollout, seed=seed, keep_prompts=self._needs_old_pass)
+        return groups[: len(prompts)]
 
     def _prompts(self, rows: Sequence[Example]) -> list[Prompt]:
         """Prompts of the rows whose audio can be read; the others are counted, and too many of them stop the run."""
@@ -181,10 +188,11 @@ class Trainer:
         lengths_PG = np.array([[len(r.completion_ids) for r in group.rollouts] for group in groups]).reshape(shape)
         parts = gathered(self.accelerator, [(table, lengths_PG)])
         start = sum(len(lengths) for _, lengths in parts[: self.accelerator.process_index])
+        known = [part for part in parts if len(part[1])] or parts[:1]  # a rank without groups does not know G
         result = advantages(
-            concatenated([table for table, _ in parts]),
+            concatenated([table for table, _ in known]),
             self.options.loss,
-            lengths_PG=np.concatenate([lengths for _, lengths in parts]),
+            lengths_PG=np.concatenate([lengths for _, lengths in known]),
             max_completion_length=self.options.rollout.max_completion_length,
         )
         return result.part(slice(start, start + shape[0]))
@@ -206,16 +214,21 @@ class Trainer:
 
     @property
     def _needs_old_pass(self) -> bool:
-        return self._needs_old_logps and not self.policy.sampling_is_exact
+        # FSDP's mixed precision leaves float32 weights where the policy looks
+        exact = self.policy.sampling_is_exact and self.accelerator.mixed_precision == "no"
+        return self._needs_old_logps and not exact
 
     def _score(self, method: str, groups: Sequence[Group], **kwargs: Any) -> list[torch.Tensor]:
+        """Log-probs (G, C) of every group. Every rank makes as many passes as the one with the most groups."""
         scores: list[torch.Tensor] = []
-        with torch.no_grad():
-            for some in chunks(groups, self.options.train.micro_batch_prompts):
+        micro = chunks(groups, self.options.train.micro_batch_prompts)
+        idle = max(gathered(self.accelerator, [len(micro)])) - len(micro)
+        with torch.no_grad(), memory_explained(self.updater.memory_advice()):
+            for some in [*micro, *[[self.updater.spare]] * idle]:
                 features = self.policy.features([group.prompt for group in some])
                 result = self.wrapped(method, some, features, temperature=self.options.rollout.temperature, **kwargs)
                 scores += result.logps_NC.split([len(group.rollouts) for group in some])
-        return scores
+        return scores[: len(groups)]
 
     # -- the update ----------------------------------------------------------------------------------------------
 
@@ -247,32 +260,18 @@ class Trainer:
         return self.accelerator.device
 
     def _check_reward_failures(self, table: RewardTable) -> None:
-        graded = max(table.rewards_PGR.size, 1)
-        failed = sum(1 for reason in table.missing.values() if reason.startswith("failed"))
-        limit = self.options.reward.reward_failure_limit
-        if failed / graded > limit:
-            first = next(reason for reason in table.missing.values() if reason.startswith("failed"))
+        graded, limit = max(table.rewards_PGR.size, 1), self.options.reward.reward_failure_limit
+        failed = [why for why in table.missing.values() if why.startswith("failed")]
+        if len(failed) / graded > limit:
             raise TrainingStopped(
-                f"step {self.step}: {failed} of {graded} reward scores failed, above reward_failure_limit {limit}. "
-                f"The first: {first}"
+                f"step {self.step}: {len(failed)} of {graded} reward scores failed, above reward_failure_limit {limit}. "
+                f"The first: {failed[0]}"
             )
 
     def gathered_metrics(self, batch: Batch, update: Mapping[str, float]) -> dict[str, Any]:
-        """Means over all ranks, weighted by rollouts, keyed as in metrics.jsonl."""
-        totals: dict[str, float] = {}
-        for part in gathered(self.accelerator, [sums(batch)]):
-            for name, value in part.items():
-                totals[name] = totals.get(name, 0.0) + value
-        n = max(totals.pop("rollouts"), 1.0)
-        prompts = max(totals.pop("prompts"), 1.0)
-        metrics: dict[str, Any] = {"step": self.step, "epoch": self.sampler.epoch}
-        for name in batch.table.names:
-            graded = totals.pop(f"graded_{name}")
-            metrics[f"reward_{name}"] = totals.pop(f"reward_{name}") / graded if graded else None
-            metrics[f"none_{name}"] = 1.0 - graded / n
-        metrics["reward_total"] = totals.pop("reward_total") / max(totals.pop("graded_total"), 1.0)
-        metrics["zero_variance_groups"] = totals.pop("zero_variance_groups") / prompts
-        metrics |= {name.removeprefix("metric_"): value / n for name, value in totals.items()}
+        """The step over all ranks, keyed as in metrics.jsonl."""
+        parts = gathered(self.accelerator, [(sums(batch), batch.table)])
+        metrics: dict[str, Any] = {"step": self.step, "epoch": self.sampler.epoch, **step_metrics(parts)}
         metrics |= dict(update)
         metrics |= {"learning_rate": self.schedule.get_last_lr()[0], "skipped_steps": self.guard.skipped,
                     "skipped_rows": len(self.skipped_rows)}  # fmt: skip

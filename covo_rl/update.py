@@ -108,11 +108,7 @@ class Updater:
                 if not is_out_of_memory(error):
                     raise
                 if before is None or self.micro_batch_prompts * self.micro_batch_rollouts == 1:
-                    advice = out_of_memory_advice(
-                        self.micro_batch_prompts, self.micro_batch_rollouts,
-                        can_retry=not retry and self.accelerator.num_processes == 1,
-                    )  # fmt: skip
-                    raise TrainingStopped(advice) from error
+                    raise TrainingStopped(self.memory_advice()) from error
             if self.micro_batch_prompts > 1:
                 self.micro_batch_prompts //= 2
             else:
@@ -120,6 +116,15 @@ class Updater:
             self.optimizer.zero_grad()
             load_random_state(*before)
             memory_freed()
+
+    def memory_advice(self) -> str:
+        """What to lower when a pass over completions runs out of memory."""
+        one = self.accelerator.num_processes == 1
+        return out_of_memory_advice(
+            self.micro_batch_prompts, self.micro_batch_rollouts,
+            can_retry=one and not self.options.train.oom_retry,
+            no_retry=not one and self.options.train.oom_retry,
+        )  # fmt: skip
 
     def _backward(self, batch: Batch, useful: list[int], normalizer: Normalizer) -> list[Metrics]:
         generations = self.options.rollout.num_generations

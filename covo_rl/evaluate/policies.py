@@ -15,13 +15,11 @@ from covo_rl.record import file_sha256
 
 def process_ranks() -> Ranks:
     """This process among those that accelerate or torchrun started; a single one otherwise."""
-    import os
+    from covo_rl.launch import process_state, wanted_processes
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if wanted_processes() == 1:
         return Ranks()
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
     return Ranks(state.process_index, state.num_processes, state.wait_for_everyone)
 
 

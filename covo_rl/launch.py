@@ -1,0 +1,71 @@
+"""Joining the processes that a launcher started, on GPUs or on CPUs.
+
+accelerate puts CPU processes together only when told to; otherwise each believes to be the only one, and all write the
+same run folder. It also leaves FSDP2 off on CPUs, where torch's own works over gloo; here it is on, so that a launch
+configuration can be tried without GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+
+from covo_rl.config import ConfigError
+
+#: rank 0 verifies an export alone while the others wait; a rank that dies is noticed by the launcher, not by this
+PATIENCE = timedelta(hours=1)
+
+
+def wanted_processes() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def on_cpus() -> bool:
+    """Whether several processes run where there is no device that they could share out."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return wanted_processes() > 1 and (device is None or device.type == "mps")
+
+
+def process_state() -> PartialState:
+    """This process among all that were launched, for work that needs no optimiser.
+
+    Raises:
+        ConfigError: the launcher started more processes than accelerate sees.
+    """
+    state = PartialState(cpu=on_cpus())
+    _check_complete(state.num_processes)
+    return state
+
+
+def join() -> Accelerator:
+    """The accelerator of a training run.
+
+    Raises:
+        ConfigError: the launcher started more processes than accelerate sees.
+    """
+    accelerator = Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    _check_complete(accelerator.num_processes)
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU and _asked_for_fsdp():
+        plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
+        if accelerator.mixed_precision != "no":
+            plugin.set_mixed_precision(accelerator.mixed_precision)
+        state.fsdp_plugin, state.distributed_type = plugin, DistributedType.FSDP
+    return accelerator
+
+
+def _asked_for_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _check_complete(seen: int) -> None:
+    if seen != wanted_processes():
+        raise ConfigError(
+            [f"{wanted_processes()} processes were started but each sees {seen}: they would all write the same run "
+             "folder. Use torchrun or accelerate launch, with as many devices as processes"]
+        )  # fmt: skip
