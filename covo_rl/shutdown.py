@@ -1,4 +1,8 @@
-"""The end of a process that is one of several ranks.
+"""The end of a process that a launcher started, alone or as one of several ranks.
+
+torchrun gives every rank a session of its own, and a launcher that is killed outright cannot tell its ranks: they would
+train on, unseen, in the folder that a resumed run then writes to. So a rank asks for SIGTERM when its launcher dies,
+and stops as on any other SIGTERM.
 
 gloo's worker threads may still hold tensors of the last collectives when Python tears itself down; taking the
 interpreter's lock then aborts the process ("terminate called without an active exception", about 1 in 40 two-rank runs
@@ -8,7 +12,9 @@ on a busy machine), and the launcher reports a finished run as failed. So such a
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -16,12 +22,20 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+#: of torchrun, and of every `accelerate launch`
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
 def exit_after(main: Callable[[], object]) -> NoReturn:
     """Call `main` and end the process with its exit code; one process ends as Python always does.
+
+    Under a launcher the process gets SIGTERM when that dies.
 
     Raises:
         SystemExit: in a single process, 0 or whatever `main` raised.
     """
+    _end_with_launcher()
     try:
         main()
     except BaseException as error:
@@ -35,6 +49,12 @@ def exit_after(main: Callable[[], object]) -> NoReturn:
     dist.barrier()  # nobody hangs up while another rank still reads
     dist.destroy_process_group()
     _leave(0)
+
+
+def _end_with_launcher() -> None:
+    """Ask Linux for SIGTERM when the launcher dies; elsewhere there is nothing to ask."""
+    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _several_ranks() -> bool:

@@ -22,6 +22,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from processes import kill_all
+
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parents[1] / "recipes" / "grpo_mmau.py"
 TOY_OPTIONS = ["--steps", "14", "--num-iterations", "2", "--steps-per-generation", "2", "--update-seconds", "0.03"]
@@ -52,7 +54,7 @@ class Harness:
     kills: list[Kill] = field(default_factory=list)
 
     def start(self, output: Path, resume: bool) -> subprocess.Popen:
-        """A run in a session of its own, so that a kill takes all its ranks."""
+        """A run in a session of its own, so that Ctrl-C reaches the harness alone."""
         launcher = [sys.executable]
         if self.ranks > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
@@ -81,14 +83,13 @@ class Harness:
             if process.poll() is not None:
                 return None
             if time.monotonic() > deadline:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill_all(process)
                 sys.exit(f"no step within {PATIENCE_S} s:\n{tail(output)}")
             time.sleep(0.001)
         time.sleep(self.random.uniform(0.0, longest))
         if process.poll() is not None:
             return None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_all(process)
         where = "while writing a checkpoint" if partial(output) - stale else "in a step" if log else "while starting"
         return Kill(where, len(metrics(output)))
 
@@ -118,7 +119,7 @@ class Harness:
 def end(process: subprocess.Popen) -> None:
     """Leave no run behind when the harness itself is interrupted."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_all(process)
 
 
 def metrics(output: Path) -> list[str]:

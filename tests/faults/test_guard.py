@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import children, kill_all
 
 from covo_rl.guard import (
     EXIT_STOPPED,
@@ -119,10 +120,10 @@ def wait_for_step(process, output, step):
 
 
 def stop_all(*processes):
-    """End what still runs of these process groups."""
+    """End what still runs of these runs, ranks included."""
     for process in processes:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_all(process)
         process.communicate()
 
 
@@ -173,7 +174,7 @@ def test_one_dead_rank_takes_the_run_down_and_it_can_be_resumed(tmp_path):
     process = start(tmp_path, *SLOW_STEPS, ranks=2)
     try:
         wait_for_step(process, tmp_path, 2)
-        victim = max(int(pid) for pid in children(process.pid))
+        victim = children(process.pid)[-1]
         begun = time.monotonic()
         os.kill(victim, signal.SIGKILL)
         output, _ = process.communicate(timeout=PATIENCE_S)
@@ -192,10 +193,20 @@ def test_one_dead_rank_takes_the_run_down_and_it_can_be_resumed(tmp_path):
     assert steps == list(range(1, len(steps) + 1))
 
 
-def children(pid):
-    """Process ids that `pid` started."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return found.stdout.split()
+@pytest.mark.slow
+def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path):
+    """Each rank has a session of its own: without PR_SET_PDEATHSIG they would train on unseen."""
+    process = start(tmp_path, *SLOW_STEPS, ranks=2)
+    try:
+        wait_for_step(process, tmp_path, 2)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE_S)  # their output ends when both ranks have ended
+    finally:
+        stop_all(process)
+    steps = steps_of(tmp_path)
+    assert len(steps) < 200
+    saved = max((tmp_path / "checkpoints").iterdir())
+    assert int(saved.name[5:11]) == len(steps) and (saved / "rank_00001.json").is_file()
 
 
 @pytest.mark.slow
