@@ -66,9 +66,9 @@ def environment(files: Mapping[str, str | Path] | None = None) -> dict[str, Any]
 
 
 def plain(value: Any) -> Any:
-    """JSON-ready copy: numpy and torch scalars become numbers; NaN and infinities become null."""
+    """JSON-ready copy: numpy and torch scalars become numbers, NaN and infinities null, functions their names."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {_name(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(v) for v in value]
     if hasattr(value, "tolist"):
@@ -77,7 +77,12 @@ def plain(value: Any) -> Any:
         return None
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
-    return str(value)
+    return _name(value)
+
+
+def _name(value: Any) -> str:
+    """Text without addresses: the same function has the same name in the process that resumes."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
 
 
 class Run:

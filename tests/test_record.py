@@ -13,6 +13,12 @@ def test_plain_turns_numbers_into_json_and_nan_into_null():
     assert plain(value) == {"a": 1.5, "b": None, "3": [1, [0, 1]], "c": None, "d": True}
 
 
+def test_functions_have_the_same_name_in_every_process():
+    assert plain({"rewards": {page: 1.0}, "f": page}) == {
+        "rewards": {"covo_rl.report.page": 1.0}, "f": "covo_rl.report.page"
+    }  # fmt: skip
+
+
 def test_metrics_come_back_in_order(tmp_path):
     run = Run(tmp_path)
     run.log_metrics({"step": 1, "reward_total": 0.5})

@@ -50,25 +50,35 @@ def options(folder: Path, **changes) -> Options:
     return made
 
 
-def trainer(settings: Options, examples: Sequence[Example] | None = None, family: str = "covo_audio") -> Trainer:
+def trainer(
+    settings: Options,
+    examples: Sequence[Example] | None = None,
+    family: str = "covo_audio",
+    accelerator: Accelerator | None = None,
+) -> Trainer:
     torch.manual_seed(settings.train.seed)  # LoRA's first matrix is drawn from the global state
     adapter = settings.adapter
     policy = cases.policy(
         family, lora=adapter.lora, adapter=None if adapter.lora else {"train_parts": adapter.train_parts},
         keep_reference=bool(settings.loss.beta),
     )  # fmt: skip
-    return Trainer(settings, policy, policy.clips, examples or rows(), Accelerator(cpu=True))
+    return Trainer(settings, policy, policy.clips, examples or rows(), accelerator or Accelerator(cpu=True))
 
 
 def run(
-    settings: Options, *, stop: StopSignals | None = None, examples: Sequence[Example] | None = None, saver: bool = True
+    settings: Options,
+    *,
+    stop: StopSignals | None = None,
+    examples: Sequence[Example] | None = None,
+    saver: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> tuple[Trainer, list[str]]:
     """Train to the end in the run folder, resuming if `settings` says so; returns what the saver noted."""
-    made = trainer(settings, examples)
+    made = trainer(settings, examples, accelerator=accelerator)
     folder = Path(settings.train.output)
     checkpoints = Saver(settings, folder, stop)
     notes = checkpoints.resume(made, settings.train.resume, allow_changed=settings.train.allow_changed_config)
-    record = Run(folder)
+    record = Run(folder, active=made.accelerator.is_main_process)
     made.run(lambda metrics, batch: record.log_metrics(metrics), checkpoints if saver else None)
     return made, notes
 
