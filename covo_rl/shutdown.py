@@ -21,7 +21,6 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-
 #: of torchrun, and of every `accelerate launch`
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -264,8 +264,8 @@ class Trainer:
         failed = [why for why in table.missing.values() if why.startswith("failed")]
         if len(failed) / graded > limit:
             raise TrainingStopped(
-                f"step {self.step}: {len(failed)} of {graded} reward scores failed, above reward_failure_limit {limit}. "
-                f"The first: {failed[0]}"
+                f"step {self.step}: {len(failed)} of {graded} reward scores failed, above reward_failure_limit "
+                f"{limit}. The first: {failed[0]}"
             )
 
     def gathered_metrics(self, batch: Batch, update: Mapping[str, float]) -> dict[str, Any]:

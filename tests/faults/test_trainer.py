@@ -158,6 +158,17 @@ def test_out_of_memory_is_retried_with_half_the_micro_batch_down_to_one_rollout(
     assert expected.updater.applied == made.updater.applied == 4
 
 
+def test_out_of_memory_while_sampling_says_what_makes_it_smaller(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(train_module, "sample", full)
+    expected = r"sampling 4 prompts x 3 rollouts of up to 8 tokens\. Lower prompts_per_step .*max_completion_length"
+    with pytest.raises(TrainingStopped, match=expected) as stop:
+        cases.run(cases.options(tmp_path, oom_retry=True))
+    assert isinstance(stop.value.__cause__, torch.OutOfMemoryError)
+
+
 def test_other_runtime_errors_are_not_taken_for_out_of_memory(tmp_path, monkeypatch):
     def broken(self, groups):
         raise RuntimeError("shapes do not match")

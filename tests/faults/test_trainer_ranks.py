@@ -36,7 +36,7 @@ def close(ours: list[dict], theirs: list[dict]) -> None:
         assert mine == pytest.approx(expected, rel=2e-3, abs=2e-5)
 
 
-@pytest.mark.parametrize("kind", trainer_ranks.CASES)
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_ranks_train_stop_and_resume_as_one_process(kind, tmp_path):
     cases = trainer_ranks.CASES[kind]
     for name, changes in cases.items():
