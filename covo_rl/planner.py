@@ -182,7 +182,8 @@ def plan(
     head_trains = not lora and "lm_head" in train_parts
     loss = {
         "activations": activation_bytes(shape, micro, size, gradient_checkpointing),
-        "head": micro_rows * completion * width * size + 3 * _chunk_bytes(shape, micro_rows * completion),
+        "head": micro_rows * completion * width * size
+        + (4 if head_trains else 1) * _chunk_bytes(shape, micro_rows * completion),
         "head gradient in use": shape.parameters.get("lm_head", 0) * size if head_trains else 0.0,
     }
     seconds = {}

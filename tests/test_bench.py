@@ -41,6 +41,14 @@ def test_published_cells_have_the_expected_ceiling():
     assert ceiling(750, 16, 64) > ceiling(750, 8, 64) > ceiling(750, 8, 256)
 
 
+def test_stock_with_a_chunked_head_is_stock():
+    from covo_rl.bench.variants import Stock, StockChunked
+
+    case = make(Cell(188, 2, 3), SMALL, torch.device("cpu"))
+    ours, theirs = (kind(case).old(case.groups()) for kind in (StockChunked, Stock))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("variant", ["stock", "ours"])
 def test_case_has_the_shape_it_says(variant):
     case = make(Cell(188, 2, 3), SMALL, torch.device("cpu"))
@@ -127,6 +135,12 @@ def test_peak_memory_of_the_loss_pass_is_at_most_a_fifth_of_stock():
     cell, sizes = Cell(188, 16, 64, clips=1), Sizes(vocabulary=152_064)
     stock, ours = (peak_memory(cell, sizes, torch.device("cpu"), name) for name in ("stock", "ours"))
     assert ours < stock / 5
+    case = make(cell, sizes, torch.device("cpu"))
+    planned = plan(
+        case.policy.family.model.config, prompts=1, generations=16, completion=64, micro_batch_prompts=1, lora_r=16,
+        prompt_positions=len(case.prompts[0].input_ids), dtype="float32",
+    )  # fmt: skip
+    assert 0.75 < sum(planned.loss.values()) / 2**20 / ours < 1.3
 
 
 @pytest.mark.parametrize(("name", "lora"), [("covo_audio", True), ("covo_audio", False), ("qwen2_audio", True)])

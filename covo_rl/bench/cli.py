@@ -40,6 +40,7 @@ def grpo(
 
     from covo_rl.bench.case import Cell, Sizes
     from covo_rl.bench.grpo import peak_memory, run_cell
+    from covo_rl.bench.variants import VARIANTS
 
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     shapes = [_shape(word) for word in [*(cells or []), *(more or [])] or CELLS]
@@ -50,7 +51,7 @@ def grpo(
         if memory:
             large = Sizes(vocabulary=memory_vocabulary)
             small = Cell(*shape, memory_clips)
-            row |= {f"peak_mb_{name}": peak_memory(small, large, chosen, name) for name in ("stock", "ours")}
+            row |= {f"peak_mb_{name}": peak_memory(small, large, chosen, name) for name in VARIANTS}
             row["peak_vocabulary"] = memory_vocabulary
         rows.append(row)
         typer.echo(_line(row))
@@ -77,5 +78,6 @@ def _line(row: dict[str, Any]) -> str:
         text += f"; TRL's trainer {row['trl_cpu_s']:.2f} s, ours {row['ours_like_trl_cpu_s']:.2f} s"
         text += f", {row['trl_ratio']:.2f}x"
     if row["peak_mb_stock"] is not None:
-        text += f"; loss pass peak {row['peak_mb_stock']:.0f} MiB stock, {row['peak_mb_ours']:.0f} MiB ours"
+        text += f"; loss pass peak {row['peak_mb_stock']:.0f} MiB stock, {row['peak_mb_stock_chunked']:.0f} MiB stock "
+        text += f"with a chunked head, {row['peak_mb_ours']:.0f} MiB ours"
     return text

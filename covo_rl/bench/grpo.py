@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -122,15 +123,20 @@ def run_cell(
         "tokens_per_s_stock": count * cell.completion / medians["stock"]["wall"],
         "tokens_per_s_ours": count * cell.completion / medians["ours"]["wall"],
         "max_abs_logp_diff": logp_difference, "max_rel_grad_diff": gradient_difference,
-        **against_trl, "peak_mb_stock": None, "peak_mb_ours": None, "peak_vocabulary": None,
+        **against_trl, "peak_mb_stock": None, "peak_mb_stock_chunked": None, "peak_mb_ours": None,
+        "peak_vocabulary": None,
     }  # fmt: skip
 
 
 def peak_memory(cell: Cell, sizes: Sizes, device: torch.device, variant: str) -> float:
-    """MiB that the loss pass adds at its peak, in a process of its own."""
+    """MiB that the loss pass adds at its peak, in a process of its own.
+
+    glibc keeps freed blocks of growing size (half as much again here); a fixed threshold shows what tensors need.
+    """
     words = [f"{cell.positions},{cell.generations},{cell.completion}", str(cell.clips), str(device), variant]
     command = [sys.executable, "-m", "covo_rl.bench.memory", *words, json.dumps(asdict(sizes))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("PEAK_MB ")]
     if done.returncode or not lines:
         raise RuntimeError(f"the memory run of {variant} at {words[0]} failed:\n{done.stderr[-2000:]}")

@@ -1,6 +1,6 @@
 """Peak memory of one loss pass, in a process of its own.
 
-python -m covo_rl.bench.memory P,G,C CLIPS DEVICE ours|stock SIZES_AS_JSON
+python -m covo_rl.bench.memory P,G,C CLIPS DEVICE ours|stock|stock_chunked SIZES_AS_JSON
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from covo_rl.bench.case import Cell, Sizes, make
-from covo_rl.bench.variants import Ours, Stock
+from covo_rl.bench.variants import VARIANTS, Ours
 
 MIB = 2**20
 
@@ -30,7 +30,7 @@ def main(words: list[str]) -> float:
     device = torch.device(device_name)
     positions, generations, completion = (int(n) for n in shape.split(","))
     case = make(Cell(positions, generations, completion, int(clips)), Sizes(**json.loads(sizes)), device)
-    variant = Ours(case) if name == "ours" else Stock(case)
+    variant = VARIANTS[name](case)
     groups = case.groups()
     if isinstance(variant, Ours):
         variant.encode()

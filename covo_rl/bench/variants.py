@@ -14,6 +14,7 @@ import torch
 
 from covo_rl.bench.case import Case
 from covo_rl.policy.features import Features
+from covo_rl.policy.head import token_logps
 from covo_rl.rollout import sample
 from covo_rl.types import Group, Rollout
 
@@ -116,6 +117,13 @@ class Stock:
         return [Group(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(self.case.prompts)]
 
     def _logps(self, groups: Sequence[Group]) -> torch.Tensor:
+        logits, completions = self._logits(groups)
+        picked = logits.gather(-1, completions[..., None])[..., 0]
+        # TRL's selective_log_softmax: row by row, to save memory
+        return picked - torch.stack([row.logsumexp(-1) for row in logits])
+
+    def _logits(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head makes of the positions that predict the completions (N, C, V), and their ids (N, C)."""
         completions = torch.tensor([r.completion_ids for g in groups for r in g.rollouts], device=self.policy.device)
         ids = torch.cat((self._prompt_ids(), completions), 1)
         logits = self.model(
@@ -125,9 +133,7 @@ class Stock:
             use_cache=False,
             logits_to_keep=completions.shape[1] + 1,
         ).logits[:, :-1]
-        picked = logits.gather(-1, completions[..., None])[..., 0]
-        # TRL's selective_log_softmax: row by row, to save memory
-        return picked - torch.stack([row.logsumexp(-1) for row in logits])
+        return logits, completions
 
     @torch.no_grad()
     def old(self, groups: Sequence[Group]) -> torch.Tensor:
@@ -139,3 +145,20 @@ class Stock:
         logps_NC = self._logps(groups)
         _surrogate(logps_NC, old_NC, advantages_N).backward()
         return logps_NC.detach()
+
+
+class StockChunked(Stock):
+    """One row per rollout, but the head in chunks, as TRL 1.16 does for models whose base returns hidden states."""
+
+    def _logps(self, groups: Sequence[Group]) -> torch.Tensor:
+        head = self.policy.family.lm_head
+        head.forward = lambda hidden: hidden  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            hidden, completions = self._logits(groups)
+        finally:
+            del head.forward
+        logps, _ = token_logps(hidden.flatten(0, 1), completions.flatten(), head)
+        return logps.view(completions.shape)
+
+
+VARIANTS = {"stock": Stock, "stock_chunked": StockChunked, "ours": Ours}

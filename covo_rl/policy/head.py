@@ -14,8 +14,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-#: logits held at once, in elements; 2**25 float32 are 128 MiB
-CHUNK_ELEMENTS = 2**25
+#: logits held at once, in elements; 2**24 float32 are 64 MiB
+CHUNK_ELEMENTS = 2**24
 
 
 def token_logps(
@@ -80,22 +80,24 @@ class _LinearLogps(torch.autograd.Function):
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
             logits = scaled_logits(hidden_MD[part], weight_VD, bias_V, temperature)
-            total = logits.logsumexp(-1, keepdim=True)
-            picked = targets_M[part, None]
-            logps_M[part] = (logits.gather(1, picked) - total)[:, 0]
-            if not (store or entropy):
-                continue
-            logps_cV = logits.sub_(total)
-            probs_cV = logps_cV.exp()
+            picked_c1 = logits.gather(1, targets_M[part, None])
+            # in place: one chunk of logits is all that exists, two where the entropy is asked for
+            highest_c1 = logits.amax(-1, keepdim=True)
+            shifted_cV = logits.sub_(highest_c1)
+            weights_cV = shifted_cV.exp() if entropy else shifted_cV.exp_()
+            sums_c1 = weights_cV.sum(-1, keepdim=True)
+            logps_M[part] = (picked_c1 - highest_c1 - sums_c1.log())[:, 0]
             if entropy:
-                entropy_M[part] = -(probs_cV * logps_cV).sum(-1)
+                logps_cV, probs_cV = shifted_cV.sub_(sums_c1.log()), weights_cV.div_(sums_c1)
+                entropy_M[part] = -torch.linalg.vecdot(probs_cV, logps_cV)
             if not store:
                 continue
-            if entropy:
-                weighted = probs_cV * (logps_cV + entropy_M[part, None])
-                slopes[1][part] = (weighted.to(weight_VD.dtype) @ weight_VD).mul_(-1 / temperature)
-            expected = probs_cV.to(weight_VD.dtype) @ weight_VD
+            expected = (weights_cV.to(weight_VD.dtype) @ weight_VD).float()
+            expected = expected if entropy else expected / sums_c1
             slopes[0][part] = (weight_VD[targets_M[part]] - expected).mul_(1 / temperature)
+            if entropy:
+                weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV)
+                slopes[1][part] = (weighted_cV.to(weight_VD.dtype) @ weight_VD).mul_(-1 / temperature)
         ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
         ctx.has_bias = bias_V is not None
         if head_trains:
