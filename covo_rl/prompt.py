@@ -217,7 +217,7 @@ def clip_slots(key: str, family: AudioFamily, clips: ClipStore) -> int:
     """Audio positions that a clip fills in this family, remembered by content."""
     known = _SLOTS.setdefault(family, {})
     if key not in known:
-        known[key] = family.clip_features(*clips.waveform(key)).slots
+        known[key] = family.clip_slots(*clips.waveform(key))
     return known[key]
 
 

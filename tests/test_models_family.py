@@ -69,6 +69,16 @@ def test_embeddings_do_not_depend_on_the_batch(family):
             torch.testing.assert_close(family.encode([clip])[0], got, atol=1e-5, rtol=1e-4)
 
 
+def test_slots_are_counted_without_the_features(family):
+    """Every length class: whole and odd 10 ms frames, one sample more and less, another rate, over one segment."""
+    tried = [(n, 16_000) for n in (800, 960, 1120, 1279, 1280, 1281, 1440, 15_999, 16_001, 47_999, 48_001, 111_111)]
+    for samples, rate in [*tried, (4_410, 44_100), (22_051, 22_050), (72_000, 24_000)]:
+        wave = RNG.normal(0, 0.1, samples).astype(np.float32)
+        features = family.clip_features(wave, rate)
+        assert family.clip_slots(wave, rate) == features.slots, (samples, rate)
+        assert family.encode([features])[0].shape[0] == features.slots
+
+
 def test_parts_cover_every_parameter_once(family):
     for name, _ in family.model.named_parameters():
         owners = [part for part, prefix in family.parts.items() if name.startswith(prefix)]

@@ -1,7 +1,5 @@
 """One grammar: what is wrong is said precisely; a row becomes a prompt with exactly its audio slots."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
@@ -99,11 +97,6 @@ def test_messages_hold_one_audio_part_per_clip_then_the_text():
         messages(row(), config)
 
 
-@dataclass(frozen=True)
-class Features:
-    slots: int
-
-
 class Family:
     """Three slots per clip; ids are character codes, 0 is the audio id."""
 
@@ -111,11 +104,11 @@ class Family:
     wrong = 0
 
     def __init__(self):
-        self.encoded = 0
+        self.counted = 0
 
-    def clip_features(self, waveform, sampling_rate):
-        self.encoded += 1
-        return Features(3)
+    def clip_slots(self, waveform, sampling_rate):
+        self.counted += 1
+        return 3
 
     def render(self, chat):
         return "".join("#" if part["type"] == "audio" else part["text"] for part in chat[-1]["content"])
@@ -140,7 +133,7 @@ def test_build_expands_the_slots_and_measures_a_clip_once():
     prompt = build(row(clips=2), family, Clips(), PromptConfig())
     assert prompt.slots == (3, 3) and prompt.input_ids.count(0) == 6 and prompt.clip_keys == ("k", "k")
     build(row(), family, Clips(), PromptConfig())
-    assert family.encoded == 1
+    assert family.counted == 1
 
 
 def test_a_prompt_with_other_slots_than_features_names_the_row():

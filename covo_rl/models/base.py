@@ -80,6 +80,10 @@ class AudioFamily(ABC):
     def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
         """Mono float32 waveform at any rate -> features of this one clip, independent of any batch."""
 
+    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
+        """`clip_features(...).slots`; a family that can count them without the features says how."""
+        return self.clip_features(waveform, sampling_rate).slots
+
     @abstractmethod
     def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
         """One (S_i, D) embedding per clip, all rows in one encoder call, gradients where parts train."""

@@ -87,13 +87,7 @@ class Qwen2Audio(AudioFamily):
 
     def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
         extractor = self.processor.feature_extractor
-        samples = resample(mono_float(waveform), sampling_rate, extractor.sampling_rate)
-        seconds = samples.shape[0] / extractor.sampling_rate
-        if samples.shape[0] > extractor.n_samples:
-            raise ValueError(
-                f"a clip of {seconds:.2f} s: Qwen2-Audio takes {extractor.chunk_length} s and would cut the rest "
-                "without a word; crop or chunk it first"
-            )
+        samples, slots = self._resampled(waveform, sampling_rate)
         out = extractor(
             samples.numpy(),
             sampling_rate=extractor.sampling_rate,
@@ -102,10 +96,25 @@ class Qwen2Audio(AudioFamily):
             return_tensors="pt",
         )
         mask = out["attention_mask"]
-        slots = self._slots(int(mask.sum()))
-        if slots < 1:
-            raise ValueError(f"a clip of {1000 * seconds:.1f} ms is too short for one audio slot of Qwen2-Audio")
         return ClipFeatures({"input_features": out["input_features"], "feature_attention_mask": mask}, slots=slots)
+
+    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
+        return self._resampled(waveform, sampling_rate)[1]
+
+    def _resampled(self, waveform: np.ndarray, sampling_rate: int) -> tuple[torch.Tensor, int]:
+        """Mono samples at the model's rate, and the slots that they fill."""
+        extractor = self.processor.feature_extractor
+        samples = resample(mono_float(waveform), sampling_rate, extractor.sampling_rate)
+        count, rate = samples.shape[0], extractor.sampling_rate
+        if count > extractor.n_samples:
+            raise ValueError(
+                f"a clip of {count / rate:.2f} s: Qwen2-Audio takes {extractor.chunk_length} s and would cut the rest "
+                "without a word; crop or chunk it first"
+            )
+        slots = self._slots(-(-count // extractor.hop_length))
+        if slots < 1:
+            raise ValueError(f"a clip of {1000 * count / rate:.1f} ms is too short for one audio slot of Qwen2-Audio")
+        return samples, slots
 
     @staticmethod
     def _slots(frames: int) -> int:

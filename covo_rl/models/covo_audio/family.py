@@ -64,6 +64,10 @@ class CovoAudio(AudioFamily):
         features, mask = self.processor.feature_extractor.clip(waveform, sampling_rate)
         return ClipFeatures({"input_features": features, "input_features_mask": mask}, slots=int(mask.sum()))
 
+    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
+        extractor = self.processor.feature_extractor
+        return sum(extractor.slot_counts(extractor.waveform(waveform, sampling_rate).shape[0]))
+
     def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
         if not clips:
             return []
