@@ -1,0 +1,65 @@
+"""The vLLM plug-in. vLLM lives in an environment of its own (docs/serving.md); without it only names are checked."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from covo_rl import serve
+
+ROOT = Path(__file__).parent.parent
+
+
+class Registry:
+    """As much of vLLM's ModelRegistry as the plug-in uses."""
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def get_supported_archs(self):
+        return {"LlamaForCausalLM", *(name for name, _ in self.calls)}
+
+    def register_model(self, name, place):
+        self.calls.append((name, place))
+
+
+def test_every_architecture_is_registered_once(monkeypatch):
+    registry = Registry()
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(ModelRegistry=registry))
+    serve.register()
+    serve.register()  # vLLM loads its plug-ins in every process, and more than once
+    assert dict(registry.calls) == serve.ARCHITECTURES
+    assert len(registry.calls) == len(serve.ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", serve.ARCHITECTURES)
+def test_an_architecture_is_a_class_of_that_name_in_its_module(name):
+    """vLLM imports the string much later, in another process."""
+    module, cls = serve.ARCHITECTURES[name].split(":")
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    assert cls in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def vllm_python() -> str | None:
+    given = os.environ.get("COVO_RL_VLLM_PYTHON")
+    return given or (sys.executable if importlib.util.find_spec("vllm") else None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(vllm_python() is None, reason="vLLM is not importable; set COVO_RL_VLLM_PYTHON (docs/serving.md)")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("family", ["covo_audio", "qwen2_audio"])
+def test_exports_answer_on_vllm_as_the_policy_does(family):
+    script = ROOT / "tests" / "serving" / "vllm_check.py"
+    done = subprocess.run(
+        [vllm_python(), str(script), "--family", family], capture_output=True, text=True, check=False, cwd=os.sep
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count(": ok") == 3  # merged, adapter, base
