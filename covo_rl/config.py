@@ -176,6 +176,7 @@ class TrainConfig:
     feature_memory_mb: int = option(512, "budget for audio features kept in memory when the encoder is frozen")
     checkpoint_every: int = option(0, "steps between checkpoints; 0: only at the end")
     checkpoint_minutes: float = option(0.0, "minutes between checkpoints; 0 is off")
+    export_checkpoints: bool = option(False, "also write and verify OUTPUT/exports/step_N at every periodic checkpoint")
     keep_last: int = option(2, "checkpoints kept")
     keep_best: bool = option(False, "also keep the checkpoint of the best evaluation")
     resume: str | None = option(None, "auto, or a checkpoint folder")

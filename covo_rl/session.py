@@ -209,7 +209,8 @@ class Session:
         start = time.perf_counter()
         train = self.options.train
         with StopSignals() as stop:
-            saver = Saver(self.options, self.run.folder, stop)
+            on_saved = self._export_step if train.export_checkpoints else None
+            saver = Saver(self.options, self.run.folder, stop, on_saved)
             for line in saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config):
                 self._print(line)
             with console.StepProgress(train.max_steps, done=trainer.step, active=self.main) as progress:
@@ -243,14 +244,27 @@ class Session:
         if self.main:
             console.console.print(line, markup=False)
 
-    def export(self) -> Path:
-        """Write RUN/adapter (LoRA) or RUN/model (full), verified by logits in a fresh process."""
+    def export(self, folder: Path | None = None) -> Path:
+        """Write RUN/adapter (LoRA) or RUN/model (full), or `folder`, verified by logits in a fresh process.
+
+        Raises:
+            ExportError: on every rank, where the check failed or training changed nothing; nothing is left.
+        """
         prompts = [build(row, self.family, self.clips, self.options.prompt) for row in self.examples[:2]]
-        folder = export_run_adapter(self.modes, self.family, self.run.folder, prompts, self.clips, options=self.options)
+        exported = export_run_adapter(
+            self.modes, self.family, self.run.folder, prompts, self.clips, options=self.options, folder=folder
+        )
         if self.main:  # the wording it was trained with, for evaluation
             text = yaml.safe_dump(asdict(self.options.prompt), sort_keys=False, allow_unicode=True)
-            (folder / "prompt.yaml").write_text(text, encoding="utf-8")
-        return folder
+            (exported / "prompt.yaml").write_text(text, encoding="utf-8")
+        return exported
+
+    def _export_step(self, checkpoint: Path) -> None:
+        """RUN/exports/step_N of a checkpoint just saved; an export that fails is reported, and training goes on."""
+        try:
+            self.export(self.run.folder / "exports" / checkpoint.name)
+        except ExportError as error:
+            self._print(f"{checkpoint.name} was not exported, training goes on: {error}")
 
     def finish_unevaluated(self, exported: Path, steps: int) -> Path:
         """result.json of a run that was not evaluated: before and after are null."""

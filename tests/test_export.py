@@ -207,6 +207,32 @@ def test_a_sharded_policy_is_gathered_and_exported_at_the_end_of_a_run(bases, tm
     assert sorted(p.name for p in run.iterdir()) == ["adapter", "config.yaml", "environment.json"]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_run_that_changed_nothing_ends_with_an_error_and_no_export(sharded, bases, tmp_path):
+    """The policy is its base. An earlier run's export does not stand in for it; the run's random numbers go on."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    base = bases["qwen2_audio"]
+    run = run_folder(tmp_path, base)
+    modes, clips = build(load(str(base)), MODES["lora"]), ClipStore()
+    prompts = synthetic_prompts(modes.family, clips)
+    (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        if sharded:
+            fully_shard(modes.family.model, mesh=init_device_mesh("cpu", (1,)))
+        before = torch.get_rng_state()
+        with pytest.raises(ExportError, match="no-op: the trained policy equals the base model"):
+            export_run_adapter(modes, modes.family, run, prompts, clips)
+        assert torch.equal(torch.get_rng_state(), before)
+    finally:
+        dist.destroy_process_group()
+    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "environment.json"]
+
+
 def test_the_command_exports_merged_weights_from_the_last_checkpoint(bases, tmp_path):
     run = run_folder(tmp_path, bases["qwen2_audio"], lora=False)
     first, second = (trained(bases["qwen2_audio"], MODES["full"], size) for size in (0.01, 0.05))

@@ -165,10 +165,12 @@ TRAINED, BASE = [torch.tensor([[1.0, 3.0]])], [torch.tensor([[1.0, 1.0]])]
 NOTES = {"loaded": [], "versions": {}, "x": {}}
 
 
-def verdict(found, *, base=BASE, expected_base=BASE, dtype="float32", allow_noop=False, trained=TRAINED):
+def verdict(
+    found, *, base=BASE, expected_base=BASE, dtype="float32", allow_noop=False, trained=TRAINED, kind="adapter"
+):
     expected = Expected([], trained, expected_base, ["row"], [], [])
     logits = {"x": found, f"base.{dtype}": base}
-    return judge(Target("x", "adapter", Path(), dtype), expected, logits, NOTES, base_model="b", allow_noop=allow_noop)
+    return judge(Target("x", kind, Path(), dtype), expected, logits, NOTES, base_model="b", allow_noop=allow_noop)
 
 
 def test_the_policy_itself_passes_and_the_base_does_not():
@@ -187,6 +189,26 @@ def test_rounding_that_the_base_has_too_does_not_count_as_the_update():
                    trained=[torch.tensor([[1.0, 1.01]])])  # fmt: skip
     assert lost.max_abs_logit_diff_trained < lost.tolerance
     assert "bfloat16 rounds it away" in lost.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "top", "tolerance"),
+    [
+        ("adapter", "float32", 3.0, 1e-4),
+        ("adapter", "float32", 300.0, 1e-4),  # the same arithmetic: nothing to round
+        ("merged", "float32", 10.0, 1e-4),
+        ("merged", "float32", 300.0, 3e-3),
+        ("adapter", "bfloat16", 20.0, 0.1),
+    ],
+)
+def test_the_tolerance_is_flat_where_that_can_hold(kind, dtype, top, tolerance):
+    trained, base = [torch.tensor([[top, 0.0]])], [torch.tensor([[top, 5.0]])]
+    for off, ok in ((0.9, True), (1.1, False)):
+        found = [trained[0] + torch.tensor([[0.0, off * tolerance]])]
+        result = verdict(found, base=base, expected_base=base, trained=trained, dtype=dtype, kind=kind)
+        assert result.ok is ok, result.problems
+        assert result.tolerance == pytest.approx(tolerance)
+        assert result.tolerance == max(result.tolerance_flat, result.tolerance_relative * result.max_abs_logit)
 
 
 def test_an_untrained_policy_is_a_no_op_unless_allowed():

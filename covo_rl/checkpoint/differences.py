@@ -11,8 +11,8 @@ from covo_rl.types import Example
 #: options that change nothing about the training itself; data files are compared by content, not by path
 FREE = frozenset(
     """
-    output resume checkpoint_every checkpoint_minutes keep_last keep_best allow_changed_config allow_overlap
-    allow_outside_audio dry_run log_rollouts oom_retry check_rewards reward_timeout evaluate eval_every
+    output resume checkpoint_every checkpoint_minutes keep_last keep_best export_checkpoints allow_changed_config
+    allow_overlap allow_outside_audio dry_run log_rollouts oom_retry check_rewards reward_timeout evaluate eval_every
     eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_limit feature_memory_mb
     """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
 )

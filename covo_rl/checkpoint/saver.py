@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,16 +65,24 @@ class Saver:
     """Checkpoints of one run. Every method is a collective: all ranks call it at the same point.
 
     `config` is the flat mapping of options. A periodic save that fails (a full disk) is reported and counted, and
-    training goes on with the last good checkpoint; a save that the run ends with raises.
+    training goes on with the last good checkpoint; a save that the run ends with raises. `on_saved` is called on every
+    rank with the folder of each periodic checkpoint.
     """
 
-    def __init__(self, options: Options, run_folder: str | Path, stop: StopSignals | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        run_folder: str | Path,
+        stop: StopSignals | None = None,
+        on_saved: Callable[[Path], object] | None = None,
+    ) -> None:
         train = options.train
         self.config: Mapping[str, Any] = plain(options.flat())
         self.run_folder = Path(run_folder)
         self.store = CheckpointStore(self.run_folder / "checkpoints", train.keep_last, train.keep_best)
         self.every_steps, self.every_seconds = train.checkpoint_every, train.checkpoint_minutes * 60
         self.stop = stop or StopSignals()
+        self.on_saved = on_saved
         self.ranks = Ranks.current()
         self.failures = 0
         self._saved_at = time.monotonic()
@@ -102,12 +110,15 @@ class Saver:
             raise StoppedBySignal(signal, self._save(trainer, score))
         if due or any(late for _, late in wishes):
             try:
-                self._save(trainer, score)
+                saved = self._save(trainer, score)
             except CheckpointError as error:
                 self.failures += 1
                 self._saved_at = time.monotonic()
                 if self.ranks.main:
                     console.print(f"[bold red]step {trainer.step}: {error}; training goes on[/]")
+            else:
+                if self.on_saved:
+                    self.on_saved(saved)
 
     # -- out -----------------------------------------------------------------------------------------------------
 

@@ -10,14 +10,16 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from covo_rl.checkpoint.ranks import Ranks
 from covo_rl.export.card import render
 from covo_rl.export.errors import ExportError
-from covo_rl.export.judge import NOOP, Target, Verification, is_idle
+from covo_rl.export.judge import NOOP, Expected, Target, Verification, is_idle
 from covo_rl.export.policy_files import base_reference, rank, save_policy, set_dtype
 from covo_rl.export.verify import expect, synthetic_prompts, verify
 from covo_rl.export.weights import carried_over, copy_companions, is_sharded, merged_entries, write_shards
@@ -45,37 +47,24 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
     return getattr(torch, name)
 
 
-def export_adapter(
-    modes: Modes,
-    folder: str | Path,
-    *,
-    prompts: Sequence[Prompt] | None = None,
-    clips: ClipStore | None = None,
-    run_folder: str | Path | None = None,
-    base_model: str | None = None,
-    dtype: str | None = None,
-    allow_noop: bool = False,
-    replace: bool = False,
-) -> Verification:
-    """Write a verified PEFT adapter to `folder`.
+def export_adapter(modes: Modes, folder: str | Path, **options: Any) -> Verification:
+    """Write a verified PEFT adapter to `folder`; options as in `export_policy`."""
+    return export_policy(modes, folder, "adapter", **options)
 
-    `prompts` (with their `clips`) are what the logits are compared on; default: two synthetic ones. `base_model` is
-    the reference that adapter_config.json records (default: where the base was loaded from). `replace` takes the
-    place of an existing export.
 
-    Raises:
-        ExportError: the policy is no adapter, the folder exists, or the check failed; nothing is left at `folder`.
+def export_merged(modes: Modes, folder: str | Path, **options: Any) -> Verification:
+    """Write the whole model, adapter merged in, under published key names; options as in `export_policy`.
+
+    Shards are streamed: beside the model in memory there is one shard of merged tensors. Processor, generation
+    config, chat template, and what lies beside the base's weights are included.
     """
-    if modes.peft_model is None:
-        raise ExportError("a full-parameter policy has no adapter: export it with --merged")
-    with staging(Path(folder), replace) as stage:
-        save_policy(modes, stage, base=base_model, dtype=torch_dtype(dtype))
-        return _finish(modes, stage, "adapter", _base_dtype(modes), prompts, clips, run_folder, base_model, allow_noop)
+    return export_policy(modes, folder, "merged", **options)
 
 
-def export_merged(
+def export_policy(
     modes: Modes,
     folder: str | Path,
+    kind: str,
     *,
     prompts: Sequence[Prompt] | None = None,
     clips: ClipStore | None = None,
@@ -86,21 +75,39 @@ def export_merged(
     allow_noop: bool = False,
     replace: bool = False,
 ) -> Verification:
-    """Write the whole model, adapter merged in, under published key names, verified, to `folder`.
+    """Write an `adapter` or `merged` weights to `folder`, verified.
 
-    Shards are streamed: beside the model in memory there is one shard of merged tensors. Processor, generation
-    config, chat template, and what lies beside the base's weights are included. Arguments as in `export_adapter`.
+    `prompts` (with their `clips`) are what the logits are compared on; default: two synthetic ones. `base_model` is
+    the reference that the export records (default: where the base was loaded from). `dtype` is the precision of what
+    is written (default: as in memory). `replace` takes the place of an existing export.
 
     Raises:
-        ExportError: the folder exists, the disk is full, or the check failed; nothing is left at `folder`.
+        ExportError: the folder exists, the disk is full, the policy has no adapter or is sharded over ranks, or the
+            check failed; nothing is left at `folder`.
     """
-    if is_sharded(modes.family.model):
+    written = torch_dtype(dtype)
+    if kind == "adapter" and modes.peft_model is None:
+        raise ExportError("a full-parameter policy has no adapter: export it with --merged")
+    if kind == "merged" and is_sharded(modes.family.model):
         raise ExportError("the parameters are sharded over ranks: save a checkpoint and run covo-rl export on it")
+    if prompts is None or clips is None:
+        from covo_rl.audio import ClipStore
+
+        clips = ClipStore()
+        prompts = synthetic_prompts(modes.family, clips)
+    loaded_as = _base_dtype(modes) if written is None or kind == "adapter" else str(written).removeprefix("torch.")
     with staging(Path(folder), replace) as stage:
-        kind = torch_dtype(dtype)
-        write_merged(modes, stage, kind, max_shard_bytes)
-        name = _base_dtype(modes) if kind is None else str(kind).removeprefix("torch.")
-        return _finish(modes, stage, "merged", name, prompts, clips, run_folder, base_model, allow_noop)
+        expected = expect(modes, prompts, clips)
+        if is_idle(expected) and not allow_noop:  # known without writing anything
+            raise ExportError(NOOP)
+        if kind == "adapter":
+            save_policy(modes, stage, base=base_model, dtype=written)
+        else:
+            write_merged(modes, stage, written, max_shard_bytes)
+        result = _verified(modes, Target(kind, kind, stage, loaded_as), expected, base_model, allow_noop)
+        result.write(stage)
+        _describe(modes, stage, result, run_folder)
+    return result
 
 
 def export_run_adapter(
@@ -111,41 +118,47 @@ def export_run_adapter(
     clips: ClipStore,
     *,
     options: Options | None = None,
-    allow_noop: bool = True,
+    allow_noop: bool = False,
+    folder: str | Path | None = None,
 ) -> Path:
-    """The export at the end of a run: RUN/adapter (LoRA) or RUN/model (full). Every rank calls it, rank 0 exports.
+    """The policy of a run, to `folder` (default RUN/adapter, or RUN/model in full mode), verified.
 
-    An untrained policy is no failure here: verification.json and the card say that it is one. With parameters
-    sharded over ranks the policy is gathered first, and verified from its files.
+    Every rank calls it, rank 0 exports. With parameters sharded over ranks the policy is gathered first, and verified
+    from its files. The random state of the run is left as it was.
 
     Raises:
-        ExportError: the check failed; nothing is left under the final name.
+        ExportError: on every rank: the check failed, or training changed nothing and `allow_noop` is off; nothing is
+            left under the final name.
     """
     run = Path(run_folder)
-    folder = run / ("adapter" if modes.peft_model is not None else "model")
+    target = Path(folder) if folder else run / ("adapter" if modes.peft_model is not None else "model")
     base = _recorded_base(options)
-    if is_sharded(family.model):
-        gathered = save_policy(modes, run / "gathered_policy", base=base)
-        if rank() == 0:
-            from covo_rl.export.source import open_policy
-
-            try:
-                modes = open_policy(gathered, base_model=base_reference(modes)).modes
-                _export(modes, folder, prompts, clips, run, base, allow_noop)
-            finally:
-                shutil.rmtree(gathered)
-        return folder
-    if rank() == 0:
-        _export(modes, folder, prompts, clips, run, base, allow_noop)
-    return folder
-
-
-def _export(
-    modes: Modes, folder: Path, prompts: Any, clips: Any, run: Path, base: str | None, allow_noop: bool
-) -> None:
     export = export_adapter if modes.peft_model is not None else export_merged
-    export(modes, folder, prompts=prompts, clips=clips, run_folder=run, base_model=base, allow_noop=allow_noop,
-           replace=True)  # fmt: skip
+    common = {"prompts": prompts, "clips": clips, "run_folder": run, "base_model": base, "allow_noop": allow_noop,
+              "replace": True}  # fmt: skip
+    gathered = save_policy(modes, run / "gathered_policy", base=base) if is_sharded(family.model) else None
+    failure = None
+    if rank() == 0:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                export(modes if gathered is None else _reopened(gathered, modes), target, **common)
+        except (ExportError, OSError) as error:
+            failure = str(error)
+            shutil.rmtree(target, ignore_errors=True)  # an earlier run's export is not this policy
+        finally:
+            if gathered is not None:
+                shutil.rmtree(gathered)
+    failure = Ranks.current().from_main(failure)
+    if failure:
+        raise ExportError(failure)
+    return target
+
+
+def _reopened(folder: Path, modes: Modes) -> Modes:
+    """The gathered policy in one piece, on the base it was trained on."""
+    from covo_rl.export.source import open_policy
+
+    return open_policy(folder, base_model=base_reference(modes)).modes
 
 
 def _recorded_base(options: Options | None) -> str | None:
@@ -225,47 +238,31 @@ def save_processor(family: AudioFamily, folder: Path) -> None:
         processor.chat_template = before
 
 
-def _finish(
-    modes: Modes,
-    stage: Path,
-    kind: str,
-    dtype: str,
-    prompts: Sequence[Prompt] | None,
-    clips: ClipStore | None,
-    run_folder: str | Path | None,
-    base_model: str | None,
-    allow_noop: bool,
+def _verified(
+    modes: Modes, target: Target, expected: Expected, base_model: str | None, allow_noop: bool
 ) -> Verification:
-    """Verify what lies in `stage`; write verification.json, export.json and the card, or raise."""
-    if prompts is None or clips is None:
-        from covo_rl.audio import ClipStore
-
-        clips = ClipStore()
-        prompts = synthetic_prompts(modes.family, clips)
+    """The verdict on what lies in the target's folder; raises ExportError unless it is a good one."""
     base = base_reference(modes)
     if not base:
         raise ExportError("the base model was made in memory: save it to a folder and load it from there")
-    expected = expect(modes, prompts, clips)
-    if is_idle(expected) and not allow_noop:  # known without a fresh process
-        raise ExportError(NOOP)
-    result = verify(modes, [Target(kind, kind, stage, dtype)], expected, base=base, base_model=base_model,
-                    allow_noop=allow_noop)[kind]  # fmt: skip
+    result = verify(modes, [target], expected, base=base, base_model=base_model, allow_noop=allow_noop)[target.name]
     if not result.ok:
-        raise ExportError(f"the {kind} export failed its check and was removed:\n  - " + "\n  - ".join(result.problems))
-    result.write(stage)
+        problems = "\n  - ".join(result.problems)
+        raise ExportError(f"the {target.kind} export failed its check and was removed:\n  - {problems}")
+    return result
+
+
+def _describe(modes: Modes, stage: Path, result: Verification, run_folder: str | Path | None) -> None:
+    """export.json and the model card."""
     cls = type(modes.family.model)
     own = cls.__module__.startswith("covo_rl")
     record = {
-        "kind": kind,
-        "base_model": base_model or base,
+        "kind": result.kind,
+        "base_model": result.base_model,
         "model_type": modes.family.model_type,
         "model_class": cls.__name__,
         "model_module": cls.__module__.rsplit(".", 1)[0] if own else "transformers",
     }
     (stage / "export.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    from dataclasses import asdict
-
-    (stage / "README.md").write_text(
-        render(**record, verification=asdict(result), run_folder=run_folder), encoding="utf-8"
-    )
-    return result
+    card = render(**record, verification=asdict(result), run_folder=run_folder)
+    (stage / "README.md").write_text(card, encoding="utf-8")

@@ -9,7 +9,7 @@ o = export - base over all logits, <s, o> / <s, s>. 1 is the whole change, 0 is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-#: Above this largest logit the tolerance grows with it, as rounding does.
+#: dtype -> largest difference of a logit, as long as no logit exceeds USUAL_LOGIT
+FLAT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 USUAL_LOGIT = 10.0
 NOISE = 1e-6  # a change below this share of the largest logit is no change
 UPDATE_KEPT = 0.5
@@ -69,6 +69,9 @@ class Verification:
     fresh_process_imports_covo_rl: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    #: `tolerance` is the larger of the first and the second times `max_abs_logit`
+    tolerance_flat: float = 0.0
+    tolerance_relative: float = 0.0
 
     def write(self, folder: Path) -> Path:
         path = folder / "verification.json"
@@ -96,6 +99,17 @@ def kept(trained: Sequence[torch.Tensor], before: Sequence[torch.Tensor],
     return torch.dot(s, o).item() / norm if norm > 0 else 0.0
 
 
+def tolerances(kind: str, dtypes: Collection[str]) -> tuple[float, float]:
+    """(flat, relative to the largest logit): the larger of the two bounds the difference from the trained policy.
+
+    An adapter in float32 does the policy's own arithmetic, so only the flat 1e-4 counts. Merging adds before it
+    multiplies, and 16-bit weights are rounded: errors that grow with the logits. The loosest of `dtypes` counts.
+    """
+    flat = max(FLAT_TOLERANCE.get(dtype, FLAT_TOLERANCE["float32"]) for dtype in dtypes)
+    exact = kind == "adapter" and flat == FLAT_TOLERANCE["float32"]
+    return flat, 0.0 if exact else flat / USUAL_LOGIT
+
+
 def is_idle(expected: Expected) -> bool:
     """True where the trained policy answers as its base, adapter disabled, does; False where that is unknown."""
     if expected.base is None:
@@ -121,8 +135,8 @@ def judge(
     found, fresh_base = logits[target.name], logits[f"base.{target.dtype}"]
     before = fresh_base if expected.base is None else expected.base
     top = max(t.abs().max().item() for t in expected.trained)
-    scale = max(1.0, top / USUAL_LOGIT)
-    tolerance = scale * max(TOLERANCE.get(d, 1e-4) for d in (target.dtype, trained_dtype or target.dtype))
+    flat, relative = tolerances(target.kind, {target.dtype, trained_dtype or target.dtype})
+    tolerance = max(flat, relative * top)
     gap, change = largest(found, expected.trained), largest(found, fresh_base)
     share = kept(expected.trained, before, found, fresh_base)
     problems = []
@@ -144,5 +158,5 @@ def judge(
         problems.append(f"the exported chat template renders {rendered[0]!r}, training used {expected.texts[0]!r}")
     return Verification(
         not problems, target.kind, gap, change, tolerance, share, top, target.dtype, base_model, expected.ids, problems,
-        idle, "covo_rl" in notes["loaded"], notes["versions"],
+        idle, "covo_rl" in notes["loaded"], notes["versions"], tolerance_flat=flat, tolerance_relative=relative,
     )  # fmt: skip

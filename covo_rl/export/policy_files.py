@@ -64,18 +64,18 @@ def save_policy(
     (default: where the model came from). `dtype` casts floating-point tensors (default: as trained).
 
     Raises:
-        ExportError: a full-parameter policy that is sharded and comes without `state_dict`.
+        ExportError: parameters partitioned by ZeRO-3, without `state_dict`.
     """
     folder = Path(folder)
+    model = modes.family.model
+    if state_dict is None and any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise ExportError("the parameters are partitioned by ZeRO-3: pass state_dict, from accelerator.get_state_dict")
     if modes.peft_model is not None:
         tensors = adapter_tensors(modes, state_dict)
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             _write_adapter(modes, tensors, folder, base_reference(modes) if base is None else base, dtype)
         return folder
-    model = modes.family.model
-    if state_dict is None and any(hasattr(p, "ds_id") for p in model.parameters()):
-        raise ExportError("the parameters are partitioned by ZeRO-3: pass state_dict, from accelerator.get_state_dict")
     if state_dict is None and is_sharded(model):
         state_dict = {}
         for name, tensor in model.state_dict().items():

@@ -68,6 +68,7 @@ def prepare(name: str, root: Path) -> None:
     from covo_rl.prompt import build
     from covo_rl.types import Clip, Example
 
+    torch.manual_seed(0)
     write_base(name, root / "base")
     modes = build_modes(load(str(root / "base")), AdapterConfig(lora_r=8))
     generator = torch.Generator().manual_seed(1)
