@@ -17,10 +17,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -85,6 +85,16 @@ def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
 
 
+def write_atomically(path: Path, write: Callable[[IO[str]], object]) -> None:
+    """Call `write(text_file)` on a temporary neighbour, flush it to disk, rename it to `path`: never half a file."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
 class Run:
     """One run folder, written by the main process only (`active`); others read the path and write nothing."""
 
@@ -104,15 +114,10 @@ class Run:
             (self.folder / "config.yaml").write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Write `name` under a temporary name, flush to disk, rename: never half a file."""
+        """Write `name` in the run folder as a whole; NaN becomes null."""
         path = self.folder / name
         if self.active:
-            partial = path.with_name(path.name + ".partial")
-            with open(partial, "w", encoding="utf-8") as file:
-                json.dump(plain(content), file, indent=2, ensure_ascii=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            write_atomically(path, lambda file: json.dump(plain(content), file, indent=2, ensure_ascii=False))
         return path
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint is complete or ignored, and what comes back is what went in, bit for bit."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 from covo_rl.advantage import Advantages
 from covo_rl.batch import Batch
 from covo_rl.checkpoint import CheckpointError, CheckpointStore, Ranks, TrainState, batch_state, files, state
+from covo_rl.checkpoint.saver import Saver
+from covo_rl.config import Options
 from covo_rl.types import Clip, Example, Group, Prompt, RewardTable, Rollout
 
 
@@ -279,3 +282,24 @@ def test_a_batch_in_use_comes_back_equal(tmp_path):
     changed = Prompt(rows[0], (), "text", (1, 2), ("key",), (1,))
     with pytest.raises(CheckpointError, match=r"row b: its prompt had 3 tokens .* and has 2 now"):
         batch_state.unpack(saved, tensors, lambda name: changed, device)
+
+
+def test_only_periodic_saves_that_worked_are_announced(tmp_path, monkeypatch):
+    """Exports are written at these; the last checkpoint of a run is exported as its result."""
+    options = Options()
+    options.train.checkpoint_every = 2
+    announced = []
+    saver = Saver(options, tmp_path, on_saved=announced.append)
+    trainer = SimpleNamespace(step=0)
+
+    def save(trainer, score):
+        if trainer.step == 4:
+            raise CheckpointError("no space left")
+        return tmp_path / f"step_{trainer.step}"
+
+    monkeypatch.setattr(saver, "_save", save)
+    for trainer.step in range(1, 8):
+        saver.after_step(trainer)
+    saver.finish(trainer)
+    assert [path.name for path in announced] == ["step_2", "step_6"]
+    assert saver.failures == 1

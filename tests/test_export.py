@@ -233,6 +233,16 @@ def test_a_run_that_changed_nothing_ends_with_an_error_and_no_export(sharded, ba
     assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "environment.json"]
 
 
+def test_every_rank_learns_that_the_export_of_rank_0_failed(bases, tmp_path, monkeypatch):
+    """Rank 1 has nothing to write, and must not go on alone."""
+    modes, clips = trained(bases["qwen2_audio"], MODES["lora"]), ClipStore()
+    monkeypatch.setattr("covo_rl.export.exporting.rank", lambda: 1)
+    monkeypatch.setattr("covo_rl.export.exporting.Ranks.from_main", lambda self, value: "no space left on device")
+    with pytest.raises(ExportError, match="no space left"):
+        export_run_adapter(modes, modes.family, tmp_path, synthetic_prompts(modes.family, clips), clips)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_exports_merged_weights_from_the_last_checkpoint(bases, tmp_path):
     run = run_folder(tmp_path, bases["qwen2_audio"], lora=False)
     first, second = (trained(bases["qwen2_audio"], MODES["full"], size) for size in (0.01, 0.05))

@@ -18,6 +18,7 @@ def test_peak_memory_of_a_merged_export_stays_under_1_3_of_model_or_shard():
         [sys.executable, str(script), "2048", "20", "float32"],
         capture_output=True, text=True, check=True, timeout=1100,
     )  # fmt: skip
+    print(done.stdout.splitlines()[-1])
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["parameters"] > 1e9
     assert report["shard_bytes"] < 0.2 * report["model_bytes"]

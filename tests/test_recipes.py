@@ -64,12 +64,19 @@ def test_the_main_job_learns_and_leaves_a_complete_run_folder(questions, tmp_pat
 def test_full_parameter_training_learns_too(questions, tmp_path):
     run = tmp_path / "run"
     done = run_recipe(*data_flags(questions), "--output", run, "--max-steps", 8, "--prompts-per-step", 16,
-                      "--full", "--learning-rate", "2e-4", "--evaluate", "false")  # fmt: skip
+                      "--full", "--learning-rate", "2e-4", "--evaluate", "false",
+                      "--checkpoint-every", 5, "--export-checkpoints")  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first, last = (sum(s["reward_total"] for s in part) / 2 for part in (steps[:2], steps[-2:]))
     assert last > first + 0.1, f"R_total {first:.2f} -> {last:.2f}: nothing was learned"
     assert json.loads((run / "result.json").read_text())["adapter"] == "model"
+    assert [folder.name for folder in (run / "exports").iterdir()] == ["step_000005"]
+    halfway, end = (
+        json.loads((run / name / "verification.json").read_text()) for name in ("exports/step_000005", "model")
+    )
+    assert halfway["ok"] and end["ok"]
+    assert halfway["max_abs_logit_diff_base"] != end["max_abs_logit_diff_base"]
 
 
 def test_dry_run_checks_everything_and_starts_nothing(questions, tmp_path):

@@ -48,7 +48,7 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON on disk, flushed. Numbers come back bit for bit; NaN is written as NaN."""
+    """JSON on disk, flushed; the folder it is in is renamed as a whole. Numbers come back bit for bit, NaN as NaN."""
     with explained("write", path), open(path, "w", encoding="utf-8") as file:
         json.dump(content, file)
         file.flush()

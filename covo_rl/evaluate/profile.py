@@ -22,12 +22,13 @@ from covo_rl.evaluate.command import Request, answer_all
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.predictions import read_rows
 from covo_rl.evaluate.problems import EvalInputError
-from covo_rl.evaluate.records import Record, write_atomically
+from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.report import write_json
 from covo_rl.evaluate.runner import Ranks, open_folder
 from covo_rl.evaluate.scorers import token_set_match
 from covo_rl.evaluate.sets import EvalSet
 from covo_rl.evaluate.statistics import pass_at_k
+from covo_rl.record import write_atomically
 
 TRAINING_SET = EvalSet(
     name="profile",

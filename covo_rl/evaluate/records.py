@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from covo_rl.evaluate.scorers import Scorer, strict_match
+from covo_rl.record import write_atomically
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 
 Record = dict[str, Any]
@@ -142,13 +143,3 @@ class RecordLog:
     def replace(self, records: Iterable[Record]) -> None:
         """Write the whole file anew under a temporary name and rename it: never half a file."""
         write_atomically(self.path, lambda file: file.writelines(json.dumps(r) + "\n" for r in records))
-
-
-def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
-    """Call `write(text_file)` on a temporary neighbour, flush it to disk, rename it to `path`."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

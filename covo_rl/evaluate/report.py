@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.console import percent
-from covo_rl.evaluate.records import Record, write_atomically
+from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.sets import EvalSet
 from covo_rl.evaluate.statistics import compare_pairs
 from covo_rl.evaluate.summary import row_score, summarize
+from covo_rl.record import write_atomically
 
 RULES = {
     "official": "official rule, raw reply",

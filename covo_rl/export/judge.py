@@ -22,7 +22,10 @@ FLAT_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 USUAL_LOGIT = 10.0
 NOISE = 1e-6  # a change below this share of the largest logit is no change
 UPDATE_KEPT = 0.5
-NOOP = "the export is a no-op: the trained policy equals the base model (--allow-noop exports it all the same)"
+NOOP = (
+    "the export is a no-op: the trained policy equals the base model, so training changed nothing (no updates, a "
+    "learning rate of 0, or rewards without differences); covo-rl export --allow-noop writes it all the same"
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,10 @@ class AudioFamily(ABC):
 
     @classmethod
     @abstractmethod
+    def classes(cls) -> tuple[Any, Any]:
+        """The model's and the processor's class, each with `from_pretrained`."""
+
+    @classmethod
     def load(
         cls,
         path: str,
@@ -55,8 +59,16 @@ class AudioFamily(ABC):
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         **kwargs: Any,
-    ) -> AudioFamily:
-        """Load model and processor from a local folder or a hub name."""
+    ) -> Self:
+        """Load model and processor from a local folder or a hub name; further arguments go to the model.
+
+        `trust_remote_code` is for families whose code ships with the checkpoint; those of covo_rl and transformers
+        need none and ignore it.
+        """
+        model, processor = cls.classes()
+        if attn_implementation is not None:
+            kwargs["attn_implementation"] = attn_implementation
+        return cls(model.from_pretrained(path, dtype=dtype, **kwargs), processor.from_pretrained(path))
 
     @property
     def tokenizer(self) -> Any:

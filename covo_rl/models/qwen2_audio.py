@@ -45,22 +45,10 @@ class Qwen2Audio(AudioFamily):
     max_clip_seconds: float | None = 30.0
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        dtype: str = "auto",
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
-        **kwargs: Any,
-    ) -> Qwen2Audio:
-        """Model and processor from a folder or hub name."""
+    def classes(cls) -> tuple[Any, Any]:
         from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
-        if attn_implementation is not None:
-            kwargs["attn_implementation"] = attn_implementation
-        model = Qwen2AudioForConditionalGeneration.from_pretrained(path, dtype=dtype, **kwargs)
-        return cls(model, Qwen2AudioProcessor.from_pretrained(path))
+        return Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
     @property
     def audio_token_id(self) -> int:

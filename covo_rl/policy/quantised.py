@@ -30,14 +30,14 @@ def quantization_kwargs(skip: Sequence[str] = ("encoder", "audio_tower", "audio_
     """Keyword arguments that make `covo_rl.models.load` hold the decoder in 4-bit NF4 (QLoRA, arXiv 2305.14314).
 
     Raises:
-        RuntimeError: no CUDA device, or bitsandbytes is not installed.
+        PatternError: no CUDA device, or bitsandbytes is not installed.
     """
     if not torch.cuda.is_available():
-        raise RuntimeError("load_in_4bit needs a CUDA device; drop it, the adapter trains on a 16-bit base too")
+        raise PatternError("load_in_4bit needs a CUDA device; drop it, the adapter trains on a 16-bit base too")
     try:
         import bitsandbytes  # noqa: F401  # type: ignore[import-not-found]
     except ImportError as error:
-        raise RuntimeError("load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]'") from error
+        raise PatternError("load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]'") from error
     from transformers import BitsAndBytesConfig
 
     return {

@@ -26,20 +26,8 @@ class CovoAudio(AudioFamily):
     max_clip_seconds: float | None = None
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        *,
-        dtype: str = "auto",
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
-        **kwargs: Any,
-    ) -> CovoAudio:
-        """Model and processor from a folder or hub name; `trust_remote_code` is not needed and ignored."""
-        if attn_implementation is not None:
-            kwargs["attn_implementation"] = attn_implementation
-        model = CovoAudioForConditionalGeneration.from_pretrained(path, dtype=dtype, **kwargs)
-        return cls(model, CovoAudioProcessor.from_pretrained(path))
+    def classes(cls) -> tuple[Any, Any]:
+        return CovoAudioForConditionalGeneration, CovoAudioProcessor
 
     @property
     def _net(self) -> CovoAudioForConditionalGeneration:

@@ -1,0 +1,54 @@
+"""Adapters that come from elsewhere: written by plain PEFT alone, evaluated and compared by our command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from typer.testing import CliRunner
+
+from covo_rl import synth
+from covo_rl.evaluate.cli import app
+from covo_rl.export.weights import merged_entries, write_shards
+from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration
+from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
+
+
+def elsewhere(base: Path, folder: Path, seed: int) -> Path:
+    """Someone's training script: transformers and PEFT, targets by suffix, no covo_rl but the model class."""
+    torch.manual_seed(seed)
+    model = CovoAudioForConditionalGeneration.from_pretrained(base)
+    plain = get_peft_model(model, LoraConfig(r=3, target_modules=r"llm\..*\.(q_proj|down_proj)", lora_alpha=32))
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.3)
+    plain.save_pretrained(folder)
+    return folder
+
+
+def test_adapters_trained_elsewhere_are_evaluated_and_compared(tmp_path):
+    questions = synth.render(tmp_path / "questions", seed=3, train=11, validation=11, test=11)["test"]
+    model, processor = tiny_covo_audio(tiny_tokenizer(["What do you hear?"]), mel_bins=16, initializer_range=0.2)
+    model.save_pretrained(tmp_path / "base")
+    write_shards(merged_entries(model), tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    common = ["--set", "builtin", "--data", questions, "--audio-dir", questions.parent, "--model", tmp_path / "base",
+              "--limit", 4, "--max-completion-length", 8, "--no-plots"]  # fmt: skip
+    said, hashes = {}, {}
+    for name, seed in (("base", None), ("first", 1), ("second", 2)):
+        adapter = [] if seed is None else ["--adapter", elsewhere(tmp_path / "base", tmp_path / f"peft_{name}", seed)]
+        done = CliRunner().invoke(app, [*map(str, [*common, *adapter, "--output", tmp_path / name])])
+        assert done.exit_code == 0, done.output
+        lines = (tmp_path / name / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        said[name] = [json.loads(line)["model_output"] for line in lines]
+        hashes[name] = json.loads((tmp_path / name / "report.json").read_text(encoding="utf-8"))["adapter_sha256"]
+    assert len(said["base"]) == 4
+    assert said["base"] != said["first"] != said["second"] != said["base"], "an adapter was loaded and did nothing"
+    assert hashes["base"] is None and hashes["first"] != hashes["second"]
+    for pair in (("base", "first"), ("first", "second")):
+        words = ["compare", *(str(tmp_path / name) for name in pair), "--output", str(tmp_path / "c.json")]
+        assert CliRunner().invoke(app, words).exit_code == 0
+        assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["strict"]["n"] == 4
