@@ -1,0 +1,100 @@
+"""The shipped recipe on two CPU ranks under the shipped launch configurations: whole runs, dead ranks, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import children, kill_all
+
+ROOT = Path(__file__).parents[2]
+RECIPE = [str(ROOT / "recipes" / "grpo_mmau.py"), "--max_steps", "3", "--prompts_per_step", "3", "--num_generations",
+          "4", "--max_completion_length", "24", "--limit", "10", "--check_rewards", "false"]  # fmt: skip
+UNEVALUATED = ["--evaluate", "false"]
+PATIENCE_S = 400  # a run takes 20 s on an idle machine
+
+
+def launcher(config: str) -> list[str]:
+    """Two CPU ranks under a shipped configuration, in float32."""
+    return [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+            str(ROOT / "recipes" / "accelerate" / f"{config}.yaml"), "--num_processes", "2", "--mixed_precision", "no",
+            "--main_process_port", "0"]  # fmt: skip
+
+
+def start(words: list[str], output: Path, config: str | None = None) -> subprocess.Popen:
+    words = [*(launcher(config) if config else [sys.executable]), *RECIPE, *words, "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Everything it printed; it must end well."""
+    try:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    finally:
+        if process.poll() is None:
+            kill_all(process)
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_dry_run_under_each_configuration_for_several_gpus(config, tmp_path):
+    output = finish(start([*UNEVALUATED, "--dry-run"], tmp_path, config))
+    assert "2 process(es)" in output and output.count("dry run: data, configuration") == 1
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+def test_the_recipe_on_two_ranks_reports_what_one_process_reports(config, tmp_path):
+    words = ["--eval_limit", "12"]
+    finish(start(words, tmp_path / "one"))
+    finish(start(words, tmp_path / "two", config))
+    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    for when in ("before", "after", "after_silent_audio", "after_swapped_audio"):
+        assert two[when] == pytest.approx(one[when]), when
+    assert json.loads((tmp_path / "two" / "adapter" / "verification.json").read_text())["ok"] is True
+    rows = (tmp_path / "two" / "rollouts" / "step_00003.jsonl").read_text().splitlines()
+    assert len(rows) == 3 * 4, "the rollouts of every rank are logged"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_loses_a_rank_or_is_stopped_ends_within_a_minute_and_resumes(number, tmp_path):
+    """SIGKILL hits one rank, SIGTERM the launcher."""
+    words = [*UNEVALUATED, "--max_steps", "40", "--checkpoint_every", "1"]
+    undisturbed = tmp_path / "undisturbed"
+    finish(start(words, undisturbed, "ddp"))
+    output = tmp_path / "run"
+    process = start(words, output, "ddp")
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        while not list(output.glob("checkpoints/step_00000[3-9]")):
+            assert process.poll() is None, process.communicate()[0][-6000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(children(process.pid)[-1] if number == signal.SIGKILL else process.pid, number)
+        begun = time.monotonic()
+        printed, _ = process.communicate(timeout=PATIENCE_S)
+        assert time.monotonic() - begun < 60
+    finally:
+        if process.poll() is None:
+            kill_all(process)
+    assert process.returncode != 0
+    assert ("SIGKILL" if number == signal.SIGKILL else "stopped by SIGTERM after saving") in printed
+    assert 3 <= len(metrics(output)) < 40
+    assert "resumed from" in finish(start([*words, "--resume", "auto"], output, "ddp"))
+    assert metrics(output) == metrics(undisturbed)
