@@ -131,7 +131,7 @@ class LossConfig:
     scale_rewards: str = option("group", "divide advantages by the deviation of", ["group", "batch", "none"])
     component_advantages: bool = option(False, "normalise each reward component in its group, then sum (GDPO)")
     mask_truncated_completions: bool = option(False, "leave completions cut by length out of the loss")
-    top_entropy_quantile: float = option(1.0, "train only on this share of highest-entropy tokens")
+    top_entropy_quantile: float = option(1.0, "train only on this share of tokens, of highest entropy; costs a pass")
     entropy_coef: float = option(0.0, "weight of an entropy bonus")
     sapo_temperature_pos: float = option(1.0, "SAPO, positive advantages")
     sapo_temperature_neg: float = option(1.05, "SAPO, negative advantages")

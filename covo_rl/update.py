@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from covo_rl.guard import (
     not_finite_parameters,
     out_of_memory_advice,
 )
-from covo_rl.loss import Normalizer, policy_loss, summarise
+from covo_rl.loss import Normalizer, entropy_threshold, policy_loss, summarise
 from covo_rl.loss_metrics import Metrics
 from covo_rl.policy import Policy
 from covo_rl.types import Group
@@ -88,22 +89,21 @@ class Updater:
             self.schedule.step()
             return {}
         normalizer = self._normalizer(batch, chosen)
-        useful = [p for p in chosen if self._carries_gradient(batch, p)]
         self.policy.train()
-        parts = self._backward_within_memory(batch, useful, normalizer)
+        parts = self._backward_within_memory(batch, chosen, normalizer)
         over_ranks = {f"reduce_{how}": partial(self._reduced, how=how) for how in ("sum", "max")}
         metrics = summarise(parts, **over_ranks)
         metrics["grad_norm"] = self._apply(batch, chosen, metrics, step) if parts else 0.0
         self.schedule.step()
         return metrics
 
-    def _backward_within_memory(self, batch: Batch, useful: list[int], normalizer: Normalizer) -> list[Metrics]:
+    def _backward_within_memory(self, batch: Batch, chosen: list[int], normalizer: Normalizer) -> list[Metrics]:
         """All micro-batches, if need be again in smaller ones. One process only: ranks would wait for each other."""
         retry = self.options.train.oom_retry and self.accelerator.num_processes == 1
         before = random_state() if retry else None
         while True:
             try:
-                return self._backward(batch, useful, normalizer)
+                return self._backward(batch, chosen, normalizer)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -126,9 +126,10 @@ class Updater:
             no_retry=not one and self.options.train.oom_retry,
         )  # fmt: skip
 
-    def _backward(self, batch: Batch, useful: list[int], normalizer: Normalizer) -> list[Metrics]:
-        generations = self.options.rollout.num_generations
-        micro = micro_batches(useful, self.micro_batch_prompts, self.micro_batch_rollouts, generations)
+    def _backward(self, batch: Batch, chosen: list[int], normalizer: Normalizer) -> list[Metrics]:
+        if self.options.loss.top_entropy_quantile < 1:
+            normalizer = self._with_entropy_threshold(batch, chosen, normalizer)
+        micro = self._micro_batches([p for p in chosen if self._carries_gradient(batch, p)])
         passes = max(gathered(self.accelerator, [len(micro)]))
         parts: list[Metrics] = []
         for index in range(passes):
@@ -143,6 +144,26 @@ class Updater:
                 self.accelerator.backward(loss * normalizer.world_size)
             parts.append(part)
         return parts
+
+    def _with_entropy_threshold(self, batch: Batch, chosen: list[int], normalizer: Normalizer) -> Normalizer:
+        """The quantile over every token of this update, on all ranks; takes a pass without gradient."""
+        loss = self.options.loss
+        micro = self._micro_batches(chosen)
+        entropies: list[float] = []
+        for index in range(max(gathered(self.accelerator, [len(micro)]))):
+            groups = [group_piece(batch.groups, piece) for piece in micro[index]] if index < len(micro) else []
+            with torch.no_grad():
+                scored = self._scored(groups or [self.spare])
+            if groups:
+                mask_NC = loss_mask(groups, scored.mask_NC, loss.mask_truncated_completions)
+                entropies += scored.entropy_NC[mask_NC].tolist()
+        every = torch.tensor([gathered(self.accelerator, entropies)])
+        threshold, tokens = entropy_threshold([every], [torch.ones_like(every)], loss.top_entropy_quantile)
+        return replace(normalizer, entropy_threshold=threshold, entropy_tokens=tokens)
+
+    def _micro_batches(self, groups: list[int]) -> list[list[Piece]]:
+        generations = self.options.rollout.num_generations
+        return micro_batches(groups, self.micro_batch_prompts, self.micro_batch_rollouts, generations)
 
     def _loss(self, batch: Batch, pieces: list[Piece], normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
         groups = [group_piece(batch.groups, piece) for piece in pieces]

@@ -240,6 +240,14 @@ def test_old_log_probs_of_an_inexact_sampler_reuse_the_prompts(tmp_path, monkeyp
     assert made.policy._prompt_cache is None
 
 
+def test_top_entropy_tokens_are_chosen_over_all_micro_batches(tmp_path):
+    words = {"top_entropy_quantile": 0.5, "max_steps": 2}
+    for size in (1, 4):
+        cases.run(cases.options(tmp_path / str(size), micro_batch_prompts=size, **words))
+    for ours, theirs in zip(cases.metrics(tmp_path / "1"), cases.metrics(tmp_path / "4"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         cases.run(cases.options(tmp_path / name, seed=seed, max_steps=2))

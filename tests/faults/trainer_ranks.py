@@ -28,7 +28,7 @@ CASES = {
     "ddp": {
         "uneven": {**UNEVEN, "dynamic_sampling": 1},
         "a rank without work": IDLE,
-        "full": {**FULL, "train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]},
+        "full": {**FULL, "top_entropy_quantile": 0.5, "train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]},
     },
     "fsdp2": {"uneven": {**UNEVEN, "dynamic_sampling": 1}, "a rank without work": IDLE, "full": FULL},
 }
