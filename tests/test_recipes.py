@@ -109,13 +109,29 @@ def test_training_on_the_held_out_clips_is_refused(questions, tmp_path):
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.name)
-def test_every_accelerate_config_is_understood(path):
+def test_every_accelerate_config_reaches_the_processes(path):
+    """Through accelerate's launcher up to a rank's environment; DeepSpeed, which is not installed, to its options."""
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
 
-    config = load_config_from_file(str(path))
     raw = yaml.safe_load(path.read_text())
+    config = load_config_from_file(str(path))
     assert str(config.distributed_type).endswith(str(raw["distributed_type"]))
-    assert config.num_processes >= 1
+    words = ["--config_file", str(path), "--main_process_port", "0", "recipe.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (args.num_processes, args.mixed_precision) == (raw["num_processes"], raw["mixed_precision"])
+    assert args.use_deepspeed == (raw["distributed_type"] == "DEEPSPEED")
+    assert args.use_fsdp == (raw["distributed_type"] == "FSDP")
+    if args.use_deepspeed:
+        assert args.zero_stage == raw["deepspeed_config"]["zero_stage"]
+        return
+    environment = prepare_multi_gpu_env(args)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == raw["mixed_precision"]
+    if args.use_fsdp:
+        assert (environment["FSDP_VERSION"], environment["ACCELERATE_USE_FSDP"]) == ("2", "true")
+        wrapped = raw["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"]
+        assert environment["FSDP_TRANSFORMER_CLS_TO_WRAP"] == wrapped
 
 
 def test_the_layers_that_fsdp_wraps_exist_in_the_model():

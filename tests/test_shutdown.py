@@ -1,5 +1,6 @@
 """A rank ends with its own exit code, also where a thread would abort Python's tear-down."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -53,3 +54,27 @@ def test_a_rank_skips_the_tear_down_that_aborts():
     """
     assert ended(body, group=False).returncode == -signal.SIGABRT
     assert ended(body, group=True).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_launched_process_is_told_when_its_launcher_dies():
+    """The launcher kills itself outright; its process must not run on unseen."""
+    child = """
+import sys, time
+from covo_rl.shutdown import exit_after
+def main():
+    print("started", flush=True)
+    time.sleep(60)
+exit_after(main)
+"""
+    launcher = f"""
+import os, signal, subprocess, sys
+process = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PIPE, text=True)
+process.stdout.readline()
+print(process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no"}
+    done = subprocess.run([sys.executable, "-c", launcher], capture_output=True, text=True, env=environment, timeout=50)
+    assert done.returncode == -signal.SIGKILL and done.stdout.strip().isdigit()
+    # run() returns when the child, which holds the error pipe too, has ended: long before its minute is over
