@@ -112,7 +112,9 @@ def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel,
         use_dora=config.use_dora,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(family.model, lora), tuple(targets)  # type: ignore[return-value]
+    with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(family.model, lora), tuple(targets)  # type: ignore[return-value]
 
 
 def load_adapter(family: AudioFamily, folder: str | Path, *, trainable: bool = True) -> PeftModel:
