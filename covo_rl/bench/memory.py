@@ -6,7 +6,6 @@ python -m covo_rl.bench.memory P,G,C CLIPS DEVICE ours|stock|stock_chunked SIZES
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -18,10 +17,13 @@ from covo_rl.bench.variants import VARIANTS, Ours
 MIB = 2**20
 
 
-def resident() -> float:
-    """Resident memory of this process now, bytes."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+def resident(field: str = "VmRSS") -> float:
+    """Resident memory of this process, bytes: now, or at its highest with VmHWM.
+
+    Not getrusage's ru_maxrss, which a process inherits from the one that started it.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024.0 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field + ":"))
 
 
 def main(words: list[str]) -> float:
@@ -44,7 +46,7 @@ def main(words: list[str]) -> float:
         return (torch.cuda.max_memory_allocated() - before) / MIB
     before = resident()
     variant.loss(groups, old_NC, advantages_N)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB
+    return (resident("VmHWM") - before) / MIB
 
 
 if __name__ == "__main__":
