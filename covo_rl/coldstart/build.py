@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import PartialState
 
 from covo_rl.coldstart.config import ColdStartConfig
+from covo_rl.launch import process_state
 from covo_rl.models.base import AudioFamily
 from covo_rl.prompt import messages
 from covo_rl.types import Example
@@ -65,7 +65,7 @@ def save(
 
     `state_dict` replaces the model's own weights where those are shards. The main process writes.
     """
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
     folder = Path(folder)
     weights = built.model.state_dict() if state_dict is None else state_dict

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import set_seed
 
 from covo_rl.coldstart import build, data, supervised, tagging
 from covo_rl.coldstart.config import ColdStartConfig
 from covo_rl.coldstart.teacher import completions
 from covo_rl.config import ConfigError
+from covo_rl.launch import process_state
 from covo_rl.types import Example
 
 
@@ -54,7 +54,7 @@ def run(config: ColdStartConfig) -> Path:
         if config.save_stages:
             build.save(family, folder / f"stage-{number}", dataclasses.replace(config, save_dtype="auto"), weights)
     build.save(family, folder, config, weights)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     _say(f"checkpoint: {folder}")
     return folder
@@ -85,5 +85,5 @@ def _check_launch(config: ColdStartConfig) -> None:
 
 
 def _say(line: str) -> None:
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(line, flush=True)

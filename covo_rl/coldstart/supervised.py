@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from covo_rl.coldstart.config import Stage
 from covo_rl.coldstart.data import Row
+from covo_rl.launch import on_cpus
 from covo_rl.models.base import AudioFamily
 
 IGNORED = -100
@@ -145,6 +146,7 @@ def sft_config(stage: Stage, seed: int, folder: str) -> SFTConfig:
         gradient_checkpointing=stage.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
+        use_cpu=on_cpus(),  # ranks without GPUs come together over gloo
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         logging_steps=50,
         logging_first_step=True,
