@@ -166,7 +166,7 @@ class TrainConfig:
     num_iterations: int = option(1, "passes over each generated batch")
     learning_rate: float = option(1e-6, "peak")
     lr_scheduler_type: str = option("linear", "a transformers schedule: linear, cosine, constant_with_warmup, ...")
-    warmup_steps: int = option(0, "optimiser steps of linear warm-up")
+    warmup_steps: int = option(0, "optimiser steps of linear warm-up, from 1/(n + 1) of the rate")
     weight_decay: float = option(0.0, "AdamW")
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.999, "AdamW")

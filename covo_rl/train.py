@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import get_scheduler
 
 from covo_rl.advantage import Advantages, advantages, concatenated
 from covo_rl.audio import AudioError, ClipStore
@@ -32,6 +31,7 @@ from covo_rl.prompt import PromptError, build
 from covo_rl.rewards import run as run_rewards
 from covo_rl.rollout import sample
 from covo_rl.sampler import PromptSampler, share
+from covo_rl.schedule import schedule_of
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 from covo_rl.update import Updater, gathered
 
@@ -69,12 +69,8 @@ class Trainer:
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(policy, optimizer)
         self.updates_per_step = train.num_iterations * train.steps_per_generation
-        self.schedule = get_scheduler(
-            train.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=train.warmup_steps,
-            num_training_steps=train.max_steps * self.updates_per_step,
-        )
+        updates = train.max_steps * self.updates_per_step
+        self.schedule = schedule_of(train.lr_scheduler_type, optimizer, warmup_steps=train.warmup_steps, steps=updates)
         self.guard = StepGuard(Path(train.output) / "debug", rank=self.accelerator.process_index)
         spare = Group(self.prompt_of(examples[0].id), (Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop"),))
         self.updater = Updater(
