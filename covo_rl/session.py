@@ -19,7 +19,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from covo_rl import builtin, console, data, doctor, questions
+from covo_rl import builtin, console, data, doctor, outcome, questions
 from covo_rl.audio import ClipStore
 from covo_rl.batch import Batch, rollout_rows
 from covo_rl.checkpoint import CheckpointError
@@ -40,7 +40,6 @@ from covo_rl.policy.patterns import PatternError
 from covo_rl.policy.quantised import quantization_kwargs
 from covo_rl.prompt import PromptError, build
 from covo_rl.record import Run, environment
-from covo_rl.report import curves
 from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.judging import template_hashes
@@ -268,55 +267,23 @@ class Session:
 
     def finish_unevaluated(self, exported: Path, steps: int) -> Path:
         """result.json of a run that was not evaluated: before and after are null."""
-        content = {"seed": self.options.train.seed, "steps": steps, "train_seconds": round(self.train_seconds, 1),
-                   "before": None, "after": None, "trainable_parameters": self.modes.trainable_parameters,
-                   "adapter": str(exported.relative_to(self.run.folder))}  # fmt: skip
-        return self.run.write_json("result.json", content)
+        return self.run.write_json("result.json", {**self._result(exported, steps), **outcome.UNEVALUATED})
 
     def finish(self, before: dict, after: dict, silent: dict, swapped: dict, exported: Path, steps: int) -> Path:
         """Write result.json and curves.png; print the table."""
-        result = {
+        figures = outcome.evaluated(before, after, silent, swapped)
+        path = self.run.write_json("result.json", {**self._result(exported, steps), **figures})
+        if self.main:
+            update_card(exported, self.run.folder)
+            outcome.show(self.run, figures["details"], self.train_seconds, exported, path)
+        return path
+
+    def _result(self, exported: Path, steps: int) -> dict[str, Any]:
+        return {
             "seed": self.options.train.seed,
             "steps": steps,
             "train_seconds": round(self.train_seconds, 1),
-            "before": flat_result(before),
-            "after": flat_result(after),
-            "after_silent_audio": {"accuracy_sampled": silent["sampled"]["accuracy"]},
-            "after_swapped_audio": {"accuracy_sampled": swapped["sampled"]["accuracy"]},
             "trainable_parameters": self.modes.trainable_parameters,
             "adapter": str(exported.relative_to(self.run.folder)),
             "self_check": asdict(self.self_check),
-            "details": {"before": before, "after": after, "silent": silent, "swapped": swapped},
         }
-        path = self.run.write_json("result.json", result)
-        if self.main:
-            update_card(exported, self.run.folder)
-            self._print_result(before, after, silent, swapped, exported, path)
-        return path
-
-    def _print_result(self, before: dict, after: dict, silent: dict, swapped: dict, exported: Path, path: Path) -> None:
-        out = console.console
-        out.print(console.before_after_table(before, after))
-        rows: list[tuple[str, Any]] = [
-            ("silent audio, sampled", console.interval(silent["sampled"])),
-            ("swapped audio, sampled", console.interval(swapped["sampled"])),
-            ("training", f"{self.train_seconds:.0f} s"),
-            ("exported", exported),
-            ("result", path),
-        ]
-        try:
-            rows.append(("curves", curves(self.run.metrics(), self.run.folder / "curves.png")))
-        except ImportError as error:
-            rows.append(("curves", f"not drawn: {error}"))
-        out.print(console.summary_table("after training", rows))
-
-
-def flat_result(summaries: dict[str, Any]) -> dict[str, Any]:
-    """The figures that result.json promises, from the greedy and sampled summaries."""
-    sampled = summaries["sampled"]
-    return {
-        "accuracy_greedy": summaries["greedy"]["accuracy"],
-        "accuracy_sampled": sampled["accuracy"],
-        **{name: value for name, value in sampled.items() if name.startswith("reward_")},
-        "n": sampled["n"],
-    }
