@@ -7,6 +7,7 @@ rows into `generate` and into every scoring pass, so each pass encodes the clip 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ class AudioGRPOTrainer(GRPOTrainer):
     def __init__(self, policy: Policy, prompts: Sequence[Prompt], rewards: list[Any], options: GRPOConfig) -> None:
         self.source = policy
         self.rendered = {prompt.example.id: prompt for prompt in prompts}
+        self.order = list(self.rendered)
         self.ids: list[str] = []
         # a sampled placeholder would make the next forward look for one more clip
         suppressed = {"suppress_tokens": [policy.family.audio_token_id]}
@@ -47,27 +49,26 @@ class AudioGRPOTrainer(GRPOTrainer):
         family, clips = self.source.family, self.source.clips
         assert clips is not None
         keys = [key for name in ids for key in self.rendered[name].clip_keys]
-        features = [family.clip_features(*clips.waveform(key)).tensors for key in keys]
-        return {name: torch.cat([one[name] for one in features]).to(self.source.device) for name in features[0]}
+        features = {key: family.clip_features(*clips.waveform(key)).tensors for key in dict.fromkeys(keys)}
+        names = features[keys[0]]
+        return {name: torch.cat([features[key][name] for key in keys]).to(self.source.device) for name in names}
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         return [list(self.rendered[name].input_ids) for name in prompts], None, self._audio(prompts)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        names = list(self.rendered)
         self.ids = [row["prompt"] for row in inputs]
         scored = super()._generate_and_score_completions(inputs)
-        return {**scored, "audio_row": torch.tensor([names.index(name) for name in self.ids])}
+        return {**scored, "audio_row": torch.tensor([self.order.index(name) for name in self.ids])}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        names = list(self.rendered)
-        self.ids = [names[index] for index in inputs["audio_row"].tolist()]
+        self.ids = [self.order[index] for index in inputs["audio_row"].tolist()]
         return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Log-probs and entropies (N, C); audio models are not among those that TRL gives its fused head."""
+        """Log-probs and entropies (N, C) from logits, which any family gives; TRL's fused head needs hidden states."""
         # the batch may be scored in pieces where memory is short; this baseline takes it whole
         logits_NTV = model(
             input_ids=input_ids, attention_mask=attention_mask, **self._audio(self.ids), use_cache=False,
@@ -114,7 +115,8 @@ def compare(case: Case, timer: Callable[[Callable[[], Any]], tuple[float, float,
         trainer = AudioGRPOTrainer(case.policy, case.prompts, [_order], config)
         rows = [{"prompt": p.example.id} for p in case.prompts for _ in range(cell.generations)]
 
-        def theirs() -> None:
+        def theirs(seed: int) -> None:
+            torch.manual_seed(seed)
             model.train()
             trainer._compute_loss(model, trainer._generate_and_score_completions(rows)).backward()
 
@@ -126,8 +128,8 @@ def compare(case: Case, timer: Callable[[Callable[[], Any]], tuple[float, float,
             ours.loss(groups, old_NC, torch.linspace(-1, 1, count, device=case.policy.device))
 
         for repeat in range(repeats):
-            for name, step in (("trl", theirs), ("ours", lambda: mine(repeat))):  # noqa: B023
+            for name, step in (("trl", theirs), ("ours", mine)):
                 model.zero_grad(set_to_none=True)
-                seconds[name].append(timer(step)[0])
+                seconds[name].append(timer(partial(step, repeat))[0])
     trl, own = median(seconds["trl"]), median(seconds["ours"])
     return {"trl_cpu_s": trl, "ours_like_trl_cpu_s": own, "trl_ratio": trl / own}
