@@ -292,7 +292,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     problems += _unknown([flag for flag in flags if flag not in known], "command line")
     if problems:
         raise ConfigError(problems)
-    parsed = TrlParser(list(rooms().values()), allow_abbrev=False).parse_args_and_config(words)  # type: ignore[arg-type]
+    parsed = TrlParser(list(rooms().values()), allow_abbrev=False).parse_args_and_config(words)  # type: ignore[arg-type]  # takes any dataclass
     options = Options(*parsed)
     if problems := check(options):
         raise ConfigError(problems)

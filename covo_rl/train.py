@@ -184,11 +184,11 @@ class Trainer:
         lengths_PG = np.array([[len(r.completion_ids) for r in group.rollouts] for group in groups]).reshape(shape)
         parts = gathered(self.accelerator, [(table, lengths_PG)])
         start = sum(len(lengths) for _, lengths in parts[: self.accelerator.process_index])
-        known = [part for part in parts if len(part[1])] or parts[:1]  # a rank without groups does not know G
+        known = [lengths for _, lengths in parts if len(lengths)]  # a rank without groups does not know G
         result = advantages(
-            concatenated([table for table, _ in known]),
+            concatenated([table for table, _ in parts]),
             self.options.loss,
-            lengths_PG=np.concatenate([lengths for _, lengths in known]),
+            lengths_PG=np.concatenate(known or [lengths_PG]),
             max_completion_length=self.options.rollout.max_completion_length,
         )
         return result.part(slice(start, start + shape[0]))

@@ -17,6 +17,25 @@ def _plain(hidden, targets, head, temperature):
     return table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(-1)
 
 
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trainable head"])
+def test_chunked_head_without_entropy(frozen, scale):
+    """The case of most runs has its own in-place arithmetic; logits of hundreds must not overflow in it."""
+    torch.manual_seed(0)
+    head = nn.Linear(8, 30, bias=False).requires_grad_(not frozen)
+    hidden, targets = (torch.randn(11, 8) * scale).requires_grad_(), torch.randint(30, (11,))
+    weight = torch.randn(11)
+    leaves = [hidden, *(p for p in head.parameters() if p.requires_grad)]
+    logps, entropy = token_logps(hidden, targets, head, temperature=0.6, chunk=4)
+    assert entropy is None
+    ours = torch.autograd.grad((weight * logps).sum(), leaves)
+    expected, _ = _plain(hidden, targets, head, 0.6)
+    theirs = torch.autograd.grad((weight * expected).sum(), leaves)
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trainable head"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_chunked_head_equals_full_logits_with_gradients(frozen, bias):

@@ -34,9 +34,9 @@ class AudioGRPOTrainer(GRPOTrainer):
         self.ids: list[str] = []
         # a sampled placeholder would make the next forward look for one more clip
         suppressed = {"suppress_tokens": [policy.family.audio_token_id]}
-        options.generation_kwargs = {**dict(options.generation_kwargs or {}), **suppressed}  # pyright: ignore
+        options.generation_kwargs = {**dict(options.generation_kwargs or {}), **suppressed}  # pyright: ignore  # a dict or None
         super().__init__(
-            model=policy.model,  # pyright: ignore[reportArgumentType]
+            model=policy.model,  # pyright: ignore[reportArgumentType]  # PEFT models are taken too
             reward_funcs=rewards,
             args=options,
             train_dataset=Dataset.from_list([{"prompt": name} for name in self.rendered]),

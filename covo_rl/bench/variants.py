@@ -152,7 +152,7 @@ class StockChunked(Stock):
 
     def _logps(self, groups: Sequence[Group]) -> torch.Tensor:
         head = self.policy.family.lm_head
-        head.forward = lambda hidden: hidden  # pyright: ignore[reportAttributeAccessIssue]
+        head.forward = lambda hidden: hidden  # pyright: ignore  # hands out its input
         try:
             hidden, completions = self._logits(groups)
         finally:

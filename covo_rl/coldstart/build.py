@@ -38,6 +38,7 @@ def family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFamily:
     model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
     built = models.family_class(model.config.model_type)(model, processor)
     sample = [clip for row in rows[:STATISTICS_CLIPS] for clip in row.clips]
+    # rows of a cold start from scratch are rendered or read whole, so their clips hold arrays
     features = [built.clip_features(clip.array, clip.sampling_rate) for clip in sample]  # type: ignore[arg-type]
     mels_FM = torch.cat([f.tensors["input_features"] for f in features]).transpose(1, 2).flatten(0, 1)
     fold_feature_statistics(model, mels_FM.mean(0), mels_FM.std(0).clamp(min=SMALLEST_DEVIATION))

@@ -78,7 +78,7 @@ def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any =
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     while hasattr(model, "module"):
-        model = model.module  # type: ignore[assignment]
+        model = model.module  # type: ignore[assignment]  # a wrapper's inner module
     return getattr(model, "base_model", model) if hasattr(model, "peft_config") else model
 
 
@@ -118,7 +118,7 @@ def run(family: AudioFamily, rows: Sequence[Row], texts: Sequence[str], stage: S
         trainer = AudioSFTTrainer(
             model=family.model,
             args=sft_config(stage, seed, folder),
-            data_collator=Collator(family, rows, texts),  # type: ignore[arg-type]
+            data_collator=Collator(family, rows, texts),  # type: ignore[arg-type]  # TRL asks for its own class
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=family.tokenizer,
         )

@@ -64,7 +64,7 @@ def run(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: int) -> li
         if "facts" not in row.example.columns or len(row.clips) != 1:
             raise ValueError(f"{row.example.id}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
     generator = torch.Generator().manual_seed(seed)
-    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)  # type: ignore[arg-type]
+    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
     trained = [p for name, p in family.model.named_parameters()
                if name.startswith((family.parts["encoder"], family.parts["audio_adapter"]))]  # fmt: skip
     steps = stage.steps or math.ceil(stage.epochs * len(rows) / stage.batch_size)

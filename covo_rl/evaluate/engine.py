@@ -183,6 +183,7 @@ def evaluate(
         config = replace(rollout_config, num_generations=num_generations)
         answerer = PolicyAnswerer(policy_or_sampler, clips, prompt_config, config)
     seconds = [audio_seconds(e.clips, clips) for e in examples]
+    # only real audio goes without clips
     rows = list(examples) if audio == "real" else with_audio(examples, audio, clips, seed=swap_seed)  # type: ignore[arg-type]
     found: dict[int, Record] = {}
     for batch in plan_batches(examples, seconds, batch_size)[rank::world]:

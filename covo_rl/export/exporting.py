@@ -168,7 +168,7 @@ def _recorded_base(options: Options | None) -> str | None:
 
 
 def _base_dtype(modes: Modes) -> str:
-    return str(modes.family.embed_tokens.weight.dtype).removeprefix("torch.")  # type: ignore[union-attr]
+    return str(modes.family.embed_tokens.weight.dtype).removeprefix("torch.")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def check_local(folder: str | Path) -> dict[str, Any]:
     prompts = synthetic_prompts(family, clips)
     inputs = [inputs_of(prompt, family, clips) for prompt in prompts]
     ids = [prompt.example.id for prompt in prompts]
-    dtype = str(family.embed_tokens.weight.dtype).removeprefix("torch.")  # type: ignore[union-attr]
+    dtype = str(family.embed_tokens.weight.dtype).removeprefix("torch.")
     target = Target("export", "adapter" if kind == "adapter" else "merged", folder, dtype)
     messages = [[dict(message) for message in prompt.messages] for prompt in prompts]
     logits, notes = run_fresh(family, base, [target], Expected(inputs, [], None, ids, messages, []))

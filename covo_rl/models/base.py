@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,5 +120,5 @@ class AudioFamily(ABC):
     def lm_head(self) -> nn.Module: ...
 
     @property
-    def embed_tokens(self) -> nn.Module:
-        return self.model.get_input_embeddings()
+    def embed_tokens(self) -> nn.Embedding:
+        return cast("nn.Embedding", self.model.get_input_embeddings())

@@ -56,7 +56,7 @@ class Embedder:
         if is_sharded(self.root):
             # every encoder call gathers weights from all ranks, so all must make as many
             mine = self.store.calls(self.store.missing(keys) if self.frozen else keys)
-            dummies = largest(mine, self.family.embed_tokens.weight.device) - mine  # pyright: ignore
+            dummies = largest(mine, self.family.embed_tokens.weight.device) - mine
         else:
             # DDP waits for a gradient of every parameter, also from a rank whose rows have no audio
             dummies = int(not (keys or self.frozen) and torch.is_grad_enabled() and torch.distributed.is_initialized())

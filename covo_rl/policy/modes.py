@@ -114,7 +114,7 @@ def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel,
     )
     with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(family.model, lora), tuple(targets)  # type: ignore[return-value]
+        return get_peft_model(family.model, lora), tuple(targets)  # type: ignore[return-value]  # no mixed adapters here
 
 
 def load_adapter(family: AudioFamily, folder: str | Path, *, trainable: bool = True) -> PeftModel:

@@ -95,7 +95,7 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.family.embed_tokens.weight.device  # pyright: ignore[reportReturnType]
+        return self.family.embed_tokens.weight.device
 
     @property
     def sampling_is_exact(self) -> bool:

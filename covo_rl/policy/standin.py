@@ -46,7 +46,7 @@ def standing_in(family: AudioFamily, *, rows: int, limit_bytes: int) -> Iterator
 
     None where their weights would need more than `limit_bytes` together.
     """
-    pack = can_pack() and family.embed_tokens.weight.device.type == "cpu"  # pyright: ignore
+    pack = can_pack() and family.embed_tokens.weight.device.type == "cpu"
     inside = {id(module) for module in family.decoder.modules()} | {id(family.lm_head)}
     inside -= {id(sub) for layer in family.model.modules() for sub in _parts_of_adapter(layer)}
     places = [

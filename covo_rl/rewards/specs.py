@@ -71,7 +71,7 @@ class Reward:
     @property
     def is_async(self) -> bool:
         target = getattr(self.function, "func", self.function)
-        return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
+        return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004 - asks about the method
 
     @property
     def conversational(self) -> bool:

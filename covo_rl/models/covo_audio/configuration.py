@@ -47,7 +47,7 @@ class CovoAudioConfig(PreTrainedConfig):
     """
 
     model_type = "covo_audio"
-    sub_configs = {"llm_config": Qwen2Config, "encoder_config": WhisperConfig}  # noqa: RUF012 # pyright: ignore
+    sub_configs = {"llm_config": Qwen2Config, "encoder_config": WhisperConfig}  # noqa: RUF012 # pyright: ignore (transformers' form)
     attribute_map = {  # noqa: RUF012 (transformers' form)
         "text_config": "llm_config",
         "audio_config": "encoder_config",
