@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from covo_rl.shutdown import exit_after
+from covo_rl.train.shutdown import exit_after
 
 #: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -18,9 +18,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("covo_rl.export.cli", "export_command", "write a verified LoRA adapter or merged model from a run"),
     "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an exported adapter take effect when served?"),
     "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
-    "data": ("covo_rl.data_cli", "app", "check, profile and convert question sets"),
-    "report": ("covo_rl.report", "app", "one HTML page from a run folder"),
-    "doctor": ("covo_rl.doctor", "app", "estimate memory and time of a configuration"),
+    "data": ("covo_rl.run.data_commands", "app", "check, profile and convert question sets"),
+    "report": ("covo_rl.run.page", "app", "one HTML page from a run folder"),
+    "doctor": ("covo_rl.run.doctor", "app", "estimate memory and time of a configuration"),
     "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
 }
 

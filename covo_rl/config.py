@@ -13,6 +13,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+#: loss types with a clipped surrogate
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
+
 
 def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
     """A dataclass field with a help text for the command line."""
@@ -273,7 +277,7 @@ def _yaml_problems(path: str) -> list[str]:
     return _unknown([name for name in content if name not in {*option_names(), "env"}], path)
 
 
-def parse(args: Sequence[str] | None = None) -> Options:
+def parse_options(args: Sequence[str] | None = None) -> Options:
     """Read flags and `--config FILE` with TRL's parser; flags win over YAML, YAML over defaults.
 
     Raises:
@@ -294,12 +298,12 @@ def parse(args: Sequence[str] | None = None) -> Options:
         raise ConfigError(problems)
     parsed = TrlParser(list(rooms().values()), allow_abbrev=False).parse_args_and_config(words)  # type: ignore[arg-type]  # takes any dataclass
     options = Options(*parsed)
-    if problems := check(options):
+    if problems := option_problems(options):
         raise ConfigError(problems)
     return options
 
 
-def check(options: Options) -> list[str]:
+def option_problems(options: Options) -> list[str]:
     """Contradictions and impossible values, each with what to do; empty when all is well."""
     rollout, loss, train = options.rollout, options.loss, options.train
     rules = [
@@ -320,6 +324,38 @@ def check(options: Options) -> list[str]:
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
     ]  # fmt: skip
     problems = [message for fine, message in rules if not fine]
-    from covo_rl.loss import check_loss_config
+    return problems + loss_problems(loss)
 
-    return problems + check_loss_config(loss)
+
+def loss_problems(config: LossConfig) -> list[str]:
+    """Contradictions in the objective's options, each with what to write instead; empty when all is well."""
+    c = config
+    high = c.epsilon if c.epsilon_high is None else c.epsilon_high
+    hint = "; GSPO is importance_sampling_level: sequence" if c.loss_type == "gspo" else ""
+    rules = [
+        (c.loss_type in LOSS_TYPES, f"loss_type {c.loss_type!r}: choose one of {' '.join(LOSS_TYPES)}{hint}"),
+        (c.kl_estimator in ("k1", "k2", "k3"), f"kl_estimator {c.kl_estimator!r}: choose k1, k2 or k3"),
+        (c.importance_sampling_level in ("token", "sequence"),
+         f"importance_sampling_level {c.importance_sampling_level!r}: choose token or sequence"),
+        (c.scale_rewards in ("group", "batch", "none"),
+         f"scale_rewards {c.scale_rewards!r}: choose group, batch or none"),
+        (0 <= c.epsilon < 1, f"epsilon {c.epsilon}: must be in [0, 1)"),
+        (high >= 0, f"epsilon_high {high}: must not be negative"),
+        (c.loss_type != "cispo" or (c.epsilon_high is not None and c.epsilon_high >= 1),
+         f"loss_type cispo caps the ratio itself at epsilon_high (now {high}, which would scale gradients by that): "
+         "set epsilon_high: 5.0"),
+        (c.loss_type != "luspo" or c.importance_sampling_level == "sequence",
+         "loss_type luspo is defined at sequence level: set importance_sampling_level: sequence"),
+        (c.delta is None or c.loss_type in CLIPPED, f"delta has no meaning with loss_type {c.loss_type}"),
+        (c.delta is None or c.delta > 1 + high, f"delta {c.delta}: must be above 1 + epsilon_high = {1 + high}"),
+        (c.beta >= 0, f"beta {c.beta}: must not be negative"),
+        (0 < c.top_entropy_quantile <= 1, f"top_entropy_quantile {c.top_entropy_quantile}: must be in (0, 1]"),
+        (c.sapo_temperature_pos > 0 and c.sapo_temperature_neg > 0, "sapo temperatures must be above 0"),
+        (c.overlong_buffer >= 0, f"overlong_buffer {c.overlong_buffer}: must not be negative"),
+        (c.sampler_correction_cap > 0, f"sampler_correction_cap {c.sampler_correction_cap}: must be above 0"),
+        (not c.sampler_correction or c.loss_type != "vespo" or c.sampler_correction_mode.startswith("token"),
+         f"loss_type vespo needs token ratios: sampler_correction_mode is {c.sampler_correction_mode}"),
+        (not c.component_advantages or c.scale_rewards == "group",
+         f"component_advantages does its own scaling: scale_rewards {c.scale_rewards!r} would have no effect"),
+    ]  # fmt: skip
+    return [message for fine, message in rules if not fine]

@@ -12,22 +12,36 @@ Neither block may be empty and no tag may appear inside one. Tags are lower-case
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from covo_rl.types import Example, Prompt
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from covo_rl.audio import ClipStore
     from covo_rl.config import PromptConfig
-    from covo_rl.models.base import AudioFamily
 
 TAGS = ("think", "answer")
 _TAG = re.compile(r"<(/?)(think|answer)>")
 _SHAPE = ["<think>", "</think>", "<answer>", "</answer>"]
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class PromptFamily(Protocol):
+    """What a prompt needs of a model family (models/base.py)."""
+
+    @property
+    def audio_token_id(self) -> int: ...
+
+    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int: ...
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str: ...
+
+    def tokenize(self, text: str, slots: Sequence[int]) -> list[int]: ...
 
 
 class PromptError(ValueError):
@@ -213,7 +227,7 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
 _SLOTS: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
 
-def clip_slots(key: str, family: AudioFamily, clips: ClipStore) -> int:
+def clip_slots(key: str, family: PromptFamily, clips: ClipStore) -> int:
     """Audio positions that a clip fills in this family, remembered by content."""
     known = _SLOTS.setdefault(family, {})
     if key not in known:
@@ -221,7 +235,7 @@ def clip_slots(key: str, family: AudioFamily, clips: ClipStore) -> int:
     return known[key]
 
 
-def build(example: Example, family: AudioFamily, clips: ClipStore, config: PromptConfig) -> Prompt:
+def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, config: PromptConfig) -> Prompt:
     """Render the chat template, expand one audio token per clip to as many as the clip has features.
 
     Raises:

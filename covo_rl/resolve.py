@@ -8,9 +8,13 @@ comes first, so that a user adds or replaces one file without touching ours.
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 KINDS = ("rewards", "recipes", "eval_sets", "checkpoints")
+#: `builtin:tiny` names the checkpoint in checkpoints/tiny
+BUILTIN = "builtin:"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -57,3 +61,34 @@ def find(kind: str, name: str) -> Path:
         + f"looked in {', '.join(str(folder) for _, folder in places) or 'no folder: none exists'}; "
         + f"there is {', '.join(known) or 'nothing'}"
     )
+
+
+def resolve_model(name: str) -> str:
+    """`builtin:NAME` -> folder of the shipped checkpoint; any other name is returned as it is.
+
+    Raises:
+        FileNotFoundError: no shipped checkpoint has this name; the message lists those that exist.
+    """
+    if not name.startswith(BUILTIN):
+        return name
+    return str(find("checkpoints", name.removeprefix(BUILTIN)))
+
+
+def reward_files(names: Iterable[str]) -> dict[str, Path]:
+    """Reward name -> its file, for those that live in one; their hashes go into the run record."""
+    files = {}
+    for name in names:
+        path = Path(name.rpartition(":")[0]) if name.endswith(".py") or ".py:" in name else None
+        if path is None and ":" not in name:
+            try:
+                path = find("rewards", f"{name}.py")
+            except FileNotFoundError:
+                continue  # an entry point: its distribution is in the versions
+        if path is not None and path.is_file():
+            files[name] = path
+    return files
+
+
+def cache_folder() -> Path:
+    """Where rendered clips and judge replies are kept: COVO_RL_CACHE, or ~/.cache/covo_rl."""
+    return Path(os.environ.get("COVO_RL_CACHE") or Path.home() / ".cache" / "covo_rl")

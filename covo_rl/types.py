@@ -79,7 +79,8 @@ class Rollout:
     """One sampled completion. `logps` are its sampling log-probs, one per id, end token included.
 
     `stop` says that an end token was produced (it is the last id), `length` that the limit cut it.
-    `think` and `answer` are None where the grammar finds none; `problems` says what is wrong.
+    `think` and `answer` are None where the grammar finds none; `problems` says what is wrong. `version` counts the
+    optimiser updates behind the policy that sampled it.
     """
 
     completion_ids: tuple[int, ...]
@@ -89,6 +90,7 @@ class Rollout:
     think: str | None = None
     answer: str | None = None
     problems: tuple[str, ...] = ()
+    version: int = 0
 
 
 @dataclass(frozen=True)

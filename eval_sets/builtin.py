@@ -14,7 +14,7 @@ from covo_rl.evaluate.sets import EvalSet
 
 def prepare() -> tuple[Path, Path]:
     """(questions, audio folder) of the held-out split, rendered where they are not yet."""
-    from covo_rl import builtin
+    from covo_rl.synth import builtin
 
     path = builtin.questions()["test"]
     return path, path.parent

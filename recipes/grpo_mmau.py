@@ -24,8 +24,8 @@ step from evidence to answer.
 import sys
 from pathlib import Path
 
-from covo_rl.config import ConfigError, parse
-from covo_rl.shutdown import exit_after
+from covo_rl.config import ConfigError, parse_options
+from covo_rl.train.shutdown import exit_after
 
 DEFAULT = Path(__file__).parent / "configs" / "tiny.yaml"
 
@@ -35,10 +35,10 @@ def main(words: list[str]) -> None:
     if "--config" not in words:
         words = ["--config", str(DEFAULT), *words]
     try:
-        options = parse(words)
+        options = parse_options(words)
     except ConfigError as error:
         sys.exit(f"grpo_mmau: {error}")
-    from covo_rl.session import USER_ERRORS, Session  # after parsing, so that --help and typos answer at once
+    from covo_rl.run.session import USER_ERRORS, Session  # after parsing, so that --help and typos answer at once
 
     try:
         run(Session(options))

@@ -16,12 +16,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from covo_rl.coldstart import load_config
-from covo_rl.coldstart.teacher import TeacherError
 from covo_rl.config import ConfigError
 from covo_rl.data import DataError
 from covo_rl.prompt import PromptError
-from covo_rl.shutdown import exit_after
+from covo_rl.supervised import load_config
+from covo_rl.supervised.teacher import TeacherError
+from covo_rl.train.shutdown import exit_after
 
 
 def parse(arguments: list[str] | None = None) -> tuple[str | None, dict]:
@@ -42,9 +42,9 @@ def main(arguments: list[str] | None = None) -> Path:
     path, overrides = parse(arguments)
     try:
         config = load_config(path, overrides)
-        from covo_rl.coldstart.stages import run  # after parsing, so that --help and typos answer at once
+        from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
 
-        return run(config)
+        return run_stages(config)
     except (ConfigError, DataError, PromptError, TeacherError) as error:
         sys.exit(f"sft_cot: {error}")
 

@@ -12,7 +12,7 @@ The kind of answer is read from the row and can be forced with a column `answer_
 Only the answer block counts. No block, two blocks, or a block inside the reasoning is 0, whatever the text says.
 """
 
-from covo_rl.rewards.answers import grade
+from covo_rl.rewards.rules.answers import grade
 from covo_rl.rewards.text import column, parsed_completions
 
 

@@ -7,7 +7,7 @@ a deterministic checker finds the last option that the reasoning commits to, neg
 compares it with the answer. No reasoning or no readable answer is 0: there is nothing that could support it.
 """
 
-from covo_rl.rewards.conclusion import supports
+from covo_rl.rewards.rules.conclusion import supports
 from covo_rl.rewards.text import column, parsed_completions
 
 

@@ -3,14 +3,14 @@
     covo-rl rewards try thinking --completion "<think>I hear a bell ring.</think><answer>bell</answer>" --row row.json
 
 Soundness, factual correctness, error identification, coherence, conciseness. With a judge: five yes/no verdicts, the
-rationale is kept in the rollout log. Without: the deterministic checkers of covo_rl/rewards/criteria.py, among them a
+rationale is kept in the rollout log. Without: the checkers of covo_rl/rewards/rules/criteria.py, among them a
 fact-check of every claim about the clip against the row's `facts` and `fact_lexicon` where it has them.
 
 That check knows the truth, so this component alone can teach right answers: `thinking(use_gold=False)` looks neither at
 facts nor at the right answer, for experiments that ask what R_accuracy contributes.
 """
 
-from covo_rl.rewards.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge_free
+from covo_rl.rewards.rules.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge_free
 from covo_rl.rewards.text import column, parsed_completions
 
 

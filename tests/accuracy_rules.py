@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from covo_rl.evaluate.scorers import token_set_match
-from covo_rl.rewards.answers import grade
+from covo_rl.rewards.rules.answers import grade
 
 CASES = Path(__file__).parent / "fixtures" / "tricky_answers.jsonl"
 DOCS = Path(__file__).parent.parent / "docs" / "rewards.md"

@@ -83,15 +83,15 @@ def main(width: int, layers: int, dtype: str) -> None:
     from covo_rl.export import export_merged
     from covo_rl.export.exporting import write_merged
     from covo_rl.models.covo_audio.family import CovoAudio
-    from covo_rl.policy.modes import build
+    from covo_rl.policy.trainable import make_trainable
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write_base(root / "small", 64, 1, dtype)
-        build(CovoAudio.load(str(root / "small")), AdapterConfig())  # imports everything once
+        make_trainable(CovoAudio.load(str(root / "small")), AdapterConfig())  # imports everything once
         write_base(root / "base", width, layers, dtype)
         before = resident_bytes()
-        modes = build(CovoAudio.load(str(root / "base")), AdapterConfig(lora_r=4))
+        modes = make_trainable(CovoAudio.load(str(root / "base")), AdapterConfig(lora_r=4))
         model = modes.family.model
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         with torch.no_grad():

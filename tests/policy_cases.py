@@ -15,8 +15,8 @@ from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.qwen2_audio import Qwen2Audio
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
 from covo_rl.policy import Policy
-from covo_rl.policy.modes import build as build_modes
-from covo_rl.prompt import build
+from covo_rl.policy.trainable import make_trainable as build_modes
+from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Group, Prompt, Rollout
 
 TEXTS = ("What do you hear? The bell rings twice before the dog barks.", "<think>a low tone</think><answer>B</answer>")
@@ -75,7 +75,7 @@ def prompts(made: Policy, *, seconds: Sequence[Sequence[float]] = ((0.6,), (), (
         question = "What do you hear?" + " The dog barks." * (p % 3)
         rows.append(Example(f"row{p}", clips, question, ("bell", "dog"), "bell"))
     config = PromptConfig(instruction="")
-    return [build(row, made.family, made.clips, config) for row in rows]
+    return [build_prompt(row, made.family, made.clips, config) for row in rows]
 
 
 def group(prompt: Prompt, lengths: Sequence[int], seed: int = 0) -> Group:

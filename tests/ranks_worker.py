@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import policy_cases as cases
 
 from covo_rl.config import RolloutConfig
-from covo_rl.rollout import sample
-from covo_rl.shutdown import exit_after
+from covo_rl.engines.own import sample
+from covo_rl.train.shutdown import exit_after
 
 CONFIG = RolloutConfig(num_generations=3, max_completion_length=16)
 # rank 0 has audio in both rows, rank 1 a text-only row and one that shares a clip with nobody

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from covo_rl.advantage import advantages, concatenated, overlong_penalty
+from covo_rl.algo.advantage import advantages, concatenated, overlong_penalty
 from covo_rl.config import LossConfig
 from covo_rl.types import RewardTable
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from covo_rl.bench.case import Cell, Sizes, make
 from covo_rl.bench.flops import encoder_flops, flops
-from covo_rl.planner import Speed, activation_bytes, audio_positions, plan, shape_of
+from covo_rl.run.planner import Speed, activation_bytes, audio_positions, plan, shape_of
 
 SMALL = Sizes(decoder_layers=2, decoder_width=64, decoder_heads=2, encoder_layers=1, encoder_width=64, vocabulary=512)
 
@@ -192,7 +192,7 @@ def test_parameters_of_the_published_model_are_counted_without_storage():
 
 
 def test_doctor_reads_a_run_configuration(tmp_path):
-    from covo_rl.doctor import app
+    from covo_rl.run.doctor import app
 
     made = cases.family()
     made.model.save_pretrained(tmp_path / "model")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from covo_rl.advantage import Advantages
-from covo_rl.batch import Batch
-from covo_rl.checkpoint import CheckpointError, CheckpointStore, Ranks, TrainState, batch_state, files, state
-from covo_rl.checkpoint.saver import Saver
+from covo_rl.algo.advantage import Advantages
 from covo_rl.config import Options
+from covo_rl.train.batch import Batch
+from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, Ranks, TrainState, batch_state, files, state
+from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.types import Clip, Example, Group, Prompt, RewardTable, Rollout
 
 
@@ -166,10 +166,10 @@ def test_a_failure_on_one_rank_is_raised_on_all(monkeypatch):
     other = Ranks(1, 2)
     monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, None])
     with pytest.raises(CheckpointError, match="rank 0: disk full"):
-        other.together(fails)
+        other.together(fails, CheckpointError)
     monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, "no room"])
     with pytest.raises(CheckpointError, match="rank 1: no room"):
-        Ranks(0, 2).together(lambda: None)
+        Ranks(0, 2).together(lambda: None, CheckpointError)
 
 
 # -- parameters, optimiser, random numbers -----------------------------------------------------------------------
@@ -266,11 +266,11 @@ def test_a_batch_in_use_comes_back_equal(tmp_path):
         Advantages(np.array([[0.1, -0.1]] * 2), np.array([True, False]), np.array([[1.0, np.nan]] * 2), {"reward": 1}),
         old_logps=[torch.randn(2, 2), torch.randn(2, 2)],
     )  # fmt: skip
-    about, tensors = batch_state.pack(batch)
+    about, tensors = batch_state.pack_batch(batch)
     files.write_json(tmp_path / "b.json", about)
     files.write_tensors(tmp_path / "b.safetensors", tensors)
     saved, device = files.read_json(tmp_path / "b.json"), torch.device("cpu")
-    back = batch_state.unpack(saved, files.read_tensors(tmp_path / "b.safetensors"), prompts.__getitem__, device)
+    back = batch_state.unpack_batch(saved, files.read_tensors(tmp_path / "b.safetensors"), prompts.__getitem__, device)
     assert back.groups == batch.groups and back.ref_logps is None
     assert all(torch.equal(a, b) for a, b in zip(back.old_logps, batch.old_logps, strict=True))
     for name in ("names", "missing", "seconds", "metrics", "extras"):
@@ -281,7 +281,7 @@ def test_a_batch_in_use_comes_back_equal(tmp_path):
     np.testing.assert_array_equal(back.advantages.informative_P, batch.advantages.informative_P)
     changed = Prompt(rows[0], (), "text", (1, 2), ("key",), (1,))
     with pytest.raises(CheckpointError, match=r"row b: its prompt had 3 tokens .* and has 2 now"):
-        batch_state.unpack(saved, tensors, lambda name: changed, device)
+        batch_state.unpack_batch(saved, tensors, lambda name: changed, device)
 
 
 def test_only_periodic_saves_that_worked_are_announced(tmp_path, monkeypatch):

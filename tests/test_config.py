@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from covo_rl.config import ConfigError, Options, check, number_map, option_names, parse
+from covo_rl.config import ConfigError, Options, number_map, option_names, option_problems, parse_options
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
 
@@ -12,23 +12,23 @@ CONFIGS = Path(__file__).parent.parent / "recipes" / "configs"
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("max_steps: 7\nseed: 3\nrewards: {accuracy: 1.0, format: 0.5}\nlora: false\n")
-    options = parse(["--config", str(file), "--max-steps", "9"])
+    options = parse_options(["--config", str(file), "--max-steps", "9"])
     assert (options.train.max_steps, options.train.seed, options.train.prompts_per_step) == (9, 3, 32)
     assert options.reward.rewards == {"accuracy": 1.0, "format": 0.5}
     assert options.adapter.lora is False
 
 
 def test_full_and_lora_flags():
-    assert parse(["--full"]).adapter.lora is False
-    assert parse(["--lora"]).adapter.lora is True
-    assert parse([]).adapter.lora is True
+    assert parse_options(["--full"]).adapter.lora is False
+    assert parse_options(["--lora"]).adapter.lora is True
+    assert parse_options([]).adapter.lora is True
 
 
 def test_all_unknown_names_are_reported_at_once_with_the_nearest(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("num_generation: 4\nlearnin_rate: 1\n")
     with pytest.raises(ConfigError) as error:
-        parse(["--config", str(file), "--max-step", "3"])
+        parse_options(["--config", str(file), "--max-step", "3"])
     text = str(error.value)
     assert "did you mean num_generations?" in text
     assert "did you mean learning_rate?" in text
@@ -37,14 +37,14 @@ def test_all_unknown_names_are_reported_at_once_with_the_nearest(tmp_path):
 
 def test_a_missing_config_file_is_named():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
-        parse(["--config", "nowhere.yaml"])
+        parse_options(["--config", "nowhere.yaml"])
 
 
 def test_contradictions_are_reported_together():
     options = Options()
     options.rollout.num_generations = 1
     options.rollout.temperature = 0.0
-    problems = check(options)
+    problems = option_problems(options)
     assert len(problems) == 2
     assert any("at least 2 rollouts" in p for p in problems)
 
@@ -52,7 +52,7 @@ def test_contradictions_are_reported_together():
 def test_a_gate_that_would_have_no_effect_is_refused():
     options = Options()
     options.reward.reward_gate, options.loss.component_advantages = "accuracy", True
-    assert check(options) == ["reward_gate accuracy has no effect with component_advantages: choose one"]
+    assert option_problems(options) == ["reward_gate accuracy has no effect with component_advantages: choose one"]
 
 
 def test_number_map_reads_names_weights_and_mappings():
@@ -72,4 +72,4 @@ GRPO_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.s
 
 @pytest.mark.parametrize("path", GRPO_CONFIGS, ids=lambda p: p.name)
 def test_every_shipped_grpo_config_parses(path):
-    assert parse(["--config", str(path)]).train.max_steps > 0
+    assert parse_options(["--config", str(path)]).train.max_steps > 0

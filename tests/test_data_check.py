@@ -4,7 +4,7 @@ import numpy as np
 import soundfile
 
 from covo_rl.audio import resample
-from covo_rl.data import check, duplicates, overlap
+from covo_rl.data import duplicates, overlap, row_problems
 from covo_rl.types import Clip, Example
 
 RATE = 16_000
@@ -53,7 +53,7 @@ def test_check_names_every_kind_of_problem(tmp_path):
         row("long", (clip(noise(8, seconds=2.5)),)),
         row("nan", (clip(np.full(RATE, np.nan, np.float32)),)),
     ]
-    found = [(problem.row_id, problem.what) for problem in check(rows, max_clip_seconds=2)]
+    found = [(problem.row_id, problem.what) for problem in row_problems(rows, max_clip_seconds=2)]
     assert [name for name, _ in found] == ["same", "answer", "missing", "broken", "long", "nan"]
     for (_, what), part in zip(
         found,
@@ -61,17 +61,17 @@ def test_check_names_every_kind_of_problem(tmp_path):
         strict=True,
     ):
         assert part in what
-    assert [problem.row_id for problem in check(rows)] == ["same", "answer", "missing", "broken", "nan"]
+    assert [problem.row_id for problem in row_problems(rows)] == ["same", "answer", "missing", "broken", "nan"]
 
 
 def test_a_file_is_looked_at_again_when_it_changes(tmp_path):
     path = tmp_path / "a.wav"
     rows = [row("r0", (Clip(path=str(path)),))]
-    assert len(check(rows)) == 1
+    assert len(row_problems(rows)) == 1
     soundfile.write(path, noise(0), RATE)
-    assert check(rows) == []
+    assert row_problems(rows) == []
     path.write_bytes(path.read_bytes()[:-2000])
-    assert "truncated" in check(rows)[0].what
+    assert "truncated" in row_problems(rows)[0].what
 
 
 def test_duplicates_share_sound_question_and_choices():

@@ -7,8 +7,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from covo_rl.data import load
-from covo_rl.data_cli import app
+from covo_rl.data import load_examples
+from covo_rl.run.data_commands import app
 
 RATE = 16_000
 
@@ -114,9 +114,9 @@ def test_convert(tmp_path, name):
     result = run("convert", path, out, "--to", name)
     assert result.exit_code == 0, result.output
     assert "3 rows written" in result.output
-    again = load(out, tmp_path / "train")
+    again = load_examples(out, tmp_path / "train")
     assert [(e.id, e.clips, e.answer, e.columns["task"]) for e in again] == [
-        (e.id, e.clips, e.answer, e.columns["task"]) for e in load(path)
+        (e.id, e.clips, e.answer, e.columns["task"]) for e in load_examples(path)
     ]
 
 

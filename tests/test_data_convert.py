@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from covo_rl.audio import audio_fingerprint
-from covo_rl.data import SCHEMAS, DataError, load, to_mmau_rows, to_rows, write
+from covo_rl.data import SCHEMAS, DataError, load_examples, to_mmau_rows, to_rows, write
 from covo_rl.types import Clip, Example
 
 
@@ -30,7 +30,7 @@ def test_what_is_written_in_any_layout_is_read_back(tmp_path, examples, schema, 
     path = tmp_path / f"out{suffix}"
     write(to_rows(examples, schema, tmp_path), path)
     for format in ("auto", schema):
-        again = load(path, format=format)
+        again = load_examples(path, format=format)
         assert list(map(core, again)) == list(map(core, examples))
         for old, new in zip(examples, again, strict=True):
             assert {name: new.columns[name] for name in old.columns} == dict(old.columns)
@@ -40,8 +40,8 @@ def test_what_is_written_in_any_layout_is_read_back(tmp_path, examples, schema, 
 @pytest.mark.parametrize("first", SCHEMAS)
 def test_two_conversions_equal_one(tmp_path, examples, first, second):
     write(to_rows(examples, first, tmp_path), tmp_path / "1.json")
-    write(to_rows(load(tmp_path / "1.json"), second, tmp_path), tmp_path / "2.json")
-    assert list(map(core, load(tmp_path / "2.json"))) == list(map(core, examples))
+    write(to_rows(load_examples(tmp_path / "1.json"), second, tmp_path), tmp_path / "2.json")
+    assert list(map(core, load_examples(tmp_path / "2.json"))) == list(map(core, examples))
 
 
 def test_mmau_rows_are_spelled_as_published(tmp_path, examples):
@@ -61,7 +61,7 @@ def test_avqa_answers_are_indices_and_mmsu_options_have_fields(tmp_path, example
 
 def test_parquet(tmp_path, examples):
     write(to_rows(examples[:1], "mmau", tmp_path), tmp_path / "out.parquet")
-    assert core(load(tmp_path / "out.parquet")[0]) == core(examples[0])
+    assert core(load_examples(tmp_path / "out.parquet")[0]) == core(examples[0])
     with pytest.raises(ValueError, match="mixes types"):
         write([{"x": 1}, {"x": "a"}], tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match=r"\.json, \.jsonl or \.parquet"):
@@ -76,7 +76,7 @@ def test_clips_without_a_file_are_stored(tmp_path, examples):
             Example("array", (Clip(array=wave, sampling_rate=8000),), "?", ("a", "b"), "a")]  # fmt: skip
     write(to_rows(rows, "mmau", tmp_path), tmp_path / "out.json")
     assert {row["audio_id"].split("/")[0] for row in json.loads((tmp_path / "out.json").read_text())} == {"converted"}
-    again = load(tmp_path / "out.json")
+    again = load_examples(tmp_path / "out.json")
     assert again[0].clips[0].path.endswith(".flac")
     for old, new in zip(rows, again, strict=True):
         assert audio_fingerprint(old.clips[0]) == audio_fingerprint(new.clips[0])
@@ -92,7 +92,7 @@ def test_a_further_column_never_takes_the_place_of_a_field(tmp_path, examples):
     extra = {"audio_id": "x", "answer_letter": "A", "choices": 1, "question_text": "?", "multi_choice": []}
     row = Example("r0", examples[0].clips, "Which?", ("dog", "cat"), "cat", extra)
     write(to_rows([row], "mmau", tmp_path), tmp_path / "out.json")
-    (again,) = load(tmp_path / "out.json")
+    (again,) = load_examples(tmp_path / "out.json")
     assert core(again) == core(row)
     assert again.columns == {f"original_{name}": value for name, value in extra.items()}
 
@@ -112,6 +112,6 @@ def test_rows_that_a_layout_cannot_hold_are_all_named(tmp_path, examples):
         to_rows(rows, "avqa", tmp_path)
     assert [problem.row_id for problem in caught.value.problems] == ["two", "open", "fox"]
     write(to_rows(rows, "covo", tmp_path), tmp_path / "out.json")
-    assert list(map(core, load(tmp_path / "out.json", strict=False))) == list(map(core, rows))
+    assert list(map(core, load_examples(tmp_path / "out.json", strict=False))) == list(map(core, rows))
     with pytest.raises(ValueError, match="'mmlu' is not known"):
         to_rows(rows, "mmlu", tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from covo_rl.data import DataError, load
+from covo_rl.data import DataError, load_examples
 from covo_rl.types import Clip
 
 RATE = 16_000
@@ -41,7 +41,7 @@ def folder(tmp_path):
 
 def messages(source, *arguments, **options):
     with pytest.raises(DataError) as caught:
-        load(source, *arguments, **options)
+        load_examples(source, *arguments, **options)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -81,7 +81,7 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_every_layout(folder, name, format):
     row, choices, answer, columns = ROWS[name]
-    (example,) = load(write(folder / "q.json", [row]), format="auto" if format == "auto" else name)
+    (example,) = load_examples(write(folder / "q.json", [row]), format="auto" if format == "auto" else name)
     assert example.id == str(row["id"])
     assert example.clips == (Clip(path=str(folder / "audios" / "a.wav")),)
     assert (example.question, example.choices, example.answer) == ("Which animal?", choices, answer)
@@ -103,7 +103,7 @@ def test_every_container(folder, suffix):
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
     else:
         path.write_text("\n".join(map(json.dumps, rows)) + "\n\n" if suffix != ".json" else json.dumps(rows))
-    examples = load(path)
+    examples = load_examples(path)
     assert [example.id for example in examples] == ["r0", "r1", "r2"]
     assert examples[2].columns == {"task": "sound", "sub-category": "Animals"}
 
@@ -111,7 +111,7 @@ def test_every_container(folder, suffix):
 def test_line_separators_inside_strings_do_not_split_lines(folder):
     path = folder / "q.jsonl"
     path.write_text(json.dumps(mmau(question="a\u2028b\u0085c"), ensure_ascii=False), encoding="utf-8")
-    assert load(path)[0].question == "a\u2028b\u0085c"
+    assert load_examples(path)[0].question == "a\u2028b\u0085c"
 
 
 def test_datasets_folder_is_read_without_torchcodec(folder):
@@ -128,7 +128,7 @@ def test_datasets_folder_is_read_without_torchcodec(folder):
     dataset.save_to_disk(folder / "saved")
     dataset.to_parquet(folder / "shards" / "train-0.parquet")
     for source in (folder / "saved", folder / "shards"):
-        (example,) = load(source)
+        (example,) = load_examples(source)
         assert example.clips[0].data == data == example.columns["audios"][0]["bytes"]
         assert example.answer == "cat"
     datasets.DatasetDict(train=dataset).save_to_disk(folder / "splits")
@@ -138,7 +138,7 @@ def test_datasets_folder_is_read_without_torchcodec(folder):
 
 def test_metadata_folder(folder):
     write(folder / "metadata.jsonl", [{"id": "x", "file_name": "audios/a.wav", "question": "Open?", "answer": "yes"}])
-    (example,) = load(folder)
+    (example,) = load_examples(folder)
     assert (example.clips[0].path, example.choices, example.answer) == (str(folder / "audios" / "a.wav"), (), "yes")
 
 
@@ -165,7 +165,7 @@ def test_metadata_folder(folder):
 )
 def test_answers_are_resolved_by_stated_rules(folder, fields, format, expected):
     row = {"id": "r0", "audio": "audios/a.wav", "question": "?", "choices": ["dog", "cat"], **fields}
-    assert load(write(folder / "q.json", [row]), format=format)[0].answer == expected
+    assert load_examples(write(folder / "q.json", [row]), format=format)[0].answer == expected
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_answers_are_never_guessed(folder, row, said):
 
 def test_avqa_numbers_are_indices_and_texts_are_texts(folder):
     row = {**ROWS["avqa"][0], "answer": "1"}
-    assert load(write(folder / "q.json", [row]))[0].answer == "1"
+    assert load_examples(write(folder / "q.json", [row]))[0].answer == "1"
 
 
 def test_not_strict_keeps_what_an_evaluation_reports_itself(folder):
@@ -203,10 +203,10 @@ def test_not_strict_keeps_what_an_evaluation_reports_itself(folder):
         mmau("r4", answer="Cat"),
     ]
     path = write(folder / "q.json", rows)
-    examples = load(path, strict=False)
+    examples = load_examples(path, strict=False)
     assert [example.answer for example in examples] == ["cat", "cat", "fox", "cat", "Cat"]
     assert len(messages(path)) == 3
-    assert load(write(folder / "q.json", rows[4:]))[0].answer == "cat"
+    assert load_examples(write(folder / "q.json", rows[4:]))[0].answer == "cat"
 
 
 # -- everything that is wrong, at once -------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_all_problems_of_all_rows_in_one_error(folder):
 
 def test_the_error_keeps_the_readable_rows_and_can_be_pickled(folder):
     with pytest.raises(DataError) as caught:
-        load(write(folder / "q.json", [mmau("a"), mmau("b", question="")]))
+        load_examples(write(folder / "q.json", [mmau("a"), mmau("b", question="")]))
     assert [example.id for example in caught.value.examples] == ["a"]
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value) and again.problems == caught.value.problems
@@ -254,7 +254,7 @@ def test_the_error_keeps_the_readable_rows_and_can_be_pickled(folder):
 def test_many_problems_are_counted_and_the_first_are_shown(folder):
     path = write(folder / "q.json", [mmau(f"r{i}", answer="fox") for i in range(60)])
     with pytest.raises(DataError, match=r"60 problems\n(.*\n)*  \.\.\. and 10 more$"):
-        load(path)
+        load_examples(path)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_missing_files_and_folders(tmp_path):
     assert "metadata.jsonl" in messages(tmp_path)[0]
     assert "hf:OWNER/NAME:SPLIT" in messages("hf:owner/name")[0]
     with pytest.raises(ValueError, match="use auto, avqa, mmsu, mmau, audiomcq, mmar, covo"):
-        load(tmp_path, format="MMAU")
+        load_examples(tmp_path, format="MMAU")
 
 
 def test_a_named_layout_says_what_is_missing(folder):
@@ -302,7 +302,7 @@ def test_a_named_layout_says_what_is_missing(folder):
 def test_rows_without_any_id_are_named_by_position(folder):
     rows = [{k: v for k, v in mmau().items() if k != "id"} for _ in range(2)]
     path = write(folder / "q.json", rows)
-    assert [example.id for example in load(path)] == ["row-000001", "row-000002"]
+    assert [example.id for example in load_examples(path)] == ["row-000001", "row-000002"]
     write(path, [*rows, mmau("r3")])
     assert messages(path) == ["row 1: it has no id, other rows do", "row 2: it has no id, other rows do"]
 
@@ -314,7 +314,7 @@ def test_no_clip_one_clip_several_clips(folder):
         {**row, "id": "empty", "audio": []},
         {**row, "id": "two", "audio": ["audios/a.wav", {"path": "audios/b.wav"}]},
     ]
-    assert [len(example.clips) for example in load(write(folder / "q.json", rows))] == [0, 0, 2]
+    assert [len(example.clips) for example in load_examples(write(folder / "q.json", rows))] == [0, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_audio_that_is_none(folder, audio):
 
 def test_samples_in_the_row(folder):
     row = {**ROWS["covo"][0], "audio": {"array": [0.0, 0.5], "sampling_rate": 8000}}
-    (clip,) = load(write(folder / "q.json", [row]))[0].clips
+    (clip,) = load_examples(write(folder / "q.json", [row]))[0].clips
     assert (clip.array.tolist(), clip.sampling_rate) == ([0.0, 0.5], 8000)
 
 
@@ -337,7 +337,7 @@ def test_a_mistyped_audio_field_is_not_a_text_only_row(folder):
 
 
 def test_audio_dir_may_already_be_the_inner_folder(folder):
-    (example,) = load(write(folder / "q.json", [mmau()]), folder / "audios")
+    (example,) = load_examples(write(folder / "q.json", [mmau()]), folder / "audios")
     assert example.clips[0].path == str(folder / "audios" / "a.wav")
     # Not for single rows: where some paths are right, the others are missing.
     make_clip(folder / "gone.wav")
@@ -350,7 +350,7 @@ def test_avqa_recordings_are_found_by_video_name(folder):
     path = write(folder / "q.json", [row])
     assert "v_000030.wav does not exist" in messages(path, folder / "audios")[0]
     make_clip(folder / "audios" / "v_30.flac")
-    assert load(path, folder / "audios")[0].clips[0].path == str(folder / "audios" / "v_30.flac")
+    assert load_examples(path, folder / "audios")[0].clips[0].path == str(folder / "audios" / "v_30.flac")
 
 
 @pytest.mark.parametrize(
@@ -368,13 +368,13 @@ def test_audio_outside_the_folder_is_refused_unless_allowed(folder, reference):
     assert len(found) == 1
     assert "leaves the audio folder" in found[0] or "does not exist" in found[0]
     if reference not in ("..", "."):
-        assert os.path.samefile(load(path, inside, allow_outside=True)[0].clips[0].path, outside)
+        assert os.path.samefile(load_examples(path, inside, allow_outside=True)[0].clips[0].path, outside)
 
 
 def test_links_inside_the_folder_are_fine(folder):
     (folder / "audios" / "link.wav").symlink_to(folder / "audios" / "a.wav")
-    assert load(write(folder / "q.json", [mmau(audio_id="audios/link.wav")]))
-    assert load(write(folder / "q.json", [mmau(audio_id=str(folder / "audios" / "a.wav"))]))
+    assert load_examples(write(folder / "q.json", [mmau(audio_id="audios/link.wav")]))
+    assert load_examples(write(folder / "q.json", [mmau(audio_id=str(folder / "audios" / "a.wav"))]))
 
 
 def test_loading_imports_no_torch():

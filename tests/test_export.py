@@ -23,9 +23,9 @@ from covo_rl.export.judge import Target, judge
 from covo_rl.export.source import open_policy
 from covo_rl.export.verify import expect, run_fresh, synthetic_prompts
 from covo_rl.export.weights import merged_entries, write_shards
-from covo_rl.models import load
+from covo_rl.models import load_family
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
-from covo_rl.policy.modes import build
+from covo_rl.policy.trainable import make_trainable
 
 SIZES = {"encoder_width": 16, "encoder_layers": 1, "decoder_width": 32, "decoder_layers": 2, "mel_bins": 16}
 MODES = {
@@ -50,7 +50,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
 
 def trained(base: Path, config: AdapterConfig, size: float = 0.05):
     """A policy whose trainable parameters were all moved, as training does."""
-    modes = build(load(str(base)), config)
+    modes = make_trainable(load_family(str(base)), config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in modes.family.model.parameters():
@@ -102,7 +102,7 @@ def test_round_trips_in_a_fresh_process(name, bases, tmp_path):
             targets[target.name], expected[target.name] = target, wanted
     broken = broken_targets(tmp_path)
     expected |= dict.fromkeys(broken, expected["lora_adapter"])
-    family = load(str(bases[name]))
+    family = load_family(str(bases[name]))
     logits, notes = run_fresh(family, str(bases[name]), [*targets.values(), *broken.values()], expected["full_merged"])
 
     assert notes["loaded"].count("covo_rl") == (1 if name == "covo_audio" else 0)
@@ -180,7 +180,7 @@ def test_the_export_at_the_end_of_a_run_and_its_card(bases, tmp_path):
     assert done.exit_code == 0 and json.loads(done.stdout)["max_abs_logit_diff_base"] > 1e-2
 
     # The adapter starts another run, and plain PEFT needs nothing of ours but the model class.
-    again = build(load(str(bases["covo_audio"])), AdapterConfig(adapter=str(folder)))
+    again = make_trainable(load_family(str(bases["covo_audio"])), AdapterConfig(adapter=str(folder)))
     for (n, a), (m, b) in zip(modes.family.model.state_dict().items(), again.family.model.state_dict().items(),
                               strict=True):  # fmt: skip
         assert n == m and torch.equal(a, b)
@@ -216,7 +216,7 @@ def test_a_run_that_changed_nothing_ends_with_an_error_and_no_export(sharded, ba
 
     base = bases["qwen2_audio"]
     run = run_folder(tmp_path, base)
-    modes, clips = build(load(str(base)), MODES["lora"]), ClipStore()
+    modes, clips = make_trainable(load_family(str(base)), MODES["lora"]), ClipStore()
     prompts = synthetic_prompts(modes.family, clips)
     (run / "adapter").mkdir()
     (run / "adapter" / "adapter_config.json").write_text("{}")
@@ -298,7 +298,7 @@ def test_a_failed_check_leaves_nothing_behind(bases, tmp_path, monkeypatch):
 
 
 def test_an_untrained_adapter_is_refused(bases, tmp_path):
-    modes = build(load(str(bases["covo_audio"])), MODES["lora"])
+    modes = make_trainable(load_family(str(bases["covo_audio"])), MODES["lora"])
     with pytest.raises(ExportError, match="no-op: the trained policy equals the base"):
         export_adapter(modes, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -306,17 +306,17 @@ def test_an_untrained_adapter_is_refused(bases, tmp_path):
 
 def test_an_adapter_made_by_plain_peft_starts_a_run_and_goes_on_from_a_checkpoint(bases, tmp_path):
     """Interop: no covo_rl code wrote this folder; suffix targets and PEFT's own names."""
-    model = load(str(bases["qwen2_audio"])).model
+    model = load_family(str(bases["qwen2_audio"])).model
     plain = get_peft_model(model, LoraConfig(r=3, target_modules=r".*language_model.*(q_proj|v_proj)"))
     with torch.no_grad():
         for parameter in plain.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
     plain.save_pretrained(tmp_path / "elsewhere")
-    started = build(load(str(bases["qwen2_audio"])), AdapterConfig(adapter=str(tmp_path / "elsewhere")))
+    started = make_trainable(load_family(str(bases["qwen2_audio"])), AdapterConfig(adapter=str(tmp_path / "elsewhere")))
     assert started.trainable_parameters == sum(p.numel() for p in plain.parameters() if p.requires_grad)
     save_policy(started, tmp_path / "policy")
-    fresh = build(load(str(bases["qwen2_audio"])), AdapterConfig(adapter=str(tmp_path / "elsewhere")))
+    fresh = make_trainable(load_family(str(bases["qwen2_audio"])), AdapterConfig(adapter=str(tmp_path / "elsewhere")))
     with torch.no_grad():
         for parameter in fresh.family.model.parameters():
             if parameter.requires_grad:
@@ -324,18 +324,18 @@ def test_an_adapter_made_by_plain_peft_starts_a_run_and_goes_on_from_a_checkpoin
     load_policy_state(fresh, tmp_path / "policy")
     state = started.family.model.state_dict()
     assert all(torch.equal(state[n], t) for n, t in fresh.family.model.state_dict().items())
-    back = PeftModel.from_pretrained(load(str(bases["qwen2_audio"])).model, str(tmp_path / "policy"))
+    back = PeftModel.from_pretrained(load_family(str(bases["qwen2_audio"])).model, str(tmp_path / "policy"))
     assert back.peft_config["default"].r == 3  # type: ignore[attr-defined]
 
 
 def test_a_policy_that_does_not_fit_is_an_error(bases, tmp_path):
     save_policy(trained(bases["covo_audio"], MODES["lora"]), tmp_path / "policy")
-    wider = build(load(str(bases["covo_audio"])), replace(MODES["lora"], lora_r=8))
+    wider = make_trainable(load_family(str(bases["covo_audio"])), replace(MODES["lora"], lora_r=8))
     with pytest.raises(ExportError, match=r"has shape \(8, .*in memory and \(4, "):
         load_policy_state(wider, tmp_path / "policy")
-    other = build(load(str(bases["covo_audio"])), MODES["lora_and_adapter"])
+    other = make_trainable(load_family(str(bases["covo_audio"])), MODES["lora_and_adapter"])
     with pytest.raises(ExportError, match=r"missing \['base_model.model.audio_adapter"):
         load_policy_state(other, tmp_path / "policy")
-    full = build(load(str(bases["covo_audio"])), MODES["full"])
+    full = make_trainable(load_family(str(bases["covo_audio"])), MODES["full"])
     with pytest.raises(FileNotFoundError, match="full-parameter policy is saved as"):
         load_policy_state(full, tmp_path / "policy")

@@ -24,7 +24,7 @@ from covo_rl.export.weights import Entry, base_name, carried_over, merged_entrie
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.qwen2_audio import Qwen2Audio
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
-from covo_rl.policy.modes import build
+from covo_rl.policy.trainable import make_trainable
 
 SIZES = {"encoder_width": 16, "encoder_layers": 1, "decoder_width": 32, "decoder_layers": 2, "mel_bins": 16}
 
@@ -38,7 +38,7 @@ def qwen2_audio() -> Qwen2Audio:
 
 
 def moved(family, config, size=0.05):
-    modes = build(family, config)
+    modes = make_trainable(family, config)
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in family.model.parameters():
@@ -144,7 +144,7 @@ def test_what_the_model_class_does_not_hold_is_carried_along(tmp_path):
     (base / "token2wav").mkdir()
     (base / "token2wav" / "model.pt").write_bytes(b"bytes")
     (base / "LICENSE").write_text("terms")
-    modes = build(CovoAudio.load(str(base)), AdapterConfig())
+    modes = make_trainable(CovoAudio.load(str(base)), AdapterConfig())
     assert [e.name for e in carried_over(base, merged_entries(modes.family.model))] == ["vocoder.weight"]
     out.mkdir()
     write_merged(modes, out, torch.bfloat16)

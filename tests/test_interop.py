@@ -30,7 +30,7 @@ def elsewhere(base: Path, folder: Path, seed: int) -> Path:
 
 
 def test_adapters_trained_elsewhere_are_evaluated_and_compared(tmp_path):
-    questions = synth.render(tmp_path / "questions", seed=3, train=11, validation=11, test=11)["test"]
+    questions = synth.render_set(tmp_path / "questions", seed=3, train=11, validation=11, test=11)["test"]
     model, processor = tiny_covo_audio(tiny_tokenizer(["What do you hear?"]), mel_bins=16, initializer_range=0.2)
     model.save_pretrained(tmp_path / "base")
     write_shards(merged_entries(model), tmp_path / "base")

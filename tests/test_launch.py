@@ -2,8 +2,8 @@
 
 import pytest
 
-from covo_rl import launch
 from covo_rl.config import ConfigError
+from covo_rl.train import launch
 
 
 def test_one_process_needs_no_group(monkeypatch):

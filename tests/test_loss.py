@@ -5,17 +5,8 @@ import math
 import pytest
 import torch
 
-from covo_rl.config import LossConfig
-from covo_rl.loss import (
-    LOSS_TYPES,
-    Normalizer,
-    check_loss_config,
-    entropy_threshold,
-    kl_divergence,
-    mask_truncated,
-    policy_loss,
-    summarise,
-)
+from covo_rl.algo.loss import Normalizer, entropy_threshold, kl_divergence, mask_truncated, policy_loss, summarise
+from covo_rl.config import LOSS_TYPES, LossConfig, loss_problems
 
 LN2 = math.log(2)
 # two completions of 1 and 3 tokens; ratios 2 | 1, 0.5, 1; advantages +1 and -1
@@ -321,13 +312,13 @@ def test_half_precision_log_probs_are_scored_in_float32():
     ],
 )
 def test_contradictions_are_named_with_what_to_write(options, words):
-    problems = check_loss_config(LossConfig(**options))
+    problems = loss_problems(LossConfig(**options))
     assert len(problems) == 1 and words in problems[0]
 
 
 def test_defaults_and_the_recommended_cispo_are_fine():
-    assert check_loss_config(LossConfig()) == []
-    assert check_loss_config(LossConfig(loss_type="cispo", epsilon_high=5.0)) == []
+    assert loss_problems(LossConfig()) == []
+    assert loss_problems(LossConfig(loss_type="cispo", epsilon_high=5.0)) == []
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,11 @@ def _adapter(family):
 def test_load_finds_the_family_by_model_type(family, tmp_path):
     family.model.save_pretrained(tmp_path)
     family.processor.save_pretrained(tmp_path)
-    again = models.load(str(tmp_path))
+    again = models.load_family(str(tmp_path))
     assert type(again) is type(family)
     assert again.eos_token_ids == family.eos_token_ids and again.pad_token_id == family.pad_token_id
     torch.testing.assert_close(own_forward(again)[1], own_forward(family)[1])
-    half = models.load(str(tmp_path), dtype="bfloat16")
+    half = models.load_family(str(tmp_path), dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
     assert half.encode([half.clip_features(CLIPS[0], RATE)])[0].dtype == torch.bfloat16
 
@@ -141,7 +141,7 @@ def test_published_folder_without_processor_files_gets_its_processor(tmp_path):
 def test_an_unknown_model_type_is_an_error_that_says_what_exists(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="model_type 'bert' has no family; there are covo_audio, qwen2_audio"):
-        models.load(str(tmp_path))
+        models.load_family(str(tmp_path))
 
 
 def test_a_tokenizer_with_another_placeholder_id_is_refused():

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 LIGHT = [
     "covo_rl", "covo_rl.config", "covo_rl.types", "covo_rl.prompt", "covo_rl.data", "covo_rl.audio", "covo_rl.rewards",
     "covo_rl.resolve", "covo_rl.synth", "covo_rl.cli", "covo_rl.rewards.cli", "covo_rl.evaluate.cli",
-    "covo_rl.data_cli",
-    "covo_rl.export.cli", "covo_rl.bench.cli", "covo_rl.doctor",
+    "covo_rl.run.data_commands",
+    "covo_rl.export.cli", "covo_rl.bench.cli", "covo_rl.run.doctor",
 ]  # fmt: skip
 
 
@@ -57,11 +57,11 @@ def test_the_wheel_holds_one_name_and_finds_what_is_bundled(tmp_path):
     code = """
 import covo_rl
 from covo_rl.resolve import find
-from covo_rl.rewards import load
+from covo_rl.rewards import load_reward
 assert "site" in covo_rl.__file__, covo_rl.__file__
 gold = {"question": ["?"], "choices": [["cat", "dog"]], "answer": ["dog"]}
 said = ["<think>It barks.</think><answer>dog</answer>"]
-assert load("accuracy")(prompts=["?"], completions=said, **gold) == [1.0]
+assert load_reward("accuracy")(prompts=["?"], completions=said, **gold) == [1.0]
 for kind, name in [("recipes", "grpo_mmau.py"), ("eval_sets", "mmau.py"), ("checkpoints", "tiny")]:
     assert "_bundled" in str(find(kind, name)), find(kind, name)
 """

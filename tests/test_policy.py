@@ -6,8 +6,9 @@ import policy_cases as cases
 import pytest
 import torch
 
+from covo_rl.engines.own import samples_exactly
 from covo_rl.policy import Policy
-from covo_rl.policy.grouped import PackedLayout
+from covo_rl.policy.attention import PackedLayout
 from covo_rl.types import Group
 
 FAMILIES = ("covo_audio", "qwen2_audio")
@@ -147,7 +148,7 @@ def test_equal_prompts_and_clips_are_computed_once():
 
 def test_clips_are_encoded_once_over_sampling_scoring_and_iterations():
     made = cases.policy()
-    from covo_rl.rollout import sample
+    from covo_rl.engines.own import sample
 
     prompts = cases.prompts(made)
     for _ in range(2):
@@ -252,9 +253,9 @@ def test_features_of_other_prompts_are_refused_by_name():
 
 def test_bfloat16_runs_and_is_not_called_exact():
     made = cases.policy()
-    assert made.sampling_is_exact
+    assert samples_exactly(made)
     made.family.model.to(torch.bfloat16)
-    assert not made.sampling_is_exact
+    assert not samples_exactly(made)
     groups = cases.ragged_groups(made)
     scored = _grouped(made, groups)
     assert scored.logps_NC.dtype == torch.float32

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from covo_rl.config import PromptConfig
-from covo_rl.prompt import PromptError, build, messages, option_letter, parse, reference_completion
+from covo_rl.prompt import PromptError, build_prompt, messages, option_letter, parse, reference_completion
 from covo_rl.types import Clip, Example
 
 GOOD = "<think>It rings.</think><answer>bell</answer>"
@@ -130,9 +130,9 @@ class Clips:
 
 def test_build_expands_the_slots_and_measures_a_clip_once():
     family = Family()
-    prompt = build(row(clips=2), family, Clips(), PromptConfig())
+    prompt = build_prompt(row(clips=2), family, Clips(), PromptConfig())
     assert prompt.slots == (3, 3) and prompt.input_ids.count(0) == 6 and prompt.clip_keys == ("k", "k")
-    build(row(), family, Clips(), PromptConfig())
+    build_prompt(row(), family, Clips(), PromptConfig())
     assert family.counted == 1
 
 
@@ -140,4 +140,4 @@ def test_a_prompt_with_other_slots_than_features_names_the_row():
     family = Family()
     family.wrong = 1
     with pytest.raises(PromptError, match="row r7: the prompt has 4 audio positions, its 1 clips need 3"):
-        build(row(), family, Clips(), PromptConfig())
+        build_prompt(row(), family, Clips(), PromptConfig())

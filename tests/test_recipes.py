@@ -18,7 +18,7 @@ ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    return synth.render(tmp_path_factory.mktemp("questions"), seed=7, train=176, validation=11, test=66)
+    return synth.render_set(tmp_path_factory.mktemp("questions"), seed=7, train=176, validation=11, test=66)
 
 
 def run_recipe(*words, timeout=280, launch=True):

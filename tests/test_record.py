@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 
-from covo_rl.record import Run, environment, file_sha256, plain
-from covo_rl.report import page
+from covo_rl.data.files import file_sha256, plain
+from covo_rl.records.folder import Run, environment
+from covo_rl.run.page import report_page
 
 
 def test_plain_turns_numbers_into_json_and_nan_into_null():
@@ -14,8 +15,8 @@ def test_plain_turns_numbers_into_json_and_nan_into_null():
 
 
 def test_functions_have_the_same_name_in_every_process():
-    assert plain({"rewards": {page: 1.0}, "f": page}) == {
-        "rewards": {"covo_rl.report.page": 1.0}, "f": "covo_rl.report.page"
+    assert plain({"rewards": {report_page: 1.0}, "f": report_page}) == {
+        "rewards": {"covo_rl.run.page.report_page": 1.0}, "f": "covo_rl.run.page.report_page"
     }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_report_escapes_what_the_model_wrote(tmp_path):
     run.log_metrics({**metrics, "reward_accuracy": 1.0})
     row = {"id": "a", "completion": evil, "answer": "x", "reward_total": 1.0, "advantage": 0.0}
     run.log_rollouts(1, [row])
-    text = page(tmp_path)
+    text = report_page(tmp_path)
     assert evil not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "data:image/png;base64," in text

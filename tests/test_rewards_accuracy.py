@@ -5,10 +5,10 @@ import time
 import accuracy_rules
 import pytest
 
-from covo_rl.rewards import load
-from covo_rl.rewards.answers import grade, kind_of
-from covo_rl.rewards.formula import FormulaError, tokenize
-from covo_rl.rewards.options import find_gold, interpret
+from covo_rl.rewards import load_reward
+from covo_rl.rewards.rules.answers import grade, kind_of
+from covo_rl.rewards.rules.formula import FormulaError, tokenize
+from covo_rl.rewards.rules.options import find_gold, interpret
 
 DOG_CAT = ["dog", "cat"]
 
@@ -18,7 +18,9 @@ DOG_CAT = ["dog", "cat"]
 )
 def test_tricky_answers(case):
     completion = f"<think>x</think><answer>{case['answer']}</answer>"
-    assert load("accuracy")([completion], answer=[case["gold"]], choices=[case["choices"]]) == [float(case["right"])]
+    assert load_reward("accuracy")([completion], answer=[case["gold"]], choices=[case["choices"]]) == [
+        float(case["right"])
+    ]
 
 
 def test_the_other_rules_fail_where_ours_does_not():
@@ -42,7 +44,7 @@ def test_the_documented_table_is_the_generated_one():
     ],
 )
 def test_only_the_one_answer_block_counts(completion, score):
-    assert load("accuracy")([completion], answer=["dog"], choices=[DOG_CAT]) == [score]
+    assert load_reward("accuracy")([completion], answer=["dog"], choices=[DOG_CAT]) == [score]
 
 
 def test_every_option_is_found_by_its_own_text():
@@ -71,7 +73,7 @@ def test_the_gold_answer_may_be_text_letter_or_index(gold, index):
 
 def test_a_row_without_a_gradeable_answer_is_none_and_says_why():
     said = {}
-    scores = load("accuracy")(
+    scores = load_reward("accuracy")(
         ["<answer>dog</answer>"] * 2, answer=["bird", "dog"], choices=[DOG_CAT] * 2, log_missing=said.__setitem__
     )
     assert scores == [None, 1.0] and "bird" in said[0]
@@ -88,11 +90,11 @@ def test_the_kind_is_read_from_the_row(gold, choices, kind):
 
 def test_the_kind_can_be_forced():
     answer = ["<answer>1/2</answer>"]
-    assert load("accuracy")(answer, answer=["0.5"]) == [1.0]
-    assert load("accuracy(kind='text')")(answer, answer=["0.5"]) == [0.0]
-    assert load("accuracy")(answer, answer=["0.5"], answer_kind=["text"]) == [0.0]
+    assert load_reward("accuracy")(answer, answer=["0.5"]) == [1.0]
+    assert load_reward("accuracy(kind='text')")(answer, answer=["0.5"]) == [0.0]
+    assert load_reward("accuracy")(answer, answer=["0.5"], answer_kind=["text"]) == [0.0]
     with pytest.raises(ValueError, match="choice, numeric, text, wer"):
-        load("accuracy(kind='maths')")(answer, answer=["0.5"])
+        load_reward("accuracy(kind='maths')")(answer, answer=["0.5"])
 
 
 def test_several_right_answers_are_allowed():
@@ -102,8 +104,8 @@ def test_several_right_answers_are_allowed():
 def test_word_error_rate_is_a_threshold():
     pytest.importorskip("jiwer")
     said, gold = "<answer>the cat sat on a mat</answer>", "The cat sat on the hat."  # 1 of 4 words, articles dropped
-    assert load("accuracy(kind='wer', max_wer=0.25)")([said], answer=[gold]) == [1.0]
-    assert load("accuracy(kind='wer', max_wer=0.2)")([said], answer=[gold]) == [0.0]
+    assert load_reward("accuracy(kind='wer', max_wer=0.25)")([said], answer=[gold]) == [1.0]
+    assert load_reward("accuracy(kind='wer', max_wer=0.2)")([said], answer=[gold]) == [0.0]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from covo_rl.config import RewardConfig
-from covo_rl.rewards import RewardError, load, run
+from covo_rl.rewards import RewardError, load_reward, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
-from covo_rl.rewards.criteria import CRITERIA
 from covo_rl.rewards.judge import EndpointJudge, JudgeError, LocalJudge, judge_from_spec
 from covo_rl.rewards.judging import template_hashes
+from covo_rl.rewards.rules.criteria import CRITERIA
 from covo_rl.rewards.templates import VerdictError, load_template, read_verdict
 
 GOOD = "<think>It rings on, so it is a bell.</think><answer>bell</answer>"
@@ -86,7 +86,7 @@ def judge(url, **options):
 
 def table(the_judge, *completions):
     group = group_from_completions(example_from_row(ROW), completions or [GOOD])
-    return run([group], RewardConfig(rewards="consistency,thinking"), judge=the_judge)
+    return score([group], RewardConfig(rewards="consistency,thinking"), judge=the_judge)
 
 
 def test_a_judge_grades_and_its_rationale_is_kept(endpoint, monkeypatch):
@@ -147,10 +147,10 @@ def test_replies_are_cached_and_bad_ones_are_not(endpoint, tmp_path):
     group = group_from_completions(example_from_row(ROW), [GOOD])
     config = RewardConfig(rewards="consistency")
     assert (
-        "not one JSON object" in run([group], config, judge=judge(server.url, **options)).missing[0, 0, "consistency"]
+        "not one JSON object" in score([group], config, judge=judge(server.url, **options)).missing[0, 0, "consistency"]
     )
     for _ in range(3):  # asked once more, then remembered
-        assert run([group], config, judge=judge(server.url, **options)).rewards_PG.tolist() == [[1.0]]
+        assert score([group], config, judge=judge(server.url, **options)).rewards_PG.tolist() == [[1.0]]
     assert len(server.requests) == 2
 
 
@@ -208,7 +208,7 @@ def test_a_local_judge_batches_and_caches(tmp_path):
     local = LocalJudge("tiny", batch_size=2, cache=tmp_path, generate=generate)
     completions = [GOOD, GOOD.replace("on", "off"), GOOD.replace("on", "up"), GOOD]
     for _ in range(2):
-        scores = load("consistency")(completions, question=["q"] * 4, choices=[["bell"]] * 4, judge=local)
+        scores = load_reward("consistency")(completions, question=["q"] * 4, choices=[["bell"]] * 4, judge=local)
         assert scores == [1.0] * 4
     assert batches == [2, 1]
 

@@ -4,10 +4,10 @@ import random
 import time
 
 from covo_rl.prompt import parse
-from covo_rl.rewards import load, run
+from covo_rl.rewards import load_reward, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.hacks import CASES
-from covo_rl.synth import sample
+from covo_rl.synth import render_sample
 
 NAMES = ("accuracy", "format", "consistency", "thinking")
 PIECES = [
@@ -48,7 +48,7 @@ def test_twenty_thousand_adversarial_strings():
         columns = {name: [value] * len(texts) for name, value in row.items()}
         parsed = [parse(text) for text in texts]
         for name in NAMES:
-            scores = load(name)(completions=texts, parsed=parsed, **columns)
+            scores = load_reward(name)(completions=texts, parsed=parsed, **columns)
             assert len(scores) == len(texts) and all(s is None or 0 <= s <= 1 for s in scores)
     assert total == 20_000 and time.process_time() - start < 60
 
@@ -69,7 +69,7 @@ def test_long_completions_take_milliseconds():
         for text in long:
             start = time.process_time()
             for name in NAMES:
-                load(name)(completions=[text], **{key: [value] for key, value in row.items()})
+                load_reward(name)(completions=[text], **{key: [value] for key, value in row.items()})
             assert time.process_time() - start < 1.0, (text[:30], row)
 
 
@@ -77,7 +77,7 @@ def realistic(count: int):
     """Rollouts as a policy in training writes them: mostly right form, all different, every kind of mistake."""
     rng = random.Random(0)
     groups = []
-    rows = [sample("train", i)[0] for i in range(44)]
+    rows = [render_sample("train", i)[0] for i in range(44)]
     for i in range(count // 8):
         row = rows[i % 44]
         texts = []
@@ -95,9 +95,9 @@ def realistic(count: int):
 
 def test_ten_thousand_completions_by_four_components_take_two_seconds():
     groups = realistic(10_000)
-    run(groups[:1])
+    score(groups[:1])
     start = time.process_time()
-    table = run(groups)
+    table = score(groups)
     seconds = time.process_time() - start
     assert table.rewards_PGR.shape == (1250, 8, 4)
     assert seconds < 4.0, f"{seconds:.2f} s of one core"  # 1.x s measured; twice the promise, for slow machines

@@ -2,12 +2,12 @@
 
 import pytest
 
-from covo_rl.rewards import load
-from covo_rl.rewards.clauses import clauses
-from covo_rl.rewards.conclusion import concluded, supports
-from covo_rl.rewards.criteria import CRITERIA, judge_free
-from covo_rl.rewards.degenerate import flaw
-from covo_rl.rewards.facts import claims
+from covo_rl.rewards import load_reward
+from covo_rl.rewards.rules.clauses import clauses
+from covo_rl.rewards.rules.conclusion import concluded, supports
+from covo_rl.rewards.rules.criteria import CRITERIA, judge_free
+from covo_rl.rewards.rules.degenerate import flaw
+from covo_rl.rewards.rules.facts import claims
 
 BELL_KNOCK = ("bell", "knock")
 EMOTIONS = ("happy", "sad", "not sad")
@@ -76,7 +76,7 @@ def test_consistency_ignores_whether_the_answer_is_right():
     completions = [f"<think>{t}</think><answer>{a}</answer>" for t, a in
                    [("So it is a bell.", "bell"), ("So it is a bell.", "knock"), ("Something sounds.",
                    "bell")]]  # fmt: skip
-    scores = load("consistency")(
+    scores = load_reward("consistency")(
         completions, choices=[BELL_KNOCK] * 3, answer=["knock"] * 3, log_missing=reasons.__setitem__
     )
     assert scores == [1.0, 0.0, None] and reasons == {2: "the reasoning commits to no answer"}
@@ -190,7 +190,7 @@ def test_thinking_is_a_multiple_of_a_fifth_and_says_what_is_missing():
         "I hear four dull thuds, so it is a knock.",
         "",
     ]
-    scores = load("thinking")(
+    scores = load_reward("thinking")(
         [f"<think>{text}</think><answer>knock</answer>" for text in texts], question=["What is heard?"] * 3,
         choices=[["bell", "knock"]] * 3, answer=["knock"] * 3, facts=[FACTS] * 3, fact_lexicon=[LEXICON] * 3,
         log_extra=said.__setitem__,
@@ -206,20 +206,20 @@ def test_clauses_mark_conclusions_and_hedges():
 
 def test_the_evidence_of_the_built_in_set_scores_full_marks():
     from covo_rl.prompt import reference_completion
-    from covo_rl.rewards import run
+    from covo_rl.rewards import score
     from covo_rl.rewards.columns import example_from_row, group_from_completions
-    from covo_rl.synth import sample
+    from covo_rl.synth import render_sample
 
-    rows = [sample("train", i)[0] for i in range(110)]
+    rows = [render_sample("train", i)[0] for i in range(110)]
     right = [
         group_from_completions(example_from_row(r), [reference_completion(r["evidence"], r["answer"])]) for r in rows
     ]
-    assert (run(right).rewards_PGR == 1).all()
+    assert (score(right).rewards_PGR == 1).all()
     wrong = [
         group_from_completions(example_from_row(r), [reference_completion(r["evidence"], c)])
         for r in rows for c in r["choices"] if c != r["answer"]
     ]  # fmt: skip
-    table = run(wrong)
+    table = score(wrong)
     assert (table.rewards_PGR[..., table.names.index("accuracy")] == 0).all()
     assert (table.rewards_PGR[..., table.names.index("consistency")] == 0).all()
     assert (table.rewards_PGR[..., table.names.index("thinking")] < 1).all()
@@ -228,7 +228,7 @@ def test_the_evidence_of_the_built_in_set_scores_full_marks():
 def test_the_fast_way_to_tokens_agrees_with_the_slow_one():
     import random
 
-    from covo_rl.rewards import normalize
+    from covo_rl.rewards.rules import normalize
 
     rng = random.Random(0)
     pieces = [
@@ -261,6 +261,6 @@ def test_the_fast_way_to_tokens_agrees_with_the_slow_one():
 def test_without_gold_neither_facts_nor_the_right_answer_move_thinking():
     row = {"choices": [["one", "two"]], "facts": [{"count": "two"}], "fact_lexicon": [{"count": ["one", "two"]}]}
     said = ["<think>I hear one low knock ring on the wood, so the answer is one.</think><answer>one</answer>"]
-    blind = load("thinking(use_gold=False)")
-    assert load("thinking")(said, answer=["two"], **row) == [0.6]  # a false claim, left standing
+    blind = load_reward("thinking(use_gold=False)")
+    assert load_reward("thinking")(said, answer=["two"], **row) == [0.6]  # a false claim, left standing
     assert blind(said, answer=["two"], **row) == blind(said, answer=["one"], **row) == [1.0]

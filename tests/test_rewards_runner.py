@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from covo_rl.config import RewardConfig
-from covo_rl.rewards import RewardError, available, components, load, run
+from covo_rl.rewards import RewardError, available_rewards, components, load_reward, score
 from covo_rl.rewards.columns import TrainerState, example_from_row, group_from_completions
-from covo_rl.rewards.runner import close
+from covo_rl.rewards.scoring import close
 from covo_rl.rewards.table import weighted_sum, wrong_outranks_right
 
 ROW = {
@@ -81,7 +81,7 @@ def test_a_function_gets_every_column():
         columns["log_metric"]("longest", 7)
         return [1.0, 0.0]
 
-    table = run([group(RIGHT, "oops")], config(), rewards={look: 1.0}, trainer_state={"step": 5})
+    table = score([group(RIGHT, "oops")], config(), rewards={look: 1.0}, trainer_state={"step": 5})
     assert seen["completions"] == [RIGHT, "oops"] and seen["prompts"] == ["What rings?"] * 2
     assert seen["answer"] == ["bell"] * 2 and seen["predicted_answer"] == ["bell", None]
     assert seen["tempo"] == ["slow"] * 2 and seen["choices"] == [["bell", "knock"]] * 2
@@ -93,13 +93,13 @@ def test_a_function_gets_every_column():
 
 def test_sync_async_file_and_import_plugins(plugin):
     specs = [plugin("constant"), plugin("slow_async"), plugin("prints"), plugin("make") + "(level=0.25)"]
-    table = run([group(RIGHT, WRONG)], config(), rewards=[*specs, "covo_rl.rewards.runner:components"][:4])
+    table = score([group(RIGHT, WRONG)], config(), rewards=[*specs, "covo_rl.rewards.scoring:components"][:4])
     assert table.rewards_PGR[0].tolist() == [[0.5, 1.0, 1.0, 0.25]] * 2 and table.missing == {}
-    assert load("covo_rl.rewards.table:figures").source.place == "import"
+    assert load_reward("covo_rl.rewards.table:figures").source.place == "import"
 
 
 def test_a_worker_keeps_its_state_between_steps(plugin):
-    scores = [run([group(RIGHT)], config(), rewards=[plugin("counts")]).rewards_PG[0, 0] for _ in range(2)]
+    scores = [score([group(RIGHT)], config(), rewards=[plugin("counts")]).rewards_PG[0, 0] for _ in range(2)]
     assert scores[1] == scores[0] + 1
 
 
@@ -115,25 +115,25 @@ def test_a_worker_keeps_its_state_between_steps(plugin):
     ],
 )
 def test_a_failing_plugin_is_none_with_a_reason_or_stops(plugin, name, why):
-    table = run([group(RIGHT, WRONG)], config(), rewards={"format": 1.0, plugin(name): 1.0})
+    table = score([group(RIGHT, WRONG)], config(), rewards={"format": 1.0, plugin(name): 1.0})
     assert np.isnan(table.rewards_PGR[0, 0, 1]) and table.rewards_PG.tolist() == [[1.0, 1.0]]
     assert re.search(why, table.missing[0, 0, plugin(name)])
     assert table.missing[0, 0, plugin(name)].startswith("failed: ")
     with pytest.raises(RewardError, match=why):
-        run([group(RIGHT, WRONG)], config(reward_failure="stop"), rewards={"format": 1.0, plugin(name): 1.0})
+        score([group(RIGHT, WRONG)], config(reward_failure="stop"), rewards={"format": 1.0, plugin(name): 1.0})
 
 
 @pytest.mark.parametrize("name", ["sleeps", "holds_the_lock"])
 def test_a_hanging_plugin_is_killed_and_the_others_are_kept(plugin, name):
-    run([group(RIGHT)], config(), rewards=["format", plugin("constant")])  # processes start outside the clock
+    score([group(RIGHT)], config(), rewards=["format", plugin("constant")])  # processes start outside the clock
     start = time.perf_counter()
-    table = run([group(RIGHT)], config(reward_timeout=0.3), rewards=["format", plugin("constant"), plugin(name)])
+    table = score([group(RIGHT)], config(reward_timeout=0.3), rewards=["format", plugin("constant"), plugin(name)])
     assert time.perf_counter() - start < 15  # loading a process on a busy machine, then 0.3 s
     assert table.rewards_PGR[0, 0, 0] == 1 and "was stopped after 0.3 s" in table.missing[0, 0, plugin(name)]
 
 
 def test_a_hanging_thread_is_left_behind():
-    table = run([group(RIGHT)], config(reward_timeout=0.1), rewards={lambda completions, **kw: time.sleep(1): 1.0})
+    table = score([group(RIGHT)], config(reward_timeout=0.1), rewards={lambda completions, **kw: time.sleep(1): 1.0})
     assert "was stopped after 0.1 s" in next(iter(table.missing.values())) and np.isnan(table.rewards_PG).all()
 
 
@@ -146,7 +146,7 @@ def test_components_run_at_the_same_time():
         return nap(completions)
 
     start = time.perf_counter()
-    table = run([group(RIGHT)], config(), rewards={nap: 1.0, nap_too: 1.0})
+    table = score([group(RIGHT)], config(), rewards={nap: 1.0, nap_too: 1.0})
     assert time.perf_counter() - start < 0.38 and all(s >= 0.2 for s in table.seconds.values())
 
 
@@ -154,7 +154,9 @@ def test_the_clip_is_there_for_functions_that_name_it(plugin):
     from covo_rl.types import Clip, Example
 
     row = Example("c", (Clip(array=np.zeros(8000, np.float32), sampling_rate=16000),), "?", (), "x")
-    assert run([group_from_completions(row, ["a"])], config(), rewards=[plugin("clip_seconds")]).rewards_PG[0, 0] == 0.5
+    assert (
+        score([group_from_completions(row, ["a"])], config(), rewards=[plugin("clip_seconds")]).rewards_PG[0, 0] == 0.5
+    )
 
 
 def test_weights_sum_gate_and_missing():
@@ -167,20 +169,20 @@ def test_weights_sum_gate_and_missing():
 
 
 def test_the_gate_counts_other_components_only_behind_it():
-    open_sum = run([group(RIGHT, WRONG)], config(rewards="accuracy,format=0.5")).rewards_PG
-    gated = run([group(RIGHT, WRONG)], config(rewards="accuracy,format=0.5", reward_gate="accuracy")).rewards_PG
+    open_sum = score([group(RIGHT, WRONG)], config(rewards="accuracy,format=0.5")).rewards_PG
+    gated = score([group(RIGHT, WRONG)], config(rewards="accuracy,format=0.5", reward_gate="accuracy")).rewards_PG
     assert open_sum.tolist() == [[1.5, 0.5]] and gated.tolist() == [[1.5, 0.0]]
     with pytest.raises(RewardError, match="not among the rewards"):
-        run([group(RIGHT)], config(rewards="format", reward_gate="accuracy"))
+        score([group(RIGHT)], config(rewards="format", reward_gate="accuracy"))
 
 
 def test_figures_are_exact():
-    table = run([group(RIGHT, WRONG, "x", RIGHT)], config(rewards="accuracy,consistency"))
+    table = score([group(RIGHT, WRONG, "x", RIGHT)], config(rewards="accuracy,consistency"))
     assert table.rewards_PGR[0].tolist() == [[1, 1], [0, 1], [0, 0], [1, 1]]
     assert table.metrics["rewards/accuracy/mean"] == 0.5 and table.metrics["rewards/accuracy/std"] == 0.5
     assert table.metrics["rewards/total/mean"] == 1.25 and table.metrics["rewards/accuracy/none"] == 0.0
     assert set(table.seconds) == {"accuracy", "consistency"}
-    none = run([group("<think>A sound.</think><answer>bell</answer>", RIGHT)], config(rewards="consistency"))
+    none = score([group("<think>A sound.</think><answer>bell</answer>", RIGHT)], config(rewards="consistency"))
     assert none.metrics["rewards/consistency/none"] == 0.5 and none.metrics["rewards/consistency/mean"] == 1.0
 
 
@@ -194,7 +196,7 @@ def test_specs_with_weights_and_arguments():
     assert [(t.name, t.weight) for t in terms] == [
         ("accuracy", 1.0), ("format(pattern='loose')", 0.5), ("thinking(min_words=2, max_words=9)", 1.0)
     ]  # fmt: skip
-    assert terms[1].reward([f"Well. {RIGHT}"]) == [1.0] and load("format")([f"Well. {RIGHT}"]) == [0.0]
+    assert terms[1].reward([f"Well. {RIGHT}"]) == [1.0] and load_reward("format")([f"Well. {RIGHT}"]) == [0.0]
     for wrong in ("accuracy=much", "format(1)", "format(pattern=open('x'))", ""):
         with pytest.raises(RewardError):
             components(wrong)
@@ -209,11 +211,11 @@ def test_loading_errors_say_what_exists(plugin, tmp_path):
         ("no_such_package.x:f", "cannot import"),
     ]:
         with pytest.raises(RewardError, match=message):
-            load(spec)
+            load_reward(spec)
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0")
     with pytest.raises(RewardError, match="raises ZeroDivisionError while it is imported"):
-        load(f"{broken}:f")
+        load_reward(f"{broken}:f")
 
 
 def test_entry_points_are_found(tmp_path, monkeypatch):
@@ -223,23 +225,26 @@ def test_entry_points_are_found(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: speedy\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[covo_rl.rewards]\nspeech_rate = speedy:speech_rate\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert load("speech_rate")(completions=["a"]) == [0.5] and load("speech_rate").source.place == "entry point"
-    assert "speech_rate" in [source.name for source in available()]
+    assert (
+        load_reward("speech_rate")(completions=["a"]) == [0.5]
+        and load_reward("speech_rate").source.place == "entry point"
+    )
+    assert "speech_rate" in [source.name for source in available_rewards()]
 
 
 def test_a_reward_pickles_as_its_name(plugin):
-    again = pickle.loads(pickle.dumps(load(plugin("constant"))))
+    again = pickle.loads(pickle.dumps(load_reward(plugin("constant"))))
     assert again(completions=["a"]) == [0.5] and again.__name__ == "constant"
     code = "import pickle,sys; print(pickle.load(sys.stdin.buffer)(completions=['a']))"
     out = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(load(plugin("constant"))), capture_output=True
+        [sys.executable, "-c", code], input=pickle.dumps(load_reward(plugin("constant"))), capture_output=True
     )
     assert out.stdout == b"[0.5]\n", out.stderr
 
 
 def test_groups_must_have_one_size():
     with pytest.raises(ValueError, match=r"different sizes \[1, 2\]"):
-        run([group(RIGHT), group(RIGHT, WRONG)], config())
+        score([group(RIGHT), group(RIGHT, WRONG)], config())
 
 
 def test_the_trainer_state_is_plain():
@@ -251,7 +256,7 @@ def test_the_trainer_state_is_plain():
 
 def test_a_loaded_reward_takes_completions_alone_or_trl_s_order():
     said, row = ["<think>It barks.</think><answer>dog</answer>"], {"choices": [["dog", "cat"]], "answer": ["dog"]}
-    accuracy = load("accuracy")
+    accuracy = load_reward("accuracy")
     assert accuracy(said, **row) == accuracy(["?"], said, **row) == accuracy(completions=said, **row) == [1.0]
     with pytest.raises(TypeError, match="by position"):
         accuracy(["?"], said, [["dog"]])

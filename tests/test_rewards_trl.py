@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from covo_rl.config import RewardConfig
-from covo_rl.rewards import load, run
+from covo_rl.rewards import load_reward, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.types import Group, Rollout
 
@@ -27,7 +27,7 @@ def test_trl_rewards_run_here():
     group = with_ids(group_from_completions(example_from_row(ROW), texts), 8, 100)
     overlong = "trl.rewards:get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)"
     repeat = "trl.rewards:get_repetition_penalty_reward(ngram_size=2, max_penalty=-1.0)"
-    table = run([group], RewardConfig(), rewards=["trl.rewards:think_format_reward", overlong, repeat])
+    table = score([group], RewardConfig(), rewards=["trl.rewards:think_format_reward", overlong, repeat])
     assert table.missing == {}
     assert table.rewards_PGR[0, :, :2].tolist() == [[1.0, 0.0], [0.0, -1.0]]
 
@@ -36,7 +36,7 @@ def test_ours_take_conversational_completions():
     completions = [[{"role": "assistant", "content": GOOD}], [{"role": "assistant", "content": "bell"}]]
     columns = {name: [value] * 2 for name, value in ROW.items()}
     for name in NAMES:
-        assert load(name)(prompts=["p"] * 2, completions=completions, **columns) == [1.0, 0.0]
+        assert load_reward(name)(prompts=["p"] * 2, completions=completions, **columns) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("conversational", [False, True])
@@ -63,7 +63,7 @@ def test_ours_run_in_grpo_trainer(tmp_path, monkeypatch, conversational):
     prompt = [{"role": "user", "content": "bell"}] if conversational else "bell"
     options = GRPOConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=2, num_generations=2, report_to=[],
                          max_completion_length=6, use_cpu=True, save_strategy="no", disable_tqdm=True)  # fmt: skip
-    trainer = GRPOTrainer(LlamaForCausalLM(shape), [load(name) for name in NAMES], options,
+    trainer = GRPOTrainer(LlamaForCausalLM(shape), [load_reward(name) for name in NAMES], options,
                           Dataset.from_list([{"prompt": prompt, **ROW}] * 2), processing_class=tokenizer)  # fmt: skip
     trainer.train()
     logged = next(log for log in trainer.state.log_history if "rewards/accuracy/mean" in log)

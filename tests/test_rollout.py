@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from covo_rl.config import RolloutConfig
-from covo_rl.policy import cache, decoding, standin
-from covo_rl.policy.drawing import Drawing, draw, prompt_noise, truncated
-from covo_rl.rollout import TextDecoder, sample
+from covo_rl.engines import decode_weights as standin
+from covo_rl.engines import decoding
+from covo_rl.engines import key_values as cache
+from covo_rl.engines.draws import Drawing, draw, prompt_noise, truncated
+from covo_rl.engines.health import self_check
+from covo_rl.engines.own import sample
+from covo_rl.engines.text import TextDecoder
 
 FAMILIES = ("covo_audio", "qwen2_audio")
 
@@ -167,20 +171,20 @@ def test_old_logps_from_the_sampling_steps_prompt_keys():
 def test_self_check_reports_and_refuses_deaf_policies(monkeypatch):
     made = cases.policy()
     prompts = cases.prompts(made)
-    report = made.self_check(prompts, cases.SMALL)
+    report = self_check(made, prompts, cases.SMALL)
     assert report.sampling_vs_scoring < 1e-5
     assert report.without_audio > 1e-3 and report.swapped_audio > 1e-4
-    text_only = made.self_check(prompts[1:2], cases.SMALL)
+    text_only = self_check(made, prompts[1:2], cases.SMALL)
     assert text_only.without_audio is None and text_only.swapped_audio is None
-    original = made._embedder.embed
+    original = made.embedder.embed
 
     def deaf(packed, features, family, **kwargs):
         embeds = original(packed, features, family, **kwargs)
         return embeds.index_fill(0, packed.audio_positions_S, 0.0)
 
-    monkeypatch.setattr(made._embedder, "embed", deaf)
+    monkeypatch.setattr(made.embedder, "embed", deaf)
     with pytest.raises(RuntimeError, match="does not hear"):
-        made.self_check(prompts, cases.SMALL)
+        self_check(made, prompts, cases.SMALL)
 
 
 def test_text_keeps_the_tags_and_drops_special_tokens():

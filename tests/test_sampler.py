@@ -2,7 +2,7 @@
 
 import pytest
 
-from covo_rl.sampler import PromptSampler, share
+from covo_rl.train.sampler import PromptSampler, share
 from covo_rl.types import Example
 
 ROWS = [Example(id=str(i), clips=(), question="?") for i in range(5)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from covo_rl.schedule import schedule_of
+from covo_rl.train.schedule import schedule_of
 
 
 def optimizer(*rates):

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from covo_rl.coldstart import Stage, load_config
-from covo_rl.coldstart.teacher import TeacherError, completion, completions
 from covo_rl.config import ConfigError
 from covo_rl.prompt import parse
+from covo_rl.supervised import Stage, load_config
+from covo_rl.supervised.teacher import TeacherError, completion, completions
 from covo_rl.types import Example
 
 ROW = Example(
@@ -83,7 +83,7 @@ def test_overrides_win_and_none_leaves_the_file_alone(tmp_path):
 
 
 def test_only_rows_that_the_remaining_stages_use_are_read():
-    from covo_rl.coldstart.data import examples, used_rows
+    from covo_rl.supervised.rows import examples, used_rows
 
     options = {"rows": 30, "model": "x", "stages": [{"rows": 20}, {"first_row": 22, "rows": 5}]}
     assert used_rows(load_config(None, options)) == (0, 27)
@@ -96,19 +96,20 @@ def test_only_rows_that_the_remaining_stages_use_are_read():
 @pytest.fixture(scope="module")
 def prepared():
     """A tiny family and 24 prepared rows of the built-in set."""
-    from covo_rl.coldstart import build, data
+    from covo_rl.supervised import model as build
+    from covo_rl.supervised import rows as data
 
     config = load_config(None, {
         "rows": 24, "tiny": {"vocab_size": 512, "encoder_width": 32, "decoder_width": 32, "decoder_layers": 2,
                              "encoder_layers": 1, "mel_bins": 40, "initializer_range": 0.1},
         "prompt": {"instruction": "", "choice_style": "inline"}, "stages": [{"kind": "sft"}]})  # fmt: skip
     examples = data.examples(config)
-    family = build.family(config, examples)
+    family = build.starting_family(config, examples)
     return family, data.prepare(examples, family, config), config
 
 
 def test_the_collator_supervises_the_completion_and_its_end_and_nothing_else(prepared):
-    from covo_rl.coldstart.supervised import IGNORED, Collator
+    from covo_rl.supervised.trainer import IGNORED, Collator
 
     family, rows, _ = prepared
     texts = ["<think>I hear it.</think><answer>bell</answer>", "<think>a</think><answer>b</answer>"]
@@ -125,7 +126,7 @@ def test_the_collator_supervises_the_completion_and_its_end_and_nothing_else(pre
 
 def test_the_loss_is_that_of_each_row_on_its_own(prepared):
     """Left padding and the cut logits change nothing: the mean over tokens of the plain per-row loss."""
-    from covo_rl.coldstart.supervised import IGNORED, Collator, completion_loss
+    from covo_rl.supervised.trainer import IGNORED, Collator, completion_loss
 
     family, rows, _ = prepared
     family.model.eval()
@@ -154,23 +155,25 @@ def test_the_folded_statistics_standardise_what_the_first_convolution_sees(prepa
 
 
 def test_tagging_learns_the_facts_of_a_few_clips_and_moves_encoder_and_adapter_only(prepared):
-    from covo_rl.coldstart import tagging
+    from covo_rl.supervised import tagging
 
     family, rows, _ = prepared
     before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
-    log = tagging.run(family, rows, Stage(kind="tagging", steps=60, batch_size=12, learning_rate=3e-3), seed=0)
+    log = tagging.train_tagging(
+        family, rows, Stage(kind="tagging", steps=60, batch_size=12, learning_rate=3e-3), seed=0
+    )
     assert log[-1]["fact_accuracy"] > 0.9
     moved = {name.split(".")[0] for name, p in family.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"encoder", "audio_adapter"}
 
 
 def test_a_supervised_stage_learns_and_leaves_frozen_parts_alone(prepared):
-    from covo_rl.coldstart import supervised
+    from covo_rl.supervised import trainer as supervised
 
     family, rows, _ = prepared
     before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
     stage = Stage(steps=25, batch_size=8, learning_rate=5e-3, train_parts=["llm", "lm_head"])
-    log = supervised.run(family, rows, completions([row.example for row in rows], stage, 0), stage, seed=0).log
+    log = supervised.fine_tune(family, rows, completions([row.example for row in rows], stage, 0), stage, seed=0).log
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert float(log[-1]["train_loss"]) < 0.6 * float(losses[0])
     moved = {name.split(".")[0] for name, p in family.model.named_parameters() if not torch.equal(p, before[name])}
@@ -179,9 +182,10 @@ def test_a_supervised_stage_learns_and_leaves_frozen_parts_alone(prepared):
 
 def test_another_family_learns_through_the_same_stage():
     """Qwen2-Audio, with its own names for the audio tensors and no logits_to_keep."""
-    from covo_rl.coldstart import data, supervised
     from covo_rl.models import family_class
     from covo_rl.models.tiny import tiny_qwen2_audio
+    from covo_rl.supervised import rows as data
+    from covo_rl.supervised import trainer as supervised
 
     config = load_config(None, {"rows": 4, "model": "x", "stages": [{"kind": "sft"}]})
     examples = data.examples(config)
@@ -189,18 +193,18 @@ def test_another_family_learns_through_the_same_stage():
     family = family_class("qwen2_audio")(model, processor)
     rows = data.prepare(examples, family, config)
     stage = Stage(steps=4, batch_size=2, learning_rate=1e-2, lr_scheduler_type="constant", train_parts=["llm"])
-    log = supervised.run(family, rows, completions(examples, stage, 0), stage, seed=0).log
+    log = supervised.fine_tune(family, rows, completions(examples, stage, 0), stage, seed=0).log
     first = next(entry["loss"] for entry in log if "loss" in entry)
     assert float(log[-1]["train_loss"]) < float(first)
 
 
 def test_sharded_launches_take_one_sft_stage(monkeypatch):
-    from covo_rl.coldstart import stages
+    from covo_rl.supervised import stages
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     config = load_config(None, {"rows": 4, "model": "x", "stages": [{"kind": "sft"}, {"kind": "sft"}]})
     with pytest.raises(ConfigError, match="2 stages under FSDP or ZeRO: give one sft stage"):
-        stages.run(config)
+        stages.run_stages(config)
 
 
 def test_the_recipe_writes_a_checkpoint_that_loads_with_its_prompt(tmp_path):
@@ -217,9 +221,9 @@ def test_the_recipe_writes_a_checkpoint_that_loads_with_its_prompt(tmp_path):
     subprocess.run(command, check=True, cwd=tmp_path, timeout=120, capture_output=True)
     from covo_rl import models
 
-    family = models.load(str(tmp_path / "out"), dtype="float32")
+    family = models.load_family(str(tmp_path / "out"), dtype="float32")
     assert next(family.model.parameters()).dtype == torch.float32
-    assert next(models.load(str(tmp_path / "out")).model.parameters()).dtype == torch.float16
+    assert next(models.load_family(str(tmp_path / "out")).model.parameters()).dtype == torch.float16
     assert yaml.safe_load((tmp_path / "out/prompt.yaml").read_text())["choice_style"] == "inline"
     assert yaml.safe_load((tmp_path / "out/cold_start.yaml").read_text())["seed"] == 5
     assert [stage["kind"] for stage in json.loads((tmp_path / "out/training_log.json").read_text())] == [

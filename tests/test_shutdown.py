@@ -15,7 +15,7 @@ def ended(body: str, group: bool) -> subprocess.CompletedProcess:
     ranks += "dist.barrier = dist.destroy_process_group = lambda: None\n"
     code = f"""
 import atexit, sys
-from covo_rl.shutdown import exit_after
+from covo_rl.train.shutdown import exit_after
 {ranks if group else ""}
 atexit.register(print, "exit handler")
 def main():
@@ -61,7 +61,7 @@ def test_a_launched_process_is_told_when_its_launcher_dies():
     """The launcher kills itself outright; its process must not run on unseen."""
     child = """
 import sys, time
-from covo_rl.shutdown import exit_after
+from covo_rl.train.shutdown import exit_after
 def main():
     print("started", flush=True)
     time.sleep(60)

@@ -58,15 +58,15 @@ def test_the_answer_follows_from_the_facts(rows_and_clips):
 
 def test_a_row_depends_on_seed_split_and_index_alone():
     late = list(synth.samples("validation", 8))[7]
-    alone = synth.sample("validation", 7)
+    alone = synth.render_sample("validation", 7)
     assert late[0] == alone[0]
     assert np.array_equal(late[1], alone[1])
-    assert not np.array_equal(alone[1], synth.sample("validation", 7, seed=1)[1])
-    assert not np.array_equal(alone[1], synth.sample("test", 7)[1])
+    assert not np.array_equal(alone[1], synth.render_sample("validation", 7, seed=1)[1])
+    assert not np.array_equal(alone[1], synth.render_sample("test", 7)[1])
 
 
 def test_the_position_of_the_answer_and_a_fixed_guess_are_worth_a_quarter():
-    rows = [synth.sample("train", i)[0] for i in range(1, 4400, 11)]  # one task, 400 rows
+    rows = [synth.render_sample("train", i)[0] for i in range(1, 4400, 11)]  # one task, 400 rows
     position = Counter(row["choices"].index(row["answer"]) for row in rows)
     assert all(abs(position[i] / 400 - 0.25) < 0.08 for i in range(4))
     chosen = [row for row in rows if "bell" in row["choices"]]
@@ -84,7 +84,7 @@ def test_clips_are_at_most_three_seconds_of_varied_length_and_not_silent(rows_an
 
 
 def test_render_writes_readable_wavs_and_splits_share_no_clip(tmp_path):
-    paths = synth.render(tmp_path, seed=3, train=22, validation=11, test=11)
+    paths = synth.render_set(tmp_path, seed=3, train=22, validation=11, test=11)
     hashes = {}
     for split, path in paths.items():
         rows = json.loads(path.read_text())
@@ -93,7 +93,7 @@ def test_render_writes_readable_wavs_and_splits_share_no_clip(tmp_path):
         with wave.open(str(clips[0])) as file:
             assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
             content = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-        assert np.array_equal(content, synth.sample(split, 0, seed=3)[1])
+        assert np.array_equal(content, synth.render_sample(split, 0, seed=3)[1])
     assert [len(hashes[split]) for split in synth.SPLITS] == [22, 11, 11]
     assert not hashes["train"] & hashes["test"]
     assert not hashes["train"] & hashes["validation"]
@@ -101,18 +101,20 @@ def test_render_writes_readable_wavs_and_splits_share_no_clip(tmp_path):
 
 
 def test_render_leaves_a_finished_set_alone_and_replaces_another(tmp_path):
-    path = synth.render(tmp_path, train=2, validation=1, test=1)["train"]
+    path = synth.render_set(tmp_path, train=2, validation=1, test=1)["train"]
     path.write_text("touched")
-    synth.render(tmp_path, train=2, validation=1, test=1)
+    synth.render_set(tmp_path, train=2, validation=1, test=1)
     assert path.read_text() == "touched"
-    synth.render(tmp_path, train=3, validation=1, test=1)
+    synth.render_set(tmp_path, train=3, validation=1, test=1)
     assert len(json.loads(path.read_text())) == 3
 
 
 def test_render_refuses_splits_that_share_a_clip(tmp_path, monkeypatch):
-    monkeypatch.setattr(synth, "sample", lambda split, index, seed: ({"id": split, "audio_id": "a.wav"}, np.ones(9)))
+    monkeypatch.setattr(
+        synth, "render_sample", lambda split, index, seed: ({"id": split, "audio_id": "a.wav"}, np.ones(9))
+    )
     with pytest.raises(ValueError, match="the clip of validation is also in split train; choose another seed"):
-        synth.render(tmp_path, train=1, validation=1, test=1)
+        synth.render_set(tmp_path, train=1, validation=1, test=1)
 
 
 def onsets(clip):
@@ -150,4 +152,4 @@ def test_sounds_are_finite_and_unknown_names_say_what_exists():
     with pytest.raises(ValueError, match="flute, organ, guitar, trumpet"):
         note("tuba", 440, 0.3, rng)
     with pytest.raises(ValueError, match="train, validation, test"):
-        synth.sample("dev", 0)
+        synth.render_sample("dev", 0)

@@ -5,10 +5,10 @@ import policy_cases as cases
 import pytest
 import torch
 
-from covo_rl.advantage import advantages
+from covo_rl.algo.advantage import advantages
+from covo_rl.algo.loss import Normalizer, policy_loss
 from covo_rl.bench.trl_audio import AudioGRPOTrainer, options
 from covo_rl.config import LossConfig
-from covo_rl.loss import Normalizer, policy_loss
 from covo_rl.types import Group, RewardTable, Rollout
 
 G, C = 4, 9

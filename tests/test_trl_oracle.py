@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
-from covo_rl.advantage import advantages, overlong_penalty
-from covo_rl.config import LossConfig
-from covo_rl.loss import LOSS_TYPES, Normalizer, entropy_threshold, policy_loss, summarise
+from covo_rl.algo.advantage import advantages, overlong_penalty
+from covo_rl.algo.loss import Normalizer, entropy_threshold, policy_loss, summarise
+from covo_rl.config import LOSS_TYPES, LossConfig
 from covo_rl.types import RewardTable
 
 P, G, C = 3, 4, 7

@@ -10,11 +10,11 @@ import policy_cases as cases
 import torch
 from accelerate import Accelerator
 
-from covo_rl.checkpoint.saver import Saver
 from covo_rl.config import Options
-from covo_rl.guard import StopSignals
-from covo_rl.record import Run
-from covo_rl.train import Trainer
+from covo_rl.records.folder import Run
+from covo_rl.train.checkpoint.saver import Saver
+from covo_rl.train.guard import StopSignals
+from covo_rl.train.loop import Trainer
 from covo_rl.types import Example
 
 

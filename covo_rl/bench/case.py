@@ -12,8 +12,8 @@ from covo_rl.config import AdapterConfig, PromptConfig, RolloutConfig
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
 from covo_rl.policy import Policy
-from covo_rl.policy.modes import build as build_modes
-from covo_rl.prompt import build
+from covo_rl.policy.trainable import make_trainable as build_modes
+from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Group, Prompt, Rollout
 
 SECONDS = 30.0
@@ -108,7 +108,7 @@ def make(cell: Cell, sizes: Sizes, device: torch.device, dtype: torch.dtype = to
     for p in range(cell.clips):
         wave = rng.normal(size=int(SECONDS * RATE)).astype(np.float32) * 0.1
         row = Example(f"row{p}", (Clip(array=wave, sampling_rate=RATE),), "What do you hear?")
-        prompts.append(build(row, family, clips, PromptConfig(instruction="")))
+        prompts.append(build_prompt(row, family, clips, PromptConfig(instruction="")))
     options = RolloutConfig(num_generations=cell.generations, max_completion_length=cell.completion)
     return Case(cell, replace(sizes), policy, prompts, options)
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 
 from covo_rl.bench.case import Case
+from covo_rl.engines.own import sample
 from covo_rl.policy.features import Features
 from covo_rl.policy.head import token_logps
-from covo_rl.rollout import sample
 from covo_rl.types import Group, Rollout
 
 

@@ -6,9 +6,9 @@
 MMAU, MMAR, MMSU, AVQA, AudioMCQ and our own field names are read; see `schemas.SCHEMAS`.
 """
 
-from covo_rl.data.check import check, duplicates
+from covo_rl.data.check import duplicates, row_problems
 from covo_rl.data.convert import to_mmau_rows, to_rows, write
-from covo_rl.data.load import load
+from covo_rl.data.load import load_examples
 from covo_rl.data.overlap import Overlap, overlap
 from covo_rl.data.problems import DataError, Problem
 from covo_rl.data.schemas import SCHEMAS
@@ -18,10 +18,10 @@ __all__ = [
     "DataError",
     "Overlap",
     "Problem",
-    "check",
     "duplicates",
-    "load",
+    "load_examples",
     "overlap",
+    "row_problems",
     "to_mmau_rows",
     "to_rows",
     "write",

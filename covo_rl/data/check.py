@@ -11,7 +11,7 @@ from covo_rl.data.rows import normalized
 from covo_rl.types import Example
 
 
-def check(examples: Sequence[Example], max_clip_seconds: float | None = None) -> list[Problem]:
+def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = None) -> list[Problem]:
     """Duplicate ids, answers that are not among the choices, and clips that are missing, broken or too long.
 
     Every clip is decoded in full: a header says nothing about what follows it.

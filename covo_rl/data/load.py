@@ -15,7 +15,7 @@ from covo_rl.data.schemas import SCHEMAS, Schema, detect, known_fields
 from covo_rl.types import Example
 
 
-def load(
+def load_examples(
     path: str | Path,
     audio_dir: str | Path | None = None,
     *,

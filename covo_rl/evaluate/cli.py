@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from covo_rl.evaluate.problems import EvalInputError
-from covo_rl.shutdown import exit_after
+from covo_rl.train.shutdown import exit_after
 
 app = typer.Typer(
     add_completion=False,
@@ -78,11 +78,11 @@ def evaluate_command(
     """Score a model, or replies from a file, by the official rule and strictly."""
     if context.invoked_subcommand is not None:
         return
-    from covo_rl.evaluate.command import Request, run
+    from covo_rl.evaluate.command import Request, run_evaluation
 
     given = dict(locals())
     request = Request(**{name: given[name] for name in Request.__dataclass_fields__})
-    _reporting(run, request)
+    _reporting(run_evaluation, request)
 
 
 @app.command("compare")

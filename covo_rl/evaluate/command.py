@@ -78,10 +78,10 @@ def trained_wording(*folders: str | None) -> PromptConfig | None:
     """prompt.yaml of the first of these folders that has one."""
     import yaml
 
-    from covo_rl import builtin
+    from covo_rl.resolve import resolve_model
 
     for folder in folders:
-        path = Path(builtin.resolve_model(folder)) / "prompt.yaml" if folder else None
+        path = Path(resolve_model(folder)) / "prompt.yaml" if folder else None
         if path is not None and path.is_file():
             return PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
     return None
@@ -124,7 +124,7 @@ def style_of(eval_set: EvalSet, name: str) -> PromptStyle | None:
     return eval_set.prompts[name]
 
 
-def run(request: Request) -> dict[str, Any] | None:
+def run_evaluation(request: Request) -> dict[str, Any] | None:
     """One evaluation from options to report; the report on rank 0, None on others.
 
     Raises:
@@ -147,15 +147,15 @@ def run(request: Request) -> dict[str, Any] | None:
 
 
 def _run_model(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any] | None:
-    from covo_rl import builtin
     from covo_rl.evaluate.policies import load_answerer, process_ranks, weights_sha256
+    from covo_rl.resolve import resolve_model
 
     assert request.model is not None and request.output is not None
     ranks = process_ranks()
     settings = {
         **inputs.meta,
         "model": request.model,
-        "model_sha256": weights_sha256(builtin.resolve_model(request.model)),
+        "model_sha256": weights_sha256(resolve_model(request.model)),
         "adapter": request.adapter,
         "adapter_sha256": weights_sha256(request.adapter) if request.adapter else None,
         "dtype": str(request.dtype),

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from covo_rl.console import percent
 from covo_rl.evaluate.problems import EvalInputError, named
 from covo_rl.evaluate.records import VERDICTS, Record, RecordLog
 from covo_rl.evaluate.report import RULES, table
 from covo_rl.evaluate.statistics import compare_pairs
 from covo_rl.evaluate.summary import row_score
+from covo_rl.records.console import percent
 
 
 def read_run(folder: str | Path) -> tuple[dict[str, Any], dict[str, Record]]:

@@ -57,20 +57,20 @@ class PolicyAnswerer:
         from covo_rl import prompt
 
         if self.style is None:
-            return prompt.build(example, self.policy.family, self.clips, self.prompt_config)
+            return prompt.build_prompt(example, self.policy.family, self.clips, self.prompt_config)
         plain = replace(self.prompt_config, instruction="")
-        built = prompt.build(self.style.apply(example), self.policy.family, self.clips, plain)
+        built = prompt.build_prompt(self.style.apply(example), self.policy.family, self.clips, plain)
         return replace(built, example=example)
 
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
         import torch
 
-        from covo_rl import rollout
+        from covo_rl.engines import own
 
         prompts = [self.build(example) for example in examples]
         with torch.no_grad():
             features = self.policy.features(prompts)
-            return rollout.sample(
+            return own.sample(
                 self.policy, prompts, features, self.rollout_config,
                 seed=seed, greedy=greedy, num_generations=num_generations,
             )  # fmt: skip
@@ -149,7 +149,7 @@ def score_groups(groups: Sequence[Group], reward_config: RewardConfig | None) ->
         return None
     from covo_rl import rewards
 
-    return rewards.run(groups, reward_config)
+    return rewards.score(groups, reward_config)
 
 
 def default_breakdown(example: Example) -> dict[str, str]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from covo_rl.data.files import file_sha256
 from covo_rl.evaluate import problems as checks
 from covo_rl.evaluate.predictions import read_predictions
 from covo_rl.evaluate.problems import EvalInputError
 from covo_rl.evaluate.rows import read_examples
 from covo_rl.evaluate.sets import EvalSet, key_sha256, version_of
-from covo_rl.record import file_sha256
 from covo_rl.types import Example
 
 

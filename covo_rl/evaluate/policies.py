@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.config import AdapterConfig, PromptConfig, RolloutConfig
+from covo_rl.data.files import file_sha256
 from covo_rl.evaluate.engine import PolicyAnswerer
 from covo_rl.evaluate.runner import Ranks
 from covo_rl.evaluate.sets import PromptStyle
-from covo_rl.record import file_sha256
 
 
 def process_ranks() -> Ranks:
     """This process among those that accelerate or torchrun started; a single one otherwise."""
-    from covo_rl.launch import process_state, wanted_processes
+    from covo_rl.train.launch import process_state, wanted_processes
 
     if wanted_processes() == 1:
         return Ranks()
@@ -41,14 +41,14 @@ def load_answerer(
     import torch
     from accelerate import PartialState
 
-    from covo_rl import builtin
     from covo_rl.audio import ClipStore
-    from covo_rl.models import load
+    from covo_rl.models import load_family
     from covo_rl.policy import Policy
-    from covo_rl.policy.modes import build
+    from covo_rl.policy.trainable import make_trainable
+    from covo_rl.resolve import resolve_model
 
-    family = load(builtin.resolve_model(model), dtype=dtype, trust_remote_code=trust_remote_code)
-    peft_model: Any = build(family, AdapterConfig(lora=True, adapter=adapter)).peft_model if adapter else None
+    family = load_family(resolve_model(model), dtype=dtype, trust_remote_code=trust_remote_code)
+    peft_model: Any = make_trainable(family, AdapterConfig(lora=True, adapter=adapter)).peft_model if adapter else None
     backbone: Any = family.model
     backbone.to(torch.device(device) if device else PartialState().device)
     backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept

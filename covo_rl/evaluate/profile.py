@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from covo_rl.data.files import write_atomically
 from covo_rl.evaluate.command import Request, answer_all
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.predictions import read_rows
@@ -28,7 +29,6 @@ from covo_rl.evaluate.runner import Ranks, open_folder
 from covo_rl.evaluate.scorers import token_set_match
 from covo_rl.evaluate.sets import EvalSet
 from covo_rl.evaluate.statistics import pass_at_k
-from covo_rl.record import write_atomically
 
 TRAINING_SET = EvalSet(
     name="profile",

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from covo_rl.data.files import write_atomically
 from covo_rl.evaluate.scorers import Scorer, strict_match
-from covo_rl.record import write_atomically
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 
 Record = dict[str, Any]

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covo_rl.console import percent
+from covo_rl.data.files import write_atomically
 from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.sets import EvalSet
 from covo_rl.evaluate.statistics import compare_pairs
 from covo_rl.evaluate.summary import row_score, summarize
-from covo_rl.record import write_atomically
+from covo_rl.records.console import percent
 
 RULES = {
     "official": "official rule, raw reply",

@@ -65,7 +65,7 @@ def _load(path: Path, audio_dir: Path | None, *, allow_outside: bool, strict: bo
     from covo_rl import data
 
     try:
-        return data.load(path, audio_dir, allow_outside=allow_outside, strict=strict)
+        return data.load_examples(path, audio_dir, allow_outside=allow_outside, strict=strict)
     except data.DataError as error:
         raise EvalInputError([str(error)]) from error
 

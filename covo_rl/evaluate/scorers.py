@@ -102,4 +102,4 @@ def strict_match(text: str | None, choices: Sequence[str], answer: str, question
 def _accuracy() -> Callable[..., list[float | None]]:
     from covo_rl import rewards
 
-    return rewards.load("accuracy")
+    return rewards.load_reward("accuracy")

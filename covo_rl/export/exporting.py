@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from covo_rl.checkpoint.ranks import Ranks
 from covo_rl.export.card import render
 from covo_rl.export.errors import ExportError
 from covo_rl.export.judge import NOOP, Expected, Target, Verification, is_idle
 from covo_rl.export.policy_files import base_reference, rank, save_policy, set_dtype
 from covo_rl.export.verify import expect, synthetic_prompts, verify
 from covo_rl.export.weights import carried_over, copy_companions, is_sharded, merged_entries, write_shards
+from covo_rl.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.config import Options
     from covo_rl.models.base import AudioFamily
-    from covo_rl.policy.modes import Modes
+    from covo_rl.policy.trainable import Trainable
     from covo_rl.types import Prompt
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,12 +47,12 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
     return getattr(torch, name)
 
 
-def export_adapter(modes: Modes, folder: str | Path, **options: Any) -> Verification:
+def export_adapter(modes: Trainable, folder: str | Path, **options: Any) -> Verification:
     """Write a verified PEFT adapter to `folder`; options as in `export_policy`."""
     return export_policy(modes, folder, "adapter", **options)
 
 
-def export_merged(modes: Modes, folder: str | Path, **options: Any) -> Verification:
+def export_merged(modes: Trainable, folder: str | Path, **options: Any) -> Verification:
     """Write the whole model, adapter merged in, under published key names; options as in `export_policy`.
 
     Shards are streamed: beside the model in memory there is one shard of merged tensors. Processor, generation
@@ -62,7 +62,7 @@ def export_merged(modes: Modes, folder: str | Path, **options: Any) -> Verificat
 
 
 def export_policy(
-    modes: Modes,
+    modes: Trainable,
     folder: str | Path,
     kind: str,
     *,
@@ -111,7 +111,7 @@ def export_policy(
 
 
 def export_run_adapter(
-    modes: Modes,
+    modes: Trainable,
     family: AudioFamily,
     run_folder: str | Path,
     prompts: Sequence[Prompt],
@@ -154,7 +154,7 @@ def export_run_adapter(
     return target
 
 
-def _reopened(folder: Path, modes: Modes) -> Modes:
+def _reopened(folder: Path, modes: Trainable) -> Trainable:
     """The gathered policy in one piece, on the base it was trained on."""
     from covo_rl.export.source import open_policy
 
@@ -167,7 +167,7 @@ def _recorded_base(options: Options | None) -> str | None:
     return name if name and not name.startswith("builtin:") and not Path(name).is_dir() else None
 
 
-def _base_dtype(modes: Modes) -> str:
+def _base_dtype(modes: Trainable) -> str:
     return str(modes.family.embed_tokens.weight.dtype).removeprefix("torch.")
 
 
@@ -205,7 +205,7 @@ def base_folder(name: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def write_merged(modes: Modes, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int | None = None) -> None:
+def write_merged(modes: Trainable, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int | None = None) -> None:
     """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
     family = modes.family
     entries = merged_entries(family.model, dtype)
@@ -239,7 +239,7 @@ def save_processor(family: AudioFamily, folder: Path) -> None:
 
 
 def _verified(
-    modes: Modes, target: Target, expected: Expected, base_model: str | None, allow_noop: bool
+    modes: Trainable, target: Target, expected: Expected, base_model: str | None, allow_noop: bool
 ) -> Verification:
     """The verdict on what lies in the target's folder; raises ExportError unless it is a good one."""
     base = base_reference(modes)
@@ -252,7 +252,7 @@ def _verified(
     return result
 
 
-def _describe(modes: Modes, stage: Path, result: Verification, run_folder: str | Path | None) -> None:
+def _describe(modes: Trainable, stage: Path, result: Verification, run_folder: str | Path | None) -> None:
     """export.json and the model card."""
     cls = type(modes.family.model)
     own = cls.__module__.startswith("covo_rl")

@@ -30,7 +30,7 @@ from covo_rl.export.weights import (
 from covo_rl.policy.patterns import prefixes
 
 if TYPE_CHECKING:
-    from covo_rl.policy.modes import Modes
+    from covo_rl.policy.trainable import Trainable
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,14 +43,14 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-def base_reference(modes: Modes) -> str:
+def base_reference(modes: Trainable) -> str:
     """Where the base model was loaded from: a folder as absolute path, or a hub name."""
     name = modes.family.model.name_or_path or ""
     return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def save_policy(
-    modes: Modes,
+    modes: Trainable,
     folder: str | Path,
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
@@ -88,7 +88,7 @@ def save_policy(
     return folder
 
 
-def adapter_names(modes: Modes) -> dict[str, str]:
+def adapter_names(modes: Trainable) -> dict[str, str]:
     """Key in the adapter file -> parameter name in `modes.family.model`."""
     from peft import get_peft_model_state_dict
 
@@ -108,7 +108,7 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name or f".modules_to_save.{ADAPTER}." in name
 
 
-def _published_keys(modes: Modes, keys: list[str]) -> dict[str, str]:
+def _published_keys(modes: Trainable, keys: list[str]) -> dict[str, str]:
     """LoRA key -> the key with its module path as published, which PEFT maps back to the path in memory."""
     paths = {key: key.removeprefix(PREFIX).split(".lora_", 1)[0] for key in keys if ".lora_" in key}
     published = published_names(modes.family.model, [f"{path}.weight" for path in dict.fromkeys(paths.values())])
@@ -118,14 +118,14 @@ def _published_keys(modes: Modes, keys: list[str]) -> dict[str, str]:
     }
 
 
-def adapter_tensors(modes: Modes, state_dict: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def adapter_tensors(modes: Trainable, state_dict: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """The adapter under its file keys, on the CPU; a collective where parameters are sharded."""
     state = modes.family.model.state_dict() if state_dict is None else state_dict
     return {key: whole(state[name].detach()).cpu().contiguous() for key, name in adapter_names(modes).items()}
 
 
 def _write_adapter(
-    modes: Modes, tensors: Mapping[str, torch.Tensor], folder: Path, base: str, dtype: torch.dtype | None
+    modes: Trainable, tensors: Mapping[str, torch.Tensor], folder: Path, base: str, dtype: torch.dtype | None
 ) -> None:
     from safetensors.torch import save_file
 
@@ -141,7 +141,7 @@ def _write_adapter(
     config.save_pretrained(str(folder))
 
 
-def both_namings(modes: Modes, pattern: str) -> str:
+def both_namings(modes: Trainable, pattern: str) -> str:
     """The pattern, with the decoder's path also as published where it differs in memory.
 
     Other versions of transformers hold the same model under other names: the pattern then still finds its modules.
@@ -157,7 +157,7 @@ def both_namings(modes: Modes, pattern: str) -> str:
 
 
 def write_full(
-    modes: Modes,
+    modes: Trainable,
     folder: Path,
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
@@ -192,7 +192,7 @@ def set_dtype(config: Any, dtype: torch.dtype) -> None:
             getattr(config, name).dtype = dtype
 
 
-def load_policy_state(modes: Modes, folder: str | Path) -> None:
+def load_policy_state(modes: Trainable, folder: str | Path) -> None:
     """Read what `save_policy` wrote into the policy in memory, in place; every tensor must find its place.
 
     Raises:
@@ -218,7 +218,7 @@ def load_policy_state(modes: Modes, folder: str | Path) -> None:
     _copy(modes, {places[key]: tensor for key, tensor in saved.items()}, folder)
 
 
-def _load_full(modes: Modes, folder: Path) -> None:
+def _load_full(modes: Trainable, folder: Path) -> None:
     from safetensors import safe_open
 
     model = modes.family.model
@@ -241,7 +241,7 @@ def _check_names(saved: set[str], wanted: set[str], folder: Path) -> None:
         )
 
 
-def _copy(modes: Modes, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def _copy(modes: Trainable, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     try:
         read_into(modes.family.model, tensors)
     except RuntimeError as error:  # copy_ on another shape

@@ -139,14 +139,14 @@ def check_local(folder: str | Path) -> dict[str, Any]:
     from covo_rl.export.judge import Expected, Target, largest
     from covo_rl.export.source import base_of, kind_of
     from covo_rl.export.verify import inputs_of, run_fresh, synthetic_prompts
-    from covo_rl.models import load
+    from covo_rl.models import load_family
 
     folder = Path(folder)
     kind = kind_of(folder) if folder.is_dir() else None
     if kind is None:
         raise ExportError(f"{folder}: neither adapter_config.json nor model*.safetensors with a config.json")
     base = base_of(folder)
-    family = load(base)
+    family = load_family(base)
     clips = ClipStore()
     prompts = synthetic_prompts(family, clips)
     inputs = [inputs_of(prompt, family, clips) for prompt in prompts]

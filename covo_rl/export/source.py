@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from covo_rl.export.errors import ExportError
 
 if TYPE_CHECKING:
-    from covo_rl.policy.modes import Modes
+    from covo_rl.policy.trainable import Trainable
 
 STEP = re.compile(r"step_(\d+)(?:\.(\d+))?")
 CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of the trainer holds
@@ -21,7 +21,7 @@ CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of
 class Opened:
     """A policy read from `folder`, the run it belongs to (if known) and the base model's recorded name."""
 
-    modes: Modes
+    modes: Trainable
     folder: Path
     run_folder: Path | None
     base_model: str
@@ -82,7 +82,7 @@ def base_of(folder: Path) -> str:
     Raises:
         ExportError: none of them names one.
     """
-    from covo_rl import builtin
+    from covo_rl.resolve import resolve_model
 
     names = []
     for file, key in (("export.json", "base_model"), ("adapter_config.json", "base_model_name_or_path")):
@@ -92,7 +92,7 @@ def base_of(folder: Path) -> str:
     name = next(filter(None, names), None)
     if name is None:
         raise ExportError(f"{folder}: no base model is recorded; give --base-model")
-    return builtin.resolve_model(name)
+    return resolve_model(name)
 
 
 def open_policy(path: str | Path, *, base_model: str | None = None, dtype: str | None = None) -> Opened:
@@ -103,11 +103,11 @@ def open_policy(path: str | Path, *, base_model: str | None = None, dtype: str |
     Raises:
         ExportError: no policy, or no known base model.
     """
-    from covo_rl import builtin
     from covo_rl.config import AdapterConfig
     from covo_rl.export.policy_files import load_policy_state
-    from covo_rl.models import load
-    from covo_rl.policy.modes import build
+    from covo_rl.models import load_family
+    from covo_rl.policy.trainable import make_trainable
+    from covo_rl.resolve import resolve_model
 
     folder = policy_folder(path)
     kind = kind_of(folder)
@@ -116,20 +116,22 @@ def open_policy(path: str | Path, *, base_model: str | None = None, dtype: str |
     if kind == "checkpoint":
         options = json.loads((folder / "state.json").read_text(encoding="utf-8"))["config"]
     name = base_model or options.get("model") or base_of(folder)
-    family = load(builtin.resolve_model(name), dtype=dtype or options.get("dtype") or "auto")
+    family = load_family(resolve_model(name), dtype=dtype or options.get("dtype") or "auto")
     if kind == "adapter":
-        modes = build(family, AdapterConfig(adapter=str(folder)))
+        modes = make_trainable(family, AdapterConfig(adapter=str(folder)))
     elif kind == "checkpoint":
         known = {f.name for f in fields(AdapterConfig)} - {"load_in_4bit"}
-        modes = build(family, AdapterConfig(**{k: v for k, v in options.items() if k in known}))
+        modes = make_trainable(family, AdapterConfig(**{k: v for k, v in options.items() if k in known}))
         load_trained(modes, folder / "weights.safetensors")
     else:
-        modes = build(family, AdapterConfig(lora=False, train_parts=options.get("train_parts") or list(family.parts)))
+        modes = make_trainable(
+            family, AdapterConfig(lora=False, train_parts=options.get("train_parts") or list(family.parts))
+        )
         load_policy_state(modes, folder)
     return Opened(modes, folder, run, name)
 
 
-def load_trained(modes: Modes, file: Path) -> None:
+def load_trained(modes: Trainable, file: Path) -> None:
     """Put the trained parameters of a checkpoint into the policy, whatever wrapped the model when it was saved.
 
     Raises:

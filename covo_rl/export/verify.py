@@ -25,7 +25,7 @@ from covo_rl.export.judge import Expected, Target, Verification, judge
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.models.base import AudioFamily
-    from covo_rl.policy.modes import Modes
+    from covo_rl.policy.trainable import Trainable
     from covo_rl.types import Prompt
 
 KEEP = 8  # last positions compared: each of them has heard all the audio
@@ -38,7 +38,7 @@ FRESH_TIMEOUT = 3600.0
 def synthetic_prompts(family: AudioFamily, clips: ClipStore) -> list[Prompt]:
     """Two fixed questions with sound that needs no data set: a rising tone, and noise that fades."""
     from covo_rl.config import PromptConfig
-    from covo_rl.prompt import build
+    from covo_rl.prompt import build_prompt
     from covo_rl.types import Clip, Example
 
     rate = 16000
@@ -51,7 +51,7 @@ def synthetic_prompts(family: AudioFamily, clips: ClipStore) -> list[Prompt]:
         Example("export-noise", (Clip(array=fading.astype(np.float32), sampling_rate=rate),),
                 "Does the sound get louder or softer?", ("louder", "softer")),
     ]  # fmt: skip
-    return [build(row, family, clips, PromptConfig()) for row in rows]
+    return [build_prompt(row, family, clips, PromptConfig()) for row in rows]
 
 
 def inputs_of(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
@@ -80,7 +80,7 @@ def policy_logits(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> torc
     return family.lm_head(hidden[0, -KEEP:]).float().cpu()
 
 
-def expect(modes: Modes, prompts: Sequence[Prompt], clips: ClipStore) -> Expected:
+def expect(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) -> Expected:
     """Ask the policy in memory, with dropout off and with the adapter on and off.
 
     Raises:
@@ -185,7 +185,7 @@ def _run(command: list[str], own: bool) -> None:
 
 
 def verify(
-    modes: Modes,
+    modes: Trainable,
     targets: Sequence[Target],
     expected: Expected,
     *,

@@ -30,7 +30,7 @@ def family_class(model_type: str) -> type[AudioFamily]:
     return getattr(import_module(module), name)
 
 
-def load(
+def load_family(
     path: str,
     dtype: str = "auto",
     *,

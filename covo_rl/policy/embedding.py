@@ -11,7 +11,7 @@ from torch import nn
 
 from covo_rl.policy.features import Features, FeatureStore
 from covo_rl.policy.packing import Packed
-from covo_rl.policy.ranks import is_sharded, largest
+from covo_rl.policy.sharding import is_sharded, most
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
@@ -56,7 +56,7 @@ class Embedder:
         if is_sharded(self.root):
             # every encoder call gathers weights from all ranks, so all must make as many
             mine = self.store.calls(self.store.missing(keys) if self.frozen else keys)
-            dummies = largest(mine, self.family.embed_tokens.weight.device) - mine
+            dummies = most(mine, self.family.embed_tokens.weight.device) - mine
         else:
             # DDP waits for a gradient of every parameter, also from a rank whose rows have no audio
             dummies = int(not (keys or self.frozen) and torch.is_grad_enabled() and torch.distributed.is_initialized())

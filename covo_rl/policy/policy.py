@@ -2,37 +2,61 @@
 
 policy = Policy(family, peft_model=modes.peft_model, clips=clips)
 features = policy.features(prompts)                              each clip once
-draws    = policy("sample", prompts, features, config, seed=1)   each prompt once, then G rollouts
 scores   = policy("logps", groups, features, temperature=1.0)    each prompt once for all its rollouts
+draws    = policy(sample_draws, prompts, features, ...)          any function of the policy, under the same hooks
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
-from covo_rl.policy.decoding import Draws, sample_draws
+from covo_rl.policy.attention import KeyValues, Layout, PackedLayout, use_grouped_attention
 from covo_rl.policy.embedding import Embedder
 from covo_rl.policy.features import Features, FeatureStore
-from covo_rl.policy.grouped import Layout, PackedLayout, use_grouped_attention
 from covo_rl.policy.head import token_logps
-from covo_rl.policy.lora import adapters_disabled
-from covo_rl.policy.packing import Packed, identity, pack
-from covo_rl.policy.ranks import is_sharded
-from covo_rl.policy.records import Counters, LogProbs, PromptCache
-from covo_rl.policy.reference import frozen_copy
+from covo_rl.policy.packing import Packed, Span, identity, pack
+from covo_rl.policy.reference import adapters_disabled, frozen_copy
+from covo_rl.policy.sharding import is_sharded
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
-    from covo_rl.config import RolloutConfig
     from covo_rl.models.base import AudioFamily
-    from covo_rl.policy.checks import SelfCheck
     from covo_rl.types import Group, Prompt
+
+
+class LogProbs(NamedTuple):
+    """Group-major over the given groups, right-padded with 0: float32, bool, float32 in nats or None."""
+
+    logps_NC: torch.Tensor
+    mask_NC: torch.Tensor
+    entropy_NC: torch.Tensor | None = None
+
+
+@dataclass
+class Counters:
+    """Work done so far, for tests and benchmarks."""
+
+    passes: int = 0
+    prompt_positions: int = 0
+    completion_positions: int = 0
+    decode_positions: int = 0
+
+
+@dataclass
+class PromptCache:
+    """Prompt keys of the last sampling call, with the weights' version they were made with."""
+
+    keys: KeyValues
+    places: dict[Any, int]
+    spans: list[Span]
+    last_PD: torch.Tensor
+    version: int
 
 
 class Policy(nn.Module):
@@ -63,13 +87,8 @@ class Policy(nn.Module):
         self.decode_weights_mb = decode_weights_mb
         self.counters = Counters()
         self._no_split_modules = getattr(family.model, "_no_split_modules", None)
-        self._prompt_cache: PromptCache | None = None
-        self._autocast_seen = False
-        self._methods: dict[str, Callable[..., Any]] = {
-            "logps": self.logps,
-            "old_logps": self.old_logps,
-            "sample": self.sample,
-        }
+        self.prompt_cache: PromptCache | None = None
+        self.autocast_seen = False
         use_grouped_attention(family.decoder)
         if gradient_checkpointing:
             self._checkpoint_decoder()
@@ -77,16 +96,18 @@ class Policy(nn.Module):
         self._reference_family = family
         if keep_reference and not self.has_adapter:
             self._reference_family, self.reference_model = frozen_copy(family)
-        self._embedder = Embedder(self, family, self._reference_family, clips, feature_memory_mb)
+        self.embedder = Embedder(self, family, self._reference_family, clips, feature_memory_mb)
         self.train(self.training)
 
     # -- one forward ---------------------------------------------------------------------------------------------
 
-    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call `logps`, `old_logps` or `sample` under the hooks of whatever wraps this module."""
-        if method not in self._methods:
-            raise ValueError(f"the policy has no method {method!r}; it has {', '.join(self._methods)}")
-        return self._methods[method](*args, **kwargs)
+    def forward(self, call: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run `logps`, `old_logps` or a function `call(policy, ...)` under the hooks of whatever wraps this module."""
+        if callable(call):
+            return call(self, *args, **kwargs)
+        if call not in ("logps", "old_logps"):
+            raise ValueError(f"the policy has no method {call!r}; it has logps and old_logps, and takes functions")
+        return getattr(self, call)(*args, **kwargs)
 
     @property
     def config(self) -> Any:
@@ -98,12 +119,6 @@ class Policy(nn.Module):
         return self.family.embed_tokens.weight.device
 
     @property
-    def sampling_is_exact(self) -> bool:
-        """Sampling log-probs equal the scoring pass (1e-5): float32 weights and no autocast seen while sampling."""
-        floats = {p.dtype for p in self.family.decoder.parameters()}
-        return floats == {torch.float32} and not self._autocast_seen
-
-    @property
     def sharded(self) -> bool:
         """Parameters live in pieces on several ranks, so every rank must make the same module calls."""
         return is_sharded(self)
@@ -111,21 +126,21 @@ class Policy(nn.Module):
     @property
     def store(self) -> FeatureStore:
         """Audio embeddings by clip, with counters of what was encoded."""
-        return self._embedder.store
+        return self.embedder.store
 
     @property
     def audio_frozen(self) -> bool:
         """No audio part trains: every clip is encoded once and for all."""
-        return self._embedder.frozen
+        return self.embedder.frozen
 
     def features(self, prompts: Sequence[Prompt]) -> Features:
         """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
-        return self._embedder.features(prompts)
+        return self.embedder.features(prompts)
 
     def train(self, mode: bool = True) -> Policy:
         """Frozen audio parts and the reference stay in evaluation mode."""
         super().train(mode)
-        for part in self._embedder.frozen_parts:
+        for part in self.embedder.frozen_parts:
             prefix = self.family.parts[part].rstrip(".")
             self.family.model.get_submodule(prefix).eval()
         if self.reference_model is not None:
@@ -154,21 +169,21 @@ class Policy(nn.Module):
                 stack.enter_context(torch.no_grad())
                 family = self._enter_reference(stack)
             if not torch.is_grad_enabled():
-                stack.enter_context(self._evaluating())
+                stack.enter_context(self.evaluating())
             packed = pack(groups, family.audio_token_id, self.device)
-            embeds_LD = self._embedder.embed(packed, features, family, reference=reference)
-            hidden_LD = self._decode(family, embeds_LD, packed.position_ids_L, PackedLayout(packed))
-            self._count(packed)
+            embeds_LD = self.embedder.embed(packed, features, family, reference=reference)
+            hidden_LD = self.hidden_states(family, embeds_LD, packed.position_ids_L, PackedLayout(packed))
+            self.count(packed)
             return self._scores(family, packed, hidden_LD, temperature, entropy)
 
     def old_logps(
         self, groups: Sequence[Group], features: Features, *, temperature: float = 1.0, reuse_prompts: bool = True
     ) -> LogProbs:
         """`logps` without gradient; takes the prompts' keys from the last sampling call if the weights are the same."""
-        cache = self._prompt_cache
+        cache = self.prompt_cache
         places = [] if cache is None else [cache.places.get(identity(group.prompt)) for group in groups]
-        usable = reuse_prompts and cache is not None and None not in places and cache.version == self._version()
-        with torch.no_grad(), self._evaluating():
+        usable = reuse_prompts and cache is not None and None not in places and cache.version == self.weights_version()
+        with torch.no_grad(), self.evaluating():
             if not usable:
                 return self.logps(groups, features, temperature=temperature)
             assert cache is not None
@@ -179,12 +194,12 @@ class Policy(nn.Module):
             if packed.input_ids_L.numel():
                 embeds_LD = self.family.embed_tokens(packed.input_ids_L)
                 layout = PackedLayout(packed, prompt_keys=cache.keys)
-                own_LD = self._decode(self.family, embeds_LD, packed.position_ids_L, layout)
+                own_LD = self.hidden_states(self.family, embeds_LD, packed.position_ids_L, layout)
                 hidden_LD = torch.cat((hidden_LD, own_LD))
-            self._count(packed)
+            self.count(packed)
             return self._scores(self.family, packed, hidden_LD, temperature, False)
 
-    def _decode(
+    def hidden_states(
         self, family: AudioFamily, embeds_LD: torch.Tensor, position_ids_L: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Packed embeddings through the decoder -> hidden states (L, D)."""
@@ -211,52 +226,20 @@ class Policy(nn.Module):
         entropy_NC = None if entropy_M is None else empty_NC.masked_scatter(packed.mask_NC, entropy_M)
         return LogProbs(logps_NC, packed.mask_NC, entropy_NC)
 
-    def _count(self, packed: Packed) -> None:
+    def count(self, packed: Packed) -> None:
+        """Note the positions of a pass."""
         self.counters.passes += 1
         self.counters.prompt_positions += packed.prompt_positions
         self.counters.completion_positions += packed.input_ids_L.numel() - packed.prompt_positions
 
-    # -- sampling ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        features: Features,
-        config: RolloutConfig,
-        *,
-        seed: int,
-        greedy: bool = False,
-        num_generations: int | None = None,
-        keep_prompts: bool = False,
-    ) -> Draws:
-        """G completions per prompt, prompt-major; see `covo_rl.rollout.sample` for text and parsing.
-
-        `keep_prompts` keeps the prompts' keys for `old_logps` until the next call.
-        """
-        self._prompt_cache = None
-        self._autocast_seen |= torch.is_autocast_enabled(self.device.type)
-        generations = num_generations or config.num_generations
-        with self._evaluating():
-            draws, cache = sample_draws(self, prompts, features, config, seed, generations, greedy)
-        if keep_prompts and cache is not None and not self.sharded:
-            self._prompt_cache = PromptCache(*cache, version=self._version())
-        return draws
-
     def release(self) -> None:
-        """Forget the prompt keys kept by `sample`."""
-        self._prompt_cache = None
-
-    def self_check(self, prompts: Sequence[Prompt], config: RolloutConfig | None = None, *, seed: int = 0) -> SelfCheck:
-        """Sampling equals scoring, and the audio matters: see `covo_rl.policy.checks`."""
-        from covo_rl.policy.checks import self_check
-
-        return self_check(self, prompts, config, seed=seed)
+        """Forget the prompt keys kept by sampling."""
+        self.prompt_cache = None
 
     # -- states --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """No dropout, no checkpointing; the modes come back as they were."""
         training = [module for module in self.modules() if module.training]
         for module in training:
@@ -285,5 +268,6 @@ class Policy(nn.Module):
         enable = getattr(decoder, name, None) or decoder.gradient_checkpointing_enable
         enable({"use_reentrant": False})
 
-    def _version(self) -> int:
+    def weights_version(self) -> int:
+        """Changes with every update of what trains."""
         return sum(p._version for p in self.model.parameters() if p.requires_grad)

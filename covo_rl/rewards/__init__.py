@@ -8,10 +8,19 @@ A reward function has TRL's signature, `f(prompts, completions, **columns) -> li
 [0, 1]; None is "not gradeable". docs/rewards.md lists the columns.
 """
 
-from covo_rl.rewards.linter import Finding, check, lint
-from covo_rl.rewards.runner import Component, components, run
-from covo_rl.rewards.specs import Reward, RewardError, available, load
+from covo_rl.rewards.linter import Finding, lint, reward_findings
+from covo_rl.rewards.scoring import Component, components, score
+from covo_rl.rewards.specs import Reward, RewardError, available_rewards, load_reward
 
 __all__ = [
-    "Component", "Finding", "Reward", "RewardError", "available", "check", "components", "lint", "load", "run",
+    "Component",
+    "Finding",
+    "Reward",
+    "RewardError",
+    "available_rewards",
+    "components",
+    "lint",
+    "load_reward",
+    "reward_findings",
+    "score",
 ]  # fmt: skip

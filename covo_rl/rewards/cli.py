@@ -23,7 +23,7 @@ from covo_rl.config import RewardConfig
 from covo_rl.prompt import parse
 from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
-from covo_rl.rewards.runner import Component, components, run
+from covo_rl.rewards.scoring import Component, components, score
 from covo_rl.types import Group, RewardTable
 
 DEFAULT = RewardConfig().rewards
@@ -49,9 +49,9 @@ def _load(rewards: str | Sequence[str]) -> list[Component]:
 def list_rewards() -> None:
     """What exists, and where it was found."""
     table = Table("name", "found in", "what", show_edge=False)
-    for source in specs.available():
+    for source in specs.available_rewards():
         try:
-            text = specs.load(source.spec).__doc__ or ""
+            text = specs.load_reward(source.spec).__doc__ or ""
             module_doc = _module_doc(source.location) or text
         except specs.RewardError as error:
             module_doc = f"does not load: {error}"
@@ -99,7 +99,7 @@ def try_rewards(
 
 
 def _option_reading(answer: str | None, example: Any) -> str:
-    from covo_rl.rewards.options import find_gold, interpret
+    from covo_rl.rewards.rules.options import find_gold, interpret
 
     named, right = interpret(answer, example.choices), find_gold(example.answer, example.choices)
     say = [example.choices[i] if i is not None else "no single option" for i in (named, right)]
@@ -123,14 +123,14 @@ def check_rewards(
     quiet: bool = typer.Option(False, help="findings only, without the table of cases"),
 ) -> None:
     """Lint rewards: gold, hack strings, determinism, range, length, speed, pickling. Exit code 1 on findings."""
-    from covo_rl.rewards.linter import check, hack_table
+    from covo_rl.rewards.linter import hack_table, reward_findings
 
     found = 0
     examples = [example_from_row(row, i) for i, row in enumerate(_rows(rows))] if rows else []
     for term in _load(names):
         if not quiet:
             console.print(_cases_table(term.name, hack_table(term)))
-        findings = check([term.name], examples)
+        findings = reward_findings([term.name], examples)
         found += len(findings)
         for finding in findings:
             console.print(f"FAIL {finding}", highlight=False, markup=False)
@@ -208,7 +208,7 @@ def _run(
 ) -> RewardTable:
     config = RewardConfig(reward_gate=gate, reward_timeout=timeout, judge=judge)
     try:
-        return run(groups, config, rewards=rewards)
+        return score(groups, config, rewards=rewards)
     except ValueError as error:
         raise fail(error) from error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.prompt import parse
-from covo_rl.rewards.vocabulary import word_set
+from covo_rl.rewards.rules.vocabulary import word_set
 from covo_rl.types import Clip, Example, Group, Prompt, Rollout
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from covo_rl.prompt import Parsed, option_letter
-from covo_rl.rewards.criteria import CRITERIA
 from covo_rl.rewards.judge import Judge, JudgeError
+from covo_rl.rewards.rules.criteria import CRITERIA
 from covo_rl.rewards.templates import Template, VerdictError, load_template, read_verdict
 
 CONSISTENCY, THINKING = "consistency.v1", "thinking.v1"

@@ -18,7 +18,7 @@ from covo_rl.prompt import reference_completion
 from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import TrainerState, example_from_row, from_groups, group_from_completions
 from covo_rl.rewards.hacks import CASES, GOLD, ROW, Case, Expected
-from covo_rl.rewards.runner import Component, components, run_components
+from covo_rl.rewards.scoring import Component, components, run_components
 from covo_rl.types import Example
 
 BUILT_IN = ("accuracy", "format", "consistency", "thinking")
@@ -68,7 +68,7 @@ def lint(rewards: Any, examples: Sequence[Example] = ()) -> list[Finding]:
     return findings
 
 
-def check(rewards: Any, examples: Sequence[Example] = ()) -> list[Finding]:
+def reward_findings(rewards: Any, examples: Sequence[Example] = ()) -> list[Finding]:
     """The full form behind `covo-rl rewards check`."""
     findings: list[Finding] = []
     for term in components(rewards):

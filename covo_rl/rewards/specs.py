@@ -90,7 +90,7 @@ class Reward:
         return self.function(**self.select({**self.source.arguments, **_named(args), **columns}))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load, (self.source.spec,)
+        return load_reward, (self.source.spec,)
 
     def __repr__(self) -> str:
         return f"Reward({self.source.spec!r} from {self.source.location})"
@@ -110,7 +110,7 @@ def _named(args: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(("prompts", "completions")[-len(args) :], args, strict=True)) if args else {}
 
 
-def load(spec: str) -> Reward:
+def load_reward(spec: str) -> Reward:
     """The reward that a name stands for.
 
     Raises:
@@ -226,7 +226,7 @@ def load_file(file: Path) -> Any:
     return module
 
 
-def available() -> list[Source]:
+def available_rewards() -> list[Source]:
     """Every reward that has a name, with where it was found."""
     listed = [Source(n, n, place, str(path), n, {}) for n, (path, place) in names("rewards").items()]
     points = [Source(p.name, p.name, "entry point", p.value, p.name, {}) for p in entry_points(group=GROUP)]

@@ -11,7 +11,7 @@ from covo_rl.types import RewardTable
 
 if TYPE_CHECKING:
     from covo_rl.rewards.call import Outcome
-    from covo_rl.rewards.runner import Component
+    from covo_rl.rewards.scoring import Component
 
 
 def make_table(

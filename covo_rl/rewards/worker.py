@@ -17,7 +17,7 @@ import weakref
 from typing import IO, Any
 
 from covo_rl.rewards.call import Outcome, call
-from covo_rl.rewards.specs import load
+from covo_rl.rewards.specs import load_reward
 
 LOAD_SECONDS = 60.0
 
@@ -115,7 +115,7 @@ def main() -> None:
     """The worker's end."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    reward = load(sys.argv[1])
+    reward = load_reward(sys.argv[1])
     _write(answers, ("ready", reward.parameters))
     while True:
         try:

@@ -31,7 +31,7 @@ VERSION = hashlib.sha256(
 NOISE = {"easy": (0.0005, 0.002), "medium": (0.002, 0.005), "hard": (0.005, 0.012)}
 
 
-def sample(split: str, index: int, seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
+def render_sample(split: str, index: int, seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
     """One row in the MMAU schema and its clip, (samples,) int16 at `RATE` Hz."""
     if split not in SPLITS:
         raise ValueError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
@@ -67,10 +67,10 @@ def _question(task: Task, facts: dict[str, str], rng: np.random.Generator) -> di
 
 def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """The first `count` rows of a split with their clips."""
-    return (sample(split, index, seed) for index in range(count))
+    return (render_sample(split, index, seed) for index in range(count))
 
 
-def render(
+def render_set(
     folder: str | Path, seed: int = 0, train: int = 2000, validation: int = 300, test: int = 400
 ) -> dict[str, Path]:
     """Write the clips as 16-bit wav and one JSON per split; returns split -> JSON.

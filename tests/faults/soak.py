@@ -41,9 +41,9 @@ def soak(folder: Path, steps: int) -> list[tuple[float, float, int]]:
     import torch
     import train_cases
 
-    from covo_rl.batch import rollout_rows
-    from covo_rl.checkpoint.saver import Saver
-    from covo_rl.record import Run
+    from covo_rl.records.folder import Run
+    from covo_rl.train.batch import rollout_rows
+    from covo_rl.train.checkpoint.saver import Saver
 
     torch.set_num_threads(1)
     rewards = {train_cases.vowels: 1.0, **dict.fromkeys(REWARDS, 1.0)}

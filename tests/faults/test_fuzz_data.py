@@ -9,7 +9,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from covo_rl.data import SCHEMAS, DataError, check, load, overlap, to_rows, write
+from covo_rl.data import SCHEMAS, DataError, load_examples, overlap, row_problems, to_rows, write
 from covo_rl.types import Clip, Example
 
 QUICK = settings(
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 def loaded(path, folder, **options):
     """What load returns, checked: or the DataError's problems."""
     try:
-        examples = load(path, folder, **options)
+        examples = load_examples(path, folder, **options)
     except DataError as error:
         assert error.problems and all(p.row_id and p.what for p in error.problems)
         str(error).encode("utf-8")
@@ -87,7 +87,7 @@ def test_rows_with_anything_in_them(folder):
         if strict:
             assert len({example.id for example in examples}) == len(examples)
             assert all(e.answer is None or not e.choices or e.answer in e.choices for e in examples)
-        assert {problem.row_id for problem in check(examples)} <= {example.id for example in examples}
+        assert {problem.row_id for problem in row_problems(examples)} <= {example.id for example in examples}
         overlap(examples, examples)
 
     run()
@@ -155,7 +155,7 @@ def test_what_is_written_is_read_back(folder, contents, schema, suffix):
     ]
     path = folder / f"written{suffix}"
     write(to_rows(examples, schema, folder), path)
-    again = load(path, folder)
+    again = load_examples(path, folder)
     assert [(e.id, e.clips, e.question, e.choices, e.answer, e.columns["note"]) for e in again] == [
         (e.id, e.clips, e.question, e.choices, e.answer, e.columns["note"]) for e in examples
     ]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from processes import children, kill_all
 
-from covo_rl.guard import (
+from covo_rl.train.guard import (
     EXIT_STOPPED,
     StepGuard,
     StoppedBySignal,

@@ -12,12 +12,12 @@ import pytest
 import torch
 import toy
 
-from covo_rl.checkpoint import CheckpointError, CheckpointStore, Ranks, batch_state, files, state
-from covo_rl.checkpoint.differences import FREE, ROUNDING, config_differences, data_differences, data_fingerprint
-from covo_rl.checkpoint.saver import Saver
 from covo_rl.config import ConfigError, Options
-from covo_rl.guard import StoppedBySignal, StopSignals
-from covo_rl.record import Run
+from covo_rl.records.folder import Run
+from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, Ranks, batch_state, files, state
+from covo_rl.train.checkpoint.differences import FREE, ROUNDING, config_differences, data_differences, data_fingerprint
+from covo_rl.train.checkpoint.saver import Saver
+from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.types import Clip, Example
 
 
@@ -110,14 +110,14 @@ def test_the_comparison_notices_whatever_a_resume_forgets(undisturbed, tmp_path,
     elif forgotten == "schedule":
         monkeypatch.setattr(torch.optim.lr_scheduler.LambdaLR, "load_state_dict", nothing)
     elif forgotten == "old_logps":
-        original = batch_state.unpack
+        original = batch_state.unpack_batch
 
         def without(*args):
             batch = original(*args)
             batch.old_logps = [torch.zeros_like(x) for x in batch.old_logps]
             return batch
 
-        monkeypatch.setattr(batch_state, "unpack", without)
+        monkeypatch.setattr(batch_state, "unpack_batch", without)
     elif forgotten == "sampler":
         monkeypatch.setattr(toy.PromptSampler, "load_state_dict", nothing)
     else:
@@ -211,7 +211,7 @@ def test_saving_by_the_clock_happens_between_updates(tmp_path, monkeypatch):
         now[0] += 7.0  # every look at the clock finds seven seconds gone
         return now[0]
 
-    monkeypatch.setattr("covo_rl.checkpoint.saver.time.monotonic", monotonic)
+    monkeypatch.setattr("covo_rl.train.checkpoint.saver.time.monotonic", monotonic)
     saved = []
     original = CheckpointStore.save
     monkeypatch.setattr(

@@ -11,13 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train_cases as cases
 
-from covo_rl import train as train_module
-from covo_rl import update as update_module
 from covo_rl.audio import AudioError
-from covo_rl.batch import sampling_logps
-from covo_rl.clock import Clock
-from covo_rl.guard import StoppedBySignal, StopSignals, TrainingStopped
-from covo_rl.policy import Policy
+from covo_rl.train import learner as update_module
+from covo_rl.train import loop as train_module
+from covo_rl.train.batch import sampling_logps
+from covo_rl.train.clock import Clock
+from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 
 LORA = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 3}
 VARIANTS = {
@@ -179,14 +178,14 @@ def test_other_runtime_errors_are_not_taken_for_out_of_memory(tmp_path, monkeypa
 
 
 def unreadable(monkeypatch, names):
-    original = train_module.build
+    original = train_module.build_prompt
 
     def build(row, *args):
         if row.id in names:
             raise AudioError(f"{row.id}: cannot decode")
         return original(row, *args)
 
-    monkeypatch.setattr(train_module, "build", build)
+    monkeypatch.setattr(train_module, "build_prompt", build)
 
 
 def test_a_clip_that_fails_in_the_middle_is_skipped_and_counted(tmp_path, monkeypatch):
@@ -229,7 +228,7 @@ def test_the_micro_batch_size_changes_nothing_but_memory(tmp_path):
 
 def test_old_log_probs_of_an_inexact_sampler_reuse_the_prompts(tmp_path, monkeypatch):
     """bf16 samples and scores with other roundings, so the old policy gets a pass: completions only, prompts kept."""
-    monkeypatch.setattr(Policy, "sampling_is_exact", property(lambda self: False))
+    monkeypatch.setattr(train_module, "samples_exactly", lambda policy: False)
     made = cases.trainer(cases.options(tmp_path, **LORA))
     batch = made.generate(Clock())
     prompts = {group.prompt.input_ids: len(group.prompt.input_ids) for group in batch.groups}
@@ -237,7 +236,7 @@ def test_old_log_probs_of_an_inexact_sampler_reuse_the_prompts(tmp_path, monkeyp
     assert batch.old_logps is not None and made.policy.counters.passes > 1
     for old, group in zip(batch.old_logps, batch.groups, strict=True):
         torch.testing.assert_close(old, sampling_logps(group, "cpu"), atol=1e-5, rtol=0)
-    assert made.policy._prompt_cache is None
+    assert made.policy.prompt_cache is None
 
 
 def test_top_entropy_tokens_are_chosen_over_all_micro_batches(tmp_path):

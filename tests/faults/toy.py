@@ -20,16 +20,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from covo_rl.advantage import advantages
-from covo_rl.batch import Batch, replace
-from covo_rl.checkpoint import Ranks
-from covo_rl.checkpoint.saver import Saver
+from covo_rl.algo.advantage import advantages
+from covo_rl.algo.loss import Normalizer, policy_loss
 from covo_rl.config import Options
-from covo_rl.guard import StopSignals
-from covo_rl.loss import Normalizer, policy_loss
-from covo_rl.record import Run
-from covo_rl.sampler import PromptSampler, share
-from covo_rl.shutdown import exit_after
+from covo_rl.records.folder import Run
+from covo_rl.train.batch import Batch, replace
+from covo_rl.train.checkpoint import Ranks
+from covo_rl.train.checkpoint.saver import Saver
+from covo_rl.train.guard import StopSignals
+from covo_rl.train.sampler import PromptSampler, share
+from covo_rl.train.shutdown import exit_after
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 
 ROWS, VOCABULARY, LENGTH, GROUP = 10, 6, 3, 4

@@ -15,9 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train_cases
 
-from covo_rl.guard import StoppedBySignal, StopSignals
-from covo_rl.launch import join
-from covo_rl.shutdown import exit_after
+from covo_rl.train.guard import StoppedBySignal, StopSignals
+from covo_rl.train.launch import join
+from covo_rl.train.shutdown import exit_after
 
 #: three prompts on two ranks are uneven; with micro-batches of one prompt the ranks make 2 and 1 passes
 UNEVEN = {"prompts_per_step": 3, "micro_batch_prompts": 1, "num_iterations": 2, "beta": 0.05}

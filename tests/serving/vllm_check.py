@@ -63,14 +63,14 @@ def prepare(name: str, root: Path) -> None:
     from covo_rl.config import AdapterConfig, PromptConfig
     from covo_rl.export import export_adapter, export_merged
     from covo_rl.export.verify import policy_logits
-    from covo_rl.models import load
-    from covo_rl.policy.modes import build as build_modes
-    from covo_rl.prompt import build
+    from covo_rl.models import load_family
+    from covo_rl.policy.trainable import make_trainable as build_modes
+    from covo_rl.prompt import build_prompt
     from covo_rl.types import Clip, Example
 
     torch.manual_seed(0)
     write_base(name, root / "base")
-    modes = build_modes(load(str(root / "base")), AdapterConfig(lora_r=8))
+    modes = build_modes(load_family(str(root / "base")), AdapterConfig(lora_r=8))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in modes.family.model.parameters():
@@ -85,7 +85,7 @@ def prepare(name: str, root: Path) -> None:
         Example(f"{s:g} s", (Clip(array=clip(s, rate), sampling_rate=rate),), QUESTION, ("a tone", "a dog"))
         for s in SECONDS
     ]
-    prompts = [build(row, modes.family, clips, PromptConfig()) for row in rows]
+    prompts = [build_prompt(row, modes.family, clips, PromptConfig()) for row in rows]
     logps = {"trained": [policy_logits(p, modes.family, clips)[-1].log_softmax(-1) for p in prompts]}
     assert modes.peft_model is not None
     with modes.peft_model.disable_adapter():

@@ -1,0 +1,1 @@
+"""Rollouts: prompts in, groups of completions with their log-probs out."""

@@ -1,0 +1,111 @@
+"""What a rollout engine is: prompts go in with a seed, groups of completions come out with their log-probs.
+
+    pending = engine.submit(prompts, options.rollout, seed=7, generations=8)      returns at once
+    groups = engine.collect(pending)                                              one per prompt, in order
+    engine.sync(version)                                                          from now on, sample with this policy
+
+`own` (own.py) is the policy itself. Another engine implements the same six methods and is held to the same checks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from covo_rl.types import Group, Prompt
+
+if TYPE_CHECKING:
+    from covo_rl.config import RolloutConfig
+    from covo_rl.models.base import AudioFamily
+
+
+class EngineError(RuntimeError):
+    """An engine failed, or returned something that cannot be a rollout of this policy; the message names the row."""
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """`version` of the policy that the engine samples with from now on, and how long it took to get it there."""
+
+    version: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Groups on their way. `version` is the policy they are sampled with, `work` the engine's own handle."""
+
+    prompts: tuple[Prompt, ...]
+    generations: int
+    version: int
+    work: Any = None
+
+
+class RolloutEngine(Protocol):
+    """Samples completions. `exact`: its log-probs are those of the scoring pass, so no correction is needed."""
+
+    name: str
+
+    @property
+    def exact(self) -> bool: ...
+
+    def sync(self, version: int) -> SyncReport:
+        """From now on, sample with this version of the policy."""
+        ...
+
+    def submit(
+        self, prompts: Sequence[Prompt], config: RolloutConfig, *, seed: int, generations: int, greedy: bool = False
+    ) -> Pending:
+        """Ask for `generations` completions of each prompt; returns at once."""
+        ...
+
+    def collect(self, pending: Pending) -> list[Group]:
+        """The groups, in the order of the prompts.
+
+        Raises:
+            EngineError: sampling failed, or a group is not one of this policy.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Give the memory back that an update needs."""
+        ...
+
+    def close(self) -> None:
+        """End everything that the engine started."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Figures of the last collection, for metrics.jsonl."""
+        ...
+
+
+def check_groups(groups: Sequence[Group], pending: Pending, family: AudioFamily, *, finite: bool = True) -> None:
+    """Are these the groups that were asked for? `finite` False leaves non-finite log-probs to the step guard.
+
+    Raises:
+        EngineError: other prompts, another number of rollouts or version, ids beyond the vocabulary, log-probs that
+            are missing or not finite, an end token without `stop` or the other way round. Nothing is repaired.
+    """
+    if [group.prompt.input_ids for group in groups] != [prompt.input_ids for prompt in pending.prompts]:
+        raise EngineError(f"the engine returned {len(groups)} groups of other prompts than the {len(pending.prompts)} "
+                          "it was given, or in another order")  # fmt: skip
+    vocabulary, ends = family.model.config.get_text_config().vocab_size, set(family.eos_token_ids)
+    for group in groups:
+        row = group.prompt.example.id
+        if len(group.rollouts) != pending.generations:
+            raise EngineError(f"row {row}: {len(group.rollouts)} rollouts, {pending.generations} were asked for")
+        for g, rollout in enumerate(group.rollouts):
+            ids, logps = rollout.completion_ids, rollout.logps
+            rules = [
+                (rollout.version == pending.version, f"sampled by version {rollout.version}, not {pending.version}"),
+                (len(ids) > 0 and len(ids) == len(logps), f"{len(ids)} ids and {len(logps)} log-probs"),
+                (not ids or 0 <= min(ids) <= max(ids) < vocabulary, f"ids beyond the vocabulary of {vocabulary}"),
+                (not finite or all(map(math.isfinite, logps)), "log-probs that are not finite"),
+                (bool(ids) and (ids[-1] in ends) == (rollout.stop_reason == "stop"),
+                 f"stop reason {rollout.stop_reason!r}, last id {ids[-1:]}, end tokens {sorted(ends)}"),
+            ]  # fmt: skip
+            if wrong := [what for right, what in rules if not right]:
+                raise EngineError(f"row {row}, rollout {g}: {'; '.join(wrong)}")

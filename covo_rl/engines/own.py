@@ -1,0 +1,136 @@
+"""The policy as its own engine: G completions per prompt from one prefill, log-probs equal to the scoring pass.
+
+    groups = sample(policy, prompts, policy.features(prompts), config, seed=1)
+
+A prompt's rollouts depend on the weights, the seed, and the prompt (row id, ids, clips) alone: not on the rest of
+the batch, nor on the number of ranks. The recorded log-probs are those of softmax(logits / temperature) *before*
+top-k, top-p or min-p, and equal `policy.logps(..., temperature)` (1e-5 in float32).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from covo_rl.engines.base import Pending, SyncReport, check_groups
+from covo_rl.engines.decoding import sample_draws
+from covo_rl.engines.text import TextDecoder
+from covo_rl.prompt import parse
+from covo_rl.types import Group, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from covo_rl.config import RolloutConfig
+    from covo_rl.policy.features import Features
+    from covo_rl.policy.policy import Policy
+
+
+class OwnEngine:
+    """Samples with the policy itself, in line: `collect` does the work, and `sync` has nothing to move.
+
+    `wrapped` is the policy as accelerate returned it. `full_precision` False says that a wrapper casts what the policy
+    holds in float32. With `keep_prompts` the prompts' keys stay for `Policy.old_logps` until `rest`, where log-probs
+    are not exact and that pass is needed.
+    """
+
+    name = "own"
+
+    def __init__(
+        self,
+        policy: Policy,
+        wrapped: nn.Module | None = None,
+        *,
+        full_precision: bool = True,
+        keep_prompts: bool = False,
+    ) -> None:
+        self.policy = policy
+        # parameters in pieces are gathered by the wrapper's hooks; DDP's have nothing to add to sampling
+        self.model = wrapped if wrapped is not None and policy.sharded else policy
+        self.full_precision = full_precision
+        self.keep_prompts = keep_prompts
+        self.version = 0
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def exact(self) -> bool:
+        return self.full_precision and samples_exactly(self.policy)
+
+    def sync(self, version: int) -> SyncReport:
+        self.version = version
+        return SyncReport(version)
+
+    def submit(
+        self, prompts: Sequence[Prompt], config: RolloutConfig, *, seed: int, generations: int, greedy: bool = False
+    ) -> Pending:
+        work = partial(
+            sample, self.model, config=config, seed=seed, num_generations=generations, greedy=greedy,
+            keep_prompts=self.keep_prompts and not self.exact, version=self.version,
+        )  # fmt: skip
+        return Pending(tuple(prompts), generations, self.version, work)
+
+    def collect(self, pending: Pending) -> list[Group]:
+        start = time.perf_counter()
+        with torch.no_grad():
+            features = self.policy.features(pending.prompts)
+        encoded = time.perf_counter()
+        groups = pending.work(pending.prompts, features)
+        self.seconds = {"encode": encoded - start, "sample": time.perf_counter() - encoded}
+        # the policy is the engine: what is not finite here is not finite in the update, whose guard reports it
+        check_groups(groups, pending, self.policy.family, finite=False)
+        return groups
+
+    def rest(self) -> None:
+        self.policy.release()
+
+    def close(self) -> None:
+        self.rest()
+
+    def metrics(self) -> Mapping[str, float]:
+        return {}
+
+
+def samples_exactly(policy: Policy) -> bool:
+    """Sampling log-probs equal the scoring pass (1e-5): float32 weights and no autocast seen while sampling."""
+    return {p.dtype for p in policy.family.decoder.parameters()} == {torch.float32} and not policy.autocast_seen
+
+
+def sample(
+    policy: nn.Module,
+    prompts: Sequence[Prompt],
+    features: Features,
+    config: RolloutConfig,
+    *,
+    seed: int,
+    greedy: bool = False,
+    num_generations: int | None = None,
+    keep_prompts: bool = False,
+    version: int = 0,
+) -> list[Group]:
+    """One group per prompt, in order. `policy` may be wrapped (DDP, FSDP2); sharded ones must be.
+
+    `num_generations` overrides the config's; `greedy` takes the likeliest token. `keep_prompts` lets a following
+    `policy.old_logps` reuse the prompts' keys. `version` is noted in every rollout.
+    """
+    generations = num_generations or config.num_generations
+    draws = policy(
+        sample_draws, prompts, features, config, seed=seed, generations=generations, greedy=greedy,
+        keep_prompts=keep_prompts,
+    )  # fmt: skip
+    family: Any = getattr(policy, "module", policy).family
+    decoder = TextDecoder(family)
+    lengths, stopped = draws.lengths_N.tolist(), draws.stopped_N.tolist()
+    all_ids, all_logps = draws.ids_NC.tolist(), draws.logps_NC.tolist()
+    rollouts = []
+    for ids, logps, length, stop in zip(all_ids, all_logps, lengths, stopped, strict=True):
+        ids, reason = tuple(ids[:length]), "stop" if stop else "length"
+        text = decoder(ids)
+        parsed = parse(text, reason)
+        rollouts.append(
+            Rollout(ids, tuple(logps[:length]), text, reason, parsed.think, parsed.answer, parsed.problems, version)
+        )
+    return [Group(prompt, tuple(rollouts[p * generations : (p + 1) * generations])) for p, prompt in enumerate(prompts)]

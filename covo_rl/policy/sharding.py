@@ -1,0 +1,25 @@
+"""What several ranks must agree on."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Parameters live in pieces on several ranks: FSDP2 (DTensor) or DeepSpeed ZeRO-3."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(m, FSDPModule) for m in module.modules()) or any(
+        hasattr(p, "ds_id") for p in module.parameters()
+    )
+
+
+def most(value: int, device: torch.device) -> int:
+    """The largest value over all ranks. A collective: every rank must call it."""
+    flag = torch.tensor([value], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return int(flag.item())

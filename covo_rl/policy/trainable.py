@@ -1,0 +1,280 @@
+"""What trains: LoRA on the decoder, LoRA with whole parts beside it, or the parameters of chosen parts.
+
+    modes = build(family, config)            freezes, adapts, checks; nothing else keeps requires_grad
+    groups = param_groups(model, config, base_lr, weight_decay, family=family)
+    console.print(render_report(modes.report))
+
+Adapters are injected in place (PEFT), so `family.model` stays the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from covo_rl.config import AdapterConfig, number_map
+from covo_rl.policy.patterns import (
+    PatternError,
+    check_parts,
+    decoder_pattern,
+    matched_modules,
+    part_of,
+    prefixes,
+    saved_modules,
+)
+from covo_rl.policy.quantised import check_quantised
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from rich.table import Table
+
+    from covo_rl.models.base import AudioFamily
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One line of the table before training: the parameters of a part that are held the same way."""
+
+    module: str
+    parameters: int
+    trainable: int
+    dtype: str
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A family made ready to train. `peft_model` is None in full mode; `notes` are things the user should know."""
+
+    family: AudioFamily
+    config: AdapterConfig
+    peft_model: PeftModel | None
+    report: tuple[ReportRow, ...]
+    trainable_parameters: int
+    targets: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate: float | None = None) -> Trainable:
+    """Freeze everything, then make trainable what `config` asks for.
+
+    LoRA parameters are float32 even on a 16-bit base. `learning_rate` only fills the report.
+
+    Raises:
+        PatternError: a pattern or part that matches nothing, or that reaches the encoder unasked.
+        FileNotFoundError: `config.adapter` is no PEFT adapter folder.
+    """
+    part_rates(config, family)  # a wrong part name is an error now, not at the optimiser
+    check_quantised(family, config)
+    family.model.requires_grad_(False)
+    targets: tuple[str, ...] = ()
+    if not config.lora:
+        peft_model = None
+        _train_parts(family, config.train_parts)
+    elif config.adapter:
+        peft_model = load_adapter(family, config.adapter)
+    else:
+        peft_model, targets = _new_adapter(family, config)
+    trainable = [p for p in family.model.parameters() if p.requires_grad]
+    if not trainable:
+        raise PatternError("nothing trains: set lora, modules_to_save or train_parts")
+    return Trainable(
+        family,
+        config,
+        peft_model,
+        tuple(parameter_report(family, config, learning_rate)),
+        sum(p.numel() for p in trainable),
+        targets,
+        tuple(_notes(family, config)),
+    )
+
+
+def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
+    from peft import LoraConfig, get_peft_model
+
+    pattern = config.lora_target_modules or decoder_pattern(family)
+    targets = matched_modules(pattern, family)
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT multiplies, a float is fine
+        lora_dropout=config.lora_dropout,
+        target_modules=pattern,
+        modules_to_save=saved_modules(config.modules_to_save, family) or None,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(family.model, lora), tuple(targets)  # type: ignore[return-value]  # no mixed adapters here
+
+
+def load_adapter(family: AudioFamily, folder: str | Path, *, trainable: bool = True) -> PeftModel:
+    """Put a PEFT adapter, trained here or elsewhere, on the family's model; every tensor must find its place.
+
+    Raises:
+        FileNotFoundError: no adapter_config.json in `folder`.
+        PatternError: tensors of the folder that the model has no place for, or the other way round.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{folder}: a PEFT adapter folder has an adapter_config.json; found {found}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(family.model, str(folder), is_trainable=trainable)
+    misfits = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
+    misfits += _unplaced(model, folder)
+    if misfits:
+        raise PatternError(
+            f"the adapter {folder} does not fit {family.model_type} ({family.model.name_or_path or 'in memory'}): "
+            + "; ".join(misfits)
+        )
+    return model
+
+
+def _unplaced(model: PeftModel, folder: Path) -> list[str]:
+    """Adapter tensors of the file that did not arrive in the model with the same values, up to their precision."""
+    from peft.utils import load_peft_weights
+
+    saved = load_peft_weights(str(folder), device="cpu")
+    held = [p for n, p in model.named_parameters() if ".lora_" in n or ".modules_to_save." in n]
+    if len(saved) != len(held):
+        return [f"the file holds {len(saved)} tensors, the model {len(held)} adapter tensors"]
+    for (shape, total), (held_shape, arrived) in zip(_sums(saved.values()), _sums(held), strict=True):
+        if shape != held_shape or abs(total - arrived) > 1e-2 * max(total, 1e-12):
+            return [f"the file has a tensor {shape} of absolute sum {total:.6g}, the model {held_shape} {arrived:.6g}"]
+    return []
+
+
+def _sums(tensors: Iterable[torch.Tensor]) -> list[tuple[tuple[int, ...], float]]:
+    """Shape and absolute sum of each, sorted: a fingerprint that no renaming changes."""
+    return sorted((tuple(t.shape), float(t.detach().double().abs().sum())) for t in tensors)
+
+
+def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
+    wanted = set(check_parts(parts, family, "train_parts"))
+    reached = set()
+    for name, parameter in family.model.named_parameters(remove_duplicate=False):
+        if (part := part_of(name, family)) in wanted and parameter.is_floating_point():
+            parameter.requires_grad_(True)
+            reached.add(part)
+    if empty := wanted - reached:
+        raise PatternError(
+            f"train_parts {', '.join(sorted(empty))}: no parameter of {family.model_type} starts with "
+            f"{', '.join(prefixes(family)[part] for part in sorted(empty))}"
+        )
+
+
+# -- learning rates ----------------------------------------------------------------------------------------------
+
+
+def part_rates(config: AdapterConfig, family: AudioFamily) -> dict[str, float]:
+    """Part -> learning rate, for the parts that `part_learning_rates` names."""
+    rates = number_map(config.part_learning_rates, what="part_learning_rates")
+    check_parts(rates, family, "part_learning_rates")
+    return rates
+
+
+def param_groups(
+    model: nn.Module, config: AdapterConfig, base_lr: float, weight_decay: float, *, family: AudioFamily
+) -> list[dict[str, Any]]:
+    """Optimiser groups of `model`'s trainable parameters: one per part and decay.
+
+    `model` may wrap `family.model` in any way that keeps the parameters. Parameters with one axis (norms, biases,
+    DoRA magnitudes) are not decayed. A LoRA parameter has the rate of the part that it adapts.
+
+    Raises:
+        PatternError: a part with a rate of its own in which nothing trains.
+    """
+    rates = part_rates(config, family)
+    parts = {id(p): part_of(name, family) for name, p in family.model.named_parameters(remove_duplicate=False)}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            key = (parts.get(id(parameter), "other"), parameter.ndim > 1)
+            groups.setdefault(key, []).append(parameter)
+    if idle := set(rates) - {part for part, _ in groups}:
+        raise PatternError(
+            f"part_learning_rates names {', '.join(sorted(idle))}, in which nothing trains; "
+            f"training parts: {', '.join(sorted({part for part, _ in groups}))}"
+        )
+    return [
+        {
+            "name": part if decayed else f"{part} (no decay)",
+            "params": params,
+            "lr": rates.get(part, base_lr),
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (part, decayed), params in groups.items()
+    ]
+
+
+# -- the table before training -----------------------------------------------------------------------------------
+
+
+def _kind(name: str) -> str:
+    if ".lora_" in name:
+        return "LoRA"
+    return "trained copy" if ".modules_to_save." in name else ""
+
+
+def parameter_report(family: AudioFamily, config: AdapterConfig, learning_rate: float | None) -> list[ReportRow]:
+    """Rows per part, with LoRA parameters and trained copies apart from the base."""
+    rates: Mapping[str, float] = part_rates(config, family)
+    rows: dict[tuple[str, str], list[nn.Parameter]] = {}
+    for name, parameter in family.model.named_parameters():
+        rows.setdefault((part_of(name, family), _kind(name)), []).append(parameter)
+    order = {part: i for i, part in enumerate([*family.parts, "other"])}
+    return [
+        ReportRow(
+            f"{part} {kind}".strip(),
+            _count(params),
+            trainable := _count(p for p in params if p.requires_grad),
+            " ".join(sorted({str(p.dtype).removeprefix("torch.") for p in params})),
+            rates.get(part, learning_rate) if trainable else None,
+        )
+        for (part, kind), params in sorted(rows.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    ]
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _notes(family: AudioFamily, config: AdapterConfig) -> list[str]:
+    notes = []
+    if any(p.requires_grad and p.dtype in HALF for p in family.model.parameters()):
+        notes.append("some trained weights are 16-bit: updates below 1/256 of a weight are lost; load dtype float32 "
+                     "and let accelerate autocast (mixed_precision bf16)")  # fmt: skip
+    if config.lora and config.lora_dropout:
+        notes.append("LoRA dropout is off while sampling and scoring, so that they agree")
+    return notes
+
+
+def render_report(rows: Sequence[ReportRow]) -> Table:
+    """Rich table: module, parameters, trainable, dtype, learning rate, and the totals."""
+    from rich.table import Table
+
+    table = Table(title="what trains")
+    table.add_column("module")
+    for name in ("parameters", "trainable", "dtype", "learning rate"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        rate = "frozen" if not row.trainable else ("default" if row.learning_rate is None else f"{row.learning_rate:g}")
+        table.add_row(row.module, f"{row.parameters:,}", f"{row.trainable:,}", row.dtype, rate,
+                      style=None if row.trainable else "dim")  # fmt: skip
+    total, trainable = sum(r.parameters for r in rows), sum(r.trainable for r in rows)
+    table.add_section()
+    table.add_row("total", f"{total:,}", f"{trainable:,}", "", f"{100 * trainable / max(total, 1):.3g} % trains")
+    return table

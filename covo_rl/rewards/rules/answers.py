@@ -1,0 +1,101 @@
+"""Is an answer right? One rule per kind of answer: choice, numeric, text, wer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from covo_rl.rewards.rules import formula
+from covo_rl.rewards.rules.normalize import UNIT_NAMES, clean, key, loose_key
+from covo_rl.rewards.rules.options import find_gold, interpret, quantity, without_frame
+
+KINDS = ("choice", "numeric", "text", "wer")
+MAX_TEXT = 4000
+
+
+def kind_of(gold: Any, choices: Sequence[str]) -> str:
+    """What kind of answer a row asks for.
+
+    >>> kind_of("dog", ["dog", "cat"]), kind_of("120 bpm", ()), kind_of("x^2+1", ()), kind_of("a dog", ())
+    ('choice', 'numeric', 'numeric', 'text')
+    """
+    if choices:
+        return "choice"
+    text = str(gold)
+    if quantity(text) is not None:
+        return "numeric"
+    counts = any(ch.isdigit() or ch in "\\^*=(" for ch in text) or "pi" in text
+    return "numeric" if counts and formula.read(text) is not None else "text"
+
+
+def grade(
+    answer: str | None, gold: Any, choices: Sequence[str] = (), *, kind: str | None = None, question: str = "",
+    max_wer: float = 0.0,
+) -> float | None:  # fmt: skip
+    """1.0 right, 0.0 wrong, None where the row has no answer to compare with. `gold` may list several right answers.
+
+    Raises:
+        ValueError: `kind` is none of KINDS.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"answer kind {kind!r}: there are {', '.join(KINDS)}")
+    if isinstance(gold, (list, tuple)):
+        scores = [grade(answer, one, choices, kind=kind, question=question, max_wer=max_wer) for one in gold]
+        graded = [score for score in scores if score is not None]
+        return max(graded) if graded else None
+    if gold is None or not str(gold).strip():
+        return None
+    kind = kind or kind_of(gold, choices)
+    if kind == "choice":
+        right = find_gold(gold, choices)
+        return None if right is None else float(interpret(answer, choices) == right)
+    if not answer:
+        return 0.0
+    if kind == "numeric":
+        return float(same_number(answer, str(gold), question))
+    if kind == "wer":
+        return float(word_error_rate(answer, str(gold)) <= max_wer)
+    return float(same_text(answer, str(gold)))
+
+
+def same_text(answer: str, gold: str) -> bool:
+    """Equal after normalisation, with or without a lead-in such as "the answer is"."""
+    if len(answer) > 4 * len(gold) + MAX_TEXT:
+        return False
+    return loose_key(gold) in (loose_key(answer), loose_key(without_frame(answer)))
+
+
+def same_number(answer: str, gold: str, question: str = "") -> bool:
+    """Equal in value: as quantities with units, or as formulas.
+
+    A number without a unit is right for a quantity; a unit that the right answer lacks must stand in the question.
+    """
+    if len(answer) > formula.MAX_CHARS + 64:
+        return False
+    answer = without_frame(answer)
+    said, right = quantity(answer), quantity(gold)
+    if said and right:
+        if said[:2] == right[:2]:
+            return True
+        if not said[2] and said[3] == right[3]:
+            return True
+        if not right[2] and said[3] == right[3]:
+            return said[2] in {UNIT_NAMES.get(word, word) for word in key(question)}
+    a, b = formula.read(answer), formula.read(gold)
+    if a is None or b is None:
+        return same_text(answer, gold)
+    return formula.equal(a, b)
+
+
+def word_error_rate(answer: str, gold: str) -> float:
+    """Word errors per word of `gold`, both normalised.
+
+    Raises:
+        ImportError: jiwer is not installed.
+    """
+    try:
+        import jiwer
+    except ImportError as error:
+        raise ImportError("answer kind 'wer' needs jiwer: pip install 'covo-rl[wer]'") from error
+    words = " ".join(loose_key(clean(answer)[:MAX_TEXT]))
+    return float(jiwer.wer(" ".join(loose_key(gold)), words))

@@ -1,0 +1,1 @@
+"""A whole run, its report page, and what is checked before it."""

@@ -1,0 +1,142 @@
+"""Options of the cold start: one YAML, checked as a whole."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from covo_rl.config import ConfigError, PromptConfig
+
+PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
+
+
+@dataclass
+class Stage:
+    """One pass over rows. `tagging` teaches encoder and adapter the facts of a clip; `sft` teaches completions.
+
+    Teachers of `sft`: `evidence` writes the row's true evidence and a conclusion that is right with probability
+    `right` (a wrong one is drawn evenly from the other options); with probability `broken` the format is damaged, with
+    probability `inconsistent` the answer contradicts the conclusion. `column` takes the row's own completion.
+    """
+
+    kind: str = "sft"
+    teacher: str = "evidence"
+    right: float = 1.0
+    broken: float = 0.0
+    inconsistent: float = 0.0
+    first_row: int = 0
+    rows: int | None = None
+    steps: int | None = None
+    epochs: float = 1.0
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    train_parts: list[str] = field(default_factory=lambda: list(PARTS))
+
+
+@dataclass
+class ColdStartConfig:
+    """`rows` questions are rendered from `synth_seed` where `data` is not given.
+
+    With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
+    from there with the same rows and seeds.
+    """
+
+    output: str = "runs/cold_start"
+    seed: int = 0
+    model: str | None = None
+    dtype: str = "auto"
+    save_dtype: str = "auto"
+    tiny: dict[str, Any] | None = None
+    data: str | None = None
+    audio_dir: str | None = None
+    completion_column: str = "completion"
+    rows: int = 0
+    synth_seed: int = 0
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    save_stages: bool = False
+    start_stage: int = 0
+    stages: list[Stage] = field(default_factory=lambda: [Stage(teacher="column")])
+
+
+def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> ColdStartConfig:
+    """YAML file and overrides (those that are None are left out) -> checked options.
+
+    Raises:
+        ConfigError: unknown names with the nearest valid one, impossible values, contradictions - all at once.
+    """
+    import yaml
+
+    content: dict[str, Any] = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise ConfigError([f"--config {path}: no such file (looked in {Path.cwd()})"])
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
+            raise ConfigError([f"{path}: expected a mapping of option: value, found {type(content).__name__}"])
+    content.update({name: value for name, value in (overrides or {}).items() if value is not None})
+    problems: list[str] = []
+    stages = content.pop("stages", None)
+    prompt = _read(PromptConfig, content.pop("prompt", {}), "prompt", problems)
+    config = _read(ColdStartConfig, content, "cold start", problems)
+    if config and prompt:
+        config.prompt = prompt
+    if config and stages is not None:
+        read = [_read(Stage, stage, f"stages[{i}]", problems) for i, stage in enumerate(stages)]
+        config.stages = [stage for stage in read if stage]
+    if config:
+        problems += stage_problems(config)
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def _read(kind: type, values: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(values, Mapping):
+        problems.append(f"{where}: expected a mapping, found {type(values).__name__}")
+        return None
+    known = {f.name: f for f in fields(kind)}
+    for name in [name for name in values if name not in known]:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        problems.append(f"{where}: unknown option {name!r}; {hint}")
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def stage_problems(config: ColdStartConfig) -> list[str]:
+    """Contradictions and impossible values, each with what to do; empty when all is well."""
+    problems = []
+    if config.stages and not 0 <= config.start_stage < len(config.stages):
+        problems.append(f"start_stage {config.start_stage}: there are {len(config.stages)} stages")
+    if not config.stages:
+        problems.append("stages is empty: give at least one")
+    if config.start_stage and config.model is None:
+        problems.append("start_stage needs model, the folder of the stage before it")
+    elif not config.start_stage and (config.model is None) == (config.tiny is None):
+        problems.append("give either model (a path to start from) or tiny (sizes of a new small model)")
+    if config.data is None and config.rows < 1:
+        problems.append("give data (a file of rows) or rows (how many built-in questions to render)")
+    for i, stage in enumerate(config.stages):
+        where = f"stages[{i}]"
+        if stage.kind not in ("tagging", "sft"):
+            problems.append(f"{where}: kind {stage.kind!r}; there are tagging, sft")
+        if stage.teacher not in ("evidence", "column"):
+            problems.append(f"{where}: teacher {stage.teacher!r}; there are evidence, column")
+        if stage.teacher == "column" and stage.kind == "sft" and config.data is None:
+            problems.append(f"{where}: teacher column needs data with a {config.completion_column!r} column")
+        for name in ("right", "broken", "inconsistent"):
+            if not 0 <= getattr(stage, name) <= 1:
+                problems.append(f"{where}: {name} {getattr(stage, name)} is a probability")
+        for part in [part for part in stage.train_parts if part not in PARTS]:
+            problems.append(f"{where}: train_parts {part!r}; there are {', '.join(PARTS)}")
+        if stage.batch_size < 1 or stage.learning_rate <= 0:
+            problems.append(f"{where}: batch_size must be at least 1 and learning_rate above 0")
+    return problems

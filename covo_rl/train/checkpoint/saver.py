@@ -1,0 +1,261 @@
+"""Ties a trainer and its run folder to the checkpoints: when to save, and how to take up again.
+
+A save happens between two optimiser updates: every n steps, every n minutes, when a signal asks for it, at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from covo_rl.config import ConfigError, Options
+from covo_rl.data.files import plain
+from covo_rl.records.console import console
+from covo_rl.train.batch import Batch
+from covo_rl.train.checkpoint import batch_state, files, state
+from covo_rl.train.checkpoint.differences import config_differences, data_differences, data_fingerprint
+from covo_rl.train.checkpoint.files import CheckpointError
+from covo_rl.train.checkpoint.store import CheckpointStore, TrainState
+from covo_rl.train.guard import StoppedBySignal, StopSignals
+from covo_rl.train.ranks import Ranks
+from covo_rl.train.sampler import PromptSampler
+from covo_rl.types import Prompt
+
+
+class Resumable(Protocol):
+    """What a trainer must show. `batch` is the generated batch under way, `update_index` its finished updates."""
+
+    step: int
+    update_index: int
+    batch: Batch | None
+
+    @property
+    def policy(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> Any: ...
+
+    @property
+    def schedule(self) -> Any: ...
+
+    @property
+    def sampler(self) -> PromptSampler: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready counters and positions."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def prompt_of(self, example_id: str) -> Prompt:
+        """The prompt of a training row."""
+        ...
+
+
+class Saver:
+    """Checkpoints of one run. Every method is a collective: all ranks call it at the same point.
+
+    `config` is the flat mapping of options. A periodic save that fails (a full disk) is reported and counted, and
+    training goes on with the last good checkpoint; a save that the run ends with raises. `on_saved` is called on every
+    rank with the folder of each periodic checkpoint.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        run_folder: str | Path,
+        stop: StopSignals | None = None,
+        on_saved: Callable[[Path], object] | None = None,
+    ) -> None:
+        train = options.train
+        self.config: Mapping[str, Any] = plain(options.flat())
+        self.run_folder = Path(run_folder)
+        self.store = CheckpointStore(self.run_folder / "checkpoints", train.keep_last, train.keep_best)
+        self.every_steps, self.every_seconds = train.checkpoint_every, train.checkpoint_minutes * 60
+        self.stop = stop or StopSignals()
+        self.on_saved = on_saved
+        self.ranks = Ranks.current()
+        self.failures = 0
+        self._saved_at = time.monotonic()
+
+    # -- when ----------------------------------------------------------------------------------------------------
+
+    def after_update(self, trainer: Resumable) -> None:
+        """Between optimiser updates of one step: only a signal or the clock saves here."""
+        self._save_if(trainer, due=False)
+
+    def after_step(self, trainer: Resumable, score: float | None = None) -> None:
+        """After a step and its log lines."""
+        every = self.every_steps and trainer.step % self.every_steps == 0
+        self._save_if(trainer, due=bool(every) or score is not None, score=score)
+
+    def finish(self, trainer: Resumable, score: float | None = None) -> Path:
+        """After the last step; raises CheckpointError if it cannot be written."""
+        return self._save(trainer, score)
+
+    def _save_if(self, trainer: Resumable, *, due: bool, score: float | None = None) -> None:
+        overdue = bool(self.every_seconds) and time.monotonic() - self._saved_at >= self.every_seconds
+        wishes = self.ranks.gathered((self.stop.received, overdue))
+        signal = next((name for name, _ in wishes if name), None)
+        if signal:
+            raise StoppedBySignal(signal, self._save(trainer, score))
+        if due or any(late for _, late in wishes):
+            try:
+                saved = self._save(trainer, score)
+            except CheckpointError as error:
+                self.failures += 1
+                self._saved_at = time.monotonic()
+                if self.ranks.main:
+                    console.print(f"[bold red]step {trainer.step}: {error}; training goes on[/]")
+            else:
+                if self.on_saved:
+                    self.on_saved(saved)
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def _save(self, trainer: Resumable, score: float | None) -> Path:
+        path = self.store.save(self.capture(trainer, score), self.ranks)
+        self._saved_at = time.monotonic()
+        return path
+
+    def capture(self, trainer: Resumable, score: float | None = None) -> TrainState:
+        """Everything that `restore` needs, as copies."""
+        optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy)
+        random, tensors = state.random_state()
+        rank: dict[str, Any] = {"random": random, "batch": None}
+        if trainer.batch is not None and trainer.update_index:
+            rank["batch"], batch_tensors = batch_state.pack_batch(trainer.batch)
+            tensors |= batch_tensors
+        shared = {
+            "trainer": trainer.state_dict(),
+            "schedule": trainer.schedule.state_dict(),
+            "optimizer": optimizer,
+            "config": dict(self.config),
+            "data": data_fingerprint(trainer.sampler.examples),
+            "logs": self._log_sizes(),
+        }
+        weights = state.weights(trainer.policy)
+        return TrainState(
+            trainer.step, shared, {"weights": weights, "optimizer": optimizer_tensors}, rank, tensors,
+            update=trainer.update_index, score=score,
+        )  # fmt: skip
+
+    def _log_sizes(self) -> dict[str, int]:
+        path = self.run_folder / "metrics.jsonl"
+        if not self.ranks.main or not path.is_file():
+            return {"metrics.jsonl": 0}
+        files.flush(path)
+        return {"metrics.jsonl": path.stat().st_size}
+
+    # -- back ----------------------------------------------------------------------------------------------------
+
+    def resume(self, trainer: Resumable, wanted: str | None, *, allow_changed: bool = False) -> list[str]:
+        """Take up at `auto` (the newest complete checkpoint, or the start if there is none) or at a folder.
+
+        Cuts metrics.jsonl and rollouts/ back to the checkpoint. Without `wanted`, starts a new run.
+
+        Returns:
+            lines for the log: what was resumed, and where it cannot be exact.
+
+        Raises:
+            ConfigError: configuration or data differ and `allow_changed` is off, or a new run would write over one.
+            CheckpointError: the checkpoint is damaged or does not fit the model.
+        """
+        if wanted is None:
+            unfinished = self.ranks.from_main(self._unfinished() if self.ranks.main else None)
+            if unfinished:
+                raise ConfigError([f"{self.run_folder} holds an unfinished run ({unfinished}): continue it with "
+                                   "--resume auto, or choose another --output"])  # fmt: skip
+            if self.ranks.main:
+                self.store.remove_all()
+            self._cut_logs(0, 0)
+            return []
+        path, notes = self._chosen(wanted)
+        if path is None:
+            self._cut_logs(0, 0)
+            return [*notes, f"no checkpoint under {self.store.folder}: starting from the first step"]
+        saved = self.store.load(path, self.ranks)
+        notes += self._check(saved.shared, trainer, allow_changed)
+        self.restore(trainer, saved)
+        self._cut_logs(saved.step, saved.shared["logs"]["metrics.jsonl"])
+        where = f", update {saved.update}" if saved.update else ""
+        return [f"resumed from {path} (step {saved.step}{where})", *notes]
+
+    def restore(self, trainer: Resumable, saved: TrainState) -> None:
+        """Put a loaded state into a trainer that was built from the same options."""
+        state.load_weights(trainer.policy, saved.tensors["weights"])
+        state.load_optimizer_state(
+            trainer.optimizer, trainer.policy, saved.tensors["optimizer"], saved.shared["optimizer"]
+        )
+        trainer.schedule.load_state_dict(dict(saved.shared["schedule"]))
+        trainer.load_state_dict(saved.shared["trainer"])
+        if saved.rank:
+            state.load_random_state(saved.rank["random"], saved.rank_tensors)
+            if saved.rank["batch"] is not None:
+                trainer.batch = batch_state.unpack_batch(
+                    saved.rank["batch"], saved.rank_tensors, trainer.prompt_of, trainer.device
+                )
+
+    def _unfinished(self) -> str | None:
+        """Name of the newest checkpoint, if it was saved before the last step of its run."""
+        path, _ = self.store.latest_valid()
+        if path is None:
+            return None
+        saved = files.read_json(path / "state.json")
+        return None if saved["trainer"]["step"] >= saved["config"]["max_steps"] else path.name
+
+    def _chosen(self, wanted: str) -> tuple[Path | None, list[str]]:
+        if wanted != "auto":
+            path = Path(wanted)
+            if not path.is_dir():
+                raise CheckpointError(f"--resume {wanted}: no such folder; there are "
+                                      f"{', '.join(str(p) for p in self.store.all()) or 'no checkpoints'}")  # fmt: skip
+            return path, []
+        path, passed_over = self.ranks.from_main(self.store.latest_valid() if self.ranks.main else None)
+        return path, [f"passed over {what}" for what in passed_over]
+
+    def _check(self, shared: Mapping[str, Any], trainer: Resumable, allow_changed: bool) -> list[str]:
+        serious, rounding = config_differences(shared["config"], self.config)
+        serious += data_differences(shared["data"], data_fingerprint(trainer.sampler.examples))
+        if serious and not allow_changed:
+            raise ConfigError([*serious, "the run differs from its checkpoint: undo that, choose another --output, "
+                                         "or pass --allow_changed_config"])  # fmt: skip
+        notes = [f"changed: {line}" for line in serious]
+        notes += [f"changed, same gradient up to rounding: {line}" for line in rounding]
+        if shared["world"] != self.ranks.world:
+            notes.append(
+                f"saved by {shared['world']} ranks, now {self.ranks.world}: data order, weights and optimiser go on "
+                "exactly; sums over ranks round differently and dropout draws other numbers"
+            )
+        return notes
+
+    def _cut_logs(self, step: int, metrics_bytes: int) -> None:
+        """Nothing after the checkpoint may stay in the logs, or it would appear twice."""
+        if not self.ranks.main:
+            return
+        metrics = self.run_folder / "metrics.jsonl"
+        if metrics.is_file():
+            size = metrics.stat().st_size
+            if size < metrics_bytes:
+                raise CheckpointError(
+                    f"{metrics} has {size} bytes, but had {metrics_bytes} when the checkpoint was saved: it was "
+                    "edited or replaced; put it back or choose another --output"
+                )
+            os.truncate(metrics, metrics_bytes)
+        for path in later_rollouts(self.run_folder, step):
+            path.unlink()
+
+
+def later_rollouts(run_folder: Path, step: int) -> Sequence[Path]:
+    """rollouts/step_NNNNN.jsonl files of steps after `step`."""
+    found = sorted((run_folder / "rollouts").glob("step_*.jsonl"))
+    return [path for path in found if path.stem.removeprefix("step_").isdigit() and int(path.stem[5:]) > step]

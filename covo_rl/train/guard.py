@@ -1,0 +1,181 @@
+"""What keeps a long run alive: stop signals, steps that are not finite, memory that ran out."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from covo_rl.config import RolloutConfig
+from covo_rl.data.files import plain
+
+#: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
+EXIT_STOPPED = 75
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+class StoppedBySignal(SystemExit):
+    """The run saved a checkpoint and ends with exit code 75; `--resume auto` continues it."""
+
+    def __init__(self, name: str, saved: Path | None) -> None:
+        super().__init__(EXIT_STOPPED)
+        self.message = f"stopped by {name} after saving {saved}; continue with --resume auto"
+
+
+class StopSignals:
+    """Within `with StopSignals() as stop`, SIGTERM and Ctrl-C set `stop.received` instead of ending the process.
+
+    The loop looks at it between optimiser updates. A second Ctrl-C interrupts at once. Outside the main thread,
+    where Python allows no signal handlers, nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+class StepGuard:
+    """Counts optimiser updates whose loss or gradient is not finite, dumps them, stops the run after a few in a row.
+
+    Args:
+        folder: dumps go to `folder`/step_N/rank_R.json, at most `max_dumps` of them.
+        limit: this many in a row raise TrainingStopped.
+    """
+
+    def __init__(self, folder: str | Path, *, limit: int = 3, rank: int = 0, max_dumps: int = 10) -> None:
+        self.folder = Path(folder)
+        self.limit = limit
+        self.rank = rank
+        self.max_dumps = max_dumps
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def passed(self) -> None:
+        """An update was applied."""
+        self.in_a_row = 0
+
+    def failed(self, step: int, values: Mapping[str, float], details: Callable[[], Mapping[str, Any]]) -> None:
+        """An update was skipped because one of `values` is not finite; `details` is called for the dump.
+
+        Raises:
+            TrainingStopped: the `limit`-th in a row.
+        """
+        self.skipped += 1
+        self.in_a_row += 1
+        bad = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
+        path = self._dump(step, {"step": step, "not_finite": bad, "values": dict(values), **details()})
+        if self.in_a_row >= self.limit:
+            raise TrainingStopped(
+                f"step {step}: {self.in_a_row} optimiser updates in a row were not finite "
+                f"({', '.join(f'{name} = {value}' for name, value in bad.items())}). See {path}. Usual causes: a "
+                "learning_rate that is too high, max_grad_norm 0, float16 where bfloat16 or float32 is needed, or "
+                "rollouts and scoring that disagree (look at ratio/max). Lower the learning rate and continue from an "
+                "earlier checkpoint with --resume PATH --allow_changed_config."
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+    def _dump(self, step: int, content: Mapping[str, Any]) -> Path:
+        folder = self.folder / f"step_{step:06d}"
+        path = folder / f"rank_{self.rank:05d}.json"
+        existing = [p for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
+        if folder in existing or len(existing) < self.max_dumps:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False), encoding="utf-8")
+        return path
+
+
+def not_finite_parameters(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Names of parameters whose values or gradients hold NaN or infinities, for a dump."""
+    found: dict[str, list[str]] = {"parameters": [], "gradients": []}
+    for name, parameter in model.named_parameters():
+        for kind, value in (("parameters", parameter.detach()), ("gradients", parameter.grad)):
+            if value is not None and not bool(torch.isfinite(value).all()):
+                found[kind].append(name)
+    return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that device or host memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+
+
+@contextmanager
+def memory_explained(advice: str) -> Iterator[None]:
+    """Out of memory inside becomes TrainingStopped with this advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingStopped(advice) from error
+
+
+def sampling_advice(prompts: int, rollout: RolloutConfig) -> str:
+    """What to change where sampling ran out of memory: the keys and values of all rollouts are held at once."""
+    return (
+        f"out of memory while sampling {prompts} prompts x {rollout.num_generations} rollouts of up to "
+        f"{rollout.max_completion_length} tokens. Lower prompts_per_step (and raise max_steps), num_generations or "
+        "max_completion_length, use more ranks, which share the prompts, or dtype bfloat16; `covo-rl doctor` "
+        "estimates what fits. micro_batch_prompts makes no difference here."
+    )
+
+
+def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: bool, no_retry: bool = False) -> str:
+    """What to change where a scoring or training pass ran out of memory.
+
+    `can_retry`: --oom_retry would help and is off. `no_retry`: it is on, and there are several ranks.
+    """
+    advice = [
+        f"micro_batch_prompts (now {micro_batch_prompts}) to {micro_batch_prompts // 2}: same gradient"
+        if micro_batch_prompts > 1
+        else f"micro_batch_rollouts (now {rollouts}) to {rollouts // 2}: same gradient"
+        if rollouts > 1
+        else "max_completion_length: a micro-batch is one rollout already",
+        "--gradient_checkpointing",
+        "a LoRA adapter instead of --full",
+    ]
+    retry = " --oom_retry halves the micro-batch by itself." if can_retry else ""
+    retry += " --oom_retry works in one process only: ranks would wait for each other." if no_retry else ""
+    return "out of memory. Lower " + ", or use ".join(advice) + "; `covo-rl doctor` estimates what fits." + retry
+
+
+def memory_freed() -> None:
+    """Give cached blocks back before a retry."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
