@@ -1,11 +1,12 @@
-"""Files that are whole or absent, and values that JSON can hold. No torch."""
+"""Files that are whole or absent, JSON lines, and values that JSON can hold: used by every room. No torch."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,24 +17,19 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def plain(value: Any) -> Any:
-    """JSON-ready copy: numpy and torch scalars become numbers, NaN and infinities null, functions their names."""
-    if isinstance(value, Mapping):
-        return {_name(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return _name(value)
-
-
-def _name(value: Any) -> str:
-    """Text without addresses: the same function has the same name in the process that resumes."""
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
+def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
+    """(line number, object, "") of every line that is not blank, or (line number, None, what is wrong with it)."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                yield number, None, f"not JSON: {error}"
+                continue
+            right = isinstance(value, dict)
+            yield number, value if right else None, "" if right else f"expected an object, found {type(value).__name__}"
 
 
 def write_atomically(path: Path, write: Callable[[IO[str]], object]) -> None:
@@ -44,3 +40,29 @@ def write_atomically(path: Path, write: Callable[[IO[str]], object]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> Path:
+    """Write `content` as a whole; what JSON cannot hold goes through `plain`, so NaN becomes null."""
+    write_atomically(path, lambda file: json.dump(plain(content), file, indent=indent, ensure_ascii=False))
+    return path
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready copy: numpy and torch scalars become numbers, NaN and infinities null, functions their names."""
+    if isinstance(value, Mapping):
+        return {_text(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    """Text without addresses: the same function has the same name in the process that resumes."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)

@@ -1,4 +1,4 @@
-"""What several ranks must agree on."""
+"""Parameters that live in pieces on several ranks, and what those ranks must agree on."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def most(value: int, device: torch.device) -> int:
     flag = torch.tensor([value], device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return int(flag.item())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor of a DTensor (a collective: every rank must call it); others are returned as they are."""
+    gather = getattr(tensor, "full_tensor", None)
+    return gather() if gather is not None else tensor

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from covo_rl.data.files import file_sha256, plain, write_atomically
+from covo_rl.data.files import file_sha256, json_lines, plain, write_json
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "soundfile", "soxr", "sympy")
 
@@ -80,9 +80,7 @@ class Run:
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
         """Write `name` in the run folder as a whole; NaN becomes null."""
         path = self.folder / name
-        if self.active:
-            write_atomically(path, lambda file: json.dump(plain(content), file, indent=2, ensure_ascii=False))
-        return path
+        return write_json(path, content) if self.active else path
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
@@ -100,5 +98,4 @@ class Run:
         """All steps logged so far."""
         if not self.metrics_path.is_file():
             return []
-        with open(self.metrics_path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.strip()]
+        return [row for _, row, _ in json_lines(self.metrics_path) if row is not None]

@@ -1,17 +1,19 @@
-"""The few things that saving together needs from torch.distributed; one process needs none of it."""
+"""This process among those that a launcher started: the few collectives that training, evaluation and export need.
+
+One process needs no torch for any of them, so importing this is free.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch.distributed as dist
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world`; every method that gathers is a collective."""
+    """This process among `world`; every method but `main` is a collective that all ranks call at the same point."""
 
     rank: int = 0
     world: int = 1
@@ -19,7 +21,8 @@ class Ranks:
     @classmethod
     def current(cls) -> Ranks:
         """From the initialised process group, or a single process."""
-        if dist.is_available() and dist.is_initialized():
+        dist = sys.modules.get("torch.distributed")  # whoever initialised it has imported it
+        if dist is not None and dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
@@ -31,13 +34,26 @@ class Ranks:
         """The values of all ranks, in rank order."""
         if self.world == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
 
+    def joined(self, values: Sequence[Any]) -> list[Any]:
+        """The sequences of all ranks, one after the other in rank order."""
+        return [value for part in self.gathered(list(values)) for value in part]
+
     def from_main(self, value: Any) -> Any:
         """Rank 0's value, everywhere."""
         return self.gathered(value if self.main else None)[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
 
     def together(self, action: Callable[[], Any], error: type[Exception]) -> None:
         """Run `action` here; when it raises `error` on any rank, every rank does, with what went wrong.
