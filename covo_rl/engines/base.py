@@ -78,7 +78,7 @@ class RolloutEngine(Protocol):
         ...
 
     def metrics(self) -> Mapping[str, float]:
-        """Figures of the last collection, for metrics.jsonl."""
+        """Figures of the last collection; names that end in _s are seconds."""
         ...
 
 

@@ -37,18 +37,18 @@ from covo_rl.policy.trainable import render_report
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run, environment
+from covo_rl.records.steps import rollout_rows
 from covo_rl.resolve import resolve_model
 from covo_rl.resolve import reward_files as reward_files_of
 from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.run import doctor, outcome, questions
-from covo_rl.train.batch import Batch, rollout_rows
+from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import CheckpointError
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.train.launch import join
-from covo_rl.train.learner import gathered
 from covo_rl.train.loop import Trainer
 
 #: what a user can mend: shown as one message, without a traceback
@@ -223,7 +223,7 @@ class Session:
                     score = self._score(metrics)
                     self.run.log_metrics(metrics)
                     if train.log_rollouts:
-                        rows = gathered(self.accelerator, rollout_rows(batch))
+                        rows = trainer.ranks.joined(rollout_rows(batch.groups, batch.table, batch.advantages))
                         self.run.log_rollouts(metrics["step"], rows)
                     progress.update(metrics)
                     return score

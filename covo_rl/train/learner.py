@@ -1,4 +1,4 @@
-"""One optimiser update of a generated batch: micro-batches of whole groups or of one's rollouts, loss, gradient, step.
+"""From a batch to changed parameters: old and reference log-probs, micro-batches, loss, gradient, step.
 
 Loss normalisers are counts over all micro-batches and ranks, so their number changes the memory, not the gradient.
 An update that is not finite is skipped, dumped and counted; with `oom_retry` one that runs out of memory is repeated,
@@ -12,98 +12,131 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from covo_rl.algo.loss import Normalizer, entropy_threshold, policy_loss, summarise
 from covo_rl.algo.metrics import Metrics
 from covo_rl.config import Options
-from covo_rl.policy import Policy
-from covo_rl.train.batch import Batch, Piece, group_piece, loss_mask, micro_batches, padded, sampling_logps
+from covo_rl.policy import LogProbs, Policy
+from covo_rl.policy.trainable import param_groups
+from covo_rl.train.batch import (
+    Batch,
+    Piece,
+    chunks,
+    group_piece,
+    loss_mask,
+    micro_batches,
+    padded,
+    sampling_logps,
+)
 from covo_rl.train.checkpoint.state import load_random_state, random_state
 from covo_rl.train.guard import (
     StepGuard,
     TrainingStopped,
     is_out_of_memory,
+    memory_explained,
     memory_freed,
     not_finite_parameters,
     out_of_memory_advice,
 )
+from covo_rl.train.ranks import Ranks
+from covo_rl.train.schedule import schedule_of
 from covo_rl.types import Group
 
 
-def gathered(accelerator: Accelerator, values: list[Any]) -> list[Any]:
-    """The lists of all ranks, joined in rank order."""
-    return gather_object(values) if accelerator.num_processes > 1 else list(values)
+class Learner:
+    """Owns the gradient: optimiser, schedule, guard.
 
-
-def _finite_logps(batch: Batch, chosen: Sequence[int]) -> bool:
-    """Whether sampling, old and reference log-probs of these groups are all finite."""
-    sampled = all(math.isfinite(x) for p in chosen for r in batch.groups[p].rollouts for x in r.logps)
-    stored = [logps[p] for logps in (batch.old_logps, batch.ref_logps) if logps is not None for p in chosen]
-    return sampled and all(bool(torch.isfinite(logps_GC).all()) for logps_GC in stored)
-
-
-class Updater:
-    """Owns the gradient: everything between a generated batch and changed parameters.
-
-    `spare` is a group that a rank without groups of its own passes through the model, masked, so that DDP's
-    collectives find every rank.
+    `spare` is a group that a rank without groups of its own passes through the model, masked, so that the collectives
+    of DDP and FSDP find every rank. `wrapped` is the policy as accelerate returned it, `applied` counts the optimiser
+    updates so far.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        policy: Policy,
-        wrapped: torch.nn.Module,
-        optimizer: Any,
-        schedule: Any,
-        accelerator: Accelerator,
-        guard: StepGuard,
-        spare: Group,
-    ) -> None:
-        self.options = options
-        self.policy = policy
-        self.wrapped = wrapped
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.accelerator = accelerator
-        self.guard = guard
-        self.spare = spare
+    def __init__(self, options: Options, policy: Policy, accelerator: Accelerator, spare: Group) -> None:
+        self.options, self.policy, self.accelerator, self.spare = options, policy, accelerator, spare
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        train = options.train
+        optimizer = torch.optim.AdamW(
+            param_groups(policy.model, options.adapter, train.learning_rate, train.weight_decay, family=policy.family),
+            lr=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+        )
+        self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
+        self.updates_per_step = train.num_iterations * train.steps_per_generation
+        updates = train.max_steps * self.updates_per_step
+        self.schedule = schedule_of(train.lr_scheduler_type, optimizer, warmup_steps=train.warmup_steps, steps=updates)
+        self.guard = StepGuard(Path(train.output) / "debug", rank=self.ranks.rank)
         self.applied = 0
-        self.micro_batch_prompts = options.train.micro_batch_prompts
-        self.micro_batch_rollouts = options.train.micro_batch_rollouts or options.rollout.num_generations
+        self.micro_batch_prompts = train.micro_batch_prompts
+        self.micro_batch_rollouts = train.micro_batch_rollouts or options.rollout.num_generations
 
-    def update(self, batch: Batch, chosen: list[int], step: int) -> dict[str, float]:
-        """Update with the chosen groups of this rank; returns metrics over all ranks.
+    # -- without gradient, once per batch ------------------------------------------------------------------------
+
+    @property
+    def needs_old_logps(self) -> bool:
+        """Later updates of a batch, and corrections of the sampler, compare with the policy that sampled."""
+        return self.updates_per_step > 1 or self.options.loss.sampler_correction
+
+    def old_logps(self, groups: Sequence[Group], *, exact: bool) -> list[torch.Tensor] | None:
+        """(G, C) of every group, or None if nothing needs them. Where sampling was exact, what it recorded.
+
+        Otherwise a pass, for which the engine may have kept the prompts' keys.
+        """
+        if not self.needs_old_logps:
+            return None
+        if exact:
+            return [sampling_logps(group, self.accelerator.device) for group in groups]
+        return self._frozen_pass("old_logps", groups)
+
+    def ref_logps(self, groups: Sequence[Group]) -> list[torch.Tensor] | None:
+        """(G, C) of every group under the reference, or None without a KL term."""
+        return self._frozen_pass("logps", groups, reference=True) if self.options.loss.beta else None
+
+    def _frozen_pass(self, method: str, groups: Sequence[Group], **kwargs: Any) -> list[torch.Tensor]:
+        """Every rank makes as many passes as the one with the most groups."""
+        logps: list[torch.Tensor] = []
+        micro = chunks(groups, self.options.train.micro_batch_prompts)
+        idle = max(self.ranks.gathered(len(micro))) - len(micro)
+        with torch.no_grad(), memory_explained(self.memory_advice()):
+            for part in [*micro, *[[self.spare]] * idle]:
+                features = self.policy.features([group.prompt for group in part])
+                scored = self.wrapped(method, part, features, temperature=self.options.rollout.temperature, **kwargs)
+                logps += scored.logps_NC.split([len(group.rollouts) for group in part])
+        return logps[: len(groups)]
+
+    # -- the update ----------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch, members: list[int], step: int) -> dict[str, float]:
+        """One optimiser update with these groups of this rank; returns metrics over all ranks.
 
         Raises:
             TrainingStopped: memory ran out, or several updates in a row were not finite.
         """
-        if not all(gathered(self.accelerator, [_finite_logps(batch, chosen)])):
-            self.guard.failed(step, {"log_probs": math.nan}, lambda: self._details(batch, chosen))
+        if not all(self.ranks.gathered(_finite_logps(batch, members))):
+            self.guard.failed(step, {"log_probs": math.nan}, lambda: self._details(batch, members))
             self.schedule.step()
             return {}
-        normalizer = self._normalizer(batch, chosen)
+        normalizer = self._normalizer(batch, members)
         self.policy.train()
-        parts = self._backward_within_memory(batch, chosen, normalizer)
+        parts = self._backward_within_memory(batch, members, normalizer)
         over_ranks = {f"reduce_{how}": partial(self._reduced, how=how) for how in ("sum", "max")}
         metrics = summarise(parts, **over_ranks)
-        metrics["grad_norm"] = self._apply(batch, chosen, metrics, step) if parts else 0.0
+        metrics["grad_norm"] = self._apply(batch, members, metrics, step) if parts else 0.0
         self.schedule.step()
         return metrics
 
-    def _backward_within_memory(self, batch: Batch, chosen: list[int], normalizer: Normalizer) -> list[Metrics]:
+    def _backward_within_memory(self, batch: Batch, members: list[int], normalizer: Normalizer) -> list[Metrics]:
         """All micro-batches, if need be again in smaller ones. One process only: ranks would wait for each other."""
-        retry = self.options.train.oom_retry and self.accelerator.num_processes == 1
+        retry = self.options.train.oom_retry and self.ranks.world == 1
         before = random_state() if retry else None
         while True:
             try:
-                return self._backward(batch, chosen, normalizer)
+                return self._backward(batch, members, normalizer)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -119,74 +152,72 @@ class Updater:
 
     def memory_advice(self) -> str:
         """What to lower when a pass over completions runs out of memory."""
-        one = self.accelerator.num_processes == 1
+        one, retry = self.ranks.world == 1, self.options.train.oom_retry
         return out_of_memory_advice(
-            self.micro_batch_prompts, self.micro_batch_rollouts,
-            can_retry=one and not self.options.train.oom_retry,
-            no_retry=not one and self.options.train.oom_retry,
-        )  # fmt: skip
+            self.micro_batch_prompts, self.micro_batch_rollouts, can_retry=one and not retry, no_retry=retry and not one
+        )
 
-    def _backward(self, batch: Batch, chosen: list[int], normalizer: Normalizer) -> list[Metrics]:
+    def _backward(self, batch: Batch, members: list[int], normalizer: Normalizer) -> list[Metrics]:
         if self.options.loss.top_entropy_quantile < 1:
-            normalizer = self._with_entropy_threshold(batch, chosen, normalizer)
-        micro = self._micro_batches([p for p in chosen if self._carries_gradient(batch, p)])
-        passes = max(gathered(self.accelerator, [len(micro)]))
+            normalizer = self._with_entropy_threshold(batch, members, normalizer)
+        micro = self._micro_batches([p for p in members if self._carries_gradient(batch, p)])
+        passes = max(self.ranks.gathered(len(micro)))
         parts: list[Metrics] = []
         for index in range(passes):
             last = index == passes - 1
             self.accelerator.sync_gradients = last
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 # a rank that has no work left still takes part: DDP wants a pass from every rank
-                loss, part = (
-                    self._loss(batch, micro[index], normalizer) if index < len(micro) else self._idle(normalizer)
-                )
+                pieces = micro[index] if index < len(micro) else None
+                loss, part = self._idle(normalizer) if pieces is None else self._loss(batch, pieces, normalizer)
                 # DDP averages over ranks, the normalizer already counts all of them
                 self.accelerator.backward(loss * normalizer.world_size)
             parts.append(part)
         return parts
 
-    def _with_entropy_threshold(self, batch: Batch, chosen: list[int], normalizer: Normalizer) -> Normalizer:
+    def _carries_gradient(self, batch: Batch, p: int) -> bool:
+        """A group whose rollouts all agree moves nothing, unless KL or entropy terms do."""
+        return bool(batch.advantages.informative_P[p]) or bool(self.options.loss.beta or self.options.loss.entropy_coef)
+
+    def _with_entropy_threshold(self, batch: Batch, members: list[int], normalizer: Normalizer) -> Normalizer:
         """The quantile over every token of this update, on all ranks; takes a pass without gradient."""
         loss = self.options.loss
-        micro = self._micro_batches(chosen)
+        micro = self._micro_batches(members)
         entropies: list[float] = []
-        for index in range(max(gathered(self.accelerator, [len(micro)]))):
+        for index in range(max(self.ranks.gathered(len(micro)))):
             groups = [group_piece(batch.groups, piece) for piece in micro[index]] if index < len(micro) else []
             with torch.no_grad():
                 scored = self._scored(groups or [self.spare])
-            if groups:
+            if groups and scored.entropy_NC is not None:
                 mask_NC = loss_mask(groups, scored.mask_NC, loss.mask_truncated_completions)
                 entropies += scored.entropy_NC[mask_NC].tolist()
-        every = torch.tensor([gathered(self.accelerator, entropies)])
+        every = torch.tensor([self.ranks.joined(entropies)])
         threshold, tokens = entropy_threshold([every], [torch.ones_like(every)], loss.top_entropy_quantile)
         return replace(normalizer, entropy_threshold=threshold, entropy_tokens=tokens)
 
-    def _micro_batches(self, groups: list[int]) -> list[list[Piece]]:
+    def _micro_batches(self, members: list[int]) -> list[list[Piece]]:
         generations = self.options.rollout.num_generations
-        return micro_batches(groups, self.micro_batch_prompts, self.micro_batch_rollouts, generations)
+        return micro_batches(members, self.micro_batch_prompts, self.micro_batch_rollouts, generations)
 
     def _loss(self, batch: Batch, pieces: list[Piece], normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
+        config = self.options.loss
         groups = [group_piece(batch.groups, piece) for piece in pieces]
         scored = self._scored(groups)
         width, device = scored.logps_NC.shape[1], scored.logps_NC.device
-        loss_config = self.options.loss
-        sampler_logps = None
-        if loss_config.sampler_correction:
-            sampler_logps = padded({p: sampling_logps(batch.groups[p], device) for p, _ in pieces}, pieces, width)
+        advantages_N = np.concatenate([batch.advantages.advantages_PG[p][rollouts] for p, rollouts in pieces])
+        sampler_logps_NC = None
+        if config.sampler_correction:
+            sampler_logps_NC = padded({p: sampling_logps(batch.groups[p], device) for p, _ in pieces}, pieces, width)
         return policy_loss(
             scored.logps_NC,
             None if batch.old_logps is None else padded(batch.old_logps, pieces, width),
-            torch.as_tensor(
-                np.concatenate([batch.advantages.advantages_PG[p][rollouts] for p, rollouts in pieces]),
-                device=device,
-                dtype=torch.float32,
-            ),
-            loss_mask(groups, scored.mask_NC, loss_config.mask_truncated_completions),
-            loss_config,
+            torch.as_tensor(advantages_N, device=device, dtype=torch.float32),
+            loss_mask(groups, scored.mask_NC, config.mask_truncated_completions),
+            config,
             normalizer=normalizer,
             ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, pieces, width),
             entropy_NC=scored.entropy_NC,
-            sampler_logps_NC=sampler_logps,
+            sampler_logps_NC=sampler_logps_NC,
             max_completion_length=self.options.rollout.max_completion_length,
         )
 
@@ -200,12 +231,12 @@ class Updater:
             max_completion_length=self.options.rollout.max_completion_length,
         )  # fmt: skip
 
-    def _scored(self, groups: Sequence[Group]) -> Any:
+    def _scored(self, groups: Sequence[Group]) -> LogProbs:
         entropy = bool(self.options.loss.entropy_coef) or self.options.loss.top_entropy_quantile < 1
         features = self.policy.features([group.prompt for group in groups])
         return self.wrapped("logps", groups, features, temperature=self.options.rollout.temperature, entropy=entropy)
 
-    def _apply(self, batch: Batch, chosen: list[int], metrics: dict[str, float], step: int) -> float:
+    def _apply(self, batch: Batch, members: list[int], metrics: dict[str, float], step: int) -> float:
         """Clip and step, unless loss or gradient are not finite."""
         limit = self.options.train.max_grad_norm or math.inf
         norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
@@ -215,12 +246,12 @@ class Updater:
                 self.applied += 1
                 self.guard.passed()
             else:
-                self.guard.failed(step, {**metrics, "grad_norm": norm}, lambda: self._details(batch, chosen))
+                self.guard.failed(step, {**metrics, "grad_norm": norm}, lambda: self._details(batch, members))
         finally:
             self.optimizer.zero_grad()
         return norm
 
-    def _details(self, batch: Batch, chosen: list[int]) -> dict[str, Any]:
+    def _details(self, batch: Batch, members: list[int]) -> dict[str, Any]:
         rows = [
             {
                 "id": batch.groups[p].prompt.example.id,
@@ -228,32 +259,33 @@ class Updater:
                 "completions": [r.text for r in batch.groups[p].rollouts],
                 "sampling_logps": [str(min(r.logps, default=0.0)) for r in batch.groups[p].rollouts],
             }
-            for p in chosen
+            for p in members
         ]
         return {"rows": rows, "not_finite_in": not_finite_parameters(self.policy)}
 
-    def _carries_gradient(self, batch: Batch, p: int) -> bool:
-        """A group whose rollouts all agree moves nothing, unless KL or entropy terms do."""
-        return bool(batch.advantages.informative_P[p]) or bool(self.options.loss.beta or self.options.loss.entropy_coef)
-
-    def _normalizer(self, batch: Batch, chosen: list[int]) -> Normalizer:
+    def _normalizer(self, batch: Batch, members: list[int]) -> Normalizer:
         """Counts over all ranks and micro-batches of this update, and of the generated batch."""
         masked = self.options.loss.mask_truncated_completions
 
         def lengths(groups: Sequence[Group]) -> list[int]:
-            cut = [[masked and r.stop_reason == "length" for r in group.rollouts] for group in groups]
-            return [0 if skip else len(r.completion_ids)
-                    for group, skips in zip(groups, cut, strict=True)
-                    for r, skip in zip(group.rollouts, skips, strict=True)]  # fmt: skip
+            rollouts = [rollout for group in groups for rollout in group.rollouts]
+            return [0 if masked and r.stop_reason == "length" else len(r.completion_ids) for r in rollouts]
 
         return Normalizer.from_lengths(
-            gathered(self.accelerator, lengths([batch.groups[p] for p in chosen])),
-            generation_tokens=sum(gathered(self.accelerator, lengths(batch.groups))),
+            self.ranks.joined(lengths([batch.groups[p] for p in members])),
+            generation_tokens=sum(self.ranks.joined(lengths(batch.groups))),
             steps_per_generation=self.options.train.steps_per_generation,
-            world_size=self.accelerator.num_processes,
+            world_size=self.ranks.world,
         )
 
     def _reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
         """1-D float64 CPU tensor -> elementwise sum or maximum over ranks."""
-        stacked = torch.tensor(gathered(self.accelerator, [values.tolist()]), dtype=values.dtype)
+        stacked = torch.tensor(self.ranks.gathered(values.tolist()), dtype=values.dtype)
         return stacked.sum(0) if how == "sum" else stacked.amax(0)
+
+
+def _finite_logps(batch: Batch, members: Sequence[int]) -> bool:
+    """Whether sampling, old and reference log-probs of these groups are all finite."""
+    sampled = all(math.isfinite(x) for p in members for r in batch.groups[p].rollouts for x in r.logps)
+    stored = [logps[p] for logps in (batch.old_logps, batch.ref_logps) if logps is not None for p in members]
+    return sampled and all(bool(torch.isfinite(logps_GC).all()) for logps_GC in stored)

@@ -1,16 +1,13 @@
-"""The GRPO loop. It owns accelerate and the optimiser, and reads as the way of the data:
+"""The GRPO loop: rows -> prompts -> groups of rollouts -> rewards -> advantages -> update -> the next policy.
 
-    examples -> prompts -> rollouts -> rewards -> advantages -> loss -> step
-
-Groups stay whole on one rank. Loss normalisers are global counts, so the number of ranks and of
-micro-batches changes the memory, not the gradient.
+`Trainer.train_step` is the whole of it; everything below that method hangs on one of its lines. Groups stay whole on
+one rank. Loss normalisers are global counts, so the number of ranks and of micro-batches changes the memory, not the
+gradient.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,19 +17,19 @@ from accelerate import Accelerator
 from covo_rl.algo.advantage import Advantages, advantages, concatenated
 from covo_rl.audio import AudioError, ClipStore
 from covo_rl.config import Options
-from covo_rl.engines.own import sample, samples_exactly
+from covo_rl.engines.base import RolloutEngine
+from covo_rl.engines.own import OwnEngine
 from covo_rl.policy import Policy
-from covo_rl.policy.trainable import param_groups
 from covo_rl.prompt import PromptError, build_prompt
-from covo_rl.rewards import score as run_rewards
-from covo_rl.train.batch import Batch, chunks, hash_seed, replace, sampling_logps, step_metrics, sums
+from covo_rl.records.steps import Clock, StepShare, step_metrics
+from covo_rl.rewards import score
+from covo_rl.train.batch import Batch, hash_seed, refill
 from covo_rl.train.checkpoint.saver import Saver
-from covo_rl.train.clock import Clock
-from covo_rl.train.guard import StepGuard, TrainingStopped, memory_explained, sampling_advice
+from covo_rl.train.guard import TrainingStopped, memory_explained, sampling_advice
 from covo_rl.train.launch import join
-from covo_rl.train.learner import Updater, gathered
+from covo_rl.train.learner import Learner
+from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler, share
-from covo_rl.train.schedule import schedule_of
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 
 
@@ -51,33 +48,26 @@ class Trainer:
         examples: Sequence[Example],
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.options = options
+        self.options, self.policy, self.clips = options, policy, clips
         self.accelerator = accelerator or join()
-        self.clips = clips
+        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.sampler = PromptSampler(examples, options.train.seed)
         self.step = 0
         self.batch: Batch | None = None
         self.update_index = 0
         self.update_totals: dict[str, float] = {}
         self.skipped_rows: dict[str, str] = {}
-        self.policy = policy
-        train = options.train
-        optimizer = torch.optim.AdamW(
-            param_groups(policy.model, options.adapter, train.learning_rate, train.weight_decay, family=policy.family),
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
+        end = Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop")
+        spare = Group(self.prompt_of(examples[0].id), (end,))
+        self.learner = Learner(options, policy, self.accelerator, spare)
+        self.optimizer, self.schedule, self.guard = self.learner.optimizer, self.learner.schedule, self.learner.guard
+        self.engine: RolloutEngine = OwnEngine(
+            policy,
+            self.learner.wrapped,
+            # FSDP's mixed precision leaves float32 weights where the policy looks
+            full_precision=self.accelerator.mixed_precision == "no",
+            keep_prompts=self.learner.needs_old_logps,
         )
-        self.wrapped, self.optimizer = self.accelerator.prepare(policy, optimizer)
-        self.updates_per_step = train.num_iterations * train.steps_per_generation
-        updates = train.max_steps * self.updates_per_step
-        self.schedule = schedule_of(train.lr_scheduler_type, optimizer, warmup_steps=train.warmup_steps, steps=updates)
-        self.guard = StepGuard(Path(train.output) / "debug", rank=self.accelerator.process_index)
-        spare = Group(self.prompt_of(examples[0].id), (Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop"),))
-        self.updater = Updater(
-            options, policy, self.wrapped, self.optimizer, self.schedule, self.accelerator, self.guard, spare
-        )
-
-    # -- the step ------------------------------------------------------------------------------------------------
 
     def run(
         self, on_step: Callable[[dict[str, Any], Batch], float | None] | None = None, saver: Saver | None = None
@@ -88,73 +78,104 @@ class Trainer:
         """
         while self.step < self.options.train.max_steps:
             metrics, batch = self.train_step(saver)
-            score = on_step(metrics, batch) if on_step else None
+            step_score = on_step(metrics, batch) if on_step else None
             if saver:
-                saver.after_step(self, score)
+                saver.after_step(self, step_score)
         if saver:
             saver.finish(self)
+
+    # -- the arrow -----------------------------------------------------------------------------------------------
 
     def train_step(self, saver: Saver | None = None) -> tuple[dict[str, Any], Batch]:
         """One generated batch and all its optimiser updates, or what is left of them after a resume."""
         clock = Clock()
-        start = time.perf_counter()
         if self.batch is None:
             self.batch = self.generate(clock)
         with clock("update"):
             self.update(self.batch, saver)
         batch, update = self.batch, self.update_totals
         self.batch, self.update_index, self.update_totals = None, 0, {}
+        self.engine.sync(self.learner.applied)  # from now on, sample with this policy
         self.step += 1
-        metrics = self.gathered_metrics(batch, update)
-        by_reward = {f"reward_{name}": value for name, value in batch.table.seconds.items()}
-        metrics["seconds"] = {"step": time.perf_counter() - start, **clock.seconds, **by_reward}
-        return metrics, batch
+        return self.metrics(batch, update, clock), batch
 
-    def generate(self, clock: Clock) -> Batch:
-        """Rows -> prompts -> rollouts -> rewards -> advantages, with dynamic sampling if asked for."""
-        groups, table = self._rollouts(self.options.train.prompts_per_step, clock, attempt=0)
-        for attempt in range(1, self.options.train.dynamic_sampling + 1):
-            keep = self._advantages(groups, table).informative_P
-            missing = int(len(keep) - keep.sum())
-            wanted = gathered(self.accelerator, [missing])
-            if not sum(wanted):
-                break
-            more, more_table = self._rollouts(sum(wanted), clock, attempt=attempt, counts=wanted)
-            groups, table = replace(groups, table, keep, more, more_table)
+    def generate(self, clock: Clock | None = None) -> Batch:
+        """Rows -> prompts -> groups -> rewards -> advantages, and the log-probs that the update compares with."""
+        clock = clock or Clock()
+        rows = self.sampler.take(self.options.train.prompts_per_step)
+        groups, table = self.rollouts(share(rows, self.ranks.rank, self.ranks.world), clock)
+        groups, table = self.resample(groups, table, clock)
         self._check_reward_failures(table)
-        batch = Batch(groups, table, self._advantages(groups, table))
+        batch = Batch(groups, table, self.advantages_of(groups, table))
         with clock("score"):
-            self._frozen_passes(batch)
+            batch.old_logps = self.learner.old_logps(groups, exact=self.engine.exact)
+            self.engine.rest()  # its memory is the update's now
+            batch.ref_logps = self.learner.ref_logps(groups)
         return batch
 
-    def _rollouts(
-        self, count: int, clock: Clock, attempt: int, counts: list[int] | None = None
-    ) -> tuple[list[Group], RewardTable]:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        rows = self.sampler.take(count)
-        if counts is None:
-            mine: list[Example] = share(rows, rank, world)
-        else:
-            mine = rows[sum(counts[:rank]) : sum(counts[: rank + 1])]
+    def rollouts(self, rows: Sequence[Example], clock: Clock, attempt: int = 0) -> tuple[list[Group], RewardTable]:
+        """G rollouts of each row, and their scores."""
         with clock("prompt"):
-            prompts = self._prompts(mine)
-        with memory_explained(sampling_advice(len(prompts), self.options.rollout)):
-            groups = self._sample(prompts, clock, hash_seed(self.options.train.seed, self.step, attempt))
+            prompts = self.prompts_of(rows)
+        rollout = self.options.rollout
+        seed = hash_seed(self.options.train.seed, self.step, attempt)
+        # ranks that share out the parameters sample together: one without prompts samples for nothing
+        together = prompts or ([self.learner.spare.prompt] if self.sharded else [])
+        with memory_explained(sampling_advice(len(prompts), rollout)):
+            pending = self.engine.submit(together, rollout, seed=seed, generations=rollout.num_generations)
+            groups = self.engine.collect(pending)[: len(prompts)]
+        for name, value in self.engine.metrics().items():
+            clock.add(name.removesuffix("_s"), value)
         with clock("reward"):
-            table = run_rewards(groups, self.options.reward, trainer_state={"step": self.step})
+            table = score(groups, self.options.reward, trainer_state={"step": self.step})
         return groups, table
 
-    def _sample(self, prompts: list[Prompt], clock: Clock, seed: int) -> list[Group]:
-        """G rollouts of each prompt; a sharded rank without prompts samples one for nothing, to stay in step."""
-        asked = prompts or ([self.updater.spare.prompt] if self.sharded else [])
-        with clock("encode"), torch.no_grad():
-            features = self.policy.features(asked)
-        with clock("sample"):
-            policy = self.wrapped if self.sharded else self.policy
-            groups = sample(policy, asked, features, self.options.rollout, seed=seed, keep_prompts=self._needs_old_pass)
-        return groups[: len(prompts)]
+    def resample(self, groups: list[Group], table: RewardTable, clock: Clock) -> tuple[list[Group], RewardTable]:
+        """Dynamic sampling (DAPO, arXiv 2503.14476): other rows in the places of groups without variance."""
+        for attempt in range(1, self.options.train.dynamic_sampling + 1):
+            keep_P = self.advantages_of(groups, table).informative_P
+            counts = self.ranks.gathered(int((~keep_P).sum()))
+            if not sum(counts):
+                break
+            rows, start = self.sampler.take(sum(counts)), sum(counts[: self.ranks.rank])
+            more, more_table = self.rollouts(rows[start : start + counts[self.ranks.rank]], clock, attempt)
+            groups, table = refill(groups, table, keep_P, more, more_table)
+        return groups, table
 
-    def _prompts(self, rows: Sequence[Example]) -> list[Prompt]:
+    def advantages_of(self, groups: Sequence[Group], table: RewardTable) -> Advantages:
+        """Over the groups of all ranks, so that `scale_rewards: batch` means the whole batch; returns this rank's."""
+        shape = table.rewards_PG.shape
+        lengths_PG = np.array([[len(r.completion_ids) for r in group.rollouts] for group in groups]).reshape(shape)
+        parts = self.ranks.gathered((table, lengths_PG))
+        start = sum(len(lengths) for _, lengths in parts[: self.ranks.rank])
+        filled = [lengths for _, lengths in parts if len(lengths)]  # a rank without groups does not know G
+        result = advantages(
+            concatenated([table for table, _ in parts]),
+            self.options.loss,
+            lengths_PG=np.concatenate(filled or [lengths_PG]),
+            max_completion_length=self.options.rollout.max_completion_length,
+        )
+        return result.part(slice(start, start + shape[0]))
+
+    def update(self, batch: Batch, saver: Saver | None = None) -> None:
+        """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
+
+        `update_totals` sums up the means of their metrics.
+        """
+        parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
+        seed = hash_seed(self.options.train.seed, self.step, "order")
+        order = torch.randperm(len(batch.groups), generator=torch.Generator().manual_seed(seed)).tolist()
+        while self.update_index < updates:
+            members = sorted(share(order, self.update_index % parts, parts))
+            for name, value in self.learner.update(batch, members, self.step).items():
+                self.update_totals[name] = self.update_totals.get(name, 0.0) + value / updates
+            self.update_index += 1
+            if saver and self.update_index < updates:
+                saver.after_update(self)
+
+    # -- rows and ranks ------------------------------------------------------------------------------------------
+
+    def prompts_of(self, rows: Sequence[Example]) -> list[Prompt]:
         """Prompts of the rows whose audio can be read; the others are counted, and too many of them stop the run."""
         prompts = []
         for row in rows:
@@ -162,14 +183,14 @@ class Trainer:
                 prompts.append(build_prompt(row, self.policy.family, self.clips, self.options.prompt))
             except (AudioError, PromptError) as error:
                 self.skipped_rows[row.id] = str(error)
-        for part in gathered(self.accelerator, [dict(self.skipped_rows)]):
+        for part in self.ranks.gathered(dict(self.skipped_rows)):
             self.skipped_rows |= part
-        limit, rows_in_all = self.options.data.skipped_rows_limit, len(self.sampler.examples)
-        if len(self.skipped_rows) > limit * rows_in_all:
-            shown = "; ".join(f"row {name}: {why}" for name, why in list(self.skipped_rows.items())[:5])
+        limit, total = self.options.data.skipped_rows_limit, len(self.sampler.examples)
+        if len(self.skipped_rows) > limit * total:
+            reasons = "; ".join(f"row {name}: {why}" for name, why in list(self.skipped_rows.items())[:5])
             raise TrainingStopped(
-                f"step {self.step}: {len(self.skipped_rows)} of {rows_in_all} rows were skipped because their audio "
-                f"could not be read, above skipped_rows_limit {limit}. The first: {shown}"
+                f"step {self.step}: {len(self.skipped_rows)} of {total} rows were skipped because their audio "
+                f"could not be read, above skipped_rows_limit {limit}. The first: {reasons}"
             )
         return prompts
 
@@ -178,77 +199,9 @@ class Trainer:
         row = next(row for row in self.sampler.examples if row.id == example_id)
         return build_prompt(row, self.policy.family, self.clips, self.options.prompt)
 
-    def _advantages(self, groups: Sequence[Group], table: RewardTable) -> Advantages:
-        """Over the groups of all ranks, so that `scale_rewards: batch` means the whole batch; returns this rank's."""
-        shape = table.rewards_PG.shape
-        lengths_PG = np.array([[len(r.completion_ids) for r in group.rollouts] for group in groups]).reshape(shape)
-        parts = gathered(self.accelerator, [(table, lengths_PG)])
-        start = sum(len(lengths) for _, lengths in parts[: self.accelerator.process_index])
-        known = [lengths for _, lengths in parts if len(lengths)]  # a rank without groups does not know G
-        result = advantages(
-            concatenated([table for table, _ in parts]),
-            self.options.loss,
-            lengths_PG=np.concatenate(known or [lengths_PG]),
-            max_completion_length=self.options.rollout.max_completion_length,
-        )
-        return result.part(slice(start, start + shape[0]))
-
-    def _frozen_passes(self, batch: Batch) -> None:
-        """Old and reference log-probs, once per generated batch, without gradient."""
-        if self._needs_old_logps:
-            # the sampling step's prompt keys serve this pass, so prompts are not computed again
-            old = self._score("old_logps", batch.groups) if self._needs_old_pass else None
-            batch.old_logps = old or [sampling_logps(group, self.accelerator.device) for group in batch.groups]
-        self.policy.release()
-        if self.options.loss.beta:
-            batch.ref_logps = self._score("logps", batch.groups, reference=True)
-
-    @property
-    def _needs_old_logps(self) -> bool:
-        """Later updates of a batch, and corrections of the sampler, compare with the policy that sampled."""
-        return self.updates_per_step > 1 or self.options.loss.sampler_correction
-
-    @property
-    def _needs_old_pass(self) -> bool:
-        # FSDP's mixed precision leaves float32 weights where the policy looks
-        exact = samples_exactly(self.policy) and self.accelerator.mixed_precision == "no"
-        return self._needs_old_logps and not exact
-
-    def _score(self, method: str, groups: Sequence[Group], **kwargs: Any) -> list[torch.Tensor]:
-        """Log-probs (G, C) of every group. Every rank makes as many passes as the one with the most groups."""
-        scores: list[torch.Tensor] = []
-        micro = chunks(groups, self.options.train.micro_batch_prompts)
-        idle = max(gathered(self.accelerator, [len(micro)])) - len(micro)
-        with torch.no_grad(), memory_explained(self.updater.memory_advice()):
-            for some in [*micro, *[[self.updater.spare]] * idle]:
-                features = self.policy.features([group.prompt for group in some])
-                result = self.wrapped(method, some, features, temperature=self.options.rollout.temperature, **kwargs)
-                scores += result.logps_NC.split([len(group.rollouts) for group in some])
-        return scores[: len(groups)]
-
-    # -- the update ----------------------------------------------------------------------------------------------
-
-    def update(self, batch: Batch, saver: Saver | None = None) -> None:
-        """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
-
-        `update_totals` sums up the means of their metrics.
-        """
-        parts = self.options.train.steps_per_generation
-        seed = hash_seed(self.options.train.seed, self.step, "order")
-        order = torch.randperm(len(batch.groups), generator=torch.Generator().manual_seed(seed)).tolist()
-        while self.update_index < self.updates_per_step:
-            chosen = sorted(share(order, self.update_index % parts, parts))
-            for name, value in self.updater.update(batch, chosen, self.step).items():
-                self.update_totals[name] = self.update_totals.get(name, 0.0) + value / self.updates_per_step
-            self.update_index += 1
-            if saver and self.update_index < self.updates_per_step:
-                saver.after_update(self)
-
-    # -- ranks and records ---------------------------------------------------------------------------------------
-
     @property
     def sharded(self) -> bool:
-        """Parameters live in pieces on several ranks (FSDP, ZeRO-3), so sampling must go through the wrapper."""
+        """Parameters live in pieces on several ranks (FSDP, ZeRO-3), which must then sample together."""
         return self.accelerator.distributed_type.name in ("FSDP", "DEEPSPEED")
 
     @property
@@ -256,22 +209,30 @@ class Trainer:
         return self.accelerator.device
 
     def _check_reward_failures(self, table: RewardTable) -> None:
-        graded, limit = max(table.rewards_PGR.size, 1), self.options.reward.reward_failure_limit
-        failed = [why for why in table.missing.values() if why.startswith("failed")]
-        if len(failed) / graded > limit:
+        scores, limit = max(table.rewards_PGR.size, 1), self.options.reward.reward_failure_limit
+        failures = [why for why in table.missing.values() if why.startswith("failed")]
+        if len(failures) / scores > limit:
             raise TrainingStopped(
-                f"step {self.step}: {len(failed)} of {graded} reward scores failed, above reward_failure_limit "
-                f"{limit}. The first: {failed[0]}"
+                f"step {self.step}: {len(failures)} of {scores} reward scores failed, above reward_failure_limit "
+                f"{limit}. The first: {failures[0]}"
             )
 
-    def gathered_metrics(self, batch: Batch, update: Mapping[str, float]) -> dict[str, Any]:
+    # -- records and state ---------------------------------------------------------------------------------------
+
+    def metrics(self, batch: Batch, update: Mapping[str, float], clock: Clock) -> dict[str, Any]:
         """The step over all ranks, keyed as in metrics.jsonl."""
-        parts = gathered(self.accelerator, [(sums(batch), batch.table)])
-        metrics: dict[str, Any] = {"step": self.step, "epoch": self.sampler.epoch, **step_metrics(parts)}
-        metrics |= dict(update)
-        metrics |= {"learning_rate": self.schedule.get_last_lr()[0], "skipped_steps": self.guard.skipped,
-                    "skipped_rows": len(self.skipped_rows)}  # fmt: skip
-        return metrics
+        shares = self.ranks.gathered(StepShare.of(batch.groups, batch.table, batch.advantages))
+        rewards = {f"reward_{name}": value for name, value in batch.table.seconds.items()}
+        return {
+            "step": self.step,
+            "epoch": self.sampler.epoch,
+            **step_metrics(shares),
+            **update,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "skipped_steps": self.guard.skipped,
+            "skipped_rows": len(self.skipped_rows),
+            "seconds": {"step": clock.total(), **clock.seconds, **rewards},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and positions; weights, optimiser and the batch in use are saved beside it by the checkpoint."""
@@ -279,7 +240,7 @@ class Trainer:
             "step": self.step,
             "update_index": self.update_index,
             "update_totals": self.update_totals,
-            "optimizer_steps": self.updater.applied,
+            "optimizer_steps": self.learner.applied,
             "guard": self.guard.state_dict(),
             "skipped_rows": self.skipped_rows,
             "sampler": self.sampler.state_dict(),
@@ -289,7 +250,8 @@ class Trainer:
         self.step = state["step"]
         self.update_index = state["update_index"]
         self.update_totals = dict(state["update_totals"])
-        self.updater.applied = state["optimizer_steps"]
+        self.learner.applied = state["optimizer_steps"]
+        self.engine.sync(self.learner.applied)
         self.guard.load_state_dict(state["guard"])
         self.skipped_rows = dict(state["skipped_rows"])
         self.sampler.load_state_dict(state["sampler"])

@@ -42,7 +42,7 @@ def soak(folder: Path, steps: int) -> list[tuple[float, float, int]]:
     import train_cases
 
     from covo_rl.records.folder import Run
-    from covo_rl.train.batch import rollout_rows
+    from covo_rl.records.steps import rollout_rows
     from covo_rl.train.checkpoint.saver import Saver
 
     torch.set_num_threads(1)
@@ -56,7 +56,7 @@ def soak(folder: Path, steps: int) -> list[tuple[float, float, int]]:
     def on_step(metrics, batch):
         nonlocal last
         record.log_metrics(metrics)
-        record.log_rollouts(metrics["step"], rollout_rows(batch))
+        record.log_rollouts(metrics["step"], rollout_rows(batch.groups, batch.table, batch.advantages))
         now = time.process_time()
         samples.append((now - last, resident_mib(), handles()))
         last = now

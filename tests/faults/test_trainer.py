@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import train_cases as cases
 
 from covo_rl.audio import AudioError
-from covo_rl.train import learner as update_module
+from covo_rl.engines import own
+from covo_rl.train import learner as learner_module
 from covo_rl.train import loop as train_module
 from covo_rl.train.batch import sampling_logps
-from covo_rl.train.clock import Clock
 from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 
 LORA = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 3}
@@ -50,7 +50,7 @@ def test_resumed_after_every_update_the_metrics_are_the_same_bits(tmp_path, vari
         except StoppedBySignal:
             moments += 1
             assert moments < 40, "the run does not get on"
-    assert moments == undisturbed.options.train.max_steps * undisturbed.updates_per_step
+    assert moments == undisturbed.options.train.max_steps * undisturbed.learner.updates_per_step
     assert cases.metrics(tmp_path / "b") == cases.metrics(tmp_path / "a")
     ours, theirs = dict(resumed.policy.named_parameters()), dict(undisturbed.policy.named_parameters())
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -60,17 +60,17 @@ def test_resumed_after_every_update_the_metrics_are_the_same_bits(tmp_path, vari
 
 def poison(monkeypatch, updates, value=math.nan):
     """Make the loss of the given updates (counted from 0) not finite."""
-    original, seen = update_module.Updater.update, []
+    original, seen = learner_module.Learner.update, []
 
     def update(self, batch, chosen, step):
         seen.append(step)
         with monkeypatch.context() as inner:
             if len(seen) - 1 in updates:
-                loss = update_module.policy_loss
-                inner.setattr(update_module, "policy_loss", lambda *a, **k: _poisoned(loss(*a, **k), value))
+                loss = learner_module.policy_loss
+                inner.setattr(learner_module, "policy_loss", lambda *a, **k: _poisoned(loss(*a, **k), value))
             return original(self, batch, chosen, step)
 
-    monkeypatch.setattr(update_module.Updater, "update", update)
+    monkeypatch.setattr(learner_module.Learner, "update", update)
 
 
 def _poisoned(result, value):
@@ -82,7 +82,7 @@ def _poisoned(result, value):
 def test_an_update_that_is_not_finite_is_skipped_counted_and_dumped(tmp_path, monkeypatch, value):
     poison(monkeypatch, {1}, value)
     made, _ = cases.run(cases.options(tmp_path))
-    assert made.guard.skipped == 1 and made.updater.applied == 3
+    assert made.guard.skipped == 1 and made.learner.applied == 3
     assert [line["skipped_steps"] for line in cases.metrics(tmp_path)] == [0, 1, 1, 1]
     assert all(torch.isfinite(p).all() for p in made.policy.parameters())
     dump = json.loads((tmp_path / "debug" / "step_000001" / "rank_00000.json").read_text())
@@ -122,7 +122,7 @@ def test_a_nan_in_the_model_is_caught_the_same_way(tmp_path):
 
 def out_of_memory_above(monkeypatch, limit):
     """As if more than `limit` rollouts (three per group) did not fit; lists the sizes that were tried."""
-    original, tried = update_module.Updater._scored, []
+    original, tried = learner_module.Learner._scored, []
 
     def scored(self, groups):
         tried.append(sum(len(group.rollouts) for group in groups))
@@ -130,7 +130,7 @@ def out_of_memory_above(monkeypatch, limit):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return original(self, groups)
 
-    monkeypatch.setattr(update_module.Updater, "_scored", scored)
+    monkeypatch.setattr(learner_module.Learner, "_scored", scored)
     return tried
 
 
@@ -148,20 +148,20 @@ def test_out_of_memory_is_retried_with_half_the_micro_batch_down_to_one_rollout(
     tried = out_of_memory_above(monkeypatch, 1)
     made, _ = cases.run(cases.options(tmp_path / "b", micro_batch_prompts=4, oom_retry=True))
     assert tried[:6] == [12, 6, 3, 1, 1, 1]
-    assert (made.updater.micro_batch_prompts, made.updater.micro_batch_rollouts) == (1, 1)
+    assert (made.learner.micro_batch_prompts, made.learner.micro_batch_rollouts) == (1, 1)
     for ours, theirs in zip(cases.metrics(tmp_path / "b"), cases.metrics(tmp_path / "a"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5, nan_ok=True)
     out_of_memory_above(monkeypatch, 0)
     with pytest.raises(TrainingStopped, match="max_completion_length: a micro-batch is one rollout already"):
         cases.run(cases.options(tmp_path / "c", oom_retry=True))
-    assert expected.updater.applied == made.updater.applied == 4
+    assert expected.learner.applied == made.learner.applied == 4
 
 
 def test_out_of_memory_while_sampling_says_what_makes_it_smaller(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(train_module, "sample", full)
+    monkeypatch.setattr(own, "sample", full)
     expected = r"sampling 4 prompts x 3 rollouts of up to 8 tokens\. Lower prompts_per_step .*max_completion_length"
     with pytest.raises(TrainingStopped, match=expected) as stop:
         cases.run(cases.options(tmp_path, oom_retry=True))
@@ -172,7 +172,7 @@ def test_other_runtime_errors_are_not_taken_for_out_of_memory(tmp_path, monkeypa
     def broken(self, groups):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(update_module.Updater, "_scored", broken)
+    monkeypatch.setattr(learner_module.Learner, "_scored", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         cases.run(cases.options(tmp_path, oom_retry=True))
 
@@ -228,9 +228,9 @@ def test_the_micro_batch_size_changes_nothing_but_memory(tmp_path):
 
 def test_old_log_probs_of_an_inexact_sampler_reuse_the_prompts(tmp_path, monkeypatch):
     """bf16 samples and scores with other roundings, so the old policy gets a pass: completions only, prompts kept."""
-    monkeypatch.setattr(train_module, "samples_exactly", lambda policy: False)
+    monkeypatch.setattr(own, "samples_exactly", lambda policy: False)
     made = cases.trainer(cases.options(tmp_path, **LORA))
-    batch = made.generate(Clock())
+    batch = made.generate()
     prompts = {group.prompt.input_ids: len(group.prompt.input_ids) for group in batch.groups}
     assert made.policy.counters.prompt_positions == sum(prompts.values())
     assert batch.old_logps is not None and made.policy.counters.passes > 1

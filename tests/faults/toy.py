@@ -24,10 +24,10 @@ from covo_rl.algo.advantage import advantages
 from covo_rl.algo.loss import Normalizer, policy_loss
 from covo_rl.config import Options
 from covo_rl.records.folder import Run
-from covo_rl.train.batch import Batch, replace
-from covo_rl.train.checkpoint import Ranks
+from covo_rl.train.batch import Batch, refill
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StopSignals
+from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler, share
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
@@ -115,7 +115,7 @@ class ToyTrainer:
         wanted = self.ranks.gathered(int((~keep).sum()))
         if self.options.train.dynamic_sampling and sum(wanted):
             more, more_table = self.rollouts(sum(wanted), wanted)
-            groups, table = replace(groups, table, keep, more, more_table)
+            groups, table = refill(groups, table, keep, more, more_table)
         batch = Batch(groups, table, advantages(table, self.options.loss))
         batch.old_logps = [torch.tensor([r.logps for r in group.rollouts]) for group in groups]
         return batch

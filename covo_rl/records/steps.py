@@ -1,0 +1,112 @@
+"""What a step leaves behind: its metrics over all ranks, its rollouts as rows, and where its time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from covo_rl.algo.advantage import Advantages, concatenated
+from covo_rl.rewards.table import figures
+from covo_rl.types import Group, RewardTable
+
+
+class Clock:
+    """Wall seconds by phase of a step."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self.start
+
+
+@dataclass(frozen=True)
+class StepShare:
+    """One rank's share of a step, small enough to gather: its scores, and (N,) figures of its rollouts and groups."""
+
+    table: RewardTable
+    lengths_N: np.ndarray
+    truncated_N: np.ndarray
+    format_broken_N: np.ndarray
+    informative_P: np.ndarray
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> StepShare:
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        return cls(
+            table,
+            np.array([len(r.completion_ids) for r in rollouts], dtype=float),
+            np.array([r.stop_reason == "length" for r in rollouts], dtype=float),
+            np.array([bool(r.problems) for r in rollouts], dtype=float),
+            advantages.informative_P.astype(float),
+        )
+
+
+def step_metrics(shares: Sequence[StepShare]) -> dict[str, float | None]:
+    """The shares of all ranks -> figures over all rollouts of the step, keyed as in metrics.jsonl.
+
+    What rewards log by themselves is averaged over ranks by their rollouts.
+    """
+
+    def mean(name: str) -> float:
+        values = np.concatenate([getattr(share, name) for share in shares])
+        return float(values.mean()) if values.size else 0.0
+
+    table = concatenated([share.table for share in shares])
+    metrics: dict[str, float | None] = {}
+    for r, name in enumerate(table.names):
+        graded = table.rewards_PGR[..., r][np.isfinite(table.rewards_PGR[..., r])]
+        metrics[f"reward_{name}"] = float(graded.mean()) if graded.size else None
+        metrics[f"none_{name}"] = 1.0 - graded.size / max(table.rewards_PG.size, 1)
+    total = table.rewards_PG[np.isfinite(table.rewards_PG)]
+    metrics["reward_total"] = float(total.mean()) if total.size else 0.0
+    metrics["zero_variance_groups"] = 1.0 - mean("informative_P") if table.rewards_PG.size else 0.0
+    metrics["completion_length"], metrics["truncated"] = mean("lengths_N"), mean("truncated_N")
+    metrics["format_broken"] = mean("format_broken_N")
+    for share in shares:
+        weight = share.table.rewards_PG.size / max(table.rewards_PG.size, 1)
+        for name, value in share.table.metrics.items():
+            if not name.startswith("rewards/"):  # those are made anew from the scores of all ranks
+                metrics[name] = (metrics.get(name) or 0.0) + value * weight
+    scores = figures(table.names, table.rewards_PGR, table.rewards_PG)
+    return metrics | {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
+
+
+def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> list[Mapping[str, Any]]:
+    """One JSON-ready row per rollout; clips by name, never by waveform."""
+    return [
+        {
+            "id": group.prompt.example.id,
+            "clips": [clip.name for clip in group.prompt.example.clips],
+            "question": group.prompt.example.question,
+            "answer": group.prompt.example.answer,
+            "completion": rollout.text,
+            "stop_reason": rollout.stop_reason,
+            "problems": rollout.problems,
+            "rewards": dict(zip(table.names, table.rewards_PGR[p, g], strict=True)),
+            "reward_total": table.rewards_PG[p, g],
+            "advantage": advantages.advantages_PG[p, g],
+            "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
+            **{name: values[p * len(group.rollouts) + g] for name, values in table.extras.items()},
+        }
+        for p, group in enumerate(groups)
+        for g, rollout in enumerate(group.rollouts)
+    ]
