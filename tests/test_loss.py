@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from covo_rl.algo.loss import Normalizer, entropy_threshold, kl_divergence, mask_truncated, policy_loss, summarise
+from covo_rl.algo.loss import LOSSES, kl_divergence, mask_truncated, policy_loss
+from covo_rl.algo.metrics import summarise
+from covo_rl.algo.normalizer import Normalizer, entropy_threshold
 from covo_rl.config import LOSS_TYPES, LossConfig, loss_problems
 
 LN2 = math.log(2)
@@ -16,12 +18,17 @@ MASK_NC = torch.tensor([[1, 0, 0], [1, 1, 1]])
 ADVANTAGES_N = torch.tensor([1.0, -1.0])
 
 
+def counted(*masks):
+    """The normaliser of a step that holds these micro-batches."""
+    return Normalizer.from_lengths([int(row.sum()) for mask_NC in masks for row in mask_NC])
+
+
 def config(loss_type="dapo", **options):
     return LossConfig(loss_type=loss_type, **options)
 
 
 def loss_of(settings, logps_NC=LOGPS_NC, normalizer=None, mask_NC=MASK_NC, **tensors):
-    normalizer = normalizer or Normalizer.count([mask_NC])
+    normalizer = normalizer or counted(mask_NC)
     return policy_loss(logps_NC, OLD_NC, ADVANTAGES_N, mask_NC, settings, normalizer=normalizer,
                        max_completion_length=5, **tensors)  # fmt: skip
 
@@ -63,7 +70,7 @@ def test_higher_upper_clip_and_two_sided_delta():
     # epsilon_high 0.5 lets the first ratio reach 1.5: -1.5 + 2.8
     assert loss_of(config(epsilon_high=0.5))[0].item() == pytest.approx(1.3 / 4, abs=1e-6)
     # a negative advantage with ratio 2 costs 2 without delta, 1.5 with it
-    flipped = {"normalizer": Normalizer.count([MASK_NC]), "max_completion_length": 5}
+    flipped = {"normalizer": counted(MASK_NC), "max_completion_length": 5}
     without, _ = policy_loss(LOGPS_NC, OLD_NC, -ADVANTAGES_N, MASK_NC, config(), **flipped)
     bounded, _ = policy_loss(LOGPS_NC, OLD_NC, -ADVANTAGES_N, MASK_NC, config(delta=1.5), **flipped)
     assert (without - bounded).item() == pytest.approx(0.5 / 4, abs=1e-6)
@@ -104,7 +111,7 @@ def test_vespo_weight_is_one_at_ratio_one_and_by_hand_at_two():
 def test_without_old_log_probs_the_ratio_is_one():
     logps_NC = OLD_NC.clone().requires_grad_()
     value, report = policy_loss(
-        logps_NC, None, ADVANTAGES_N, MASK_NC, config(), normalizer=Normalizer.count([MASK_NC]), max_completion_length=5
+        logps_NC, None, ADVANTAGES_N, MASK_NC, config(), normalizer=counted(MASK_NC), max_completion_length=5
     )
     value.backward()
     torch.testing.assert_close(logps_NC.grad, torch.tensor([[-1.0, 0, 0], [1, 1, 1]]) / 4)
@@ -167,7 +174,7 @@ def test_shares_of_micro_batches_and_ranks_sum_to_the_whole(loss_type, quantile)
     def run(ranks):
         leaf_NC = logps_NC.clone().requires_grad_()
         masks = [[tensors["mask_NC"][part] for part in parts] for parts in ranks]
-        counts = [Normalizer.count(some) for some in masks]
+        counts = [counted(*some) for some in masks]
         totals = [sum(getattr(c, name) for c in counts) for name in ("sequences", "tokens", "window_tokens")]
         normalizer = Normalizer(*totals, len(ranks), *threshold)
         reports, total = [], torch.zeros(())
@@ -195,10 +202,13 @@ def test_ranks_reduce_counts_and_metrics():
         calls.append(len(values))
         return values * 2
 
-    normalizer = Normalizer.count([MASK_NC], reduce_sum=doubled, world_size=2)
+    def largest(values):
+        calls.append(len(values))
+        return values
+
+    normalizer = Normalizer.from_lengths([1, 3, 1, 3], world_size=2)
     assert (normalizer.sequences, normalizer.tokens, normalizer.world_size) == (4, 8, 2)
-    assert Normalizer.from_lengths([1, 3, 1, 3], world_size=2) == normalizer
-    metrics = summarise([loss_of(config(), normalizer=normalizer)[1]], reduce_sum=doubled, reduce_max=lambda x: x)
+    metrics = summarise([loss_of(config(), normalizer=normalizer)[1]], reduce_sum=doubled, reduce_max=largest)
     assert metrics["ratio/mean"] == pytest.approx(4.5 / 4)
     assert len(calls) == 2
 
@@ -225,7 +235,7 @@ def test_padding_can_hold_anything(loss_type, garbage):
         leaf_NC = torch.where(kept, logps_NC, filler).requires_grad_()
         value, report = policy_loss(leaf_NC, entropy_NC=torch.where(kept, entropy_NC, filler), **tensors,
                                     config=full_config(loss_type, sampler_correction=True),
-                                    normalizer=Normalizer.count([kept]), max_completion_length=9)  # fmt: skip
+                                    normalizer=counted(kept), max_completion_length=9)  # fmt: skip
         value.backward()
         return value.item(), leaf_NC.grad, summarise([report])
 
@@ -338,3 +348,7 @@ def test_a_tensor_that_the_options_need_is_asked_for(options, words):
 def test_shapes_that_disagree_are_shown():
     with pytest.raises(ValueError, match=r"advantages \(2,\) must be \(N, C\), \(N, C\) and \(N,\)"):
         loss_of(config(), LOGPS_NC[:1])
+
+
+def test_every_loss_type_of_the_options_has_its_line():
+    assert set(LOSSES) == set(LOSS_TYPES)

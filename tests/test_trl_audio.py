@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from covo_rl.algo.advantage import advantages
-from covo_rl.algo.loss import Normalizer, policy_loss
+from covo_rl.algo.loss import policy_loss
+from covo_rl.algo.normalizer import Normalizer
 from covo_rl.bench.trl_audio import AudioGRPOTrainer, options
 from covo_rl.config import LossConfig
 from covo_rl.types import Group, RewardTable, Rollout

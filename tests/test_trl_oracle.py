@@ -18,7 +18,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
 from covo_rl.algo.advantage import advantages, overlong_penalty
-from covo_rl.algo.loss import Normalizer, entropy_threshold, policy_loss, summarise
+from covo_rl.algo.loss import policy_loss
+from covo_rl.algo.metrics import summarise
+from covo_rl.algo.normalizer import Normalizer, entropy_threshold
 from covo_rl.config import LOSS_TYPES, LossConfig
 from covo_rl.types import RewardTable
 
@@ -191,7 +193,7 @@ def theirs(oracle, inputs, config, monkeypatch):
 def ours(oracle, inputs, config, micro_batches=1):
     model, mask_NC = oracle.trainer.model, inputs["completion_mask"]
     parts = torch.arange(len(mask_NC)).chunk(micro_batches)
-    normalizer = Normalizer.count([mask_NC[part] for part in parts])
+    normalizer = Normalizer.from_lengths([int(n) for part in parts for n in mask_NC[part].sum(1)])
     if config.top_entropy_quantile < 1 and micro_batches > 1:
         entropies_NC = logps_and_entropy(model, inputs)[1]
         normalizer = Normalizer(
@@ -281,7 +283,7 @@ def test_steps_per_generation_divides_as_trl_does(oracle, batch, monkeypatch):
     their_loss = theirs(oracle, inputs, config, monkeypatch)[0]
     mask_NC = batch["completion_mask"]
     logps_NC = logps_and_entropy(oracle.trainer.model, batch)[0]
-    normalizer = Normalizer.count([mask_NC], generation_tokens=100, steps_per_generation=2)
+    normalizer = Normalizer.from_lengths(mask_NC.sum(1).int().tolist(), generation_tokens=100, steps_per_generation=2)
     our_loss, _ = policy_loss(
         logps_NC, batch["old_per_token_logps"], batch["advantages"], mask_NC, config,
         normalizer=normalizer, max_completion_length=C,

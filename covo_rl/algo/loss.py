@@ -1,7 +1,7 @@
 """The GRPO objectives: log-probs and advantages in, (loss, metrics) out. Pure tensors, no model.
 
 Every loss type divides by a count of sequences or tokens. Those counts are taken once per optimiser step, over all
-micro-batches and all ranks (`Normalizer.count`), so what `policy_loss` returns for a micro-batch is its exact share:
+micro-batches and all ranks (`Normalizer`), so what `policy_loss` returns for a micro-batch is its exact share:
 
     sum over micro-batches and ranks of policy_loss(...)  ==  policy_loss(the whole batch)
 
@@ -23,20 +23,24 @@ GSPO (arXiv 2507.18071) is `importance_sampling_level: sequence`. The numbers ag
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from covo_rl.algo.metrics import Metrics, clip_metrics, extreme_metric, mean_metric, sum_metric, summarise
-from covo_rl.algo.normalizer import Normalizer, entropy_threshold
-from covo_rl.config import CLIPPED, LOSS_TYPES, LossConfig
+from covo_rl.algo.metrics import Metrics, clip_metrics, extreme_metric, mean_metric, sum_metric
+from covo_rl.algo.normalizer import (
+    Normalizer,
+    by_batch_tokens,
+    by_full_length,
+    by_sequences,
+    by_step_tokens,
+    entropy_threshold,
+    sequence_means,
+)  # fmt: skip
+from covo_rl.config import LossConfig
 
-__all__ = [
-    "LOSS_TYPES", "Normalizer", "entropy_threshold", "kl_divergence", "mask_truncated",
-    "policy_loss", "summarise",
-]  # fmt: skip
-
-TOKEN_NORMALISED = ("dapo", "cispo", "vespo")
 #: range of VESPO's log weights, as in its published code
 VESPO_LOG_MIN, VESPO_LOG_MAX = math.log(1e-8), 20.0
 
@@ -81,7 +85,9 @@ def policy_loss(
     if config.sampler_correction and sampler_logps_NC is not None:
         correction_NC = _sampler_correction(old_NC, _clean(sampler_logps_NC, mask_NC), mask_NC, config, metrics)
     ratio = _ratio(logps_NC - old_NC, mask_NC, config, metrics)
-    per_token = _surrogate(logps_NC, old_NC, ratio, advantages_N1, mask_NC, config, correction_NC, metrics)
+    surrogate, share_of_step = LOSSES[config.loss_type]
+    tokens = Tokens(logps_NC, old_NC, ratio, advantages_N1, mask_NC, correction_NC)
+    per_token = surrogate(tokens, config, metrics)
     used_NC = mask_NC
     if config.top_entropy_quantile < 1.0 and entropy_NC is not None:
         used_NC = _high_entropy(entropy_NC, mask_NC, config, normalizer)
@@ -94,7 +100,7 @@ def policy_loss(
             kl_NC = kl_NC * ratio
         per_token = per_token + config.beta * kl_NC
         mean_metric(metrics, "kl", kl_NC, mask_NC)
-    loss = _aggregate(per_token, mask_NC, config, normalizer, max_completion_length)
+    loss = share_of_step(per_token * mask_NC, mask_NC, normalizer, max_completion_length)
     if entropy_NC is not None:
         entropy_NC = _clean(entropy_NC, mask_NC)
         mean_metric(metrics, "entropy", entropy_NC, mask_NC)
@@ -136,38 +142,56 @@ def _ratio(log_ratio_NC: Tensor, mask_NC: Tensor, config: LossConfig, metrics: M
     return ratio
 
 
+class Tokens(NamedTuple):
+    """What a surrogate works on. `ratio` (N, C), or (N, 1) at sequence level; correction of the sampler or None."""
+
+    logps_NC: Tensor
+    old_NC: Tensor
+    ratio: Tensor
+    advantages_N1: Tensor
+    mask_NC: Tensor
+    correction_NC: Tensor | None
+
+    @property
+    def counted(self) -> Tensor:
+        return _counted(self.ratio, self.mask_NC)
+
+
 def _counted(ratio: Tensor, mask_NC: Tensor) -> Tensor:
     """What a mean over ratios runs over: tokens, or with sequence-level ratios sequences that have any."""
     return mask_NC if ratio.shape == mask_NC.shape else mask_NC.any(-1, keepdim=True)
 
 
-def _surrogate(
-    logps_NC: Tensor, old_NC: Tensor, ratio: Tensor, advantages_N1: Tensor, mask_NC: Tensor, config: LossConfig,
-    correction_NC: Tensor | None, metrics: Metrics,
-) -> Tensor:  # fmt: skip
-    """Loss per token (N, C), or per sequence (N, 1) with sequence-level ratios, before masks and normalisation."""
-    counted = _counted(ratio, mask_NC)
-    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+# -- surrogates: loss per token (N, C), or per sequence (N, 1) with sequence-level ratios ------------------------------
 
-    if config.loss_type in CLIPPED:
-        clipped = ratio.clamp(1 - config.epsilon, 1 + high)
-        if config.delta is not None:
-            ratio = ratio.clamp(max=config.delta)
-        low_hit = (ratio < 1 - config.epsilon) & (advantages_N1 < 0)
-        high_hit = (ratio > 1 + high) & (advantages_N1 > 0)
-        clip_metrics(metrics, low_hit, high_hit, counted)
-        return -torch.minimum(ratio * advantages_N1, clipped * advantages_N1)
-    if config.loss_type == "cispo":
-        mean_metric(metrics, "cispo_clip_ratio", (ratio > high) & (advantages_N1 > 0), counted)
-        return -ratio.clamp(max=high).detach() * advantages_N1 * logps_NC
-    if config.loss_type == "sapo":
-        temperature = torch.where(advantages_N1 > 0, config.sapo_temperature_pos, config.sapo_temperature_neg)
-        return -torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature * advantages_N1
-    if config.loss_type == "vespo":
-        phi_N1 = _vespo_weight((logps_NC - old_NC).detach(), advantages_N1, config, correction_NC)
-        mean_metric(metrics, "vespo/phi_seq_mean", phi_N1, mask_NC.any(-1, keepdim=True))
-        return -phi_N1 * advantages_N1 * logps_NC
-    raise ValueError(f"loss_type {config.loss_type!r}: choose one of {' '.join(LOSS_TYPES)}")
+
+def _clipped(t: Tokens, config: LossConfig, metrics: Metrics) -> Tensor:
+    low, high = 1 - config.epsilon, 1 + _epsilon_high(config)
+    ratio = t.ratio if config.delta is None else t.ratio.clamp(max=config.delta)
+    low_hit, high_hit = (ratio < low) & (t.advantages_N1 < 0), (ratio > high) & (t.advantages_N1 > 0)
+    clip_metrics(metrics, low_hit, high_hit, t.counted)
+    return -torch.minimum(ratio * t.advantages_N1, t.ratio.clamp(low, high) * t.advantages_N1)
+
+
+def _cispo(t: Tokens, config: LossConfig, metrics: Metrics) -> Tensor:
+    high = _epsilon_high(config)
+    mean_metric(metrics, "cispo_clip_ratio", (t.ratio > high) & (t.advantages_N1 > 0), t.counted)
+    return -t.ratio.clamp(max=high).detach() * t.advantages_N1 * t.logps_NC
+
+
+def _sapo(t: Tokens, config: LossConfig, metrics: Metrics) -> Tensor:
+    temperature = torch.where(t.advantages_N1 > 0, config.sapo_temperature_pos, config.sapo_temperature_neg)
+    return -torch.sigmoid(temperature * (t.ratio - 1)) * 4 / temperature * t.advantages_N1
+
+
+def _vespo(t: Tokens, config: LossConfig, metrics: Metrics) -> Tensor:
+    phi_N1 = _vespo_weight((t.logps_NC - t.old_NC).detach(), t.advantages_N1, config, t.correction_NC)
+    mean_metric(metrics, "vespo/phi_seq_mean", phi_N1, t.mask_NC.any(-1, keepdim=True))
+    return -phi_N1 * t.advantages_N1 * t.logps_NC
+
+
+def _epsilon_high(config: LossConfig) -> float:
+    return config.epsilon if config.epsilon_high is None else config.epsilon_high
 
 
 def _vespo_weight(
@@ -184,20 +208,17 @@ def _vespo_weight(
     return torch.exp(lam + k * log_w_N1 - lam * log_w_N1.exp()).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _aggregate(
-    per_token: Tensor, mask_NC: Tensor, config: LossConfig, normalizer: Normalizer, max_completion_length: int
-) -> Tensor:
-    """Masked sum over the micro-batch, divided by the step's global count."""
-    masked_NC = per_token * mask_NC
-    if config.loss_type in ("grpo", "sapo"):
-        tokens_N = mask_NC.sum(-1).clamp(min=1)
-        return (masked_NC.sum(-1) / tokens_N).sum() / max(normalizer.sequences, 1.0)
-    if config.loss_type == "luspo":
-        return masked_NC.sum() / max(normalizer.sequences, 1.0)
-    if config.loss_type == "dr_grpo":
-        return masked_NC.sum() / max(normalizer.sequences * max_completion_length, 1.0)
-    tokens = normalizer.window_tokens if config.loss_type in TOKEN_NORMALISED else normalizer.tokens
-    return masked_NC.sum() / max(tokens, 1.0)
+#: loss type -> (its surrogate, its share of the step); config.py checks the names. Add a loss type here.
+LOSSES: dict[str, tuple[Callable[[Tokens, LossConfig, Metrics], Tensor], Callable[..., Tensor]]] = {
+    "grpo": (_clipped, sequence_means),
+    "bnpo": (_clipped, by_step_tokens),
+    "dr_grpo": (_clipped, by_full_length),
+    "dapo": (_clipped, by_batch_tokens),
+    "luspo": (_clipped, by_sequences),
+    "cispo": (_cispo, by_batch_tokens),
+    "sapo": (_sapo, sequence_means),
+    "vespo": (_vespo, by_batch_tokens),
+}
 
 
 def _high_entropy(entropy_NC: Tensor, mask_NC: Tensor, config: LossConfig, normalizer: Normalizer) -> Tensor:

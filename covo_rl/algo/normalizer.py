@@ -1,15 +1,16 @@
-"""The global counts that loss types divide by, taken once per optimiser step."""
+"""What a loss is divided by: counts taken once per optimiser step, over all micro-batches and ranks.
+
+A share function turns masked losses (N, C) or (N, 1) of one micro-batch into its share of the step's loss, a scalar.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from covo_rl.algo.metrics import Reduce
 
 
 @dataclass(frozen=True)
@@ -30,29 +31,6 @@ class Normalizer:
     entropy_tokens: float | None = None
 
     @classmethod
-    def count(
-        cls,
-        masks: Iterable[Tensor],
-        *,
-        generation_tokens: float | None = None,
-        steps_per_generation: int = 1,
-        world_size: int = 1,
-        reduce_sum: Reduce | None = None,
-        device: torch.device | str = "cpu",
-    ) -> Normalizer:
-        """Count this rank's micro-batch masks (N, C), then sum over ranks with `reduce_sum`, once.
-
-        Give `generation_tokens`, this rank's unmasked tokens of the whole generated batch, where that is split over
-        several optimiser steps. Apply `mask_truncated` before. A rank without work passes no masks and takes part.
-        """
-        kept = list(masks)
-        sequences, tokens = sum(len(m) for m in kept), sum(int(m.bool().sum()) for m in kept)
-        window = tokens if generation_tokens is None else generation_tokens
-        totals = torch.tensor([sequences, tokens, window], dtype=torch.float64, device=device)
-        sequences, tokens, window = (reduce_sum(totals) if reduce_sum else totals).tolist()
-        return cls(sequences, tokens, window / steps_per_generation, world_size)
-
-    @classmethod
     def from_lengths(
         cls,
         lengths: Sequence[int],
@@ -61,7 +39,11 @@ class Normalizer:
         steps_per_generation: int = 1,
         world_size: int = 1,
     ) -> Normalizer:
-        """The same from the completion lengths of all ranks (0 for a completion that is masked)."""
+        """From the completion lengths of all ranks, 0 for a completion that is masked.
+
+        Give `generation_tokens`, the unmasked tokens of the whole generated batch on all ranks, where that is split
+        over several optimiser steps.
+        """
         tokens = float(sum(lengths))
         window = tokens if generation_tokens is None else generation_tokens
         return cls(float(len(lengths)), tokens, window / steps_per_generation, world_size)
@@ -79,3 +61,28 @@ def entropy_threshold(
         return math.inf, 0.0
     threshold = torch.quantile(values, 1 - top_entropy_quantile)
     return float(threshold), float((values >= threshold).sum())
+
+
+def sequence_means(masked: Tensor, mask_NC: Tensor, normalizer: Normalizer, limit: int) -> Tensor:
+    """Mean over the tokens of a sequence, then over the sequences of the step."""
+    return (masked.sum(-1) / mask_NC.sum(-1).clamp(min=1)).sum() / max(normalizer.sequences, 1.0)
+
+
+def by_sequences(masked: Tensor, mask_NC: Tensor, normalizer: Normalizer, limit: int) -> Tensor:
+    """A sequence counts by its length."""
+    return masked.sum() / max(normalizer.sequences, 1.0)
+
+
+def by_full_length(masked: Tensor, mask_NC: Tensor, normalizer: Normalizer, limit: int) -> Tensor:
+    """As if every sequence had the full length."""
+    return masked.sum() / max(normalizer.sequences * limit, 1.0)
+
+
+def by_step_tokens(masked: Tensor, mask_NC: Tensor, normalizer: Normalizer, limit: int) -> Tensor:
+    """Mean over the tokens of the step."""
+    return masked.sum() / max(normalizer.tokens, 1.0)
+
+
+def by_batch_tokens(masked: Tensor, mask_NC: Tensor, normalizer: Normalizer, limit: int) -> Tensor:
+    """Mean over the tokens of the generated batch, as if split evenly over its steps."""
+    return masked.sum() / max(normalizer.window_tokens, 1.0)

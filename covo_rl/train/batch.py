@@ -69,8 +69,8 @@ def loss_mask(groups: Sequence[Group], mask_NC: torch.Tensor, mask_truncated: bo
     """(N, C) completion mask, with rows cut by length left out if asked for."""
     if not mask_truncated:
         return mask_NC
-    complete_N = [r.stop_reason == "stop" for group in groups for r in group.rollouts]
-    return mask_NC * torch.tensor(complete_N, device=mask_NC.device)[:, None]
+    truncated_N = [r.stop_reason == "length" for group in groups for r in group.rollouts]
+    return mask_truncated(mask_NC, torch.tensor(truncated_N, device=mask_NC.device))
 
 
 def refill(

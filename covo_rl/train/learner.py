@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from covo_rl.algo.loss import Normalizer, entropy_threshold, policy_loss, summarise
-from covo_rl.algo.metrics import Metrics
+from covo_rl.algo.loss import policy_loss
+from covo_rl.algo.metrics import Metrics, summarise
+from covo_rl.algo.normalizer import Normalizer, entropy_threshold
 from covo_rl.config import Options
 from covo_rl.policy import LogProbs, Policy
 from covo_rl.policy.trainable import param_groups

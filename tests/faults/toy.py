@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import nn
 
 from covo_rl.algo.advantage import advantages
-from covo_rl.algo.loss import Normalizer, policy_loss
+from covo_rl.algo.loss import policy_loss
+from covo_rl.algo.normalizer import Normalizer
 from covo_rl.config import Options
 from covo_rl.records.folder import Run
 from covo_rl.train.batch import Batch, refill
