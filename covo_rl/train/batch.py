@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from covo_rl.algo.advantage import Advantages
+from covo_rl.algo.loss import mask_truncated
+from covo_rl.config import LossConfig
 from covo_rl.types import Group, RewardTable
 
 
@@ -65,9 +67,9 @@ def sampling_logps(group: Group, device: torch.device | str) -> torch.Tensor:
     return torch.tensor([list(r.logps) + [0.0] * (width - len(r.logps)) for r in group.rollouts], device=device)
 
 
-def loss_mask(groups: Sequence[Group], mask_NC: torch.Tensor, mask_truncated: bool) -> torch.Tensor:
+def loss_mask(groups: Sequence[Group], mask_NC: torch.Tensor, config: LossConfig) -> torch.Tensor:
     """(N, C) completion mask, with rows cut by length left out if asked for."""
-    if not mask_truncated:
+    if not config.mask_truncated_completions:
         return mask_NC
     truncated_N = [r.stop_reason == "length" for group in groups for r in group.rollouts]
     return mask_truncated(mask_NC, torch.tensor(truncated_N, device=mask_NC.device))

@@ -190,7 +190,7 @@ class Learner:
             with torch.no_grad():
                 scored = self._scored(groups or [self.spare])
             if groups and scored.entropy_NC is not None:
-                mask_NC = loss_mask(groups, scored.mask_NC, loss.mask_truncated_completions)
+                mask_NC = loss_mask(groups, scored.mask_NC, loss)
                 entropies += scored.entropy_NC[mask_NC].tolist()
         every = torch.tensor([self.ranks.joined(entropies)])
         threshold, tokens = entropy_threshold([every], [torch.ones_like(every)], loss.top_entropy_quantile)
@@ -213,7 +213,7 @@ class Learner:
             scored.logps_NC,
             None if batch.old_logps is None else padded(batch.old_logps, pieces, width),
             torch.as_tensor(advantages_N, device=device, dtype=torch.float32),
-            loss_mask(groups, scored.mask_NC, config.mask_truncated_completions),
+            loss_mask(groups, scored.mask_NC, config),
             config,
             normalizer=normalizer,
             ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, pieces, width),

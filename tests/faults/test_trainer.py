@@ -15,7 +15,7 @@ from covo_rl.audio import AudioError
 from covo_rl.engines import own
 from covo_rl.train import learner as learner_module
 from covo_rl.train import loop as train_module
-from covo_rl.train.batch import sampling_logps
+from covo_rl.train.batch import loss_mask, sampling_logps
 from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 
 LORA = {"num_iterations": 2, "steps_per_generation": 2, "max_steps": 3}
@@ -209,6 +209,20 @@ def test_the_overlong_penalty_reaches_the_advantages(tmp_path):
     penalty_PG = batch.advantages.rewards_PG - batch.table.rewards_PG
     assert torch.tensor(cut).any()
     assert (penalty_PG[torch.tensor(cut).numpy()] == -1).all()
+
+
+def test_completions_cut_by_length_leave_the_loss_if_asked_for(tmp_path):
+    """Limit 8: most random completions are cut. Their tokens then carry no loss, the others' normaliser stays right."""
+    made = cases.trainer(cases.options(tmp_path, mask_truncated_completions=True))
+    batch = made.generate()
+    mask_NC = torch.ones(12, 8, dtype=torch.bool)
+    complete = [r.stop_reason == "stop" for group in batch.groups for r in group.rollouts]
+    assert not all(complete)
+    kept = loss_mask(batch.groups, mask_NC, made.options.loss)
+    assert kept.any(1).tolist() == complete
+    assert torch.equal(loss_mask(batch.groups, mask_NC, cases.options(tmp_path).loss), mask_NC)
+    made.update(batch)
+    assert made.learner.applied == 1
 
 
 def test_the_micro_batch_size_changes_nothing_but_memory(tmp_path):
