@@ -3,7 +3,7 @@
     rows -> prompt + audio -> G rollouts -> R_accuracy + R_format + R_consistency + R_thinking
          -> advantages in the group -> clipped loss -> LoRA adapter -> table before / after
 
-Smoke test, about ten CPU minutes (a tiny Covo-Audio and rendered clips, both shipped):
+Smoke test, about three CPU minutes (a tiny Covo-Audio and rendered clips, both shipped):
 
     accelerate launch recipes/grpo_mmau.py
 
@@ -55,13 +55,12 @@ def run(session) -> None:
     before = session.before() if session.held_out else None
     trainer = session.train()
     exported = session.export()
-    if before is None:
-        session.finish_unevaluated(exported, trainer.step)
-        return
-    after = session.evaluate()
-    silent = session.evaluate(audio="silent", modes=["sampled"])
-    swapped = session.evaluate(audio="swapped", modes=["sampled"])
-    session.finish(before, after, silent, swapped, exported, trainer.step)
+    evaluations = None
+    if before is not None:
+        evaluations = {"before": before, "after": session.evaluate()} | {
+            audio: session.evaluate(audio=audio, modes=["sampled"]) for audio in ("silent", "swapped")
+        }
+    session.finish(exported, trainer.step, evaluations)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from covo_rl.config import RolloutConfig
-from covo_rl.engines import decode_weights as standin
-from covo_rl.engines import decoding
-from covo_rl.engines import key_values as cache
+from covo_rl.engines import decode_weights, decoding, key_values
+from covo_rl.engines.base import TextDecoder
 from covo_rl.engines.draws import Drawing, draw, prompt_noise, truncated
 from covo_rl.engines.health import self_check
 from covo_rl.engines.own import sample
-from covo_rl.engines.text import TextDecoder
 
 FAMILIES = ("covo_audio", "qwen2_audio")
 
@@ -110,14 +108,14 @@ def test_prompts_of_very_different_length_go_in_blocks(monkeypatch):
     prompts = cases.prompts(made, seconds=((0.1,), (3.0, 3.0), (0.2,), (2.0,)))
     config = RolloutConfig(num_generations=5, max_completion_length=16)
     one = _sample(made, prompts, config)
-    original = cache.DecodeLayout.__init__
+    original = key_values.DecodeLayout.__init__
     blocks = []
 
     def small_blocks(self, *args, **kwargs):
         original(self, *args, **{**kwargs, "slack": 0.95, "small": 0})
         blocks.append(len(self.blocks))
 
-    monkeypatch.setattr(cache.DecodeLayout, "__init__", small_blocks)
+    monkeypatch.setattr(key_values.DecodeLayout, "__init__", small_blocks)
     assert _ids(_sample(made, prompts, config)) == _ids(one)
     assert blocks[0] >= 3
 
@@ -131,11 +129,11 @@ def test_stand_ins_decode_the_same_and_leave_no_trace(lora, elements, monkeypatc
     made.decode_weights_mb = 0
     expected = _sample(made, prompts)
     made.decode_weights_mb = 100
-    monkeypatch.setattr(standin, "PACKED_ELEMENTS", elements)
+    monkeypatch.setattr(decode_weights, "PACKED_ELEMENTS", elements)
     before = {n: (id(m), type(m)) for n, m in made.named_modules()}
     values = {n: (p.data_ptr(), p.detach().clone()) for n, p in made.named_parameters()}
-    with standin.standing_in(made.family, rows=4, limit_bytes=2**30) as count:
-        packed = sum(isinstance(m, standin.PackedLinear) for m in made.modules())
+    with decode_weights.decode_layers(made.family, rows=4, limit_bytes=2**30) as count:
+        packed = sum(isinstance(m, decode_weights.PackedLinear) for m in made.modules())
     # 7 linear layers in each of 2 decoder layers, and the head
     assert count == (14 if lora else 0) + (elements == 1) * (1 if lora else 15)
     assert packed == (15 if elements == 1 else 0)

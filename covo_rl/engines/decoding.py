@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from covo_rl.engines.decode_weights import standing_in
+from covo_rl.engines.decode_weights import decode_layers
 from covo_rl.engines.draws import Drawing, draw, prompt_noise
 from covo_rl.engines.key_values import DecodeLayout
 from covo_rl.policy.attention import KeyValues, PackedLayout
@@ -41,7 +41,7 @@ class Draws(NamedTuple):
     stopped_N: torch.Tensor
 
 
-def decode(
+def decode_rollouts(
     layout: DecodeLayout,
     hidden_ND: torch.Tensor,
     prompt_lengths_N: torch.Tensor,
@@ -140,8 +140,8 @@ def sample_draws(
     with policy.evaluating():
         keys, spans, last_PD = prefill(policy, unique, features)
         lengths_P = torch.tensor([end - start for start, end in spans], device=device)
-        with standing_in(family, rows=len(prompt_of_row), limit_bytes=limit_bytes):
-            draws = decode(
+        with decode_layers(family, rows=len(prompt_of_row), limit_bytes=limit_bytes):
+            draws = decode_rollouts(
                 DecodeLayout(keys, spans, prompt_of_row, shared=config.shared_decode),
                 last_PD[rows],
                 lengths_P[rows],

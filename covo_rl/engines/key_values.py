@@ -1,7 +1,7 @@
 """Keys and values while decoding: a prompt's are held and read once for all its rollouts.
 
 Rows (rollouts still being written) are packed, so the linear layers see no padding. Attention works on blocks of
-prompts of about the same length, each with the same number of places per prompt:
+prompts of about the same length, as a grid of prompts and as many columns as the fullest prompt has rows:
 
     scores = [ q @ prompt keys (one product per prompt for all its rollouts) | q @ own keys ]  -> one softmax
 """
@@ -19,9 +19,9 @@ GROWTH = 64
 
 
 class _Block:
-    """Some prompts, their keys, and the own keys of their rows: (P, K, Gm places, capacity, d) per layer."""
+    """Some prompts, their keys, and the own keys of their rows: (P, K, columns, capacity, d) per layer."""
 
-    def __init__(self, spans: Sequence[Span], places: Sequence[int], device: torch.device) -> None:
+    def __init__(self, spans: Sequence[Span], prompt_of_row: Sequence[int], device: torch.device) -> None:
         self.spans = list(spans)
         self.width = max(end - start for start, end in spans)
         self.mask: torch.Tensor | None = None
@@ -32,27 +32,23 @@ class _Block:
         self.prompt: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.device = device
-        self.seat(list(places))
+        self._lay_out(list(prompt_of_row))
 
-    def seat(self, prompt_of_row: list[int]) -> None:
-        """Give every row (sorted by prompt) a place; places without a row repeat row 0."""
+    def _lay_out(self, prompt_of_row: list[int]) -> None:
+        """Give every row (sorted by prompt) a cell of the grid; cells without a row repeat row 0."""
         counts = [0] * len(self.spans)
-        seats = []
+        columns = []
         for prompt in prompt_of_row:
-            seats.append((prompt, counts[prompt]))
+            columns.append(counts[prompt])
             counts[prompt] += 1
-        self.rows = len(prompt_of_row)
-        self.prompt_of_row = prompt_of_row
-        self.places = max(counts)
-        self.seats = [prompt * self.places + place for prompt, place in seats]
-        total = len(self.spans) * self.places
-        self.to_seat: torch.Tensor | None = None
-        self.to_row: torch.Tensor | None = None
-        if total != self.rows:
-            rows = torch.zeros(total, dtype=torch.int64)
-            rows[torch.tensor(self.seats)] = torch.arange(self.rows)
-            self.to_seat = rows.to(self.device)
-            self.to_row = torch.tensor(self.seats, device=self.device)
+        self.prompt_of_row, self.rows, self.columns = prompt_of_row, len(prompt_of_row), max(counts)
+        self.cells = [p * self.columns + c for p, c in zip(prompt_of_row, columns, strict=True)]
+        self.row_of_cell: torch.Tensor | None = None
+        self.cell_of_row: torch.Tensor | None = None
+        if len(self.spans) * self.columns != self.rows:
+            rows = torch.zeros(len(self.spans) * self.columns, dtype=torch.int64)
+            rows[torch.tensor(self.cells)] = torch.arange(self.rows)
+            self.row_of_cell, self.cell_of_row = rows.to(self.device), torch.tensor(self.cells, device=self.device)
 
     def load(self, layer: int, k_LKd: torch.Tensor, v_LKd: torch.Tensor) -> None:
         padded = []
@@ -64,58 +60,60 @@ class _Block:
         self.prompt[layer] = (padded[0], padded[1])
 
     def attend(self, layer: int, step: int, q_RHd, k_RKd, v_RKd, scale: float) -> torch.Tensor:
-        if self.to_seat is not None:
-            q_RHd, k_RKd, v_RKd = (x.index_select(0, self.to_seat) for x in (q_RHd, k_RKd, v_RKd))
+        if self.row_of_cell is not None:
+            q_RHd, k_RKd, v_RKd = (x.index_select(0, self.row_of_cell) for x in (q_RHd, k_RKd, v_RKd))
         prompt_k, prompt_v = self.prompt[layer]
         P, K, T, d = prompt_k.shape
-        places, heads = self.places, q_RHd.shape[1]
+        G, heads = self.columns, q_RHd.shape[1]
         share = heads // K
         own_k, own_v = self._own(layer, step, k_RKd)
-        own_k[:, :, :, step] = k_RKd.view(P, places, K, d).transpose(1, 2)
-        own_v[:, :, :, step] = v_RKd.view(P, places, K, d).transpose(1, 2)
+        own_k[:, :, :, step] = k_RKd.view(P, G, K, d).transpose(1, 2)
+        own_v[:, :, :, step] = v_RKd.view(P, G, K, d).transpose(1, 2)
         own_k, own_v = (x.flatten(0, 2)[:, : step + 1] for x in (own_k, own_v))
-        q = (q_RHd * scale).view(P, places, K, share, d).transpose(1, 2).reshape(P, K, places * share, d)
+        q = (q_RHd * scale).view(P, G, K, share, d).transpose(1, 2).reshape(P, K, G * share, d)
         scores = torch.matmul(q, prompt_k.transpose(-1, -2))
         if self.mask is not None:
             scores += self.mask
-        own_scores = torch.bmm(q.view(-1, share, d), own_k.transpose(1, 2)).view(P, K, places * share, step + 1)
+        own_scores = torch.bmm(q.view(-1, share, d), own_k.transpose(1, 2)).view(P, K, G * share, step + 1)
         probs = torch.cat((scores, own_scores), -1).softmax(-1, dtype=torch.float32).to(q.dtype)
         out = torch.matmul(probs[..., :T], prompt_v)
         own_probs = probs[..., T:].reshape(-1, share, step + 1)
-        out += torch.bmm(own_probs, own_v).view(P, K, places * share, d)
-        out = out.view(P, K, places, share, d).transpose(1, 2).reshape(P * places, heads, d)
-        return out if self.to_row is None else out.index_select(0, self.to_row)
+        out += torch.bmm(own_probs, own_v).view(P, K, G * share, d)
+        out = out.view(P, K, G, share, d).transpose(1, 2).reshape(P * G, heads, d)
+        return out if self.cell_of_row is None else out.index_select(0, self.cell_of_row)
 
     def _own(self, layer: int, step: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        held = self.own.get(layer)
-        if held is not None and held[0].shape[3] > step:
-            return held
-        shape = (len(self.spans), like.shape[1], self.places, step + GROWTH, like.shape[2])
-        fresh = (like.new_empty(shape), like.new_empty(shape))
-        if held is not None:
-            for old, new in zip(held, fresh, strict=True):
-                new[:, :, :, :step] = old[:, :, :, :step]
-        self.own[layer] = fresh
-        return fresh
+        """Memory for one more position; it grows GROWTH positions at a time."""
+        stored = self.own.get(layer)
+        if stored is not None and stored[0].shape[3] > step:
+            return stored
+        shape = (len(self.spans), like.shape[1], self.columns, step + GROWTH, like.shape[2])
+        larger = (like.new_empty(shape), like.new_empty(shape))
+        for old, new in zip(stored or (), larger, strict=False):
+            new[:, :, :, :step] = old[:, :, :, :step]
+        self.own[layer] = larger
+        return larger
 
     def keep(self, rows: list[int]) -> None:
         """Drop the rows not listed, and prompts that have none left."""
-        old_seats = [self.seats[row] for row in rows]
-        old_places = self.places
+        if not rows:
+            self.rows = 0
+            return
+        old_cells, old_columns = [self.cells[row] for row in rows], self.columns
         prompts = sorted({self.prompt_of_row[row] for row in rows})
-        number = {prompt: n for n, prompt in enumerate(prompts)}
         if len(prompts) < len(self.spans):
-            chosen = torch.tensor(prompts, device=self.device)
+            remaining = torch.tensor(prompts, device=self.device)
             self.spans = [self.spans[p] for p in prompts]
-            self.prompt = {i: (k[chosen], v[chosen]) for i, (k, v) in self.prompt.items()}
-            self.mask = None if self.mask is None else self.mask[chosen]
-        self.seat([number[self.prompt_of_row[row]] for row in rows])
-        table = torch.full((len(prompts) * self.places,), old_seats[0])
-        table[torch.tensor(self.seats)] = torch.tensor(old_seats)
-        table = table.view(len(prompts), self.places).to(self.device)
-        p, g = table // old_places, table % old_places
+            self.prompt = {i: (k[remaining], v[remaining]) for i, (k, v) in self.prompt.items()}
+            self.mask = None if self.mask is None else self.mask[remaining]
+        number = {prompt: n for n, prompt in enumerate(prompts)}
+        self._lay_out([number[self.prompt_of_row[row]] for row in rows])
+        source = torch.full((len(prompts) * self.columns,), old_cells[0])
+        source[torch.tensor(self.cells)] = torch.tensor(old_cells)
+        source = source.view(len(prompts), self.columns).to(self.device)
+        p, c = source // old_columns, source % old_columns
         for layer, pair in self.own.items():
-            k, v = (x[p, :, g].transpose(1, 2).contiguous() for x in pair)
+            k, v = (x[p, :, c].transpose(1, 2).contiguous() for x in pair)
             self.own[layer] = (k, v)
 
 
@@ -144,19 +142,19 @@ class DecodeLayout:
         members: dict[int, list[int]] = {}
         for row, prompt in enumerate(prompt_of_row):
             members.setdefault(prompt, []).append(row)
-        order = sorted(members, key=lambda p: spans[p][0] - spans[p][1])
+        lengths = {prompt: spans[prompt][1] - spans[prompt][0] for prompt in members}
         self.blocks: list[_Block] = []
         self.order: list[int] = []
-        begin = 0
-        while begin < len(order):
-            longest, end = spans[order[begin]][1] - spans[order[begin]][0], begin
-            while end < len(order) and _near(spans[order[end]], longest, slack, small):
-                end += 1
-            chosen = order[begin:end]
-            rows = [(n, row) for n, prompt in enumerate(chosen) for row in members[prompt]]
-            self.blocks.append(_Block([spans[p] for p in chosen], [n for n, _ in rows], device))
+        remaining = sorted(members, key=lambda prompt: -lengths[prompt])
+        while remaining:
+            longest = lengths[remaining[0]]
+            fitting = 1  # prompts whose padding costs less than another block would
+            while fitting < len(remaining) and (longest <= small or lengths[remaining[fitting]] >= slack * longest):
+                fitting += 1
+            part, remaining = remaining[:fitting], remaining[fitting:]
+            rows = [(n, row) for n, prompt in enumerate(part) for row in members[prompt]]
+            self.blocks.append(_Block([spans[p] for p in part], [n for n, _ in rows], device))
             self.order += [row for _, row in rows]
-            begin = end
         for layer, (k, v) in keys.items():
             for block in self.blocks:
                 block.load(layer, k, v)
@@ -174,17 +172,9 @@ class DecodeLayout:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows (sorted indices into the current rows)."""
         start = 0
-        remaining = []
         for block in self.blocks:
             mine = [row - start for row in rows if start <= row < start + block.rows]
             start += block.rows
-            if not mine:
-                continue
             if len(mine) < block.rows:
                 block.keep(mine)
-            remaining.append(block)
-        self.blocks = remaining
-
-
-def _near(span: Span, longest: int, slack: float, small: int) -> bool:
-    return longest <= small or span[1] - span[0] >= slack * longest
+        self.blocks = [block for block in self.blocks if block.rows]

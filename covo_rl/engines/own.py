@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from covo_rl.engines.base import Pending, SyncReport, check_groups
+from covo_rl.engines.base import Pending, SyncReport, TextDecoder, check_groups
 from covo_rl.engines.decoding import sample_draws
-from covo_rl.engines.text import TextDecoder
 from covo_rl.prompt import parse
 from covo_rl.types import Group, Prompt, Rollout
 

@@ -6,73 +6,61 @@ options -> data + model + rewards, all checked -> before -> GRPO -> after -> ada
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import set_seed
 
-from covo_rl import data
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
+from covo_rl.data import DataError
 from covo_rl.data.fit import fit_clips
-from covo_rl.engines.health import SelfCheckError
-from covo_rl.engines.health import self_check as check_policy
+from covo_rl.engines.health import SelfCheckError, self_check
 from covo_rl.evaluate import evaluate
-from covo_rl.export import export_run_adapter, update_card
-from covo_rl.export.errors import ExportError
+from covo_rl.export import ExportError, export_run_adapter, update_card
 from covo_rl.models import load_family
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
 from covo_rl.policy.quantised import quantization_kwargs
-from covo_rl.policy.trainable import make_trainable as build_modes
-from covo_rl.policy.trainable import render_report
+from covo_rl.policy.trainable import make_trainable, render_report
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run, environment
 from covo_rl.records.steps import rollout_rows
-from covo_rl.resolve import resolve_model
-from covo_rl.resolve import reward_files as reward_files_of
+from covo_rl.resolve import resolve_model, reward_files
 from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.judging import template_hashes
-from covo_rl.run import doctor, outcome, questions
+from covo_rl.run import doctor, questions
+from covo_rl.run.page import curves
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import CheckpointError
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
+from covo_rl.train.ranks import Ranks
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
-    ConfigError, data.DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
+    ConfigError, DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
     ExportError, TrainingStopped, OSError,
 )  # fmt: skip
 
 
-def seed_everything(seed: int) -> None:
-    """Python, numpy and torch. Rollouts have generators of their own, seeded by step and prompt."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
 class Session:
-    """Everything a run needs, loaded and checked. Building it starts no training."""
+    """Everything a run needs, loaded and checked. Making one starts no training."""
 
     def __init__(self, options: Options, accelerator: Accelerator | None = None) -> None:
         self.options = options
         self.accelerator = accelerator or join()
-        self.main = self.accelerator.is_main_process
-        seed_everything(options.train.seed)
+        self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         with self.accelerator.main_process_first():  # the first process renders the built-in set
             self.rows = questions.read_questions(options)
         model = options.model
@@ -85,17 +73,17 @@ class Session:
         )
         self.clips = ClipStore()
         self._check_data()
-        self.modes = build_modes(self.family, options.adapter, learning_rate=options.train.learning_rate)
+        self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
         self.family.model.to(self.accelerator.device)
         self.policy = Policy(
             self.family,
-            peft_model=self.modes.peft_model,
+            peft_model=self.trainable.peft_model,
             clips=self.clips,
             feature_memory_mb=options.train.feature_memory_mb,
             gradient_checkpointing=options.train.gradient_checkpointing,
             keep_reference=bool(options.loss.beta),
         )
-        self.run = Run(options.train.output, active=self.main)
+        self.run = Run(options.train.output, active=self.ranks.main)
         self.train_seconds = 0.0
 
     # -- set-up --------------------------------------------------------------------------------------------------
@@ -106,16 +94,13 @@ class Session:
         Raises:
             ConfigError: broken and over-long clips and overlap, all together, before anything trains.
         """
-        longest = self.family.max_clip_seconds
-        found = [questions.question_problems(self.rows, self.options.data, longest) if self.main else []]
-        problems = broadcast_object_list(found)[0]
-        if problems:
+        data, longest = self.options.data, self.family.max_clip_seconds
+        problems = questions.question_problems(self.rows, data, longest) if self.ranks.main else []
+        if problems := self.ranks.from_main(problems):
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
-        mode = self.options.data.long_audio
-        self.examples, notes = fit_clips(self.rows.train, longest, mode)
-        self.held_out, more = fit_clips(self.rows.held_out, longest, mode)
-        for note in (*self.rows.notes, *notes, *more):
-            self._print(note)
+        self.examples, notes = fit_clips(self.rows.train, longest, data.long_audio)
+        self.held_out, more = fit_clips(self.rows.held_out, longest, data.long_audio)
+        self._print(*self.rows.notes, *notes, *more)
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -128,74 +113,72 @@ class Session:
         """Print the configuration summary, what trains, the reward check and the self-check; record them."""
         options = self.options
         self.run.write_config(options.flat())
-        rewards = {term.name: term.weight for term in components(options.reward.rewards)}
-        reward_files = {f"reward:{name}": path for name, path in reward_files_of(rewards).items()}
-        record = environment({**self.rows.files, **reward_files})
+        weights = {term.name: term.weight for term in components(options.reward.rewards)}
+        files = {f"reward:{name}": path for name, path in reward_files(weights).items()}
+        record = environment({**self.rows.files, **files})
         if options.reward.judge:
             record["judge_templates"] = template_hashes()
         self.run.write_json("environment.json", record)
-        if self.main:
-            console.console.print(console.summary_table("run", self._summary(rewards)))
-            console.console.print(render_report(self.modes.report))
-            for note in self.modes.notes:
-                self._print(note)
-        if options.reward.check_rewards:
-            findings = lint(options.reward.rewards, self.examples[:8])
-            if findings:
-                raise ConfigError([str(finding) for finding in findings])
-        prompts = [build_prompt(row, self.family, self.clips, options.prompt) for row in self.examples[:4]]
-        self.self_check = check_policy(self.policy, prompts, options.rollout)
-        if self.main:
-            console.console.print(console.summary_table("self-check", list(asdict(self.self_check).items())))
+        self._print(console.summary_table("run", self._summary(weights)), render_report(self.trainable.report))
+        self._print(*self.trainable.notes)
+        if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.examples[:8])):
+            raise ConfigError([str(finding) for finding in findings])
+        self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
+        self._print(console.summary_table("self-check", list(self.self_check.items())))
+
+    def _prompts(self, count: int) -> list:
+        return [build_prompt(row, self.family, self.clips, self.options.prompt) for row in self.examples[:count]]
 
     def _summary(self, rewards: dict[str, float]) -> list[tuple[str, Any]]:
-        train, rollout = self.options.train, self.options.rollout
+        options, train, rollout = self.options, self.options.train, self.options.rollout
         terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in rewards.items())
+        gate = "" if options.reward.reward_gate == "none" else f", gated by {options.reward.reward_gate}"
+        held_out_file = self.rows.files.get("eval_data", self.rows.files["data"])
         return [
-            ("model", f"{self.options.model.model} ({self.family.model_type})"),
-            ("device", f"{self.accelerator.device}, {self.accelerator.num_processes} process(es)"),
+            ("model", f"{options.model.model} ({self.family.model_type})"),
+            ("device", f"{self.accelerator.device}, {self.ranks.world} process(es)"),
             ("data", f"{len(self.examples)} rows from {self.rows.files['data']}"),
-            ("held out", f"{len(self.held_out)} rows from {self.rows.files.get('eval_data', self.rows.files['data'])}"),
+            ("held out", f"{len(self.held_out)} rows from {held_out_file}"),
             ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
-            ("R_total", terms + (f", gated by {self.options.reward.reward_gate}"
-                                 if self.options.reward.reward_gate != "none" else "")),
-            ("judge", self.options.reward.judge or "none: deterministic checkers"),
-            ("loss", f"{self.options.loss.loss_type}, beta {self.options.loss.beta:g}, lr {train.learning_rate:g}"),
+            ("R_total", terms + gate),
+            ("judge", options.reward.judge or "none: deterministic checkers"),
+            ("loss", f"{options.loss.loss_type}, beta {options.loss.beta:g}, lr {train.learning_rate:g}"),
             ("seed", train.seed),
             ("run folder", train.output),
-        ]  # fmt: skip
+        ]
+
+    def _print(self, *lines: Any) -> None:
+        """Plain lines (no markup: they hold names of the user's) and tables, by the main process."""
+        if self.ranks.main:
+            for line in lines:
+                console.console.print(line, markup=False)
 
     # -- phases --------------------------------------------------------------------------------------------------
 
     def evaluate(self, *, audio: str = "real", modes: Sequence[str] = ("greedy", "sampled")) -> dict[str, Any]:
         """Summaries on the held-out rows, one per mode; `audio` may be real, silent or swapped."""
-        summaries = {}
-        for mode in modes:
-            result = evaluate(
+        options = self.options
+        return {
+            mode: evaluate(
                 self.policy,
                 self.held_out,
-                prompt_config=self.options.prompt,
-                rollout_config=self.options.rollout,
-                reward_config=self.options.reward,
+                prompt_config=options.prompt,
+                rollout_config=options.rollout,
+                reward_config=options.reward,
                 clips=self.clips,
                 audio=audio,
                 greedy=mode == "greedy",
-                num_generations=1 if mode == "greedy" else self.options.eval.eval_num_generations,
-                seed=self.options.train.seed,
-                batch_size=self.options.eval.eval_batch_size,
-                **self._ranks(),
-            )
-            summaries[mode] = result.summary()
-        return summaries
-
-    def _ranks(self) -> dict[str, Any]:
-        """Ranks share the rows, unless the parameters are sharded: then all must run the same forwards."""
-        several = self.accelerator.num_processes > 1 and not self.policy.sharded
-        here = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-        return {**here, "gather": gather_object} if several else {}
+                num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
+                seed=options.train.seed,
+                batch_size=options.eval.eval_batch_size,
+                # ranks share the rows, unless they share the parameters: then all must run the same forwards
+                ranks=Ranks() if self.policy.sharded else self.ranks,
+            ).summary()
+            for mode in modes
+        }
 
     def before(self) -> dict[str, Any]:
-        """`evaluate` of the untrained policy; a resumed run reads what it found the first time."""
+        """`evaluate` of the untrained policy; a resumed run reads what the first one wrote."""
         path = self.run.folder / "before.json"
         if self.options.train.resume and path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
@@ -210,23 +193,20 @@ class Session:
             StoppedBySignal: SIGTERM or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
         """
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
-        start = time.perf_counter()
-        train = self.options.train
+        start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop:
-            on_saved = self._export_step if train.export_checkpoints else None
-            saver = Saver(self.options, self.run.folder, stop, on_saved)
-            for line in saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config):
-                self._print(line)
-            with console.StepProgress(train.max_steps, done=trainer.step, active=self.main) as progress:
+            saver = Saver(self.options, self.run.folder, stop, self._export_step if train.export_checkpoints else None)
+            self._print(*saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config))
+            with console.StepProgress(train.max_steps, done=trainer.step, active=self.ranks.main) as progress:
 
                 def on_step(metrics: dict[str, Any], batch: Batch) -> float | None:
-                    score = self._score(metrics)
+                    step_score = self._score(metrics)
                     self.run.log_metrics(metrics)
                     if train.log_rollouts:
-                        rows = trainer.ranks.joined(rollout_rows(batch.groups, batch.table, batch.advantages))
-                        self.run.log_rollouts(metrics["step"], rows)
+                        rows = rollout_rows(batch.groups, batch.table, batch.advantages)
+                        self.run.log_rollouts(metrics["step"], self.ranks.joined(rows))
                     progress.update(metrics)
-                    return score
+                    return step_score
 
                 try:
                     trainer.run(on_step, saver)
@@ -244,21 +224,17 @@ class Session:
         metrics["eval_accuracy"] = self.evaluate(modes=["greedy"])["greedy"]["accuracy"]
         return metrics["eval_accuracy"]
 
-    def _print(self, line: str) -> None:
-        if self.main:
-            console.console.print(line, markup=False)
-
     def export(self, folder: Path | None = None) -> Path:
         """Write RUN/adapter (LoRA) or RUN/model (full), or `folder`, verified by logits in a fresh process.
 
         Raises:
             ExportError: on every rank, where the check failed or training changed nothing; nothing is left.
         """
-        prompts = [build_prompt(row, self.family, self.clips, self.options.prompt) for row in self.examples[:2]]
         exported = export_run_adapter(
-            self.modes, self.family, self.run.folder, prompts, self.clips, options=self.options, folder=folder
-        )
-        if self.main:  # the wording it was trained with, for evaluation
+            self.trainable, self.family, self.run.folder, self._prompts(2), self.clips, options=self.options,
+            folder=folder,
+        )  # fmt: skip
+        if self.ranks.main:  # the wording it was trained with, for evaluation
             text = yaml.safe_dump(asdict(self.options.prompt), sort_keys=False, allow_unicode=True)
             (exported / "prompt.yaml").write_text(text, encoding="utf-8")
         return exported
@@ -270,25 +246,53 @@ class Session:
         except ExportError as error:
             self._print(f"{checkpoint.name} was not exported, training goes on: {error}")
 
-    def finish_unevaluated(self, exported: Path, steps: int) -> Path:
-        """result.json of a run that was not evaluated: before and after are null."""
-        return self.run.write_json("result.json", {**self._result(exported, steps), **outcome.UNEVALUATED})
+    # -- the end -------------------------------------------------------------------------------------------------
 
-    def finish(self, before: dict, after: dict, silent: dict, swapped: dict, exported: Path, steps: int) -> Path:
-        """Write result.json and curves.png; print the table."""
-        figures = outcome.evaluated(before, after, silent, swapped)
-        path = self.run.write_json("result.json", {**self._result(exported, steps), **figures})
-        if self.main:
-            update_card(exported, self.run.folder)
-            outcome.show(self.run, figures["details"], self.train_seconds, exported, path)
-        return path
-
-    def _result(self, exported: Path, steps: int) -> dict[str, Any]:
-        return {
+    def finish(self, exported: Path, steps: int, evaluations: dict[str, dict[str, Any]] | None = None) -> Path:
+        """Write result.json, and with `evaluations` (before, after, silent, swapped) the curves and the table."""
+        result = {
             "seed": self.options.train.seed,
             "steps": steps,
             "train_seconds": round(self.train_seconds, 1),
-            "trainable_parameters": self.modes.trainable_parameters,
+            "trainable_parameters": self.trainable.trainable_parameters,
             "adapter": str(exported.relative_to(self.run.folder)),
-            "self_check": asdict(self.self_check),
+            "self_check": self.self_check,
+            **(evaluated(evaluations) if evaluations else {"before": None, "after": None}),
         }
+        path = self.run.write_json("result.json", result)
+        if evaluations and self.ranks.main:
+            update_card(exported, self.run.folder)
+            self._show_result(evaluations, exported, path)
+        return path
+
+    def _show_result(self, evaluations: dict[str, dict[str, Any]], exported: Path, result: Path) -> None:
+        rows: list[tuple[str, Any]] = [
+            *((f"{audio} audio, sampled", console.interval(evaluations[audio]["sampled"]))
+              for audio in ("silent", "swapped")),
+            ("training", f"{self.train_seconds:.0f} s"),
+            ("exported", exported),
+            ("result", result),
+        ]  # fmt: skip
+        try:
+            rows.append(("curves", curves(self.run.metrics(), self.run.folder / "curves.png")))
+        except ImportError as error:
+            rows.append(("curves", f"not drawn: {error}"))
+        self._print(console.before_after_table(evaluations["before"], evaluations["after"]))
+        self._print(console.summary_table("after training", rows))
+
+
+def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures that result.json promises, and every summary under `details`."""
+
+    def figures(summaries: dict[str, Any]) -> dict[str, Any]:
+        sampled = summaries["sampled"]
+        rewards = {name: value for name, value in sampled.items() if name.startswith("reward_")}
+        accuracies = {f"accuracy_{mode}": summaries[mode]["accuracy"] for mode in ("greedy", "sampled")}
+        return {**accuracies, **rewards, "n": sampled["n"]}
+
+    return {
+        **{when: figures(evaluations[when]) for when in ("before", "after")},
+        **{f"after_{audio}_audio": {"accuracy_sampled": evaluations[audio]["sampled"]["accuracy"]}
+           for audio in ("silent", "swapped")},
+        "details": evaluations,
+    }  # fmt: skip
