@@ -25,8 +25,10 @@ from covo_rl.data.files import json_lines, plain, write_atomically
 from covo_rl.prompt import parse
 from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
-from covo_rl.rewards.scoring import Component, components, score
-from covo_rl.types import Example, Group
+from covo_rl.rewards.linter import case_verdicts, lint
+from covo_rl.rewards.rules.options import find_gold, interpret
+from covo_rl.rewards.scoring import components, score
+from covo_rl.types import Group
 
 DEFAULT = RewardConfig().rewards
 BATCH = 2048  # rows scored at once by `score`
@@ -80,7 +82,9 @@ def try_rewards(
     console.print(f"answer:  {parsed.answer!r}")
     console.print(f"grammar: {'; '.join(parsed.problems) or 'fine'}")
     if example.choices:
-        console.print(f"options: {_option_reading(parsed.answer, example)}")
+        readings = interpret(parsed.answer, example.choices), find_gold(example.answer, example.choices)
+        named, right = (example.choices[i] if i is not None else "no single option" for i in readings)
+        console.print(f"options: the answer names {named!r}, right is {right!r}")
     for name, value in zip(table.names, table.rewards_PGR[0, 0], strict=True):
         console.print(f"{name}: {_shown(value)}  {table.missing.get((0, 0, name), '')}")
     for name, values in table.extras.items():
@@ -99,14 +103,6 @@ def _read_row(path: Path) -> dict[str, Any]:
     return row
 
 
-def _option_reading(answer: str | None, example: Example) -> str:
-    from covo_rl.rewards.rules.options import find_gold, interpret
-
-    readings = interpret(answer, example.choices), find_gold(example.answer, example.choices)
-    named, right = (example.choices[i] if i is not None else "no single option" for i in readings)
-    return f"the answer names {named!r}, right is {right!r}"
-
-
 def _shown(value: float) -> str:
     return "None" if math.isnan(value) else f"{value:g}"
 
@@ -119,13 +115,15 @@ def check_rewards(
     quiet: bool = typer.Option(False, help="findings only, without the table of cases"),
 ) -> None:
     """Lint rewards: gold, hack strings, determinism, range, length, speed, pickling. Exit code 1 on findings."""
-    from covo_rl.rewards.linter import lint
-
     examples = [example_from_row(row, i) for i, row in enumerate(_rows(rows))] if rows else []
     fine = True
     for term in components(names):
         if not quiet:
-            console.print(_cases_table(term))
+            table = Table("case", "score", "expected", "", title=term.name, show_edge=False)
+            for verdict in case_verdicts(term):
+                expected = "" if verdict.expected is None else str(verdict.expected)
+                table.add_row(verdict.case.name, _shown(verdict.score), expected, "" if verdict.ok else "FAIL")
+            console.print(table)
         findings = lint([term.name], examples, full=True)
         fine = fine and not findings
         for finding in findings:
@@ -134,16 +132,6 @@ def check_rewards(
             console.print(f"{term.name}: fine")
     if not fine:
         raise typer.Exit(1)
-
-
-def _cases_table(term: Component) -> Table:
-    from covo_rl.rewards.linter import case_verdicts
-
-    table = Table("case", "score", "expected", "", title=term.name, show_edge=False)
-    for verdict in case_verdicts(term):
-        expected = "" if verdict.expected is None else str(verdict.expected)
-        table.add_row(verdict.case.name, _shown(verdict.score), expected, "" if verdict.ok else "FAIL")
-    return table
 
 
 @app.command("score")
@@ -158,7 +146,7 @@ def score_rewards(
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
 ) -> None:
     """Score rollouts offline; rows keep their order and their columns."""
-    config = RewardConfig(reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge)
+    config = RewardConfig(rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge)
     components(rewards)  # complains before anything is read
     columns: dict[str, list[float]] = {}
     rows = _rows(input)
@@ -169,7 +157,7 @@ def score_rewards(
         failed = 0
         while batch := list(islice(rows, BATCH)):
             groups = [_group(row, f"{input} row {i}", i - 1) for i, row in enumerate(batch, written + 1)]
-            table = score(groups, config, rewards=rewards)
+            table = score(groups, config)
             for row, scores, total in zip(batch, table.rewards_PGR[:, 0], table.rewards_PG[:, 0], strict=True):
                 by_name = {name: round(float(v), 12) for name, v in zip(table.names, scores, strict=True)}
                 scored = {**row, "rewards": plain(by_name), "reward_total": plain(round(float(total), 12))}

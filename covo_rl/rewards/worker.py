@@ -5,8 +5,8 @@ others wait: a thread that holds the interpreter lock (a runaway regular express
 and stops everything else with it. `my_function.isolation = "thread"` opts out, for a function that needs live objects
 of this process. A worker is started once, loads the function by its name, and keeps its state between steps.
 
-Protocol: pickles on stdin and on a private copy of stdout; prints of the plugin go to stderr. A pool of
-`multiprocessing` would import the user's script again in each process, and fail where it has no `__main__` guard.
+They talk by pickles over a pipe; prints of the plugin go to stderr. A pool of `multiprocessing` would import the
+user's script again in each process, and fail where it has no `__main__` guard.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO, Any
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
 
 from covo_rl.rewards.call import Outcome, call
 from covo_rl.rewards.specs import Reward, load_reward
@@ -83,6 +84,8 @@ class _Job(threading.Thread):
 class Worker:
     """The trainer's end. Not thread-safe; one call at a time."""
 
+    pipe: Connection
+
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.process: subprocess.Popen[bytes] | None = None
@@ -93,38 +96,35 @@ class Worker:
         `loaded` is set when the function is ready, so that loading does not count as running.
         """
         spec, n = self.reward.source.spec, len(columns["completions"])
-        process = self.process
+        names = self.reward.parameters | {"completions", "prompts", "id"}
+        if "**" in names:  # clips and the judge travel only to functions that name them
+            names |= columns.keys() - {"clips", "judge"}
         try:
-            if process is None or process.poll() is not None:
-                process = self._start()
-                pickle.load(_pipe(process.stdout))
+            if self.process is None or self.process.poll() is not None:
+                self._start()
+                self.pipe.recv_bytes()
             loaded.set()
-            _send(_pipe(process.stdin), self._travelling(columns))
-            return pickle.load(_pipe(process.stdout))
+            self.pipe.send_bytes(pickle.dumps({name: value for name, value in columns.items() if name in names}))
+            return pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError) as error:
-            end = str(error)
+            end, process = str(error), self.process
             with contextlib.suppress(subprocess.TimeoutExpired):
                 end = f"exit code {process.wait(timeout=1)}" if process is not None else end
             return Outcome.failed(n, f"{spec}: its process ended ({end})")
         except (pickle.PickleError, TypeError, AttributeError) as error:
             return Outcome.failed(n, f"{spec}: a column does not pickle: {error}")
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self.kill()
+    def _start(self) -> None:
+        self.pipe, theirs = Pipe()
+        code = "from covo_rl.rewards.worker import main; main()"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from covo_rl.rewards.worker import main; main()", self.reward.source.spec],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [sys.executable, "-c", code, self.reward.source.spec, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
-        return self.process
-
-    def _travelling(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """Clips and the judge travel only to functions that name them."""
-        names = self.reward.parameters | {"completions", "prompts", "id"}
-        if "**" in names:
-            names |= columns.keys() - {"clips", "judge"}
-        return {name: value for name, value in columns.items() if name in names}
+        theirs.close()
 
     def kill(self) -> None:
         """End the process at once; the next call starts a new one."""
@@ -132,26 +132,13 @@ class Worker:
         if process is not None:
             process.kill()
             process.wait()
-            with contextlib.suppress(OSError):  # stdout is left to its reader: a child of the plugin may hold it open
-                _pipe(process.stdin).close()
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None
-    return pipe
-
-
-def _send(pipe: IO[bytes], message: Any) -> None:
-    pipe.write(pickle.dumps(message))
-    pipe.flush()
 
 
 def main() -> None:
-    """The worker's end."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    """The worker's end; its arguments are the spec and the pipe."""
+    pipe = Connection(int(sys.argv[2]))
     reward = load_reward(sys.argv[1])
-    _send(answers, "loaded")
+    pipe.send_bytes(b"loaded")
     with contextlib.suppress(EOFError):
         while True:
-            _send(answers, call(reward, pickle.load(sys.stdin.buffer)))
+            pipe.send_bytes(pickle.dumps(call(reward, pickle.loads(pipe.recv_bytes()))))
