@@ -189,7 +189,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if row is None:
             raise ValueError(f"{path} line {number}: {problem}")
         yield row
-
-
-if __name__ == "__main__":
-    app()

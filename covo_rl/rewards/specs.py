@@ -58,6 +58,8 @@ class Reward:
     def __init__(self, source: Source, function: Callable[..., Any]) -> None:
         self.source = source
         self.function = function
+        self.target: Any = getattr(function, "func", function)  # inside a partial
+        self.package = (getattr(self.target, "__module__", None) or type(self.target).__module__).split(".")[0]
         self.__name__ = source.name
         self.__doc__ = function.__doc__
 
@@ -70,12 +72,12 @@ class Reward:
     @property
     def conversational(self) -> bool:
         """Wants completions as lists of messages, as TRL's own rewards do."""
-        return bool(getattr(_unbound(self.function), "conversational", _package(self.function) == "trl"))
+        return bool(getattr(self.target, "conversational", self.package == "trl"))
 
     @property
     def in_thread(self) -> bool:
         """Runs in a thread of this process: ours and TRL's, live objects, and those that ask for it."""
-        ours = self.source.trusted or self.source.place == "object" or _package(self.function) in ("trl", "covo_rl")
+        ours = self.source.trusted or self.source.place == "object" or self.package in ("trl", "covo_rl")
         return ours or getattr(self.function, "isolation", None) == "thread"
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
@@ -101,17 +103,6 @@ class AsyncReward(Reward):
         return await super().__call__(*args, **columns)
 
 
-def _unbound(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function inside a partial."""
-    return getattr(function, "func", function)
-
-
-def _package(function: Callable[..., Any]) -> str:
-    """Top-level package that a function, or the class of a callable, is defined in."""
-    target = _unbound(function)
-    return (getattr(target, "__module__", None) or type(target).__module__).split(".")[0]
-
-
 def load_reward(spec: str) -> Reward:
     """The reward that a name stands for.
 
@@ -125,10 +116,9 @@ def load_reward(spec: str) -> Reward:
     if arguments and not _takes_completions(function):  # a factory
         made: Any = function(**arguments)
         function, arguments = made, {}
-    source = Source(spec, name, place, location, arguments)
-    target = _unbound(function)
-    is_async = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004 - asks about the method
-    return AsyncReward(source, function) if is_async else Reward(source, function)
+    reward = Reward(Source(spec, name, place, location, arguments), function)
+    is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
+    return AsyncReward(reward.source, function) if is_async else reward
 
 
 def _takes_completions(function: Callable[..., Any]) -> bool:
