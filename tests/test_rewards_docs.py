@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from covo_rl.config import RewardConfig
-from covo_rl.rewards import reward_findings, score
+from covo_rl.rewards import lint, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
-from covo_rl.rewards.scoring import close
+from covo_rl.rewards.worker import close
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"<!-- reward-plugin -->\s*```python\n(.*?)```", re.DOTALL)
@@ -22,7 +22,7 @@ def test_the_printed_plugin_runs(page, tmp_path, monkeypatch):
     for code in printed:
         assert len(code.strip().splitlines()) <= 10
         (tmp_path / "brevity.py").write_text(code)
-        assert reward_findings(["./brevity.py:brevity"]) == []
+        assert lint(["./brevity.py:brevity"], full=True) == []
         texts = [f"<think>{'word ' * n}</think><answer>x</answer>" for n in (30, 90, 200)] + ["x"]
         group = group_from_completions(example_from_row({"question": "?", "answer": "x"}), texts)
         table = score([group], RewardConfig(rewards="accuracy,./brevity.py:brevity=0.5"))

@@ -4,11 +4,11 @@ import pytest
 
 from covo_rl.config import RewardConfig
 from covo_rl.prompt import parse
-from covo_rl.rewards import lint, reward_findings
+from covo_rl.rewards import lint
 from covo_rl.rewards.columns import example_from_row
 from covo_rl.rewards.hacks import CASES, GOLD
 from covo_rl.rewards.linter import gold_completion
-from covo_rl.rewards.scoring import close
+from covo_rl.rewards.worker import close
 
 BAD = '''
 import random, time
@@ -33,7 +33,7 @@ def bad(tmp_path_factory):
 
 
 def test_our_rewards_pass_the_full_check():
-    assert reward_findings("accuracy,format,consistency,thinking") == []
+    assert lint("accuracy,format,consistency,thinking", full=True) == []
 
 
 def test_there_are_enough_cases_and_they_differ():
@@ -49,7 +49,7 @@ def test_there_are_enough_cases_and_they_differ():
 def test_bad_rewards_are_found(bad, name, checks, monkeypatch):
     if name == "slow":
         monkeypatch.setattr("covo_rl.rewards.linter.SPEED", 0.004)
-    found = {finding.check for finding in reward_findings([bad(name)])}
+    found = {finding.check for finding in lint([bad(name)], full=True)}
     assert checks <= found and (checks or not found)
 
 

@@ -13,8 +13,8 @@ import pytest
 from covo_rl.config import RewardConfig
 from covo_rl.rewards import RewardError, available_rewards, components, load_reward, score
 from covo_rl.rewards.columns import TrainerState, example_from_row, group_from_completions
-from covo_rl.rewards.scoring import close
-from covo_rl.rewards.table import weighted_sum, wrong_outranks_right
+from covo_rl.rewards.scoring import weighted_sum, wrong_outranks_right
+from covo_rl.rewards.worker import close
 
 ROW = {
     "id": "r1",
@@ -95,7 +95,7 @@ def test_sync_async_file_and_import_plugins(plugin):
     specs = [plugin("constant"), plugin("slow_async"), plugin("prints"), plugin("make") + "(level=0.25)"]
     table = score([group(RIGHT, WRONG)], config(), rewards=[*specs, "covo_rl.rewards.scoring:components"][:4])
     assert table.rewards_PGR[0].tolist() == [[0.5, 1.0, 1.0, 0.25]] * 2 and table.missing == {}
-    assert load_reward("covo_rl.rewards.table:figures").source.place == "import"
+    assert load_reward("covo_rl.rewards.scoring:figures").source.place == "import"
 
 
 def test_a_worker_keeps_its_state_between_steps(plugin):

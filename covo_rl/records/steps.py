@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
-from covo_rl.rewards.table import figures
+from covo_rl.rewards.scoring import figures
 from covo_rl.types import Group, RewardTable
 
 

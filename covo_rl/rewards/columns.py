@@ -12,16 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.prompt import parse
-from covo_rl.rewards.rules.vocabulary import word_set
 from covo_rl.types import Clip, Example, Group, Prompt, Rollout
 
 if TYPE_CHECKING:
     import numpy as np
-
-OWN = word_set(
-    "prompts completions completion_ids stop_reason id question choices answer parsed think predicted_answer clips "
-    "trainer_state log_extra log_metric log_missing judge"
-)
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,8 @@ class TrainerState(dict):
     """Where training stands, by key and by attribute: `step`, and TRL's name for it, `global_step`."""
 
     def __init__(self, state: Any = None) -> None:
-        given = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
-        super().__init__({name: value for name, value in given.items() if _plain(value)})
+        values = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
+        super().__init__({name: v for name, v in values.items() if isinstance(v, bool | int | float | str | None)})
         self.setdefault("step", self.get("global_step", 0))
         self.setdefault("global_step", self["step"])
 
@@ -63,12 +57,8 @@ class TrainerState(dict):
             raise AttributeError(f"the trainer state has no {name!r}; it has {', '.join(self)}") from None
 
 
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def from_groups(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Columns of N = P*G values in group-major order.
+def reward_columns(groups: Sequence[Group], trainer_state: Any = None) -> dict[str, Any]:
+    """Lists of N = P*G values in group-major order, and the trainer's state.
 
     Raises:
         ValueError: the groups have different numbers of rollouts.
@@ -77,11 +67,11 @@ def from_groups(groups: Sequence[Group]) -> dict[str, list[Any]]:
     if len(sizes) > 1:
         raise ValueError(f"groups of different sizes {sorted(sizes)}: every prompt needs the same number of rollouts")
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    said = {(rollout.text, rollout.stop_reason) for _, rollout in pairs}  # rollouts of a prompt often say the same
-    read = {key: parse(*key) for key in said}
-    parsed = [read[rollout.text, rollout.stop_reason] for _, rollout in pairs]
+    texts = {(rollout.text, rollout.stop_reason) for _, rollout in pairs}  # rollouts of a prompt often say the same
+    parts = {key: parse(*key) for key in texts}
+    parsed = [parts[rollout.text, rollout.stop_reason] for _, rollout in pairs]
     examples = [prompt.example for prompt, _ in pairs]
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         "prompts": [prompt.text for prompt, _ in pairs],
         "completions": [rollout.text for _, rollout in pairs],
         "completion_ids": [list(rollout.completion_ids) for _, rollout in pairs],
@@ -94,24 +84,25 @@ def from_groups(groups: Sequence[Group]) -> dict[str, list[Any]]:
         "think": [item.think for item in parsed],
         "predicted_answer": [item.answer for item in parsed],
         "clips": [[LazyClip(clip) for clip in example.clips] for example in examples],
+        "trainer_state": TrainerState(trainer_state),
     }
-    further = dict.fromkeys(name for group in groups for name in group.prompt.example.columns)
-    for name in further:
-        columns[f"row_{name}" if name in OWN else name] = [example.columns.get(name) for example in examples]
+    own = {*columns, "log_extra", "log_metric", "log_missing", "judge"}
+    for name in dict.fromkeys(name for group in groups for name in group.prompt.example.columns):
+        columns[f"row_{name}" if name in own else name] = [example.columns.get(name) for example in examples]
     return columns
 
 
 def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
     """A scored or hand-written row (question, choices, answer and further columns) as an Example."""
-    known = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
-    answer = row.get("answer")
+    others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
+    answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
     return Example(
         id=str(row.get("id", index)),
         clips=(),
         question=str(row.get("question") or ""),
         choices=tuple(str(choice) for choice in row.get("choices") or ()),
-        answer=answer,  # type: ignore[arg-type]  # an index or a list of right answers is allowed here
-        columns={name: value for name, value in row.items() if name not in known},
+        answer=answer,
+        columns={name: value for name, value in row.items() if name not in others},
     )
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from covo_rl.prompt import reference_completion
 from covo_rl.rewards.call import Outcome
-from covo_rl.rewards.columns import TrainerState, example_from_row, from_groups, group_from_completions
-from covo_rl.rewards.hacks import CASES, GOLD, ROW, Case, Expected
-from covo_rl.rewards.scoring import Component, components, run_components
+from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
+from covo_rl.rewards.hacks import CASES, COMPONENTS, GOLD, ROW, Expected, LintCase
+from covo_rl.rewards.scoring import Component, components
+from covo_rl.rewards.worker import run_components
 from covo_rl.types import Example
 
-BUILT_IN = ("accuracy", "format", "consistency", "thinking")
 TIMEOUT = 20.0
 SPEED = 0.02  # seconds a deterministic reward may take for one completion
 ODD = {
@@ -46,39 +46,68 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A case of the table: the score that a reward gave, what was expected, and whether that is fine."""
+    """A case of the table: the score that a reward gave (NaN for None), what was expected, and whether that is fine."""
 
-    case: Case
-    score: float | None
+    case: LintCase
+    score: float
     expected: Expected
     ok: bool
 
 
-def lint(rewards: Any, examples: Sequence[Example] = ()) -> list[Finding]:
+def lint(rewards: Any, examples: Sequence[Example] = (), *, full: bool = False) -> list[Finding]:
     """The short form for the trainer: gold answers of these rows, junk, odd input. No judge is asked.
 
-    `rewards` is a RewardConfig, or what `components` takes.
+    `rewards` is a RewardConfig, or what `components` takes. `full` is the form behind `covo-rl rewards check`: all
+    cases for all rewards, determinism, speed, pickling, and full marks for the gold answer of any reward.
     """
-    terms = components(getattr(rewards, "rewards", rewards))
-    findings: list[Finding] = []
-    for term in terms:
-        findings += check_gold(term, examples)
-        findings += check_odd(term)
-        findings += [f for f in hack_findings(term, hack_table(term)) if _built_in(term) or f.check == "junk"]
-    return findings
+    return [
+        Finding(term.name, check, what)
+        for term in components(getattr(rewards, "rewards", rewards))
+        for check, what in _problems(term, examples, full)
+    ]
 
 
-def reward_findings(rewards: Any, examples: Sequence[Example] = ()) -> list[Finding]:
-    """The full form behind `covo-rl rewards check`."""
-    findings: list[Finding] = []
-    for term in components(rewards):
-        findings += check_gold(term, examples or [example_from_row(ROW)], full=True)
-        findings += check_odd(term)
-        findings += hack_findings(term, hack_table(term))
-        findings += check_deterministic(term)
-        findings += check_speed(term)
-        findings += check_pickle(term)
-    return findings
+def _problems(term: Component, examples: Sequence[Example], full: bool) -> Iterator[tuple[str, str]]:
+    """(check, what is wrong)."""
+    row = example_from_row(ROW)
+    if full and not examples:
+        examples = [row]
+    yield from (("gold", what) for what in _gold_problems(term, examples, full))
+    yield from (("odd input", what) for what in _faults(_outcome(term, row, ODD.values())))
+    verdicts = case_verdicts(term)
+    for check, what in _case_problems(verdicts):
+        if full or check == "junk" or _built_in(term):
+            yield check, what
+    if not full:
+        return
+    start = time.perf_counter()
+    again = _outcome(term, row, [case.completion for case in reversed(CASES)]).scores[::-1]
+    each = (time.perf_counter() - start) / len(CASES)
+    for verdict, second in zip(verdicts, again, strict=True):
+        first = verdict.score
+        if first != second and not (math.isnan(first) and math.isnan(second)):
+            yield "determinism", f"{verdict.case.name}: {first:g}, then {second:g}"
+            break
+    if each > SPEED:
+        yield "speed", f"{each * 1000:.0f} ms per completion, above {SPEED * 1000:.0f} ms"
+    try:
+        pickle.loads(pickle.dumps(term.reward))
+    except Exception as error:
+        yield "pickle", f"{type(error).__name__}: {error}"
+
+
+def _outcome(term: Component, example: Example, completions: Iterable[str]) -> Outcome:
+    columns = reward_columns([group_from_completions(example, completions)])
+    return run_components([term.reward], columns, TIMEOUT)[0]
+
+
+def _built_in(term: Component) -> bool:
+    source = term.reward.source
+    return source.trusted and source.name in COMPONENTS and not source.arguments
+
+
+def _faults(outcome: Outcome) -> list[str]:
+    return [why.removeprefix("failed: ") for why in list(dict.fromkeys(outcome.failures))[:3]]
 
 
 def gold_completion(example: Example) -> str:
@@ -88,116 +117,53 @@ def gold_completion(example: Example) -> str:
         answer = example.choices[example.answer]
     if example.id == ROW["id"]:
         return GOLD
-    given = [example.columns.get(name) for name in ("evidence", "think", "reasoning", "cot")]
-    think = next((text for text in given if isinstance(text, str) and text.strip()), None)
+    texts = [example.columns.get(name) for name in ("evidence", "think", "reasoning", "cot")]
+    think = next((text for text in texts if isinstance(text, str) and text.strip()), None)
     return reference_completion(
         think or f"I hear it clearly in this recording, steady from the start, so the answer is {answer}.", answer
     )
 
 
-def score(term: Component, example: Example, completions: Iterable[str]) -> Outcome:
-    """Scores of completions of one row, through the runner."""
-    columns: dict[str, Any] = dict(from_groups([group_from_completions(example, completions)]))
-    columns["trainer_state"] = TrainerState()
-    return run_components([term], columns, len(columns["completions"]), TIMEOUT)[0]
-
-
-def _built_in(term: Component) -> bool:
-    return term.reward.source.trusted and term.reward.source.name in BUILT_IN and not term.reward.source.arguments
-
-
-def _failures(term: Component, outcome: Outcome, check: str) -> list[Finding]:
-    whys = dict.fromkeys(why for why in outcome.missing.values() if why.startswith("failed"))
-    return [Finding(term.name, check, why.removeprefix("failed: ")) for why in list(whys)[:3]]
-
-
-def check_gold(term: Component, examples: Sequence[Example], full: bool = False) -> list[Finding]:
+def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> list[str]:
     """The right answer must score 1; the short form asks that of our own rewards only, of others that it is graded."""
-    findings = []
+    problems = []
+    name = term.reward.source.name
     for example in examples:
         if example.answer is None:
             continue
-        outcome = score(term, example, [gold_completion(example)])
-        if failures := _failures(term, outcome, "gold"):
-            return failures
+        outcome = _outcome(term, example, [gold_completion(example)])
+        if outcome.failures:
+            return _faults(outcome)
         value = outcome.scores[0]
         if math.isnan(value):
-            if term.reward.source.name != "consistency":
-                findings.append(Finding(term.name, "gold", f"row {example.id} is {outcome.missing[0]}"))
-        elif value != 1.0 and (full or (_built_in(term) and term.reward.source.name != "thinking")):
-            what = f"the right completion of row {example.id} scores {value:g}, not 1: {gold_completion(example)!r}"
-            findings.append(Finding(term.name, "gold", what))
-    return findings
+            if name != "consistency":
+                problems.append(f"row {example.id} is {outcome.missing[0]}")
+        elif value != 1.0 and (full or (_built_in(term) and name != "thinking")):
+            completion = gold_completion(example)
+            problems.append(f"the right completion of row {example.id} scores {value:g}, not 1: {completion!r}")
+    return problems
 
 
-def hack_table(term: Component) -> list[Verdict]:
+def case_verdicts(term: Component) -> list[Verdict]:
     """All cases, scored, with what was expected."""
-    outcome = score(term, example_from_row(ROW), [case.completion for case in CASES])
-    name = term.reward.source.name if _built_in(term) else ""
-    gold = outcome.scores[0]
+    scores = _outcome(term, example_from_row(ROW), [case.completion for case in CASES]).scores
     verdicts = []
-    for case, value in zip(CASES, outcome.scores, strict=True):
-        expected = case.expected(name)
-        verdicts.append(Verdict(case, None if math.isnan(value) else value, expected, _fits(value, expected, gold)))
+    for case, value in zip(CASES, scores, strict=True):
+        expected = case.expected(term.reward.source.name if _built_in(term) else None)
+        limit = {"<1": 1.0, "<gold": scores[0]}.get(str(expected))
+        fits = value == expected if limit is None else value < limit
+        if math.isnan(value):
+            fits = expected != 1.0
+        verdicts.append(Verdict(case, value, expected, fits or expected is None))
     return verdicts
 
 
-def _fits(value: float, expected: Expected, gold: float) -> bool:
-    if expected is None:
-        return True
-    if math.isnan(value):
-        return expected != 1.0
-    if expected == "<1":
-        return value < 1
-    if expected == "<gold":
-        return value < gold
-    return value == expected
-
-
-def hack_findings(term: Component, table: Sequence[Verdict]) -> list[Finding]:
-    """Cases that got what they should not get, and scores outside [0, 1]."""
-    findings = []
-    for verdict in table:
+def _case_problems(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str]]:
+    """Cases that got what they should not get, and the first score outside [0, 1]."""
+    for verdict in verdicts:
+        name, score = verdict.case.name, None if math.isnan(verdict.score) else verdict.score
         if not verdict.ok:
-            what = f"{verdict.case.name}: scores {verdict.score}, expected {verdict.expected}"
-            findings.append(Finding(term.name, "junk" if verdict.case.junk else "hack", what))
-        if verdict.score is not None and not 0 <= verdict.score <= 1:
-            findings.append(Finding(term.name, "range", f"{verdict.case.name}: {verdict.score:g} is outside [0, 1]"))
-            break
-    return findings
-
-
-def check_odd(term: Component) -> list[Finding]:
-    """Empty, strange and very long completions: a score or None, in good time."""
-    return _failures(term, score(term, example_from_row(ROW), ODD.values()), "odd input")
-
-
-def check_deterministic(term: Component) -> list[Finding]:
-    """The same completions twice, the second time in another order."""
-    texts = [case.completion for case in CASES]
-    first = score(term, example_from_row(ROW), texts).scores
-    second = score(term, example_from_row(ROW), reversed(texts)).scores[::-1]
-    for case, a, b in zip(CASES, first, second, strict=True):
-        if a != b and not (math.isnan(a) and math.isnan(b)):
-            return [Finding(term.name, "determinism", f"{case.name}: {a:g}, then {b:g}")]
-    return []
-
-
-def check_speed(term: Component) -> list[Finding]:
-    """Seconds per completion, over the cases."""
-    texts = [case.completion for case in CASES]
-    start = time.perf_counter()
-    score(term, example_from_row(ROW), texts)
-    each = (time.perf_counter() - start) / len(texts)
-    if each > SPEED:
-        return [Finding(term.name, "speed", f"{each * 1000:.0f} ms per completion, above {SPEED * 1000:.0f} ms")]
-    return []
-
-
-def check_pickle(term: Component) -> list[Finding]:
-    """It must survive the way to another process."""
-    try:
-        again = pickle.loads(pickle.dumps(term.reward))
-    except Exception as error:
-        return [Finding(term.name, "pickle", f"{type(error).__name__}: {error}")]
-    return [] if callable(again) else [Finding(term.name, "pickle", f"came back as {type(again).__name__}")]
+            yield "junk" if verdict.case.junk else "hack", f"{name}: scores {score}, expected {verdict.expected}"
+        if score is not None and not 0 <= score <= 1:
+            yield "range", f"{name}: {score:g} is outside [0, 1]"
+            return

@@ -1,87 +1,79 @@
-"""Groups -> RewardTable: all components at once, each with its time limit, every failure caught and explained.
-
-Our own rewards run in daemon threads. Plugins run in worker processes that are killed when their time is over, so
-that no plugin can hold up a rank while the others wait; `my_function.isolation = "thread"` opts out, for a function
-that needs live objects of this process.
-"""
+"""Groups -> RewardTable: all components at once, every failure explained; the weighted sum, the gate, the figures."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from covo_rl.config import RewardConfig
-from covo_rl.rewards.call import Outcome, call
-from covo_rl.rewards.columns import TrainerState, from_groups
+from covo_rl.rewards.call import Outcome
+from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
-from covo_rl.rewards.table import make_table
-from covo_rl.rewards.worker import LOAD_SECONDS, Worker
-
-if TYPE_CHECKING:
-    from covo_rl.types import Group, RewardTable
+from covo_rl.rewards.worker import run_components
+from covo_rl.types import Group, RewardTable
 
 logger = logging.getLogger("covo_rl.rewards")
-_IN_PROCESS = ("trl", "covo_rl")
-_workers: dict[str, Worker] = {}
+_reported: set[str] = set()
 
 
 @dataclass(frozen=True)
 class Component:
-    """A term of R_total: its name in tables (the spec as it was given), its function and its weight."""
+    """A term of R_total: a function and its weight."""
 
-    name: str
     reward: Reward
     weight: float
 
+    @property
+    def name(self) -> str:
+        """Its name in tables: the spec as it was given."""
+        return self.reward.source.spec
 
-def components(rewards: str | Mapping[str, float] | Sequence[str] | Mapping[Any, float]) -> list[Component]:
+
+def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Component]:
     """`a,b=0.5`, a list of specs, or a mapping spec (or function) -> weight.
 
     Raises:
         RewardError: nothing given, or a reward that cannot be loaded.
     """
     if isinstance(rewards, str):
-        weights: Mapping[Any, float] = dict(_split(rewards))
-    elif isinstance(rewards, Mapping):
-        weights = {spec: float(w) for spec, w in rewards.items()}
+        weights: Mapping[Any, float] = _weights(rewards)
     else:
-        weights = dict.fromkeys(rewards, 1.0)
+        weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
     if not weights:
         raise RewardError("no rewards given; write for example rewards: accuracy,format")
-    return [Component(*_named(spec), weight) for spec, weight in weights.items()]
+    terms = []
+    for spec, weight in weights.items():
+        reward: Any = load_reward(spec) if isinstance(spec, str) else spec
+        if not isinstance(reward, Reward):
+            name = getattr(spec, "__name__", type(spec).__name__)
+            reward = Reward(Source(name, name, "object", repr(spec)), reward)
+        terms.append(Component(reward, float(weight)))
+    return terms
 
 
-def _split(text: str) -> list[tuple[str, float]]:
+def _weights(text: str) -> dict[str, float]:
     """Like config.number_map, but commas and equal signs inside brackets belong to arguments."""
     parts, depth = [""], 0
-    for ch in text:
-        depth += (ch == "(") - (ch == ")")
-        if ch == "," and depth == 0:
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth == 0:
             parts.append("")
         else:
-            parts[-1] += ch
-    result = []
-    for part in (p.strip() for p in parts if p.strip()):
-        bracket = part.rfind(")")
-        name, _, number = part.rpartition("=") if "=" in part[bracket + 1 :] else (part, "", "1")
+            parts[-1] += char
+    weights = {}
+    for part in filter(None, map(str.strip, parts)):
+        name, equals, number = part.rpartition("=")
+        if not equals or ")" in number:  # no weight
+            name, number = part, "1"
         try:
-            result.append((name.strip(), float(number)))
+            weights[name.strip()] = float(number)
         except ValueError:
             raise RewardError(f"rewards: cannot read the weight in {part!r}; write name=number") from None
-    return result
-
-
-def _named(spec: Any) -> tuple[str, Reward]:
-    if isinstance(spec, str):
-        return spec, load_reward(spec)
-    if isinstance(spec, Reward):
-        return spec.source.spec, spec
-    name = getattr(spec, "__name__", type(spec).__name__)
-    return name, Reward(Source(name, name, "object", repr(spec), name, {}), spec)
+    return weights
 
 
 def score(
@@ -102,95 +94,77 @@ def score(
     """
     config = config or RewardConfig()
     terms = components(rewards if rewards is not None else config.rewards)
-    if config.reward_gate != "none" and config.reward_gate not in [term.name for term in terms]:
-        raise RewardError(f"reward_gate {config.reward_gate!r} is not among the rewards: {[t.name for t in terms]}")
-    columns: dict[str, Any] = dict(from_groups(groups))
-    n = len(columns["completions"])
-    columns["trainer_state"] = TrainerState(trainer_state)
+    names = [term.name for term in terms]
+    if config.reward_gate not in ("none", *names):
+        raise RewardError(f"reward_gate {config.reward_gate!r} is not among the rewards: {names}")
+    columns = reward_columns(groups, trainer_state)
     if judge is None and config.judge:
         from covo_rl.rewards.judge import judge_from_spec
 
         judge = judge_from_spec(config.judge)
     if judge is not None:
         columns["judge"] = judge
-    outcomes = run_components(terms, columns, n, config.reward_timeout)
-    _report(outcomes)
-    if config.reward_failure == "stop":
-        for outcome in outcomes:
-            if failure := next((why for why in outcome.missing.values() if why.startswith("failed")), None):
-                raise RewardError(f"{failure} (reward_failure is stop)")
-    return make_table(terms, outcomes, len(groups), config.reward_gate)
+    outcomes = run_components([term.reward for term in terms], columns, config.reward_timeout)
+    failures = [outcome.failures for outcome in outcomes if outcome.failures]
+    for whys in failures:  # logged once in its wording; the table holds all of them
+        if whys[0] not in _reported:
+            _reported.add(whys[0])
+            logger.warning("%s (%d of %d scores)", whys[0], len(whys), len(columns["completions"]))
+    if failures and config.reward_failure == "stop":
+        raise RewardError(f"{failures[0][0]} (reward_failure is stop)")
+    return _table(terms, outcomes, len(groups), config.reward_gate)
 
 
-def run_components(terms: Sequence[Component], columns: dict[str, Any], n: int, timeout: float) -> list[Outcome]:
-    """One outcome per component, in order, after at most `timeout` seconds each (all run at the same time)."""
-    jobs = [_Job(term, columns, n) for term in terms]
-    for job in jobs:
-        job.start()
-    return [job.wait(timeout) for job in jobs]
+def _table(terms: Sequence[Component], outcomes: Sequence[Outcome], prompts: int, gate: str) -> RewardTable:
+    """Raw components (P, G, R), their weighted sum (P, G), and what is missing."""
+    names = tuple(term.name for term in terms)
+    rewards_RN = np.array([outcome.scores for outcome in outcomes], dtype=np.float64)
+    generations = rewards_RN.shape[1] // max(prompts, 1)
+    rewards_PGR = rewards_RN.reshape(len(terms), prompts, generations).transpose(1, 2, 0)
+    weights_R = np.array([term.weight for term in terms], dtype=np.float64)
+    rewards_PG = weighted_sum(rewards_PGR, weights_R, names.index(gate) if gate != "none" else None)
+    missing, seconds, metrics, extras = {}, {}, {}, {}
+    for name, outcome in zip(names, outcomes, strict=True):
+        missing |= {(*divmod(index, generations), name): why for index, why in outcome.missing.items()}
+        seconds[name] = outcome.seconds
+        metrics |= outcome.metrics
+        extras |= outcome.extras
+    metrics |= figures(names, rewards_PGR, rewards_PG)
+    return RewardTable(names, weights_R, rewards_PGR, rewards_PG, missing, seconds, metrics, extras)
 
 
-class _Job:
-    """One component in a daemon thread, which for plugins only talks to a worker process."""
+def weighted_sum(rewards_PGR: np.ndarray, weights_R: np.ndarray, gate: int | None = None) -> np.ndarray:
+    """(P, G) sum over the graded components; a missing one adds nothing, and NaN where none is graded.
 
-    def __init__(self, term: Component, columns: dict[str, Any], n: int) -> None:
-        self.term, self.columns, self.n = term, columns, n
-        self.outcome: Outcome | None = None
-        self.loaded, self.done = threading.Event(), threading.Event()
-        self.worker = worker_for(term.reward)
-        self.begun = time.perf_counter()
-
-    def start(self) -> None:
-        threading.Thread(target=self._run, name=f"reward {self.term.name}", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            if self.worker is not None:
-                self.outcome = self.worker.call(self.columns, self.n, self.loaded)
-            else:
-                self.loaded.set()
-                self.outcome = call(self.term.reward, self.columns, self.n)
-        finally:
-            self.loaded.set()
-            self.done.set()
-
-    def wait(self, timeout: float) -> Outcome:
-        ready = self.loaded.wait(max(self.begun + LOAD_SECONDS - time.perf_counter(), 0))
-        begun = time.perf_counter() if self.worker is not None else self.begun
-        finished = ready and self.done.wait(max(begun + timeout - time.perf_counter(), 0))
-        seconds = time.perf_counter() - self.begun
-        if finished and self.outcome is not None:
-            return self.outcome
-        if self.worker is not None:
-            self.worker.kill()
-        what = "did not load" if not ready else "gave no result" if finished else "was stopped"
-        limit = LOAD_SECONDS if not ready else timeout
-        return Outcome.failed(self.n, f"{self.term.name} {what} after {limit:g} s", seconds)
+    With a gate (an index of R) the other components count only where the gate's component is 1.
+    """
+    weighted = rewards_PGR * weights_R
+    if gate is not None:
+        closed = rewards_PGR[..., gate] != 1  # an ungradeable gate is closed
+        weighted[closed[..., None] & (np.arange(len(weights_R)) != gate)] = 0.0
+    return np.where(np.isnan(rewards_PGR).all(axis=-1), np.nan, np.nansum(weighted, axis=-1))
 
 
-def worker_for(reward: Reward) -> Worker | None:
-    """The process that this reward runs in, or None if it runs in a thread."""
-    target: Callable[..., Any] = getattr(reward.function, "func", reward.function)
-    module = (getattr(target, "__module__", None) or type(target).__module__).split(".")[0]
-    in_thread = getattr(reward.function, "isolation", None) == "thread"
-    if reward.source.place == "object" or reward.source.trusted or module in _IN_PROCESS or in_thread:
-        return None
-    return _workers.setdefault(reward.source.spec, Worker(reward.source.spec))
+def figures(names: Sequence[str], rewards_PGR: np.ndarray, rewards_PG: np.ndarray) -> dict[str, float]:
+    """`rewards/NAME/mean`, `/std` (over graded scores, n in the denominator), `/none` (share), and the total's."""
+    result = {}
+    columns = {name: rewards_PGR[..., r] for r, name in enumerate(names)} | {"total": rewards_PG}
+    for name, values in columns.items():
+        graded = values[np.isfinite(values)]
+        if graded.size:
+            result |= {f"rewards/{name}/mean": float(graded.mean()), f"rewards/{name}/std": float(graded.std())}
+        result[f"rewards/{name}/none"] = 1.0 - graded.size / max(values.size, 1)
+    if "accuracy" in names:
+        result["rewards/wrong_outranks_right"] = wrong_outranks_right(columns["accuracy"], rewards_PG)
+    return result
 
 
-def close() -> None:
-    """End all worker processes."""
-    while _workers:
-        _workers.popitem()[1].kill()
+def wrong_outranks_right(accuracy_PG: np.ndarray, rewards_PG: np.ndarray) -> float:
+    """Share of (right, wrong) pairs of one prompt in which the wrong one has the higher total.
 
-
-_reported: set[str] = set()
-
-
-def _report(outcomes: Sequence[Outcome]) -> None:
-    """Every failure is logged once in its wording; the table holds all of them."""
-    for outcome in outcomes:
-        failures = [why for why in outcome.missing.values() if why.startswith("failed")]
-        if failures and failures[0] not in _reported:
-            _reported.add(failures[0])
-            logger.warning("%s (%d of %d scores)", failures[0], len(failures), len(outcome.scores))
+    >>> wrong_outranks_right(np.array([[1.0, 0.0, 0.0]]), np.array([[2.0, 3.0, 1.0]]))
+    0.5
+    """
+    pairs_PGG = (accuracy_PG == 1)[:, :, None] & (accuracy_PG == 0)[:, None, :]
+    higher_PGG = rewards_PG[:, :, None] < rewards_PG[:, None, :]
+    return float((pairs_PGG & higher_PGG).sum() / pairs_PGG.sum()) if pairs_PGG.any() else 0.0

@@ -16,14 +16,15 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from covo_rl.resolve import folders, names
+from covo_rl.resolve import names
 
 GROUP = "covo_rl.rewards"
 
@@ -34,14 +35,13 @@ class RewardError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a reward comes from. `place`: working directory, checkout, bundled, entry point, file or import."""
+    """Where a reward comes from. `place`: working directory, checkout, bundled, entry point, file, import, object."""
 
     spec: str
     name: str
     place: str
     location: str
-    function: str
-    arguments: dict[str, Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trusted(self) -> bool:
@@ -58,36 +58,36 @@ class Reward:
     def __init__(self, source: Source, function: Callable[..., Any]) -> None:
         self.source = source
         self.function = function
+        self.target: Any = getattr(function, "func", function)  # inside a partial
+        self.package = (getattr(self.target, "__module__", None) or type(self.target).__module__).split(".")[0]
         self.__name__ = source.name
         self.__doc__ = function.__doc__
 
     @cached_property
     def parameters(self) -> frozenset[str]:
         """Names it takes; `**` among them if it takes any."""
-        found = inspect.signature(self.function).parameters.values()
-        any_name = {"**"} if any(p.kind is p.VAR_KEYWORD for p in found) else set()
-        return frozenset({p.name for p in found if p.kind is not p.VAR_KEYWORD} | any_name)
-
-    @property
-    def is_async(self) -> bool:
-        target = getattr(self.function, "func", self.function)
-        return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004 - asks about the method
+        parameters = inspect.signature(self.function).parameters.values()
+        return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
 
     @property
     def conversational(self) -> bool:
         """Wants completions as lists of messages, as TRL's own rewards do."""
-        target = getattr(self.function, "func", self.function)
-        module = getattr(target, "__module__", None) or type(target).__module__
-        return bool(getattr(target, "conversational", module.split(".")[0] == "trl"))
+        return bool(getattr(self.target, "conversational", self.package == "trl"))
 
-    def select(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """The columns that the function takes."""
-        if "**" in self.parameters:
-            return columns
-        return {name: value for name, value in columns.items() if name in self.parameters}
+    @property
+    def in_thread(self) -> bool:
+        """Runs in a thread of this process: ours and TRL's, live objects, and those that ask for it."""
+        ours = self.source.trusted or self.source.place == "object" or self.package in ("trl", "covo_rl")
+        return ours or getattr(self.function, "isolation", None) == "thread"
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
-        return self.function(**self.select({**self.source.arguments, **_named(args), **columns}))
+        """Positional arguments come as TRL orders them, `(prompts, completions)`, or are the completions alone."""
+        if len(args) > 2:
+            raise TypeError(f"a reward takes prompts and completions by position, all else by name; got {len(args)}")
+        by_position = zip(("prompts", "completions")[2 - len(args) :], args, strict=True)
+        columns = {**self.source.arguments, **dict(by_position), **columns}
+        takes_any = "**" in self.parameters
+        return self.function(**{name: v for name, v in columns.items() if takes_any or name in self.parameters})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_reward, (self.source.spec,)
@@ -100,14 +100,7 @@ class AsyncReward(Reward):
     """A reward whose function is a coroutine; TRL and the runner await it."""
 
     async def __call__(self, *args: Any, **columns: Any) -> Any:
-        return await self.function(**self.select({**self.source.arguments, **_named(args), **columns}))
-
-
-def _named(args: tuple[Any, ...]) -> dict[str, Any]:
-    """Positional arguments as TRL orders them, `(prompts, completions)`, or the completions alone."""
-    if len(args) > 2:
-        raise TypeError(f"a reward takes prompts and completions by position, all else by name; got {len(args)}")
-    return dict(zip(("prompts", "completions")[-len(args) :], args, strict=True)) if args else {}
+        return await super().__call__(*args, **columns)
 
 
 def load_reward(spec: str) -> Reward:
@@ -117,29 +110,22 @@ def load_reward(spec: str) -> Reward:
         RewardError: nothing, or nothing callable, has this name; the message lists what exists.
     """
     base, arguments = split_arguments(spec)
-    place, location, function_name, target = _find(base)
-    if not callable(target):
-        raise RewardError(f"reward {spec!r}: {function_name} in {location} is {type(target).__name__}, not a function")
-    source = Source(spec, _short_name(base), place, location, function_name, {})
-    if arguments and not _is_reward(target):
-        made: Any = target(**arguments)  # a factory
-        target, arguments = made, {}
-    source = Source(spec, source.name, place, location, function_name, arguments)
-    reward = Reward(source, target)
-    return AsyncReward(source, target) if reward.is_async else reward
+    place, location, name, function = _find(base)
+    if not callable(function):
+        raise RewardError(f"reward {spec!r}: {name} in {location} is {type(function).__name__}, not a function")
+    if arguments and not _takes_completions(function):  # a factory
+        made: Any = function(**arguments)
+        function, arguments = made, {}
+    reward = Reward(Source(spec, name, place, location, arguments), function)
+    is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
+    return AsyncReward(reward.source, function) if is_async else reward
 
 
-def _short_name(base: str) -> str:
-    path, _, function = base.rpartition(":")
-    return function if path else Path(base).stem
-
-
-def _is_reward(target: Any) -> bool:
+def _takes_completions(function: Callable[..., Any]) -> bool:
     try:
-        found = inspect.signature(target).parameters
-    except (TypeError, ValueError):
+        return "completions" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return False
-    return "completions" in found
 
 
 def split_arguments(spec: str) -> tuple[str, dict[str, Any]]:
@@ -159,31 +145,27 @@ def split_arguments(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _find(base: str) -> tuple[str, str, str, Any]:
-    """(place, location, function name, object)."""
-    path, _, function = base.rpartition(":")
-    if base.endswith(".py") or path.endswith(".py"):
-        file = Path(base if base.endswith(".py") else path).expanduser()
-        name = file.stem if base.endswith(".py") else function
+    """(place, location, name of the function, object)."""
+    path, _, name = base.rpartition(":")
+    if base.endswith(".py"):
+        path, name = base, Path(base).stem
+    if path.endswith(".py"):
+        file = Path(path).expanduser()
         return "file", str(file), name, _attribute(load_file(file), name, base)
     if path:
         try:
             module = importlib.import_module(path)
         except ImportError as error:
             raise RewardError(f"reward {base!r}: cannot import {path!r}: {error}") from error
-        return "import", path, function, _attribute(module, function, base)
-    return _find_name(base)
-
-
-def _find_name(name: str) -> tuple[str, str, str, Any]:
-    if name.isidentifier():
-        for place, folder in folders("rewards"):
-            file = folder / f"{name}.py"
-            if file.is_file():
-                return place, str(file), name, _attribute(load_file(file), name, name)
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            return "entry point", point.value, name, point.load()
-    known = sorted({*names("rewards"), *(point.name for point in entry_points(group=GROUP))})
+        return "import", path, name, _attribute(module, name, base)
+    files = names("rewards")
+    if name in files:
+        file, place = files[name]
+        return place, str(file), name, _attribute(load_file(file), name, base)
+    points = entry_points(group=GROUP)
+    for point in points.select(name=name):
+        return "entry point", point.value, name, point.load()
+    known = sorted({*files, *points.names})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     raise RewardError(
         f"there is no reward {name!r}; "
@@ -192,7 +174,7 @@ def _find_name(name: str) -> tuple[str, str, str, Any]:
     )
 
 
-def _attribute(module: Any, name: str, spec: str) -> Any:
+def _attribute(module: ModuleType, name: str, spec: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
@@ -200,7 +182,7 @@ def _attribute(module: Any, name: str, spec: str) -> Any:
         raise RewardError(f"reward {spec!r}: {module.__name__} has no {name!r}; it has {', '.join(public)}") from None
 
 
-def load_file(file: Path) -> Any:
+def load_file(file: Path) -> ModuleType:
     """Import a file under a name of its own, once for each content.
 
     Raises:
@@ -209,17 +191,14 @@ def load_file(file: Path) -> Any:
     if not file.is_file():
         raise RewardError(f"reward file {file} does not exist (looked in {Path.cwd()})")
     file = file.resolve()
-    digest = hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]
-    name = f"covo_rl_file_{file.stem}_{digest}"
+    name = f"covo_rl_file_{file.stem}_{hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, file)
-    if found is None or found.loader is None:
-        raise RewardError(f"reward file {file} is not a Python file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
-        found.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise RewardError(f"reward file {file} raises {type(error).__name__} while it is imported: {error}") from error
@@ -228,6 +207,7 @@ def load_file(file: Path) -> Any:
 
 def available_rewards() -> list[Source]:
     """Every reward that has a name, with where it was found."""
-    listed = [Source(n, n, place, str(path), n, {}) for n, (path, place) in names("rewards").items()]
-    points = [Source(p.name, p.name, "entry point", p.value, p.name, {}) for p in entry_points(group=GROUP)]
-    return listed + [point for point in points if point.name not in {item.name for item in listed}]
+    sources = {name: Source(name, name, place, str(path)) for name, (path, place) in names("rewards").items()}
+    for point in entry_points(group=GROUP):
+        sources.setdefault(point.name, Source(point.name, point.name, "entry point", point.value))
+    return list(sources.values())
