@@ -20,8 +20,7 @@ import time
 import numpy as np
 
 from covo_rl.config import PromptConfig, RolloutConfig
-from covo_rl.evaluate.engine import PolicyAnswerer, plan_batches
-from covo_rl.evaluate.policies import load_answerer
+from covo_rl.evaluate.answer import PolicyAnswerer, load_answerer, plan_batches
 from covo_rl.types import Clip, Example
 
 RATE = 16000

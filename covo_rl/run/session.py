@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from covo_rl import data
 from covo_rl.audio import ClipStore
@@ -50,6 +50,7 @@ from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.train.launch import join
 from covo_rl.train.learner import gathered
 from covo_rl.train.loop import Trainer
+from covo_rl.train.ranks import Ranks
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
@@ -183,16 +184,10 @@ class Session:
                 num_generations=1 if mode == "greedy" else self.options.eval.eval_num_generations,
                 seed=self.options.train.seed,
                 batch_size=self.options.eval.eval_batch_size,
-                **self._ranks(),
+                ranks=Ranks() if self.policy.sharded else Ranks.current(),  # sharded: all run the same forwards
             )
             summaries[mode] = result.summary()
         return summaries
-
-    def _ranks(self) -> dict[str, Any]:
-        """Ranks share the rows, unless the parameters are sharded: then all must run the same forwards."""
-        several = self.accelerator.num_processes > 1 and not self.policy.sharded
-        here = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-        return {**here, "gather": gather_object} if several else {}
 
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what it found the first time."""
@@ -217,7 +212,9 @@ class Session:
             saver = Saver(self.options, self.run.folder, stop, on_saved)
             for line in saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config):
                 self._print(line)
-            with console.StepProgress(train.max_steps, done=trainer.step, active=self.main) as progress:
+            with console.ProgressDisplay(
+                "GRPO", train.max_steps, done=trainer.step, active=self.main, steps=5
+            ) as progress:
 
                 def on_step(metrics: dict[str, Any], batch: Batch) -> float | None:
                     score = self._score(metrics)
@@ -225,7 +222,7 @@ class Session:
                     if train.log_rollouts:
                         rows = gathered(self.accelerator, rollout_rows(batch))
                         self.run.log_rollouts(metrics["step"], rows)
-                    progress.update(metrics)
+                    progress.update(metrics["step"], console.step_line(metrics))
                     return score
 
                 try:
