@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from covo_rl.evaluate.request import Request
 from covo_rl.evaluate.runner import answer_rows, open_folder, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle, load_set
 from covo_rl.evaluate.variants import CONDITIONS
+from covo_rl.records.folder import package_versions
 from covo_rl.train.shutdown import exit_after
 
 app = typer.Typer(
@@ -42,7 +43,8 @@ PACKAGES = ("covo-rl", "torch", "transformers", "peft", "numpy", "soxr")
 def evaluate_command(context: typer.Context, **options: Any) -> None:
     """Score a model, or replies from a file, by the official rule and strictly."""
     if context.invoked_subcommand is None:
-        _reporting(lambda: _evaluate(Request(**options)))
+        with _reporting():
+            _evaluate(Request(**options))
 
 
 _context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -60,19 +62,18 @@ def compare_command(
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
     from covo_rl.evaluate.compare import compare_runs, comparison_markdown
 
-    def work() -> None:
+    with _reporting():
         result = compare_runs(a, b)
         typer.echo(comparison_markdown(result))
         if output is not None:
             write_json(output, result)
 
-    _reporting(work)
 
-
-def _reporting(work: Callable[[], None]) -> None:
+@contextmanager
+def _reporting() -> Iterator[None]:
     """Wrong inputs end with exit code 2 and the list of problems, without a traceback."""
     try:
-        work()
+        yield
     except EvalInputError as error:
         typer.echo(str(error), err=True)
         sys.exit(2)
@@ -94,7 +95,7 @@ def _evaluate(request: Request) -> None:
         allow_outside=request.allow_outside_audio,
     )  # fmt: skip
     if request.model is None:
-        settings = {**inputs.meta, "set": eval_set.name, "packages": _versions(PACKAGES[:1])}
+        settings = {**inputs.meta, "set": eval_set.name, "packages": package_versions(PACKAGES[:1])}
         open_folder(request.output, {"predictions": True, "set": eval_set.name}, overwrite=request.overwrite)
         by_audio = {"real": run_predictions(inputs, request.output, reward_config=request.reward_config())}
     else:
@@ -122,7 +123,7 @@ def _model_settings(request: Request, inputs: Inputs, style: PromptStyle | None)
             "max_completion_length": request.max_completion_length, "batch_size": request.batch_size,
         },
         "rewards": request.rewards or RewardConfig().rewards,
-        "packages": _versions(PACKAGES),
+        "packages": package_versions(PACKAGES),
     }  # fmt: skip
 
 
@@ -130,16 +131,6 @@ def _weights_sha256(path: str) -> str | None:
     """One hash over the weight files of a local folder; None for a hub name, whose revision is not known here."""
     files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.config import RewardConfig
-from covo_rl.data.files import json_lines, write_atomically
+from covo_rl.data.files import json_lines, plain, write_atomically
 from covo_rl.evaluate.scorers import Scorer, strict_match
 from covo_rl.evaluate.sets import EvalSet
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
@@ -94,9 +94,8 @@ def _rewards(table: RewardTable | None, place: int) -> dict[str, list[float | No
     """component -> the scores of a row's replies, and their `total`; None where one could not be graded."""
     if table is None:
         return {}
-    columns = {name: table.rewards_PGR[place, :, r] for r, name in enumerate(table.names)}
-    columns["total"] = table.rewards_PG[place]
-    return {name: [None if value != value else float(value) for value in values] for name, values in columns.items()}
+    components = {name: table.rewards_PGR[place, :, r] for r, name in enumerate(table.names)}
+    return plain({**components, "total": table.rewards_PG[place]})
 
 
 class RecordLog:

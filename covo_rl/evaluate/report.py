@@ -37,28 +37,8 @@ def write_report(
 
     `settings` says what was evaluated on what (hashes, options, problems).
     """
-    report = _figures(inputs, by_audio, settings)
-    write_json(folder / "report.json", report)
-    text = _markdown(report)
-    (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
-    typer.echo(text)
-    if inputs.eval_set.submission:
-        path = folder / "submission.json"
-        write_json(path, _submission(by_audio["real"], read_json_rows(inputs.data)))
-        typer.echo(f"to submit: {path}")
-    if plots and importlib.util.find_spec("matplotlib") is None:
-        typer.echo("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
-    elif plots:
-        _draw(report, folder)
-    typer.echo(f"report: {folder / 'report.json'}")
-    for warning in inputs.warnings:
-        typer.echo(f"note: {warning}", err=True)
-
-
-def _figures(inputs: Inputs, by_audio: Mapping[str, Sequence[Record]], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of report.json."""
     eval_set = inputs.eval_set
-    return {
+    report = {
         "set": eval_set.name,
         "title": eval_set.title,
         "source": eval_set.source,
@@ -70,6 +50,21 @@ def _figures(inputs: Inputs, by_audio: Mapping[str, Sequence[Record]], settings:
         **summarize(by_audio["real"]),
         "audio": _audio_figures(by_audio),
     }
+    write_json(folder / "report.json", report)
+    text = _markdown(report)
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
+    typer.echo(text)
+    if eval_set.submission:
+        path = folder / "submission.json"
+        write_json(path, _submission(by_audio["real"], read_json_rows(inputs.data)))
+        typer.echo(f"to submit: {path}")
+    if plots and importlib.util.find_spec("matplotlib") is None:
+        typer.echo("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
+    elif plots:
+        _draw(report, folder)
+    typer.echo(f"report: {folder / 'report.json'}")
+    for warning in inputs.warnings:
+        typer.echo(f"note: {warning}", err=True)
 
 
 def _audio_figures(by_audio: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

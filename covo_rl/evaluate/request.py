@@ -11,18 +11,8 @@ import typer
 
 from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
 
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class ChoiceStyle(StrEnum):
-    letters = "letters"
-    lines = "lines"
-    inline = "inline"
+Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
+ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,8 @@ def answer_rows(
     over = [e.id for e in inputs.examples if any(audio_seconds((c,), answerer.clips) > longest for c in e.clips)]
     if over:
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
-    by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) for audio in conditions}
-    return {audio: records for audio, records in by_audio.items() if records is not None} if ranks.main else None
+    by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
+    return by_audio if ranks.main else None
 
 
 def _launched_ranks() -> Ranks:
@@ -122,11 +122,9 @@ def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ra
     batches = list(enumerate(plan_batches(examples, seconds, request.batch_size)))[ranks.rank :: ranks.world]
     todo = [(b, batch) for b, batch in batches if not all(examples[i].id in done for i in batch)]
     rows = with_audio(examples, audio, answerer.clips) if todo else []
-    verdicts = _strict(done.values())
-    finished, total = len(done), len(done) + sum(len(batch) for _, batch in todo)
-    title = f"{inputs.eval_set.name}, {audio}"
-    with ProgressDisplay(title, total, done=finished, active=ranks.main, stderr=True) as display:
-        display.update(finished, _standing(verdicts))
+    title, total = f"{inputs.eval_set.name}, {audio}", len(done) + sum(len(batch) for _, batch in todo)
+    with ProgressDisplay(title, total, done=len(done), active=ranks.main, stderr=True) as display:
+        display.update(len(done), _standing(done.values()))
         for b, batch in todo:
             records = answer_batch(
                 answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=inputs.eval_set,
@@ -134,26 +132,21 @@ def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ra
                 num_generations=request.num_generations, seed=request.seed,
             )  # fmt: skip
             log.append(records, batch=b)
-            verdicts += _strict(records)
-            finished += len(records)
-            display.update(finished, _standing(verdicts))
+            done |= {record["id"]: record for record in records}
+            display.update(len(done), _standing(done.values()))
     ranks.wait()
     return _join(logs(), examples) if ranks.main else None
 
 
-def _strict(records: Iterable[Record]) -> list[bool]:
-    return [record["strict_correct"] for record in records if record["strict_correct"] is not None]
-
-
-def _standing(verdicts: list[bool]) -> str:
+def _standing(records: Iterable[Record]) -> str:
+    verdicts = [record["strict_correct"] for record in records if record["strict_correct"] is not None]
     return f"{percent(sum(verdicts) / len(verdicts))} % right" if verdicts else "not graded"
 
 
-def _join(logs: list[RecordLog], examples: Iterable[Example]) -> list[Record]:
+def _join(logs: Sequence[RecordLog], examples: Iterable[Example]) -> list[Record]:
     """All ranks' records in data order, as one rows.jsonl; each row must be there."""
     by_id = {record["id"]: record for log in logs for record in log.read()}
-    missing = [e.id for e in examples if e.id not in by_id]
-    if missing:
+    if missing := [e.id for e in examples if e.id not in by_id]:
         raise RuntimeError(f"{len(missing)} rows were not evaluated: {', '.join(missing[:20])}; run the command again")
     records = [by_id[e.id] for e in examples]
     logs[0].replace(records)
