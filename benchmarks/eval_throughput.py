@@ -20,8 +20,7 @@ import time
 import numpy as np
 
 from covo_rl.config import PromptConfig, RolloutConfig
-from covo_rl.evaluate.engine import PolicyAnswerer, plan_batches
-from covo_rl.evaluate.policies import load_answerer
+from covo_rl.evaluate.answer import PolicyAnswerer, load_answerer, plan_batches
 from covo_rl.types import Clip, Example
 
 RATE = 16000
@@ -72,21 +71,22 @@ def main() -> None:
     rows, seconds = make_rows(args.rows, args.longest, args.seed)
     rollout = RolloutConfig(num_generations=1, max_completion_length=args.max_completion_length)
     answerer = load_answerer(args.model, None, dtype="auto", prompt_config=PromptConfig(), rollout_config=rollout)
-    found: dict[str, list[dict]] = {way: [] for way in WAYS}
+    timings: dict[str, list[dict]] = {way: [] for way in WAYS}
     run_once(answerer, rows[:4], seconds[:4], 4, True)  # first calls allocate
     for _ in range(args.rounds):
         for way, (size, bucket) in WAYS.items():
-            found[way].append(run_once(answerer, rows, seconds, size or args.batch_size, bucket))
-    report(found, len(rows))
-    print(json.dumps({"runs": found, **vars(args)}))
+            timings[way].append(run_once(answerer, rows, seconds, size or args.batch_size, bucket))
+    report(timings, len(rows))
+    print(json.dumps({"runs": timings, **vars(args)}))
 
 
-def report(found: dict[str, list[dict]], count: int) -> None:
+def report(timings: dict[str, list[dict]], count: int) -> None:
     """One line per way: medians over the rounds."""
     wall, cpu = (
-        {way: statistics.median(r[k] for r in runs) for way, runs in found.items()} for k in ("seconds", "cpu_seconds")
+        {way: statistics.median(r[k] for r in runs) for way, runs in timings.items()}
+        for k in ("seconds", "cpu_seconds")
     )
-    for way, runs in found.items():
+    for way, runs in timings.items():
         print(
             f"{way:<22} {count / wall[way]:7.2f} rows/s; ours is faster by {wall[way] / wall['ours']:5.2f} (wall), "
             f"{cpu[way] / cpu['ours']:5.2f} (CPU); {runs[0]['encoded']} clips encoded"

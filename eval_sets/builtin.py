@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from covo_rl.evaluate.scorers import token_set_match
 from covo_rl.evaluate.sets import EvalSet
 
 
@@ -27,18 +26,6 @@ SETS = {
         source="covo_rl/synth, rendered from seed 0",
         licence="Apache-2.0",
         how_to_get="nothing to get: leave --data out, or render your own with `python -m covo_rl.synth FOLDER`",
-        fields={
-            "id": "id",
-            "audio": "audio_id",
-            "question": "question",
-            "choices": "choices",
-            "answer": "answer",
-        },
-        breakdown=("task", "category", "sub-category", "difficulty"),
-        scorer=token_set_match,
-        scorer_rule="token_set",
-        official_drops="rows without a reply",
-        reply_keys=("model_output", "model_prediction"),
         prepare=prepare,
     )
 }

@@ -7,8 +7,7 @@ computed here.
 
 from __future__ import annotations
 
-from covo_rl.evaluate.scorers import token_set_match
-from covo_rl.evaluate.sets import EvalSet, PromptStyle
+from covo_rl.evaluate.sets import FIELDS, EvalSet, PromptStyle
 
 SETS = {
     "mmar": EvalSet(
@@ -18,17 +17,8 @@ SETS = {
         licence="CC-BY-NC-4.0",
         how_to_get="download MMAR-meta.jsonl and the audio archive (3 GB) from hf.co/datasets/BoJack/MMAR; "
         "--data MMAR-meta.jsonl --audio-dir the folder that its audio_path starts from",
-        fields={
-            "id": "id",
-            "audio": "audio_path",
-            "question": "question",
-            "choices": "choices",
-            "answer": "answer",
-        },
+        fields={**FIELDS, "audio": "audio_path"},
         breakdown=("modality", "category", "sub-category", "language"),
-        scorer=token_set_match,
-        scorer_rule="token_set",
-        official_drops="rows without a reply",
         reply_keys=("answer_prediction",),
         prompts={
             "official": PromptStyle(

@@ -17,14 +17,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from covo_rl.evaluate.scorers import token_set_match
-from covo_rl.evaluate.sets import EvalSet, PromptStyle, option_counts
+from covo_rl.evaluate.sets import EvalSet, PromptStyle
 from covo_rl.types import Example
-
-FIELDS = {
-    "id": "id", "audio": "audio_id", "question": "question", "choices": "choices", "answer": "answer",
-}  # fmt: skip
-BREAKDOWN = ("task", "category", "sub-category", "difficulty")
 
 #: sha256 of a data file -> edition. The authors publish none; put yours here once you have checked where it is from.
 KNOWN_FILES: dict[str, str] = {}
@@ -45,7 +39,7 @@ def identify(examples: Sequence[Example]) -> str | None:
     """The edition of a test-mini file from published counts: options, spelling of difficulty, rows of one skill."""
     if len(examples) != 1000:
         return None
-    options = option_counts(examples)
+    options = Counter(len(e.choices) for e in examples)
     skills = Counter(str(e.columns.get("sub-category", "")).split(" Pattern")[0] for e in examples)
     difficulties = {str(e.columns.get("difficulty", "")) for e in examples}
     if options == {4: 970, 5: 20, 2: 10} or difficulties & {"Medium", "Hard"}:
@@ -72,12 +66,6 @@ def _set(name: str, split: str, rows: int, has_answers: bool) -> EvalSet:
         licence="Apache-2.0",
         how_to_get=f"download mmau-{split}.json and the {split} audio archive as github.com/Sakshi113/MMAU says; "
         f"--data mmau-{split}.json --audio-dir the folder that holds {split}-audios/",
-        fields=FIELDS,
-        breakdown=BREAKDOWN,
-        scorer=token_set_match,
-        scorer_rule="token_set",
-        official_drops="rows without a reply",
-        reply_keys=("model_output", "model_prediction"),
         prompts=PROMPTS,
         rows=rows,
         has_answers=has_answers,

@@ -7,7 +7,6 @@ denominators are reported. (VoiceBench's `mmsu` is another set.)
 
 from __future__ import annotations
 
-from covo_rl.evaluate.scorers import letter_rule
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
 
 SETS = {
@@ -26,7 +25,6 @@ SETS = {
             "answer": "answer_gt",
         },
         breakdown=("category", "sub-category", "sub-sub-category", "linguistics_sub_discipline", "task_name"),
-        scorer=letter_rule,
         scorer_rule="letter",
         official_drops="replies that are no text or in which no letter A-D is first or second-last",
         reply_keys=("response",),

@@ -295,7 +295,7 @@ def test_compare_refuses_another_key(tmp_path):
 
 FAKE = """
 import sys, time
-import covo_rl.evaluate.policies as policies
+import covo_rl.evaluate.runner as runner
 from covo_rl.evaluate.cli import app
 from covo_rl.evaluate.records import group_from_text
 
@@ -315,7 +315,7 @@ class Fake:
         texts = [f"<think>Heard {a}.</think><answer>{a}</answer>" for a in said]
         return [group_from_text(e, [text]) for e, text in zip(examples, texts)]
 
-policies.load_answerer = lambda *args, **options: Fake()
+runner.load_answerer = lambda *args, **options: Fake()
 app(sys.argv[3:])
 """
 

@@ -8,14 +8,16 @@ import pytest
 
 from covo_rl.config import PromptConfig, RolloutConfig
 from covo_rl.evaluate import evaluate
-from covo_rl.evaluate.engine import plan_batches
+from covo_rl.evaluate.answer import plan_batches
 from covo_rl.evaluate.inputs import Inputs
-from covo_rl.evaluate.progress import time_left
 from covo_rl.evaluate.records import RecordLog, group_from_text
-from covo_rl.evaluate.runner import Ranks, run_model
+from covo_rl.evaluate.request import Request
+from covo_rl.evaluate.runner import run_model
 from covo_rl.evaluate.sets import load_set
 from covo_rl.evaluate.summary import length_class, summarize
 from covo_rl.evaluate.variants import derangement, with_audio
+from covo_rl.records.console import time_left
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example
 
 PETS = ("dog", "cat", "cow", "hen")
@@ -49,7 +51,7 @@ class Listener:
     """Answers from the sound: the pet of the first sample; without sound the first option."""
 
     def __init__(self):
-        self.batches = []
+        self.batches, self.clips = [], Waveforms()
 
     def answer(self, examples, *, greedy, num_generations, seed):
         self.batches.append([e.id for e in examples])
@@ -223,21 +225,33 @@ def test_a_set_without_a_key_has_no_accuracy():
     assert summary["strict"]["n_scored"] == 0
 
 
+class OneByOne(Ranks):
+    """Ranks that run one after the other: nobody waits, and `others` are the values of those that ran before."""
+
+    others = ()
+
+    def wait(self):
+        pass
+
+    def joined(self, values):
+        return [*values, *self.others]
+
+
 def test_ranks_share_the_batches_and_join_them(tmp_path):
     """Two ranks one after the other write what one rank writes; each row is answered once."""
     rows = pet_rows(10)
-    inputs = Inputs(load_set("builtin"), tmp_path / "data.json", None, tuple(rows))
+    inputs = Inputs(load_set("builtin"), tmp_path / "data.json", tuple(rows))
 
     def records(folder, ranks):
         (tmp_path / folder).mkdir(exist_ok=True)
         answerer = Listener()
-        found = run_model(inputs, answerer, tmp_path / folder, clips=Waveforms(), reward_config=None, audio="real",
-                          greedy=True, num_generations=1, seed=0, batch_size=3, ranks=ranks)  # fmt: skip
+        request = Request(output=tmp_path / folder, batch_size=3, rewards="none")
+        found = run_model(inputs, answerer, request, audio="real", ranks=ranks)
         return found, [name for batch in answerer.batches for name in batch]
 
     single, _ = records("one", Ranks())
-    second, answered_1 = records("two", Ranks(1, 2))
-    first, answered_0 = records("two", Ranks(0, 2))
+    second, answered_1 = records("two", OneByOne(1, 2))
+    first, answered_0 = records("two", OneByOne(0, 2))
     assert second is None
     assert first == single
     assert sorted(answered_0 + answered_1) == sorted(row.id for row in rows)
@@ -250,9 +264,13 @@ def test_in_process_ranks_gather_all_records():
     rows = pet_rows(7)
     shares = [[], []]
     for rank in (0, 1):
+        ranks = OneByOne(rank, 2)
+        object.__setattr__(ranks, "joined", lambda part, rank=rank: shares[rank].extend(part) or part)
         with pytest.raises(KeyError):
-            run(Listener(), rows, rank=rank, world=2, gather=lambda part, rank=rank: shares[rank].extend(part) or part)
-    joined = run(Listener(), rows, rank=0, world=2, gather=lambda part: part + shares[1])
+            run(Listener(), rows, ranks=ranks)
+    ranks = OneByOne(0, 2)
+    object.__setattr__(ranks, "others", shares[1])
+    joined = run(Listener(), rows, ranks=ranks)
     assert joined.records == run(Listener(), rows).records
 
 

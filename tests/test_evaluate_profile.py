@@ -6,9 +6,9 @@ import wave
 import numpy as np
 import pytest
 
-from covo_rl.evaluate.problems import EvalInputError
 from covo_rl.evaluate.profile import Rule, run_profile
 from covo_rl.evaluate.records import group_from_text
+from covo_rl.evaluate.sets import EvalInputError
 
 PETS = ["dog", "cat", "cow", "hen"]
 #: row -> right replies of 4, with audio and with silence.
@@ -24,6 +24,8 @@ class Store:
 
 
 class Fake:
+    clips = Store()
+
     def answer(self, examples, *, greedy, num_generations, seed):
         assert (greedy, num_generations) == (False, 4)
         groups = []
@@ -36,7 +38,8 @@ class Fake:
 
 
 @pytest.fixture
-def rows(tmp_path):
+def rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("covo_rl.evaluate.runner.load_answerer", lambda *_, **__: Fake())
     rows = []
     for name in RIGHT:
         with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
@@ -51,8 +54,7 @@ def rows(tmp_path):
 
 
 def profile(tmp_path, data, **options):
-    options = {"num_generations": 4, **options}
-    return run_profile(data, tmp_path, tmp_path / "out", answerer=Fake(), clips=Store(), **options)
+    return run_profile(data, tmp_path, tmp_path / "out", **{"num_generations": 4, **options})
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])

@@ -35,7 +35,7 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | None, s
 def write_atomically(path: Path, write: Callable[[IO[str]], object]) -> None:
     """Call `write(text_file)` on a temporary neighbour, flush it to disk, rename it to `path`: never half a file."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:  # a lone surrogate as JSON spells it
         write(file)
         file.flush()
         os.fsync(file.fileno())

@@ -4,6 +4,6 @@ evaluate(policy, examples, ...) -> Evaluation       in-process, as the trainer c
 covo-rl eval --set mmau-test-mini ...               the same engine from the command line
 """
 
-from covo_rl.evaluate.engine import Answerer, Evaluation, PolicyAnswerer, evaluate
+from covo_rl.evaluate.answer import Answerer, Evaluation, PolicyAnswerer, evaluate
 
 __all__ = ["Answerer", "Evaluation", "PolicyAnswerer", "evaluate"]

@@ -7,14 +7,26 @@ covo-rl eval compare runs/before runs/after
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import sys
-from enum import StrEnum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from covo_rl.evaluate.problems import EvalInputError
+from covo_rl.config import RewardConfig
+from covo_rl.data.files import file_sha256, write_json
+from covo_rl.evaluate.inputs import Inputs, read_inputs
+from covo_rl.evaluate.report import write_report
+from covo_rl.evaluate.request import Request
+from covo_rl.evaluate.runner import answer_rows, open_folder, run_predictions
+from covo_rl.evaluate.sets import EvalInputError, PromptStyle, load_set
+from covo_rl.evaluate.variants import CONDITIONS
+from covo_rl.records.folder import package_versions
 from covo_rl.train.shutdown import exit_after
 
 app = typer.Typer(
@@ -24,65 +36,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+#: what a number depends on; a predictions file depends on the first alone
+PACKAGES = ("covo-rl", "torch", "transformers", "peft", "numpy", "soxr")
 
 
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class ChoiceStyle(StrEnum):
-    letters = "letters"
-    lines = "lines"
-    inline = "inline"
-
-
-@app.callback()
-def evaluate_command(
-    context: typer.Context,
-    set_: Annotated[
-        str | None, typer.Option("--set", help="mmau-test-mini, mmau-test, mmar, mmsu, builtin, or a manifest file")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, parquet")] = None,
-    audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None,
-    model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None,
-    adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="score the replies in this JSON or JSONL; no model")] = None,
-    output: Annotated[Path | None, typer.Option(help="folder of the report; an interrupted run goes on there")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first N rows")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy/--sample", help="most likely token, or sampled")] = True,
-    num_generations: Annotated[int, typer.Option(min=1, help="replies per row with --sample")] = 1,
-    temperature: Annotated[float, typer.Option(min=1e-6, help="with --sample")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="nucleus with --sample; 1 is off")] = 1.0,
-    max_completion_length: Annotated[int, typer.Option(min=1, help="limit in tokens")] = 1024,
-    batch_size: Annotated[int, typer.Option(min=1, help="rows decoded at once")] = 32,
-    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="precision of the weights")] = Dtype.auto,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; found by itself")] = None,
-    listen: Annotated[bool, typer.Option("--listen", help="also with silent, swapped and no audio")] = False,
-    prompt: Annotated[
-        str, typer.Option(help="wording: covo (ours), or one that the set defines, e.g. official")
-    ] = "covo",
-    instruction: Annotated[str | None, typer.Option(help="last line; default: the checkpoint's, else ours")] = None,
-    choice_style: Annotated[ChoiceStyle | None, typer.Option(help="how options are listed; default: as above")] = None,
-    rewards: Annotated[str | None, typer.Option(help="reward components to report; none: none")] = None,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False,
-    allow_outside_audio: Annotated[
-        bool, typer.Option("--allow-outside-audio", help="let audio paths leave --audio-dir")
-    ] = False,
-) -> None:
+def evaluate_command(context: typer.Context, **options: Any) -> None:
     """Score a model, or replies from a file, by the official rule and strictly."""
-    if context.invoked_subcommand is not None:
-        return
-    from covo_rl.evaluate.command import Request, run_evaluation
+    if context.invoked_subcommand is None:
+        with _reporting():
+            _evaluate(Request(**options))
 
-    given = dict(locals())
-    request = Request(**{name: given[name] for name in Request.__dataclass_fields__})
-    _reporting(run_evaluation, request)
+
+_context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+_options = inspect.signature(Request, eval_str=True).parameters.values()
+evaluate_command.__signature__ = inspect.Signature([_context, *_options])  # pyright: ignore[reportFunctionMemberAccess]
+app.callback()(evaluate_command)
 
 
 @app.command("compare")
@@ -92,25 +60,77 @@ def compare_command(
     output: Annotated[Path | None, typer.Option(help="also write the comparison as JSON")] = None,
 ) -> None:
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
-    from covo_rl.evaluate.compare import compare, markdown
-    from covo_rl.evaluate.report import write_json
+    from covo_rl.evaluate.compare import compare_runs, comparison_markdown
 
-    def work() -> None:
-        result = compare(a, b)
-        typer.echo(markdown(result))
+    with _reporting():
+        result = compare_runs(a, b)
+        typer.echo(comparison_markdown(result))
         if output is not None:
             write_json(output, result)
 
-    _reporting(work)
 
-
-def _reporting(function: Any, *args: Any) -> None:
+@contextmanager
+def _reporting() -> Iterator[None]:
     """Wrong inputs end with exit code 2 and the list of problems, without a traceback."""
     try:
-        function(*args)
+        yield
     except EvalInputError as error:
         typer.echo(str(error), err=True)
         sys.exit(2)
+
+
+def _evaluate(request: Request) -> None:
+    """One evaluation from options to report, which rank 0 writes.
+
+    Raises:
+        EvalInputError: everything wrong with options, data, clips and predictions, before a model is loaded.
+    """
+    if problems := request.problems():
+        raise EvalInputError(problems)
+    assert request.set_ is not None and request.output is not None
+    eval_set = load_set(request.set_)
+    style = eval_set.style(request.prompt)
+    inputs = read_inputs(
+        eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit,
+        allow_outside=request.allow_outside_audio,
+    )  # fmt: skip
+    if request.model is None:
+        settings = {**inputs.meta, "set": eval_set.name, "packages": package_versions(PACKAGES[:1])}
+        open_folder(request.output, {"predictions": True, "set": eval_set.name}, overwrite=request.overwrite)
+        by_audio = {"real": run_predictions(inputs, request.output, reward_config=request.reward_config())}
+    else:
+        settings = _model_settings(request, inputs, style)
+        by_audio = answer_rows(request, inputs, settings, CONDITIONS if request.listen else ("real",), style=style)
+    if by_audio is not None:
+        write_report(inputs, by_audio, settings, request.output, plots=request.plots)
+
+
+def _model_settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
+    from covo_rl.resolve import resolve_model
+
+    assert request.model is not None
+    return {
+        **inputs.meta,
+        "model": request.model,
+        "model_sha256": _weights_sha256(resolve_model(request.model)),
+        "adapter": request.adapter,
+        "adapter_sha256": _weights_sha256(request.adapter) if request.adapter else None,
+        "dtype": str(request.dtype),
+        "prompt": {"name": request.prompt, **asdict(style or request.prompt_config())},
+        "decoding": {
+            "greedy": request.greedy, "num_generations": request.num_generations, "seed": request.seed,
+            "temperature": None if request.greedy else request.temperature, "top_p": request.top_p,
+            "max_completion_length": request.max_completion_length, "batch_size": request.batch_size,
+        },
+        "rewards": request.rewards or RewardConfig().rewards,
+        "packages": package_versions(PACKAGES),
+    }  # fmt: skip
+
+
+def _weights_sha256(path: str) -> str | None:
+    """One hash over the weight files of a local folder; None for a hub name, whose revision is not known here."""
+    files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
 
 
 if __name__ == "__main__":

@@ -1,18 +1,34 @@
-"""Everything an evaluation reads, checked together before anything runs: rows, key, clips, predictions."""
+"""Everything an evaluation reads, checked together before anything runs: rows, key, clips, predictions.
+
+Training reads a key helpfully (letters and indices become option texts); an official scorer compares what the file
+says. So ids, questions, options and answers come from the file as they stand, and only the clips through covo_rl.data.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import file_sha256
-from covo_rl.evaluate import problems as checks
-from covo_rl.evaluate.predictions import read_predictions
-from covo_rl.evaluate.problems import EvalInputError
-from covo_rl.evaluate.rows import read_examples
-from covo_rl.evaluate.sets import EvalSet, key_sha256, version_of
-from covo_rl.types import Example
+from covo_rl.evaluate.sets import EvalInputError, EvalSet, key_sha256, version_of
+from covo_rl.types import Clip, Example
+
+#: So many row names are listed for one problem.
+SHOWN = 20
+#: Share of rows whose answer may be missing from the options before the file is refused as broken.
+MAX_BAD_KEYS = 0.05
+#: Names tried after a set's own; `choice_a ... choice_d` is written as one string.
+USUAL = {
+    "id": ("id",),
+    "audio": ("audio_id", "audio_path", "audio"),
+    "question": ("question",),
+    "choices": ("choices", "choice_a choice_b choice_c choice_d"),
+    "answer": ("answer", "answer_gt"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,6 @@ class Inputs:
 
     eval_set: EvalSet
     data: Path
-    audio_dir: Path | None
     examples: tuple[Example, ...]
     predictions: dict[str, list[str]] | None = None
     warnings: tuple[str, ...] = ()
@@ -38,41 +53,246 @@ def read_inputs(
         EvalInputError: all problems at once: unreadable files, duplicate ids, a broken key, missing clips,
             predictions for unknown ids.
     """
-    path, folder = _where(eval_set, data, audio_dir)
-    found = read_examples(eval_set, path, folder, hear=predictions is None, allow_outside=allow_outside)
-    sha256 = file_sha256(path)
-    errors, warnings = checks.key_problems(found, has_answers=eval_set.has_answers)
-    version = version_of(eval_set, sha256, found)
-    rows = found[:limit]
-    if eval_set.rows is not None and len(found) != eval_set.rows:
-        warnings.append(f"{path} has {len(found)} rows, {eval_set.title} has {eval_set.rows}")
-    replies = None
-    if predictions is None:
-        errors += checks.clip_problems(rows)
-    else:
-        try:
-            replies = read_predictions(predictions, eval_set.all_reply_keys())
-        except EvalInputError as error:
-            errors += error.problems
-    if replies is not None:
-        unknown, _ = checks.prediction_problems(found, replies)
-        _, missing = checks.prediction_problems(rows, replies)
-        errors, warnings = errors + unknown, warnings + missing
-    if errors:
-        raise EvalInputError(errors)
-    meta = {"data": str(path), "data_sha256": sha256, "answer_key_sha256": key_sha256(found), "version": version,
-            "limit": limit, "problems": warnings}  # fmt: skip
-    if predictions is not None:
-        meta |= {"predictions": str(predictions), "predictions_sha256": file_sha256(predictions)}
-    return Inputs(eval_set, path, folder, tuple(rows), replies, tuple(warnings), meta)
-
-
-def _where(eval_set: EvalSet, data: str | Path | None, audio_dir: str | Path | None) -> tuple[Path, Path | None]:
+    if data is None and eval_set.prepare is not None:
+        data, audio_dir = eval_set.prepare()
     if data is None:
-        if eval_set.prepare is None:
-            raise EvalInputError([f"--set {eval_set.name} needs --data FILE. {eval_set.how_to_get}"])
-        return eval_set.prepare()
+        raise EvalInputError([f"--set {eval_set.name} needs --data FILE. {eval_set.how_to_get}"])
     path = Path(data)
     if not path.is_file():
         raise EvalInputError([f"--data {path}: no such file (looked in {Path.cwd()}). {eval_set.how_to_get}"])
-    return path, Path(audio_dir) if audio_dir is not None else path.parent
+    folder = Path(audio_dir) if audio_dir is not None else path.parent
+    all_rows = _read_examples(eval_set, path, folder, hear=predictions is None, allow_outside=allow_outside)
+    rows = all_rows[:limit]
+    errors, warnings = _key_problems(all_rows, has_answers=eval_set.has_answers)
+    if eval_set.rows is not None and len(all_rows) != eval_set.rows:
+        warnings.append(f"{path} has {len(all_rows)} rows, {eval_set.title} has {eval_set.rows}")
+    replies = None
+    if predictions is None:
+        errors += _clip_problems(rows)
+    else:
+        try:
+            replies = _read_predictions(predictions, eval_set.all_reply_keys())
+        except EvalInputError as error:
+            errors += error.problems
+        ids = {e.id for e in all_rows}
+        if unknown := [name for name in replies or () if name not in ids]:
+            errors.append(f"predictions for unknown ids in {count_rows(unknown)}; not in the data")
+        if replies is not None and (missing := [e.id for e in rows if e.id not in replies]):
+            warnings.append(f"no prediction for {count_rows(missing)}; counted as wrong")
+    if errors:
+        raise EvalInputError(errors)
+    sha256 = file_sha256(path)
+    meta = {"data": str(path), "data_sha256": sha256, "answer_key_sha256": key_sha256(all_rows),
+            "version": version_of(eval_set, sha256, all_rows), "limit": limit, "problems": warnings}  # fmt: skip
+    if predictions is not None:
+        meta |= {"predictions": str(predictions), "predictions_sha256": file_sha256(predictions)}
+    return Inputs(eval_set, path, tuple(rows), replies, tuple(warnings), meta)
+
+
+def count_rows(ids: Sequence[str]) -> str:
+    """`3 rows: a, b, c`, cut after SHOWN names."""
+    more = f", ... ({len(ids) - SHOWN} more)" if len(ids) > SHOWN else ""
+    return f"{len(ids)} row{'s' * (len(ids) != 1)}: {', '.join(ids[:SHOWN])}{more}"
+
+
+def repeated_ids(ids: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(ids).items() if count > 1]
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_json_rows(path: str | Path) -> list[Any]:
+    """The rows of a JSON list, a JSON object with one list in it, or JSON lines.
+
+    Raises:
+        EvalInputError: the file does not exist or is half-written: every unreadable line is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EvalInputError([f"{path}: no such file (looked in {Path.cwd()})"])
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise EvalInputError([f"{path}: not UTF-8 at byte {error.start}; was the file cut or is it binary?"]) from None
+    except ValueError as error:
+        if text.lstrip()[:1] != "[":
+            return _json_lines(text, path)
+        begun = text.count('"id"')
+        raise EvalInputError(
+            [f"{path}: not valid JSON, half-written? {error}; {begun} rows begin before the end of the file"]
+        ) from None
+    lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else []
+    if isinstance(content, list):
+        return content
+    return lists[0] if len(lists) == 1 and "id" not in content else [content]
+
+
+def _json_lines(text: str, path: Path) -> list[Any]:
+    rows, problems = [], []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError:
+            problems.append(f"{path}, line {number}: not JSON, half-written? It begins {line[:60]!r}")
+    if problems:
+        raise EvalInputError(problems[:SHOWN])
+    return rows
+
+
+def _read_predictions(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
+    """id -> replies (usually one). Rows whose reply is absent, null or not text give no entry: they count as missing.
+
+    A list of samples under `replies` (written by this tool) wins over the single reply beside it.
+
+    Raises:
+        EvalInputError: unreadable file, rows without id, no reply key anywhere, duplicate ids; all at once, rows named.
+    """
+    rows, problems = read_json_rows(path), []
+    if nameless := [str(n) for n, row in enumerate(rows, 1) if not isinstance(row, dict) or "id" not in row]:
+        problems.append(f"{path}: no id in {count_rows(nameless)} (counted from 1)")
+    rows = [row for row in rows if isinstance(row, dict) and "id" in row]
+    silent = [str(row["id"]) for row in rows if not any(key in row for key in (*keys, "replies"))]
+    if silent and len(silent) == len(rows):
+        problems.append(f"{path}: none of the keys {', '.join(keys)} in {count_rows(silent)}")
+    if twice := repeated_ids([str(row["id"]) for row in rows]):
+        problems.append(f"{path}: duplicate ids in {count_rows(twice)}")
+    if problems:
+        raise EvalInputError(problems)
+    replies = {}
+    for row in rows:
+        texts = row.get("replies")
+        if not isinstance(texts, list) or len(texts) < 2:
+            single = next((row[key] for key in keys if row.get(key) is not None), None)
+            texts = single if isinstance(single, list) else [single]
+        if all(isinstance(text, str) for text in texts):
+            replies[str(row["id"])] = texts
+    return replies
+
+
+def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, allow_outside: bool) -> list[Example]:
+    """The rows in the order of the file. `hear`: clips are needed, so that their paths are resolved strictly.
+
+    A set that names no fields (training data) and tables other than JSON are read by covo_rl.data alone.
+
+    Raises:
+        EvalInputError: everything that cannot be read, rows named.
+    """
+    if not eval_set.fields or path.suffix == ".parquet":
+        return _load(path, folder, allow_outside=allow_outside, strict=not eval_set.fields)
+    names = {noun: list(dict.fromkeys((eval_set.fields.get(noun, usual[0]), *usual))) for noun, usual in USUAL.items()}
+    rows = read_json_rows(path)
+    read = [_read_row(row, number, names) for number, row in enumerate(rows, start=1)]
+    if problems := [problem for problem in read if isinstance(problem, str)]:
+        raise EvalInputError(problems[:50])
+    if hear and not eval_set.own:
+        clips = [example.clips for example in _load(path, folder, allow_outside=allow_outside, strict=False)]
+    else:
+        clips = [_clips(row, names, folder, allow_outside or not hear) for row in rows]
+    examples = [example for example in read if isinstance(example, Example)]
+    return [replace(example, clips=heard) for example, heard in zip(examples, clips, strict=True)]
+
+
+def _load(path: Path, folder: Path, *, allow_outside: bool, strict: bool) -> list[Example]:
+    from covo_rl import data
+
+    try:
+        return data.load_examples(path, folder, allow_outside=allow_outside, strict=strict)
+    except data.DataError as error:
+        raise EvalInputError([str(error)]) from error
+
+
+def _value(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value under the first name that the row has."""
+    return next((row[name] for name in names if name in row), None)
+
+
+def _read_row(row: Any, number: int, names: Mapping[str, Sequence[str]]) -> Example | str:
+    """The row word for word, clips left out, or what it lacks. `names`: our noun -> the names it may have."""
+    if not isinstance(row, Mapping):
+        return f"row {number} is {type(row).__name__}, not an object"
+    values = {noun: _value(row, names[noun]) for noun in ("id", "question", "answer")}
+    values["choices"] = choices = _choices(row, names["choices"])
+    absent = [f"{noun} ({' or '.join(names[noun])})" for noun in ("id", "question", "choices") if values[noun] is None]
+    if choices is None or absent:
+        return f"row {number if values['id'] is None else values['id']} has no {' and no '.join(absent)}"
+    answer = values["answer"]
+    if answer is not None:
+        answer = None if answer == "" and "" not in choices else str(answer)
+    used = {part for alternatives in names.values() for name in alternatives for part in name.split()}
+    columns = {name: value for name, value in row.items() if name not in used}
+    return Example(str(values["id"]), (), str(values["question"]), tuple(choices), answer, columns)
+
+
+def _choices(row: Mapping[str, Any], names: Sequence[str]) -> list[str] | None:
+    """Options as texts; trailing absent ones of `choice_a ...` are left out. None where there is no list."""
+    for name in names:
+        parts = name.split()
+        if len(parts) > 1 and parts[0] in row:
+            values = [row.get(part) for part in parts]
+            while values and values[-1] is None:
+                values.pop()
+            return ["" if value is None else str(value) for value in values]
+        if isinstance(row.get(name), list):
+            return [str(value) for value in row[name]]
+    return None
+
+
+def _clips(
+    row: Mapping[str, Any], names: Mapping[str, Sequence[str]], folder: Path, allow_outside: bool
+) -> tuple[Clip, ...]:
+    """Clips by path, under `folder`."""
+    value = _value(row, names["audio"])
+    items = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str) and item]
+    for item in items:
+        if not allow_outside and not (folder / item).resolve().is_relative_to(folder.resolve()):
+            raise EvalInputError([f"row {_value(row, names['id'])}: {item} leaves {folder}"])
+    return tuple(Clip(path=str(folder / item)) for item in items)
+
+
+# -- problems --------------------------------------------------------------------------------------------------------
+
+
+def _key_problems(examples: Sequence[Example], *, has_answers: bool) -> tuple[list[str], list[str]]:
+    """(what makes an evaluation meaningless, what is only worth knowing) about an answer key."""
+    errors, warnings = [], []
+    if not examples:
+        errors.append("the data file has no rows")
+    if twice := repeated_ids([e.id for e in examples]):
+        errors.append(f"duplicate ids in {count_rows(twice)}")
+    if not has_answers:
+        return errors, warnings
+    if without := [e.id for e in examples if e.answer is None]:
+        errors.append(f"no answer in {count_rows(without)}; sets without a key are scored by their hosts (mmau-test)")
+    bad = [e.id for e in examples if e.answer is not None and e.choices and e.answer not in e.choices]
+    if bad:
+        text = f"the answer is not among the choices in {count_rows(bad)}"
+        if (len(bad) > MAX_BAD_KEYS * len(examples) and len(bad) > 1) or len(bad) == len(examples):
+            errors.append(f"{text}; over {MAX_BAD_KEYS:.0%} of the rows: is this an edition with a broken key?")
+        else:
+            warnings.append(f"{text}; the official rule is applied as it stands")
+    if equal := [e.id for e in examples if len(set(e.choices)) < len(e.choices)]:
+        warnings.append(f"duplicate options in {count_rows(equal)}; every copy of the answer is accepted")
+    return errors, warnings
+
+
+def _clip_problems(examples: Sequence[Example]) -> list[str]:
+    """One line for all rows whose audio files do not exist, one for those whose files are no audio (headers only)."""
+    import soundfile
+
+    missing, broken = {}, {}
+    for example in examples:
+        for path in [clip.path for clip in example.clips if clip.path is not None]:
+            if not Path(path).is_file():
+                missing[example.id] = path
+                continue
+            try:
+                soundfile.info(path)
+            except RuntimeError as error:  # soundfile.LibsndfileError
+                broken[example.id] = f"{path}: {error}"
+    return [
+        f"{what} in {count_rows(list(rows))} (first: {next(iter(rows.values()))}); check --audio-dir"
+        for what, rows in (("audio files are missing", missing), ("audio files cannot be read", broken))
+        if rows
+    ]

@@ -13,36 +13,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from covo_rl.data.files import write_atomically
-from covo_rl.evaluate.command import Request, answer_all
-from covo_rl.evaluate.inputs import Inputs, read_inputs
-from covo_rl.evaluate.predictions import read_rows
-from covo_rl.evaluate.problems import EvalInputError
+from covo_rl.data.files import plain, write_atomically, write_json
+from covo_rl.evaluate.inputs import Inputs, read_inputs, read_json_rows
 from covo_rl.evaluate.records import Record
-from covo_rl.evaluate.report import write_json
-from covo_rl.evaluate.runner import Ranks, open_folder
-from covo_rl.evaluate.scorers import token_set_match
-from covo_rl.evaluate.sets import EvalSet
+from covo_rl.evaluate.request import Request
+from covo_rl.evaluate.runner import answer_rows
+from covo_rl.evaluate.sets import EvalInputError, EvalSet
 from covo_rl.evaluate.statistics import pass_at_k
 
-TRAINING_SET = EvalSet(
-    name="profile",
-    title="training rows",
-    source="user",
-    licence="not given",
-    how_to_get="yours",
-    fields={},
-    breakdown=(),
-    scorer=token_set_match,
-    scorer_rule="token_set",
-    official_drops="rows without a reply",
-    reply_keys=(),
-)
+TRAINING_SET = EvalSet("profile", "training rows", fields={}, breakdown=())
 
 
 @dataclass(frozen=True)
@@ -64,123 +49,34 @@ class Rule:
         return "kept"
 
 
-def pass_rate(record: Record) -> float:
-    """Share of a row's replies whose extracted answer is right."""
-    verdicts = record["verdicts"]["strict"]
-    return sum(map(bool, verdicts)) / len(verdicts)
-
-
-def profile_rows(real: Sequence[Record], silent: Sequence[Record], rule: Rule) -> list[dict[str, Any]]:
-    """One row of profile.jsonl per training row. Rows without audio have no silent pass rate."""
-    rows = []
-    for heard, unheard in zip(real, silent, strict=True):
-        n = len(heard["replies"])
-        right = sum(map(bool, heard["verdicts"]["strict"]))
-        silent_rate = pass_rate(unheard) if heard["seconds"] else None
-        rows.append(
-            {
-                "id": heard["id"],
-                "n": n,
-                "pass_rate": right / n,
-                "pass_at_k": {str(k): pass_at_k(n, right, k) for k in sorted({1, 2, 4, 8, n}) if k <= n},
-                "silent_pass_rate": silent_rate,
-                "official_pass_rate": sum(map(bool, heard["verdicts"]["official"])) / n,
-                "verdict": rule.verdict(right / n, silent_rate),
-            }
-        )
-    return rows
-
-
-def write_filtered(data: Path, ids_in_order: Sequence[str], keep: set[str], folder: Path) -> Path:
-    """The input's own rows, untouched, whose id is kept; same format. Row i of the file is ids_in_order[i].
-
-    Raises:
-        EvalInputError: the file has fewer rows than were profiled.
-    """
-    places = [i for i, name in enumerate(ids_in_order) if name in keep]
-    if data.suffix == ".parquet":
-        import pyarrow.parquet
-
-        path = folder / "filtered.parquet"
-        pyarrow.parquet.write_table(pyarrow.parquet.read_table(data).take(places), path)
-        return path
-    rows = read_rows(data)
-    if len(rows) < len(ids_in_order):
-        raise EvalInputError([f"{data}: {len(ids_in_order)} rows were profiled, the file has {len(rows)}"])
-    kept = [rows[i] for i in places]
-    path = folder / ("filtered.jsonl" if data.suffix == ".jsonl" else "filtered.json")
-    if path.suffix == ".json":
-        write_json(path, kept)
-    else:
-        write_atomically(path, lambda file: file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-    return path
-
-
 def run_profile(
-    data: str | Path,
-    audio_dir: str | Path | None,
-    output: str | Path,
-    *,
-    model: str = "builtin:tiny",
-    adapter: str | None = None,
-    rule: Rule = Rule(),
-    answerer: Any = None,
-    clips: Any = None,
-    allow_outside: bool = False,
-    **options: Any,
-) -> dict[str, Any] | None:
+    data: str | Path, audio_dir: str | Path | None, output: str | Path, *, model: str = "builtin:tiny",
+    adapter: str | None = None, rule: Rule = Rule(), allow_outside: bool = False, **options: Any,
+) -> dict[str, Any] | None:  # fmt: skip
     """Profile a training set under a policy and write the filtered set; resumable. Returns the content of profile.json
     on rank 0, None on others.
 
-    `options` are those of `covo-rl eval` (see command.Request): num_generations (default 8), temperature, limit,
-    batch_size, max_completion_length, seed, dtype, instruction, choice_style, overwrite ... `answerer` replaces the
-    model in tests.
+    `options` are those of `covo-rl eval` (see Request): num_generations (default 8), temperature, limit, batch_size,
+    max_completion_length, seed, dtype, instruction, choice_style, overwrite ...
 
     Raises:
         EvalInputError: unreadable rows, duplicate ids, missing clips, a folder in use by another profile.
         TypeError: an option that covo-rl eval does not have.
     """
     inputs = read_inputs(TRAINING_SET, data, audio_dir, limit=options.get("limit"), allow_outside=allow_outside)
-    base = Request(
-        None, Path(data), None, model, adapter, None, Path(output), greedy=False, num_generations=8, rewards="none"
-    )
-    request = replace(base, **options)
-    ranks = Ranks()
-    if answerer is None:
-        from covo_rl.evaluate.policies import load_answerer, process_ranks
-
-        ranks = process_ranks()
-    settings = {**inputs.meta, "model": model, "adapter": adapter, "options": _plain(options)}
-    if ranks.rank == 0:
-        open_folder(Path(output), settings, overwrite=request.overwrite)
-    ranks.wait()
-    if answerer is None:
-        answerer = load_answerer(
-            model, adapter, dtype=str(request.dtype), prompt_config=request.prompt_config(),
-            rollout_config=request.rollout_config(), device=request.device, trust_remote_code=request.trust_remote_code,
-        )  # fmt: skip
-        clips = answerer.clips
-    by_audio = answer_all(request, inputs, answerer, clips, ranks, conditions=("real", "silent"))
-    return _finish(inputs, by_audio, rule, settings, Path(output)) if ranks.rank == 0 else None
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        k: v if isinstance(v, (int, float, bool, type(None))) else str(v)
-        for k, v in options.items()
-        if k != "overwrite"
-    }
-
-
-def _finish(
-    inputs: Inputs, by_audio: Mapping[str, Sequence[Record]], rule: Rule, settings: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
-    rows = profile_rows(by_audio["real"], by_audio["silent"], rule)
-    write_atomically(
-        folder / "profile.jsonl", lambda file: file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-    )
-    keep = {row["id"] for row in rows if row["verdict"] == "kept"}
-    filtered = write_filtered(inputs.data, [e.id for e in inputs.examples], keep, folder)
+    request = Request(
+        data=Path(data), model=model, adapter=adapter, output=Path(output), rewards="none",
+        **{"greedy": False, "num_generations": 8, **options},
+    )  # fmt: skip
+    recorded = plain({name: value for name, value in options.items() if name != "overwrite"})
+    settings = {**inputs.meta, "model": model, "adapter": adapter, "options": recorded}
+    by_audio = answer_rows(request, inputs, settings, ("real", "silent"))
+    if by_audio is None:
+        return None
+    folder = Path(output)
+    rows = [_profile_row(*pair, rule) for pair in zip(by_audio["real"], by_audio["silent"], strict=True)]
+    _write_lines(folder / "profile.jsonl", rows)
+    filtered = _write_filtered(inputs, [row["verdict"] == "kept" for row in rows], folder)
     rates = [row["pass_rate"] for row in rows]
     silent = [row["silent_pass_rate"] for row in rows if row["silent_pass_rate"] is not None]
     result = {
@@ -191,7 +87,48 @@ def _finish(
         "mean_pass_rate": sum(rates) / len(rates),
         "mean_silent_pass_rate": sum(silent) / len(silent) if silent else None,
         "filtered": filtered.name,
-        "kept": len(keep),
+        "kept": sum(row["verdict"] == "kept" for row in rows),
     }
     write_json(folder / "profile.json", result)
     return result
+
+
+def _profile_row(heard: Record, unheard: Record, rule: Rule) -> dict[str, Any]:
+    """One row of profile.jsonl. A row without audio has no silent pass rate."""
+    n, right = len(heard["replies"]), sum(map(bool, heard["verdicts"]["strict"]))
+    silent_rate = fmean(map(bool, unheard["verdicts"]["strict"])) if heard["seconds"] else None
+    return {
+        "id": heard["id"],
+        "n": n,
+        "pass_rate": right / n,
+        "pass_at_k": {str(k): pass_at_k(n, right, k) for k in sorted({1, 2, 4, 8, n}) if k <= n},
+        "silent_pass_rate": silent_rate,
+        "official_pass_rate": fmean(map(bool, heard["verdicts"]["official"])),
+        "verdict": rule.verdict(right / n, silent_rate),
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[Any]) -> None:
+    write_atomically(path, lambda file: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_filtered(inputs: Inputs, keep: Sequence[bool], folder: Path) -> Path:
+    """The input's own rows, untouched, that are kept; same format.
+
+    Raises:
+        EvalInputError: the file has fewer rows than were profiled.
+    """
+    data, places = inputs.data, [place for place, kept in enumerate(keep) if kept]
+    if data.suffix == ".parquet":
+        import pyarrow.parquet
+
+        path = folder / "filtered.parquet"
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(data).take(places), path)
+        return path
+    rows = read_json_rows(data)
+    if len(rows) < len(keep):
+        raise EvalInputError([f"{data}: {len(keep)} rows were profiled, the file has {len(rows)}"])
+    if data.suffix == ".jsonl":
+        _write_lines(folder / "filtered.jsonl", [rows[place] for place in places])
+        return folder / "filtered.jsonl"
+    return write_json(folder / "filtered.json", [rows[place] for place in places])

@@ -8,69 +8,58 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from covo_rl.data.files import write_atomically
+from covo_rl.config import RewardConfig
+from covo_rl.data.files import json_lines, plain, write_atomically
 from covo_rl.evaluate.scorers import Scorer, strict_match
+from covo_rl.evaluate.sets import EvalSet
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 
 Record = dict[str, Any]
 VERDICTS = ("official", "official_extracted", "strict", "strict_raw")
 
 
-def rollout_from_text(text: str) -> Rollout:
-    """A reply that came from a file: no ids, no log-probs, taken as finished."""
+def group_from_text(example: Example, replies: Sequence[str]) -> Group:
+    """Replies from a file as a Group: no ids, no log-probs, taken as finished; so that the same scoring serves."""
     from covo_rl import prompt
 
-    parsed = prompt.parse(text)
-    return Rollout((), (), text, "stop", parsed.think, parsed.answer, parsed.problems)
+    parts = [(text, prompt.parse(text)) for text in replies]
+    rollouts = [Rollout((), (), text, "stop", parsed.think, parsed.answer, parsed.problems) for text, parsed in parts]
+    return Group(Prompt(example, (), "", ()), tuple(rollouts))
 
 
-def group_from_text(example: Example, replies: Sequence[str]) -> Group:
-    """Replies from a file as a Group, so that the same scoring code serves."""
-    return Group(Prompt(example, (), "", ()), tuple(rollout_from_text(reply) for reply in replies))
+def judge_groups(
+    groups: Sequence[Group], seconds: Sequence[float | None], eval_set: EvalSet, reward_config: RewardConfig | None
+) -> list[Record]:
+    """One record per group, in order; all groups have the same number of replies, which may be none.
 
-
-def judge_reply(rollout: Rollout, example: Example, scorer: Scorer) -> dict[str, bool | None]:
-    """All verdicts on one reply; an extracted answer that is missing counts as an empty reply, hence wrong."""
-    answer = example.answer or ""
-    return {
-        "official": scorer(rollout.text, example.choices, answer),
-        "official_extracted": scorer(rollout.answer or "", example.choices, answer),
-        "strict": strict_match(rollout.answer, example.choices, answer, example.question),
-        "strict_raw": strict_match(rollout.text, example.choices, answer, example.question),
-    }
-
-
-def _rewards(table: RewardTable | None, position: int) -> dict[str, list[float | None]]:
-    if table is None:
-        return {}
-    columns = {name: table.rewards_PGR[position, :, r] for r, name in enumerate(table.names)}
-    columns["total"] = table.rewards_PG[position]
-    return {name: [None if value != value else float(value) for value in values] for name, values in columns.items()}
-
-
-def make_record(
-    group: Group, scorer: Scorer | None, *, breakdown: Mapping[str, Any], table: RewardTable | None = None,
-    position: int = 0, seconds: float | None = None,
-) -> Record:  # fmt: skip
-    """The record of one row. `table[position]` are its rewards; `seconds` is the length of its audio.
-
-    Without an answer key (`example.answer` is None, or no scorer) every verdict is None.
+    `seconds` is the length of each row's audio. Without an answer key every verdict is None, without a reward_config
+    there are no rewards.
     """
+    table = None
+    if reward_config is not None and groups and groups[0].rollouts:
+        from covo_rl import rewards
+
+        table = rewards.score(groups, reward_config)
+    return [
+        _record(group, length, eval_set, _rewards(table, place))
+        for place, (group, length) in enumerate(zip(groups, seconds, strict=True))
+    ]
+
+
+def _record(group: Group, seconds: float | None, eval_set: EvalSet, rewards: dict[str, list[float | None]]) -> Record:
     example, rollouts = group.prompt.example, group.rollouts
-    graded = scorer is not None and example.answer is not None
-    nothing: dict[str, bool | None] = dict.fromkeys(VERDICTS)
-    verdicts = [judge_reply(r, example, scorer) if graded and scorer else nothing for r in rollouts]
-    first = verdicts[0] if verdicts else nothing
-    record: Record = {
+    scorer = eval_set.grader if example.answer is not None else None
+    verdicts = [_verdicts(rollout, example, scorer) for rollout in rollouts]
+    unanswered = {name: False if scorer and name.startswith("strict") else None for name in VERDICTS}
+    first = verdicts[0] if verdicts else unanswered
+    return {
         "id": example.id,
-        "official_correct": first["official"],
-        "official_extracted_correct": first["official_extracted"],
-        "strict_correct": first["strict"] if verdicts else (False if graded else None),
-        "strict_raw_correct": first["strict_raw"] if verdicts else (False if graded else None),
+        **{f"{name}_correct": first[name] for name in VERDICTS},
         "missing": not rollouts,
         "model_output": rollouts[0].text if rollouts else None,
         "answer_prediction": rollouts[0].answer if rollouts else None,
@@ -82,11 +71,31 @@ def make_record(
         "completion_tokens": [len(r.completion_ids) for r in rollouts],
         "thinking_words": [len(r.think.split()) if r.think is not None else None for r in rollouts],
         "verdicts": {name: [verdict[name] for verdict in verdicts] for name in VERDICTS},
-        "rewards": _rewards(table, position) if rollouts else {},
+        "rewards": rewards,
         "seconds": None if seconds is None else round(seconds, 3),
-        "breakdown": dict(breakdown),
+        "breakdown": eval_set.breakdown_of(example),
     }
-    return record
+
+
+def _verdicts(rollout: Rollout, example: Example, scorer: Scorer | None) -> dict[str, bool | None]:
+    """All verdicts on one reply; an extracted answer that is missing counts as an empty reply, hence wrong."""
+    if scorer is None:
+        return dict.fromkeys(VERDICTS)
+    answer = example.answer or ""
+    return {
+        "official": scorer(rollout.text, example.choices, answer),
+        "official_extracted": scorer(rollout.answer or "", example.choices, answer),
+        "strict": strict_match(rollout.answer, example.choices, answer, example.question),
+        "strict_raw": strict_match(rollout.text, example.choices, answer, example.question),
+    }
+
+
+def _rewards(table: RewardTable | None, place: int) -> dict[str, list[float | None]]:
+    """component -> the scores of a row's replies, and their `total`; None where one could not be graded."""
+    if table is None:
+        return {}
+    components = {name: table.rewards_PGR[place, :, r] for r, name in enumerate(table.names)}
+    return plain({**components, "total": table.rewards_PG[place]})
 
 
 class RecordLog:
@@ -100,43 +109,32 @@ class RecordLog:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def append(self, records: Iterable[Record], *, batch: int) -> None:
+    def append(self, records: Sequence[Record], *, batch: int) -> None:
         """Write one batch and wait until it is on the disk."""
-        rows = list(records)
-        lines = [json.dumps({**row, "batch": [batch, len(rows)]}) + "\n" for row in rows]
-        with open(self.path, "ab") as file:
-            file.write("".join(lines).encode("ascii"))
+        with open(self.path, "a", encoding="ascii") as file:
+            file.write("".join(json.dumps({**row, "batch": [batch, len(records)]}) + "\n" for row in records))
             file.flush()
             os.fsync(file.fileno())
 
+    def _ends_whole(self) -> bool:
+        return self.path.read_bytes()[-1:] in (b"\n", b"")
+
     def read(self) -> list[Record]:
         """All complete lines, nothing repaired. Raises ValueError naming a broken line that is not the last."""
-        if not self.path.is_file():
-            return []
-        lines = self.path.read_bytes().split(b"\n")
-        records = []
-        for number, line in enumerate(lines, start=1):
-            if not line:
-                continue
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                if number == len(lines):
-                    break
-                raise ValueError(
-                    f"{self.path}, line {number}: not JSON ({error}); delete the line to repeat its row"
-                ) from None
-        return records
+        lines = list(json_lines(self.path)) if self.path.is_file() else []
+        if lines and lines[-1][1] is None and not self._ends_whole():
+            lines.pop()
+        for number, row, problem in lines:
+            if row is None:
+                raise ValueError(f"{self.path}, line {number}: {problem}; delete the line to repeat its row")
+        return [row for _, row, _ in lines if row is not None]
 
     def repair(self) -> list[Record]:
         """Cut off a half-written end and unfinished batches; return what is finished."""
         records = self.read()
-        sizes: dict[int, int] = {}
-        for record in records:
-            sizes[record["batch"][0]] = sizes.get(record["batch"][0], 0) + 1
+        sizes = Counter(record["batch"][0] for record in records)
         finished = [r for r in records if sizes[r["batch"][0]] == r["batch"][1]]
-        ends_whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"\n", b"")
-        if len(finished) < len(records) or not ends_whole:
+        if len(finished) < len(records) or (self.path.is_file() and not self._ends_whole()):
             self.replace(finished)
         return finished
 

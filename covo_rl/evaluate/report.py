@@ -1,18 +1,22 @@
-"""Records -> report.json, report.md and the MMAU submission file. A number never appears without what it depends on."""
+"""Records -> report.json, report.md, plots, MMAU's submission. A number never appears without what it depends on."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covo_rl.data.files import write_atomically
+import typer
+
+from covo_rl.data.files import write_json
+from covo_rl.evaluate.inputs import Inputs, read_json_rows
 from covo_rl.evaluate.records import Record
-from covo_rl.evaluate.sets import EvalSet
 from covo_rl.evaluate.statistics import compare_pairs
-from covo_rl.evaluate.summary import row_score, summarize
-from covo_rl.records.console import percent
+from covo_rl.evaluate.summary import accuracy_of, row_score, summarize
+from covo_rl.evaluate.variants import CONDITIONS
+from covo_rl.records.console import interval, number, percent
 
 RULES = {
     "official": "official rule, raw reply",
@@ -20,32 +24,21 @@ RULES = {
     "strict": "strict, extracted answer",
     "strict_raw": "strict, raw reply",
 }
-CONDITIONS = {"real": "real audio", "silent": "silence of the same length", "swapped": "another row's audio",
-              "none": "no audio (text only)"}  # fmt: skip
+PROVENANCE = (
+    "set", "version", "data_sha256", "answer_key_sha256", "source", "licence", "model", "adapter", "predictions",
+    "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
+)  # fmt: skip
 
 
-def audio_figures(by_audio: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """Strict accuracy per audio condition, and real minus each other one with its paired interval."""
-    from covo_rl.evaluate.summary import accuracy
+def write_report(
+    inputs: Inputs, by_audio: Mapping[str, Sequence[Record]], settings: Mapping[str, Any], folder: Path, *, plots: bool
+) -> None:
+    """Write report.json, report.md, the plots and the submission; print the tables.
 
-    figures: dict[str, Any] = {audio: accuracy(records, "strict") for audio, records in by_audio.items()}
-    real = {record["id"]: row_score(record, "strict") for record in by_audio["real"]}
-    for audio, records in by_audio.items():
-        if audio == "real":
-            continue
-        other = {record["id"]: row_score(record, "strict") for record in records}
-        ids = [i for i, score in real.items() if score is not None and other.get(i) is not None]
-        if ids:
-            pair = compare_pairs([other[i] or 0.0 for i in ids], [real[i] or 0.0 for i in ids])
-            figures[f"real_minus_{audio}"] = {"mean": pair.mean, "ci95": list(pair.ci95), "p_value": pair.p_value}
-    return figures
-
-
-def build_report(
-    eval_set: EvalSet, by_audio: Mapping[str, Sequence[Record]], meta: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The content of report.json. `meta` says what was evaluated on what (settings, hashes, problems)."""
-    return {
+    `settings` says what was evaluated on what (hashes, options, problems).
+    """
+    eval_set = inputs.eval_set
+    report = {
         "set": eval_set.name,
         "title": eval_set.title,
         "source": eval_set.source,
@@ -53,127 +46,150 @@ def build_report(
         "official_rule": eval_set.scorer_rule,
         "official_drops": eval_set.official_drops,
         "expected_rows": eval_set.rows,
-        **meta,
+        **settings,
         **summarize(by_audio["real"]),
-        "audio": audio_figures(by_audio),
+        "audio": _audio_figures(by_audio),
     }
+    write_json(folder / "report.json", report)
+    text = _markdown(report)
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
+    typer.echo(text)
+    if eval_set.submission:
+        path = folder / "submission.json"
+        write_json(path, _submission(by_audio["real"], read_json_rows(inputs.data)))
+        typer.echo(f"to submit: {path}")
+    if plots and importlib.util.find_spec("matplotlib") is None:
+        typer.echo("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
+    elif plots:
+        _draw(report, folder)
+    typer.echo(f"report: {folder / 'report.json'}")
+    for warning in inputs.warnings:
+        typer.echo(f"note: {warning}", err=True)
 
 
-def submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _audio_figures(by_audio: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Strict accuracy per audio condition, and real minus each other one with its paired interval."""
+    figures: dict[str, Any] = {audio: accuracy_of(records, "strict") for audio, records in by_audio.items()}
+    scores = {audio: [row_score(record, "strict") for record in records] for audio, records in by_audio.items()}
+    real = scores.pop("real")
+    for audio, other in scores.items():
+        pairs = [(a, b) for a, b in zip(other, real, strict=True) if a is not None and b is not None]
+        if pairs:
+            change = compare_pairs(*map(list, zip(*pairs, strict=True)))
+            figures[f"real_minus_{audio}"] = {"mean": change.mean, "ci95": list(change.ci95), "p_value": change.p_value}
+    return figures
+
+
+def _submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """MMAU's submission: the data file's rows with the extracted answer, else the raw reply, under both keys in use."""
     replies = {
         r["id"]: r["answer_prediction"] if r["answer_prediction"] is not None else r["model_output"] for r in records
     }
-    return [
-        {
-            **row,
-            "model_prediction": replies.get(str(row["id"])) or "",
-            "model_output": replies.get(str(row["id"])) or "",
-        }
-        for row in rows
-        if str(row["id"]) in replies
-    ]
+    texts = [(row, replies[str(row["id"])] or "") for row in rows if str(row["id"]) in replies]
+    return [{**row, "model_prediction": text, "model_output": text} for row, text in texts]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
-    write_atomically(path, lambda file: json.dump(content, file, indent=2))
+# -- report.md -------------------------------------------------------------------------------------------------------
 
 
-def interval(block: Mapping[str, Any]) -> str:
-    """`62.5 [55.1, 69.3]`, or a dash."""
-    if block["accuracy"] is None:
-        return "-"
-    low, high = block["ci95"]
-    return f"{percent(block['accuracy'])} [{percent(low)}, {percent(high)}]"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A Markdown table; the first column is text, the others numbers. Pipes in cells are escaped."""
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of a table; the first column is text, the others numbers. Pipes in cells are escaped."""
     line = "| " + " | ".join(head) + " |"
     rule = "|---" + "|---:" * (len(head) - 1) + "|"
     body = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return [line, rule, *body, ""]
 
 
-def markdown(report: Mapping[str, Any]) -> str:
-    """report.md: tables ready for a paper, then everything needed to repeat them."""
+def points(change: Mapping[str, Any]) -> str:
+    """A difference of accuracies in points with its interval: `+4.0 [+1.2, +6.8]`."""
+    low, high = change["ci95"]
+    return f"{100 * change['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _markdown(report: Mapping[str, Any]) -> str:
+    """Tables ready for a paper, then everything needed to repeat them."""
+    accuracies = [(text, report[name]) for name, text in RULES.items()]
     lines = [f"# {report['title']}", ""]
-    lines += _accuracy_table(report)
-    if report["sampled"]:
-        lines += _sampled_table(report["sampled"])
-    if len(report["audio"]) > 1:
-        lines += _audio_table(report["audio"])
+    lines += markdown_table(
+        ["accuracy %, 95 % Wilson interval", "over scored rows", "scored", "over all rows", "rows"],
+        [[text, interval(b), b["n_scored"], percent(b["accuracy_all"]), b["n_total"]] for text, b in accuracies],
+    )
+    lines += [f"The official script drops {report['official_drops']}; over all rows they count as wrong.", ""]
+    if sampled := report["sampled"]:
+        rows = [[f"mean@{sampled['n']}", percent(sampled["mean_at_n"])]]
+        rows += [[f"pass@{k}", percent(value)] for k, value in sampled["pass_at_k"].items()]
+        rows += [[f"majority@{sampled['n']}", interval(sampled["majority_at_n"])]]
+        lines += ["## Several samples (strict)", "", *markdown_table(["", "%"], rows)]
+    if len(audio := report["audio"]) > 1:
+        changes = {name: audio.get(f"real_minus_{name}") for name in CONDITIONS}
+        rows = [
+            [text, interval(audio[name]), points(change) if (change := changes[name]) else ""]
+            for name, text in CONDITIONS.items()
+            if name in audio
+        ]
+        head = ["", "accuracy %", "real minus this, points"]
+        lines += ["## What the audio contributes (strict)", "", *markdown_table(head, rows)]
     for column, values in report["breakdown"].items():
+        rules = ("official", "official_extracted", "strict")
+        rows = [[value, entry["n"], *(interval(entry[rule]) for rule in rules)] for value, entry in values.items()]
         head = [column, "n", "official", "official, extracted", "strict"]
-        cells = [
-            [value, entry["n"], *(interval(entry[name]) for name in ("official", "official_extracted", "strict"))]
-            for value, entry in values.items()
-        ]
-        lines += [f"## By {column}", "", *table(head, cells)]
-    return "\n".join(lines + _reply_table(report) + _provenance(report))
+        lines += [f"## By {column}", "", *markdown_table(head, rows)]
+    lines += ["## Replies", "", *markdown_table(["", ""], _reply_rows(report)), "## To repeat this", ""]
+    lines += [f"- {k}: {json.dumps(report[k], ensure_ascii=False)}" for k in PROVENANCE if report.get(k) is not None]
+    if problems := report.get("problems"):
+        lines += ["", "## Worth knowing", "", *(f"- {problem}" for problem in problems)]
+    return "\n".join([*lines, ""])
 
 
-def _accuracy_table(report: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [
-            text,
-            interval(report[name]),
-            report[name]["n_scored"],
-            percent(report[name]["accuracy_all"]),
-            report[name]["n_total"],
-        ]
-        for name, text in RULES.items()
-    ]
-    head = ["accuracy %, 95 % Wilson interval", "over scored rows", "scored", "over all rows", "rows"]
-    note = f"The official script drops {report['official_drops']}; over all rows they count as wrong."
-    return [*table(head, rows), note, ""]
-
-
-def _sampled_table(sampled: Mapping[str, Any]) -> list[str]:
-    n, vote = sampled["n"], sampled["majority_at_n"]
-    rows = [[f"mean@{n}", percent(sampled["mean_at_n"])]]
-    rows += [[f"pass@{k}", percent(value)] for k, value in sampled["pass_at_k"].items()]
-    return ["## Several samples (strict)", "", *table(["", "%"], [*rows, [f"majority@{n}", interval(vote)]])]
-
-
-def _audio_table(audio: Mapping[str, Any]) -> list[str]:
-    rows = []
-    for name, text in CONDITIONS.items():
-        if name in audio:
-            change = audio.get(f"real_minus_{name}")
-            gain = (
-                ""
-                if change is None
-                else f"{100 * change['mean']:+.1f} [{100 * change['ci95'][0]:+.1f}, {100 * change['ci95'][1]:+.1f}]"
-            )
-            rows.append([text, interval(audio[name]), gain])
-    return ["## What the audio contributes (strict)", "", *table(["", "accuracy %", "real minus this, points"], rows)]
-
-
-def _reply_table(report: Mapping[str, Any]) -> list[str]:
-    rows = [
+def _reply_rows(report: Mapping[str, Any]) -> list[list[Any]]:
+    return [
         ["rows without a reply", report["n_missing"]],
         ["rows whose answer cannot be read", report["n_unparseable"]],
         ["replies whose answer cannot be read %", percent(report["share_unparseable"])],
         ["replies cut by the length limit %", percent(report["share_truncated"])],
-        ["mean thinking length, words", _number(report["mean_thinking_words"])],
-        ["mean completion length, tokens", _number(report["mean_completion_tokens"])],
+        ["mean thinking length, words", number(report["mean_thinking_words"], 1)],
+        ["mean completion length, tokens", number(report["mean_completion_tokens"], 1)],
         ["reasoning consistent with the answer %", percent(report["consistency_rate"])],
+        *([name, number(value, 3)] for name, value in report.items() if name.startswith("reward_")),
     ]
-    rows += [[name, _number(value, 3)] for name, value in report.items() if name.startswith("reward_")]
-    return ["## Replies", "", *table(["", ""], rows)]
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+# -- plots -----------------------------------------------------------------------------------------------------------
 
 
-def _provenance(report: Mapping[str, Any]) -> list[str]:
-    keys = (
-        "set", "version", "data_sha256", "answer_key_sha256", "source", "licence", "model", "adapter",
-        "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
-    )  # fmt: skip
-    rows = [f"- {key}: {json.dumps(report[key], ensure_ascii=False)}" for key in keys if report.get(key) is not None]
-    problems = [f"- {problem}" for problem in report.get("problems", ())]
-    return ["## To repeat this", "", *rows, "", *(["## Worth knowing", "", *problems, ""] if problems else [])]
+def _draw(report: Mapping[str, Any], folder: Path) -> None:
+    """PNG plots of what there is data for: accuracy per group, by audio length, and per audio condition."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    bars = {column: [(value, entry["strict"]) for value, entry in values.items()]
+            for column, values in report["breakdown"].items()}  # fmt: skip
+    lengths = bars.pop("audio length", [])
+    groups = [(f"{column}: {value}", block) for column, blocks in bars.items() for value, block in blocks]
+    audio = [(name, report["audio"][name]) for name in ("real", "swapped", "silent", "none") if name in report["audio"]]
+    for name, title, rows in (
+        ("accuracy.png", "strict accuracy", [("all", report["strict"]), *groups]),
+        ("audio_length.png", "strict accuracy by audio length", lengths),
+        ("listening.png", "strict accuracy by audio", audio if len(audio) > 1 else []),
+    ):
+        rows = [(label, block) for label, block in rows if block["accuracy"] is not None]
+        if rows:
+            _draw_bars(rows, f"{report['title']}: {title}", folder / name)
+
+
+def _draw_bars(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:
+    """Horizontal bars in percent with 95 % intervals and the number of rows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    values = [100 * block["accuracy"] for _, block in rows]
+    low = [max(0.0, v - 100 * block["ci95"][0]) for v, (_, block) in zip(values, rows, strict=True)]
+    high = [max(0.0, 100 * block["ci95"][1] - v) for v, (_, block) in zip(values, rows, strict=True)]
+    axes.barh(range(len(rows)), values, xerr=[low, high], height=0.65, color="#4c72b0", ecolor="#333333", capsize=2)
+    axes.set_yticks(range(len(rows)), [f"{label} (n={block['n_scored']})" for label, block in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% right, 95 % interval")
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)

@@ -8,38 +8,26 @@ report.json, report.md, plots, submission.json
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covo_rl.evaluate.engine import (
-    Answerer,
-    audio_seconds,
-    check_settings,
-    evaluate_batch,
-    plan_batches,
-    score_groups,
-)
-from covo_rl.evaluate.inputs import Inputs
-from covo_rl.evaluate.problems import EvalInputError
-from covo_rl.evaluate.records import Record, RecordLog, group_from_text, make_record
+from covo_rl.config import RewardConfig
+from covo_rl.data.files import plain, write_json
+from covo_rl.evaluate.answer import answer_batch, audio_seconds, check_settings, load_answerer, plan_batches
+from covo_rl.evaluate.inputs import Inputs, count_rows
+from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
+from covo_rl.evaluate.request import Request
+from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.evaluate.variants import with_audio
-
-#: called once before and then after every batch with (rows done, rows in all, right so far, graded so far).
-Progress = Callable[[int, int, float, int], object]
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which of several processes this is, and how they wait for one another."""
-
-    rank: int = 0
-    world: int = 1
-    wait: Callable[[], object] = lambda: None
+from covo_rl.records.console import ProgressDisplay, percent
+from covo_rl.train.ranks import Ranks
+from covo_rl.types import Example, Group
 
 
-def open_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
+def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Claim the folder for these settings, or accept it when it already holds them.
 
     Raises:
@@ -47,13 +35,13 @@ def open_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = Fal
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.json"
-    wanted = json.loads(json.dumps(settings))
+    settings = plain(settings)
     if path.is_file() and not overwrite:
         there = json.loads(path.read_text(encoding="utf-8"))
         differing = [
-            f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} now"
-            for key in sorted({*there, *wanted})
-            if there.get(key) != wanted.get(key)
+            f"{key}: {there.get(key)!r} there, {settings.get(key)!r} now"
+            for key in sorted({*there, *settings})
+            if there.get(key) != settings.get(key)
         ]
         if differing:
             advice = "choose another --output, or --overwrite"
@@ -65,113 +53,126 @@ def open_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool = Fal
         raise EvalInputError([f"{folder} holds {names} of unknown origin (no run.json); choose another --output"])
     for file in old:
         file.unlink()
-    from covo_rl.evaluate.report import write_json
-
-    write_json(path, wanted)
+    write_json(path, settings)
 
 
-def _log_name(audio: str, rank: int) -> str:
-    middle = "" if audio == "real" else f".{audio}"
-    return f"rows{middle}.rank{rank}.jsonl" if rank else f"rows{middle}.jsonl"
+def answer_rows(
+    request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str],
+    style: PromptStyle | None = None,
+) -> dict[str, list[Record]] | None:  # fmt: skip
+    """Claim the folder, load the model and answer the rows under every audio condition, each resumable.
+
+    Returns the records by condition on rank 0, None on others.
+
+    Raises:
+        EvalInputError: the folder holds something else, the model cannot be loaded, clips are longer than it takes.
+    """
+    ranks = _launched_ranks()
+    assert request.model is not None and request.output is not None
+    if ranks.main:
+        open_folder(request.output, settings, overwrite=request.overwrite)
+    ranks.wait()
+    try:
+        answerer = load_answerer(
+            request.model, request.adapter, dtype=str(request.dtype), prompt_config=request.prompt_config(),
+            rollout_config=request.rollout_config(), style=style, device=request.device,
+            trust_remote_code=request.trust_remote_code,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise EvalInputError([f"--model {request.model}, --adapter {request.adapter}: {error}"]) from error
+    longest = getattr(answerer, "max_clip_seconds", None) or math.inf
+    over = [e.id for e in inputs.examples if any(audio_seconds((c,), answerer.clips) > longest for c in e.clips)]
+    if over:
+        raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
+    by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
+    return by_audio if ranks.main else None
 
 
-def _logs(folder: Path, audio: str) -> list[RecordLog]:
-    middle = "" if audio == "real" else f".{audio}"
-    others = sorted(folder.glob(f"rows{middle}.rank*.jsonl"))
-    return [RecordLog(folder / _log_name(audio, 0)), *map(RecordLog, others)]
+def _launched_ranks() -> Ranks:
+    """This process among those that accelerate or torchrun started; a single one otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from covo_rl.train.launch import process_state
+
+        process_state()
+    return Ranks.current()
 
 
-def run_model(
-    inputs: Inputs, answerer: Answerer, folder: Path, *, clips: Any, reward_config: Any, audio: str, greedy: bool,
-    num_generations: int, seed: int, batch_size: int, ranks: Ranks = Ranks(), progress: Progress | None = None,
-    bucket: bool = True,
-) -> list[Record] | None:  # fmt: skip
+def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ranks: Ranks) -> list[Record] | None:
     """Evaluate what is not finished yet; the records of all rows in data order on rank 0, None on others.
 
-    Batches are dealt to the ranks in turn; each rank writes its own file, rank 0 joins them at the end.
+    `answerer` is an Answerer with a ClipStore `clips`. Batches are dealt to the ranks in turn; each rank writes its own
+    file, rank 0 joins them at the end.
     """
-    examples = inputs.examples
-    check_settings(examples, greedy=greedy, num_generations=num_generations)
-    if ranks.rank == 0:
-        for log in _logs(folder, audio):
-            log.repair()
+    examples, folder = inputs.examples, request.output
+    assert folder is not None
+    check_settings(examples, greedy=request.greedy, num_generations=request.num_generations)
+    name = "rows" if audio == "real" else f"rows.{audio}"
+    log = RecordLog(folder / (f"{name}.rank{ranks.rank}.jsonl" if ranks.rank else f"{name}.jsonl"))
+
+    def logs() -> list[RecordLog]:
+        return [RecordLog(folder / f"{name}.jsonl"), *map(RecordLog, sorted(folder.glob(f"{name}.rank*.jsonl")))]
+
+    if ranks.main:
+        for each in logs():
+            each.repair()
     ranks.wait()
-    done = {record["id"]: record for log in _logs(folder, audio) for record in log.read()}
+    done = {record["id"]: record for each in logs() for record in each.read()}
     ranks.wait()
-    seconds = [audio_seconds(e.clips, clips) for e in examples]
-    batches = plan_batches(examples, seconds, batch_size, bucket=bucket)
-    mine = list(range(ranks.rank, len(batches), ranks.world))
-    todo = [b for b in mine if not all(examples[i].id in done for i in batches[b])]
-    log = RecordLog(folder / _log_name(audio, ranks.rank))
-    right, graded = _standing(done.values())
-    finished, total = len(done), len(done) + sum(len(batches[b]) for b in todo)
-    rows = with_audio(examples, audio, clips, seed=0) if todo else []
-    if progress is not None:
-        progress(finished, total, right, graded)
-    for b in todo:
-        part = [rows[i] for i in batches[b]]
-        records = evaluate_batch(
-            answerer, part, [seconds[i] for i in batches[b]], scorer=inputs.eval_set.grader,
-            reward_config=reward_config, breakdown=inputs.eval_set.breakdown_of, greedy=greedy,
-            num_generations=num_generations, seed=seed,
-        )  # fmt: skip
-        log.append(records, batch=b)
-        more_right, more_graded = _standing(records)
-        right, graded, finished = right + more_right, graded + more_graded, finished + len(records)
-        if progress is not None:
-            progress(finished, total, right, graded)
+    seconds = [audio_seconds(e.clips, answerer.clips) for e in examples]
+    batches = list(enumerate(plan_batches(examples, seconds, request.batch_size)))[ranks.rank :: ranks.world]
+    todo = [(b, batch) for b, batch in batches if not all(examples[i].id in done for i in batch)]
+    rows = with_audio(examples, audio, answerer.clips) if todo else []
+    title, total = f"{inputs.eval_set.name}, {audio}", len(done) + sum(len(batch) for _, batch in todo)
+    with ProgressDisplay(title, total, done=len(done), active=ranks.main, stderr=True) as display:
+        display.update(len(done), _standing(done.values()))
+        for b, batch in todo:
+            records = answer_batch(
+                answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=inputs.eval_set,
+                reward_config=request.reward_config(), greedy=request.greedy,
+                num_generations=request.num_generations, seed=request.seed,
+            )  # fmt: skip
+            log.append(records, batch=b)
+            done |= {record["id"]: record for record in records}
+            display.update(len(done), _standing(done.values()))
     ranks.wait()
-    return _join(folder, audio, examples) if ranks.rank == 0 else None
+    return _join(logs(), examples) if ranks.main else None
 
 
-def _standing(records: Any) -> tuple[int, int]:
+def _standing(records: Iterable[Record]) -> str:
     verdicts = [record["strict_correct"] for record in records if record["strict_correct"] is not None]
-    return sum(verdicts), len(verdicts)
+    return f"{percent(sum(verdicts) / len(verdicts))} % right" if verdicts else "not graded"
 
 
-def _join(folder: Path, audio: str, examples: Sequence[Any]) -> list[Record]:
+def _join(logs: Sequence[RecordLog], examples: Iterable[Example]) -> list[Record]:
     """All ranks' records in data order, as one rows.jsonl; each row must be there."""
-    logs = _logs(folder, audio)
-    found = {record["id"]: record for log in logs for record in log.read()}
-    missing = [e.id for e in examples if e.id not in found]
-    if missing:
+    by_id = {record["id"]: record for log in logs for record in log.read()}
+    if missing := [e.id for e in examples if e.id not in by_id]:
         raise RuntimeError(f"{len(missing)} rows were not evaluated: {', '.join(missing[:20])}; run the command again")
-    records = [found[e.id] for e in examples]
+    records = [by_id[e.id] for e in examples]
     logs[0].replace(records)
     for log in logs[1:]:
         log.path.unlink()
     return records
 
 
-def run_predictions(inputs: Inputs, folder: Path, *, reward_config: Any) -> list[Record]:
+def run_predictions(inputs: Inputs, folder: Path, *, reward_config: RewardConfig | None) -> list[Record]:
     """Judge replies from a file; rows without one are recorded as missing."""
     replies = inputs.predictions or {}
-    groups = [group_from_text(example, replies.get(example.id, ())) for example in inputs.examples]
-    present = [group for group in groups if group.rollouts]
-    tables = {}
-    for n in {len(group.rollouts) for group in present}:  # a reward table needs groups of one size
-        same = [group for group in present if len(group.rollouts) == n]
-        table = score_groups(same, reward_config)
-        tables.update({group.prompt.example.id: (table, p) for p, group in enumerate(same)})
-    records = []
-    for group in groups:
-        example = group.prompt.example
-        table, position = tables.get(example.id, (None, 0))
-        records.append(
-            make_record(
-                group,
-                inputs.eval_set.grader,
-                breakdown=inputs.eval_set.breakdown_of(example),
-                table=table,
-                position=position,
-                seconds=_header_seconds(example),
-            )
-        )
+    by_size: dict[int, list[Group]] = {}  # a reward table needs groups of one size
+    for example in inputs.examples:
+        group = group_from_text(example, replies.get(example.id, ()))
+        by_size.setdefault(len(group.rollouts), []).append(group)
+    by_id = {}
+    for groups in by_size.values():
+        seconds = [_header_seconds(group.prompt.example) for group in groups]
+        records = judge_groups(groups, seconds, inputs.eval_set, reward_config)
+        by_id.update({record["id"]: record for record in records})
+    records = [by_id[example.id] for example in inputs.examples]
     RecordLog(folder / "rows.jsonl").replace(records)
     return records
 
 
-def _header_seconds(example: Any) -> float | None:
+def _header_seconds(example: Example) -> float | None:
     """Audio length where the files are there; scoring a predictions file does not need them."""
     if not example.clips or any(clip.path is None or not Path(clip.path).is_file() for clip in example.clips):
         return None

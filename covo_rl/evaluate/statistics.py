@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,17 @@ class PairedDifference:
     n: int
 
 
+def compare_pairs(a_N: Sequence[float], b_N: Sequence[float], *, seed: int = 0) -> PairedDifference:
+    """Two runs over the same rows, in the same order. Scores of 0.5 and more count as right."""
+    if len(a_N) != len(b_N):
+        raise ValueError(f"paired comparison needs the same rows: {len(a_N)} against {len(b_N)}")
+    only_a = sum(a >= 0.5 > b for a, b in zip(a_N, b_N, strict=True))
+    only_b = sum(b >= 0.5 > a for a, b in zip(a_N, b_N, strict=True))
+    interval = paired_bootstrap(a_N, b_N, seed=seed)
+    mean = float(np.mean(np.asarray(b_N, float) - np.asarray(a_N, float)))
+    return PairedDifference(mean, interval, mcnemar(only_a, only_b), only_a, only_b, len(a_N))
+
+
 def paired_bootstrap(
     a_N: Sequence[float], b_N: Sequence[float], *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
@@ -55,21 +67,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     1 against 9 gives 2 * (1 + 10) / 2**10 = 0.0215.
     """
     total = only_a + only_b
-    if total == 0:
-        return 1.0
     tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
     return min(1.0, 2 * tail / 2**total)
-
-
-def compare_pairs(a_N: Sequence[float], b_N: Sequence[float], *, seed: int = 0) -> PairedDifference:
-    """All of the above for two runs over the same rows, in the same order. Scores of 0.5 and more count as right."""
-    if len(a_N) != len(b_N):
-        raise ValueError(f"paired comparison needs the same rows: {len(a_N)} against {len(b_N)}")
-    only_a = sum(a >= 0.5 > b for a, b in zip(a_N, b_N, strict=True))
-    only_b = sum(b >= 0.5 > a for a, b in zip(a_N, b_N, strict=True))
-    mean = float(np.mean(np.asarray(b_N, float) - np.asarray(a_N, float))) if len(a_N) else 0.0
-    interval = paired_bootstrap(a_N, b_N, seed=seed)
-    return PairedDifference(mean, interval, mcnemar(only_a, only_b), only_a, only_b, len(a_N))
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -84,8 +83,5 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def majority(answers: Sequence[str | None]) -> str | None:
     """The most frequent answer; ties go to the one seen first; None answers do not vote."""
-    counts: dict[str, int] = {}
-    for answer in answers:
-        if answer is not None:
-            counts[answer] = counts.get(answer, 0) + 1
-    return max(counts, key=lambda answer: counts[answer]) if counts else None
+    votes = Counter(answer for answer in answers if answer is not None)
+    return votes.most_common(1)[0][0] if votes else None

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
 from covo_rl.evaluate.records import VERDICTS, Record
 from covo_rl.evaluate.statistics import majority, pass_at_k, wilson
 
-#: Upper ends in seconds of the audio-length classes.
-LENGTH_CLASSES = (5.0, 10.0, 20.0, 30.0, 60.0)
+#: Ends of the audio-length classes in seconds, and the names of the classes.
+LENGTHS = (0.0, 5.0, 10.0, 20.0, 30.0, 60.0)
+LENGTH_CLASSES = (*(f"{low:g}-{high:g} s" for low, high in pairwise(LENGTHS)), f"> {LENGTHS[-1]:g} s", "unknown")
+
+
+def summarize(records: Sequence[Record]) -> dict[str, Any]:
+    """Everything that is computed from records alone."""
+    strict = accuracy_of(records, "strict")
+    components = dict.fromkeys(name for record in records for name in record["rewards"])
+    rewards = {
+        f"reward_{name}": _mean([value for record in records for value in record["rewards"].get(name, ())])
+        for name in components
+    }
+    return {
+        "n": len(records),
+        "accuracy": strict["accuracy"],
+        "ci95": strict["ci95"],
+        **{name: accuracy_of(records, name) for name in VERDICTS},
+        **_reply_figures(records),
+        **rewards,
+        "consistency_rate": rewards.get("reward_consistency"),
+        "sampled": _sampled_figures(records),
+        "breakdown": _breakdown(records),
+    }
 
 
 def row_score(record: Record, verdict: str) -> float | None:
@@ -24,7 +48,7 @@ def row_score(record: Record, verdict: str) -> float | None:
     return 0.0 if record["missing"] and verdict.startswith("strict") and record["strict_correct"] is False else None
 
 
-def accuracy(records: Sequence[Record], verdict: str) -> dict[str, Any]:
+def accuracy_of(records: Sequence[Record], verdict: str) -> dict[str, Any]:
     """`accuracy` over the rows that the rule scores (`n_scored`), `accuracy_all` over all rows, dropped ones wrong.
 
     Both with 95 % Wilson intervals; null where nothing was scored.
@@ -44,38 +68,25 @@ def accuracy(records: Sequence[Record], verdict: str) -> dict[str, Any]:
 
 def length_class(seconds: float | None) -> str:
     """The audio-length class of a row, for example `5-10 s`; `unknown` without a length."""
-    if seconds is None:
-        return "unknown"
-    low = 0.0
-    for high in LENGTH_CLASSES:
-        if seconds <= high:
-            return f"{low:g}-{high:g} s"
-        low = high
-    return f"> {low:g} s"
+    return LENGTH_CLASSES[-1 if seconds is None else bisect_left(LENGTHS, seconds, lo=1) - 1]
 
 
-def breakdown(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
+def _breakdown(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
     """column -> value -> {official, official_extracted, strict: accuracy block, n}; audio length is a column too."""
     columns: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        values = {**record["breakdown"], "audio length": length_class(record["seconds"])}
-        for column, value in values.items():
+        for column, value in {**record["breakdown"], "audio length": length_class(record["seconds"])}.items():
             columns.setdefault(column, {}).setdefault(str(value), []).append(record)
-    if set(columns.get("audio length", {})) == {"unknown"}:
+    if set(columns.get("audio length", ())) == {"unknown"}:
         del columns["audio length"]
-    return {
-        column: {
-            value: {"n": len(rows), **{name: accuracy(rows, name) for name in VERDICTS[:3]}}
-            for value, rows in sorted(groups.items(), key=lambda item: _natural(item[0]))
+    blocks = {}
+    for column, groups in columns.items():
+        values = [name for name in LENGTH_CLASSES if name in groups] if column == "audio length" else sorted(groups)
+        blocks[column] = {
+            value: {"n": len(groups[value]), **{name: accuracy_of(groups[value], name) for name in VERDICTS[:3]}}
+            for value in values
         }
-        for column, groups in columns.items()
-    }
-
-
-def _natural(value: str) -> tuple[float, str]:
-    """Length classes by number, everything else by name after them."""
-    head = value.split("-")[0].lstrip("> ").removesuffix(" s")
-    return (float(head), value) if value.endswith(" s") and head.replace(".", "").isdigit() else (1e9, value)
+    return blocks
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -83,53 +94,39 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(present) if present else None
 
 
-def _replies(records: Sequence[Record], key: str) -> list[Any]:
-    return [value for record in records for value in record[key]]
-
-
-def _share(records: Sequence[Record], key: str, test: Callable[[Any], bool]) -> float | None:
-    values = _replies(records, key)
-    return sum(map(test, values)) / len(values) if values else None
-
-
-def reply_figures(records: Sequence[Record]) -> dict[str, Any]:
+def _reply_figures(records: Sequence[Record]) -> dict[str, Any]:
     """How the replies look: shares over all replies, lengths, counts of rows without or with unreadable replies."""
     present = [record for record in records if not record["missing"]]
+    answers, reasons, words, tokens = (
+        [value for record in present for value in record[key]]
+        for key in ("answers", "stop_reasons", "thinking_words", "completion_tokens")
+    )
     return {
         "n_missing": len(records) - len(present),
         "n_unparseable": sum(record["answers"][0] is None for record in present),
-        "share_unparseable": _share(present, "answers", lambda answer: answer is None),
-        "share_truncated": _share(present, "stop_reasons", lambda reason: reason == "length"),
-        "mean_thinking_words": _mean(_replies(present, "thinking_words")),
-        "mean_completion_tokens": _mean([n for n in _replies(present, "completion_tokens") if n]),
+        "share_unparseable": _mean([answer is None for answer in answers]),
+        "share_truncated": _mean([reason == "length" for reason in reasons]),
+        "mean_thinking_words": _mean(words),
+        "mean_completion_tokens": _mean([n for n in tokens if n]),
     }
 
 
-def reward_means(records: Sequence[Record]) -> dict[str, float | None]:
-    """`reward_<component>` and `reward_total`: means over all gradeable replies."""
-    names = dict.fromkeys(name for record in records for name in record["rewards"])
-    return {
-        f"reward_{name}": _mean([v for record in records for v in record["rewards"].get(name, ())]) for name in names
-    }
-
-
-def sampled_figures(records: Sequence[Record]) -> dict[str, Any]:
+def _sampled_figures(records: Sequence[Record]) -> dict[str, Any]:
     """mean@n, unbiased pass@k and majority@n (strict), for rows with n > 1 replies; empty for single replies."""
     n = min((len(record["replies"]) for record in records if not record["missing"]), default=0)
     if n < 2:
         return {}
-    right = [sum(bool(value) for value in r["verdicts"]["strict"]) for r in records]
-    sizes = [len(r["replies"]) for r in records]
-    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, n) if k <= n})
-    vote = [_majority_right(record) for record in records]
+    counts = [(len(r["replies"]), sum(map(bool, r["verdicts"]["strict"]))) for r in records]
+    votes = [_majority_right(record) for record in records]
     return {
         "n": n,
-        "mean_at_n": accuracy(records, "strict")["accuracy"],
+        "mean_at_n": accuracy_of(records, "strict")["accuracy"],
         "pass_at_k": {
-            str(k): fmean(pass_at_k(size, c, k) if size >= k else 0.0 for c, size in zip(right, sizes, strict=True))
-            for k in ks
+            str(k): fmean(pass_at_k(size, right, k) if size >= k else 0.0 for size, right in counts)
+            for k in sorted({1, 2, 4, 8, 16, 32, 64, n})
+            if k <= n
         },
-        "majority_at_n": {"accuracy": fmean(vote), "ci95": list(wilson(sum(vote), len(vote)))},
+        "majority_at_n": {"accuracy": fmean(votes), "ci95": list(wilson(sum(votes), len(votes)))},
     }
 
 
@@ -138,25 +135,3 @@ def _majority_right(record: Record) -> bool:
     keys = [None if answer is None else " ".join(answer.lower().split()) for answer in record["answers"]]
     winner = majority(keys)
     return winner is not None and bool(record["verdicts"]["strict"][keys.index(winner)])
-
-
-def summarize(records: Sequence[Record]) -> dict[str, Any]:
-    """Everything that is computed from records alone."""
-    strict = accuracy(records, "strict")
-    rewards = reward_means(records)
-    return {
-        "n": len(records),
-        "accuracy": strict["accuracy"],
-        "ci95": strict["ci95"],
-        **{name: accuracy(records, name) for name in VERDICTS},
-        **reply_figures(records),
-        **rewards,
-        "consistency_rate": rewards.get("reward_consistency"),
-        "sampled": sampled_figures(records),
-        "breakdown": breakdown(records),
-    }
-
-
-def per_category(summary: Mapping[str, Any], column: str = "category") -> dict[str, tuple[int, float | None]]:
-    """value -> (n, strict accuracy) of one breakdown column, for a short table."""
-    return {v: (e["n"], e["strict"]["accuracy"]) for v, e in summary["breakdown"].get(column, {}).items()}

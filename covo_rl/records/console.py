@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+#: Seconds between two plain lines of work that has no steps.
+LINE_SECONDS = 10.0
 
 
 def _console() -> Console:
@@ -29,7 +33,9 @@ def percent(value: float | None) -> str:
 
 
 def interval(summary: Mapping[str, Any]) -> str:
-    """`62.5 [55.1, 69.3]`: percent with its 95 % Wilson interval."""
+    """`62.5 [55.1, 69.3]`: percent with its 95 % Wilson interval; a dash where nothing was scored."""
+    if summary["accuracy"] is None:
+        return "-"
     low, high = summary["ci95"]
     return f"{percent(summary['accuracy'])} [{percent(low)}, {percent(high)}]"
 
@@ -44,36 +50,56 @@ def summary_table(title: str, rows: Sequence[tuple[str, Any]]) -> Table:
     return table
 
 
-class StepProgress:
-    """A bar on a terminal; one line every few steps in a log file."""
+class ProgressDisplay:
+    """How far long work is: a bar on a terminal; elsewhere a line every `steps` steps, or now and then with the time
+    left. The work begins at `done` of `total`."""
 
-    def __init__(self, total: int, *, done: int = 0, active: bool = True, every: int = 5) -> None:
-        self.active, self.every, self.total = active, every, total
+    def __init__(
+        self, title: str, total: int, *, done: int = 0, active: bool = True, steps: int = 0, stderr: bool = False
+    ) -> None:
+        self.screen = Console(stderr=True, highlight=False) if stderr else console
+        self.title, self.total, self.active, self.steps = title, total, active, steps
         self.bar = Progress(
-            TextColumn("GRPO"),
+            TextColumn(title),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            disable=not (active and console.is_terminal),
+            console=self.screen,
+            disable=not (active and self.screen.is_terminal),
         )
-        self.task = self.bar.add_task("train", total=total, completed=done, line="")
+        self.task = self.bar.add_task(title, total=total, completed=done, text="")
+        self.last = time.monotonic()
+        self.first = (done, self.last)  # what was done before says nothing about the speed of this run
 
-    def __enter__(self) -> StepProgress:
+    def __enter__(self) -> ProgressDisplay:
         self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def update(self, metrics: Mapping[str, Any]) -> None:
-        line = step_line(metrics)
-        self.bar.update(self.task, completed=metrics["step"], line=line)
-        due = metrics["step"] % self.every == 0 or metrics["step"] in (1, self.total)
-        if self.active and not console.is_terminal and due:
-            console.print(f"step {metrics['step']:>4}/{self.total}  {line}")
+    def update(self, done: int, text: str) -> None:
+        self.bar.update(self.task, completed=done, text=text)
+        if not self.active or self.screen.is_terminal:
+            return
+        now = time.monotonic()
+        if self.steps:
+            if done % self.steps == 0 or done in (1, self.total):
+                self.screen.print(f"step {done:>4}/{self.total}  {text}")
+        elif now - self.last >= LINE_SECONDS or done >= self.total:
+            self.last = now
+            left = time_left(self.first, done, self.total, now)
+            self.screen.print(f"{self.title}: {done}/{self.total}  {text}  {left}")
+
+
+def time_left(first: tuple[int, float], done: int, total: int, now: float) -> str:
+    """From what was done since `first` = (done, time): 20 of 100 at 0 s and 40 at 10 s leave 30 s."""
+    fresh, seconds = done - first[0], now - first[1]
+    if done >= total:
+        return "done"
+    return f"{(total - done) * seconds / fresh:.0f} s left" if fresh else "time left: not known yet"
 
 
 def step_line(metrics: Mapping[str, Any]) -> str:

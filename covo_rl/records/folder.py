@@ -36,14 +36,19 @@ def _git(*words: str) -> str | None:
     return answer.stdout.strip()
 
 
-def environment(files: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
-    """Versions, machine, commit, and the sha256 of `files` (name -> path)."""
-    versions = {}
-    for name in PACKAGES:
+def package_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Versions of installed packages; None for one that is not there."""
+    versions: dict[str, str | None] = {}
+    for name in names:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    return versions
+
+
+def environment(files: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
+    """Versions, machine, commit, and the sha256 of `files` (name -> path)."""
     from covo_rl import __version__
 
     return {
@@ -53,7 +58,7 @@ def environment(files: Mapping[str, str | Path] | None = None) -> dict[str, Any]
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "packages": versions,
+        "packages": package_versions(PACKAGES),
         "sha256": {name: file_sha256(path) for name, path in (files or {}).items() if Path(path).is_file()},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }

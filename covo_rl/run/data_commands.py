@@ -111,8 +111,8 @@ def profile_command(
     allow_outside_audio: Outside = False,
 ) -> None:
     """Answer every row n times with audio and with silence; write the rows that teach this policy something."""
-    from covo_rl.evaluate.problems import EvalInputError
     from covo_rl.evaluate.profile import Rule, run_profile
+    from covo_rl.evaluate.sets import EvalInputError
 
     try:
         result = run_profile(

@@ -197,7 +197,9 @@ class Session:
         with StopSignals() as stop:
             saver = Saver(self.options, self.run.folder, stop, self._export_step if train.export_checkpoints else None)
             self._print(*saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config))
-            with console.StepProgress(train.max_steps, done=trainer.step, active=self.ranks.main) as progress:
+            with console.ProgressDisplay(
+                "GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5
+            ) as progress:
 
                 def on_step(metrics: dict[str, Any], batch: Batch) -> float | None:
                     step_score = self._score(metrics)
@@ -205,7 +207,7 @@ class Session:
                     if train.log_rollouts:
                         rows = rollout_rows(batch.groups, batch.table, batch.advantages)
                         self.run.log_rollouts(metrics["step"], self.ranks.joined(rows))
-                    progress.update(metrics)
+                    progress.update(metrics["step"], console.step_line(metrics))
                     return step_score
 
                 try:
