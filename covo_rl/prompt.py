@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 TAGS = ("think", "answer")
 _TAG = re.compile(r"<(/?)(think|answer)>")
-_SHAPE = ["<think>", "</think>", "<answer>", "</answer>"]
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_SHAPE = [("", "think"), ("/", "think"), ("", "answer"), ("/", "answer")]
 
 
 class PromptFamily(Protocol):
@@ -74,103 +73,68 @@ def parse(text: str, stop_reason: str = "stop") -> Parsed:
     >>> parse("<think>It rings.</think> bell").problems
     ('no <answer> block', "text outside the blocks: 'bell'")
     """
-    tags = [(match.start(), match.end(), match.group()) for match in _TAG.finditer(text)]
+    tags = list(_TAG.finditer(text))
     spans = {name: _span(tags, name) for name in TAGS}
-    think, answer = spans["think"], spans["answer"]
+    nested, outside = _walk(text, tags)
     problems: list[str] = []
-    if [tag for _, _, tag in tags] == _SHAPE:
-        nested = False
-    else:
-        nested = _inside(tags, "answer", "think")
-        for name in TAGS:
-            problems += _block_problems(tags, name)
-        problems += _order_problems(tags, think, answer)
-    problems += _outside_problems(text, tags)
-    contents: dict[str, str | None] = {}
-    for name, span in spans.items():
-        content = None if span is None else text[span[0] : span[1]].strip()
-        if content == "":
-            problems.append(f"the <{name}> block is empty")
-        contents[name] = content
-    if nested or _inside(tags, "think", "answer"):
-        contents["answer"] = None
+    if [(tag[1], tag[2]) for tag in tags] != _SHAPE:
+        problems += [problem for name in TAGS for problem in _block_problems(tags, name)]
+        problems += _order_problems(nested, spans["think"], spans["answer"])
+    if outside:
+        problems.append(f"text outside the blocks: {outside if len(outside) <= 40 else outside[:37] + '...'!r}")
+    contents = {name: None if span is None else text[slice(*span)].strip() for name, span in spans.items()}
+    problems += [f"the <{name}> block is empty" for name in TAGS if contents[name] == ""]
     if stop_reason == "length":
         problems.append("cut by the length limit")
-    return Parsed(contents["think"], contents["answer"], tuple(problems))
+    return Parsed(contents["think"], None if nested else contents["answer"], tuple(problems))
 
 
-def _span(tags: Sequence[tuple[int, int, str]], name: str) -> tuple[int, int] | None:
+def _span(tags: Sequence[re.Match[str]], name: str) -> tuple[int, int] | None:
     """Content range of the one block of this name, or None."""
-    opened = [end for _, end, tag in tags if tag == f"<{name}>"]
-    closed = [start for start, _, tag in tags if tag == f"</{name}>"]
-    if len(opened) == len(closed) == 1 and opened[0] <= closed[0]:
-        return opened[0], closed[0]
-    return None
+    opened = [tag.end() for tag in tags if tag[0] == f"<{name}>"]
+    closed = [tag.start() for tag in tags if tag[0] == f"</{name}>"]
+    return (opened[0], closed[0]) if len(opened) == len(closed) == 1 and opened[0] <= closed[0] else None
 
 
-def _inside(tags: Sequence[tuple[int, int, str]], inner: str, outer: str) -> bool:
-    """Does an opening tag of `inner` come while `outer` is open?"""
-    depth = 0
-    for _, _, tag in tags:
-        if tag == f"<{outer}>":
-            depth += 1
-        elif tag == f"</{outer}>":
-            depth = max(depth - 1, 0)
-        elif tag == f"<{inner}>" and depth:
-            return True
-    return False
+def _walk(text: str, tags: Sequence[re.Match[str]]) -> tuple[list[str], str]:
+    """Blocks that open inside the other one, and the text outside of all. Tags open and close by name."""
+    depth, level, last = dict.fromkeys(TAGS, 0), 0, 0
+    nested, outside = set(), []
+    for tag in tags:
+        step, name = -1 if tag[1] else 1, tag[2]
+        if not level:
+            outside.append(text[last : tag.start()].strip())
+        if step > 0 and any(depth[other] for other in TAGS if other != name):
+            nested.add(name)
+        depth[name], level, last = max(depth[name] + step, 0), max(level + step, 0), tag.end()
+    if not level:
+        outside.append(text[last:].strip())
+    return [name for name in reversed(TAGS) if name in nested], " ".join(filter(None, outside))
 
 
-def _block_problems(tags: Sequence[tuple[int, int, str]], name: str) -> list[str]:
-    mine = [tag for _, _, tag in tags if tag in (f"<{name}>", f"</{name}>")]
-    opened, closed = mine.count(f"<{name}>"), mine.count(f"</{name}>")
-    if not mine:
+def _block_problems(tags: Sequence[re.Match[str]], name: str) -> list[str]:
+    opens = [not tag[1] for tag in tags if tag[2] == name]
+    if not opens:
         return [f"no <{name}> block"]
-    problems = []
-    if opened > 1 and mine[:2] == [f"<{name}>"] * 2:
-        problems.append(f"<{name}> is nested in <{name}>")
-    if opened > 1:
-        problems.append(f"<{name}> is repeated: {opened} times")
-    if closed > 1 and closed > opened:
-        problems.append(f"</{name}> is repeated: {closed} times")
-    if opened > closed:
-        problems.append(f"<{name}> is not closed")
-    elif not opened or mine[0] == f"</{name}>":
-        problems.append(f"</{name}> comes without <{name}> before it")
-    return problems
+    opened = sum(opens)
+    closed = len(opens) - opened
+    rules = [
+        (opens[:2] == [True, True], f"<{name}> is nested in <{name}>"),
+        (opened > 1, f"<{name}> is repeated: {opened} times"),
+        (closed > max(opened, 1), f"</{name}> is repeated: {closed} times"),
+        (opened > closed, f"<{name}> is not closed"),
+        (opened <= closed and not opens[0], f"</{name}> comes without <{name}> before it"),
+    ]
+    return [problem for applies, problem in rules if applies]
 
 
-def _order_problems(
-    tags: Sequence[tuple[int, int, str]], think: tuple[int, int] | None, answer: tuple[int, int] | None
-) -> list[str]:
-    problems = []
-    if _inside(tags, "answer", "think"):
-        problems.append("<answer> is nested in <think>")
-    if _inside(tags, "think", "answer"):
-        problems.append("<think> is nested in <answer>")
-    if not problems and think and answer:
-        if answer[0] < think[0]:
-            problems.append("out of order: <answer> comes before <think>")
-        elif answer[0] < think[1] < answer[1]:
-            problems.append("the blocks overlap")
-    return problems
-
-
-def _outside_problems(text: str, tags: Sequence[tuple[int, int, str]]) -> list[str]:
-    """Text before, between and after blocks. Tags open and close by name, whatever their number."""
-    outside, depth, last = [], 0, 0
-    for start, end, tag in tags:
-        if not depth:
-            outside.append(text[last:start])
-        depth = max(depth + (-1 if tag[1] == "/" else 1), 0)
-        last = end
-    if not depth:
-        outside.append(text[last:])
-    stray = " ".join(piece.strip() for piece in outside if piece.strip())
-    if not stray:
-        return []
-    shown = stray if len(stray) <= 40 else stray[:37] + "..."
-    return [f"text outside the blocks: {shown!r}"]
+def _order_problems(nested: Sequence[str], think: tuple[int, int] | None, answer: tuple[int, int] | None) -> list[str]:
+    other = {"think": "answer", "answer": "think"}
+    if nested or think is None or answer is None:
+        return [f"<{name}> is nested in <{other[name]}>" for name in nested]
+    if answer[0] < think[0]:
+        return ["out of order: <answer> comes before <think>"]
+    return ["the blocks overlap"] if answer[0] < think[1] < answer[1] else []
 
 
 def reference_completion(think: str, answer: str) -> str:
@@ -191,10 +155,9 @@ def reference_completion(think: str, answer: str) -> str:
 def option_letter(index: int) -> str:
     """0 -> A, 25 -> Z, 26 -> AA: the label under which an option is listed."""
     letters = ""
-    index += 1
-    while index:
-        index, rest = divmod(index - 1, 26)
-        letters = _LETTERS[rest] + letters
+    while index >= 0:
+        letters = chr(ord("A") + index % 26) + letters
+        index = index // 26 - 1
     return letters
 
 
@@ -229,10 +192,10 @@ _SLOTS: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
 def clip_slots(key: str, family: PromptFamily, clips: ClipStore) -> int:
     """Audio positions that a clip fills in this family, remembered by content."""
-    known = _SLOTS.setdefault(family, {})
-    if key not in known:
-        known[key] = family.clip_slots(*clips.waveform(key))
-    return known[key]
+    slots = _SLOTS.setdefault(family, {})
+    if key not in slots:
+        slots[key] = family.clip_slots(*clips.waveform(key))
+    return slots[key]
 
 
 def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, config: PromptConfig) -> Prompt:
@@ -251,10 +214,9 @@ def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, confi
         raise PromptError(f"row {example.id}: {error}") from error
     if any(count < 1 for count in slots):
         raise PromptError(f"row {example.id}: a clip fills no audio slot ({slots}); it is too short for this model")
-    found = ids.count(family.audio_token_id)
-    if found != sum(slots):
+    if (positions := ids.count(family.audio_token_id)) != sum(slots):
         raise PromptError(
-            f"row {example.id}: the prompt has {found} audio positions, its {len(keys)} clips need {sum(slots)}; "
+            f"row {example.id}: the prompt has {positions} audio positions, its {len(keys)} clips need {sum(slots)}; "
             "does the question or the template hold an audio token of its own?"
         )
     return Prompt(example, tuple(chat), text, ids, keys, slots)
