@@ -19,7 +19,7 @@ from covo_rl.data import (
     DataError,
     Overlap,
     Problem,
-    duplicates,
+    duplicate_rows,
     load_examples,
     overlap,
     row_problems,
@@ -147,7 +147,7 @@ def _checked(
         "file": file,
         **_summary(examples),
         "problems": [*unreadable, *row_problems(examples, max_clip_seconds=longest)],
-        "duplicates": duplicates(examples),
+        "duplicates": duplicate_rows(examples),
     }
     return examples
 
