@@ -13,9 +13,9 @@ from covo_rl.evaluate.sets import EvalSet
 
 def prepare() -> tuple[Path, Path]:
     """(questions, audio folder) of the held-out split, rendered where they are not yet."""
-    from covo_rl.synth import builtin
+    from covo_rl.synth import builtin_questions
 
-    path = builtin.questions()["test"]
+    path = builtin_questions()["test"]
     return path, path.parent
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import soundfile
 
 from covo_rl.audio import resample
-from covo_rl.data import duplicates, overlap, row_problems
+from covo_rl.data import duplicate_rows, overlap, row_problems
 from covo_rl.types import Clip, Example
 
 RATE = 16_000
@@ -83,7 +83,7 @@ def test_duplicates_share_sound_question_and_choices():
         row("same", (encoded(noise(0), "WAV", subtype="FLOAT"),), question=" which? ", choices=("Cat", "Dog")),
         row("contradiction", 0, answer="dog"),
     ]
-    found = duplicates(rows)
+    found = duplicate_rows(rows)
     assert [problem.row_id for problem in found] == ["same", "contradiction"]
     assert found[0].what == "asks the same about the same sound as row first"
     assert "answers 'dog' where that answers 'cat'" in found[1].what

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from covo_rl.audio import audio_fingerprint
-from covo_rl.data import SCHEMAS, DataError, load_examples, to_mmau_rows, to_rows, write
+from covo_rl.data import SCHEMAS, DataError, load_examples, to_rows, write
 from covo_rl.types import Clip, Example
 
 
@@ -45,7 +45,7 @@ def test_two_conversions_equal_one(tmp_path, examples, first, second):
 
 
 def test_mmau_rows_are_spelled_as_published(tmp_path, examples):
-    rows = to_mmau_rows(examples, tmp_path)
+    rows = to_rows(examples, "mmau", tmp_path)
     assert rows[0] == {
         "id": "r0", "audio_id": "a.wav", "question": "Which?", "choices": ["dog", "cat", "B"], "answer": "B",
         "task": "sound",

@@ -109,6 +109,15 @@ def test_render_leaves_a_finished_set_alone_and_replaces_another(tmp_path):
     assert len(json.loads(path.read_text())) == 3
 
 
+def test_what_this_version_renders():
+    """Where this fails, rows or clips have changed: give synth.VERSION another value and put the new figures here."""
+    rows, clips = zip(*synth.samples("test", 44), strict=True)
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    power = sum(float(np.square(clip / 32_768.0).mean()) for clip in clips)
+    assert (synth.VERSION, digest[:16], sum(map(len, clips))) == ("c5869656", "c8f6f2e0c392135a", 2096200)
+    assert power == pytest.approx(1.45735, rel=1e-4)
+
+
 def test_render_refuses_splits_that_share_a_clip(tmp_path, monkeypatch):
     monkeypatch.setattr(
         synth, "render_sample", lambda split, index, seed: ({"id": split, "audio_id": "a.wav"}, np.ones(9))

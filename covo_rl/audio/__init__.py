@@ -7,19 +7,8 @@ for comparing data sets), `ClipStore` keeps decoded clips within a memory budget
 `AudioError` that starts with the clip's name; nothing is replaced by silence, cut, or read in part.
 """
 
-from covo_rl.audio.decode import (
-    MAX_RATE,
-    MAX_SAMPLES,
-    MIN_RATE,
-    MIN_SECONDS,
-    AudioError,
-    decode,
-    duration,
-    resample,
-    to_mono,
-)
-from covo_rl.audio.identity import audio_fingerprint, content_key
-from covo_rl.audio.store import ClipStore
+from covo_rl.audio.decode import MAX_RATE, MAX_SAMPLES, MIN_RATE, MIN_SECONDS, AudioError, decode, resample, to_mono
+from covo_rl.audio.store import ClipStore, audio_fingerprint, content_key, fingerprint_of
 
 __all__ = [
     "MAX_RATE",
@@ -31,7 +20,7 @@ __all__ = [
     "audio_fingerprint",
     "content_key",
     "decode",
-    "duration",
+    "fingerprint_of",
     "resample",
     "to_mono",
 ]

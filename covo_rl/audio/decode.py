@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import stat
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from covo_rl.audio.container import missing_bytes
+from covo_rl.audio.container import missing_end
 from covo_rl.types import Clip
 
 #: Shorter clips hold less than one analysis window of any model.
@@ -98,18 +98,6 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return np.asarray(soxr.resample(waveform, rate, new_rate, quality="HQ"), dtype=np.float32)
 
 
-def duration(clip: Clip) -> float:
-    """Seconds, from the header where there is one. Damage behind the header is found by `decode` only.
-
-    Raises:
-        AudioError: missing or unreadable, or a header without a sampling rate.
-    """
-    if clip.array is not None:
-        return len(clip.array) / float(clip.sampling_rate or 1)
-    with _open(clip) as file:
-        return max(file.frames, 0) / file.samplerate
-
-
 def _check(waveform: np.ndarray, rate: int, name: str) -> None:
     if not len(waveform):
         raise AudioError(f"{name}: it holds no samples")
@@ -149,17 +137,11 @@ def _read(clip: Clip) -> tuple[np.ndarray, int]:
         if not 1 <= file.channels <= 2:
             to_mono(np.empty((file.channels + 1, file.channels), dtype=np.float32), clip.name)
         values = _blocks(file, clip.name)
-        expected, container = file.frames, file.format
-        rate = file.samplerate
-    with _stream(clip) as stream:
-        lost = missing_bytes(stream, container)
-        # Without that header the length of an mp3 is estimated from its size.
-        known_length = container == "FLAC" or (container == "MP3" and _has_mp3_length(stream))
-    if lost:
-        raise AudioError(f"{clip.name}: truncated, {lost}")
-    # An mp3 counts frames of 1,152 samples, the header frame and the decoder's delay perhaps among them.
-    if known_length and len(values) < expected - (2_304 if container == "MP3" else 0):
-        raise AudioError(f"{clip.name}: truncated, {len(values)} of {expected} samples can be decoded")
+        container, expected, rate = file.format, file.frames, file.samplerate
+    with io.BytesIO(clip.data) if clip.data is not None else open(regular_file(clip), "rb") as stream:
+        loss = missing_end(stream, container, len(values), expected)
+    if loss:
+        raise AudioError(f"{clip.name}: truncated, {loss}")
     return values, rate
 
 
@@ -185,7 +167,7 @@ def _blocks(file: soundfile.SoundFile, name: str) -> np.ndarray:
 
 def _open(clip: Clip) -> soundfile.SoundFile:
     """An open file of a known container with a plausible rate."""
-    source: Any = io.BytesIO(clip.data) if clip.data is not None else _existing(clip)
+    source: Any = io.BytesIO(clip.data) if clip.data is not None else regular_file(clip)
     try:
         file = soundfile.SoundFile(source)
     # TypeError: a headerless .raw file; ValueError: a NUL in the path.
@@ -199,30 +181,18 @@ def _open(clip: Clip) -> soundfile.SoundFile:
     raise AudioError(f"{clip.name}: {found} is not read; use {', '.join(FORMATS[3:6] + FORMATS[:1])}")
 
 
-def _existing(clip: Clip) -> str:
-    path = os.fspath(clip.path or "")
+def regular_file(clip: Clip) -> str:
+    """The path of a clip; AudioError where it is not that of a file."""
+    # A pipe or device would block for ever.
+    if not stat.S_ISREG(file_status(clip).st_mode):
+        raise AudioError(f"{clip.name}: not a regular file")
+    return clip.name
+
+
+def file_status(clip: Clip) -> os.stat_result:
+    """What the system says of a clip's file; AudioError where there is none."""
     try:
-        mode = os.stat(path).st_mode
+        return os.stat(clip.name)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise AudioError(f"{path}: cannot be opened: {reason}") from error
-    # A pipe or device would block for ever.
-    if not stat.S_ISREG(mode):
-        raise AudioError(f"{path}: not a regular file")
-    return path
-
-
-def _stream(clip: Clip) -> BinaryIO:
-    return io.BytesIO(clip.data) if clip.data is not None else open(_existing(clip), "rb")
-
-
-def _has_mp3_length(stream: BinaryIO) -> bool:
-    """Whether the first mp3 frame is a Xing or Info header, which states the number of frames."""
-    stream.seek(0)
-    head = stream.read(10)
-    start = 0
-    if head[:3] == b"ID3" and len(head) == 10:
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    stream.seek(start)
-    first = stream.read(2_048)
-    return b"Xing" in first or b"Info" in first
+        raise AudioError(f"{clip.name}: cannot be opened: {reason}") from error

@@ -1,16 +1,61 @@
-"""Decoded clips by content, within a memory budget."""
+"""Two names of a clip, of what is stored and of what is heard, and decoded clips within a memory budget."""
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections import OrderedDict
 from threading import Lock
 
 import numpy as np
 
-from covo_rl.audio.decode import AudioError, decode
-from covo_rl.audio.identity import content_key
+from covo_rl.audio.decode import AudioError, decode, file_status, regular_file
 from covo_rl.types import Clip
+
+
+def content_key(clip: Clip) -> str:
+    """sha256 (hex) of the stored bytes; of an array, of its samples, shape, type and rate. Decodes nothing.
+
+    Equal keys mean equal sound. The same sound in another container has another key: see `audio_fingerprint`.
+
+    Raises:
+        AudioError: the file is missing or cannot be read.
+    """
+    if clip.array is not None:
+        array = np.ascontiguousarray(clip.array)
+        digest = hashlib.sha256(f"array {array.dtype.str} {array.shape} {clip.sampling_rate}\n".encode())
+        digest.update(array.data if array.size else b"")
+        return digest.hexdigest()
+    if clip.data is not None:
+        return hashlib.sha256(clip.data).hexdigest()
+    try:
+        with open(regular_file(clip), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AudioError(f"{clip.name}: cannot be read: {error.strerror}") from error
+
+
+def audio_fingerprint(clip: Clip) -> str:
+    """sha256 (hex) of the decoded sound: mono samples as 16-bit integers without digital silence at either end, and
+    the rate.
+
+    The same recording has the same fingerprint in every lossless container and bit depth of at least 16, as mono or
+    as two equal channels, padded with zeros or not. After lossy coding or resampling the samples differ: see
+    `covo_rl.data.overlap` with `near=True`.
+
+    Raises:
+        AudioError: see `decode`.
+    """
+    return fingerprint_of(*decode(clip))
+
+
+def fingerprint_of(waveform: np.ndarray, rate: int) -> str:
+    """`audio_fingerprint` of a waveform, float32 (samples,), at `rate` Hz."""
+    pcm = np.clip(np.rint(waveform * 32_768.0), -32_768, 32_767).astype("<i2")
+    audible = np.flatnonzero(pcm)
+    sound = pcm[audible[0] : audible[-1] + 1] if len(audible) else pcm
+    digest = hashlib.sha256(f"pcm16 {rate} {len(sound)}\n".encode())
+    digest.update(sound.data)
+    return digest.hexdigest()
 
 
 class ClipStore:
@@ -26,7 +71,6 @@ class ClipStore:
             raise ValueError(f"memory_mb={memory_mb}: a budget is not negative")
         self.memory_mb = memory_mb
         self.hits = self.decoded = self.evicted = 0
-        self._budget = int(memory_mb * 2**20)
         self._used = 0
         self._clips: dict[str, Clip] = {}
         self._waveforms: OrderedDict[str, tuple[np.ndarray, int]] = OrderedDict()
@@ -42,10 +86,11 @@ class ClipStore:
         if clip.path is None:
             key = content_key(clip)
         else:
-            state = _state(clip.path)
-            known = self._files.get(clip.path)
-            key = known[1] if known and known[0] == state else content_key(clip)
-            self._files[clip.path] = (state, key)
+            version = _version(clip)
+            last_version, key = self._files.get(clip.path, (None, ""))
+            if last_version != version:
+                key = content_key(clip)
+                self._files[clip.path] = (version, key)
         self._clips.setdefault(key, clip)
         return key
 
@@ -64,7 +109,7 @@ class ClipStore:
             if key not in self._clips:
                 raise KeyError(f"no clip with key {key!r}: name it first with ClipStore.key(clip)")
             clip = self._clips[key]
-        if clip.path is not None and self._changed(clip.path, key):
+        if clip.path is not None and self._files.get(clip.path) != (_version(clip), key):
             raise AudioError(f"{clip.name}: the file has changed since it was first read")
         entry = decode(clip)
         with self._lock:
@@ -81,25 +126,19 @@ class ClipStore:
         """Waveforms held now."""
         return len(self._waveforms)
 
-    def _changed(self, path: str, key: str) -> bool:
-        known = self._files.get(path)
-        return known is None or known[1] != key or known[0] != _state(path)
-
     def _keep(self, key: str, entry: tuple[np.ndarray, int]) -> None:
-        if entry[0].nbytes > self._budget or key in self._waveforms:
+        budget = int(self.memory_mb * 2**20)
+        if entry[0].nbytes > budget or key in self._waveforms:
             return
         self._waveforms[key] = entry
         self._used += entry[0].nbytes
-        while self._used > self._budget:
-            _, (old, _) = self._waveforms.popitem(last=False)
-            self._used -= old.nbytes
+        while self._used > budget:
+            _, (oldest, _) = self._waveforms.popitem(last=False)
+            self._used -= oldest.nbytes
             self.evicted += 1
 
 
-def _state(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise AudioError(f"{path}: cannot be opened: {reason}") from error
-    return found.st_size, found.st_mtime_ns
+def _version(clip: Clip) -> tuple[int, int]:
+    """Size and time of a clip's file."""
+    status = file_status(clip)
+    return status.st_size, status.st_mtime_ns

@@ -1,16 +1,16 @@
 """Question sets in and out, and what is wrong with them: JSON, JSONL, parquet, datasets folders; no torch.
 
-    rows of a file -> load -> list[Example] -> check, overlap -> training
-                              list[Example] -> to_rows, write -> another schema
+    rows of a file -> load_examples -> list[Example] -> row_problems, overlap -> training
+                                       list[Example] -> to_rows, write -> another schema
 
 MMAU, MMAR, MMSU, AVQA, AudioMCQ and our own field names are read; see `schemas.SCHEMAS`.
 """
 
-from covo_rl.data.check import duplicates, row_problems
-from covo_rl.data.convert import to_mmau_rows, to_rows, write
+from covo_rl.data.check import duplicate_rows, row_problems
+from covo_rl.data.convert import to_rows, write
 from covo_rl.data.load import load_examples
 from covo_rl.data.overlap import Overlap, overlap
-from covo_rl.data.problems import DataError, Problem
+from covo_rl.data.read import DataError, Problem
 from covo_rl.data.schemas import SCHEMAS
 
 __all__ = [
@@ -18,11 +18,10 @@ __all__ = [
     "DataError",
     "Overlap",
     "Problem",
-    "duplicates",
+    "duplicate_rows",
     "load_examples",
     "overlap",
     "row_problems",
-    "to_mmau_rows",
     "to_rows",
     "write",
 ]

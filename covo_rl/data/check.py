@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 
-from covo_rl.data.facts import Facts, clip_facts
-from covo_rl.data.problems import Problem, printable
+from covo_rl.audio import AudioError, decode, fingerprint_of
+from covo_rl.data.read import Problem, printable
 from covo_rl.data.rows import normalized
-from covo_rl.types import Example
+from covo_rl.types import Clip, Example
+
+#: Decoding, hashing and numpy release the interpreter lock; more threads than this only hold more clips in memory.
+_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a decoded clip: `seconds` and `fingerprint`, or in `error` why it cannot be used."""
+
+    seconds: float = 0.0
+    fingerprint: str = ""
+    error: str | None = None
 
 
 def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = None) -> list[Problem]:
@@ -18,11 +34,11 @@ def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = N
     """
     ids = Counter(example.id for example in examples)
     problems = [Problem(name, f"{count} rows have this id") for name, count in ids.items() if count > 1]
-    heard = facts_by_row(examples)
-    for example, clips in zip(examples, heard, strict=True):
-        if example.answer is not None and example.choices and not _is_choice(example):
-            listed = printable(list(example.choices), 200)
-            what = f"its answer {printable(example.answer)} is not among the choices {listed}"
+    for example, clips in zip(examples, facts_by_row(examples), strict=True):
+        answer, choices = example.answer, example.choices
+        is_choice = answer is None or answer in choices or normalized(answer) in map(normalized, choices)
+        if choices and not is_choice:
+            what = f"its answer {printable(answer)} is not among the choices {printable(list(choices), 200)}"
             problems.append(Problem(example.id, what))
         for clip, facts in zip(example.clips, clips, strict=True):
             if facts.error is not None:
@@ -33,27 +49,21 @@ def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = N
     return problems
 
 
-def duplicates(examples: Sequence[Example]) -> list[Problem]:
+def duplicate_rows(examples: Sequence[Example]) -> list[Problem]:
     """Rows that ask the same question with the same choices about the same sound as an earlier row."""
     first: dict[tuple[object, ...], Example] = {}
     problems = []
     for example, clips in zip(examples, facts_by_row(examples), strict=True):
         if any(facts.error is not None for facts in clips):
             continue
-        earlier = first.setdefault(row_key(example, clips), example)
+        earlier = first.setdefault((*text_key(example), *(facts.fingerprint for facts in clips)), example)
         if earlier is example:
             continue
-        differ = normalized(example.answer or "") != normalized(earlier.answer or "")
-        but = f", and answers {printable(example.answer)} where that answers {printable(earlier.answer)}"
-        what = f"asks the same about the same sound as row {earlier.id}{but if differ else ''}"
+        what = f"asks the same about the same sound as row {earlier.id}"
+        if normalized(example.answer or "") != normalized(earlier.answer or ""):
+            what += f", and answers {printable(example.answer)} where that answers {printable(earlier.answer)}"
         problems.append(Problem(example.id, what))
     return problems
-
-
-def facts_by_row(examples: Sequence[Example]) -> list[list[Facts]]:
-    """Facts of the clips of every row."""
-    flat = iter(clip_facts(clip for example in examples for clip in example.clips))
-    return [[next(flat) for _ in example.clips] for example in examples]
 
 
 def text_key(example: Example) -> tuple[str, tuple[str, ...]]:
@@ -61,11 +71,29 @@ def text_key(example: Example) -> tuple[str, tuple[str, ...]]:
     return normalized(example.question), tuple(sorted(map(normalized, example.choices)))
 
 
-def row_key(example: Example, clips: Sequence[Facts]) -> tuple[object, ...]:
-    """Question, choices and sound as compared."""
-    return (*text_key(example), tuple(facts.fingerprint for facts in clips))
+def facts_by_row(examples: Sequence[Example]) -> list[list[Facts]]:
+    """Facts of the clips of every row, each file decoded once per process as long as it does not change."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        facts = pool.map(_facts, [clip for example in examples for clip in example.clips])
+        return [[next(facts) for _ in example.clips] for example in examples]
 
 
-def _is_choice(example: Example) -> bool:
-    answer = example.answer or ""
-    return answer in example.choices or normalized(answer) in map(normalized, example.choices)
+def _facts(clip: Clip) -> Facts:
+    try:
+        state = os.stat(clip.path or "")
+    except (OSError, ValueError):
+        return _measured(clip)
+    return _measured_file(str(clip.path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1_000_000)
+def _measured_file(path: str, size: int, mtime_ns: int) -> Facts:
+    return _measured(Clip(path=path))
+
+
+def _measured(clip: Clip) -> Facts:
+    try:
+        waveform, rate = decode(clip)
+    except AudioError as error:
+        return Facts(error=str(error))
+    return Facts(len(waveform) / rate, fingerprint_of(waveform, rate))

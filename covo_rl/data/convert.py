@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
-from covo_rl.audio import content_key
-from covo_rl.data.problems import DataError, Problem
+from covo_rl.audio import content_key, decode
+from covo_rl.data.files import write_atomically
+from covo_rl.data.read import DataError, Problem
 from covo_rl.data.schemas import EXPLICIT_ANSWERS, SCHEMAS, Schema
 from covo_rl.types import Clip, Example
 
@@ -20,11 +21,6 @@ _EXTRA: Mapping[str, Mapping[str, str]] = {
     "mmar": {"modality": "unknown"},
 }
 _MAGIC = ((b"RIFF", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff", ".mp3"))
-
-
-def to_mmau_rows(examples: Sequence[Example], audio_dir: str | Path) -> list[dict[str, Any]]:
-    """`to_rows` in MMAU's field names."""
-    return to_rows(examples, "mmau", audio_dir)
 
 
 def to_rows(examples: Sequence[Example], schema: str, audio_dir: str | Path) -> list[dict[str, Any]]:
@@ -56,51 +52,46 @@ def write(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     if path.suffix not in (".json", ".jsonl", ".parquet"):
         raise ValueError(f"{path}: write to .json, .jsonl or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+
+    def content(file: TextIO) -> None:
         if path.suffix == ".parquet":
-            _write_parquet(rows, partial, path)
+            _write_parquet(rows, file.buffer, path)
+        elif path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         else:
-            with open(partial, "w", encoding="utf-8") as file:
-                if path.suffix == ".json":
-                    json.dump(list(rows), file, ensure_ascii=False, indent=1)
-                else:
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            json.dump(list(rows), file, ensure_ascii=False, indent=1)
+
+    write_atomically(path, content)
 
 
-def _write_parquet(rows: Sequence[Mapping[str, Any]], partial: Path, path: Path) -> None:
+def _write_parquet(rows: Sequence[Mapping[str, Any]], file: BinaryIO, path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    # Columns of all rows: from_pylist takes those of the first.
+    names = dict.fromkeys(name for row in rows for name in row)
     try:
-        # Columns of all rows: from_pylist takes those of the first.
-        names = list(dict.fromkeys(name for row in rows for name in row))
         table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: a column mixes types, which parquet cannot hold: {error}") from error
-    pyarrow.parquet.write_table(table, partial)
+    pyarrow.parquet.write_table(table, file)
 
 
 def _unfit(example: Example, target: Schema) -> list[str]:
     """Why a schema cannot hold a row."""
     if target.name == "covo":
         return []
-    found = []
-    if len(example.clips) != 1:
-        found.append(f"it has {len(example.clips)} clips, {target.name} rows have one")
-    if not example.choices:
-        found.append(f"it has no choices, {target.name} rows have")
-    if target.options and len(example.choices) > len(target.options):
-        found.append(f"it has {len(example.choices)} choices, {target.name} rows have {len(target.options)}")
-    if target.options and len(example.choices) == 1:
-        found.append(f"it has one choice, {target.name} rows have two or more")
-    placed = example.answer is None or not example.choices or example.answer in example.choices
-    if target.answers[0] == "index" and not placed:
-        found.append(f"its answer {example.answer!r} is not among its choices, {target.name} needs its place")
-    return found
+    name, clips, choices, options = target.name, len(example.clips), len(example.choices), len(target.options)
+    placed = example.answer is None or not choices or example.answer in example.choices
+    reasons = {
+        f"it has {clips} clips, {name} rows have one": clips != 1,
+        f"it has no choices, {name} rows have": not choices,
+        f"it has {choices} choices, {name} rows have {options}": options and choices > options,
+        f"it has one choice, {name} rows have two or more": options and choices == 1,
+        f"its answer {example.answer!r} is not among its choices, {name} needs its place":
+            target.answers[0] == "index" and not placed,
+    }  # fmt: skip
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
@@ -148,8 +139,6 @@ def _stored(clip: Clip, folder: Path) -> Path:
         path.write_bytes(clip.data)
         return path
     import soundfile
-
-    from covo_rl.audio import decode
 
     path = folder / f"{content_key(clip)[:32]}.wav"
     soundfile.write(path, *decode(clip), subtype="FLOAT")

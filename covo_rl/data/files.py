@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 
 def file_sha256(path: str | Path) -> str:
@@ -32,14 +32,19 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | None, s
             yield number, value if right else None, "" if right else f"expected an object, found {type(value).__name__}"
 
 
-def write_atomically(path: Path, write: Callable[[IO[str]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[TextIO], object]) -> None:
     """Call `write(text_file)` on a temporary neighbour, flush it to disk, rename it to `path`: never half a file."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:  # a lone surrogate as JSON spells it
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        # a lone surrogate, which a model can write, becomes its JSON escape
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> Path:

@@ -19,7 +19,7 @@ def fit_clips(examples: Sequence[Example], max_seconds: float | None, mode: str)
     """Rows whose clips are at most `max_seconds` long, and one line for every clip that was changed.
 
     `chunk` puts consecutive pieces in the clip's place, each a clip of its own, so that all of it is heard; `crop`
-    keeps the first `max_seconds`; `error` changes nothing and leaves the report to `check`.
+    keeps the first `max_seconds`; `error` changes nothing and leaves the report to `row_problems`.
     """
     if mode not in MODES:
         raise ValueError(f"long_audio {mode!r}: there are {', '.join(MODES)}")
@@ -29,23 +29,19 @@ def fit_clips(examples: Sequence[Example], max_seconds: float | None, mode: str)
     for example in examples:
         clips: list[Clip] = []
         for clip in example.clips:
-            pieces, seconds = _pieces(clip, max_seconds, mode)
-            clips += pieces
+            waveform, rate = decode(clip)
+            seconds, size = len(waveform) / rate, int(max_seconds * rate)
+            pieces = [clip]
+            if len(waveform) > size:  # the first part, or the fewest equal parts that fit
+                count = math.ceil(len(waveform) / size)
+                parts = [waveform[:size]] if mode == "crop" else np.array_split(waveform, count)
+                pieces = [Clip(array=part.copy(), sampling_rate=rate) for part in parts]
             if seconds > max_seconds:
-                kept = f"cut into {len(pieces)} clips" if mode == "chunk" else f"cropped to {max_seconds:g} s"
-                notes.append(f"row {example.id}: {clip.name}: {seconds:.2f} s long, {kept}")
+                change = f"cut into {len(pieces)} clips" if mode == "chunk" else f"cropped to {max_seconds:g} s"
+                notes.append(f"row {example.id}: {clip.name}: {seconds:.2f} s long, {change}")
+            clips += pieces
         fitted.append(replace(example, clips=tuple(clips)))
     return fitted, notes
-
-
-def _pieces(clip: Clip, max_seconds: float, mode: str) -> tuple[list[Clip], float]:
-    """The clip itself, its first part, or the fewest equal parts that fit; and its length in seconds."""
-    waveform, rate = decode(clip)
-    size = int(max_seconds * rate)
-    if len(waveform) <= size:
-        return [clip], len(waveform) / rate
-    parts = [waveform[:size]] if mode == "crop" else np.array_split(waveform, math.ceil(len(waveform) / size))
-    return [Clip(array=part.copy(), sampling_rate=rate) for part in parts], len(waveform) / rate
 
 
 def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from covo_rl.data.paths import AudioFolder
-from covo_rl.data.problems import DataError, Problem, printable
-from covo_rl.data.read import read_rows
-from covo_rl.data.rows import RowReader, audio_references, has_fields, row_id
+from covo_rl.data.read import DataError, Problem, Row, printable, read_rows
+from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema, detect, known_fields
 from covo_rl.types import Example
 
@@ -43,40 +42,33 @@ def load_examples(
     """
     if format != "auto" and format not in SCHEMAS:
         raise ValueError(f"format {format!r} is not known; use auto, {', '.join(SCHEMAS)}")
-    rows = read_rows(path)
     problems: list[Problem] = []
-    schemas = [_schema(row, number, format, problems) for number, row in enumerate(rows, start=1)]
-    folder = AudioFolder(_audio_root(path, audio_dir), allow_outside)
-    folder.fit(
-        text
-        for row, schema in zip(rows, schemas, strict=True)
-        if schema is not None
-        for text in audio_references(row, schema)
-    )
-    ids = _ids(rows, schemas, problems, strict=strict)
+    rows: list[tuple[int, Row, Schema]] = []
+    for number, row in enumerate(read_rows(path), start=1):
+        schema = detect(row) if format == "auto" else SCHEMAS[format]
+        if schema is None or schema.missing(row):
+            problems.append(_misfit(number, row, schema))
+        else:
+            rows.append((number, row, schema))
+    folder = AudioFolder(audio_root(path, audio_dir), allow_outside)
+    folder.fit(text for _, row, schema in rows for text in audio_references(row, schema))
     reader = RowReader(folder, strict)
     examples: list[Example] = []
-    for row, schema, name in zip(rows, schemas, ids, strict=True):
-        if schema is None:
-            continue
+    for name, (_, row, schema) in zip(_names(rows, problems, strict=strict), rows, strict=True):
         example = reader.read(row, schema, name)
         problems += [Problem(name, what) for what in reader.problems]
         if example is not None:
             examples.append(example)
-            if strict:
-                problems += missing_files(example)
+            paths = [clip.path for clip in example.clips if strict and clip.path is not None]
+            missing = [path for path in paths if not os.path.isfile(path)]
+            problems += [Problem(name, f"its audio file {path} does not exist; check --audio-dir") for path in missing]
     if problems:
         raise DataError(str(path), problems, examples)
     return examples
 
 
-def missing_files(example: Example) -> list[Problem]:
-    """One problem for every clip of a row whose file does not exist."""
-    lost = [clip.path for clip in example.clips if clip.path is not None and not os.path.isfile(clip.path)]
-    return [Problem(example.id, f"its audio file {path} does not exist; check --audio-dir") for path in lost]
-
-
-def _audio_root(path: str | Path, audio_dir: str | Path | None) -> Path:
+def audio_root(path: str | Path, audio_dir: str | Path | None) -> Path:
+    """The folder that relative audio paths of a question set start from: `audio_dir`, by default that of the file."""
     if audio_dir is not None:
         return Path(audio_dir)
     if str(path).startswith("hf:"):
@@ -84,51 +76,34 @@ def _audio_root(path: str | Path, audio_dir: str | Path | None) -> Path:
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def _schema(row: Mapping[str, Any], number: int, format: str, problems: list[Problem]) -> Schema | None:
-    """The schema of a row; None with a problem where the row does not have its fields."""
-    found = detect(row) if format == "auto" else SCHEMAS[format]
+def _misfit(number: int, row: Row, schema: Schema | None) -> Problem:
+    """Why a row is of no schema, or not of the given one."""
     name = f"row {number}" + (f" (id {printable(row['id'], 40)})" if row.get("id") is not None else "")
-    has = printable(sorted(map(str, row)), 200)
-    if found is None:
-        problems.append(Problem(name, f"unknown fields {has}; {known_fields()}"))
-        return None
-    lacks = has_fields(row, found)
-    if lacks:
-        problems.append(Problem(name, f"schema {found.name} needs {', '.join(lacks)}; it has {has}"))
-        return None
-    return found
+    fields = printable(sorted(map(str, row)), 200)
+    if schema is None:
+        return Problem(name, f"unknown fields {fields}; {known_fields()}")
+    return Problem(name, f"schema {schema.name} needs {', '.join(schema.missing(row))}; it has {fields}")
 
 
-def _ids(
-    rows: Sequence[Mapping[str, Any]], schemas: Sequence[Schema | None], problems: list[Problem], *, strict: bool
-) -> list[str]:
+def _names(rows: Sequence[tuple[int, Row, Schema]], problems: list[Problem], *, strict: bool) -> list[str]:
     """A name for every row. Where no row has an id, positions; where some lack one, that is a problem."""
-    found: list[str | None] = []
-    wrong: list[Problem] = []
-    for number, (row, schema) in enumerate(zip(rows, schemas, strict=True), start=1):
+    ids: dict[int, str | None] = {}
+    wrong = []
+    for number, row, schema in rows:
         try:
-            found.append(row_id(row, schema) if schema is not None else f"row {number}")
+            ids[number] = row_id(row, schema)
         except ValueError as error:
             wrong.append(Problem(f"row {number}", str(error)))
-            found.append(f"row {number}")
-    readable = [name for name, schema in zip(found, schemas, strict=True) if schema is not None]
-    if not wrong and all(name is None for name in readable):
-        return [f"row-{number:06d}" if schema else f"row {number}" for number, schema in enumerate(schemas, start=1)]
+            ids[number] = f"row {number}"
+    if all(name is None for name in ids.values()):
+        return [f"row-{number:06d}" for number in ids]
     problems += wrong
-    problems += [Problem(f"row {n}", "it has no id, other rows do") for n, name in enumerate(found, 1) if name is None]
-    names = [f"row {number}" if name is None else name for number, name in enumerate(found, start=1)]
+    problems += [Problem(f"row {n}", "it has no id, other rows do") for n, name in ids.items() if name is None]
+    names = {number: name or f"row {number}" for number, name in ids.items()}
     if strict:
-        problems += _same_ids(names)
-    return names
-
-
-def _same_ids(names: Sequence[str]) -> list[Problem]:
-    """One problem for every id that several rows have, with their positions from 1."""
-    places: dict[str, list[int]] = {}
-    for number, name in enumerate(names, start=1):
-        places.setdefault(name, []).append(number)
-    return [
-        Problem(name, f"rows {', '.join(map(str, numbers[:10]))} have the same id")
-        for name, numbers in places.items()
-        if len(numbers) > 1
-    ]
+        positions: dict[str, list[str]] = defaultdict(list)
+        for number, name in names.items():
+            positions[name].append(str(number))
+        shared = {name: ", ".join(numbers[:10]) for name, numbers in positions.items() if len(numbers) > 1}
+        problems += [Problem(name, f"rows {numbers} have the same id") for name, numbers in shared.items()]
+    return list(names.values())

@@ -9,19 +9,26 @@
 
 Sounds are compared by `audio_fingerprint`, texts normalised (`rows.normalized`), choices in any order. There is at
 most one finding of each kind per held-out row; it names the first training row and counts the others.
+
+Near copies have candidates by spectrum and proof by waveform. A clip is brought to 8 kHz; its outline is the log
+energy in 16 time segments x 16 bands, unit length, and outlines that agree make a candidate. It is confirmed when the
+waveforms themselves correlate over 0.98 at some lag of up to 0.1 s (codecs add delay), so that two takes of the same
+kind of sound are not confused: their phases and noise differ.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from covo_rl.data.check import facts_by_row, text_key
-from covo_rl.data.facts import Facts
+import numpy as np
+
+from covo_rl.audio import ClipStore, resample
+from covo_rl.data.check import Facts, facts_by_row, text_key
 from covo_rl.data.rows import normalized
-from covo_rl.types import Example
+from covo_rl.types import Clip, Example
 
 Kind = Literal["row", "audio", "near", "question"]
 _MEANING = {
@@ -30,6 +37,12 @@ _MEANING = {
     "near": "has almost the same sound as",
     "question": "asks the same, about another sound, as",
 }
+RATE = 8_000
+SEGMENTS = BANDS = 16
+#: Cosine of outlines, and correlation of waveforms.
+OUTLINE, WAVEFORM = 0.9, 0.98
+MAX_LAG = 0.1
+_WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -54,67 +67,86 @@ class Overlap:
 def overlap(train: Sequence[Example], held_out: Sequence[Example], *, near: bool = False) -> list[Overlap]:
     """What held-out rows share with training rows, in the order of the held-out rows.
 
-    A clip that cannot be decoded is left out here: `check` reports it. `near` also looks for the same recording after
-    lossy coding or resampling, which decodes and compares spectra.
+    A clip that cannot be decoded is left out here: `row_problems` reports it. `near` also looks for the same
+    recording after lossy coding or resampling, which decodes and compares spectra.
     """
-    train_facts, held_facts = facts_by_row(train), facts_by_row(held_out)
+    train_facts, held_out_facts = facts_by_row(train), facts_by_row(held_out)
     by_sound: dict[str, list[int]] = defaultdict(list)
     by_text: dict[Hashable, list[int]] = defaultdict(list)
     for index, (example, clips) in enumerate(zip(train, train_facts, strict=True)):
         by_text[text_key(example)].append(index)
         for facts in clips:
-            if facts.error is None:
-                by_sound[facts.fingerprint].append(index)
-    alike = _near(train, train_facts, held_out, held_facts) if near else {}
-    found: list[Overlap] = []
-    for place, (example, clips) in enumerate(zip(held_out, held_facts, strict=True)):
-        sound = _unique(
-            index for facts in clips if facts.error is None for index in by_sound.get(facts.fingerprint, ())
-        )
+            by_sound[facts.fingerprint].append(index)
+    by_sound.pop("", None)  # clips with errors
+    near_copies = _near_copies(_clips(train, train_facts), _clips(held_out, held_out_facts)) if near else {}
+    result: list[Overlap] = []
+    for place, (example, clips) in enumerate(zip(held_out, held_out_facts, strict=True)):
         text = by_text.get(text_key(example), [])
-        same = [i for i in text if _same_row(train[i], train_facts[i], example, clips)]
+        same = [i for i in text if _same_sound_and_answer(train[i], train_facts[i], example, clips)]
+        sound = list(dict.fromkeys(i for facts in clips for i in by_sound.get(facts.fingerprint, ())))
         groups: list[tuple[Kind, list[int]]] = [
             ("row", same),
             ("audio", [] if same else sound),
-            ("near", [] if sound else alike.get(place, [])),
+            ("near", [] if sound else sorted(near_copies.get(place, ()))),
             ("question", [] if same or sound else text),
         ]
-        found += [Overlap(kind, example.id, train[rows[0]].id, len(rows)) for kind, rows in groups if rows]
-    return found
+        result += [Overlap(kind, example.id, train[rows[0]].id, len(rows)) for kind, rows in groups if rows]
+    return result
 
 
-def _same_row(row: Example, row_facts: Sequence[Facts], other: Example, other_facts: Sequence[Facts]) -> bool:
-    """Same sound and answer, for rows whose question and choices are the same already."""
-    sounds = [[facts.fingerprint or None for facts in clips] for clips in (row_facts, other_facts)]
-    return (
-        None not in sounds[0]
-        and sounds[0] == sounds[1]
-        and normalized(row.answer or "") == normalized(other.answer or "")
-    )
+def _same_sound_and_answer(one: Example, facts: Sequence[Facts], other: Example, other_facts: Sequence[Facts]) -> bool:
+    sounds, other_sounds = ([clip.fingerprint for clip in clips] for clips in (facts, other_facts))
+    same_answer = normalized(one.answer or "") == normalized(other.answer or "")
+    return same_answer and sounds == other_sounds and "" not in sounds
 
 
-def _unique(items: Iterable[int]) -> list[int]:
-    return list(dict.fromkeys(items))
+def _clips(examples: Sequence[Example], facts: Sequence[Sequence[Facts]]) -> list[tuple[int, Clip, float]]:
+    """(position of the row, clip, seconds) of every clip that can be decoded."""
+    rows = enumerate(zip(examples, facts, strict=True))
+    pairs = [(i, clip, fact) for i, (row, of_row) in rows for clip, fact in zip(row.clips, of_row, strict=True)]
+    return [(i, clip, fact.seconds) for i, clip, fact in pairs if fact.error is None]
 
 
-def _near(
-    train: Sequence[Example], train_facts: Sequence[Sequence[Facts]],
-    held_out: Sequence[Example], held_facts: Sequence[Sequence[Facts]],
-) -> dict[int, list[int]]:  # fmt: skip
-    """Held-out position -> training positions with almost the same sound."""
-    from covo_rl.data.near import near_pairs
+def _near_copies(
+    train: Sequence[tuple[int, Clip, float]], held_out: Sequence[tuple[int, Clip, float]]
+) -> dict[int, set[int]]:
+    """Position of a held-out row -> positions of training rows with the same recording."""
+    if not train or not held_out:
+        return {}
+    store = ClipStore(memory_mb=512)
 
-    def flat(rows: Sequence[Example], facts: Sequence[Sequence[Facts]]):
-        return [
-            (index, clip, fact)
-            for index, (row, found) in enumerate(zip(rows, facts, strict=True))
-            for clip, fact in zip(row.clips, found, strict=True)
-            if fact.error is None
-        ]
+    def waveform(clip: Clip) -> np.ndarray:
+        return resample(*store.waveform(store.key(clip)), RATE)
 
-    ours, theirs = flat(train, train_facts), flat(held_out, held_facts)
-    pairs = near_pairs([(c, f.seconds) for _, c, f in ours], [(c, f.seconds) for _, c, f in theirs])
-    result: dict[int, list[int]] = defaultdict(list)
-    for left, right in pairs:
-        result[theirs[right][0]].append(ours[left][0])
-    return {place: _unique(rows) for place, rows in result.items()}
+    outlines = np.stack([_outline(waveform(clip)) for _, clip, _ in train])
+    lengths = np.array([seconds for _, _, seconds in train])
+    copies: dict[int, set[int]] = defaultdict(set)
+    for place, clip, seconds in held_out:
+        sound = waveform(clip)
+        candidates = (outlines @ _outline(sound) > OUTLINE) & (np.abs(lengths - seconds) < 2 * MAX_LAG)
+        for index in np.flatnonzero(candidates):
+            row, other, _ = train[int(index)]
+            if _correlation(waveform(other), sound) > WAVEFORM:
+                copies[place].add(row)
+    return copies
+
+
+def _outline(waveform: np.ndarray) -> np.ndarray:
+    """Unit vector (SEGMENTS * BANDS,), float32: log energies without their mean, so that level does not matter."""
+    padded = np.pad(waveform, (0, max(0, _WINDOW * SEGMENTS - len(waveform))))
+    frames = padded[: len(padded) // _WINDOW * _WINDOW].reshape(-1, _WINDOW) * np.hanning(_WINDOW)
+    power = np.square(np.abs(np.fft.rfft(frames, axis=1)[:, : _WINDOW // 2])).reshape(len(frames), BANDS, -1).sum(-1)
+    pooled = np.stack([part.mean(axis=0) for part in np.array_split(power, SEGMENTS)])
+    values = np.log(pooled + 1e-6 * pooled.max() + 1e-20).reshape(-1)
+    values -= values.mean()
+    return (values / max(float(np.linalg.norm(values)), 1e-9)).astype(np.float32)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest absolute normalised correlation over lags up to MAX_LAG."""
+    size = 1 << (len(one) + len(other)).bit_length()
+    product = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)), size)
+    lags = int(MAX_LAG * RATE)
+    peak = max(np.abs(product[: lags + 1]).max(), np.abs(product[-lags:]).max())
+    energy = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
+    return float(peak) / energy if energy else 0.0

@@ -21,21 +21,17 @@ class AudioFolder:
     def __init__(self, root: str | Path, allow_outside: bool = False) -> None:
         self.root, self.allow_outside = Path(root), allow_outside
         self.dropped = 0
-        self._parents = lru_cache(maxsize=4096)(os.path.realpath)
         self._real_root = os.path.realpath(self.root)
+        self._real_folder = lru_cache(maxsize=4096)(os.path.realpath)
 
     def fit(self, references: Iterable[str]) -> None:
         """Choose how many leading folders to drop, from all paths of the file."""
-        relative = [PurePosixPath(text).parts for text in references if _plain(text)]
-        if any(self._exists(parts) for parts in relative):
-            return
-        for count in range(1, max(map(len, relative), default=1)):
-            if any(len(parts) > count and self._exists(parts[count:]) for parts in relative):
+        relative = [PurePosixPath(text).parts for text in references if _is_relative(text)]
+        for count in range(max(map(len, relative), default=0)):
+            shortened = [parts[count:] for parts in relative if len(parts) > count or not count]
+            if any(os.path.exists(os.path.join(self.root, *parts)) for parts in shortened):
                 self.dropped = count
                 return
-
-    def _exists(self, parts: tuple[str, ...]) -> bool:
-        return os.path.exists(os.path.join(self.root, *parts))
 
     def resolve(self, reference: str) -> str:
         """The path of a file.
@@ -48,9 +44,9 @@ class AudioFolder:
         if "\0" in reference or not encodable(reference):
             raise ValueError(f"its audio path {reference!r} is not a path")
         parts = PurePosixPath(reference).parts
-        dropped = self.dropped if _plain(reference) and len(parts) > self.dropped else 0
+        dropped = self.dropped if _is_relative(reference) and len(parts) > self.dropped else 0
         path = os.path.join(self.root, *parts[dropped:])
-        if not self.allow_outside and not self._inside(path):
+        if not self.allow_outside and not self._is_inside(path):
             raise ValueError(
                 f"its audio path {reference!r} leaves the audio folder {self.root}; "
                 "copy the file there or allow it (--allow-outside-audio, load(..., allow_outside=True))"
@@ -67,10 +63,10 @@ class AudioFolder:
         paths = [self.resolve(candidate + suffix) for candidate in names for suffix in SUFFIXES]
         return next((path for path in paths if os.path.isfile(path)), paths[0])
 
-    def _inside(self, path: str) -> bool:
+    def _is_inside(self, path: str) -> bool:
         # Real paths, so that neither `..` nor a link that came with the data leads out.
         folder, name = os.path.split(path)
-        real = os.path.join(self._parents(folder), name)
+        real = os.path.join(self._real_folder(folder), name)
         if name in ("", ".", "..") or os.path.islink(real):
             real = os.path.realpath(path)
         return os.path.commonpath([self._real_root, real]) == self._real_root
@@ -85,6 +81,6 @@ def encodable(text: str) -> bool:
     return True
 
 
-def _plain(reference: str) -> bool:
+def _is_relative(reference: str) -> bool:
     path = PurePosixPath(reference)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in reference and encodable(reference)

@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from covo_rl.data.problems import DataError, Problem, printable
+from covo_rl.types import Example
 
 Row = dict[str, Any]
+#: So many problems are spelled out in one message.
+SHOWN = 50
 _LISTS = ("data", "rows", "questions", "examples")
-_LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one row. `row_id` is its id, or `row N` (from 1) where it has none."""
+
+    row_id: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.row_id}: {self.what}"
+
+
+class DataError(ValueError):
+    """Every problem of a data file, with row ids. `problems` has them all, the message the first 50.
+
+    `examples` are the rows that could be read nevertheless, for looking at them further; none where no row could.
+    """
+
+    def __init__(self, source: str, problems: Sequence[Problem], examples: Sequence[Example] = ()) -> None:
+        self.source, self.problems, self.examples = source, tuple(problems), tuple(examples)
+        count = len(self.problems)
+        lines = [f"{source}: {count} problem{'s' * (count != 1)}", *(f"  {what}" for what in self.problems[:SHOWN])]
+        if count > SHOWN:
+            lines.append(f"  ... and {count - SHOWN} more")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[Problem, ...], tuple[Example, ...]]]:
+        return type(self), (self.source, self.problems, self.examples)
+
+
+def printable(value: object, limit: int = 80) -> str:
+    """repr of a value from a file, cut."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def read_rows(source: str | Path) -> list[Row]:
@@ -24,27 +62,26 @@ def read_rows(source: str | Path) -> list[Row]:
     if name.startswith("hf:"):
         return _hub(name)
     path = Path(source)
-    try:
-        found = "folder" if path.is_dir() else "file" if path.is_file() else ""
-    except (OSError, ValueError):
-        found = ""
-    if not found:
+    if os.path.isdir(path):
+        rows = _folder(path)
+    elif os.path.isfile(path):
+        rows = _file(path)
+    else:
         raise _broken(name, f"no such file or folder (looked in {Path.cwd()})")
-    rows = _folder(path) if found == "folder" else _file(path)
-    wrong = [
+    problems = [
         Problem(f"row {number}", f"is {printable(row)}, not an object with fields")
         for number, row in enumerate(rows, start=1)
         if not isinstance(row, dict)
     ]
-    if wrong:
-        raise DataError(name, wrong)
+    if problems:
+        raise DataError(name, problems)
     if not rows:
         raise _broken(name, "it holds no rows")
     return rows
 
 
-def _broken(source: str, what: str) -> DataError:
-    return DataError(source, [Problem("file", what)])
+def _broken(source: str | Path, what: str) -> DataError:
+    return DataError(str(source), [Problem("file", what)])
 
 
 def _file(path: Path) -> list[Row]:
@@ -53,14 +90,27 @@ def _file(path: Path) -> list[Row]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _broken(str(path), f"not UTF-8 text: {error}; JSON, JSONL and parquet are read") from error
+        raise _broken(path, f"not UTF-8 text: {error}; JSON, JSONL and parquet are read") from error
     except OSError as error:
-        raise _broken(str(path), f"cannot be read: {error}") from error
-    lines = path.suffix in _LINES or (path.suffix != ".json" and _is_lines(text))
-    return list(_json_lines(path, text)) if lines else _json(path, text)
+        raise _broken(path, f"cannot be read: {error}") from error
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _lines(path, text)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if _looks_like_lines(text):
+            return _lines(path, text)
+        raise _broken(path, f"not valid JSON: {error}; is it half-written?") from error
+    lists = [content]
+    if isinstance(content, dict):  # the only one of its fields that is a list of rows
+        lists = [content[name] for name in _LISTS if isinstance(content.get(name), list)]
+    if len(lists) != 1 or not isinstance(lists[0], list):
+        expected = f"a list of rows is expected, or an object with one of {', '.join(_LISTS)}"
+        raise _broken(path, f"{expected}; got {printable(content)}")
+    return lists[0]
 
 
-def _is_lines(text: str) -> bool:
+def _looks_like_lines(text: str) -> bool:
     """Without a telling suffix: JSONL starts with a whole object on its first line and has more lines."""
     first, _, rest = text.lstrip().partition("\n")
     try:
@@ -69,38 +119,20 @@ def _is_lines(text: str) -> bool:
         return False
 
 
-def _json(path: Path, text: str) -> list[Row]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if _is_lines(text):
-            return list(_json_lines(path, text))
-        raise _broken(str(path), f"not valid JSON: {error}; is it half-written?") from error
-    if isinstance(content, list):
-        return content
-    if isinstance(content, dict):
-        lists = [content[name] for name in _LISTS if isinstance(content.get(name), list)]
-        if len(lists) == 1:
-            return lists[0]
-    raise _broken(
-        str(path), f"a list of rows is expected, or an object with one of {', '.join(_LISTS)}; got {printable(content)}"
-    )
-
-
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
+def _lines(path: Path, text: str) -> list[Row]:
+    rows, problems = [], []
     # Not splitlines(): JSON strings may hold U+2028 and its kin.
-    wrong: list[Problem] = []
-    rows: list[Row] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            wrong.append(Problem(f"line {number}", f"not valid JSON: {error}; it starts {printable(line, 60)}"))
-    if wrong:
-        raise DataError(str(path), wrong)
-    yield from rows
+            what = f"not valid JSON: {error}; it starts {printable(line, 60)}"
+            problems.append(Problem(f"line {number}", what))
+    if problems:
+        raise DataError(str(path), problems)
+    return rows
 
 
 def _parquet(path: Path) -> list[Row]:
@@ -111,7 +143,7 @@ def _parquet(path: Path) -> list[Row]:
         return pyarrow.parquet.ParquetFile(path).read().to_pylist()
     # ArrowException covers damage of every kind; OSError the file, ValueError values that Python cannot hold.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise _broken(str(path), f"not a readable parquet file: {error}") from error
+        raise _broken(path, f"not a readable parquet file: {error}") from error
 
 
 def _folder(path: Path) -> list[Row]:
@@ -121,7 +153,7 @@ def _folder(path: Path) -> list[Row]:
         return _file(path / "metadata.jsonl")
     shards = sorted(path.rglob("*.parquet"))
     if not shards:
-        raise _broken(str(path), "a folder needs a saved dataset (state.json), metadata.jsonl, or parquet files")
+        raise _broken(path, "a folder needs a saved dataset (state.json), metadata.jsonl, or parquet files")
     return [row for shard in shards for row in _parquet(shard)]
 
 
@@ -131,10 +163,11 @@ def _saved(path: Path) -> list[Row]:
     try:
         dataset = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _broken(str(path), f"not a readable datasets folder: {error}") from error
+        raise _broken(path, f"not a readable datasets folder: {error}") from error
     if isinstance(dataset, datasets.DatasetDict):
-        raise _broken(str(path), f"it holds several splits; name one: {', '.join(str(path / str(n)) for n in dataset)}")
-    return _undecoded(dataset)
+        raise _broken(path, f"it holds several splits; name one: {', '.join(str(path / str(n)) for n in dataset)}")
+    # Audio stays {path, bytes}: datasets itself decodes with torchcodec only.
+    return dataset.to_list()
 
 
 def _hub(name: str) -> list[Row]:
@@ -144,18 +177,6 @@ def _hub(name: str) -> list[Row]:
     if len(parts) != 2 or not all(parts):
         raise _broken(name, "a data set of the hub is named hf:OWNER/NAME:SPLIT")
     try:
-        return _undecoded(datasets.load_dataset(parts[0], split=parts[1]))
+        return datasets.load_dataset(parts[0], split=parts[1]).to_list()
     except (OSError, ValueError) as error:
         raise _broken(name, f"cannot be loaded: {error}") from error
-
-
-def _undecoded(dataset: Any) -> list[Row]:
-    """Rows with audio as {path, bytes}: datasets itself decodes with torchcodec only."""
-    import datasets
-
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Audio):
-            dataset = dataset.cast_column(column, datasets.Audio(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Audio):
-            dataset = dataset.cast_column(column, datasets.List(datasets.Audio(decode=False)))
-    return dataset.to_list()

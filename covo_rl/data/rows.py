@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from covo_rl.data.paths import AudioFolder, encodable
-from covo_rl.data.problems import printable
+from covo_rl.data.read import Row, printable
 from covo_rl.data.schemas import EXPLICIT_ANSWERS, AnswerKind, Schema
 from covo_rl.types import Clip, Example
 
@@ -35,87 +35,76 @@ class RowReader:
         self.folder, self.strict = folder, strict
         self.problems: list[str] = []
 
-    def read(self, row: Mapping[str, Any], schema: Schema, row_id: str) -> Example | None:
+    def read(self, row: Row, schema: Schema, row_id: str) -> Example | None:
         """The example, or None with `problems` filled."""
         self.problems = []
-        question = self._text(row, schema.question, "question")
-        choices = self._choices(row, schema)
-        answer_field, kinds = _answer_field(row, schema)
-        answer = self._answer(row.get(answer_field), kinds, choices) if answer_field else None
-        audio_field = _audio_field(row, schema)
-        clips = self._clips(row.get(audio_field), audio_field) if audio_field else ()
+        question_field, question = _first(row, schema.question)
+        choices_field, choices = _first(row, schema.choices)
+        answer_field, answer, kinds = _answer_of(row, schema)
+        audio_field, audio = _audio_of(row, schema)
+        used = {_first(row, schema.id)[0], question_field, choices_field, answer_field, audio_field, *schema.options}
+        question = self._question(question, question_field)
+        options = [row.get(name) for name in schema.options]
+        while options and (options[-1] is None or (self.strict and options[-1] == "")):
+            options.pop()
+        choices = self._choices(options if schema.options else choices)
+        answer = self._answer(answer, kinds, choices)
+        clips = self._clips(audio, audio_field)
         if self.problems:
             return None
-        used = {answer_field, audio_field, _first(row, schema.id), _first(row, schema.question)}
-        used |= {_first(row, schema.choices)} | set(schema.options)
         columns = {name: value for name, value in row.items() if name not in used}
         return Example(row_id, clips, question, choices, answer, columns)
 
-    def _text(self, row: Mapping[str, Any], names: Sequence[str], what: str) -> str:
-        field = _first(row, names)
-        value = row.get(field) if field else None
+    def _question(self, value: Any, field: str | None) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.problems.append(f"its {what} ({field or ' or '.join(names)}) is {printable(value)}, not a text")
+            self.problems.append(f"its question ({field}) is {printable(value)}, not a text")
             return ""
-        return self._clean(value, what)
+        return self._clean(value, "question")
 
     def _clean(self, text: str, what: str) -> str:
         if not encodable(text):
             self.problems.append(f"its {what} {printable(text)} has a lone surrogate: not valid Unicode")
         return text
 
-    def _choices(self, row: Mapping[str, Any], schema: Schema) -> tuple[str, ...]:
-        if schema.options:
-            values: Any = [row.get(name) for name in schema.options]
-            while values and (values[-1] is None or (self.strict and values[-1] == "")):
-                values.pop()
-        else:
-            field = _first(row, schema.choices)
-            values = _option_list(row.get(field)) if field else []
+    def _choices(self, value: Any) -> tuple[str, ...]:
+        values = _option_list(value)
         if not isinstance(values, list):
             self.problems.append(f"its choices are {printable(values)}, not a list of texts")
             return ()
-        wrong = [
-            value
-            for value in values
-            if not isinstance(value, (str, int, float))
-            or isinstance(value, bool)
-            or (self.strict and not str(value).strip())
-        ]
-        if wrong:
-            self.problems.append(f"its choices {printable(values)} hold {printable(wrong[0])}, not a text")
-            return ()
+        for value in values:
+            if not _is_text_or_number(value) or (self.strict and not str(value).strip()):
+                self.problems.append(f"its choices {printable(values)} hold {printable(value)}, not a text")
+                return ()
         return tuple(self._clean(str(value), "choice") for value in values)
 
     def _answer(self, value: Any, kinds: Sequence[AnswerKind], choices: tuple[str, ...]) -> str | None:
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        if not _is_text_or_number(value):
             self.problems.append(f"its answer is {printable(value)}, not a text, letter or index")
             return None
         text = self._clean(str(value), "answer")
         if not choices and "text" in kinds and not (kinds[0] == "index" and isinstance(value, int)):
             return text
         for kind in kinds:
-            found = _resolve(value, kind, choices, explicit=len(kinds) == 1)
-            if found is not None:
-                return found if self.strict or kind != "text" else text
+            choice = _choice(value, kind, choices, explicit=len(kinds) == 1)
+            if choice is not None:
+                return choice if self.strict or kind != "text" else text
         if not self.strict and "text" in kinds and isinstance(value, str):
             return text
         self.problems.append(_not_among(value, kinds, choices))
         return None
 
-    def _clips(self, value: Any, field: str) -> tuple[Clip, ...]:
-        items = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    def _clips(self, value: Any, field: str | None) -> tuple[Clip, ...]:
         clips = []
-        for item in items:
+        for item in _items(value):
             try:
                 clips.append(self._clip(item, field))
             except (ValueError, TypeError, OverflowError) as error:
                 self.problems.append(str(error))
         return tuple(clips)
 
-    def _clip(self, item: Any, field: str) -> Clip:
+    def _clip(self, item: Any, field: str | None) -> Clip:
         if isinstance(item, str):
             return Clip(path=self.folder.named(item) if field == "video_name" else self.folder.resolve(item))
         if isinstance(item, (bytes, bytearray)):
@@ -130,19 +119,17 @@ class RowReader:
         raise ValueError(f"its audio ({field}) is {printable(item)}, not a path, bytes, or an object with one of them")
 
 
-def audio_references(row: Mapping[str, Any], schema: Schema) -> list[str]:
+def audio_references(row: Row, schema: Schema) -> list[str]:
     """The audio paths of a row as they stand in the file."""
-    field = _audio_field(row, schema)
-    value = row.get(field) if field and field != "video_name" else None
-    items = value if isinstance(value, (list, tuple)) else [value]
+    field, value = _audio_of(row, schema)
+    items = _items(value) if field != "video_name" else ()
     paths = [item.get("path") if isinstance(item, Mapping) and not item.get("bytes") else item for item in items]
     return [path for path in paths if isinstance(path, str)]
 
 
-def row_id(row: Mapping[str, Any], schema: Schema) -> str | None:
+def row_id(row: Row, schema: Schema) -> str | None:
     """The id of a row as text; None where it has none. ValueError where it is no id."""
-    field = _first(row, schema.id)
-    value = row.get(field) if field else None
+    _, value = _first(row, schema.id)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
@@ -152,59 +139,56 @@ def row_id(row: Mapping[str, Any], schema: Schema) -> str | None:
     return str(value)
 
 
-def has_fields(row: Mapping[str, Any], schema: Schema) -> list[str]:
-    """What a row lacks for a schema, as texts."""
-    lacks = [names for names in (schema.question, schema.audio) if not _first(row, names)]
-    missing = [" or ".join(names) for names in lacks]
-    if schema.options:
-        missing += [name for name in schema.options[:2] if name not in row]
-    elif schema.name != "covo" and not _first(row, schema.choices):
-        missing.append(" or ".join(schema.choices))
-    return missing
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the names that the row has, one with a value if there is any."""
+def _first(row: Row, names: Sequence[str]) -> tuple[str | None, Any]:
+    """(name, value) of the first of the names that the row has, one with a value if there is any."""
     present = [name for name in names if name in row]
-    return next((name for name in present if row[name] is not None), present[0] if present else None)
+    name = next((name for name in present if row[name] is not None), present[0] if present else None)
+    return name, None if name is None else row[name]
 
 
-def _audio_field(row: Mapping[str, Any], schema: Schema) -> str | None:
-    """The field that holds the sound itself, else the first that names a file."""
+def _audio_of(row: Row, schema: Schema) -> tuple[str | None, Any]:
+    """(name, value) of the field that holds the sound itself, else of the first that names a file."""
     for name in schema.audio:
-        if isinstance(row.get(name), Mapping) and any(row[name].get(k) is not None for k in ("bytes", "array")):
-            return name
+        value = row.get(name)
+        if isinstance(value, Mapping) and any(value.get(key) is not None for key in ("bytes", "array")):
+            return name, value
     return _first(row, schema.audio)
 
 
-def _answer_field(row: Mapping[str, Any], schema: Schema) -> tuple[str | None, Sequence[AnswerKind]]:
-    field = _first(row, schema.answer)
-    if schema.name == "covo" and (field is None or row[field] is None):
-        for name, kind in EXPLICIT_ANSWERS.items():
-            if row.get(name) is not None:
-                return name, (kind,)
-    return field, schema.answers
+def _answer_of(row: Row, schema: Schema) -> tuple[str | None, Any, Sequence[AnswerKind]]:
+    """(name, value, ways to read it) of the answer."""
+    name, value = _first(row, schema.answer)
+    if schema.name == "covo" and value is None:
+        for explicit, kind in EXPLICIT_ANSWERS.items():
+            if row.get(explicit) is not None:
+                return explicit, row[explicit], (kind,)
+    return name, value, schema.answers
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else () if value is None else (value,)
+
+
+def _is_text_or_number(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def _option_list(value: Any) -> Any:
-    """A list of options; also {"A": ..., "B": ...} and a list written as one string."""
+    """A list of options; also {"A": ..., "B": ...} and a list written as one string. Anything else as it is."""
     if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= _MAX_LIST:
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+        # Literals only: nothing is evaluated.
+        for parse, text in ((json.loads, value), (ast.literal_eval, value.strip())):
             try:
-                # Literals only: nothing is evaluated.
-                return ast.literal_eval(value.strip())
+                return parse(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
-                return value
+                pass
     if isinstance(value, Mapping):
         letters = [chr(ord("A") + i) for i in range(len(value))]
-        if len(value) <= 26 and list(value) == letters:
-            return list(value.values())
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else value
+        return list(value.values()) if len(value) <= 26 and list(value) == letters else value
+    return list(value or ()) if value is None or isinstance(value, tuple) else value
 
 
-def _resolve(value: Any, kind: AnswerKind, choices: tuple[str, ...], *, explicit: bool) -> str | None:
+def _choice(value: Any, kind: AnswerKind, choices: tuple[str, ...], *, explicit: bool) -> str | None:
     """The choice that a value stands for under one reading, or None."""
     if kind == "index":
         digits = isinstance(value, str) and explicit and value.isascii() and value.isdigit() and len(value) < 4
@@ -212,26 +196,21 @@ def _resolve(value: Any, kind: AnswerKind, choices: tuple[str, ...], *, explicit
         return choices[number] if 0 <= number < len(choices) else None
     text = str(value)
     if kind == "text":
-        if text in choices:
-            return text
-        same = [choice for choice in choices if normalized(choice) == normalized(text)]
+        same = [text] if text in choices else [choice for choice in choices if normalized(choice) == normalized(text)]
         return same[0] if len(same) == 1 else None
     letter = _LETTER.fullmatch(text.strip())
-    if letter:
-        place = ord(letter[1].upper()) - ord("A")
-        return choices[place] if place < len(choices) else None
-    both = _LETTER_AND_TEXT.fullmatch(text.strip())
-    place = ord(both[1]) - ord("A") if both else len(choices)
-    agrees = both is not None and place < len(choices) and normalized(choices[place]) == normalized(both[2])
-    return choices[place] if agrees else None
+    match = letter or _LETTER_AND_TEXT.fullmatch(text.strip())
+    place = ord(match[1].upper()) - ord("A") if match else len(choices)
+    if match is None or place >= len(choices):
+        return None
+    return choices[place] if letter or normalized(choices[place]) == normalized(match[2]) else None
 
 
 def _not_among(value: Any, kinds: Sequence[AnswerKind], choices: tuple[str, ...]) -> str:
     listed = printable(list(choices), 200) if choices else "it has no choices"
-    read = " or ".join(kinds)
     hint = ""
     if "letter" not in kinds and isinstance(value, str) and _LETTER.fullmatch(value.strip()):
         hint = "; if it is a letter, read the file with format covo"
     elif "index" not in kinds and isinstance(value, int):
         hint = "; call the field answer_index if it counts from 0"
-    return f"its answer {printable(value)} is not among the choices ({listed}), read as {read}{hint}"
+    return f"its answer {printable(value)} is not among the choices ({listed}), read as {' or '.join(kinds)}{hint}"

@@ -38,6 +38,13 @@ class Schema:
     answers: tuple[AnswerKind, ...]
     options: tuple[str, ...] = ()
 
+    def missing(self, row: Mapping[str, Any]) -> list[str]:
+        """What a row lacks to be read by this schema, as texts. Only rows of schema covo may have no choices."""
+        needed = [self.question, self.audio, *((name,) for name in self.options[:2])]
+        if self.marks and not self.options:
+            needed.append(self.choices)
+        return [" or ".join(names) for names in needed if not any(name in row for name in names)]
+
 
 _OPTIONS = ("choice_a", "choice_b", "choice_c", "choice_d")
 
@@ -80,12 +87,8 @@ EXPLICIT_ANSWERS: Mapping[str, AnswerKind] = {"answer_letter": "letter", "answer
 
 def detect(row: Mapping[str, Any]) -> Schema | None:
     """The schema of a row by the fields that it has, None where even ours does not fit."""
-    for schema in SCHEMAS.values():
-        if schema.marks and all(mark in row for mark in schema.marks):
-            return schema
-    ours = SCHEMAS["covo"]
-    fits = any(name in row for name in ours.question) and any(name in row for name in ours.audio)
-    return ours if fits else None
+    schema = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
+    return schema if schema.marks or not schema.missing(row) else None
 
 
 def known_fields() -> str:

@@ -8,25 +8,18 @@ covo-rl data convert train_qa.jsonl train.json --to mmau
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
-from covo_rl.data import (
-    SCHEMAS,
-    DataError,
-    Overlap,
-    Problem,
-    duplicates,
-    load_examples,
-    overlap,
-    row_problems,
-    to_rows,
-    write,
-)
+from covo_rl import data
+from covo_rl.data import DataError, Overlap, load_examples
 from covo_rl.data.check import facts_by_row
+from covo_rl.data.load import audio_root
+from covo_rl.records.console import console, summary_table
 from covo_rl.types import Example
 
 app = typer.Typer(
@@ -39,7 +32,7 @@ app = typer.Typer(
 
 AudioDir = Annotated[Path | None, typer.Option(help="folder that audio paths start from; default: that of the file")]
 Outside = Annotated[bool, typer.Option("--allow-outside-audio", help="let audio paths leave the audio folder")]
-_FORMATS = f"auto, {', '.join(SCHEMAS)}"
+_FORMATS = f"auto, {', '.join(data.SCHEMAS)}"
 
 
 @app.command("check")
@@ -57,35 +50,38 @@ def check_command(
     show: Annotated[int, typer.Option(min=1, help="rows per table")] = 30,
 ) -> None:
     """Missing, broken and over-long clips, duplicates, bad answers, overlap with held-out rows. Exit code 1 if any."""
-    report: dict[str, Any] = {}
-    examples = _checked(report, "data", file, audio_dir, format, allow_outside_audio, max_seconds)
+    examples, part = _checked(file, audio_dir, format, allow_outside_audio, max_seconds)
+    report, overlaps = {"data": part}, []
     if against is not None:
         folder = against_audio_dir or audio_dir
-        held_out = _checked(report, "against", against, folder, against_format, allow_outside_audio, None)
-        report["overlap"] = overlap(examples, held_out, near=near)
-    found = [item for part in ("data", "against") if part in report for item in _findings(report[part])]
-    found += [item for item in report.get("overlap", ()) if item.serious]
+        held_out, report["against"] = _checked(against, folder, against_format, allow_outside_audio, None)
+        overlaps = data.overlap(examples, held_out, near=near)
+    ok = not any(part["problems"] or part["duplicates"] for part in report.values())
+    ok = ok and not any(item.serious for item in overlaps)
     if as_json:
-        typer.echo(json.dumps(_plain(report) | {"ok": not found}, ensure_ascii=False, indent=1))
+        items = [vars(item) | {"serious": item.serious} for item in overlaps]
+        output = report | {"overlap": items, "ok": ok} if against is not None else report | {"ok": ok}
+        typer.echo(json.dumps(output, ensure_ascii=False, indent=1))
     else:
-        _print(report, show, ok=not found)
-    raise typer.Exit(1 if found else 0)
+        _print(report, overlaps, show)
+        console.print("[green]no problems[/green]" if ok else "[red]problems found[/red]")
+    raise typer.Exit(0 if ok else 1)
 
 
 @app.command("convert")
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="IN", help="questions in any known layout")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".json, .jsonl or .parquet")],
-    to: Annotated[str, typer.Option("--to", help=f"field names to write: {', '.join(SCHEMAS)}")],
+    to: Annotated[str, typer.Option("--to", help=f"field names to write: {', '.join(data.SCHEMAS)}")],
     from_: Annotated[str, typer.Option("--from", help=f"field names to read: {_FORMATS}")] = "auto",
     audio_dir: AudioDir = None,
     allow_outside_audio: Outside = False,
 ) -> None:
     """Write a question set with the field names of another. Audio stays where it is, further columns are kept."""
-    folder = audio_dir if audio_dir is not None else Path(source) if Path(source).is_dir() else Path(source).parent
+    folder = audio_root(source, audio_dir)
     try:
         examples = load_examples(source, folder, format=from_, allow_outside=allow_outside_audio, strict=False)
-        write(to_rows(examples, to, folder), target)
+        data.write(data.to_rows(examples, to, folder), target)
     except ValueError as error:  # DataError is one
         raise _stop(str(error)) from error
     typer.echo(f"{len(examples)} rows written to {target} as {to}; audio paths start from {folder}")
@@ -133,93 +129,55 @@ def _stop(message: str) -> typer.Exit:
 
 
 def _checked(
-    report: dict[str, Any], part: str, file: str, folder: Path | None, format: str, outside: bool, longest: float | None
-) -> Sequence[Example]:
-    """Load and check one file into `report[part]`; returns the rows that can be read."""
-    unreadable: Sequence[Problem] = ()
+    file: str, folder: Path | None, format: str, outside: bool, longest: float | None
+) -> tuple[list[Example], dict[str, Any]]:
+    """The rows of a file that can be read; counts, lengths and problems, ready for JSON."""
+    problems = []
     try:
-        examples: Sequence[Example] = load_examples(file, folder, format=format, allow_outside=outside, strict=False)
+        examples = load_examples(file, folder, format=format, allow_outside=outside, strict=False)
     except DataError as error:
-        examples, unreadable = error.examples, error.problems
+        examples, problems = list(error.examples), list(error.problems)
     except ValueError as error:
         raise _stop(str(error)) from error
-    report[part] = {
+    decoded = [facts for clips in facts_by_row(examples) for facts in clips if facts.error is None]
+    lengths = {facts.fingerprint: facts.seconds for facts in decoded}
+    return examples, {
         "file": file,
-        **_summary(examples),
-        "problems": [*unreadable, *row_problems(examples, max_clip_seconds=longest)],
-        "duplicates": duplicates(examples),
-    }
-    return examples
-
-
-def _summary(examples: Sequence[Example]) -> dict[str, Any]:
-    """Counts and lengths of the rows that can be read."""
-    heard = [facts for clips in facts_by_row(examples) for facts in clips if facts.error is None]
-    lengths = {facts.fingerprint: facts.seconds for facts in heard}
-    return {
         "rows": len(examples),
         "rows_without_answer": sum(example.answer is None for example in examples),
         "rows_without_audio": sum(not example.clips for example in examples),
         "rows_with_equal_choices": sum(len(set(example.choices)) < len(example.choices) for example in examples),
-        "clips": len(heard),
+        "clips": len(decoded),
         "different_clips": len(lengths),
         "hours": round(sum(lengths.values()) / 3600, 4),
         "shortest_seconds": round(min(lengths.values(), default=0.0), 3),
         "longest_seconds": round(max(lengths.values(), default=0.0), 3),
+        "problems": [vars(problem) for problem in [*problems, *data.row_problems(examples, max_clip_seconds=longest)]],
+        "duplicates": [vars(problem) for problem in data.duplicate_rows(examples)],
     }
 
 
-def _findings(part: dict[str, Any]) -> list[Problem]:
-    return [*part["problems"], *part["duplicates"]]
+def _print(report: dict[str, dict[str, Any]], overlaps: list[Overlap], show: int) -> None:
+    for name, part in report.items():
+        rows = [(k.replace("_", " "), escape(str(v))) for k, v in part.items() if not isinstance(v, list)]
+        console.print(summary_table(name, rows))
+        problems = [(problem["row_id"], problem["what"]) for problem in [*part["problems"], *part["duplicates"]]]
+        _print_problems(part["file"], problems, show)
+    _print_problems("overlap", [(item.held_out_id, str(item)) for item in overlaps if item.serious], show)
+    for kind, meaning in (("near", "almost the same sound as"), ("question", "the same text, not the sound, of")):
+        if items := [item for item in overlaps if item.kind == kind]:
+            note = f"note: {len(items)} held-out rows have {meaning} a training row, e.g. {items[0]}"
+            console.print(note, markup=False)
 
 
-def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    """The report for JSON."""
-    plain: dict[str, Any] = {}
-    for part in ("data", "against"):
-        if part in report:
-            lists = {k: [vars(p) for p in report[part][k]] for k in ("problems", "duplicates")}
-            plain[part] = {**report[part], **lists}
-    if "overlap" in report:
-        plain["overlap"] = [vars(item) | {"serious": item.serious} for item in report["overlap"]]
-    return plain
-
-
-def _print(report: dict[str, Any], show: int, *, ok: bool) -> None:
-    from rich.markup import escape
-
-    from covo_rl.records.console import console, summary_table
-
-    for part in ("data", "against"):
-        if part in report:
-            rows = [(k.replace("_", " "), escape(str(v))) for k, v in report[part].items() if not isinstance(v, list)]
-            console.print(summary_table(part, rows))
-            _table(report[part]["file"], _findings(report[part]), show)
-    if "overlap" in report:
-        found: Sequence[Overlap] = report["overlap"]
-        _table("overlap", [Problem(item.held_out_id, str(item)) for item in found if item.serious], show)
-        for kind, meaning in (("near", "almost the same sound as"), ("question", "the same text, not the sound, of")):
-            rows = [item for item in found if item.kind == kind]
-            if rows:
-                console.print(
-                    f"note: {len(rows)} held-out rows have {meaning} a training row, e.g. {rows[0]}", markup=False
-                )
-    console.print("[green]no problems[/green]" if ok else "[red]problems found[/red]")
-
-
-def _table(title: str, problems: Sequence[Problem], show: int) -> None:
+def _print_problems(title: str, problems: list[tuple[str, str]], show: int) -> None:
     if not problems:
         return
-    from rich.markup import escape
-    from rich.table import Table
-
-    from covo_rl.records.console import console
-
     table = Table(title=escape(f"{title}: {len(problems)} problems"), title_justify="left")
-    table.add_column("row", overflow="fold")
-    table.add_column("problem", overflow="fold")
-    for problem in problems[:show]:
-        table.add_row(escape(problem.row_id), escape(problem.what))
+    for column in ("row", "problem"):
+        table.add_column(column, overflow="fold")
+    for row, what in problems[:show]:
+        table.add_row(escape(row), escape(what))
     console.print(table)
     if len(problems) > show:
         console.print(f"... and {len(problems) - show} more; --json lists all")

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from covo_rl import data
 from covo_rl.config import DataConfig, Options
+from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.fit import hold_out
-from covo_rl.synth import builtin
+from covo_rl.synth import builtin_questions
 from covo_rl.types import Example
 
 
@@ -31,45 +31,34 @@ def read_questions(options: Options) -> Rows:
     Raises:
         DataError: rows that cannot be used, all named.
     """
-    given = options.data
-    files = _files(given)
-    rows = _load(given, *files["data"])
-    paths = {name: path for name, (path, _) in files.items()}
+    config = options.data
+    builtin = builtin_questions() if config.data is None else {}
+    data, eval_data = config.data or builtin["train"], config.eval_data or builtin.get("test")
+    files = {name: Path(path) for name, path in (("data", data), ("eval_data", eval_data)) if path is not None}
+    folder = config.audio_dir if config.data is not None else None
+    eval_folder = config.eval_audio_dir or config.audio_dir if config.eval_data is not None else None
+
+    def load(name: str, audio_dir: str | None) -> list[Example]:
+        return load_examples(files[name], audio_dir or files[name].parent, allow_outside=config.allow_outside_audio)
+
+    rows = load("data", folder)
     if not options.eval.evaluate:
-        return Rows(rows[: given.limit], [], {"data": paths["data"]})
+        return Rows(rows[: config.limit], [], {"data": files["data"]})
     if "eval_data" in files:
-        return Rows(rows[: given.limit], _load(given, *files["eval_data"])[: given.eval_limit], paths)
-    train, held_out = hold_out(rows, given.eval_fraction)
+        return Rows(rows[: config.limit], load("eval_data", eval_folder)[: config.eval_limit], files)
+    train, held_out = hold_out(rows, config.eval_fraction)
     note = f"no eval_data: {len(held_out)} of {len(rows)} rows are held out, all rows of a clip together"
-    return Rows(train[: given.limit], held_out[: given.eval_limit], paths, (note,))
+    return Rows(train[: config.limit], held_out[: config.eval_limit], files, (note,))
 
 
-def question_problems(rows: Rows, given: DataConfig, longest: float | None) -> list[str]:
+def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> list[str]:
     """Broken and over-long clips, duplicate ids, and what training and held-out rows share; empty when all is well."""
-    limit = longest if given.long_audio == "error" else None
-    found = [
+    limit = longest if config.long_audio == "error" else None
+    problems = [
         f"{name} row {problem.row_id}: {problem.what}"
         for name, part in (("data", rows.train), ("eval_data", rows.held_out))
-        for problem in data.row_problems(part, max_clip_seconds=limit)
+        for problem in row_problems(part, max_clip_seconds=limit)
     ]
-    if rows.held_out and not given.allow_overlap:
-        found += [str(item) for item in data.overlap(rows.train, rows.held_out) if item.serious]
-    return found
-
-
-def _files(given: DataConfig) -> dict[str, tuple[Path, str]]:
-    """Name -> (questions, audio folder)."""
-    if given.data is None:
-        rendered = builtin.questions()
-        files = {name: (rendered[split], str(rendered[split].parent))
-                 for name, split in (("data", "train"), ("eval_data", "test"))}  # fmt: skip
-    else:
-        files = {"data": (Path(given.data), given.audio_dir or str(Path(given.data).parent))}
-    if given.eval_data is not None:
-        folder = given.eval_audio_dir or given.audio_dir or str(Path(given.eval_data).parent)
-        files["eval_data"] = (Path(given.eval_data), folder)
-    return files
-
-
-def _load(given: DataConfig, path: Path, audio_dir: str) -> list[Example]:
-    return data.load_examples(str(path), audio_dir, allow_outside=given.allow_outside_audio)
+    if rows.held_out and not config.allow_overlap:
+        problems += [str(item) for item in overlap(rows.train, rows.held_out) if item.serious]
+    return problems

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from covo_rl.synth.scenes import SCENES, TASKS, Task
-from covo_rl.synth.sounds import RATE, finish
+from covo_rl.resolve import cache_folder
+from covo_rl.synth.scenes import SCENES, TASKS
+from covo_rl.synth.sounds import RATE, pcm16
 
 SPLITS = ("train", "validation", "test")
-#: changes whenever a rendered clip or a question could: names caches of the set.
-VERSION = hashlib.sha256(
-    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-).hexdigest()[:8]
+#: Names caches of the set: another one whenever a rendered clip or a question is (a test holds what this one renders).
+VERSION = "c5869656"
+#: Split -> rows of the set that a run uses without data, rendered from BUILTIN_SEED.
+BUILTIN = {"train": 2000, "validation": 400, "test": 400}
+BUILTIN_SEED = 0
 #: difficulty -> range of the background noise relative to the peak of the clip.
 NOISE = {"easy": (0.0005, 0.002), "medium": (0.002, 0.005), "hard": (0.005, 0.012)}
 
@@ -40,11 +44,16 @@ def render_sample(split: str, index: int, seed: int = 0) -> tuple[dict[str, Any]
     scene = SCENES[task.scene]
     facts = {name: str(rng.choice(values)) for name, values in scene.lexicon.items()}
     difficulty = str(rng.choice(list(NOISE)))
-    clip = finish(scene.render(facts, rng), rng.uniform(0.3, 0.9), rng.uniform(*NOISE[difficulty]), rng)
+    clip = pcm16(scene.render(facts, rng), rng.uniform(0.3, 0.9), rng.uniform(*NOISE[difficulty]), rng)
+    answer = task.answer(facts)
+    others = rng.permutation([option for option in task.options if option != answer])[:3]
+    choices = [str(option) for option in rng.permutation([answer, *others])]
     row = {
         "id": f"{split}-{seed}-{index:05d}",
         "audio_id": f"./{split}-audios/{split}-{seed}-{index:05d}.wav",
-        **_question(task, facts, rng),
+        "question": str(rng.choice(task.questions)),
+        "choices": choices,
+        "answer": answer,
         "dataset": "covo_rl.synth",
         "task": task.modality,
         "split": split,
@@ -56,13 +65,6 @@ def render_sample(split: str, index: int, seed: int = 0) -> tuple[dict[str, Any]
         "evidence": scene.evidence.format(**facts),
     }
     return row, clip
-
-
-def _question(task: Task, facts: dict[str, str], rng: np.random.Generator) -> dict[str, Any]:
-    answer = task.answer(facts)
-    others = rng.permutation([option for option in task.options if option != answer])[:3]
-    choices = [str(option) for option in rng.permutation([answer, *others])]
-    return {"question": str(rng.choice(task.questions)), "choices": choices, "answer": answer}
 
 
 def samples(split: str, count: int, seed: int = 0) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
@@ -83,42 +85,39 @@ def render_set(
     folder = Path(folder)
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
     paths = {split: folder / f"{split}.json" for split in SPLITS}
-    stamp = folder / "set.json"
-    wanted = {"seed": seed, **counts, "version": VERSION}
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+    stamp, content = folder / "set.json", {"seed": seed, **counts, "version": VERSION}
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == content:
         return paths
     split_of: dict[bytes, str] = {}
     for split, count in counts.items():
         (folder / f"{split}-audios").mkdir(parents=True, exist_ok=True)
         rows = []
         for row, clip in samples(split, count, seed):
-            content = hashlib.sha256(clip.tobytes()).digest()
-            if split_of.setdefault(content, split) != split:
-                raise ValueError(f"the clip of {row['id']} is also in split {split_of[content]}; choose another seed")
-            write_wav(folder / row["audio_id"], clip)
+            digest = hashlib.sha256(clip.tobytes()).digest()
+            if split_of.setdefault(digest, split) != split:
+                raise ValueError(f"the clip of {row['id']} is also in split {split_of[digest]}; choose another seed")
+            with wave.open(str(folder / row["audio_id"]), "wb") as file:
+                file.setparams((1, 2, RATE, len(clip), "NONE", ""))  # mono, 16 bits
+                file.writeframes(clip.astype("<i2").tobytes())
             rows.append(row)
         paths[split].write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+    stamp.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return paths
 
 
-def write_wav(path: Path, clip: np.ndarray) -> None:
-    """Mono 16-bit wav at `RATE`."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(clip.astype("<i2").tobytes())
+def builtin_questions() -> dict[str, Path]:
+    """Split name -> JSON file of the built-in set in the MMAU schema, rendered on first use.
 
-
-def texts() -> list[str]:
-    """Every sentence and option the set can contain: what a tokenizer is trained on."""
-    found: set[str] = set()
-    for task in TASKS:
-        found.update(task.questions)
-        found.update(task.options)
-    for scene in SCENES.values():
-        widest = max(len(values) for values in scene.lexicon.values())
-        for i in range(widest):
-            found.add(scene.evidence.format(**{name: v[i % len(v)] for name, v in scene.lexicon.items()}))
-    return sorted(found)
+    Rendering goes to a temporary folder that is renamed when complete, so a killed run leaves no half set.
+    """
+    name = f"questions-v{VERSION}-seed{BUILTIN_SEED}-{'-'.join(map(str, BUILTIN.values()))}"
+    folder = cache_folder() / name
+    paths = {split: folder / f"{split}.json" for split in BUILTIN}
+    if all(path.is_file() for path in paths.values()):
+        return paths
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=name, ignore_cleanup_errors=True) as partial:
+        render_set(partial, seed=BUILTIN_SEED, **BUILTIN)
+        if not folder.exists():
+            os.replace(partial, folder)
+    return paths

@@ -118,7 +118,7 @@ def place(pieces: Sequence[tuple[float, np.ndarray]], seconds: float) -> np.ndar
     return clip
 
 
-def finish(clip: np.ndarray, level: float, noise: float, rng: Rng) -> np.ndarray:
+def pcm16(clip: np.ndarray, level: float, noise: float, rng: Rng) -> np.ndarray:
     """Set the peak to `level`, add white noise at `noise` times that, as 16-bit integers."""
     clip = level * (_peak(clip) + noise * rng.standard_normal(len(clip), dtype=np.float32))
     return np.round(np.clip(clip, -1, 1) * 32_767).astype(np.int16)
