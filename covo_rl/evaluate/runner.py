@@ -79,9 +79,9 @@ def answer_rows(
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise EvalInputError([f"--model {request.model}, --adapter {request.adapter}: {error}"]) from error
-    longest, clips = getattr(answerer, "max_clip_seconds", None), answerer.clips
-    rows = inputs.examples if longest is not None else ()
-    if over := [e.id for e in rows if any(audio_seconds((clip,), clips) > longest for clip in e.clips)]:
+    longest: float | None = getattr(answerer, "max_clip_seconds", None)
+    lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
+    if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
     by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
