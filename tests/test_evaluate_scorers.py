@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from covo_rl.evaluate.scorers import letter_rule, token_set_match, word_set
+from covo_rl.evaluate.scorers import letter_rule, reply_words, token_set_match
 
 FIXTURES = Path(__file__).parent / "fixtures" / "scoring"
 
@@ -76,8 +76,8 @@ def test_cant_for_can_is_wrong_when_it_is_the_option():
     assert token_set_match("can't", ["can", "can't"], "can") is False
 
 
-def test_word_set_keeps_letters_digits_and_underscore_of_any_script():
-    assert word_set("It's A_b 1.5, x² 快乐!") == {"it", "s", "a_b", "1", "5", "x²", "快乐"}
+def test_reply_words_keep_letters_digits_and_underscore_of_any_script():
+    assert reply_words("It's A_b 1.5, x² 快乐!") == {"it", "s", "a_b", "1", "5", "x²", "快乐"}
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def read_json_rows(path: str | Path) -> list[Any]:
     except ValueError as error:
         if text.lstrip()[:1] != "[":
             return _json_lines(text, path)
-        begun = text.count('"id"')
+        starts = text.count('"id"')
         raise EvalInputError(
-            [f"{path}: not valid JSON, half-written? {error}; {begun} rows begin before the end of the file"]
+            [f"{path}: not valid JSON, half-written? {error}; {starts} rows begin before the end of the file"]
         ) from None
     lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else []
     if isinstance(content, list):
@@ -183,15 +183,15 @@ def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, a
         return _load(path, folder, allow_outside=allow_outside, strict=not eval_set.fields)
     names = {noun: list(dict.fromkeys((eval_set.fields.get(noun, usual[0]), *usual))) for noun, usual in USUAL.items()}
     rows = read_json_rows(path)
-    read = [_read_row(row, number, names) for number, row in enumerate(rows, start=1)]
-    if problems := [problem for problem in read if isinstance(problem, str)]:
+    outcomes = [_read_row(row, number, names) for number, row in enumerate(rows, start=1)]
+    if problems := [problem for problem in outcomes if isinstance(problem, str)]:
         raise EvalInputError(problems[:50])
     if hear and not eval_set.own:
         clips = [example.clips for example in _load(path, folder, allow_outside=allow_outside, strict=False)]
     else:
         clips = [_clips(row, names, folder, allow_outside or not hear) for row in rows]
-    examples = [example for example in read if isinstance(example, Example)]
-    return [replace(example, clips=heard) for example, heard in zip(examples, clips, strict=True)]
+    examples = [example for example in outcomes if isinstance(example, Example)]
+    return [replace(example, clips=sound) for example, sound in zip(examples, clips, strict=True)]
 
 
 def _load(path: Path, folder: Path, *, allow_outside: bool, strict: bool) -> list[Example]:

@@ -93,17 +93,17 @@ def run_profile(
     return result
 
 
-def _profile_row(heard: Record, unheard: Record, rule: Rule) -> dict[str, Any]:
+def _profile_row(real: Record, silent: Record, rule: Rule) -> dict[str, Any]:
     """One row of profile.jsonl. A row without audio has no silent pass rate."""
-    n, right = len(heard["replies"]), sum(map(bool, heard["verdicts"]["strict"]))
-    silent_rate = fmean(map(bool, unheard["verdicts"]["strict"])) if heard["seconds"] else None
+    n, right = len(real["replies"]), sum(map(bool, real["verdicts"]["strict"]))
+    silent_rate = fmean(map(bool, silent["verdicts"]["strict"])) if real["seconds"] else None
     return {
-        "id": heard["id"],
+        "id": real["id"],
         "n": n,
         "pass_rate": right / n,
         "pass_at_k": {str(k): pass_at_k(n, right, k) for k in sorted({1, 2, 4, 8, n}) if k <= n},
         "silent_pass_rate": silent_rate,
-        "official_pass_rate": fmean(map(bool, heard["verdicts"]["official"])),
+        "official_pass_rate": fmean(map(bool, real["verdicts"]["official"])),
         "verdict": rule.verdict(right / n, silent_rate),
     }
 
@@ -118,7 +118,7 @@ def _write_filtered(inputs: Inputs, keep: Sequence[bool], folder: Path) -> Path:
     Raises:
         EvalInputError: the file has fewer rows than were profiled.
     """
-    data, places = inputs.data, [place for place, kept in enumerate(keep) if kept]
+    data, places = inputs.data, [place for place, keeps in enumerate(keep) if keeps]
     if data.suffix == ".parquet":
         import pyarrow.parquet
 

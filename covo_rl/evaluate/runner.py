@@ -8,7 +8,6 @@ report.json, report.md, plots, submission.json
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -80,9 +79,9 @@ def answer_rows(
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise EvalInputError([f"--model {request.model}, --adapter {request.adapter}: {error}"]) from error
-    longest = getattr(answerer, "max_clip_seconds", None) or math.inf
-    over = [e.id for e in inputs.examples if any(audio_seconds((c,), answerer.clips) > longest for c in e.clips)]
-    if over:
+    longest: float | None = getattr(answerer, "max_clip_seconds", None)
+    lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
+    if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
     by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None

@@ -23,7 +23,7 @@ _WORD = re.compile(r"\w+")
 LETTERS = "ABCD"
 
 
-def word_set(text: str) -> frozenset[str]:
+def reply_words(text: str) -> frozenset[str]:
     """Lower-cased maximal runs of Unicode word characters (letters, digits, underscore), as a set."""
     return frozenset(_WORD.findall(text.lower()))
 
@@ -40,10 +40,10 @@ def token_set_match(reply: object, choices: Sequence[str], answer: str) -> bool 
     """
     if not isinstance(reply, str):
         return None
-    said, wanted = word_set(reply), word_set(answer)
+    said, wanted = reply_words(reply), reply_words(answer)
     if not said:
         return False
-    forbidden = frozenset().union(*(word_set(choice) - wanted for choice in choices))
+    forbidden = frozenset().union(*(reply_words(choice) - wanted for choice in choices))
     return wanted <= said and not (said & forbidden)
 
 

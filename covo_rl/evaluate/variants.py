@@ -59,10 +59,10 @@ def _identity(clip: Clip) -> str:
 
 def _swapped(examples: Sequence[Example]) -> list[Example]:
     """Every row with audio gets the clips of another row; see `derangement`."""
-    heard = [example for example in examples if example.clips]
-    items = [(" ".join(map(_identity, example.clips)), example.answer or "") for example in heard]
-    partners = iter(derangement(items, seed=0) if heard else ())
-    return [replace(e, clips=heard[next(partners)].clips) if e.clips else e for e in examples]
+    sounding = [example for example in examples if example.clips]
+    items = [(" ".join(map(_identity, example.clips)), example.answer or "") for example in sounding]
+    partners = iter(derangement(items, seed=0) if sounding else ())
+    return [replace(e, clips=sounding[next(partners)].clips) if e.clips else e for e in examples]
 
 
 def derangement(items: Sequence[tuple[str, str]], seed: int) -> list[int]:
