@@ -25,9 +25,9 @@ from covo_rl.algo.loss import Normalizer, policy_loss
 from covo_rl.config import Options
 from covo_rl.records.folder import Run
 from covo_rl.train.batch import Batch, replace
-from covo_rl.train.checkpoint import Ranks
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StopSignals
+from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler, share
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
