@@ -15,9 +15,9 @@ from covo_rl.evaluate.sets import PromptStyle
 
 def process_ranks() -> Ranks:
     """This process among those that accelerate or torchrun started; a single one otherwise."""
-    from covo_rl.train.launch import process_state, wanted_processes
+    from covo_rl.train.launch import launched_processes, process_state
 
-    if wanted_processes() == 1:
+    if launched_processes() == 1:
         return Ranks()
     state = process_state()
     return Ranks(state.process_index, state.num_processes, state.wait_for_everyone)
