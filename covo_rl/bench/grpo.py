@@ -111,9 +111,13 @@ def measured_cell(
 
 
 def peak_memory(cell: Cell, sizes: Sizes, device: torch.device, variant: str) -> float:
-    """MiB that the loss pass adds at its peak, in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_loss_peak, cell, sizes, device, variant).result()
+    """MiB that the loss pass adds at its peak, in a process of its own; raises RuntimeError where that fails."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_loss_peak, cell, sizes, device, variant).result()
+    except (RuntimeError, MemoryError) as error:  # also a process that was killed
+        shape = f"{cell.positions},{cell.generations},{cell.completion}"
+        raise RuntimeError(f"the memory run of {variant} at {shape} failed: {error}") from error
 
 
 def _loss_peak(cell: Cell, sizes: Sizes, device: torch.device, name: str) -> float:
@@ -131,7 +135,7 @@ def _loss_peak(cell: Cell, sizes: Sizes, device: torch.device, name: str) -> flo
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if cuda else _resident("VmRSS")
     variant.loss(groups, old_NC, advantages_N)
-    return ((torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before) / MIB
+    return round(((torch.cuda.max_memory_allocated() if cuda else _resident("VmHWM")) - before) / MIB, 1)
 
 
 def _resident(field: str) -> int:
