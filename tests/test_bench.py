@@ -9,9 +9,9 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from covo_rl.bench.case import Cell, Sizes, make
-from covo_rl.bench.flops import encoder_flops, flops
-from covo_rl.run.planner import Speed, activation_bytes, audio_positions, plan, shape_of
+from covo_rl.bench.case import Cell, Sizes, encoder_flops, flops, workload_of
+from covo_rl.config import Options
+from covo_rl.run.doctor import Speed, activation_bytes, audio_positions, plan, shape_of
 
 SMALL = Sizes(decoder_layers=2, decoder_width=64, decoder_heads=2, encoder_layers=1, encoder_width=64, vocabulary=512)
 
@@ -21,13 +21,13 @@ def test_flops_by_hand():
     cell = Cell(188, 3, 2, clips=1)
     stock, ours = (flops(cell, SMALL, 10, stock=stock) for stock in (True, False))
     prompt = 10 * 196_608 + 4 * 2 * 64 * 55  # 55 = 1 + 2 + ... + 10 pairs of query and key
-    assert ours.prefill == prompt and stock.prefill == 3 * prompt
+    assert ours["prefill"] == prompt and stock["prefill"] == 3 * prompt
     completion = 3 * (2 * 196_608 + 4 * 2 * 64 * (2 * 10 + 3))
-    assert stock.decode == ours.decode == completion + 3 * 2 * 2 * 64 * 512
-    assert ours.old == ours.decode, "old log-probs from the sampling step's prompt keys"
-    assert stock.encode == 3 * ours.encode == 3 * encoder_flops(cell, SMALL)
+    assert stock["decode"] == ours["decode"] == completion + 3 * 2 * 2 * 64 * 512
+    assert ours["old"] == ours["decode"], "old log-probs from the sampling step's prompt keys"
+    assert stock["encode"] == 3 * ours["encode"] == 3 * encoder_flops(cell, SMALL)
     audio = encoder_flops(cell, SMALL)
-    assert stock.old == 3 * (audio + prompt) + completion + 3 * 2 * 2 * 64 * 512
+    assert stock["old"] == 3 * (audio + prompt) + completion + 3 * 2 * 2 * 64 * 512
 
 
 def test_published_cells_have_the_expected_ceiling():
@@ -35,7 +35,8 @@ def test_published_cells_have_the_expected_ceiling():
 
     def ceiling(p, g, c):
         cell, sizes = Cell(p, g, c), Sizes()
-        return flops(cell, sizes, p + 26, stock=True).total / flops(cell, sizes, p + 26, stock=False).total
+        stock, ours = (sum(flops(cell, sizes, p + 26, stock=stock).values()) for stock in (True, False))
+        return stock / ours
 
     assert 4 < ceiling(188, 16, 64) < 8
     assert ceiling(750, 16, 64) > ceiling(750, 8, 64) > ceiling(750, 8, 256)
@@ -44,14 +45,14 @@ def test_published_cells_have_the_expected_ceiling():
 def test_stock_with_a_chunked_head_is_stock():
     from covo_rl.bench.variants import Stock, StockChunked
 
-    case = make(Cell(188, 2, 3), SMALL, torch.device("cpu"))
+    case = workload_of(Cell(188, 2, 3), SMALL, torch.device("cpu"))
     ours, theirs = (kind(case).old(case.groups()) for kind in (StockChunked, Stock))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("variant", ["stock", "ours"])
 def test_case_has_the_shape_it_says(variant):
-    case = make(Cell(188, 2, 3), SMALL, torch.device("cpu"))
+    case = workload_of(Cell(188, 2, 3), SMALL, torch.device("cpu"))
     from covo_rl.bench.variants import Ours, Stock
 
     made = {"stock": Stock, "ours": Ours}[variant](case)
@@ -115,7 +116,7 @@ def test_stock_holds_all_logits_and_ours_a_chunk(monkeypatch):
 
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", 32 * 4099)
     sizes = Sizes(**{**SMALL.__dict__, "vocabulary": 4099})
-    case = make(Cell(188, 8, 16, clips=1), sizes, torch.device("cpu"))
+    case = workload_of(Cell(188, 8, 16, clips=1), sizes, torch.device("cpu"))
     ours = Ours(case)
     ours.encode()
     rows = []
@@ -127,6 +128,14 @@ def test_stock_holds_all_logits_and_ours_a_chunk(monkeypatch):
     assert rows[1] == 32
 
 
+def run_options(**changes):
+    """Options of a run with these changed, one prompt to a micro-batch and in bfloat16 unless told otherwise."""
+    options = Options()
+    for name, value in {"micro_batch_prompts": 1, "dtype": "bfloat16", **changes}.items():
+        setattr(next(room for room in vars(options).values() if hasattr(room, name)), name, value)
+    return options
+
+
 @pytest.mark.slow
 def test_peak_memory_of_the_loss_pass_is_at_most_a_fifth_of_stock():
     """V = 152,064, one clip, 16 rollouts of 64 ids, each variant in a process of its own."""
@@ -135,11 +144,10 @@ def test_peak_memory_of_the_loss_pass_is_at_most_a_fifth_of_stock():
     cell, sizes = Cell(188, 16, 64, clips=1), Sizes(vocabulary=152_064)
     stock, ours = (peak_memory(cell, sizes, torch.device("cpu"), name) for name in ("stock", "ours"))
     assert ours < stock / 5
-    case = make(cell, sizes, torch.device("cpu"))
-    planned = plan(
-        case.policy.family.model.config, prompts=1, generations=16, completion=64, micro_batch_prompts=1, lora_r=16,
-        prompt_positions=len(case.prompts[0].input_ids), dtype="float32",
-    )  # fmt: skip
+    case = workload_of(cell, sizes, torch.device("cpu"))
+    words = {"prompts_per_step": 1, "num_generations": 16, "max_completion_length": 64, "dtype": "float32"}
+    model_config, length = case.policy.family.model.config, len(case.prompts[0].input_ids)
+    planned = plan(model_config, run_options(**words), prompt_positions=length)
     assert 0.75 < sum(planned.loss.values()) / 2**20 / ours < 1.3
 
 
@@ -172,22 +180,16 @@ def test_parameters_of_the_published_model_are_counted_without_storage():
     from covo_rl.models.covo_audio import CovoAudioConfig
 
     config = CovoAudioConfig()
-    made = plan(
-        config, prompts=16, generations=8, prompt_positions=288, completion=512, micro_batch_prompts=1, lora_r=8,
-        gradient_checkpointing=True, speed=Speed(flops=4e14, bandwidth=2e12),
-    )  # fmt: skip
+    lora = {"prompts_per_step": 16, "num_generations": 8, "max_completion_length": 512, "lora_r": 8}
+    speed = Speed(flops=4e14, bandwidth=2e12)
+    made = plan(config, run_options(**lora, gradient_checkpointing=True), prompt_positions=288, speed=speed)
     assert shape_of(config).total == pytest.approx(8.4e9, rel=0.01)
     assert made.trainable == 8 * 28 * 90_112
     assert audio_positions(config, 30.0) == 188
     assert made.positions == {"prompts": 16 * 288, "completions": 65_536, "micro-batch": 288 + 8 * 512}
-    without = plan(
-        config, prompts=16, generations=8, prompt_positions=288, completion=512, micro_batch_prompts=1, lora_r=8
-    )
+    without = plan(config, run_options(**lora), prompt_positions=288)
     assert without.loss["activations"] > 10 * made.loss["activations"]
-    full = plan(
-        config, prompts=16, generations=8, prompt_positions=288, completion=512, micro_batch_prompts=1, lora=False,
-        reference=True,
-    )  # fmt: skip
+    full = plan(config, run_options(**lora, lora=False, beta=0.1), prompt_positions=288)
     assert full.peak > 5 * made.peak / 2 and full.memory["reference copy"] > 14e9
 
 

@@ -11,8 +11,10 @@ from torch import nn
 from covo_rl.algo.advantage import Advantages
 from covo_rl.config import Options
 from covo_rl.train.batch import Batch
-from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, Ranks, TrainState, batch_state, files, state
+from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, TrainState, state
+from covo_rl.train.checkpoint import store as files
 from covo_rl.train.checkpoint.saver import Saver
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example, Group, Prompt, RewardTable, Rollout
 
 
@@ -105,7 +107,7 @@ def test_an_interrupted_save_leaves_nothing_that_looks_complete(tmp_path, monkey
 
         calls.clear()
         with monkeypatch.context() as patched:
-            for name in ("write_json", "write_tensors", "write_manifest", "flush"):
+            for name in ("write_values", "write_tensors", "write_manifest", "flush"):
                 patched.setattr(files, name, wrap(getattr(files, name)))
             store.save(small_state(2))
 
@@ -205,7 +207,7 @@ def test_training_goes_on_bit_for_bit(tmp_path, steps_before):
     train(model, optimizer, steps_before)
     tensors, about = state.optimizer_state(optimizer, model)
     random_about, random_tensors = state.random_state()
-    files.write_json(tmp_path / "a.json", {"optimizer": about, "random": random_about})
+    files.write_values(tmp_path / "a.json", {"optimizer": about, "random": random_about})
     files.write_tensors(tmp_path / "a.safetensors", {**tensors, **random_tensors})
     weights = state.weights(model)
     expected = train(model, optimizer, 4)
@@ -214,7 +216,7 @@ def test_training_goes_on_bit_for_bit(tmp_path, steps_before):
     other[0].bias.data.copy_(model[0].bias)  # frozen: it comes with the base model
     restored = make_optimizer(other)
     train(other, restored, 2)
-    saved, all_tensors = files.read_json(tmp_path / "a.json"), files.read_tensors(tmp_path / "a.safetensors")
+    saved, all_tensors = files.read_values(tmp_path / "a.json"), files.read_tensors(tmp_path / "a.safetensors")
     state.load_weights(other, weights)
     optimizer_tensors = {k: v for k, v in all_tensors.items() if not k.startswith("random/")}
     state.load_optimizer_state(restored, other, optimizer_tensors, saved["optimizer"])
@@ -232,8 +234,19 @@ def test_weights_are_copies_and_frozen_ones_stay_out():
 
 
 def test_wrappers_do_not_change_names():
-    assert state.clean_name("module.base_model._orig_mod.layers.0.weight") == "base_model.layers.0.weight"
-    assert state.clean_name("_checkpoint_wrapped_module.a.b") == "a.b"
+    def name_of(path):
+        """The name under which a parameter that sits there is saved."""
+        module = nn.Module()
+        *parents, last = path.split(".")
+        module.register_parameter(last, nn.Parameter(torch.zeros(1)))
+        for parent in reversed(parents):
+            outer = nn.Module()
+            outer.add_module(parent, module)
+            module = outer
+        return list(state.weights(module))
+
+    assert name_of("module.base_model._orig_mod.layers.0.weight") == ["base_model.layers.0.weight"]
+    assert name_of("_checkpoint_wrapped_module.a.b") == ["a.b"]
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name():
@@ -266,11 +279,11 @@ def test_a_batch_in_use_comes_back_equal(tmp_path):
         Advantages(np.array([[0.1, -0.1]] * 2), np.array([True, False]), np.array([[1.0, np.nan]] * 2), {"reward": 1}),
         old_logps=[torch.randn(2, 2), torch.randn(2, 2)],
     )  # fmt: skip
-    about, tensors = batch_state.pack_batch(batch)
-    files.write_json(tmp_path / "b.json", about)
+    about, tensors = state.pack_batch(batch)
+    files.write_values(tmp_path / "b.json", about)
     files.write_tensors(tmp_path / "b.safetensors", tensors)
-    saved, device = files.read_json(tmp_path / "b.json"), torch.device("cpu")
-    back = batch_state.unpack_batch(saved, files.read_tensors(tmp_path / "b.safetensors"), prompts.__getitem__, device)
+    saved, device = files.read_values(tmp_path / "b.json"), torch.device("cpu")
+    back = state.unpack_batch(saved, files.read_tensors(tmp_path / "b.safetensors"), prompts.__getitem__, device)
     assert back.groups == batch.groups and back.ref_logps is None
     assert all(torch.equal(a, b) for a, b in zip(back.old_logps, batch.old_logps, strict=True))
     for name in ("names", "missing", "seconds", "metrics", "extras"):
@@ -281,7 +294,7 @@ def test_a_batch_in_use_comes_back_equal(tmp_path):
     np.testing.assert_array_equal(back.advantages.informative_P, batch.advantages.informative_P)
     changed = Prompt(rows[0], (), "text", (1, 2), ("key",), (1,))
     with pytest.raises(CheckpointError, match=r"row b: its prompt had 3 tokens .* and has 2 now"):
-        batch_state.unpack_batch(saved, tensors, lambda name: changed, device)
+        state.unpack_batch(saved, tensors, lambda name: changed, device)
 
 
 def test_only_periodic_saves_that_worked_are_announced(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Processes that a launcher started find each other, or say that they cannot."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from covo_rl.config import ConfigError
@@ -8,19 +10,21 @@ from covo_rl.train import launch
 
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert launch.wanted_processes() == 1 and not launch.on_cpus()
+    assert launch.launched_processes() == 1 and not launch.on_cpus()
 
 
 @pytest.mark.parametrize(("device", "expected"), [(None, True), ("mps", True), ("cuda", False)])
 def test_ranks_without_devices_to_share_out_run_on_cpus(monkeypatch, device, expected):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(launch.torch.accelerator, "is_available", lambda: device is not None)
-    monkeypatch.setattr(launch.torch.accelerator, "current_accelerator", lambda: device and launch.torch.device(device))
+    present = device and launch.torch.device(device)
+    monkeypatch.setattr(launch.torch.accelerator, "current_accelerator", lambda check_available: present)
     assert launch.on_cpus() is expected
 
 
 def test_ranks_that_do_not_see_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "PartialState", lambda cpu: SimpleNamespace(num_processes=1))
     with pytest.raises(ConfigError, match="2 processes were started but each sees 1: they would all write the same"):
-        launch._check_complete(1)
-    launch._check_complete(2)
+        launch.process_state()
+    monkeypatch.setattr(launch, "PartialState", lambda cpu: SimpleNamespace(num_processes=2))
+    assert launch.process_state().num_processes == 2

@@ -12,6 +12,7 @@ import pytest
 def ended(body: str, group: bool) -> subprocess.CompletedProcess:
     """A process that runs `body` in `main`, as one of two pretended ranks or alone."""
     ranks = "import torch.distributed as dist\ndist.is_initialized = lambda: True\ndist.get_world_size = lambda: 2\n"
+    ranks += "dist.get_rank = lambda: 0\n"
     ranks += "dist.barrier = dist.destroy_process_group = lambda: None\n"
     code = f"""
 import atexit, sys

@@ -8,7 +8,7 @@ import torch
 from covo_rl.algo.advantage import advantages
 from covo_rl.algo.loss import policy_loss
 from covo_rl.algo.normalizer import Normalizer
-from covo_rl.bench.trl_audio import AudioGRPOTrainer, options
+from covo_rl.bench.trl_audio import AudioGRPOTrainer, trl_options
 from covo_rl.config import LossConfig
 from covo_rl.types import Group, RewardTable, Rollout
 
@@ -33,7 +33,7 @@ def grouped(made, prompts, ids_NC, mask_NC):
 def test_a_step_equals_trl_with_audio(name, lora, tmp_path):
     made = cases.policy(name, lora=lora)
     prompts = cases.prompts(made, seconds=((0.6,), (0.9,)))
-    trainer = AudioGRPOTrainer(made, prompts, [length_reward], options(tmp_path, 2, G, C, loss_type="grpo"))
+    trainer = AudioGRPOTrainer(made, prompts, [length_reward], trl_options(tmp_path, 2, G, C, loss_type="grpo"))
     encoded = {"trl": 0}
     encoder = made.family.model.get_submodule(made.family.parts["encoder"].rstrip("."))
     handle = encoder.register_forward_hook(lambda m, a, k, out: encoded.update(trl=encoded["trl"] + rows(a, k)),

@@ -2,4 +2,5 @@
 
 from covo_rl.bench.cli import app
 
-app()
+if __name__ == "__main__":  # the memory runs are processes that import this
+    app()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from covo_rl.data.files import write_json
 
 app = typer.Typer(help="Measure covo_rl against the stock way.", add_completion=False)
 
@@ -39,25 +40,24 @@ def grpo(
     import torch
 
     from covo_rl.bench.case import Cell, Sizes
-    from covo_rl.bench.grpo import peak_memory, run_cell
+    from covo_rl.bench.grpo import measured_cell, peak_memory
     from covo_rl.bench.variants import VARIANTS
 
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    shapes = [_shape(word) for word in [*(cells or []), *(more or [])] or CELLS]
-    sizes = Sizes(vocabulary=vocabulary)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     rows: list[dict[str, Any]] = []
-    for shape in shapes:
-        row = run_cell(Cell(*shape, clips), sizes, chosen, getattr(torch, dtype), repeats, mode="lora", trl=trl)
+    for shape in [_shape(word) for word in [*(cells or []), *(more or [])] or CELLS]:
+        row = measured_cell(
+            Cell(*shape, clips), Sizes(vocabulary=vocabulary), where, getattr(torch, dtype), repeats, trl
+        )
         if memory:
-            large = Sizes(vocabulary=memory_vocabulary)
-            small = Cell(*shape, memory_clips)
-            row |= {f"peak_mb_{name}": peak_memory(small, large, chosen, name) for name in VARIANTS}
+            cell, sizes = Cell(*shape, memory_clips), Sizes(vocabulary=memory_vocabulary)
+            row |= {f"peak_mb_{name}": peak_memory(cell, sizes, where, name) for name in VARIANTS}
             row["peak_vocabulary"] = memory_vocabulary
         rows.append(row)
         typer.echo(_line(row))
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            write_json(json_file, rows)
 
 
 def _shape(word: str) -> tuple[int, int, int]:

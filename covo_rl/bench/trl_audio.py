@@ -17,9 +17,10 @@ import torch
 from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from covo_rl.bench.case import Case
-from covo_rl.bench.variants import Ours
+from covo_rl.bench.case import Workload
+from covo_rl.bench.variants import Ours, clip_tensors
 from covo_rl.policy import Policy
 from covo_rl.types import Prompt
 
@@ -46,12 +47,7 @@ class AudioGRPOTrainer(GRPOTrainer):
 
     def _audio(self, ids: Sequence[str]) -> dict[str, torch.Tensor]:
         """The clips' tensors, one after the other for every row."""
-        family, clips = self.source.family, self.source.clips
-        assert clips is not None
-        keys = [key for name in ids for key in self.rendered[name].clip_keys]
-        features = {key: family.clip_features(*clips.waveform(key)).tensors for key in dict.fromkeys(keys)}
-        names = features[keys[0]]
-        return {name: torch.cat([features[key][name] for key in keys]).to(self.source.device) for name in names}
+        return clip_tensors(self.source, [key for name in ids for key in self.rendered[name].clip_keys])
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict[str, torch.Tensor]]:
         return [list(self.rendered[name].input_ids) for name in prompts], None, self._audio(prompts)
@@ -76,17 +72,13 @@ class AudioGRPOTrainer(GRPOTrainer):
         ).logits  # fmt: skip
         # Qwen2-Audio returns the logits of all positions whatever is asked for
         logits_NCV = logits_NTV[:, -logits_to_keep - 1 : -1].float() / self.temperature
-        targets_NC = input_ids[:, -logits_to_keep:]
-        logps_NC = logits_NCV.gather(-1, targets_NC[..., None])[..., 0] - logits_NCV.logsumexp(-1)
-        entropies_NC = None
-        if kwargs.get("compute_entropy"):
-            with torch.no_grad():
-                table = logits_NCV.log_softmax(-1)
-                entropies_NC = -(table.exp() * table).sum(-1)
+        logps_NC = selective_log_softmax(logits_NCV, input_ids[:, -logits_to_keep:])
+        with torch.no_grad():
+            entropies_NC = entropy_from_logits(logits_NCV) if kwargs.get("compute_entropy") else None
         return logps_NC, entropies_NC, None
 
 
-def options(folder: Path, prompts: int, generations: int, completion: int, **more: Any) -> GRPOConfig:
+def trl_options(folder: Path, prompts: int, generations: int, completion: int, **more: Any) -> GRPOConfig:
     """TRL's options for one whole batch per step in float32, sampled at temperature 1 without truncation."""
     return GRPOConfig(
         **{
@@ -103,12 +95,12 @@ def _order(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(n) for n in range(len(completion_ids))]
 
 
-def compare(case: Case, timer: Callable[[Callable[[], Any]], tuple[float, float, Any]], repeats: int) -> dict[str, Any]:
+def compare_with_trl(case: Workload, timed: Callable[[Callable[[], Any]], Any], repeats: int) -> dict[str, Any]:
     """Medians of a step as TRL's default takes it, without old log-probs: rollouts, loss and backward, interleaved."""
     cell, model = case.cell, case.policy.model
     ours, seconds = Ours(case), {"trl": [], "ours": []}
     with TemporaryDirectory() as folder:
-        config = options(
+        config = trl_options(
             Path(folder), cell.clips, cell.generations, cell.completion,
             generation_kwargs={"min_new_tokens": cell.completion},
         )  # fmt: skip
@@ -123,13 +115,12 @@ def compare(case: Case, timer: Callable[[Callable[[], Any]], tuple[float, float,
         def mine(seed: int) -> None:
             ours.encode()
             groups = ours.sample(cell.completion, seed)
-            count = cell.clips * cell.generations
             old_NC = torch.tensor([r.logps for g in groups for r in g.rollouts], device=case.policy.device)
-            ours.loss(groups, old_NC, torch.linspace(-1, 1, count, device=case.policy.device))
+            ours.loss(groups, old_NC, torch.linspace(-1, 1, cell.rows, device=case.policy.device))
 
         for repeat in range(repeats):
             for name, step in (("trl", theirs), ("ours", mine)):
                 model.zero_grad(set_to_none=True)
-                seconds[name].append(timer(partial(step, repeat))[0])
+                seconds[name].append(timed(partial(step, repeat))[0])
     trl, own = median(seconds["trl"]), median(seconds["ours"])
     return {"trl_cpu_s": trl, "ours_like_trl_cpu_s": own, "trl_ratio": trl / own}

@@ -2,35 +2,31 @@
 
 Stock is what TRL's GRPOTrainer does once audio is patched in: one row per rollout, the clip repeated for every row
 and encoded again in every pass, `generate`, and logits (N, C, V) of the completion's positions (`logits_to_keep`).
-Phases: sample (encode + prefill + decode), old (no gradient), loss (forward and backward).
+Phases: sample (encode + prefill + decode), old (no gradient), loss (forward and backward; gradients are left on the
+parameters, log-probs (N, C) are returned).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from covo_rl.bench.case import Case
+from covo_rl.bench.case import Workload, groups_of
 from covo_rl.engines.own import sample
+from covo_rl.policy import Policy
 from covo_rl.policy.features import Features
 from covo_rl.policy.head import token_logps
-from covo_rl.types import Group, Rollout
+from covo_rl.types import Group
 
 
-class Variant(Protocol):
-    """What the benchmark measures."""
-
-    def encode(self) -> Any: ...
-
-    def sample(self, length: int, seed: int) -> list[Group]: ...
-
-    def old(self, groups: Sequence[Group]) -> torch.Tensor: ...
-
-    def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
-        """Forward and backward; gradients are left on the parameters. Returns the log-probs (N, C)."""
-        ...
+def clip_tensors(policy: Policy, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What the encoder takes, one after the other for every key; the mel of each unique clip is made once."""
+    assert policy.clips is not None
+    tensors = {key: policy.family.clip_features(*policy.clips.waveform(key)).tensors for key in dict.fromkeys(keys)}
+    return {name: torch.cat([tensors[key][name] for key in keys]).to(policy.device) for name in tensors[keys[0]]}
 
 
 def _surrogate(logps_NC: torch.Tensor, old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
@@ -43,7 +39,7 @@ def _surrogate(logps_NC: torch.Tensor, old_NC: torch.Tensor, advantages_N: torch
 class Ours:
     """Each clip once, each prompt once; old log-probs from the sampling step's prompt keys."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Workload) -> None:
         self.case, self.policy = case, case.policy
         self._features: Features | None = None
 
@@ -54,7 +50,7 @@ class Ours:
 
     def sample(self, length: int, seed: int) -> list[Group]:
         features = self._features or self.encode()
-        config = type(self.case.config)(**{**vars(self.case.config), "max_completion_length": length})
+        config = replace(self.case.config, max_completion_length=length)
         return sample(self.policy, self.case.prompts, features, config, seed=seed, keep_prompts=True)
 
     def old(self, groups: Sequence[Group]) -> torch.Tensor:
@@ -70,24 +66,19 @@ class Ours:
 class Stock:
     """One row per rollout."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Workload) -> None:
         self.case, self.policy = case, case.policy
         self.model: Any = case.policy.family.model
-        self.generations = case.cell.generations
+        self.rows = [prompt for prompt in case.prompts for _ in range(case.cell.generations)]
+
+    def _inputs(self, completions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Ids, mask and the clip once per row, as a processor makes them of repeated audio."""
+        ids = torch.tensor([prompt.input_ids for prompt in self.rows], device=self.policy.device)
+        ids = ids if completions is None else torch.cat((ids, completions), 1)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._audio()}
 
     def _audio(self) -> dict[str, torch.Tensor]:
-        """The clip's mel once per row, as a processor makes it of repeated audio."""
-        family, clips = self.policy.family, self.policy.clips
-        assert clips is not None
-        rows = [family.clip_features(*clips.waveform(prompt.clip_keys[0])).tensors for prompt in self.case.prompts]
-        return {
-            name: torch.cat([row[name] for row in rows]).to(self.policy.device).repeat_interleave(self.generations, 0)
-            for name in rows[0]
-        }
-
-    def _prompt_ids(self) -> torch.Tensor:
-        ids = torch.tensor([prompt.input_ids for prompt in self.case.prompts], device=self.policy.device)
-        return ids.repeat_interleave(self.generations, 0)
+        return clip_tensors(self.policy, [prompt.clip_keys[0] for prompt in self.rows])
 
     @torch.no_grad()
     def encode(self) -> Any:
@@ -97,24 +88,12 @@ class Stock:
     def sample(self, length: int, seed: int) -> list[Group]:
         self.model.eval()
         torch.manual_seed(seed)
-        ids = self._prompt_ids()
         out = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **self._audio(),
-            do_sample=True,
-            top_k=0,
-            top_p=1.0,
-            temperature=1.0,
-            max_new_tokens=length,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        rows = out[:, ids.shape[1] :].tolist()
-        zeros = (0.0,) * length
-        rollouts = [Rollout(tuple(row), zeros, "", "length") for row in rows]
-        size = self.generations
-        return [Group(p, tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(self.case.prompts)]
+            **self._inputs(), do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=length,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        ids_NC = out[:, len(self.rows[0].input_ids) :]
+        return groups_of(self.case.prompts, ids_NC.unflatten(0, (-1, self.case.cell.generations)).tolist())
 
     def _logps(self, groups: Sequence[Group]) -> torch.Tensor:
         logits, completions = self._logits(groups)
@@ -125,15 +104,9 @@ class Stock:
     def _logits(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head makes of the positions that predict the completions (N, C, V), and their ids (N, C)."""
         completions = torch.tensor([r.completion_ids for g in groups for r in g.rollouts], device=self.policy.device)
-        ids = torch.cat((self._prompt_ids(), completions), 1)
-        logits = self.model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **self._audio(),
-            use_cache=False,
-            logits_to_keep=completions.shape[1] + 1,
-        ).logits[:, :-1]
-        return logits, completions
+        inputs = self._inputs(completions)
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=completions.shape[1] + 1).logits
+        return logits[:, :-1], completions
 
     @torch.no_grad()
     def old(self, groups: Sequence[Group]) -> torch.Tensor:
@@ -161,4 +134,5 @@ class StockChunked(Stock):
         return logps.view(completions.shape)
 
 
-VARIANTS = {"stock": Stock, "stock_chunked": StockChunked, "ours": Ours}
+Variant = Ours | Stock
+VARIANTS: dict[str, type[Variant]] = {"stock": Stock, "stock_chunked": StockChunked, "ours": Ours}

@@ -1,18 +1,249 @@
-"""`covo-rl doctor --config FILE`: memory and time of a configuration, before any weight is loaded."""
+"""`covo-rl doctor --config FILE`: memory and time of a configuration, before any weight is loaded.
+
+Parameters are counted exactly (the model is built without storage). Activations are estimated from what the decoder
+layers save for the backward pass, per position:
+
+    10 D + 4 I + 2 K       D width, I width of the MLP, K width of keys and values (norms, attention, gated MLP)
+
+which a test compares with what a real pass saves. Every figure is for one rank without sharding.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from covo_rl.run.planner import MIB, Plan, Speed, audio_positions, measure_speed, plan
 
 if TYPE_CHECKING:
     from covo_rl.config import Options
 
+MIB = 2**20
+#: room for allocator fragmentation, libraries and the CUDA context
+OVERHEAD = 1.1
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Policy's default bound on a second set of decoder weights while sampling
+DECODE_WEIGHTS_MB = 2048
+
 app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the estimates need of a model: parameters by part, and the decoder's widths."""
+
+    parameters: dict[str, int]
+    layers: int
+    width: int
+    mlp_width: int
+    kv_width: int
+    vocabulary: int
+    linear_parameters: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on one rank by what holds them, and seconds of one step by phase.
+
+    `memory` has the steady part (weights, gradients and optimiser, reference), `sampling` and `loss` what each phase
+    adds at its peak; `peak` is steady plus the larger of them, with 10 % for fragmentation.
+    """
+
+    memory: dict[str, float]
+    sampling: dict[str, float]
+    loss: dict[str, float]
+    seconds: dict[str, float]
+    positions: dict[str, int]
+    trainable: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> float:
+        """Bytes."""
+        return OVERHEAD * (sum(self.memory.values()) + max(sum(self.sampling.values()), sum(self.loss.values())))
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the device does: products per second and bytes read per second, in use rather than on paper."""
+
+    flops: float
+    bandwidth: float
+
+
+def shape_of(model_config: Any) -> Shape:
+    """Count the parameters of a transformers configuration, without storage for them.
+
+    Raises ValueError for a model type without a family.
+    """
+    import torch
+
+    from covo_rl.models import family_class
+
+    prefixes = family_class(model_config.model_type).parts
+    model = _empty_model(model_config)
+    parts = dict.fromkeys([*prefixes, "other"], 0)
+    for name, parameter in model.named_parameters():
+        parts[next((p for p, prefix in prefixes.items() if name.startswith(prefix)), "other")] += parameter.numel()
+    linear = [m for n, m in model.named_modules() if n.startswith(prefixes["llm"]) and isinstance(m, torch.nn.Linear)]
+    decoder = model_config.get_text_config()
+    head_dim = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
+    return Shape(
+        parameters=parts,
+        layers=decoder.num_hidden_layers,
+        width=decoder.hidden_size,
+        mlp_width=decoder.intermediate_size,
+        kv_width=decoder.num_key_value_heads * head_dim,
+        vocabulary=decoder.vocab_size,
+        linear_parameters=sum(m.weight.numel() for m in linear),
+    )
+
+
+def _empty_model(model_config: Any) -> Any:
+    import torch
+    import transformers
+
+    import covo_rl.models.covo_audio  # noqa: F401  (registers its classes)
+
+    error: Exception | None = None
+    with torch.device("meta"):
+        for name in ("AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
+            try:
+                return getattr(transformers, name).from_config(model_config)
+            except (ValueError, AttributeError) as problem:
+                error = problem
+    raise ValueError(f"no model class for {type(model_config).__name__}: {error}")
+
+
+def audio_positions(model_config: Any, seconds: float) -> int:
+    """Decoder positions that one clip fills."""
+    if model_config.model_type == "covo_audio":
+        return -(-round(seconds * 100) // model_config.slot_frames)
+    return round(seconds * 25)  # Qwen2-Audio: 750 for 30 s
+
+
+def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: Speed | None = None) -> Plan:
+    """Estimate one step on one rank; `prompt_positions` includes the audio, completions have their full length.
+
+    Without `speed` there are no seconds.
+    """
+    train, adapter, rollout = options.train, options.adapter, options.rollout
+    shape, dtype = shape_of(model_config), options.model.dtype
+    if dtype == "auto":
+        dtype = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
+    size = BYTES[dtype]
+    part_parameters = sum(shape.parameters.get(part, 0) for part in adapter.train_parts)
+    trainable = _lora_parameters(shape, adapter.lora_r) if adapter.lora else part_parameters
+    train_size = 4 if adapter.lora else size
+    prompts, completion = train.prompts_per_step, rollout.max_completion_length
+    rows, micro_prompts = prompts * rollout.num_generations, min(train.micro_batch_prompts, prompts)
+    micro_rows = micro_prompts * min(train.micro_batch_rollouts or rollout.num_generations, rollout.num_generations)
+    micro = micro_prompts * prompt_positions + micro_rows * completion
+    memory = {
+        "weights": shape.total * size + (trainable * 4 if adapter.lora else 0),
+        "gradients": trainable * train_size,
+        "optimiser (AdamW)": 2 * trainable * train_size,
+        "reference copy": trainable * size if options.loss.beta and not adapter.lora else 0.0,
+    }
+    key_values = 2 * shape.layers * shape.kv_width * size
+    folds = dtype == "float32" and shape.linear_parameters * 4 <= DECODE_WEIGHTS_MB * MIB
+    sampling = {
+        # packed as the prefill left them, and padded as the decoding reads them
+        "prompt keys": 2 * prompts * prompt_positions * key_values,
+        "completion keys": rows * completion * key_values,
+        "logits and probabilities": 3 * rows * shape.vocabulary * 4,
+        "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
+    }
+    head_trains = not adapter.lora and "lm_head" in adapter.train_parts
+    loss = {
+        "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),
+        "head": micro_rows * completion * shape.width * size
+        + (4 if head_trains else 1) * _chunk_bytes(shape, micro_rows * completion),
+        "head gradient in use": shape.parameters.get("lm_head", 0) * size if head_trains else 0.0,
+    }
+    seconds = _seconds(shape, options, prompt_positions, size, speed) if speed else {}
+    notes = []
+    if not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size:
+        notes.append("activations outweigh the weights: gradient_checkpointing or a smaller micro_batch_prompts helps")
+    positions = {"prompts": prompts * prompt_positions, "completions": rows * completion, "micro-batch": micro}
+    return Plan(memory, sampling, loss, seconds, positions, trainable, tuple(notes))
+
+
+def activation_bytes(shape: Shape, positions: int, size: int, checkpointing: bool) -> float:
+    """What the decoder saves for the backward pass over `positions` packed positions."""
+    layer = positions * (10 * shape.width + 4 * shape.mlp_width + 2 * shape.kv_width) * size
+    return float(shape.layers * positions * shape.width * size + layer if checkpointing else shape.layers * layer)
+
+
+def _lora_parameters(shape: Shape, rank: int) -> int:
+    """LoRA on q, o, k, v and the three MLP layers of every decoder layer."""
+    attention = 2 * (shape.width + shape.width) + 2 * (shape.width + shape.kv_width)
+    return shape.layers * rank * (attention + 3 * (shape.width + shape.mlp_width))
+
+
+def _chunk_bytes(shape: Shape, positions: int) -> float:
+    from covo_rl.policy.head import CHUNK_ELEMENTS
+
+    return 4.0 * min(max(CHUNK_ELEMENTS, 16 * shape.vocabulary), positions * shape.vocabulary)
+
+
+def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Speed) -> dict[str, float]:
+    """Products over the device's rate; a decode step takes at least the reading of weights and keys."""
+    prompts, completion = options.train.prompts_per_step, options.rollout.max_completion_length
+    rows, updates = prompts * options.rollout.num_generations, options.train.num_iterations
+
+    def forward(queries: float, pairs: float) -> float:
+        return 2.0 * shape.linear_parameters * queries + 4.0 * shape.layers * shape.width * pairs
+
+    encoder = shape.parameters.get("encoder", 0) + shape.parameters.get("audio_adapter", 0)
+    prefill = forward(prompts * prompt, prompts * prompt**2 / 2)
+    decode = forward(rows * completion, rows * (completion * prompt + completion**2 / 2))
+    decode += rows * completion * 2.0 * shape.width * shape.vocabulary
+    one_pass = (prefill + decode) / speed.flops
+    read = (shape.linear_parameters + shape.width * shape.vocabulary) * size
+    read += 2 * shape.layers * shape.kv_width * size * (prompts * prompt + rows * completion / 2)
+    again = 4 / 3 if options.train.gradient_checkpointing else 1.0
+    return {
+        "encode": prompts * 2.0 * encoder * 1500 / speed.flops,  # 1500 positions in 30 s
+        "prefill": prefill / speed.flops,
+        "decode": max(decode / speed.flops, completion * read / speed.bandwidth),
+        "old": one_pass if updates > 1 and size < 4 else 0.0,
+        "reference": one_pass if options.loss.beta else 0.0,
+        "loss": updates * 2.2 * one_pass * again,
+    }
+
+
+def measure_speed(device: str = "auto") -> Speed:
+    """A quick measurement of this machine: one product, one copy."""
+    import torch
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    gpu = chosen == "cuda"
+    n = 4096 if gpu else 768
+    square, large = torch.randn(n, n, device=chosen), torch.empty((256 if gpu else 64) * MIB // 4, device=chosen)
+
+    def rate(work: float, function: Callable[[], Any]) -> float:
+        def seconds() -> float:
+            start = time.perf_counter()
+            function()
+            if gpu:
+                torch.cuda.synchronize()
+            return time.perf_counter() - start
+
+        return work / min([seconds() for _ in range(4)][1:])  # the first warms up
+
+    return Speed(rate(2.0 * n**3, lambda: square @ square), rate(4.0 * large.numel(), lambda: large.sum()))
 
 
 def plan_options(
@@ -25,26 +256,7 @@ def plan_options(
     from covo_rl.resolve import resolve_model
 
     config = AutoConfig.from_pretrained(resolve_model(options.model.model))
-    dtype = options.model.dtype
-    if dtype == "auto":
-        dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return plan(
-        config,
-        prompts=options.train.prompts_per_step,
-        generations=options.rollout.num_generations,
-        prompt_positions=audio_positions(config, seconds) + text_positions,
-        completion=options.rollout.max_completion_length,
-        micro_batch_prompts=options.train.micro_batch_prompts,
-        micro_batch_rollouts=options.train.micro_batch_rollouts,
-        lora=options.adapter.lora,
-        lora_r=options.adapter.lora_r,
-        train_parts=tuple(options.adapter.train_parts),
-        dtype=dtype,
-        gradient_checkpointing=options.train.gradient_checkpointing,
-        reference=bool(options.loss.beta),
-        updates=options.train.num_iterations,
-        speed=speed,
-    )
+    return plan(config, options, prompt_positions=audio_positions(config, seconds) + text_positions, speed=speed)
 
 
 @app.command()
@@ -67,22 +279,22 @@ def doctor(
     options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
     if completion is not None:
         options.rollout.max_completion_length = completion
-    made = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
-    typer.echo(render_plan(made))
+    estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
+    typer.echo(render_plan(estimate))
 
 
-def render_plan(made: Plan) -> str:
+def render_plan(estimate: Plan) -> str:
     """The plan as text."""
-    lines = [f"trainable parameters {made.trainable:,}", "memory on one rank, MiB"]
-    for title, part in (("", made.memory), ("sampling: ", made.sampling), ("loss: ", made.loss)):
+    lines = [f"trainable parameters {estimate.trainable:,}", "memory on one rank, MiB"]
+    for title, part in (("", estimate.memory), ("sampling: ", estimate.sampling), ("loss: ", estimate.loss)):
         lines += [f"  {title + name:<36}{value / MIB:>12,.0f}" for name, value in part.items() if value]
-    lines.append(f"  {'peak, with 10 % for fragmentation':<36}{made.peak / MIB:>12,.0f}")
-    lines.append("positions per step: " + ", ".join(f"{name} {count:,}" for name, count in made.positions.items()))
-    if made.seconds:
+    lines.append(f"  {'peak, with 10 % for fragmentation':<36}{estimate.peak / MIB:>12,.0f}")
+    lines.append("positions per step: " + ", ".join(f"{name} {count:,}" for name, count in estimate.positions.items()))
+    if estimate.seconds:
         lines.append("seconds per step, at this machine's measured speed")
-        lines += [f"  {name:<36}{value:>12.2f}" for name, value in made.seconds.items() if value]
-        lines.append(f"  {'step':<36}{made.step_seconds:>12.2f}")
-    return "\n".join([*lines, *(f"note: {note}" for note in made.notes)])
+        lines += [f"  {name:<36}{value:>12.2f}" for name, value in estimate.seconds.items() if value]
+        lines.append(f"  {'step':<36}{estimate.step_seconds:>12.2f}")
+    return "\n".join([*lines, *(f"note: {note}" for note in estimate.notes)])
 
 
 if __name__ == "__main__":

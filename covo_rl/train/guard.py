@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -71,12 +71,9 @@ class StepGuard:
     """
 
     def __init__(self, folder: str | Path, *, limit: int = 3, rank: int = 0, max_dumps: int = 10) -> None:
-        self.folder = Path(folder)
-        self.limit = limit
-        self.rank = rank
-        self.max_dumps = max_dumps
-        self.skipped = 0
-        self.in_a_row = 0
+        self.folder, self.rank = Path(folder), rank
+        self.limit, self.max_dumps = limit, max_dumps
+        self.skipped = self.in_a_row = 0
 
     def passed(self) -> None:
         """An update was applied."""
@@ -119,12 +116,9 @@ class StepGuard:
 
 def not_finite_parameters(model: torch.nn.Module) -> dict[str, list[str]]:
     """Names of parameters whose values or gradients hold NaN or infinities, for a dump."""
-    found: dict[str, list[str]] = {"parameters": [], "gradients": []}
-    for name, parameter in model.named_parameters():
-        for kind, value in (("parameters", parameter.detach()), ("gradients", parameter.grad)):
-            if value is not None and not bool(torch.isfinite(value).all()):
-                found[kind].append(name)
-    return found
+    values = {"parameters": [(name, p.detach()) for name, p in model.named_parameters()],
+              "gradients": [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]}  # fmt: skip
+    return {kind: [name for name, value in pairs if not torch.isfinite(value).all()] for kind, pairs in values.items()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -20,15 +21,15 @@ from covo_rl.config import ConfigError
 PATIENCE = timedelta(hours=1)
 
 
-def wanted_processes() -> int:
+def launched_processes() -> int:
     """How many processes the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def on_cpus() -> bool:
     """Whether several processes run where there is no device that they could share out."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return wanted_processes() > 1 and (device is None or device.type == "mps")
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return launched_processes() > 1 and (device is None or device.type == "mps")
 
 
 def process_state() -> PartialState:
@@ -37,9 +38,7 @@ def process_state() -> PartialState:
     Raises:
         ConfigError: the launcher started more processes than accelerate sees.
     """
-    state = PartialState(cpu=on_cpus())
-    _check_complete(state.num_processes)
-    return state
+    return _complete(PartialState(cpu=on_cpus()))
 
 
 def join() -> Accelerator:
@@ -48,10 +47,10 @@ def join() -> Accelerator:
     Raises:
         ConfigError: the launcher started more processes than accelerate sees.
     """
-    accelerator = Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    _check_complete(accelerator.num_processes)
+    accelerator = _complete(Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]))
     state = accelerator.state
-    if state.distributed_type == DistributedType.MULTI_CPU and _asked_for_fsdp():
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if fsdp and state.distributed_type == DistributedType.MULTI_CPU:
         plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
@@ -59,13 +58,11 @@ def join() -> Accelerator:
     return accelerator
 
 
-def _asked_for_fsdp() -> bool:
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def _check_complete(seen: int) -> None:
-    if seen != wanted_processes():
+def _complete(state: Any) -> Any:
+    """`state`, if it sees every process that was launched."""
+    if state.num_processes != launched_processes():
         raise ConfigError(
-            [f"{wanted_processes()} processes were started but each sees {seen}: they would all write the same run "
-             "folder. Use torchrun or accelerate launch, with as many devices as processes"]
+            [f"{launched_processes()} processes were started but each sees {state.num_processes}: they would all write "
+             "the same run folder. Use torchrun or accelerate launch, with as many devices as processes"]
         )  # fmt: skip
+    return state

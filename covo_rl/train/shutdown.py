@@ -21,6 +21,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from covo_rl.train.ranks import Ranks
+
 #: of torchrun, and of every `accelerate launch`
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -29,37 +31,26 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def exit_after(main: Callable[[], object]) -> NoReturn:
     """Call `main` and end the process with its exit code; one process ends as Python always does.
 
-    Under a launcher the process gets SIGTERM when that dies.
+    Under a launcher the process gets SIGTERM when that dies (on Linux; elsewhere there is nothing to ask).
 
     Raises:
         SystemExit: in a single process, 0 or whatever `main` raised.
     """
-    _end_with_launcher()
+    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
         main()
     except BaseException as error:
-        if not _several_ranks():
+        if Ranks.current().world == 1:
             raise
         _leave(_code_of(error))
-    if not _several_ranks():
+    if Ranks.current().world == 1:
         sys.exit(0)
     import torch.distributed as dist
 
     dist.barrier()  # nobody hangs up while another rank still reads
     dist.destroy_process_group()
     _leave(0)
-
-
-def _end_with_launcher() -> None:
-    """Ask Linux for SIGTERM when the launcher dies; elsewhere there is nothing to ask."""
-    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _several_ranks() -> bool:
-    """Whether a process group of more than one rank is up; torch is not imported for the question."""
-    dist = sys.modules.get("torch.distributed")
-    return bool(dist and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
 def _code_of(error: BaseException) -> int:

@@ -14,10 +14,11 @@ import toy
 
 from covo_rl.config import ConfigError, Options
 from covo_rl.records.folder import Run
-from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, Ranks, batch_state, files, state
-from covo_rl.train.checkpoint.differences import FREE, ROUNDING, config_differences, data_differences, data_fingerprint
-from covo_rl.train.checkpoint.saver import Saver
+from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, state
+from covo_rl.train.checkpoint import store as files
+from covo_rl.train.checkpoint.saver import FREE, ROUNDING, Saver, data_fingerprint, differences
 from covo_rl.train.guard import StoppedBySignal, StopSignals
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example
 
 
@@ -110,14 +111,14 @@ def test_the_comparison_notices_whatever_a_resume_forgets(undisturbed, tmp_path,
     elif forgotten == "schedule":
         monkeypatch.setattr(torch.optim.lr_scheduler.LambdaLR, "load_state_dict", nothing)
     elif forgotten == "old_logps":
-        original = batch_state.unpack_batch
+        original = state.unpack_batch
 
         def without(*args):
             batch = original(*args)
             batch.old_logps = [torch.zeros_like(x) for x in batch.old_logps]
             return batch
 
-        monkeypatch.setattr(batch_state, "unpack_batch", without)
+        monkeypatch.setattr(state, "unpack_batch", without)
     elif forgotten == "sampler":
         monkeypatch.setattr(toy.PromptSampler, "load_state_dict", nothing)
     else:
@@ -173,17 +174,18 @@ def test_changed_data_is_noticed_and_paths_are_not(monkeypatch, tmp_path):
     rows = [Example("1", (Clip(path="/here/a.wav"),), "q", ("x",), "x")]
     moved = [Example("1", (Clip(path="/there/a.wav"),), "q", ("x",), "x")]
     assert data_fingerprint(rows) == data_fingerprint(moved)
-    fewer = data_differences(data_fingerprint(rows), data_fingerprint([]))
-    assert fewer == ["training data: 1 rows in the checkpoint, 0 now"]
+    before, after = ({"config": {}, "data": data_fingerprint(some)} for some in (rows, []))
+    assert differences(before, after) == (["training data: 1 rows in the checkpoint, 0 now"], [])
 
 
 def test_options_are_sorted_into_serious_rounding_and_free():
     before = Options().flat()
     after = {**before, "output": "elsewhere", "micro_batch_prompts": 4, "learning_rate": 1.0}
-    serious, rounding = config_differences(before, after)
+    data = data_fingerprint([])
+    serious, rounding = differences({"config": before, "data": data}, {"config": after, "data": data})
     assert serious == ["learning_rate: 1e-06 in the checkpoint, 1.0 now"]
     assert rounding == ["micro_batch_prompts: 32 in the checkpoint, 4 now"]
-    assert set(before) >= FREE | ROUNDING, "an option was renamed: the list in differences.py is out of date"
+    assert set(before) >= FREE | ROUNDING, "an option was renamed: the list in saver.py is out of date"
 
 
 def test_edited_metrics_are_not_cut_blindly(tmp_path):

@@ -2,8 +2,8 @@
 
     RUN/checkpoints/step_000012/
       weights.safetensors     trained parameters by name (adapter, or the trained parts with --full)
-      optimizer.safetensors   optimiser state by parameter name; its numbers and options are in state.json
-      state.json              counters, schedule, sampler position, configuration and data hashes, log file lengths
+      optimizer.safetensors   optimiser state by parameter name; its options are in state.json
+      state.json              counters, schedule, sampler position, configuration and data hashes, length of the log
       rank_00000.json         random states of this rank; rollouts in use, if saved in the middle of a batch
       rank_00000.safetensors  their tensors
       complete.json           size and sha256 of every file above, written last
@@ -12,8 +12,6 @@ A checkpoint is written under a temporary name, flushed to disk, and renamed. JS
 cannot run code. `step_000012.003` was saved after three of the next step's optimiser updates.
 """
 
-from covo_rl.train.checkpoint.files import CheckpointError
-from covo_rl.train.checkpoint.store import CheckpointStore, TrainState
-from covo_rl.train.ranks import Ranks
+from covo_rl.train.checkpoint.store import CheckpointError, CheckpointStore, TrainState
 
-__all__ = ["CheckpointError", "CheckpointStore", "Ranks", "TrainState"]
+__all__ = ["CheckpointError", "CheckpointStore", "TrainState"]

@@ -5,6 +5,7 @@ A save happens between two optimiser updates: every n steps, every n minutes, wh
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,25 @@ from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import plain
 from covo_rl.records.console import console
 from covo_rl.train.batch import Batch
-from covo_rl.train.checkpoint import batch_state, files, state
-from covo_rl.train.checkpoint.differences import config_differences, data_differences, data_fingerprint
-from covo_rl.train.checkpoint.files import CheckpointError
-from covo_rl.train.checkpoint.store import CheckpointStore, TrainState
+from covo_rl.train.checkpoint import state
+from covo_rl.train.checkpoint.store import CheckpointError, CheckpointStore, TrainState, flush, read_values
 from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler
-from covo_rl.types import Prompt
+from covo_rl.types import Example, Prompt
+
+#: options that change nothing about the training itself; data files are compared by content, not by path
+FREE = frozenset(
+    """
+    output resume checkpoint_every checkpoint_minutes keep_last keep_best export_checkpoints allow_changed_config
+    allow_overlap allow_outside_audio dry_run log_rollouts oom_retry check_rewards reward_timeout evaluate eval_every
+    eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_limit feature_memory_mb
+    """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
+)
+#: options that change only how the same gradient is computed: a resume is right, but not bit for bit
+ROUNDING = frozenset(
+    {"micro_batch_prompts", "micro_batch_rollouts", "gradient_checkpointing", "shared_decode", "attn_implementation"}
+)
 
 
 class Resumable(Protocol):
@@ -37,36 +49,25 @@ class Resumable(Protocol):
 
     @property
     def policy(self) -> nn.Module: ...
-
     @property
     def optimizer(self) -> Any: ...
-
     @property
     def schedule(self) -> Any: ...
-
     @property
     def sampler(self) -> PromptSampler: ...
-
     @property
     def device(self) -> torch.device: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-ready counters and positions."""
-        ...
-
+    def state_dict(self) -> dict[str, Any]: ...  # JSON-ready counters and positions
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-    def prompt_of(self, example_id: str) -> Prompt:
-        """The prompt of a training row."""
-        ...
+    def prompt_of(self, example_id: str) -> Prompt: ...  # of a training row
 
 
 class Saver:
     """Checkpoints of one run. Every method is a collective: all ranks call it at the same point.
 
-    `config` is the flat mapping of options. A periodic save that fails (a full disk) is reported and counted, and
-    training goes on with the last good checkpoint; a save that the run ends with raises. `on_saved` is called on every
-    rank with the folder of each periodic checkpoint.
+    A periodic save that fails (a full disk) is reported and counted, and training goes on with the last good
+    checkpoint; a save that the run ends with raises. `on_saved` is called on every rank with the folder of each
+    periodic checkpoint.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Saver:
         train = options.train
         self.config: Mapping[str, Any] = plain(options.flat())
         self.run_folder = Path(run_folder)
+        self.metrics = self.run_folder / "metrics.jsonl"
         self.store = CheckpointStore(self.run_folder / "checkpoints", train.keep_last, train.keep_best)
         self.every_steps, self.every_seconds = train.checkpoint_every, train.checkpoint_minutes * 60
         self.stop = stop or StopSignals()
@@ -98,9 +100,9 @@ class Saver:
         every = self.every_steps and trainer.step % self.every_steps == 0
         self._save_if(trainer, due=bool(every) or score is not None, score=score)
 
-    def finish(self, trainer: Resumable, score: float | None = None) -> Path:
+    def finish(self, trainer: Resumable) -> Path:
         """After the last step; raises CheckpointError if it cannot be written."""
-        return self._save(trainer, score)
+        return self._save(trainer, None)
 
     def _save_if(self, trainer: Resumable, *, due: bool, score: float | None = None) -> None:
         overdue = bool(self.every_seconds) and time.monotonic() - self._saved_at >= self.every_seconds
@@ -123,45 +125,41 @@ class Saver:
     # -- out -----------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: Resumable, score: float | None) -> Path:
-        path = self.store.save(self.capture(trainer, score), self.ranks)
+        path = self.store.save(self._capture(trainer, score), self.ranks)
         self._saved_at = time.monotonic()
         return path
 
-    def capture(self, trainer: Resumable, score: float | None = None) -> TrainState:
-        """Everything that `restore` needs, as copies."""
+    def _capture(self, trainer: Resumable, score: float | None) -> TrainState:
+        """Everything that `_restore` needs, as copies."""
         optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy)
-        random, tensors = state.random_state()
+        random, rank_tensors = state.random_state()
         rank: dict[str, Any] = {"random": random, "batch": None}
         if trainer.batch is not None and trainer.update_index:
-            rank["batch"], batch_tensors = batch_state.pack_batch(trainer.batch)
-            tensors |= batch_tensors
+            rank["batch"], batch_tensors = state.pack_batch(trainer.batch)
+            rank_tensors |= batch_tensors
+        logged = self.ranks.main and self.metrics.is_file()
+        if logged:
+            flush(self.metrics)
         shared = {
+            **self._identity(trainer),
             "trainer": trainer.state_dict(),
             "schedule": trainer.schedule.state_dict(),
             "optimizer": optimizer,
-            "config": dict(self.config),
-            "data": data_fingerprint(trainer.sampler.examples),
-            "logs": self._log_sizes(),
+            "metrics_bytes": self.metrics.stat().st_size if logged else 0,
         }
-        weights = state.weights(trainer.policy)
-        return TrainState(
-            trainer.step, shared, {"weights": weights, "optimizer": optimizer_tensors}, rank, tensors,
-            update=trainer.update_index, score=score,
-        )  # fmt: skip
+        tensors = {"weights": state.weights(trainer.policy), "optimizer": optimizer_tensors}
+        return TrainState(trainer.step, shared, tensors, rank, rank_tensors, trainer.update_index, score)
 
-    def _log_sizes(self) -> dict[str, int]:
-        path = self.run_folder / "metrics.jsonl"
-        if not self.ranks.main or not path.is_file():
-            return {"metrics.jsonl": 0}
-        files.flush(path)
-        return {"metrics.jsonl": path.stat().st_size}
+    def _identity(self, trainer: Resumable) -> dict[str, Any]:
+        """What a resume must have in common with the checkpoint."""
+        return {"config": self.config, "data": data_fingerprint(trainer.sampler.examples)}
 
     # -- back ----------------------------------------------------------------------------------------------------
 
-    def resume(self, trainer: Resumable, wanted: str | None, *, allow_changed: bool = False) -> list[str]:
+    def resume(self, trainer: Resumable, source: str | None, *, allow_changed: bool = False) -> list[str]:
         """Take up at `auto` (the newest complete checkpoint, or the start if there is none) or at a folder.
 
-        Cuts metrics.jsonl and rollouts/ back to the checkpoint. Without `wanted`, starts a new run.
+        Cuts metrics.jsonl and rollouts/ back to the checkpoint. Without `source`, starts a new run.
 
         Returns:
             lines for the log: what was resumed, and where it cannot be exact.
@@ -170,7 +168,7 @@ class Saver:
             ConfigError: configuration or data differ and `allow_changed` is off, or a new run would write over one.
             CheckpointError: the checkpoint is damaged or does not fit the model.
         """
-        if wanted is None:
+        if source is None:
             unfinished = self.ranks.from_main(self._unfinished() if self.ranks.main else None)
             if unfinished:
                 raise ConfigError([f"{self.run_folder} holds an unfinished run ({unfinished}): continue it with "
@@ -179,53 +177,46 @@ class Saver:
                 self.store.remove_all()
             self._cut_logs(0, 0)
             return []
-        path, notes = self._chosen(wanted)
-        if path is None:
-            self._cut_logs(0, 0)
-            return [*notes, f"no checkpoint under {self.store.folder}: starting from the first step"]
+        notes: list[str] = []
+        if source == "auto":
+            path, passed_over = self.ranks.from_main(self.store.latest_valid() if self.ranks.main else None)
+            notes += [f"passed over {what}" for what in passed_over]
+            if path is None:
+                self._cut_logs(0, 0)
+                return [*notes, f"no checkpoint under {self.store.folder}: starting from the first step"]
+        elif not (path := Path(source)).is_dir():
+            raise CheckpointError(f"--resume {source}: no such folder; there are "
+                                  f"{', '.join(str(p) for p in self.store.all()) or 'no checkpoints'}")  # fmt: skip
         saved = self.store.load(path, self.ranks)
-        notes += self._check(saved.shared, trainer, allow_changed)
-        self.restore(trainer, saved)
-        self._cut_logs(saved.step, saved.shared["logs"]["metrics.jsonl"])
+        notes += self._changes(saved.shared, trainer, allow_changed)
+        self._restore(trainer, saved)
+        self._cut_logs(saved.step, saved.shared["metrics_bytes"])
         where = f", update {saved.update}" if saved.update else ""
         return [f"resumed from {path} (step {saved.step}{where})", *notes]
 
-    def restore(self, trainer: Resumable, saved: TrainState) -> None:
+    def _restore(self, trainer: Resumable, saved: TrainState) -> None:
         """Put a loaded state into a trainer that was built from the same options."""
-        state.load_weights(trainer.policy, saved.tensors["weights"])
-        state.load_optimizer_state(
-            trainer.optimizer, trainer.policy, saved.tensors["optimizer"], saved.shared["optimizer"]
-        )
-        trainer.schedule.load_state_dict(dict(saved.shared["schedule"]))
-        trainer.load_state_dict(saved.shared["trainer"])
+        tensors, shared = saved.tensors, saved.shared
+        state.load_weights(trainer.policy, tensors["weights"])
+        state.load_optimizer_state(trainer.optimizer, trainer.policy, tensors["optimizer"], shared["optimizer"])
+        trainer.schedule.load_state_dict(dict(shared["schedule"]))
+        trainer.load_state_dict(shared["trainer"])
         if saved.rank:
             state.load_random_state(saved.rank["random"], saved.rank_tensors)
-            if saved.rank["batch"] is not None:
-                trainer.batch = batch_state.unpack_batch(
-                    saved.rank["batch"], saved.rank_tensors, trainer.prompt_of, trainer.device
-                )
+            if batch := saved.rank["batch"]:
+                trainer.batch = state.unpack_batch(batch, saved.rank_tensors, trainer.prompt_of, trainer.device)
 
     def _unfinished(self) -> str | None:
         """Name of the newest checkpoint, if it was saved before the last step of its run."""
         path, _ = self.store.latest_valid()
         if path is None:
             return None
-        saved = files.read_json(path / "state.json")
+        saved = read_values(path / "state.json")
         return None if saved["trainer"]["step"] >= saved["config"]["max_steps"] else path.name
 
-    def _chosen(self, wanted: str) -> tuple[Path | None, list[str]]:
-        if wanted != "auto":
-            path = Path(wanted)
-            if not path.is_dir():
-                raise CheckpointError(f"--resume {wanted}: no such folder; there are "
-                                      f"{', '.join(str(p) for p in self.store.all()) or 'no checkpoints'}")  # fmt: skip
-            return path, []
-        path, passed_over = self.ranks.from_main(self.store.latest_valid() if self.ranks.main else None)
-        return path, [f"passed over {what}" for what in passed_over]
-
-    def _check(self, shared: Mapping[str, Any], trainer: Resumable, allow_changed: bool) -> list[str]:
-        serious, rounding = config_differences(shared["config"], self.config)
-        serious += data_differences(shared["data"], data_fingerprint(trainer.sampler.examples))
+    def _changes(self, shared: Mapping[str, Any], trainer: Resumable, allow_changed: bool) -> list[str]:
+        """Lines for the log about what differs from the checkpoint; raises ConfigError unless that is allowed."""
+        serious, rounding = differences(shared, self._identity(trainer))
         if serious and not allow_changed:
             raise ConfigError([*serious, "the run differs from its checkpoint: undo that, choose another --output, "
                                          "or pass --allow_changed_config"])  # fmt: skip
@@ -242,20 +233,42 @@ class Saver:
         """Nothing after the checkpoint may stay in the logs, or it would appear twice."""
         if not self.ranks.main:
             return
-        metrics = self.run_folder / "metrics.jsonl"
-        if metrics.is_file():
-            size = metrics.stat().st_size
+        if self.metrics.is_file():
+            size = self.metrics.stat().st_size
             if size < metrics_bytes:
                 raise CheckpointError(
-                    f"{metrics} has {size} bytes, but had {metrics_bytes} when the checkpoint was saved: it was "
+                    f"{self.metrics} has {size} bytes, but had {metrics_bytes} when the checkpoint was saved: it was "
                     "edited or replaced; put it back or choose another --output"
                 )
-            os.truncate(metrics, metrics_bytes)
-        for path in later_rollouts(self.run_folder, step):
-            path.unlink()
+            os.truncate(self.metrics, metrics_bytes)
+        for path in (self.run_folder / "rollouts").glob("step_*.jsonl"):
+            number = path.stem.removeprefix("step_")
+            if number.isdigit() and int(number) > step:
+                path.unlink()
 
 
-def later_rollouts(run_folder: Path, step: int) -> Sequence[Path]:
-    """rollouts/step_NNNNN.jsonl files of steps after `step`."""
-    found = sorted((run_folder / "rollouts").glob("step_*.jsonl"))
-    return [path for path in found if path.stem.removeprefix("step_").isdigit() and int(path.stem[5:]) > step]
+def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
+    """Number of rows and a sha256 over ids, questions, choices, answers and clip names, in order."""
+    digest = hashlib.sha256()
+    for row in examples:
+        names = [clip.name.rsplit("/", 1)[-1] for clip in row.clips]
+        digest.update(repr((row.id, row.question, row.choices, row.answer, names)).encode())
+    return {"rows": len(examples), "sha256": digest.hexdigest()}
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """`config` and `data` of a checkpoint against the run's: (changes that alter the training, only its rounding).
+
+    One readable line each.
+    """
+    serious, rounding = [], []
+    for name in sorted({*saved["config"], *now["config"]} - FREE):
+        before, after = saved["config"].get(name), now["config"].get(name)
+        if before != after:
+            (rounding if name in ROUNDING else serious).append(f"{name}: {before!r} in the checkpoint, {after!r} now")
+    before, after = saved["data"], now["data"]
+    if before["rows"] != after["rows"]:
+        serious.append(f"training data: {before['rows']} rows in the checkpoint, {after['rows']} now")
+    elif before != after:
+        serious.append("training data: as many rows as in the checkpoint, but their content or order has changed")
+    return serious, rounding

@@ -1,13 +1,16 @@
-"""Parameters, optimiser, schedule and random states <-> plain dicts of JSON values and tensors.
+"""Parameters, optimiser, random states and the batch in use <-> JSON values and tensors.
 
-Everything is keyed by parameter name, so it does not depend on the number of ranks. Sharded parameters (DTensor, as
-FSDP2 makes them) are gathered on the way out and sharded again on the way in; both are collectives.
+Parameters are keyed by name, so nothing depends on the number of ranks. Sharded ones (DTensor, as FSDP2 makes them)
+are gathered on the way out and sharded again on the way in; both are collectives.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,113 +18,104 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from covo_rl.train.checkpoint.files import CheckpointError
+from covo_rl.algo.advantage import Advantages
+from covo_rl.data.files import plain
+from covo_rl.policy.sharding import whole
+from covo_rl.train.batch import Batch
+from covo_rl.train.checkpoint.store import CheckpointError
+from covo_rl.types import Group, Prompt, RewardTable, Rollout
 
-WRAPPERS = ("module.", "_orig_mod.", "_checkpoint_wrapped_module.")
-
-
-def clean_name(name: str) -> str:
-    """Parameter name without what DDP, torch.compile and checkpoint wrappers put into it."""
-    for wrapper in WRAPPERS:
-        name = ".".join(part for part in name.split(".") if f"{part}." != wrapper)
-    return name
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
-    return {clean_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+#: what DDP, torch.compile and checkpoint wrappers put into a parameter's name
+WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_checkpoint_wrapped_module)\.")
 
 
-def whole(value: Tensor) -> Tensor:
-    """A full copy on the CPU; gathers shards."""
-    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().to("cpu", copy=True)
-
-
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """`value` on the parameter's device, sharded as the parameter is if it has its shape."""
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name without wrappers."""
+    return {WRAPPERS.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the trained parameters."""
-    return {name: whole(p) for name, p in trained(model).items()}
+    """Copies of the trained parameters, whole and on the CPU."""
+    return {name: _copy(parameter) for name, parameter in trained_parameters(model).items()}
 
 
 def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Put saved values into the trained parameters; all of them must match by name and shape."""
-    parameters = trained(model)
-    _same(parameters, saved, "trained parameters")
+    parameters = trained_parameters(model)
+    _match(parameters, saved, "trained parameters")
     with torch.no_grad():
         for name, parameter in parameters.items():
             if saved[name].shape != parameter.shape:
                 raise CheckpointError(f"{name} is {tuple(saved[name].shape)} in the checkpoint and "
                                       f"{tuple(parameter.shape)} in the model: the configuration differs")  # fmt: skip
-            parameter.copy_(like(saved[name], parameter))
+            parameter.copy_(_sharded_as(parameter, saved[name]))
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors keyed `parameter/entry`, and JSON: options and parameter names of each group, plain numbers."""
-    inner = _inner(optimizer)
-    names: dict[Tensor, str] = {p: name for name, p in trained(model).items()}
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for parameter, entries in inner.state.items():
-        for entry, value in entries.items():
-            key = f"{names[parameter]}/{entry}"
-            if isinstance(value, Tensor):
-                tensors[key] = whole(value)
-            else:
-                numbers[key] = value
-    groups = [
-        {"names": [names[p] for p in group["params"]],
-         "options": {k: _plain(v) for k, v in group.items() if k != "params"}}
-        for group in inner.param_groups
-    ]  # fmt: skip
-    return tensors, {"groups": groups, "numbers": numbers}
+def optimizer_state(optimizer: Any, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors keyed `parameter/entry`, and JSON: parameter names and options of each group."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps torch's
+    groups, packed = _names_by_group(inner, model), inner.state_dict()
+    names = list(chain(*groups))
+    tensors = {
+        f"{names[index]}/{entry}": _copy(value)
+        for index, entries in packed["state"].items()
+        for entry, value in entries.items()
+    }
+    options = [{k: v for k, v in group.items() if k != "params"} for group in packed["param_groups"]]
+    return tensors, {"groups": [{"names": n, "options": plain(o)} for n, o in zip(groups, options, strict=True)]}
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+    optimizer: Any, model: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
     """Inverse of `optimizer_state`, for the same parameters in the same groups."""
-    inner = _inner(optimizer)
-    parameters = trained(model)
-    names = {p: name for name, p in parameters.items()}
-    ours = [[names[p] for p in group["params"]] for group in inner.param_groups]
-    theirs = [group["names"] for group in about["groups"]]
+    inner, parameters = getattr(optimizer, "optimizer", optimizer), trained_parameters(model)
+    ours, theirs = _names_by_group(inner, model), [group["names"] for group in about["groups"]]
     if ours != theirs:
-        _same([n for group in ours for n in group], [n for group in theirs for n in group], "optimiser parameters")
+        _match(chain(*ours), chain(*theirs), "optimiser parameters")
         raise CheckpointError("the optimiser's parameter groups differ from those of the checkpoint")
-    state: dict[int, dict[str, Any]] = {}
-    index = {name: i for i, name in enumerate(n for group in ours for n in group)}
-    for key, value in {**about["numbers"], **tensors}.items():
+    index = {name: i for i, name in enumerate(chain(*ours))}
+    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        restored = like(value, parameters[name]) if isinstance(value, Tensor) else value
-        state.setdefault(index[name], {})[entry] = restored
-    groups, start = [], 0
-    for group, saved in zip(inner.param_groups, about["groups"], strict=True):
-        ids = list(range(start, start + len(saved["names"])))
-        start += len(ids)
-        options = {k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in saved["options"].items()}
-        groups.append({**options, "params": ids})
-    inner.load_state_dict({"state": state, "param_groups": groups})
+        state[index[name]][entry] = _sharded_as(parameters[name], value)
+    groups = inner.state_dict()["param_groups"]
+    for group, saved in zip(groups, about["groups"], strict=True):
+        group |= {k: tuple(v) if isinstance(v, list) else v for k, v in saved["options"].items()}
+    inner.load_state_dict({"state": dict(state), "param_groups": groups})
+
+
+def _names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+    names = {parameter: name for name, parameter in trained_parameters(model).items()}
+    return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _copy(value: Tensor) -> Tensor:
+    return whole(value.detach()).to("cpu", copy=True)
+
+
+def _sharded_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value`, sharded as the parameter is if it has its shape."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value
+
+
+def _match(ours: Iterable[str], theirs: Iterable[str], what: str) -> None:
+    """Raise with the first names that only one side has."""
+    here, there = set(ours), set(theirs)
+    if here != there:
+        only = [f"only in the {side}: {', '.join(sorted(some)[:3])} ({len(some)})"
+                for side, some in (("model", here - there), ("checkpoint", there - here)) if some]  # fmt: skip
+        raise CheckpointError(f"the {what} differ; {'; '.join(only)}. Was it saved with other adapter options?")
 
 
 def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """States of python, numpy, torch and this process's accelerator."""
-    version, numbers, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)
-    about = {
-        "python": [version, list(numbers), gauss],
-        "numpy": {**numpy_state, "state": {k: _plain(v) for k, v in numpy_state["state"].items()}},
-    }
+    about = {"python": plain(random.getstate()), "numpy": plain(np.random.get_state(legacy=False))}
     tensors = {"random/torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    if torch.backends.mps.is_available():
-        tensors["random/mps"] = torch.mps.get_rng_state()
+    if device := torch.accelerator.current_accelerator(check_available=True):
+        tensors[f"random/{device.type}"] = torch.get_device_module(device).get_rng_state()
     return about, tensors
 
 
@@ -129,28 +123,71 @@ def load_random_state(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     """Inverse of `random_state`; a device that is absent here is left out."""
     version, numbers, gauss = about["python"]
     random.setstate((version, tuple(numbers), gauss))
-    key = np.array(about["numpy"]["state"]["key"], dtype=np.uint32)
-    np.random.set_state({**about["numpy"], "state": {**about["numpy"]["state"], "key": key}})
+    np.random.set_state(about["numpy"])
     torch.set_rng_state(tensors["random/torch"])
-    if torch.cuda.is_available() and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"])
-    if torch.backends.mps.is_available() and "random/mps" in tensors:
-        torch.mps.set_rng_state(tensors["random/mps"])
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device and f"random/{device.type}" in tensors:
+        torch.get_device_module(device).set_rng_state(tensors[f"random/{device.type}"])
 
 
-def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimiser inside accelerate's."""
-    return getattr(optimizer, "optimizer", optimizer)
+def pack_batch(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Rollouts, rewards, advantages and log-probs -> (JSON-ready, tensors).
+
+    Sampling log-probs are Python floats and survive JSON bit for bit. Prompts are rebuilt from the data set by id.
+    """
+    about: dict[str, Any] = {
+        "groups": [
+            {
+                "example": group.prompt.example.id,
+                "prompt_tokens": len(group.prompt.input_ids),
+                "rollouts": [vars(rollout) for rollout in group.rollouts],
+            }
+            for group in batch.groups
+        ]
+    }
+    tensors: dict[str, Tensor] = {}
+    for part in ("table", "advantages"):
+        values = dict(vars(getattr(batch, part)))
+        arrays = [name for name, value in values.items() if isinstance(value, np.ndarray)]
+        tensors |= {f"{part}/{name}": torch.from_numpy(np.array(values.pop(name))) for name in arrays}
+        about[part] = values
+    about["table"]["missing"] = [[*place, why] for place, why in batch.table.missing.items()]
+    about["table"]["extras"] = plain(batch.table.extras)
+    for name in ("old_logps", "ref_logps"):
+        tensors |= {f"{name}/{p:06d}": logps_GC for p, logps_GC in enumerate(getattr(batch, name) or [])}
+    return about, tensors
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
+def unpack_batch(
+    about: Mapping[str, Any], tensors: Mapping[str, Tensor], prompt_of: Callable[[str], Prompt], device: torch.device
+) -> Batch:
+    """Inverse of `pack_batch`; `prompt_of` builds the prompt of an example id.
+
+    Raises:
+        CheckpointError: a prompt has another length than when it was sampled from.
+    """
+
+    def under(part: str) -> dict[str, Tensor]:
+        return {key.partition("/")[2]: value for key, value in sorted(tensors.items()) if key.startswith(f"{part}/")}
+
+    def values(part: str) -> dict[str, Any]:
+        return {**about[part], **{name: tensor.numpy() for name, tensor in under(part).items()}}
+
+    groups = []
+    for saved in about["groups"]:
+        prompt = prompt_of(saved["example"])
+        if len(prompt.input_ids) != saved["prompt_tokens"]:
+            raise CheckpointError(
+                f"row {saved['example']}: its prompt had {saved['prompt_tokens']} tokens when the rollouts in the "
+                f"checkpoint were sampled and has {len(prompt.input_ids)} now; resume from a checkpoint without a dot"
+            )
+        groups.append(Group(prompt, tuple(Rollout(**_with_tuples(rollout)) for rollout in saved["rollouts"])))
+    missing = {(p, g, name): why for p, g, name, why in about["table"]["missing"]}
+    table = RewardTable(**_with_tuples({**values("table"), "missing": missing}))
+    logps = {name: [x.to(device) for x in under(name).values()] or None for name in ("old_logps", "ref_logps")}
+    return Batch(groups, table, Advantages(**values("advantages")), **logps)
 
 
-def _same(ours: Iterable[str], theirs: Iterable[str], what: str) -> None:
-    """Raise with the first names that only one side has."""
-    here, there = set(ours), set(theirs)
-    if here != there:
-        only = [f"only in the {side}: {', '.join(sorted(some)[:3])} ({len(some)})"
-                for side, some in (("model", here - there), ("checkpoint", there - here)) if some]  # fmt: skip
-        raise CheckpointError(f"the {what} differ; {'; '.join(only)}. Was it saved with other adapter options?")
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples again where JSON made lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

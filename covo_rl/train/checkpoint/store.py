@@ -1,23 +1,104 @@
-"""The checkpoints of one run: save, find, verify, load, thin out."""
+"""The checkpoints of one run: save, find, verify, load, thin out.
+
+A folder is written under a temporary name and renamed; its manifest, written last, tells whether it is whole.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from covo_rl.train.checkpoint import files
-from covo_rl.train.checkpoint.files import MANIFEST, CheckpointError
+from covo_rl.data.files import file_sha256, write_atomically
 from covo_rl.train.ranks import Ranks
 
-FORMAT = 1
-NAME = re.compile(r"step_(\d{6,})(?:\.(\d{3,}))?")
+FORMAT = 2
+NAME = re.compile(r"step_\d{6,}(\.\d{3,})?")
+MANIFEST = "complete.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says which and what to do."""
+
+
+@contextmanager
+def explained(what: str, path: Path) -> Iterator[None]:
+    """Turn a failed write or read into a CheckpointError that names the file and the free space."""
+    try:
+        yield
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        folder = next(p for p in [path, *path.parents, Path(".")] if p.is_dir())
+        free = f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free"
+        raise CheckpointError(f"cannot {what} {path}: {error} ({free})") from error
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_values(path: Path, values: Mapping[str, Any]) -> None:
+    """JSON on disk, flushed. Numbers come back bit for bit, NaN as NaN (data.files.write_json makes it null)."""
+    with explained("write", path):
+        write_atomically(path, lambda file: json.dump(values, file))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    with explained("read", path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """safetensors on disk, flushed. Tensors are copied to the CPU."""
+    with explained("write", path):
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+        flush(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    with explained("read", path):
+        return load_file(path)
+
+
+def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
+    """List every file of `folder` with size and sha256, and flush the folder."""
+    entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(folder.iterdir())}
+    write_values(folder / MANIFEST, {**about, "files": entries})
+    flush(folder)
+
+
+def damage(folder: Path) -> list[str]:
+    """Why `folder` is not a complete checkpoint; empty when every file is there and unchanged."""
+    if not (folder / MANIFEST).is_file():
+        return [f"no {MANIFEST}: writing it was interrupted"]
+    try:
+        entries = read_values(folder / MANIFEST)["files"]
+    except (CheckpointError, KeyError) as error:
+        return [f"{MANIFEST} cannot be read: {error}"]
+    problems = []
+    for name, expected in entries.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}")
+        elif file_sha256(path) != expected["sha256"]:
+            problems.append(f"{name} has changed: its sha256 differs")
+    return problems
 
 
 @dataclass(frozen=True)
@@ -54,19 +135,17 @@ class CheckpointStore:
 
     def all(self) -> list[Path]:
         """Checkpoint folders, oldest first, complete or not."""
-        if not self.folder.is_dir():
-            return []
-        matches = ((NAME.fullmatch(path.name), path) for path in self.folder.iterdir() if path.is_dir())
-        return [path for _, path in sorted((_order(match), path) for match, path in matches if match)]
+        folders = [path for path in self.folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(folders, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
 
     def latest_valid(self) -> tuple[Path | None, list[str]]:
         """The newest complete checkpoint, and what was wrong with newer ones."""
         passed_over = []
         for path in reversed(self.all()):
-            found = files.damage(path)
-            if not found:
+            problems = damage(path)
+            if not problems:
                 return path, passed_over
-            passed_over.append(f"{path.name}: {'; '.join(found)}")
+            passed_over.append(f"{path.name}: {'; '.join(problems)}")
         return None, passed_over
 
     def save(self, state: TrainState, ranks: Ranks | None = None) -> Path:
@@ -77,23 +156,32 @@ class CheckpointStore:
         """
         ranks = ranks or Ranks.current()
         target, partial = self.folder / state.name, self.folder / f".partial-{state.name}"
-        if ranks.from_main(ranks.main and target.is_dir() and not files.damage(target)):
+        if ranks.from_main(ranks.main and target.is_dir() and not damage(target)):
             return target
+
+        def begin() -> None:
+            self._clear()
+            with explained("create", partial):
+                partial.mkdir(parents=True)
+
+        def write_rank() -> None:
+            stem = partial / f"rank_{ranks.rank:05d}"
+            write_values(stem.with_suffix(".json"), state.rank)
+            write_tensors(stem.with_suffix(".safetensors"), state.rank_tensors)
+
         try:
-            if ranks.main:
-                self._clear()
-            ranks.together(lambda: _make(partial) if ranks.main else None, CheckpointError)
-            ranks.together(lambda: _write_rank(partial, state, ranks), CheckpointError)
+            ranks.together(lambda: begin() if ranks.main else None, CheckpointError)
+            ranks.together(write_rank, CheckpointError)
             ranks.together(
-                lambda: self._complete(partial, target, state, ranks) if ranks.main else None, CheckpointError
+                lambda: self._complete(partial, target, state, ranks.world) if ranks.main else None, CheckpointError
             )
         except CheckpointError as error:
             if ranks.main:
                 shutil.rmtree(partial, ignore_errors=True)
-            kept = self.all()
+            older = self.all()
             raise CheckpointError(
                 f"checkpoint {state.name} was not saved: {error}. "
-                + (f"{kept[-1].name} is still there" if kept else "There is no earlier checkpoint")
+                + (f"{older[-1].name} is still there" if older else "There is no earlier checkpoint")
             ) from error
         if ranks.main:
             self._thin_out()
@@ -108,9 +196,9 @@ class CheckpointStore:
             CheckpointError: incomplete or damaged, or saved in mid-batch by another number of ranks.
         """
         ranks, path = ranks or Ranks.current(), Path(path)
-        if found := ranks.from_main(files.damage(path) if ranks.main else None):
-            raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(found)}")
-        about = files.read_json(path / MANIFEST)
+        if problems := ranks.from_main(damage(path) if ranks.main else None):
+            raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(problems)}")
+        about = read_values(path / MANIFEST)
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path} has checkpoint format {about['format']}, this version reads {FORMAT}")
         if about["update"] and about["world"] != ranks.world:
@@ -125,10 +213,10 @@ class CheckpointStore:
             step=about["step"],
             update=about["update"],
             score=about["score"],
-            shared={**files.read_json(path / "state.json"), "world": about["world"]},
-            tensors={name: files.read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
-            rank=files.read_json(stem.with_suffix(".json")) if mine else {},
-            rank_tensors=files.read_tensors(stem.with_suffix(".safetensors")) if mine else {},
+            shared={**read_values(path / "state.json"), "world": about["world"]},
+            tensors={name: read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
+            rank=read_values(stem.with_suffix(".json")) if mine else {},
+            rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
         )
 
     def remove_all(self) -> None:
@@ -136,25 +224,25 @@ class CheckpointStore:
         for path in self.all():
             self._remove(path)
 
-    def _complete(self, partial: Path, target: Path, state: TrainState, ranks: Ranks) -> None:
+    def _complete(self, partial: Path, target: Path, state: TrainState, world: int) -> None:
+        """Write what all ranks share and the manifest, and give the folder its name."""
         for name, tensors in state.tensors.items():
-            files.write_tensors(partial / f"{name}.safetensors", tensors)
-        files.write_json(partial / "state.json", state.shared)
-        about = {"format": FORMAT, "step": state.step, "update": state.update, "score": state.score,
-                 "world": ranks.world, "tensors": sorted(state.tensors)}  # fmt: skip
-        with files.explained("write", partial):
-            files.write_manifest(partial, about)
+            write_tensors(partial / f"{name}.safetensors", tensors)
+        write_values(partial / "state.json", state.shared)
+        about = {"format": FORMAT, "step": state.step, "update": state.update, "score": state.score, "world": world,
+                 "tensors": sorted(state.tensors)}  # fmt: skip
+        with explained("write", partial):
+            write_manifest(partial, about)
             if target.is_dir():
                 self._remove(target)
             os.replace(partial, target)
-            files.flush(self.folder)
+            flush(self.folder)
 
     def _clear(self) -> None:
         """Remove what an interrupted save or clean-up left behind."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                if path.name.startswith((".partial-", ".trash-")):
-                    shutil.rmtree(path, ignore_errors=True)
+        for pattern in (".partial-*", ".trash-*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, path: Path) -> None:
         """Rename, then delete: a half-deleted folder must not look like a checkpoint."""
@@ -165,34 +253,16 @@ class CheckpointStore:
 
     def _thin_out(self) -> None:
         every = self.all()
-        kept = set(every[-self.keep_last :])
+        keep = set(every[-self.keep_last :])
         if self.keep_best:
-            scores = {path: _score(path) for path in every}
-            scored = [path for path in every if scores[path] is not None]
-            if scored:
-                kept.add(max(scored, key=lambda path: (scores[path], path.name)))
-        for path in every:
-            if path not in kept:
-                self._remove(path)
-
-
-def _order(match: re.Match[str]) -> tuple[int, int]:
-    return int(match[1]), int(match[2] or 0)
-
-
-def _make(partial: Path) -> None:
-    with files.explained("create", partial):
-        partial.mkdir(parents=True)
-
-
-def _write_rank(partial: Path, state: TrainState, ranks: Ranks) -> None:
-    stem = partial / f"rank_{ranks.rank:05d}"
-    files.write_json(stem.with_suffix(".json"), state.rank)
-    files.write_tensors(stem.with_suffix(".safetensors"), state.rank_tensors)
+            scored = [(score, path.name, path) for path in every if (score := _score(path)) is not None]
+            keep |= {path for _, _, path in sorted(scored)[-1:]}
+        for path in set(every) - keep:
+            self._remove(path)
 
 
 def _score(path: Path) -> float | None:
     try:
-        return files.read_json(path / MANIFEST)["score"]
+        return read_values(path / MANIFEST)["score"]
     except CheckpointError:
         return None  # incomplete, so never the best one
