@@ -31,9 +31,8 @@ from covo_rl.export.errors import ExportError
 from covo_rl.models import load_family
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
-from covo_rl.policy.quantised import quantization_kwargs
 from covo_rl.policy.trainable import make_trainable as build_modes
-from covo_rl.policy.trainable import render_report
+from covo_rl.policy.trainable import quantization_kwargs, render_report
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run, environment
