@@ -83,5 +83,6 @@ def test_no_public_function_has_the_name_of_another():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 homes[node.name].append(".".join(parts[1:]))
-    shared = {"main", "register"}  # entry points: of a script, of a plug-in
+    # entry points of a script and a plug-in; the name that a checkpoint's `architectures` gives, in both libraries
+    shared = {"main", "register", "CovoAudioForConditionalGeneration"}
     assert {name: modules for name, modules in homes.items() if len(modules) > 1 and name not in shared} == {}

@@ -12,7 +12,7 @@ from covo_rl.models.covo_audio import (
     CovoAudioForConditionalGeneration,
     WindowedRepetitionPenalty,
 )
-from covo_rl.models.covo_audio.codes import make_labels, split_codes
+from covo_rl.models.covo_audio.processing import make_labels, split_codes
 
 STOP = {"eos_token_id": 151645, "pad_token_id": 151643, "do_sample": False}
 
@@ -99,9 +99,9 @@ def test_a_clip_of_two_segments_keeps_the_first_rows(model):
     assert features.shape == (2, 128, 3000) and mask.sum() == 257
     with torch.no_grad():
         every_row = model.get_audio_features(features).pooler_output
-        kept, sizes = model.get_audio_embeds(features, mask, torch.tensor([0, 0]), torch.tensor([0, 0]))
-    assert every_row.shape == (376, 16) and sizes == [257, 257]
-    assert torch.equal(kept, every_row[:257].repeat(2, 1))
+        kept = model.get_audio_features(features, mask, torch.tensor([0, 0]), torch.tensor([0, 0]))
+    assert every_row.shape == (376, 16) and kept.sizes == [257, 257]
+    assert torch.equal(kept.pooler_output, every_row[:257].repeat(2, 1))
 
 
 def _reference_logits(model, prompt, **audio):

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration, CovoAudioProcessor
+from covo_rl.models.covo_audio.processing import make_labels
 from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
 
 CLIP = "<|begofcAUDIO|><|cAUDIO|><|endofcAUDIO|>"
@@ -26,7 +27,8 @@ def build(**options):
 def batch_of(processor):
     texts = [f"{CLIP}What is this? A dog.<|im_end|>", "What is this?<|im_end|>"]
     batch = processor(text=texts, audio=[WAVE], sampling_rate=24000)
-    batch["labels"] = processor.labels(batch["input_ids"], [27, 2], attention_mask=batch["attention_mask"])
+    first_code, mask = processor.first_code_id, batch["attention_mask"]
+    batch["labels"] = make_labels(batch["input_ids"], [27, 2], first_code, attention_mask=mask)
     return batch
 
 

@@ -13,8 +13,7 @@ from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 from covo_rl.config import AdapterConfig, ConfigError
 from covo_rl.models.covo_audio import CovoAudioConfig, CovoAudioForConditionalGeneration
 from covo_rl.policy.patterns import PatternError, decoder_pattern, part_of
-from covo_rl.policy.quantised import quantization_kwargs
-from covo_rl.policy.trainable import make_trainable, param_groups, render_report
+from covo_rl.policy.trainable import make_trainable, param_groups, quantization_kwargs, render_report
 
 LLM = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
        "num_key_value_heads": 1, "vocab_size": 40, "max_position_embeddings": 64}  # fmt: skip

@@ -1,7 +1,7 @@
 """Audio language models behind one interface.
 
-`load` reads the model type of a checkpoint and returns its family. A further family is one module with a subclass of
-`AudioFamily` and one line in `FAMILIES`.
+`load_family` reads the model type of a checkpoint and returns its family. A further family is one module with a
+subclass of `AudioFamily` and one line in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -30,22 +30,13 @@ def family_class(model_type: str) -> type[AudioFamily]:
     return getattr(import_module(module), name)
 
 
-def load_family(
-    path: str,
-    dtype: str = "auto",
-    *,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-    **kwargs: Any,
-) -> AudioFamily:
+def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
     """Load model and processor from a local folder or hub name, by the `model_type` of its `config.json`.
 
-    `dtype` "auto" keeps the checkpoint's; further keyword arguments go to `from_pretrained`.
+    `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
     Raises ValueError for a model type without a family, OSError where there is no checkpoint.
     """
     from transformers import PreTrainedConfig
 
     raw, _ = PreTrainedConfig.get_config_dict(path)
-    return family_class(raw.get("model_type", "")).load(
-        path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, **kwargs
-    )
+    return family_class(raw.get("model_type", "")).load(path, dtype=dtype, **options)

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
+from covo_rl.models.slots import expand_placeholders
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,21 @@ class ClipFeatures:
 
 
 class AudioFamily(ABC):
-    """One loaded audio language model: encoder -> adapter -> decoder -> head."""
+    """One loaded audio language model: encoder -> adapter -> decoder -> head.
+
+    A family states its names and how a clip is heard; text, ids, decoder and head have defaults that fit the models
+    of transformers.
+    """
 
     model_type: ClassVar[str]
     #: part name -> prefix of its parameters in `model`: encoder, audio_adapter, llm, lm_head.
     parts: ClassVar[Mapping[str, str]]
-    supports_gradient_checkpointing: ClassVar[bool] = True
     #: longest clip in seconds the family takes, or None where it has no limit.
     max_clip_seconds: float | None = None
+    #: replaces the processor's own template, or None.
+    chat_template: ClassVar[str | None] = None
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
         self.processor = processor
 
@@ -70,6 +76,22 @@ class AudioFamily(ABC):
             kwargs["attn_implementation"] = attn_implementation
         return cls(model.from_pretrained(path, dtype=dtype, **kwargs), processor.from_pretrained(path))
 
+    # -- what it hears -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
+        """Mono float32 waveform at any rate -> features of this one clip, independent of any batch."""
+
+    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
+        """`clip_features(...).slots`; a family that can count them without the features says how."""
+        return self.clip_features(waveform, sampling_rate).slots
+
+    @abstractmethod
+    def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
+        """One (S_i, D) embedding per clip, all rows in one encoder call, gradients where parts train."""
+
+    # -- text and ids --------------------------------------------------------------------------------------------
+
     @property
     def tokenizer(self) -> Any:
         return self.processor.tokenizer
@@ -85,40 +107,35 @@ class AudioFamily(ABC):
         """Ids that end a completion."""
 
     @property
-    @abstractmethod
-    def pad_token_id(self) -> int: ...
-
-    @abstractmethod
-    def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
-        """Mono float32 waveform at any rate -> features of this one clip, independent of any batch."""
-
-    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
-        """`clip_features(...).slots`; a family that can count them without the features says how."""
-        return self.clip_features(waveform, sampling_rate).slots
-
-    @abstractmethod
-    def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
-        """One (S_i, D) embedding per clip, all rows in one encoder call, gradients where parts train."""
+    def pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.eos_token_ids[0] if pad is None else pad
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Chat template -> text with ONE audio token per clip."""
         return self.processor.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+            [dict(message) for message in messages],
+            self.chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
 
-    @abstractmethod
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
         """Text with one audio token per clip -> ids with `slots[i]` audio ids for clip i."""
+        expanded = expand_placeholders([text], slots, self.processor.audio_token)[0]
+        return self.tokenizer(expanded, add_special_tokens=False)["input_ids"]
 
-    @property
-    @abstractmethod
-    def decoder(self) -> nn.Module:
-        """Takes inputs_embeds, attention_mask, position_ids, past_key_values; returns last_hidden_state."""
-
-    @property
-    @abstractmethod
-    def lm_head(self) -> nn.Module: ...
+    # -- the language model --------------------------------------------------------------------------------------
 
     @property
     def embed_tokens(self) -> nn.Embedding:
         return cast("nn.Embedding", self.model.get_input_embeddings())
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Takes inputs_embeds, attention_mask, position_ids, past_key_values; returns last_hidden_state."""
+        return self.model.get_decoder()
+
+    @property
+    def lm_head(self) -> nn.Module:
+        return self.model.get_output_embeddings()

@@ -1,17 +1,20 @@
-"""Audio placeholders: expanding one per clip to one per feature, and checking their number."""
+"""Audio slots: one placeholder per clip becomes one per feature, their number is checked, and parts fill them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+import torch
+from torch import nn
 
 
-def trains(module: nn.Module) -> bool:
-    """Whether any parameter of the module asks for gradients."""
-    return any(parameter.requires_grad for parameter in module.parameters())
+def part_output(part: nn.Module, hidden: torch.Tensor, **kwargs: Any) -> Any:
+    """`part(hidden)`, without autograd where neither the part nor its input asks for gradients."""
+    trains = hidden.requires_grad or any(parameter.requires_grad for parameter in part.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+        return part(hidden, **kwargs)
 
 
 def expand_placeholders(
@@ -23,26 +26,26 @@ def expand_placeholders(
     placeholders and clips differ in number.
     """
     counts = [text.count(token) for text in texts]
-    if per_row is not None and list(per_row) != counts:
-        if len(per_row) != len(texts):
-            raise ValueError(f"audio has {len(per_row)} rows of clips, text has {len(texts)}")
-        row = next(i for i, (have, want) in enumerate(zip(per_row, counts, strict=True)) if have != want)
-        raise ValueError(f"row {row} has {counts[row]} {token} placeholders but {per_row[row]} clips")
-    start, out = 0, []
+    if per_row is not None and len(per_row) != len(texts):
+        raise ValueError(f"audio has {len(per_row)} rows of clips, text has {len(texts)}")
+    for row, (clips, count) in enumerate(zip(per_row or counts, counts, strict=True)):
+        if clips != count:
+            raise ValueError(f"row {row} has {count} {token} placeholders but {clips} clips")
+    left, expanded = list(slots), []
     for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
-        if start + count > len(slots):
+        if count > len(left):
             raise ValueError(
-                f"row {row} has {count} {token} placeholders but {len(slots) - start} of {len(slots)} clips are left"
+                f"row {row} has {count} {token} placeholders but {len(left)} of {len(slots)} clips are left"
             )
-        runs = [token * n for n in slots[start : start + count]]
-        out.append("".join(a + b for a, b in zip(text.split(token), [*runs, ""], strict=True)))
-        start += count
-    if start < len(slots):
+        first, *others = text.split(token)
+        expanded.append(first + "".join(token * n + piece for n, piece in zip(left, others, strict=False)))
+        left = left[count:]
+    if left:
         raise ValueError(
-            f"{len(slots) - start} of {len(slots)} clips are left over after row {len(texts) - 1}: the rows have "
+            f"{len(left)} of {len(slots)} clips are left over after row {len(texts) - 1}: the rows have "
             f"{counts} {token} placeholders"
         )
-    return out
+    return expanded
 
 
 def check_slots(slots: Sequence[int], sizes: Sequence[int]) -> None:
@@ -54,22 +57,16 @@ def check_slots(slots: Sequence[int], sizes: Sequence[int]) -> None:
     total = sum(sizes)
     if len(sizes) == 1 and sum(slots) == total:
         return
-    ends = {0}
-    reached = 0
-    for size in sizes:
-        reached += size
-        ends.add(reached)
-    used = 0
-    for row, count in enumerate(slots):
-        used += count
+    ends = {0, *accumulate(sizes)}
+    for row, used in enumerate(accumulate(slots)):
         if used not in ends:
             raise ValueError(
-                f"row {row} has {count} audio placeholders, which its clips do not fill exactly; the batch has "
+                f"row {row} has {slots[row]} audio placeholders, which its clips do not fill exactly; the batch has "
                 f"{list(slots)} placeholders by row and {list(sizes)} features by clip, {total} in all. Every clip "
                 "needs exactly as many placeholders as it has features: use the processor's input_ids uncut"
             )
-    if used != total:
+    if left := total - sum(slots):
         raise ValueError(
-            f"{total - used} audio features are left over after row {len(slots) - 1}: {list(slots)} placeholders by "
+            f"{left} audio features are left over after row {len(slots) - 1}: {list(slots)} placeholders by "
             f"row, {list(sizes)} features by clip. Pass the clips of these rows only"
         )

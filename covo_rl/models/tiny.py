@@ -6,14 +6,10 @@ Nothing is fetched: the tokenizer is trained on the texts given, the weights are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
-
-    from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration, CovoAudioProcessor
+import transformers
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_END = "<|im_end|>"
@@ -28,14 +24,13 @@ BYTES = 256
 
 def tiny_tokenizer(
     texts: Sequence[str], vocab_size: int = 512, *, audio_tokens: Sequence[str] = COVO_AUDIO_TOKENS
-) -> PreTrainedTokenizerFast:
+) -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE trained on `texts`: any text round-trips, frequent words are one token.
 
     `vocab_size` bounds the whole vocabulary, special tokens and tags included. Raises ValueError where it has no room
     for the 256 bytes and the added tokens.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     from covo_rl.models.covo_audio.processing import CHAT_TEMPLATE
 
@@ -52,7 +47,7 @@ def tiny_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in TAGS])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
@@ -78,25 +73,28 @@ def tiny_covo_audio(
     audio_codes: int = 0,
     initializer_range: float = 0.02,
     max_position_embeddings: int = 4096,
-    attn_implementation: str | None = None,
     seed: int = 0,
-) -> tuple[CovoAudioForConditionalGeneration, CovoAudioProcessor]:
-    """A Covo-Audio of about 1.5 M parameters (float32) and its processor; a 3 s clip fills 19 slots.
+) -> tuple[Any, Any]:
+    """A CovoAudioForConditionalGeneration of about 1.5 M parameters (float32) and its CovoAudioProcessor.
 
-    `segment_seconds` fixes the encoder's length, as 30 s does in the published model: a longer clip becomes several
-    segments. `audio_codes` output codes follow the tokenizer's ids. The caller's random state is left alone.
+    A 3 s clip fills 19 slots. `segment_seconds` fixes the encoder's length, as 30 s does in the published model: a
+    longer clip becomes several segments. `audio_codes` output codes follow the tokenizer's ids. The caller's random
+    state is left alone.
     """
     from covo_rl.models.covo_audio import CovoAudioConfig, CovoAudioForConditionalGeneration, CovoAudioProcessor
 
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (*SPECIAL_TOKENS, *COVO_AUDIO_TOKENS)}
+    end_of_text, _, turn_end, audio_bos, placeholder, audio_eos = tokenizer.convert_tokens_to_ids(
+        [*SPECIAL_TOKENS, *COVO_AUDIO_TOKENS]
+    )
     config = CovoAudioConfig(
         llm_config={
             **_decoder_sizes(decoder_width, decoder_layers, decoder_heads),
             "vocab_size": len(tokenizer) + audio_codes,
             "initializer_range": initializer_range,
             "max_position_embeddings": max_position_embeddings,
-            **{f"{name}_token_id": ids[END_OF_TEXT] for name in ("bos", "pad")},
-            "eos_token_id": ids[TURN_END],
+            "bos_token_id": end_of_text,
+            "pad_token_id": end_of_text,
+            "eos_token_id": turn_end,
         },
         encoder_config={
             **_encoder_sizes(encoder_width, encoder_layers, encoder_heads, 4 * encoder_width, mel_bins),
@@ -106,18 +104,14 @@ def tiny_covo_audio(
         adapter_hidden_dim=adapter_hidden,
         adapter_downsample=adapter_downsample,
         audio_token_index=len(tokenizer),
-        audio_bos_token_id=ids["<|begofcAUDIO|>"],
-        audio_placeholder_token_id=ids["<|cAUDIO|>"],
-        audio_eos_token_id=ids["<|endofcAUDIO|>"],
-        turn_end_token_id=ids[TURN_END],
-        text_end_token_id=ids[END_OF_TEXT],
+        audio_bos_token_id=audio_bos,
+        audio_placeholder_token_id=placeholder,
+        audio_eos_token_id=audio_eos,
+        turn_end_token_id=turn_end,
+        text_end_token_id=end_of_text,
         dtype="float32",
     )
-    if attn_implementation is not None:
-        config._attn_implementation = attn_implementation
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = CovoAudioForConditionalGeneration(config).eval()
+    model = _random_model(CovoAudioForConditionalGeneration, config, seed)
     return model, CovoAudioProcessor.from_model_config(config, tokenizer)
 
 
@@ -131,17 +125,13 @@ def tiny_qwen2_audio(
     decoder_layers: int = 2,
     mel_bins: int = 32,
     seed: int = 0,
-) -> tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor]:
-    """A Qwen2-Audio with random weights (float32) and its processor; 30 s segments, as transformers fixes them."""
-    from transformers import (
-        Qwen2AudioConfig,
-        Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
-        WhisperFeatureExtractor,
-    )
+) -> tuple[Any, Any]:
+    """A Qwen2AudioForConditionalGeneration with random weights (float32) and its Qwen2AudioProcessor.
 
+    Segments are of 30 s, as transformers fixes them.
+    """
     tokenizer = tiny_tokenizer(texts, vocab_size, audio_tokens=QWEN2_AUDIO_TOKENS)
-    config = Qwen2AudioConfig(
+    config = transformers.Qwen2AudioConfig(
         text_config={
             "model_type": "qwen2",
             **_decoder_sizes(decoder_width, decoder_layers, 4),
@@ -157,12 +147,18 @@ def tiny_qwen2_audio(
         audio_token_index=tokenizer.get_vocab()["<|AUDIO|>"],
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2AudioForConditionalGeneration(config).eval()
+    model = _random_model(transformers.Qwen2AudioForConditionalGeneration, config, seed)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=mel_bins), tokenizer)
+    return model, transformers.Qwen2AudioProcessor(
+        transformers.WhisperFeatureExtractor(feature_size=mel_bins), tokenizer
+    )
+
+
+def _random_model(model_class: Any, config: Any, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class(config).eval()
 
 
 def _decoder_sizes(width: int, layers: int, heads: int) -> dict[str, Any]:

@@ -1,85 +1,77 @@
-"""Each clip is encoded once: audio embeddings by content, in memory within a budget, then on disk.
+"""The audio side of a policy: each clip is encoded once, and its embeddings fill the slots of the packed row.
 
 With a frozen encoder and adapter the embeddings serve sampling, every scoring pass, every inner iteration and later
-epochs. Where one of them trains, they are made anew inside every pass that needs gradients, still once per clip.
+epochs: by content, in memory within a budget, then on disk. Where one of them trains, they are made anew inside every
+pass that needs gradients, still once per clip.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from covo_rl.policy.packing import Packed
+from covo_rl.policy.sharding import is_sharded, most
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.models.base import AudioFamily, ClipFeatures
+    from covo_rl.types import Prompt
 
 MIB = 2**20
+#: names the features of a silent clip that only keeps ranks in step
+DUMMY = ""
 
 
 class FeatureStore:
     """Audio embeddings (S, D) by content key.
 
     `memory_mb` bounds the embeddings kept in memory (CPU, the encoder's dtype); older ones move to safetensors files
-    in a folder of their own that vanishes with the store. `rows_per_call` bounds one encoder call: by default 64, but
-    one clip where embeddings are stored on a CPU. There a resumed run repeats every bit; which clips share a call
-    depends on what is stored already, and matrix products of another height differ in the last bit. `encoded_rows`
-    counts encoder rows (segments) and `encoded_clips` clips computed so far.
+    in a folder of their own that vanishes with the store. `encoded_rows` counts encoder rows (segments) and
+    `encoded_clips` clips computed so far.
     """
 
     def __init__(
-        self,
-        family: AudioFamily,
-        clips: ClipStore | None,
-        memory_mb: float = 512,
-        *,
-        frozen: bool = True,
-        rows_per_call: int | None = None,
+        self, family: AudioFamily, clips: ClipStore | None, memory_mb: float = 512, *, frozen: bool = True
     ) -> None:
         self.family, self.clips, self.frozen = family, clips, frozen
-        self._rows_per_call = rows_per_call
-        self.encoded_rows = 0
-        self.encoded_clips = 0
+        self.encoded_rows = self.encoded_clips = 0
         self._budget = int(memory_mb * MIB)
-        self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._bytes = 0
-        self._mel: OrderedDict[str, ClipFeatures] = OrderedDict()
-        self._mel_bytes = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._on_disk: dict[str, Path] = {}
-
-    @property
-    def rows_per_call(self) -> int:
-        if self._rows_per_call is not None:
-            return self._rows_per_call
-        return 1 if self.frozen and self.family.model.device.type == "cpu" else 64
-
-    def clip_features(self, key: str) -> ClipFeatures:
-        """What the processor makes of the clip (CPU), cached within the same budget."""
-        if key in self._mel:
-            self._mel.move_to_end(key)
-            return self._mel[key]
-        if self.clips is None:
-            raise ValueError(f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)")
-        features = self.family.clip_features(*self.clips.waveform(key))
-        self._mel[key] = features
-        self._mel_bytes += _size(features.tensors.values())
-        while self._mel_bytes > self._budget and len(self._mel) > 1:
-            _, old = self._mel.popitem(last=False)
-            self._mel_bytes -= _size(old.tensors.values())
-        return features
+        self.clear()
 
     def clear(self) -> None:
         """Forget every embedding, in memory and on disk."""
-        self._kept.clear()
-        self._on_disk.clear()
-        self._mel.clear()
+        self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._mel: OrderedDict[str, ClipFeatures] = OrderedDict()
         self._bytes = self._mel_bytes = 0
-        self._folder = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._on_disk: dict[str, Path] = {}
+
+    def clip_features(self, key: str) -> ClipFeatures:
+        """What the processor makes of the clip (CPU), cached within the same budget."""
+        if key not in self._mel:
+            if self.clips is None:
+                raise ValueError(
+                    f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)"
+                )
+            self._mel[key] = self.family.clip_features(*self.clips.waveform(key))
+            self._mel_bytes += _size(self._mel[key].tensors.values())
+            while self._mel_bytes > self._budget and len(self._mel) > 1:
+                self._drop_mel(next(iter(self._mel)))
+        self._mel.move_to_end(key)
+        return self._mel[key]
+
+    def _drop_mel(self, key: str) -> None:
+        if key in self._mel:
+            self._mel_bytes -= _size(self._mel.pop(key).tensors.values())
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Unique keys whose embeddings are neither in memory nor on disk, in order."""
@@ -94,8 +86,9 @@ class FeatureStore:
             fresh = self.encode(self.missing(unique))
         result = {key: fresh[key] if key in fresh else self._load(key) for key in unique}
         for key, value in fresh.items():
-            self._keep(key, value)
-        self._shrink()
+            self._keep(key, value.detach().to("cpu", copy=True))
+        while self._bytes > self._budget and self._kept:
+            self._spill(*self._kept.popitem(last=False))
         return result
 
     def encode(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -108,17 +101,22 @@ class FeatureStore:
             result.update(zip(part, self.family.encode(clips), strict=True))
         if self.frozen:
             for key in keys:  # the mel has served its purpose
-                if (mel := self._mel.pop(key, None)) is not None:
-                    self._mel_bytes -= _size(mel.tensors.values())
+                self._drop_mel(key)
         return result
 
     def calls(self, keys: Sequence[str]) -> int:
         """How many encoder calls these unique clips take."""
         return sum(1 for _ in self._calls(list(dict.fromkeys(keys))))
 
-    def _calls(self, keys: Sequence[str]) -> Iterable[list[str]]:
+    def _calls(self, keys: Sequence[str]) -> Iterator[list[str]]:
+        """Clips of at most 64 encoder rows together, but one by one where embeddings are stored on a CPU.
+
+        There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
+        products of another height differ in the last bit.
+        """
+        limit = 1 if self.frozen and self.family.model.device.type == "cpu" else 64
         part: list[str] = []
-        rows, limit = 0, self.rows_per_call
+        rows = 0
         for key in keys:
             count = _rows(self.clip_features(key))
             if part and rows + count > limit:
@@ -130,20 +128,13 @@ class FeatureStore:
             yield part
 
     def _keep(self, key: str, value: torch.Tensor) -> None:
-        kept = value.detach().to("cpu", copy=True)
-        self._kept[key] = kept
-        self._bytes += _size([kept])
-
-    def _shrink(self) -> None:
-        while self._bytes > self._budget and self._kept:
-            key, value = self._kept.popitem(last=False)
-            self._bytes -= _size([value])
-            if key not in self._on_disk:
-                self._spill(key, value)
+        self._kept[key] = value
+        self._bytes += _size([value])
 
     def _spill(self, key: str, value: torch.Tensor) -> None:
-        from safetensors.torch import save_file
-
+        self._bytes -= _size([value])
+        if key in self._on_disk:
+            return
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="covo_rl_features_")
         path = Path(self._folder.name) / f"{len(self._on_disk)}.safetensors"
@@ -151,15 +142,10 @@ class FeatureStore:
         self._on_disk[key] = path
 
     def _load(self, key: str) -> torch.Tensor:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        from safetensors.torch import load_file
-
-        value = load_file(self._on_disk[key])["embedding"]
-        self._kept[key] = value
-        self._bytes += _size([value])
-        return value
+        if key not in self._kept:
+            self._keep(key, load_file(self._on_disk[key])["embedding"])
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
 
 class Features:
@@ -182,8 +168,89 @@ class Features:
         return self._ready
 
 
+class Embedder:
+    """Packed ids to decoder inputs. `frozen` says that no audio part trains, so embeddings are made once for all.
+
+    `reference_family` makes the audio embeddings of reference passes where the policy's own ones train.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        family: AudioFamily,
+        reference_family: AudioFamily,
+        clips: ClipStore | None,
+        memory_mb: float,
+    ) -> None:
+        prefixes = {part: family.parts[part] for part in ("encoder", "audio_adapter") if part in family.parts}
+        trained = [name for name, parameter in family.model.named_parameters() if parameter.requires_grad]
+        self.root = root
+        self.family = family
+        self.frozen_parts = [part for part, path in prefixes.items() if not any(n.startswith(path) for n in trained)]
+        self.frozen = len(self.frozen_parts) == len(prefixes)
+        self.store = FeatureStore(family, clips, memory_mb, frozen=self.frozen)
+        self.reference_store = FeatureStore(reference_family, clips, memory_mb)
+
+    def features(self, prompts: Sequence[Prompt]) -> Features:
+        """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
+        features = Features([key for prompt in prompts for key in prompt.clip_keys], self._embeddings)
+        if self.frozen and not is_sharded(self.root):
+            features.get()
+        return features
+
+    def _embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        if is_sharded(self.root):
+            # every encoder call gathers weights from all ranks, so all must make as many
+            mine = self.store.calls(self.store.missing(keys) if self.frozen else keys)
+            dummies = most(mine, self.family.embed_tokens.weight.device) - mine
+        else:
+            # DDP waits for a gradient of every parameter, also from a rank whose rows have no audio
+            dummies = int(not (keys or self.frozen) and torch.is_grad_enabled() and torch.distributed.is_initialized())
+        result = self.store.embeddings(keys)
+        if dummies:
+            silent = self.family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
+            result = {**result, DUMMY: torch.cat([self.family.encode([silent])[0] for _ in range(dummies)])}
+        return result
+
+    def embed(
+        self, packed: Packed, features: Features, family: AudioFamily, *, reference: bool = False
+    ) -> torch.Tensor:
+        """(L, D) token embeddings with the audio slots filled, in the decoder's dtype.
+
+        Raises KeyError for features made for other prompts, ValueError that names the row where slots and features
+        do not match.
+        """
+        embeds_LD = family.embed_tokens(packed.input_ids_L)
+        if reference and not self.frozen:
+            audio = self.reference_store.embeddings(features.keys)
+        else:
+            audio = features.get(fresh=torch.is_grad_enabled() and not self.frozen)
+        if missing := [key for key in dict.fromkeys(packed.audio_keys) if key not in audio]:
+            raise KeyError(
+                f"features were made for {len(features.keys)} clips, without {len(missing)} of these prompts' "
+                f"(first: {missing[0]}); call policy.features with the same prompts"
+            )
+        if packed.audio_keys:
+            rows = torch.cat([audio[key].to(embeds_LD.device, embeds_LD.dtype) for key in packed.audio_keys])
+            if len(rows) != len(packed.audio_positions_S):
+                raise ValueError(_slot_message(packed, audio))
+            embeds_LD = embeds_LD.index_copy(0, packed.audio_positions_S, rows)
+        if DUMMY in audio:
+            embeds_LD = embeds_LD + 0.0 * audio[DUMMY].sum().to(embeds_LD.dtype)
+        return embeds_LD
+
+
+def _slot_message(packed: Packed, audio: dict[str, torch.Tensor]) -> str:
+    for prompt in packed.prompts:
+        sizes = [len(audio[key]) for key in prompt.clip_keys]
+        if sum(sizes) != sum(prompt.slots):
+            return f"row {prompt.example.id}: the prompt has slots {prompt.slots}, its clips have {sizes} features"
+    total = sum(len(audio[key]) for key in packed.audio_keys)
+    return f"{len(packed.audio_positions_S)} audio positions, features for {total}"
+
+
 def _rows(clip: ClipFeatures) -> int:
-    return next(iter(clip.tensors.values())).shape[0]
+    return len(next(iter(clip.tensors.values())))
 
 
 def _size(tensors: Iterable[torch.Tensor]) -> int:

@@ -32,17 +32,14 @@ def token_logps(
     `hidden_MD` any float dtype, `targets_M` int64. Both results are differentiable in hidden and head. `chunk` is
     the number of positions at a time (default: so that a chunk of logits has at most CHUNK_ELEMENTS).
     """
-    if not _plain(head):
-        vocabulary = int(getattr(head, "out_features", 2**17))
-        return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk or _chunk(vocabulary))
-    assert isinstance(head, nn.Linear)
-    logps_M, entropy_M = _LinearLogps.apply(
-        hidden_MD, head.weight, head.bias, targets_M, temperature, entropy, chunk or _chunk(head.weight.shape[0])
-    )
+    chunk = chunk or max(16, CHUNK_ELEMENTS // int(getattr(head, "out_features", 2**17)))
+    if not _is_plain_linear(head):
+        return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
+    logps_M, entropy_M = _LinearLogps.apply(hidden_MD, head.weight, head.bias, targets_M, temperature, entropy, chunk)
     return logps_M, entropy_M if entropy else None
 
 
-def _plain(head: nn.Module) -> bool:
+def _is_plain_linear(head: nn.Module) -> bool:
     """A linear layer whose weight is whole (not a shard) and whose call does nothing else."""
     return (
         type(head) is nn.Linear
@@ -50,10 +47,6 @@ def _plain(head: nn.Module) -> bool:
         and head.weight.numel() > 0
         and not (head._forward_hooks or head._forward_pre_hooks)
     )
-
-
-def _chunk(vocabulary: int) -> int:
-    return max(16, CHUNK_ELEMENTS // vocabulary)
 
 
 def scaled_logits(
@@ -99,11 +92,7 @@ class _LinearLogps(torch.autograd.Function):
                 weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV)
                 slopes[1][part] = (weighted_cV.to(weight_VD.dtype) @ weight_VD).mul_(-1 / temperature)
         ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
-        ctx.has_bias = bias_V is not None
-        if head_trains:
-            ctx.save_for_backward(hidden_MD, weight_VD, targets_M, *([bias_V] if ctx.has_bias else []))
-        else:
-            ctx.save_for_backward(*slopes)
+        ctx.save_for_backward(*((hidden_MD, weight_VD, bias_V, targets_M) if head_trains else slopes))
         if not entropy:
             ctx.mark_non_differentiable(entropy_M)
         return logps_M, entropy_M
@@ -112,53 +101,49 @@ class _LinearLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logps_M, grad_entropy_M):  # pyright: ignore[reportIncompatibleMethodOverride]
         if ctx.head_trains:
-            return (*_LinearLogps._recomputed(ctx, grad_logps_M, grad_entropy_M), None, None, None, None)
-        slopes = ctx.saved_tensors
-        if not slopes:
-            return (None,) * 7
-        grad_hidden = slopes[0] * grad_logps_M[:, None].to(slopes[0].dtype)
-        if ctx.entropy:
-            grad_hidden += slopes[1] * grad_entropy_M[:, None].to(slopes[1].dtype)
+            return (*_recomputed_gradients(ctx, grad_logps_M, grad_entropy_M), None, None, None, None)
+        grad_hidden = None
+        if slopes := ctx.saved_tensors:
+            grad_hidden = slopes[0] * grad_logps_M[:, None].to(slopes[0].dtype)
+            if ctx.entropy:
+                grad_hidden += slopes[1] * grad_entropy_M[:, None].to(slopes[1].dtype)
         return grad_hidden, None, None, None, None, None, None
 
-    @staticmethod
-    def _recomputed(ctx: Any, grad_logps_M: torch.Tensor, grad_entropy_M: torch.Tensor):
-        hidden_MD, weight_VD, targets_M, *rest = ctx.saved_tensors
-        bias_V = rest[0] if ctx.has_bias else None
-        grad_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, hidden_MD.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            logps_cV = scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature).log_softmax(-1)
-            probs_cV = logps_cV.exp()
-            grad_c = grad_logps_M[part, None]
-            slope_cV = probs_cV * -grad_c
-            slope_cV.scatter_add_(1, targets_M[part, None], grad_c.to(slope_cV.dtype))
-            if ctx.entropy:
-                entropy_c = -(probs_cV * logps_cV).sum(-1, keepdim=True)
-                slope_cV -= probs_cV * (logps_cV + entropy_c) * grad_entropy_M[part, None]
-            slope_cV = slope_cV.div_(ctx.temperature).to(weight_VD.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = slope_cV @ weight_VD
-            if grad_weight is not None:
-                grad_weight.addmm_(slope_cV.t(), hidden_MD[part].to(weight_VD.dtype))
-            if grad_bias is not None:
-                grad_bias += slope_cV.sum(0)
-        return grad_hidden, grad_weight, grad_bias
+
+def _recomputed_gradients(ctx: Any, grad_logps_M: torch.Tensor, grad_entropy_M: torch.Tensor):
+    """Gradients of hidden states, weight and bias (None where not asked for), from logits made a second time."""
+    hidden_MD, weight_VD, bias_V, targets_M = ctx.saved_tensors
+    grad_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+    grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+    grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+    for start in range(0, hidden_MD.shape[0], ctx.chunk):
+        part = slice(start, start + ctx.chunk)
+        logps_cV = scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature).log_softmax(-1)
+        probs_cV = logps_cV.exp()
+        grad_c = grad_logps_M[part, None]
+        slope_cV = probs_cV * -grad_c
+        slope_cV.scatter_add_(1, targets_M[part, None], grad_c.to(slope_cV.dtype))
+        if ctx.entropy:
+            entropy_c = -(probs_cV * logps_cV).sum(-1, keepdim=True)
+            slope_cV -= probs_cV * (logps_cV + entropy_c) * grad_entropy_M[part, None]
+        slope_cV = slope_cV.div_(ctx.temperature).to(weight_VD.dtype)
+        if grad_hidden is not None:
+            grad_hidden[part] = slope_cV @ weight_VD
+        if grad_weight is not None:
+            grad_weight.addmm_(slope_cV.t(), hidden_MD[part].to(weight_VD.dtype))
+        if grad_bias is not None:
+            grad_bias += slope_cV.sum(0)
+    return grad_hidden, grad_weight, grad_bias
 
 
 def _module_logps(
     hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module, temperature: float, entropy: bool, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    def one(hidden_cD: torch.Tensor, targets_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def one(hidden_cD: torch.Tensor, targets_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         logps_cV = (head(hidden_cD).float() / temperature).log_softmax(-1)
-        entropy_c = -(logps_cV.exp() * logps_cV).sum(-1) if entropy else logps_cV.new_empty(0)
+        entropy_c = -(logps_cV.exp() * logps_cV).sum(-1) if entropy else None
         return logps_cV.gather(1, targets_c[:, None])[:, 0], entropy_c
 
-    parts = [
-        checkpoint(one, hidden_MD[s : s + chunk], targets_M[s : s + chunk], use_reentrant=False)
-        for s in range(0, hidden_MD.shape[0], chunk)
-    ]
-    logps_M = torch.cat([part[0] for part in parts])
-    return logps_M, torch.cat([part[1] for part in parts]) if entropy else None
+    parts = zip(hidden_MD.split(chunk), targets_M.split(chunk), strict=True)
+    logps, entropies = zip(*(checkpoint(one, *part, use_reentrant=False) for part in parts), strict=True)
+    return torch.cat(logps), torch.cat(entropies) if entropy else None

@@ -51,14 +51,9 @@ def identity(prompt: Prompt) -> Hashable:
 
 def unique_prompts(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[int]]:
     """Unique prompts, and for every given prompt the index of its unique one."""
-    places: dict[Hashable, int] = {}
-    unique, index = [], []
-    for prompt in prompts:
-        place = places.setdefault(identity(prompt), len(unique))
-        if place == len(unique):
-            unique.append(prompt)
-        index.append(place)
-    return unique, index
+    numbers: dict[Hashable, int] = {}
+    index = [numbers.setdefault(identity(prompt), len(numbers)) for prompt in prompts]
+    return [prompts[index.index(number)] for number in range(len(numbers))], index
 
 
 def pack(
@@ -72,93 +67,103 @@ def pack(
     rows = [(index[g], r.completion_ids) for g, group in enumerate(groups) for r in group.rollouts]
     if empty := [n for n, (_, ids) in enumerate(rows) if not ids]:
         raise ValueError(f"rollouts {empty[:8]} have no completion ids; a completion has at least its end token")
-    lengths = np.array([len(ids) for _, ids in rows], dtype=np.int64)
-    prompt_lengths = np.array([len(p.input_ids) for p in prompts], dtype=np.int64)
-    prompt_ends = np.cumsum(prompt_lengths)
-    prompt_starts = prompt_ends - prompt_lengths
-    positions = [] if cached_prompts else [np.arange(n) for n in prompt_lengths]
-    ids = [] if cached_prompts else [np.asarray(p.input_ids, dtype=np.int64) for p in prompts]
-    cursor = 0 if cached_prompts else int(prompt_lengths.sum())
+    lengths = [len(prompt.input_ids) for prompt in prompts]
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    prompt_spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     # in the cached form the hidden states are [last position of each prompt | completions]
-    offset = len(prompts) if cached_prompts else 0
-    last = np.arange(len(prompts)) if cached_prompts else prompt_ends - 1
+    packed_prompts, offset = ([], len(prompts)) if cached_prompts else (prompts, 0)
+    last = range(len(prompts)) if cached_prompts else [end - 1 for end in ends]
+    ids = [i for prompt in packed_prompts for i in prompt.input_ids]
+    positions = [np.arange(len(prompt.input_ids)) for prompt in packed_prompts]
+    audio = [place for place, i in enumerate(ids) if i == audio_token_id]
+    prompt_positions = len(ids)
     spans: list[Span] = [(0, 0)] * len(rows)
     for n in sorted(range(len(rows)), key=lambda n: rows[n][0]):
         prompt, completion = rows[n]
-        spans[n] = (cursor, cursor + len(completion) - 1)
-        ids.append(np.asarray(completion[:-1], dtype=np.int64))
-        positions.append(prompt_lengths[prompt] + np.arange(len(completion) - 1))
-        cursor = spans[n][1]
+        spans[n] = (len(ids), len(ids) + len(completion) - 1)
+        ids += completion[:-1]
+        positions.append(lengths[prompt] + np.arange(len(completion) - 1))
     predictors = [
         np.concatenate(([last[prompt]], np.arange(*span) + offset))
         for (prompt, _), span in zip(rows, spans, strict=True)
     ]
-    flat_ids = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
-    audio = np.zeros(0, dtype=np.int64)
-    if not cached_prompts:
-        audio = np.flatnonzero(flat_ids[: int(prompt_lengths.sum())] == audio_token_id)
-    width = int(lengths.max()) if len(rows) else 0
+    counts = np.array([len(completion) for _, completion in rows], dtype=np.int64)
 
-    def tensor(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+    def tensor(values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    def joined(parts: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts])).to(device)
 
     return Packed(
         prompts=tuple(prompts),
-        prompt_spans=tuple(zip(prompt_starts.tolist(), prompt_ends.tolist(), strict=True)),
+        prompt_spans=tuple(prompt_spans),
         row_spans=tuple(spans),
         row_prompts=tuple(prompt for prompt, _ in rows),
-        input_ids_L=tensor(flat_ids),
-        position_ids_L=tensor(np.concatenate(positions).astype(np.int64) if positions else flat_ids),
-        predictors_M=tensor(np.concatenate(predictors) if predictors else np.zeros(0, dtype=np.int64)),
-        targets_M=tensor(np.array([i for _, c in rows for i in c], dtype=np.int64)),
-        mask_NC=tensor(np.arange(width)[None, :] < lengths[:, None]),
+        input_ids_L=tensor(ids),
+        position_ids_L=joined(positions),
+        predictors_M=joined(predictors),
+        targets_M=tensor([i for _, completion in rows for i in completion]),
+        mask_NC=torch.from_numpy(np.arange(counts.max(initial=0))[None, :] < counts[:, None]).to(device),
         audio_positions_S=tensor(audio),
-        audio_keys=() if cached_prompts else tuple(key for p in prompts for key in p.clip_keys),
-        prompt_positions=0 if cached_prompts else int(prompt_lengths.sum()),
+        audio_keys=tuple(key for prompt in packed_prompts for key in prompt.clip_keys),
+        prompt_positions=prompt_positions,
     )
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences of about the same length as a (B, Lb) block of positions.
+    """Sequences of about the same length as a block of B rows of Lb positions.
 
-    `index` (B*Lb,) positions in the packed row (padding repeats the sequence's first position); `start` is set
-    instead when the block is one contiguous run. `valid` (B*Lb,) bool is None without padding.
+    `start` is set where the block is one run of positions of the packed row; elsewhere `index` (B*Lb,) has them, and
+    padding repeats the sequence's first one. `places` are the entries of the block without padding (None: all).
     """
 
     rows: int
     length: int
-    start: int | None
-    index: torch.Tensor | None
-    valid: torch.Tensor | None
-    places: torch.Tensor | None
+    start: int | None = None
+    index: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+
+    def take(self, x_LHd: torch.Tensor) -> torch.Tensor:
+        """(L, H, d) -> (B, H, Lb, d) of the bucket; a view where it is one run of positions."""
+        if self.index is None:
+            block = x_LHd.narrow(0, self.start or 0, self.rows * self.length)
+        else:
+            block = x_LHd.index_select(0, self.index)
+        return block.unflatten(0, (self.rows, self.length)).transpose(1, 2)
+
+    def put(self, target_LHd: torch.Tensor, block_BHLd: torch.Tensor) -> None:
+        """Inverse of `take` into a tensor that holds all positions; padding is dropped, gradients flow."""
+        flat, index = block_BHLd.transpose(1, 2).flatten(0, 1), self.index
+        if index is None:
+            target_LHd.narrow(0, self.start or 0, len(flat)).copy_(flat)
+            return
+        if self.places is not None:
+            index, flat = index[self.places], flat[self.places]
+        target_LHd.index_copy_(0, index, flat)
 
 
 def buckets(spans: Sequence[Span], device: torch.device | str, *, slack: float = 0.75, small: int = 32) -> list[Bucket]:
     """Sort sequences by length and cut where one is shorter than `slack` of the longest (never below `small`)."""
     spans = sorted((s for s in spans if s[1] > s[0]), key=lambda s: (s[0] - s[1], s[0]))
-    result: list[Bucket] = []
+    blocks: list[Bucket] = []
     begin = 0
     while begin < len(spans):
         length = spans[begin][1] - spans[begin][0]
         end = begin
         while end < len(spans) and (length <= small or spans[end][1] - spans[end][0] >= slack * length):
             end += 1
-        result.append(_bucket(spans[begin:end], length, device))
+        blocks.append(_bucket(spans[begin:end], length, device))
         begin = end
-    return result
+    return blocks
 
 
 def _bucket(spans: Sequence[Span], length: int, device: torch.device | str) -> Bucket:
-    starts = np.array([s for s, _ in spans])
-    lengths = np.array([e - s for s, e in spans])
-    padded = bool((lengths < length).any())
-    if not padded and bool((np.diff(starts) == length).all()):
-        return Bucket(len(spans), length, int(starts[0]), None, None, None)
-    steps = np.arange(length)
-    valid = steps[None, :] < lengths[:, None]
-    index = torch.from_numpy((starts[:, None] + np.where(valid, steps, 0)).ravel()).to(device)
-    if not padded:
-        return Bucket(len(spans), length, None, index, None, None)
-    places = torch.from_numpy(np.flatnonzero(valid)).to(device)
-    return Bucket(len(spans), length, None, index, torch.from_numpy(valid.ravel()).to(device), places)
+    starts, ends = np.array(spans).T
+    valid = np.arange(length) < (ends - starts)[:, None]
+    if valid.all() and (np.diff(starts) == length).all():
+        return Bucket(len(spans), length, start=int(starts[0]))
+    index = torch.from_numpy((starts[:, None] + np.where(valid, np.arange(length), 0)).ravel()).to(device)
+    places = None if valid.all() else torch.from_numpy(np.flatnonzero(valid)).to(device)
+    return Bucket(len(spans), length, index=index, places=places)

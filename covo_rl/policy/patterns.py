@@ -16,8 +16,6 @@ from torch import nn
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
 
-PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
-
 
 class PatternError(ValueError):
     """A pattern or part name that does not do what it says, with what exists and what to write."""
@@ -30,21 +28,12 @@ def prefixes(family: AudioFamily) -> dict[str, str]:
 
 def part_of(name: str, family: AudioFamily) -> str:
     """Part of a parameter or module name of `family.model`: the longest matching prefix, or `other`."""
-    fitting = [
-        (len(prefix), part)
-        for part, prefix in prefixes(family).items()
-        if name == prefix or name.startswith(f"{prefix}.")
-    ]
-    return max(fitting)[1] if fitting else "other"
+    fitting = [(path, part) for part, path in prefixes(family).items() if f"{name}.".startswith(f"{path}.")]
+    return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else "other"
 
 
-def check_parts(names: Iterable[str], family: AudioFamily, option: str) -> list[str]:
-    """The part names as given.
-
-    Raises:
-        PatternError: for a name that is no part of this family.
-    """
-    names = list(names)
+def check_parts(names: Iterable[str], family: AudioFamily, option: str) -> None:
+    """Raises PatternError for a name that is no part of this family."""
     for name in names:
         if name not in family.parts:
             near = difflib.get_close_matches(name, family.parts, n=1, cutoff=0.4)
@@ -52,16 +41,21 @@ def check_parts(names: Iterable[str], family: AudioFamily, option: str) -> list[
             raise PatternError(
                 f"{option}: {name!r} is not a part of {family.model_type}; {hint} Parts: {', '.join(family.parts)}"
             )
-    return names
 
 
-def linear_names(family: AudioFamily, part: str) -> list[str]:
-    """Full names of the Linear modules of one part, sub-parts with a name of their own left out."""
-    return [
-        name
-        for name, module in family.model.named_modules()
-        if isinstance(module, nn.Linear) and part_of(name, family) == part
-    ]
+def _decoder_linears(family: AudioFamily) -> tuple[list[str], list[str]]:
+    """Full names of the decoder's Linear modules, and their last words.
+
+    Raises PatternError where the decoder's prefix holds none.
+    """
+    modules = family.model.named_modules()
+    names = [name for name, m in modules if isinstance(m, nn.Linear) and part_of(name, family) == "llm"]
+    if not names:
+        raise PatternError(
+            f"no Linear module lies under the decoder prefix {prefixes(family)['llm']!r} of {family.model_type}; "
+            f"top modules are {', '.join(name for name, _ in family.model.named_children())}"
+        )
+    return names, sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
 def decoder_pattern(family: AudioFamily) -> str:
@@ -70,15 +64,8 @@ def decoder_pattern(family: AudioFamily) -> str:
     Raises:
         PatternError: when the decoder's prefix holds no Linear module.
     """
-    prefix = prefixes(family)["llm"]
-    names = linear_names(family, "llm")
-    if not names:
-        raise PatternError(
-            f"no Linear module lies under the decoder prefix {prefix!r} of {family.model_type}; "
-            f"top modules are {', '.join(name for name, _ in family.model.named_children())}"
-        )
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
-    return rf"{re.escape(prefix)}\.(?:.+\.)?(?:{'|'.join(map(re.escape, leaves))})"
+    _, leaves = _decoder_linears(family)
+    return rf"{re.escape(prefixes(family)['llm'])}\.(?:.+\.)?(?:{'|'.join(map(re.escape, leaves))})"
 
 
 def matched_modules(pattern: str, family: AudioFamily) -> list[str]:
@@ -104,19 +91,34 @@ def matched_modules(pattern: str, family: AudioFamily) -> list[str]:
     ]
     if not hits:
         raise PatternError(_no_match(pattern, family))
-    unasked = [name for name in hits if part_of(name, family) == "encoder"]
-    if unasked and not names_encoder(pattern, family):
+    if inside := _unasked_encoder(hits, pattern, family):
         raise PatternError(
-            f"lora_target_modules {pattern!r} reaches {len(unasked)} modules of the audio encoder, for example "
-            f"{unasked[0]!r}. Anchor it at the decoder, {decoder_pattern(family)!r}, or name the encoder in the "
+            f"lora_target_modules {pattern!r} reaches {len(inside)} modules of the audio encoder, for example "
+            f"{inside[0]!r}. Anchor it at the decoder, {decoder_pattern(family)!r}, or name the encoder in the "
             f"pattern ({re.escape(prefixes(family)['encoder'])}) to adapt it on purpose"
         )
     return hits
 
 
-def names_encoder(pattern: str, family: AudioFamily) -> bool:
-    """True where the pattern spells out the encoder's module name, which is how it is asked for."""
-    return prefixes(family)["encoder"].rsplit(".", 1)[-1] in pattern
+def _unasked_encoder(modules: Sequence[str], text: str, family: AudioFamily) -> list[str]:
+    """Modules of the encoder, unless `text` asks for them by the encoder's module name."""
+    if prefixes(family)["encoder"].rsplit(".", 1)[-1] in text:
+        return []
+    return [module for module in modules if part_of(module, family) == "encoder"]
+
+
+def _no_match(pattern: str, family: AudioFamily) -> str:
+    names, leaves = _decoder_linears(family)
+    words = {word for name, _ in family.model.named_modules() for word in name.split(".")}
+    unknown = [word for word in re.findall(r"[A-Za-z]\w+", pattern) if word not in words]
+    near = [f"{word}: {', '.join(m)}" for word in unknown if (m := difflib.get_close_matches(word, words, n=3))]
+    targets = [leaf for leaf in leaves if leaf in pattern] or leaves[:2]
+    example = rf"{re.escape(prefixes(family)['llm'])}\..*\.({'|'.join(targets)})"
+    return (
+        f"lora_target_modules {pattern!r} matches no module of {family.model_type}. It is a regular expression over "
+        f"full module names such as {names[0]!r}. "
+        f"Near matches: {'; '.join(near) or ', '.join(leaves)}. For the decoder write for example {example!r}"
+    )
 
 
 def saved_modules(names: Sequence[str], family: AudioFamily) -> list[str]:
@@ -130,35 +132,19 @@ def saved_modules(names: Sequence[str], family: AudioFamily) -> list[str]:
     for name in names:
         if name == "llm":
             raise PatternError("modules_to_save 'llm' trains the whole decoder: use --full with train_parts llm")
-        path = prefixes(family).get(name, name)
-        hits = [module for module in modules if module.endswith(path)]  # PEFT's rule
+        paths.append(prefixes(family).get(name, name))
+        hits = [module for module in modules if module.endswith(paths[-1])]  # PEFT's rule
         if not hits:
-            known = [*family.parts, *modules, *(m.rsplit(".", 1)[-1] for m in modules)]
-            near = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.4)
+            words = dict.fromkeys([*family.parts, *modules, *(m.rsplit(".", 1)[-1] for m in modules)])
+            near = difflib.get_close_matches(name, list(words), n=3, cutoff=0.4)
             raise PatternError(
                 f"modules_to_save: no module of {family.model_type} ends in {name!r}; near matches: "
                 f"{', '.join(near) or 'none'}. Parts: {', '.join(family.parts)}"
             )
-        inside = [module for module in hits if part_of(module, family) == "encoder"]
-        if inside and name != "encoder" and not names_encoder(name, family):
+        inside = [] if name == "encoder" else _unasked_encoder(hits, name, family)
+        if inside:
             raise PatternError(
                 f"modules_to_save {name!r} also reaches {inside[0]!r} in the audio encoder; write a longer ending, "
                 f"such as {next((m for m in hits if m not in inside), inside[0])!r}"
             )
-        paths.append(path)
     return paths
-
-
-def _no_match(pattern: str, family: AudioFamily) -> str:
-    names = linear_names(family, "llm")
-    known = {word for name, _ in family.model.named_modules() for word in name.split(".")}
-    words = [word for word in re.findall(r"[A-Za-z]\w+", pattern) if word not in known]
-    near = [f"{word}: {', '.join(found)}" for word in words if (found := difflib.get_close_matches(word, known, n=3))]
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
-    wanted = [leaf for leaf in leaves if leaf in pattern] or leaves[:2]
-    example = rf"{re.escape(prefixes(family)['llm'])}\..*\.({'|'.join(wanted)})"
-    return (
-        f"lora_target_modules {pattern!r} matches no module of {family.model_type}. It is a regular expression over "
-        f"full module names such as {names[0] if names else 'none'!r}. "
-        f"Near matches: {'; '.join(near) or ', '.join(leaves)}. For the decoder write for example {example!r}"
-    )

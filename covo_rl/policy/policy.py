@@ -8,8 +8,9 @@ draws    = policy(sample_draws, prompts, features, ...)          any function of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,11 +18,9 @@ import torch
 from torch import nn
 
 from covo_rl.policy.attention import KeyValues, Layout, PackedLayout, use_grouped_attention
-from covo_rl.policy.embedding import Embedder
-from covo_rl.policy.features import Features, FeatureStore
+from covo_rl.policy.features import Embedder, Features, FeatureStore
 from covo_rl.policy.head import token_logps
 from covo_rl.policy.packing import Packed, Span, identity, pack
-from covo_rl.policy.reference import adapters_disabled, frozen_copy
 from covo_rl.policy.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -91,7 +90,11 @@ class Policy(nn.Module):
         self.autocast_seen = False
         use_grouped_attention(family.decoder)
         if gradient_checkpointing:
-            self._checkpoint_decoder()
+            # on the decoder alone: a frozen encoder must stay out of autograd
+            decoder: Any = family.decoder
+            # the name changes in transformers 6
+            enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.reference_model: nn.Module | None = None
         self._reference_family = family
         if keep_reference and not self.has_adapter:
@@ -163,13 +166,10 @@ class Policy(nn.Module):
         `reference` scores with the adapters off (LoRA) or with the frozen copy (full), without gradient. `entropy`
         adds the differentiable entropy of every position.
         """
-        with ExitStack() as stack:
-            family = self.family
-            if reference:
-                stack.enter_context(torch.no_grad())
-                family = self._enter_reference(stack)
-            if not torch.is_grad_enabled():
-                stack.enter_context(self.evaluating())
+        with (
+            self._reference() if reference else nullcontext(self.family) as family,
+            nullcontext() if torch.is_grad_enabled() else self.evaluating(),
+        ):
             packed = pack(groups, family.audio_token_id, self.device)
             embeds_LD = self.embedder.embed(packed, features, family, reference=reference)
             hidden_LD = self.hidden_states(family, embeds_LD, packed.position_ids_L, PackedLayout(packed))
@@ -181,16 +181,18 @@ class Policy(nn.Module):
     ) -> LogProbs:
         """`logps` without gradient; takes the prompts' keys from the last sampling call if the weights are the same."""
         cache = self.prompt_cache
-        places = [] if cache is None else [cache.places.get(identity(group.prompt)) for group in groups]
-        usable = reuse_prompts and cache is not None and None not in places and cache.version == self.weights_version()
         with torch.no_grad(), self.evaluating():
-            if not usable:
+            if (
+                cache is None
+                or not reuse_prompts
+                or cache.version != self.weights_version()
+                or any(identity(group.prompt) not in cache.places for group in groups)
+            ):
                 return self.logps(groups, features, temperature=temperature)
-            assert cache is not None
             packed = pack(groups, self.family.audio_token_id, self.device, cached_prompts=True)
-            chosen = [cache.places[identity(prompt)] for prompt in packed.prompts]
-            packed = replace(packed, prompt_spans=tuple(cache.spans[p] for p in chosen))
-            hidden_LD = cache.last_PD[chosen]
+            places = [cache.places[identity(prompt)] for prompt in packed.prompts]
+            packed = replace(packed, prompt_spans=tuple(cache.spans[p] for p in places))
+            hidden_LD = cache.last_PD[places]
             if packed.input_ids_L.numel():
                 embeds_LD = self.family.embed_tokens(packed.input_ids_L)
                 layout = PackedLayout(packed, prompt_keys=cache.keys)
@@ -250,24 +252,53 @@ class Policy(nn.Module):
             for module in training:
                 module.training = True
 
-    def _enter_reference(self, stack: ExitStack) -> AudioFamily:
-        if self.has_adapter:
-            stack.enter_context(adapters_disabled(self.model))
-            return self.family
-        if self.reference_model is None:
+    @contextmanager
+    def _reference(self) -> Iterator[AudioFamily]:
+        """The policy before training, without gradient: the base under its adapters, or the frozen copy."""
+        if self.reference_model is None and not self.has_adapter:
             raise RuntimeError("a full policy has no reference: build it with Policy(..., keep_reference=True)")
-        return self._reference_family
-
-    def _checkpoint_decoder(self) -> None:
-        if not self.family.supports_gradient_checkpointing:
-            raise ValueError(f"{self.family.model_type} does not support gradient checkpointing; turn it off")
-        # on the decoder alone: a frozen encoder must stay out of autograd
-        decoder: Any = self.family.decoder
-        # the name changes in transformers 6
-        name = "activation_checkpointing_enable"
-        enable = getattr(decoder, name, None) or decoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        with torch.no_grad(), adapters_disabled(self.model) if self.has_adapter else nullcontext():
+            yield self._reference_family
 
     def weights_version(self) -> int:
         """Changes with every update of what trains."""
         return sum(p._version for p in self.model.parameters() if p.requires_grad)
+
+
+def frozen_copy(family: AudioFamily) -> tuple[AudioFamily, nn.Module]:
+    """The family over a frozen copy of the model; modules without trainable parameters are shared."""
+    memo: dict[int, Any] = {
+        id(module): module
+        for module in family.model.modules()
+        if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
+    }
+    model = copy.deepcopy(family.model, memo)
+    twin = copy.copy(family)
+    twin.model = model
+    model.requires_grad_(False)
+    return twin, model.eval()
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[int]:
+    """The base model: LoRA layers and modules_to_save are switched off; yields how many.
+
+    PEFT's own context also toggles `requires_grad`, which a sharded parameter would remember for good.
+    Raises RuntimeError if there is nothing to switch off, because the pass would then silently be the policy's.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    if not layers:
+        raise RuntimeError("there is no adapter to switch off; a full policy needs keep_reference=True")
+    before = [layer.disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        if not all(layer.disable_adapters for layer in layers):
+            raise RuntimeError("this version of PEFT did not switch its adapters off")
+        yield len(layers)
+    finally:
+        for layer, state in zip(layers, before, strict=True):
+            layer._disable_adapters = state

@@ -1,6 +1,6 @@
 """What trains: LoRA on the decoder, LoRA with whole parts beside it, or the parameters of chosen parts.
 
-    modes = build(family, config)            freezes, adapts, checks; nothing else keeps requires_grad
+    modes = make_trainable(family, config)   freezes, adapts, checks; nothing else keeps requires_grad
     groups = param_groups(model, config, base_lr, weight_decay, family=family)
     console.print(render_report(modes.report))
 
@@ -10,8 +10,8 @@ Adapters are injected in place (PEFT), so `family.model` stays the model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ from covo_rl.policy.patterns import (
     prefixes,
     saved_modules,
 )
-from covo_rl.policy.quantised import check_quantised
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,7 +59,7 @@ class Trainable:
     report: tuple[ReportRow, ...]
     trainable_parameters: int
     targets: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate: float | None = None) -> Trainable:
@@ -73,28 +72,20 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
         FileNotFoundError: `config.adapter` is no PEFT adapter folder.
     """
     part_rates(config, family)  # a wrong part name is an error now, not at the optimiser
-    check_quantised(family, config)
+    _check_quantised(family, config)
     family.model.requires_grad_(False)
-    targets: tuple[str, ...] = ()
+    peft_model, targets = None, ()
     if not config.lora:
-        peft_model = None
         _train_parts(family, config.train_parts)
     elif config.adapter:
         peft_model = load_adapter(family, config.adapter)
     else:
         peft_model, targets = _new_adapter(family, config)
-    trainable = [p for p in family.model.parameters() if p.requires_grad]
-    if not trainable:
+    count = sum(p.numel() for p in family.model.parameters() if p.requires_grad)
+    if not count:
         raise PatternError("nothing trains: set lora, modules_to_save or train_parts")
-    return Trainable(
-        family,
-        config,
-        peft_model,
-        tuple(parameter_report(family, config, learning_rate)),
-        sum(p.numel() for p in trainable),
-        targets,
-        tuple(_notes(family, config)),
-    )
+    report = tuple(parameter_report(family, config, learning_rate))
+    return Trainable(family, config, peft_model, report, count, targets, tuple(_notes(family, config)))
 
 
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
@@ -134,8 +125,7 @@ def load_adapter(family: AudioFamily, folder: str | Path, *, trainable: bool = T
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(family.model, str(folder), is_trainable=trainable)
     misfits = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
-    misfits += _unplaced(model, folder)
-    if misfits:
+    if misfits := [*misfits, *_misplaced(model, folder)]:
         raise PatternError(
             f"the adapter {folder} does not fit {family.model_type} ({family.model.name_or_path or 'in memory'}): "
             + "; ".join(misfits)
@@ -143,37 +133,76 @@ def load_adapter(family: AudioFamily, folder: str | Path, *, trainable: bool = T
     return model
 
 
-def _unplaced(model: PeftModel, folder: Path) -> list[str]:
+def _misplaced(model: PeftModel, folder: Path) -> list[str]:
     """Adapter tensors of the file that did not arrive in the model with the same values, up to their precision."""
     from peft.utils import load_peft_weights
 
-    saved = load_peft_weights(str(folder), device="cpu")
-    held = [p for n, p in model.named_parameters() if ".lora_" in n or ".modules_to_save." in n]
-    if len(saved) != len(held):
-        return [f"the file holds {len(saved)} tensors, the model {len(held)} adapter tensors"]
-    for (shape, total), (held_shape, arrived) in zip(_sums(saved.values()), _sums(held), strict=True):
-        if shape != held_shape or abs(total - arrived) > 1e-2 * max(total, 1e-12):
-            return [f"the file has a tensor {shape} of absolute sum {total:.6g}, the model {held_shape} {arrived:.6g}"]
+    def sums(tensors: Iterable[torch.Tensor]) -> list[tuple[tuple[int, ...], float]]:
+        """Shape and absolute sum of each, sorted: a fingerprint that no renaming changes."""
+        return sorted((tuple(t.shape), float(t.detach().double().abs().sum())) for t in tensors)
+
+    saved = sums(load_peft_weights(str(folder), device="cpu").values())
+    loaded = sums(p for name, p in model.named_parameters() if _kind(name))
+    if len(saved) != len(loaded):
+        return [f"the file holds {len(saved)} tensors, the model {len(loaded)} adapter tensors"]
+    for (shape, total), (other, arrived) in zip(saved, loaded, strict=True):
+        if shape != other or abs(total - arrived) > 1e-2 * max(total, 1e-12):
+            return [f"the file has a tensor {shape} of absolute sum {total:.6g}, the model {other} {arrived:.6g}"]
     return []
 
 
-def _sums(tensors: Iterable[torch.Tensor]) -> list[tuple[tuple[int, ...], float]]:
-    """Shape and absolute sum of each, sorted: a fingerprint that no renaming changes."""
-    return sorted((tuple(t.shape), float(t.detach().double().abs().sum())) for t in tensors)
-
-
 def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
-    wanted = set(check_parts(parts, family, "train_parts"))
-    reached = set()
+    check_parts(parts, family, "train_parts")
+    empty = set(parts)
     for name, parameter in family.model.named_parameters(remove_duplicate=False):
-        if (part := part_of(name, family)) in wanted and parameter.is_floating_point():
+        if (part := part_of(name, family)) in parts and parameter.is_floating_point():
             parameter.requires_grad_(True)
-            reached.add(part)
-    if empty := wanted - reached:
+            empty.discard(part)
+    if empty:
         raise PatternError(
             f"train_parts {', '.join(sorted(empty))}: no parameter of {family.model_type} starts with "
             f"{', '.join(prefixes(family)[part] for part in sorted(empty))}"
         )
+
+
+# -- four bits (QLoRA, arXiv 2305.14314) --------------------------------------------------------------------------
+
+
+def _check_quantised(family: AudioFamily, config: AdapterConfig) -> None:
+    quantised = bool(getattr(family.model, "is_loaded_in_4bit", False))
+    if config.load_in_4bit and not quantised:
+        raise PatternError(
+            "load_in_4bit: the model in memory is not quantised; load it with "
+            "covo_rl.models.load_family(path, **covo_rl.policy.trainable.quantization_kwargs())"
+        )
+    if quantised and not config.lora:
+        raise PatternError("a 4-bit model cannot train its own parameters: use LoRA, or load it unquantised for --full")
+
+
+def quantization_kwargs(skip: Sequence[str] = ("encoder", "audio_tower", "audio_adapter", "multi_modal_projector",
+                                               "lm_head")) -> dict[str, Any]:  # fmt: skip
+    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4. CUDA only.
+
+    Raises:
+        PatternError: no CUDA device, or bitsandbytes is not installed.
+    """
+    if not torch.cuda.is_available():
+        raise PatternError("load_in_4bit needs a CUDA device; drop it, the adapter trains on a 16-bit base too")
+    try:
+        import bitsandbytes  # noqa: F401  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise PatternError("load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]'") from error
+    from transformers import BitsAndBytesConfig
+
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=list(skip),
+        )
+    }
 
 
 # -- learning rates ----------------------------------------------------------------------------------------------
@@ -224,6 +253,7 @@ def param_groups(
 
 
 def _kind(name: str) -> str:
+    """How an adapter holds the parameter; empty for one of the base."""
     if ".lora_" in name:
         return "LoRA"
     return "trained copy" if ".modules_to_save." in name else ""
@@ -231,35 +261,28 @@ def _kind(name: str) -> str:
 
 def parameter_report(family: AudioFamily, config: AdapterConfig, learning_rate: float | None) -> list[ReportRow]:
     """Rows per part, with LoRA parameters and trained copies apart from the base."""
-    rates: Mapping[str, float] = part_rates(config, family)
-    rows: dict[tuple[str, str], list[nn.Parameter]] = {}
+    rates = part_rates(config, family)
+    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
     for name, parameter in family.model.named_parameters():
-        rows.setdefault((part_of(name, family), _kind(name)), []).append(parameter)
-    order = {part: i for i, part in enumerate([*family.parts, "other"])}
-    return [
-        ReportRow(
-            f"{part} {kind}".strip(),
-            _count(params),
-            trainable := _count(p for p in params if p.requires_grad),
-            " ".join(sorted({str(p.dtype).removeprefix("torch.") for p in params})),
-            rates.get(part, learning_rate) if trainable else None,
-        )
-        for (part, kind), params in sorted(rows.items(), key=lambda item: (order[item[0][0]], item[0][1]))
-    ]
+        groups.setdefault((part_of(name, family), _kind(name)), []).append(parameter)
+    order = [*family.parts, "other"]
+    rows = []
+    for part, kind in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
+        parameters = groups[part, kind]
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+        rate = rates.get(part, learning_rate) if trainable else None
+        total = sum(p.numel() for p in parameters)
+        rows.append(ReportRow(f"{part} {kind}".strip(), total, trainable, " ".join(dtypes), rate))
+    return rows
 
 
-def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.numel() for p in parameters)
-
-
-def _notes(family: AudioFamily, config: AdapterConfig) -> list[str]:
-    notes = []
+def _notes(family: AudioFamily, config: AdapterConfig) -> Iterator[str]:
     if any(p.requires_grad and p.dtype in HALF for p in family.model.parameters()):
-        notes.append("some trained weights are 16-bit: updates below 1/256 of a weight are lost; load dtype float32 "
-                     "and let accelerate autocast (mixed_precision bf16)")  # fmt: skip
+        yield ("some trained weights are 16-bit: updates below 1/256 of a weight are lost; load dtype float32 "
+               "and let accelerate autocast (mixed_precision bf16)")  # fmt: skip
     if config.lora and config.lora_dropout:
-        notes.append("LoRA dropout is off while sampling and scoring, so that they agree")
-    return notes
+        yield "LoRA dropout is off while sampling and scoring, so that they agree"
 
 
 def render_report(rows: Sequence[ReportRow]) -> Table:

@@ -26,8 +26,7 @@ from covo_rl.export import ExportError, export_run_adapter, update_card
 from covo_rl.models import load_family
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
-from covo_rl.policy.quantised import quantization_kwargs
-from covo_rl.policy.trainable import make_trainable, render_report
+from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run, environment

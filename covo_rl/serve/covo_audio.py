@@ -33,10 +33,9 @@ from vllm.multimodal.processing import (
 from vllm.sequence import IntermediateTensors
 
 from covo_rl.models.covo_audio import CovoAudioConfig, CovoAudioFeatureExtractor, CovoAudioProcessor
-from covo_rl.models.covo_audio.features import mono_float
 from covo_rl.models.covo_audio.modeling import CovoAudioAdapter
 from covo_rl.models.covo_audio.processing import AUDIO_BOS_TOKEN, AUDIO_EOS_TOKEN, AUDIO_TOKEN
-from covo_rl.models.covo_audio.resampling import resample
+from covo_rl.models.covo_audio.waveform import mono_float, sinc_resample
 
 PLACEHOLDER = AUDIO_BOS_TOKEN + AUDIO_TOKEN + AUDIO_EOS_TOKEN
 #: Length of the clip that vLLM measures its memory with. Longer ones run while they fit max_num_batched_tokens.
@@ -51,7 +50,7 @@ class SpecifiedResampler:
 
     def resample(self, audio: np.ndarray, *, orig_sr: float) -> np.ndarray:
         """Mono or stereo at `orig_sr` Hz -> (samples,) float32."""
-        return resample(mono_float(audio), int(orig_sr), self.target_sr).numpy()
+        return sinc_resample(mono_float(audio), int(orig_sr), self.target_sr).numpy()
 
 
 class CovoAudioDataParser(MultiModalDataParser):

@@ -110,9 +110,7 @@ class CovoAudioConfig(PreTrainedConfig):
 def _sub_config(value: Any, kind: type, defaults: dict[str, Any]) -> Any:
     if isinstance(value, PreTrainedConfig):
         return value
-    given = dict(defaults if value is None else value)
-    given.pop("model_type", None)
-    if value is not None:
-        # A partial dict means the published model with changes, as in the published config.json.
-        given = {**defaults, **given}
-    return kind(**given)
+    # A partial dict means the published model with changes, as in the published config.json.
+    values = {**defaults, **(value or {})}
+    values.pop("model_type", None)
+    return kind(**values)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from covo_rl.models.covo_audio.processing import conversation_clips
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -54,11 +56,9 @@ class Conversation:
         if self.system is not None and not self.history:
             messages.insert(0, {"role": "system", "content": self.system})
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        clips = [] if isinstance(content, str) else [part for part in content if part.get("type") == "audio"]
-        audio = [part.get("path", part.get("audio")) for part in clips]
-        rates = [part.get("sampling_rate", sampling_rate) or 0 for part in clips]
+        clips, rates = conversation_clips([messages], sampling_rate)
         inputs = self.processor(
-            text=("\n" if self.history else "") + text, audio=audio or None, sampling_rate=rates or None
+            text=("\n" if self.history else "") + text, audio=clips or None, sampling_rate=rates or None
         )
         return self.turn_from(**inputs.to(self.model.device), **kw)
 
@@ -69,26 +69,21 @@ class Conversation:
         """
         if input_ids.shape[0] != 1:
             raise ValueError(f"a conversation has one row, got {input_ids.shape[0]}; use one Conversation per dialogue")
-        held = self.cache.get_seq_length()
-        new_ids = torch.cat([self._pending(held).to(input_ids.device), input_ids], dim=1)
+        cached = self.cache.get_seq_length()
+        pending: list[int] = []
+        if self.history and self.keep_end_token:  # generated but never fed, closed by the turn's end token
+            pending, end = self.history[cached:], self.model.config.turn_end_token_id
+            pending += [end] if pending[-1:] != [end] else []
+        new_ids = torch.cat([input_ids.new_tensor([pending]), input_ids], dim=1)
         out = self.model.generate(
             input_ids=new_ids,
-            attention_mask=torch.ones(1, held + new_ids.shape[1], dtype=torch.long, device=input_ids.device),
+            attention_mask=new_ids.new_ones(1, cached + new_ids.shape[1]),
             past_key_values=self.cache,
             return_dict_in_generate=True,
             **{**self.generation, **kw},
         )
         answer = out.sequences[0, new_ids.shape[1] :].tolist()
         self.cache = out.past_key_values
-        self.history = self.history[:held] + out.sequences[0].tolist()
+        self.history = self.history[:cached] + out.sequences[0].tolist()
         _, codes = self.processor.split(answer)
         return Turn(tuple(answer), self.processor.decode_text(answer), tuple(codes))
-
-    def _pending(self, held: int) -> torch.Tensor:
-        """Ids that were generated but never fed, closed by the turn's end token; none in published mode."""
-        if not self.history or not self.keep_end_token:
-            return torch.zeros(1, 0, dtype=torch.long)
-        pending = self.history[held:]
-        if not pending or pending[-1] != self.model.config.turn_end_token_id:
-            pending = [*pending, self.model.config.turn_end_token_id]
-        return torch.tensor([pending])

@@ -15,7 +15,7 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.slots import check_slots
 
-AUDIO_FIELDS = ("input_features", "input_features_mask", "segment_clips", "clip_order")
+AUDIO_FIELDS = ("input_features", "input_features_mask", "segment_clips", "clip_order", "audio_embeds")
 STOP_MODES = {"a2ta": "turn_end_token_id", "a2t": "text_end_token_id"}
 
 
@@ -44,7 +44,7 @@ class CovoAudioGenerationMixin(GenerationMixin):
     """Methods of the model around `GenerationMixin.generate`."""
 
     config: CovoAudioConfig
-    get_audio_embeds: Callable[..., tuple[torch.Tensor, list[int]]]
+    get_audio_features: Callable[..., Any]
 
     def generate(
         self,
@@ -81,27 +81,24 @@ class CovoAudioGenerationMixin(GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        audio: dict[str, Any] = {name: model_kwargs.pop(name, None) for name in AUDIO_FIELDS}
-        embeds = model_kwargs.pop("audio_embeds", None)
-        if expand_size > 1 and input_ids is not None and (audio["input_features"] is not None or embeds is not None):
+        audio = {name: model_kwargs.pop(name) for name in AUDIO_FIELDS if model_kwargs.get(name) is not None}
+        if expand_size > 1 and input_ids is not None and audio:
             slots = (input_ids == self.config.audio_placeholder_token_id).sum(1).tolist()
+            embeds = audio.get("audio_embeds")
             if embeds is None:
-                embeds, sizes = self.get_audio_embeds(**audio)
-                check_slots(slots, sizes)
-            rows = embeds.split(slots)
-            embeds = torch.cat([row for row in rows for _ in range(expand_size)])
-            audio = dict.fromkeys(AUDIO_FIELDS)
+                features = self.get_audio_features(**audio)
+                embeds = features.pooler_output
+                check_slots(slots, features.sizes)
+            audio = {"audio_embeds": torch.cat([row for row in embeds.split(slots) for _ in range(expand_size)])}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(  # pyright: ignore
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        audio["audio_embeds"] = embeds
-        model_kwargs.update({name: value for name, value in audio.items() if value is not None})
-        return input_ids, model_kwargs
+        return input_ids, {**model_kwargs, **audio}
 
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
         """Audio only where its placeholders are among the ids: in the first pass, or always without a cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # pyright: ignore
         if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
-            for name in (*AUDIO_FIELDS, "audio_embeds"):
+            for name in AUDIO_FIELDS:
                 inputs.pop(name, None)
         return inputs

@@ -8,6 +8,7 @@ ones (`llm.*`, `encoder.*`, `audio_adapter.*`), so checkpoints load and save unc
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.covo_audio.generation import CovoAudioGenerationMixin
-from covo_rl.models.slots import check_slots, trains
+from covo_rl.models.slots import check_slots, part_output
 
 
 def _relu(fresh: torch.Tensor) -> torch.Tensor:
@@ -64,6 +65,14 @@ class CovoAudioAdapter(nn.Module):
         for layer in self.downsample_layers:
             hidden = layer(hidden)
         return hidden
+
+
+@dataclass
+class CovoAudioFeatures(BaseModelOutputWithPooling):
+    """`last_hidden_state` (K, positions, d_model) of the encoder; `pooler_output` (slots, D), one row per placeholder
+    of the batch in order, of which `sizes[a]` belong to the clip in the a-th place."""
+
+    sizes: list[int] | None = None
 
 
 class CovoAudioPreTrainedModel(PreTrainedModel):
@@ -122,19 +131,6 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         self._require_grads_hooks = [hook]
         self._require_grads_hook = hook
 
-    def _audio_rows(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder states (K, positions, d_model) and the kept adapter rows (slots, D)."""
-        features = input_features.to(self.encoder.conv1.weight.device, self.encoder.conv1.weight.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trains(self.encoder)):
-            encoded = self.encoder(features).last_hidden_state
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (encoded.requires_grad or trains(self.audio_adapter))):
-            rows = self.audio_adapter(encoded)
-        if input_features_mask is None:
-            return encoded, rows.flatten(0, 1)
-        return encoded, rows[input_features_mask.to(rows.device, torch.bool)]
-
     def get_audio_features(
         self,
         input_features: torch.Tensor,
@@ -142,54 +138,27 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         segment_clips: torch.Tensor | None = None,
         clip_order: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> CovoAudioFeatures:
         """All segments through encoder and adapter in one call, whatever clips they belong to.
-
-        Takes the audio fields of the processor (see `get_audio_embeds`). Returns `last_hidden_state`
-        (K, positions, d_model) of the encoder and `pooler_output` (slots, D), one row per placeholder in order.
-        Parts whose parameters are all frozen run without autograd.
-        """
-        encoded, rows = self._audio_rows(input_features, input_features_mask)
-        rows, _ = self._in_order(rows, input_features, input_features_mask, segment_clips, clip_order)
-        return BaseModelOutputWithPooling(last_hidden_state=encoded, pooler_output=rows)  # pyright: ignore
-
-    def get_audio_embeds(
-        self,
-        input_features: torch.Tensor,
-        input_features_mask: torch.Tensor | None = None,
-        segment_clips: torch.Tensor | None = None,
-        clip_order: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, list[int]]:
-        """Embeddings (slots, D) in the order of the placeholders, and the slots of each clip placed.
 
         `input_features` (K, M, F) any float dtype; `input_features_mask` (K, rows) bool, the adapter rows that fill
         slots (default: all). `segment_clips` (K,) says which unique clip a segment belongs to (default: each its
         own); `clip_order` (A,) which unique clip fills the a-th place of the batch, row by row (default: each once).
+        Parts whose parameters are all frozen run without autograd.
         """
-        _, rows = self._audio_rows(input_features, input_features_mask)
-        return self._in_order(rows, input_features, input_features_mask, segment_clips, clip_order)
-
-    @staticmethod
-    def _in_order(
-        rows: torch.Tensor,
-        input_features: torch.Tensor,
-        input_features_mask: torch.Tensor | None,
-        segment_clips: torch.Tensor | None,
-        clip_order: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, list[int]]:
-        count = input_features.shape[0]
-        per_segment = [rows.shape[0] // count] * count
-        if input_features_mask is not None:
-            per_segment = input_features_mask.sum(1).tolist()
-        owners = list(range(count)) if segment_clips is None else segment_clips.tolist()
+        features = input_features.to(self.encoder.conv1.weight.device, self.encoder.conv1.weight.dtype)
+        encoded = part_output(self.encoder, features).last_hidden_state
+        rows = part_output(self.audio_adapter, encoded)
+        mask = torch.ones(rows.shape[:2], dtype=torch.bool) if input_features_mask is None else input_features_mask
+        owners = list(range(len(rows))) if segment_clips is None else segment_clips.tolist()
         sizes = [0] * (max(owners) + 1)
-        for owner, slots in zip(owners, per_segment, strict=True):
+        for owner, slots in zip(owners, mask.sum(1).tolist(), strict=True):
             sizes[owner] += slots
-        if clip_order is None:
-            return rows, sizes
-        order = clip_order.tolist()
-        clips = rows.split(sizes)
-        return torch.cat([clips[i] for i in order]), [sizes[i] for i in order]
+        rows = rows[mask.to(rows.device, torch.bool)]
+        if clip_order is not None:
+            clips, order = rows.split(sizes), clip_order.tolist()
+            rows, sizes = torch.cat([clips[i] for i in order]), [sizes[i] for i in order]
+        return CovoAudioFeatures(last_hidden_state=encoded, pooler_output=rows, sizes=sizes)  # pyright: ignore
 
     def _embed(
         self, input_ids: torch.Tensor, past: int, audio_embeds: torch.Tensor | None, audio: dict[str, Any]
@@ -197,14 +166,13 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         """Token embeddings (N, T, D) with audio in the placeholders' places."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         slots = input_ids == self.config.audio_placeholder_token_id
-        sizes: list[int] = []
-        if audio_embeds is not None:
-            sizes = [audio_embeds.shape[0]]
-        elif audio["input_features"] is not None:
-            audio_embeds, sizes = self.get_audio_embeds(**audio)
-        elif past:
+        sizes = [] if audio_embeds is None else [audio_embeds.shape[0]]
+        if audio_embeds is None and audio["input_features"] is not None:
+            features = self.get_audio_features(**audio)
+            audio_embeds, sizes = features.pooler_output, features.sizes
+        elif audio_embeds is None and past:
             return inputs_embeds  # a placeholder that was sampled is a token like any other
-        check_slots(slots.sum(1).tolist(), sizes)
+        check_slots(slots.sum(1).tolist(), sizes or [])
         if audio_embeds is None:
             return inputs_embeds
         return inputs_embeds.masked_scatter(
@@ -231,7 +199,7 @@ class CovoAudioForConditionalGeneration(CovoAudioGenerationMixin, CovoAudioPreTr
         """Logits over text and audio codes; with `labels` (-100 is ignored) the shifted mean cross entropy.
 
         `input_ids` (N, T) with one placeholder per audio slot; `attention_mask` (N, T) or (N, history + T); audio as
-        `input_features` and its companions (see `get_audio_embeds`), or ready-made as `audio_embeds` (slots, D).
+        `input_features` and its companions (see `get_audio_features`), or ready-made as `audio_embeds` (slots, D).
         `logits_to_keep` positions from the end, or a tensor of positions. Further keyword arguments reach the
         attention functions. Raises ValueError that names the row when slots and features do not match.
         """

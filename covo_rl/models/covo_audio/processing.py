@@ -1,23 +1,29 @@
-"""Text and clips to model inputs, and output ids back to text and audio codes."""
+"""Text and clips to model inputs, and output ids back to text and audio codes.
+
+Audio codes are ids of the vocabulary from `first_code_id` on; labels choose which of them a loss supervises.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from covo_rl.models.covo_audio.codes import Supervise, make_labels, split_codes
+from covo_rl.audio import content_key, decode
+from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.covo_audio.features import CovoAudioFeatureExtractor
 from covo_rl.models.slots import expand_placeholders
+from covo_rl.types import Clip
 
 AUDIO_TOKEN = "<|cAUDIO|>"
 AUDIO_BOS_TOKEN = "<|begofcAUDIO|>"
 AUDIO_EOS_TOKEN = "<|endofcAUDIO|>"
+IGNORE = -100
+Supervise = Literal["all", "text", "codes"]
 
 # ChatML with audio parts; one placeholder per clip, expanded by the processor. No default system message.
 CHAT_TEMPLATE = (
@@ -75,19 +81,17 @@ class CovoAudioProcessor(ProcessorMixin):
         missing = {"_raise_exceptions_for_missing_entries": False}
         if any(cached_file(pretrained_model_name_or_path, name, **options, **missing) for name in names):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        from covo_rl.models.covo_audio.configuration import CovoAudioConfig
-
         config = CovoAudioConfig.from_pretrained(pretrained_model_name_or_path, **options)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
         return cls.from_model_config(config, tokenizer)
 
     @classmethod
-    def from_model_config(cls, config: Any, tokenizer: Any, chat_template: str | None = None) -> CovoAudioProcessor:
+    def from_model_config(cls, config: CovoAudioConfig, tokenizer: Any) -> CovoAudioProcessor:
         """The processor of a CovoAudioConfig; raises ValueError where tokenizer and config name different ids."""
         processor = cls(
             CovoAudioFeatureExtractor.from_model_config(config),
             tokenizer,
-            chat_template=chat_template or tokenizer.chat_template,
+            chat_template=tokenizer.chat_template,
             first_code_id=config.audio_token_index,
             num_audio_codes=config.num_audio_codes,
         )
@@ -120,89 +124,57 @@ class CovoAudioProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors={return_tensors!r}: only 'pt' exists")
         if text is None and audio is None:
             raise ValueError("give text, audio or both")
-        text_options = {
-            "padding": padding,
-            "padding_side": "left",
-            "return_tensors": "pt",
-            **kwargs.pop("text_kwargs", {}),
-        }
+        text_options = {"padding": padding, "padding_side": "left", "return_tensors": "pt"}
+        text_options |= kwargs.pop("text_kwargs", {})
         sampling_rate = kwargs.pop("audio_kwargs", {}).get("sampling_rate", sampling_rate)
-        texts = [text] if isinstance(text, str) else None if text is None else list(text)
         per_row, clips = _flat(audio)
-        slots, fields = self._audio_fields(clips, sampling_rate)
-        if texts is None:
+        slots, fields = self._audio_fields(clips, sampling_rate) if clips else ([], {})
+        if text is None:
             return BatchFeature(fields)
-        texts = self.expand(texts, slots, per_row)
+        texts = [text] if isinstance(text, str) else list(text)
+        texts = expand_placeholders(texts, slots, self.audio_token, per_row)
         if len(texts) > 1 and self.tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token to batch several rows")
-        encoded = self.tokenizer(texts, **text_options, **kwargs)
-        return BatchFeature({**encoded, **fields})
+        return BatchFeature({**self.tokenizer(texts, **text_options, **kwargs), **fields})
 
     def _audio_fields(
         self, clips: Sequence[Any], sampling_rate: int | Sequence[int] | None
     ) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """Slots of every clip, and the fields of the unique ones."""
-        if not clips:
-            return [], {}
-        waves, rates, names = self._decoded(clips, sampling_rate)
-        unique: dict[str, int] = {}
-        order, parts = [], []
-        for wave, rate, name in zip(waves, rates, names, strict=True):
-            key = _content_key(wave, rate)
-            if key not in unique:
-                unique[key] = len(unique)
-                parts.append(self.feature_extractor.clip(wave, rate, name))
-            order.append(unique[key])
-        sizes = [int(mask.sum()) for _, mask in parts]
-        owners = [torch.full((len(features),), i) for i, (features, _) in enumerate(parts)]
-        fields = {
-            "input_features": torch.cat([features for features, _ in parts]),
-            "input_features_mask": torch.cat([mask for _, mask in parts]),
-            "segment_clips": torch.cat(owners),
-            "clip_order": torch.tensor(order),
-        }
-        return [sizes[i] for i in order], fields
-
-    def _decoded(
-        self, clips: Sequence[Any], sampling_rate: int | Sequence[int] | None
-    ) -> tuple[list[Any], list[int], list[str]]:
-        """Arrays as they are, files decoded at their own rate."""
+        """Slots of every clip, and the fields of the unique ones. Files are decoded at their own rate."""
         is_file = [isinstance(clip, (str, os.PathLike)) for clip in clips]
-        rates: list[int] = [0] * len(clips)
-        if not all(is_file):
-            rates = self.feature_extractor.rates(sampling_rate, len(clips))
-        waves, names = list(clips), []
-        for i, clip in enumerate(clips):
-            names.append(str(clip) if is_file[i] else f"clip {i}")
+        rates = [0] * len(clips) if all(is_file) else self.feature_extractor.rates(sampling_rate, len(clips))
+        unique: dict[str, tuple[Any, int, str]] = {}
+        keys = []
+        for i, wave in enumerate(clips):
+            rate, name = rates[i], f"clip {i}"
             if is_file[i]:
-                from covo_rl.audio import decode
-                from covo_rl.types import Clip
-
-                waves[i], rates[i] = decode(Clip(path=os.fspath(clip)))
-        return waves, rates, names
-
-    def expand(self, texts: Sequence[str], slots: Sequence[int], per_row: Sequence[int] | None = None) -> list[str]:
-        """Replace the i-th placeholder of the batch by `slots[i]` of them; see `expand_placeholders`."""
-        return expand_placeholders(texts, slots, self.audio_token, per_row)
+                name = os.fspath(wave)
+                wave, rate = decode(Clip(path=name))
+            samples = wave.detach().cpu().numpy() if isinstance(wave, torch.Tensor) else np.asarray(wave)
+            keys.append(content_key(Clip(array=samples, sampling_rate=rate)))
+            unique.setdefault(keys[-1], (wave, rate, name))
+        waves, rates, names = zip(*unique.values(), strict=True)
+        fields = dict(self.feature_extractor(waves, sampling_rate=rates, names=names))
+        order = torch.tensor([list(unique).index(key) for key in keys])
+        slots = fields["input_features_mask"].sum(1)
+        sizes = slots.new_zeros(len(unique)).index_add(0, fields["segment_clips"], slots)
+        return sizes[order].tolist(), {**fields, "clip_order": order}
 
     def apply_chat_template(self, conversation: Any, chat_template: Any = None, **kwargs: Any) -> Any:
         """As in transformers; with `tokenize=True` the audio parts are decoded here, at the file's own rate.
 
         A part is `{"type": "audio", "path": file}` or `{"type": "audio", "audio": array, "sampling_rate": Hz}`.
         """
-        options = {"add_generation_prompt": kwargs.pop("add_generation_prompt", False)}
-        tokenize = kwargs.pop("tokenize", False)
-        return_dict = kwargs.pop("return_dict", True)
         template: Any = chat_template or self.chat_template
-        if not tokenize:
-            return super().apply_chat_template(conversation, template, tokenize=False, **options, **kwargs)
-        batched = isinstance(conversation[0], (list, tuple))
-        rows = list(conversation) if batched else [conversation]
-        text = super().apply_chat_template(rows, template, tokenize=False, **options)
-        clips, rates = _clips_of(rows, kwargs.pop("sampling_rate", None))
-        processor_kwargs = kwargs.pop("processor_kwargs", None) or {}
-        kwargs.pop("return_tensors", None)
-        out = self(text=text, audio=clips or None, sampling_rate=rates or None, **{**kwargs, **processor_kwargs})
+        return_dict = kwargs.pop("return_dict", True)
+        if not kwargs.pop("tokenize", False):
+            return super().apply_chat_template(conversation, template, tokenize=False, **kwargs)
+        rows = list(conversation) if isinstance(conversation[0], (list, tuple)) else [conversation]
+        prompt = kwargs.pop("add_generation_prompt", False)
+        text = super().apply_chat_template(rows, template, tokenize=False, add_generation_prompt=prompt)
+        clips, rates = conversation_clips(rows, kwargs.pop("sampling_rate", None))
+        options = {**kwargs, **(kwargs.pop("processor_kwargs", None) or {}), "return_tensors": "pt"}
+        out = self(text=text, audio=clips or None, sampling_rate=rates or None, **options)
         return out if return_dict else out["input_ids"]
 
     def split(self, ids: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -212,19 +184,6 @@ class CovoAudioProcessor(ProcessorMixin):
     def decode_text(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text among generated ids; audio codes are left out."""
         return self.tokenizer.decode(self.split(ids)[0], skip_special_tokens=skip_special_tokens)
-
-    def labels(
-        self,
-        input_ids: torch.Tensor,
-        prompt_lengths: Iterable[int],
-        *,
-        supervise: Supervise = "all",
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Labels (N, T) for all response ids, for text, or for codes only; see `codes.make_labels`."""
-        return make_labels(
-            input_ids, prompt_lengths, self.first_code_id, supervise=supervise, attention_mask=attention_mask
-        )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -236,55 +195,82 @@ class CovoAudioProcessor(ProcessorMixin):
         ]
 
 
+def _is_clip(item: Any) -> bool:
+    """A path, an array or a list of samples, not a list of clips."""
+    if isinstance(item, (list, tuple)):
+        return len(item) > 0 and isinstance(item[0], (int, float))
+    return item is not None
+
+
 def _flat(audio: Any) -> tuple[list[int] | None, list[Any]]:
     """Clips per row (None where the list is flat or a single clip) and the flat list of clips."""
-    if audio is None:
-        return None, []
-    if isinstance(audio, (str, os.PathLike, np.ndarray, torch.Tensor)):
-        return None, [audio]
-    items = list(audio)
-    if items and isinstance(items[0], (int, float)):
-        return None, [np.asarray(items, dtype=np.float32)]
-    nested = [item is None or (isinstance(item, (list, tuple)) and not _is_samples(item)) for item in items]
-    if not any(nested):
-        return None, items
-    rows = [list(item or []) if flag else [item] for item, flag in zip(items, nested, strict=True)]
+    if audio is None or _is_clip(audio):
+        return None, [] if audio is None else [audio]
+    if all(map(_is_clip, audio)):
+        return None, list(audio)
+    rows = [[item] if _is_clip(item) else list(item or []) for item in audio]
     return [len(row) for row in rows], [clip for row in rows for clip in row]
 
 
-def _is_samples(item: Sequence[Any]) -> bool:
-    return len(item) > 0 and isinstance(item[0], (int, float))
+def conversation_clips(rows: Sequence[Any], default_rate: int | None = None) -> tuple[list[Any], list[int]]:
+    """Audio parts of conversations in order, with their rates in Hz (0 for files, which carry their own).
 
-
-def _content_key(wave: Any, rate: int) -> str:
-    array = wave.detach().cpu().numpy() if isinstance(wave, torch.Tensor) else np.asarray(wave)
-    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes())
-    return f"{digest.hexdigest()}:{array.dtype}:{array.shape}:{rate}"
-
-
-def _clips_of(rows: Sequence[Any], default_rate: int | None) -> tuple[list[Any], list[int]]:
-    """Audio parts of conversations in order, with their rates (0 for files, which carry their own)."""
+    Raises ValueError that names the row of a part without a clip, or of an array without a rate.
+    """
     clips, rates = [], []
     for row, messages in enumerate(rows):
-        for message in messages:
-            content = message["content"] if not isinstance(message["content"], str) else []
-            for part in content:
-                if part.get("type") != "audio":
-                    continue
-                clips.append(_part_clip(part, row))
-                rates.append(_part_rate(part, default_rate, row))
+        contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+        for part in (part for content in contents for part in content if part.get("type") == "audio"):
+            clip = next((part[name] for name in ("path", "audio", "url") if part.get(name) is not None), None)
+            if clip is None:
+                raise ValueError(f"row {row}: an audio part has none of path, audio (got {sorted(part)})")
+            rate = part.get("sampling_rate", default_rate)
+            if rate is None and not isinstance(clip, (str, os.PathLike)):
+                raise ValueError(f"row {row}: an audio part holds an array without sampling_rate in Hz")
+            clips.append(clip)
+            rates.append(int(rate or 0))
     return clips, rates
 
 
-def _part_clip(part: Mapping[str, Any], row: int) -> Any:
-    for name in ("path", "audio", "url"):
-        if part.get(name) is not None:
-            return part[name]
-    raise ValueError(f"row {row}: an audio part has none of path, audio (got {sorted(part)})")
+def split_codes(ids: Iterable[int], first_code_id: int, num_codes: int) -> tuple[list[int], list[int]]:
+    """Generated ids -> text ids (below `first_code_id`) and audio codes `id - first_code_id`, each in order.
+
+    Raises ValueError for an id beyond the last code.
+    """
+    text, codes = [], []
+    for position, value in enumerate(ids):
+        value = int(value)
+        if value < first_code_id:
+            text.append(value)
+        elif value - first_code_id < num_codes:
+            codes.append(value - first_code_id)
+        else:
+            raise ValueError(
+                f"id {value} at position {position} is audio code {value - first_code_id}, but the model has codes "
+                f"0 to {num_codes - 1} (ids {first_code_id} to {first_code_id + num_codes - 1})"
+            )
+    return text, codes
 
 
-def _part_rate(part: Mapping[str, Any], default_rate: int | None, row: int) -> int:
-    rate = part.get("sampling_rate", default_rate)
-    if rate is None and not isinstance(_part_clip(part, row), (str, os.PathLike)):
-        raise ValueError(f"row {row}: an audio part holds an array without sampling_rate in Hz")
-    return int(rate or 0)
+def make_labels(
+    input_ids: torch.Tensor,
+    prompt_lengths: Iterable[int],
+    first_code_id: int,
+    *,
+    supervise: Supervise = "all",
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Labels (N, T) for teacher forcing: -100 on prompt and padding, and on what is not supervised.
+
+    `prompt_lengths[n]` counts the real (unmasked) prompt ids of row n, so left padding needs `attention_mask`.
+    `supervise`: "all" response ids, "text" only, or "codes" only (the published masked text loss).
+    """
+    if supervise not in ("all", "text", "codes"):
+        raise ValueError(f"supervise={supervise!r} does not exist; write all, text or codes")
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    lengths = torch.tensor(list(prompt_lengths), device=input_ids.device)[:, None]
+    response = (mask == 1) & (mask.cumsum(1) > lengths)
+    codes = input_ids >= first_code_id
+    if supervise != "all":
+        response &= codes if supervise == "codes" else ~codes
+    return input_ids.masked_fill(~response, IGNORE)
