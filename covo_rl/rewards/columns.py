@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.prompt import parse
-from covo_rl.rewards.rules.vocabulary import word_set
 from covo_rl.types import Clip, Example, Group, Prompt, Rollout
 
 if TYPE_CHECKING:
     import numpy as np
 
-OWN = word_set(
+OWN = frozenset(
     "prompts completions completion_ids stop_reason id question choices answer parsed think predicted_answer clips "
-    "trainer_state log_extra log_metric log_missing judge"
+    "trainer_state log_extra log_metric log_missing judge".split()
 )
 
 
