@@ -101,10 +101,12 @@ def make_index(phrases: Iterable[tuple[tuple[str, ...], Any]]) -> Index:
 def mentions(clause: Clause, index: Index) -> list[Mention]:
     """What of the index is named in a clause, from left to right, the longest phrase winning."""
     tokens, spans, free = clause.tokens, [], 0
+    if index.keys().isdisjoint(tokens):
+        return []
     for start, token in enumerate(tokens):
-        if start < free:
+        if start < free or token not in index:
             continue
-        for phrase, name in index.get(token, ()):
+        for phrase, name in index[token]:
             end = start + len(phrase)
             if tokens[start:end] == phrase and not (phrase == ("1",) and _is_pronoun(tokens, start)):
                 spans.append((name, start, end))
