@@ -128,9 +128,9 @@ def save_checkpoint(
     dtype = next(iter(weights.values())).dtype if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
     weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
     family.model.save_pretrained(folder, state_dict=weights)
-    saved = copy.deepcopy(family.model.config)
-    saved.dtype = dtype  # save_pretrained names the model's own
-    saved.save_pretrained(folder)
+    model_config = copy.deepcopy(family.model.config)
+    model_config.dtype = dtype  # save_pretrained names the model's own
+    model_config.save_pretrained(folder)
     family.processor.save_pretrained(folder)
     for name, options in (("prompt.yaml", config.prompt), ("cold_start.yaml", config)):
         text = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
