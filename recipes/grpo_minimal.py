@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from covo_rl.synth.builtin import questions
 
 from covo_rl.algo.advantage import advantages
 from covo_rl.algo.loss import policy_loss
@@ -29,7 +30,6 @@ from covo_rl.policy.trainable import make_trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.resolve import resolve_model
 from covo_rl.rewards import score
-from covo_rl.synth.builtin import questions
 from covo_rl.train.sampler import PromptSampler
 
 PROMPTS, GENERATIONS, COMPLETION = 16, 8, 48  # P, G, C

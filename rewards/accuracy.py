@@ -13,7 +13,7 @@ Only the answer block counts. No block, two blocks, or a block inside the reason
 """
 
 from covo_rl.rewards.rules.answers import grade
-from covo_rl.rewards.text import column, parsed_completions
+from covo_rl.rewards.text import completion_rows
 
 
 def accuracy(
@@ -24,12 +24,10 @@ def accuracy(
     >>> accuracy(["<think>It barks.</think><answer>(A) dog</answer>"], answer=["dog"], choices=[["dog", "cat"]])
     [1.0]
     """
-    found = parsed_completions(completions, parsed)
-    n = len(found)
     scores = []
-    rows = zip(found, answer, column(choices, n), column(question, n), column(answer_kind, n), strict=True)
-    for index, (item, gold, options, asked, row_kind) in enumerate(rows):
-        score = grade(item.answer, gold, options or (), kind=kind or row_kind, question=asked or "", max_wer=max_wer)
+    rows = completion_rows(completions, parsed, answer, choices, question, answer_kind)
+    for index, (parts, gold, options, asked, row_kind) in enumerate(rows):
+        score = grade(parts.answer, gold, options or (), kind=kind or row_kind, question=asked or "", max_wer=max_wer)
         if score is None and log_missing:
             log_missing(index, f"the row's answer {gold!r} is missing or not one of its options")
         scores.append(score)

@@ -7,8 +7,9 @@ a deterministic checker finds the last option that the reasoning commits to, neg
 compares it with the answer. No reasoning or no readable answer is 0: there is nothing that could support it.
 """
 
+from covo_rl.rewards.judging import judge_scores
 from covo_rl.rewards.rules.conclusion import supports
-from covo_rl.rewards.text import column, parsed_completions
+from covo_rl.rewards.text import completion_rows
 
 
 def consistency(
@@ -18,15 +19,12 @@ def consistency(
     >>> consistency(["<think>A dull thud, so it is a knock.</think><answer>B</answer>"], choices=[["bell", "knock"]])
     [1.0]
     """
-    found = parsed_completions(completions, parsed)
-    questions, options = column(question, len(found)), column(choices, len(found))
+    rows = completion_rows(completions, parsed, question, choices)
     if judge is not None:
-        from covo_rl.rewards.judging import judge_consistency
-
-        return judge_consistency(judge, found, questions, options, log_missing, log_extra)
+        return judge_scores(judge, "consistency", rows, log_missing, log_extra)
     scores = []
-    for index, (item, asked, listed) in enumerate(zip(found, questions, options, strict=True)):
-        verdict = supports(item.think, item.answer, listed or (), asked or "")
+    for index, (parts, asked, options) in enumerate(rows):
+        verdict = supports(parts.think, parts.answer, options or (), asked or "")
         if verdict is None and log_missing:
             log_missing(index, "the reasoning commits to no answer")
         scores.append(None if verdict is None else float(verdict))

@@ -7,7 +7,12 @@ audio-GRPO code searches for anywhere in the completion; it pays for text around
 tags inside the reasoning, and is here only to compare with.
 """
 
-from covo_rl.rewards.text import completion_text, parsed_completions
+import re
+
+from covo_rl.prompt import parse
+from covo_rl.rewards.text import completion_text
+
+MIDDLE = re.compile(r"</think>\s*<answer>")
 
 
 def format(completions, parsed=None, stop_reason=None, pattern="strict", log_extra=None, **kwargs):
@@ -19,21 +24,16 @@ def format(completions, parsed=None, stop_reason=None, pattern="strict", log_ext
         raise ValueError(f"pattern {pattern!r}: there are strict and loose")
     if pattern == "loose":
         return [float(loose(completion_text(completion))) for completion in completions]
-    found = parsed_completions(completions, parsed, stop_reason)
+    if parsed is None:
+        reasons = stop_reason or ["stop"] * len(completions)
+        parsed = [parse(completion_text(c), reason) for c, reason in zip(completions, reasons, strict=True)]
     if log_extra:
-        log_extra("format_problems", ["; ".join(item.problems) for item in found])
-    return [float(item.ok) for item in found]
+        log_extra("format_problems", ["; ".join(parts.problems) for parts in parsed])
+    return [float(parts.ok) for parts in parsed]
 
 
 def loose(text):
     """`re.search(r"<think>.*?</think>\\s*<answer>.*?</answer>", text, re.DOTALL)` in linear time."""
-    at = text.find("<think>")
-    closed = text.find("</think>", at + 7) if at >= 0 else -1
-    while closed >= 0:
-        rest = closed + len("</think>")
-        while rest < len(text) and text[rest].isspace():
-            rest += 1
-        if text.startswith("<answer>", rest):
-            return text.find("</answer>", rest) >= 0
-        closed = text.find("</think>", rest)
-    return False
+    start = text.find("<think>")
+    middle = MIDDLE.search(text, start + len("<think>")) if start >= 0 else None
+    return middle is not None and "</answer>" in text[middle.end() :]

@@ -10,8 +10,9 @@ That check knows the truth, so this component alone can teach right answers: `th
 facts nor at the right answer, for experiments that ask what R_accuracy contributes.
 """
 
+from covo_rl.rewards.judging import judge_scores
 from covo_rl.rewards.rules.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge_free
-from covo_rl.rewards.text import column, parsed_completions
+from covo_rl.rewards.text import completion_rows
 
 
 def thinking(
@@ -23,23 +24,19 @@ def thinking(
     ...          answer=["two"], facts=[{"count": "two"}], fact_lexicon=[{"count": ["one", "two"]}])
     [1.0]
     """
-    found = parsed_completions(completions, parsed)
-    n = len(found)
     if not use_gold:
         answer = facts = None
-    questions, options, golds = column(question, n), column(choices, n), column(answer, n)
     if judge is not None:
-        from covo_rl.rewards.judging import judge_thinking
-
-        return judge_thinking(judge, found, questions, options, golds, column(facts, n), log_extra, log_missing)
+        rows = completion_rows(completions, parsed, question, choices, answer, facts)
+        return judge_scores(judge, "thinking", rows, log_missing, log_extra)
     scores, unmet, judged = [], [], {}
-    rows = zip(found, questions, options, golds, column(facts, n), column(fact_lexicon, n), strict=True)
-    for item, asked, listed, gold, true_facts, lexicon in rows:
+    rows = completion_rows(completions, parsed, question, choices, answer, facts, fact_lexicon)
+    for parts, asked, options, gold, truth, lexicon in rows:
         # late in training the rollouts of a prompt say the same again and again
-        same = (item.think, item.answer, asked, str(gold), tuple(listed or ()), id(true_facts), id(lexicon))
+        same = (parts.think, parts.answer, asked, str(gold), tuple(options or ()), id(truth), id(lexicon))
         if same not in judged:
             judged[same] = judge_free(
-                item.think, item.answer, question=asked or "", choices=listed or (), gold=gold, facts=true_facts,
+                parts.think, parts.answer, question=asked or "", choices=options or (), gold=gold, facts=truth,
                 lexicon=lexicon, min_words=min_words, max_words=max_words,
             )  # fmt: skip
         met = judged[same]

@@ -14,9 +14,8 @@ from covo_rl.config import RewardConfig
 from covo_rl.rewards import RewardError, load_reward, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.judge import EndpointJudge, JudgeError, LocalJudge, judge_from_spec
-from covo_rl.rewards.judging import template_hashes
+from covo_rl.rewards.judging import VerdictError, load_template, read_verdict, template_hashes
 from covo_rl.rewards.rules.criteria import CRITERIA
-from covo_rl.rewards.templates import VerdictError, load_template, read_verdict
 
 GOOD = "<think>It rings on, so it is a bell.</think><answer>bell</answer>"
 ROW = {"question": "What rings?", "choices": ["bell", "knock"], "answer": "bell"}

@@ -5,9 +5,8 @@ import pytest
 from covo_rl.rewards import load_reward
 from covo_rl.rewards.rules.clauses import clauses
 from covo_rl.rewards.rules.conclusion import concluded, supports
-from covo_rl.rewards.rules.criteria import CRITERIA, judge_free
+from covo_rl.rewards.rules.criteria import CRITERIA, claims, judge_free
 from covo_rl.rewards.rules.degenerate import flaw
-from covo_rl.rewards.rules.facts import claims
 
 BELL_KNOCK = ("bell", "knock")
 EMOTIONS = ("happy", "sad", "not sad")

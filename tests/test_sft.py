@@ -96,16 +96,16 @@ def test_only_rows_that_the_remaining_stages_use_are_read():
 @pytest.fixture(scope="module")
 def prepared():
     """A tiny family and 24 prepared rows of the built-in set."""
-    from covo_rl.supervised import model as build
     from covo_rl.supervised import rows as data
+    from covo_rl.supervised.stages import starting_family
 
     config = load_config(None, {
         "rows": 24, "tiny": {"vocab_size": 512, "encoder_width": 32, "decoder_width": 32, "decoder_layers": 2,
                              "encoder_layers": 1, "mel_bins": 40, "initializer_range": 0.1},
         "prompt": {"instruction": "", "choice_style": "inline"}, "stages": [{"kind": "sft"}]})  # fmt: skip
     examples = data.examples(config)
-    family = build.starting_family(config, examples)
-    return family, data.prepare(examples, family, config), config
+    family = starting_family(config, examples)
+    return family, data.prepare_rows(examples, family, config), config
 
 
 def test_the_collator_supervises_the_completion_and_its_end_and_nothing_else(prepared):
@@ -173,7 +173,7 @@ def test_a_supervised_stage_learns_and_leaves_frozen_parts_alone(prepared):
     family, rows, _ = prepared
     before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
     stage = Stage(steps=25, batch_size=8, learning_rate=5e-3, train_parts=["llm", "lm_head"])
-    log = supervised.fine_tune(family, rows, completions([row.example for row in rows], stage, 0), stage, seed=0).log
+    log, _ = supervised.fine_tune(family, rows, completions([row.example for row in rows], stage, 0), stage, seed=0)
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert float(log[-1]["train_loss"]) < 0.6 * float(losses[0])
     moved = {name.split(".")[0] for name, p in family.model.named_parameters() if not torch.equal(p, before[name])}
@@ -191,9 +191,9 @@ def test_another_family_learns_through_the_same_stage():
     examples = data.examples(config)
     model, processor = tiny_qwen2_audio([row.question for row in examples])
     family = family_class("qwen2_audio")(model, processor)
-    rows = data.prepare(examples, family, config)
+    rows = data.prepare_rows(examples, family, config)
     stage = Stage(steps=4, batch_size=2, learning_rate=1e-2, lr_scheduler_type="constant", train_parts=["llm"])
-    log = supervised.fine_tune(family, rows, completions(examples, stage, 0), stage, seed=0).log
+    log, _ = supervised.fine_tune(family, rows, completions(examples, stage, 0), stage, seed=0)
     first = next(entry["loss"] for entry in log if "loss" in entry)
     assert float(log[-1]["train_loss"]) < float(first)
 

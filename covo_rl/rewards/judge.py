@@ -21,10 +21,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from covo_rl.resolve import cache_folder
 from covo_rl.rewards.specs import RewardError
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
@@ -45,44 +47,45 @@ class Judge(Protocol):
         ...
 
 
-def cache_folder() -> Path:
-    """Where replies are kept."""
-    return Path(os.environ.get("COVO_RL_CACHE") or Path.home() / ".cache" / "covo_rl") / "judge"
+class CachedJudge:
+    """Asks equal prompts once and keeps every reply in a file of its own, so that ranks and runs can share a folder."""
 
+    def __init__(self, name: str, cache: Path | None) -> None:
+        self.name, self.cache = name, cache
 
-class ReplyCache:
-    """One small file per reply, written atomically, so that ranks and runs can share a folder."""
+    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
+        replies: dict[str, Any] = {prompt: self._remembered(prompt) for prompt in dict.fromkeys(prompts)}
+        new = [prompt for prompt, reply in replies.items() if reply is None]
+        replies.update(zip(new, self.answers(new), strict=True))
+        return [replies[prompt] for prompt in prompts]
 
-    def __init__(self, folder: Path | None, name: str) -> None:
-        self.folder, self.name = folder, name
+    def answers(self, prompts: list[str]) -> list[str | JudgeError]:
+        """Replies to different prompts that are in no cache; calls `remember` for each as soon as it is there."""
+        raise NotImplementedError
 
-    def _path(self, prompt: str) -> Path | None:
-        if self.folder is None:
-            return None
-        digest = hashlib.sha256(f"{self.name}\x00{prompt}".encode("utf-8", "replace")).hexdigest()
-        return self.folder / digest[:2] / f"{digest}.txt"
+    def remember(self, prompt: str, reply: str) -> None:
+        """Write the reply under a name of its own, then rename: another rank may write the same."""
+        if path := self._file(prompt):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+                file.write(reply)
+            os.replace(file.name, path)
 
-    def get(self, prompt: str) -> str | None:
-        path = self._path(prompt)
-        return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
-
-    def put(self, prompt: str, reply: str) -> None:
-        path = self._path(prompt)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(reply)
-        os.replace(file.name, path)
-
-    def drop(self, prompt: str) -> None:
-        """Forget a reply that was no verdict, so that the next run asks again."""
-        path = self._path(prompt)
-        if path is not None:
+    def forget(self, prompt: str) -> None:
+        """Drop a reply that was no verdict, so that the next run asks again."""
+        if path := self._file(prompt):
             path.unlink(missing_ok=True)
 
+    def _remembered(self, prompt: str) -> str | None:
+        path = self._file(prompt)
+        return path.read_text(encoding="utf-8") if path and path.is_file() else None
 
-class EndpointJudge:
+    def _file(self, prompt: str) -> Path | None:
+        digest = hashlib.sha256(f"{self.name}\x00{prompt}".encode("utf-8", "replace")).hexdigest()
+        return self.cache and self.cache / digest[:2] / f"{digest}.txt"
+
+
+class EndpointJudge(CachedJudge):
     """An OpenAI-compatible endpoint. `timeout` and `backoff` in seconds; `retries` after the first try."""
 
     def __init__(
@@ -92,27 +95,21 @@ class EndpointJudge:
         if not url.startswith(("http://", "https://")):
             raise RewardError(f"judge address {url!r}: must start with http:// or https://")
         self.model, self.url = model, url.rstrip("/")
-        self.name = f"openai:{model}@{self.url}"
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self.max_tokens = max_tokens
-        self.cache = ReplyCache(cache, self.name)
+        super().__init__(f"openai:{model}@{self.url}", cache)
 
-    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
-        """At most `concurrency` requests at a time; equal prompts are asked once."""
-        unique = list(dict.fromkeys(prompts))
-        with ThreadPoolExecutor(max_workers=max(1, min(self.concurrency, len(unique)))) as pool:
-            replies = dict(zip(unique, pool.map(self._cached, unique), strict=True))
-        return [replies[prompt] for prompt in prompts]
+    def answers(self, prompts: list[str]) -> list[str | JudgeError]:
+        """At most `concurrency` requests at a time."""
+        with ThreadPoolExecutor(max_workers=max(1, min(self.concurrency, len(prompts)))) as pool:
+            return list(pool.map(self._answer, prompts))
 
-    def _cached(self, prompt: str) -> str | JudgeError:
-        known = self.cache.get(prompt)
-        if known is not None:
-            return known
+    def _answer(self, prompt: str) -> str | JudgeError:
         try:
             reply = self._with_retries(prompt)
         except JudgeError as error:
             return error
-        self.cache.put(prompt, reply)
+        self.remember(prompt, reply)
         return reply
 
     def _with_retries(self, prompt: str) -> str:
@@ -125,7 +122,8 @@ class EndpointJudge:
                 problem = f"HTTP {error.code}"
                 if error.code not in RETRIED:
                     break
-                wait = max(wait, _retry_after(error))
+                with suppress(ValueError):
+                    wait = max(wait, float(error.headers.get("Retry-After") or 0))
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
                 problem = str(getattr(error, "reason", None) or error) or type(error).__name__
             except (ValueError, LookupError, TypeError) as error:
@@ -153,46 +151,27 @@ class EndpointJudge:
         return content
 
 
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    try:
-        return float(error.headers.get("Retry-After") or 0)
-    except ValueError:
-        return 0.0
-
-
-class LocalJudge:
+class LocalJudge(CachedJudge):
     """A transformers model on this machine, greedy, in batches. `generate` replaces the model in tests."""
 
     def __init__(
         self, path: str, *, batch_size: int = 16, max_tokens: int = 400, cache: Path | None = None,
         generate: Callable[[list[str]], list[str]] | None = None,
     ) -> None:  # fmt: skip
-        self.path, self.batch_size, self.max_tokens = path, batch_size, max_tokens
-        self.name = f"transformers:{path}"
-        self.cache = ReplyCache(cache, self.name)
-        self._generate = generate
+        self.path, self.batch_size, self.max_tokens, self.generate = path, batch_size, max_tokens, generate
+        super().__init__(f"transformers:{path}", cache)
 
-    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
-        replies: dict[str, str | JudgeError] = {}
-        for prompt in dict.fromkeys(prompts):
-            known = self.cache.get(prompt)
-            if known is not None:
-                replies[prompt] = known
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in replies]
-        for start in range(0, len(missing), self.batch_size):
-            batch = missing[start : start + self.batch_size]
+    def answers(self, prompts: list[str]) -> list[str | JudgeError]:
+        replies: list[str | JudgeError] = []
+        for start in range(0, len(prompts), self.batch_size):
+            self.generate = self.generate or self._model()
+            batch = prompts[start : start + self.batch_size]
             for prompt, reply in zip(batch, self.generate(batch), strict=True):
-                self.cache.put(prompt, reply)
-                replies[prompt] = reply
-        return [replies[prompt] for prompt in prompts]
+                self.remember(prompt, reply)
+                replies.append(reply)
+        return replies
 
-    def generate(self, prompts: list[str]) -> list[str]:
-        """Greedy replies of the model, loaded on first use."""
-        if self._generate is None:
-            self._generate = self._load()
-        return self._generate(prompts)
-
-    def _load(self) -> Callable[[list[str]], list[str]]:
+    def _model(self) -> Callable[[list[str]], list[str]]:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -203,21 +182,15 @@ class LocalJudge:
             tokenizer.pad_token = tokenizer.eos_token
 
         def generate(prompts: list[str]) -> list[str]:
-            texts = [_as_chat(tokenizer, prompt) for prompt in prompts]
-            batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+            if tokenizer.chat_template is not None:
+                chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+                prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+            batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
             with torch.inference_mode():
                 ids = model.generate(**batch, max_new_tokens=self.max_tokens, do_sample=False)
             return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
         return generate
-
-
-def _as_chat(tokenizer: Any, prompt: str) -> str:
-    if tokenizer.chat_template is None:
-        return prompt
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
 
 
 @lru_cache(maxsize=8)
@@ -228,16 +201,15 @@ def judge_from_spec(spec: str) -> Judge:
         RewardError: anything else, or no address.
     """
     kind, _, rest = spec.partition(":")
+    cache = cache_folder() / "judge"
     if kind == "transformers" and rest:
-        return LocalJudge(rest, cache=cache_folder())
-    if kind == "openai" and rest:
-        model, _, url = rest.partition("@")
-        url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
-        if model and url:
-            return EndpointJudge(
-                model, url, cache=cache_folder(),
-                concurrency=int(os.environ.get("COVO_RL_JUDGE_CONCURRENCY", 16)),
-                timeout=float(os.environ.get("COVO_RL_JUDGE_TIMEOUT", 30)),
-            )  # fmt: skip
+        return LocalJudge(rest, cache=cache)
+    if kind != "openai" or not rest:
+        raise RewardError(f"judge {spec!r}: write openai:MODEL@URL or transformers:PATH")
+    model, _, url = rest.partition("@")
+    url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
+    if not model or not url:
         raise RewardError(f"judge {spec!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
-    raise RewardError(f"judge {spec!r}: write openai:MODEL@URL or transformers:PATH")
+    concurrency = int(os.environ.get("COVO_RL_JUDGE_CONCURRENCY", 16))
+    timeout = float(os.environ.get("COVO_RL_JUDGE_TIMEOUT", 30))
+    return EndpointJudge(model, url, cache=cache, concurrency=concurrency, timeout=timeout)

@@ -1,97 +1,148 @@
-"""Consistency and thinking as a judge sees them. A judge that fails is None with a reason, never a middle score."""
+"""Consistency and thinking as a judge sees them: versioned prompts, filled safely, and replies read strictly.
+
+A judge that fails is None with a reason, never a middle score.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from covo_rl.prompt import Parsed, option_letter
+from covo_rl.resolve import find
 from covo_rl.rewards.judge import Judge, JudgeError
 from covo_rl.rewards.rules.criteria import CRITERIA
-from covo_rl.rewards.templates import Template, VerdictError, load_template, read_verdict
 
-CONSISTENCY, THINKING = "consistency.v1", "thinking.v1"
-LogMissing = Callable[[int, str], None] | None
-
-
-def template_hashes() -> dict[str, str]:
-    """Template name -> sha256, for the run record."""
-    return {name: load_template(name).sha256 for name in (CONSISTENCY, THINKING)}
+#: component -> what the judge is asked to say yes or no to
+KEYS = {"consistency": ("consistent",), "thinking": CRITERIA}
+MAX_FIELD = 8000  # characters of a completion that a judge is shown
+_FIELD = re.compile(r"\{\{ (\w+) \}\}")
 
 
-def judge_consistency(
-    judge: Judge, parsed: Sequence[Parsed], questions: Sequence[str | None],
-    choices: Sequence[Sequence[str] | None], log_missing: LogMissing = None, log_extra: Any = None,
+class VerdictError(ValueError):
+    """The judge's reply is not a verdict."""
+
+
+def judge_scores(
+    judge: Judge, component: str, rows: Sequence[tuple], log_missing: Callable[[int, str], None] | None = None,
+    log_extra: Callable[[str, list], None] | None = None,
 ) -> list[float | None]:  # fmt: skip
-    """1 for yes, 0 for no; 0 without asking where there is no reasoning or no answer."""
-    template = load_template(CONSISTENCY)
-    fields: list[dict[str, str] | None] = [
-        {"question": asked or "", "options": _listed(options), "think": item.think, "answer": item.answer}
-        if item.think and item.answer
-        else None
-        for item, asked, options in zip(parsed, questions, choices, strict=True)
-    ]
-    verdicts = _verdicts(judge, template, fields, ("consistent",), log_missing)
-    if log_extra:
-        log_extra("consistency_rationale", [verdict[1] if verdict else "" for verdict in verdicts])
-    return [
-        0.0 if given is None else None if verdict is None else float(verdict[0]["consistent"])
-        for given, verdict in zip(fields, verdicts, strict=True)
-    ]
+    """The share of yes verdicts, in [0, 1]; rationales and what was not met go to `log_extra`.
 
-
-def judge_thinking(
-    judge: Judge, parsed: Sequence[Parsed], questions: Sequence[str | None],
-    choices: Sequence[Sequence[str] | None], golds: Sequence[Any], facts: Sequence[Any],
-    log_extra: Callable[[str, list], None] | None = None, log_missing: LogMissing = None,
-) -> list[float | None]:  # fmt: skip
-    """The share of five yes verdicts; 0 without asking where there is no reasoning. Rationales go to `log_extra`."""
-    template = load_template(THINKING)
-    fields: list[dict[str, str] | None] = []
-    for item, asked, options, gold, known in zip(parsed, questions, choices, golds, facts, strict=True):
-        given = {
-            "question": asked or "", "options": _listed(options), "facts": _facts(known),
-            "gold": "unknown" if gold is None else str(gold), "think": item.think or "",
-            "answer": item.answer or "none",
-        }  # fmt: skip
-        fields.append(given if item.think else None)
-    verdicts = _verdicts(judge, template, fields, CRITERIA, log_missing)
-    if log_extra:
-        log_extra("thinking_rationale", [verdict[1] if verdict else "" for verdict in verdicts])
-        unmet = [", ".join(n for n, met in v[0].items() if not met) if v else "" for v in verdicts]
-        log_extra("thinking_unmet", unmet)
-    return [
-        0.0 if given is None else None if verdict is None else sum(verdict[0].values()) / len(CRITERIA)
-        for given, verdict in zip(fields, verdicts, strict=True)
-    ]
-
-
-def _verdicts(
-    judge: Judge, template: Template, fields: Sequence[dict[str, str] | None], keys: tuple[str, ...],
-    log_missing: LogMissing,
-) -> list[tuple[dict[str, bool], str] | None]:  # fmt: skip
-    asked = [i for i, given in enumerate(fields) if given is not None]
-    filled = [template.fill(**(fields[i] or {})) for i in asked]
-    replies = judge.ask([prompt for prompt, _ in filled])
-    verdicts: list[tuple[dict[str, bool], str] | None] = [None] * len(fields)
-    for i, (prompt, nonce), reply in zip(asked, filled, replies, strict=True):
+    Rows are (parsed, question, choices) and for thinking also (right answer, facts). Without reasoning, or for
+    consistency without an answer, the score is 0 and nothing is asked.
+    """
+    template, keys = load_template(f"{component}.v1"), KEYS[component]
+    prompts = {
+        i: template.fill(**_fields(*row))
+        for i, row in enumerate(rows)
+        if row[0].think and (row[0].answer or component == "thinking")
+    }
+    verdicts: dict[int, tuple[dict[str, bool], str]] = {}
+    replies = judge.ask([prompt for prompt, _ in prompts.values()])
+    for (i, (prompt, nonce)), reply in zip(prompts.items(), replies, strict=True):
         try:
             if isinstance(reply, JudgeError):
                 raise reply
             verdicts[i] = read_verdict(reply, nonce, keys)
         except (JudgeError, VerdictError) as error:
-            if isinstance(error, VerdictError) and hasattr(judge, "cache"):
-                judge.cache.drop(prompt)  # type: ignore[attr-defined]
+            if isinstance(error, VerdictError) and hasattr(judge, "forget"):
+                judge.forget(prompt)  # type: ignore[attr-defined]
             if log_missing:
                 log_missing(i, f"failed: judge: {error}")
-    return verdicts
+    listed = [verdicts.get(i, ({}, "")) for i in range(len(rows))]
+    if log_extra:
+        log_extra(f"{component}_rationale", [rationale for _, rationale in listed])
+        if component == "thinking":
+            log_extra(
+                "thinking_unmet", [", ".join(n for n, met in verdict.items() if not met) for verdict, _ in listed]
+            )
+    return [
+        0.0 if i not in prompts else sum(verdict.values()) / len(keys) if verdict else None
+        for i, (verdict, _) in enumerate(listed)
+    ]
 
 
-def _listed(options: Sequence[str] | None) -> str:
-    return "\n".join(f"{option_letter(i)}. {option}" for i, option in enumerate(options or ())) or "none"
+def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None, *truth: Any) -> dict[str, str]:
+    options = "\n".join(f"{option_letter(i)}. {option}" for i, option in enumerate(choices or ()))
+    fields = {
+        "question": question or "", "options": options or "none", "think": parsed.think or "",
+        "answer": parsed.answer or "none",
+    }  # fmt: skip
+    if truth:
+        gold, facts = truth
+        facts = {name: value for name, value in (facts or {}).items() if value is not None}
+        fields["gold"] = "unknown" if gold is None else str(gold)
+        fields["facts"] = json.dumps(facts, ensure_ascii=False, default=str) if facts else "none given"
+    return fields
 
 
-def _facts(known: Any) -> str:
-    known = {name: value for name, value in (known or {}).items() if value is not None}
-    return json.dumps(known, ensure_ascii=False, default=str) if known else "none given"
+@dataclass(frozen=True)
+class Template:
+    """The text of a judge's prompt, and the hash that goes into the run record."""
+
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def fill(self, **fields: str) -> tuple[str, str]:
+        """(prompt, nonce). Markers carry a nonce made from the content, so that the content cannot close them.
+
+        The nonce is the same for the same content, so that replies can be cached; a completion that contained its own
+        hash is not something a policy can produce.
+        """
+        material = json.dumps([self.text, fields], sort_keys=True)
+        nonce = hashlib.sha256(material.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        values = {name: _shortened(value) for name, value in fields.items()}
+        values |= {"begin": f"<<<{nonce}", "end": f"{nonce}>>>", "nonce": nonce}
+        return _FIELD.sub(lambda match: values[match.group(1)], self.text), nonce
+
+
+def _shortened(text: str) -> str:
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) <= MAX_FIELD:
+        return text
+    return f"{text[: MAX_FIELD // 2]}\n[{len(text) - MAX_FIELD} characters left out]\n{text[-MAX_FIELD // 2 :]}"
+
+
+@lru_cache(maxsize=32)
+def load_template(name: str) -> Template:
+    """`consistency.v1` -> rewards/judge/consistency.v1.txt of the user's folder, the checkout or the bundled copy."""
+    return Template(find("rewards", f"judge/{name}.txt").read_text(encoding="utf-8"))
+
+
+def template_hashes() -> dict[str, str]:
+    """Template name -> sha256, for the run record."""
+    return {name: load_template(name).sha256 for name in (f"{component}.v1" for component in KEYS)}
+
+
+def read_verdict(reply: str, nonce: str, keys: tuple[str, ...]) -> tuple[dict[str, bool], str]:
+    """(key -> yes or no, rationale) from a reply that must be exactly one JSON object with these keys and the nonce.
+
+    Raises:
+        VerdictError: anything else; a guess would be a reward for nothing.
+    """
+    text = reply.strip()
+    fenced = re.fullmatch(r"```(?:json)?\s*(\{.*\})\s*```", text, re.DOTALL)
+    try:
+        content = json.loads(fenced.group(1) if fenced else text)
+    except (ValueError, RecursionError) as error:
+        raise VerdictError(f"the reply is not one JSON object: {reply[:120]!r}") from error
+    if not isinstance(content, dict) or set(content) != {"nonce", "rationale", *keys}:
+        raise VerdictError(f"expected the keys nonce, rationale, {', '.join(keys)}: {reply[:120]!r}")
+    if content["nonce"] != nonce:
+        raise VerdictError("the reply is about something else: its nonce is wrong")
+    verdict = {}
+    for name in keys:
+        word = content[name].strip().lower() if isinstance(content[name], str) else content[name]
+        if not isinstance(word, (str, bool)) or word not in ("yes", "no", True, False):
+            raise VerdictError(f"{name} is {content[name]!r}, expected yes or no")
+        verdict[name] = word in ("yes", True)
+    return verdict, str(content["rationale"])

@@ -12,25 +12,14 @@ def completion_text(completion: Any) -> str:
     """A completion as text: a string, or TRL's list of messages (their contents, joined)."""
     if isinstance(completion, str):
         return completion
-    pieces = []
-    for message in completion:
-        content = message["content"] or ""
-        if not isinstance(content, str):  # a list of parts
-            content = "".join(part.get("text", "") for part in content)
-        pieces.append(content)
-    return "".join(pieces)
+    contents = [message["content"] or "" for message in completion]
+    parts = [[{"text": content}] if isinstance(content, str) else content for content in contents]
+    return "".join(part.get("text", "") for content in parts for part in content)
 
 
-def parsed_completions(
-    completions: Sequence[Any], parsed: Sequence[Parsed] | None = None, stop_reason: Sequence[str] | None = None
-) -> list[Parsed]:
-    """The parts of every completion; `parsed` where the runner has them already."""
-    if parsed is not None:
-        return list(parsed)
-    reasons = stop_reason or ["stop"] * len(completions)
-    return [parse(completion_text(c), r) for c, r in zip(completions, reasons, strict=True)]
-
-
-def column(values: Sequence[Any] | None, n: int) -> Sequence[Any]:
-    """A dataset column, or `n` times None where the data set has none."""
-    return [None] * n if values is None else values
+def completion_rows(
+    completions: Sequence[Any], parsed: Sequence[Parsed] | None, *columns: Sequence[Any] | None
+) -> list[tuple[Any, ...]]:
+    """(parts, value of every column) by completion. `parsed` where the runner has the parts; no column is all None."""
+    parts = [parse(completion_text(c)) for c in completions] if parsed is None else parsed
+    return list(zip(parts, *([None] * len(parts) if c is None else c for c in columns), strict=True))

@@ -85,58 +85,56 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     content.update({name: value for name, value in (overrides or {}).items() if value is not None})
     problems: list[str] = []
     stages = content.pop("stages", None)
-    prompt = _read(PromptConfig, content.pop("prompt", {}), "prompt", problems)
-    config = _read(ColdStartConfig, content, "cold start", problems)
-    if config and prompt:
+    prompt = _options(PromptConfig, content.pop("prompt", {}), "prompt", problems)
+    config = _options(ColdStartConfig, content, "cold start", problems)
+    if prompt:
         config.prompt = prompt
-    if config and stages is not None:
-        read = [_read(Stage, stage, f"stages[{i}]", problems) for i, stage in enumerate(stages)]
-        config.stages = [stage for stage in read if stage]
-    if config:
-        problems += stage_problems(config)
-    if problems or config is None:
+    if stages is not None:
+        options = [_options(Stage, stage, f"stages[{i}]", problems) for i, stage in enumerate(stages)]
+        config.stages = [stage for stage in options if stage]
+    if problems := problems + stage_problems(config):
         raise ConfigError(problems)
     return config
 
 
-def _read(kind: type, values: Any, where: str, problems: list[str]) -> Any:
+def _options(kind: type, values: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(values, Mapping):
         problems.append(f"{where}: expected a mapping, found {type(values).__name__}")
         return None
-    known = {f.name: f for f in fields(kind)}
-    for name in [name for name in values if name not in known]:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    names = [f.name for f in fields(kind)]
+    for name in [name for name in values if name not in names]:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
         problems.append(f"{where}: unknown option {name!r}; {hint}")
-    return kind(**{name: value for name, value in values.items() if name in known})
+    return kind(**{name: value for name, value in values.items() if name in names})
 
 
 def stage_problems(config: ColdStartConfig) -> list[str]:
     """Contradictions and impossible values, each with what to do; empty when all is well."""
-    problems = []
-    if config.stages and not 0 <= config.start_stage < len(config.stages):
-        problems.append(f"start_stage {config.start_stage}: there are {len(config.stages)} stages")
-    if not config.stages:
-        problems.append("stages is empty: give at least one")
-    if config.start_stage and config.model is None:
-        problems.append("start_stage needs model, the folder of the stage before it")
-    elif not config.start_stage and (config.model is None) == (config.tiny is None):
-        problems.append("give either model (a path to start from) or tiny (sizes of a new small model)")
-    if config.data is None and config.rows < 1:
-        problems.append("give data (a file of rows) or rows (how many built-in questions to render)")
+    start, count = config.start_stage, len(config.stages)
+    rules = [
+        (not count or 0 <= start < count, f"start_stage {start}: there are {count} stages"),
+        (count > 0, "stages is empty: give at least one"),
+        (not start or config.model is not None, "start_stage needs model, the folder of the stage before it"),
+        (start or (config.model is None) != (config.tiny is None),
+         "give either model (a path to start from) or tiny (sizes of a new small model)"),
+        (config.data is not None or config.rows >= 1,
+         "give data (a file of rows) or rows (how many built-in questions to render)"),
+    ]  # fmt: skip
     for i, stage in enumerate(config.stages):
-        where = f"stages[{i}]"
-        if stage.kind not in ("tagging", "sft"):
-            problems.append(f"{where}: kind {stage.kind!r}; there are tagging, sft")
-        if stage.teacher not in ("evidence", "column"):
-            problems.append(f"{where}: teacher {stage.teacher!r}; there are evidence, column")
-        if stage.teacher == "column" and stage.kind == "sft" and config.data is None:
-            problems.append(f"{where}: teacher column needs data with a {config.completion_column!r} column")
-        for name in ("right", "broken", "inconsistent"):
-            if not 0 <= getattr(stage, name) <= 1:
-                problems.append(f"{where}: {name} {getattr(stage, name)} is a probability")
-        for part in [part for part in stage.train_parts if part not in PARTS]:
-            problems.append(f"{where}: train_parts {part!r}; there are {', '.join(PARTS)}")
-        if stage.batch_size < 1 or stage.learning_rate <= 0:
-            problems.append(f"{where}: batch_size must be at least 1 and learning_rate above 0")
-    return problems
+        rules += [(fine, f"stages[{i}]: {message}") for fine, message in _stage_rules(stage, config)]
+    return [message for fine, message in rules if not fine]
+
+
+def _stage_rules(stage: Stage, config: ColdStartConfig) -> list[tuple[bool, str]]:
+    return [
+        (stage.kind in ("tagging", "sft"), f"kind {stage.kind!r}; there are tagging, sft"),
+        (stage.teacher in ("evidence", "column"), f"teacher {stage.teacher!r}; there are evidence, column"),
+        (stage.teacher != "column" or stage.kind != "sft" or config.data is not None,
+         f"teacher column needs data with a {config.completion_column!r} column"),
+        *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name)} is a probability")
+          for name in ("right", "broken", "inconsistent")),
+        *((part in PARTS, f"train_parts {part!r}; there are {', '.join(PARTS)}") for part in stage.train_parts),
+        (stage.batch_size >= 1 and stage.learning_rate > 0,
+         "batch_size must be at least 1 and learning_rate above 0"),
+    ]  # fmt: skip

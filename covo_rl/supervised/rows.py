@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +26,8 @@ class Row:
 def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
     """First and last + 1 row that the stages to be run look at; None is the end of the data."""
     stages = config.stages[config.start_stage :]
-    ends = [None if stage.rows is None else stage.first_row + stage.rows for stage in stages]
-    known = [end for end in ends if end is not None]
-    return min(stage.first_row for stage in stages), max(known) if len(known) == len(ends) else None
+    ends = [stage.first_row + stage.rows for stage in stages if stage.rows is not None]
+    return min(stage.first_row for stage in stages), max(ends) if len(ends) == len(stages) else None
 
 
 def examples(config: ColdStartConfig) -> list[Example]:
@@ -46,44 +44,29 @@ def rendered(split: str, numbers: Iterable[int], seed: int) -> list[Example]:
     """Built-in questions with their clips as arrays, nothing on disk."""
     from covo_rl import synth
 
-    built = []
+    result = []
     for number in numbers:
         row, clip = synth.render_sample(split, number, seed)
-        rest = {name: value for name, value in row.items() if name not in ("id", "question", "choices", "answer")}
-        built.append(
-            Example(
-                id=row["id"],
-                clips=(Clip(array=clip.astype("float32") / 32_768, sampling_rate=synth.RATE),),
-                question=row["question"],
-                choices=tuple(row["choices"]),
-                answer=row["answer"],
-                columns=rest,
-            )
-        )
-    return built
+        own = {name: row.pop(name) for name in ("id", "question", "answer")}
+        clips = (Clip(array=clip.astype("float32") / 32_768, sampling_rate=synth.RATE),)
+        result.append(Example(**own, clips=clips, choices=tuple(row.pop("choices")), columns=row))
+    return result
 
 
-def prepare(rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig) -> list[Row]:
+def prepare_rows(rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig) -> list[Row]:
     """Prompts and features of all rows, each clip decoded once."""
     clips = ClipStore(memory_mb=64)
     features: dict[str, ClipFeatures] = {}
-    prepared = []
-    with one_thread():
+    result = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small operations, which waiting for a second thread only slows
+    try:
         for example in rows:
             prompt = build_prompt(example, family, clips, config.prompt)
             for key in prompt.clip_keys:
                 if key not in features:
                     features[key] = family.clip_features(*clips.waveform(key))
-            prepared.append(Row(example, prompt.input_ids, tuple(features[key] for key in prompt.clip_keys)))
-    return prepared
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Features of one short clip are many small operations, which waiting for a second thread only slows."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
+            result.append(Row(example, prompt.input_ids, tuple(features[key] for key in prompt.clip_keys)))
     finally:
         torch.set_num_threads(threads)
+    return result

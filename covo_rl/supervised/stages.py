@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
+import yaml
 from transformers import set_seed
 
+from covo_rl import models
 from covo_rl.config import ConfigError
-from covo_rl.supervised import model, tagging, trainer
+from covo_rl.data.files import write_json
+from covo_rl.models.base import AudioFamily
+from covo_rl.prompt import messages
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig
+from covo_rl.supervised.tagging import train_tagging
 from covo_rl.supervised.teacher import completions
+from covo_rl.supervised.trainer import fine_tune
 from covo_rl.train.launch import process_state
 from covo_rl.types import Example
+
+STATISTICS_CLIPS = 500
+SMALLEST_DEVIATION = 0.05  # log-mel units; a bin that never changes must not be blown up
+TOKENIZER_ROWS = 2000
 
 
 def run_stages(config: ColdStartConfig) -> Path:
@@ -28,65 +38,100 @@ def run_stages(config: ColdStartConfig) -> Path:
         TeacherError: rows lack what a stage's teacher needs.
         ConfigError: several sft stages under FSDP or ZeRO, where a model cannot be taken from one trainer to the next.
     """
-    _check_launch(config)
+    stages = list(enumerate(config.stages))[config.start_stage :]
+    sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+    if sharded and [stage.kind for _, stage in stages] != ["sft"]:
+        raise ConfigError(
+            [f"{len(stages)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
+        )
     set_seed(config.seed)
     examples = stage_rows.examples(config)
-    first, _ = stage_rows.used_rows(config)
-    targets = _targets(config, examples, first)
-    family = model.starting_family(config, examples)
+    start = stage_rows.used_rows(config)[0]
+    parts = {i: slice(s.first_row - start, s.rows and s.first_row - start + s.rows) for i, s in stages}
+    seeds = {i: config.seed + 1000 * i for i, _ in stages}
+    targets = {  # drawn before anything trains, so that a bad row stops the run at once
+        i: completions(examples[parts[i]], stage, seeds[i], config.completion_column)
+        for i, stage in stages
+        if stage.kind == "sft"
+    }
+    family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
-    rows = stage_rows.prepare(examples, family, config)
+    rows = stage_rows.prepare_rows(examples, family, config)
     log, weights, folder = [], None, Path(config.output)
-    for number, stage in enumerate(config.stages):
-        if number < config.start_stage:
-            continue
-        seed = _seed(config, number)
-        chosen = rows[stage.first_row - first :][: stage.rows]
-        start = time.perf_counter()
+    for i, stage in stages:
+        begun = time.perf_counter()
         if stage.kind == "tagging":
-            history = tagging.train_tagging(family, chosen, stage, seed)
+            history = train_tagging(family, rows[parts[i]], stage, seeds[i])
         else:
-            trained = trainer.fine_tune(family, chosen, targets[number], stage, seed)
-            history, weights = trained.log, trained.state_dict
-        entry: dict[str, Any] = {"stage": number, "kind": stage.kind, "rows": len(chosen)}
-        log.append({**entry, "seconds": time.perf_counter() - start, "log": history})
-        _say(f"stage {number} ({stage.kind}, {len(chosen)} rows): {log[-1]['seconds']:.0f} s")
+            history, weights = fine_tune(family, rows[parts[i]], targets[i], stage, seeds[i])
+        count, seconds = len(rows[parts[i]]), time.perf_counter() - begun
+        log.append({"stage": i, "kind": stage.kind, "rows": count, "seconds": seconds, "log": history})
+        _say(f"stage {i} ({stage.kind}, {count} rows): {seconds:.0f} s")
         if config.save_stages:
-            model.save_checkpoint(
-                family, folder / f"stage-{number}", dataclasses.replace(config, save_dtype="auto"), weights
-            )
-    model.save_checkpoint(family, folder, config, weights)
+            save_checkpoint(family, folder / f"stage-{i}", dataclasses.replace(config, save_dtype="auto"), weights)
+    save_checkpoint(family, folder, config, weights)
     if process_state().is_main_process:
-        (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "training_log.json", log, indent=1)
     _say(f"checkpoint: {folder}")
     return folder
-
-
-def _seed(config: ColdStartConfig, number: int) -> int:
-    return config.seed + 1000 * number
-
-
-def _targets(config: ColdStartConfig, examples: Sequence[Example], first: int) -> dict[int, list[str]]:
-    """What every sft stage teaches, drawn before anything trains, so that a bad row stops the run at once."""
-    return {
-        number: completions(
-            examples[stage.first_row - first :][: stage.rows], stage, _seed(config, number), config.completion_column
-        )
-        for number, stage in enumerate(config.stages)
-        if number >= config.start_stage and stage.kind == "sft"
-    }
-
-
-def _check_launch(config: ColdStartConfig) -> None:
-    sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
-    left = config.stages[config.start_stage :]
-    if sharded and (len(left) > 1 or left[0].kind != "sft"):
-        raise ConfigError(
-            [f"{len(left)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
-        )
 
 
 def _say(line: str) -> None:
     if process_state().is_main_process:
         print(line, flush=True)
+
+
+def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFamily:
+    """The model at `config.model`, or a new small Covo-Audio whose tokenizer is trained on the rows' text.
+
+    A new model starts from `config.seed`; the mean and deviation of its log-mel features are folded into its first
+    convolution, so that the front end stays as specified.
+    """
+    if config.model is not None:
+        return models.load_family(config.model, dtype=config.dtype)
+    from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
+
+    sizes = dict(config.tiny or {})
+    tokenizer = tiny_tokenizer(_tokenizer_texts(config, rows), sizes.pop("vocab_size", 600))
+    model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
+    family = models.family_class(model.config.model_type)(model, processor)
+    sample = [clip for row in rows[:STATISTICS_CLIPS] for clip in row.clips]
+    # rows of a cold start from scratch are rendered or read whole, so their clips hold arrays
+    features = [family.clip_features(clip.array, clip.sampling_rate) for clip in sample]  # type: ignore[arg-type]
+    mels_FM = torch.cat([f.tensors["input_features"] for f in features]).transpose(1, 2).flatten(0, 1)
+    fold_feature_statistics(model, mels_FM.mean(0), mels_FM.std(0).clamp(min=SMALLEST_DEVIATION))
+    return family
+
+
+def _tokenizer_texts(config: ColdStartConfig, rows: Sequence[Example]) -> list[str]:
+    """Everything that a prompt or a completion can say."""
+    texts = ["user", "assistant", "system"]
+    for row in rows[:TOKENIZER_ROWS]:
+        for message in messages(row, config.prompt):
+            texts += [part["text"] for part in message["content"] if part["type"] == "text"]
+        texts += row.choices
+        texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
+    return texts
+
+
+def save_checkpoint(
+    family: AudioFamily, folder: Path, config: ColdStartConfig, state_dict: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Weights (in `save_dtype`), processor, `prompt.yaml` for later stages and `cold_start.yaml`, what was run.
+
+    `state_dict` replaces the model's own weights where those are shards. The main process writes.
+    """
+    if not process_state().is_main_process:
+        return
+    weights = family.model.state_dict() if state_dict is None else state_dict
+    dtype = next(iter(weights.values())).dtype if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
+    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+    family.model.save_pretrained(folder, state_dict=weights)
+    model_config = copy.deepcopy(family.model.config)
+    model_config.dtype = dtype  # save_pretrained names the model's own
+    model_config.save_pretrained(folder)
+    family.processor.save_pretrained(folder)
+    for name, options in (("prompt.yaml", config.prompt), ("cold_start.yaml", config)):
+        text = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
+        (folder / name).write_text(text, encoding="utf-8")

@@ -44,11 +44,11 @@ class FactHeads(nn.Module):
         mean = torch.stack([e.mean(0) for e in normed])
         losses, right = [], torch.zeros(2, dtype=torch.long)
         for name, values in self.values.items():
-            chosen = [i for i, fact in enumerate(facts) if name in fact]
-            if not chosen:
+            named = [i for i, fact in enumerate(facts) if name in fact]
+            if not named:
                 continue
-            targets = torch.tensor([values.index(facts[i][name]) for i in chosen], device=flat.device)
-            for which, logits in enumerate((self.placed[name](flat[chosen]), self.pooled[name](mean[chosen]))):
+            targets = torch.tensor([values.index(facts[i][name]) for i in named], device=flat.device)
+            for which, logits in enumerate((self.placed[name](flat[named]), self.pooled[name](mean[named]))):
                 losses.append(nn.functional.cross_entropy(logits, targets, reduction="sum"))
                 right[which] += (logits.argmax(1) == targets).sum().cpu()
         return torch.stack(losses).sum() / (2 * sum(len(fact) for fact in facts)), right
@@ -65,14 +65,15 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
             raise ValueError(f"{row.example.id}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
     generator = torch.Generator().manual_seed(seed)
     heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
-    trained = [p for name, p in family.model.named_parameters()
-               if name.startswith((family.parts["encoder"], family.parts["audio_adapter"]))]  # fmt: skip
+    prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
+    parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
+    parameters += heads.parameters()
     steps = stage.steps or math.ceil(stage.epochs * len(rows) / stage.batch_size)
-    optimizer = torch.optim.AdamW([*trained, *heads.parameters()], stage.learning_rate, weight_decay=stage.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, stage.learning_rate, total_steps=steps, pct_start=min(max(stage.warmup_steps / steps, 0.01), 0.5)
     )
-    log, seen, right, order = [], 0, torch.zeros(2), torch.empty(0, dtype=torch.long)
+    log, count, right, order = [], 0, torch.zeros(2), torch.empty(0, dtype=torch.long)
     family.model.train()
     for step in range(1, steps + 1):
         while len(order) < stage.batch_size:
@@ -82,13 +83,13 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
         loss, correct = heads(family.encode([row.clips[0] for row in batch]), facts)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([*trained, *heads.parameters()], stage.max_grad_norm)
+        nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm)
         optimizer.step()
         schedule.step()
-        seen, right = seen + sum(map(len, facts)), right + correct
+        count, right = count + sum(map(len, facts)), right + correct
         if step % 50 == 0 or step == steps:
-            placed, pooled = (right / seen).tolist()
+            placed, pooled = (right / count).tolist()
             log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
             print(log[-1], flush=True)
-            seen, right = 0, torch.zeros(2)
+            count, right = 0, torch.zeros(2)
     return log

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from covo_rl.prompt import reference_completion
 from covo_rl.supervised.config import Stage
@@ -12,6 +12,15 @@ from covo_rl.types import Example
 
 class TeacherError(ValueError):
     """A row lacks what its teacher needs; the message names rows and columns."""
+
+
+#: how a completion is damaged: tags that are missing
+BROKEN = (
+    "{think}<answer>{answer}</answer>",
+    "<think>{think}<answer>{answer}</answer>",
+    "<think>{think}</think>{answer}",
+    "<think>{think}</think><answer>{answer}",
+)
 
 
 def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = "completion") -> list[str]:
@@ -43,24 +52,16 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
         if not isinstance(text, str) or not text.strip():
             raise TeacherError(f"{example.id}: no text in column {column!r}; it has {', '.join(example.columns)}")
         return text
+
+    def other(value: str) -> str:
+        return rng.choice([choice for choice in example.choices if choice != value])
+
     evidence = example.columns.get("evidence")
     if not isinstance(evidence, str) or example.answer is None:
         raise TeacherError(f"{example.id}: the evidence teacher needs an answer and a column 'evidence'")
-    conclusion = example.answer if rng.random() < stage.right else _other(example, example.answer, rng)
-    answer = _other(example, conclusion, rng) if rng.random() < stage.inconsistent else conclusion
+    conclusion = example.answer if rng.random() < stage.right else other(example.answer)
+    answer = other(conclusion) if rng.random() < stage.inconsistent else conclusion
     think = f"{evidence} So the answer is {conclusion}."
     if rng.random() < stage.broken:
-        return rng.choice(BREAKAGES)(think, answer)
+        return rng.choice(BROKEN).format(think=think, answer=answer)
     return reference_completion(think, answer)
-
-
-def _other(example: Example, value: str, rng: random.Random) -> str:
-    return rng.choice([choice for choice in example.choices if choice != value])
-
-
-BREAKAGES: tuple[Callable[[str, str], str], ...] = (
-    lambda think, answer: f"{think}<answer>{answer}</answer>",
-    lambda think, answer: f"<think>{think}<answer>{answer}</answer>",
-    lambda think, answer: f"<think>{think}</think>{answer}",
-    lambda think, answer: f"<think>{think}</think><answer>{answer}",
-)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import nn
 from trl.trainer.sft_config import SFTConfig
@@ -32,30 +32,27 @@ class Collator:
     def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
         self.rows = rows
         self.pad = family.pad_token_id
-        end = family.eos_token_ids[0]
-        self.completion_ids = [[*_text_ids(family, text), end] for text in completions]
+        ids = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
+        self.completion_ids = [[*text, family.eos_token_ids[0]] for text in ids]
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
-        numbers = [item["row"] for item in items]
-        prompts = [self.rows[i].prompt_ids for i in numbers]
-        answers = [self.completion_ids[i] for i in numbers]
-        width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-        ids, mask, labels = [], [], []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            padding = width - len(prompt) - len(answer)
-            ids.append([self.pad] * padding + [*prompt, *answer])
-            mask.append([0] * padding + [1] * (width - padding))
-            labels.append([IGNORED] * (width - len(answer)) + answer)
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        tensors = {name: torch.tensor(values) for name, values in batch.items()}
-        clips = [clip for i in numbers for clip in self.rows[i].clips]
+        rows = [self.rows[item["row"]] for item in items]
+        answers = [self.completion_ids[item["row"]] for item in items]
+        pairs = list(zip((row.prompt_ids for row in rows), answers, strict=True))
+        tensors = {
+            "input_ids": _left_padded([[*prompt, *answer] for prompt, answer in pairs], self.pad),
+            "attention_mask": _left_padded([[1] * len(prompt) + [1] * len(answer) for prompt, answer in pairs], 0),
+            "labels": _left_padded([[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED),
+        }
+        clips = [clip for row in rows for clip in row.clips]
         for name in clips[0].tensors if clips else ():
             tensors[name] = torch.cat([clip.tensors[name] for clip in clips])
         return tensors
 
 
-def _text_ids(family: AudioFamily, text: str) -> list[int]:
-    return family.tokenizer(text, add_special_tokens=False)["input_ids"]
+def _left_padded(sequences: list[list[int]], padding: int) -> torch.Tensor:
+    tensors = [torch.tensor(sequence) for sequence in sequences]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding, padding_side="left")
 
 
 def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any = None) -> torch.Tensor:
@@ -66,7 +63,7 @@ def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any =
     labels = batch["labels"]
     span = int((labels != IGNORED).sum(1).max()) + 1
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    if "logits_to_keep" in inspect.signature(_unwrapped(model).forward).parameters:
+    if "logits_to_keep" in inspect.signature(extract_model_from_parallel(model).forward).parameters:
         inputs["logits_to_keep"] = span
     logits = model(**inputs, use_cache=False).logits[:, -span:-1]
     targets = labels[:, -span + 1 :].to(logits.device)
@@ -74,12 +71,6 @@ def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any =
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while hasattr(model, "module"):
-        model = model.module  # type: ignore[assignment]  # a wrapper's inner module
-    return getattr(model, "base_model", model) if hasattr(model, "peft_config") else model
 
 
 class AudioSFTTrainer(SFTTrainer):
@@ -95,25 +86,16 @@ class AudioSFTTrainer(SFTTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def set_trained_parts(family: AudioFamily, parts: Sequence[str]) -> None:
-    """Only parameters of these parts (names of `family.parts`) ask for gradients."""
-    prefixes = tuple(family.parts[part] for part in parts)
+def fine_tune(
+    family: AudioFamily, rows: Sequence[Row], texts: Sequence[str], stage: Stage, seed: int
+) -> tuple[list[dict], Mapping[str, torch.Tensor] | None]:
+    """Train `stage.train_parts` of `family.model` in place to write `texts[i]` after the prompt of `rows[i]`.
+
+    Returns the trainer's log, and the gathered weights where FSDP or ZeRO left `family.model` in shards.
+    """
+    prefixes = tuple(family.parts[part] for part in stage.train_parts)
     for name, parameter in family.model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """`log` of the trainer; `state_dict`: the gathered weights where FSDP or ZeRO left `family.model` in shards."""
-
-    log: list[dict]
-    state_dict: Mapping[str, torch.Tensor] | None = None
-
-
-def fine_tune(family: AudioFamily, rows: Sequence[Row], texts: Sequence[str], stage: Stage, seed: int) -> Trained:
-    """Train `family.model` in place to write `texts[i]` after the prompt of `rows[i]`."""
-    if stage.train_parts:
-        set_trained_parts(family, stage.train_parts)
+        parameter.requires_grad_(not prefixes or name.startswith(prefixes))
     with tempfile.TemporaryDirectory() as folder:
         trainer = AudioSFTTrainer(
             model=family.model,
@@ -127,7 +109,14 @@ def fine_tune(family: AudioFamily, rows: Sequence[Row], texts: Sequence[str], st
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective: every rank takes part
     family.model.requires_grad_(True)
-    return Trained(trainer.state.log_history, state_dict)
+    return trainer.state.log_history, state_dict
+
+
+#: options of a stage that TRL has under the same name
+SAME_NAME = (
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "gradient_checkpointing",
+)  # fmt: skip
 
 
 def sft_config(stage: Stage, seed: int, folder: str) -> SFTConfig:
@@ -135,15 +124,8 @@ def sft_config(stage: Stage, seed: int, folder: str) -> SFTConfig:
     return SFTConfig(
         output_dir=folder,
         per_device_train_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.gradient_accumulation_steps,
         max_steps=stage.steps or -1,
         num_train_epochs=stage.epochs,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type=stage.lr_scheduler_type,
-        warmup_steps=stage.warmup_steps,
-        weight_decay=stage.weight_decay,
-        max_grad_norm=stage.max_grad_norm,
-        gradient_checkpointing=stage.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
         use_cpu=on_cpus(),  # ranks without GPUs come together over gloo
@@ -157,4 +139,5 @@ def sft_config(stage: Stage, seed: int, folder: str) -> SFTConfig:
         remove_unused_columns=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
+        **{name: getattr(stage, name) for name in SAME_NAME},
     )

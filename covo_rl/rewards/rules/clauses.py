@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
-from covo_rl.rewards.rules.normalize import MAX_CHARS, clean, text_tokens
-from covo_rl.rewards.rules.vocabulary import word_set
+from covo_rl.rewards.rules.normalize import MAX_CHARS, text_tokens
 
 _SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
 _CLAUSE = re.compile(
@@ -20,28 +21,32 @@ _CLAUSE = re.compile(
 _LETTER = re.compile(r"\(([A-Z])\)")
 _NOT_NEGATIVE = re.compile(r"\b(?:no|without(?: a)?|beyond) doubt\b|\bnot (?:only|just)\b|\bno wonder\b", re.IGNORECASE)
 #: "one" that counts nothing: the word before or after it gives it away.
-_PRONOUN_AFTER = word_set("of can could may might must should would hears")
-_PRONOUN_BEFORE = word_set("no at any every some each which that this")
-
-NEGATORS = word_set(
+_PRONOUN_BEFORE = frozenset("no at any every some each which that this".split())
+_PRONOUN_AFTER = frozenset("of can could may might must should would hears".split())
+_NEGATORS = frozenset(
     "not no never neither nor without isn't wasn't aren't weren't doesn't don't didn't can't cannot couldn't won't "
     "wouldn't hasn't haven't unlike except excluding exclude reject rejected eliminate eliminated rules ruled rule "
-    "instead"
+    "instead".split()
 )
-_REJECTED = word_set("wrong incorrect unlikely false impossible excluded eliminated ruled")
-_NEGATIVE_COPULA = word_set("isn't wasn't aren't weren't doesn't didn't can't cannot couldn't")
-_AFTER_NOT = word_set(
-    "correct right present heard answer it possible likely there audible case playing played match fit matches fits "
-    "the one"
-)
-HEDGES = word_set(
-    "might may maybe perhaps could possibly either whether if unsure uncertain would alternatively suppose"
-)
-CUES = word_set(
-    "therefore thus hence conclude concludes conclusion answer must clearly finally correct choose pick select "
-    "definitely wait actually overall"
-)
+_INSTEAD_OF = (("rather", "than"), ("other", "than"))
 _SCOPE = 8  # tokens that a negation reaches forward
+_REJECTED = frozenset("wrong incorrect unlikely false impossible excluded eliminated ruled".split())
+_NOT = frozenset("not isn't wasn't aren't weren't doesn't didn't can't cannot couldn't".split())
+#: what "not" behind a phrase must be followed by to deny it; "" is the end
+_AFTER_NOT = frozenset(
+    "correct right present heard answer it possible likely there audible case playing played match fit matches fits "
+    "the one".split()
+) | {""}
+_HEDGES = frozenset(
+    "might may maybe perhaps could possibly either whether if unsure uncertain would alternatively suppose".split()
+)
+_CUES = frozenset(
+    "therefore thus hence conclude concludes conclusion answer must clearly finally correct choose pick select "
+    "definitely wait actually overall".split()
+)
+
+#: first token -> (tokens, name) of the phrases that start with it, the longest first
+Index = dict[str, list[tuple[tuple[str, ...], Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Clause:
 class Mention:
     """`name` is named at tokens[start:end]; `denied` if the clause says it is not so."""
 
-    name: str
+    name: Any
     start: int
     end: int
     denied: bool
@@ -75,78 +80,55 @@ def _in_sentence(sentence: str) -> tuple[Clause, ...]:
     result = []
     asks = sentence.rstrip().endswith("?")
     for piece in _CLAUSE.split(sentence):
-        if "(" in piece:
-            piece = _LETTER.sub(r" option \1 ", piece)
-        if "no" in piece or "oubt" in piece:
-            piece = _NOT_NEGATIVE.sub(" ", piece)
-        tokens = tuple(text_tokens(piece))
-        if tokens:
-            strong = tokens[0] in ("so", "then") or not CUES.isdisjoint(tokens)
-            result.append(Clause(tokens, strong, asks or not HEDGES.isdisjoint(tokens)))
+        text = _LETTER.sub(r" option \1 ", piece)
+        if "no" in text or "oubt" in text:
+            text = _NOT_NEGATIVE.sub(" ", text)
+        if tokens := tuple(text_tokens(text)):
+            strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
+            result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
     return tuple(result)
 
 
-Index = dict[str, tuple[tuple[tuple[str, ...], str], ...]]
-
-
-def make_index(phrases: Iterable[tuple[tuple[str, ...], str]]) -> Index:
-    """(tokens, name) pairs -> lookup by first token, the longest phrase first."""
-    index: dict[str, list[tuple[tuple[str, ...], str]]] = {}
-    for tokens, name in phrases:
+def make_index(phrases: Iterable[tuple[tuple[str, ...], Any]]) -> Index:
+    """(tokens, name) pairs -> lookup by first token; of equal phrases the first counts."""
+    index: Index = {}
+    for tokens, name in sorted(phrases, key=lambda phrase: -len(phrase[0])):
         if tokens:
             index.setdefault(tokens[0], []).append((tokens, name))
-    return {first: tuple(sorted(found, key=lambda item: -len(item[0]))) for first, found in index.items()}
+    return index
 
 
 def mentions(clause: Clause, index: Index) -> list[Mention]:
     """What of the index is named in a clause, from left to right, the longest phrase winning."""
-    tokens = clause.tokens
+    tokens, spans, free = clause.tokens, [], 0
     if index.keys().isdisjoint(tokens):
         return []
-    found: list[tuple[str, int, int]] = []
-    free = 0  # where the last phrase ended
-    for i, token in enumerate(tokens):
-        if i < free or token not in index:
+    for start, token in enumerate(tokens):
+        if start < free or token not in index:
             continue
         for phrase, name in index[token]:
-            end = i + len(phrase)
-            if tokens[i:end] == phrase and not (phrase == ("1",) and _is_pronoun(tokens, i)):
-                found.append((name, i, end))
+            end = start + len(phrase)
+            if tokens[start:end] == phrase and not (phrase == ("1",) and _is_pronoun(tokens, start)):
+                spans.append((name, start, end))
                 free = end
                 break
-    if not found:
-        return []
-    inside = {at for _, a, b in found for at in range(a, b)}
-    starts = [a for _, a, _ in found[1:]] + [len(tokens)]
+    inside = {at for _, start, end in spans for at in range(start, end)}
+    stops = [*(start for _, start, _ in spans), len(tokens)][1:]
     return [
-        Mention(name, a, b, _denied(tokens, a, b, stop, inside))
-        for (name, a, b), stop in zip(found, starts, strict=True)
+        Mention(name, start, end, _is_denied(tokens, start, end, stop, inside))
+        for (name, start, end), stop in zip(spans, stops, strict=True)
     ]
 
 
-def _is_pronoun(tokens: tuple[str, ...], i: int) -> bool:
-    after = tokens[i + 1] if i + 1 < len(tokens) else ""
-    before = tokens[i - 1] if i else ""
-    return after in _PRONOUN_AFTER or before in _PRONOUN_BEFORE
+def _is_pronoun(tokens: tuple[str, ...], at: int) -> bool:
+    before, after = tokens[max(at - 1, 0) : at], tokens[at + 1 : at + 2]
+    return not (_PRONOUN_BEFORE.isdisjoint(before) and _PRONOUN_AFTER.isdisjoint(after))
 
 
-def _denied(tokens: tuple[str, ...], start: int, end: int, stop: int, inside: set[int]) -> bool:
-    """Is the phrase at tokens[start:end] denied, by a negation before it or a rejection between it and `stop`?"""
+def _is_denied(tokens: tuple[str, ...], start: int, end: int, stop: int, inside: set[int]) -> bool:
+    """By a negation before tokens[start:end] that is no part of a name, or a rejection between them and `stop`."""
     for at in range(max(0, start - _SCOPE), start):
-        if at in inside:
-            continue
-        if tokens[at] in NEGATORS or (tokens[at] == "than" and at and tokens[at - 1] in ("rather", "other")):
+        if at not in inside and (tokens[at] in _NEGATORS or tokens[max(at - 1, 0) : at + 1] in _INSTEAD_OF):
             return True
-    after = tokens[end : min(stop, end + 4)]
-    for at, token in enumerate(after):
-        following = after[at + 1] if at + 1 < len(after) else ""
-        if token in _REJECTED:
-            return True
-        if (token == "not" or token in _NEGATIVE_COPULA) and (not following or following in _AFTER_NOT):
-            return True
-    return False
-
-
-def word_tokens(text: str) -> tuple[str, ...]:
-    """A phrase as clauses would show it."""
-    return tuple(text_tokens(clean(text)))
+    after = (*tokens[end : min(stop, end + 4)], "")
+    return any(word in _REJECTED or (word in _NOT and following in _AFTER_NOT) for word, following in pairwise(after))

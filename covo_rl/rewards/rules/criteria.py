@@ -8,18 +8,22 @@
     coherence            no degenerate text
     conciseness          within the length window, without sentences said twice, and with some evidence or conclusion
 
-Degenerate text (see degenerate.py) fails all five.
+Degenerate text (see degenerate.py) fails all five. A row may carry `facts`, fact -> true value, and `fact_lexicon`,
+fact -> all values it could have had; a clause that names one of them claims it, unless it hedges or asks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from covo_rl.rewards.rules.clauses import Index, clauses, make_index, mentions
 from covo_rl.rewards.rules.conclusion import concluded, concluded_text, supports
 from covo_rl.rewards.rules.degenerate import flaw, own_words, repeated_share, words
-from covo_rl.rewards.rules.facts import Claim, claims
+from covo_rl.rewards.rules.normalize import clean, text_tokens
 from covo_rl.rewards.rules.options import find_gold
 
 CRITERIA = ("soundness", "factual_correctness", "error_identification", "coherence", "conciseness")
@@ -29,6 +33,9 @@ _HEARING = re.compile(
     r"rhythm\w*|loud\w*|quiet\w*|soft\w*|melod\w+|speak\w*|said|says|sings?|singing|instrument\w*|ring\w*|music\w*)\b",
     re.IGNORECASE,
 )
+_SEQUENCE = frozenset("then before followed next after".split())
+#: words of a fact's name that say nothing of what is counted
+_GENERIC = frozenset("count number of the total how many n".split())
 
 
 def judge_free(
@@ -41,34 +48,93 @@ def judge_free(
     if not think or flaw(think, question, options):
         return dict.fromkeys(CRITERIA, False)
     said = claims(think, facts, lexicon)
+    last = {claim.fact: claim.true for claim in said if not claim.denied}
     support = supports(think, answer, choices, question)
-    evidence = any(claim.true and not claim.denied for claim in said)
-    grounded = evidence if facts else _grounded(think, question, options)
-    committed = support is not None
+    three_words = len(own_words(think, question, options)) >= 3
+    if facts:
+        grounded = any(claim.true and not claim.denied for claim in said)
+    else:  # the grounding proxy: it speaks of hearing, and brings three content words of its own
+        grounded = three_words and bool(_HEARING.search(think[:2000]))
+    substantial = grounded or support is not None
+    concise = min_words <= len(words(think)) <= max_words and repeated_share(think) <= 0.25
     return {
-        "soundness": bool(answer) and (support is True or (not committed and grounded)),
+        "soundness": grounded if support is None else support,
         "factual_correctness": grounded and all(claim.true for claim in said),
-        "error_identification": (committed or grounded) and _nothing_wrong_left(think, said, choices, gold, question),
-        "coherence": grounded or committed or own_words(think, question, options) >= 3,
-        "conciseness": (committed or grounded) and _concise(think, min_words, max_words),
+        "error_identification": substantial and all(last.values()) and _ends_right(think, choices, gold, question),
+        "coherence": substantial or three_words,
+        "conciseness": substantial and concise,
     }
 
 
-def _grounded(think: str, question: str, options: str) -> bool:
-    """The grounding proxy: it speaks of hearing, and brings three content words of its own."""
-    return bool(_HEARING.search(think[:2000])) and own_words(think, question, options) >= 3
+def _ends_right(think: str, choices: Sequence[str], gold: Any, question: str) -> bool:
+    if not choices:
+        return gold is None or concluded_text(think, str(gold)) is not False
+    conclusion, right = concluded(think, tuple(choices), question), find_gold(gold, choices)
+    return conclusion is None or right is None or conclusion == right
 
 
-def _nothing_wrong_left(think: str, said: Sequence[Claim], choices: Sequence[str], gold: Any, question: str) -> bool:
-    last = {claim.fact: claim for claim in said if not claim.denied}
-    if not all(claim.true for claim in last.values()):
-        return False
-    if choices:
-        held = concluded(think, tuple(choices), question)
-        right = find_gold(gold, choices)
-        return held is None or right is None or held == right
-    return gold is None or concluded_text(think, str(gold)) is not False
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A value of `fact` is asserted, or denied; `true` against the row."""
+
+    fact: str
+    denied: bool
+    true: bool
 
 
-def _concise(think: str, min_words: int, max_words: int) -> bool:
-    return min_words <= len(words(think)) <= max_words and repeated_share(think) <= 0.25
+def claims(think: str, facts: Mapping[str, Any] | None, lexicon: Mapping[str, Any] | None = None) -> list[Claim]:
+    """All checkable claims about the clip, in order for every fact.
+
+    Naming another value than the true one is a false claim, denying the true one as well. Without a lexicon a fact is
+    known by its true value, a number also by others beside a word of the fact's name, a list by what comes after what.
+
+    >>> [c.true for c in claims("I hear two bells, not three.", {"n": "two"}, {"n": ["one", "two", "three"]})]
+    [True, True]
+    """
+    result: list[Claim] = []
+    for fact, value in (facts or {}).items():
+        values = (lexicon or {}).get(fact)
+        if value is None or (values is None and isinstance(value, bool)):
+            continue
+        if values is None and isinstance(value, (list, tuple)):
+            result += _sequences(think, fact, value)
+            continue
+        nouns = None
+        text = " then ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        index, truth = _index((*map(str, values or ()), text)), " ".join(_tokens(text))
+        if values is None and isinstance(value, (int, float)):
+            index, truth = _index(tuple(map(str, range(21)))), f"{value:g}"
+            nouns = set(_tokens(fact.replace("_", " "))) - _GENERIC
+            nouns |= {noun + "s" for noun in nouns}
+        for clause in clauses(think):
+            if not clause.hedged and (nouns is None or not nouns.isdisjoint(clause.tokens)):
+                for mention in mentions(clause, index):
+                    result.append(Claim(fact, mention.denied, (mention.name == truth) != mention.denied))
+    return result
+
+
+def _sequences(think: str, fact: str, order: Iterable[Any]) -> list[Claim]:
+    """One claim for every clause that puts two or more of a sequence in order."""
+    result = []
+    index = _index(tuple(map(str, order)))
+    for clause in clauses(think):
+        if clause.hedged or _SEQUENCE.isdisjoint(clause.tokens):
+            continue
+        names = [mention.name for mention in mentions(clause, index) if not mention.denied]
+        if "after" in clause.tokens:
+            names.reverse()
+        rest = iter([" ".join(_tokens(str(value))) for value in order])
+        if len(names) >= 2:
+            result.append(Claim(fact, False, all(name in rest for name in names)))
+    return result
+
+
+@lru_cache(maxsize=4096)
+def _index(values: tuple[str, ...]) -> Index:
+    return make_index((_tokens(value), " ".join(_tokens(value))) for value in values)
+
+
+@lru_cache(maxsize=4096)
+def _tokens(phrase: str) -> tuple[str, ...]:
+    """A phrase as clauses would show it."""
+    return tuple(text_tokens(clean(phrase)))

@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from covo_rl.rewards.rules.vocabulary import word_list
-
 MAX_CHARS = 256
 MAX_TOKENS = 120
 MAX_DEPTH = 24
@@ -24,7 +22,7 @@ _TOKEN = re.compile(
     r"|(?P<command>\\[a-zA-Z]+)|(?P<name>[a-zA-Z\u03b1-\u03c9]+)|(?P<op>\*\*|[-+*/^(){}\[\],=%])|(?P<space>\s+)"
 )
 _FUNCTIONS = ("sqrt", "exp", "log", "ln", "sin", "cos", "tan", "abs")
-_GREEK = word_list("alpha beta gamma delta theta lambda mu sigma omega phi")
+_GREEK = "alpha beta gamma delta theta lambda mu sigma omega phi".split()
 _DROPPED = {"\\left", "\\right", "\\displaystyle", "\\,", "\\;"}
 _COMMANDS = {"\\cdot": "*", "\\times": "*", "\\div": "/", "\\pi": "pi", "\\frac": "frac", "\\dfrac": "frac",
              "\\tfrac": "frac", "\\infty": "oo"} | {f"\\{name}": name for name in (*_FUNCTIONS, *_GREEK)}  # fmt: skip

@@ -11,23 +11,21 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from covo_rl.rewards.rules.vocabulary import word_list, word_set
-
 MAX_CHARS = 20_000  # longer text is cut before it is compared; no answer is that long
 
-_SMALL = word_list(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen \
-seventeen eighteen nineteen"
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen".split()
 )
 UNITS_WORDS = {word: value for value, word in enumerate(_SMALL)}
 TENS_WORDS = {
-    word: 10 * (i + 2) for i, word in enumerate(word_list("twenty thirty forty fifty sixty seventy eighty ninety"))
+    word: 10 * (i + 2) for i, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split())
 }
 SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 ORDINALS = {
     word: f"{i + 1}{'st' if i == 0 else 'nd' if i == 1 else 'rd' if i == 2 else 'th'}"
     for i, word in enumerate(
-        word_list("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
+        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
     )
 }
 #: spelled-out unit -> symbol; used only directly after a number.
@@ -54,7 +52,9 @@ UNITS = {
 }  # fmt: skip
 
 #: after these a leading "A" names a note, not an article.
-_NOTE_WORDS = word_set("minor major flat sharp natural note string chord clef scale key min maj mixolydian dorian")
+_NOTE_WORDS = frozenset(
+    "minor major flat sharp natural note string chord clef scale key min maj mixolydian dorian".split()
+)
 _ARTICLES = frozenset(("a", "an", "the"))
 _TRANSLATE = {
     **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u2032\u00b4`"), "'"),
