@@ -26,8 +26,10 @@ from covo_rl.data.fit import fit_clips
 from covo_rl.engines.health import SelfCheckError
 from covo_rl.engines.health import self_check as check_policy
 from covo_rl.evaluate import evaluate
-from covo_rl.export import export_run_adapter, update_card
-from covo_rl.export.errors import ExportError
+from covo_rl.export import ExportError
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import export_run_adapter
+from covo_rl.export.source import hub_name
 from covo_rl.models import load_family
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
@@ -256,8 +258,9 @@ class Session:
         """
         prompts = [build_prompt(row, self.family, self.clips, self.options.prompt) for row in self.examples[:2]]
         exported = export_run_adapter(
-            self.modes, self.family, self.run.folder, prompts, self.clips, options=self.options, folder=folder
-        )
+            self.modes, self.run.folder, prompts, self.clips,
+            base_model=hub_name(self.options.model.model), folder=folder,
+        )  # fmt: skip
         if self.main:  # the wording it was trained with, for evaluation
             text = yaml.safe_dump(asdict(self.options.prompt), sort_keys=False, allow_unicode=True)
             (exported / "prompt.yaml").write_text(text, encoding="utf-8")
