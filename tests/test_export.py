@@ -105,7 +105,7 @@ def test_round_trips_in_a_fresh_process(name, bases, tmp_path):
     broken = broken_targets(tmp_path)
     expected |= dict.fromkeys(broken, expected["lora_adapter"])
     family = load_family(str(bases[name]))
-    logits, notes = run_fresh(family, str(bases[name]), [*targets.values(), *broken.values()], expected["full_merged"])
+    logits, notes = run_fresh(family, str(bases[name]), [*targets.values(), *broken.values()], prompts, clips)
 
     assert notes["loaded"].count("covo_rl") == (1 if name == "covo_audio" else 0)
     assert len(list((tmp_path / "full_sharded").glob("model-*.safetensors"))) > 2
@@ -291,11 +291,12 @@ def test_a_failed_check_leaves_nothing_behind(bases, tmp_path, monkeypatch):
     """Here the fresh process sees the base model: an adapter that loads and does nothing."""
     modes = trained(bases["covo_audio"], MODES["lora"])
 
-    def idle(family, base, targets, expected, **kwargs):
+    def idle(family, base, targets, prompts, clips):
+        expected = ask_policy(modes, prompts, clips)
         notes = {"loaded": [], "versions": {}, "adapter": {"missing_keys": []}}
         return {"adapter": expected.base, "base.float32": expected.base}, notes
 
-    monkeypatch.setattr("covo_rl.export.exporting.run_fresh", idle)
+    monkeypatch.setattr("covo_rl.export.verify.run_fresh", idle)
     with pytest.raises(ExportError, match="differ from the trained policy"):
         export_adapter(modes, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -168,14 +168,14 @@ def test_what_the_model_class_does_not_hold_is_carried_along(tmp_path):
 
 # -- judgement ---------------------------------------------------------------------------------------------------
 
-TRAINED, BASE = [torch.tensor([[1.0, 3.0]])], [torch.tensor([[1.0, 1.0]])]
+TRAINED, BASE = torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])
 NOTES = {"loaded": [], "versions": {}, "x": {}}
 
 
 def verdict(
     found, *, base=BASE, expected_base=BASE, dtype="float32", allow_noop=False, trained=TRAINED, kind="adapter"
 ):
-    expected = Expected([], [], trained, expected_base)
+    expected = Expected([], "float32", trained, expected_base)
     logits = {"x": found, f"base.{dtype}": base}
     return compare_logits(
         Target("x", kind, Path(), dtype), expected, logits, NOTES, base_model="b", allow_noop=allow_noop
@@ -183,7 +183,7 @@ def verdict(
 
 
 def test_the_policy_itself_passes_and_the_base_does_not():
-    same = verdict([torch.tensor([[1.0, 3.0 + 5e-5]])])
+    same = verdict(torch.tensor([[1.0, 3.0 + 5e-5]]))
     assert same.ok and same.max_abs_logit_diff_trained == pytest.approx(5e-5, rel=0.01)
     assert same.max_abs_logit_diff_base == pytest.approx(2.0, abs=1e-3)
     idle = verdict(BASE)
@@ -192,10 +192,10 @@ def test_the_policy_itself_passes_and_the_base_does_not():
 
 def test_rounding_that_the_base_has_too_does_not_count_as_the_update():
     """Everything is off by 0.02 in bfloat16; half of the update of 2.0 would be 1.0, and all of it is there."""
-    shifted = verdict([TRAINED[0] + 0.02], base=[BASE[0] + 0.02], dtype="bfloat16")
+    shifted = verdict(TRAINED + 0.02, base=BASE + 0.02, dtype="bfloat16")
     assert shifted.ok and shifted.update_kept == pytest.approx(1.0)
-    lost = verdict([BASE[0] + 0.02], base=[BASE[0] + 0.02], dtype="bfloat16",
-                   trained=[torch.tensor([[1.0, 1.01]])])  # fmt: skip
+    lost = verdict(BASE + 0.02, base=BASE + 0.02, dtype="bfloat16",
+                   trained=torch.tensor([[1.0, 1.01]]))  # fmt: skip
     assert lost.max_abs_logit_diff_trained < lost.tolerance
     assert "bfloat16 rounds it away" in lost.problems[0]
 
@@ -211,9 +211,9 @@ def test_rounding_that_the_base_has_too_does_not_count_as_the_update():
     ],
 )
 def test_the_tolerance_is_flat_where_that_can_hold(kind, dtype, top, tolerance):
-    trained, base = [torch.tensor([[top, 0.0]])], [torch.tensor([[top, 5.0]])]
+    trained, base = torch.tensor([[top, 0.0]]), torch.tensor([[top, 5.0]])
     for off, ok in ((0.9, True), (1.1, False)):
-        found = [trained[0] + torch.tensor([[0.0, off * tolerance]])]
+        found = trained + torch.tensor([[0.0, off * tolerance]])
         result = verdict(found, base=base, expected_base=base, trained=trained, dtype=dtype, kind=kind)
         assert result.ok is ok, result.problems
         assert result.tolerance == pytest.approx(tolerance)
@@ -232,14 +232,14 @@ def test_full_mode_knows_its_base_from_the_fresh_process_only():
 
 
 def test_nan_is_never_equal():
-    nan = [torch.tensor([[1.0, float("nan")]])]
+    nan = torch.tensor([[1.0, float("nan")]])
     assert largest_gap(nan, TRAINED) == float("inf")
     assert not verdict(nan).ok
 
 
 def test_update_kept_is_a_projection():
     # s = (0, 2), o = (1, 1): <s, o> / <s, s> = 2 / 4
-    assert update_kept(TRAINED, BASE, [torch.tensor([[2.0, 2.0]])], BASE) == 0.5
+    assert update_kept(TRAINED, BASE, torch.tensor([[2.0, 2.0]]), BASE) == 0.5
 
 
 # -- folders, card, command --------------------------------------------------------------------------------------

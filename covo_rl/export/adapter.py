@@ -11,9 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.tensor import distribute_tensor
 
 from covo_rl.export import ExportError
 from covo_rl.export.merged import (
@@ -29,12 +31,8 @@ from covo_rl.export.merged import (
 )
 from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.sharding import is_sharded, whole
+from covo_rl.policy.trainable import Trainable
 from covo_rl.train.ranks import Ranks
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from covo_rl.policy.trainable import Trainable
 
 STEM = "adapter_model"
 PREFIX = "base_model.model."
@@ -174,7 +172,5 @@ def read_into(
                 f"and {tuple(tensor.shape)} in the file"
             )
         if hasattr(place, "full_tensor"):
-            from torch.distributed.tensor import distribute_tensor
-
             tensor = distribute_tensor(tensor.to(place.device, place.dtype), place.device_mesh, place.placements)
         place.detach().copy_(tensor)

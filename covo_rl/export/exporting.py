@@ -16,22 +16,11 @@ from pathlib import Path
 import torch
 
 from covo_rl.audio import ClipStore
-from covo_rl.export import ExportError
+from covo_rl.export import ExportError, verify
 from covo_rl.export.adapter import base_reference, save_policy
 from covo_rl.export.card import update_card
 from covo_rl.export.merged import write_merged
 from covo_rl.export.source import open_policy
-from covo_rl.export.verify import (
-    NOOP,
-    Target,
-    Verification,
-    ask_policy,
-    compare_logits,
-    dtype_name,
-    is_idle,
-    run_fresh,
-    synthetic_prompts,
-)
 from covo_rl.policy.sharding import is_sharded
 from covo_rl.policy.trainable import Trainable
 from covo_rl.train.ranks import Ranks
@@ -66,7 +55,7 @@ def export_policy(
     max_shard_bytes: int | None = None,
     allow_noop: bool = False,
     replace: bool = False,
-) -> Verification:
+) -> verify.Verification:
     """Write a PEFT `adapter`, or the whole model with the adapter `merged` in, to `folder`, verified.
 
     Merged shards are streamed: beside the model in memory there is one shard of merged tensors. `prompts` (with their
@@ -85,26 +74,23 @@ def export_policy(
         raise ExportError("the parameters are sharded over ranks: save a checkpoint and run covo-rl export on it")
     if prompts is None or clips is None:
         clips = ClipStore()
-        prompts = synthetic_prompts(modes.family, clips)
+        prompts = verify.synthetic_prompts(modes.family, clips)
     in_memory = modes.family.embed_tokens.weight.dtype
     loaded_as = in_memory if precision is None or kind == "adapter" else precision
     with staging(Path(folder), replace) as stage:
-        expected = ask_policy(modes, prompts, clips)
-        if is_idle(expected) and not allow_noop:  # known without writing anything
-            raise ExportError(NOOP)
+        expected = verify.ask_policy(modes, prompts, clips)
+        if verify.is_idle(expected) and not allow_noop:  # known without writing anything
+            raise ExportError(verify.NOOP)
         if not base:
             raise ExportError("the base model was made in memory: save it to a folder and load it from there")
         if kind == "adapter":
             save_policy(modes, stage, base=base_model, dtype=precision)
         else:
             write_merged(modes.family, stage, precision, max_shard_bytes)
-        start, target = time.perf_counter(), Target(kind, kind, stage, dtype_name(loaded_as))
-        logits, notes = run_fresh(modes.family, base, [target], expected)
-        trained_dtype = dtype_name(next(modes.family.model.parameters()).dtype)
-        result = compare_logits(
-            target, expected, logits, notes,
-            base_model=base_model or base, allow_noop=allow_noop, trained_dtype=trained_dtype,
-        )  # fmt: skip
+        start, reference = time.perf_counter(), base_model or base
+        target = verify.Target(kind, kind, stage, verify.dtype_name(loaded_as))
+        logits, notes = verify.run_fresh(modes.family, base, [target], prompts, clips)
+        result = verify.compare_logits(target, expected, logits, notes, base_model=reference, allow_noop=allow_noop)
         result.seconds = round(time.perf_counter() - start, 2)
         if not result.ok:
             problems = "\n  - ".join(result.problems)
@@ -180,7 +166,7 @@ def staging(folder: Path, replace: bool) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _describe(modes: Trainable, stage: Path, result: Verification, run_folder: str | Path | None) -> None:
+def _describe(modes: Trainable, stage: Path, result: verify.Verification, run_folder: str | Path | None) -> None:
     """verification.json, export.json and the model card."""
     cls = type(modes.family.model)
     record = {

@@ -44,17 +44,18 @@ def rendered(folder, conversations):
 
 
 def answers(spec, prompts):
-    """Logits (keep, V) float32 by `NAME.PROMPT` of every target, and of the base as `base.DTYPE`; notes by name."""
+    """Logits (P, keep, V) float32 of every target by name, and of the base as `base.DTYPE`; notes by name."""
     import torch
 
     logits, notes = {}, {}
 
     @torch.no_grad()
     def ask(name, model):
-        for number, prompt in prompts.items():
+        rows = []
+        for prompt in prompts:
             inputs = {key: tensor.to(spec["device"]) for key, tensor in prompt.items()}
-            rows = model(**inputs, use_cache=False).logits[0, -spec["keep"] :]
-            logits[f"{name}.{number}"] = rows.float().cpu().contiguous()
+            rows.append(model(**inputs, use_cache=False).logits[0, -spec["keep"] :].float().cpu())
+        logits[name] = torch.stack(rows)
 
     for target in spec["targets"]:
         name, dtype, base = target["name"], target["dtype"], f"base {target['dtype']}"
@@ -89,8 +90,8 @@ def main(folder):
     prompts = {}
     for name, tensor in load_file(folder / "prompts.safetensors").items():
         number, key = name.split(".", 1)
-        prompts.setdefault(number, {})[key] = tensor
-    logits, notes = answers(spec, prompts)
+        prompts.setdefault(int(number), {})[key] = tensor
+    logits, notes = answers(spec, [prompts[number] for number in sorted(prompts)])
     save_file(logits, folder / "logits.safetensors")
     notes["loaded"] = sorted(name for name in ("covo_rl", "trl", "accelerate") if sys.modules.get(name))
     notes["versions"] = {m.__name__: m.__version__ for m in (torch, transformers, peft)}

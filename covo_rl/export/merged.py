@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from covo_rl.export import ExportError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from covo_rl.models.base import AudioFamily
+from covo_rl.models.base import AudioFamily
 
 ADAPTER = "default"
 MAX_SHARD_BYTES = 4 << 30
@@ -52,8 +53,6 @@ def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     Raises:
         ExportError: the conversion does more than rename.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
     names = list(names)
     published = renamed(names, lambda state: revert_weight_conversion(model, state))
     lost = [name for name in names if name not in published]
@@ -162,7 +161,6 @@ def merged_parameter(layer: Any, leaf: str) -> torch.Tensor:
 
 def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> dict[str, Callable[[], torch.Tensor]]:
     """Name -> reader of every tensor in the files of a folder; only the headers are read now."""
-    from safetensors import safe_open
 
     def read(file: Path, name: str) -> torch.Tensor:
         with safe_open(file, framework="pt") as opened:
@@ -208,8 +206,6 @@ def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = Non
     Raises:
         ExportError: the disk has no room.
     """
-    from safetensors.torch import save_file
-
     total = sum(entry.nbytes for entry in entries)
     free = shutil.disk_usage(folder).free
     if total > free:
@@ -260,8 +256,6 @@ def base_folder(name: str) -> Path | None:
     """Where the base checkpoint lies on this disk: the folder itself, or the hub's cache."""
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-
     cached = try_to_load_from_cache(name, "config.json") if name else None
     return Path(cached).parent if isinstance(cached, str) else None
 

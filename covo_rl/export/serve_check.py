@@ -20,21 +20,8 @@ import numpy as np
 import soundfile
 
 from covo_rl.audio import ClipStore
-from covo_rl.export import ExportError
+from covo_rl.export import ExportError, verify
 from covo_rl.export.source import base_of, policy_kind
-from covo_rl.export.verify import (
-    NOISE,
-    RATE,
-    Expected,
-    Target,
-    dtype_name,
-    fixed_sounds,
-    inputs_of,
-    largest_gap,
-    largest_logit,
-    run_fresh,
-    synthetic_prompts,
-)
 from covo_rl.models import load_family
 
 #: First-token log-probs repeat to about this between two requests to one server (batching, 16-bit kernels).
@@ -64,7 +51,7 @@ def _post(url: str, body: Mapping[str, Any], api_key: str | None, timeout: float
 def ask(url: str, model: str, clip: np.ndarray, question: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     """Greedy text and first-token log-probs (token -> log-prob) of one question about one sound."""
     wav = io.BytesIO()
-    soundfile.write(wav, clip, RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(wav, clip, verify.RATE, format="WAV", subtype="PCM_16")
     audio = {"data": base64.b64encode(wav.getvalue()).decode("ascii"), "format": "wav"}
     content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": question}]
     body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0.0, "max_tokens": 32,
@@ -97,7 +84,7 @@ def check_endpoint(
         ExportError: the endpoint cannot be reached or answers with an error.
     """
     rows = []
-    for clip, question in zip(fixed_sounds(), QUESTIONS, strict=True):
+    for clip, question in zip(verify.fixed_sounds(), QUESTIONS, strict=True):
         served, first, again = (ask(url, name, clip, question, api_key, timeout) for name in (model, base, base))
         gap, noise = _gap(served, first), _gap(first, again)
         differ, repeats = served["text"] != first["text"], first["text"] == again["text"]
@@ -128,12 +115,9 @@ def check_local(folder: Path) -> dict[str, Any]:
         raise ExportError(f"{folder}: neither adapter_config.json nor model*.safetensors with a config.json")
     base, clips = base_of(folder), ClipStore()
     family = load_family(base)
-    prompts = synthetic_prompts(family, clips)
-    dtype = dtype_name(family.embed_tokens.weight.dtype)
-    target = Target("export", "adapter" if kind == "adapter" else "merged", folder, dtype)
-    inputs = [inputs_of(prompt, family, clips) for prompt in prompts]
-    logits, notes = run_fresh(family, base, [target], Expected(prompts, inputs, [], None))
-    gap = largest_gap(logits["export"], logits[f"base.{dtype}"])
-    takes_effect = gap > NOISE * max(largest_logit(logits["export"]), 1.0)
-    return {"folder": str(folder), "base": base, "takes_effect": takes_effect, "max_abs_logit_diff_base": gap,
-            "notes": notes}  # fmt: skip
+    dtype = verify.dtype_name(family.embed_tokens.weight.dtype)
+    target = verify.Target("export", "adapter" if kind == "adapter" else "merged", folder, dtype)
+    logits, notes = verify.run_fresh(family, base, [target], verify.synthetic_prompts(family, clips), clips)
+    gap = verify.largest_gap(logits["export"], logits[f"base.{dtype}"])
+    return {"folder": str(folder), "base": base, "takes_effect": verify.is_change(gap, logits["export"]),
+            "max_abs_logit_diff_base": gap, "notes": notes}  # fmt: skip

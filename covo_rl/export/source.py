@@ -138,7 +138,6 @@ def _load_trained(modes: Trainable, file: Path) -> None:
     trained = {name: name for name, p in modes.family.model.named_parameters() if p.requires_grad}
     tensors = {}
     for key, read in stored_tensors(file.parent, file.name).items():
-        parts = key.split(".")
-        endings = (".".join(parts[i:]) for i in range(len(parts)))
+        endings = (key.split(".", i)[-1] for i in range(key.count(".") + 1))
         tensors[next((ending for ending in endings if ending in trained), key)] = read
     read_into(modes.family.model, tensors, trained, file)

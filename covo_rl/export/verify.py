@@ -32,7 +32,6 @@ from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Prompt
 
 KEEP = 8  # last positions compared: each of them has heard all the audio
-FRESH_TIMEOUT = 3600.0
 RATE = 16000
 EXACT = 1e-4
 #: dtype -> largest difference of a logit, as long as no logit exceeds USUAL_LOGIT
@@ -58,15 +57,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Expected:
-    """Prompts, the plain model's inputs for them, and what the policy says: logits (KEEP, V) float32 per prompt.
+    """What the policy in memory, of precision `dtype`, says to prompts: logits (P, KEEP, V) float32.
 
     `base` holds the logits with the adapter disabled; None in full mode, where only the fresh base can tell.
     """
 
     prompts: Sequence[Prompt]
-    inputs: list[dict[str, torch.Tensor]]
-    trained: list[torch.Tensor]
-    base: list[torch.Tensor] | None
+    dtype: str
+    trained: torch.Tensor
+    base: torch.Tensor | None
 
 
 @dataclass
@@ -122,16 +121,6 @@ def synthetic_prompts(family: AudioFamily, clips: ClipStore) -> list[Prompt]:
     return [build_prompt(row, family, clips, PromptConfig()) for row in rows]
 
 
-def inputs_of(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
-    """The plain model's inputs for one prompt: ids, mask, and the processor's audio tensors (rows of all clips)."""
-    ids = torch.tensor([prompt.input_ids])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    features = [family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys]
-    for name in features[0].tensors if features else ():
-        inputs[name] = torch.cat([clip.tensors[name] for clip in features]).contiguous()
-    return inputs
-
-
 @torch.no_grad()
 def policy_logits(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> torch.Tensor:
     """Logits (KEEP, V) float32 at the last prompt positions, the way rollouts and scoring compute them."""
@@ -160,23 +149,33 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
     was_training = family.model.training
     family.model.eval()
     try:
-        trained = [policy_logits(prompt, family, clips) for prompt in prompts]
+        trained = torch.stack([policy_logits(prompt, family, clips) for prompt in prompts])
         base = None
         if modes.peft_model is not None:
             with modes.peft_model.disable_adapter():
-                base = [policy_logits(prompt, family, clips) for prompt in prompts]
+                base = torch.stack([policy_logits(prompt, family, clips) for prompt in prompts])
     finally:
         family.model.train(was_training)
-    return Expected(prompts, [inputs_of(prompt, family, clips) for prompt in prompts], trained, base)
+    return Expected(prompts, dtype_name(next(family.model.parameters()).dtype), trained, base)
 
 
 # -- what a fresh process says -----------------------------------------------------------------------------------
 
 
+def _inputs(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
+    """The plain model's inputs for one prompt: ids, mask, and the processor's audio tensors (rows of all clips)."""
+    ids = torch.tensor([prompt.input_ids])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    features = [family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys]
+    for name in features[0].tensors if features else ():
+        inputs[name] = torch.cat([clip.tensors[name] for clip in features]).contiguous()
+    return inputs
+
+
 def run_fresh(
-    family: AudioFamily, base: str, targets: Sequence[Target], expected: Expected
-) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
-    """Logits by target name and `base.DTYPE`, and notes, from a process that starts from nothing.
+    family: AudioFamily, base: str, targets: Sequence[Target], prompts: Sequence[Prompt], clips: ClipStore
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Logits (P, KEEP, V) float32 by target name and `base.DTYPE`, and notes, from a process that starts from nothing.
 
     Families of transformers run isolated (`python -I`) with covo_rl forbidden.
 
@@ -191,7 +190,7 @@ def run_fresh(
         "base": base,
         "device": _device(family),
         "keep": KEEP,
-        "messages": [[dict(message) for message in prompt.messages] for prompt in expected.prompts],
+        "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
         "targets": [vars(target) | {"folder": str(target.folder.resolve())} for target in targets],
     }
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
@@ -201,20 +200,17 @@ def run_fresh(
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="covo-rl-verify-") as scratch:
         work = Path(scratch)
-        flat = {f"{i}.{name}": t for i, inputs in enumerate(expected.inputs) for name, t in inputs.items()}
+        flat = {f"{i}.{k}": t for i, prompt in enumerate(prompts) for k, t in _inputs(prompt, family, clips).items()}
         save_file(flat, work / "prompts.safetensors")
         (work / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, *([] if own else ["-I"]), str(Path(__file__).with_name("fresh.py")), scratch],
-            env=environment, capture_output=True, text=True, timeout=FRESH_TIMEOUT, check=False, cwd=os.sep,
+            env=environment, capture_output=True, text=True, timeout=3600, check=False, cwd=os.sep,
         )  # fmt: skip
         if done.returncode:
             tail = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
             raise ExportError(f"the export does not load in a fresh process (exit code {done.returncode}):\n{tail}")
-        logits = load_file(work / "logits.safetensors")
-        notes = json.loads((work / "notes.json").read_text(encoding="utf-8"))
-    names = {name.rsplit(".", 1)[0] for name in logits}
-    return {n: [logits[f"{n}.{i}"] for i in range(len(expected.inputs))] for n in names}, notes
+        return load_file(work / "logits.safetensors"), json.loads((work / "notes.json").read_text(encoding="utf-8"))
 
 
 def _device(family: AudioFamily) -> str:
@@ -229,57 +225,51 @@ def _device(family: AudioFamily) -> str:
 # -- the verdict -------------------------------------------------------------------------------------------------
 
 
-def largest_logit(logits: Sequence[torch.Tensor]) -> float:
-    """Largest absolute value over all prompts."""
-    return max(t.abs().max().item() for t in logits)
-
-
-def _difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([(a.double() - b.double()).flatten() for a, b in zip(left, right, strict=True)])
-
-
-def largest_gap(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
-    """Largest absolute difference over all prompts; infinite where anything is not finite or shapes differ."""
-    if [t.shape for t in left] != [t.shape for t in right]:
+def largest_gap(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest absolute difference; infinite where anything is not finite or shapes differ."""
+    if left.shape != right.shape:
         return math.inf
-    gap = _difference(left, right).abs().max().item()
+    gap = (left.double() - right.double()).abs().max().item()
     return gap if math.isfinite(gap) else math.inf
 
 
-def update_kept(trained: Sequence[torch.Tensor], before: Sequence[torch.Tensor],
-                export: Sequence[torch.Tensor], fresh_base: Sequence[torch.Tensor]) -> float:  # fmt: skip
+def update_kept(trained: torch.Tensor, before: torch.Tensor, export: torch.Tensor, fresh_base: torch.Tensor) -> float:
     """<s, o> / <s, s> with s = trained - before and o = export - fresh_base; 0 where the policy did not change."""
-    s, o = _difference(trained, before), _difference(export, fresh_base)
+    s, o = (trained.double() - before.double()).flatten(), (export.double() - fresh_base.double()).flatten()
     norm = torch.dot(s, s).item()
     return torch.dot(s, o).item() / norm if norm > 0 else 0.0
+
+
+def is_change(gap: float, logits: torch.Tensor) -> bool:
+    """Is a difference of logits of this size more than noise?"""
+    return gap > NOISE * max(logits.abs().max().item(), 1.0)
 
 
 def is_idle(expected: Expected) -> bool:
     """True where the trained policy answers as its base, adapter disabled, does; False where that is unknown."""
     if expected.base is None:
         return False
-    return largest_gap(expected.trained, expected.base) <= NOISE * max(largest_logit(expected.trained), 1.0)
+    return not is_change(largest_gap(expected.trained, expected.base), expected.trained)
 
 
 def compare_logits(
     target: Target,
     expected: Expected,
-    logits: Mapping[str, list[torch.Tensor]],
+    logits: Mapping[str, torch.Tensor],
     notes: Mapping[str, Any],
     *,
     base_model: str,
     allow_noop: bool = False,
-    trained_dtype: str | None = None,
 ) -> Verification:
     """Compare one export with the policy and with the base: numbers in, a verdict out.
 
     An adapter in float32 does the policy's own arithmetic, so only the flat tolerance counts. Merging adds before it
-    multiplies, and 16-bit weights are rounded: errors that grow with the logits. `trained_dtype` is the precision of
-    the policy in memory; the looser tolerance of the two counts.
+    multiplies, and 16-bit weights are rounded: errors that grow with the logits. Of the precisions of export and
+    policy the looser counts.
     """
     export, fresh_base = logits[target.name], logits[f"base.{target.dtype}"]
-    before, top = fresh_base if expected.base is None else expected.base, largest_logit(expected.trained)
-    flat = max(FLAT_TOLERANCE.get(dtype, EXACT) for dtype in (target.dtype, trained_dtype or target.dtype))
+    before, top = fresh_base if expected.base is None else expected.base, expected.trained.abs().max().item()
+    flat = max(FLAT_TOLERANCE.get(dtype, EXACT) for dtype in (target.dtype, expected.dtype))
     relative = 0.0 if target.kind == "adapter" and flat == EXACT else flat / USUAL_LOGIT
     tolerance = max(flat, relative * top)
     gap, change = largest_gap(export, expected.trained), largest_gap(export, fresh_base)
