@@ -35,7 +35,7 @@ def with_adapter(model, folder):
     return model, {"missing_keys": missing}
 
 
-def rendered(folder, conversations):
+def render_messages(folder, conversations):
     """What the chat template of an exported processor makes of messages."""
     from transformers import AutoProcessor
 
@@ -67,7 +67,7 @@ def answers(spec, prompts):
         else:
             model = None  # one model at a time
             model, notes[name] = load_model(spec, target["folder"], dtype)
-            notes[name]["rendered"] = rendered(target["folder"], spec["messages"])
+            notes[name]["rendered"] = render_messages(target["folder"], spec["messages"])
         ask(name, model)
     return logits, notes
 
