@@ -49,7 +49,7 @@ def write_base(folder: Path, width: int, layers: int, dtype: str) -> None:
     """A checkpoint with random weights, streamed: no model of this size is ever held."""
     import torch
 
-    from covo_rl.export.weights import Entry, write_shards
+    from covo_rl.export.merged import Entry, write_shards
     from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
 
     with torch.device("meta"):
@@ -80,8 +80,8 @@ def main(width: int, layers: int, dtype: str) -> None:
     import torch
 
     from covo_rl.config import AdapterConfig
-    from covo_rl.export import export_merged
-    from covo_rl.export.exporting import write_merged
+    from covo_rl.export.exporting import export_merged
+    from covo_rl.export.merged import write_merged
     from covo_rl.models.covo_audio.family import CovoAudio
     from covo_rl.policy.trainable import make_trainable
 
@@ -100,7 +100,7 @@ def main(width: int, layers: int, dtype: str) -> None:
                     parameter.add_(0.01)
         (root / "merged").mkdir()
         peak, start = Peak(), time.perf_counter()
-        write_merged(modes, root / "merged", None)
+        write_merged(modes.family, root / "merged")
         seconds, top = time.perf_counter() - start, peak.stop() - before
         shard = max(file.stat().st_size for file in (root / "merged").glob("*.safetensors"))
         start = time.perf_counter()

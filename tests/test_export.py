@@ -16,16 +16,18 @@ from typer.testing import CliRunner
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig
-from covo_rl.export import ExportError, export_adapter, export_run_adapter, load_policy_state, save_policy, update_card
+from covo_rl.export import ExportError
+from covo_rl.export.adapter import load_policy_state, save_policy
+from covo_rl.export.card import update_card
 from covo_rl.export.cli import app
-from covo_rl.export.exporting import write_merged
-from covo_rl.export.judge import Target, judge
+from covo_rl.export.exporting import export_adapter, export_run_adapter
+from covo_rl.export.merged import merged_entries, write_merged, write_shards
 from covo_rl.export.source import open_policy
-from covo_rl.export.verify import expect, run_fresh, synthetic_prompts
-from covo_rl.export.weights import merged_entries, write_shards
+from covo_rl.export.verify import Target, ask_policy, compare_logits, run_fresh, synthetic_prompts
 from covo_rl.models import load_family
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
 from covo_rl.policy.trainable import make_trainable
+from covo_rl.train.ranks import Ranks
 
 SIZES = {"encoder_width": 16, "encoder_layers": 1, "decoder_width": 32, "decoder_layers": 2, "mel_bins": 16}
 MODES = {
@@ -88,7 +90,7 @@ def test_round_trips_in_a_fresh_process(name, bases, tmp_path):
     for mode, config in MODES.items():
         modes = trained(bases[name], config)
         prompts = prompts or synthetic_prompts(modes.family, clips)
-        wanted = expect(modes, prompts, clips)
+        wanted = ask_policy(modes, prompts, clips)
         for kind in ("merged", "sharded", "adapter"):
             if kind == "adapter" and mode == "full":
                 continue
@@ -97,25 +99,27 @@ def test_round_trips_in_a_fresh_process(name, bases, tmp_path):
             if kind == "adapter":
                 save_policy(modes, folder)
             else:
-                write_merged(modes, folder, None, 40_000 if kind == "sharded" else None)
+                write_merged(modes.family, folder, None, 40_000 if kind == "sharded" else None)
             target = Target(folder.name, "adapter" if kind == "adapter" else "merged", folder, "float32")
             targets[target.name], expected[target.name] = target, wanted
     broken = broken_targets(tmp_path)
     expected |= dict.fromkeys(broken, expected["lora_adapter"])
     family = load_family(str(bases[name]))
-    logits, notes = run_fresh(family, str(bases[name]), [*targets.values(), *broken.values()], expected["full_merged"])
+    logits, notes = run_fresh(family, str(bases[name]), [*targets.values(), *broken.values()], prompts, clips)
 
     assert notes["loaded"].count("covo_rl") == (1 if name == "covo_audio" else 0)
     assert len(list((tmp_path / "full_sharded").glob("model-*.safetensors"))) > 2
     for key, target in targets.items():
-        result = judge(target, expected[key], logits, notes, base_model="base")
+        result = compare_logits(target, expected[key], logits, notes, base_model="base")
         assert result.ok, (key, result.problems)
         assert result.max_abs_logit_diff_trained <= 1e-5 < 1e-2 < result.max_abs_logit_diff_base
         assert result.update_kept == pytest.approx(1.0, abs=1e-4)
     for mode in ("lora", "dora", "lora_and_adapter"):
         for adapter, merged in zip(logits[f"{mode}_adapter"], logits[f"{mode}_merged"], strict=True):
             torch.testing.assert_close(adapter, merged, atol=1e-5, rtol=0)
-    faults = {key: judge(target, expected[key], logits, notes, base_model="base") for key, target in broken.items()}
+    faults = {
+        key: compare_logits(target, expected[key], logits, notes, base_model="base") for key, target in broken.items()
+    }
     assert not any(result.ok for result in faults.values())
     assert faults["zero"].max_abs_logit_diff_base == 0.0
     assert "shows 0 %" in " ".join(faults["zero"].problems)
@@ -161,7 +165,7 @@ def test_the_export_at_the_end_of_a_run_and_its_card(bases, tmp_path):
     run = run_folder(tmp_path, bases["covo_audio"])
     modes = trained(bases["covo_audio"], MODES["lora_and_adapter"])
     clips = ClipStore()
-    folder = export_run_adapter(modes, modes.family, run, synthetic_prompts(modes.family, clips), clips)
+    folder = export_run_adapter(modes, run, synthetic_prompts(modes.family, clips), clips)
     assert folder == run / "adapter"
     report = json.loads((folder / "verification.json").read_text())
     assert report["ok"] and report["tolerance"] == 1e-4 and report["prompts"] == ["export-tone", "export-noise"]
@@ -199,7 +203,7 @@ def test_a_sharded_policy_is_gathered_and_exported_at_the_end_of_a_run(bases, tm
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         fully_shard(modes.family.model, mesh=init_device_mesh("cpu", (1,)))
-        folder = export_run_adapter(modes, modes.family, run, prompts, clips)
+        folder = export_run_adapter(modes, run, prompts, clips)
     finally:
         dist.destroy_process_group()
     assert json.loads((folder / "verification.json").read_text())["ok"]
@@ -226,7 +230,7 @@ def test_a_run_that_changed_nothing_ends_with_an_error_and_no_export(sharded, ba
             fully_shard(modes.family.model, mesh=init_device_mesh("cpu", (1,)))
         before = torch.get_rng_state()
         with pytest.raises(ExportError, match="no-op: the trained policy equals the base model"):
-            export_run_adapter(modes, modes.family, run, prompts, clips)
+            export_run_adapter(modes, run, prompts, clips)
         assert torch.equal(torch.get_rng_state(), before)
     finally:
         dist.destroy_process_group()
@@ -236,10 +240,10 @@ def test_a_run_that_changed_nothing_ends_with_an_error_and_no_export(sharded, ba
 def test_every_rank_learns_that_the_export_of_rank_0_failed(bases, tmp_path, monkeypatch):
     """Rank 1 has nothing to write, and must not go on alone."""
     modes, clips = trained(bases["qwen2_audio"], MODES["lora"]), ClipStore()
-    monkeypatch.setattr("covo_rl.export.exporting.rank", lambda: 1)
+    monkeypatch.setattr("covo_rl.export.exporting.Ranks.current", lambda: Ranks(1, 2))
     monkeypatch.setattr("covo_rl.export.exporting.Ranks.from_main", lambda self, value: "no space left on device")
     with pytest.raises(ExportError, match="no space left"):
-        export_run_adapter(modes, modes.family, tmp_path, synthetic_prompts(modes.family, clips), clips)
+        export_run_adapter(modes, tmp_path, synthetic_prompts(modes.family, clips), clips)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,7 +291,8 @@ def test_a_failed_check_leaves_nothing_behind(bases, tmp_path, monkeypatch):
     """Here the fresh process sees the base model: an adapter that loads and does nothing."""
     modes = trained(bases["covo_audio"], MODES["lora"])
 
-    def idle(family, base, targets, expected, **kwargs):
+    def idle(family, base, targets, prompts, clips):
+        expected = ask_policy(modes, prompts, clips)
         notes = {"loaded": [], "versions": {}, "adapter": {"missing_keys": []}}
         return {"adapter": expected.base, "base.float32": expected.base}, notes
 

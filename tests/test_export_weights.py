@@ -15,12 +15,21 @@ from safetensors.torch import load_file, save_file
 
 from covo_rl.config import AdapterConfig
 from covo_rl.export import ExportError
-from covo_rl.export.card import render
-from covo_rl.export.exporting import staging, torch_dtype, write_merged
-from covo_rl.export.judge import Expected, Target, judge, kept, largest
-from covo_rl.export.policy_files import load_policy_state, save_policy
+from covo_rl.export.adapter import load_policy_state, save_policy
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import staging, torch_dtype
+from covo_rl.export.merged import (
+    Entry,
+    base_name,
+    carried_over,
+    merged_entries,
+    merged_parameter,
+    shards,
+    write_merged,
+    write_shards,
+)
 from covo_rl.export.source import policy_folder, run_of
-from covo_rl.export.weights import Entry, base_name, carried_over, merged_entries, shards, write_shards
+from covo_rl.export.verify import Expected, Target, compare_logits, largest_gap, update_kept
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.qwen2_audio import Qwen2Audio
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
@@ -59,12 +68,12 @@ CONFIGS = [
 def test_streamed_merge_is_pefts_merge_and_changes_nothing_in_memory(make, config):
     modes = moved(make(), config)
     before = {name: tensor.clone() for name, tensor in modes.family.model.state_dict().items()}
-    entries = {entry.name: entry.make() for entry in merged_entries(modes.family.model)}
+    entries = {entry.name: entry.tensor() for entry in merged_entries(modes.family.model)}
     after = modes.family.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
     reference = copy.deepcopy(modes.peft_model).merge_and_unload()
-    published = {e.name: e.make() for e in merged_entries(reference)}  # no adapter left: names only
+    published = {e.name: e.tensor() for e in merged_entries(reference)}  # no adapter left: names only
     assert entries.keys() == published.keys()
     for name, tensor in published.items():
         torch.testing.assert_close(entries[name], tensor, atol=1e-6, rtol=0)
@@ -105,8 +114,6 @@ def test_a_bfloat16_base_is_merged_in_float32_and_rounded_once():
         lora.base_layer.weight.fill_(1.0)
         lora.lora_A["default"].weight.fill_(1.0)
         lora.lora_B["default"].weight.fill_(2.0**-9)
-    from covo_rl.export.weights import merged_parameter
-
     merged = merged_parameter(lora, "weight")
     assert merged.dtype == torch.float32
     assert merged.item() == 1.0 + 2.0**-8
@@ -147,7 +154,7 @@ def test_what_the_model_class_does_not_hold_is_carried_along(tmp_path):
     modes = make_trainable(CovoAudio.load(str(base)), AdapterConfig())
     assert [e.name for e in carried_over(base, merged_entries(modes.family.model))] == ["vocoder.weight"]
     out.mkdir()
-    write_merged(modes, out, torch.bfloat16)
+    write_merged(modes.family, out, torch.bfloat16)
     weights = {}
     for file in out.glob("*.safetensors"):
         weights |= load_file(file)
@@ -161,20 +168,22 @@ def test_what_the_model_class_does_not_hold_is_carried_along(tmp_path):
 
 # -- judgement ---------------------------------------------------------------------------------------------------
 
-TRAINED, BASE = [torch.tensor([[1.0, 3.0]])], [torch.tensor([[1.0, 1.0]])]
+TRAINED, BASE = torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]])
 NOTES = {"loaded": [], "versions": {}, "x": {}}
 
 
 def verdict(
     found, *, base=BASE, expected_base=BASE, dtype="float32", allow_noop=False, trained=TRAINED, kind="adapter"
 ):
-    expected = Expected([], trained, expected_base, ["row"], [], [])
+    expected = Expected([], "float32", trained, expected_base)
     logits = {"x": found, f"base.{dtype}": base}
-    return judge(Target("x", kind, Path(), dtype), expected, logits, NOTES, base_model="b", allow_noop=allow_noop)
+    return compare_logits(
+        Target("x", kind, Path(), dtype), expected, logits, NOTES, base_model="b", allow_noop=allow_noop
+    )
 
 
 def test_the_policy_itself_passes_and_the_base_does_not():
-    same = verdict([torch.tensor([[1.0, 3.0 + 5e-5]])])
+    same = verdict(torch.tensor([[1.0, 3.0 + 5e-5]]))
     assert same.ok and same.max_abs_logit_diff_trained == pytest.approx(5e-5, rel=0.01)
     assert same.max_abs_logit_diff_base == pytest.approx(2.0, abs=1e-3)
     idle = verdict(BASE)
@@ -183,10 +192,10 @@ def test_the_policy_itself_passes_and_the_base_does_not():
 
 def test_rounding_that_the_base_has_too_does_not_count_as_the_update():
     """Everything is off by 0.02 in bfloat16; half of the update of 2.0 would be 1.0, and all of it is there."""
-    shifted = verdict([TRAINED[0] + 0.02], base=[BASE[0] + 0.02], dtype="bfloat16")
+    shifted = verdict(TRAINED + 0.02, base=BASE + 0.02, dtype="bfloat16")
     assert shifted.ok and shifted.update_kept == pytest.approx(1.0)
-    lost = verdict([BASE[0] + 0.02], base=[BASE[0] + 0.02], dtype="bfloat16",
-                   trained=[torch.tensor([[1.0, 1.01]])])  # fmt: skip
+    lost = verdict(BASE + 0.02, base=BASE + 0.02, dtype="bfloat16",
+                   trained=torch.tensor([[1.0, 1.01]]))  # fmt: skip
     assert lost.max_abs_logit_diff_trained < lost.tolerance
     assert "bfloat16 rounds it away" in lost.problems[0]
 
@@ -202,9 +211,9 @@ def test_rounding_that_the_base_has_too_does_not_count_as_the_update():
     ],
 )
 def test_the_tolerance_is_flat_where_that_can_hold(kind, dtype, top, tolerance):
-    trained, base = [torch.tensor([[top, 0.0]])], [torch.tensor([[top, 5.0]])]
+    trained, base = torch.tensor([[top, 0.0]]), torch.tensor([[top, 5.0]])
     for off, ok in ((0.9, True), (1.1, False)):
-        found = [trained[0] + torch.tensor([[0.0, off * tolerance]])]
+        found = trained + torch.tensor([[0.0, off * tolerance]])
         result = verdict(found, base=base, expected_base=base, trained=trained, dtype=dtype, kind=kind)
         assert result.ok is ok, result.problems
         assert result.tolerance == pytest.approx(tolerance)
@@ -223,14 +232,14 @@ def test_full_mode_knows_its_base_from_the_fresh_process_only():
 
 
 def test_nan_is_never_equal():
-    nan = [torch.tensor([[1.0, float("nan")]])]
-    assert largest(nan, TRAINED) == float("inf")
+    nan = torch.tensor([[1.0, float("nan")]])
+    assert largest_gap(nan, TRAINED) == float("inf")
     assert not verdict(nan).ok
 
 
 def test_update_kept_is_a_projection():
     # s = (0, 2), o = (1, 1): <s, o> / <s, s> = 2 / 4
-    assert kept(TRAINED, BASE, [torch.tensor([[2.0, 2.0]])], BASE) == 0.5
+    assert update_kept(TRAINED, BASE, torch.tensor([[2.0, 2.0]]), BASE) == 0.5
 
 
 # -- folders, card, command --------------------------------------------------------------------------------------
@@ -263,13 +272,15 @@ def test_a_failed_block_leaves_the_old_export(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_the_card_of_another_family_names_its_base():
+def test_the_card_of_another_family_names_its_base(tmp_path):
     verification = {"fresh_process_imports_covo_rl": False, "prompts": ["a", "b"], "dtype": "float32",
                     "max_abs_logit_diff_trained": 1e-6, "tolerance": 1e-4, "max_abs_logit_diff_base": 0.5,
                     "update_kept": 1.0}  # fmt: skip
-    card = render(kind="merged", base_model="Qwen/Qwen2-Audio-7B-Instruct", model_type="qwen2_audio",
-                  model_class="Qwen2AudioForConditionalGeneration", model_module="transformers",
-                  verification=verification)  # fmt: skip
+    record = {"kind": "merged", "base_model": "Qwen/Qwen2-Audio-7B-Instruct", "model_type": "qwen2_audio",
+              "model_class": "Qwen2AudioForConditionalGeneration", "model_module": "transformers"}  # fmt: skip
+    for name, content in (("export.json", record), ("verification.json", verification)):
+        (tmp_path / name).write_text(json.dumps(content))
+    card = update_card(tmp_path, None).read_text()
     assert card.startswith("---\nbase_model: Qwen/Qwen2-Audio-7B-Instruct\nlibrary_name: transformers\n")
     assert "academic" not in card and "in a fresh process without covo_rl" in card
     assert "| largest logit difference to the base model | 0.5 |" in card

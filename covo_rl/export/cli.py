@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from covo_rl.export import ExportError
+
 
 def export_command(
     source: Path = typer.Argument(..., help="run folder, checkpoint folder, or PEFT adapter folder"),
@@ -21,36 +23,29 @@ def export_command(
     replace: bool = typer.Option(False, help="replace an existing export"),
 ) -> None:
     """Write a LoRA adapter or merged weights, then check the logits in a fresh process."""
-    if adapter is None and merged is None:
+    folders = {kind: folder for kind, folder in (("adapter", adapter), ("merged", merged)) if folder is not None}
+    if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
-    from covo_rl.export.errors import ExportError
-    from covo_rl.export.exporting import export_adapter, export_merged
-    from covo_rl.export.source import open_policy
+    from covo_rl.export.exporting import export_policy
+    from covo_rl.export.source import hub_name, open_policy
 
     try:
         opened = open_policy(source, base_model=base_model)
-        base = (
-            None if opened.base_model.startswith("builtin:") or Path(opened.base_model).is_dir() else opened.base_model
-        )
-        common = {"run_folder": opened.run_folder, "base_model": base, "dtype": dtype, "allow_noop": allow_noop,
-                  "replace": replace}  # fmt: skip
-        if adapter is not None:
-            _say(adapter, export_adapter(opened.modes, adapter, **common))
-        if merged is not None:
-            size = int(max_shard_gb * 1e9) if max_shard_gb else None
-            _say(merged, export_merged(opened.modes, merged, max_shard_bytes=size, **common))
+        for kind, folder in folders.items():
+            result = export_policy(
+                opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=hub_name(opened.base_model),
+                dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
+                allow_noop=allow_noop, replace=replace,
+            )  # fmt: skip
+            typer.echo(
+                f"{folder}: verified in a fresh process on {len(result.prompts)} prompts with audio ({result.dtype})\n"
+                f"  max |logit - trained|  {result.max_abs_logit_diff_trained:.3g}  (tolerance {result.tolerance:.3g})"
+                f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
+                f"  update kept            {result.update_kept:.3f}"
+            )
     except (ExportError, FileNotFoundError, ValueError) as error:
         typer.echo(f"covo-rl export: {error}", err=True)
         raise typer.Exit(1) from error
-
-
-def _say(folder: Path, result) -> None:
-    typer.echo(
-        f"{folder}: verified in a fresh process on {len(result.prompts)} prompts with audio ({result.dtype})\n"
-        f"  max |logit - trained|  {result.max_abs_logit_diff_trained:.3g}  (tolerance {result.tolerance:.3g})\n"
-        f"  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
-        f"  update kept            {result.update_kept:.3f}"
-    )
 
 
 def serve_check_command(
@@ -63,7 +58,6 @@ def serve_check_command(
     output: Path | None = typer.Option(None, help="write the report as JSON here"),
 ) -> None:
     """Does the export take effect where it is served? Without --url: in a fresh transformers process."""
-    from covo_rl.export.errors import ExportError
     from covo_rl.export.serve_check import check_endpoint, check_local
 
     try:
@@ -76,9 +70,10 @@ def serve_check_command(
     except ExportError as error:
         typer.echo(f"covo-rl serve-check: {error}", err=True)
         raise typer.Exit(1) from error
-    typer.echo(json.dumps(report, indent=2))
+    text = json.dumps(report, indent=2)
+    typer.echo(text)
     if output is not None:
-        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        output.write_text(text + "\n", encoding="utf-8")
     if not report["takes_effect"]:
         typer.echo("covo-rl serve-check: the served model answers as the base model does", err=True)
         raise typer.Exit(1)
@@ -87,6 +82,3 @@ def serve_check_command(
 app = typer.Typer(no_args_is_help=True, help="verified exports")
 app.command("export")(export_command)
 app.command("serve-check")(serve_check_command)
-
-if __name__ == "__main__":
-    app()

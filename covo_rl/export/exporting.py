@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
-import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from covo_rl.export.card import render
-from covo_rl.export.errors import ExportError
-from covo_rl.export.judge import NOOP, Expected, Target, Verification, is_idle
-from covo_rl.export.policy_files import base_reference, rank, save_policy, set_dtype
-from covo_rl.export.verify import expect, synthetic_prompts, verify
-from covo_rl.export.weights import carried_over, copy_companions, is_sharded, merged_entries, write_shards
+from covo_rl.audio import ClipStore
+from covo_rl.export import ExportError, verify
+from covo_rl.export.adapter import base_reference, save_policy
+from covo_rl.export.card import update_card
+from covo_rl.export.merged import write_merged
+from covo_rl.export.source import open_policy
+from covo_rl.policy.sharding import is_sharded
+from covo_rl.policy.trainable import Trainable
 from covo_rl.train.ranks import Ranks
-
-if TYPE_CHECKING:
-    from covo_rl.audio import ClipStore
-    from covo_rl.config import Options
-    from covo_rl.models.base import AudioFamily
-    from covo_rl.policy.trainable import Trainable
-    from covo_rl.types import Prompt
+from covo_rl.types import Prompt
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -47,25 +42,11 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
     return getattr(torch, name)
 
 
-def export_adapter(modes: Trainable, folder: str | Path, **options: Any) -> Verification:
-    """Write a verified PEFT adapter to `folder`; options as in `export_policy`."""
-    return export_policy(modes, folder, "adapter", **options)
-
-
-def export_merged(modes: Trainable, folder: str | Path, **options: Any) -> Verification:
-    """Write the whole model, adapter merged in, under published key names; options as in `export_policy`.
-
-    Shards are streamed: beside the model in memory there is one shard of merged tensors. Processor, generation
-    config, chat template, and what lies beside the base's weights are included.
-    """
-    return export_policy(modes, folder, "merged", **options)
-
-
 def export_policy(
     modes: Trainable,
     folder: str | Path,
-    kind: str,
     *,
+    kind: str,
     prompts: Sequence[Prompt] | None = None,
     clips: ClipStore | None = None,
     run_folder: str | Path | None = None,
@@ -74,51 +55,61 @@ def export_policy(
     max_shard_bytes: int | None = None,
     allow_noop: bool = False,
     replace: bool = False,
-) -> Verification:
-    """Write an `adapter` or `merged` weights to `folder`, verified.
+) -> verify.Verification:
+    """Write a PEFT `adapter`, or the whole model with the adapter `merged` in, to `folder`, verified.
 
-    `prompts` (with their `clips`) are what the logits are compared on; default: two synthetic ones. `base_model` is
-    the reference that the export records (default: where the base was loaded from). `dtype` is the precision of what
-    is written (default: as in memory). `replace` takes the place of an existing export.
+    Merged shards are streamed: beside the model in memory there is one shard of merged tensors. `prompts` (with their
+    `clips`) are what the logits are compared on; default: two synthetic ones. `base_model` is the reference that the
+    export records (default: where the base was loaded from). `dtype` is the precision of what is written (default: as
+    in memory). `replace` takes the place of an existing export.
 
     Raises:
         ExportError: the folder exists, the disk is full, the policy has no adapter or is sharded over ranks, or the
             check failed; nothing is left at `folder`.
     """
-    written = torch_dtype(dtype)
+    precision, base = torch_dtype(dtype), base_reference(modes)
     if kind == "adapter" and modes.peft_model is None:
         raise ExportError("a full-parameter policy has no adapter: export it with --merged")
     if kind == "merged" and is_sharded(modes.family.model):
         raise ExportError("the parameters are sharded over ranks: save a checkpoint and run covo-rl export on it")
     if prompts is None or clips is None:
-        from covo_rl.audio import ClipStore
-
         clips = ClipStore()
-        prompts = synthetic_prompts(modes.family, clips)
-    loaded_as = _base_dtype(modes) if written is None or kind == "adapter" else str(written).removeprefix("torch.")
+        prompts = verify.synthetic_prompts(modes.family, clips)
+    in_memory = modes.family.embed_tokens.weight.dtype
+    loaded_as = in_memory if precision is None or kind == "adapter" else precision
     with staging(Path(folder), replace) as stage:
-        expected = expect(modes, prompts, clips)
-        if is_idle(expected) and not allow_noop:  # known without writing anything
-            raise ExportError(NOOP)
+        expected = verify.ask_policy(modes, prompts, clips)
+        if verify.is_idle(expected) and not allow_noop:  # known without writing anything
+            raise ExportError(verify.NOOP)
+        if not base:
+            raise ExportError("the base model was made in memory: save it to a folder and load it from there")
         if kind == "adapter":
-            save_policy(modes, stage, base=base_model, dtype=written)
+            save_policy(modes, stage, base=base_model, dtype=precision)
         else:
-            write_merged(modes, stage, written, max_shard_bytes)
-        result = _verified(modes, Target(kind, kind, stage, loaded_as), expected, base_model, allow_noop)
-        result.write(stage)
+            write_merged(modes.family, stage, precision, max_shard_bytes)
+        start, reference = time.perf_counter(), base_model or base
+        target = verify.Target(kind, kind, stage, verify.dtype_name(loaded_as))
+        logits, notes = verify.run_fresh(modes.family, base, [target], prompts, clips)
+        result = verify.compare_logits(target, expected, logits, notes, base_model=reference, allow_noop=allow_noop)
+        result.seconds = round(time.perf_counter() - start, 2)
+        if not result.ok:
+            problems = "\n  - ".join(result.problems)
+            raise ExportError(f"the {kind} export failed its check and was removed:\n  - {problems}")
         _describe(modes, stage, result, run_folder)
     return result
 
 
+export_adapter = partial(export_policy, kind="adapter")
+export_merged = partial(export_policy, kind="merged")
+
+
 def export_run_adapter(
     modes: Trainable,
-    family: AudioFamily,
     run_folder: str | Path,
     prompts: Sequence[Prompt],
     clips: ClipStore,
     *,
-    options: Options | None = None,
-    allow_noop: bool = False,
+    base_model: str | None = None,
     folder: str | Path | None = None,
 ) -> Path:
     """The policy of a run, to `folder` (default RUN/adapter, or RUN/model in full mode), verified.
@@ -127,51 +118,31 @@ def export_run_adapter(
     from its files. The random state of the run is left as it was.
 
     Raises:
-        ExportError: on every rank: the check failed, or training changed nothing and `allow_noop` is off; nothing is
-            left under the final name.
+        ExportError: on every rank: the check failed, or training changed nothing; nothing is left under the final
+            name.
     """
-    run = Path(run_folder)
-    target = Path(folder) if folder else run / ("adapter" if modes.peft_model is not None else "model")
-    base = _recorded_base(options)
-    export = export_adapter if modes.peft_model is not None else export_merged
-    common = {"prompts": prompts, "clips": clips, "run_folder": run, "base_model": base, "allow_noop": allow_noop,
-              "replace": True}  # fmt: skip
-    gathered = save_policy(modes, run / "gathered_policy", base=base) if is_sharded(family.model) else None
-    failure = None
-    if rank() == 0:
+    run, kind = Path(run_folder), "merged" if modes.peft_model is None else "adapter"
+    target = Path(folder) if folder else run / ("model" if modes.peft_model is None else "adapter")
+    gathered, failure, ranks = None, None, Ranks.current()
+    if is_sharded(modes.family.model):
+        gathered = save_policy(modes, run / "gathered_policy", base=base_model)
+    if ranks.main:
         try:
             with torch.random.fork_rng(devices=[]):
-                export(modes if gathered is None else _reopened(gathered, modes), target, **common)
+                if gathered is not None:  # in one piece, on the base it was trained on
+                    modes = open_policy(gathered, base_model=base_reference(modes)).modes
+                export_policy(modes, target, kind=kind, prompts=prompts, clips=clips, run_folder=run,
+                              base_model=base_model, replace=True)  # fmt: skip
         except (ExportError, OSError) as error:
             failure = str(error)
             shutil.rmtree(target, ignore_errors=True)  # an earlier run's export is not this policy
         finally:
             if gathered is not None:
                 shutil.rmtree(gathered)
-    failure = Ranks.current().from_main(failure)
+    failure = ranks.from_main(failure)
     if failure:
         raise ExportError(failure)
     return target
-
-
-def _reopened(folder: Path, modes: Trainable) -> Trainable:
-    """The gathered policy in one piece, on the base it was trained on."""
-    from covo_rl.export.source import open_policy
-
-    return open_policy(folder, base_model=base_reference(modes)).modes
-
-
-def _recorded_base(options: Options | None) -> str | None:
-    """The hub name that the user gave; a folder is recorded as where it was found."""
-    name = options.model.model if options is not None else None
-    return name if name and not name.startswith("builtin:") and not Path(name).is_dir() else None
-
-
-def _base_dtype(modes: Trainable) -> str:
-    return str(modes.family.embed_tokens.weight.dtype).removeprefix("torch.")
-
-
-# -- writing -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -195,74 +166,16 @@ def staging(folder: Path, replace: bool) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def base_folder(name: str) -> Path | None:
-    """Where the base checkpoint lies on this disk: the folder itself, or the hub's cache."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, "config.json") if name else None
-    return Path(cached).parent if isinstance(cached, str) else None
-
-
-def write_merged(modes: Trainable, folder: Path, dtype: torch.dtype | None, max_shard_bytes: int | None = None) -> None:
-    """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
-    family = modes.family
-    entries = merged_entries(family.model, dtype)
-    base = base_folder(family.model.name_or_path or "")
-    if base is not None:
-        entries += carried_over(base, entries)
-    write_shards(entries, folder, max_shard_bytes)
-    config = copy.deepcopy(family.model.config)
-    if dtype is not None:
-        set_dtype(config, dtype)
-    config.architectures = [type(family.model).__name__]
-    config.save_pretrained(str(folder))
-    if family.model.generation_config is not None:
-        family.model.generation_config.save_pretrained(str(folder))
-    save_processor(family, folder)
-    if base is not None:
-        copy_companions(base, folder)
-
-
-def save_processor(family: AudioFamily, folder: Path) -> None:
-    """The processor with the chat template that training used, which may be the family's own."""
-    processor = family.processor
-    own = getattr(sys.modules[type(family).__module__], "CHAT_TEMPLATE", None)
-    before = getattr(processor, "chat_template", None)
-    template = own or before or getattr(family.tokenizer, "chat_template", None)
-    try:
-        processor.chat_template = template
-        processor.save_pretrained(str(folder))
-    finally:
-        processor.chat_template = before
-
-
-def _verified(
-    modes: Trainable, target: Target, expected: Expected, base_model: str | None, allow_noop: bool
-) -> Verification:
-    """The verdict on what lies in the target's folder; raises ExportError unless it is a good one."""
-    base = base_reference(modes)
-    if not base:
-        raise ExportError("the base model was made in memory: save it to a folder and load it from there")
-    result = verify(modes, [target], expected, base=base, base_model=base_model, allow_noop=allow_noop)[target.name]
-    if not result.ok:
-        problems = "\n  - ".join(result.problems)
-        raise ExportError(f"the {target.kind} export failed its check and was removed:\n  - {problems}")
-    return result
-
-
-def _describe(modes: Trainable, stage: Path, result: Verification, run_folder: str | Path | None) -> None:
-    """export.json and the model card."""
+def _describe(modes: Trainable, stage: Path, result: verify.Verification, run_folder: str | Path | None) -> None:
+    """verification.json, export.json and the model card."""
     cls = type(modes.family.model)
-    own = cls.__module__.startswith("covo_rl")
     record = {
         "kind": result.kind,
         "base_model": result.base_model,
         "model_type": modes.family.model_type,
         "model_class": cls.__name__,
-        "model_module": cls.__module__.rsplit(".", 1)[0] if own else "transformers",
+        "model_module": cls.__module__.rpartition(".")[0] if cls.__module__.startswith("covo_rl") else "transformers",
     }
-    (stage / "export.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    card = render(**record, verification=asdict(result), run_folder=run_folder)
-    (stage / "README.md").write_text(card, encoding="utf-8")
+    for name, content in (("verification.json", asdict(result)), ("export.json", record)):
+        (stage / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    update_card(stage, run_folder)

@@ -17,45 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
-from covo_rl.export.errors import ExportError
+from covo_rl.audio import ClipStore
+from covo_rl.export import ExportError, verify
+from covo_rl.export.source import base_of, policy_kind
+from covo_rl.models import load_family
 
 #: First-token log-probs repeat to about this between two requests to one server (batching, 16-bit kernels).
 REPEAT_FLOOR = 1e-3
+#: one for each of the fixed sounds
 QUESTIONS = (
-    ("a rising tone", "Which sound do you hear? Describe it in one sentence."),
-    ("noise that fades", "Does the sound get louder or softer? Explain why."),
-    ("three clicks", "How many events are there?"),
+    "Which sound do you hear? Describe it in one sentence.",
+    "Does the sound get louder or softer? Explain why.",
+    "How many events are there?",
 )
-RATE = 16000
-
-
-def sounds() -> list[np.ndarray]:
-    """Three fixed clips of 2 s at 16 kHz, float32: a rising tone, noise that fades, three clicks."""
-    t = np.arange(2 * RATE) / RATE
-    rising = 0.3 * np.sin(2 * np.pi * (200 + 400 * t) * t)
-    fading = 0.2 * np.random.default_rng(0).standard_normal(t.size) * np.linspace(1, 0, t.size)
-    clicks = np.zeros_like(t)
-    for second in (0.3, 0.9, 1.5):
-        clicks[int(second * RATE) : int(second * RATE) + 80] = 0.5
-    return [clip.astype(np.float32) for clip in (rising, fading, clicks)]
-
-
-def wav_base64(waveform: np.ndarray) -> str:
-    """16-bit WAV of a mono float waveform, as the `input_audio` part of a chat request wants it."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, waveform, RATE, format="WAV", subtype="PCM_16")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _post(url: str, body: Mapping[str, Any], api_key: str | None, timeout: float) -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
         raise ExportError(f"{url}: an endpoint starts with http:// or https://")
-    headers = {"Content-Type": "application/json"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -68,10 +50,10 @@ def _post(url: str, body: Mapping[str, Any], api_key: str | None, timeout: float
 
 def ask(url: str, model: str, clip: np.ndarray, question: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     """Greedy text and first-token log-probs (token -> log-prob) of one question about one sound."""
-    content = [
-        {"type": "input_audio", "input_audio": {"data": wav_base64(clip), "format": "wav"}},
-        {"type": "text", "text": question},
-    ]
+    wav = io.BytesIO()
+    soundfile.write(wav, clip, verify.RATE, format="WAV", subtype="PCM_16")
+    audio = {"data": base64.b64encode(wav.getvalue()).decode("ascii"), "format": "wav"}
+    content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": question}]
     body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0.0, "max_tokens": 32,
             "logprobs": True, "top_logprobs": 5}  # fmt: skip
     answer = _post(f"{url.rstrip('/')}/chat/completions", body, api_key, timeout)
@@ -84,12 +66,10 @@ def ask(url: str, model: str, clip: np.ndarray, question: str, api_key: str | No
         raise ExportError(f"{url}: not a chat completion: {json.dumps(answer)[:300]}") from error
 
 
-def _gap(left: Mapping[str, float], right: Mapping[str, float]) -> float:
-    """Largest difference over shared tokens; infinite where the five likeliest share none."""
-    if not left and not right:
-        return 0.0
-    shared = left.keys() & right.keys()
-    return max((abs(left[t] - right[t]) for t in shared), default=float("inf"))
+def _gap(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
+    """Largest difference of log-probs over shared tokens; infinite where the five likeliest share none."""
+    a, b = left["logprobs"], right["logprobs"]
+    return max((abs(a[t] - b[t]) for t in a.keys() & b.keys()), default=float("inf") if a or b else 0.0)
 
 
 def check_endpoint(
@@ -104,58 +84,40 @@ def check_endpoint(
         ExportError: the endpoint cannot be reached or answers with an error.
     """
     rows = []
-    for clip, (_, question) in zip(sounds(), QUESTIONS, strict=True):
+    for clip, question in zip(verify.fixed_sounds(), QUESTIONS, strict=True):
         served, first, again = (ask(url, name, clip, question, api_key, timeout) for name in (model, base, base))
-        noise = _gap(first["logprobs"], again["logprobs"])
+        gap, noise = _gap(served, first), _gap(first, again)
+        differ, repeats = served["text"] != first["text"], first["text"] == again["text"]
         rows.append(
             {
                 "question": question,
                 "text": served["text"],
                 "base_text": first["text"],
-                "texts_differ": served["text"] != first["text"],
-                "base_repeats": first["text"] == again["text"],
-                "logprob_gap": _gap(served["logprobs"], first["logprobs"]),
+                "texts_differ": differ,
+                "base_repeats": repeats,
+                "logprob_gap": gap,
                 "logprob_noise": noise,
-                "differs": _gap(served["logprobs"], first["logprobs"]) > max(10 * noise, REPEAT_FLOOR)
-                or (served["text"] != first["text"] and first["text"] == again["text"]),
+                "differs": gap > max(10 * noise, REPEAT_FLOOR) or (differ and repeats),
             }
         )
-    return {
-        "url": url,
-        "model": model,
-        "base": base,
-        "takes_effect": any(row["differs"] for row in rows),
-        "answers": rows,
-    }
+    takes_effect = any(row["differs"] for row in rows)
+    return {"url": url, "model": model, "base": base, "takes_effect": takes_effect, "answers": rows}
 
 
-def check_local(folder: str | Path) -> dict[str, Any]:
+def check_local(folder: Path) -> dict[str, Any]:
     """Load an exported adapter or merged folder in a fresh transformers process and compare it with its base.
 
     Raises:
         ExportError: the folder is no export, or does not load.
     """
-    from covo_rl.audio import ClipStore
-    from covo_rl.export.judge import Expected, Target, largest
-    from covo_rl.export.source import base_of, kind_of
-    from covo_rl.export.verify import inputs_of, run_fresh, synthetic_prompts
-    from covo_rl.models import load_family
-
-    folder = Path(folder)
-    kind = kind_of(folder) if folder.is_dir() else None
+    kind = policy_kind(folder)
     if kind is None:
         raise ExportError(f"{folder}: neither adapter_config.json nor model*.safetensors with a config.json")
-    base = base_of(folder)
+    base, clips = base_of(folder), ClipStore()
     family = load_family(base)
-    clips = ClipStore()
-    prompts = synthetic_prompts(family, clips)
-    inputs = [inputs_of(prompt, family, clips) for prompt in prompts]
-    ids = [prompt.example.id for prompt in prompts]
-    dtype = str(family.embed_tokens.weight.dtype).removeprefix("torch.")
-    target = Target("export", "adapter" if kind == "adapter" else "merged", folder, dtype)
-    messages = [[dict(message) for message in prompt.messages] for prompt in prompts]
-    logits, notes = run_fresh(family, base, [target], Expected(inputs, [], None, ids, messages, []))
-    gap = largest(logits["export"], logits[f"base.{dtype}"])
-    top = max(t.abs().max().item() for t in logits["export"])
-    return {"folder": str(folder), "base": base, "takes_effect": gap > 1e-6 * max(top, 1.0),
+    dtype = verify.dtype_name(family.embed_tokens.weight.dtype)
+    target = verify.Target("export", "adapter" if kind == "adapter" else "merged", folder, dtype)
+    logits, notes = verify.run_fresh(family, base, [target], verify.synthetic_prompts(family, clips), clips)
+    gap = verify.largest_gap(logits["export"], logits[f"base.{dtype}"])
+    return {"folder": str(folder), "base": base, "takes_effect": verify.is_change(gap, logits["export"]),
             "max_abs_logit_diff_base": gap, "notes": notes}  # fmt: skip

@@ -6,12 +6,17 @@ import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from covo_rl.export.errors import ExportError
+import yaml
 
-if TYPE_CHECKING:
-    from covo_rl.policy.trainable import Trainable
+from covo_rl.config import AdapterConfig
+from covo_rl.export import ExportError
+from covo_rl.export.adapter import load_policy_state, read_into
+from covo_rl.export.merged import stored_tensors
+from covo_rl.models import load_family
+from covo_rl.policy.trainable import Trainable, make_trainable
+from covo_rl.resolve import resolve_model
 
 STEP = re.compile(r"step_(\d+)(?:\.(\d+))?")
 CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of the trainer holds
@@ -27,18 +32,21 @@ class Opened:
     base_model: str
 
 
-def kind_of(folder: Path) -> str | None:
+def read_record(path: Path) -> dict[str, Any]:
+    """What a JSON or YAML file says; empty where there is none."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text) or {}
+
+
+def policy_kind(folder: Path) -> str | None:
     """`adapter` for a PEFT folder, `checkpoint` for one of the trainer, `full` for weights, None for neither."""
     if (folder / "adapter_config.json").is_file():
         return "adapter"
     if all((folder / name).is_file() for name in CHECKPOINT_FILES):
         return "checkpoint"
     return "full" if any(folder.glob("model*.safetensors")) and (folder / "config.json").is_file() else None
-
-
-def _age(path: Path) -> tuple[int, int]:
-    match = STEP.fullmatch(path.name)
-    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
 
 
 def policy_folder(path: str | Path) -> Path:
@@ -51,10 +59,15 @@ def policy_folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise ExportError(f"{path}: no such folder; give a run folder, a checkpoint or an adapter folder")
-    steps = sorted(path.glob("checkpoints/step_*"), key=_age, reverse=True)
-    here = [path, path / "adapter", path / "model", path / "policy"]
-    for folder in [*here, *(place for step in steps for place in (step, step / "policy"))]:
-        if kind_of(folder):
+
+    def age(step: Path) -> tuple[int, int]:
+        match = STEP.fullmatch(step.name)
+        return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
+
+    steps = sorted(path.glob("checkpoints/step_*"), key=age, reverse=True)
+    places = [path, path / "adapter", path / "model", path / "policy"]
+    for folder in [*places, *(place for step in steps for place in (step, step / "policy"))]:
+        if policy_kind(folder):
             return folder
     raise ExportError(
         f"{path}: no policy in the folder itself, adapter, model, policy or checkpoints/step_*; "
@@ -67,13 +80,10 @@ def run_of(folder: Path) -> Path | None:
     return next((p for p in [folder, *folder.resolve().parents][:5] if (p / "config.yaml").is_file()), None)
 
 
-def run_options(run: Path | None) -> dict[str, Any]:
-    """Resolved options of a run; empty where there is no run."""
-    if run is None:
-        return {}
-    import yaml
-
-    return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
+def run_options(folder: Path) -> dict[str, Any]:
+    """Resolved options of the run that a folder belongs to; empty where there is none."""
+    run = run_of(folder)
+    return read_record(run / "config.yaml") if run else {}
 
 
 def base_of(folder: Path) -> str:
@@ -82,77 +92,52 @@ def base_of(folder: Path) -> str:
     Raises:
         ExportError: none of them names one.
     """
-    from covo_rl.resolve import resolve_model
-
-    names = []
-    for file, key in (("export.json", "base_model"), ("adapter_config.json", "base_model_name_or_path")):
-        if (folder / file).is_file():
-            names.append(json.loads((folder / file).read_text(encoding="utf-8")).get(key))
-    names.append(run_options(run_of(folder)).get("model"))
-    name = next(filter(None, names), None)
-    if name is None:
+    name = (
+        read_record(folder / "export.json").get("base_model")
+        or read_record(folder / "adapter_config.json").get("base_model_name_or_path")
+        or run_options(folder).get("model")
+    )
+    if not name:
         raise ExportError(f"{folder}: no base model is recorded; give --base-model")
     return resolve_model(name)
 
 
-def open_policy(path: str | Path, *, base_model: str | None = None, dtype: str | None = None) -> Opened:
-    """Load the base and put the saved policy on it, on the CPU.
+def hub_name(model: str | None) -> str | None:
+    """The model as an export records it, if that is a hub name; None: record the folder that it was loaded from."""
+    return model if model and not model.startswith("builtin:") and not Path(model).is_dir() else None
 
-    `base_model` overrides what the run or the adapter records. `dtype` is the base's precision (default: the run's).
+
+def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
+    """Load the base in the run's precision and put the saved policy on it, on the CPU.
+
+    `base_model` overrides what the run or the adapter records.
 
     Raises:
-        ExportError: no policy, or no known base model.
+        ExportError: no policy, no known base model, or tensors that do not fit it.
     """
-    from covo_rl.config import AdapterConfig
-    from covo_rl.export.policy_files import load_policy_state
-    from covo_rl.models import load_family
-    from covo_rl.policy.trainable import make_trainable
-    from covo_rl.resolve import resolve_model
-
     folder = policy_folder(path)
-    kind = kind_of(folder)
-    run = run_of(folder)
-    options = run_options(run)
-    if kind == "checkpoint":
-        options = json.loads((folder / "state.json").read_text(encoding="utf-8"))["config"]
+    kind = policy_kind(folder)
+    options = read_record(folder / "state.json")["config"] if kind == "checkpoint" else run_options(folder)
     name = base_model or options.get("model") or base_of(folder)
-    family = load_family(resolve_model(name), dtype=dtype or options.get("dtype") or "auto")
+    family = load_family(resolve_model(name), dtype=options.get("dtype") or "auto")
     if kind == "adapter":
         modes = make_trainable(family, AdapterConfig(adapter=str(folder)))
     elif kind == "checkpoint":
-        known = {f.name for f in fields(AdapterConfig)} - {"load_in_4bit"}
-        modes = make_trainable(family, AdapterConfig(**{k: v for k, v in options.items() if k in known}))
-        load_trained(modes, folder / "weights.safetensors")
+        names = {f.name for f in fields(AdapterConfig)} - {"load_in_4bit"}
+        modes = make_trainable(family, AdapterConfig(**{k: v for k, v in options.items() if k in names}))
+        _load_trained(modes, folder / CHECKPOINT_FILES[0])
     else:
-        modes = make_trainable(
-            family, AdapterConfig(lora=False, train_parts=options.get("train_parts") or list(family.parts))
-        )
+        parts = options.get("train_parts") or list(family.parts)
+        modes = make_trainable(family, AdapterConfig(lora=False, train_parts=parts))
         load_policy_state(modes, folder)
-    return Opened(modes, folder, run, name)
+    return Opened(modes, folder, run_of(folder), name)
 
 
-def load_trained(modes: Trainable, file: Path) -> None:
-    """Put the trained parameters of a checkpoint into the policy, whatever wrapped the model when it was saved.
-
-    Raises:
-        ExportError: trained parameters are missing, unexpected, or have another shape.
-    """
-    from safetensors.torch import load_file
-
-    from covo_rl.export.weights import read_into
-
-    wanted = {name for name, p in modes.family.model.named_parameters() if p.requires_grad}
+def _load_trained(modes: Trainable, file: Path) -> None:
+    """Put the trained parameters of a checkpoint into the policy, whatever wrapped the model when it was saved."""
+    trained = {name: name for name, p in modes.family.model.named_parameters() if p.requires_grad}
     tensors = {}
-    for name, tensor in load_file(file).items():
-        parts = name.split(".")
-        endings = (".".join(parts[i:]) for i in range(len(parts)))
-        tensors[next((ending for ending in endings if ending in wanted), name)] = tensor
-    if tensors.keys() != wanted:
-        raise ExportError(
-            f"{file} does not fit its own configuration: missing {sorted(wanted - tensors.keys())[:3]}, "
-            f"unexpected {sorted(tensors.keys() - wanted)[:3]}"
-        )
-    try:
-        read_into(modes.family.model, tensors)
-    except RuntimeError as error:
-        raise ExportError(f"{file}: {error}") from error
+    for key, read in stored_tensors(file.parent, file.name).items():
+        endings = (key.split(".", i)[-1] for i in range(key.count(".") + 1))
+        tensors[next((ending for ending in endings if ending in trained), key)] = read
+    read_into(modes.family.model, tensors, trained, file)

@@ -1,67 +1,124 @@
 """Does an export do what the trained policy does, when someone else loads it?
 
 A fresh process loads the folder with plain transformers and PEFT (`fresh.py`) and computes logits on stored prompts
-with audio; `judge.py` compares them with those of the policy that was trained, and of the base model.
+with audio. They must equal those of the trained policy, and differ from those of the base model. `update_kept` is the
+share of the policy's change that the export shows: with s = trained - base and o = export - base over all logits,
+<s, o> / <s, s>. 1 is the whole change, 0 is none. It survives the rounding of 16-bit weights, which the base has too.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from covo_rl.export.errors import ExportError
-from covo_rl.export.judge import Expected, Target, Verification, judge
-
-if TYPE_CHECKING:
-    from covo_rl.audio import ClipStore
-    from covo_rl.models.base import AudioFamily
-    from covo_rl.policy.trainable import Trainable
-    from covo_rl.types import Prompt
+from covo_rl.audio import ClipStore
+from covo_rl.config import PromptConfig
+from covo_rl.export import ExportError
+from covo_rl.models.base import AudioFamily
+from covo_rl.policy.trainable import Trainable
+from covo_rl.prompt import build_prompt
+from covo_rl.types import Clip, Example, Prompt
 
 KEEP = 8  # last positions compared: each of them has heard all the audio
-FRESH_TIMEOUT = 3600.0
+RATE = 16000
+EXACT = 1e-4
+#: dtype -> largest difference of a logit, as long as no logit exceeds USUAL_LOGIT
+FLAT_TOLERANCE = {"float32": EXACT, "bfloat16": 5e-2, "float16": 1e-2}
+USUAL_LOGIT = 10.0
+NOISE = 1e-6  # a change below this share of the largest logit is no change
+UPDATE_KEPT = 0.5
+NOOP = (
+    "the export is a no-op: the trained policy equals the base model, so training changed nothing (no updates, a "
+    "learning rate of 0, or rewards without differences); covo-rl export --allow-noop writes it all the same"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One folder to check: an `adapter` on the base, or a `merged` model."""
+
+    name: str
+    kind: str
+    folder: Path
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the policy in memory, of precision `dtype`, says to prompts: logits (P, KEEP, V) float32.
+
+    `base` holds the logits with the adapter disabled; None in full mode, where only the fresh base can tell.
+    """
+
+    prompts: Sequence[Prompt]
+    dtype: str
+    trained: torch.Tensor
+    base: torch.Tensor | None
+
+
+@dataclass
+class Verification:
+    """What verification.json says about one export. `problems` is empty iff `ok`."""
+
+    ok: bool
+    kind: str
+    max_abs_logit_diff_trained: float
+    max_abs_logit_diff_base: float
+    tolerance: float
+    update_kept: float
+    max_abs_logit: float
+    dtype: str
+    base_model: str
+    prompts: list[str]
+    problems: list[str] = field(default_factory=list)
+    noop: bool = False
+    fresh_process_imports_covo_rl: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    #: `tolerance` is the larger of the first and the second times `max_abs_logit`
+    tolerance_flat: float = 0.0
+    tolerance_relative: float = 0.0
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> `float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 # -- what the trained policy says --------------------------------------------------------------------------------
 
 
-def synthetic_prompts(family: AudioFamily, clips: ClipStore) -> list[Prompt]:
-    """Two fixed questions with sound that needs no data set: a rising tone, and noise that fades."""
-    from covo_rl.config import PromptConfig
-    from covo_rl.prompt import build_prompt
-    from covo_rl.types import Clip, Example
-
-    rate = 16000
-    t = np.arange(2 * rate) / rate
+def fixed_sounds() -> list[np.ndarray]:
+    """Three fixed clips of 2 s at 16 kHz, float32: a rising tone, noise that fades, three clicks."""
+    t = np.arange(2 * RATE) / RATE
     rising = 0.3 * np.sin(2 * np.pi * (200 + 400 * t) * t)
     fading = 0.2 * np.random.default_rng(0).standard_normal(t.size) * np.linspace(1, 0, t.size)
+    clicks = np.zeros_like(t)
+    for second in (0.3, 0.9, 1.5):
+        clicks[int(second * RATE) : int(second * RATE) + 80] = 0.5
+    return [clip.astype(np.float32) for clip in (rising, fading, clicks)]
+
+
+def synthetic_prompts(family: AudioFamily, clips: ClipStore) -> list[Prompt]:
+    """Two fixed questions with sound that needs no data set: a rising tone, and noise that fades."""
+    rising, fading, _ = (Clip(array=sound, sampling_rate=RATE) for sound in fixed_sounds())
     rows = [
-        Example("export-tone", (Clip(array=rising.astype(np.float32), sampling_rate=rate),),
-                "Which sound do you hear?", ("a rising tone", "noise that fades")),
-        Example("export-noise", (Clip(array=fading.astype(np.float32), sampling_rate=rate),),
-                "Does the sound get louder or softer?", ("louder", "softer")),
-    ]  # fmt: skip
+        Example("export-tone", (rising,), "Which sound do you hear?", ("a rising tone", "noise that fades")),
+        Example("export-noise", (fading,), "Does the sound get louder or softer?", ("louder", "softer")),
+    ]
     return [build_prompt(row, family, clips, PromptConfig()) for row in rows]
-
-
-def inputs_of(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
-    """The plain model's inputs for one prompt: ids, mask, and the processor's audio tensors (rows of all clips)."""
-    ids = torch.tensor([prompt.input_ids])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    features = [family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys]
-    for name in features[0].tensors if features else ():
-        inputs[name] = torch.cat([clip.tensors[name] for clip in features]).contiguous()
-    return inputs
 
 
 @torch.no_grad()
@@ -80,7 +137,7 @@ def policy_logits(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> torc
     return family.lm_head(hidden[0, -KEEP:]).float().cpu()
 
 
-def expect(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) -> Expected:
+def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) -> Expected:
     """Ask the policy in memory, with dropout off and with the adapter on and off.
 
     Raises:
@@ -92,28 +149,68 @@ def expect(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) -> Exp
     was_training = family.model.training
     family.model.eval()
     try:
-        trained = [policy_logits(prompt, family, clips) for prompt in prompts]
+        trained = torch.stack([policy_logits(prompt, family, clips) for prompt in prompts])
         base = None
         if modes.peft_model is not None:
             with modes.peft_model.disable_adapter():
-                base = [policy_logits(prompt, family, clips) for prompt in prompts]
+                base = torch.stack([policy_logits(prompt, family, clips) for prompt in prompts])
     finally:
         family.model.train(was_training)
-    return Expected(
-        [inputs_of(prompt, family, clips) for prompt in prompts],
-        trained,
-        base,
-        [prompt.example.id for prompt in prompts],
-        [[dict(message) for message in prompt.messages] for prompt in prompts],
-        [prompt.text for prompt in prompts],
-    )
+    return Expected(prompts, dtype_name(next(family.model.parameters()).dtype), trained, base)
 
 
-# -- the fresh process -------------------------------------------------------------------------------------------
+# -- what a fresh process says -----------------------------------------------------------------------------------
 
 
-def _needs_covo_rl(family: AudioFamily) -> bool:
-    return type(family.model).__module__.partition(".")[0] == "covo_rl"
+def _inputs(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
+    """The plain model's inputs for one prompt: ids, mask, and the processor's audio tensors (rows of all clips)."""
+    ids = torch.tensor([prompt.input_ids])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    features = [family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys]
+    for name in features[0].tensors if features else ():
+        inputs[name] = torch.cat([clip.tensors[name] for clip in features]).contiguous()
+    return inputs
+
+
+def run_fresh(
+    family: AudioFamily, base: str, targets: Sequence[Target], prompts: Sequence[Prompt], clips: ClipStore
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Logits (P, KEEP, V) float32 by target name and `base.DTYPE`, and notes, from a process that starts from nothing.
+
+    Families of transformers run isolated (`python -I`) with covo_rl forbidden.
+
+    Raises:
+        ExportError: the process failed; the message ends with what it printed.
+    """
+    kind = type(family.model)
+    own = kind.__module__.startswith("covo_rl.")
+    spec = {
+        "module": kind.__module__ if own else "transformers",
+        "class": kind.__name__,
+        "base": base,
+        "device": _device(family),
+        "keep": KEEP,
+        "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
+        "targets": [vars(target) | {"folder": str(target.folder.resolve())} for target in targets],
+    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    if own:  # a checkout that was not installed is found as well
+        package = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory(prefix="covo-rl-verify-") as scratch:
+        work = Path(scratch)
+        flat = {f"{i}.{k}": t for i, prompt in enumerate(prompts) for k, t in _inputs(prompt, family, clips).items()}
+        save_file(flat, work / "prompts.safetensors")
+        (work / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, *([] if own else ["-I"]), str(Path(__file__).with_name("fresh.py")), scratch],
+            env=environment, capture_output=True, text=True, timeout=3600, check=False, cwd=os.sep,
+        )  # fmt: skip
+        if done.returncode:
+            tail = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
+            raise ExportError(f"the export does not load in a fresh process (exit code {done.returncode}):\n{tail}")
+        return load_file(work / "logits.safetensors"), json.loads((work / "notes.json").read_text(encoding="utf-8"))
 
 
 def _device(family: AudioFamily) -> str:
@@ -125,86 +222,76 @@ def _device(family: AudioFamily) -> str:
     return str(device) if torch.cuda.mem_get_info(device)[0] > 1.3 * size else "cpu"
 
 
-def run_fresh(
-    family: AudioFamily, base: str, targets: Sequence[Target], expected: Expected, *, load_kwargs: dict | None = None
-) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
-    """Logits by target name and `base.DTYPE`, and notes, from a process that starts from nothing.
-
-    Families of transformers run isolated (`python -I`) with covo_rl forbidden.
-
-    Raises:
-        ExportError: the process failed; the message ends with what it printed.
-    """
-    from safetensors.torch import load_file, save_file
-
-    own = _needs_covo_rl(family)
-    kind = type(family.model)
-    with tempfile.TemporaryDirectory(prefix="covo-rl-verify-") as scratch:
-        work = Path(scratch)
-        flat = {f"{i}.{name}": t for i, inputs in enumerate(expected.inputs) for name, t in inputs.items()}
-        save_file(flat, work / "prompts.safetensors")
-        spec = {
-            "imports": [kind.__module__.rsplit(".", 1)[0]] if own else [],
-            "forbid": [] if own else ["covo_rl"],
-            "model_class": f"{kind.__module__ if own else 'transformers'}:{kind.__name__}",
-            "base": base,
-            "device": _device(family),
-            "keep": KEEP,
-            "load_kwargs": load_kwargs or {},
-            "prompts": str(work / "prompts.safetensors"),
-            "output": str(work / "logits.safetensors"),
-            "notes": str(work / "notes.json"),
-            "targets": [
-                {"name": t.name, "kind": t.kind, "folder": str(t.folder.resolve()), "dtype": t.dtype,
-                 "messages": expected.messages if t.kind == "merged" else None}
-                for t in targets
-            ],
-        }  # fmt: skip
-        (work / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-        script = Path(__file__).with_name("fresh.py")
-        command = [sys.executable, *([] if own else ["-I"]), str(script), str(work / "spec.json")]
-        _run(command, own)
-        logits = load_file(work / "logits.safetensors")
-        notes = json.loads((work / "notes.json").read_text(encoding="utf-8"))
-    names = {name.rsplit(".", 1)[0] for name in logits}
-    return {n: [logits[f"{n}.{i}"] for i in range(len(expected.inputs))] for n in names}, notes
+# -- the verdict -------------------------------------------------------------------------------------------------
 
 
-def _run(command: list[str], own: bool) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
-    environment["TOKENIZERS_PARALLELISM"] = "false"
-    if own:  # a checkout that was not installed is found as well
-        package = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=FRESH_TIMEOUT, check=False, cwd=os.sep
-    )
-    if done.returncode:
-        tail = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
-        raise ExportError(f"the export does not load in a fresh process (exit code {done.returncode}):\n{tail}")
+def largest_gap(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest absolute difference; infinite where anything is not finite or shapes differ."""
+    if left.shape != right.shape:
+        return math.inf
+    gap = (left.double() - right.double()).abs().max().item()
+    return gap if math.isfinite(gap) else math.inf
 
 
-def verify(
-    modes: Trainable,
-    targets: Sequence[Target],
+def update_kept(trained: torch.Tensor, before: torch.Tensor, export: torch.Tensor, fresh_base: torch.Tensor) -> float:
+    """<s, o> / <s, s> with s = trained - before and o = export - fresh_base; 0 where the policy did not change."""
+    s, o = (trained.double() - before.double()).flatten(), (export.double() - fresh_base.double()).flatten()
+    norm = torch.dot(s, s).item()
+    return torch.dot(s, o).item() / norm if norm > 0 else 0.0
+
+
+def is_change(gap: float, logits: torch.Tensor) -> bool:
+    """Is a difference of logits of this size more than noise?"""
+    return gap > NOISE * max(logits.abs().max().item(), 1.0)
+
+
+def is_idle(expected: Expected) -> bool:
+    """True where the trained policy answers as its base, adapter disabled, does; False where that is unknown."""
+    if expected.base is None:
+        return False
+    return not is_change(largest_gap(expected.trained, expected.base), expected.trained)
+
+
+def compare_logits(
+    target: Target,
     expected: Expected,
+    logits: Mapping[str, torch.Tensor],
+    notes: Mapping[str, Any],
     *,
-    base: str,
-    base_model: str | None = None,
+    base_model: str,
     allow_noop: bool = False,
-) -> dict[str, Verification]:
-    """Check all targets in one fresh process; the results by target name, failed or not.
+) -> Verification:
+    """Compare one export with the policy and with the base: numbers in, a verdict out.
 
-    `base` is where the fresh process loads the base model; `base_model` what the records call it.
+    An adapter in float32 does the policy's own arithmetic, so only the flat tolerance counts. Merging adds before it
+    multiplies, and 16-bit weights are rounded: errors that grow with the logits. Of the precisions of export and
+    policy the looser counts.
     """
-    start = time.perf_counter()
-    logits, notes = run_fresh(modes.family, base, targets, expected)
-    dtype = str(next(modes.family.model.parameters()).dtype).removeprefix("torch.")
-    results = {
-        t.name: judge(t, expected, logits, notes, base_model=base_model or base, allow_noop=allow_noop,
-                      trained_dtype=dtype)
-        for t in targets
-    }  # fmt: skip
-    for result in results.values():
-        result.seconds = round(time.perf_counter() - start, 2)
-    return results
+    export, fresh_base = logits[target.name], logits[f"base.{target.dtype}"]
+    before, top = fresh_base if expected.base is None else expected.base, expected.trained.abs().max().item()
+    flat = max(FLAT_TOLERANCE.get(dtype, EXACT) for dtype in (target.dtype, expected.dtype))
+    relative = 0.0 if target.kind == "adapter" and flat == EXACT else flat / USUAL_LOGIT
+    tolerance = max(flat, relative * top)
+    gap, change = largest_gap(export, expected.trained), largest_gap(export, fresh_base)
+    share = update_kept(expected.trained, before, export, fresh_base)
+    problems = []
+    if not gap <= tolerance:
+        problems.append(f"logits differ from the trained policy by {gap:.3g}, tolerance {tolerance:.3g}")
+    idle = is_idle(expected) if expected.base is not None else (change == 0.0 and gap <= tolerance)
+    if idle and not allow_noop:
+        problems.append(NOOP)
+    elif not idle and not share >= UPDATE_KEPT:
+        problems.append(
+            f"the export shows {100 * share:.0f} % of what training changed (update_kept {share:.3g}): it does not "
+            f"take effect" + ("" if target.dtype == "float32" else f", or {target.dtype} rounds it away: use float32")
+        )
+    loading = dict(notes.get(target.name, {}))
+    rendered, texts = loading.pop("rendered", None), [prompt.text for prompt in expected.prompts]
+    problems += [f"{kind} on loading: {', '.join(keys[:5])}" for kind, keys in loading.items() if keys]
+    if rendered is not None and rendered != texts:
+        problems.append(f"the exported chat template renders {rendered[0]!r}, training used {texts[0]!r}")
+    return Verification(
+        not problems, target.kind, gap, change, tolerance, share, top, target.dtype, base_model,
+        [prompt.example.id for prompt in expected.prompts], problems, idle, "covo_rl" in notes["loaded"],
+        notes["versions"], tolerance_flat=flat, tolerance_relative=relative,
+    )  # fmt: skip

@@ -9,13 +9,13 @@ from torch import nn
 
 def is_sharded(module: nn.Module) -> bool:
     """Parameters live in pieces on several ranks: FSDP2 (DTensor) or DeepSpeed ZeRO-3."""
+    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module.parameters()):
+        return True
     if not (dist.is_available() and dist.is_initialized()):
         return False
-    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp import FSDPModule  # its parameters are plain while they are gathered
 
-    return any(isinstance(m, FSDPModule) for m in module.modules()) or any(
-        hasattr(p, "ds_id") for p in module.parameters()
-    )
+    return any(isinstance(m, FSDPModule) for m in module.modules())
 
 
 def most(value: int, device: torch.device) -> int:

@@ -22,7 +22,10 @@ from covo_rl.data import DataError
 from covo_rl.data.fit import fit_clips
 from covo_rl.engines.health import SelfCheckError, self_check
 from covo_rl.evaluate import evaluate
-from covo_rl.export import ExportError, export_run_adapter, update_card
+from covo_rl.export import ExportError
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import export_run_adapter
+from covo_rl.export.source import hub_name
 from covo_rl.models import load_family
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
@@ -232,8 +235,8 @@ class Session:
             ExportError: on every rank, where the check failed or training changed nothing; nothing is left.
         """
         exported = export_run_adapter(
-            self.trainable, self.family, self.run.folder, self._prompts(2), self.clips, options=self.options,
-            folder=folder,
+            self.trainable, self.run.folder, self._prompts(2), self.clips,
+            base_model=hub_name(self.options.model.model), folder=folder,
         )  # fmt: skip
         if self.ranks.main:  # the wording it was trained with, for evaluation
             text = yaml.safe_dump(asdict(self.options.prompt), sort_keys=False, allow_unicode=True)

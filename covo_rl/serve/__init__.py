@@ -11,7 +11,7 @@ The modules beside this one import vLLM; vLLM imports them only for a model that
 from __future__ import annotations
 
 ARCHITECTURES = {
-    "CovoAudioForConditionalGeneration": "covo_rl.serve.covo_audio:CovoAudioForConditionalGeneration",
+    "CovoAudioForConditionalGeneration": "covo_rl.serve.covo_audio:CovoAudioOnVllm",
     "Qwen2AudioWithLoRA": "covo_rl.serve.qwen2_audio:Qwen2AudioWithLoRA",
 }
 

@@ -53,14 +53,6 @@ class SpecifiedResampler:
         return sinc_resample(mono_float(audio), int(orig_sr), self.target_sr).numpy()
 
 
-class CovoAudioDataParser(MultiModalDataParser):
-    """Audio at any rate -> mono at the model's rate."""
-
-    def __init__(self, rate: int, **kwargs: Any) -> None:
-        super().__init__(target_sr=rate, target_channels=1, **kwargs)
-        self.audio_resampler = SpecifiedResampler(rate)
-
-
 class CovoAudioProcessingInfo(BaseProcessingInfo):
     """Sizes and ids that vLLM asks for."""
 
@@ -76,11 +68,15 @@ class CovoAudioProcessingInfo(BaseProcessingInfo):
         return self.get_hf_processor().feature_extractor
 
     def get_data_parser(self) -> MultiModalDataParser:
-        return CovoAudioDataParser(
-            self.extractor.sampling_rate,
+        rate = self.extractor.sampling_rate
+        parser = MultiModalDataParser(
+            target_sr=rate,
+            target_channels=1,
             expected_hidden_size=self._get_expected_hidden_size(),
             allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
         )
+        parser.audio_resampler = SpecifiedResampler(rate)
+        return parser
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"audio": None}
@@ -154,7 +150,7 @@ class CovoAudioMultiModalProcessor(BaseMultiModalProcessor[CovoAudioProcessingIn
 @MULTIMODAL_REGISTRY.register_processor(
     CovoAudioMultiModalProcessor, info=CovoAudioProcessingInfo, dummy_inputs=CovoAudioDummyInputsBuilder
 )
-class CovoAudioForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
+class CovoAudioOnVllm(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
     """The published model; LoRA on the decoder's Linears."""
 
     packed_modules_mapping = {  # noqa: RUF012 (vLLM's form)

@@ -40,8 +40,7 @@ def clip(seconds: float, rate: int) -> np.ndarray:
 
 def write_base(name: str, folder: Path) -> None:
     """A tiny random checkpoint under published names."""
-    from covo_rl.export.exporting import save_processor
-    from covo_rl.export.weights import merged_entries, write_shards
+    from covo_rl.export.merged import merged_entries, save_processor, write_shards
     from covo_rl.models import family_class
     from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
 
@@ -61,7 +60,7 @@ def prepare(name: str, root: Path) -> None:
 
     from covo_rl.audio import ClipStore
     from covo_rl.config import AdapterConfig, PromptConfig
-    from covo_rl.export import export_adapter, export_merged
+    from covo_rl.export.exporting import export_adapter, export_merged
     from covo_rl.export.verify import policy_logits
     from covo_rl.models import load_family
     from covo_rl.policy.trainable import make_trainable as build_modes

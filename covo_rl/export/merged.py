@@ -1,0 +1,281 @@
+"""Merged weights under their published names, written shard by shard.
+
+Only one shard of merged tensors exists beside the model at any time. A LoRA layer is merged in float32 and rounded
+once to the wanted precision; the model in memory is left bit for bit as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from covo_rl.export import ExportError
+from covo_rl.models.base import AudioFamily
+
+ADAPTER = "default"
+MAX_SHARD_BYTES = 4 << 30
+#: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
+SHARD_SHARE = 0.125
+MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
+#: transformers 5.17 undoes the renaming of Qwen2-Audio's decoder twice; the published name has one `model`.
+TWICE = re.compile(r"^(language_model\.model)\.model\.")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
+
+# -- names -------------------------------------------------------------------------------------------------------
+
+
+def renamed(names: Iterable[str], rename: Callable[[dict[str, torch.Tensor]], Mapping[str, Any]]) -> dict[str, str]:
+    """Old key -> new key under a function that renames state dicts; keys that it drops are left out."""
+    markers = {name: torch.empty(0) for name in names}
+    new = {id(marker): name for name, marker in rename(dict(markers)).items()}
+    return {name: new[id(marker)] for name, marker in markers.items() if id(marker) in new}
+
+
+def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Parameter name in memory -> name in the published checkpoint, by transformers' own conversion table.
+
+    Raises:
+        ExportError: the conversion does more than rename.
+    """
+    names = list(names)
+    published = renamed(names, lambda state: revert_weight_conversion(model, state))
+    lost = [name for name in names if name not in published]
+    if lost:
+        raise ExportError(
+            f"transformers converts {len(lost)} tensors of {type(model).__name__} by more than a renaming "
+            f"({lost[0]!r} for example); export the adapter instead and merge it with PEFT"
+        )
+    return {name: TWICE.sub(r"\1.", new) for name, new in published.items()}
+
+
+def base_name(name: str) -> str | None:
+    """Name that a tensor of a PEFT-injected model has in the plain model; None for adapter-only tensors.
+
+    A trained copy (modules_to_save) takes the place of its original.
+    """
+    if ".base_layer." in name:
+        return name.replace(".base_layer.", ".")
+    if ".modules_to_save." in name:
+        path, copied = name.split(".modules_to_save.", 1)
+        adapter, _, leaf = copied.partition(".")
+        return f"{path}.{leaf}" if adapter == ADAPTER else None
+    return None if ".original_module." in name or ".lora_" in name else name
+
+
+def published_state(model: PreTrainedModel) -> dict[str, str]:
+    """Published name -> name in memory of every tensor of the plain model; of tied ones the original only.
+
+    Raises:
+        ExportError: the names cannot be published.
+    """
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    names = {name: plain for name in model.state_dict() if (plain := base_name(name)) is not None and plain not in tied}
+    published = published_names(model, names.values())
+    state = {published[plain]: name for name, plain in names.items()}
+    if len(state) != len(names):
+        raise ExportError(f"two tensors of {type(model).__name__} have the same published name")
+    return state
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to write: its published name, shape and precision, and how to make it (in any precision)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor as it is written, on the CPU."""
+        return self.make().to("cpu", self.dtype).contiguous()
+
+
+def entry_of(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None, make: Callable | None = None) -> Entry:
+    """The entry of a tensor in memory, or of what `make` makes in its place; `dtype` only casts floating point."""
+    precision = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return Entry(name, tuple(tensor.shape), precision, make or tensor.detach)
+
+
+def merged_entries(model: PreTrainedModel, dtype: torch.dtype | None = None) -> list[Entry]:
+    """Every tensor of the plain model with the adapter merged in, under its published name.
+
+    `dtype`: precision of floating-point tensors; None keeps that of the weights in memory.
+    """
+    state, entries = model.state_dict(), []
+    for published, name in published_state(model).items():
+        path, adapted, leaf = name.rpartition(".base_layer.")
+        make = partial(merged_parameter, model.get_submodule(path), leaf) if adapted else None
+        entries.append(entry_of(published, state[name], dtype, make))
+    return entries
+
+
+@torch.no_grad()
+def merged_parameter(layer: Any, leaf: str) -> torch.Tensor:
+    """`weight` or `bias` of a PEFT layer with its adapter merged in float32; the layer itself is left unchanged.
+
+    Raises:
+        ExportError: the base is quantised or sharded, so that there is nothing exact to merge into.
+    """
+    base = layer.get_base_layer()
+    originals = {name: parameter.data for name, parameter in base.named_parameters(recurse=False)}
+    for name, data in originals.items():
+        if not data.is_floating_point() or hasattr(data, "full_tensor"):
+            raise ExportError(
+                f"cannot merge into {type(base).__name__}.{name} of dtype {data.dtype}: load the base unquantised "
+                "on one device (covo-rl export does) and merge there"
+            )
+    try:
+        for name, parameter in base.named_parameters(recurse=False):
+            parameter.data = originals[name].to(torch.float32, copy=True)
+        layer.merge(adapter_names=[ADAPTER])
+        return getattr(base, leaf).data
+    finally:
+        layer.merged_adapters.clear()  # instead of subtracting again: the originals come back exactly
+        for name, parameter in base.named_parameters(recurse=False):
+            parameter.data = originals[name]
+
+
+def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> dict[str, Callable[[], torch.Tensor]]:
+    """Name -> reader of every tensor in the files of a folder; only the headers are read now."""
+
+    def read(file: Path, name: str) -> torch.Tensor:
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(name)
+
+    readers = {}
+    for file in sorted(folder.glob(pattern)):
+        with safe_open(file, framework="pt") as opened:
+            readers |= {name: partial(read, file, name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    return readers
+
+
+def carried_over(base: Path, entries: list[Entry]) -> list[Entry]:
+    """Tensors of the base checkpoint that the model class does not hold: carried along, so that none gets lost."""
+    names = {entry.name for entry in entries}
+    readers = stored_tensors(base).items()
+    return [entry_of(name, read(), make=read) for name, read in readers if TWICE.sub(r"\1.", name) not in names]
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def shards(entries: list[Entry], max_bytes: int | None = None) -> Iterator[list[Entry]]:
+    """Consecutive entries in groups of at most `max_bytes` (a larger tensor is alone in its group)."""
+    if max_bytes is None:
+        total = sum(entry.nbytes for entry in entries)
+        max_bytes = max(MIN_SHARD_BYTES, min(MAX_SHARD_BYTES, int(SHARD_SHARE * total)))
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if group and size + entry.nbytes > max_bytes:
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += entry.nbytes
+    if group:
+        yield group
+
+
+def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = None, *, stem: str = "model") -> None:
+    """Write safetensors shards and their index, as transformers names them.
+
+    Raises:
+        ExportError: the disk has no room.
+    """
+    total = sum(entry.nbytes for entry in entries)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise ExportError(f"{folder}: the weights need {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+    groups = list(shards(entries, max_bytes))
+    weight_map = {}
+    for number, group in enumerate(groups, 1):
+        part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
+        name = f"{stem}{part}.safetensors"
+        save_file({entry.name: entry.tensor() for entry in group}, folder / name, metadata={"format": "pt"})
+        weight_map |= {entry.name: name for entry in group}
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
+    """config.json, with `dtype` (None: as it is) in the config and its sub-configs."""
+    config: Any = copy.deepcopy(model.config)
+    if dtype is not None:
+        for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})):
+            if part is not None:
+                part.dtype = dtype
+    # `fully_shard` puts an FSDP class of its own in front of the model's
+    config.architectures = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
+    config.save_pretrained(str(folder))
+
+
+def write_merged(
+    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None
+) -> None:
+    """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
+    model = family.model
+    entries = merged_entries(model, dtype)
+    base = base_folder(model.name_or_path or "")
+    if base is not None:
+        entries += carried_over(base, entries)
+    write_shards(entries, folder, max_shard_bytes)
+    write_config(model, folder, dtype)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(str(folder))
+    save_processor(family, folder)
+    if base is not None:
+        copy_companions(base, folder)
+
+
+def base_folder(name: str) -> Path | None:
+    """Where the base checkpoint lies on this disk: the folder itself, or the hub's cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    cached = try_to_load_from_cache(name, "config.json") if name else None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def save_processor(family: AudioFamily, folder: Path) -> None:
+    """The processor with the chat template that training used, which may be the family's own."""
+    processor = family.processor
+    own = getattr(sys.modules[type(family).__module__], "CHAT_TEMPLATE", None)
+    before = getattr(processor, "chat_template", None)
+    try:
+        processor.chat_template = own or before or getattr(family.tokenizer, "chat_template", None)
+        processor.save_pretrained(str(folder))
+    finally:
+        processor.chat_template = before
+
+
+def copy_companions(base: Path, folder: Path) -> None:
+    """Copy what lies beside the base's weights and was not written already (vocoder, licence, ...)."""
+    for source in sorted(base.iterdir()):
+        target = folder / source.name
+        weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
+        if not (weights or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+            shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
