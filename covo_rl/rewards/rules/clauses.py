@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from covo_rl.rewards.rules.normalize import MAX_CHARS, clean, text_tokens
+from covo_rl.rewards.rules.normalize import MAX_CHARS, clean_text, text_tokens
 from covo_rl.rewards.rules.vocabulary import word_set
 
 _SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
@@ -149,4 +149,4 @@ def _denied(tokens: tuple[str, ...], start: int, end: int, stop: int, inside: se
 
 def word_tokens(text: str) -> tuple[str, ...]:
     """A phrase as clauses would show it."""
-    return tuple(text_tokens(clean(text)))
+    return tuple(text_tokens(clean_text(text)))
