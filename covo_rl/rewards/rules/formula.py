@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import operator
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import sympy
@@ -70,27 +71,15 @@ def read_formula(text: str) -> Formula | None:
             text = text[len(opening) : -len(closing)]
     try:
         tokens = tokenize(text)
-        return _formula(tokens)
+        decimal = any("." in token for token in tokens)
+        if tokens[0] in _CLOSING and tokens[-1] in _CLOSING.values():  # (1, 2), but not (1), (2)
+            with suppress(FormulaError):
+                sides, shape = _Parser(tokens[1:-1]).whole()
+                if shape == "()":
+                    return Formula(sides, tokens[0] + tokens[-1], decimal)
+        return Formula(*_Parser(tokens).whole(), decimal)
     except FormulaError:
         return None
-
-
-def _formula(tokens: list[str]) -> Formula:
-    depths = list(accumulate((token in _CLOSING) - (token in _CLOSING.values()) for token in tokens))
-    enclosed = int(tokens[0] in _CLOSING and tokens[-1] in _CLOSING.values() and all(depths[:-1]))
-    cuts = [i for i, token in enumerate(tokens) if token == "," and depths[i] == enclosed]
-    shape = ""
-    if cuts:  # (1, 2) or 1, 2
-        shape = tokens[0] + tokens[-1] if enclosed else "()"
-    else:
-        enclosed = 0
-        if tokens.count("=") == 1:
-            cuts, shape = [tokens.index("=")], "="
-    if max(depths) > MAX_DEPTH + enclosed:
-        raise FormulaError(f"nested deeper than {MAX_DEPTH}")
-    ends = pairwise([enclosed - 1, *cuts, len(tokens) - enclosed])
-    sides = tuple(_Parser(tokens[start + 1 : end]).whole() for start, end in ends)
-    return Formula(sides, shape, any("." in token for token in tokens))
 
 
 def tokenize(text: str) -> list[str]:
@@ -128,16 +117,25 @@ class _Parser:
 
     def __init__(self, tokens: list[str]) -> None:
         self.rest = ["", *reversed(tokens)]  # the next token is the last; "" is the end
+        depths = accumulate((token in _CLOSING) - (token in _CLOSING.values()) for token in tokens)
+        if max(depths, default=0) > MAX_DEPTH:
+            raise FormulaError(f"nested deeper than {MAX_DEPTH}")
 
     def take(self, *tokens: str) -> str:
         """The next token if it is one of these, else ""."""
         return self.rest.pop() if self.rest[-1] in tokens else ""
 
-    def whole(self) -> Any:
-        value = self.expression()
+    def whole(self) -> tuple[tuple[Any, ...], str]:
+        """All tokens: `sides` and `shape` of a formula."""
+        sides = [self.expression()]
+        separator = self.take("=", ",")
+        if separator:
+            sides.append(self.expression())
+        while separator == "," and self.take(","):
+            sides.append(self.expression())
         if self.rest[-1]:
             raise FormulaError(f"{self.rest[-1]!r} is left over")
-        return value
+        return tuple(sides), {"": "", "=": "=", ",": "()"}[separator]
 
     def expression(self, level: int = 1) -> Any:
         """What comes next, as far as its operators bind at least as tightly as `level`."""

@@ -65,8 +65,7 @@ _TRANSLATE = {
     **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u2032\u00b4`"), "'"),
     **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033"), '"'),
     **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"), "-"),
-    **dict.fromkeys(map(ord, "\u00d7"), "x"),
-    ord("\u266f"): "#", ord("\u266d"): "b", ord("\u3002"): ".", ord("\u3001"): ",", ord("\u2044"): "/",
+    0xD7: "x", 0x266F: "#", 0x266D: "b", 0x3002: ".", 0x3001: ",", 0x2044: "/",
 }  # fmt: skip
 _TOKEN = re.compile(
     r"\d+(?:st|nd|rd|th)\b"

@@ -39,10 +39,12 @@ class ChoiceIndex:
     by_level: tuple[dict[Any, set[int]], ...]
     by_letter: dict[str, int]
 
-    def named(self, text: str, levels: int = len(_LEVELS)) -> set[int]:
-        """Classes whose text this is, at the strictest level that knows it."""
-        found = (table.get(level(text)) for level, table in zip(_LEVELS[:levels], self.by_level, strict=False))
-        return next(filter(None, found), set())
+    def named(self, text: str, strict: bool = False) -> set[int]:
+        """Classes whose text this is, at the strictest level that knows it; `strict`: articles count."""
+        for level, table in zip(_LEVELS[: 2 if strict else 3], self.by_level, strict=False):
+            if classes := table.get(level(text)):
+                return classes
+        return set() if strict else self.measured(text)
 
     def labelled(self, letter: str) -> set[int]:
         """The class of the option with this label, if there is one."""
@@ -124,8 +126,7 @@ def _readings(options: ChoiceIndex, text: str) -> set[int]:
     label, label_text = _LABEL.fullmatch(text), _LABEL_TEXT.fullmatch(text)
     # "(A) cat" is a label and a text, not an article and a text
     marked = label_text and label_text["mark"].strip() and options.labelled(label_text["label"])
-    whole = options.named(text, levels=2) if marked else options.named(text) or options.measured(text)
-    if whole:
+    if whole := options.named(text, strict=bool(marked)):
         if label and text.rstrip(".").strip("*'\"") != label[1]:  # "(A)" where an option is called A: a label too
             return whole | options.labelled(label[1])
         return whole
@@ -133,7 +134,7 @@ def _readings(options: ChoiceIndex, text: str) -> set[int]:
         return options.labelled(label[1])
     for both in (label_text, _TEXT_LABEL.fullmatch(text)):
         if both:
-            named = options.named(both["text"]) or options.measured(both["text"])
+            named = options.named(both["text"])
             labelled = options.labelled(both["label"])
             if named and labelled:
                 return named | labelled
@@ -162,7 +163,6 @@ def find_gold(answer: object, choices: Sequence[str]) -> int | None:
     if not isinstance(answer, int):
         return _interpret(str(answer), tuple(choices))
     options = prepare(tuple(choices))
-    named = options.named(str(answer)) or options.measured(str(answer))
-    if named:
+    if named := options.named(str(answer)):
         return next(iter(named)) if len(named) == 1 else None
     return options.classes[answer] if 0 <= answer < len(choices) else None
