@@ -75,12 +75,12 @@ def same_number(answer: str, gold: str, question: str = "") -> bool:
     if len(answer) > MAX_NUMBER:
         return False
     answer = without_frame(answer)
-    said, right = quantity(answer), quantity(gold)
-    if said and right:
-        if said[:2] == right[:2] or (not said.unit and said.number == right.number):
+    claim, truth = quantity(answer), quantity(gold)
+    if claim and truth:
+        if claim[:2] == truth[:2] or (not claim.unit and claim.number == truth.number):
             return True
-        if not right.unit and said.number == right.number:
-            return said.unit in {UNIT_NAMES.get(word, word) for word in key(question)}
+        if not truth.unit and claim.number == truth.number:
+            return claim.unit in {UNIT_NAMES.get(word, word) for word in key(question)}
     from covo_rl.rewards.rules.formula import equal_formulas, read_formula
 
     a, b = read_formula(answer), read_formula(gold)

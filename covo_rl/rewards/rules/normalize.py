@@ -187,11 +187,11 @@ class Quantity(NamedTuple):
 def quantity(text: str) -> Quantity | None:
     """`10 kHz`: a number, with or without a unit; None if it is anything else."""
     parts = loose_key(text)
-    written, unit = parts if len(parts) == 2 else (parts[0], "")
-    if len(parts) > 2 or len(written) > 30 or unit not in _UNITS:
+    digits, unit = parts if len(parts) == 2 else (parts[0], "")
+    if len(parts) > 2 or len(digits) > 30 or unit not in _UNITS:
         return None
     try:
-        number = Fraction(written)
+        number = Fraction(digits)
     except (ValueError, ZeroDivisionError):
         return None
     dimension, factor, _ = _UNITS[unit]

@@ -52,15 +52,12 @@ class ChoiceIndex:
 
     def measured(self, text: str) -> set[int]:
         """Classes that are the same quantity, or the same number without its unit where all options share one."""
-        said, listed = quantity(text), [quantity(choice) for choice in self.texts]
-        if said is None or None in listed:
+        claim, quantities = quantity(text), [item for item in map(quantity, self.texts) if item]
+        if not claim or len(quantities) < len(self.texts):
             return set()
-        bare = not said.unit and len({item.unit for item in listed if item}) == 1
-        return {
-            self.classes[i]
-            for i, item in enumerate(listed)
-            if item and (item[:2] == said[:2] or (bare and item.number == said.number))
-        }
+        bare = not claim.unit and len({item.unit for item in quantities}) == 1
+        pairs = zip(self.classes, quantities, strict=True)
+        return {i for i, item in pairs if item[:2] == claim[:2] or (bare and item.number == claim.number)}
 
 
 @lru_cache(maxsize=4096)
@@ -71,19 +68,18 @@ def prepare(choices: tuple[str, ...]) -> ChoiceIndex:
         next(j for j in range(i + 1) if keys[j] == keys[i] and not _case_tells_apart(choices[j], choices[i]))
         for i in range(len(choices))
     ]
-    letters = [option_letter(i) for i in range(len(choices))]
-    texts = list(enumerate(choices))
+    by_letter = {option_letter(i): group for i, group in enumerate(classes)}
     labels = [
         re.fullmatch(rf"\s*\(?{letter}[).:]\s*(\S.*)", choice, re.DOTALL)
-        for letter, choice in zip(letters, choices, strict=True)
+        for letter, choice in zip(by_letter, choices, strict=True)
     ]
-    if all(labels):  # `B) cat`: options that carry their own labels are known without them too
-        texts += [(i, label[1]) for i, label in enumerate(labels) if label]
+    # `B) cat`: options that carry their own labels are known without them too
+    without_label = [label[1] for label in labels if label] if all(labels) else []
     by_level: tuple[dict[Any, set[int]], ...] = ({}, {}, {})
-    for i, text in texts:
+    for text, group in [*zip(choices, classes, strict=True), *zip(without_label, classes, strict=False)]:
         for level, table in zip(_LEVELS, by_level, strict=True):
-            table.setdefault(level(text), set()).add(classes[i])
-    return ChoiceIndex(choices, tuple(classes), by_level, dict(zip(letters, classes, strict=True)))
+            table.setdefault(level(text), set()).add(group)
+    return ChoiceIndex(choices, tuple(classes), by_level, by_letter)
 
 
 def _case_tells_apart(a: str, b: str) -> bool:
@@ -125,20 +121,14 @@ def _readings(options: ChoiceIndex, text: str) -> set[int]:
     """Classes that a text names as a whole, by letter, or by both; more than one if it contradicts itself."""
     label, label_text = _LABEL.fullmatch(text), _LABEL_TEXT.fullmatch(text)
     # "(A) cat" is a label and a text, not an article and a text
-    marked = label_text and label_text["mark"].strip() and options.labelled(label_text["label"])
-    if whole := options.named(text, strict=bool(marked)):
-        if label and text.rstrip(".").strip("*'\"") != label[1]:  # "(A)" where an option is called A: a label too
-            return whole | options.labelled(label[1])
-        return whole
-    if label:
-        return options.labelled(label[1])
-    for both in (label_text, _TEXT_LABEL.fullmatch(text)):
-        if both:
-            named = options.named(both["text"])
-            labelled = options.labelled(both["label"])
-            if named and labelled:
-                return named | labelled
-    return set()
+    strict = bool(label_text and label_text["mark"].strip() and options.labelled(label_text["label"]))
+    whole = options.named(text, strict)
+    if label and (not whole or text.rstrip(".").strip("*'\"") != label[1]):
+        return whole | options.labelled(label[1])  # "(A)" where an option is called A: a label too
+    for both in () if whole else (label_text, _TEXT_LABEL.fullmatch(text)):
+        if both and (by_text := options.named(both["text"])) and (by_letter := options.labelled(both["label"])):
+            return by_text | by_letter
+    return whole
 
 
 def _unwrapped(answer: str) -> str:
@@ -163,6 +153,6 @@ def find_gold(answer: object, choices: Sequence[str]) -> int | None:
     if not isinstance(answer, int):
         return _interpret(str(answer), tuple(choices))
     options = prepare(tuple(choices))
-    if named := options.named(str(answer)):
-        return next(iter(named)) if len(named) == 1 else None
+    if classes := options.named(str(answer)):
+        return next(iter(classes)) if len(classes) == 1 else None
     return options.classes[answer] if 0 <= answer < len(choices) else None
