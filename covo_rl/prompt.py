@@ -98,8 +98,8 @@ def _span(tags: Sequence[re.Match[str]], name: str) -> tuple[int, int] | None:
 
 def _walk(text: str, tags: Sequence[re.Match[str]]) -> tuple[list[str], str]:
     """Blocks that open inside the other one, and the text outside of all. Tags open and close by name."""
-    depth, level, last = dict.fromkeys(TAGS, 0), 0, 0
-    nested, outside = set(), []
+    depth: dict[str, int] = dict.fromkeys(TAGS, 0)
+    level, last, nested, outside = 0, 0, set(), []
     for tag in tags:
         step, name = -1 if tag[1] else 1, tag[2]
         if not level:

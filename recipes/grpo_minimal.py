@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from covo_rl.synth.builtin import questions
+from covo_rl.synth import builtin_questions
 
 from covo_rl.algo.advantage import advantages
 from covo_rl.algo.loss import policy_loss
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", help="where to write the LoRA adapter")
     options = parser.parse_args()
-    path = options.data or questions()["train"]
+    path = options.data or builtin_questions()["train"]
     examples = load_examples(str(path), options.audio_dir or str(Path(path).parent))
     model, history = grpo(examples, options.model, steps=options.steps, seed=options.seed)
     first, last = sum(history[:5]) / 5, sum(history[-5:]) / 5

@@ -6,7 +6,7 @@ import accuracy_rules
 import pytest
 
 from covo_rl.rewards import load_reward
-from covo_rl.rewards.rules.answers import grade, kind_of
+from covo_rl.rewards.rules.answers import answer_kind, grade
 from covo_rl.rewards.rules.formula import FormulaError, tokenize
 from covo_rl.rewards.rules.options import find_gold, interpret
 
@@ -85,7 +85,7 @@ def test_a_row_without_a_gradeable_answer_is_none_and_says_why():
      ("x^2", [], "numeric"), ("a dog", [], "text"), ("C4", [], "text"), ("9**9**9", [], "text")],
 )  # fmt: skip
 def test_the_kind_is_read_from_the_row(gold, choices, kind):
-    assert kind_of(gold, choices) == kind
+    assert answer_kind(gold, choices) == kind
 
 
 def test_the_kind_can_be_forced():

@@ -252,7 +252,7 @@ def test_the_fast_way_to_tokens_agrees_with_the_slow_one():
     for _ in range(3000):
         text = "".join(rng.choices(pieces, k=8))
         slow = normalize.level_numbers(
-            [t.casefold() for t in normalize.drop_articles(normalize.raw_tokens(normalize.clean(text)))]
+            [t.casefold() for t in normalize.drop_articles(normalize.raw_tokens(normalize.clean_text(text)))]
         )
         assert normalize.text_tokens(text) == slow, text
 

@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from covo_rl.rewards.rules import formula
-from covo_rl.rewards.rules.normalize import UNIT_NAMES, clean, key, loose_key
-from covo_rl.rewards.rules.options import find_gold, interpret, quantity, without_frame
+from covo_rl.rewards.rules.normalize import UNIT_NAMES, clean_text, key, loose_key, quantity
+from covo_rl.rewards.rules.options import find_gold, interpret, without_frame
 
 KINDS = ("choice", "numeric", "text", "wer")
 MAX_TEXT = 4000
+MAX_NUMBER = 320  # a formula of 256 characters in its frame
 
 
-def kind_of(gold: Any, choices: Sequence[str]) -> str:
+def answer_kind(gold: Any, choices: Sequence[str]) -> str:
     """What kind of answer a row asks for.
 
-    >>> kind_of("dog", ["dog", "cat"]), kind_of("120 bpm", ()), kind_of("x^2+1", ()), kind_of("a dog", ())
-    ('choice', 'numeric', 'numeric', 'text')
+    >>> [answer_kind("dog", ["dog", "cat"]), *(answer_kind(gold, ()) for gold in ("120 bpm", "x^2+1", "a dog"))]
+    ['choice', 'numeric', 'numeric', 'text']
     """
     if choices:
         return "choice"
     text = str(gold)
-    if quantity(text) is not None:
+    if quantity(text):
         return "numeric"
-    counts = any(ch.isdigit() or ch in "\\^*=(" for ch in text) or "pi" in text
-    return "numeric" if counts and formula.read(text) is not None else "text"
+    if not any(ch.isdigit() or ch in "\\^*=(" for ch in text) and "pi" not in text:
+        return "text"
+    from covo_rl.rewards.rules.formula import read_formula  # sympy takes a third of a second
+
+    return "numeric" if read_formula(text) else "text"
 
 
 def grade(
@@ -40,12 +43,11 @@ def grade(
     if kind is not None and kind not in KINDS:
         raise ValueError(f"answer kind {kind!r}: there are {', '.join(KINDS)}")
     if isinstance(gold, (list, tuple)):
-        scores = [grade(answer, one, choices, kind=kind, question=question, max_wer=max_wer) for one in gold]
-        graded = [score for score in scores if score is not None]
-        return max(graded) if graded else None
+        scores = (grade(answer, one, choices, kind=kind, question=question, max_wer=max_wer) for one in gold)
+        return max((score for score in scores if score is not None), default=None)
     if gold is None or not str(gold).strip():
         return None
-    kind = kind or kind_of(gold, choices)
+    kind = kind or answer_kind(gold, choices)
     if kind == "choice":
         right = find_gold(gold, choices)
         return None if right is None else float(interpret(answer, choices) == right)
@@ -70,21 +72,19 @@ def same_number(answer: str, gold: str, question: str = "") -> bool:
 
     A number without a unit is right for a quantity; a unit that the right answer lacks must stand in the question.
     """
-    if len(answer) > formula.MAX_CHARS + 64:
+    if len(answer) > MAX_NUMBER:
         return False
     answer = without_frame(answer)
-    said, right = quantity(answer), quantity(gold)
-    if said and right:
-        if said[:2] == right[:2]:
+    claim, truth = quantity(answer), quantity(gold)
+    if claim and truth:
+        if claim[:2] == truth[:2] or (not claim.unit and claim.number == truth.number):
             return True
-        if not said[2] and said[3] == right[3]:
-            return True
-        if not right[2] and said[3] == right[3]:
-            return said[2] in {UNIT_NAMES.get(word, word) for word in key(question)}
-    a, b = formula.read(answer), formula.read(gold)
-    if a is None or b is None:
-        return same_text(answer, gold)
-    return formula.equal(a, b)
+        if not truth.unit and claim.number == truth.number:
+            return claim.unit in {UNIT_NAMES.get(word, word) for word in key(question)}
+    from covo_rl.rewards.rules.formula import equal_formulas, read_formula
+
+    a, b = read_formula(answer), read_formula(gold)
+    return equal_formulas(a, b) if a and b else same_text(answer, gold)
 
 
 def word_error_rate(answer: str, gold: str) -> float:
@@ -97,5 +97,5 @@ def word_error_rate(answer: str, gold: str) -> float:
         import jiwer
     except ImportError as error:
         raise ImportError("answer kind 'wer' needs jiwer: pip install 'covo-rl[wer]'") from error
-    words = " ".join(loose_key(clean(answer)[:MAX_TEXT]))
+    words = " ".join(loose_key(clean_text(answer)[:MAX_TEXT]))
     return float(jiwer.wer(" ".join(loose_key(gold)), words))

@@ -23,7 +23,7 @@ from typing import Any
 from covo_rl.rewards.rules.clauses import Index, clauses, make_index, mentions
 from covo_rl.rewards.rules.conclusion import concluded, concluded_text, supports
 from covo_rl.rewards.rules.degenerate import flaw, own_words, repeated_share, words
-from covo_rl.rewards.rules.normalize import clean, text_tokens
+from covo_rl.rewards.rules.normalize import text_tokens
 from covo_rl.rewards.rules.options import find_gold
 
 CRITERIA = ("soundness", "factual_correctness", "error_identification", "coherence", "conciseness")
@@ -137,4 +137,4 @@ def _index(values: tuple[str, ...]) -> Index:
 @lru_cache(maxsize=4096)
 def _tokens(phrase: str) -> tuple[str, ...]:
     """A phrase as clauses would show it."""
-    return tuple(text_tokens(clean(phrase)))
+    return tuple(text_tokens(phrase))

@@ -1,4 +1,8 @@
-"""Numbers and formulas as answers: read from untrusted text by formula_parser.py, compared in bounded time.
+"""Numbers and formulas as answers: untrusted text -> sympy objects within hard limits, compared in bounded time.
+
+Text goes through a strict tokeniser and a hand-written parser; nothing is evaluated as code and `sympify` is never
+called. Every limit is checked before the work it bounds, so that `9**9**9`, `__import__('os')` and ten thousand
+brackets are refused at once.
 
 Equality of formulas with symbols is decided by evaluation at fixed points to 30 digits (Schwartz-Zippel): sound for
 polynomials up to chance, and it takes bounded time, which simplification does not.
@@ -6,112 +10,245 @@ polynomials up to chance, and it takes bounded time, which simplification does n
 
 from __future__ import annotations
 
+import operator
+import re
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
-from covo_rl.rewards.rules.formula_parser import CLOSING, MAX_CHARS, FormulaError, Parser, tokenize
+import sympy
 
 TOLERANCE = 1e-6  # relative, where one side is a decimal and the other has no finite decimal form
+MAX_CHARS = 256
+MAX_TOKENS = 120
+MAX_DEPTH = 23
+MAX_DIGITS = 40
+MAX_EXPONENT = 64
+MAX_BITS = 4096
+
+_TOKEN = re.compile(
+    r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+\.?\d*(?:[eE][+-]?\d{1,3}(?![\w.]))?|\.\d+)"
+    r"|(?P<name>\\[a-zA-Z]+|[a-zA-Z\u03b1-\u03c9]+)|\*\*|[-+*/^(){}\[\],=%]|\s+|(?P<other>.)",
+    re.DOTALL,
+)
+_SIGNS = {0x2212: "-", 0xD7: "*", 0xB7: "*", 0xF7: "/", ord("\u03c0"): " pi ", ord("\u221a"): " sqrt "}
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_FUNCTIONS = {
+    "exp": sympy.exp, "log": sympy.log, "ln": sympy.log, "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan,
+    "abs": sympy.Abs,
+}  # fmt: skip
+_CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "oo": sympy.oo}
+_NAMES = (*_FUNCTIONS, *"sqrt pi alpha beta gamma delta theta lambda mu sigma omega phi".split())
+#: token by the name, of more than one letter, that is written
+_WORDS = {
+    **{name: name for name in (*_NAMES, "oo")}, **{f"\\{name}": name for name in _NAMES}, "\\infty": "oo",
+    "\\cdot": "*", "\\times": "*", "\\div": "/", "\\frac": "frac", "\\dfrac": "frac", "\\tfrac": "frac",
+    "\\left": "", "\\right": "", "\\displaystyle": "",
+}  # fmt: skip
+
+
+class FormulaError(ValueError):
+    """The text is no formula we read, or it is beyond a limit."""
 
 
 @dataclass(frozen=True)
 class Formula:
-    """`sides`: one expression, or two of an equation, or the elements of a list in `brackets`."""
+    """One expression (`shape` ""), the two sides of an equation ("="), or the elements of a list (its brackets)."""
 
     sides: tuple[Any, ...]
-    kind: str  # value, equation, list
-    brackets: str = ""
-    decimal: bool = False  # written with a decimal point: may be rounded
+    shape: str
+    decimal: bool  # written with a decimal point: may be rounded
 
 
 @lru_cache(maxsize=8192)
-def read(text: str) -> Formula | None:
+def read_formula(text: str) -> Formula | None:
     """The formula that `text` is, or None."""
-    try:
-        return _read(text)
-    except FormulaError:
-        return None
-
-
-def _read(text: str) -> Formula:
     text = text.strip().rstrip(".").strip()
     for opening, closing in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if len(text) > 2 and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)]
-    tokens = tokenize(text)
-    if not tokens:
-        raise FormulaError("empty")
-    decimal = any("." in token for token in tokens)
-    elements, brackets = _list_elements(tokens)
-    if elements:
-        return Formula(tuple(_expression(part) for part in elements), "list", brackets, decimal)
-    if tokens.count("=") == 1:
-        at = tokens.index("=")
-        return Formula((_expression(tokens[:at]), _expression(tokens[at + 1 :])), "equation", "", decimal)
-    return Formula((_expression(tokens),), "value", "", decimal)
+    try:
+        tokens = tokenize(text)
+        decimal = any("." in token for token in tokens)
+        if tokens[0] in _CLOSING and tokens[-1] in _CLOSING.values():  # (1, 2), but not (1), (2)
+            with suppress(FormulaError):
+                sides, shape = _Parser(tokens[1:-1]).whole()
+                if shape == "()":
+                    return Formula(sides, tokens[0] + tokens[-1], decimal)
+        return Formula(*_Parser(tokens).whole(), decimal)
+    except FormulaError:
+        return None
 
 
-def _expression(tokens: list[str]) -> Any:
-    parser = Parser(tokens)
-    value = parser.sum()
-    if parser.at != len(tokens):
-        raise FormulaError(f"{parser.peek()!r} is left over")
+def tokenize(text: str) -> list[str]:
+    """Tokens of a formula, at least one.
+
+    Raises:
+        FormulaError: a character, a name or a size that is not allowed.
+    """
+    if len(text) > MAX_CHARS:
+        raise FormulaError(f"longer than {MAX_CHARS} characters")
+    tokens: list[str] = []
+    for match in _TOKEN.finditer(text.translate(_SIGNS).replace("\\,", "").replace("\\!", "")):
+        kind, token = match.lastgroup, match.group()
+        if kind == "other":
+            raise FormulaError(f"character {token!r} is not allowed")
+        if kind == "number":
+            token = token.replace(",", "")
+            if sum(c.isdigit() for c in token) > MAX_DIGITS:
+                raise FormulaError(f"a number of more than {MAX_DIGITS} digits")
+            if abs(int(token.lower().partition("e")[2] or 0)) > MAX_EXPONENT:
+                raise FormulaError("a decimal exponent beyond the limit")
+        elif kind == "name" and len(token) > 1:
+            if token not in _WORDS:
+                raise FormulaError(f"name {token!r} is not allowed")
+            token = _WORDS[token]
+        if token.strip():
+            tokens.append("^" if token == "**" else token)
+    if not 0 < len(tokens) <= MAX_TOKENS:
+        raise FormulaError(f"no tokens, or more than {MAX_TOKENS}")
+    return tokens
+
+
+class _Parser:
+    """Precedence climbing over the tokens of one expression."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.rest = ["", *reversed(tokens)]  # the next token is the last; "" is the end
+        depths = accumulate((token in _CLOSING) - (token in _CLOSING.values()) for token in tokens)
+        if max(depths, default=0) > MAX_DEPTH:
+            raise FormulaError(f"nested deeper than {MAX_DEPTH}")
+
+    def take(self, *tokens: str) -> str:
+        """The next token if it is one of these, else ""."""
+        return self.rest.pop() if self.rest[-1] in tokens else ""
+
+    def whole(self) -> tuple[tuple[Any, ...], str]:
+        """All tokens: `sides` and `shape` of a formula."""
+        sides = [self.expression()]
+        separator = self.take("=", ",")
+        if separator:
+            sides.append(self.expression())
+        while separator == "," and self.take(","):
+            sides.append(self.expression())
+        if self.rest[-1]:
+            raise FormulaError(f"{self.rest[-1]!r} is left over")
+        return tuple(sides), {"": "", "=": "=", ",": "()"}[separator]
+
+    def expression(self, level: int = 1) -> Any:
+        """What comes next, as far as its operators bind at least as tightly as `level`."""
+        sign = 1
+        while token := self.take("+", "-"):
+            sign = -sign if token == "-" else sign
+        value = sign * self.power()
+        while True:
+            implied = self.rest[-1] in _CLOSING or self.rest[-1][:1].isalpha()  # 2x, 2(x+1)
+            binding, apply = _OPERATORS.get("*" if implied else self.rest[-1], (0, None))
+            if apply is None or binding < level:
+                return value
+            if not implied:
+                self.rest.pop()
+            value = _within_limits(apply(value, self.expression(binding + 1)))
+
+    def power(self) -> Any:
+        base = self.atom()
+        while self.take("%"):
+            base = base / 100
+        if not self.take("^"):
+            return base
+        exponent = (-1 if self.take("-") else 1) * self.atom()
+        if self.rest[-1] == "^":
+            raise FormulaError("a tower of powers")
+        return _power(base, exponent)
+
+    def atom(self) -> Any:
+        token = self.take(self.rest[-1])
+        if token in _CLOSING:
+            value = self.expression()
+            if not self.take(_CLOSING[token]):
+                raise FormulaError(f"expected {_CLOSING[token]!r}, found {self.rest[-1] or 'the end'!r}")
+            return value
+        if token == "frac":
+            if re.fullmatch(r"\d\d", self.rest[-1]):  # \\frac12
+                self.rest.extend(reversed(self.rest.pop()))
+            return _within_limits(_quotient(self.part(), self.part()))
+        if token == "sqrt":
+            return _power(self.atom(), sympy.Rational(1, 2))
+        if token in _FUNCTIONS:
+            if self.rest[-1] not in _CLOSING:
+                raise FormulaError(f"{token} needs brackets")
+            argument = self.atom()
+            return _within_limits(_FUNCTIONS[token](_without_power(argument) if token == "exp" else argument))
+        if token[:1].isalpha():
+            return _CONSTANTS.get(token) or sympy.Symbol(token)
+        if token[:1].isdigit() or token[:1] == ".":
+            return sympy.Rational(token)
+        raise FormulaError(f"expected a number or a name, found {token or 'the end'!r}")
+
+    def part(self) -> Any:
+        if not re.fullmatch(r"\{|\d", self.rest[-1]):
+            raise FormulaError("\\frac needs two parts in braces")
+        return self.atom()
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    for number in _without_power(exponent).atoms(sympy.Number):
+        if not number.is_Rational or abs(number) > MAX_EXPONENT or number.q > 12:
+            raise FormulaError(f"exponent {number} is beyond {MAX_EXPONENT}")
+    if exponent.is_Rational and base.is_Rational:
+        if base == 0 and exponent <= 0:
+            raise FormulaError("division by zero, or zero to the power of zero")
+        if _bits(base) * abs(float(exponent)) > MAX_BITS:
+            raise FormulaError("a power beyond the size limit")
+    return _within_limits(sympy.Pow(base, exponent))
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    return a * _power(b, sympy.Integer(-1))
+
+
+def _without_power(exponent: Any) -> Any:
+    if exponent.has(sympy.Pow, sympy.exp):
+        raise FormulaError("a power in an exponent")
+    return exponent
+
+
+def _within_limits(value: Any) -> Any:
+    if value is sympy.nan or value is sympy.zoo:
+        raise FormulaError("undefined")
+    if value.is_Rational and _bits(value) > MAX_BITS:
+        raise FormulaError("a number beyond the size limit")
     return value
 
 
-def _list_elements(tokens: list[str]) -> tuple[list[list[str]], str]:
-    """Elements of `(1, 2)` or `1, 2` and their brackets; no elements if there is no comma on the top level."""
-    brackets = ""
-    if tokens[0] in CLOSING and tokens[-1] in (")", "]", "}"):
-        depth = 0
-        for i, token in enumerate(tokens):
-            depth += (token in CLOSING) - (token in (")", "]", "}"))
-            if depth == 0 and i < len(tokens) - 1:
-                break
-        else:
-            brackets, tokens = tokens[0] + tokens[-1], tokens[1:-1]
-    parts: list[list[str]] = [[]]
-    depth = 0
-    for token in tokens:
-        depth += (token in CLOSING) - (token in (")", "]", "}"))
-        if token == "," and depth == 0:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return (parts, brackets) if len(parts) > 1 else ([], "")
+def _bits(value: Any) -> int:
+    return max(int(value.p).bit_length(), int(value.q).bit_length())
 
 
-def equal(a: Formula, b: Formula) -> bool:
+_OPERATORS = {"+": (1, operator.add), "-": (1, lambda a, b: a + -1 * b), "*": (2, operator.mul), "/": (2, _quotient)}
+
+
+def equal_formulas(a: Formula, b: Formula) -> bool:
     """Same value; `x = 5` equals 5; lists by element, sets in any order."""
-    if a.kind == b.kind == "list":
-        return _equal_lists(a, b)
-    if "list" in (a.kind, b.kind):
-        return False
-    decimal = a.decimal or b.decimal
-    if a.kind == b.kind == "equation":
+    same = partial(_same, decimal=a.decimal or b.decimal)
+    if a.shape == b.shape == "=":
         one, other = a.sides[0] - a.sides[1], b.sides[0] - b.sides[1]
-        return _same(one, other, decimal) or _same(one, -other, decimal)
-    values = []
-    for formula in (a, b):
-        if formula.kind == "equation" and not formula.sides[0].is_Symbol:
-            return False
-        values.append(formula.sides[-1])
-    return _same(values[0], values[1], decimal)
-
-
-def _equal_lists(a: Formula, b: Formula) -> bool:
-    decimal = a.decimal or b.decimal
-    if len(a.sides) != len(b.sides) or (a.brackets or "()") != (b.brackets or "()"):
+        return same(one, other) or same(one, -other)
+    (a_shape, a_sides), (b_shape, b_sides) = (
+        ("", f.sides[1:]) if f.shape == "=" and f.sides[0].is_Symbol else (f.shape, f.sides) for f in (a, b)
+    )
+    if a_shape != b_shape or len(a_sides) != len(b_sides):
         return False
-    if a.brackets != "{}":
-        return all(_same(x, y, decimal) for x, y in zip(a.sides, b.sides, strict=True))
-    rest = list(b.sides)
-    for x in a.sides:
-        match = next((i for i, y in enumerate(rest) if _same(x, y, decimal)), None)
+    if a_shape != "{}":
+        return all(map(same, a_sides, b_sides))
+    rest = list(b_sides)
+    for x in a_sides:
+        match = next((y for y in rest if same(x, y)), None)
         if match is None:
             return False
-        rest.pop(match)
+        rest.remove(match)
     return True
 
 
@@ -137,11 +274,7 @@ def _same(a: Any, b: Any, decimal: bool) -> bool:
 
 
 def _finite_decimal(value: Any) -> bool:
-    q = int(value.q)
-    for prime in (2, 5):
-        while q % prime == 0:
-            q //= prime
-    return q == 1
+    return pow(10, int(value.q).bit_length(), int(value.q)) == 0  # its denominator has no prime factor but 2 and 5
 
 
 def _close(x: Any, y: Any, tolerance: float) -> bool:
@@ -150,6 +283,3 @@ def _close(x: Any, y: Any, tolerance: float) -> bool:
     except (TypeError, OverflowError):
         return False
     return difference <= tolerance * size
-
-
-__all__ = ["MAX_CHARS", "Formula", "FormulaError", "equal", "read", "tokenize"]
