@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from covo_rl.synth import builtin_questions
 
 from covo_rl.algo.advantage import advantages
 from covo_rl.algo.loss import policy_loss
@@ -30,6 +29,7 @@ from covo_rl.policy.trainable import make_trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.resolve import resolve_model
 from covo_rl.rewards import score
+from covo_rl.synth import builtin_questions
 from covo_rl.train.sampler import PromptSampler
 
 PROMPTS, GENERATIONS, COMPLETION = 16, 8, 48  # P, G, C
