@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test install lint types clean
 
-demo: install  ## GRPO on the built-in questions: about ten CPU minutes
+demo: install  ## GRPO on the built-in questions: about three CPU minutes
 	$(BIN)/accelerate launch recipes/grpo_mmau.py $(ARGS)
 
 test: install  ## the whole suite, two processes of one thread each

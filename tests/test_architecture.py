@@ -1,6 +1,7 @@
 """The house: imports go up the list of rooms, nobody reads another room's private names, one name means one thing."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -8,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "covo_rl"
 #: a room may import itself and those before it
 ROOMS = (
     "types", "resolve", "config", "audio", "data", "synth", "prompt", "models", "policy", "engines", "rewards", "algo",
-    "records", "train", "supervised", "evaluate", "export", "serve", "run", "bench", "cli",
+    "records", "train", "supervised", "speech", "duplex", "evaluate", "export", "serve", "interop", "run", "bench", "cli",
 )  # fmt: skip
 ROOT_MODULES = {"__init__", "types", "config", "prompt", "resolve", "cli"}
 MODULES = {path: path.relative_to(PACKAGE.parent).with_suffix("").parts for path in sorted(PACKAGE.rglob("*.py"))}
@@ -86,3 +87,12 @@ def test_no_public_function_has_the_name_of_another():
     # entry points of a script and a plug-in; the name that a checkpoint's `architectures` gives, in both libraries
     shared = {"main", "register", "CovoAudioForConditionalGeneration"}
     assert {name: modules for name, modules in homes.items() if len(modules) > 1 and name not in shared} == {}
+
+
+def test_the_lines_that_the_documentation_names_are_there():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"`(covo_rl/[\w/]+\.py):(\d+)` `([^`]+)`", text)
+    assert len(places) >= 10
+    for path, number, words in places:
+        line = (PACKAGE.parent / path).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+        assert words in line, f"docs/architecture.md names {path}:{number} for {words!r}, which reads {line!r}"
