@@ -256,8 +256,8 @@ def number_map(value: str | Mapping[str, float] | None, *, what: str, default: f
 def _unknown(names: Sequence[str], source: str) -> list[str]:
     problems = []
     for name in names:
-        near = difflib.get_close_matches(name, option_names(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see --help for all options"
+        similar = difflib.get_close_matches(name, option_names(), n=1, cutoff=0.5)
+        hint = f"did you mean {similar[0]}?" if similar else "see --help for all options"
         problems.append(f"{source}: unknown option {name!r}; {hint}")
     return problems
 

@@ -22,21 +22,20 @@ def folders(kind: str) -> list[tuple[str, Path]]:
     """Where things of a kind are looked for, in order: (what the place is called, folder). Existing ones only."""
     checkout = _PACKAGE.parent / kind if (_PACKAGE.parent / "pyproject.toml").is_file() else None
     here = Path.cwd() / kind
-    places = [("working directory", here), ("checkout", checkout), ("bundled", _PACKAGE / "_bundled" / kind)]
+    candidates = [("working directory", here), ("checkout", checkout), ("bundled", _PACKAGE / "_bundled" / kind)]
     if checkout is not None and here.resolve() == checkout.resolve():
-        places = places[1:]
-    found = [(label, folder) for label, folder in places if folder is not None and folder.is_dir()]
-    return found
+        candidates = candidates[1:]
+    return [(place, folder) for place, folder in candidates if folder is not None and folder.is_dir()]
 
 
 def names(kind: str, suffix: str = ".py") -> dict[str, tuple[Path, str]]:
     """Everything of a kind that can be named: file stem -> (path, place). The first place wins."""
-    found: dict[str, tuple[Path, str]] = {}
-    for label, folder in folders(kind):
+    paths: dict[str, tuple[Path, str]] = {}
+    for place, folder in folders(kind):
         for path in sorted(folder.glob(f"*{suffix}")):
             if not path.name.startswith("_"):
-                found.setdefault(path.stem, (path, label))
-    return found
+                paths.setdefault(path.stem, (path, place))
+    return paths
 
 
 def find(kind: str, name: str) -> Path:
@@ -48,18 +47,18 @@ def find(kind: str, name: str) -> Path:
     """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{kind}: {name!r} must be a name inside the {kind} folder; give a path to use another place")
-    places = folders(kind)
-    for _, folder in places:
+    searched = [folder for _, folder in folders(kind)]
+    for folder in searched:
         if (folder / name).exists():
             return folder / name
     suffix = Path(name).suffix
-    known = sorted({path.name for _, folder in places for path in folder.glob(f"*{suffix}" if suffix else "*")})
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    existing = sorted({path.name for folder in searched for path in folder.glob(f"*{suffix}" if suffix else "*")})
+    similar = difflib.get_close_matches(name, existing, n=1, cutoff=0.6)
     raise FileNotFoundError(
         f"there is no {name!r} in {kind}; "
-        + (f"did you mean {near[0]!r}? " if near else "")
-        + f"looked in {', '.join(str(folder) for _, folder in places) or 'no folder: none exists'}; "
-        + f"there is {', '.join(known) or 'nothing'}"
+        + (f"did you mean {similar[0]!r}? " if similar else "")
+        + f"looked in {', '.join(map(str, searched)) or 'no folder: none exists'}; "
+        + f"there is {', '.join(existing) or 'nothing'}"
     )
 
 

@@ -33,9 +33,9 @@ class Clip:
     sampling_rate: int | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("path", "data", "array") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"a Clip needs exactly one of path, data, array; got {given or 'none'}")
+        sources = [name for name in ("path", "data", "array") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError(f"a Clip needs exactly one of path, data, array; got {sources or 'none'}")
         if self.array is not None and self.sampling_rate is None:
             raise ValueError("a Clip made from an array needs its sampling_rate in Hz")
 

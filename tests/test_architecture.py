@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "covo_rl"
 #: a room may import itself and those before it
 ROOMS = (
     "types", "resolve", "config", "audio", "data", "synth", "prompt", "models", "policy", "engines", "rewards", "algo",
-    "records", "train", "supervised", "speech", "duplex", "evaluate", "export", "serve", "interop", "run", "bench", "cli",
+    "records", "train", "supervised", "speech", "duplex", "evaluate", "export", "serve", "interop", "run", "bench",
+    "cli",
 )  # fmt: skip
 ROOT_MODULES = {"__init__", "types", "config", "prompt", "resolve", "cli"}
 MODULES = {path: path.relative_to(PACKAGE.parent).with_suffix("").parts for path in sorted(PACKAGE.rglob("*.py"))}

@@ -129,8 +129,8 @@ class TextDecoder:
         self.size = len(self.tokenizer)
 
     def __call__(self, ids: Sequence[int]) -> str:
-        kept = [i for i in ids if i not in self.dropped and i < self.size]
-        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text_ids = [i for i in ids if i not in self.dropped and i < self.size]
+        return self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _added_special(tokenizer: Any) -> set[int]:

@@ -86,15 +86,15 @@ def decode_rollouts(
             if not anyone(finished < len(active)):
                 break
             if DROP_SHARE * len(active) < finished < len(active):
-                kept = (~ended).nonzero()[:, 0]
-                layout.keep(kept.tolist())
-                active, tokens, ended = active[kept], tokens[kept], ended[kept]
+                unfinished = (~ended).nonzero()[:, 0]
+                layout.keep(unfinished.tolist())
+                active, tokens, ended = active[unfinished], tokens[unfinished], ended[unfinished]
         hidden = step(tokens, prompt_lengths_N[active] + position, layout)
         layout.step += 1
-    places = torch.arange(limit, device=device)[None, :] < lengths_N[:, None]
+    written_NC = torch.arange(limit, device=device)[None, :] < lengths_N[:, None]
     return Draws(
-        ids_NC.masked_fill(~places, 0).cpu(),
-        logps_NC.masked_fill(~places, 0.0).cpu(),
+        ids_NC.masked_fill(~written_NC, 0).cpu(),
+        logps_NC.masked_fill(~written_NC, 0.0).cpu(),
         lengths_N.cpu(),
         stopped_N.cpu(),
     )
@@ -154,8 +154,8 @@ def sample_draws(
                 check_every=1 if device.type == "cpu" else 8,
             )
     if keep_prompts and not sharded:
-        places = {identity(prompt): n for n, prompt in enumerate(unique)}
-        policy.prompt_cache = PromptCache(keys, places, spans, last_PD, version=policy.weights_version())
+        numbers = {identity(prompt): n for n, prompt in enumerate(unique)}
+        policy.prompt_cache = PromptCache(keys, numbers, spans, last_PD, version=policy.weights_version())
     return draws
 
 
@@ -168,8 +168,8 @@ def prefill(
     last: list[torch.Tensor] = []
     offset = 0
     # sharded ranks must make the same number of calls, so they take all prompts at once
-    for chosen in [list(prompts)] if policy.sharded else _within(prompts, PREFILL_POSITIONS):
-        packed = pack([Group(prompt, ()) for prompt in chosen], policy.family.audio_token_id, policy.device)
+    for part in [list(prompts)] if policy.sharded else _within(prompts, PREFILL_POSITIONS):
+        packed = pack([Group(prompt, ()) for prompt in part], policy.family.audio_token_id, policy.device)
         capture: KeyValues = {}
         embeds_LD = policy.embedder.embed(packed, features, policy.family)
         hidden_LD = policy.hidden_states(

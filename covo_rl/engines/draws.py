@@ -34,12 +34,12 @@ class Drawing:
 
 def prompt_noise(prompts: Sequence[Prompt], seed: int, generations: int, length: int) -> torch.Tensor:
     """Uniform numbers in [0, 1), (P, G, C) float64, seeded by (seed, row id, ids, clips, occurrence in this call)."""
-    seen: dict[tuple, int] = {}
+    occurrences: dict[tuple, int] = {}
     blocks = []
     for prompt in prompts:
         name = (prompt.example.id, prompt.input_ids, prompt.clip_keys)
-        seen[name] = seen.get(name, -1) + 1
-        digest = hashlib.sha256(repr((seed, *name, seen[name])).encode()).digest()
+        occurrences[name] = occurrences.get(name, -1) + 1
+        digest = hashlib.sha256(repr((seed, *name, occurrences[name])).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         blocks.append(torch.rand(generations, length, generator=generator, dtype=torch.float64))
     return torch.stack(blocks) if blocks else torch.zeros(0, generations, length, dtype=torch.float64)

@@ -53,13 +53,13 @@ from covo_rl.types import Group
 class Learner:
     """Owns the gradient: optimiser, schedule, guard.
 
-    `spare` is a group that a rank without groups of its own passes through the model, masked, so that the collectives
-    of DDP and FSDP find every rank. `wrapped` is the policy as accelerate returned it, `applied` counts the optimiser
+    `idle_group` is what a rank without groups of its own passes through the model, masked, so that the collectives of
+    DDP and FSDP find every rank. `wrapped` is the policy as accelerate returned it, `applied` counts the optimiser
     updates so far.
     """
 
-    def __init__(self, options: Options, policy: Policy, accelerator: Accelerator, spare: Group) -> None:
-        self.options, self.policy, self.accelerator, self.spare = options, policy, accelerator, spare
+    def __init__(self, options: Options, policy: Policy, accelerator: Accelerator, idle_group: Group) -> None:
+        self.options, self.policy, self.accelerator, self.idle_group = options, policy, accelerator, idle_group
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         train = options.train
         optimizer = torch.optim.AdamW(
@@ -104,7 +104,7 @@ class Learner:
         micro = chunks(groups, self.options.train.micro_batch_prompts)
         idle = max(self.ranks.gathered(len(micro))) - len(micro)
         with torch.no_grad(), memory_explained(self.memory_advice()):
-            for part in [*micro, *[[self.spare]] * idle]:
+            for part in [*micro, *[[self.idle_group]] * idle]:
                 features = self.policy.features([group.prompt for group in part])
                 scored = self.wrapped(method, part, features, temperature=self.options.rollout.temperature, **kwargs)
                 logps += scored.logps_NC.split([len(group.rollouts) for group in part])
@@ -188,7 +188,7 @@ class Learner:
         for index in range(max(self.ranks.gathered(len(micro)))):
             groups = [group_piece(batch.groups, piece) for piece in micro[index]] if index < len(micro) else []
             with torch.no_grad():
-                scored = self._scored(groups or [self.spare])
+                scored = self._scored(groups or [self.idle_group])
             if groups and scored.entropy_NC is not None:
                 mask_NC = loss_mask(groups, scored.mask_NC, loss)
                 entropies += scored.entropy_NC[mask_NC].tolist()
@@ -224,7 +224,7 @@ class Learner:
 
     def _idle(self, normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
         """A pass whose every token is masked: no gradient, and metrics of the same names."""
-        scored = self._scored([self.spare])
+        scored = self._scored([self.idle_group])
         zeros_NC = torch.zeros_like(scored.logps_NC)
         return policy_loss(
             scored.logps_NC, None, zeros_NC[:, 0], zeros_NC, self.options.loss, normalizer=normalizer,

@@ -58,8 +58,8 @@ class Trainer:
         self.update_totals: dict[str, float] = {}
         self.skipped_rows: dict[str, str] = {}
         end = Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop")
-        spare = Group(self.prompt_of(examples[0].id), (end,))
-        self.learner = Learner(options, policy, self.accelerator, spare)
+        idle_group = Group(self.prompt_of(examples[0].id), (end,))
+        self.learner = Learner(options, policy, self.accelerator, idle_group)
         self.optimizer, self.schedule, self.guard = self.learner.optimizer, self.learner.schedule, self.learner.guard
         self.engine: RolloutEngine = OwnEngine(
             policy,
@@ -120,7 +120,7 @@ class Trainer:
         rollout = self.options.rollout
         seed = hash_seed(self.options.train.seed, self.step, attempt)
         # ranks that share out the parameters sample together: one without prompts samples for nothing
-        together = prompts or ([self.learner.spare.prompt] if self.sharded else [])
+        together = prompts or ([self.learner.idle_group.prompt] if self.sharded else [])
         with memory_explained(sampling_advice(len(prompts), rollout)):
             pending = self.engine.submit(together, rollout, seed=seed, generations=rollout.num_generations)
             groups = self.engine.collect(pending)[: len(prompts)]

@@ -30,14 +30,14 @@ class PromptSampler:
 
     def take(self, count: int) -> list[Example]:
         """The next `count` rows; a new epoch begins where one ends."""
-        taken = []
+        rows = []
         for _ in range(count):
             if self.position == len(self._order):
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._shuffled(self.epoch)
-            taken.append(self.examples[self._order[self.position]])
+            rows.append(self.examples[self._order[self.position]])
             self.position += 1
-        return taken
+        return rows
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position, "rows": len(self.examples), "seed": self.seed}
