@@ -6,18 +6,21 @@ Everything a model wrote is escaped: completions are untrusted input.
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import typer
 import yaml
 
+from covo_rl.data.files import json_lines
 from covo_rl.records.folder import Run
 
 app = typer.Typer(add_completion=False, help=__doc__)
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -35,14 +38,14 @@ def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 
     steps = [row["step"] for row in metrics]
     names = [name for name in (metrics[0] if metrics else {}) if name.startswith("reward_") and name != "reward_total"]
-    panels: list[tuple[str, list[str]]] = [
-        ("R_total", ["reward_total"]),
-        ("components", names),
-        ("completion length", ["completion_length"]),
-        ("shares", ["zero_variance_groups", "truncated"]),
-    ]
+    panels = {
+        "R_total": ["reward_total"],
+        "components": names,
+        "completion length": ["completion_length"],
+        "shares": ["zero_variance_groups", "truncated"],
+    }
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
-    for axis, (title, keys) in zip(axes, panels, strict=True):
+    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
             values = [float("nan") if row.get(key) is None else row[key] for row in metrics]
             axis.plot(steps, values, label=key.removeprefix("reward_"))
@@ -55,48 +58,25 @@ def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     return Path(path)
 
 
-def _table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
-    def cells(row: Sequence[Any], tag: str) -> str:
-        return "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{cells(head, 'th')}</tr>{body}</table>"
-
-
-def _last_rollouts(folder: Path, limit: int) -> list[dict[str, Any]]:
-    files = sorted((folder / "rollouts").glob("step_*.jsonl"))
-    if not files:
-        return []
-    with open(files[-1], encoding="utf-8") as file:
-        return [json.loads(line) for _, line in zip(range(limit), file, strict=False)]
-
-
 def report_page(folder: str | Path, limit: int = 40) -> str:
-    """The HTML text of a run's report."""
+    """The HTML text of a run's report: results, curves, the last step's first rollouts, configuration."""
     folder = Path(folder)
-    run = Run(folder, active=False)
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    parts = [f"<h1>{html.escape(folder.name)}</h1>"]
+    tables: list[tuple[str, Sequence[str], Sequence[Sequence[Any]]]] = []
     if (folder / "result.json").is_file():
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         rows = [(k, result["before"][k], v) for k, v in result["after"].items() if k in result.get("before", {})]
-        parts.append("<h2>held-out</h2>" + _table(rows, ("", "before", "after")))
-    metrics = run.metrics()
-    if metrics:
-        picture = curves(metrics, folder / "curves.png").read_bytes()
-        parts.append(f'<img alt="learning curves" src="data:image/png;base64,{base64.b64encode(picture).decode()}">')
-    rollouts = _last_rollouts(folder, limit)
-    if rollouts:
-        rows = [(r["id"], r["completion"], r["answer"], r["reward_total"], r["advantage"]) for r in rollouts]
-        parts.append("<h2>last rollouts</h2>" + _table(rows, ("row", "completion", "key", "R_total", "advantage")))
-    parts.append("<h2>configuration</h2>" + _table(list(config.items()), ("option", "value")))
-    style = (
-        "body{font:14px/1.5 system-ui;max-width:75rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
-        "table{border-collapse:collapse}td,th{border:1px solid #ddd;padding:.2rem .6rem;text-align:left;"
-        "vertical-align:top;overflow-wrap:anywhere}"
-    )
-    head = f'<meta charset="utf-8"><title>{html.escape(folder.name)}</title><style>{style}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
+        tables.append(("held-out", ("", "before", "after"), rows))
+    picture = ""
+    if metrics := Run(folder, active=False).metrics():
+        picture = base64.b64encode(curves(metrics, folder / "curves.png").read_bytes()).decode()
+    if files := sorted((folder / "rollouts").glob("step_*.jsonl")):
+        columns = ("id", "completion", "answer", "reward_total", "advantage")
+        rows = [[row[name] for name in columns] for _, row, _ in islice(json_lines(files[-1]), limit) if row]
+        tables.append(("last rollouts", ("row", "completion", "key", "R_total", "advantage"), rows))
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    tables.append(("configuration", ("option", "value"), list(config.items())))
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+    return template.render(name=folder.name, picture=picture, tables=tables)
 
 
 @app.command()
