@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,19 +17,34 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_values(lines: Iterable[str]) -> Iterator[tuple[int, str, Any, str]]:
+    """(line number, line, value, "") of every line that is not blank; where it is no JSON (.., None, what is wrong)."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, line, json.loads(line), ""
+        except (ValueError, RecursionError) as error:
+            yield number, line, None, str(error)
+
+
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
     """(line number, object, "") of every line that is not blank, or (line number, None, what is wrong with it)."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                yield number, None, f"not JSON: {error}"
-                continue
-            right = isinstance(value, dict)
-            yield number, value if right else None, "" if right else f"expected an object, found {type(value).__name__}"
+    with open(path, encoding="utf-8", newline="\n") as file:  # U+2028 and its kin may stand inside a line
+        for number, _, value, error in json_values(file):
+            if error or not isinstance(value, dict):
+                expected = f"expected an object, found {type(value).__name__}"
+                yield number, None, f"not JSON: {error}" if error else expected
+            else:
+                yield number, value, ""
+
+
+def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that must be whole. Raises ValueError naming the first line that is none."""
+    for number, row, problem in json_lines(path):
+        if row is None:
+            raise ValueError(f"{path}, line {number}: {problem}")
+        yield row
 
 
 def write_atomically(path: Path, write: Callable[[TextIO], object]) -> None:

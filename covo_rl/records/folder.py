@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from covo_rl.data.files import file_sha256, json_lines, plain, write_json
+from covo_rl.data.files import file_sha256, plain, read_json_lines, write_json
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "soundfile", "soxr", "sympy")
 
@@ -103,4 +103,4 @@ class Run:
         """All steps logged so far."""
         if not self.metrics_path.is_file():
             return []
-        return [row for _, row, _ in json_lines(self.metrics_path) if row is not None]
+        return list(read_json_lines(self.metrics_path))

@@ -16,7 +16,7 @@ import jinja2
 import typer
 import yaml
 
-from covo_rl.data.files import json_lines
+from covo_rl.data.files import read_json_lines
 from covo_rl.records.folder import Run
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -71,7 +71,7 @@ def report_page(folder: str | Path, limit: int = 40) -> str:
         picture = base64.b64encode(curves(metrics, folder / "curves.png").read_bytes()).decode()
     if files := sorted((folder / "rollouts").glob("step_*.jsonl")):
         columns = ("id", "completion", "answer", "reward_total", "advantage")
-        rows = [[row[name] for name in columns] for _, row, _ in islice(json_lines(files[-1]), limit) if row]
+        rows = [[row[name] for name in columns] for row in islice(read_json_lines(files[-1]), limit)]
         tables.append(("last rollouts", ("row", "completion", "key", "R_total", "advantage"), rows))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     tables.append(("configuration", ("option", "value"), list(config.items())))
