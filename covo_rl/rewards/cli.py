@@ -120,9 +120,8 @@ def check_rewards(
     for term in components(names):
         if not quiet:
             table = Table("case", "score", "expected", "", title=term.name, show_edge=False)
-            for verdict in case_verdicts(term):
-                expected = "" if verdict.expected is None else str(verdict.expected)
-                table.add_row(verdict.case.name, _shown(verdict.score), expected, "" if verdict.ok else "FAIL")
+            for case, value, expected, ok in case_verdicts(term):
+                table.add_row(case.name, _shown(value), "" if expected is None else str(expected), "" if ok else "FAIL")
             console.print(table)
         findings = lint([term.name], examples, full=True)
         fine = fine and not findings

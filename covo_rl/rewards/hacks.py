@@ -26,7 +26,7 @@ Expected = float | str | None
 
 @dataclass(frozen=True)
 class LintCase:
-    """One completion of ROW and what is expected of it, by component."""
+    """One completion of ROW and what is expected of it, by component; junk is "<gold" for every other reward."""
 
     name: str
     completion: str
@@ -35,10 +35,6 @@ class LintCase:
     consistency: Expected = None
     thinking: Expected = None
     junk: bool = False
-
-    def expected(self, component: str | None) -> Expected:
-        """For one of the four components; junk is "<gold" for every other reward."""
-        return getattr(self, component) if component else "<gold" if self.junk else None
 
 
 #: rewordings of the answer in good form
@@ -105,15 +101,10 @@ JUNK = {
 }  # fmt: skip
 CASES: tuple[LintCase, ...] = (
     LintCase("gold", GOLD, 1.0, 1.0, 1.0, 1.0),
-    *(LintCase(f"answer: {name}", f"{_BLOCK}<answer>{text}</answer>", 1.0, 1.0, 1.0) for name, text in RIGHT.items()),
-    *(
-        LintCase(f"answer: {name}", f"{_BLOCK}<answer>{text}</answer>", 0.0, 1.0, 0.0, "<1")
-        for name, text in WRONG.items()
-    ),
+    *(LintCase(f"answer: {n}", f"{_BLOCK}<answer>{text}</answer>", 1.0, 1.0, 1.0) for n, text in RIGHT.items()),
+    *(LintCase(f"answer: {n}", f"{_BLOCK}<answer>{text}</answer>", 0.0, 1.0, 0.0, "<1") for n, text in WRONG.items()),
     *FORMS,
-    *(
-        LintCase(f"think: {name}", f"<think>{text}</think>{_ANSWER}", 1.0, 1.0, consistency, thinking)
-        for name, text, thinking, consistency in THOUGHTS
-    ),
-    *(LintCase(f"junk: {name}", text, 0.0, 0.0, 0.0, 0.0, junk=True) for name, text in JUNK.items()),
-)
+    *(LintCase(f"think: {n}", f"<think>{text}</think>{_ANSWER}", 1.0, 1.0, cons, think)
+      for n, text, think, cons in THOUGHTS),
+    *(LintCase(f"junk: {n}", text, 0.0, 0.0, 0.0, 0.0, junk=True) for n, text in JUNK.items()),
+)  # fmt: skip

@@ -43,16 +43,6 @@ class Finding:
         return f"reward {self.reward}: {self.check}: {self.what}"
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A case of the table: the score that a reward gave (NaN for None), what was expected, and whether that is fine."""
-
-    case: LintCase
-    score: float
-    expected: Expected
-    ok: bool
-
-
 def lint(rewards: Any, examples: Sequence[Example] = (), *, full: bool = False) -> list[Finding]:
     """The short form for the trainer: gold answers of these rows, junk, odd input. No judge is asked.
 
@@ -69,23 +59,26 @@ def lint(rewards: Any, examples: Sequence[Example] = (), *, full: bool = False) 
 def _problems(term: Component, examples: Sequence[Example], full: bool) -> Iterator[tuple[str, str]]:
     """(check, what is wrong)."""
     row = example_from_row(ROW)
-    if full and not examples:
-        examples = [row]
-    yield from (("gold", what) for what in _gold_problems(term, examples, full))
+    yield from (("gold", what) for what in _gold_problems(term, examples or ([row] if full else ()), full))
     yield from (("odd input", what) for what in _faults(_outcome(term, row, ODD.values())))
     verdicts = case_verdicts(term)
-    for check, what in _case_problems(verdicts):
-        if full or check == "junk" or _built_in(term):
-            yield check, what
+    every = full or _built_in(term)  # of other rewards the short form only asks that junk earns nothing
+    for case, score, expected, ok in verdicts:
+        if not ok and (every or case.junk):
+            shown = None if math.isnan(score) else score
+            yield "junk" if case.junk else "hack", f"{case.name}: scores {shown}, expected {expected}"
+        if score < 0 or score > 1:
+            if every:
+                yield "range", f"{case.name}: {score:g} is outside [0, 1]"
+            break
     if not full:
         return
     start = time.perf_counter()
     again = _outcome(term, row, [case.completion for case in reversed(CASES)]).scores[::-1]
     each = (time.perf_counter() - start) / len(CASES)
-    for verdict, second in zip(verdicts, again, strict=True):
-        first = verdict.score
+    for (case, first, _, _), second in zip(verdicts, again, strict=True):
         if first != second and not (math.isnan(first) and math.isnan(second)):
-            yield "determinism", f"{verdict.case.name}: {first:g}, then {second:g}"
+            yield "determinism", f"{case.name}: {first:g}, then {second:g}"
             break
     if each > SPEED:
         yield "speed", f"{each * 1000:.0f} ms per completion, above {SPEED * 1000:.0f} ms"
@@ -111,16 +104,14 @@ def _faults(outcome: Outcome) -> list[str]:
 
 def gold_completion(example: Example) -> str:
     """A completion that deserves full marks: the row's own evidence if it has some, and the right answer."""
+    if example.id == ROW["id"]:
+        return GOLD
     answer = str(example.answer[0] if isinstance(example.answer, (list, tuple)) else example.answer)
     if isinstance(example.answer, int) and 0 <= example.answer < len(example.choices):
         answer = example.choices[example.answer]
-    if example.id == ROW["id"]:
-        return GOLD
     texts = [example.columns.get(name) for name in ("evidence", "think", "reasoning", "cot")]
-    think = next((text for text in texts if isinstance(text, str) and text.strip()), None)
-    return reference_completion(
-        think or f"I hear it clearly in this recording, steady from the start, so the answer is {answer}.", answer
-    )
+    plain = f"I hear it clearly in this recording, steady from the start, so the answer is {answer}."
+    return reference_completion(next((t for t in texts if isinstance(t, str) and t.strip()), plain), answer)
 
 
 def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> list[str]:
@@ -130,7 +121,8 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
     for example in examples:
         if example.answer is None:
             continue
-        outcome = _outcome(term, example, [gold_completion(example)])
+        completion = gold_completion(example)
+        outcome = _outcome(term, example, [completion])
         if outcome.failures:
             return _faults(outcome)
         value = outcome.scores[0]
@@ -138,31 +130,20 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
             if name != "consistency":
                 problems.append(f"row {example.id} is {outcome.missing[0]}")
         elif value != 1.0 and (full or (_built_in(term) and name != "thinking")):
-            completion = gold_completion(example)
             problems.append(f"the right completion of row {example.id} scores {value:g}, not 1: {completion!r}")
     return problems
 
 
-def case_verdicts(term: Component) -> list[Verdict]:
-    """All cases, scored, with what was expected."""
+def case_verdicts(term: Component) -> list[tuple[LintCase, float, Expected, bool]]:
+    """All cases: the score (NaN for None), what was expected, and whether that is fine."""
     scores = _outcome(term, example_from_row(ROW), [case.completion for case in CASES]).scores
     verdicts = []
-    for case, value in zip(CASES, scores, strict=True):
-        expected = case.expected(term.reward.source.name if _built_in(term) else None)
+    for case, score in zip(CASES, scores, strict=True):
+        other = "<gold" if case.junk else None  # what a reward that is none of the four is held to
+        expected: Expected = getattr(case, term.reward.source.name) if _built_in(term) else other
         limit = {"<1": 1.0, "<gold": scores[0]}.get(str(expected))
-        fits = value == expected if limit is None else value < limit
-        if math.isnan(value):
+        fits = score == expected if limit is None else score < limit
+        if math.isnan(score):
             fits = expected != 1.0
-        verdicts.append(Verdict(case, value, expected, fits or expected is None))
+        verdicts.append((case, score, expected, fits or expected is None))
     return verdicts
-
-
-def _case_problems(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, str]]:
-    """Cases that got what they should not get, and the first score outside [0, 1]."""
-    for verdict in verdicts:
-        name, score = verdict.case.name, None if math.isnan(verdict.score) else verdict.score
-        if not verdict.ok:
-            yield "junk" if verdict.case.junk else "hack", f"{name}: scores {score}, expected {verdict.expected}"
-        if score is not None and not 0 <= score <= 1:
-            yield "range", f"{name}: {score:g} is outside [0, 1]"
-            return
