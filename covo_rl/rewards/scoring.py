@@ -97,12 +97,10 @@ def score(
     if config.reward_gate not in ("none", *names):
         raise RewardError(f"reward_gate {config.reward_gate!r} is not among the rewards: {names}")
     columns = reward_columns(groups, trainer_state)
-    if judge is None and config.judge:
-        from covo_rl.rewards.judge import judge_from_spec
+    if judge is not None or config.judge:
+        from covo_rl.rewards.judge import judge_from_spec  # urllib takes a while to import
 
-        judge = judge_from_spec(config.judge)
-    if judge is not None:
-        columns["judge"] = judge
+        columns["judge"] = judge_from_spec(config.judge) if judge is None else judge
     outcomes = run_components([term.reward for term in terms], columns, config.reward_timeout)
     failures = [outcome.failures for outcome in outcomes if outcome.failures]
     for whys in failures:  # logged once in its wording; the table holds all of them
