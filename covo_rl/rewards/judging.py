@@ -9,8 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from covo_rl.prompt import Parsed, option_letter
@@ -39,7 +38,7 @@ def judge_scores(
     """
     template, keys = load_template(f"{component}.v1"), KEYS[component]
     prompts = {
-        i: template.fill(**_fields(*row))
+        i: fill_template(template, **_fields(*row))
         for i, row in enumerate(rows)
         if row[0].think and (row[0].answer or component == "thinking")
     }
@@ -78,39 +77,33 @@ def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None,
     return fields
 
 
-@dataclass(frozen=True)
-class Template:
-    """The text of a judge's prompt."""
+def fill_template(template: str, **fields: str) -> tuple[str, str]:
+    """(prompt, nonce). Markers carry a nonce made from the content, so that the content cannot close them.
 
-    text: str
-
-    def fill(self, **fields: str) -> tuple[str, str]:
-        """(prompt, nonce). Markers carry a nonce made from the content, so that the content cannot close them.
-
-        The nonce is the same for the same content, so that replies can be cached; a completion that contained its own
-        hash is not something a policy can produce.
-        """
-        material = json.dumps([self.text, fields], sort_keys=True)
-        nonce = hashlib.sha256(material.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        values = {"begin": f"<<<{nonce}", "end": f"{nonce}>>>", "nonce": nonce}
-        for name, text in fields.items():
-            text = text.encode("utf-8", "replace").decode()
-            if (excess := len(text) - MAX_FIELD) > 0:
-                text = f"{text[: MAX_FIELD // 2]}\n[{excess} characters left out]\n{text[-MAX_FIELD // 2 :]}"
-            values[name] = text
-        return _FIELD.sub(lambda match: values[match.group(1)], self.text), nonce
+    The nonce is the same for the same content, so that replies can be cached; a completion that contained its own
+    hash is not something a policy can produce.
+    """
+    material = json.dumps([template, fields], sort_keys=True)
+    nonce = hashlib.sha256(material.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    values = {"begin": f"<<<{nonce}", "end": f"{nonce}>>>", "nonce": nonce}
+    for name, text in fields.items():
+        text = text.encode("utf-8", "replace").decode()
+        if (excess := len(text) - MAX_FIELD) > 0:
+            text = f"{text[: MAX_FIELD // 2]}\n[{excess} characters left out]\n{text[-MAX_FIELD // 2 :]}"
+        values[name] = text
+    return _FIELD.sub(lambda match: values[match.group(1)], template), nonce
 
 
-@lru_cache(maxsize=32)
-def load_template(name: str) -> Template:
+@cache
+def load_template(name: str) -> str:
     """`consistency.v1` -> rewards/judge/consistency.v1.txt of the user's folder, the checkout or the bundled copy."""
-    return Template(find("rewards", f"judge/{name}.txt").read_text(encoding="utf-8"))
+    return find("rewards", f"judge/{name}.txt").read_text(encoding="utf-8")
 
 
 def template_hashes() -> dict[str, str]:
     """Template name -> sha256, for the run record."""
-    templates = {name: load_template(name).text for name in (f"{component}.v1" for component in KEYS)}
-    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()}
+    names = [f"{component}.v1" for component in KEYS]
+    return {name: hashlib.sha256(load_template(name).encode()).hexdigest() for name in names}
 
 
 def read_verdict(reply: str, nonce: str, keys: tuple[str, ...]) -> tuple[dict[str, bool], str]:

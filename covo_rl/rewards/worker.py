@@ -31,7 +31,7 @@ from covo_rl.rewards.specs import Reward, load_reward
 
 LOAD_SECONDS = 60.0
 LOCATE_SECONDS = 1.0  # spent on finding the row that a function raises on
-_workers: dict[str, Worker] = {}
+_workers: dict[str, tuple[subprocess.Popen[bytes], Connection]] = {}
 
 
 @dataclass
@@ -64,8 +64,15 @@ def run_components(rewards: Sequence[Reward], columns: dict[str, Any], timeout: 
 @atexit.register
 def close() -> None:
     """End all worker processes."""
-    while _workers:
-        _workers.popitem()[1].kill()
+    for spec in list(_workers):
+        _end_worker(spec)
+
+
+def _end_worker(spec: str) -> None:
+    """End the process at once; the next call starts a new one."""
+    if worker := _workers.pop(spec, None):
+        worker[0].kill()
+        worker[0].wait()
 
 
 def _call(reward: Reward, columns: dict[str, Any]) -> Outcome:
@@ -152,7 +159,6 @@ class _Job(threading.Thread):
     def __init__(self, reward: Reward, columns: dict[str, Any]) -> None:
         super().__init__(name=f"reward {reward.source.spec}", daemon=True)
         self.reward, self.columns = reward, columns
-        self.worker = None if reward.in_thread else _workers.setdefault(reward.source.spec, Worker(reward))
         self.outcome: Outcome | None = None
         self.loaded = threading.Event()
         self.begun = time.perf_counter()
@@ -160,74 +166,62 @@ class _Job(threading.Thread):
 
     def run(self) -> None:
         try:
-            worker = self.worker
-            self.outcome = worker.call(self.columns, self.loaded) if worker else _call(self.reward, self.columns)
+            if self.reward.in_thread:
+                self.outcome = _call(self.reward, self.columns)
+            else:
+                self.outcome = _call_worker(self.reward, self.columns, self.loaded)
         finally:
             self.loaded.set()
 
     def wait(self, timeout: float) -> Outcome:
-        begun = self.begun
-        if self.worker and not self.loaded.wait(max(begun + LOAD_SECONDS - time.perf_counter(), 0)):
+        spec, apart, begun = self.reward.source.spec, not self.reward.in_thread, self.begun
+        if apart and not self.loaded.wait(max(begun + LOAD_SECONDS - time.perf_counter(), 0)):
             what = f"did not load after {LOAD_SECONDS:g} s"
         else:
-            if self.worker:
+            if apart:
                 begun = time.perf_counter()  # loading is not running
             self.join(max(begun + timeout - time.perf_counter(), 0))
             if self.outcome is not None:
                 return self.outcome
             what = f"{'was stopped' if self.is_alive() else 'gave no result'} after {timeout:g} s"
         seconds = time.perf_counter() - self.begun
-        if self.worker:
-            self.worker.kill()
-        return Outcome.failed(len(self.columns["completions"]), f"{self.reward.source.spec} {what}", seconds)
+        if apart:
+            _end_worker(spec)
+        return Outcome.failed(len(self.columns["completions"]), f"{spec} {what}", seconds)
 
 
-class Worker:
-    """The trainer's end. Not thread-safe; one call at a time."""
+def _call_worker(reward: Reward, columns: dict[str, Any], loaded: threading.Event) -> Outcome:
+    """Start the process if need be, send the columns it takes, wait for the scores; one call of a reward at a time.
 
-    pipe: Connection
-    process: subprocess.Popen[bytes] | None = None
-
-    def __init__(self, reward: Reward) -> None:
-        self.reward = reward
-
-    def call(self, columns: dict[str, Any], loaded: threading.Event) -> Outcome:
-        """Start the process if need be, send the columns it takes, wait for the scores.
-
-        `loaded` is set when the function is ready, so that loading does not count as running.
-        """
-        spec, n = self.reward.source.spec, len(columns["completions"])
-        names = self.reward.parameters | {"completions", "prompts", "id"}
-        if "**" in names:  # clips and the judge travel only to functions that name them
-            names |= columns.keys() - {"clips", "judge"}
-        try:
-            if self.process is None or self.process.poll() is not None:
-                self.pipe, theirs = Pipe()
-                code = "from covo_rl.rewards.worker import main; main()"
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", code, spec, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-                )  # fmt: skip
-                theirs.close()
-                self.pipe.recv_bytes()
-            loaded.set()
-            self.pipe.send_bytes(pickle.dumps({name: value for name, value in columns.items() if name in names}))
-            return pickle.loads(self.pipe.recv_bytes())
-        except (EOFError, OSError) as error:
-            end, process = str(error), self.process
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                end = f"exit code {process.wait(timeout=1)}" if process is not None else end
-            return Outcome.failed(n, f"{spec}: its process ended ({end})")
-        except (pickle.PickleError, TypeError, AttributeError) as error:
-            return Outcome.failed(n, f"{spec}: a column does not pickle: {error}")
-
-    def kill(self) -> None:
-        """End the process at once; the next call starts a new one."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.wait()
+    `loaded` is set when the function is ready, so that loading does not count as running.
+    """
+    spec, n = reward.source.spec, len(columns["completions"])
+    names = reward.parameters | {"completions", "prompts", "id"}
+    if "**" in names:  # clips and the judge travel only to functions that name them
+        names |= columns.keys() - {"clips", "judge"}
+    process, pipe = _workers.get(spec, (None, None))
+    try:
+        if process is None or pipe is None or process.poll() is not None:
+            pipe, theirs = Pipe()
+            code = "from covo_rl.rewards.worker import main; main()"
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, spec, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            )  # fmt: skip
+            _workers[spec] = process, pipe
+            theirs.close()
+            pipe.recv_bytes()
+        loaded.set()
+        pipe.send_bytes(pickle.dumps({name: value for name, value in columns.items() if name in names}))
+        return pickle.loads(pipe.recv_bytes())
+    except (EOFError, OSError) as error:
+        end = str(error)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            end = f"exit code {process.wait(timeout=1)}" if process is not None else end
+        return Outcome.failed(n, f"{spec}: its process ended ({end})")
+    except (pickle.PickleError, TypeError, AttributeError) as error:
+        return Outcome.failed(n, f"{spec}: a column does not pickle: {error}")
 
 
 def main() -> None:
