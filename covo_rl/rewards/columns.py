@@ -96,14 +96,9 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
     """A scored or hand-written row (question, choices, answer and further columns) as an Example."""
     others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
     answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
-    return Example(
-        id=str(row.get("id", index)),
-        clips=(),
-        question=str(row.get("question") or ""),
-        choices=tuple(str(choice) for choice in row.get("choices") or ()),
-        answer=answer,
-        columns={name: value for name, value in row.items() if name not in others},
-    )
+    choices = tuple(str(choice) for choice in row.get("choices") or ())
+    columns = {name: value for name, value in row.items() if name not in others}
+    return Example(str(row.get("id", index)), (), str(row.get("question") or ""), choices, answer, columns)
 
 
 def group_from_completions(example: Example, completions: Iterable[str], stop_reason: str = "stop") -> Group:

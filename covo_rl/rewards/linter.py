@@ -32,13 +32,10 @@ ODD = {
 # completions that a reward must not be fooled by, and rewordings that it must not punish, all about one row
 COMPONENTS = ("accuracy", "format", "consistency", "thinking")
 ROW: dict[str, Any] = {
-    "id": "linter",
-    "question": "What makes the sound?",
-    "choices": ["bell", "buzzer", "hiss", "knock"],
-    "answer": "knock",
-    "facts": {"source": "knock", "count": "three"},
+    "id": "linter", "question": "What makes the sound?",
+    "choices": ["bell", "buzzer", "hiss", "knock"], "answer": "knock", "facts": {"source": "knock", "count": "three"},
     "fact_lexicon": {"source": ["bell", "buzzer", "hiss", "knock"], "count": ["one", "two", "three", "four", "five"]},
-}
+}  # fmt: skip
 THINK = "I hear a dull thud on wood, three in all, so it is a knock."
 _BLOCK, _ANSWER = f"<think>{THINK}</think>", "<answer>knock</answer>"
 GOLD = _BLOCK + _ANSWER

@@ -38,10 +38,9 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
     Raises:
         RewardError: nothing given, or a reward that cannot be loaded.
     """
-    if isinstance(rewards, str):
-        weights: Mapping[Any, float] = _weights(rewards)
-    else:
-        weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
+    weights: Any = _weights(rewards) if isinstance(rewards, str) else rewards
+    if not isinstance(weights, Mapping):
+        weights = dict.fromkeys(weights, 1.0)
     if not weights:
         raise RewardError("no rewards given; write for example rewards: accuracy,format")
     terms = []
@@ -76,13 +75,9 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def score(
-    groups: Sequence[Group],
-    config: RewardConfig | None = None,
-    *,
-    trainer_state: Any = None,
-    rewards: Any = None,
+    groups: Sequence[Group], config: RewardConfig | None = None, *, trainer_state: Any = None, rewards: Any = None,
     judge: Any = None,
-) -> RewardTable:
+) -> RewardTable:  # fmt: skip
     """Score all rollouts of P groups with G rollouts each.
 
     `rewards` replaces those of `config` and may hold functions; `judge` replaces the one that `config.judge` names.

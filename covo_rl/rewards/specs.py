@@ -119,7 +119,8 @@ def load_reward(spec: str) -> Reward:
         except (TypeError, ValueError):  # some built-in functions have no signature
             factory = True
         if factory:
-            function, arguments = function(**arguments), {}
+            made: Any = function(**arguments)
+            function, arguments = made, {}
     reward = Reward(Source(spec, name, place, location, arguments), function)
     is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
     return AsyncReward(reward.source, function) if is_async else reward

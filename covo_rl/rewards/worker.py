@@ -1,12 +1,10 @@
 """Reward functions called at the same time, each with its time limit; whatever one does, the caller gets an outcome.
 
-Our own rewards run in daemon threads. Plugins run in worker processes, so that no plugin can hold up a rank while the
-others wait: a thread that holds the interpreter lock (a runaway regular expression, a C extension) cannot be stopped
-and stops everything else with it. `my_function.isolation = "thread"` opts out, for a function that needs live objects
-of this process. A worker is started once, loads the function by its name, and keeps its state between steps.
-
-They talk by pickles over a pipe; prints of the plugin go to stderr. A pool of `multiprocessing` would import the
-user's script again in each process, and fail where it has no `__main__` guard.
+Our own rewards run in daemon threads, plugins in worker processes: a thread that holds the interpreter lock (a runaway
+regular expression, a C extension) cannot be stopped and would hold up every rank. A worker is started once, loads the
+function by its name, and keeps its state between steps. They talk by pickles over a pipe; prints of the plugin go to
+stderr. A pool of `multiprocessing` would import the user's script again in each process, and fail where it has no
+`__main__` guard.
 """
 
 from __future__ import annotations
