@@ -12,8 +12,8 @@ The kind of answer is read from the row and can be forced with a column `answer_
 Only the answer block counts. No block, two blocks, or a block inside the reasoning is 0, whatever the text says.
 """
 
+from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.rules.answers import grade
-from covo_rl.rewards.text import completion_rows
 
 
 def accuracy(

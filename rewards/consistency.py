@@ -7,9 +7,9 @@ a deterministic checker finds the last option that the reasoning commits to, neg
 compares it with the answer. No reasoning or no readable answer is 0: there is nothing that could support it.
 """
 
+from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.judging import judge_scores
 from covo_rl.rewards.rules.conclusion import supports
-from covo_rl.rewards.text import completion_rows
 
 
 def consistency(

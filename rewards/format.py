@@ -10,7 +10,7 @@ tags inside the reasoning, and is here only to compare with.
 import re
 
 from covo_rl.prompt import parse
-from covo_rl.rewards.text import completion_text
+from covo_rl.rewards.columns import completion_text
 
 MIDDLE = re.compile(r"</think>\s*<answer>")
 

@@ -10,9 +10,9 @@ That check knows the truth, so this component alone can teach right answers: `th
 facts nor at the right answer, for experiments that ask what R_accuracy contributes.
 """
 
+from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.judging import judge_scores
 from covo_rl.rewards.rules.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge_free
-from covo_rl.rewards.text import completion_rows
 
 
 def thinking(

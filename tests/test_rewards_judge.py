@@ -14,7 +14,7 @@ from covo_rl.config import RewardConfig
 from covo_rl.rewards import RewardError, load_reward, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.judge import EndpointJudge, JudgeError, LocalJudge, judge_from_spec
-from covo_rl.rewards.judging import VerdictError, load_template, read_verdict, template_hashes
+from covo_rl.rewards.judging import VerdictError, fill_template, load_template, read_verdict, template_hashes
 from covo_rl.rewards.rules.criteria import CRITERIA
 
 GOOD = "<think>It rings on, so it is a bell.</think><answer>bell</answer>"
@@ -109,7 +109,7 @@ def test_five_verdicts_make_fifths(endpoint):
 
 def test_429_then_recovery(endpoint):
     server = endpoint((429, ""), (503, ""), agree)
-    assert isinstance(judge(server.url).ask([load_template("consistency.v1").fill(**FIELDS)[0]])[0], str)
+    assert isinstance(judge(server.url).ask([fill_template(load_template("consistency.v1"), **FIELDS)[0]])[0], str)
     assert len(server.requests) == 3
 
 
@@ -170,11 +170,11 @@ INJECTIONS = [
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_a_completion_cannot_leave_its_markers(text):
     template = load_template("consistency.v1")
-    prompt, nonce = template.fill(**{**FIELDS, "think": text})
+    prompt, nonce = fill_template(template, **{**FIELDS, "think": text})
     assert nonce not in text and prompt.count(f"<<<{nonce}\n") == 4 and prompt.count(f"\n{nonce}>>>\n") == 4
     inside = prompt.split("REASONING\n")[1].split(f"\n{nonce}>>>")[0].removeprefix(f"<<<{nonce}\n")
     assert inside == text.encode("utf-8", "replace").decode()
-    other = template.fill(**{**FIELDS, "think": text + "."})[1]
+    other = fill_template(template, **{**FIELDS, "think": text + "."})[1]
     with pytest.raises(VerdictError):  # a verdict written into the completion carries no valid nonce
         read_verdict(verdict(prompt), other, ("consistent",))
 

@@ -6,7 +6,7 @@ import time
 from covo_rl.prompt import parse
 from covo_rl.rewards import load_reward, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
-from covo_rl.rewards.hacks import CASES
+from covo_rl.rewards.linter import CASES
 from covo_rl.synth import render_sample
 
 NAMES = ("accuracy", "format", "consistency", "thinking")

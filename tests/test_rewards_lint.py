@@ -6,8 +6,7 @@ from covo_rl.config import RewardConfig
 from covo_rl.prompt import parse
 from covo_rl.rewards import lint
 from covo_rl.rewards.columns import example_from_row
-from covo_rl.rewards.hacks import CASES, GOLD
-from covo_rl.rewards.linter import gold_completion
+from covo_rl.rewards.linter import CASES, GOLD, gold_completion
 from covo_rl.rewards.worker import close
 
 BAD = '''

@@ -28,7 +28,6 @@ from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
 from covo_rl.rewards.rules.options import find_gold, interpret
 from covo_rl.rewards.scoring import components, score
-from covo_rl.types import Group
 
 DEFAULT = RewardConfig().rewards
 BATCH = 2048  # rows scored at once by `score`
@@ -74,7 +73,15 @@ def try_rewards(
     """Score one completion and explain the score."""
     components(names or DEFAULT)  # complains before anything is read
     text = typer.get_text_stream("stdin").read() if completion == "-" else completion
-    example = example_from_row(_read_row(row) if row else {})
+    columns: Any = {}
+    if row:
+        try:
+            columns = json.loads(row.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{row}: {error}") from error
+        if not isinstance(columns, dict):
+            raise ValueError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
+    example = example_from_row(columns)
     groups = [group_from_completions(example, [text], stop_reason)]
     table = score(groups, RewardConfig(judge=judge), rewards=names or DEFAULT)
     parsed = parse(text, stop_reason)
@@ -93,16 +100,6 @@ def try_rewards(
     console.print(f"total: {table.rewards_PG[0, 0]:g}")
 
 
-def _read_row(path: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}: expected one row as a JSON object, found {type(row).__name__}")
-    return row
-
-
 def _shown(value: float) -> str:
     return "None" if math.isnan(value) else f"{value:g}"
 
@@ -116,21 +113,20 @@ def check_rewards(
 ) -> None:
     """Lint rewards: gold, hack strings, determinism, range, length, speed, pickling. Exit code 1 on findings."""
     examples = [example_from_row(row, i) for i, row in enumerate(_rows(rows))] if rows else []
-    fine = True
+    failures = 0
     for term in components(names):
         if not quiet:
             table = Table("case", "score", "expected", "", title=term.name, show_edge=False)
-            for verdict in case_verdicts(term):
-                expected = "" if verdict.expected is None else str(verdict.expected)
-                table.add_row(verdict.case.name, _shown(verdict.score), expected, "" if verdict.ok else "FAIL")
+            for case, value, expected, ok in case_verdicts(term):
+                table.add_row(case.name, _shown(value), "" if expected is None else str(expected), "" if ok else "FAIL")
             console.print(table)
         findings = lint([term.name], examples, full=True)
-        fine = fine and not findings
+        failures += len(findings)
         for finding in findings:
             console.print(f"FAIL {finding}")
         if not findings:
             console.print(f"{term.name}: fine")
-    if not fine:
+    if failures:
         raise typer.Exit(1)
 
 
@@ -156,7 +152,12 @@ def score_rewards(
         nonlocal written
         failed = 0
         while batch := list(islice(rows, BATCH)):
-            groups = [_group(row, f"{input} row {i}", i - 1) for i, row in enumerate(batch, written + 1)]
+            groups = []
+            for i, row in enumerate(batch, written):
+                if not isinstance(row.get("completion"), str):
+                    raise ValueError(f"{input} row {i + 1}: needs a text `completion`; it has {', '.join(row)}")
+                completion, stop_reason = [row["completion"]], row.get("stop_reason", "stop")
+                groups.append(group_from_completions(example_from_row(row, i), completion, stop_reason))
             table = score(groups, config)
             for row, scores, total in zip(batch, table.rewards_PGR[:, 0], table.rewards_PG[:, 0], strict=True):
                 by_name = {name: round(float(v), 12) for name, v in zip(table.names, scores, strict=True)}
@@ -176,12 +177,6 @@ def score_rewards(
         mean = f"{sum(graded) / len(graded):.4f}" if graded else "-"
         typer.echo(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
     typer.echo(f"{written} rows -> {output}")
-
-
-def _group(row: dict[str, Any], place: str, index: int) -> Group:
-    if not isinstance(row.get("completion"), str):
-        raise ValueError(f"{place}: needs a text `completion`; it has {', '.join(row)}")
-    return group_from_completions(example_from_row(row, index), [row["completion"]], row.get("stop_reason", "stop"))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Groups of rollouts -> the columns that reward functions take, one value per completion.
+"""Groups of rollouts -> the columns that reward functions take, one value per completion; and what ours read of them.
 
 Names: `prompts`, `completions`, `completion_ids`, `stop_reason`; of the row `id`, `question`, `choices`, `answer` (the
 right one) and every further column; of the completion `parsed` (prompt.Parsed), `think` and `predicted_answer`;
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from covo_rl.prompt import parse
+from covo_rl.prompt import Parsed, parse
 from covo_rl.types import Clip, Example, Group, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -67,9 +68,8 @@ def reward_columns(groups: Sequence[Group], trainer_state: Any = None) -> dict[s
     if len(sizes) > 1:
         raise ValueError(f"groups of different sizes {sorted(sizes)}: every prompt needs the same number of rollouts")
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
-    texts = {(rollout.text, rollout.stop_reason) for _, rollout in pairs}  # rollouts of a prompt often say the same
-    parts = {key: parse(*key) for key in texts}
-    parsed = [parts[rollout.text, rollout.stop_reason] for _, rollout in pairs]
+    parse_once = cache(parse)  # rollouts of a prompt often say the same
+    parsed = [parse_once(rollout.text, rollout.stop_reason) for _, rollout in pairs]
     examples = [prompt.example for prompt, _ in pairs]
     columns: dict[str, Any] = {
         "prompts": [prompt.text for prompt, _ in pairs],
@@ -96,17 +96,29 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
     """A scored or hand-written row (question, choices, answer and further columns) as an Example."""
     others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
     answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
-    return Example(
-        id=str(row.get("id", index)),
-        clips=(),
-        question=str(row.get("question") or ""),
-        choices=tuple(str(choice) for choice in row.get("choices") or ()),
-        answer=answer,
-        columns={name: value for name, value in row.items() if name not in others},
-    )
+    choices = tuple(str(choice) for choice in row.get("choices") or ())
+    columns = {name: value for name, value in row.items() if name not in others}
+    return Example(str(row.get("id", index)), (), str(row.get("question") or ""), choices, answer, columns)
 
 
 def group_from_completions(example: Example, completions: Iterable[str], stop_reason: str = "stop") -> Group:
     """Completions that come from a file or a test, as rollouts without ids."""
     rollouts = tuple(Rollout((), (), text, "length" if stop_reason == "length" else "stop") for text in completions)
     return Group(Prompt(example, ({"role": "user", "content": example.question},), example.question, ()), rollouts)
+
+
+def completion_text(completion: Any) -> str:
+    """A completion as text: a string, or TRL's list of messages (their contents, joined)."""
+    if isinstance(completion, str):
+        return completion
+    contents = [message["content"] or "" for message in completion]
+    parts = [[{"text": content}] if isinstance(content, str) else content for content in contents]
+    return "".join(part.get("text", "") for content in parts for part in content)
+
+
+def completion_rows(
+    completions: Sequence[Any], parsed: Sequence[Parsed] | None, *columns: Sequence[Any] | None
+) -> list[tuple[Any, ...]]:
+    """(parts, value of every column) by completion. `parsed` where the runner has the parts; no column is all None."""
+    parts = [parse(completion_text(c)) for c in completions] if parsed is None else parsed
+    return list(zip(parts, *([None] * len(parts) if c is None else c for c in columns), strict=True))

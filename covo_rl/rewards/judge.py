@@ -31,6 +31,7 @@ from covo_rl.rewards.specs import RewardError
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
+MAX_TOKENS = 400  # of a reply
 
 
 class JudgeError(RuntimeError):
@@ -38,13 +39,11 @@ class JudgeError(RuntimeError):
 
 
 class Judge(Protocol):
-    """Whatever answers prompts."""
+    """Whatever answers prompts: one reply or error per prompt, in order; never raises for a single prompt."""
 
     name: str
 
-    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
-        """One reply or error per prompt, in order; never raises for a single prompt."""
-        ...
+    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]: ...
 
 
 class CachedJudge:
@@ -54,7 +53,10 @@ class CachedJudge:
         self.name, self.cache = name, cache
 
     def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
-        replies: dict[str, Any] = {prompt: self._remembered(prompt) for prompt in dict.fromkeys(prompts)}
+        replies: dict[str, Any] = {}
+        for prompt in dict.fromkeys(prompts):
+            path = self._file(prompt)
+            replies[prompt] = path.read_text(encoding="utf-8") if path and path.is_file() else None
         new = [prompt for prompt, reply in replies.items() if reply is None]
         replies.update(zip(new, self.answers(new), strict=True))
         return [replies[prompt] for prompt in prompts]
@@ -76,10 +78,6 @@ class CachedJudge:
         if path := self._file(prompt):
             path.unlink(missing_ok=True)
 
-    def _remembered(self, prompt: str) -> str | None:
-        path = self._file(prompt)
-        return path.read_text(encoding="utf-8") if path and path.is_file() else None
-
     def _file(self, prompt: str) -> Path | None:
         digest = hashlib.sha256(f"{self.name}\x00{prompt}".encode("utf-8", "replace")).hexdigest()
         return self.cache and self.cache / digest[:2] / f"{digest}.txt"
@@ -90,13 +88,12 @@ class EndpointJudge(CachedJudge):
 
     def __init__(
         self, model: str, url: str, *, concurrency: int = 16, timeout: float = 30.0, retries: int = 4,
-        backoff: float = 0.5, cache: Path | None = None, max_tokens: int = 400,
+        backoff: float = 0.5, cache: Path | None = None,
     ) -> None:  # fmt: skip
         if not url.startswith(("http://", "https://")):
             raise RewardError(f"judge address {url!r}: must start with http:// or https://")
         self.model, self.url = model, url.rstrip("/")
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self.max_tokens = max_tokens
         super().__init__(f"openai:{model}@{self.url}", cache)
 
     def answers(self, prompts: list[str]) -> list[str | JudgeError]:
@@ -105,19 +102,11 @@ class EndpointJudge(CachedJudge):
             return list(pool.map(self._answer, prompts))
 
     def _answer(self, prompt: str) -> str | JudgeError:
-        try:
-            reply = self._with_retries(prompt)
-        except JudgeError as error:
-            return error
-        self.remember(prompt, reply)
-        return reply
-
-    def _with_retries(self, prompt: str) -> str:
         problem = ""
         for attempt in range(self.retries + 1):
             wait = self.backoff * 2**attempt * (1 + random.random() / 4)
             try:
-                return self._post(prompt)
+                reply = self._post(prompt)
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code}"
                 if error.code not in RETRIED:
@@ -128,20 +117,18 @@ class EndpointJudge(CachedJudge):
                 problem = str(getattr(error, "reason", None) or error) or type(error).__name__
             except (ValueError, LookupError, TypeError) as error:
                 problem = f"an unreadable response ({error})"
+            else:
+                self.remember(prompt, reply)
+                return reply
             if attempt < self.retries:
                 time.sleep(min(wait, self.timeout))
-        raise JudgeError(f"judge {self.name}: {problem}, after {attempt + 1} tries")
+        return JudgeError(f"judge {self.name}: {problem}, after {attempt + 1} tries")
 
     def _post(self, prompt: str) -> str:
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"}
-        key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
-        if key:
+        if key := next(filter(None, map(os.environ.get, KEY_VARIABLES)), None):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=self.timeout) as response:
@@ -155,10 +142,10 @@ class LocalJudge(CachedJudge):
     """A transformers model on this machine, greedy, in batches. `generate` replaces the model in tests."""
 
     def __init__(
-        self, path: str, *, batch_size: int = 16, max_tokens: int = 400, cache: Path | None = None,
+        self, path: str, *, batch_size: int = 16, cache: Path | None = None,
         generate: Callable[[list[str]], list[str]] | None = None,
     ) -> None:  # fmt: skip
-        self.path, self.batch_size, self.max_tokens, self.generate = path, batch_size, max_tokens, generate
+        self.path, self.batch_size, self.generate = path, batch_size, generate
         super().__init__(f"transformers:{path}", cache)
 
     def answers(self, prompts: list[str]) -> list[str | JudgeError]:
@@ -187,7 +174,7 @@ class LocalJudge(CachedJudge):
                 prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
             batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
             with torch.inference_mode():
-                ids = model.generate(**batch, max_new_tokens=self.max_tokens, do_sample=False)
+                ids = model.generate(**batch, max_new_tokens=MAX_TOKENS, do_sample=False)
             return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
         return generate

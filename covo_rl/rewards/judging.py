@@ -9,8 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from covo_rl.prompt import Parsed, option_letter
@@ -39,41 +38,37 @@ def judge_scores(
     """
     template, keys = load_template(f"{component}.v1"), KEYS[component]
     prompts = {
-        i: template.fill(**_fields(*row))
+        i: fill_template(template, **_fields(*row))
         for i, row in enumerate(rows)
         if row[0].think and (row[0].answer or component == "thinking")
     }
-    verdicts: dict[int, tuple[dict[str, bool], str]] = {}
+    scores: list[float | None] = [0.0] * len(rows)
+    rationales, unmet = [""] * len(rows), [""] * len(rows)
     replies = judge.ask([prompt for prompt, _ in prompts.values()])
     for (i, (prompt, nonce)), reply in zip(prompts.items(), replies, strict=True):
         try:
             if isinstance(reply, JudgeError):
                 raise reply
-            verdicts[i] = read_verdict(reply, nonce, keys)
+            verdict, rationales[i] = read_verdict(reply, nonce, keys)
+            scores[i] = sum(verdict.values()) / len(keys)
+            unmet[i] = ", ".join(name for name, met in verdict.items() if not met)
         except (JudgeError, VerdictError) as error:
+            scores[i] = None
             if isinstance(error, VerdictError) and hasattr(judge, "forget"):
                 judge.forget(prompt)  # type: ignore[attr-defined]
             if log_missing:
                 log_missing(i, f"failed: judge: {error}")
-    listed = [verdicts.get(i, ({}, "")) for i in range(len(rows))]
     if log_extra:
-        log_extra(f"{component}_rationale", [rationale for _, rationale in listed])
+        log_extra(f"{component}_rationale", rationales)
         if component == "thinking":
-            log_extra(
-                "thinking_unmet", [", ".join(n for n, met in verdict.items() if not met) for verdict, _ in listed]
-            )
-    return [
-        0.0 if i not in prompts else sum(verdict.values()) / len(keys) if verdict else None
-        for i, (verdict, _) in enumerate(listed)
-    ]
+            log_extra("thinking_unmet", unmet)
+    return scores
 
 
 def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None, *truth: Any) -> dict[str, str]:
     options = "\n".join(f"{option_letter(i)}. {option}" for i, option in enumerate(choices or ()))
-    fields = {
-        "question": question or "", "options": options or "none", "think": parsed.think or "",
-        "answer": parsed.answer or "none",
-    }  # fmt: skip
+    fields = {"question": question or "", "options": options or "none"}
+    fields |= {"think": parsed.think or "", "answer": parsed.answer or "none"}
     if truth:
         gold, facts = truth
         facts = {name: value for name, value in (facts or {}).items() if value is not None}
@@ -82,45 +77,33 @@ def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None,
     return fields
 
 
-@dataclass(frozen=True)
-class Template:
-    """The text of a judge's prompt, and the hash that goes into the run record."""
+def fill_template(template: str, **fields: str) -> tuple[str, str]:
+    """(prompt, nonce). Markers carry a nonce made from the content, so that the content cannot close them.
 
-    text: str
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-    def fill(self, **fields: str) -> tuple[str, str]:
-        """(prompt, nonce). Markers carry a nonce made from the content, so that the content cannot close them.
-
-        The nonce is the same for the same content, so that replies can be cached; a completion that contained its own
-        hash is not something a policy can produce.
-        """
-        material = json.dumps([self.text, fields], sort_keys=True)
-        nonce = hashlib.sha256(material.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        values = {name: _shortened(value) for name, value in fields.items()}
-        values |= {"begin": f"<<<{nonce}", "end": f"{nonce}>>>", "nonce": nonce}
-        return _FIELD.sub(lambda match: values[match.group(1)], self.text), nonce
+    The nonce is the same for the same content, so that replies can be cached; a completion that contained its own
+    hash is not something a policy can produce.
+    """
+    material = json.dumps([template, fields], sort_keys=True)
+    nonce = hashlib.sha256(material.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    values = {"begin": f"<<<{nonce}", "end": f"{nonce}>>>", "nonce": nonce}
+    for name, text in fields.items():
+        text = text.encode("utf-8", "replace").decode()
+        if (excess := len(text) - MAX_FIELD) > 0:
+            text = f"{text[: MAX_FIELD // 2]}\n[{excess} characters left out]\n{text[-MAX_FIELD // 2 :]}"
+        values[name] = text
+    return _FIELD.sub(lambda match: values[match.group(1)], template), nonce
 
 
-def _shortened(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode()
-    if len(text) <= MAX_FIELD:
-        return text
-    return f"{text[: MAX_FIELD // 2]}\n[{len(text) - MAX_FIELD} characters left out]\n{text[-MAX_FIELD // 2 :]}"
-
-
-@lru_cache(maxsize=32)
-def load_template(name: str) -> Template:
+@cache
+def load_template(name: str) -> str:
     """`consistency.v1` -> rewards/judge/consistency.v1.txt of the user's folder, the checkout or the bundled copy."""
-    return Template(find("rewards", f"judge/{name}.txt").read_text(encoding="utf-8"))
+    return find("rewards", f"judge/{name}.txt").read_text(encoding="utf-8")
 
 
 def template_hashes() -> dict[str, str]:
     """Template name -> sha256, for the run record."""
-    return {name: load_template(name).sha256 for name in (f"{component}.v1" for component in KEYS)}
+    names = [f"{component}.v1" for component in KEYS]
+    return {name: hashlib.sha256(load_template(name).encode()).hexdigest() for name in names}
 
 
 def read_verdict(reply: str, nonce: str, keys: tuple[str, ...]) -> tuple[dict[str, bool], str]:

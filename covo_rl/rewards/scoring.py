@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from covo_rl.config import RewardConfig
-from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
-from covo_rl.rewards.worker import run_components
+from covo_rl.rewards.worker import Outcome, run_components
 from covo_rl.types import Group, RewardTable
 
 logger = logging.getLogger("covo_rl.rewards")
@@ -39,10 +38,9 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
     Raises:
         RewardError: nothing given, or a reward that cannot be loaded.
     """
-    if isinstance(rewards, str):
-        weights: Mapping[Any, float] = _weights(rewards)
-    else:
-        weights = rewards if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
+    weights: Any = _weights(rewards) if isinstance(rewards, str) else rewards
+    if not isinstance(weights, Mapping):
+        weights = dict.fromkeys(weights, 1.0)
     if not weights:
         raise RewardError("no rewards given; write for example rewards: accuracy,format")
     terms = []
@@ -77,13 +75,9 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def score(
-    groups: Sequence[Group],
-    config: RewardConfig | None = None,
-    *,
-    trainer_state: Any = None,
-    rewards: Any = None,
+    groups: Sequence[Group], config: RewardConfig | None = None, *, trainer_state: Any = None, rewards: Any = None,
     judge: Any = None,
-) -> RewardTable:
+) -> RewardTable:  # fmt: skip
     """Score all rollouts of P groups with G rollouts each.
 
     `rewards` replaces those of `config` and may hold functions; `judge` replaces the one that `config.judge` names.
@@ -98,12 +92,10 @@ def score(
     if config.reward_gate not in ("none", *names):
         raise RewardError(f"reward_gate {config.reward_gate!r} is not among the rewards: {names}")
     columns = reward_columns(groups, trainer_state)
-    if judge is None and config.judge:
-        from covo_rl.rewards.judge import judge_from_spec
+    if judge is not None or config.judge:
+        from covo_rl.rewards.judge import judge_from_spec  # urllib takes a while to import
 
-        judge = judge_from_spec(config.judge)
-    if judge is not None:
-        columns["judge"] = judge
+        columns["judge"] = judge_from_spec(config.judge) if judge is None else judge
     outcomes = run_components([term.reward for term in terms], columns, config.reward_timeout)
     failures = [outcome.failures for outcome in outcomes if outcome.failures]
     for whys in failures:  # logged once in its wording; the table holds all of them

@@ -113,19 +113,17 @@ def load_reward(spec: str) -> Reward:
     place, location, name, function = _find(base)
     if not callable(function):
         raise RewardError(f"reward {spec!r}: {name} in {location} is {type(function).__name__}, not a function")
-    if arguments and not _takes_completions(function):  # a factory
-        made: Any = function(**arguments)
-        function, arguments = made, {}
+    if arguments:
+        try:
+            factory = "completions" not in inspect.signature(function).parameters
+        except (TypeError, ValueError):  # some built-in functions have no signature
+            factory = True
+        if factory:
+            made: Any = function(**arguments)
+            function, arguments = made, {}
     reward = Reward(Source(spec, name, place, location, arguments), function)
     is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
     return AsyncReward(reward.source, function) if is_async else reward
-
-
-def _takes_completions(function: Callable[..., Any]) -> bool:
-    try:
-        return "completions" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return False
 
 
 def split_arguments(spec: str) -> tuple[str, dict[str, Any]]:
@@ -150,36 +148,28 @@ def _find(base: str) -> tuple[str, str, str, Any]:
     if base.endswith(".py"):
         path, name = base, Path(base).stem
     if path.endswith(".py"):
-        file = Path(path).expanduser()
-        return "file", str(file), name, _attribute(load_file(file), name, base)
-    if path:
-        try:
-            module = importlib.import_module(path)
-        except ImportError as error:
-            raise RewardError(f"reward {base!r}: cannot import {path!r}: {error}") from error
-        return "import", path, name, _attribute(module, name, base)
-    files = names("rewards")
-    if name in files:
-        file, place = files[name]
-        return place, str(file), name, _attribute(load_file(file), name, base)
-    points = entry_points(group=GROUP)
-    for point in points.select(name=name):
-        return "entry point", point.value, name, point.load()
-    known = sorted({*files, *points.names})
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    raise RewardError(
-        f"there is no reward {name!r}; "
-        + (f"did you mean {near[0]!r}? " if near else "")
-        + f"there is {', '.join(known)}, ./file.py:function and package.module:function"
-    )
-
-
-def _attribute(module: ModuleType, name: str, spec: str) -> Any:
+        place, location = "file", str(Path(path).expanduser())
+    elif path:
+        place, location = "import", path
+    elif name in (files := names("rewards")):
+        place, location = files[name][1], str(files[name][0])
+    else:
+        points = entry_points(group=GROUP)
+        for point in points.select(name=name):
+            return "entry point", point.value, name, point.load()
+        known = sorted({*files, *points.names})
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        there = f"there is {', '.join(known)}, ./file.py:function and package.module:function"
+        raise RewardError(f"there is no reward {name!r}; {guess}{there}")
     try:
-        return getattr(module, name)
-    except AttributeError:
+        module = importlib.import_module(path) if place == "import" else load_file(Path(location))
+    except ImportError as error:
+        raise RewardError(f"reward {base!r}: cannot import {path!r}: {error}") from error
+    if not hasattr(module, name):
         public = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise RewardError(f"reward {spec!r}: {module.__name__} has no {name!r}; it has {', '.join(public)}") from None
+        raise RewardError(f"reward {base!r}: {module.__name__} has no {name!r}; it has {', '.join(public)}")
+    return place, location, name, getattr(module, name)
 
 
 def load_file(file: Path) -> ModuleType:
