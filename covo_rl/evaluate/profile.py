@@ -22,10 +22,9 @@ from typing import Any
 from covo_rl.data.files import plain, write_atomically, write_json
 from covo_rl.evaluate.inputs import Inputs, read_inputs, read_json_rows
 from covo_rl.evaluate.records import Record
-from covo_rl.evaluate.request import Request
-from covo_rl.evaluate.runner import answer_rows
+from covo_rl.evaluate.runner import Request, answer_rows
 from covo_rl.evaluate.sets import EvalInputError, EvalSet
-from covo_rl.evaluate.statistics import pass_at_k
+from covo_rl.evaluate.summary import pass_at_k
 
 TRAINING_SET = EvalSet("profile", "training rows", fields={}, breakdown=())
 
