@@ -120,7 +120,7 @@ def evaluate(
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
     """
-    check_settings(examples, greedy=greedy, num_generations=num_generations)
+    check_repeats(examples, greedy=greedy, num_generations=num_generations)
     answerer: Answerer = policy_or_sampler
     if not hasattr(policy_or_sampler, "answer"):
         assert clips is not None, "a policy needs the ClipStore that its feature store reads from"
@@ -143,7 +143,7 @@ def evaluate(
     return Evaluation(tuple(records[i] for i in range(len(rows))), audio=audio, greedy=greedy)
 
 
-def check_settings(examples: Sequence[Example], *, greedy: bool, num_generations: int) -> None:
+def check_repeats(examples: Sequence[Example], *, greedy: bool, num_generations: int) -> None:
     """Raise ValueError for duplicate ids (all named) and for several greedy samples, which would be equal."""
     if twice := sorted(repeated_ids([e.id for e in examples])):
         raise ValueError(f"{len(twice)} ids occur more than once: {', '.join(twice[:20])}")

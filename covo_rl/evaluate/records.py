@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def _record(group: Group, seconds: float | None, rewards: dict[str, list[float |
     }
 
 
+@dataclass(frozen=True)
 class RecordLog:
     """rows.jsonl: one line a record, flushed to disk after every batch. ASCII, so that any character of a reply (a
     lone surrogate, a line separator) leaves the lines intact.
@@ -92,8 +94,7 @@ class RecordLog:
     off, an unfinished batch included: it will be repeated with the same seed, and finished rows will not.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    path: Path
 
     def append(self, records: Sequence[Record], *, batch: int) -> None:
         """Write one batch and wait until it is on the disk."""

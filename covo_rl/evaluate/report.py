@@ -86,10 +86,9 @@ def _audio_figures(by_audio: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
 
 def _submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """MMAU's submission: the data file's rows with the extracted answer, else the raw reply, under both keys in use."""
-    replies = {
-        r["id"]: r["answer_prediction"] if r["answer_prediction"] is not None else r["model_output"] for r in records
-    }
-    texts = [(row, replies[str(row["id"])] or "") for row in rows if str(row["id"]) in replies]
+    replies = {r["id"]: (r["answer_prediction"], r["model_output"] or "") for r in records}
+    pairs = [(row, *replies[name]) for row in rows if (name := str(row["id"])) in replies]
+    texts = [(row, reply if answer is None else answer) for row, answer, reply in pairs]
     return [{**row, "model_prediction": text, "model_output": text} for row, text in texts]
 
 
@@ -98,7 +97,8 @@ def _submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) ->
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Lines of a table; the first column is text, the others numbers. Pipes in cells are escaped."""
-    line, *body = ("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in (head, *rows))
+    cells = [head, *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    line, *body = ("| " + " | ".join(row) + " |" for row in cells)
     return [line, "|---" + "|---:" * (len(head) - 1) + "|", *body, ""]
 
 
@@ -231,8 +231,12 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
 
 
 def _draw(report: Mapping[str, Any], folder: Path) -> None:
-    """PNG plots of what there is data for: accuracy per group, by audio length, and per audio condition."""
+    """PNG plots of what there is data for: accuracy per group, by audio length, and per audio condition.
+
+    Horizontal bars in percent with 95 % intervals and the number of rows.
+    """
     import matplotlib
+    from matplotlib.figure import Figure
 
     matplotlib.use("Agg")
     bars = {column: [(value, entry["strict"]) for value, entry in values.items()]
@@ -245,24 +249,19 @@ def _draw(report: Mapping[str, Any], folder: Path) -> None:
         ("audio_length.png", "strict accuracy by audio length", lengths),
         ("listening.png", "strict accuracy by audio", audio if len(audio) > 1 else []),
     ):
-        rows = [(label, block) for label, block in rows if block["accuracy"] is not None]
-        if rows:
-            _draw_bars(rows, f"{report['title']}: {title}", folder / name)
-
-
-def _draw_bars(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:
-    """Horizontal bars in percent with 95 % intervals and the number of rows."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    values = [100 * block["accuracy"] for _, block in rows]
-    low = [max(0.0, v - 100 * block["ci95"][0]) for v, (_, block) in zip(values, rows, strict=True)]
-    high = [max(0.0, 100 * block["ci95"][1] - v) for v, (_, block) in zip(values, rows, strict=True)]
-    axes.barh(range(len(rows)), values, xerr=[low, high], height=0.65, color="#4c72b0", ecolor="#333333", capsize=2)
-    axes.set_yticks(range(len(rows)), [f"{label} (n={block['n_scored']})" for label, block in rows])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% right, 95 % interval")
-    axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+        rows = [
+            (f"{label} (n={b['n_scored']})", 100 * b["accuracy"], b) for label, b in rows if b["accuracy"] is not None
+        ]
+        if not rows:
+            continue
+        labels, values, blocks = zip(*rows, strict=True)
+        low = [max(0.0, value - 100 * block["ci95"][0]) for value, block in zip(values, blocks, strict=True)]
+        high = [max(0.0, 100 * block["ci95"][1] - value) for value, block in zip(values, blocks, strict=True)]
+        figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.barh(range(len(rows)), values, xerr=[low, high], height=0.65, color="#4c72b0", ecolor="#333333", capsize=2)
+        axes.set_yticks(range(len(rows)), labels)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 100), xlabel="% right, 95 % interval")
+        axes.set_title(f"{report['title']}: {title}", fontsize=10)
+        figure.savefig(folder / name, dpi=120)

@@ -20,14 +20,7 @@ import typer
 
 from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.data.files import plain, write_json
-from covo_rl.evaluate.answer import (
-    PolicyAnswerer,
-    answer_batch,
-    audio_seconds,
-    check_settings,
-    plan_batches,
-    with_audio,
-)  # fmt: skip
+from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
@@ -158,16 +151,11 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = 
         EvalInputError: it holds another evaluation (the differing settings are named), or rows that nobody claims.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.json"
-    settings = plain(settings)
+    path, settings = folder / "run.json", plain(settings)
     if path.is_file() and not overwrite:
         there = json.loads(path.read_text(encoding="utf-8"))
-        differing = [
-            f"{key}: {there.get(key)!r} there, {settings.get(key)!r} now"
-            for key in sorted({*there, *settings})
-            if there.get(key) != settings.get(key)
-        ]
-        if differing:
+        both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
+        if differing := [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]:
             advice = "choose another --output, or --overwrite"
             raise EvalInputError([f"{folder} holds another evaluation ({advice}):", *differing])
         return
@@ -220,7 +208,7 @@ def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ra
     """
     examples, folder = inputs.examples, request.output
     assert folder is not None
-    check_settings(examples, greedy=request.greedy, num_generations=request.num_generations)
+    check_repeats(examples, greedy=request.greedy, num_generations=request.num_generations)
     name = "rows" if audio == "real" else f"rows.{audio}"
     log = RecordLog(folder / (f"{name}.rank{ranks.rank}.jsonl" if ranks.rank else f"{name}.jsonl"))
 
