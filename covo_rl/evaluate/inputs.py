@@ -33,13 +33,12 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows of an evaluation set, and replies where they come from a file. `warnings` go into the report."""
+    """Rows of an evaluation set, and replies where they come from a file. `meta` goes into the report."""
 
     eval_set: EvalSet
     data: Path
     examples: tuple[Example, ...]
     predictions: dict[str, list[str]] | None = None
-    warnings: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +85,7 @@ def read_inputs(
             "version": version_of(eval_set, sha256, all_rows), "limit": limit, "problems": warnings}  # fmt: skip
     if predictions is not None:
         meta |= {"predictions": str(predictions), "predictions_sha256": file_sha256(predictions)}
-    return Inputs(eval_set, path, tuple(rows), replies, tuple(warnings), meta)
+    return Inputs(eval_set, path, tuple(rows), replies, meta)
 
 
 def count_rows(ids: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def write_report(
     elif plots:
         _draw(report, folder)
     typer.echo(f"report: {folder / 'report.json'}")
-    for warning in inputs.warnings:
+    for warning in settings["problems"]:
         typer.echo(f"note: {warning}", err=True)
 
 
@@ -249,12 +249,11 @@ def _draw(report: Mapping[str, Any], folder: Path) -> None:
         ("audio_length.png", "strict accuracy by audio length", lengths),
         ("listening.png", "strict accuracy by audio", audio if len(audio) > 1 else []),
     ):
-        rows = [
-            (f"{label} (n={b['n_scored']})", 100 * b["accuracy"], b) for label, b in rows if b["accuracy"] is not None
-        ]
+        rows = [(label, block) for label, block in rows if block["accuracy"] is not None]
         if not rows:
             continue
-        labels, values, blocks = zip(*rows, strict=True)
+        labels = [f"{label} (n={block['n_scored']})" for label, block in rows]
+        values, blocks = [100 * block["accuracy"] for _, block in rows], [block for _, block in rows]
         low = [max(0.0, value - 100 * block["ci95"][0]) for value, block in zip(values, blocks, strict=True)]
         high = [max(0.0, 100 * block["ci95"][1] - value) for value, block in zip(values, blocks, strict=True)]
         figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")

@@ -81,10 +81,9 @@ def strict_match(text: str | None, choices: Sequence[str], answer: str, question
     """
     if text is None or not text.strip():
         return False
-    parsed = Parsed(think=None, answer=text.strip())
-    score = _accuracy()(
-        completions=[text], answer=[answer], choices=[list(choices)], question=[question], parsed=[parsed]
-    )[0]
+    row = {"completions": text, "answer": answer, "choices": list(choices), "question": question,
+           "parsed": Parsed(think=None, answer=text.strip())}  # fmt: skip
+    score = _accuracy()(**{name: [value] for name, value in row.items()})[0]
     return score is not None and score >= 1.0
 
 
@@ -202,10 +201,8 @@ def load_set(name: str) -> EvalSet:
     if Path(name).suffix in (".yaml", ".yml", ".json") and Path(name).is_file():
         return _from_manifest(Path(name))
     if name not in FILES:
-        names = ", ".join(FILES)
-        raise EvalInputError(
-            [f"--set {name}: no such set; the sets are {names}, or give a manifest file (.yaml, .json)"]
-        )
+        names = f"{', '.join(FILES)}, or give a manifest file (.yaml, .json)"
+        raise EvalInputError([f"--set {name}: no such set; the sets are {names}"])
     from covo_rl.resolve import find
 
     return runpy.run_path(str(find("eval_sets", f"{FILES[name]}.py")))["SETS"][name]
