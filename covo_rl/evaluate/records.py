@@ -54,24 +54,25 @@ def judge_groups(
 def _record(group: Group, seconds: float | None, rewards: dict[str, list[float | None]], eval_set: EvalSet) -> Record:
     """An extracted answer that is missing counts as an empty reply, hence wrong."""
     example, rollouts = group.prompt.example, group.rollouts
-    question, choices, answer = example.question, example.choices, example.answer
+    question, choices, answer = example.question, example.choices, example.answer or ""
     raw, extracted = [r.text for r in rollouts], [r.answer for r in rollouts]
-    scorer, verdicts = eval_set.grader, {name: [None] * len(rollouts) for name in VERDICTS}
-    if graded := scorer is not None and answer is not None:
+    verdicts: dict[str, list[bool | None]] = {name: [None] * len(rollouts) for name in VERDICTS}
+    scorer = eval_set.grader if example.answer is not None else None
+    if scorer is not None:
         verdicts = {
             "official": [scorer(text, choices, answer) for text in raw],
             "official_extracted": [scorer(text or "", choices, answer) for text in extracted],
             "strict": [strict_match(text, choices, answer, question) for text in extracted],
             "strict_raw": [strict_match(text, choices, answer, question) for text in raw],
         }
-    unanswered = {name: False if graded and name.startswith("strict") else None for name in VERDICTS}
+    unanswered = {name: False if scorer and name.startswith("strict") else None for name in VERDICTS}
     return {
         "id": example.id,
         **{f"{name}_correct": values[0] if values else unanswered[name] for name, values in verdicts.items()},
         "missing": not rollouts,
         "model_output": raw[0] if rollouts else None,
         "answer_prediction": extracted[0] if rollouts else None,
-        "answer": answer,
+        "answer": example.answer,
         "replies": raw,
         "answers": extracted,
         "problems": [list(r.problems) for r in rollouts],

@@ -75,12 +75,9 @@ class Request:
 
         from covo_rl.resolve import resolve_model
 
-        config = PromptConfig()
-        for folder in (self.adapter, self.model):
-            path = Path(resolve_model(folder)) / "prompt.yaml" if folder else None
-            if path is not None and path.is_file():
-                config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-                break
+        paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
+        path = next((path for path in paths if path.is_file()), None)
+        config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path else PromptConfig()
         flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
         return replace(config, **{name: value for name, value in flags.items() if value is not None})
 
