@@ -19,8 +19,9 @@ import time
 
 import numpy as np
 
-from covo_rl.config import PromptConfig, RolloutConfig
-from covo_rl.evaluate.answer import PolicyAnswerer, load_answerer, plan_batches
+from covo_rl.config import PromptConfig
+from covo_rl.evaluate.answer import PolicyAnswerer, plan_batches
+from covo_rl.evaluate.runner import Request, load_answerer
 from covo_rl.types import Clip, Example
 
 RATE = 16000
@@ -50,7 +51,7 @@ def run_once(answerer: PolicyAnswerer, rows: list[Example], seconds: list[float]
 
     policy = Policy(answerer.policy.family, clips=answerer.clips)
     policy.eval()
-    fresh = PolicyAnswerer(policy, answerer.clips, answerer.prompt_config, answerer.rollout_config)
+    fresh = PolicyAnswerer(policy, answerer.clips, PromptConfig(), answerer.rollout_config)
     start, start_cpu = time.perf_counter(), time.process_time()
     for batch in plan_batches(rows, seconds, size, bucket=bucket):
         fresh.answer([rows[i] for i in batch], greedy=True, num_generations=1, seed=0)
@@ -69,8 +70,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows, seconds = make_rows(args.rows, args.longest, args.seed)
-    rollout = RolloutConfig(num_generations=1, max_completion_length=args.max_completion_length)
-    answerer = load_answerer(args.model, None, dtype="auto", prompt_config=PromptConfig(), rollout_config=rollout)
+    answerer = load_answerer(Request(model=args.model, max_completion_length=args.max_completion_length))
     timings: dict[str, list[dict]] = {way: [] for way in WAYS}
     run_once(answerer, rows[:4], seconds[:4], 4, True)  # first calls allocate
     for _ in range(args.rounds):

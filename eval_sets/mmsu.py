@@ -7,7 +7,7 @@ denominators are reported. (VoiceBench's `mmsu` is another set.)
 
 from __future__ import annotations
 
-from covo_rl.evaluate.sets import EvalSet, PromptStyle
+from covo_rl.evaluate.sets import FIELDS, EvalSet, PromptStyle
 
 SETS = {
     "mmsu": EvalSet(
@@ -17,13 +17,7 @@ SETS = {
         licence="not stated by its authors: ask before you redistribute",
         how_to_get="download the JSONL and the audio from hf.co/datasets/ddwang2000/MMSU (split train); "
         "--data FILE.jsonl --audio-dir the folder that its audio column starts from",
-        fields={
-            "id": "id",
-            "audio": "audio",
-            "question": "question",
-            "choices": "choice_a choice_b choice_c choice_d",
-            "answer": "answer_gt",
-        },
+        fields={**FIELDS, "audio": "audio", "choices": "choice_a choice_b choice_c choice_d", "answer": "answer_gt"},
         breakdown=("category", "sub-category", "sub-sub-category", "linguistics_sub_discipline", "task_name"),
         scorer_rule="letter",
         official_drops="replies that are no text or in which no letter A-D is first or second-last",

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from covo_rl.evaluate.scorers import token_set_match
+from covo_rl.evaluate.sets import token_set_match
 from covo_rl.rewards.rules.answers import grade
 
 CASES = Path(__file__).parent / "fixtures" / "tricky_answers.jsonl"

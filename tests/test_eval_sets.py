@@ -6,8 +6,17 @@ import sys
 
 import pytest
 
-from covo_rl.evaluate.scorers import letter_rule, token_set_match
-from covo_rl.evaluate.sets import FILES, EvalInputError, EvalSet, PromptStyle, key_sha256, load_set, version_of
+from covo_rl.evaluate.sets import (
+    FILES,
+    EvalInputError,
+    EvalSet,
+    PromptStyle,
+    key_sha256,
+    letter_rule,
+    load_set,
+    token_set_match,
+    version_of,
+)  # fmt: skip
 from covo_rl.types import Example
 
 
@@ -108,7 +117,7 @@ def test_manifest_problems_are_all_told(tmp_path):
 
 def test_importing_sets_and_the_command_loads_no_torch():
     code = (
-        "import sys, covo_rl.evaluate, covo_rl.evaluate.cli, covo_rl.evaluate.compare, covo_rl.evaluate.profile\n"
+        "import sys, covo_rl.evaluate, covo_rl.evaluate.cli, covo_rl.evaluate.report, covo_rl.evaluate.profile\n"
         "from covo_rl.evaluate.sets import FILES, load_set\n"
         "[load_set(name) for name in FILES]\n"
         "print([m for m in ('torch', 'transformers', 'matplotlib', 'datasets') if m in sys.modules])"

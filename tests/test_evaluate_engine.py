@@ -8,14 +8,12 @@ import pytest
 
 from covo_rl.config import PromptConfig, RolloutConfig
 from covo_rl.evaluate import evaluate
-from covo_rl.evaluate.answer import plan_batches
+from covo_rl.evaluate.answer import derangement, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs
 from covo_rl.evaluate.records import RecordLog, group_from_text
-from covo_rl.evaluate.request import Request
-from covo_rl.evaluate.runner import run_model
+from covo_rl.evaluate.runner import Request, run_model
 from covo_rl.evaluate.sets import load_set
 from covo_rl.evaluate.summary import length_class, summarize
-from covo_rl.evaluate.variants import derangement, with_audio
 from covo_rl.records.console import time_left
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example

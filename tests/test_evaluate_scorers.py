@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from covo_rl.evaluate.scorers import letter_rule, reply_words, token_set_match
+from covo_rl.evaluate.sets import letter_rule, reply_words, token_set_match
 
 FIXTURES = Path(__file__).parent / "fixtures" / "scoring"
 

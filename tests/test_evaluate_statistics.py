@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from covo_rl.evaluate.statistics import compare_pairs, majority, mcnemar, paired_bootstrap, pass_at_k, wilson
+from covo_rl.evaluate.summary import compare_pairs, majority, mcnemar, paired_bootstrap, pass_at_k, wilson
 
 
 def test_wilson_by_hand():
@@ -49,9 +49,9 @@ def test_paired_bootstrap_of_identical_runs_is_zero():
 
 def test_compare_pairs_counts_discordant_rows():
     result = compare_pairs([1, 1, 0, 0, 0], [1, 0, 1, 1, 1])
-    assert (result.only_a, result.only_b, result.n) == (1, 3, 5)
-    assert result.mean == pytest.approx(0.4)
-    assert result.p_value == pytest.approx(2 * (1 + 4) / 16)
+    assert (result["only_a"], result["only_b"], result["n"]) == (1, 3, 5)
+    assert result["mean"] == pytest.approx(0.4)
+    assert result["p_value"] == pytest.approx(2 * (1 + 4) / 16)
 
 
 def test_compare_pairs_refuses_unequal_rows():

@@ -4,28 +4,42 @@
 
 Batches are planned over all rows before anything runs and a row's noise depends on the seed and the row alone, so the
 result does not depend on where an evaluation was interrupted or on how many ranks share it.
+
+The same questions are asked with other sound too: silenced, swapped with another row's, or none at all. What the audio
+contributes is the accuracy with it minus the accuracy without it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
+import numpy as np
+
+from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.evaluate.inputs import repeated_ids
 from covo_rl.evaluate.records import Record, judge_groups
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
 from covo_rl.evaluate.summary import summarize
-from covo_rl.evaluate.variants import with_audio
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Clip, Example, Group, Prompt
+from covo_rl.types import Clip, Example, Group
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
 
 #: Rows that a program hands over: in MMAU's columns, graded by its rule.
 IN_PROCESS = EvalSet("in-process", "rows of a program")
+#: audio condition -> what a report calls it
+CONDITIONS = {
+    "real": "real audio",
+    "silent": "silence of the same length",
+    "swapped": "another row's audio",
+    "none": "no audio (text only)",
+}
 
 
 class Answerer(Protocol):
@@ -42,7 +56,8 @@ class Answerer(Protocol):
 
 @dataclass
 class PolicyAnswerer:
-    """A policy, its prompts and its sampler. Each clip is encoded once while the feature store holds it."""
+    """A policy, its prompts (in the set's published wording where `style` is given) and its sampler. Each clip is
+    encoded once while the feature store holds it."""
 
     policy: Any
     clips: ClipStore
@@ -54,53 +69,24 @@ class PolicyAnswerer:
     def max_clip_seconds(self) -> float | None:
         return self.policy.family.max_clip_seconds
 
-    def _prompt(self, example: Example) -> Prompt:
-        """The prompt of one row, in the set's published wording where `style` is given."""
-        from covo_rl.prompt import build_prompt
-
-        family = self.policy.family
-        if self.style is None:
-            return build_prompt(example, family, self.clips, self.prompt_config)
-        plain = replace(self.prompt_config, instruction="")
-        return replace(build_prompt(self.style.apply(example), family, self.clips, plain), example=example)
-
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
         import torch
 
         from covo_rl.engines import own
+        from covo_rl.prompt import build_prompt
 
-        prompts = [self._prompt(example) for example in examples]
+        config, rows = self.prompt_config, examples
+        if self.style is not None:
+            config, rows = replace(config, instruction=""), [self.style.apply(example) for example in examples]
+        prompts = [
+            replace(build_prompt(row, self.policy.family, self.clips, config), example=example)
+            for row, example in zip(rows, examples, strict=True)
+        ]
         with torch.no_grad():
-            features = self.policy.features(prompts)
             return own.sample(
-                self.policy, prompts, features, self.rollout_config,
+                self.policy, prompts, self.policy.features(prompts), self.rollout_config,
                 seed=seed, greedy=greedy, num_generations=num_generations,
             )  # fmt: skip
-
-
-def load_answerer(
-    model: str, adapter: str | None, *, dtype: str, prompt_config: PromptConfig, rollout_config: RolloutConfig,
-    style: PromptStyle | None = None, device: str | None = None, trust_remote_code: bool = False,
-) -> PolicyAnswerer:  # fmt: skip
-    """Load a checkpoint folder, hub name or `builtin:tiny`, with a PEFT adapter on it if given, ready to answer."""
-    import torch
-    from accelerate import PartialState
-
-    from covo_rl.audio import ClipStore
-    from covo_rl.models import load_family
-    from covo_rl.policy import Policy
-    from covo_rl.policy.trainable import make_trainable
-    from covo_rl.resolve import resolve_model
-
-    family = load_family(resolve_model(model), dtype=dtype, trust_remote_code=trust_remote_code)
-    peft_model: Any = make_trainable(family, AdapterConfig(lora=True, adapter=adapter)).peft_model if adapter else None
-    backbone: Any = family.model
-    backbone.to(torch.device(device) if device else PartialState().device)
-    backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept
-    clips = ClipStore()
-    policy = Policy(family, peft_model=peft_model, clips=clips)
-    policy.eval()
-    return PolicyAnswerer(policy, clips, prompt_config, rollout_config, style)
 
 
 @dataclass(frozen=True)
@@ -134,7 +120,7 @@ def evaluate(
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
     """
-    check_settings(examples, greedy=greedy, num_generations=num_generations)
+    check_repeats(examples, greedy=greedy, num_generations=num_generations)
     answerer: Answerer = policy_or_sampler
     if not hasattr(policy_or_sampler, "answer"):
         assert clips is not None, "a policy needs the ClipStore that its feature store reads from"
@@ -157,7 +143,7 @@ def evaluate(
     return Evaluation(tuple(records[i] for i in range(len(rows))), audio=audio, greedy=greedy)
 
 
-def check_settings(examples: Sequence[Example], *, greedy: bool, num_generations: int) -> None:
+def check_repeats(examples: Sequence[Example], *, greedy: bool, num_generations: int) -> None:
     """Raise ValueError for duplicate ids (all named) and for several greedy samples, which would be equal."""
     if twice := sorted(repeated_ids([e.id for e in examples])):
         raise ValueError(f"{len(twice)} ids occur more than once: {', '.join(twice[:20])}")
@@ -211,3 +197,75 @@ def answer_batch(
     if [group.prompt.example.id for group in groups] != [example.id for example in examples]:
         raise ValueError("the sampler returned other rows than it was given, or in another order")
     return judge_groups(groups, seconds, eval_set, reward_config)
+
+
+# -- the same questions with other sound ----------------------------------------------------------------------------
+
+
+def with_audio(examples: Sequence[Example], audio: str, clips: ClipStore | None) -> list[Example]:
+    """The rows under one audio condition; ids, questions and answers are unchanged. `clips` is for silence alone.
+
+    Raises:
+        ValueError: an unknown condition, or nothing to swap with (named).
+    """
+    if audio not in CONDITIONS:
+        raise ValueError(f"audio={audio!r}: choose one of {', '.join(CONDITIONS)}")
+    if audio == "real":
+        return list(examples)
+    if audio == "none":
+        return [replace(example, clips=()) for example in examples]
+    if audio == "swapped":
+        sounding = [example for example in examples if example.clips]
+        items = [(" ".join(map(_identity, example.clips)), example.answer or "") for example in sounding]
+        partners = iter(derangement(items, seed=0) if sounding else ())
+        return [replace(e, clips=sounding[next(partners)].clips) if e.clips else e for e in examples]
+    assert clips is not None, "silence needs the ClipStore that knows how long each clip is"
+
+    def silence(waveform: np.ndarray, rate: int) -> Clip:
+        return Clip(array=np.zeros(len(waveform), dtype=np.float32), sampling_rate=rate)
+
+    return [replace(e, clips=tuple(silence(*clips.waveform(clips.key(c))) for c in e.clips)) for e in examples]
+
+
+def _identity(clip: Clip) -> str:
+    """Which clip this is, without decoding it."""
+    if clip.path is not None:
+        return clip.path
+    return hashlib.sha256(clip.data).hexdigest() if clip.data is not None else f"array {id(clip.array)}"
+
+
+def derangement(items: Sequence[tuple[str, str]], seed: int) -> list[int]:
+    """For each (clip, answer) the index of a partner: a permutation in which few keep their clip (none, where that is
+    found possible) and then few have a partner with the same answer. Deterministic in `seed`.
+
+    Raises ValueError when all items have the same clip, so that nothing can be swapped.
+    """
+    if len({clip for clip, _ in items}) < 2:
+        raise ValueError(f"swapped audio needs at least two different clips; the {len(items)} rows share one")
+    tries = [_attempt(items, f"swap:{seed}:{attempt}") for attempt in range(1 + 400 // len(items))]
+    return min(tries, key=lambda partner: sum(_cost(items[i], items[j]) for i, j in enumerate(partner)))
+
+
+def _cost(item: tuple[str, str], other: tuple[str, str]) -> int:
+    return 3 * (item[0] == other[0]) + (item[1] == other[1])
+
+
+def _attempt(items: Sequence[tuple[str, str]], seed: str) -> list[int]:
+    places = range(len(items))
+    order = list(places)
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda i: items[i][1])
+    # Sorted by answer and shifted by the largest block, equal answers cannot meet where that is possible.
+    shift = max(Counter(answer for _, answer in items).values()) % len(items) or 1
+    partner = [0] * len(items)
+    for place, i in enumerate(order):
+        partner[i] = order[(place + shift) % len(items)]
+    # Exchange two partners wherever a row still has its own clip or answer and that lowers the total cost.
+    for i in places:
+        mine = items[i]
+        for k in places if _cost(mine, items[partner[i]]) else ():
+            now = _cost(mine, items[partner[i]]) + _cost(items[k], items[partner[k]])
+            if _cost(mine, items[partner[k]]) + _cost(items[k], items[partner[i]]) < now:
+                partner[i], partner[k] = partner[k], partner[i]
+                break
+    return partner

@@ -20,22 +20,18 @@ import typer
 
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import file_sha256, write_json
+from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.inputs import Inputs, read_inputs
-from covo_rl.evaluate.report import write_report
-from covo_rl.evaluate.request import Request
-from covo_rl.evaluate.runner import answer_rows, open_folder, run_predictions
+from covo_rl.evaluate.report import compare_runs, comparison_markdown, write_report
+from covo_rl.evaluate.runner import Request, answer_rows, open_folder, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle, load_set
-from covo_rl.evaluate.variants import CONDITIONS
 from covo_rl.records.folder import package_versions
 from covo_rl.train.shutdown import exit_after
 
 app = typer.Typer(
-    add_completion=False,
-    invoke_without_command=True,
-    no_args_is_help=True,
-    rich_markup_mode=None,
+    add_completion=False, invoke_without_command=True, no_args_is_help=True, rich_markup_mode=None,
     pretty_exceptions_enable=False,
-)
+)  # fmt: skip
 #: what a number depends on; a predictions file depends on the first alone
 PACKAGES = ("covo-rl", "torch", "transformers", "peft", "numpy", "soxr")
 
@@ -60,8 +56,6 @@ def compare_command(
     output: Annotated[Path | None, typer.Option(help="also write the comparison as JSON")] = None,
 ) -> None:
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
-    from covo_rl.evaluate.compare import compare_runs, comparison_markdown
-
     with _reporting():
         result = compare_runs(a, b)
         typer.echo(comparison_markdown(result))

@@ -33,13 +33,12 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows of an evaluation set, and replies where they come from a file. `warnings` go into the report."""
+    """Rows of an evaluation set, and replies where they come from a file. `meta` goes into the report."""
 
     eval_set: EvalSet
     data: Path
     examples: tuple[Example, ...]
     predictions: dict[str, list[str]] | None = None
-    warnings: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +85,7 @@ def read_inputs(
             "version": version_of(eval_set, sha256, all_rows), "limit": limit, "problems": warnings}  # fmt: skip
     if predictions is not None:
         meta |= {"predictions": str(predictions), "predictions_sha256": file_sha256(predictions)}
-    return Inputs(eval_set, path, tuple(rows), replies, tuple(warnings), meta)
+    return Inputs(eval_set, path, tuple(rows), replies, meta)
 
 
 def count_rows(ids: Sequence[str]) -> str:
@@ -117,28 +116,23 @@ def read_json_rows(path: str | Path) -> list[Any]:
     except UnicodeDecodeError as error:
         raise EvalInputError([f"{path}: not UTF-8 at byte {error.start}; was the file cut or is it binary?"]) from None
     except ValueError as error:
-        if text.lstrip()[:1] != "[":
-            return _json_lines(text, path)
-        starts = text.count('"id"')
-        raise EvalInputError(
-            [f"{path}: not valid JSON, half-written? {error}; {starts} rows begin before the end of the file"]
-        ) from None
+        if text.lstrip()[:1] == "[":
+            starts = text.count('"id"')
+            what = f"{error}; {starts} rows begin before the end of the file"
+            raise EvalInputError([f"{path}: not valid JSON, half-written? {what}"]) from None
+        rows, problems = [], []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError:
+                problems.append(f"{path}, line {number}: not JSON, half-written? It begins {line[:60]!r}")
+        if problems:
+            raise EvalInputError(problems[:SHOWN]) from None
+        return rows
     lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else []
     if isinstance(content, list):
         return content
     return lists[0] if len(lists) == 1 and "id" not in content else [content]
-
-
-def _json_lines(text: str, path: Path) -> list[Any]:
-    rows, problems = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError:
-            problems.append(f"{path}, line {number}: not JSON, half-written? It begins {line[:60]!r}")
-    if problems:
-        raise EvalInputError(problems[:SHOWN])
-    return rows
 
 
 def _read_predictions(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -182,16 +176,18 @@ def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, a
     if not eval_set.fields or path.suffix == ".parquet":
         return _load(path, folder, allow_outside=allow_outside, strict=not eval_set.fields)
     names = {noun: list(dict.fromkeys((eval_set.fields.get(noun, usual[0]), *usual))) for noun, usual in USUAL.items()}
-    rows = read_json_rows(path)
-    outcomes = [_read_row(row, number, names) for number, row in enumerate(rows, start=1)]
+    outcomes = [_read_row(row, number, names) for number, row in enumerate(read_json_rows(path), start=1)]
     if problems := [problem for problem in outcomes if isinstance(problem, str)]:
         raise EvalInputError(problems[:50])
-    if hear and not eval_set.own:
-        clips = [example.clips for example in _load(path, folder, allow_outside=allow_outside, strict=False)]
-    else:
-        clips = [_clips(row, names, folder, allow_outside or not hear) for row in rows]
     examples = [example for example in outcomes if isinstance(example, Example)]
-    return [replace(example, clips=sound) for example, sound in zip(examples, clips, strict=True)]
+    if hear and not eval_set.own:
+        sounds = [example.clips for example in _load(path, folder, allow_outside=allow_outside, strict=False)]
+        return [replace(example, clips=clips) for example, clips in zip(examples, sounds, strict=True)]
+    for example in examples if hear and not allow_outside else ():
+        for name in [clip.path or "" for clip in example.clips]:
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise EvalInputError([f"row {example.id}: {name} leaves {folder}"])
+    return [replace(e, clips=tuple(Clip(path=str(folder / (c.path or ""))) for c in e.clips)) for e in examples]
 
 
 def _load(path: Path, folder: Path, *, allow_outside: bool, strict: bool) -> list[Example]:
@@ -203,33 +199,28 @@ def _load(path: Path, folder: Path, *, allow_outside: bool, strict: bool) -> lis
         raise EvalInputError([str(error)]) from error
 
 
-def _value(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value under the first name that the row has."""
-    return next((row[name] for name in names if name in row), None)
-
-
 def _read_row(row: Any, number: int, names: Mapping[str, Sequence[str]]) -> Example | str:
-    """The row word for word, clips left out, or what it lacks. `names`: our noun -> the names it may have."""
+    """The row word for word, clips by the names that it gives them, or what it lacks. `names`: noun -> its names."""
     if not isinstance(row, Mapping):
         return f"row {number} is {type(row).__name__}, not an object"
-    values = {noun: _value(row, names[noun]) for noun in ("id", "question", "answer")}
+    values = {noun: next((row[name] for name in names[noun] if name in row), None) for noun in names}
     values["choices"] = choices = _choices(row, names["choices"])
     absent = [f"{noun} ({' or '.join(names[noun])})" for noun in ("id", "question", "choices") if values[noun] is None]
     if choices is None or absent:
         return f"row {number if values['id'] is None else values['id']} has no {' and no '.join(absent)}"
-    answer = values["answer"]
+    answer, audio = values["answer"], values["audio"]
     if answer is not None:
         answer = None if answer == "" and "" not in choices else str(answer)
+    clips = [Clip(path=i) for i in (audio if isinstance(audio, list) else [audio]) if isinstance(i, str) and i]
     used = {part for alternatives in names.values() for name in alternatives for part in name.split()}
     columns = {name: value for name, value in row.items() if name not in used}
-    return Example(str(values["id"]), (), str(values["question"]), tuple(choices), answer, columns)
+    return Example(str(values["id"]), tuple(clips), str(values["question"]), tuple(choices), answer, columns)
 
 
 def _choices(row: Mapping[str, Any], names: Sequence[str]) -> list[str] | None:
     """Options as texts; trailing absent ones of `choice_a ...` are left out. None where there is no list."""
     for name in names:
-        parts = name.split()
-        if len(parts) > 1 and parts[0] in row:
+        if len(parts := name.split()) > 1 and parts[0] in row:
             values = [row.get(part) for part in parts]
             while values and values[-1] is None:
                 values.pop()
@@ -237,18 +228,6 @@ def _choices(row: Mapping[str, Any], names: Sequence[str]) -> list[str] | None:
         if isinstance(row.get(name), list):
             return [str(value) for value in row[name]]
     return None
-
-
-def _clips(
-    row: Mapping[str, Any], names: Mapping[str, Sequence[str]], folder: Path, allow_outside: bool
-) -> tuple[Clip, ...]:
-    """Clips by path, under `folder`."""
-    value = _value(row, names["audio"])
-    items = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str) and item]
-    for item in items:
-        if not allow_outside and not (folder / item).resolve().is_relative_to(folder.resolve()):
-            raise EvalInputError([f"row {_value(row, names['id'])}: {item} leaves {folder}"])
-    return tuple(Clip(path=str(folder / item)) for item in items)
 
 
 # -- problems --------------------------------------------------------------------------------------------------------

@@ -20,12 +20,11 @@ from statistics import fmean
 from typing import Any
 
 from covo_rl.data.files import plain, write_atomically, write_json
-from covo_rl.evaluate.inputs import Inputs, read_inputs, read_json_rows
+from covo_rl.evaluate.inputs import read_inputs, read_json_rows
 from covo_rl.evaluate.records import Record
-from covo_rl.evaluate.request import Request
-from covo_rl.evaluate.runner import answer_rows
+from covo_rl.evaluate.runner import Request, answer_rows
 from covo_rl.evaluate.sets import EvalInputError, EvalSet
-from covo_rl.evaluate.statistics import pass_at_k
+from covo_rl.evaluate.summary import pass_at_k
 
 TRAINING_SET = EvalSet("profile", "training rows", fields={}, breakdown=())
 
@@ -76,7 +75,7 @@ def run_profile(
     folder = Path(output)
     rows = [_profile_row(*pair, rule) for pair in zip(by_audio["real"], by_audio["silent"], strict=True)]
     _write_lines(folder / "profile.jsonl", rows)
-    filtered = _write_filtered(inputs, [row["verdict"] == "kept" for row in rows], folder)
+    places = [place for place, row in enumerate(rows) if row["verdict"] == "kept"]
     rates = [row["pass_rate"] for row in rows]
     silent = [row["silent_pass_rate"] for row in rows if row["silent_pass_rate"] is not None]
     result = {
@@ -86,8 +85,8 @@ def run_profile(
         "verdicts": dict(Counter(row["verdict"] for row in rows)),
         "mean_pass_rate": sum(rates) / len(rates),
         "mean_silent_pass_rate": sum(silent) / len(silent) if silent else None,
-        "filtered": filtered.name,
-        "kept": sum(row["verdict"] == "kept" for row in rows),
+        "filtered": _write_filtered(inputs.data, places, folder, profiled=len(rows)).name,
+        "kept": len(places),
     }
     write_json(folder / "profile.json", result)
     return result
@@ -112,23 +111,20 @@ def _write_lines(path: Path, rows: Iterable[Any]) -> None:
     write_atomically(path, lambda file: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _write_filtered(inputs: Inputs, keep: Sequence[bool], folder: Path) -> Path:
-    """The input's own rows, untouched, that are kept; same format.
+def _write_filtered(data: Path, places: Sequence[int], folder: Path, *, profiled: int) -> Path:
+    """The input's own rows at these places, untouched; same format.
 
     Raises:
         EvalInputError: the file has fewer rows than were profiled.
     """
-    data, places = inputs.data, [place for place, keeps in enumerate(keep) if keeps]
-    if data.suffix == ".parquet":
+    path = folder / f"filtered{data.suffix if data.suffix in ('.parquet', '.jsonl') else '.json'}"
+    if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        path = folder / "filtered.parquet"
         pyarrow.parquet.write_table(pyarrow.parquet.read_table(data).take(places), path)
         return path
     rows = read_json_rows(data)
-    if len(rows) < len(keep):
-        raise EvalInputError([f"{data}: {len(keep)} rows were profiled, the file has {len(rows)}"])
-    if data.suffix == ".jsonl":
-        _write_lines(folder / "filtered.jsonl", [rows[place] for place in places])
-        return folder / "filtered.jsonl"
-    return write_json(folder / "filtered.json", [rows[place] for place in places])
+    if len(rows) < profiled:
+        raise EvalInputError([f"{data}: {profiled} rows were profiled, the file has {len(rows)}"])
+    (_write_lines if path.suffix == ".jsonl" else write_json)(path, [rows[place] for place in places])
+    return path

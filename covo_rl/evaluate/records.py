@@ -10,14 +10,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import json_lines, plain, write_atomically
-from covo_rl.evaluate.scorers import Scorer, strict_match
-from covo_rl.evaluate.sets import EvalSet
-from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
+from covo_rl.evaluate.sets import EvalSet, strict_match
+from covo_rl.types import Example, Group, Prompt, Rollout
 
 Record = dict[str, Any]
 VERDICTS = ("official", "official_extracted", "strict", "strict_raw")
@@ -40,64 +40,53 @@ def judge_groups(
     `seconds` is the length of each row's audio. Without an answer key every verdict is None, without a reward_config
     there are no rewards.
     """
-    table = None
+    rewards_of: list[dict[str, list[float | None]]] = [{} for _ in groups]  # of each reply; None: cannot be graded
     if reward_config is not None and groups and groups[0].rollouts:
         from covo_rl import rewards
 
         table = rewards.score(groups, reward_config)
-    return [
-        _record(group, length, eval_set, _rewards(table, place))
-        for place, (group, length) in enumerate(zip(groups, seconds, strict=True))
-    ]
+        for place, row in enumerate(rewards_of):
+            row |= plain({name: table.rewards_PGR[place, :, r] for r, name in enumerate(table.names)})
+            row["total"] = plain(table.rewards_PG[place])
+    return [_record(*row, eval_set) for row in zip(groups, seconds, rewards_of, strict=True)]
 
 
-def _record(group: Group, seconds: float | None, eval_set: EvalSet, rewards: dict[str, list[float | None]]) -> Record:
+def _record(group: Group, seconds: float | None, rewards: dict[str, list[float | None]], eval_set: EvalSet) -> Record:
+    """An extracted answer that is missing counts as an empty reply, hence wrong."""
     example, rollouts = group.prompt.example, group.rollouts
+    question, choices, answer = example.question, example.choices, example.answer or ""
+    raw, extracted = [r.text for r in rollouts], [r.answer for r in rollouts]
+    verdicts: dict[str, list[bool | None]] = {name: [None] * len(rollouts) for name in VERDICTS}
     scorer = eval_set.grader if example.answer is not None else None
-    verdicts = [_verdicts(rollout, example, scorer) for rollout in rollouts]
+    if scorer is not None:
+        verdicts = {
+            "official": [scorer(text, choices, answer) for text in raw],
+            "official_extracted": [scorer(text or "", choices, answer) for text in extracted],
+            "strict": [strict_match(text, choices, answer, question) for text in extracted],
+            "strict_raw": [strict_match(text, choices, answer, question) for text in raw],
+        }
     unanswered = {name: False if scorer and name.startswith("strict") else None for name in VERDICTS}
-    first = verdicts[0] if verdicts else unanswered
     return {
         "id": example.id,
-        **{f"{name}_correct": first[name] for name in VERDICTS},
+        **{f"{name}_correct": values[0] if values else unanswered[name] for name, values in verdicts.items()},
         "missing": not rollouts,
-        "model_output": rollouts[0].text if rollouts else None,
-        "answer_prediction": rollouts[0].answer if rollouts else None,
+        "model_output": raw[0] if rollouts else None,
+        "answer_prediction": extracted[0] if rollouts else None,
         "answer": example.answer,
-        "replies": [r.text for r in rollouts],
-        "answers": [r.answer for r in rollouts],
+        "replies": raw,
+        "answers": extracted,
         "problems": [list(r.problems) for r in rollouts],
         "stop_reasons": [r.stop_reason for r in rollouts],
         "completion_tokens": [len(r.completion_ids) for r in rollouts],
         "thinking_words": [len(r.think.split()) if r.think is not None else None for r in rollouts],
-        "verdicts": {name: [verdict[name] for verdict in verdicts] for name in VERDICTS},
+        "verdicts": verdicts,
         "rewards": rewards,
         "seconds": None if seconds is None else round(seconds, 3),
         "breakdown": eval_set.breakdown_of(example),
     }
 
 
-def _verdicts(rollout: Rollout, example: Example, scorer: Scorer | None) -> dict[str, bool | None]:
-    """All verdicts on one reply; an extracted answer that is missing counts as an empty reply, hence wrong."""
-    if scorer is None:
-        return dict.fromkeys(VERDICTS)
-    answer = example.answer or ""
-    return {
-        "official": scorer(rollout.text, example.choices, answer),
-        "official_extracted": scorer(rollout.answer or "", example.choices, answer),
-        "strict": strict_match(rollout.answer, example.choices, answer, example.question),
-        "strict_raw": strict_match(rollout.text, example.choices, answer, example.question),
-    }
-
-
-def _rewards(table: RewardTable | None, place: int) -> dict[str, list[float | None]]:
-    """component -> the scores of a row's replies, and their `total`; None where one could not be graded."""
-    if table is None:
-        return {}
-    components = {name: table.rewards_PGR[place, :, r] for r, name in enumerate(table.names)}
-    return plain({**components, "total": table.rewards_PG[place]})
-
-
+@dataclass(frozen=True)
 class RecordLog:
     """rows.jsonl: one line a record, flushed to disk after every batch. ASCII, so that any character of a reply (a
     lone surrogate, a line separator) leaves the lines intact.
@@ -106,8 +95,7 @@ class RecordLog:
     off, an unfinished batch included: it will be repeated with the same seed, and finished rows will not.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    path: Path
 
     def append(self, records: Sequence[Record], *, batch: int) -> None:
         """Write one batch and wait until it is on the disk."""

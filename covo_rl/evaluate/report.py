@@ -1,23 +1,27 @@
-"""Records -> report.json, report.md, plots, MMAU's submission. A number never appears without what it depends on."""
+"""Records -> report.json, report.md, plots, MMAU's submission; and two evaluations of the same rows compared.
+
+A number never appears without what it depends on.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from covo_rl.data.files import write_json
-from covo_rl.evaluate.inputs import Inputs, read_json_rows
-from covo_rl.evaluate.records import Record
-from covo_rl.evaluate.statistics import compare_pairs
-from covo_rl.evaluate.summary import accuracy_of, row_score, summarize
-from covo_rl.evaluate.variants import CONDITIONS
+from covo_rl.evaluate.answer import CONDITIONS
+from covo_rl.evaluate.inputs import Inputs, count_rows, read_json_rows
+from covo_rl.evaluate.records import Record, RecordLog
+from covo_rl.evaluate.sets import EvalInputError
+from covo_rl.evaluate.summary import accuracy_of, compare_pairs, row_score, summarize
 from covo_rl.records.console import interval, number, percent
 
+#: verdict -> what a report calls it
 RULES = {
     "official": "official rule, raw reply",
     "official_extracted": "official rule, extracted answer",
@@ -63,7 +67,7 @@ def write_report(
     elif plots:
         _draw(report, folder)
     typer.echo(f"report: {folder / 'report.json'}")
-    for warning in inputs.warnings:
+    for warning in settings["problems"]:
         typer.echo(f"note: {warning}", err=True)
 
 
@@ -75,32 +79,30 @@ def _audio_figures(by_audio: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     for audio, other in scores.items():
         pairs = [(a, b) for a, b in zip(other, real, strict=True) if a is not None and b is not None]
         if pairs:
-            change = compare_pairs(*map(list, zip(*pairs, strict=True)))
-            figures[f"real_minus_{audio}"] = {"mean": change.mean, "ci95": list(change.ci95), "p_value": change.p_value}
+            change = compare_pairs(*zip(*pairs, strict=True))
+            figures[f"real_minus_{audio}"] = {name: change[name] for name in ("mean", "ci95", "p_value")}
     return figures
 
 
 def _submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """MMAU's submission: the data file's rows with the extracted answer, else the raw reply, under both keys in use."""
-    replies = {
-        r["id"]: r["answer_prediction"] if r["answer_prediction"] is not None else r["model_output"] for r in records
-    }
-    texts = [(row, replies[str(row["id"])] or "") for row in rows if str(row["id"]) in replies]
+    replies = {r["id"]: (r["answer_prediction"], r["model_output"] or "") for r in records}
+    pairs = [(row, *replies[name]) for row in rows if (name := str(row["id"])) in replies]
+    texts = [(row, reply if answer is None else answer) for row, answer, reply in pairs]
     return [{**row, "model_prediction": text, "model_output": text} for row, text in texts]
 
 
 # -- report.md -------------------------------------------------------------------------------------------------------
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Lines of a table; the first column is text, the others numbers. Pipes in cells are escaped."""
-    line = "| " + " | ".join(head) + " |"
-    rule = "|---" + "|---:" * (len(head) - 1) + "|"
-    body = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return [line, rule, *body, ""]
+    cells = [head, *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    line, *body = ("| " + " | ".join(row) + " |" for row in cells)
+    return [line, "|---" + "|---:" * (len(head) - 1) + "|", *body, ""]
 
 
-def points(change: Mapping[str, Any]) -> str:
+def _points(change: Mapping[str, Any]) -> str:
     """A difference of accuracies in points with its interval: `+4.0 [+1.2, +6.8]`."""
     low, high = change["ci95"]
     return f"{100 * change['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
@@ -109,40 +111,29 @@ def points(change: Mapping[str, Any]) -> str:
 def _markdown(report: Mapping[str, Any]) -> str:
     """Tables ready for a paper, then everything needed to repeat them."""
     accuracies = [(text, report[name]) for name, text in RULES.items()]
-    lines = [f"# {report['title']}", ""]
-    lines += markdown_table(
-        ["accuracy %, 95 % Wilson interval", "over scored rows", "scored", "over all rows", "rows"],
-        [[text, interval(b), b["n_scored"], percent(b["accuracy_all"]), b["n_total"]] for text, b in accuracies],
-    )
+    head = ["accuracy %, 95 % Wilson interval", "over scored rows", "scored", "over all rows", "rows"]
+    rows = [[text, interval(b), b["n_scored"], percent(b["accuracy_all"]), b["n_total"]] for text, b in accuracies]
+    lines = [f"# {report['title']}", "", *_table(head, rows)]
     lines += [f"The official script drops {report['official_drops']}; over all rows they count as wrong.", ""]
     if sampled := report["sampled"]:
         rows = [[f"mean@{sampled['n']}", percent(sampled["mean_at_n"])]]
         rows += [[f"pass@{k}", percent(value)] for k, value in sampled["pass_at_k"].items()]
         rows += [[f"majority@{sampled['n']}", interval(sampled["majority_at_n"])]]
-        lines += ["## Several samples (strict)", "", *markdown_table(["", "%"], rows)]
+        lines += ["## Several samples (strict)", "", *_table(["", "%"], rows)]
     if len(audio := report["audio"]) > 1:
-        changes = {name: audio.get(f"real_minus_{name}") for name in CONDITIONS}
         rows = [
-            [text, interval(audio[name]), points(change) if (change := changes[name]) else ""]
+            [text, interval(audio[name]), _points(change) if (change := audio.get(f"real_minus_{name}")) else ""]
             for name, text in CONDITIONS.items()
             if name in audio
         ]
         head = ["", "accuracy %", "real minus this, points"]
-        lines += ["## What the audio contributes (strict)", "", *markdown_table(head, rows)]
+        lines += ["## What the audio contributes (strict)", "", *_table(head, rows)]
     for column, values in report["breakdown"].items():
         rules = ("official", "official_extracted", "strict")
         rows = [[value, entry["n"], *(interval(entry[rule]) for rule in rules)] for value, entry in values.items()]
         head = [column, "n", "official", "official, extracted", "strict"]
-        lines += [f"## By {column}", "", *markdown_table(head, rows)]
-    lines += ["## Replies", "", *markdown_table(["", ""], _reply_rows(report)), "## To repeat this", ""]
-    lines += [f"- {k}: {json.dumps(report[k], ensure_ascii=False)}" for k in PROVENANCE if report.get(k) is not None]
-    if problems := report.get("problems"):
-        lines += ["", "## Worth knowing", "", *(f"- {problem}" for problem in problems)]
-    return "\n".join([*lines, ""])
-
-
-def _reply_rows(report: Mapping[str, Any]) -> list[list[Any]]:
-    return [
+        lines += [f"## By {column}", "", *_table(head, rows)]
+    rows = [
         ["rows without a reply", report["n_missing"]],
         ["rows whose answer cannot be read", report["n_unparseable"]],
         ["replies whose answer cannot be read %", percent(report["share_unparseable"])],
@@ -152,14 +143,100 @@ def _reply_rows(report: Mapping[str, Any]) -> list[list[Any]]:
         ["reasoning consistent with the answer %", percent(report["consistency_rate"])],
         *([name, number(value, 3)] for name, value in report.items() if name.startswith("reward_")),
     ]
+    lines += ["## Replies", "", *_table(["", ""], rows), "## To repeat this", ""]
+    lines += [f"- {k}: {json.dumps(report[k], ensure_ascii=False)}" for k in PROVENANCE if report.get(k) is not None]
+    if problems := report.get("problems"):
+        lines += ["", "## Worth knowing", "", *(f"- {problem}" for problem in problems)]
+    return "\n".join([*lines, ""])
+
+
+# -- comparison -----------------------------------------------------------------------------------------------------
+
+
+def compare_runs(a: Path, b: Path) -> dict[str, Any]:
+    """B minus A, per verdict: over all shared rows, dropped and missing replies counted as wrong; also per breakdown.
+
+    Raises:
+        EvalInputError: not two finished evaluations, other rows, or another answer key.
+    """
+    (report_a, rows_a), (report_b, rows_b) = _read_run(a), _read_run(b)
+    problems = []
+    if report_a["answer_key_sha256"] != report_b["answer_key_sha256"]:
+        problems.append(
+            f"the answer keys differ: {a} used {report_a['data']} ({report_a['version']}), "
+            f"{b} used {report_b['data']} ({report_b['version']})"
+        )
+    for name, here, there in ((a, rows_a, rows_b), (b, rows_b, rows_a)):
+        if extra := [i for i in here if i not in there]:
+            problems.append(f"only {name} has {count_rows(extra)}")
+    if problems:
+        raise EvalInputError(problems)
+    pairs = [(record, rows_b[i]) for i, record in rows_a.items()]
+    groups: dict[str, dict[str, list[tuple[Record, Record]]]] = {}
+    for pair in pairs:
+        for column, value in pair[0]["breakdown"].items():
+            groups.setdefault(column, {}).setdefault(value, []).append(pair)
+    settings = {k: [report_a.get(k), report_b.get(k)] for k in ("prompt", "decoding")}
+    return {
+        "a": str(a),
+        "b": str(b),
+        "n": len(rows_a),
+        "differs_also_in": {k: both for k, both in settings.items() if both[0] != both[1]},
+        **{
+            verdict: _difference(pairs, verdict)
+            for verdict in RULES
+            if any(row_score(record, verdict) is not None for record in rows_a.values())
+        },
+        "breakdown": {
+            column: {value: _difference(part, "strict") for value, part in sorted(values.items())}
+            for column, values in groups.items()
+        },
+    }
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Record]]:
+    """(report.json, id -> record) of a finished evaluation."""
+    if absent := " and no ".join(name for name in ("report.json", "rows.jsonl") if not (folder / name).is_file()):
+        raise EvalInputError([f"{folder}: no {absent}; is this the --output of a finished `covo-rl eval`?"])
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report, {record["id"]: record for record in RecordLog(folder / "rows.jsonl").read()}
+
+
+def _difference(pairs: list[tuple[Record, Record]], verdict: str) -> dict[str, Any]:
+    a, b = ([row_score(record, verdict) or 0.0 for record in records] for records in zip(*pairs, strict=True))
+    return {"accuracy_a": sum(a) / len(a), "accuracy_b": sum(b) / len(b), **compare_pairs(a, b)}
+
+
+def comparison_markdown(result: Mapping[str, Any]) -> str:
+    """The comparison as Markdown tables."""
+
+    def table(blocks: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        head = ["", "n", "A %", "B %", "B - A, points [95 %]", "only A right", "only B right", "McNemar p"]
+        return _table(head, [
+            [name, d["n"], percent(d["accuracy_a"]), percent(d["accuracy_b"]), _points(d), d["only_a"], d["only_b"],
+             f"{d['p_value']:.4f}{' *' if d['p_value'] < 0.05 else ''}"]
+            for name, d in blocks
+        ])  # fmt: skip
+
+    lines = [f"A: {result['a']}", "", f"B: {result['b']}", ""]
+    lines += table((text, result[verdict]) for verdict, text in RULES.items() if verdict in result)
+    for column, values in result["breakdown"].items():
+        lines += [f"Strict, by {column}", "", *table(values.items())]
+    for what, (a, b) in result["differs_also_in"].items():
+        lines.append(f"The two also differ in {what}: A {json.dumps(a)}, B {json.dumps(b)}.")
+    return "\n".join(lines)
 
 
 # -- plots -----------------------------------------------------------------------------------------------------------
 
 
 def _draw(report: Mapping[str, Any], folder: Path) -> None:
-    """PNG plots of what there is data for: accuracy per group, by audio length, and per audio condition."""
+    """PNG plots of what there is data for: accuracy per group, by audio length, and per audio condition.
+
+    Horizontal bars in percent with 95 % intervals and the number of rows.
+    """
     import matplotlib
+    from matplotlib.figure import Figure
 
     matplotlib.use("Agg")
     bars = {column: [(value, entry["strict"]) for value, entry in values.items()]
@@ -173,23 +250,17 @@ def _draw(report: Mapping[str, Any], folder: Path) -> None:
         ("listening.png", "strict accuracy by audio", audio if len(audio) > 1 else []),
     ):
         rows = [(label, block) for label, block in rows if block["accuracy"] is not None]
-        if rows:
-            _draw_bars(rows, f"{report['title']}: {title}", folder / name)
-
-
-def _draw_bars(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, path: Path) -> None:
-    """Horizontal bars in percent with 95 % intervals and the number of rows."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    values = [100 * block["accuracy"] for _, block in rows]
-    low = [max(0.0, v - 100 * block["ci95"][0]) for v, (_, block) in zip(values, rows, strict=True)]
-    high = [max(0.0, 100 * block["ci95"][1] - v) for v, (_, block) in zip(values, rows, strict=True)]
-    axes.barh(range(len(rows)), values, xerr=[low, high], height=0.65, color="#4c72b0", ecolor="#333333", capsize=2)
-    axes.set_yticks(range(len(rows)), [f"{label} (n={block['n_scored']})" for label, block in rows])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% right, 95 % interval")
-    axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=120)
+        if not rows:
+            continue
+        labels = [f"{label} (n={block['n_scored']})" for label, block in rows]
+        values, blocks = [100 * block["accuracy"] for _, block in rows], [block for _, block in rows]
+        low = [max(0.0, value - 100 * block["ci95"][0]) for value, block in zip(values, blocks, strict=True)]
+        high = [max(0.0, 100 * block["ci95"][1] - value) for value, block in zip(values, blocks, strict=True)]
+        figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.barh(range(len(rows)), values, xerr=[low, high], height=0.65, color="#4c72b0", ecolor="#333333", capsize=2)
+        axes.set_yticks(range(len(rows)), labels)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 100), xlabel="% right, 95 % interval")
+        axes.set_title(f"{report['title']}: {title}", fontsize=10)
+        figure.savefig(folder / name, dpi=120)

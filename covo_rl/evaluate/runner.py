@@ -1,4 +1,5 @@
-"""One evaluation in its folder: resumable, shared between ranks, the same result however often it was interrupted.
+"""One evaluation: its options, its model, and its folder. Resumable, shared between ranks, the same result however
+often it was interrupted.
 
 run.json       what is evaluated on what; a folder never mixes two settings
 rows.jsonl     one record a row, flushed after every batch (rows.rank1.jsonl ... while several ranks work)
@@ -9,21 +10,135 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from covo_rl.config import RewardConfig
+import typer
+
+from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.data.files import plain, write_json
-from covo_rl.evaluate.answer import answer_batch, audio_seconds, check_settings, load_answerer, plan_batches
+from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
-from covo_rl.evaluate.request import Request
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
-from covo_rl.evaluate.variants import with_audio
 from covo_rl.records.console import ProgressDisplay, percent
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Example, Group
+from covo_rl.types import Example
+
+Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
+ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
+SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, or a manifest file"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `covo-rl eval`, and of `covo-rl data profile` where it has them."""
+
+    set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
+    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, parquet")] = None
+    audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
+    model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None
+    predictions: Annotated[Path | None, typer.Option(help="score the replies in this JSON or JSONL; no model")] = None
+    output: Annotated[Path | None, typer.Option(help="folder of the report; an interrupted run goes on there")] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N rows")] = None
+    greedy: Annotated[bool, typer.Option("--greedy/--sample", help="most likely token, or sampled")] = True
+    num_generations: Annotated[int, typer.Option(min=1, help="replies per row with --sample")] = 1
+    temperature: Annotated[float, typer.Option(min=1e-6, help="with --sample")] = 1.0
+    top_p: Annotated[float, typer.Option(help="nucleus with --sample; 1 is off")] = 1.0
+    max_completion_length: Annotated[int, typer.Option(min=1, help="limit in tokens")] = 1024
+    batch_size: Annotated[int, typer.Option(min=1, help="rows decoded at once")] = 32
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0
+    dtype: Annotated[Dtype, typer.Option(help="precision of the weights")] = Dtype.auto
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; found by itself")] = None
+    listen: Annotated[bool, typer.Option("--listen", help="also with silent, swapped and no audio")] = False
+    prompt: Annotated[str, typer.Option(help="wording: covo (ours), or one that the set defines, e.g. official")] = (
+        "covo"
+    )
+    instruction: Annotated[str | None, typer.Option(help="last line; default: the checkpoint's, else ours")] = None
+    choice_style: Annotated[ChoiceStyle | None, typer.Option(help="how options are listed; default: as above")] = None
+    rewards: Annotated[str | None, typer.Option(help="reward components to report; none: none")] = None
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False
+    allow_outside_audio: Annotated[
+        bool, typer.Option("--allow-outside-audio", help="let audio paths leave --audio-dir")
+    ] = False
+
+    def prompt_config(self) -> PromptConfig:
+        """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
+        flags win."""
+        import yaml
+
+        from covo_rl.resolve import resolve_model
+
+        paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
+        path = next((path for path in paths if path.is_file()), None)
+        config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path else PromptConfig()
+        flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
+        return replace(config, **{name: value for name, value in flags.items() if value is not None})
+
+    def reward_config(self) -> RewardConfig | None:
+        if self.rewards == "none":
+            return None
+        return RewardConfig() if self.rewards is None else RewardConfig(rewards=self.rewards)
+
+    def problems(self) -> list[str]:
+        """Every option that is missing or has no meaning beside another."""
+        scored_as_is = "needs a --model; a predictions file is scored as it is"
+        replies, samples = self.predictions is not None, self.num_generations
+        rules = (
+            (self.set_ is None, f"--set is missing: {SETS}"),
+            (self.output is None, "--output is missing: the folder of the report"),
+            ((self.model is None) != replies, "give one of --model (answer with it) and --predictions (score a file)"),
+            (replies and self.adapter, f"--adapter {scored_as_is}"),
+            (replies and self.listen, f"--listen {scored_as_is}"),
+            (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
+        )
+        problems = [text for broken, text in rules if broken]
+        if (config := self.reward_config()) is not None:
+            from covo_rl import rewards
+
+            try:
+                rewards.components(config.rewards)
+            except rewards.RewardError as error:
+                problems.append(f"--rewards: {error}")
+        return problems
+
+
+def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyAnswerer:
+    """Load a checkpoint folder, hub name or `builtin:tiny`, with a PEFT adapter on it if given, ready to answer."""
+    import torch
+    from accelerate import PartialState
+
+    from covo_rl.audio import ClipStore
+    from covo_rl.models import load_family
+    from covo_rl.policy import Policy
+    from covo_rl.policy.trainable import make_trainable
+    from covo_rl.resolve import resolve_model
+
+    assert request.model is not None
+    prompts = request.prompt_config()
+    rollouts = RolloutConfig(
+        num_generations=request.num_generations, max_completion_length=request.max_completion_length,
+        temperature=request.temperature, top_p=request.top_p,
+    )  # fmt: skip
+    family = load_family(
+        resolve_model(request.model), dtype=str(request.dtype), trust_remote_code=request.trust_remote_code
+    )
+    peft_model: Any = None
+    if request.adapter:
+        peft_model = make_trainable(family, AdapterConfig(lora=True, adapter=request.adapter)).peft_model
+    backbone: Any = family.model
+    backbone.to(torch.device(request.device) if request.device else PartialState().device)
+    backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept
+    clips = ClipStore()
+    policy = Policy(family, peft_model=peft_model, clips=clips)
+    policy.eval()
+    return PolicyAnswerer(policy, clips, prompts, rollouts, style)
 
 
 def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -33,16 +148,11 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = 
         EvalInputError: it holds another evaluation (the differing settings are named), or rows that nobody claims.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.json"
-    settings = plain(settings)
+    path, settings = folder / "run.json", plain(settings)
     if path.is_file() and not overwrite:
         there = json.loads(path.read_text(encoding="utf-8"))
-        differing = [
-            f"{key}: {there.get(key)!r} there, {settings.get(key)!r} now"
-            for key in sorted({*there, *settings})
-            if there.get(key) != settings.get(key)
-        ]
-        if differing:
+        both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
+        if differing := [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]:
             advice = "choose another --output, or --overwrite"
             raise EvalInputError([f"{folder} holds another evaluation ({advice}):", *differing])
         return
@@ -66,17 +176,17 @@ def answer_rows(
     Raises:
         EvalInputError: the folder holds something else, the model cannot be loaded, clips are longer than it takes.
     """
-    ranks = _launched_ranks()
-    assert request.model is not None and request.output is not None
+    assert request.output is not None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate or torchrun started this process among others
+        from covo_rl.train.launch import process_state
+
+        process_state()
+    ranks = Ranks.current()
     if ranks.main:
         open_folder(request.output, settings, overwrite=request.overwrite)
     ranks.wait()
     try:
-        answerer = load_answerer(
-            request.model, request.adapter, dtype=str(request.dtype), prompt_config=request.prompt_config(),
-            rollout_config=request.rollout_config(), style=style, device=request.device,
-            trust_remote_code=request.trust_remote_code,
-        )  # fmt: skip
+        answerer = load_answerer(request, style)
     except (OSError, ValueError) as error:
         raise EvalInputError([f"--model {request.model}, --adapter {request.adapter}: {error}"]) from error
     longest: float | None = getattr(answerer, "max_clip_seconds", None)
@@ -87,15 +197,6 @@ def answer_rows(
     return by_audio if ranks.main else None
 
 
-def _launched_ranks() -> Ranks:
-    """This process among those that accelerate or torchrun started; a single one otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from covo_rl.train.launch import process_state
-
-        process_state()
-    return Ranks.current()
-
-
 def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ranks: Ranks) -> list[Record] | None:
     """Evaluate what is not finished yet; the records of all rows in data order on rank 0, None on others.
 
@@ -104,18 +205,21 @@ def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ra
     """
     examples, folder = inputs.examples, request.output
     assert folder is not None
-    check_settings(examples, greedy=request.greedy, num_generations=request.num_generations)
+    check_repeats(examples, greedy=request.greedy, num_generations=request.num_generations)
     name = "rows" if audio == "real" else f"rows.{audio}"
     log = RecordLog(folder / (f"{name}.rank{ranks.rank}.jsonl" if ranks.rank else f"{name}.jsonl"))
 
     def logs() -> list[RecordLog]:
         return [RecordLog(folder / f"{name}.jsonl"), *map(RecordLog, sorted(folder.glob(f"{name}.rank*.jsonl")))]
 
+    def by_id() -> dict[str, Record]:
+        return {record["id"]: record for each in logs() for record in each.read()}
+
     if ranks.main:
         for each in logs():
             each.repair()
     ranks.wait()
-    done = {record["id"]: record for each in logs() for record in each.read()}
+    done = by_id()
     ranks.wait()
     seconds = [audio_seconds(e.clips, answerer.clips) for e in examples]
     batches = list(enumerate(plan_batches(examples, seconds, request.batch_size)))[ranks.rank :: ranks.world]
@@ -134,7 +238,17 @@ def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ra
             done |= {record["id"]: record for record in records}
             display.update(len(done), _standing(done.values()))
     ranks.wait()
-    return _join(logs(), examples) if ranks.main else None
+    if not ranks.main:
+        return None
+    done = by_id()
+    if missing := [e.id for e in examples if e.id not in done]:
+        raise RuntimeError(f"{len(missing)} rows were not evaluated: {', '.join(missing[:20])}; run the command again")
+    records = [done[e.id] for e in examples]
+    log, *others = logs()
+    log.replace(records)
+    for other in others:
+        other.path.unlink()
+    return records
 
 
 def _standing(records: Iterable[Record]) -> str:
@@ -142,30 +256,16 @@ def _standing(records: Iterable[Record]) -> str:
     return f"{percent(sum(verdicts) / len(verdicts))} % right" if verdicts else "not graded"
 
 
-def _join(logs: Sequence[RecordLog], examples: Iterable[Example]) -> list[Record]:
-    """All ranks' records in data order, as one rows.jsonl; each row must be there."""
-    by_id = {record["id"]: record for log in logs for record in log.read()}
-    if missing := [e.id for e in examples if e.id not in by_id]:
-        raise RuntimeError(f"{len(missing)} rows were not evaluated: {', '.join(missing[:20])}; run the command again")
-    records = [by_id[e.id] for e in examples]
-    logs[0].replace(records)
-    for log in logs[1:]:
-        log.path.unlink()
-    return records
-
-
 def run_predictions(inputs: Inputs, folder: Path, *, reward_config: RewardConfig | None) -> list[Record]:
     """Judge replies from a file; rows without one are recorded as missing."""
     replies = inputs.predictions or {}
-    by_size: dict[int, list[Group]] = {}  # a reward table needs groups of one size
-    for example in inputs.examples:
-        group = group_from_text(example, replies.get(example.id, ()))
-        by_size.setdefault(len(group.rollouts), []).append(group)
+    groups = [group_from_text(example, replies.get(example.id, ())) for example in inputs.examples]
     by_id = {}
-    for groups in by_size.values():
-        seconds = [_header_seconds(group.prompt.example) for group in groups]
-        records = judge_groups(groups, seconds, inputs.eval_set, reward_config)
-        by_id.update({record["id"]: record for record in records})
+    for size in dict.fromkeys(len(group.rollouts) for group in groups):  # a reward table needs groups of one size
+        part = [group for group in groups if len(group.rollouts) == size]
+        seconds = [_header_seconds(group.prompt.example) for group in part]
+        records = judge_groups(part, seconds, inputs.eval_set, reward_config)
+        by_id |= {record["id"]: record for record in records}
     records = [by_id[example.id] for example in inputs.examples]
     RecordLog(folder / "rows.jsonl").replace(records)
     return records

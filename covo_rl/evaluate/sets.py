@@ -1,22 +1,100 @@
-"""What an evaluation set is. The sets themselves are the files in eval_sets/, or a manifest (YAML or JSON).
+"""What an evaluation set is, and the rules that score it. The sets are the files in eval_sets/, or a manifest.
 
 A set says its fields, licence, prompts, breakdown columns, official rule and how to get the data. Data files are the
 user's: nothing is downloaded.
+
+A scorer says True (right), False (wrong) or None (the official script drops the row from its denominator). None of
+them guesses: there is no random choice when nothing can be read.
+
+    token_set_match    MMAU and MMAR: the answer's words are there, words of other options are not
+    letter_rule        MMSU and AIR-Bench: first character, else second-last
+    strict_match       the accuracy reward's matcher, on the extracted answer or on the whole reply
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from covo_rl.evaluate.scorers import Scorer, letter_rule, token_set_match
+from covo_rl.prompt import Parsed
 from covo_rl.types import Example
+
+#: (reply, choices, answer) -> right, wrong, or not scored by the official script.
+Scorer = Callable[[object, Sequence[str], str], bool | None]
+
+
+def reply_words(text: str) -> frozenset[str]:
+    """Lower-cased maximal runs of Unicode word characters (letters, digits, underscore), as a set."""
+    return frozenset(re.findall(r"\w+", text.lower()))
+
+
+def token_set_match(reply: object, choices: Sequence[str], answer: str) -> bool | None:
+    """The rule of MMAU's and MMAR's evaluation scripts (Sakshi113/MMAU @110127f, ddlBoJack/MMAR @3bce090).
+
+    Right when every word of the answer is in the reply and no word that only other options have is. Word order,
+    negation and letters play no part, so "not a dog" is right for "dog" and "A" is wrong. A missing reply (None or
+    not a string) is None: the scripts skip such rows.
+
+    >>> token_set_match("(A) dog", ["dog", "cat"], "dog"), token_set_match("dog and cat", ["dog", "cat"], "dog")
+    (True, False)
+    """
+    if not isinstance(reply, str):
+        return None
+    said, wanted = reply_words(reply), reply_words(answer)
+    if not said:
+        return False
+    forbidden = frozenset().union(*(reply_words(choice) - wanted for choice in choices))
+    return wanted <= said and not (said & forbidden)
+
+
+def letter_rule(reply: object, choices: Sequence[str], answer: str) -> bool | None:
+    """The rule of MMSU's evaluation script (dingdongwang/MMSU @217d1d3, 2026-02-12).
+
+    It reads the first character, else the second-last. An empty reply or the word None is wrong; a reply with neither
+    of A-D there, and one that is not a string, is None: numerator and denominator both lose the row. Otherwise the
+    option under the letter must equal the answer text, so with duplicate options both letters are right.
+
+    >>> letter_rule("Dog", ["ant", "bee", "cow", "dog"], "dog"), letter_rule("(A).", ["ant", "bee"], "ant")
+    (True, None)
+    """
+    if not isinstance(reply, str):
+        return None
+    text = reply.strip().replace("\n", "")
+    if not text or text == "None":
+        return False
+    index = next(("ABCD".index(letter) for letter in (text[0], *text[-2:-1]) if letter in "ABCD"), None)
+    return None if index is None else index < len(choices) and choices[index] == answer
+
+
+def strict_match(text: str | None, choices: Sequence[str], answer: str, question: str = "") -> bool:
+    """The accuracy reward's verdict on an answer text; None (nothing extracted) and empty text are wrong.
+
+    Uses the reward itself (`rewards/accuracy.py`), so evaluation and training cannot disagree. What the reward
+    cannot grade (an answer key that is not among the options) is wrong here.
+    """
+    if text is None or not text.strip():
+        return False
+    row = {"completions": text, "answer": answer, "choices": list(choices), "question": question,
+           "parsed": Parsed(think=None, answer=text.strip())}  # fmt: skip
+    score = _accuracy()(**{name: [value] for name, value in row.items()})[0]
+    return score is not None and score >= 1.0
+
+
+@cache
+def _accuracy() -> Callable[..., list[float | None]]:
+    from covo_rl import rewards
+
+    return rewards.load_reward("accuracy")
+
+
+# -- sets ------------------------------------------------------------------------------------------------------------
 
 #: set name -> file in eval_sets/ that describes it.
 FILES = {"mmau-test-mini": "mmau", "mmau-test": "mmau", "mmar": "mmar", "mmsu": "mmsu", "builtin": "builtin"}
@@ -123,18 +201,11 @@ def load_set(name: str) -> EvalSet:
     if Path(name).suffix in (".yaml", ".yml", ".json") and Path(name).is_file():
         return _from_manifest(Path(name))
     if name not in FILES:
-        raise EvalInputError(
-            [f"--set {name}: no such set; the sets are {', '.join(FILES)}, or give a manifest file (.yaml, .json)"]
-        )
+        names = f"{', '.join(FILES)}, or give a manifest file (.yaml, .json)"
+        raise EvalInputError([f"--set {name}: no such set; the sets are {names}"])
     from covo_rl.resolve import find
 
-    spec = importlib.util.spec_from_file_location(
-        f"covo_rl_eval_set_{FILES[name]}", find("eval_sets", f"{FILES[name]}.py")
-    )
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SETS[name]
+    return runpy.run_path(str(find("eval_sets", f"{FILES[name]}.py")))["SETS"][name]
 
 
 def _from_manifest(path: Path) -> EvalSet:
@@ -144,11 +215,8 @@ def _from_manifest(path: Path) -> EvalSet:
     content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     if not isinstance(content, dict):
         raise EvalInputError([f"{path}: expected a mapping, found {type(content).__name__}"])
-    problems = [
-        f"{path}: unknown key {key!r}; allowed are {', '.join(MANIFEST_KEYS)}"
-        for key in content
-        if key not in MANIFEST_KEYS
-    ]
+    allowed = ", ".join(MANIFEST_KEYS)
+    problems = [f"{path}: unknown key {key!r}; allowed are {allowed}" for key in content if key not in MANIFEST_KEYS]
     rule = content.pop("scorer", "token_set")
     if rule not in SCORERS:
         problems.append(f"{path}: scorer {rule!r}; choose one of {', '.join(SCORERS)}")
@@ -156,15 +224,14 @@ def _from_manifest(path: Path) -> EvalSet:
         problems.append(f"{path}: the manifest needs a name")
     if problems:
         raise EvalInputError(problems)
-    name = str(content["name"])
+    name = str(content.pop("name"))
     changes = {
-        "name": name,
         "fields": content.get("fields") or FIELDS,
         "breakdown": tuple(content.get("breakdown", ("task", "category"))),
         "reply_keys": tuple(content.get("reply_keys", ())),
         "prompts": {key: PromptStyle(**style) for key, style in content.get("prompts", {}).items()},
     }
-    return EvalSet(**{"title": name, **content, **changes}, scorer_rule=rule, own=True)
+    return EvalSet(name, **{"title": name, **content, **changes}, scorer_rule=rule, own=True)
 
 
 def key_sha256(examples: Sequence[Example]) -> str:

@@ -1,15 +1,21 @@
-"""Records -> figures: accuracies with intervals, breakdowns, shares, lengths. Pure; computed the same for every run."""
+"""Records -> figures: accuracies with intervals, breakdowns, shares, lengths, and the tests that compare two runs.
+
+Pure, in Python and NumPy; computed the same for every run.
+"""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from covo_rl.evaluate.records import VERDICTS, Record
-from covo_rl.evaluate.statistics import majority, pass_at_k, wilson
 
 #: Ends of the audio-length classes in seconds, and the names of the classes.
 LENGTHS = (0.0, 5.0, 10.0, 20.0, 30.0, 60.0)
@@ -18,7 +24,7 @@ LENGTH_CLASSES = (*(f"{low:g}-{high:g} s" for low, high in pairwise(LENGTHS)), f
 
 def summarize(records: Sequence[Record]) -> dict[str, Any]:
     """Everything that is computed from records alone."""
-    strict = accuracy_of(records, "strict")
+    accuracies = {name: accuracy_of(records, name) for name in VERDICTS}
     components = dict.fromkeys(name for record in records for name in record["rewards"])
     rewards = {
         f"reward_{name}": _mean([value for record in records for value in record["rewards"].get(name, ())])
@@ -26,9 +32,9 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     }
     return {
         "n": len(records),
-        "accuracy": strict["accuracy"],
-        "ci95": strict["ci95"],
-        **{name: accuracy_of(records, name) for name in VERDICTS},
+        "accuracy": accuracies["strict"]["accuracy"],
+        "ci95": accuracies["strict"]["ci95"],
+        **accuracies,
         **_reply_figures(records),
         **rewards,
         "consistency_rate": rewards.get("reward_consistency"),
@@ -79,14 +85,13 @@ def _breakdown(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]
             columns.setdefault(column, {}).setdefault(str(value), []).append(record)
     if set(columns.get("audio length", ())) == {"unknown"}:
         del columns["audio length"]
-    blocks = {}
-    for column, groups in columns.items():
-        values = [name for name in LENGTH_CLASSES if name in groups] if column == "audio length" else sorted(groups)
-        blocks[column] = {
+    return {
+        column: {
             value: {"n": len(groups[value]), **{name: accuracy_of(groups[value], name) for name in VERDICTS[:3]}}
-            for value in values
+            for value in sorted(groups, key=LENGTH_CLASSES.index if column == "audio length" else None)
         }
-    return blocks
+        for column, groups in columns.items()
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -135,3 +140,68 @@ def _majority_right(record: Record) -> bool:
     keys = [None if answer is None else " ".join(answer.lower().split()) for answer in record["answers"]]
     winner = majority(keys)
     return winner is not None and bool(record["verdicts"]["strict"][keys.index(winner)])
+
+
+# -- statistics ------------------------------------------------------------------------------------------------------
+
+
+def wilson(correct: float, total: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion (Wilson 1927); (0, 1) where nothing was scored.
+
+    `correct` may be fractional, as the mean of several samples per row is. 8 of 10 gives (0.490, 0.943).
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share, z = correct / total, 1.959963984540054
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(max(share * (1 - share), 0.0) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def compare_pairs(a_N: Sequence[float], b_N: Sequence[float]) -> dict[str, Any]:
+    """B minus A over the same rows, in the same order: `mean`, `ci95` (bootstrap), `p_value` (exact McNemar), its
+    discordant counts `only_a` and `only_b`, and `n`. Scores of 0.5 and more count as right."""
+    if len(a_N) != len(b_N):
+        raise ValueError(f"paired comparison needs the same rows: {len(a_N)} against {len(b_N)}")
+    only_a = sum(a >= 0.5 > b for a, b in zip(a_N, b_N, strict=True))
+    only_b = sum(b >= 0.5 > a for a, b in zip(a_N, b_N, strict=True))
+    mean = float(np.mean(np.asarray(b_N, float) - np.asarray(a_N, float)))
+    return {"mean": mean, "ci95": list(paired_bootstrap(a_N, b_N)), "p_value": mcnemar(only_a, only_b),
+            "only_a": only_a, "only_b": only_b, "n": len(a_N)}  # fmt: skip
+
+
+def paired_bootstrap(a_N: Sequence[float], b_N: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of mean(b - a) over 10,000 draws of rows with replacement, pairs kept together."""
+    difference_N = np.asarray(b_N, dtype=np.float64) - np.asarray(a_N, dtype=np.float64)
+    if difference_N.size == 0:
+        raise ValueError("paired bootstrap: the two runs share no row")
+    values, counts = np.unique(difference_N, return_counts=True)
+    draws = np.random.default_rng(0).multinomial(difference_N.size, counts / difference_N.size, size=10_000)
+    low, high = np.percentile(draws @ values / difference_N.size, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided McNemar p-value: a binomial test at 1/2 on the rows where just one of the two is right.
+
+    1 against 9 gives 2 * (1 + 10) / 2**10 = 0.0215.
+    """
+    total = only_a + only_b
+    tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased pass@k of one row, 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+
+    4 samples, 1 right: pass@1 = 0.25, pass@2 = 0.5.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs between 1 and n = {n} samples")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The most frequent answer; ties go to the one seen first; None answers do not vote."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    return votes.most_common(1)[0][0] if votes else None
