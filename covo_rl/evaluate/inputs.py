@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from covo_rl.data.files import file_sha256
+from covo_rl.data.files import file_sha256, json_values
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, key_sha256, version_of
 from covo_rl.types import Clip, Example
 
@@ -120,15 +120,13 @@ def read_json_rows(path: str | Path) -> list[Any]:
             starts = text.count('"id"')
             what = f"{error}; {starts} rows begin before the end of the file"
             raise EvalInputError([f"{path}: not valid JSON, half-written? {what}"]) from None
-        rows, problems = [], []
-        for number, line in enumerate(text.split("\n"), start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError:
-                problems.append(f"{path}, line {number}: not JSON, half-written? It begins {line[:60]!r}")
-        if problems:
-            raise EvalInputError(problems[:SHOWN]) from None
-        return rows
+        lines = list(json_values(text.split("\n")))
+        if broken := [(number, line) for number, line, _, problem in lines if problem]:
+            raise EvalInputError([
+                f"{path}, line {number}: not JSON, half-written? It begins {line[:60]!r}"
+                for number, line in broken[:SHOWN]
+            ]) from None  # fmt: skip
+        return [value for _, _, value, _ in lines]
     lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else []
     if isinstance(content, list):
         return content
