@@ -20,9 +20,7 @@ from covo_rl.models.base import AudioFamily
 from covo_rl.prompt import messages
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig
-from covo_rl.supervised.tagging import train_tagging
-from covo_rl.supervised.teacher import completions
-from covo_rl.supervised.trainer import fine_tune
+from covo_rl.supervised.trainer import fine_tune, train_tagging
 from covo_rl.train.launch import process_state
 from covo_rl.types import Example
 
@@ -50,7 +48,7 @@ def run_stages(config: ColdStartConfig) -> Path:
     parts = {i: slice(s.first_row - start, s.rows and s.first_row - start + s.rows) for i, s in stages}
     seeds = {i: config.seed + 1000 * i for i, _ in stages}
     targets = {  # drawn before anything trains, so that a bad row stops the run at once
-        i: completions(examples[parts[i]], stage, seeds[i], config.completion_column)
+        i: stage_rows.completions(examples[parts[i]], stage, seeds[i], config.completion_column)
         for i, stage in stages
         if stage.kind == "sft"
     }
@@ -92,8 +90,14 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
         return models.load_family(config.model, dtype=config.dtype)
     from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
 
+    texts = ["user", "assistant", "system"]  # everything that a prompt or a completion can say
+    for row in rows[:TOKENIZER_ROWS]:
+        for message in messages(row, config.prompt):
+            texts += [part["text"] for part in message["content"] if part["type"] == "text"]
+        texts += row.choices
+        texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
     sizes = dict(config.tiny or {})
-    tokenizer = tiny_tokenizer(_tokenizer_texts(config, rows), sizes.pop("vocab_size", 600))
+    tokenizer = tiny_tokenizer(texts, sizes.pop("vocab_size", 600))
     model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
     family = models.family_class(model.config.model_type)(model, processor)
     sample = [clip for row in rows[:STATISTICS_CLIPS] for clip in row.clips]
@@ -102,17 +106,6 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
     mels_FM = torch.cat([f.tensors["input_features"] for f in features]).transpose(1, 2).flatten(0, 1)
     fold_feature_statistics(model, mels_FM.mean(0), mels_FM.std(0).clamp(min=SMALLEST_DEVIATION))
     return family
-
-
-def _tokenizer_texts(config: ColdStartConfig, rows: Sequence[Example]) -> list[str]:
-    """Everything that a prompt or a completion can say."""
-    texts = ["user", "assistant", "system"]
-    for row in rows[:TOKENIZER_ROWS]:
-        for message in messages(row, config.prompt):
-            texts += [part["text"] for part in message["content"] if part["type"] == "text"]
-        texts += row.choices
-        texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
-    return texts
 
 
 def save_checkpoint(
