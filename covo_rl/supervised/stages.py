@@ -45,25 +45,25 @@ def run_stages(config: ColdStartConfig) -> Path:
     set_seed(config.seed)
     examples = stage_rows.examples(config)
     start = stage_rows.used_rows(config)[0]
-    parts = {i: slice(s.first_row - start, s.rows and s.first_row - start + s.rows) for i, s in stages}
-    seeds = {i: config.seed + 1000 * i for i, _ in stages}
-    targets = {  # drawn before anything trains, so that a bad row stops the run at once
-        i: stage_rows.completions(examples[parts[i]], stage, seeds[i], config.completion_column)
-        for i, stage in stages
-        if stage.kind == "sft"
-    }
+    plan = []
+    for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
+        part = slice(stage.first_row - start, stage.rows and stage.first_row - start + stage.rows)
+        seed = config.seed + 1000 * i
+        sft = stage.kind == "sft"
+        texts = stage_rows.completions(examples[part], stage, seed, config.completion_column) if sft else []
+        plan.append((i, stage, part, seed, texts))
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
     rows = stage_rows.prepare_rows(examples, family, config)
     log, weights, folder = [], None, Path(config.output)
-    for i, stage in stages:
+    for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
         if stage.kind == "tagging":
-            history = train_tagging(family, rows[parts[i]], stage, seeds[i])
+            history = train_tagging(family, rows[part], stage, seed)
         else:
-            history, weights = fine_tune(family, rows[parts[i]], targets[i], stage, seeds[i])
-        count, seconds = len(rows[parts[i]]), time.perf_counter() - begun
+            history, weights = fine_tune(family, rows[part], texts, stage, seed)
+        count, seconds = len(rows[part]), time.perf_counter() - begun
         log.append({"stage": i, "kind": stage.kind, "rows": count, "seconds": seconds, "log": history})
         _say(f"stage {i} ({stage.kind}, {count} rows): {seconds:.0f} s")
         if config.save_stages:
