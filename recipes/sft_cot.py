@@ -20,12 +20,12 @@ from covo_rl.config import ConfigError
 from covo_rl.data import DataError
 from covo_rl.prompt import PromptError
 from covo_rl.supervised import load_config
-from covo_rl.supervised.teacher import TeacherError
+from covo_rl.supervised.rows import TeacherError
 from covo_rl.train.shutdown import exit_after
 
 
-def parse(arguments: list[str] | None = None) -> tuple[str | None, dict]:
-    """Command line -> (YAML file, overrides)."""
+def main(arguments: list[str] | None = None) -> Path:
+    """Run all stages; returns the checkpoint folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
     for name in ("model", "data", "audio-dir", "completion-column", "output"):
@@ -33,15 +33,9 @@ def parse(arguments: list[str] | None = None) -> tuple[str | None, dict]:
     for name in ("seed", "rows", "start-stage"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--save-stages", action="store_true", default=None)
-    parsed = vars(parser.parse_args(arguments))
-    return parsed.pop("config"), parsed
-
-
-def main(arguments: list[str] | None = None) -> Path:
-    """Run all stages; returns the checkpoint folder."""
-    path, overrides = parse(arguments)
+    overrides = vars(parser.parse_args(arguments))
     try:
-        config = load_config(path, overrides)
+        config = load_config(overrides.pop("config"), overrides)
         from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
 
         return run_stages(config)

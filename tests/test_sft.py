@@ -14,7 +14,7 @@ import yaml
 from covo_rl.config import ConfigError
 from covo_rl.prompt import parse
 from covo_rl.supervised import Stage, load_config
-from covo_rl.supervised.teacher import TeacherError, completion, completions
+from covo_rl.supervised.rows import TeacherError, completion, completions
 from covo_rl.types import Example
 
 ROW = Example(
@@ -155,11 +155,11 @@ def test_the_folded_statistics_standardise_what_the_first_convolution_sees(prepa
 
 
 def test_tagging_learns_the_facts_of_a_few_clips_and_moves_encoder_and_adapter_only(prepared):
-    from covo_rl.supervised import tagging
+    from covo_rl.supervised import trainer as supervised
 
     family, rows, _ = prepared
     before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
-    log = tagging.train_tagging(
+    log = supervised.train_tagging(
         family, rows, Stage(kind="tagging", steps=60, batch_size=12, learning_rate=3e-3), seed=0
     )
     assert log[-1]["fact_accuracy"] > 0.9

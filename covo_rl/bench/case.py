@@ -92,20 +92,12 @@ def workload_of(
     """Model, clips (30 s of noise) and prompts of a cell."""
     tokenizer = tiny_tokenizer(["What do you hear?"], 300)
     model, processor = tiny_covo_audio(
-        tokenizer,
-        encoder_width=sizes.encoder_width,
-        encoder_layers=sizes.encoder_layers,
-        encoder_heads=sizes.encoder_width // 64,
-        decoder_width=sizes.decoder_width,
-        decoder_layers=sizes.decoder_layers,
-        decoder_heads=sizes.decoder_heads,
-        segment_seconds=SECONDS,
-        mel_bins=MEL_BINS,
-        adapter_hidden=2 * sizes.encoder_width,
-        adapter_downsample=DOWNSAMPLE[cell.positions],
-        audio_codes=sizes.vocabulary - len(tokenizer),
-        seed=seed,
-    )
+        tokenizer, encoder_width=sizes.encoder_width, encoder_layers=sizes.encoder_layers,
+        encoder_heads=sizes.encoder_width // 64, decoder_width=sizes.decoder_width,
+        decoder_layers=sizes.decoder_layers, decoder_heads=sizes.decoder_heads, segment_seconds=SECONDS,
+        mel_bins=MEL_BINS, adapter_hidden=2 * sizes.encoder_width, adapter_downsample=DOWNSAMPLE[cell.positions],
+        audio_codes=sizes.vocabulary - len(tokenizer), seed=seed,
+    )  # fmt: skip
     family = EndlessCovoAudio(model.to(device=device, dtype=dtype), processor)  # pyright: ignore[reportCallIssue]
     trained = make_trainable(family, AdapterConfig(lora_r=sizes.lora_r)).peft_model
     assert trained is not None

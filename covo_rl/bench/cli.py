@@ -46,9 +46,8 @@ def grpo(
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     rows: list[dict[str, Any]] = []
     for shape in [_shape(word) for word in [*(cells or []), *(more or [])] or CELLS]:
-        row = measured_cell(
-            Cell(*shape, clips), Sizes(vocabulary=vocabulary), where, getattr(torch, dtype), repeats, trl
-        )
+        cell, sizes = Cell(*shape, clips), Sizes(vocabulary=vocabulary)
+        row = measured_cell(cell, sizes, where, getattr(torch, dtype), repeats, trl)
         if memory:
             cell, sizes = Cell(*shape, memory_clips), Sizes(vocabulary=memory_vocabulary)
             row |= {f"peak_mb_{name}": peak_memory(cell, sizes, where, name) for name in VARIANTS}

@@ -48,11 +48,10 @@ def phase_seconds(case: Workload, variant: Variant, advantages_N: torch.Tensor, 
     case.policy.model.zero_grad(set_to_none=True)
     loss, wall_l, _ = clock(lambda: variant.loss(groups, old_NC, advantages_N))
     phases = {"encode": encode, "prefill": first, "decode": sampled - first, "old": old, "loss": loss}
-    step, wall = sampled + old + loss, wall_s + wall_o + wall_l
+    whole = {"step": sampled + old + loss, "wall": wall_s + wall_o + wall_l}
     if isinstance(variant, Ours):
-        return {**phases, "step": step + encode, "wall": wall + encode_wall}
-    # the stock sampling call encodes inside
-    return {**phases, "prefill": first - encode, "step": step, "wall": wall}
+        return {**phases, "step": whole["step"] + encode, "wall": whole["wall"] + encode_wall}
+    return {**phases, **whole, "prefill": first - encode}  # the stock sampling call encodes inside
 
 
 def largest_differences(case: Workload) -> tuple[float, float]:

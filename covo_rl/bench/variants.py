@@ -29,11 +29,12 @@ def clip_tensors(policy: Policy, keys: Sequence[str]) -> dict[str, torch.Tensor]
     return {name: torch.cat([tensors[key][name] for key in keys]).to(policy.device) for name in tensors[keys[0]]}
 
 
-def _surrogate(logps_NC: torch.Tensor, old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
-    """Clipped surrogate, token mean."""
+def _learned(logps_NC: torch.Tensor, old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
+    """Backward of the clipped surrogate, token mean; returns the log-probs without their graph."""
     ratio = (logps_NC - old_NC).exp()
     gain = torch.minimum(ratio * advantages_N[:, None], ratio.clamp(0.8, 1.2) * advantages_N[:, None])
-    return -gain.mean()
+    (-gain.mean()).backward()
+    return logps_NC.detach()
 
 
 class Ours:
@@ -59,8 +60,7 @@ class Ours:
     def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
         self.policy.train()
         scored = self.policy("logps", groups, self._features or self.encode())
-        _surrogate(scored.logps_NC, old_NC, advantages_N).backward()
-        return scored.logps_NC.detach()
+        return _learned(scored.logps_NC, old_NC, advantages_N)
 
 
 class Stock:
@@ -115,9 +115,7 @@ class Stock:
 
     def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
         self.model.train()
-        logps_NC = self._logps(groups)
-        _surrogate(logps_NC, old_NC, advantages_N).backward()
-        return logps_NC.detach()
+        return _learned(self._logps(groups), old_NC, advantages_N)
 
 
 class StockChunked(Stock):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -69,13 +69,8 @@ class Plan:
         """Bytes."""
         return OVERHEAD * (sum(self.memory.values()) + max(sum(self.sampling.values()), sum(self.loss.values())))
 
-    @property
-    def step_seconds(self) -> float:
-        return sum(self.seconds.values())
 
-
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """What the device does: products per second and bytes read per second, in use rather than on paper."""
 
     flops: float
@@ -88,11 +83,14 @@ def shape_of(model_config: Any) -> Shape:
     Raises ValueError for a model type without a family.
     """
     import torch
+    import transformers
 
+    import covo_rl.models.covo_audio  # noqa: F401  (registers its classes)
     from covo_rl.models import family_class
 
     prefixes = family_class(model_config.model_type).parts
-    model = _empty_model(model_config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForMultimodalLM.from_config(model_config)
     parts = dict.fromkeys([*prefixes, "other"], 0)
     for name, parameter in model.named_parameters():
         parts[next((p for p, prefix in prefixes.items() if name.startswith(prefix)), "other")] += parameter.numel()
@@ -110,22 +108,6 @@ def shape_of(model_config: Any) -> Shape:
     )
 
 
-def _empty_model(model_config: Any) -> Any:
-    import torch
-    import transformers
-
-    import covo_rl.models.covo_audio  # noqa: F401  (registers its classes)
-
-    error: Exception | None = None
-    with torch.device("meta"):
-        for name in ("AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
-            try:
-                return getattr(transformers, name).from_config(model_config)
-            except (ValueError, AttributeError) as problem:
-                error = problem
-    raise ValueError(f"no model class for {type(model_config).__name__}: {error}")
-
-
 def audio_positions(model_config: Any, seconds: float) -> int:
     """Decoder positions that one clip fills."""
     if model_config.model_type == "covo_audio":
@@ -138,13 +120,17 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
 
     Without `speed` there are no seconds.
     """
+    from covo_rl.policy.head import CHUNK_ELEMENTS
+
     train, adapter, rollout = options.train, options.adapter, options.rollout
     shape, dtype = shape_of(model_config), options.model.dtype
     if dtype == "auto":
         dtype = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
     size = BYTES[dtype]
+    # LoRA on q and o, k and v, and the three MLP layers of every decoder layer
+    lora_widths = 4 * shape.width + 2 * (shape.width + shape.kv_width) + 3 * (shape.width + shape.mlp_width)
     part_parameters = sum(shape.parameters.get(part, 0) for part in adapter.train_parts)
-    trainable = _lora_parameters(shape, adapter.lora_r) if adapter.lora else part_parameters
+    trainable = shape.layers * adapter.lora_r * lora_widths if adapter.lora else part_parameters
     train_size = 4 if adapter.lora else size
     prompts, completion = train.prompts_per_step, rollout.max_completion_length
     rows, micro_prompts = prompts * rollout.num_generations, min(train.micro_batch_prompts, prompts)
@@ -165,37 +151,24 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
         "logits and probabilities": 3 * rows * shape.vocabulary * 4,
         "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
     }
+    chunk = min(max(CHUNK_ELEMENTS, 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
     head_trains = not adapter.lora and "lm_head" in adapter.train_parts
     loss = {
         "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),
-        "head": micro_rows * completion * shape.width * size
-        + (4 if head_trains else 1) * _chunk_bytes(shape, micro_rows * completion),
+        "head": micro_rows * completion * shape.width * size + (4 if head_trains else 1) * 4.0 * chunk,
         "head gradient in use": shape.parameters.get("lm_head", 0) * size if head_trains else 0.0,
     }
     seconds = _seconds(shape, options, prompt_positions, size, speed) if speed else {}
-    notes = []
-    if not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size:
-        notes.append("activations outweigh the weights: gradient_checkpointing or a smaller micro_batch_prompts helps")
+    crowded = not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size
+    note = "activations outweigh the weights: gradient_checkpointing or a smaller micro_batch_prompts helps"
     positions = {"prompts": prompts * prompt_positions, "completions": rows * completion, "micro-batch": micro}
-    return Plan(memory, sampling, loss, seconds, positions, trainable, tuple(notes))
+    return Plan(memory, sampling, loss, seconds, positions, trainable, (note,) if crowded else ())
 
 
 def activation_bytes(shape: Shape, positions: int, size: int, checkpointing: bool) -> float:
     """What the decoder saves for the backward pass over `positions` packed positions."""
     layer = positions * (10 * shape.width + 4 * shape.mlp_width + 2 * shape.kv_width) * size
     return float(shape.layers * positions * shape.width * size + layer if checkpointing else shape.layers * layer)
-
-
-def _lora_parameters(shape: Shape, rank: int) -> int:
-    """LoRA on q, o, k, v and the three MLP layers of every decoder layer."""
-    attention = 2 * (shape.width + shape.width) + 2 * (shape.width + shape.kv_width)
-    return shape.layers * rank * (attention + 3 * (shape.width + shape.mlp_width))
-
-
-def _chunk_bytes(shape: Shape, positions: int) -> float:
-    from covo_rl.policy.head import CHUNK_ELEMENTS
-
-    return 4.0 * min(max(CHUNK_ELEMENTS, 16 * shape.vocabulary), positions * shape.vocabulary)
 
 
 def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Speed) -> dict[str, float]:
@@ -293,7 +266,7 @@ def render_plan(estimate: Plan) -> str:
     if estimate.seconds:
         lines.append("seconds per step, at this machine's measured speed")
         lines += [f"  {name:<36}{value:>12.2f}" for name, value in estimate.seconds.items() if value]
-        lines.append(f"  {'step':<36}{estimate.step_seconds:>12.2f}")
+        lines.append(f"  {'step':<36}{sum(estimate.seconds.values()):>12.2f}")
     return "\n".join([*lines, *(f"note: {note}" for note in estimate.notes)])
 
 

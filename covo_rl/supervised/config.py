@@ -87,12 +87,10 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     stages = content.pop("stages", None)
     prompt = _options(PromptConfig, content.pop("prompt", {}), "prompt", problems)
     config = _options(ColdStartConfig, content, "cold start", problems)
-    if prompt:
-        config.prompt = prompt
+    config.prompt = prompt
     if stages is not None:
-        options = [_options(Stage, stage, f"stages[{i}]", problems) for i, stage in enumerate(stages)]
-        config.stages = [stage for stage in options if stage]
-    if problems := problems + stage_problems(config):
+        config.stages = [_options(Stage, stage, f"stages[{i}]", problems) for i, stage in enumerate(stages)]
+    if problems := problems + _problems(config):
         raise ConfigError(problems)
     return config
 
@@ -100,7 +98,7 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
 def _options(kind: type, values: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(values, Mapping):
         problems.append(f"{where}: expected a mapping, found {type(values).__name__}")
-        return None
+        return kind()
     names = [f.name for f in fields(kind)]
     for name in [name for name in values if name not in names]:
         near = difflib.get_close_matches(str(name), names, n=1)
@@ -109,7 +107,7 @@ def _options(kind: type, values: Any, where: str, problems: list[str]) -> Any:
     return kind(**{name: value for name, value in values.items() if name in names})
 
 
-def stage_problems(config: ColdStartConfig) -> list[str]:
+def _problems(config: ColdStartConfig) -> list[str]:
     """Contradictions and impossible values, each with what to do; empty when all is well."""
     start, count = config.start_stage, len(config.stages)
     rules = [
@@ -122,19 +120,16 @@ def stage_problems(config: ColdStartConfig) -> list[str]:
          "give data (a file of rows) or rows (how many built-in questions to render)"),
     ]  # fmt: skip
     for i, stage in enumerate(config.stages):
-        rules += [(fine, f"stages[{i}]: {message}") for fine, message in _stage_rules(stage, config)]
+        own = [
+            (stage.kind in ("tagging", "sft"), f"kind {stage.kind!r}; there are tagging, sft"),
+            (stage.teacher in ("evidence", "column"), f"teacher {stage.teacher!r}; there are evidence, column"),
+            (stage.teacher != "column" or stage.kind != "sft" or config.data is not None,
+             f"teacher column needs data with a {config.completion_column!r} column"),
+            *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name)} is a probability")
+              for name in ("right", "broken", "inconsistent")),
+            *((part in PARTS, f"train_parts {part!r}; there are {', '.join(PARTS)}") for part in stage.train_parts),
+            (stage.batch_size >= 1 and stage.learning_rate > 0,
+             "batch_size must be at least 1 and learning_rate above 0"),
+        ]  # fmt: skip
+        rules += [(fine, f"stages[{i}]: {message}") for fine, message in own]
     return [message for fine, message in rules if not fine]
-
-
-def _stage_rules(stage: Stage, config: ColdStartConfig) -> list[tuple[bool, str]]:
-    return [
-        (stage.kind in ("tagging", "sft"), f"kind {stage.kind!r}; there are tagging, sft"),
-        (stage.teacher in ("evidence", "column"), f"teacher {stage.teacher!r}; there are evidence, column"),
-        (stage.teacher != "column" or stage.kind != "sft" or config.data is not None,
-         f"teacher column needs data with a {config.completion_column!r} column"),
-        *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name)} is a probability")
-          for name in ("right", "broken", "inconsistent")),
-        *((part in PARTS, f"train_parts {part!r}; there are {', '.join(PARTS)}") for part in stage.train_parts),
-        (stage.batch_size >= 1 and stage.learning_rate > 0,
-         "batch_size must be at least 1 and learning_rate above 0"),
-    ]  # fmt: skip

@@ -1,17 +1,31 @@
-"""Rows with their features in memory: a clip is read and turned into features once, however many stages use it."""
+"""Rows with their features in memory, made once however many stages use them, and the texts that a stage teaches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from covo_rl.audio import ClipStore
-from covo_rl.models.base import AudioFamily, ClipFeatures
-from covo_rl.prompt import build_prompt
-from covo_rl.supervised.config import ColdStartConfig
+from covo_rl.prompt import build_prompt, reference_completion
+from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.types import Clip, Example
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily, ClipFeatures
+
+#: how a completion is damaged: tags that are missing
+BROKEN = (
+    "{think}<answer>{answer}</answer>",
+    "<think>{think}<answer>{answer}</answer>",
+    "<think>{think}</think>{answer}",
+    "<think>{think}</think><answer>{answer}",
+)
+
+
+class TeacherError(ValueError):
+    """A row lacks what its teacher needs; the message names rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +45,17 @@ def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
 
 
 def examples(config: ColdStartConfig) -> list[Example]:
-    """The used rows of `data`, or of the built-in train split, which has `rows` rows here."""
+    """The used rows of `data`, or of the built-in train split (`rows` rows), rendered with their clips as arrays."""
     first, end = used_rows(config)
     if config.data is not None:
         from covo_rl.data import load_examples
 
         return load_examples(config.data, config.audio_dir)[first:end]
-    return rendered("train", range(first, min(end or config.rows, config.rows)), config.synth_seed)
-
-
-def rendered(split: str, numbers: Iterable[int], seed: int) -> list[Example]:
-    """Built-in questions with their clips as arrays, nothing on disk."""
     from covo_rl import synth
 
     result = []
-    for number in numbers:
-        row, clip = synth.render_sample(split, number, seed)
+    for number in range(first, min(end or config.rows, config.rows)):
+        row, clip = synth.render_sample("train", number, config.synth_seed)
         own = {name: row.pop(name) for name in ("id", "question", "answer")}
         clips = (Clip(array=clip.astype("float32") / 32_768, sampling_rate=synth.RATE),)
         result.append(Example(**own, clips=clips, choices=tuple(row.pop("choices")), columns=row))
@@ -55,9 +64,10 @@ def rendered(split: str, numbers: Iterable[int], seed: int) -> list[Example]:
 
 def prepare_rows(rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig) -> list[Row]:
     """Prompts and features of all rows, each clip decoded once."""
-    clips = ClipStore(memory_mb=64)
+    import torch
+
+    clips, result = ClipStore(memory_mb=64), []
     features: dict[str, ClipFeatures] = {}
-    result = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations, which waiting for a second thread only slows
     try:
@@ -70,3 +80,47 @@ def prepare_rows(rows: Sequence[Example], family: AudioFamily, config: ColdStart
     finally:
         torch.set_num_threads(threads)
     return result
+
+
+def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = "completion") -> list[str]:
+    """One target text per row, from one random stream.
+
+    Raises:
+        TeacherError: names the first ten rows that lack something and how many there are.
+    """
+    rng, texts, problems = random.Random(seed), [], []
+    for row in rows:
+        try:
+            texts.append(completion(row, stage, rng, column))
+        except TeacherError as error:
+            problems.append(str(error))
+    if problems:
+        more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
+        raise TeacherError("\n".join([*problems[:10], *more]))
+    return texts
+
+
+def completion(example: Example, stage: Stage, rng: random.Random, column: str = "completion") -> str:
+    """The text after the prompt, without the end token: right, wrong or broken on purpose.
+
+    Raises:
+        TeacherError: the row lacks what the teacher needs; names the row and the column.
+    """
+    if stage.teacher == "column":
+        text = example.columns.get(column)
+        if not isinstance(text, str) or not text.strip():
+            raise TeacherError(f"{example.id}: no text in column {column!r}; it has {', '.join(example.columns)}")
+        return text
+
+    def other(value: str) -> str:
+        return rng.choice([choice for choice in example.choices if choice != value])
+
+    evidence = example.columns.get("evidence")
+    if not isinstance(evidence, str) or example.answer is None:
+        raise TeacherError(f"{example.id}: the evidence teacher needs an answer and a column 'evidence'")
+    conclusion = example.answer if rng.random() < stage.right else other(example.answer)
+    answer = other(conclusion) if rng.random() < stage.inconsistent else conclusion
+    think = f"{evidence} So the answer is {conclusion}."
+    if rng.random() < stage.broken:
+        return rng.choice(BROKEN).format(think=think, answer=answer)
+    return reference_completion(think, answer)

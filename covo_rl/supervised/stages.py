@@ -20,9 +20,7 @@ from covo_rl.models.base import AudioFamily
 from covo_rl.prompt import messages
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig
-from covo_rl.supervised.tagging import train_tagging
-from covo_rl.supervised.teacher import completions
-from covo_rl.supervised.trainer import fine_tune
+from covo_rl.supervised.trainer import fine_tune, train_tagging
 from covo_rl.train.launch import process_state
 from covo_rl.types import Example
 
@@ -47,25 +45,25 @@ def run_stages(config: ColdStartConfig) -> Path:
     set_seed(config.seed)
     examples = stage_rows.examples(config)
     start = stage_rows.used_rows(config)[0]
-    parts = {i: slice(s.first_row - start, s.rows and s.first_row - start + s.rows) for i, s in stages}
-    seeds = {i: config.seed + 1000 * i for i, _ in stages}
-    targets = {  # drawn before anything trains, so that a bad row stops the run at once
-        i: completions(examples[parts[i]], stage, seeds[i], config.completion_column)
-        for i, stage in stages
-        if stage.kind == "sft"
-    }
+    plan = []
+    for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
+        part = slice(stage.first_row - start, stage.rows and stage.first_row - start + stage.rows)
+        seed = config.seed + 1000 * i
+        sft = stage.kind == "sft"
+        texts = stage_rows.completions(examples[part], stage, seed, config.completion_column) if sft else []
+        plan.append((i, stage, part, seed, texts))
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
     rows = stage_rows.prepare_rows(examples, family, config)
     log, weights, folder = [], None, Path(config.output)
-    for i, stage in stages:
+    for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
         if stage.kind == "tagging":
-            history = train_tagging(family, rows[parts[i]], stage, seeds[i])
+            history = train_tagging(family, rows[part], stage, seed)
         else:
-            history, weights = fine_tune(family, rows[parts[i]], targets[i], stage, seeds[i])
-        count, seconds = len(rows[parts[i]]), time.perf_counter() - begun
+            history, weights = fine_tune(family, rows[part], texts, stage, seed)
+        count, seconds = len(rows[part]), time.perf_counter() - begun
         log.append({"stage": i, "kind": stage.kind, "rows": count, "seconds": seconds, "log": history})
         _say(f"stage {i} ({stage.kind}, {count} rows): {seconds:.0f} s")
         if config.save_stages:
@@ -92,8 +90,14 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
         return models.load_family(config.model, dtype=config.dtype)
     from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
 
+    texts = ["user", "assistant", "system"]  # everything that a prompt or a completion can say
+    for row in rows[:TOKENIZER_ROWS]:
+        for message in messages(row, config.prompt):
+            texts += [part["text"] for part in message["content"] if part["type"] == "text"]
+        texts += row.choices
+        texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
     sizes = dict(config.tiny or {})
-    tokenizer = tiny_tokenizer(_tokenizer_texts(config, rows), sizes.pop("vocab_size", 600))
+    tokenizer = tiny_tokenizer(texts, sizes.pop("vocab_size", 600))
     model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
     family = models.family_class(model.config.model_type)(model, processor)
     sample = [clip for row in rows[:STATISTICS_CLIPS] for clip in row.clips]
@@ -102,17 +106,6 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
     mels_FM = torch.cat([f.tensors["input_features"] for f in features]).transpose(1, 2).flatten(0, 1)
     fold_feature_statistics(model, mels_FM.mean(0), mels_FM.std(0).clamp(min=SMALLEST_DEVIATION))
     return family
-
-
-def _tokenizer_texts(config: ColdStartConfig, rows: Sequence[Example]) -> list[str]:
-    """Everything that a prompt or a completion can say."""
-    texts = ["user", "assistant", "system"]
-    for row in rows[:TOKENIZER_ROWS]:
-        for message in messages(row, config.prompt):
-            texts += [part["text"] for part in message["content"] if part["type"] == "text"]
-        texts += row.choices
-        texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
-    return texts
 
 
 def save_checkpoint(

@@ -1,8 +1,14 @@
-"""Chain-of-thought SFT on any audio family, by TRL's SFTTrainer with a collator that carries the audio."""
+"""The two kinds of a stage. `train_tagging` opens the ears, `fine_tune` teaches completions on any audio family.
+
+Trained from scratch through the decoder's loss, an encoder stays deaf for minutes; a minute of naming the facts of a
+clip from its audio embeddings alone halves the time of everything after it. The heads of that task are thrown away.
+`fine_tune` is TRL's SFTTrainer with a collator that carries the audio.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +16,8 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -20,6 +27,87 @@ from covo_rl.supervised.rows import Row
 from covo_rl.train.launch import on_cpus
 
 IGNORED = -100
+#: options of a stage that TRL has under the same name
+SAME_NAME = (
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
+    "max_grad_norm", "gradient_checkpointing",
+)  # fmt: skip
+
+
+class FactHeads(nn.Module):
+    """Two linear classifiers per fact: on all slots side by side (zero-padded), and on their mean.
+
+    The first learns fast, because it may look for a fact at its own place; the second makes the encoder put the fact
+    where any slot can be read, which is what the decoder has to do later.
+    """
+
+    def __init__(self, rows: Sequence[Row], width: int) -> None:
+        super().__init__()
+        self.slots = max(row.clips[0].slots for row in rows)
+        self.values: dict[str, list[str]] = {}
+        for row in rows:
+            self.values.update(row.example.columns["fact_lexicon"])
+        sizes = {name: len(values) for name, values in self.values.items()}
+        self.norm = nn.LayerNorm(width)
+        self.placed = nn.ModuleDict({name: nn.Linear(self.slots * width, size) for name, size in sizes.items()})
+        self.pooled = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
+
+    def forward(self, embeddings: Sequence[Tensor], facts: Sequence[dict[str, str]]) -> tuple[Tensor, Tensor]:
+        """Embeddings (S_i, D) per clip -> mean cross entropy over facts and heads, facts named right by (2,) heads."""
+        normed = [self.norm(e) for e in embeddings]
+        flat = torch.stack([functional.pad(e, (0, 0, 0, self.slots - len(e))).flatten() for e in normed])
+        mean = torch.stack([e.mean(0) for e in normed])
+        losses, right = [], torch.zeros(2, dtype=torch.long)
+        for name, values in self.values.items():
+            named = [i for i, fact in enumerate(facts) if name in fact]
+            if not named:
+                continue
+            targets = torch.tensor([values.index(facts[i][name]) for i in named], device=flat.device)
+            for which, logits in enumerate((self.placed[name](flat[named]), self.pooled[name](mean[named]))):
+                losses.append(functional.cross_entropy(logits, targets, reduction="sum"))
+                right[which] += (logits.argmax(1) == targets).sum().cpu()
+        return torch.stack(losses).sum() / (2 * sum(len(fact) for fact in facts)), right
+
+
+def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: int) -> list[dict]:
+    """Train encoder and adapter in place on rows with `facts` and `fact_lexicon`; returns loss and accuracy by step.
+
+    Raises:
+        ValueError: a row lacks the facts, or has not exactly one clip.
+    """
+    for row in rows:
+        if "facts" not in row.example.columns or len(row.clips) != 1:
+            raise ValueError(f"{row.example.id}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
+    generator = torch.Generator().manual_seed(seed)
+    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
+    prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
+    parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
+    parameters += heads.parameters()
+    steps = stage.steps or math.ceil(stage.epochs * len(rows) / stage.batch_size)
+    optimizer = torch.optim.AdamW(parameters, stage.learning_rate, weight_decay=stage.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, stage.learning_rate, total_steps=steps, pct_start=min(max(stage.warmup_steps / steps, 0.01), 0.5)
+    )
+    log, count, right, order = [], 0, torch.zeros(2), torch.empty(0, dtype=torch.long)
+    family.model.train()
+    for step in range(1, steps + 1):
+        while len(order) < stage.batch_size:
+            order = torch.cat([order, torch.randperm(len(rows), generator=generator)])
+        batch, order = [rows[int(i)] for i in order[: stage.batch_size]], order[stage.batch_size :]
+        facts = [dict(row.example.columns["facts"]) for row in batch]
+        loss, correct = heads(family.encode([row.clips[0] for row in batch]), facts)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        count, right = count + sum(map(len, facts)), right + correct
+        if step % 50 == 0 or step == steps:
+            placed, pooled = (right / count).tolist()
+            log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
+            print(log[-1], flush=True)
+            count, right = 0, torch.zeros(2)
+    return log
 
 
 class Collator:
@@ -30,19 +118,21 @@ class Collator:
     """
 
     def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
-        self.rows = rows
-        self.pad = family.pad_token_id
+        self.rows, self.pad = rows, family.pad_token_id
         ids = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
         self.completion_ids = [[*text, family.eos_token_ids[0]] for text in ids]
 
-    def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+        def padded(sequences: list[list[int]], padding: int) -> Tensor:
+            rows = [torch.tensor(sequence) for sequence in sequences]
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+
         rows = [self.rows[item["row"]] for item in items]
-        answers = [self.completion_ids[item["row"]] for item in items]
-        pairs = list(zip((row.prompt_ids for row in rows), answers, strict=True))
+        pairs = [(row.prompt_ids, self.completion_ids[item["row"]]) for row, item in zip(rows, items, strict=True)]
         tensors = {
-            "input_ids": _left_padded([[*prompt, *answer] for prompt, answer in pairs], self.pad),
-            "attention_mask": _left_padded([[1] * len(prompt) + [1] * len(answer) for prompt, answer in pairs], 0),
-            "labels": _left_padded([[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED),
+            "input_ids": padded([[*prompt, *answer] for prompt, answer in pairs], self.pad),
+            "attention_mask": padded([[1] * (len(prompt) + len(answer)) for prompt, answer in pairs], 0),
+            "labels": padded([[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED),
         }
         clips = [clip for row in rows for clip in row.clips]
         for name in clips[0].tensors if clips else ():
@@ -50,12 +140,7 @@ class Collator:
         return tensors
 
 
-def _left_padded(sequences: list[list[int]], padding: int) -> torch.Tensor:
-    tensors = [torch.tensor(sequence) for sequence in sequences]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding, padding_side="left")
-
-
-def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any = None) -> torch.Tensor:
+def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any = None) -> Tensor:
     """Cross entropy over the completion tokens, summed and divided by `num_items` (default: their number).
 
     Logits are asked for at completion positions only, where the model can (`logits_to_keep`).
@@ -65,11 +150,9 @@ def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any =
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     if "logits_to_keep" in inspect.signature(extract_model_from_parallel(model).forward).parameters:
         inputs["logits_to_keep"] = span
-    logits = model(**inputs, use_cache=False).logits[:, -span:-1]
-    targets = labels[:, -span + 1 :].to(logits.device)
-    total = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    logits = model(**inputs, use_cache=False).logits[:, -span:-1].float().flatten(0, 1)
+    targets = labels[:, -span + 1 :].to(logits.device).flatten()
+    total = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
 
 
@@ -88,7 +171,7 @@ class AudioSFTTrainer(SFTTrainer):
 
 def fine_tune(
     family: AudioFamily, rows: Sequence[Row], texts: Sequence[str], stage: Stage, seed: int
-) -> tuple[list[dict], Mapping[str, torch.Tensor] | None]:
+) -> tuple[list[dict], Mapping[str, Tensor] | None]:
     """Train `stage.train_parts` of `family.model` in place to write `texts[i]` after the prompt of `rows[i]`.
 
     Returns the trainer's log, and the gathered weights where FSDP or ZeRO left `family.model` in shards.
@@ -97,9 +180,18 @@ def fine_tune(
     for name, parameter in family.model.named_parameters():
         parameter.requires_grad_(not prefixes or name.startswith(prefixes))
     with tempfile.TemporaryDirectory() as folder:
+        config = SFTConfig(  # nothing is saved or reported by the trainer itself
+            output_dir=folder, save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=50,
+            logging_first_step=True, per_device_train_batch_size=stage.batch_size, max_steps=stage.steps or -1,
+            num_train_epochs=stage.epochs, seed=seed, data_seed=seed, max_length=None,
+            use_cpu=on_cpus(),  # ranks without GPUs come together over gloo
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(), dataloader_pin_memory=False,
+            remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+            **{name: getattr(stage, name) for name in SAME_NAME},
+        )  # fmt: skip
         trainer = AudioSFTTrainer(
             model=family.model,
-            args=sft_config(stage, seed, folder),
+            args=config,
             data_collator=Collator(family, rows, texts),  # type: ignore[arg-type]  # TRL asks for its own class
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=family.tokenizer,
@@ -110,34 +202,3 @@ def fine_tune(
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective: every rank takes part
     family.model.requires_grad_(True)
     return trainer.state.log_history, state_dict
-
-
-#: options of a stage that TRL has under the same name
-SAME_NAME = (
-    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
-    "max_grad_norm", "gradient_checkpointing",
-)  # fmt: skip
-
-
-def sft_config(stage: Stage, seed: int, folder: str) -> SFTConfig:
-    """TRL's arguments for a stage; nothing is saved or reported by the trainer itself."""
-    return SFTConfig(
-        output_dir=folder,
-        per_device_train_batch_size=stage.batch_size,
-        max_steps=stage.steps or -1,
-        num_train_epochs=stage.epochs,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=on_cpus(),  # ranks without GPUs come together over gloo
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        logging_steps=50,
-        logging_first_step=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        **{name: getattr(stage, name) for name in SAME_NAME},
-    )

@@ -88,7 +88,13 @@ class StepGuard:
         self.skipped += 1
         self.in_a_row += 1
         bad = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
-        path = self._dump(step, {"step": step, "not_finite": bad, "values": dict(values), **details()})
+        folder = self.folder / f"step_{step:06d}"
+        path = folder / f"rank_{self.rank:05d}.json"
+        existing = [p for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
+        dump = {"step": step, "not_finite": bad, "values": dict(values), **details()}
+        if folder in existing or len(existing) < self.max_dumps:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(plain(dump), indent=2, ensure_ascii=False), encoding="utf-8")
         if self.in_a_row >= self.limit:
             raise TrainingStopped(
                 f"step {step}: {self.in_a_row} optimiser updates in a row were not finite "
@@ -103,15 +109,6 @@ class StepGuard:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-
-    def _dump(self, step: int, content: Mapping[str, Any]) -> Path:
-        folder = self.folder / f"step_{step:06d}"
-        path = folder / f"rank_{self.rank:05d}.json"
-        existing = [p for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
-        if folder in existing or len(existing) < self.max_dumps:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False), encoding="utf-8")
-        return path
 
 
 def not_finite_parameters(model: torch.nn.Module) -> dict[str, list[str]]:
@@ -167,9 +164,3 @@ def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: 
     retry = " --oom_retry halves the micro-batch by itself." if can_retry else ""
     retry += " --oom_retry works in one process only: ranks would wait for each other." if no_retry else ""
     return "out of memory. Lower " + ", or use ".join(advice) + "; `covo-rl doctor` estimates what fits." + retry
-
-
-def memory_freed() -> None:
-    """Give cached blocks back before a retry."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

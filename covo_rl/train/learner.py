@@ -41,7 +41,6 @@ from covo_rl.train.guard import (
     TrainingStopped,
     is_out_of_memory,
     memory_explained,
-    memory_freed,
     not_finite_parameters,
     out_of_memory_advice,
 )
@@ -149,7 +148,7 @@ class Learner:
                 self.micro_batch_rollouts //= 2
             self.optimizer.zero_grad()
             load_random_state(*before)
-            memory_freed()
+            torch.cuda.empty_cache()
 
     def memory_advice(self) -> str:
         """What to lower when a pass over completions runs out of memory."""

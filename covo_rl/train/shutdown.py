@@ -38,36 +38,27 @@ def exit_after(main: Callable[[], object]) -> NoReturn:
     """
     if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    code: object = 0
     try:
         main()
     except BaseException as error:
         if Ranks.current().world == 1:
             raise
-        _leave(_code_of(error))
-    if Ranks.current().world == 1:
-        sys.exit(0)
-    import torch.distributed as dist
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        elif not isinstance(code, int | None):
+            print(code, file=sys.stderr)
+            code = 1
+    else:
+        if Ranks.current().world == 1:
+            sys.exit(0)
+        import torch.distributed as dist
 
-    dist.barrier()  # nobody hangs up while another rank still reads
-    dist.destroy_process_group()
-    _leave(0)
-
-
-def _code_of(error: BaseException) -> int:
-    """What Python's own exit would print and return."""
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
-        return 1
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    print(error.code, file=sys.stderr)
-    return 1
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit handlers and buffers, then out."""
+        dist.barrier()  # nobody hangs up while another rank still reads
+        dist.destroy_process_group()
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # joins threads that are not daemons
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code if isinstance(code, int) else 0)

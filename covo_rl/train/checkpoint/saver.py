@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import plain
@@ -46,15 +45,11 @@ class Resumable(Protocol):
     step: int
     update_index: int
     batch: Batch | None
+    policy: Any  # nn.Module
+    optimizer: Any
+    schedule: Any
+    sampler: PromptSampler
 
-    @property
-    def policy(self) -> nn.Module: ...
-    @property
-    def optimizer(self) -> Any: ...
-    @property
-    def schedule(self) -> Any: ...
-    @property
-    def sampler(self) -> PromptSampler: ...
     @property
     def device(self) -> torch.device: ...
     def state_dict(self) -> dict[str, Any]: ...  # JSON-ready counters and positions
@@ -93,44 +88,39 @@ class Saver:
 
     def after_update(self, trainer: Resumable) -> None:
         """Between optimiser updates of one step: only a signal or the clock saves here."""
-        self._save_if(trainer, due=False)
+        self._save_if(False, trainer)
 
     def after_step(self, trainer: Resumable, score: float | None = None) -> None:
         """After a step and its log lines."""
-        every = self.every_steps and trainer.step % self.every_steps == 0
-        self._save_if(trainer, due=bool(every) or score is not None, score=score)
+        due = self.every_steps and trainer.step % self.every_steps == 0
+        self._save_if(bool(due) or score is not None, trainer, score)
 
     def finish(self, trainer: Resumable) -> Path:
         """After the last step; raises CheckpointError if it cannot be written."""
         return self._save(trainer, None)
 
-    def _save_if(self, trainer: Resumable, *, due: bool, score: float | None = None) -> None:
+    def _save_if(self, due: bool, trainer: Resumable, score: float | None = None) -> None:
         overdue = bool(self.every_seconds) and time.monotonic() - self._saved_at >= self.every_seconds
         wishes = self.ranks.gathered((self.stop.received, overdue))
-        signal = next((name for name, _ in wishes if name), None)
-        if signal:
+        if signal := next((name for name, _ in wishes if name), None):
             raise StoppedBySignal(signal, self._save(trainer, score))
-        if due or any(late for _, late in wishes):
-            try:
-                saved = self._save(trainer, score)
-            except CheckpointError as error:
-                self.failures += 1
-                self._saved_at = time.monotonic()
-                if self.ranks.main:
-                    console.print(f"[bold red]step {trainer.step}: {error}; training goes on[/]")
-            else:
-                if self.on_saved:
-                    self.on_saved(saved)
+        if not due and not any(late for _, late in wishes):
+            return
+        try:
+            saved = self._save(trainer, score)
+        except CheckpointError as error:
+            self.failures += 1
+            self._saved_at = time.monotonic()
+            if self.ranks.main:
+                console.print(f"[bold red]step {trainer.step}: {error}; training goes on[/]")
+        else:
+            if self.on_saved:
+                self.on_saved(saved)
 
     # -- out -----------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: Resumable, score: float | None) -> Path:
-        path = self.store.save(self._capture(trainer, score), self.ranks)
-        self._saved_at = time.monotonic()
-        return path
-
-    def _capture(self, trainer: Resumable, score: float | None) -> TrainState:
-        """Everything that `_restore` needs, as copies."""
+        """Everything that `_restore` needs, as copies, on disk."""
         optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy)
         random, rank_tensors = state.random_state()
         rank: dict[str, Any] = {"random": random, "batch": None}
@@ -148,7 +138,10 @@ class Saver:
             "metrics_bytes": self.metrics.stat().st_size if logged else 0,
         }
         tensors = {"weights": state.weights(trainer.policy), "optimizer": optimizer_tensors}
-        return TrainState(trainer.step, shared, tensors, rank, rank_tensors, trainer.update_index, score)
+        saved = TrainState(trainer.step, shared, tensors, rank, rank_tensors, trainer.update_index, score)
+        path = self.store.save(saved, self.ranks)
+        self._saved_at = time.monotonic()
+        return path
 
     def _identity(self, trainer: Resumable) -> dict[str, Any]:
         """What a resume must have in common with the checkpoint."""
@@ -174,7 +167,7 @@ class Saver:
                 raise ConfigError([f"{self.run_folder} holds an unfinished run ({unfinished}): continue it with "
                                    "--resume auto, or choose another --output"])  # fmt: skip
             if self.ranks.main:
-                self.store.remove_all()
+                self.store.remove(*self.store.all())
             self._cut_logs(0, 0)
             return []
         notes: list[str] = []
@@ -209,10 +202,8 @@ class Saver:
     def _unfinished(self) -> str | None:
         """Name of the newest checkpoint, if it was saved before the last step of its run."""
         path, _ = self.store.latest_valid()
-        if path is None:
-            return None
-        saved = read_values(path / "state.json")
-        return None if saved["trainer"]["step"] >= saved["config"]["max_steps"] else path.name
+        saved = read_values(path / "state.json") if path else None
+        return path.name if path and saved and saved["trainer"]["step"] < saved["config"]["max_steps"] else None
 
     def _changes(self, shared: Mapping[str, Any], trainer: Resumable, allow_changed: bool) -> list[str]:
         """Lines for the log about what differs from the checkpoint; raises ConfigError unless that is allowed."""

@@ -135,16 +135,11 @@ def pack_batch(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Sampling log-probs are Python floats and survive JSON bit for bit. Prompts are rebuilt from the data set by id.
     """
-    about: dict[str, Any] = {
-        "groups": [
-            {
-                "example": group.prompt.example.id,
-                "prompt_tokens": len(group.prompt.input_ids),
-                "rollouts": [vars(rollout) for rollout in group.rollouts],
-            }
-            for group in batch.groups
-        ]
-    }
+    about: dict[str, Any] = {"groups": [
+        {"example": group.prompt.example.id, "prompt_tokens": len(group.prompt.input_ids),
+         "rollouts": [vars(rollout) for rollout in group.rollouts]}
+        for group in batch.groups
+    ]}  # fmt: skip
     tensors: dict[str, Tensor] = {}
     for part in ("table", "advantages"):
         values = dict(vars(getattr(batch, part)))

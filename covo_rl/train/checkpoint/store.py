@@ -129,9 +129,7 @@ class CheckpointStore:
     def __init__(self, folder: str | Path, keep_last: int = 2, keep_best: bool = False) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last {keep_last}: at least one checkpoint must be kept")
-        self.folder = Path(folder)
-        self.keep_last = keep_last
-        self.keep_best = keep_best
+        self.folder, self.keep_last, self.keep_best = Path(folder), keep_last, keep_best
 
     def all(self) -> list[Path]:
         """Checkpoint folders, oldest first, complete or not."""
@@ -160,7 +158,8 @@ class CheckpointStore:
             return target
 
         def begin() -> None:
-            self._clear()
+            for left_behind in [*self.folder.glob(".partial-*"), *self.folder.glob(".trash-*")]:
+                shutil.rmtree(left_behind, ignore_errors=True)
             with explained("create", partial):
                 partial.mkdir(parents=True)
 
@@ -169,20 +168,28 @@ class CheckpointStore:
             write_values(stem.with_suffix(".json"), state.rank)
             write_tensors(stem.with_suffix(".safetensors"), state.rank_tensors)
 
+        def complete() -> None:
+            for name, tensors in state.tensors.items():
+                write_tensors(partial / f"{name}.safetensors", tensors)
+            write_values(partial / "state.json", state.shared)
+            about = {"format": FORMAT, "step": state.step, "update": state.update, "score": state.score,
+                     "world": ranks.world, "tensors": sorted(state.tensors)}  # fmt: skip
+            with explained("write", partial):
+                write_manifest(partial, about)
+                if target.is_dir():
+                    self.remove(target)
+                os.replace(partial, target)
+                flush(self.folder)
+
         try:
-            ranks.together(lambda: begin() if ranks.main else None, CheckpointError)
-            ranks.together(write_rank, CheckpointError)
-            ranks.together(
-                lambda: self._complete(partial, target, state, ranks.world) if ranks.main else None, CheckpointError
-            )
+            for stage, everybody in ((begin, False), (write_rank, True), (complete, False)):
+                ranks.together(stage if everybody or ranks.main else lambda: None, CheckpointError)
         except CheckpointError as error:
             if ranks.main:
                 shutil.rmtree(partial, ignore_errors=True)
-            older = self.all()
-            raise CheckpointError(
-                f"checkpoint {state.name} was not saved: {error}. "
-                + (f"{older[-1].name} is still there" if older else "There is no earlier checkpoint")
-            ) from error
+            names = [path.name for path in self.all()]
+            older = f"{names[-1]} is still there" if names else "There is no earlier checkpoint"
+            raise CheckpointError(f"checkpoint {state.name} was not saved: {error}. {older}") from error
         if ranks.main:
             self._thin_out()
         return target
@@ -219,37 +226,13 @@ class CheckpointStore:
             rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
         )
 
-    def remove_all(self) -> None:
-        """Delete every checkpoint, for a run that starts over."""
-        for path in self.all():
-            self._remove(path)
-
-    def _complete(self, partial: Path, target: Path, state: TrainState, world: int) -> None:
-        """Write what all ranks share and the manifest, and give the folder its name."""
-        for name, tensors in state.tensors.items():
-            write_tensors(partial / f"{name}.safetensors", tensors)
-        write_values(partial / "state.json", state.shared)
-        about = {"format": FORMAT, "step": state.step, "update": state.update, "score": state.score, "world": world,
-                 "tensors": sorted(state.tensors)}  # fmt: skip
-        with explained("write", partial):
-            write_manifest(partial, about)
-            if target.is_dir():
-                self._remove(target)
-            os.replace(partial, target)
-            flush(self.folder)
-
-    def _clear(self) -> None:
-        """Remove what an interrupted save or clean-up left behind."""
-        for pattern in (".partial-*", ".trash-*"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _remove(self, path: Path) -> None:
+    def remove(self, *paths: Path) -> None:
         """Rename, then delete: a half-deleted folder must not look like a checkpoint."""
-        trash = path.with_name(f".trash-{path.name}")
-        shutil.rmtree(trash, ignore_errors=True)
-        os.replace(path, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        for path in paths:
+            trash = path.with_name(f".trash-{path.name}")
+            shutil.rmtree(trash, ignore_errors=True)
+            os.replace(path, trash)
+            shutil.rmtree(trash, ignore_errors=True)
 
     def _thin_out(self) -> None:
         every = self.all()
@@ -257,8 +240,7 @@ class CheckpointStore:
         if self.keep_best:
             scored = [(score, path.name, path) for path in every if (score := _score(path)) is not None]
             keep |= {path for _, _, path in sorted(scored)[-1:]}
-        for path in set(every) - keep:
-            self._remove(path)
+        self.remove(*(set(every) - keep))
 
 
 def _score(path: Path) -> float | None:
