@@ -169,9 +169,10 @@ def loose_key(text: str) -> tuple[str, ...]:
     return tuple(word[1:] if word[0] == "+" and len(word) > 1 else word for word in words) or key(text)
 
 
-def text_tokens(text: str) -> list[str]:
+@lru_cache(maxsize=16384)
+def text_tokens(text: str) -> tuple[str, ...]:
     """Tokens of running text (reasoning): folded, articles dropped, numbers levelled."""
-    return level_numbers([token.casefold() for token in drop_articles(raw_tokens(clean_text(text)))])
+    return tuple(level_numbers([token.casefold() for token in drop_articles(raw_tokens(clean_text(text)))]))
 
 
 class Quantity(NamedTuple):

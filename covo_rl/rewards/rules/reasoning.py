@@ -1,15 +1,20 @@
-"""Reasoning -> clauses with what they name, assert, deny and hedge. English, deterministic, linear in the length."""
+"""Reasoning -> clauses with what they name, assert, deny and hedge -> the option it commits to, or nothing.
+
+English, deterministic, linear in the length.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from covo_rl.rewards.rules.normalize import MAX_CHARS, text_tokens
+from covo_rl.prompt import option_letter
+from covo_rl.rewards.rules.answers import interpret, prepare, without_frame
+from covo_rl.rewards.rules.normalize import MAX_CHARS, loose_key, text_tokens
 
 _SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
 _CLAUSE = re.compile(
@@ -44,6 +49,12 @@ _CUES = frozenset(
     "therefore thus hence conclude concludes conclusion answer must clearly finally correct choose pick select "
     "definitely wait actually overall".split()
 )
+#: place in a sequence -> words of a question that ask for it
+_PLACES = {
+    0: frozenset("1st start starts started begin begins beginning initial initially opens earliest".split()),
+    -1: frozenset("last end ends ended final finally closes latest".split()),
+}
+_THEN = frozenset("then before followed precedes preceding next after".split())
 
 #: first token -> (tokens, name) of the phrases that start with it, the longest first
 Index = dict[str, list[tuple[tuple[str, ...], Any]]]
@@ -83,7 +94,7 @@ def _in_sentence(sentence: str) -> tuple[Clause, ...]:
         text = _LETTER.sub(r" option \1 ", piece)
         if "no" in text or "oubt" in text:
             text = _NOT_NEGATIVE.sub(" ", text)
-        if tokens := tuple(text_tokens(text)):
+        if tokens := text_tokens(text):
             strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
             result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
     return tuple(result)
@@ -132,3 +143,89 @@ def _is_denied(tokens: tuple[str, ...], start: int, end: int, stop: int, inside:
             return True
     after = (*tokens[end : min(stop, end + 4)], "")
     return any(word in _REJECTED or (word in _NOT and following in _AFTER_NOT) for word, following in pairwise(after))
+
+
+@lru_cache(maxsize=4096)
+def _option_index(choices: tuple[str, ...]) -> Index:
+    """Phrases that name an option, its text before `option B`; the name is the option's index."""
+    classes = prepare(choices).classes
+    texts = [(loose_key(choice), classes[i]) for i, choice in enumerate(choices)]
+    letters = [
+        ((word, *between, option_letter(i).lower()), classes[i])
+        for i in range(len(choices))
+        for word in ("option", "choice", "letter", "answer")
+        for between in ((), ("is",), ("is", "option"))
+    ]
+    return make_index([*texts, *letters])
+
+
+@lru_cache(maxsize=16384)
+def concluded(think: str, choices: tuple[str, ...], question: str = "") -> int | None:
+    """Index of the option that the reasoning commits to, or None where it commits to none or to several.
+
+    A clause that concludes ("so", "the answer is", "must be") counts more than one that describes; hedges and
+    questions commit to nothing; denied options are not named. Two options in a sequence ("bell then knock") are read
+    by the question's "first" or "last".
+
+    >>> options = ("bell", "knock")
+    >>> concluded("It could be a knock, but the decay is long, so it is a bell.", options)
+    0
+    >>> concluded("There is a bell and a knock.", options) is None
+    True
+    """
+    index, place = _option_index(choices), _place_asked(question)
+    strong: list[set[int]] = []
+    plain: set[int] = set()
+    for clause in clauses(think):
+        asserted = set() if clause.hedged else _asserted(clause, index, place)
+        if asserted and clause.strong:
+            strong.append(asserted)
+        plain |= asserted
+    options = strong[-1] if strong else plain
+    return min(options) if len(options) == 1 else None
+
+
+def _asserted(clause: Clause, index: Index, place: int | None) -> set[int]:
+    """What a clause names and does not deny; of two options in a sequence the one at `place`, if one is asked for."""
+    named = [mention for mention in mentions(clause, index) if not mention.denied]
+    options = {mention.name for mention in named}
+    if place is not None and len(named) == len(options) == 2:
+        between = clause.tokens[named[0].end : named[1].start]
+        if not _THEN.isdisjoint(between):
+            return {named[-1 - place if "after" in between else place].name}
+    return options
+
+
+@lru_cache(maxsize=4096)
+def _place_asked(question: str) -> int | None:
+    """0 if the question asks for the first of several, -1 for the last, None otherwise."""
+    words = {token for clause in clauses(question) for token in clause.tokens}
+    places = [place for place, names in _PLACES.items() if not names.isdisjoint(words)]
+    return places[0] if len(places) == 1 else None
+
+
+def concluded_text(think: str, answer: str) -> bool | None:
+    """For rows without options: does the reasoning state this answer? None where it neither states nor denies it."""
+    phrase = loose_key(without_frame(answer))
+    if len(phrase) > 50:
+        return None
+    index = make_index([(phrase, answer)])
+    verdict: bool | None = None
+    for clause in clauses(think):
+        named = [] if clause.hedged else mentions(clause, index)
+        if named:
+            verdict = not named[-1].denied
+        elif clause.strong and "answer" in clause.tokens:
+            verdict = False  # "the answer is" something else
+    return verdict
+
+
+def supports(think: str | None, answer: str | None, choices: Sequence[str], question: str = "") -> bool | None:
+    """Does the reasoning support the answer given? None where it commits to nothing; False without an answer."""
+    if not think or not answer:
+        return False
+    if not choices:
+        return concluded_text(think, answer)
+    option = interpret(answer, choices)
+    conclusion = concluded(think, tuple(choices), question)
+    return False if option is None else None if conclusion is None else conclusion == option
