@@ -69,30 +69,29 @@ def judge_free(
     options = ", ".join(choices)
     if not think or flaw(think, question, options):
         return dict.fromkeys(CRITERIA, False)
-    said = claims(think, facts, lexicon)
-    last = {claim.fact: claim.true for claim in said if not claim.denied}
+    claimed = claims(think, facts, lexicon)
+    last = {claim.fact: claim.true for claim in claimed if not claim.denied}
     support = supports(think, answer, choices, question)
     three_words = len(own_words(think, question, options)) >= 3
     if facts:
-        grounded = any(claim.true and not claim.denied for claim in said)
+        grounded = any(claim.true and not claim.denied for claim in claimed)
     else:  # the grounding proxy: it speaks of hearing, and brings three content words of its own
         grounded = three_words and bool(_HEARING.search(think[:2000]))
     substantial = grounded or support is not None
-    concise = min_words <= len(words(think)) <= max_words and repeated_share(think) <= 0.25
+    sentences = [said for part in re.split(r"[.!?;\n]+", think[:MAX_CHARS]) if (said := words(part))]
+    few_repeated = len(set(sentences)) >= 0.75 * len(sentences)
+    if choices:
+        conclusion, right = concluded(think, tuple(choices), question), find_gold(gold, choices)
+        ends_right = None in (conclusion, right) or conclusion == right
+    else:
+        ends_right = gold is None or concluded_text(think, str(gold)) is not False
     return {
         "soundness": grounded if support is None else support,
-        "factual_correctness": grounded and all(claim.true for claim in said),
-        "error_identification": substantial and all(last.values()) and _ends_right(think, choices, gold, question),
+        "factual_correctness": grounded and all(claim.true for claim in claimed),
+        "error_identification": substantial and all(last.values()) and ends_right,
         "coherence": substantial or three_words,
-        "conciseness": substantial and concise,
+        "conciseness": substantial and few_repeated and min_words <= len(words(think)) <= max_words,
     }
-
-
-def _ends_right(think: str, choices: Sequence[str], gold: Any, question: str) -> bool:
-    if not choices:
-        return gold is None or concluded_text(think, str(gold)) is not False
-    conclusion, right = concluded(think, tuple(choices), question), find_gold(gold, choices)
-    return conclusion is None or right is None or conclusion == right
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +201,3 @@ def _signs(text: str, question: str, options: str) -> Iterator[tuple[bool, str]]
 def own_words(text: str, question: str, options: str) -> set[str]:
     """Content words that neither the question nor the options hold, nor a frame around the answer."""
     return set(words(text)).difference(words(question), words(options), _FUNCTION_WORDS, _FRAME)
-
-
-def repeated_share(text: str) -> float:
-    """Share of sentences that repeat an earlier one."""
-    sentences = [said for part in re.split(r"[.!?;\n]+", text[:MAX_CHARS]) if (said := words(part))]
-    return 1 - len(set(sentences)) / len(sentences) if sentences else 0.0

@@ -82,21 +82,16 @@ class Mention:
 @lru_cache(maxsize=16384)
 def clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a text, in order."""
-    return tuple(clause for sentence in _SENTENCE.split(text[:MAX_CHARS]) for clause in _in_sentence(sentence))
-
-
-@lru_cache(maxsize=16384)
-def _in_sentence(sentence: str) -> tuple[Clause, ...]:
-    """Rollouts of one prompt share many sentences, so these are remembered one by one."""
     result = []
-    asks = sentence.rstrip().endswith("?")
-    for piece in _CLAUSE.split(sentence):
-        text = _LETTER.sub(r" option \1 ", piece)
-        if "no" in text or "oubt" in text:
-            text = _NOT_NEGATIVE.sub(" ", text)
-        if tokens := text_tokens(text):
-            strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
-            result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
+    for sentence in _SENTENCE.split(text[:MAX_CHARS]):
+        asks = sentence.rstrip().endswith("?")
+        for piece in _CLAUSE.split(sentence):
+            piece = _LETTER.sub(r" option \1 ", piece)
+            if "no" in piece or "oubt" in piece:
+                piece = _NOT_NEGATIVE.sub(" ", piece)
+            if tokens := text_tokens(piece):
+                strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
+                result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
     return tuple(result)
 
 
@@ -117,32 +112,26 @@ def mentions(clause: Clause, index: Index) -> list[Mention]:
     for start, token in enumerate(tokens):
         if start < free or token not in index:
             continue
+        before, after = tokens[max(start - 1, 0) : start], tokens[start + 1 : start + 2]
+        pronoun = not (_PRONOUN_BEFORE.isdisjoint(before) and _PRONOUN_AFTER.isdisjoint(after))
         for phrase, name in index[token]:
-            end = start + len(phrase)
-            if tokens[start:end] == phrase and not (phrase == ("1",) and _is_pronoun(tokens, start)):
-                spans.append((name, start, end))
-                free = end
+            if tokens[start : start + len(phrase)] == phrase and not (pronoun and phrase == ("1",)):
+                free = start + len(phrase)
+                spans.append((name, start, free))
                 break
     inside = {at for _, start, end in spans for at in range(start, end)}
-    stops = [*(start for _, start, _ in spans), len(tokens)][1:]
-    return [
-        Mention(name, start, end, _is_denied(tokens, start, end, stop, inside))
-        for (name, start, end), stop in zip(spans, stops, strict=True)
-    ]
-
-
-def _is_pronoun(tokens: tuple[str, ...], at: int) -> bool:
-    before, after = tokens[max(at - 1, 0) : at], tokens[at + 1 : at + 2]
-    return not (_PRONOUN_BEFORE.isdisjoint(before) and _PRONOUN_AFTER.isdisjoint(after))
-
-
-def _is_denied(tokens: tuple[str, ...], start: int, end: int, stop: int, inside: set[int]) -> bool:
-    """By a negation before tokens[start:end] that is no part of a name, or a rejection between them and `stop`."""
-    for at in range(max(0, start - _SCOPE), start):
-        if at not in inside and (tokens[at] in _NEGATORS or tokens[max(at - 1, 0) : at + 1] in _INSTEAD_OF):
-            return True
-    after = (*tokens[end : min(stop, end + 4)], "")
-    return any(word in _REJECTED or (word in _NOT and following in _AFTER_NOT) for word, following in pairwise(after))
+    negations = {
+        at
+        for at, token in enumerate(tokens)
+        if at not in inside and (token in _NEGATORS or tokens[max(at - 1, 0) : at + 1] in _INSTEAD_OF)
+    }
+    result = []
+    for (name, start, end), stop in zip(spans, [*(start for _, start, _ in spans), len(tokens)][1:], strict=True):
+        ahead = pairwise((*tokens[end : min(stop, end + 4)], ""))
+        rejected = any(word in _REJECTED or (word in _NOT and following in _AFTER_NOT) for word, following in ahead)
+        denied = rejected or not negations.isdisjoint(range(start - _SCOPE, start))
+        result.append(Mention(name, start, end, denied))
+    return result
 
 
 @lru_cache(maxsize=4096)
