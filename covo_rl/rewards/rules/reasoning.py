@@ -82,16 +82,21 @@ class Mention:
 @lru_cache(maxsize=16384)
 def clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a text, in order."""
+    return tuple(clause for sentence in _SENTENCE.split(text[:MAX_CHARS]) for clause in _in_sentence(sentence))
+
+
+@lru_cache(maxsize=16384)
+def _in_sentence(sentence: str) -> tuple[Clause, ...]:
+    """Rollouts of one prompt share many sentences, so these are remembered one by one."""
     result = []
-    for sentence in _SENTENCE.split(text[:MAX_CHARS]):
-        asks = sentence.rstrip().endswith("?")
-        for piece in _CLAUSE.split(sentence):
-            piece = _LETTER.sub(r" option \1 ", piece)
-            if "no" in piece or "oubt" in piece:
-                piece = _NOT_NEGATIVE.sub(" ", piece)
-            if tokens := text_tokens(piece):
-                strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
-                result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
+    asks = sentence.rstrip().endswith("?")
+    for piece in _CLAUSE.split(sentence):
+        piece = _LETTER.sub(r" option \1 ", piece)
+        if "no" in piece or "oubt" in piece:
+            piece = _NOT_NEGATIVE.sub(" ", piece)
+        if tokens := text_tokens(piece):
+            strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
+            result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
     return tuple(result)
 
 
