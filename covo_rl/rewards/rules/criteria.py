@@ -128,7 +128,7 @@ def claims(think: str, facts: Mapping[str, Any] | None, lexicon: Mapping[str, An
             nouns = set(text_tokens(fact.replace("_", " "))) - _GENERIC
             nouns |= {noun + "s" for noun in nouns}
         for clause in clauses(think):
-            if not clause.hedged and (nouns is None or not nouns.isdisjoint(clause.tokens)):
+            if nouns is None or not nouns.isdisjoint(clause.tokens):
                 for mention in mentions(clause, index):
                     result.append(Claim(fact, mention.denied, (mention.name == truth) != mention.denied))
     return result
@@ -139,14 +139,11 @@ def _sequences(think: str, fact: str, order: Iterable[Any]) -> list[Claim]:
     result = []
     index = _index(tuple(map(str, order)))
     for clause in clauses(think):
-        if clause.hedged or _SEQUENCE.isdisjoint(clause.tokens):
-            continue
         names = [mention.name for mention in mentions(clause, index) if not mention.denied]
-        if "after" in clause.tokens:
-            names.reverse()
-        rest = iter([" ".join(text_tokens(str(value))) for value in order])
-        if len(names) >= 2:
-            result.append(Claim(fact, False, all(name in rest for name in names)))
+        if len(names) >= 2 and not _SEQUENCE.isdisjoint(clause.tokens):
+            rest = iter([" ".join(text_tokens(str(value))) for value in order])
+            in_order = reversed(names) if "after" in clause.tokens else names
+            result.append(Claim(fact, False, all(name in rest for name in in_order)))
     return result
 
 

@@ -1,11 +1,8 @@
 """Numbers and formulas as answers: untrusted text -> sympy objects within hard limits, compared in bounded time.
 
-Text goes through a strict tokeniser and a hand-written parser; nothing is evaluated as code and `sympify` is never
-called. Every limit is checked before the work it bounds, so that `9**9**9`, `__import__('os')` and ten thousand
-brackets are refused at once.
-
-Equality of formulas with symbols is decided by evaluation at fixed points to 30 digits (Schwartz-Zippel): sound for
-polynomials up to chance, and it takes bounded time, which simplification does not.
+Nothing is evaluated as code and `sympify` is never called. Every limit is checked before the work it bounds, so that
+`9**9**9`, `__import__('os')` and ten thousand brackets are refused at once. Formulas with symbols are compared at fixed
+points to 30 digits (Schwartz-Zippel): sound for polynomials up to chance, and bounded, which simplification is not.
 """
 
 from __future__ import annotations
@@ -169,7 +166,7 @@ class _Parser:
         if token == "frac":
             if re.fullmatch(r"\d\d", self.rest[-1]):  # \\frac12
                 self.rest.extend(reversed(self.rest.pop()))
-            return _within_limits(_quotient(self.part(), self.part()))
+            return _within_limits(_OPERATORS["/"][1](self.part(), self.part()))
         if token == "sqrt":
             return _power(self.atom(), sympy.Rational(1, 2))
         if token in _FUNCTIONS:
@@ -197,10 +194,6 @@ def _power(base: Any, exponent: Any) -> Any:
     return _within_limits(sympy.Pow(base, exponent))
 
 
-def _quotient(a: Any, b: Any) -> Any:
-    return a * _power(b, sympy.Integer(-1))
-
-
 def _without_power(exponent: Any) -> Any:
     _refuse(exponent.has(sympy.Pow, sympy.exp), "a power in an exponent")
     return exponent
@@ -216,7 +209,11 @@ def _bits(value: Any) -> int:
     return max(int(value.p).bit_length(), int(value.q).bit_length())
 
 
-_OPERATORS = {"+": (1, operator.add), "-": (1, lambda a, b: a + -1 * b), "*": (2, operator.mul), "/": (2, _quotient)}
+#: token -> (how tightly it binds, function)
+_OPERATORS = {
+    "+": (1, operator.add), "-": (1, lambda a, b: a + -1 * b),
+    "*": (2, operator.mul), "/": (2, lambda a, b: a * _power(b, sympy.Integer(-1))),
+}  # fmt: skip
 
 
 def equal_formulas(a: Formula, b: Formula) -> bool:

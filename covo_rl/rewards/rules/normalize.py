@@ -28,12 +28,9 @@ _NUMBER_WORDS = {
 }  # fmt: skip
 #: part of a number -> the parts that it may follow
 _FOLLOWS = {
-    "digit": ("start", "tens", "scale", "and"),
-    "teen": ("start", "scale", "and"),
-    "tens": ("start", "scale", "and"),
-    "scale": ("digit", "teen", "tens"),
-    "and": ("scale",),
-}
+    "digit": ("start", "tens", "scale", "and"), "teen": ("start", "scale", "and"), "tens": ("start", "scale", "and"),
+    "scale": ("digit", "teen", "tens"), "and": ("scale",),
+}  # fmt: skip
 _ORDINALS = {"first": "1st", "second": "2nd", "third": "3rd"} | {
     word: f"{i}th"
     for i, word in enumerate("fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), start=4)

@@ -110,9 +110,9 @@ def make_index(phrases: Iterable[tuple[tuple[str, ...], Any]]) -> Index:
 
 
 def mentions(clause: Clause, index: Index) -> list[Mention]:
-    """What of the index is named in a clause, from left to right, the longest phrase winning."""
+    """What of the index a clause names, from left to right, the longest phrase winning; nothing where it hedges."""
     tokens, spans, free = clause.tokens, [], 0
-    if index.keys().isdisjoint(tokens):
+    if clause.hedged or index.keys().isdisjoint(tokens):
         return []
     for start, token in enumerate(tokens):
         if start < free or token not in index:
@@ -168,26 +168,19 @@ def concluded(think: str, choices: tuple[str, ...], question: str = "") -> int |
     True
     """
     index, place = _option_index(choices), _place_asked(question)
-    strong: list[set[int]] = []
+    last: set[int] = set()  # of the clauses that conclude
     plain: set[int] = set()
     for clause in clauses(think):
-        asserted = set() if clause.hedged else _asserted(clause, index, place)
-        if asserted and clause.strong:
-            strong.append(asserted)
+        named = [mention for mention in mentions(clause, index) if not mention.denied]
+        asserted = {mention.name for mention in named}
+        if place is not None and len(named) == len(asserted) == 2:
+            between = clause.tokens[named[0].end : named[1].start]
+            if not _THEN.isdisjoint(between):
+                asserted = {named[-1 - place if "after" in between else place].name}
+        last = (clause.strong and asserted) or last
         plain |= asserted
-    options = strong[-1] if strong else plain
+    options = last or plain
     return min(options) if len(options) == 1 else None
-
-
-def _asserted(clause: Clause, index: Index, place: int | None) -> set[int]:
-    """What a clause names and does not deny; of two options in a sequence the one at `place`, if one is asked for."""
-    named = [mention for mention in mentions(clause, index) if not mention.denied]
-    options = {mention.name for mention in named}
-    if place is not None and len(named) == len(options) == 2:
-        between = clause.tokens[named[0].end : named[1].start]
-        if not _THEN.isdisjoint(between):
-            return {named[-1 - place if "after" in between else place].name}
-    return options
 
 
 @lru_cache(maxsize=4096)
@@ -206,8 +199,7 @@ def concluded_text(think: str, answer: str) -> bool | None:
     index = make_index([(phrase, answer)])
     verdict: bool | None = None
     for clause in clauses(think):
-        named = [] if clause.hedged else mentions(clause, index)
-        if named:
+        if named := mentions(clause, index):
             verdict = not named[-1].denied
         elif clause.strong and "answer" in clause.tokens:
             verdict = False  # "the answer is" something else
