@@ -96,11 +96,10 @@ def same_number(answer: str, gold: str, question: str = "") -> bool:
         return False
     answer = without_frame(answer)
     claim, truth = quantity(answer), quantity(gold)
-    if claim and truth:
-        if claim[:2] == truth[:2] or (not claim.unit and claim.number == truth.number):
-            return True
-        if not truth.unit and claim.number == truth.number:
-            return claim.unit in {UNIT_NAMES.get(word, word) for word in key(question)}
+    if claim and truth and claim[:2] == truth[:2]:
+        return True
+    if claim and truth and claim.number == truth.number and not (claim.unit and truth.unit):
+        return not claim.unit or claim.unit in {UNIT_NAMES.get(word, word) for word in key(question)}
     from covo_rl.rewards.rules.formula import equal_formulas, read_formula
 
     a, b = read_formula(answer), read_formula(gold)
