@@ -9,7 +9,7 @@ compares it with the answer. No reasoning or no readable answer is 0: there is n
 
 from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.judging import judge_scores
-from covo_rl.rewards.rules.conclusion import supports
+from covo_rl.rewards.rules.reasoning import supports
 
 
 def consistency(

@@ -6,9 +6,8 @@ import accuracy_rules
 import pytest
 
 from covo_rl.rewards import load_reward
-from covo_rl.rewards.rules.answers import answer_kind, grade
+from covo_rl.rewards.rules.answers import answer_kind, find_gold, grade, interpret
 from covo_rl.rewards.rules.formula import FormulaError, tokenize
-from covo_rl.rewards.rules.options import find_gold, interpret
 
 DOG_CAT = ["dog", "cat"]
 

@@ -26,7 +26,7 @@ from covo_rl.prompt import parse
 from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
-from covo_rl.rewards.rules.options import find_gold, interpret
+from covo_rl.rewards.rules.answers import find_gold, interpret
 from covo_rl.rewards.scoring import components, score
 
 DEFAULT = RewardConfig().rewards

@@ -8,23 +8,25 @@
     coherence            no degenerate text
     conciseness          within the length window, without sentences said twice, and with some evidence or conclusion
 
-Degenerate text (see degenerate.py) fails all five. A row may carry `facts`, fact -> true value, and `fact_lexicon`,
-fact -> all values it could have had; a clause that names one of them claims it, unless it hedges or asks.
+Degenerate text, which only looks like reasoning (see `flaw`), fails all five. A row may carry `facts`, fact -> true
+value, and `fact_lexicon`, fact -> all values it could have had; a clause that names one of them claims it, unless it
+hedges or asks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
-from covo_rl.rewards.rules.clauses import Index, clauses, make_index, mentions
-from covo_rl.rewards.rules.conclusion import concluded, concluded_text, supports
-from covo_rl.rewards.rules.degenerate import flaw, own_words, repeated_share, words
-from covo_rl.rewards.rules.normalize import text_tokens
-from covo_rl.rewards.rules.options import find_gold
+from covo_rl.rewards.rules.answers import find_gold
+from covo_rl.rewards.rules.normalize import MAX_CHARS, text_tokens
+from covo_rl.rewards.rules.reasoning import Index, clauses, concluded, concluded_text, make_index, mentions, supports
 
 CRITERIA = ("soundness", "factual_correctness", "error_identification", "coherence", "conciseness")
 MIN_WORDS, MAX_WORDS = 4, 300
@@ -36,6 +38,26 @@ _HEARING = re.compile(
 _SEQUENCE = frozenset("then before followed next after".split())
 #: words of a fact's name that say nothing of what is counted
 _GENERIC = frozenset("count number of the total how many n".split())
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_SAME_CHARACTER = re.compile(r"([^\s.\-=_*])\1{7}")
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_FUNCTION_WORDS = frozenset(
+    "a an the this that these those it its it's i we you he she they them there here what which who whom whose "
+    "is are was were be been being am has have had do does did can could will would may might must shall should "
+    "not no nor neither and or but so if then than because since while although though as of in on at by to for "
+    "from with without into over under up down out about between through during before after again also only very "
+    "more most less least some any all both each every other such same own too just like when where why how "
+    "i'm i've isn't doesn't don't that's there's therefore thus hence however first second next last finally "
+    "one two three".split()
+)
+_ARTICLES = frozenset(("a", "an", "the"))
+#: words that cannot follow an article in a sentence.
+_NOT_AFTER_ARTICLE = frozenset(
+    "a an the of is are was were and or but so because to with from at by it i he she they we be not if as that "
+    "this".split()
+)
+#: words of a bare statement of the answer; they bring no evidence.
+_FRAME = frozenset("answer option choice question correct right therefore letter final choose select think".split())
 
 
 def judge_free(
@@ -47,30 +69,29 @@ def judge_free(
     options = ", ".join(choices)
     if not think or flaw(think, question, options):
         return dict.fromkeys(CRITERIA, False)
-    said = claims(think, facts, lexicon)
-    last = {claim.fact: claim.true for claim in said if not claim.denied}
+    claimed = claims(think, facts, lexicon)
+    last = {claim.fact: claim.true for claim in claimed if not claim.denied}
     support = supports(think, answer, choices, question)
     three_words = len(own_words(think, question, options)) >= 3
     if facts:
-        grounded = any(claim.true and not claim.denied for claim in said)
+        grounded = any(claim.true and not claim.denied for claim in claimed)
     else:  # the grounding proxy: it speaks of hearing, and brings three content words of its own
         grounded = three_words and bool(_HEARING.search(think[:2000]))
     substantial = grounded or support is not None
-    concise = min_words <= len(words(think)) <= max_words and repeated_share(think) <= 0.25
+    sentences = [said for part in re.split(r"[.!?;\n]+", think[:MAX_CHARS]) if (said := words(part))]
+    few_repeated = len(set(sentences)) >= 0.75 * len(sentences)
+    if choices:
+        conclusion, right = concluded(think, tuple(choices), question), find_gold(gold, choices)
+        ends_right = None in (conclusion, right) or conclusion == right
+    else:
+        ends_right = gold is None or concluded_text(think, str(gold)) is not False
     return {
         "soundness": grounded if support is None else support,
-        "factual_correctness": grounded and all(claim.true for claim in said),
-        "error_identification": substantial and all(last.values()) and _ends_right(think, choices, gold, question),
+        "factual_correctness": grounded and all(claim.true for claim in claimed),
+        "error_identification": substantial and all(last.values()) and ends_right,
         "coherence": substantial or three_words,
-        "conciseness": substantial and concise,
+        "conciseness": substantial and few_repeated and min_words <= len(words(think)) <= max_words,
     }
-
-
-def _ends_right(think: str, choices: Sequence[str], gold: Any, question: str) -> bool:
-    if not choices:
-        return gold is None or concluded_text(think, str(gold)) is not False
-    conclusion, right = concluded(think, tuple(choices), question), find_gold(gold, choices)
-    return conclusion is None or right is None or conclusion == right
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +122,13 @@ def claims(think: str, facts: Mapping[str, Any] | None, lexicon: Mapping[str, An
             continue
         nouns = None
         text = " then ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        index, truth = _index((*map(str, values or ()), text)), " ".join(_tokens(text))
+        index, truth = _index((*map(str, values or ()), text)), " ".join(text_tokens(text))
         if values is None and isinstance(value, (int, float)):
             index, truth = _index(tuple(map(str, range(21)))), f"{value:g}"
-            nouns = set(_tokens(fact.replace("_", " "))) - _GENERIC
+            nouns = set(text_tokens(fact.replace("_", " "))) - _GENERIC
             nouns |= {noun + "s" for noun in nouns}
         for clause in clauses(think):
-            if not clause.hedged and (nouns is None or not nouns.isdisjoint(clause.tokens)):
+            if nouns is None or not nouns.isdisjoint(clause.tokens):
                 for mention in mentions(clause, index):
                     result.append(Claim(fact, mention.denied, (mention.name == truth) != mention.denied))
     return result
@@ -118,23 +139,62 @@ def _sequences(think: str, fact: str, order: Iterable[Any]) -> list[Claim]:
     result = []
     index = _index(tuple(map(str, order)))
     for clause in clauses(think):
-        if clause.hedged or _SEQUENCE.isdisjoint(clause.tokens):
-            continue
         names = [mention.name for mention in mentions(clause, index) if not mention.denied]
-        if "after" in clause.tokens:
-            names.reverse()
-        rest = iter([" ".join(_tokens(str(value))) for value in order])
-        if len(names) >= 2:
-            result.append(Claim(fact, False, all(name in rest for name in names)))
+        if len(names) >= 2 and not _SEQUENCE.isdisjoint(clause.tokens):
+            rest = iter([" ".join(text_tokens(str(value))) for value in order])
+            in_order = reversed(names) if "after" in clause.tokens else names
+            result.append(Claim(fact, False, all(name in rest for name in in_order)))
     return result
 
 
 @lru_cache(maxsize=4096)
 def _index(values: tuple[str, ...]) -> Index:
-    return make_index((_tokens(value), " ".join(_tokens(value))) for value in values)
+    return make_index((text_tokens(value), " ".join(text_tokens(value))) for value in values)
 
 
-@lru_cache(maxsize=4096)
-def _tokens(phrase: str) -> tuple[str, ...]:
-    """A phrase as clauses would show it."""
-    return tuple(text_tokens(phrase))
+@lru_cache(maxsize=16384)
+def words(text: str) -> tuple[str, ...]:
+    """Lower-case words of a text; every CJK character counts as one."""
+    text = text[:MAX_CHARS].lower()
+    if not text.isascii():
+        text = _CJK.sub(lambda match: f" {match.group()} ", text)
+    return tuple(_WORD.findall(text.replace("\u2019", "'")))
+
+
+def flaw(text: str, question: str = "", options: str = "") -> str | None:
+    """Why a text is no reasoning: empty, repetition, gibberish, keyword list, word salad, echo - or None."""
+    return next((what for wrong, what in _signs(text, question, options) if wrong), None)
+
+
+def _signs(text: str, question: str, options: str) -> Iterator[tuple[bool, str]]:
+    """(whether the text has it, the flaw), the surest first; the caller stops at the first."""
+    said = words(text)
+    n = len(said)
+    yield not text.strip(), "empty"
+    yield n == 0, "no words"
+    yield bool(_SAME_CHARACTER.search(text)), "repetition: one character"
+    yield any(said[i : i + 4] == (said[i],) * 4 for i in range(n - 3)), "repetition: one word four times"
+    yield n >= 12 and len(set(said)) < 0.3 * min(n, 100), "repetition: few different words"
+    triples = Counter(zip(said, said[1:], said[2:], strict=False))
+    repeated = sum(count for count in triples.values() if count > 1)
+    yield n >= 12 and repeated > 0.5 * (n - 2), "repetition: the same phrases"
+    data = text[:MAX_CHARS].encode("utf-8", "replace")
+    yield len(text) > 400 and len(zlib.compress(data, 1)) < 0.2 * len(data), "repetition: compresses to under a fifth"
+    visible = len(text) - text.count(" ") - text.count("\n")
+    yield sum(map(len, said)) < 0.6 * min(visible, MAX_CHARS), "gibberish: mostly symbols"
+    yield sum(len(word) > 24 for word in said) > 0.1 * n, "gibberish: words of more than 24 letters"
+    if not _CJK.search(text):
+        function = sum(word in _FUNCTION_WORDS for word in said)
+        clashes = sum(a in _ARTICLES and b in _NOT_AFTER_ARTICLE for a, b in pairwise(said))
+        yield n >= 4 and function < 0.15 * n, "keyword list: almost no function words"
+        yield n >= 6 and function > 0.9 * n, "word salad: only function words"
+        yield n >= 6 and clashes > max(1, 0.08 * n), "word salad: articles without nouns"
+        yield n >= 12 and text.count(",") > 0.45 * n, "keyword list: mostly commas"
+    if question or options:
+        own = [word for word in own_words(text, question, options) if len(word) > 1 or not word.isascii()]
+        yield not own, "echo: only words of the question and the options"
+
+
+def own_words(text: str, question: str, options: str) -> set[str]:
+    """Content words that neither the question nor the options hold, nor a frame around the answer."""
+    return set(words(text)).difference(words(question), words(options), _FUNCTION_WORDS, _FRAME)

@@ -1,11 +1,8 @@
 """Numbers and formulas as answers: untrusted text -> sympy objects within hard limits, compared in bounded time.
 
-Text goes through a strict tokeniser and a hand-written parser; nothing is evaluated as code and `sympify` is never
-called. Every limit is checked before the work it bounds, so that `9**9**9`, `__import__('os')` and ten thousand
-brackets are refused at once.
-
-Equality of formulas with symbols is decided by evaluation at fixed points to 30 digits (Schwartz-Zippel): sound for
-polynomials up to chance, and it takes bounded time, which simplification does not.
+Nothing is evaluated as code and `sympify` is never called. Every limit is checked before the work it bounds, so that
+`9**9**9`, `__import__('os')` and ten thousand brackets are refused at once. Formulas with symbols are compared at fixed
+points to 30 digits (Schwartz-Zippel): sound for polynomials up to chance, and bounded, which simplification is not.
 """
 
 from __future__ import annotations
@@ -53,6 +50,11 @@ class FormulaError(ValueError):
     """The text is no formula we read, or it is beyond a limit."""
 
 
+def _refuse(wrong: Any, why: str) -> None:
+    if wrong:
+        raise FormulaError(why)
+
+
 @dataclass(frozen=True)
 class Formula:
     """One expression (`shape` ""), the two sides of an equation ("="), or the elements of a list (its brackets)."""
@@ -88,27 +90,22 @@ def tokenize(text: str) -> list[str]:
     Raises:
         FormulaError: a character, a name or a size that is not allowed.
     """
-    if len(text) > MAX_CHARS:
-        raise FormulaError(f"longer than {MAX_CHARS} characters")
+    _refuse(len(text) > MAX_CHARS, f"longer than {MAX_CHARS} characters")
     tokens: list[str] = []
     for match in _TOKEN.finditer(text.translate(_SIGNS).replace("\\,", "").replace("\\!", "")):
         kind, token = match.lastgroup, match.group()
-        if kind == "other":
-            raise FormulaError(f"character {token!r} is not allowed")
+        _refuse(kind == "other", f"character {token!r} is not allowed")
         if kind == "number":
             token = token.replace(",", "")
-            if sum(c.isdigit() for c in token) > MAX_DIGITS:
-                raise FormulaError(f"a number of more than {MAX_DIGITS} digits")
-            if abs(int(token.lower().partition("e")[2] or 0)) > MAX_EXPONENT:
-                raise FormulaError("a decimal exponent beyond the limit")
+            _refuse(sum(c.isdigit() for c in token) > MAX_DIGITS, f"a number of more than {MAX_DIGITS} digits")
+            exponent = int(token.lower().partition("e")[2] or 0)
+            _refuse(abs(exponent) > MAX_EXPONENT, "a decimal exponent beyond the limit")
         elif kind == "name" and len(token) > 1:
-            if token not in _WORDS:
-                raise FormulaError(f"name {token!r} is not allowed")
+            _refuse(token not in _WORDS, f"name {token!r} is not allowed")
             token = _WORDS[token]
         if token.strip():
             tokens.append("^" if token == "**" else token)
-    if not 0 < len(tokens) <= MAX_TOKENS:
-        raise FormulaError(f"no tokens, or more than {MAX_TOKENS}")
+    _refuse(not 0 < len(tokens) <= MAX_TOKENS, f"no tokens, or more than {MAX_TOKENS}")
     return tokens
 
 
@@ -118,8 +115,7 @@ class _Parser:
     def __init__(self, tokens: list[str]) -> None:
         self.rest = ["", *reversed(tokens)]  # the next token is the last; "" is the end
         depths = accumulate((token in _CLOSING) - (token in _CLOSING.values()) for token in tokens)
-        if max(depths, default=0) > MAX_DEPTH:
-            raise FormulaError(f"nested deeper than {MAX_DEPTH}")
+        _refuse(max(depths, default=0) > MAX_DEPTH, f"nested deeper than {MAX_DEPTH}")
 
     def take(self, *tokens: str) -> str:
         """The next token if it is one of these, else ""."""
@@ -133,8 +129,7 @@ class _Parser:
             sides.append(self.expression())
         while separator == "," and self.take(","):
             sides.append(self.expression())
-        if self.rest[-1]:
-            raise FormulaError(f"{self.rest[-1]!r} is left over")
+        _refuse(self.rest[-1], f"{self.rest[-1]!r} is left over")
         return tuple(sides), {"": "", "=": "=", ",": "()"}[separator]
 
     def expression(self, level: int = 1) -> Any:
@@ -159,26 +154,23 @@ class _Parser:
         if not self.take("^"):
             return base
         exponent = (-1 if self.take("-") else 1) * self.atom()
-        if self.rest[-1] == "^":
-            raise FormulaError("a tower of powers")
+        _refuse(self.rest[-1] == "^", "a tower of powers")
         return _power(base, exponent)
 
     def atom(self) -> Any:
         token = self.take(self.rest[-1])
         if token in _CLOSING:
-            value = self.expression()
-            if not self.take(_CLOSING[token]):
-                raise FormulaError(f"expected {_CLOSING[token]!r}, found {self.rest[-1] or 'the end'!r}")
+            value, closing = self.expression(), _CLOSING[token]
+            _refuse(not self.take(closing), f"expected {closing!r}, found {self.rest[-1] or 'the end'!r}")
             return value
         if token == "frac":
             if re.fullmatch(r"\d\d", self.rest[-1]):  # \\frac12
                 self.rest.extend(reversed(self.rest.pop()))
-            return _within_limits(_quotient(self.part(), self.part()))
+            return _within_limits(_OPERATORS["/"][1](self.part(), self.part()))
         if token == "sqrt":
             return _power(self.atom(), sympy.Rational(1, 2))
         if token in _FUNCTIONS:
-            if self.rest[-1] not in _CLOSING:
-                raise FormulaError(f"{token} needs brackets")
+            _refuse(self.rest[-1] not in _CLOSING, f"{token} needs brackets")
             argument = self.atom()
             return _within_limits(_FUNCTIONS[token](_without_power(argument) if token == "exp" else argument))
         if token[:1].isalpha():
@@ -188,38 +180,28 @@ class _Parser:
         raise FormulaError(f"expected a number or a name, found {token or 'the end'!r}")
 
     def part(self) -> Any:
-        if not re.fullmatch(r"\{|\d", self.rest[-1]):
-            raise FormulaError("\\frac needs two parts in braces")
+        _refuse(not re.fullmatch(r"\{|\d", self.rest[-1]), "\\frac needs two parts in braces")
         return self.atom()
 
 
 def _power(base: Any, exponent: Any) -> Any:
     for number in _without_power(exponent).atoms(sympy.Number):
-        if not number.is_Rational or abs(number) > MAX_EXPONENT or number.q > 12:
-            raise FormulaError(f"exponent {number} is beyond {MAX_EXPONENT}")
+        wrong = not number.is_Rational or abs(number) > MAX_EXPONENT or number.q > 12
+        _refuse(wrong, f"exponent {number} is beyond {MAX_EXPONENT}")
     if exponent.is_Rational and base.is_Rational:
-        if base == 0 and exponent <= 0:
-            raise FormulaError("division by zero, or zero to the power of zero")
-        if _bits(base) * abs(float(exponent)) > MAX_BITS:
-            raise FormulaError("a power beyond the size limit")
+        _refuse(base == 0 and exponent <= 0, "division by zero, or zero to the power of zero")
+        _refuse(_bits(base) * abs(float(exponent)) > MAX_BITS, "a power beyond the size limit")
     return _within_limits(sympy.Pow(base, exponent))
 
 
-def _quotient(a: Any, b: Any) -> Any:
-    return a * _power(b, sympy.Integer(-1))
-
-
 def _without_power(exponent: Any) -> Any:
-    if exponent.has(sympy.Pow, sympy.exp):
-        raise FormulaError("a power in an exponent")
+    _refuse(exponent.has(sympy.Pow, sympy.exp), "a power in an exponent")
     return exponent
 
 
 def _within_limits(value: Any) -> Any:
-    if value is sympy.nan or value is sympy.zoo:
-        raise FormulaError("undefined")
-    if value.is_Rational and _bits(value) > MAX_BITS:
-        raise FormulaError("a number beyond the size limit")
+    _refuse(value in (sympy.nan, sympy.zoo), "undefined")
+    _refuse(value.is_Rational and _bits(value) > MAX_BITS, "a number beyond the size limit")
     return value
 
 
@@ -227,7 +209,11 @@ def _bits(value: Any) -> int:
     return max(int(value.p).bit_length(), int(value.q).bit_length())
 
 
-_OPERATORS = {"+": (1, operator.add), "-": (1, lambda a, b: a + -1 * b), "*": (2, operator.mul), "/": (2, _quotient)}
+#: token -> (how tightly it binds, function)
+_OPERATORS = {
+    "+": (1, operator.add), "-": (1, lambda a, b: a + -1 * b),
+    "*": (2, operator.mul), "/": (2, lambda a, b: a * _power(b, sympy.Integer(-1))),
+}  # fmt: skip
 
 
 def equal_formulas(a: Formula, b: Formula) -> bool:
@@ -255,9 +241,8 @@ def equal_formulas(a: Formula, b: Formula) -> bool:
 def _same(a: Any, b: Any, decimal: bool) -> bool:
     if a == b:
         return True
-    if a.is_Rational and b.is_Rational and (_finite_decimal(a) == _finite_decimal(b)):
-        return False
-    if a.is_infinite or b.is_infinite:
+    rational = a.is_Rational and b.is_Rational
+    if a.is_infinite or b.is_infinite or (rational and _finite_decimal(a) == _finite_decimal(b)):
         return False
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if not symbols:

@@ -28,12 +28,9 @@ _NUMBER_WORDS = {
 }  # fmt: skip
 #: part of a number -> the parts that it may follow
 _FOLLOWS = {
-    "digit": ("start", "tens", "scale", "and"),
-    "teen": ("start", "scale", "and"),
-    "tens": ("start", "scale", "and"),
-    "scale": ("digit", "teen", "tens"),
-    "and": ("scale",),
-}
+    "digit": ("start", "tens", "scale", "and"), "teen": ("start", "scale", "and"), "tens": ("start", "scale", "and"),
+    "scale": ("digit", "teen", "tens"), "and": ("scale",),
+}  # fmt: skip
 _ORDINALS = {"first": "1st", "second": "2nd", "third": "3rd"} | {
     word: f"{i}th"
     for i, word in enumerate("fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), start=4)
@@ -169,9 +166,10 @@ def loose_key(text: str) -> tuple[str, ...]:
     return tuple(word[1:] if word[0] == "+" and len(word) > 1 else word for word in words) or key(text)
 
 
-def text_tokens(text: str) -> list[str]:
+@lru_cache(maxsize=16384)
+def text_tokens(text: str) -> tuple[str, ...]:
     """Tokens of running text (reasoning): folded, articles dropped, numbers levelled."""
-    return level_numbers([token.casefold() for token in drop_articles(raw_tokens(clean_text(text)))])
+    return tuple(level_numbers([token.casefold() for token in drop_articles(raw_tokens(clean_text(text)))]))
 
 
 class Quantity(NamedTuple):
