@@ -68,37 +68,29 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self,
-        family: AudioFamily,
-        peft_model: nn.Module | None = None,
-        *,
-        clips: ClipStore | None = None,
-        feature_memory_mb: float = 512,
-        gradient_checkpointing: bool = False,
-        keep_reference: bool = False,
+        self, family: AudioFamily, peft_model: nn.Module | None = None, *, clips: ClipStore | None = None,
+        feature_memory_mb: float = 512, gradient_checkpointing: bool = False, keep_reference: bool = False,
         decode_weights_mb: float = 2048,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.family = family
-        self.clips = clips
+        self.family, self.clips, self.decode_weights_mb = family, clips, decode_weights_mb
         self.model: nn.Module = family.model if peft_model is None else peft_model
         self.has_adapter = peft_model is not None
-        self.decode_weights_mb = decode_weights_mb
         self.counters = Counters()
         self._no_split_modules = getattr(family.model, "_no_split_modules", None)
         self.prompt_cache: PromptCache | None = None
         self.autocast_seen = False
         use_grouped_attention(family.decoder)
         if gradient_checkpointing:
-            # on the decoder alone: a frozen encoder must stay out of autograd
+            # on the decoder alone: a frozen encoder must stay out of autograd; the name changes in transformers 6
             decoder: Any = family.decoder
-            # the name changes in transformers 6
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self.reference_model: nn.Module | None = None
         self._reference_family = family
         if keep_reference and not self.has_adapter:
-            self._reference_family, self.reference_model = frozen_copy(family)
+            self._reference_family = frozen_copy(family)
+            self.reference_model = self._reference_family.model
         self.embedder = Embedder(self, family, self._reference_family, clips, feature_memory_mb)
         self.train(self.training)
 
@@ -131,21 +123,18 @@ class Policy(nn.Module):
         """Audio embeddings by clip, with counters of what was encoded."""
         return self.embedder.store
 
-    @property
-    def audio_frozen(self) -> bool:
-        """No audio part trains: every clip is encoded once and for all."""
-        return self.embedder.frozen
-
     def features(self, prompts: Sequence[Prompt]) -> Features:
         """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
-        return self.embedder.features(prompts)
+        features = Features([key for prompt in prompts for key in prompt.clip_keys], self.embedder.embeddings)
+        if self.embedder.frozen and not self.sharded:
+            features.get()
+        return features
 
     def train(self, mode: bool = True) -> Policy:
         """Frozen audio parts and the reference stay in evaluation mode."""
         super().train(mode)
         for part in self.embedder.frozen_parts:
-            prefix = self.family.parts[part].rstrip(".")
-            self.family.model.get_submodule(prefix).eval()
+            self.family.model.get_submodule(self.family.parts[part].rstrip(".")).eval()
         if self.reference_model is not None:
             self.reference_model.eval()
         return self
@@ -153,14 +142,9 @@ class Policy(nn.Module):
     # -- scoring -------------------------------------------------------------------------------------------------
 
     def logps(
-        self,
-        groups: Sequence[Group],
-        features: Features,
-        *,
-        temperature: float = 1.0,
-        reference: bool = False,
+        self, groups: Sequence[Group], features: Features, *, temperature: float = 1.0, reference: bool = False,
         entropy: bool = False,
-    ) -> LogProbs:
+    ) -> LogProbs:  # fmt: skip
         """Log-probs of every completion id under the policy at `temperature`; each unique prompt computed once.
 
         `reference` scores with the adapters off (LoRA) or with the frozen copy (full), without gradient. `entropy`
@@ -265,18 +249,16 @@ class Policy(nn.Module):
         return sum(p._version for p in self.model.parameters() if p.requires_grad)
 
 
-def frozen_copy(family: AudioFamily) -> tuple[AudioFamily, nn.Module]:
+def frozen_copy(family: AudioFamily) -> AudioFamily:
     """The family over a frozen copy of the model; modules without trainable parameters are shared."""
     memo: dict[int, Any] = {
         id(module): module
         for module in family.model.modules()
         if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
     }
-    model = copy.deepcopy(family.model, memo)
     twin = copy.copy(family)
-    twin.model = model
-    model.requires_grad_(False)
-    return twin, model.eval()
+    twin.model = copy.deepcopy(family.model, memo).requires_grad_(False).eval()
+    return twin
 
 
 @contextmanager
