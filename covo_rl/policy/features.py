@@ -174,7 +174,7 @@ class Embedder:
         self.reference_store = FeatureStore(reference_family, clips, memory_mb)
 
     def embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """key -> (S, D), and under DUMMY what keeps ranks in step. Where weights are sharded every rank must call it."""
+        """key -> (S, D), and under DUMMY what keeps ranks in step. With sharded weights every rank must call it."""
         if is_sharded(self.root):
             # every encoder call gathers weights from all ranks, so all must make as many
             mine = len(list(self.store.calls(self.store.missing(keys) if self.frozen else dict.fromkeys(keys))))
