@@ -123,8 +123,7 @@ class FeatureStore:
         products of another height differ in the last bit.
         """
         limit = 1 if self.frozen and self.family.model.device.type == "cpu" else 64
-        part: list[str] = []
-        rows = 0
+        part, rows = [], 0
         for key in keys:
             count = _rows(self.clip_features(key))
             if part and rows + count > limit:
@@ -209,20 +208,16 @@ class Embedder:
         if packed.audio_keys:
             rows = torch.cat([audio[key].to(embeds_LD.device, embeds_LD.dtype) for key in packed.audio_keys])
             if len(rows) != len(packed.audio_positions_S):
-                raise ValueError(_slot_message(packed, audio))
+                for prompt in packed.prompts:
+                    sizes = [len(audio[key]) for key in prompt.clip_keys]
+                    if sum(sizes) != sum(prompt.slots):
+                        what = f"the prompt has slots {prompt.slots}, its clips have {sizes} features"
+                        raise ValueError(f"row {prompt.example.id}: {what}")
+                raise ValueError(f"{len(packed.audio_positions_S)} audio positions, features for {len(rows)}")
             embeds_LD = embeds_LD.index_copy(0, packed.audio_positions_S, rows)
         if DUMMY in audio:
             embeds_LD = embeds_LD + 0.0 * audio[DUMMY].sum().to(embeds_LD.dtype)
         return embeds_LD
-
-
-def _slot_message(packed: Packed, audio: dict[str, torch.Tensor]) -> str:
-    for prompt in packed.prompts:
-        sizes = [len(audio[key]) for key in prompt.clip_keys]
-        if sum(sizes) != sum(prompt.slots):
-            return f"row {prompt.example.id}: the prompt has slots {prompt.slots}, its clips have {sizes} features"
-    total = sum(len(audio[key]) for key in packed.audio_keys)
-    return f"{len(packed.audio_positions_S)} audio positions, features for {total}"
 
 
 def _rows(clip: ClipFeatures) -> int:

@@ -86,11 +86,9 @@ class Policy(nn.Module):
             decoder: Any = family.decoder
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        self.reference_model: nn.Module | None = None
-        self._reference_family = family
-        if keep_reference and not self.has_adapter:
-            self._reference_family = frozen_copy(family)
-            self.reference_model = self._reference_family.model
+        keeps = keep_reference and not self.has_adapter
+        self._reference_family = frozen_copy(family) if keeps else family
+        self.reference_model: nn.Module | None = self._reference_family.model if keeps else None
         self.embedder = Embedder(self, family, self._reference_family, clips, feature_memory_mb)
         self.train(self.training)
 
@@ -189,14 +187,12 @@ class Policy(nn.Module):
         self, family: AudioFamily, embeds_LD: torch.Tensor, position_ids_L: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Packed embeddings through the decoder -> hidden states (L, D)."""
+        # a ready 4D mask is passed through untouched; the layout says who attends to whom
+        mask = embeds_LD.new_zeros(1, 1, 1, 1)
         out = family.decoder(
-            inputs_embeds=embeds_LD[None],
-            position_ids=position_ids_L[None],
-            # a ready 4D mask is passed through untouched; the layout says who attends to whom
-            attention_mask=embeds_LD.new_zeros(1, 1, 1, 1),
-            use_cache=False,
+            inputs_embeds=embeds_LD[None], position_ids=position_ids_L[None], attention_mask=mask, use_cache=False,
             covo_layout=layout,
-        )
+        )  # fmt: skip
         return out.last_hidden_state[0]
 
     @staticmethod

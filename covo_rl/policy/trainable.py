@@ -96,16 +96,12 @@ def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel,
 
     pattern = config.lora_target_modules or patterns.decoder_pattern(family)
     targets = tuple(patterns.matched_modules(pattern, family))
+    alpha: Any = config.lora_alpha  # PEFT multiplies, a float is fine
     lora = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT multiplies, a float is fine
-        lora_dropout=config.lora_dropout,
-        target_modules=pattern,
+        r=config.lora_r, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=pattern,
         modules_to_save=patterns.saved_modules(config.modules_to_save, family) or None,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        task_type="CAUSAL_LM",
-    )
+        use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM",
+    )  # fmt: skip
     with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         return get_peft_model(family.model, lora), targets  # type: ignore[return-value]  # no mixed adapters here
@@ -121,8 +117,8 @@ def _saved_adapter(family: AudioFamily, folder: Path) -> PeftModel:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(family.model, str(folder), is_trainable=True)
-    misfits = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
-    if misfits := [*misfits, *_misplaced(model, folder)]:
+    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
+    if misfits := [*missing, *_misplaced(model, folder)]:
         raise PatternError(
             f"the adapter {folder} does not fit {family.model_type} ({family.model.name_or_path or 'in memory'}): "
             + "; ".join(misfits)
@@ -162,11 +158,8 @@ def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
         )
 
 
-# -- four bits (QLoRA, arXiv 2305.14314) --------------------------------------------------------------------------
-
-
 def quantization_kwargs() -> dict[str, Any]:
-    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4. CUDA only.
+    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4 (QLoRA, arXiv 2305.14314).
 
     Raises PatternError where there is no CUDA device, or bitsandbytes is not installed.
     """
@@ -184,9 +177,6 @@ def quantization_kwargs() -> dict[str, Any]:
         bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=skip,
     )  # fmt: skip
     return {"quantization_config": config}
-
-
-# -- learning rates ----------------------------------------------------------------------------------------------
 
 
 def part_rates(config: AdapterConfig, family: AudioFamily) -> dict[str, float]:
@@ -218,17 +208,10 @@ def param_groups(
             f"training parts: {', '.join(sorted({part for part, _ in groups}))}"
         )
     return [
-        {
-            "name": part if decayed else f"{part} (no decay)",
-            "params": params,
-            "lr": rates.get(part, base_lr),
-            "weight_decay": weight_decay if decayed else 0.0,
-        }
+        {"name": part if decayed else f"{part} (no decay)", "params": params, "lr": rates.get(part, base_lr),
+         "weight_decay": weight_decay if decayed else 0.0}
         for (part, decayed), params in groups.items()
-    ]
-
-
-# -- the table before training -----------------------------------------------------------------------------------
+    ]  # fmt: skip
 
 
 def _kind(name: str) -> str:

@@ -146,8 +146,7 @@ class CovoAudioForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def enable_input_require_grads(self) -> None:
         """Only the token embeddings: a hook on the encoder's input would drag a frozen encoder into autograd."""
         hook = self.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_(True))
-        self._require_grads_hooks = [hook]
-        self._require_grads_hook = hook
+        self._require_grads_hooks, self._require_grads_hook = [hook], hook
 
     def get_audio_features(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None,
@@ -221,16 +220,11 @@ class CovoAudioForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("inputs_embeds already hold the audio: give them without input_features or audio_embeds")
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        return self.llm(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,  # pyright: ignore
-            past_key_values=past_key_values,
-            labels=labels,  # pyright: ignore
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        llm: Any = self.llm
+        return llm(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
+            past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+        )  # fmt: skip
 
     # -- generation ----------------------------------------------------------------------------------------------
 

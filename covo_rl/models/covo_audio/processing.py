@@ -133,10 +133,9 @@ class CovoAudioProcessor(ProcessorMixin):
         rates = [0] * len(clips) if all(is_file) else self.feature_extractor.rates(sampling_rate, len(clips))
         unique: dict[str, tuple[Any, int, str]] = {}
         keys = []
-        for i, wave in enumerate(clips):
-            rate, name = rates[i], f"clip {i}"
+        for i, (wave, rate) in enumerate(zip(clips, rates, strict=True)):
+            name = os.fspath(wave) if is_file[i] else f"clip {i}"
             if is_file[i]:
-                name = os.fspath(wave)
                 wave, rate = decode(Clip(path=name))
             samples = wave.detach().cpu().numpy() if isinstance(wave, torch.Tensor) else np.asarray(wave)
             keys.append(content_key(Clip(array=samples, sampling_rate=rate)))
@@ -218,8 +217,7 @@ def split_codes(ids: Iterable[int], first_code_id: int, num_codes: int) -> tuple
     Raises ValueError for an id beyond the last code.
     """
     text, codes = [], []
-    for position, value in enumerate(ids):
-        value = int(value)
+    for position, value in enumerate(map(int, ids)):
         if value < first_code_id:
             text.append(value)
         elif value - first_code_id < num_codes:
