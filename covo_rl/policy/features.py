@@ -116,8 +116,7 @@ class FeatureStore:
         return result
 
     def calls(self, keys: Iterable[str]) -> Iterator[list[str]]:
-        """The encoder calls these clips take: at most 64 rows together, but one by one where embeddings are stored on
-        a CPU.
+        """The encoder calls for these clips: up to 64 rows each, but clip by clip where a CPU's embeddings are stored.
 
         There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
         products of another height differ in the last bit.

@@ -1,10 +1,6 @@
 """What trains: LoRA on the decoder, LoRA with whole parts beside it, or the parameters of chosen parts.
 
-    modes = make_trainable(family, config)   freezes, adapts, checks; nothing else keeps requires_grad
-    groups = param_groups(model, config, base_lr, weight_decay, family=family)
-    console.print(render_report(modes.report))
-
-Adapters are injected in place (PEFT), so `family.model` stays the model.
+Adapters are injected in place (PEFT), so `family.model` stays the model; nothing else keeps `requires_grad`.
 """
 
 from __future__ import annotations
