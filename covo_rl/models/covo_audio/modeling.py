@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, Qwen2ForCausalLM
-from transformers.generation import LogitsProcessor, LogitsProcessorList
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -260,7 +260,7 @@ class CovoAudioForConditionalGeneration(PreTrainedModel, GenerationMixin):
             slots = (input_ids == self.config.audio_placeholder_token_id).sum(1).tolist()
             embeds = audio.get("audio_embeds")
             if embeds is None:
-                features = self.get_audio_features(**audio)
+                features: Any = self.get_audio_features(**audio)
                 embeds = features.pooler_output
                 check_slots(slots, features.sizes)
             audio = {"audio_embeds": torch.cat([row for row in embeds.split(slots) for _ in range(expand_size)])}
