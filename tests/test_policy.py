@@ -43,7 +43,7 @@ def test_grouped_pass_equals_one_plain_row_per_rollout(name, lora):
 def test_gradients_reach_a_trainable_encoder_through_the_audio_slots(name):
     parts = {"train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]}
     made = cases.policy(name, lora=False, adapter=parts)
-    assert not made.audio_frozen
+    assert not made.embedder.frozen
     groups = cases.ragged_groups(made)
     weight = cases.weights(groups)
     (_grouped(made, groups).logps_NC * weight).sum().backward()

@@ -40,6 +40,9 @@ class AudioFamily(ABC):
     """
 
     model_type: ClassVar[str]
+    #: the classes of model and processor, each with `from_pretrained`.
+    model_class: ClassVar[Any]
+    processor_class: ClassVar[Any]
     #: part name -> prefix of its parameters in `model`: encoder, audio_adapter, llm, lm_head.
     parts: ClassVar[Mapping[str, str]]
     #: longest clip in seconds the family takes, or None where it has no limit.
@@ -48,33 +51,22 @@ class AudioFamily(ABC):
     chat_template: ClassVar[str | None] = None
 
     def __init__(self, model: Any, processor: Any) -> None:
-        self.model = model
-        self.processor = processor
-
-    @classmethod
-    @abstractmethod
-    def classes(cls) -> tuple[Any, Any]:
-        """The model's and the processor's class, each with `from_pretrained`."""
+        self.model, self.processor = model, processor
 
     @classmethod
     def load(
-        cls,
-        path: str,
-        *,
-        dtype: str = "auto",
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
+        cls, path: str, *, dtype: str = "auto", attn_implementation: str | None = None, trust_remote_code: bool = False,
         **kwargs: Any,
-    ) -> Self:
+    ) -> Self:  # fmt: skip
         """Load model and processor from a local folder or a hub name; further arguments go to the model.
 
         `trust_remote_code` is for families whose code ships with the checkpoint; those of covo_rl and transformers
         need none and ignore it.
         """
-        model, processor = cls.classes()
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
-        return cls(model.from_pretrained(path, dtype=dtype, **kwargs), processor.from_pretrained(path))
+        model = cls.model_class.from_pretrained(path, dtype=dtype, **kwargs)
+        return cls(model, cls.processor_class.from_pretrained(path))
 
     # -- what it hears -------------------------------------------------------------------------------------------
 
@@ -97,9 +89,9 @@ class AudioFamily(ABC):
         return self.processor.tokenizer
 
     @property
-    @abstractmethod
     def audio_token_id(self) -> int:
         """The id whose embedding is replaced by an audio feature, one per slot."""
+        return self.model.config.audio_token_id
 
     @property
     @abstractmethod
@@ -113,11 +105,9 @@ class AudioFamily(ABC):
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Chat template -> text with ONE audio token per clip."""
+        rows = [dict(message) for message in messages]
         return self.processor.apply_chat_template(
-            [dict(message) for message in messages],
-            self.chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+            rows, self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:

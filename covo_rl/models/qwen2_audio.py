@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from transformers.masking_utils import create_bidirectional_mask
 
 from covo_rl.models.base import AudioFamily, ClipFeatures
 from covo_rl.models.covo_audio.waveform import mono_float, sinc_resample
@@ -34,6 +36,8 @@ class Qwen2Audio(AudioFamily):
     """transformers' Qwen2AudioForConditionalGeneration; one segment of at most 30 s per clip."""
 
     model_type: ClassVar[str] = "qwen2_audio"
+    model_class: ClassVar[Any] = Qwen2AudioForConditionalGeneration
+    processor_class: ClassVar[Any] = Qwen2AudioProcessor
     parts: ClassVar[Mapping[str, str]] = {
         "encoder": "model.audio_tower.",
         "audio_adapter": "model.multi_modal_projector.",
@@ -42,16 +46,6 @@ class Qwen2Audio(AudioFamily):
     }
     max_clip_seconds: float | None = 30.0
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
-
-    @classmethod
-    def classes(cls) -> tuple[Any, Any]:
-        from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
-
-        return Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
-
-    @property
-    def audio_token_id(self) -> int:
-        return self.model.config.audio_token_id
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -62,13 +56,8 @@ class Qwen2Audio(AudioFamily):
     def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
         extractor = self.processor.feature_extractor
         samples, slots = self._resampled(waveform, sampling_rate)
-        out = extractor(
-            samples.numpy(),
-            sampling_rate=extractor.sampling_rate,
-            return_attention_mask=True,
-            padding="max_length",
-            return_tensors="pt",
-        )
+        options = {"return_attention_mask": True, "padding": "max_length", "return_tensors": "pt"}
+        out = extractor(samples.numpy(), sampling_rate=extractor.sampling_rate, **options)
         tensors = {"input_features": out["input_features"], "feature_attention_mask": out["attention_mask"]}
         return ClipFeatures(tensors, slots)
 
@@ -93,8 +82,6 @@ class Qwen2Audio(AudioFamily):
         return samples, slots
 
     def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
-        from transformers.masking_utils import create_bidirectional_mask
-
         if not clips:
             return []
         tower = self.model.model.audio_tower

@@ -41,40 +41,24 @@ def tiny_tokenizer(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=room, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in TAGS])
+    template = CHAT_TEMPLATE if tuple(audio_tokens) == COVO_AUDIO_TOKENS else None
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=TURN_END,
-        pad_token=END_OF_TEXT,
-        padding_side="left",
-        chat_template=CHAT_TEMPLATE if tuple(audio_tokens) == COVO_AUDIO_TOKENS else None,
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=END_OF_TEXT, padding_side="left",
+        chat_template=template, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
 
 
 def tiny_covo_audio(
-    tokenizer: Any,
-    *,
-    encoder_width: int = 96,
-    encoder_layers: int = 2,
-    encoder_heads: int = 4,
-    decoder_width: int = 128,
-    decoder_layers: int = 4,
-    decoder_heads: int = 4,
-    segment_seconds: float = 3.0,
-    mel_bins: int = 128,
-    adapter_hidden: int = 256,
-    adapter_downsample: int = 8,
-    audio_codes: int = 0,
-    initializer_range: float = 0.02,
-    max_position_embeddings: int = 4096,
-    seed: int = 0,
-) -> tuple[Any, Any]:
+    tokenizer: Any, *, encoder_width: int = 96, encoder_layers: int = 2, encoder_heads: int = 4,
+    decoder_width: int = 128, decoder_layers: int = 4, decoder_heads: int = 4, segment_seconds: float = 3.0,
+    mel_bins: int = 128, adapter_hidden: int = 256, adapter_downsample: int = 8, audio_codes: int = 0,
+    initializer_range: float = 0.02, max_position_embeddings: int = 4096, seed: int = 0,
+) -> tuple[Any, Any]:  # fmt: skip
     """A CovoAudioForConditionalGeneration of about 1.5 M parameters (float32) and its CovoAudioProcessor.
 
     A 3 s clip fills 19 slots. `segment_seconds` fixes the encoder's length, as 30 s does in the published model: a
@@ -90,42 +74,26 @@ def tiny_covo_audio(
         llm_config={
             **_decoder_sizes(decoder_width, decoder_layers, decoder_heads),
             "vocab_size": len(tokenizer) + audio_codes,
-            "initializer_range": initializer_range,
-            "max_position_embeddings": max_position_embeddings,
-            "bos_token_id": end_of_text,
-            "pad_token_id": end_of_text,
-            "eos_token_id": turn_end,
+            "initializer_range": initializer_range, "max_position_embeddings": max_position_embeddings,
+            "bos_token_id": end_of_text, "pad_token_id": end_of_text, "eos_token_id": turn_end,
         },
         encoder_config={
             **_encoder_sizes(encoder_width, encoder_layers, encoder_heads, 4 * encoder_width, mel_bins),
             "max_source_positions": round(segment_seconds * POSITIONS_PER_SECOND),
             "init_std": initializer_range,
         },
-        adapter_hidden_dim=adapter_hidden,
-        adapter_downsample=adapter_downsample,
-        audio_token_index=len(tokenizer),
-        audio_bos_token_id=audio_bos,
-        audio_placeholder_token_id=placeholder,
-        audio_eos_token_id=audio_eos,
-        turn_end_token_id=turn_end,
-        text_end_token_id=end_of_text,
-        dtype="float32",
-    )
+        adapter_hidden_dim=adapter_hidden, adapter_downsample=adapter_downsample, audio_token_index=len(tokenizer),
+        audio_bos_token_id=audio_bos, audio_placeholder_token_id=placeholder, audio_eos_token_id=audio_eos,
+        turn_end_token_id=turn_end, text_end_token_id=end_of_text, dtype="float32",
+    )  # fmt: skip
     model = _random_model(CovoAudioForConditionalGeneration, config, seed)
     return model, CovoAudioProcessor.from_model_config(config, tokenizer)
 
 
 def tiny_qwen2_audio(
-    texts: Sequence[str] = ("What do you hear?",),
-    *,
-    vocab_size: int = 512,
-    encoder_width: int = 64,
-    encoder_layers: int = 2,
-    decoder_width: int = 64,
-    decoder_layers: int = 2,
-    mel_bins: int = 32,
-    seed: int = 0,
-) -> tuple[Any, Any]:
+    texts: Sequence[str] = ("What do you hear?",), *, vocab_size: int = 512, encoder_width: int = 64,
+    encoder_layers: int = 2, decoder_width: int = 64, decoder_layers: int = 2, mel_bins: int = 32, seed: int = 0,
+) -> tuple[Any, Any]:  # fmt: skip
     """A Qwen2AudioForConditionalGeneration with random weights (float32) and its Qwen2AudioProcessor.
 
     Segments are of 30 s, as transformers fixes them.
@@ -135,24 +103,20 @@ def tiny_qwen2_audio(
         text_config={
             "model_type": "qwen2",
             **_decoder_sizes(decoder_width, decoder_layers, 4),
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+            "vocab_size": len(tokenizer), "bos_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
         },
         audio_config={
             "model_type": "qwen2_audio_encoder",
             **_encoder_sizes(encoder_width, encoder_layers, 4, 2 * encoder_width, mel_bins),
         },
-        audio_token_index=tokenizer.get_vocab()["<|AUDIO|>"],
-        dtype="float32",
-    )
+        audio_token_index=tokenizer.get_vocab()["<|AUDIO|>"], dtype="float32",
+    )  # fmt: skip
     model = _random_model(transformers.Qwen2AudioForConditionalGeneration, config, seed)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, transformers.Qwen2AudioProcessor(
-        transformers.WhisperFeatureExtractor(feature_size=mel_bins), tokenizer
-    )
+    extractor = transformers.WhisperFeatureExtractor(feature_size=mel_bins)
+    return model, transformers.Qwen2AudioProcessor(extractor, tokenizer)
 
 
 def _random_model(model_class: Any, config: Any, seed: int) -> Any:
@@ -163,22 +127,16 @@ def _random_model(model_class: Any, config: Any, seed: int) -> Any:
 
 def _decoder_sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
     return {
-        "hidden_size": width,
-        "intermediate_size": 3 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": max(1, heads // 2),
-    }
+        "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 2),
+    }  # fmt: skip
 
 
 def _encoder_sizes(width: int, layers: int, heads: int, inner: int, mel_bins: int) -> dict[str, Any]:
     return {
-        "d_model": width,
-        "encoder_layers": layers,
-        "encoder_attention_heads": heads,
-        "encoder_ffn_dim": inner,
+        "d_model": width, "encoder_layers": layers, "encoder_attention_heads": heads, "encoder_ffn_dim": inner,
         "num_mel_bins": mel_bins,
-    }
+    }  # fmt: skip
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Registered in transformers' AttentionInterface under NAME and set once on the de
 `covo_layout` keyword it is plain SDPA, so the same model still serves `generate` and ordinary forwards.
 
 Two exact ways to compute the same thing:
-    split   own part and prompt part as separate flash calls, merged: see `cpu_attention`. CPU.
+    split   own part and prompt part as separate flash calls over one softmax. CPU.
     concat  prompt keys put before each completion's own, one masked SDPA per bucket. Any device.
 """
 
@@ -13,14 +13,19 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from covo_rl.policy.cpu_attention import one_run, split_attention
 from covo_rl.policy.packing import Bucket, Packed, Span, buckets
 
 NAME = "covo_grouped"
+#: stands for +inf in a log-sum-exp of padding: exp(score - FAR) is 0 without producing nan
+FAR = 1e30
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Layout(Protocol):
@@ -28,24 +33,16 @@ class Layout(Protocol):
 
     longest: int
 
-    def attend(
-        self, layer: int, q_LHd: torch.Tensor, k_LKd: torch.Tensor, v_LKd: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+    def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
         """(L, H, d) queries and (L, K, d) keys and values of one layer -> (L, H, d)."""
         ...
 
 
 def grouped_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    covo_layout: Layout | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
+    covo_layout: Layout | None = None, **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """The attention function: query (1, H, L, d), key and value (1, K, L, d) -> (1, L, H, d)."""
     if covo_layout is None:
         return sdpa_attention_forward(
@@ -77,13 +74,9 @@ class PackedLayout:
     """
 
     def __init__(
-        self,
-        packed: Packed,
-        *,
-        method: str | None = None,
-        capture: KeyValues | None = None,
+        self, packed: Packed, *, method: str | None = None, capture: KeyValues | None = None,
         prompt_keys: KeyValues | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         device = packed.input_ids_L.device
         self.method = method or ("split" if device.type == "cpu" else "concat")
         self.capture, self.prompt_keys = capture, prompt_keys
@@ -109,8 +102,67 @@ class PackedLayout:
         prompt_k, prompt_v = (k_LKd, v_LKd) if self.prompt_keys is None else self.prompt_keys[layer]
         if self.method == "split" and self.prompt_keys is not None and torch.is_grad_enabled():
             raise RuntimeError("cached prompt keys carry no gradient: score under torch.no_grad()")
-        attention = split_attention if self.method == "split" else _concat_attention
+        attention = _SplitAttention.apply if self.method == "split" else _concat_attention
         return attention(q_LHd, k_LKd, v_LKd, prompt_k, prompt_v, self, scale)
+
+
+def _one_run(x_LHd: torch.Tensor, span: Span) -> torch.Tensor:
+    """A run of positions as a batch of one: (1, H, n, d), a view."""
+    return x_LHd[span[0] : span[1]].transpose(0, 1)[None]
+
+
+class _SplitAttention(torch.autograd.Function):
+    """Own part and prompt part as flash calls; the prompt's keys are read once per group and never copied.
+
+    With s the scores, softmax over both parts is exp(s - lse) with the joint log-sum-exp. The flash backward computes
+    probabilities as exp(s - lse) from the lse it is given and needs sum(dO * O), so the joint lse and output turn each
+    call into the exact gradient of its part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float):  # pyright: ignore
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+        for bucket in (*layout.prompt_buckets, *layout.own_buckets):
+            o, total = _flash(bucket.take(q), bucket.take(k), bucket.take(v), 0.0, True, scale=scale)
+            bucket.put(out, o)
+            bucket.put(lse[..., None], total[..., None])
+        for rows, keys in layout.cross:
+            inputs = (_one_run(q, rows), _one_run(prompt_k, keys), _one_run(prompt_v, keys))
+            o, total = _flash(*inputs, 0.0, False, scale=scale)
+            here = slice(*rows)
+            own, other = lse[here], total[0].t()
+            joint = torch.logaddexp(own, other)
+            mixed = out[here] * (own - joint).exp_()[..., None]
+            mixed += o[0].transpose(0, 1) * (other - joint).exp_()[..., None]
+            out[here], lse[here] = mixed, joint
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, out, lse = ctx.saved_tensors
+        layout, scale = ctx.layout, ctx.scale
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        for bucket in (*layout.prompt_buckets, *layout.own_buckets):
+            do, total = bucket.take(grad_out), bucket.take(lse[..., None])[..., 0]
+            if bucket.places is not None:
+                padding = torch.ones(bucket.rows * bucket.length, dtype=torch.bool, device=q.device)
+                padding = padding.index_fill_(0, bucket.places, False).view(bucket.rows, 1, bucket.length)
+                do, total = do.masked_fill(padding[..., None], 0.0), total.masked_fill(padding, FAR)
+            inputs = (bucket.take(x) for x in (q, k, v, out))
+            grads = _flash_backward(do, *inputs, total.contiguous(), 0.0, True, scale=scale)
+            for target, grad in zip((dq, dk, dv), grads, strict=True):
+                bucket.put(target, grad)
+        for rows, keys in layout.cross:
+            total = lse[slice(*rows)].t()[None].contiguous()
+            inputs = (_one_run(x, span) for x, span in ((q, rows), (k, keys), (v, keys), (out, rows)))
+            grads = _flash_backward(_one_run(grad_out, rows), *inputs, total, 0.0, False, scale=scale)
+            for target, grad, span in zip((dq, dk, dv), grads, (rows, keys, keys), strict=True):
+                target[slice(*span)] += grad[0].transpose(0, 1)
+        return dq, dk, dv, None, None, None, None
 
 
 def _concat_attention(q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float) -> torch.Tensor:
@@ -129,7 +181,7 @@ def _concat_attention(q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: 
         n, length = keys[1] - keys[0], bucket.length
         mask = torch.ones(length, n + length, dtype=torch.bool, device=q.device).tril(n)
         both = [
-            torch.cat((one_run(prompt, keys).expand(bucket.rows, -1, -1, -1), bucket.take(own)), 2)
+            torch.cat((_one_run(prompt, keys).expand(bucket.rows, -1, -1, -1), bucket.take(own)), 2)
             for prompt, own in ((prompt_k, k), (prompt_v, v))
         ]
         bucket.put(out, attention(bucket.take(q), *both, attn_mask=mask))

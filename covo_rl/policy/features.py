@@ -24,7 +24,6 @@ from covo_rl.policy.sharding import is_sharded, most
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.models.base import AudioFamily, ClipFeatures
-    from covo_rl.types import Prompt
 
 MIB = 2**20
 #: names the features of a silent clip that only keeps ranks in step
@@ -39,9 +38,7 @@ class FeatureStore:
     `encoded_clips` clips computed so far.
     """
 
-    def __init__(
-        self, family: AudioFamily, clips: ClipStore | None, memory_mb: float = 512, *, frozen: bool = True
-    ) -> None:
+    def __init__(self, family: AudioFamily, clips: ClipStore | None, memory_mb: float = 512, *, frozen: bool = True):
         self.family, self.clips, self.frozen = family, clips, frozen
         self.encoded_rows = self.encoded_clips = 0
         self._budget = int(memory_mb * MIB)
@@ -63,7 +60,7 @@ class FeatureStore:
                     f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)"
                 )
             self._mel[key] = self.family.clip_features(*self.clips.waveform(key))
-            self._mel_bytes += _size(self._mel[key].tensors.values())
+            self._mel_bytes += _size(self._mel[key])
             while self._mel_bytes > self._budget and len(self._mel) > 1:
                 self._drop_mel(next(iter(self._mel)))
         self._mel.move_to_end(key)
@@ -71,7 +68,7 @@ class FeatureStore:
 
     def _drop_mel(self, key: str) -> None:
         if key in self._mel:
-            self._mel_bytes -= _size(self._mel.pop(key).tensors.values())
+            self._mel_bytes -= _size(self._mel.pop(key))
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Unique keys whose embeddings are neither in memory nor on disk, in order."""
@@ -84,17 +81,31 @@ class FeatureStore:
             return self.encode(unique)
         with torch.no_grad():
             fresh = self.encode(self.missing(unique))
-        result = {key: fresh[key] if key in fresh else self._load(key) for key in unique}
+        for key in unique:
+            if key not in fresh:
+                if key not in self._kept:
+                    self._keep(key, load_file(self._on_disk[key])["embedding"])
+                self._kept.move_to_end(key)
+        result = {key: fresh[key] if key in fresh else self._kept[key] for key in unique}
         for key, value in fresh.items():
             self._keep(key, value.detach().to("cpu", copy=True))
         while self._bytes > self._budget and self._kept:
-            self._spill(*self._kept.popitem(last=False))
+            key, value = self._kept.popitem(last=False)
+            self._bytes -= value.nbytes
+            if key not in self._on_disk:
+                self._folder = self._folder or tempfile.TemporaryDirectory(prefix="covo_rl_features_")
+                self._on_disk[key] = Path(self._folder.name) / f"{len(self._on_disk)}.safetensors"
+                save_file({"embedding": value.contiguous()}, self._on_disk[key])
         return result
+
+    def _keep(self, key: str, value: torch.Tensor) -> None:
+        self._kept[key] = value
+        self._bytes += value.nbytes
 
     def encode(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
         """Run the encoder on these clips, whatever is stored."""
         result: dict[str, torch.Tensor] = {}
-        for part in self._calls(keys):
+        for part in self.calls(keys):
             clips = [self.clip_features(key) for key in part]
             self.encoded_rows += sum(_rows(clip) for clip in clips)
             self.encoded_clips += len(clips)
@@ -104,19 +115,14 @@ class FeatureStore:
                 self._drop_mel(key)
         return result
 
-    def calls(self, keys: Sequence[str]) -> int:
-        """How many encoder calls these unique clips take."""
-        return sum(1 for _ in self._calls(list(dict.fromkeys(keys))))
-
-    def _calls(self, keys: Sequence[str]) -> Iterator[list[str]]:
-        """Clips of at most 64 encoder rows together, but one by one where embeddings are stored on a CPU.
+    def calls(self, keys: Iterable[str]) -> Iterator[list[str]]:
+        """The encoder calls for these clips: up to 64 rows each, but clip by clip where a CPU's embeddings are stored.
 
         There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
         products of another height differ in the last bit.
         """
         limit = 1 if self.frozen and self.family.model.device.type == "cpu" else 64
-        part: list[str] = []
-        rows = 0
+        part, rows = [], 0
         for key in keys:
             count = _rows(self.clip_features(key))
             if part and rows + count > limit:
@@ -126,26 +132,6 @@ class FeatureStore:
             rows += count
         if part:
             yield part
-
-    def _keep(self, key: str, value: torch.Tensor) -> None:
-        self._kept[key] = value
-        self._bytes += _size([value])
-
-    def _spill(self, key: str, value: torch.Tensor) -> None:
-        self._bytes -= _size([value])
-        if key in self._on_disk:
-            return
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="covo_rl_features_")
-        path = Path(self._folder.name) / f"{len(self._on_disk)}.safetensors"
-        save_file({"embedding": value.contiguous()}, path)
-        self._on_disk[key] = path
-
-    def _load(self, key: str) -> torch.Tensor:
-        if key not in self._kept:
-            self._keep(key, load_file(self._on_disk[key])["embedding"])
-        self._kept.move_to_end(key)
-        return self._kept[key]
 
 
 class Features:
@@ -163,8 +149,7 @@ class Features:
         """key -> (S, D). `fresh` makes them anew with gradients; otherwise they are made once and kept."""
         if fresh:
             return self._compute(self.keys)
-        if self._ready is None:
-            self._ready = self._compute(self.keys)
+        self._ready = self._compute(self.keys) if self._ready is None else self._ready
         return self._ready
 
 
@@ -175,33 +160,22 @@ class Embedder:
     """
 
     def __init__(
-        self,
-        root: nn.Module,
-        family: AudioFamily,
-        reference_family: AudioFamily,
-        clips: ClipStore | None,
+        self, root: nn.Module, family: AudioFamily, reference_family: AudioFamily, clips: ClipStore | None,
         memory_mb: float,
-    ) -> None:
+    ) -> None:  # fmt: skip
         prefixes = {part: family.parts[part] for part in ("encoder", "audio_adapter") if part in family.parts}
         trained = [name for name, parameter in family.model.named_parameters() if parameter.requires_grad]
-        self.root = root
-        self.family = family
+        self.root, self.family = root, family
         self.frozen_parts = [part for part, path in prefixes.items() if not any(n.startswith(path) for n in trained)]
         self.frozen = len(self.frozen_parts) == len(prefixes)
         self.store = FeatureStore(family, clips, memory_mb, frozen=self.frozen)
         self.reference_store = FeatureStore(reference_family, clips, memory_mb)
 
-    def features(self, prompts: Sequence[Prompt]) -> Features:
-        """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
-        features = Features([key for prompt in prompts for key in prompt.clip_keys], self._embeddings)
-        if self.frozen and not is_sharded(self.root):
-            features.get()
-        return features
-
-    def _embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+    def embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        """key -> (S, D), and under DUMMY what keeps ranks in step. With sharded weights every rank must call it."""
         if is_sharded(self.root):
             # every encoder call gathers weights from all ranks, so all must make as many
-            mine = self.store.calls(self.store.missing(keys) if self.frozen else keys)
+            mine = len(list(self.store.calls(self.store.missing(keys) if self.frozen else dict.fromkeys(keys))))
             dummies = most(mine, self.family.embed_tokens.weight.device) - mine
         else:
             # DDP waits for a gradient of every parameter, also from a rank whose rows have no audio
@@ -233,25 +207,21 @@ class Embedder:
         if packed.audio_keys:
             rows = torch.cat([audio[key].to(embeds_LD.device, embeds_LD.dtype) for key in packed.audio_keys])
             if len(rows) != len(packed.audio_positions_S):
-                raise ValueError(_slot_message(packed, audio))
+                for prompt in packed.prompts:
+                    sizes = [len(audio[key]) for key in prompt.clip_keys]
+                    if sum(sizes) != sum(prompt.slots):
+                        what = f"the prompt has slots {prompt.slots}, its clips have {sizes} features"
+                        raise ValueError(f"row {prompt.example.id}: {what}")
+                raise ValueError(f"{len(packed.audio_positions_S)} audio positions, features for {len(rows)}")
             embeds_LD = embeds_LD.index_copy(0, packed.audio_positions_S, rows)
         if DUMMY in audio:
             embeds_LD = embeds_LD + 0.0 * audio[DUMMY].sum().to(embeds_LD.dtype)
         return embeds_LD
 
 
-def _slot_message(packed: Packed, audio: dict[str, torch.Tensor]) -> str:
-    for prompt in packed.prompts:
-        sizes = [len(audio[key]) for key in prompt.clip_keys]
-        if sum(sizes) != sum(prompt.slots):
-            return f"row {prompt.example.id}: the prompt has slots {prompt.slots}, its clips have {sizes} features"
-    total = sum(len(audio[key]) for key in packed.audio_keys)
-    return f"{len(packed.audio_positions_S)} audio positions, features for {total}"
-
-
 def _rows(clip: ClipFeatures) -> int:
     return len(next(iter(clip.tensors.values())))
 
 
-def _size(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _size(clip: ClipFeatures) -> int:
+    return sum(tensor.nbytes for tensor in clip.tensors.values())

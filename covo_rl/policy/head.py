@@ -19,39 +19,27 @@ CHUNK_ELEMENTS = 2**24
 
 
 def token_logps(
-    hidden_MD: torch.Tensor,
-    targets_M: torch.Tensor,
-    head: nn.Module,
-    *,
-    temperature: float = 1.0,
-    entropy: bool = False,
-    chunk: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module, *,
+    temperature: float = 1.0, entropy: bool = False, chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """log softmax(head(hidden) / temperature)[target] and, if asked for, the entropy in nats: (M,) float32 each.
 
     `hidden_MD` any float dtype, `targets_M` int64. Both results are differentiable in hidden and head. `chunk` is
     the number of positions at a time (default: so that a chunk of logits has at most CHUNK_ELEMENTS).
     """
     chunk = chunk or max(16, CHUNK_ELEMENTS // int(getattr(head, "out_features", 2**17)))
-    if not _is_plain_linear(head):
+    if not (
+        type(head) is nn.Linear
+        and type(head.weight) in (nn.Parameter, torch.Tensor)  # whole, not a shard
+        and head.weight.numel() > 0
+        and not (head._forward_hooks or head._forward_pre_hooks)
+    ):
         return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
     logps_M, entropy_M = _LinearLogps.apply(hidden_MD, head.weight, head.bias, targets_M, temperature, entropy, chunk)
     return logps_M, entropy_M if entropy else None
 
 
-def _is_plain_linear(head: nn.Module) -> bool:
-    """A linear layer whose weight is whole (not a shard) and whose call does nothing else."""
-    return (
-        type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, torch.Tensor)
-        and head.weight.numel() > 0
-        and not (head._forward_hooks or head._forward_pre_hooks)
-    )
-
-
-def scaled_logits(
-    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, temperature: float
-) -> torch.Tensor:
+def _scaled_logits(hidden_MD: torch.Tensor, weight_VD: torch.Tensor, bias_V, temperature: float) -> torch.Tensor:
     """float32 logits / temperature, as sampling computes them."""
     logits = torch.nn.functional.linear(hidden_MD, weight_VD, bias_V).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
@@ -72,7 +60,7 @@ class _LinearLogps(torch.autograd.Function):
         slopes = [torch.empty_like(hidden_MD) for _ in range(1 + entropy)] if store else []
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
-            logits = scaled_logits(hidden_MD[part], weight_VD, bias_V, temperature)
+            logits = _scaled_logits(hidden_MD[part], weight_VD, bias_V, temperature)
             picked_c1 = logits.gather(1, targets_M[part, None])
             # in place: one chunk of logits is all that exists, two where the entropy is asked for
             highest_c1 = logits.amax(-1, keepdim=True)
@@ -118,7 +106,7 @@ def _recomputed_gradients(ctx: Any, grad_logps_M: torch.Tensor, grad_entropy_M: 
     grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
     for start in range(0, hidden_MD.shape[0], ctx.chunk):
         part = slice(start, start + ctx.chunk)
-        logps_cV = scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature).log_softmax(-1)
+        logps_cV = _scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature).log_softmax(-1)
         probs_cV = logps_cV.exp()
         grad_c = grad_logps_M[part, None]
         slope_cV = probs_cV * -grad_c

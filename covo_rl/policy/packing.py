@@ -96,19 +96,14 @@ def pack(
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts])).to(device)
 
     return Packed(
-        prompts=tuple(prompts),
-        prompt_spans=tuple(prompt_spans),
-        row_spans=tuple(spans),
+        prompts=tuple(prompts), prompt_spans=tuple(prompt_spans), row_spans=tuple(spans),
         row_prompts=tuple(prompt for prompt, _ in rows),
-        input_ids_L=tensor(ids),
-        position_ids_L=joined(positions),
-        predictors_M=joined(predictors),
-        targets_M=tensor([i for _, completion in rows for i in completion]),
+        input_ids_L=tensor(ids), position_ids_L=joined(positions),
+        predictors_M=joined(predictors), targets_M=tensor([i for _, completion in rows for i in completion]),
         mask_NC=torch.from_numpy(np.arange(counts.max(initial=0))[None, :] < counts[:, None]).to(device),
-        audio_positions_S=tensor(audio),
+        audio_positions_S=tensor(audio), prompt_positions=prompt_positions,
         audio_keys=tuple(key for prompt in packed_prompts for key in prompt.clip_keys),
-        prompt_positions=prompt_positions,
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,22 +143,15 @@ def buckets(spans: Sequence[Span], device: torch.device | str, *, slack: float =
     """Sort sequences by length and cut where one is shorter than `slack` of the longest (never below `small`)."""
     spans = sorted((s for s in spans if s[1] > s[0]), key=lambda s: (s[0] - s[1], s[0]))
     blocks: list[Bucket] = []
-    begin = 0
-    while begin < len(spans):
-        length = spans[begin][1] - spans[begin][0]
-        end = begin
-        while end < len(spans) and (length <= small or spans[end][1] - spans[end][0] >= slack * length):
-            end += 1
-        blocks.append(_bucket(spans[begin:end], length, device))
-        begin = end
+    while spans:
+        length = spans[0][1] - spans[0][0]
+        starts, ends = np.array([s for s in spans if length <= small or s[1] - s[0] >= slack * length]).T
+        spans = spans[len(starts) :]
+        valid = np.arange(length) < (ends - starts)[:, None]
+        if valid.all() and (np.diff(starts) == length).all():
+            blocks.append(Bucket(len(starts), length, start=int(starts[0])))
+            continue
+        index = torch.from_numpy((starts[:, None] + np.where(valid, np.arange(length), 0)).ravel()).to(device)
+        places = None if valid.all() else torch.from_numpy(np.flatnonzero(valid)).to(device)
+        blocks.append(Bucket(len(starts), length, index=index, places=places))
     return blocks
-
-
-def _bucket(spans: Sequence[Span], length: int, device: torch.device | str) -> Bucket:
-    starts, ends = np.array(spans).T
-    valid = np.arange(length) < (ends - starts)[:, None]
-    if valid.all() and (np.diff(starts) == length).all():
-        return Bucket(len(spans), length, start=int(starts[0]))
-    index = torch.from_numpy((starts[:, None] + np.where(valid, np.arange(length), 0)).ravel()).to(device)
-    places = None if valid.all() else torch.from_numpy(np.flatnonzero(valid)).to(device)
-    return Bucket(len(spans), length, index=index, places=places)

@@ -28,8 +28,8 @@ def prefixes(family: AudioFamily) -> dict[str, str]:
 
 def part_of(name: str, family: AudioFamily) -> str:
     """Part of a parameter or module name of `family.model`: the longest matching prefix, or `other`."""
-    fitting = [(path, part) for part, path in prefixes(family).items() if f"{name}.".startswith(f"{path}.")]
-    return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else "other"
+    fitting = {path: part for part, path in prefixes(family).items() if f"{name}.".startswith(f"{path}.")}
+    return fitting[max(fitting, key=len)] if fitting else "other"
 
 
 def check_parts(names: Iterable[str], family: AudioFamily, option: str) -> None:
@@ -44,10 +44,7 @@ def check_parts(names: Iterable[str], family: AudioFamily, option: str) -> None:
 
 
 def _decoder_linears(family: AudioFamily) -> tuple[list[str], list[str]]:
-    """Full names of the decoder's Linear modules, and their last words.
-
-    Raises PatternError where the decoder's prefix holds none.
-    """
+    """Full names of the decoder's Linear modules, and their last words; raises PatternError where there are none."""
     modules = family.model.named_modules()
     names = [name for name, m in modules if isinstance(m, nn.Linear) and part_of(name, family) == "llm"]
     if not names:
@@ -59,21 +56,15 @@ def _decoder_linears(family: AudioFamily) -> tuple[list[str], list[str]]:
 
 
 def decoder_pattern(family: AudioFamily) -> str:
-    """Regex over full module names that matches every Linear of the decoder, and nothing elsewhere.
-
-    Raises:
-        PatternError: when the decoder's prefix holds no Linear module.
-    """
-    _, leaves = _decoder_linears(family)
-    return rf"{re.escape(prefixes(family)['llm'])}\.(?:.+\.)?(?:{'|'.join(map(re.escape, leaves))})"
+    """Regex over full module names that matches every Linear of the decoder and nothing else; PatternError if none."""
+    leaves = "|".join(map(re.escape, _decoder_linears(family)[1]))
+    return rf"{re.escape(prefixes(family)['llm'])}\.(?:.+\.)?(?:{leaves})"
 
 
 def matched_modules(pattern: str, family: AudioFamily) -> list[str]:
     """Linear modules whose full name the regex matches in full, as PEFT matches it.
 
-    Raises:
-        PatternError: not a regex; matches nothing; matches modules that are not Linear only; or reaches the
-            encoder although the pattern does not name it.
+    Raises PatternError: not a regex; matches nothing; or reaches the encoder although the pattern does not name it.
     """
     if pattern == "all-linear":
         raise PatternError(
@@ -84,11 +75,8 @@ def matched_modules(pattern: str, family: AudioFamily) -> list[str]:
         regex = re.compile(pattern)
     except re.error as error:
         raise PatternError(f"lora_target_modules {pattern!r} is not a regular expression: {error}") from None
-    hits = [
-        name
-        for name, module in family.model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d)) and regex.fullmatch(name)
-    ]
+    kinds, modules = (nn.Linear, nn.Embedding, nn.Conv1d), family.model.named_modules()
+    hits = [name for name, module in modules if isinstance(module, kinds) and regex.fullmatch(name)]
     if not hits:
         raise PatternError(_no_match(pattern, family))
     if inside := _unasked_encoder(hits, pattern, family):
@@ -116,16 +104,15 @@ def _no_match(pattern: str, family: AudioFamily) -> str:
     example = rf"{re.escape(prefixes(family)['llm'])}\..*\.({'|'.join(targets)})"
     return (
         f"lora_target_modules {pattern!r} matches no module of {family.model_type}. It is a regular expression over "
-        f"full module names such as {names[0]!r}. "
-        f"Near matches: {'; '.join(near) or ', '.join(leaves)}. For the decoder write for example {example!r}"
+        f"full module names such as {names[0]!r}. Near matches: {'; '.join(near) or ', '.join(leaves)}. "
+        f"For the decoder write for example {example!r}"
     )
 
 
 def saved_modules(names: Sequence[str], family: AudioFamily) -> list[str]:
     """`modules_to_save` for PEFT: part names become module paths, other names must match a module's ending.
 
-    Raises:
-        PatternError: a name without a module; the whole decoder; or modules of the encoder that were not asked for.
+    Raises PatternError: a name without a module; the whole decoder; or modules of the encoder that were not asked for.
     """
     paths = []
     modules = [name for name, _ in family.model.named_modules() if name]
@@ -141,8 +128,7 @@ def saved_modules(names: Sequence[str], family: AudioFamily) -> list[str]:
                 f"modules_to_save: no module of {family.model_type} ends in {name!r}; near matches: "
                 f"{', '.join(near) or 'none'}. Parts: {', '.join(family.parts)}"
             )
-        inside = [] if name == "encoder" else _unasked_encoder(hits, name, family)
-        if inside:
+        if inside := [] if name == "encoder" else _unasked_encoder(hits, name, family):
             raise PatternError(
                 f"modules_to_save {name!r} also reaches {inside[0]!r} in the audio encoder; write a longer ending, "
                 f"such as {next((m for m in hits if m not in inside), inside[0])!r}"

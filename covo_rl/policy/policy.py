@@ -68,37 +68,27 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self,
-        family: AudioFamily,
-        peft_model: nn.Module | None = None,
-        *,
-        clips: ClipStore | None = None,
-        feature_memory_mb: float = 512,
-        gradient_checkpointing: bool = False,
-        keep_reference: bool = False,
+        self, family: AudioFamily, peft_model: nn.Module | None = None, *, clips: ClipStore | None = None,
+        feature_memory_mb: float = 512, gradient_checkpointing: bool = False, keep_reference: bool = False,
         decode_weights_mb: float = 2048,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.family = family
-        self.clips = clips
+        self.family, self.clips, self.decode_weights_mb = family, clips, decode_weights_mb
         self.model: nn.Module = family.model if peft_model is None else peft_model
         self.has_adapter = peft_model is not None
-        self.decode_weights_mb = decode_weights_mb
         self.counters = Counters()
         self._no_split_modules = getattr(family.model, "_no_split_modules", None)
         self.prompt_cache: PromptCache | None = None
         self.autocast_seen = False
         use_grouped_attention(family.decoder)
         if gradient_checkpointing:
-            # on the decoder alone: a frozen encoder must stay out of autograd
+            # on the decoder alone: a frozen encoder must stay out of autograd; the name changes in transformers 6
             decoder: Any = family.decoder
-            # the name changes in transformers 6
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        self.reference_model: nn.Module | None = None
-        self._reference_family = family
-        if keep_reference and not self.has_adapter:
-            self._reference_family, self.reference_model = frozen_copy(family)
+        keeps = keep_reference and not self.has_adapter
+        self._reference_family = frozen_copy(family) if keeps else family
+        self.reference_model: nn.Module | None = self._reference_family.model if keeps else None
         self.embedder = Embedder(self, family, self._reference_family, clips, feature_memory_mb)
         self.train(self.training)
 
@@ -131,21 +121,18 @@ class Policy(nn.Module):
         """Audio embeddings by clip, with counters of what was encoded."""
         return self.embedder.store
 
-    @property
-    def audio_frozen(self) -> bool:
-        """No audio part trains: every clip is encoded once and for all."""
-        return self.embedder.frozen
-
     def features(self, prompts: Sequence[Prompt]) -> Features:
         """Embeddings of the prompts' unique clips: now where the audio parts are frozen, else inside each pass."""
-        return self.embedder.features(prompts)
+        features = Features([key for prompt in prompts for key in prompt.clip_keys], self.embedder.embeddings)
+        if self.embedder.frozen and not self.sharded:
+            features.get()
+        return features
 
     def train(self, mode: bool = True) -> Policy:
         """Frozen audio parts and the reference stay in evaluation mode."""
         super().train(mode)
         for part in self.embedder.frozen_parts:
-            prefix = self.family.parts[part].rstrip(".")
-            self.family.model.get_submodule(prefix).eval()
+            self.family.model.get_submodule(self.family.parts[part].rstrip(".")).eval()
         if self.reference_model is not None:
             self.reference_model.eval()
         return self
@@ -153,14 +140,9 @@ class Policy(nn.Module):
     # -- scoring -------------------------------------------------------------------------------------------------
 
     def logps(
-        self,
-        groups: Sequence[Group],
-        features: Features,
-        *,
-        temperature: float = 1.0,
-        reference: bool = False,
+        self, groups: Sequence[Group], features: Features, *, temperature: float = 1.0, reference: bool = False,
         entropy: bool = False,
-    ) -> LogProbs:
+    ) -> LogProbs:  # fmt: skip
         """Log-probs of every completion id under the policy at `temperature`; each unique prompt computed once.
 
         `reference` scores with the adapters off (LoRA) or with the frozen copy (full), without gradient. `entropy`
@@ -205,14 +187,12 @@ class Policy(nn.Module):
         self, family: AudioFamily, embeds_LD: torch.Tensor, position_ids_L: torch.Tensor, layout: Layout
     ) -> torch.Tensor:
         """Packed embeddings through the decoder -> hidden states (L, D)."""
+        # a ready 4D mask is passed through untouched; the layout says who attends to whom
+        mask = embeds_LD.new_zeros(1, 1, 1, 1)
         out = family.decoder(
-            inputs_embeds=embeds_LD[None],
-            position_ids=position_ids_L[None],
-            # a ready 4D mask is passed through untouched; the layout says who attends to whom
-            attention_mask=embeds_LD.new_zeros(1, 1, 1, 1),
-            use_cache=False,
+            inputs_embeds=embeds_LD[None], position_ids=position_ids_L[None], attention_mask=mask, use_cache=False,
             covo_layout=layout,
-        )
+        )  # fmt: skip
         return out.last_hidden_state[0]
 
     @staticmethod
@@ -265,18 +245,16 @@ class Policy(nn.Module):
         return sum(p._version for p in self.model.parameters() if p.requires_grad)
 
 
-def frozen_copy(family: AudioFamily) -> tuple[AudioFamily, nn.Module]:
+def frozen_copy(family: AudioFamily) -> AudioFamily:
     """The family over a frozen copy of the model; modules without trainable parameters are shared."""
     memo: dict[int, Any] = {
         id(module): module
         for module in family.model.modules()
         if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
     }
-    model = copy.deepcopy(family.model, memo)
     twin = copy.copy(family)
-    twin.model = model
-    model.requires_grad_(False)
-    return twin, model.eval()
+    twin.model = copy.deepcopy(family.model, memo).requires_grad_(False).eval()
+    return twin
 
 
 @contextmanager

@@ -1,16 +1,12 @@
 """What trains: LoRA on the decoder, LoRA with whole parts beside it, or the parameters of chosen parts.
 
-    modes = make_trainable(family, config)   freezes, adapts, checks; nothing else keeps requires_grad
-    groups = param_groups(model, config, base_lr, weight_decay, family=family)
-    console.print(render_report(modes.report))
-
-Adapters are injected in place (PEFT), so `family.model` stays the model.
+Adapters are injected in place (PEFT), so `family.model` stays the model; nothing else keeps `requires_grad`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +15,8 @@ import torch
 from torch import nn
 
 from covo_rl.config import AdapterConfig, number_map
-from covo_rl.policy.patterns import (
-    PatternError,
-    check_parts,
-    decoder_pattern,
-    matched_modules,
-    part_of,
-    prefixes,
-    saved_modules,
-)
+from covo_rl.policy import patterns
+from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,67 +54,67 @@ class Trainable:
 def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate: float | None = None) -> Trainable:
     """Freeze everything, then make trainable what `config` asks for.
 
-    LoRA parameters are float32 even on a 16-bit base. `learning_rate` only fills the report.
-
-    Raises:
-        PatternError: a pattern or part that matches nothing, or that reaches the encoder unasked.
-        FileNotFoundError: `config.adapter` is no PEFT adapter folder.
+    LoRA parameters are float32 even on a 16-bit base. `learning_rate` only fills the report. Raises PatternError for a
+    pattern or part that matches nothing or reaches the encoder unasked, FileNotFoundError where `config.adapter` is no
+    PEFT adapter folder.
     """
     part_rates(config, family)  # a wrong part name is an error now, not at the optimiser
-    _check_quantised(family, config)
+    quantised = bool(getattr(family.model, "is_loaded_in_4bit", False))
+    if config.load_in_4bit and not quantised:
+        raise PatternError(
+            "load_in_4bit: the model in memory is not quantised; load it with "
+            "covo_rl.models.load_family(path, **covo_rl.policy.trainable.quantization_kwargs())"
+        )
+    if quantised and not config.lora:
+        raise PatternError("a 4-bit model cannot train its own parameters: use LoRA, or load it unquantised for --full")
     family.model.requires_grad_(False)
     peft_model, targets = None, ()
     if not config.lora:
         _train_parts(family, config.train_parts)
     elif config.adapter:
-        peft_model = load_adapter(family, config.adapter)
+        peft_model = _saved_adapter(family, Path(config.adapter))
     else:
         peft_model, targets = _new_adapter(family, config)
     count = sum(p.numel() for p in family.model.parameters() if p.requires_grad)
     if not count:
         raise PatternError("nothing trains: set lora, modules_to_save or train_parts")
-    report = tuple(parameter_report(family, config, learning_rate))
-    return Trainable(family, config, peft_model, report, count, targets, tuple(_notes(family, config)))
+    notes = []
+    if any(p.requires_grad and p.dtype in HALF for p in family.model.parameters()):
+        notes.append("some trained weights are 16-bit: updates below 1/256 of a weight are lost; load dtype float32 "
+                     "and let accelerate autocast (mixed_precision bf16)")  # fmt: skip
+    if config.lora and config.lora_dropout:
+        notes.append("LoRA dropout is off while sampling and scoring, so that they agree")
+    return Trainable(family, config, peft_model, _report(family, config, learning_rate), count, targets, tuple(notes))
 
 
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
     from peft import LoraConfig, get_peft_model
 
-    pattern = config.lora_target_modules or decoder_pattern(family)
-    targets = matched_modules(pattern, family)
+    pattern = config.lora_target_modules or patterns.decoder_pattern(family)
+    targets = tuple(patterns.matched_modules(pattern, family))
+    alpha: Any = config.lora_alpha  # PEFT multiplies, a float is fine
     lora = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT multiplies, a float is fine
-        lora_dropout=config.lora_dropout,
-        target_modules=pattern,
-        modules_to_save=saved_modules(config.modules_to_save, family) or None,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        task_type="CAUSAL_LM",
-    )
+        r=config.lora_r, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=pattern,
+        modules_to_save=patterns.saved_modules(config.modules_to_save, family) or None,
+        use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM",
+    )  # fmt: skip
     with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(family.model, lora), tuple(targets)  # type: ignore[return-value]  # no mixed adapters here
+        return get_peft_model(family.model, lora), targets  # type: ignore[return-value]  # no mixed adapters here
 
 
-def load_adapter(family: AudioFamily, folder: str | Path, *, trainable: bool = True) -> PeftModel:
-    """Put a PEFT adapter, trained here or elsewhere, on the family's model; every tensor must find its place.
-
-    Raises:
-        FileNotFoundError: no adapter_config.json in `folder`.
-        PatternError: tensors of the folder that the model has no place for, or the other way round.
-    """
+def _saved_adapter(family: AudioFamily, folder: Path) -> PeftModel:
+    """Put a PEFT adapter, trained here or elsewhere, on the family's model; every tensor must find its place."""
     from peft import PeftModel
 
-    folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
         raise FileNotFoundError(f"{folder}: a PEFT adapter folder has an adapter_config.json; found {found}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = PeftModel.from_pretrained(family.model, str(folder), is_trainable=trainable)
-    misfits = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
-    if misfits := [*misfits, *_misplaced(model, folder)]:
+        model = PeftModel.from_pretrained(family.model, str(folder), is_trainable=True)
+    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
+    if misfits := [*missing, *_misplaced(model, folder)]:
         raise PatternError(
             f"the adapter {folder} does not fit {family.model_type} ({family.model.name_or_path or 'in memory'}): "
             + "; ".join(misfits)
@@ -165,26 +154,10 @@ def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
         )
 
 
-# -- four bits (QLoRA, arXiv 2305.14314) --------------------------------------------------------------------------
+def quantization_kwargs() -> dict[str, Any]:
+    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4 (QLoRA, arXiv 2305.14314).
 
-
-def _check_quantised(family: AudioFamily, config: AdapterConfig) -> None:
-    quantised = bool(getattr(family.model, "is_loaded_in_4bit", False))
-    if config.load_in_4bit and not quantised:
-        raise PatternError(
-            "load_in_4bit: the model in memory is not quantised; load it with "
-            "covo_rl.models.load_family(path, **covo_rl.policy.trainable.quantization_kwargs())"
-        )
-    if quantised and not config.lora:
-        raise PatternError("a 4-bit model cannot train its own parameters: use LoRA, or load it unquantised for --full")
-
-
-def quantization_kwargs(skip: Sequence[str] = ("encoder", "audio_tower", "audio_adapter", "multi_modal_projector",
-                                               "lm_head")) -> dict[str, Any]:  # fmt: skip
-    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4. CUDA only.
-
-    Raises:
-        PatternError: no CUDA device, or bitsandbytes is not installed.
+    Raises PatternError where there is no CUDA device, or bitsandbytes is not installed.
     """
     if not torch.cuda.is_available():
         raise PatternError("load_in_4bit needs a CUDA device; drop it, the adapter trains on a 16-bit base too")
@@ -194,18 +167,12 @@ def quantization_kwargs(skip: Sequence[str] = ("encoder", "audio_tower", "audio_
         raise PatternError("load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]'") from error
     from transformers import BitsAndBytesConfig
 
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=list(skip),
-        )
-    }
-
-
-# -- learning rates ----------------------------------------------------------------------------------------------
+    skip = ["encoder", "audio_tower", "audio_adapter", "multi_modal_projector", "lm_head"]
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=skip,
+    )  # fmt: skip
+    return {"quantization_config": config}
 
 
 def part_rates(config: AdapterConfig, family: AudioFamily) -> dict[str, float]:
@@ -221,10 +188,8 @@ def param_groups(
     """Optimiser groups of `model`'s trainable parameters: one per part and decay.
 
     `model` may wrap `family.model` in any way that keeps the parameters. Parameters with one axis (norms, biases,
-    DoRA magnitudes) are not decayed. A LoRA parameter has the rate of the part that it adapts.
-
-    Raises:
-        PatternError: a part with a rate of its own in which nothing trains.
+    DoRA magnitudes) are not decayed. A LoRA parameter has the rate of the part that it adapts. Raises PatternError for
+    a part with a rate of its own in which nothing trains.
     """
     rates = part_rates(config, family)
     parts = {id(p): part_of(name, family) for name, p in family.model.named_parameters(remove_duplicate=False)}
@@ -239,17 +204,10 @@ def param_groups(
             f"training parts: {', '.join(sorted({part for part, _ in groups}))}"
         )
     return [
-        {
-            "name": part if decayed else f"{part} (no decay)",
-            "params": params,
-            "lr": rates.get(part, base_lr),
-            "weight_decay": weight_decay if decayed else 0.0,
-        }
+        {"name": part if decayed else f"{part} (no decay)", "params": params, "lr": rates.get(part, base_lr),
+         "weight_decay": weight_decay if decayed else 0.0}
         for (part, decayed), params in groups.items()
-    ]
-
-
-# -- the table before training -----------------------------------------------------------------------------------
+    ]  # fmt: skip
 
 
 def _kind(name: str) -> str:
@@ -259,7 +217,7 @@ def _kind(name: str) -> str:
     return "trained copy" if ".modules_to_save." in name else ""
 
 
-def parameter_report(family: AudioFamily, config: AdapterConfig, learning_rate: float | None) -> list[ReportRow]:
+def _report(family: AudioFamily, config: AdapterConfig, learning_rate: float | None) -> tuple[ReportRow, ...]:
     """Rows per part, with LoRA parameters and trained copies apart from the base."""
     rates = part_rates(config, family)
     groups: dict[tuple[str, str], list[nn.Parameter]] = {}
@@ -269,20 +227,12 @@ def parameter_report(family: AudioFamily, config: AdapterConfig, learning_rate: 
     rows = []
     for part, kind in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
         parameters = groups[part, kind]
+        total = sum(p.numel() for p in parameters)
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
         rate = rates.get(part, learning_rate) if trainable else None
-        total = sum(p.numel() for p in parameters)
         rows.append(ReportRow(f"{part} {kind}".strip(), total, trainable, " ".join(dtypes), rate))
-    return rows
-
-
-def _notes(family: AudioFamily, config: AdapterConfig) -> Iterator[str]:
-    if any(p.requires_grad and p.dtype in HALF for p in family.model.parameters()):
-        yield ("some trained weights are 16-bit: updates below 1/256 of a weight are lost; load dtype float32 "
-               "and let accelerate autocast (mixed_precision bf16)")  # fmt: skip
-    if config.lora and config.lora_dropout:
-        yield "LoRA dropout is off while sampling and scoring, so that they agree"
+    return tuple(rows)
 
 
 def render_report(rows: Sequence[ReportRow]) -> Table:

@@ -11,26 +11,14 @@ from typing import Any
 from transformers import PreTrainedConfig, Qwen2Config, WhisperConfig
 
 LLM_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "max_position_embeddings": 131072,
-    "vocab_size": 168055,
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
-}
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 131072,
+    "vocab_size": 168055, "bos_token_id": 151643, "eos_token_id": 151643,
+}  # fmt: skip
 ENCODER_DEFAULTS: dict[str, Any] = {
-    "d_model": 1280,
-    "encoder_layers": 32,
-    "encoder_attention_heads": 20,
-    "encoder_ffn_dim": 5120,
-    "num_mel_bins": 128,
-    "max_source_positions": 1500,
-}
+    "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+    "num_mel_bins": 128, "max_source_positions": 1500,
+}  # fmt: skip
 FRAMES_PER_POSITION = 2  # the encoder's second convolution has stride 2
 
 

@@ -42,11 +42,8 @@ class Conversation:
     def __init__(
         self, model: Any, processor: Any, *, system: str | None = None, keep_end_token: bool = True, **generation: Any
     ) -> None:
-        self.model = model
-        self.processor = processor
-        self.system = system
-        self.keep_end_token = keep_end_token
-        self.generation = generation
+        self.model, self.processor = model, processor
+        self.system, self.keep_end_token, self.generation = system, keep_end_token, generation
         self.cache = DynamicCache(config=model.config.llm_config)
         self.history: list[int] = []
 
@@ -57,33 +54,20 @@ class Conversation:
             messages.insert(0, {"role": "system", "content": self.system})
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         clips, rates = conversation_clips([messages], sampling_rate)
-        inputs = self.processor(
-            text=("\n" if self.history else "") + text, audio=clips or None, sampling_rate=rates or None
-        )
-        return self.turn_from(**inputs.to(self.model.device), **kw)
-
-    def turn_from(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kw: Any) -> Turn:
-        """The same from the ids (1, T) of the new turn alone and its audio fields.
-
-        Raises ValueError for more than one row.
-        """
-        if input_ids.shape[0] != 1:
-            raise ValueError(f"a conversation has one row, got {input_ids.shape[0]}; use one Conversation per dialogue")
+        text = ("\n" if self.history else "") + text
+        inputs = self.processor(text=text, audio=clips or None, sampling_rate=rates or None).to(self.model.device)
+        input_ids = inputs.pop("input_ids")
         cached = self.cache.get_seq_length()
         pending: list[int] = []
         if self.history and self.keep_end_token:  # generated but never fed, closed by the turn's end token
             pending, end = self.history[cached:], self.model.config.turn_end_token_id
             pending += [end] if pending[-1:] != [end] else []
         new_ids = torch.cat([input_ids.new_tensor([pending]), input_ids], dim=1)
-        out = self.model.generate(
-            input_ids=new_ids,
-            attention_mask=new_ids.new_ones(1, cached + new_ids.shape[1]),
-            past_key_values=self.cache,
-            return_dict_in_generate=True,
-            **{**self.generation, **kw},
-        )
+        inputs["attention_mask"] = new_ids.new_ones(1, cached + new_ids.shape[1])
+        fixed = {"input_ids": new_ids, "past_key_values": self.cache, "return_dict_in_generate": True, **inputs}
+        out = self.model.generate(**fixed, **{**self.generation, **kw})
         answer = out.sequences[0, new_ids.shape[1] :].tolist()
         self.cache = out.past_key_values
         self.history = self.history[:cached] + out.sequences[0].tolist()
-        _, codes = self.processor.split(answer)
-        return Turn(tuple(answer), self.processor.decode_text(answer), tuple(codes))
+        text_ids, codes = self.processor.split(answer)
+        return Turn(tuple(answer), self.processor.tokenizer.decode(text_ids, skip_special_tokens=True), tuple(codes))

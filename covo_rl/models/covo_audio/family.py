@@ -16,20 +16,14 @@ class CovoAudio(AudioFamily):
     """The published model or a tiny one; clips of any length, as several segments."""
 
     model_type: ClassVar[str] = "covo_audio"
+    model_class: ClassVar[Any] = CovoAudioForConditionalGeneration
+    processor_class: ClassVar[Any] = CovoAudioProcessor
     parts: ClassVar[Mapping[str, str]] = {
         "encoder": "encoder.",
         "audio_adapter": "audio_adapter.",
         "llm": "llm.model.",
         "lm_head": "llm.lm_head.",
     }
-
-    @classmethod
-    def classes(cls) -> tuple[Any, Any]:
-        return CovoAudioForConditionalGeneration, CovoAudioProcessor
-
-    @property
-    def audio_token_id(self) -> int:
-        return self.model.config.audio_placeholder_token_id
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -48,32 +48,19 @@ class CovoAudioFeatureExtractor(SequenceFeatureExtractor):
     model_input_names = ["input_features", "input_features_mask"]  # noqa: RUF012 (transformers' form)
 
     def __init__(
-        self,
-        feature_size: int = 128,
-        sampling_rate: int = 24000,
-        feature_sampling_rate: int = 16000,
-        segment_frames: int = 3000,
-        slot_frames: int = 16,
-        n_fft: int = 400,
-        padding_value: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
+        self, feature_size: int = 128, sampling_rate: int = 24000, feature_sampling_rate: int = 16000,
+        segment_frames: int = 3000, slot_frames: int = 16, n_fft: int = 400, padding_value: float = 0.0, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        self.feature_sampling_rate = feature_sampling_rate
-        self.segment_frames = segment_frames
-        self.slot_frames = slot_frames
-        self.n_fft = n_fft
+        self.feature_sampling_rate, self.segment_frames = feature_sampling_rate, segment_frames
+        self.slot_frames, self.n_fft = slot_frames, n_fft
 
     @classmethod
     def from_model_config(cls, config: Any) -> CovoAudioFeatureExtractor:
         """The extractor that belongs to a CovoAudioConfig."""
-        return cls(
-            feature_size=config.encoder_config.num_mel_bins,
-            sampling_rate=config.sampling_rate,
-            feature_sampling_rate=config.feature_sampling_rate,
-            segment_frames=config.segment_frames,
-            slot_frames=config.slot_frames,
-        )
+        names = ("sampling_rate", "feature_sampling_rate", "segment_frames", "slot_frames")
+        sizes = {name: getattr(config, name) for name in names}
+        return cls(feature_size=config.encoder_config.num_mel_bins, **sizes)
 
     @property
     def frame_samples(self) -> int:
@@ -121,9 +108,8 @@ class CovoAudioFeatureExtractor(SequenceFeatureExtractor):
     def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
         """One segment `(samples,)` at `sampling_rate` -> log-mel (M, segment_frames) float32."""
         rate, hop = self.feature_sampling_rate, self.feature_sampling_rate // FRAMES_PER_SECOND
-        signal = sinc_resample(samples, self.sampling_rate, rate, kernel_dtype=torch.float64)[
-            : self.segment_frames * hop
-        ]
+        signal = sinc_resample(samples, self.sampling_rate, rate, kernel_dtype=torch.float64)
+        signal = signal[: self.segment_frames * hop]
         # Frames that see only the zero padding all equal log10(1e-10); they are filled in, not computed.
         frames = min(self.segment_frames, math.ceil((signal.shape[0] + self.n_fft) / hop))
         signal = F.pad(signal, (0, frames * hop - signal.shape[0]))
@@ -145,13 +131,9 @@ class CovoAudioFeatureExtractor(SequenceFeatureExtractor):
         return features, torch.arange(self.segment_slots)[None, :] < counts[:, None]
 
     def __call__(
-        self,
-        raw_speech: Any,
-        sampling_rate: int | Sequence[int] | None = None,
-        return_tensors: str | None = None,
-        names: Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
+        self, raw_speech: Any, sampling_rate: int | Sequence[int] | None = None, return_tensors: str | None = None,
+        names: Sequence[str] | None = None, **kwargs: Any,
+    ) -> BatchFeature:  # fmt: skip
         """Clips -> `input_features` (K, M, F), `input_features_mask` (K, rows), `segment_clips` (K,).
 
         `raw_speech` is one waveform or a list; `sampling_rate` in Hz, one or one per clip; `names` go into errors.
@@ -163,11 +145,9 @@ class CovoAudioFeatureExtractor(SequenceFeatureExtractor):
         rates = self.rates(sampling_rate, len(clips))
         names = names or [f"clip {i}" for i in range(len(clips))]
         parts = [self.clip(wave, rate, name) for wave, rate, name in zip(clips, rates, names, strict=True)]
-        data = {
-            "input_features": torch.cat([features for features, _ in parts]),
-            "input_features_mask": torch.cat([mask for _, mask in parts]),
-            "segment_clips": torch.cat([torch.full((len(f),), i) for i, (f, _) in enumerate(parts)]),
-        }
+        owners = [torch.full((len(mask),), i) for i, (_, mask) in enumerate(parts)]
+        features, mask, segment_clips = map(torch.cat, (*zip(*parts, strict=True), owners))
+        data = {"input_features": features, "input_features_mask": mask, "segment_clips": segment_clips}
         return BatchFeature(data, tensor_type=return_tensors)
 
     def rates(self, sampling_rate: int | Sequence[int] | None, count: int) -> list[int]:

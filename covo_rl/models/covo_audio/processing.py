@@ -49,14 +49,10 @@ class CovoAudioProcessor(ProcessorMixin):
     """
 
     def __init__(
-        self,
-        feature_extractor: CovoAudioFeatureExtractor | None = None,
-        tokenizer: Any = None,
-        chat_template: str | None = None,
-        audio_token: str = AUDIO_TOKEN,
-        first_code_id: int | None = None,
+        self, feature_extractor: CovoAudioFeatureExtractor | None = None, tokenizer: Any = None,
+        chat_template: str | None = None, audio_token: str = AUDIO_TOKEN, first_code_id: int | None = None,
         num_audio_codes: int = 16384,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if chat_template is None or "audio" not in chat_template:
             # A text-only template that came with the tokenizer would drop the clips without a word.
             chat_template = CHAT_TEMPLATE
@@ -89,12 +85,9 @@ class CovoAudioProcessor(ProcessorMixin):
     def from_model_config(cls, config: CovoAudioConfig, tokenizer: Any) -> CovoAudioProcessor:
         """The processor of a CovoAudioConfig; raises ValueError where tokenizer and config name different ids."""
         processor = cls(
-            CovoAudioFeatureExtractor.from_model_config(config),
-            tokenizer,
-            chat_template=tokenizer.chat_template,
-            first_code_id=config.audio_token_index,
-            num_audio_codes=config.num_audio_codes,
-        )
+            CovoAudioFeatureExtractor.from_model_config(config), tokenizer, chat_template=tokenizer.chat_template,
+            first_code_id=config.audio_token_index, num_audio_codes=config.num_audio_codes,
+        )  # fmt: skip
         if processor.audio_token_id != config.audio_placeholder_token_id:
             raise ValueError(
                 f"{processor.audio_token} has id {processor.audio_token_id} in the tokenizer but "
@@ -103,15 +96,10 @@ class CovoAudioProcessor(ProcessorMixin):
         return processor
 
     def __call__(  # pyright: ignore
-        self,
-        text: str | Sequence[str] | None = None,
-        audio: Any = None,
-        *,
-        sampling_rate: int | Sequence[int] | None = None,
-        return_tensors: str = "pt",
-        padding: bool | str = True,
+        self, text: str | Sequence[str] | None = None, audio: Any = None, *,
+        sampling_rate: int | Sequence[int] | None = None, return_tensors: str = "pt", padding: bool | str = True,
         **kwargs: Any,
-    ) -> BatchFeature:
+    ) -> BatchFeature:  # fmt: skip
         """Texts with one placeholder per clip, and the clips in order -> model inputs.
 
         `audio`: one clip, a flat list over all rows, or one list per row; a clip is an array (see `mono_float`) or
@@ -145,10 +133,9 @@ class CovoAudioProcessor(ProcessorMixin):
         rates = [0] * len(clips) if all(is_file) else self.feature_extractor.rates(sampling_rate, len(clips))
         unique: dict[str, tuple[Any, int, str]] = {}
         keys = []
-        for i, wave in enumerate(clips):
-            rate, name = rates[i], f"clip {i}"
+        for i, (wave, rate) in enumerate(zip(clips, rates, strict=True)):
+            name = os.fspath(wave) if is_file[i] else f"clip {i}"
             if is_file[i]:
-                name = os.fspath(wave)
                 wave, rate = decode(Clip(path=name))
             samples = wave.detach().cpu().numpy() if isinstance(wave, torch.Tensor) else np.asarray(wave)
             keys.append(content_key(Clip(array=samples, sampling_rate=rate)))
@@ -181,18 +168,10 @@ class CovoAudioProcessor(ProcessorMixin):
         """Generated ids -> text ids and audio codes; ValueError for an id beyond the last code."""
         return split_codes(ids, self.first_code_id, self.num_audio_codes)
 
-    def decode_text(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text among generated ids; audio codes are left out."""
-        return self.tokenizer.decode(self.split(ids)[0], skip_special_tokens=skip_special_tokens)
-
     @property
     def model_input_names(self) -> list[str]:
-        return [
-            *self.tokenizer.model_input_names,
-            *self.feature_extractor.model_input_names,
-            "segment_clips",
-            "clip_order",
-        ]
+        names = self.tokenizer.model_input_names + self.feature_extractor.model_input_names
+        return [*names, "segment_clips", "clip_order"]
 
 
 def _is_clip(item: Any) -> bool:
@@ -238,8 +217,7 @@ def split_codes(ids: Iterable[int], first_code_id: int, num_codes: int) -> tuple
     Raises ValueError for an id beyond the last code.
     """
     text, codes = [], []
-    for position, value in enumerate(ids):
-        value = int(value)
+    for position, value in enumerate(map(int, ids)):
         if value < first_code_id:
             text.append(value)
         elif value - first_code_id < num_codes:
@@ -253,13 +231,9 @@ def split_codes(ids: Iterable[int], first_code_id: int, num_codes: int) -> tuple
 
 
 def make_labels(
-    input_ids: torch.Tensor,
-    prompt_lengths: Iterable[int],
-    first_code_id: int,
-    *,
-    supervise: Supervise = "all",
-    attention_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    input_ids: torch.Tensor, prompt_lengths: Iterable[int], first_code_id: int, *,
+    supervise: Supervise = "all", attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Labels (N, T) for teacher forcing: -100 on prompt and padding, and on what is not supervised.
 
     `prompt_lengths[n]` counts the real (unmasked) prompt ids of row n, so left padding needs `attention_mask`.
