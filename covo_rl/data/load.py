@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from covo_rl.data.paths import AudioFolder
 from covo_rl.data.read import DataError, Problem, Row, printable, read_rows
-from covo_rl.data.rows import RowReader, audio_references, row_id
+from covo_rl.data.rows import AudioFolder, RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema, detect, known_fields
 from covo_rl.types import Example
 
@@ -50,9 +49,8 @@ def load_examples(
             problems.append(_misfit(number, row, schema))
         else:
             rows.append((number, row, schema))
-    folder = AudioFolder(audio_root(path, audio_dir), allow_outside)
-    folder.fit(text for _, row, schema in rows for text in audio_references(row, schema))
-    reader = RowReader(folder, strict)
+    references = (text for _, row, schema in rows for text in audio_references(row, schema))
+    reader = RowReader(AudioFolder(audio_root(path, audio_dir), allow_outside, references), strict)
     examples: list[Example] = []
     for name, (_, row, schema) in zip(_names(rows, problems, strict=strict), rows, strict=True):
         example = reader.read(row, schema, name)
