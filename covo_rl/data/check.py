@@ -7,7 +7,7 @@
 | near     | no      | almost surely the same recording after lossy coding or resampling (only if asked for) |
 | question | no      | same question and choices about other sound: normal where questions are templates     |
 
-Sounds are compared by `fingerprint_of`, texts normalised (`rows.normalized`), choices in any order. There is at most
+Sounds are compared by `audio_fingerprint`, texts normalised (`rows.normalized`), choices in any order. There is at most
 one finding of each kind per held-out row; it names the first training row and counts the others.
 
 Near copies have candidates by spectrum and proof by waveform. A clip is brought to 8 kHz; its outline is the log
@@ -28,7 +28,7 @@ from typing import Literal
 
 import numpy as np
 
-from covo_rl.audio import AudioError, ClipStore, decode, fingerprint_of, resample
+from covo_rl.audio import AudioError, ClipStore, audio_fingerprint, decode, resample
 from covo_rl.data.read import Problem, printable
 from covo_rl.data.rows import normalized
 from covo_rl.types import Clip, Example
@@ -182,7 +182,7 @@ def _decoded_facts(clip: Clip, *version: int) -> Facts:
         waveform, rate = decode(clip)
     except AudioError as error:
         return Facts(clip, error=str(error))
-    return Facts(clip, len(waveform) / rate, fingerprint_of(waveform, rate))
+    return Facts(clip, len(waveform) / rate, audio_fingerprint(waveform, rate))
 
 
 def _near_copies(train: Sequence[Sequence[Facts]], held_out: Sequence[Sequence[Facts]]) -> dict[int, set[int]]:
