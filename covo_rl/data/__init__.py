@@ -13,6 +13,6 @@ from covo_rl.data.read import DataError, Problem
 from covo_rl.data.schemas import SCHEMAS
 
 __all__ = [
-    "SCHEMAS", "DataError", "Overlap", "Problem", "duplicate_rows", "load_examples", "overlap", "row_problems", "to_rows",
-    "write",
+    "SCHEMAS", "DataError", "Overlap", "Problem", "duplicate_rows", "load_examples", "overlap", "row_problems",
+    "to_rows", "write",
 ]  # fmt: skip

@@ -45,10 +45,16 @@ def load_examples(
     rows: list[tuple[int, Row, Schema]] = []
     for number, row in enumerate(read_rows(path), start=1):
         schema = detect(row) if format == "auto" else SCHEMAS[format]
-        if schema is None or schema.missing(row):
-            problems.append(_misfit(number, row, schema))
-        else:
+        if schema is not None and not schema.missing(row):
             rows.append((number, row, schema))
+            continue
+        name = f"row {number}" + (f" (id {printable(row['id'], 40)})" if row.get("id") is not None else "")
+        fields = printable(sorted(map(str, row)), 200)
+        if schema is None:
+            what = f"unknown fields {fields}; {known_fields()}"
+        else:
+            what = f"schema {schema.name} needs {', '.join(schema.missing(row))}; it has {fields}"
+        problems.append(Problem(name, what))
     references = (text for _, row, schema in rows for text in audio_references(row, schema))
     reader = RowReader(AudioFolder(audio_root(path, audio_dir), allow_outside, references), strict)
     examples: list[Example] = []
@@ -72,15 +78,6 @@ def audio_root(path: str | Path, audio_dir: str | Path | None) -> Path:
     if str(path).startswith("hf:"):
         return Path()
     return Path(path) if Path(path).is_dir() else Path(path).parent
-
-
-def _misfit(number: int, row: Row, schema: Schema | None) -> Problem:
-    """Why a row is of no schema, or not of the given one."""
-    name = f"row {number}" + (f" (id {printable(row['id'], 40)})" if row.get("id") is not None else "")
-    fields = printable(sorted(map(str, row)), 200)
-    if schema is None:
-        return Problem(name, f"unknown fields {fields}; {known_fields()}")
-    return Problem(name, f"schema {schema.name} needs {', '.join(schema.missing(row))}; it has {fields}")
 
 
 def _names(rows: Sequence[tuple[int, Row, Schema]], problems: list[Problem], *, strict: bool) -> list[str]:

@@ -101,7 +101,11 @@ class RowReader:
         self.problems = []
         question_field, question = _first(row, schema.question)
         choices_field, choices = _first(row, schema.choices)
-        answer_field, answer, kinds = _answer_of(row, schema)
+        answer_field, answer = _first(row, schema.answer)
+        kinds = schema.answers
+        explicit = next((name for name in EXPLICIT_ANSWERS if row.get(name) is not None), None)
+        if schema.name == "covo" and answer is None and explicit is not None:
+            answer_field, answer, kinds = explicit, row[explicit], (EXPLICIT_ANSWERS[explicit],)
         audio_field, audio = _audio_of(row, schema)
         used = {_first(row, schema.id)[0], question_field, choices_field, answer_field, audio_field, *schema.options}
         if isinstance(question, str) and question.strip():
@@ -155,7 +159,14 @@ class RowReader:
                 return choice if self.strict or kind != "text" else text
         if not self.strict and "text" in kinds and isinstance(value, str):
             return text
-        self.problems.append(_not_among(value, kinds, choices))
+        listed = printable(list(choices), 200) if choices else "it has no choices"
+        hint = ""
+        if "letter" not in kinds and isinstance(value, str) and _LETTER.fullmatch(value.strip()):
+            hint = "; if it is a letter, read the file with format covo"
+        elif "index" not in kinds and isinstance(value, int):
+            hint = "; call the field answer_index if it counts from 0"
+        what = f"its answer {printable(value)} is not among the choices ({listed}), read as {' or '.join(kinds)}{hint}"
+        self.problems.append(what)
         return None
 
     def _clip(self, item: Any, field: str | None) -> Clip:
@@ -202,21 +213,9 @@ def _first(row: Row, names: Sequence[str]) -> tuple[str | None, Any]:
 
 def _audio_of(row: Row, schema: Schema) -> tuple[str | None, Any]:
     """(name, value) of the field that holds the sound itself, else of the first that names a file."""
-    for name in schema.audio:
-        value = row.get(name)
-        if isinstance(value, Mapping) and any(value.get(key) is not None for key in ("bytes", "array")):
-            return name, value
-    return _first(row, schema.audio)
-
-
-def _answer_of(row: Row, schema: Schema) -> tuple[str | None, Any, Sequence[AnswerKind]]:
-    """(name, value, ways to read it) of the answer."""
-    name, value = _first(row, schema.answer)
-    if schema.name == "covo" and value is None:
-        for explicit, kind in EXPLICIT_ANSWERS.items():
-            if row.get(explicit) is not None:
-                return explicit, row[explicit], (kind,)
-    return name, value, schema.answers
+    sounds = [name for name in schema.audio if isinstance(row.get(name), Mapping)]
+    sounds = [name for name in sounds if any(row[name].get(key) is not None for key in ("bytes", "array"))]
+    return _first(row, sounds or schema.audio)
 
 
 def _items(value: Any) -> Sequence[Any]:
@@ -258,16 +257,6 @@ def _choice(value: Any, kind: AnswerKind, choices: tuple[str, ...], *, explicit:
     if match is None or place >= len(choices):
         return None
     return choices[place] if letter or normalized(choices[place]) == normalized(match[2]) else None
-
-
-def _not_among(value: Any, kinds: Sequence[AnswerKind], choices: tuple[str, ...]) -> str:
-    listed = printable(list(choices), 200) if choices else "it has no choices"
-    hint = ""
-    if "letter" not in kinds and isinstance(value, str) and _LETTER.fullmatch(value.strip()):
-        hint = "; if it is a letter, read the file with format covo"
-    elif "index" not in kinds and isinstance(value, int):
-        hint = "; call the field answer_index if it counts from 0"
-    return f"its answer {printable(value)} is not among the choices ({listed}), read as {' or '.join(kinds)}{hint}"
 
 
 def _is_relative(reference: str) -> bool:
