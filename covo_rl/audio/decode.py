@@ -166,22 +166,16 @@ def _read(clip: Clip) -> tuple[np.ndarray, int]:
 
 def _blocks(file: soundfile.SoundFile, name: str) -> np.ndarray:
     """Everything that can be decoded. In blocks, since the length in a damaged header may be astronomical."""
-    blocks, total = [], 0
-    size = max(1, min(_BLOCK, file.frames))
-    while True:
+    blocks, total, size = [], 0, max(1, min(_BLOCK, file.frames))
+    while not blocks or len(blocks[-1]) == size:
         try:
-            block = file.read(size, dtype="float32", always_2d=True)
+            blocks.append(file.read(size, dtype="float32", always_2d=True))
         except (RuntimeError, OSError, ValueError) as error:
             raise AudioError(f"{name}: cannot be decoded after {total} samples: {error}") from error
-        if not len(block):
-            break
-        blocks.append(block)
-        total += len(block)
+        total += len(blocks[-1])
         if total * file.channels > MAX_SAMPLES:
             raise AudioError(f"{name}: over {MAX_SAMPLES} values, about {total / file.samplerate / 60:.0f} minutes")
-        if len(block) < size:
-            break
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [np.zeros((0, 1), dtype=np.float32)])
+    return blocks[0] if total == len(blocks[0]) else np.concatenate(blocks)
 
 
 def _missing_end(stream: BinaryIO, container: str, decoded: int, expected: int) -> str:

@@ -157,7 +157,8 @@ def _keys(example: Example, clips: Sequence[Facts]) -> Iterator[tuple[Kind, Hash
     text, sounds = _text_key(example), [facts.fingerprint for facts in clips if facts.error is None]
     if len(sounds) == len(clips):
         yield "row", (text, normalized(example.answer or ""), *sounds)
-    yield from (("audio", sound) for sound in sounds)
+    for sound in sounds:
+        yield "audio", sound
     yield "question", text
 
 

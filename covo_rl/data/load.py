@@ -9,7 +9,7 @@ from pathlib import Path
 
 from covo_rl.data.read import DataError, Problem, Row, printable, read_rows
 from covo_rl.data.rows import AudioFolder, RowReader, audio_references, row_id
-from covo_rl.data.schemas import SCHEMAS, Schema, detect, known_fields
+from covo_rl.data.schemas import SCHEMAS, Schema
 from covo_rl.types import Example
 
 
@@ -44,16 +44,19 @@ def load_examples(
     problems: list[Problem] = []
     rows: list[tuple[int, Row, Schema]] = []
     for number, row in enumerate(read_rows(path), start=1):
-        schema = detect(row) if format == "auto" else SCHEMAS[format]
-        if schema is not None and not schema.missing(row):
+        detected = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
+        schema = detected if format == "auto" else SCHEMAS[format]
+        missing = schema.missing(row)
+        if not missing:
             rows.append((number, row, schema))
             continue
         name = f"row {number}" + (f" (id {printable(row['id'], 40)})" if row.get("id") is not None else "")
         fields = printable(sorted(map(str, row)), 200)
-        if schema is None:
-            what = f"unknown fields {fields}; {known_fields()}"
-        else:
-            what = f"schema {schema.name} needs {', '.join(schema.missing(row))}; it has {fields}"
+        what = f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
+        if format == "auto" and not schema.marks:
+            marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
+            ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
+            what = f"unknown fields {fields}; {marks}; any other row needs {ours}"
         problems.append(Problem(name, what))
     references = (text for _, row, schema in rows for text in audio_references(row, schema))
     reader = RowReader(AudioFolder(audio_root(path, audio_dir), allow_outside, references), strict)

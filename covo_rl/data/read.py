@@ -40,11 +40,8 @@ class DataError(ValueError):
     examples: Sequence[Example] = ()
 
     def __str__(self) -> str:
-        count = len(self.problems)
-        lines = [
-            f"{self.source}: {count} problem{'s' * (count != 1)}",
-            *(f"  {what}" for what in self.problems[:SHOWN]),
-        ]
+        count, shown = len(self.problems), self.problems[:SHOWN]
+        lines = [f"{self.source}: {count} problem{'s' * (count != 1)}", *(f"  {problem}" for problem in shown)]
         if count > SHOWN:
             lines.append(f"  ... and {count - SHOWN} more")
         return "\n".join(lines)
@@ -72,13 +69,10 @@ def read_rows(source: str | Path) -> list[Row]:
         rows = _file(path)
     else:
         raise _broken(name, f"no such file or folder (looked in {Path.cwd()})")
-    problems = [
-        Problem(f"row {number}", f"is {printable(row)}, not an object with fields")
-        for number, row in enumerate(rows, start=1)
-        if not isinstance(row, dict)
-    ]
-    if problems:
-        raise DataError(name, problems)
+    others = {f"row {number}": row for number, row in enumerate(rows, start=1) if not isinstance(row, dict)}
+    if others:
+        what = "is {}, not an object with fields"
+        raise DataError(name, [Problem(row, what.format(printable(value))) for row, value in others.items()])
     if not rows:
         raise _broken(name, "it holds no rows")
     return rows

@@ -102,7 +102,7 @@ class RowReader:
         question_field, question = _first(row, schema.question)
         choices_field, choices = _first(row, schema.choices)
         answer_field, answer = _first(row, schema.answer)
-        kinds = schema.answers
+        kinds: Sequence[AnswerKind] = schema.answers
         explicit = next((name for name in EXPLICIT_ANSWERS if row.get(name) is not None), None)
         if schema.name == "covo" and answer is None and explicit is not None:
             answer_field, answer, kinds = explicit, row[explicit], (EXPLICIT_ANSWERS[explicit],)

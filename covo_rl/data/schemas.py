@@ -67,16 +67,3 @@ SCHEMAS: Mapping[str, Schema] = {
 
 #: Fields that say in their name how the answer is given; read in schema covo.
 EXPLICIT_ANSWERS: Mapping[str, AnswerKind] = {"answer_letter": "letter", "answer_index": "index"}
-
-
-def detect(row: Mapping[str, Any]) -> Schema | None:
-    """The schema of a row by the fields that it has, None where even ours does not fit."""
-    schema = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
-    return schema if schema.marks or not schema.missing(row) else None
-
-
-def known_fields() -> str:
-    """One line for error messages."""
-    marks = [f"{schema.name} has {', '.join(schema.marks)}" for schema in SCHEMAS.values() if schema.marks]
-    ours = SCHEMAS["covo"]
-    return "; ".join(marks) + f"; any other row needs one of {', '.join(ours.audio)} and {' or '.join(ours.question)}"
