@@ -184,18 +184,15 @@ def _missing_end(stream: BinaryIO, container: str, decoded: int, expected: int) 
     `container` is soundfile's name of the format, `expected` the samples that its header promises.
     """
     stream.seek(0)
-    magic = stream.read(4)
     if container in ("WAV", "WAVEX", "RF64"):
-        return _short_chunk(stream, b"data", "big" if magic == b"RIFX" else "little")
+        return _short_chunk(stream, b"data", "big" if stream.read(4) == b"RIFX" else "little")
     if container == "AIFF":
         return _short_chunk(stream, b"SSND", "big")
     if container == "OGG":
         return _cut_page(stream)
-    if (container == "FLAC" and decoded < expected) or (
-        container == "MP3" and decoded < expected - _MP3_SLACK and _states_length(stream)
-    ):
-        return f"{decoded} of {expected} samples can be decoded"
-    return ""
+    slack = {"FLAC": 0, "MP3": _MP3_SLACK}.get(container, expected)
+    is_short = decoded < expected - slack and (container == "FLAC" or _states_length(stream))
+    return f"{decoded} of {expected} samples can be decoded" if is_short else ""
 
 
 def _short_chunk(stream: BinaryIO, name: bytes, order: Literal["big", "little"]) -> str:

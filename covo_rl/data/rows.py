@@ -103,9 +103,10 @@ class RowReader:
         choices_field, choices = _first(row, schema.choices)
         answer_field, answer = _first(row, schema.answer)
         kinds: Sequence[AnswerKind] = schema.answers
-        explicit = next((name for name in EXPLICIT_ANSWERS if row.get(name) is not None), None)
-        if schema.name == "covo" and answer is None and explicit is not None:
-            answer_field, answer, kinds = explicit, row[explicit], (EXPLICIT_ANSWERS[explicit],)
+        for name, kind in EXPLICIT_ANSWERS.items():
+            if schema.name == "covo" and answer is None and row.get(name) is not None:
+                answer_field, answer = name, row[name]
+                kinds = (kind,)
         audio_field, audio = _audio_of(row, schema)
         used = {_first(row, schema.id)[0], question_field, choices_field, answer_field, audio_field, *schema.options}
         if isinstance(question, str) and question.strip():

@@ -180,7 +180,3 @@ def _print_problems(title: str, problems: list[tuple[str, str]], show: int) -> N
     console.print(table)
     if len(problems) > show:
         console.print(f"... and {len(problems) - show} more; --json lists all")
-
-
-if __name__ == "__main__":
-    app()
