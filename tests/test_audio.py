@@ -241,8 +241,8 @@ def test_fingerprint_is_of_the_sound():
         Clip(array=-pcm, sampling_rate=RATE), Clip(array=np.zeros(500), sampling_rate=RATE),
         Clip(array=np.zeros(600), sampling_rate=RATE),
     ]  # fmt: skip
-    assert len({audio_fingerprint(clip) for clip in same}) == 1
-    assert len({audio_fingerprint(clip) for clip in [same[0], *other]}) == 6
+    assert len({audio_fingerprint(*decode(clip)) for clip in same}) == 1
+    assert len({audio_fingerprint(*decode(clip)) for clip in [same[0], *other]}) == 6
 
 
 # -- store -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from covo_rl.audio import decode
-from covo_rl.data.fit import fit_clips, hold_out
+from covo_rl.run.questions import fit_clips, hold_out
 from covo_rl.types import Clip, Example
 
 

@@ -2,25 +2,12 @@
 
     clip -> decode -> (waveform float32 mono, rate) -> resample
 
-`content_key` names the stored content of a clip (cheap, for caches), `audio_fingerprint` the sound itself (decodes,
-for comparing data sets), `ClipStore` keeps decoded clips within a memory budget. Whatever is wrong with a clip is one
+`content_key` names the stored content of a clip (cheap, for caches), `audio_fingerprint` the decoded sound (for
+comparing data sets), `ClipStore` keeps decoded clips within a memory budget. Whatever is wrong with a clip is one
 `AudioError` that starts with the clip's name; nothing is replaced by silence, cut, or read in part.
 """
 
-from covo_rl.audio.decode import MAX_RATE, MAX_SAMPLES, MIN_RATE, MIN_SECONDS, AudioError, decode, resample, to_mono
-from covo_rl.audio.store import ClipStore, audio_fingerprint, content_key, fingerprint_of
+from covo_rl.audio.decode import AudioError, decode, resample, to_mono
+from covo_rl.audio.store import ClipStore, audio_fingerprint, content_key
 
-__all__ = [
-    "MAX_RATE",
-    "MAX_SAMPLES",
-    "MIN_RATE",
-    "MIN_SECONDS",
-    "AudioError",
-    "ClipStore",
-    "audio_fingerprint",
-    "content_key",
-    "decode",
-    "fingerprint_of",
-    "resample",
-    "to_mono",
-]
+__all__ = ["AudioError", "ClipStore", "audio_fingerprint", "content_key", "decode", "resample", "to_mono"]

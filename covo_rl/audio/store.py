@@ -34,22 +34,14 @@ def content_key(clip: Clip) -> str:
         raise AudioError(f"{clip.name}: cannot be read: {error.strerror}") from error
 
 
-def audio_fingerprint(clip: Clip) -> str:
-    """sha256 (hex) of the decoded sound: mono samples as 16-bit integers without digital silence at either end, and
-    the rate.
+def audio_fingerprint(waveform: np.ndarray, rate: int) -> str:
+    """sha256 (hex) of a decoded sound, float32 (samples,) at `rate` Hz: its samples as 16-bit integers without digital
+    silence at either end, and the rate.
 
     The same recording has the same fingerprint in every lossless container and bit depth of at least 16, as mono or
     as two equal channels, padded with zeros or not. After lossy coding or resampling the samples differ: see
     `covo_rl.data.overlap` with `near=True`.
-
-    Raises:
-        AudioError: see `decode`.
     """
-    return fingerprint_of(*decode(clip))
-
-
-def fingerprint_of(waveform: np.ndarray, rate: int) -> str:
-    """`audio_fingerprint` of a waveform, float32 (samples,), at `rate` Hz."""
     pcm = np.clip(np.rint(waveform * 32_768.0), -32_768, 32_767).astype("<i2")
     audible = np.flatnonzero(pcm)
     sound = pcm[audible[0] : audible[-1] + 1] if len(audible) else pcm
@@ -71,7 +63,6 @@ class ClipStore:
             raise ValueError(f"memory_mb={memory_mb}: a budget is not negative")
         self.memory_mb = memory_mb
         self.hits = self.decoded = self.evicted = 0
-        self._used = 0
         self._clips: dict[str, Clip] = {}
         self._waveforms: OrderedDict[str, tuple[np.ndarray, int]] = OrderedDict()
         self._files: dict[str, tuple[tuple[int, int], str]] = {}
@@ -114,28 +105,21 @@ class ClipStore:
         entry = decode(clip)
         with self._lock:
             self.decoded += 1
-            self._keep(key, entry)
+            if entry[0].nbytes <= self.memory_mb * 2**20:
+                self._waveforms.setdefault(key, entry)
+            while self.used_mb > self.memory_mb:
+                self._waveforms.popitem(last=False)
+                self.evicted += 1
         return entry
 
     @property
     def used_mb(self) -> float:
         """Memory of the waveforms held now."""
-        return self._used / 2**20
+        return sum(waveform.nbytes for waveform, _ in self._waveforms.values()) / 2**20
 
     def __len__(self) -> int:
         """Waveforms held now."""
         return len(self._waveforms)
-
-    def _keep(self, key: str, entry: tuple[np.ndarray, int]) -> None:
-        budget = int(self.memory_mb * 2**20)
-        if entry[0].nbytes > budget or key in self._waveforms:
-            return
-        self._waveforms[key] = entry
-        self._used += entry[0].nbytes
-        while self._used > budget:
-            _, (oldest, _) = self._waveforms.popitem(last=False)
-            self._used -= oldest.nbytes
-            self.evicted += 1
 
 
 def _version(clip: Clip) -> tuple[int, int]:

@@ -1,30 +1,82 @@
-"""What would spoil a run, found before it starts: with the row's id, all at once."""
+"""What would spoil a run, found before it starts: rows that cannot be used, and rows that give held-out rows away.
+
+| overlap  | serious | meaning                                                                               |
+|----------|---------|---------------------------------------------------------------------------------------|
+| row      | yes     | same sound, same question, same choices, same answer (or, without audio, same text)   |
+| audio    | yes     | same sound, whatever is asked                                                         |
+| near     | no      | almost surely the same recording after lossy coding or resampling (only if asked for) |
+| question | no      | same question and choices about other sound: normal where questions are templates     |
+
+Sounds are compared by `audio_fingerprint`, texts normalised (`rows.normalized`), choices in any order. There is at most
+one finding of each kind per held-out row; it names the first training row and counts the others.
+
+Near copies have candidates by spectrum and proof by waveform. A clip is brought to 8 kHz; its outline is the log
+energy in 16 time segments x 16 bands, unit length, and outlines that agree make a candidate. It is confirmed when the
+waveforms themselves correlate over 0.98 at some lag of up to 0.1 s (codecs add delay), so that two takes of the same
+kind of sound are not confused: their phases and noise differ.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
-from covo_rl.audio import AudioError, decode, fingerprint_of
+import numpy as np
+
+from covo_rl.audio import AudioError, ClipStore, audio_fingerprint, decode, resample
 from covo_rl.data.read import Problem, printable
 from covo_rl.data.rows import normalized
 from covo_rl.types import Clip, Example
 
 #: Decoding, hashing and numpy release the interpreter lock; more threads than this only hold more clips in memory.
 _THREADS = min(8, os.cpu_count() or 1)
+Kind = Literal["row", "audio", "near", "question"]
+_MEANING = {
+    "row": "asks the same about the same sound as",
+    "audio": "has the same sound as",
+    "near": "has almost the same sound as",
+    "question": "asks the same, about another sound, as",
+}
+RATE = 8_000
+SEGMENTS = BANDS = 16
+#: Cosine of outlines, and correlation of waveforms.
+OUTLINE, WAVEFORM = 0.9, 0.98
+MAX_LAG = 0.1
+_WINDOW = 256
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a decoded clip: `seconds` and `fingerprint`, or in `error` why it cannot be used."""
+    """Of a clip: `seconds` and `fingerprint` as decoded, or in `error` why it cannot be used."""
 
+    clip: Clip
     seconds: float = 0.0
     fingerprint: str = ""
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A held-out row and the first of `count` training rows that it shares something with."""
+
+    kind: Kind
+    held_out_id: str
+    train_id: str
+    count: int = 1
+
+    @property
+    def serious(self) -> bool:
+        """Whether an evaluation on that row would reward memory."""
+        return self.kind in ("row", "audio")
+
+    def __str__(self) -> str:
+        more = f" and {self.count - 1} more" if self.count > 1 else ""
+        return f"held-out row {self.held_out_id} {_MEANING[self.kind]} training row {self.train_id}{more}"
 
 
 def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = None) -> list[Problem]:
@@ -40,23 +92,23 @@ def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = N
         if choices and not is_choice:
             what = f"its answer {printable(answer)} is not among the choices {printable(list(choices), 200)}"
             problems.append(Problem(example.id, what))
-        for clip, facts in zip(example.clips, clips, strict=True):
-            if facts.error is not None:
-                problems.append(Problem(example.id, facts.error))
-            elif max_clip_seconds is not None and facts.seconds > max_clip_seconds:
-                what = f"{clip.name}: {facts.seconds:.2f} s long, at most {max_clip_seconds:g} s can be taken"
+        for facts in clips:
+            what = facts.error
+            if max_clip_seconds is not None and facts.seconds > max_clip_seconds:
+                what = f"{facts.clip.name}: {facts.seconds:.2f} s long, at most {max_clip_seconds:g} s can be taken"
+            if what is not None:
                 problems.append(Problem(example.id, what))
     return problems
 
 
 def duplicate_rows(examples: Sequence[Example]) -> list[Problem]:
     """Rows that ask the same question with the same choices about the same sound as an earlier row."""
-    first: dict[tuple[object, ...], Example] = {}
+    first: dict[Hashable, Example] = {}
     problems = []
     for example, clips in zip(examples, facts_by_row(examples), strict=True):
         if any(facts.error is not None for facts in clips):
             continue
-        earlier = first.setdefault((*text_key(example), *(facts.fingerprint for facts in clips)), example)
+        earlier = first.setdefault((_text_key(example), *(facts.fingerprint for facts in clips)), example)
         if earlier is example:
             continue
         what = f"asks the same about the same sound as row {earlier.id}"
@@ -66,9 +118,48 @@ def duplicate_rows(examples: Sequence[Example]) -> list[Problem]:
     return problems
 
 
-def text_key(example: Example) -> tuple[str, tuple[str, ...]]:
+def overlap(train: Sequence[Example], held_out: Sequence[Example], *, near: bool = False) -> list[Overlap]:
+    """What held-out rows share with training rows, in the order of the held-out rows.
+
+    A clip that cannot be decoded is left out here: `row_problems` reports it. `near` also looks for the same
+    recording after lossy coding or resampling, which decodes and compares spectra.
+    """
+    train_facts, held_out_facts = facts_by_row(train), facts_by_row(held_out)
+    rows: dict[tuple[Kind, Hashable], list[int]] = defaultdict(list)
+    for number, (example, clips) in enumerate(zip(train, train_facts, strict=True)):
+        for key in _keys(example, clips):
+            rows[key].append(number)
+    near_copies = _near_copies(train_facts, held_out_facts) if near else {}
+    result: list[Overlap] = []
+    for place, (example, clips) in enumerate(zip(held_out, held_out_facts, strict=True)):
+        shared: dict[Kind, list[int]] = {
+            "row": [],
+            "audio": [],
+            "near": sorted(near_copies.get(place, ())),
+            "question": [],
+        }
+        for key in _keys(example, clips):
+            shared[key[0]] += rows.get(key, ())
+        kinds: tuple[Kind, ...] = ("row",) if shared["row"] else ("audio",) if shared["audio"] else ("near", "question")
+        for kind in kinds:
+            if numbers := list(dict.fromkeys(shared[kind])):
+                result.append(Overlap(kind, example.id, train[numbers[0]].id, len(numbers)))
+    return result
+
+
+def _text_key(example: Example) -> Hashable:
     """Question and choices as compared: normalised, in any order of the choices."""
     return normalized(example.question), tuple(sorted(map(normalized, example.choices)))
+
+
+def _keys(example: Example, clips: Sequence[Facts]) -> Iterator[tuple[Kind, Hashable]]:
+    """What a row shares with another one that it overlaps with."""
+    text, sounds = _text_key(example), [facts.fingerprint for facts in clips if facts.error is None]
+    if len(sounds) == len(clips):
+        yield "row", (text, normalized(example.answer or ""), *sounds)
+    for sound in sounds:
+        yield "audio", sound
+    yield "question", text
 
 
 def facts_by_row(examples: Sequence[Example]) -> list[list[Facts]]:
@@ -82,18 +173,60 @@ def _facts(clip: Clip) -> Facts:
     try:
         state = os.stat(clip.path or "")
     except (OSError, ValueError):
-        return _measured(clip)
-    return _measured_file(str(clip.path), state.st_size, state.st_mtime_ns)
+        return _decoded_facts.__wrapped__(clip)
+    return _decoded_facts(clip, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=1_000_000)
-def _measured_file(path: str, size: int, mtime_ns: int) -> Facts:
-    return _measured(Clip(path=path))
-
-
-def _measured(clip: Clip) -> Facts:
+def _decoded_facts(clip: Clip, *version: int) -> Facts:
     try:
         waveform, rate = decode(clip)
     except AudioError as error:
-        return Facts(error=str(error))
-    return Facts(len(waveform) / rate, fingerprint_of(waveform, rate))
+        return Facts(clip, error=str(error))
+    return Facts(clip, len(waveform) / rate, audio_fingerprint(waveform, rate))
+
+
+def _near_copies(train: Sequence[Sequence[Facts]], held_out: Sequence[Sequence[Facts]]) -> dict[int, set[int]]:
+    """Position of a held-out row -> positions of training rows with the same recording."""
+    known, others = (
+        [(row, facts) for row, clips in enumerate(rows) for facts in clips if facts.error is None]
+        for rows in (train, held_out)
+    )
+    if not known or not others:
+        return {}
+    store = ClipStore(memory_mb=512)
+
+    def waveform(clip: Clip) -> np.ndarray:
+        return resample(*store.waveform(store.key(clip)), RATE)
+
+    outlines = np.stack([_outline(waveform(facts.clip)) for _, facts in known])
+    lengths = np.array([facts.seconds for _, facts in known])
+    copies: dict[int, set[int]] = defaultdict(set)
+    for place, facts in others:
+        sound = waveform(facts.clip)
+        candidates = (outlines @ _outline(sound) > OUTLINE) & (np.abs(lengths - facts.seconds) < 2 * MAX_LAG)
+        for row, other in (known[index] for index in np.flatnonzero(candidates)):
+            if _correlation(waveform(other.clip), sound) > WAVEFORM:
+                copies[place].add(row)
+    return copies
+
+
+def _outline(waveform: np.ndarray) -> np.ndarray:
+    """Unit vector (SEGMENTS * BANDS,), float32: log energies without their mean, so that level does not matter."""
+    padded = np.pad(waveform, (0, max(0, _WINDOW * SEGMENTS - len(waveform))))
+    frames = padded[: len(padded) // _WINDOW * _WINDOW].reshape(-1, _WINDOW) * np.hanning(_WINDOW)
+    power = np.square(np.abs(np.fft.rfft(frames, axis=1)[:, : _WINDOW // 2])).reshape(len(frames), BANDS, -1).sum(-1)
+    pooled = np.stack([part.mean(axis=0) for part in np.array_split(power, SEGMENTS)])
+    values = np.log(pooled + 1e-6 * pooled.max() + 1e-20).reshape(-1)
+    values -= values.mean()
+    return (values / max(float(np.linalg.norm(values)), 1e-9)).astype(np.float32)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest absolute normalised correlation over lags up to MAX_LAG."""
+    size = 1 << (len(one) + len(other)).bit_length()
+    product = np.fft.irfft(np.fft.rfft(one, size) * np.conj(np.fft.rfft(other, size)), size)
+    lags = int(MAX_LAG * RATE)
+    peak = max(np.abs(product[: lags + 1]).max(), np.abs(product[-lags:]).max())
+    energy = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
+    return float(peak) / energy if energy else 0.0

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from covo_rl.audio import content_key, decode
 from covo_rl.data.files import write_atomically
@@ -54,27 +54,23 @@ def write(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def content(file: TextIO) -> None:
-        if path.suffix == ".parquet":
-            _write_parquet(rows, file.buffer, path)
-        elif path.suffix == ".jsonl":
+        if path.suffix == ".jsonl":
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        else:
+        elif path.suffix == ".json":
             json.dump(list(rows), file, ensure_ascii=False, indent=1)
+        else:
+            import pyarrow
+            import pyarrow.parquet
+
+            # Columns of all rows: from_pylist takes those of the first.
+            names = dict.fromkeys(name for row in rows for name in row)
+            try:
+                table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+            except pyarrow.ArrowException as error:
+                raise ValueError(f"{path}: a column mixes types, which parquet cannot hold: {error}") from error
+            pyarrow.parquet.write_table(table, file.buffer)
 
     write_atomically(path, content)
-
-
-def _write_parquet(rows: Sequence[Mapping[str, Any]], file: BinaryIO, path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    # Columns of all rows: from_pylist takes those of the first.
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: a column mixes types, which parquet cannot hold: {error}") from error
-    pyarrow.parquet.write_table(table, file)
 
 
 def _unfit(example: Example, target: Schema) -> list[str]:
@@ -107,7 +103,10 @@ def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
     if target.answers[0] == "index":
         answer = example.choices.index(answer) if answer else None
     row[target.answer[0]] = answer
-    reserved = _reserved(target)
+    # Names that a further column cannot have without being read as something else.
+    names = {*target.id, *target.audio, *target.question, *target.choices, *target.answer, *target.options}
+    marks = {mark for schema in SCHEMAS.values() for mark in schema.marks} - {"source_dataset", "modality"}
+    reserved = (names | marks | set(EXPLICIT_ANSWERS)) - {"video_name"}
     for name, value in example.columns.items():
         row[f"original_{name}" if name in reserved else name] = value
     for name, value in _EXTRA.get(target.name, {}).items():
@@ -115,31 +114,23 @@ def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
     return row
 
 
-def _reserved(target: Schema) -> set[str]:
-    """Names that a further column cannot have without being read as something else."""
-    names = {*target.id, *target.audio, *target.question, *target.choices, *target.answer, *target.options}
-    marks = {mark for schema in SCHEMAS.values() for mark in schema.marks} - {"source_dataset", "modality"}
-    return (names | marks | set(EXPLICIT_ANSWERS)) - {"video_name"}
-
-
 def _reference(clip: Clip, audio_dir: Path) -> str:
-    """A clip's path for a row, relative to `audio_dir` where it lies in it, else absolute."""
-    path = clip.path if clip.path is not None else str(_stored(clip, audio_dir / "converted"))
+    """A clip's path for a row, relative to `audio_dir` where it lies in it, else absolute.
+
+    A clip without a file is written first: bytes as they are, an array as float wav.
+    """
+    path = clip.path
+    if path is None:
+        folder, data = audio_dir / "converted", clip.data
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = ".wav" if data is None else next((end for magic, end in _MAGIC if data.startswith(magic)), ".audio")
+        path = str(folder / f"{content_key(clip)[:32]}{suffix}")
+        if data is not None:
+            Path(path).write_bytes(data)
+        else:
+            import soundfile
+
+            soundfile.write(path, *decode(clip), subtype="FLOAT")
     root, absolute = os.path.abspath(audio_dir), os.path.abspath(path)
     inside = os.path.commonpath([root, absolute]) == root
     return os.path.relpath(absolute, root) if inside else absolute
-
-
-def _stored(clip: Clip, folder: Path) -> Path:
-    """Write a clip without a file: bytes as they are, an array as float wav."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if clip.data is not None:
-        suffix = next((suffix for magic, suffix in _MAGIC if clip.data.startswith(magic)), ".audio")
-        path = folder / f"{content_key(clip)[:32]}{suffix}"
-        path.write_bytes(clip.data)
-        return path
-    import soundfile
-
-    path = folder / f"{content_key(clip)[:32]}.wav"
-    soundfile.write(path, *decode(clip), subtype="FLOAT")
-    return path

@@ -7,10 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from covo_rl.data.paths import AudioFolder
 from covo_rl.data.read import DataError, Problem, Row, printable, read_rows
-from covo_rl.data.rows import RowReader, audio_references, row_id
-from covo_rl.data.schemas import SCHEMAS, Schema, detect, known_fields
+from covo_rl.data.rows import AudioFolder, RowReader, audio_references, row_id
+from covo_rl.data.schemas import SCHEMAS, Schema
 from covo_rl.types import Example
 
 
@@ -45,14 +44,22 @@ def load_examples(
     problems: list[Problem] = []
     rows: list[tuple[int, Row, Schema]] = []
     for number, row in enumerate(read_rows(path), start=1):
-        schema = detect(row) if format == "auto" else SCHEMAS[format]
-        if schema is None or schema.missing(row):
-            problems.append(_misfit(number, row, schema))
-        else:
+        detected = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
+        schema = detected if format == "auto" else SCHEMAS[format]
+        missing = schema.missing(row)
+        if not missing:
             rows.append((number, row, schema))
-    folder = AudioFolder(audio_root(path, audio_dir), allow_outside)
-    folder.fit(text for _, row, schema in rows for text in audio_references(row, schema))
-    reader = RowReader(folder, strict)
+            continue
+        name = f"row {number}" + (f" (id {printable(row['id'], 40)})" if row.get("id") is not None else "")
+        fields = printable(sorted(map(str, row)), 200)
+        what = f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
+        if format == "auto" and not schema.marks:
+            marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
+            ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
+            what = f"unknown fields {fields}; {marks}; any other row needs {ours}"
+        problems.append(Problem(name, what))
+    references = (text for _, row, schema in rows for text in audio_references(row, schema))
+    reader = RowReader(AudioFolder(audio_root(path, audio_dir), allow_outside, references), strict)
     examples: list[Example] = []
     for name, (_, row, schema) in zip(_names(rows, problems, strict=strict), rows, strict=True):
         example = reader.read(row, schema, name)
@@ -74,15 +81,6 @@ def audio_root(path: str | Path, audio_dir: str | Path | None) -> Path:
     if str(path).startswith("hf:"):
         return Path()
     return Path(path) if Path(path).is_dir() else Path(path).parent
-
-
-def _misfit(number: int, row: Row, schema: Schema | None) -> Problem:
-    """Why a row is of no schema, or not of the given one."""
-    name = f"row {number}" + (f" (id {printable(row['id'], 40)})" if row.get("id") is not None else "")
-    fields = printable(sorted(map(str, row)), 200)
-    if schema is None:
-        return Problem(name, f"unknown fields {fields}; {known_fields()}")
-    return Problem(name, f"schema {schema.name} needs {', '.join(schema.missing(row))}; it has {fields}")
 
 
 def _names(rows: Sequence[tuple[int, Row, Schema]], problems: list[Problem], *, strict: bool) -> list[str]:

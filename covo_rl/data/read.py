@@ -28,22 +28,23 @@ class Problem:
         return f"{self.row_id}: {self.what}"
 
 
+@dataclass(eq=False)
 class DataError(ValueError):
     """Every problem of a data file, with row ids. `problems` has them all, the message the first 50.
 
     `examples` are the rows that could be read nevertheless, for looking at them further; none where no row could.
     """
 
-    def __init__(self, source: str, problems: Sequence[Problem], examples: Sequence[Example] = ()) -> None:
-        self.source, self.problems, self.examples = source, tuple(problems), tuple(examples)
-        count = len(self.problems)
-        lines = [f"{source}: {count} problem{'s' * (count != 1)}", *(f"  {what}" for what in self.problems[:SHOWN])]
+    source: str
+    problems: Sequence[Problem]
+    examples: Sequence[Example] = ()
+
+    def __str__(self) -> str:
+        count, shown = len(self.problems), self.problems[:SHOWN]
+        lines = [f"{self.source}: {count} problem{'s' * (count != 1)}", *(f"  {problem}" for problem in shown)]
         if count > SHOWN:
             lines.append(f"  ... and {count - SHOWN} more")
-        super().__init__("\n".join(lines))
-
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[Problem, ...], tuple[Example, ...]]]:
-        return type(self), (self.source, self.problems, self.examples)
+        return "\n".join(lines)
 
 
 def printable(value: object, limit: int = 80) -> str:
@@ -68,13 +69,10 @@ def read_rows(source: str | Path) -> list[Row]:
         rows = _file(path)
     else:
         raise _broken(name, f"no such file or folder (looked in {Path.cwd()})")
-    problems = [
-        Problem(f"row {number}", f"is {printable(row)}, not an object with fields")
-        for number, row in enumerate(rows, start=1)
-        if not isinstance(row, dict)
-    ]
-    if problems:
-        raise DataError(name, problems)
+    others = {f"row {number}": row for number, row in enumerate(rows, start=1) if not isinstance(row, dict)}
+    if others:
+        what = "is {}, not an object with fields"
+        raise DataError(name, [Problem(row, what.format(printable(value))) for row, value in others.items()])
     if not rows:
         raise _broken(name, "it holds no rows")
     return rows
@@ -128,8 +126,7 @@ def _lines(path: Path, text: str) -> list[Row]:
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            what = f"not valid JSON: {error}; it starts {printable(line, 60)}"
-            problems.append(Problem(f"line {number}", what))
+            problems.append(Problem(f"line {number}", f"not valid JSON: {error}; it starts {printable(line, 60)}"))
     if problems:
         raise DataError(str(path), problems)
     return rows
@@ -148,26 +145,22 @@ def _parquet(path: Path) -> list[Row]:
 
 def _folder(path: Path) -> list[Row]:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _saved(path)
+        import datasets
+
+        try:
+            dataset = datasets.load_from_disk(str(path))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _broken(path, f"not a readable datasets folder: {error}") from error
+        if isinstance(dataset, datasets.DatasetDict):
+            raise _broken(path, f"it holds several splits; name one: {', '.join(str(path / str(n)) for n in dataset)}")
+        # Audio stays {path, bytes}: datasets itself decodes with torchcodec only.
+        return dataset.to_list()
     if (path / "metadata.jsonl").is_file():
         return _file(path / "metadata.jsonl")
     shards = sorted(path.rglob("*.parquet"))
     if not shards:
         raise _broken(path, "a folder needs a saved dataset (state.json), metadata.jsonl, or parquet files")
     return [row for shard in shards for row in _parquet(shard)]
-
-
-def _saved(path: Path) -> list[Row]:
-    import datasets
-
-    try:
-        dataset = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _broken(path, f"not a readable datasets folder: {error}") from error
-    if isinstance(dataset, datasets.DatasetDict):
-        raise _broken(path, f"it holds several splits; name one: {', '.join(str(path / str(n)) for n in dataset)}")
-    # Audio stays {path, bytes}: datasets itself decodes with torchcodec only.
-    return dataset.to_list()
 
 
 def _hub(name: str) -> list[Row]:

@@ -4,28 +4,89 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from covo_rl.data.paths import AudioFolder, encodable
 from covo_rl.data.read import Row, printable
 from covo_rl.data.schemas import EXPLICIT_ANSWERS, AnswerKind, Schema
 from covo_rl.types import Clip, Example
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.ASCII | re.DOTALL)
+#: JSON can spell them, UTF-8 cannot.
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 #: A list of options written as one string is at most this long.
 _MAX_LIST = 20_000
+#: Tried after the name itself when a row names a recording without a suffix (AVQA's `video_name`).
+_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
 
 def normalized(text: str) -> str:
     """For comparing texts: NFKC, case folded, white space collapsed, outer punctuation dropped."""
     words = unicodedata.normalize("NFKC", text).casefold().split()
     return " ".join(words).strip(" .,;:!?\"'")
+
+
+class AudioFolder:
+    """Resolves the audio paths of one data file, which has these `references`.
+
+    Where no path exists as it stands but all would without their first folders (`./test-mini-audios/x.wav` with
+    --audio-dir .../test-mini-audios), the same number of folders is dropped from every path.
+    """
+
+    def __init__(self, root: Path, allow_outside: bool, references: Iterable[str]) -> None:
+        self.root, self.allow_outside, self.dropped = root, allow_outside, 0
+        self._real_root = os.path.realpath(root)
+        self._real_folder = lru_cache(maxsize=4096)(os.path.realpath)
+        relative = [PurePosixPath(text).parts for text in references if _is_relative(text)]
+        for count in range(max(map(len, relative), default=0)):
+            shortened = [parts[count:] for parts in relative if len(parts) > count or not count]
+            if any(os.path.exists(os.path.join(root, *parts)) for parts in shortened):
+                self.dropped = count
+                break
+
+    def resolve(self, reference: str) -> str:
+        """The path of a file.
+
+        Raises:
+            ValueError: an empty path, one with NUL or lone surrogates, or one that leaves the folder.
+        """
+        if not reference.strip():
+            raise ValueError("its audio path is empty")
+        if "\0" in reference or _LONE_SURROGATE.search(reference):
+            raise ValueError(f"its audio path {reference!r} is not a path")
+        parts = PurePosixPath(reference).parts
+        dropped = self.dropped if _is_relative(reference) and len(parts) > self.dropped else 0
+        path = os.path.join(self.root, *parts[dropped:])
+        if not self.allow_outside and not self._is_inside(path):
+            hint = "copy the file there or allow it (--allow-outside-audio, load(..., allow_outside=True))"
+            raise ValueError(f"its audio path {reference!r} leaves the audio folder {self.root}; {hint}")
+        return path
+
+    def named(self, name: str) -> str:
+        """The file of a recording that is named without a suffix; `name` with .wav where none exists.
+
+        AVQA writes `ID_000030`, its extracted audio is usually called `ID_30.wav`: both are tried.
+        """
+        stem, _, number = name.rpartition("_")
+        names = [name, f"{stem}_{int(number)}"] if stem and number.isascii() and number.isdigit() else [name]
+        paths = [self.resolve(candidate + suffix) for candidate in names for suffix in _SUFFIXES]
+        return next((path for path in paths if os.path.isfile(path)), paths[0])
+
+    def _is_inside(self, path: str) -> bool:
+        # Real paths, so that neither `..` nor a link that came with the data leads out.
+        folder, name = os.path.split(path)
+        real = os.path.join(self._real_folder(folder), name)
+        if name in ("", ".", "..") or os.path.islink(real):
+            real = os.path.realpath(path)
+        return os.path.commonpath([self._real_root, real]) == self._real_root
 
 
 class RowReader:
@@ -40,29 +101,36 @@ class RowReader:
         self.problems = []
         question_field, question = _first(row, schema.question)
         choices_field, choices = _first(row, schema.choices)
-        answer_field, answer, kinds = _answer_of(row, schema)
+        answer_field, answer = _first(row, schema.answer)
+        kinds: Sequence[AnswerKind] = schema.answers
+        for name, kind in EXPLICIT_ANSWERS.items():
+            if schema.name == "covo" and answer is None and row.get(name) is not None:
+                answer_field, answer = name, row[name]
+                kinds = (kind,)
         audio_field, audio = _audio_of(row, schema)
         used = {_first(row, schema.id)[0], question_field, choices_field, answer_field, audio_field, *schema.options}
-        question = self._question(question, question_field)
+        if isinstance(question, str) and question.strip():
+            self._clean(question, "question")
+        else:
+            self.problems.append(f"its question ({question_field}) is {printable(question)}, not a text")
         options = [row.get(name) for name in schema.options]
         while options and (options[-1] is None or (self.strict and options[-1] == "")):
             options.pop()
         choices = self._choices(options if schema.options else choices)
         answer = self._answer(answer, kinds, choices)
-        clips = self._clips(audio, audio_field)
+        clips = []
+        for item in _items(audio):
+            try:
+                clips.append(self._clip(item, audio_field))
+            except (ValueError, TypeError, OverflowError) as error:
+                self.problems.append(str(error))
         if self.problems:
             return None
         columns = {name: value for name, value in row.items() if name not in used}
-        return Example(row_id, clips, question, choices, answer, columns)
-
-    def _question(self, value: Any, field: str | None) -> str:
-        if not isinstance(value, str) or not value.strip():
-            self.problems.append(f"its question ({field}) is {printable(value)}, not a text")
-            return ""
-        return self._clean(value, "question")
+        return Example(row_id, tuple(clips), question, choices, answer, columns)
 
     def _clean(self, text: str, what: str) -> str:
-        if not encodable(text):
+        if _LONE_SURROGATE.search(text):
             self.problems.append(f"its {what} {printable(text)} has a lone surrogate: not valid Unicode")
         return text
 
@@ -92,17 +160,15 @@ class RowReader:
                 return choice if self.strict or kind != "text" else text
         if not self.strict and "text" in kinds and isinstance(value, str):
             return text
-        self.problems.append(_not_among(value, kinds, choices))
+        listed = printable(list(choices), 200) if choices else "it has no choices"
+        hint = ""
+        if "letter" not in kinds and isinstance(value, str) and _LETTER.fullmatch(value.strip()):
+            hint = "; if it is a letter, read the file with format covo"
+        elif "index" not in kinds and isinstance(value, int):
+            hint = "; call the field answer_index if it counts from 0"
+        what = f"its answer {printable(value)} is not among the choices ({listed}), read as {' or '.join(kinds)}{hint}"
+        self.problems.append(what)
         return None
-
-    def _clips(self, value: Any, field: str | None) -> tuple[Clip, ...]:
-        clips = []
-        for item in _items(value):
-            try:
-                clips.append(self._clip(item, field))
-            except (ValueError, TypeError, OverflowError) as error:
-                self.problems.append(str(error))
-        return tuple(clips)
 
     def _clip(self, item: Any, field: str | None) -> Clip:
         if isinstance(item, str):
@@ -134,7 +200,7 @@ def row_id(row: Row, schema: Schema) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise ValueError(f"its id is {printable(value)}, not a text or whole number")
-    if not encodable(str(value)):
+    if _LONE_SURROGATE.search(str(value)):
         raise ValueError(f"its id {printable(value)} has a lone surrogate: not valid Unicode")
     return str(value)
 
@@ -148,21 +214,9 @@ def _first(row: Row, names: Sequence[str]) -> tuple[str | None, Any]:
 
 def _audio_of(row: Row, schema: Schema) -> tuple[str | None, Any]:
     """(name, value) of the field that holds the sound itself, else of the first that names a file."""
-    for name in schema.audio:
-        value = row.get(name)
-        if isinstance(value, Mapping) and any(value.get(key) is not None for key in ("bytes", "array")):
-            return name, value
-    return _first(row, schema.audio)
-
-
-def _answer_of(row: Row, schema: Schema) -> tuple[str | None, Any, Sequence[AnswerKind]]:
-    """(name, value, ways to read it) of the answer."""
-    name, value = _first(row, schema.answer)
-    if schema.name == "covo" and value is None:
-        for explicit, kind in EXPLICIT_ANSWERS.items():
-            if row.get(explicit) is not None:
-                return explicit, row[explicit], (kind,)
-    return name, value, schema.answers
+    sounds = [name for name in schema.audio if isinstance(row.get(name), Mapping)]
+    sounds = [name for name in sounds if any(row[name].get(key) is not None for key in ("bytes", "array"))]
+    return _first(row, sounds or schema.audio)
 
 
 def _items(value: Any) -> Sequence[Any]:
@@ -206,11 +260,6 @@ def _choice(value: Any, kind: AnswerKind, choices: tuple[str, ...], *, explicit:
     return choices[place] if letter or normalized(choices[place]) == normalized(match[2]) else None
 
 
-def _not_among(value: Any, kinds: Sequence[AnswerKind], choices: tuple[str, ...]) -> str:
-    listed = printable(list(choices), 200) if choices else "it has no choices"
-    hint = ""
-    if "letter" not in kinds and isinstance(value, str) and _LETTER.fullmatch(value.strip()):
-        hint = "; if it is a letter, read the file with format covo"
-    elif "index" not in kinds and isinstance(value, int):
-        hint = "; call the field answer_index if it counts from 0"
-    return f"its answer {printable(value)} is not among the choices ({listed}), read as {' or '.join(kinds)}{hint}"
+def _is_relative(reference: str) -> bool:
+    path, is_text = PurePosixPath(reference), "\0" not in reference and not _LONE_SURROGATE.search(reference)
+    return is_text and not path.is_absolute() and ".." not in path.parts

@@ -30,12 +30,12 @@ class Schema:
 
     name: str
     marks: tuple[str, ...]
-    id: tuple[str, ...]
     audio: tuple[str, ...]
-    question: tuple[str, ...]
-    choices: tuple[str, ...]
-    answer: tuple[str, ...]
-    answers: tuple[AnswerKind, ...]
+    id: tuple[str, ...] = ("id",)
+    question: tuple[str, ...] = ("question",)
+    choices: tuple[str, ...] = ("choices",)
+    answer: tuple[str, ...] = ("answer",)
+    answers: tuple[AnswerKind, ...] = ("text",)
     options: tuple[str, ...] = ()
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
@@ -46,53 +46,24 @@ class Schema:
         return [" or ".join(names) for names in needed if not any(name in row for name in names)]
 
 
-_OPTIONS = ("choice_a", "choice_b", "choice_c", "choice_d")
-
 #: In order of detection: the first schema whose marks a row has.
 SCHEMAS: Mapping[str, Schema] = {
     schema.name: schema
     for schema in (
-        Schema(
-            "avqa", ("question_text", "multi_choice"), ("id",), ("audio_path", "audio", "video_name"),
-            ("question_text",), ("multi_choice",), ("answer",), ("index", "text"),
-        ),
-        Schema(
-            "mmsu", ("question", "choice_a", "choice_b"), ("id",), ("audio", "audio_path"), ("question",), (),
-            ("answer_gt",), ("text",), _OPTIONS,
-        ),
-        Schema(
-            "mmau", ("audio_id", "question", "choices"), ("id",), ("audio_id", "audio"), ("question",), ("choices",),
-            ("answer",), ("text",),
-        ),
-        Schema(
-            "audiomcq", ("source_dataset", "audio_path", "question", "choices"), ("id",), ("audio_path", "audio"),
-            ("question",), ("choices",), ("answer",), ("text", "letter"),
-        ),
-        Schema(
-            "mmar", ("audio_path", "question", "choices", "modality"), ("id",), ("audio_path", "audio"), ("question",),
-            ("choices",), ("answer",), ("text",),
-        ),
-        Schema(
-            "covo", (), ("id", "question_id", "uniq_id"),
-            ("audio", "clips", "audios", "audio_path", "audio_id", "audio_file", "file_name", "path", "wav"),
-            ("question", "question_text"), ("choices", "options", "multi_choice"), ("answer", "answer_text"),
-            ("text", "letter"),
-        ),
+        Schema("avqa", ("question_text", "multi_choice"), ("audio_path", "audio", "video_name"),
+               question=("question_text",), choices=("multi_choice",), answers=("index", "text")),
+        Schema("mmsu", ("question", "choice_a", "choice_b"), ("audio", "audio_path"), choices=(),
+               answer=("answer_gt",), options=("choice_a", "choice_b", "choice_c", "choice_d")),
+        Schema("mmau", ("audio_id", "question", "choices"), ("audio_id", "audio")),
+        Schema("audiomcq", ("source_dataset", "audio_path", "question", "choices"), ("audio_path", "audio"),
+               answers=("text", "letter")),
+        Schema("mmar", ("audio_path", "question", "choices", "modality"), ("audio_path", "audio")),
+        Schema("covo", (),
+               ("audio", "clips", "audios", "audio_path", "audio_id", "audio_file", "file_name", "path", "wav"),
+               ("id", "question_id", "uniq_id"), ("question", "question_text"), ("choices", "options", "multi_choice"),
+               ("answer", "answer_text"), ("text", "letter")),
     )
 }  # fmt: skip
 
 #: Fields that say in their name how the answer is given; read in schema covo.
 EXPLICIT_ANSWERS: Mapping[str, AnswerKind] = {"answer_letter": "letter", "answer_index": "index"}
-
-
-def detect(row: Mapping[str, Any]) -> Schema | None:
-    """The schema of a row by the fields that it has, None where even ours does not fit."""
-    schema = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
-    return schema if schema.marks or not schema.missing(row) else None
-
-
-def known_fields() -> str:
-    """One line for error messages."""
-    marks = [f"{schema.name} has {', '.join(schema.marks)}" for schema in SCHEMAS.values() if schema.marks]
-    ours = SCHEMAS["covo"]
-    return "; ".join(marks) + f"; any other row needs one of {', '.join(ours.audio)} and {' or '.join(ours.question)}"

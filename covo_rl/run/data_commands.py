@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from covo_rl import data
 from covo_rl.data import DataError, Overlap, load_examples
@@ -173,15 +173,10 @@ def _print(report: dict[str, dict[str, Any]], overlaps: list[Overlap], show: int
 def _print_problems(title: str, problems: list[tuple[str, str]], show: int) -> None:
     if not problems:
         return
-    table = Table(title=escape(f"{title}: {len(problems)} problems"), title_justify="left")
-    for column in ("row", "problem"):
-        table.add_column(column, overflow="fold")
+    columns = (Column(name, overflow="fold") for name in ("row", "problem"))
+    table = Table(*columns, title=escape(f"{title}: {len(problems)} problems"), title_justify="left")
     for row, what in problems[:show]:
         table.add_row(escape(row), escape(what))
     console.print(table)
     if len(problems) > show:
         console.print(f"... and {len(problems) - show} more; --json lists all")
-
-
-if __name__ == "__main__":
-    app()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from covo_rl.audio import decode
 from covo_rl.config import DataConfig, Options
 from covo_rl.data import load_examples, overlap, row_problems
-from covo_rl.data.fit import hold_out
 from covo_rl.synth import builtin_questions
-from covo_rl.types import Example
+from covo_rl.types import Clip, Example
 
 
 @dataclass(frozen=True)
@@ -62,3 +66,47 @@ def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> 
     if rows.held_out and not config.allow_overlap:
         problems += [str(item) for item in overlap(rows.train, rows.held_out) if item.serious]
     return problems
+
+
+def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """(training rows, held-out rows): about `fraction` of the rows, all rows of a file on the same side.
+
+    A row's side depends on its clip's name alone (its id where it has no file), not on the other rows or their order.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"eval_fraction {fraction}: must be in [0, 1)")
+    train, held_out = [], []
+    for example in examples:
+        name = next((clip.path for clip in example.clips if clip.path), example.id)
+        draw = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        (held_out if draw < fraction else train).append(example)
+    return train, held_out
+
+
+def fit_clips(examples: Sequence[Example], max_seconds: float | None, mode: str) -> tuple[list[Example], list[str]]:
+    """Rows whose clips are at most `max_seconds` long, and one line for every clip that was changed.
+
+    `chunk` puts consecutive pieces in the clip's place, each a clip of its own, so that all of it is heard; `crop`
+    keeps the first `max_seconds`; `error` changes nothing and leaves the report to `row_problems`.
+    """
+    if mode not in ("error", "chunk", "crop"):
+        raise ValueError(f"long_audio {mode!r}: there are error, chunk, crop")
+    if mode == "error" or max_seconds is None:
+        return list(examples), []
+    fitted, notes = [], []
+    for example in examples:
+        clips: list[Clip] = []
+        for clip in example.clips:
+            waveform, rate = decode(clip)
+            seconds, size = len(waveform) / rate, int(max_seconds * rate)
+            pieces = [clip]
+            if len(waveform) > size:  # the first part, or the fewest equal parts that fit
+                count = math.ceil(len(waveform) / size)
+                parts = [waveform[:size]] if mode == "crop" else np.array_split(waveform, count)
+                pieces = [Clip(array=part.copy(), sampling_rate=rate) for part in parts]
+            if seconds > max_seconds:
+                change = f"cut into {len(pieces)} clips" if mode == "chunk" else f"cropped to {max_seconds:g} s"
+                notes.append(f"row {example.id}: {clip.name}: {seconds:.2f} s long, {change}")
+            clips += pieces
+        fitted.append(replace(example, clips=tuple(clips)))
+    return fitted, notes

@@ -19,7 +19,6 @@ from accelerate.utils import set_seed
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
 from covo_rl.data import DataError
-from covo_rl.data.fit import fit_clips
 from covo_rl.engines.health import SelfCheckError, self_check
 from covo_rl.evaluate import evaluate
 from covo_rl.export import ExportError
@@ -100,8 +99,8 @@ class Session:
         problems = questions.question_problems(self.rows, data, longest) if self.ranks.main else []
         if problems := self.ranks.from_main(problems):
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
-        self.examples, notes = fit_clips(self.rows.train, longest, data.long_audio)
-        self.held_out, more = fit_clips(self.rows.held_out, longest, data.long_audio)
+        self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
+        self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
         self._print(*self.rows.notes, *notes, *more)
 
     def show_budget(self) -> None:

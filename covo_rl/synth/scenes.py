@@ -113,11 +113,10 @@ def _voice(facts: Facts, rng: Rng) -> np.ndarray:
 
 
 def _stress(facts: Facts, rng: Rng) -> np.ndarray:
-    stressed, voice = PLACES.index(facts["stress"]), rng.random()
-    speaker, start = str(rng.choice(["man", "woman", "child"])), rng.uniform(0.05, 0.2)
+    voice, speaker, start = rng.random(), str(rng.choice(["man", "woman", "child"])), rng.uniform(0.05, 0.2)
     pieces = []
-    for i in range(len(PLACES)):
-        strong = i == stressed
+    for syllable in PLACES:
+        strong = syllable == facts["stress"]
         length = rng.uniform(0.26, 0.34) * (1.5 if strong else 1.0)
         name = str(rng.choice(list(sounds.FORMANTS)))
         wave = vowel(name, speaker, length, rng, lift=1.35 if strong else 1.0, voice=voice)

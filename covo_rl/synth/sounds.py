@@ -56,41 +56,39 @@ def event(name: str, seconds: float, rng: Rng, pitch: float | None = None) -> np
     """A short everyday sound: bell, buzzer, hiss, knock or whistle. `pitch` in [0, 1] keeps repeats alike."""
     p = rng.random() if pitch is None else pitch
     t = _time(seconds)
-    if name == "bell":
-        f = 500 + 400 * p
-        wave = sum(a * np.exp(-t * d) * np.sin(2 * np.pi * f * r * t)
-                   for r, a, d in ((1, 1, 9), (2.76, 0.6, 12), (5.4, 0.35, 18), (8.93, 0.2, 25)))  # fmt: skip
-    elif name == "buzzer":
-        wave = _harmonics(100 + 80 * p, [1 / n**0.7 for n in range(1, 40)], seconds)
-    elif name == "hiss":
-        wave = _shaped_noise(seconds, lambda f: 1 / (1 + np.exp((2500 + 2000 * p - f) / 300)), rng)
-    elif name == "knock":
-        thump = np.sin(2 * np.pi * (110 + 60 * p) * t) * np.exp(-t * 30)
-        wave = thump + 0.5 * _shaped_noise(seconds, lambda f: f < 900, rng) * np.exp(-t * 60)
-    elif name == "whistle":
-        wave = _harmonics((1500 + 1200 * p) * (1 + 0.1 * t / seconds), [1], seconds)
-    else:
-        raise ValueError(f"no sound is called {name!r}; there are bell, buzzer, hiss, knock, whistle")
-    return _edges(_peak(np.asarray(wave, dtype=np.float32)), attack=0.004)
+    waves = {
+        "bell": lambda: sum(a * np.exp(-t * d) * np.sin(2 * np.pi * (500 + 400 * p) * r * t)
+                            for r, a, d in ((1, 1, 9), (2.76, 0.6, 12), (5.4, 0.35, 18), (8.93, 0.2, 25))),
+        "buzzer": lambda: _harmonics(100 + 80 * p, [1 / n**0.7 for n in range(1, 40)], seconds),
+        "hiss": lambda: _shaped_noise(seconds, lambda f: 1 / (1 + np.exp((2500 + 2000 * p - f) / 300)), rng),
+        "knock": lambda: np.sin(2 * np.pi * (110 + 60 * p) * t) * np.exp(-t * 30)
+                         + 0.5 * _shaped_noise(seconds, lambda f: f < 900, rng) * np.exp(-t * 60),
+        "whistle": lambda: _harmonics((1500 + 1200 * p) * (1 + 0.1 * t / seconds), [1], seconds),
+    }  # fmt: skip
+    if name not in waves:
+        raise ValueError(f"no sound is called {name!r}; there are {', '.join(waves)}")
+    return _edges(_peak(np.asarray(waves[name](), dtype=np.float32)), attack=0.004)
 
 
 def note(instrument: str, frequency_hz: float, seconds: float, rng: Rng) -> np.ndarray:
     """One note of flute, organ, guitar or trumpet."""
-    t = _time(seconds)
+    attack, release = 0.01, 0.02
     if instrument == "flute":
         breath = _shaped_noise(seconds, lambda f: (f > 1500) & (f < 6000), rng)
         wave = _harmonics(frequency_hz, [1, 0.12], seconds) + 0.12 * _peak(breath)
-        return _edges(_peak(wave), attack=min(0.06, seconds / 4), release=0.04)
-    if instrument == "organ":
-        return _edges(_peak(_harmonics(frequency_hz, [1, 0.9, 0.8, 0.7, 0, 0.6, 0, 0.5], seconds)))
-    if instrument == "guitar":
-        wave = _harmonics(frequency_hz, [1 / n for n in range(1, 14)], seconds)
-        return _edges(_peak(wave * np.exp(-t * 9)), attack=0.002)
-    if instrument == "trumpet":
+        attack, release = min(0.06, seconds / 4), 0.04
+    elif instrument == "organ":
+        wave = _harmonics(frequency_hz, [1, 0.9, 0.8, 0.7, 0, 0.6, 0, 0.5], seconds)
+    elif instrument == "guitar":
+        wave = _harmonics(frequency_hz, [1 / n for n in range(1, 14)], seconds) * np.exp(-_time(seconds) * 9)
+        attack = 0.002
+    elif instrument == "trumpet":
         bright = [float(np.exp(-(((n * frequency_hz - 2200) / 1500) ** 2)) + 0.25) for n in range(1, 22)]
-        wobble = frequency_hz * (1 + 0.006 * np.sin(2 * np.pi * 6 * t))
-        return _edges(_peak(_harmonics(wobble, bright, seconds)), attack=min(0.04, seconds / 4))
-    raise ValueError(f"no instrument is called {instrument!r}; there are flute, organ, guitar, trumpet")
+        wobble = frequency_hz * (1 + 0.006 * np.sin(2 * np.pi * 6 * _time(seconds)))
+        wave, attack = _harmonics(wobble, bright, seconds), min(0.04, seconds / 4)
+    else:
+        raise ValueError(f"no instrument is called {instrument!r}; there are flute, organ, guitar, trumpet")
+    return _edges(_peak(wave), attack, release)
 
 
 def vowel(name: str, speaker: str, seconds: float, rng: Rng, *, lift: float = 1.0, voice: float = 0.5) -> np.ndarray:

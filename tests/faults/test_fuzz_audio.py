@@ -119,7 +119,7 @@ def try_one(clip):
         return "refused"
     assert waveform.dtype == np.float32 and waveform.ndim == 1
     assert np.isfinite(waveform).all() and len(waveform) >= 0.01 * rate
-    assert len(audio_fingerprint(clip)) == 64
+    assert len(audio_fingerprint(waveform, rate)) == 64
     return "decoded"
 
 
