@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from covo_rl.data.files import json_values
 from covo_rl.types import Example
 
 Row = dict[str, Any]
@@ -118,18 +119,15 @@ def _looks_like_lines(text: str) -> bool:
 
 
 def _lines(path: Path, text: str) -> list[Row]:
-    rows, problems = [], []
     # Not splitlines(): JSON strings may hold U+2028 and its kin.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            problems.append(Problem(f"line {number}", f"not valid JSON: {error}; it starts {printable(line, 60)}"))
-    if problems:
+    lines = list(json_values(text.split("\n")))
+    if problems := [
+        Problem(f"line {number}", f"not valid JSON: {error}; it starts {printable(line, 60)}")
+        for number, line, _, error in lines
+        if error
+    ]:
         raise DataError(str(path), problems)
-    return rows
+    return [value for _, _, value, _ in lines]
 
 
 def _parquet(path: Path) -> list[Row]:
