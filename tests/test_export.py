@@ -17,12 +17,10 @@ from typer.testing import CliRunner
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig
 from covo_rl.export import ExportError
-from covo_rl.export.adapter import load_policy_state, save_policy
-from covo_rl.export.card import update_card
+from covo_rl.export.adapter import load_policy_state, open_policy, save_policy
 from covo_rl.export.cli import app
-from covo_rl.export.exporting import export_adapter, export_run_adapter
+from covo_rl.export.exporting import export_adapter, export_run_adapter, update_card
 from covo_rl.export.merged import merged_entries, write_merged, write_shards
-from covo_rl.export.source import open_policy
 from covo_rl.export.verify import Target, ask_policy, compare_logits, run_fresh, synthetic_prompts
 from covo_rl.models import load_family
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer

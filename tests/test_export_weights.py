@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from covo_rl.config import AdapterConfig
 from covo_rl.export import ExportError
-from covo_rl.export.adapter import load_policy_state, save_policy
-from covo_rl.export.card import update_card
-from covo_rl.export.exporting import staging, torch_dtype
+from covo_rl.export.adapter import load_policy_state, policy_folder, run_of, save_policy
+from covo_rl.export.exporting import staging, torch_dtype, update_card
 from covo_rl.export.merged import (
     Entry,
     base_name,
@@ -28,7 +27,6 @@ from covo_rl.export.merged import (
     write_merged,
     write_shards,
 )
-from covo_rl.export.source import policy_folder, run_of
 from covo_rl.export.verify import Expected, Target, compare_logits, largest_gap, update_kept
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.qwen2_audio import Qwen2Audio

@@ -1,4 +1,4 @@
-"""The policy of a checkpoint: a PEFT adapter, or all weights under their published names; written and read back.
+"""The policy on disk: a PEFT adapter, or all weights under their published names; written, found and read back.
 
 LoRA keys are in checkpoint naming, so that a plain PEFT on the published model, and servers that know only published
 names, find every module. Trained copies (modules_to_save) keep the name in memory, which is where PEFT looks for them.
@@ -7,16 +7,20 @@ names, find every module. Trained copies (modules_to_save) keep the name in memo
 from __future__ import annotations
 
 import copy
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from torch.distributed.tensor import distribute_tensor
 
+from covo_rl.config import AdapterConfig
 from covo_rl.export import ExportError
 from covo_rl.export.merged import (
     ADAPTER,
@@ -29,13 +33,17 @@ from covo_rl.export.merged import (
     write_config,
     write_shards,
 )
+from covo_rl.models import load_family
 from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.sharding import is_sharded, whole
-from covo_rl.policy.trainable import Trainable
+from covo_rl.policy.trainable import Trainable, make_trainable
+from covo_rl.resolve import resolve_model
 from covo_rl.train.ranks import Ranks
 
 STEM = "adapter_model"
 PREFIX = "base_model.model."
+STEP = re.compile(r"step_(\d+)(?:\.(\d+))?")
+CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of the trainer holds
 
 
 def base_reference(modes: Trainable) -> str:
@@ -78,7 +86,12 @@ def save_policy(
             write_config(model, folder, dtype)
         else:
             write_shards(entries, folder, sys.maxsize, stem=STEM)
-            _write_adapter_config(modes, folder, base_reference(modes) if base is None else base)
+            config: Any = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
+            config.inference_mode = True
+            config.base_model_name_or_path = base_reference(modes) if base is None else base
+            if isinstance(config.target_modules, str):
+                config.target_modules = _both_namings(modes, config.target_modules)
+            config.save_pretrained(str(folder))
     return folder
 
 
@@ -102,16 +115,6 @@ def _names_in_memory(modes: Trainable) -> dict[str, str]:
         if lora:  # PEFT maps the published path of the module back to the one in memory
             keys[name] = published[f"{path}.weight"].removesuffix(".weight") + lora + leaf
     return {PREFIX + key: name for name, key in keys.items()}
-
-
-def _write_adapter_config(modes: Trainable, folder: Path, base: str) -> None:
-    assert modes.peft_model is not None
-    config: Any = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
-    config.inference_mode = True
-    config.base_model_name_or_path = base
-    if isinstance(config.target_modules, str):
-        config.target_modules = _both_namings(modes, config.target_modules)
-    config.save_pretrained(str(folder))
 
 
 def _both_namings(modes: Trainable, pattern: str) -> str:
@@ -174,3 +177,117 @@ def read_into(
         if hasattr(place, "full_tensor"):
             tensor = distribute_tensor(tensor.to(place.device, place.dtype), place.device_mesh, place.placements)
         place.detach().copy_(tensor)
+
+
+# -- from a run, a checkpoint or an adapter folder back to the policy in memory ---------------------------------
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A policy read from `folder`, the run it belongs to (if known) and the base model's recorded name."""
+
+    modes: Trainable
+    folder: Path
+    run_folder: Path | None
+    base_model: str
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a JSON or YAML file says; empty where there is none."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text) or {}
+
+
+def policy_kind(folder: Path) -> str | None:
+    """`adapter` for a PEFT folder, `checkpoint` for one of the trainer, `full` for weights, None for neither."""
+    if (folder / "adapter_config.json").is_file():
+        return "adapter"
+    if all((folder / name).is_file() for name in CHECKPOINT_FILES):
+        return "checkpoint"
+    return "full" if any(folder.glob("model*.safetensors")) and (folder / "config.json").is_file() else None
+
+
+def policy_folder(path: str | Path) -> Path:
+    """The folder that holds the policy: of a run its adapter/ or model/, else its last checkpoint; of a checkpoint
+    the folder itself or its policy/; or any folder with an adapter or weights.
+
+    Raises:
+        ExportError: there is none; the message lists what was looked for and what exists.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ExportError(f"{path}: no such folder; give a run folder, a checkpoint or an adapter folder")
+
+    def age(step: Path) -> tuple[int, int]:
+        match = STEP.fullmatch(step.name)
+        return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
+
+    steps = sorted(path.glob("checkpoints/step_*"), key=age, reverse=True)
+    places = [path, path / "adapter", path / "model", path / "policy"]
+    for folder in [*places, *(place for step in steps for place in (step, step / "policy"))]:
+        if policy_kind(folder):
+            return folder
+    raise ExportError(
+        f"{path}: no policy in the folder itself, adapter, model, policy or checkpoints/step_*; "
+        f"the folder holds {sorted(p.name for p in path.iterdir())[:10]}"
+    )
+
+
+def run_of(folder: Path) -> Path | None:
+    """The nearest folder above (or the folder itself) that holds a run's config.yaml."""
+    return next((p for p in [folder, *folder.resolve().parents][:5] if (p / "config.yaml").is_file()), None)
+
+
+def base_of(folder: Path) -> str:
+    """Base model that an export records: export.json, adapter_config.json, or the run's configuration.
+
+    Raises:
+        ExportError: none of them names one.
+    """
+    name = (
+        read_record(folder / "export.json").get("base_model")
+        or read_record(folder / "adapter_config.json").get("base_model_name_or_path")
+        or read_record((run_of(folder) or folder) / "config.yaml").get("model")
+    )
+    if not name:
+        raise ExportError(f"{folder}: no base model is recorded; give --base-model")
+    return resolve_model(name)
+
+
+def hub_name(model: str | None) -> str | None:
+    """The model as an export records it, if that is a hub name; None: record the folder that it was loaded from."""
+    return model if model and not model.startswith("builtin:") and not Path(model).is_dir() else None
+
+
+def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
+    """Load the base in the run's precision and put the saved policy on it, on the CPU.
+
+    `base_model` overrides what the run or the adapter records.
+
+    Raises:
+        ExportError: no policy, no known base model, or tensors that do not fit it.
+    """
+    folder = policy_folder(path)
+    kind, run = policy_kind(folder), run_of(folder)
+    record = read_record(folder / "state.json" if kind == "checkpoint" else (run or folder) / "config.yaml")
+    options = record["config"] if kind == "checkpoint" else record
+    name = base_model or options.get("model") or base_of(folder)
+    family = load_family(resolve_model(name), dtype=options.get("dtype") or "auto")
+    if kind == "adapter":
+        modes = make_trainable(family, AdapterConfig(adapter=str(folder)))
+    elif kind == "checkpoint":
+        names = {f.name for f in fields(AdapterConfig)} - {"load_in_4bit"}
+        modes = make_trainable(family, AdapterConfig(**{k: v for k, v in options.items() if k in names}))
+        trained = {n: n for n, p in family.model.named_parameters() if p.requires_grad}
+        tensors = {}
+        for key, read in stored_tensors(folder, CHECKPOINT_FILES[0]).items():  # whatever wrapped the saved model
+            endings = (key.split(".", i)[-1] for i in range(key.count(".") + 1))
+            tensors[next((ending for ending in endings if ending in trained), key)] = read
+        read_into(family.model, tensors, trained, folder / CHECKPOINT_FILES[0])
+    else:
+        parts = options.get("train_parts") or list(family.parts)
+        modes = make_trainable(family, AdapterConfig(lora=False, train_parts=parts))
+        load_policy_state(modes, folder)
+    return Opened(modes, folder, run, name)

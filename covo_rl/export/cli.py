@@ -26,8 +26,8 @@ def export_command(
     folders = {kind: folder for kind, folder in (("adapter", adapter), ("merged", merged)) if folder is not None}
     if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
+    from covo_rl.export.adapter import hub_name, open_policy
     from covo_rl.export.exporting import export_policy
-    from covo_rl.export.source import hub_name, open_policy
 
     try:
         opened = open_policy(source, base_model=base_model)

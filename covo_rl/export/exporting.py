@@ -13,20 +13,22 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import jinja2
 import torch
 
+from covo_rl import __version__
 from covo_rl.audio import ClipStore
+from covo_rl.config import number_map
 from covo_rl.export import ExportError, verify
-from covo_rl.export.adapter import base_reference, save_policy
-from covo_rl.export.card import update_card
+from covo_rl.export.adapter import base_reference, open_policy, read_record, save_policy
 from covo_rl.export.merged import write_merged
-from covo_rl.export.source import open_policy
 from covo_rl.policy.sharding import is_sharded
 from covo_rl.policy.trainable import Trainable
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Prompt
 
-DTYPES = ("float32", "bfloat16", "float16")
+CARD = "model_card.md.jinja"
+AUDIO_CHECKS = {"after_silent_audio": "silence", "after_swapped_audio": "another row's audio"}
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
@@ -37,8 +39,8 @@ def torch_dtype(name: str | None) -> torch.dtype | None:
     """
     if name in (None, "auto"):
         return None
-    if name not in DTYPES:
-        raise ExportError(f"dtype {name!r}: there are auto, {', '.join(DTYPES)}")
+    if name not in verify.FLAT_TOLERANCE:
+        raise ExportError(f"dtype {name!r}: there are auto, {', '.join(verify.FLAT_TOLERANCE)}")
     return getattr(torch, name)
 
 
@@ -88,7 +90,7 @@ def export_policy(
         else:
             write_merged(modes.family, stage, precision, max_shard_bytes)
         start, reference = time.perf_counter(), base_model or base
-        target = verify.Target(kind, kind, stage, verify.dtype_name(loaded_as))
+        target = verify.Target(kind, kind, stage, str(loaded_as).removeprefix("torch."))
         logits, notes = verify.run_fresh(modes.family, base, [target], prompts, clips)
         result = verify.compare_logits(target, expected, logits, notes, base_model=reference, allow_noop=allow_noop)
         result.seconds = round(time.perf_counter() - start, 2)
@@ -168,14 +170,39 @@ def staging(folder: Path, replace: bool) -> Iterator[Path]:
 
 def _describe(modes: Trainable, stage: Path, result: verify.Verification, run_folder: str | Path | None) -> None:
     """verification.json, export.json and the model card."""
-    cls = type(modes.family.model)
-    record = {
-        "kind": result.kind,
-        "base_model": result.base_model,
-        "model_type": modes.family.model_type,
-        "model_class": cls.__name__,
-        "model_module": cls.__module__.rpartition(".")[0] if cls.__module__.startswith("covo_rl") else "transformers",
-    }
-    for name, content in (("verification.json", asdict(result)), ("export.json", record)):
-        (stage / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    name, module = type(modes.family.model).__name__, type(modes.family.model).__module__
+    package = module.rpartition(".")[0] if module.startswith("covo_rl") else "transformers"
+    record = {"kind": result.kind, "base_model": result.base_model, "model_type": modes.family.model_type,
+              "model_class": name, "model_module": package}  # fmt: skip
+    for file, content in (("verification.json", asdict(result)), ("export.json", record)):
+        (stage / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     update_card(stage, run_folder)
+
+
+def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
+    """Write README.md of an export, with what its run's folder says by now; returns its path.
+
+    Raises:
+        ExportError: `folder` is no export of ours.
+    """
+    folder = Path(folder)
+    record, verification = (read_record(folder / name) for name in ("export.json", "verification.json"))
+    if not record or not verification:
+        raise ExportError(f"{folder}: export.json and verification.json are missing; covo-rl export writes them")
+    config, environment, result = (
+        read_record(Path(run_folder) / name) if run_folder else {}
+        for name in ("config.yaml", "environment.json", "result.json")
+    )
+    heard = {words: (result.get(key) or {}).get("accuracy_sampled") for key, words in AUDIO_CHECKS.items()}
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # no HTML
+    card = jinja.get_template(CARD).render(
+        **record,
+        covo_rl_version=environment.get("covo_rl") or __version__,
+        academic_only=record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith("builtin:"),
+        config=config, environment=environment, result=result, verification=verification, heard=heard,
+        before=result.get("before") or {}, after=result.get("after") or {},
+        rewards=number_map(config.get("rewards"), what="rewards", default=1.0),
+    )  # fmt: skip
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder / "README.md"

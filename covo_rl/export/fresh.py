@@ -13,77 +13,56 @@ import sys
 import warnings
 from pathlib import Path
 
-
-def load_model(spec, folder, dtype):
-    """Model in eval mode, and the keys that were missing or had another shape."""
-    import torch
-
-    cls = getattr(importlib.import_module(spec["module"]), spec["class"])
-    model, info = cls.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
-    problems = {kind: sorted(map(str, info.get(kind, ()))) for kind in ("missing_keys", "mismatched_keys")}
-    return model.to(spec["device"]).eval(), problems
+import peft
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 
-def with_adapter(model, folder):
-    """The model with a PEFT adapter on it, and the keys that the adapter lacks."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = PeftModel.from_pretrained(model, folder).eval()
-    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
-    return model, {"missing_keys": missing}
-
-
-def render_messages(folder, conversations):
-    """What the chat template of an exported processor makes of messages."""
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder)
-    return [processor.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in conversations]
-
-
-def answers(spec, prompts):
+def answers(spec, cls, prompts):
     """Logits (P, keep, V) float32 of every target by name, and of the base as `base.DTYPE`; notes by name."""
-    import torch
-
     logits, notes = {}, {}
 
+    def load(folder, dtype):
+        """Model in eval mode, and the keys that were missing or had another shape."""
+        model, info = cls.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
+        problems = {kind: sorted(map(str, info.get(kind, ()))) for kind in ("missing_keys", "mismatched_keys")}
+        return model.to(spec["device"]).eval(), problems
+
     @torch.no_grad()
-    def ask(name, model):
+    def ask(model):
         rows = []
         for prompt in prompts:
             inputs = {key: tensor.to(spec["device"]) for key, tensor in prompt.items()}
             rows.append(model(**inputs, use_cache=False).logits[0, -spec["keep"] :].float().cpu())
-        logits[name] = torch.stack(rows)
+        return torch.stack(rows)
 
     for target in spec["targets"]:
-        name, dtype, base = target["name"], target["dtype"], f"base {target['dtype']}"
+        name, folder, dtype, base = target["name"], target["folder"], target["dtype"], f"base {target['dtype']}"
         if target["kind"] == "adapter" or base not in notes:  # each on its own: unloading an adapter leaves copies
-            model, notes[base] = load_model(spec, spec["base"], dtype)
-            ask(f"base.{dtype}", model)
+            model, notes[base] = load(spec["base"], dtype)
+            logits[f"base.{dtype}"] = ask(model)
         if target["kind"] == "adapter":
-            model, notes[name] = with_adapter(model, target["folder"])
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model = peft.PeftModel.from_pretrained(model, folder).eval()
+            missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
+            notes[name] = {"missing_keys": missing}
         else:
             model = None  # one model at a time
-            model, notes[name] = load_model(spec, target["folder"], dtype)
-            notes[name]["rendered"] = render_messages(target["folder"], spec["messages"])
-        ask(name, model)
+            model, notes[name] = load(folder, dtype)
+            render = transformers.AutoProcessor.from_pretrained(folder).apply_chat_template
+            notes[name]["rendered"] = [render(m, tokenize=False, add_generation_prompt=True) for m in spec["messages"]]
+        logits[name] = ask(model)
     return logits, notes
 
 
 def main(folder):
     """Read spec.json and the prompts (tensors named `NUMBER.INPUT`) in `folder`; write logits and notes there."""
     spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-    if not spec["module"].startswith("covo_rl."):
-        # importing it now fails: the export cannot lean on it by accident
+    if not spec["module"].startswith("covo_rl."):  # importing it now fails: nothing leans on it by accident
         sys.modules["covo_rl"] = None  # pyright: ignore[reportArgumentType]
-    importlib.import_module(spec["module"])
-    import peft
-    import torch
-    import transformers
-    from safetensors.torch import load_file, save_file
-
+    cls = getattr(importlib.import_module(spec["module"]), spec["class"])
     transformers.utils.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
@@ -91,7 +70,7 @@ def main(folder):
     for name, tensor in load_file(folder / "prompts.safetensors").items():
         number, key = name.split(".", 1)
         prompts.setdefault(int(number), {})[key] = tensor
-    logits, notes = answers(spec, [prompts[number] for number in sorted(prompts)])
+    logits, notes = answers(spec, cls, [prompts[number] for number in sorted(prompts)])
     save_file(logits, folder / "logits.safetensors")
     notes["loaded"] = sorted(name for name in ("covo_rl", "trl", "accelerate") if sys.modules.get(name))
     notes["versions"] = {m.__name__: m.__version__ for m in (torch, transformers, peft)}

@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,13 +69,10 @@ def base_name(name: str) -> str | None:
 
     A trained copy (modules_to_save) takes the place of its original.
     """
-    if ".base_layer." in name:
-        return name.replace(".base_layer.", ".")
-    if ".modules_to_save." in name:
-        path, copied = name.split(".modules_to_save.", 1)
-        adapter, _, leaf = copied.partition(".")
-        return f"{path}.{leaf}" if adapter == ADAPTER else None
-    return None if ".original_module." in name or ".lora_" in name else name
+    for wrapper in (".base_layer.", f".modules_to_save.{ADAPTER}."):
+        if wrapper in name:
+            return name.replace(wrapper, ".")
+    return None if any(mark in name for mark in (".modules_to_save.", ".original_module.", ".lora_")) else name
 
 
 def published_state(model: PreTrainedModel) -> dict[str, str]:
@@ -183,21 +180,20 @@ def carried_over(base: Path, entries: list[Entry]) -> list[Entry]:
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def shards(entries: list[Entry], max_bytes: int | None = None) -> Iterator[list[Entry]]:
+def shards(entries: list[Entry], max_bytes: int | None = None) -> list[list[Entry]]:
     """Consecutive entries in groups of at most `max_bytes` (a larger tensor is alone in its group)."""
     if max_bytes is None:
         total = sum(entry.nbytes for entry in entries)
         max_bytes = max(MIN_SHARD_BYTES, min(MAX_SHARD_BYTES, int(SHARD_SHARE * total)))
-    group: list[Entry] = []
+    groups: list[list[Entry]] = []
     size = 0
     for entry in entries:
-        if group and size + entry.nbytes > max_bytes:
-            yield group
-            group, size = [], 0
-        group.append(entry)
         size += entry.nbytes
-    if group:
-        yield group
+        if not groups or size > max_bytes:
+            groups.append([])
+            size = entry.nbytes
+        groups[-1].append(entry)
+    return groups
 
 
 def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = None, *, stem: str = "model") -> None:
@@ -206,12 +202,10 @@ def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = Non
     Raises:
         ExportError: the disk has no room.
     """
-    total = sum(entry.nbytes for entry in entries)
-    free = shutil.disk_usage(folder).free
+    total, free = sum(entry.nbytes for entry in entries), shutil.disk_usage(folder).free
     if total > free:
         raise ExportError(f"{folder}: the weights need {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
-    groups = list(shards(entries, max_bytes))
-    weight_map = {}
+    groups, weight_map = shards(entries, max_bytes), {}
     for number, group in enumerate(groups, 1):
         part = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
         name = f"{stem}{part}.safetensors"
@@ -225,10 +219,9 @@ def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = Non
 def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
     """config.json, with `dtype` (None: as it is) in the config and its sub-configs."""
     config: Any = copy.deepcopy(model.config)
-    if dtype is not None:
-        for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})):
-            if part is not None:
-                part.dtype = dtype
+    for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})):
+        if dtype is not None and part is not None:
+            part.dtype = dtype
     # `fully_shard` puts an FSDP class of its own in front of the model's
     config.architectures = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
     config.save_pretrained(str(folder))
@@ -238,9 +231,12 @@ def write_merged(
     family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None
 ) -> None:
     """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
-    model = family.model
-    entries = merged_entries(model, dtype)
-    base = base_folder(model.name_or_path or "")
+    model, entries = family.model, merged_entries(family.model, dtype)
+    name = model.name_or_path or ""
+    base: Path | None = Path(name)  # where the base checkpoint lies: the folder itself, or in the hub's cache
+    if not base.is_dir():
+        cached = try_to_load_from_cache(name, "config.json")
+        base = Path(cached).parent if isinstance(cached, str) else None
     if base is not None:
         entries += carried_over(base, entries)
     write_shards(entries, folder, max_shard_bytes)
@@ -248,16 +244,11 @@ def write_merged(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(folder))
     save_processor(family, folder)
-    if base is not None:
-        copy_companions(base, folder)
-
-
-def base_folder(name: str) -> Path | None:
-    """Where the base checkpoint lies on this disk: the folder itself, or the hub's cache."""
-    if Path(name).is_dir():
-        return Path(name)
-    cached = try_to_load_from_cache(name, "config.json") if name else None
-    return Path(cached).parent if isinstance(cached, str) else None
+    for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
+        target = folder / source.name
+        weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
+        if not (weights or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+            shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
 def save_processor(family: AudioFamily, folder: Path) -> None:
@@ -270,12 +261,3 @@ def save_processor(family: AudioFamily, folder: Path) -> None:
         processor.save_pretrained(str(folder))
     finally:
         processor.chat_template = before
-
-
-def copy_companions(base: Path, folder: Path) -> None:
-    """Copy what lies beside the base's weights and was not written already (vocoder, licence, ...)."""
-    for source in sorted(base.iterdir()):
-        target = folder / source.name
-        weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        if not (weights or source.name.startswith(".") or source.name == "README.md" or target.exists()):
-            shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)

@@ -21,7 +21,7 @@ import soundfile
 
 from covo_rl.audio import ClipStore
 from covo_rl.export import ExportError, verify
-from covo_rl.export.source import base_of, policy_kind
+from covo_rl.export.adapter import base_of, policy_kind
 from covo_rl.models import load_family
 
 #: First-token log-probs repeat to about this between two requests to one server (batching, 16-bit kernels).
@@ -34,20 +34,6 @@ QUESTIONS = (
 )
 
 
-def _post(url: str, body: Mapping[str, Any], api_key: str | None, timeout: float) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise ExportError(f"{url}: an endpoint starts with http:// or https://")
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise ExportError(f"{url} answered {error.code}: {error.read()[:500].decode(errors='replace')}") from error
-    except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
-        raise ExportError(f"{url}: {error}") from error
-
-
 def ask(url: str, model: str, clip: np.ndarray, question: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     """Greedy text and first-token log-probs (token -> log-prob) of one question about one sound."""
     wav = io.BytesIO()
@@ -56,7 +42,18 @@ def ask(url: str, model: str, clip: np.ndarray, question: str, api_key: str | No
     content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": question}]
     body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0.0, "max_tokens": 32,
             "logprobs": True, "top_logprobs": 5}  # fmt: skip
-    answer = _post(f"{url.rstrip('/')}/chat/completions", body, api_key, timeout)
+    address = f"{url.rstrip('/')}/chat/completions"
+    if not address.startswith(("http://", "https://")):
+        raise ExportError(f"{address}: an endpoint starts with http:// or https://")
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            answer = json.load(response)
+    except urllib.error.HTTPError as error:
+        raise ExportError(f"{address} answered {error.code}: {error.read()[:500].decode(errors='replace')}") from error
+    except (urllib.error.URLError, TimeoutError, json.JSONDecodeError) as error:
+        raise ExportError(f"{address}: {error}") from error
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"] or ""
@@ -88,18 +85,11 @@ def check_endpoint(
         served, first, again = (ask(url, name, clip, question, api_key, timeout) for name in (model, base, base))
         gap, noise = _gap(served, first), _gap(first, again)
         differ, repeats = served["text"] != first["text"], first["text"] == again["text"]
-        rows.append(
-            {
-                "question": question,
-                "text": served["text"],
-                "base_text": first["text"],
-                "texts_differ": differ,
-                "base_repeats": repeats,
-                "logprob_gap": gap,
-                "logprob_noise": noise,
-                "differs": gap > max(10 * noise, REPEAT_FLOOR) or (differ and repeats),
-            }
-        )
+        rows.append({
+            "question": question, "text": served["text"], "base_text": first["text"], "texts_differ": differ,
+            "base_repeats": repeats, "logprob_gap": gap, "logprob_noise": noise,
+            "differs": gap > max(10 * noise, REPEAT_FLOOR) or (differ and repeats),
+        })  # fmt: skip
     takes_effect = any(row["differs"] for row in rows)
     return {"url": url, "model": model, "base": base, "takes_effect": takes_effect, "answers": rows}
 
@@ -115,7 +105,7 @@ def check_local(folder: Path) -> dict[str, Any]:
         raise ExportError(f"{folder}: neither adapter_config.json nor model*.safetensors with a config.json")
     base, clips = base_of(folder), ClipStore()
     family = load_family(base)
-    dtype = verify.dtype_name(family.embed_tokens.weight.dtype)
+    dtype = str(family.embed_tokens.weight.dtype).removeprefix("torch.")
     target = verify.Target("export", "adapter" if kind == "adapter" else "merged", folder, dtype)
     logits, notes = verify.run_fresh(family, base, [target], verify.synthetic_prompts(family, clips), clips)
     gap = verify.largest_gap(logits["export"], logits[f"base.{dtype}"])

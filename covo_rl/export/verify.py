@@ -92,11 +92,6 @@ class Verification:
     tolerance_relative: float = 0.0
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """torch.float32 -> `float32`."""
-    return str(dtype).removeprefix("torch.")
-
-
 # -- what the trained policy says --------------------------------------------------------------------------------
 
 
@@ -145,31 +140,23 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
     """
     if not any(prompt.clip_keys for prompt in prompts):
         raise ExportError("verification needs at least one prompt with audio")
-    family = modes.family
-    was_training = family.model.training
-    family.model.eval()
+    model, was_training = modes.family.model, modes.family.model.training
+
+    def logits() -> torch.Tensor:
+        return torch.stack([policy_logits(prompt, modes.family, clips) for prompt in prompts])
+
+    model.eval()
     try:
-        trained = torch.stack([policy_logits(prompt, family, clips) for prompt in prompts])
-        base = None
+        trained, base = logits(), None
         if modes.peft_model is not None:
             with modes.peft_model.disable_adapter():
-                base = torch.stack([policy_logits(prompt, family, clips) for prompt in prompts])
+                base = logits()
     finally:
-        family.model.train(was_training)
-    return Expected(prompts, dtype_name(next(family.model.parameters()).dtype), trained, base)
+        model.train(was_training)
+    return Expected(prompts, str(next(model.parameters()).dtype).removeprefix("torch."), trained, base)
 
 
 # -- what a fresh process says -----------------------------------------------------------------------------------
-
-
-def _inputs(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
-    """The plain model's inputs for one prompt: ids, mask, and the processor's audio tensors (rows of all clips)."""
-    ids = torch.tensor([prompt.input_ids])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    features = [family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys]
-    for name in features[0].tensors if features else ():
-        inputs[name] = torch.cat([clip.tensors[name] for clip in features]).contiguous()
-    return inputs
 
 
 def run_fresh(
@@ -182,17 +169,16 @@ def run_fresh(
     Raises:
         ExportError: the process failed; the message ends with what it printed.
     """
-    kind = type(family.model)
-    own = kind.__module__.startswith("covo_rl.")
+    kind, parameters = type(family.model), list(family.model.parameters())
+    own, device = kind.__module__.startswith("covo_rl."), parameters[0].device
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    room = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > 1.3 * size  # for a second copy
     spec = {
-        "module": kind.__module__ if own else "transformers",
-        "class": kind.__name__,
-        "base": base,
-        "device": _device(family),
-        "keep": KEEP,
+        "module": kind.__module__ if own else "transformers", "class": kind.__name__, "base": base,
+        "device": str(device) if room else "cpu", "keep": KEEP,
         "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
         "targets": [vars(target) | {"folder": str(target.folder.resolve())} for target in targets],
-    }
+    }  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
     environment["TOKENIZERS_PARALLELISM"] = "false"
     if own:  # a checkout that was not installed is found as well
@@ -200,8 +186,14 @@ def run_fresh(
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="covo-rl-verify-") as scratch:
         work = Path(scratch)
-        flat = {f"{i}.{k}": t for i, prompt in enumerate(prompts) for k, t in _inputs(prompt, family, clips).items()}
-        save_file(flat, work / "prompts.safetensors")
+        inputs = {}
+        for i, prompt in enumerate(prompts):  # the plain model's: ids, mask, and audio tensors (rows of all clips)
+            ids = torch.tensor([prompt.input_ids])
+            inputs |= {f"{i}.input_ids": ids, f"{i}.attention_mask": torch.ones_like(ids)}
+            features = [family.clip_features(*clips.waveform(key)).tensors for key in prompt.clip_keys]
+            for name in features[0] if features else ():
+                inputs[f"{i}.{name}"] = torch.cat([clip[name] for clip in features]).contiguous()
+        save_file(inputs, work / "prompts.safetensors")
         (work / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, *([] if own else ["-I"]), str(Path(__file__).with_name("fresh.py")), scratch],
@@ -213,23 +205,12 @@ def run_fresh(
         return load_file(work / "logits.safetensors"), json.loads((work / "notes.json").read_text(encoding="utf-8"))
 
 
-def _device(family: AudioFamily) -> str:
-    """The policy's device where it has room for a second copy, else the CPU."""
-    device = next(family.model.parameters()).device
-    if device.type != "cuda":
-        return "cpu"
-    size = sum(p.numel() * p.element_size() for p in family.model.parameters())
-    return str(device) if torch.cuda.mem_get_info(device)[0] > 1.3 * size else "cpu"
-
-
 # -- the verdict -------------------------------------------------------------------------------------------------
 
 
 def largest_gap(left: torch.Tensor, right: torch.Tensor) -> float:
     """Largest absolute difference; infinite where anything is not finite or shapes differ."""
-    if left.shape != right.shape:
-        return math.inf
-    gap = (left.double() - right.double()).abs().max().item()
+    gap = (left.double() - right.double()).abs().max().item() if left.shape == right.shape else math.inf
     return gap if math.isfinite(gap) else math.inf
 
 
@@ -247,9 +228,8 @@ def is_change(gap: float, logits: torch.Tensor) -> bool:
 
 def is_idle(expected: Expected) -> bool:
     """True where the trained policy answers as its base, adapter disabled, does; False where that is unknown."""
-    if expected.base is None:
-        return False
-    return not is_change(largest_gap(expected.trained, expected.base), expected.trained)
+    trained, base = expected.trained, expected.base
+    return base is not None and not is_change(largest_gap(trained, base), trained)
 
 
 def compare_logits(

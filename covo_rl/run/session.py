@@ -22,9 +22,8 @@ from covo_rl.data import DataError
 from covo_rl.engines.health import SelfCheckError, self_check
 from covo_rl.evaluate import evaluate
 from covo_rl.export import ExportError
-from covo_rl.export.card import update_card
-from covo_rl.export.exporting import export_run_adapter
-from covo_rl.export.source import hub_name
+from covo_rl.export.adapter import hub_name
+from covo_rl.export.exporting import export_run_adapter, update_card
 from covo_rl.models import load_family
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
