@@ -318,18 +318,7 @@ def option_problems(options: Options) -> list[str]:
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
     ]  # fmt: skip
-    problems = [message for fine, message in rules if not fine] + loss_problems(loss)
-    return problems + [p for room in vars(options).values() if room is not loss for p in _choice_problems(room)]
-
-
-def _choice_problems(room: Any) -> list[str]:
-    """Values that are not among an option's choices."""
-    problems = []
-    for item in fields(room):
-        value, choices = getattr(room, item.name), item.metadata.get("choices", ())
-        if choices and value not in choices:
-            problems.append(f"{item.name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
-    return problems
+    return [message for fine, message in rules if not fine] + loss_problems(loss)
 
 
 def loss_problems(config: LossConfig) -> list[str]:
@@ -358,4 +347,9 @@ def loss_problems(config: LossConfig) -> list[str]:
         (not c.component_advantages or c.scale_rewards == "group",
          f"component_advantages does its own scaling: scale_rewards {c.scale_rewards!r} would have no effect"),
     ]  # fmt: skip
-    return [message for fine, message in rules if not fine] + _choice_problems(config)
+    problems = [message for fine, message in rules if not fine]
+    for item in fields(config):
+        value, choices = getattr(config, item.name), item.metadata.get("choices", ())
+        if choices and value not in choices:
+            problems.append(f"{item.name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
+    return problems

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from covo_rl.engines.own import samples_exactly
-from covo_rl.policy import Policy
+from covo_rl.policy import Policy, attention
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.types import Group
 
@@ -261,3 +261,15 @@ def test_bfloat16_runs_and_is_not_called_exact():
     assert scored.logps_NC.dtype == torch.float32
     scored.logps_NC.sum().backward()
     assert all(torch.isfinite(g).all() for g in cases.gradients(made).values())
+
+
+def test_under_autocast_blocks_of_16_bits_find_their_places(monkeypatch):
+    """float32 weights with bf16 autocast: attention returns 16 bits, the row that it is put into is float32."""
+    made = cases.policy()
+    groups = cases.ragged_groups(made)
+    expected = made("logps", groups, made.features([group.prompt for group in groups]))
+    init = attention.PackedLayout.__init__
+    monkeypatch.setattr(attention.PackedLayout, "__init__", lambda self, *a, **k: init(self, *a, method="concat", **k))
+    with torch.autocast("cpu", torch.bfloat16):
+        scored = made("logps", groups, made.features([group.prompt for group in groups]))
+    torch.testing.assert_close(scored.logps_NC, expected.logps_NC, atol=0.1, rtol=0)

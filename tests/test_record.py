@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 
-from covo_rl.data.files import file_sha256, plain
+from covo_rl.data.files import file_sha256, json_lines, plain, read_json_lines
 from covo_rl.records.folder import Run, environment
+from covo_rl.records.steps import StepShare, step_metrics
 from covo_rl.run.page import report_page
+from covo_rl.types import RewardTable
 
 
 def test_plain_turns_numbers_into_json_and_nan_into_null():
@@ -64,3 +67,25 @@ def test_report_escapes_what_the_model_wrote(tmp_path):
     assert evil not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "data:image/png;base64," in text
+
+
+def test_json_lines_name_a_damaged_line_and_give_those_before_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"a": "\u2028"}\n\n[1]\n'.encode() + b'\xff{"a"\n')
+    lines = list(json_lines(path))
+    assert [number for number, _, _ in lines] == [1, 3, 4]
+    assert lines[0][1] == {"a": "\u2028"} and lines[1][1:] == (None, "expected an object, found list")
+    assert lines[2][1] is None and lines[2][2].startswith("not JSON: 'utf-8' codec")
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: expected an object"):
+        list(read_json_lines(path))
+
+
+def test_a_metric_that_a_reward_logs_is_averaged_over_ranks_by_their_rollouts():
+    def share(rollouts, value):
+        rewards_PG = np.ones((1, rollouts))
+        table = RewardTable(("a",), np.ones(1), rewards_PG[..., None], rewards_PG, metrics={"speech": value})
+        return StepShare(table, np.full(rollouts, 5.0), np.zeros(rollouts), np.zeros(rollouts), np.ones(1))
+
+    metrics = step_metrics([share(3, 1.0), share(3, 4.0)])
+    assert metrics["speech"] == 2.5 and metrics["completion_length"] == 5.0
+    assert metrics["reward_a"] == metrics["reward_total"] == 1.0 and metrics["zero_variance_groups"] == 0.0

@@ -148,7 +148,7 @@ def overlong_penalty(lengths: np.ndarray, max_completion_length: int, buffer: in
 
 
 def nan_mean(values: np.ndarray, axis: int | None) -> np.ndarray:
-    """Mean without NaN along `axis`, axis counted; NaN where nothing is left (numpy would warn)."""
+    """Mean without NaN along `axis`, axis kept; NaN where nothing is left (numpy would warn)."""
     counted = ~np.isnan(values)
     count = counted.sum(axis=axis, keepdims=True)
     total = np.where(counted, values, 0.0).sum(axis=axis, keepdims=True)
@@ -156,7 +156,7 @@ def nan_mean(values: np.ndarray, axis: int | None) -> np.ndarray:
 
 
 def nan_std(values: np.ndarray, axis: int | None) -> np.ndarray:
-    """Sample standard deviation (divisor n - 1) without NaN, axis counted; NaN where fewer than two values are left."""
+    """Sample standard deviation (divisor n - 1) without NaN, axis kept; NaN where fewer than two values are left."""
     count = (~np.isnan(values)).sum(axis=axis, keepdims=True)
     squares = nan_mean((values - nan_mean(values, axis)) ** 2, axis)
     return np.where(count > 1, np.sqrt(squares * count / np.maximum(count - 1, 1)), np.nan)

@@ -1,4 +1,4 @@
-"""Examples -> rows of another schema -> a file; `load` reads back the same examples."""
+"""Examples -> rows of another schema -> a file; `load_examples` reads back the same examples."""
 
 from __future__ import annotations
 

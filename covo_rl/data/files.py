@@ -17,20 +17,20 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def json_values(lines: Iterable[str]) -> Iterator[tuple[int, str, Any, str]]:
+def json_values(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Any, Any, str]]:
     """(line number, line, value, "") of every line that is not blank; where it is no JSON (.., None, what is wrong)."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            yield number, line, json.loads(line), ""
+            yield number, line, json.loads(line if isinstance(line, str) else line.decode()), ""
         except (ValueError, RecursionError) as error:
             yield number, line, None, str(error)
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
     """(line number, object, "") of every line that is not blank, or (line number, None, what is wrong with it)."""
-    with open(path, encoding="utf-8", newline="\n") as file:  # U+2028 and its kin may stand inside a line
+    with open(path, "rb") as file:  # a damaged line is named, and does not hide those before it
         for number, _, value, error in json_values(file):
             if error or not isinstance(value, dict):
                 expected = f"expected an object, found {type(value).__name__}"

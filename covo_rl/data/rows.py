@@ -66,7 +66,7 @@ class AudioFolder:
         dropped = self.dropped if _is_relative(reference) and len(parts) > self.dropped else 0
         path = os.path.join(self.root, *parts[dropped:])
         if not self.allow_outside and not self._is_inside(path):
-            hint = "copy the file there or allow it (--allow-outside-audio, load(..., allow_outside=True))"
+            hint = "copy the file there or allow it (--allow-outside-audio, load_examples(..., allow_outside=True))"
             raise ValueError(f"its audio path {reference!r} leaves the audio folder {self.root}; {hint}")
         return path
 

@@ -60,7 +60,7 @@ def self_check(
         groups = sample(policy, prompts, features, config, seed=seed)
         scored_M = logps_M(features)
         sampled_M = torch.tensor([logp for group in groups for rollout in group.rollouts for logp in rollout.logps])
-        embeddings = features.get()
+        embeddings = {key: value for key, value in features.get().items() if key in features.keys}
         silence = {key: torch.zeros_like(value) for key, value in embeddings.items()}
         without, swapped = (
             float((logps_M(Features(list(heard), lambda keys, heard=heard: heard)) - scored_M).abs().max())

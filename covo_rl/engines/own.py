@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class OwnEngine:
     """Samples with the policy itself, in line: `collect` does the work, and `sync` has nothing to move.
 
-    `wrapped` is the policy as accelerate returned it. `full_precision` False says that a wrapper casts what the policy
-    holds in float32. With `keep_prompts` the prompts' keys stay for `Policy.old_logps` until `rest`, where log-probs
-    are not exact and that pass is needed.
+    `wrapped` is the policy as accelerate returned it, where parameters live in pieces that its hooks gather.
+    `full_precision` False says that a wrapper casts what the policy holds in float32. With `keep_prompts` the prompts'
+    keys stay for `Policy.old_logps` until `rest`, where log-probs are not exact and that pass is needed.
     """
 
     name = "own"
@@ -48,8 +48,7 @@ class OwnEngine:
         keep_prompts: bool = False,
     ) -> None:
         self.policy = policy
-        # parameters in pieces are gathered by the wrapper's hooks; DDP's have nothing to add to sampling
-        self.model = wrapped if wrapped is not None and policy.sharded else policy
+        self.model = policy if wrapped is None else wrapped
         self.full_precision = full_precision
         self.keep_prompts = keep_prompts
         self.version = 0

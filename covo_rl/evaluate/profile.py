@@ -126,5 +126,9 @@ def _write_filtered(data: Path, places: Sequence[int], folder: Path, *, profiled
     rows = read_json_rows(data)
     if len(rows) < profiled:
         raise EvalInputError([f"{data}: {profiled} rows were profiled, the file has {len(rows)}"])
-    (_write_lines if path.suffix == ".jsonl" else write_json)(path, [rows[place] for place in places])
+    keep = [rows[place] for place in places]  # untouched, NaN included
+    if path.suffix == ".jsonl":
+        _write_lines(path, keep)
+    else:
+        write_atomically(path, lambda file: json.dump(keep, file, indent=2))
     return path

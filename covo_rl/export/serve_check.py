@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from covo_rl.audio import ClipStore
-from covo_rl.export import ExportError, verify
-from covo_rl.export.adapter import base_of, policy_kind
-from covo_rl.models import load_family
+from covo_rl.export import ExportError
 
+RATE = 16000
 #: First-token log-probs repeat to about this between two requests to one server (batching, 16-bit kernels).
 REPEAT_FLOOR = 1e-3
 #: one for each of the fixed sounds
@@ -34,10 +32,21 @@ QUESTIONS = (
 )
 
 
+def fixed_sounds() -> list[np.ndarray]:
+    """Three fixed clips of 2 s at 16 kHz, float32: a rising tone, noise that fades, three clicks."""
+    t = np.arange(2 * RATE) / RATE
+    rising = 0.3 * np.sin(2 * np.pi * (200 + 400 * t) * t)
+    fading = 0.2 * np.random.default_rng(0).standard_normal(t.size) * np.linspace(1, 0, t.size)
+    clicks = np.zeros_like(t)
+    for second in (0.3, 0.9, 1.5):
+        clicks[int(second * RATE) : int(second * RATE) + 80] = 0.5
+    return [clip.astype(np.float32) for clip in (rising, fading, clicks)]
+
+
 def ask(url: str, model: str, clip: np.ndarray, question: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     """Greedy text and first-token log-probs (token -> log-prob) of one question about one sound."""
     wav = io.BytesIO()
-    soundfile.write(wav, clip, verify.RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(wav, clip, RATE, format="WAV", subtype="PCM_16")
     audio = {"data": base64.b64encode(wav.getvalue()).decode("ascii"), "format": "wav"}
     content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": question}]
     body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0.0, "max_tokens": 32,
@@ -81,7 +90,7 @@ def check_endpoint(
         ExportError: the endpoint cannot be reached or answers with an error.
     """
     rows = []
-    for clip, question in zip(verify.fixed_sounds(), QUESTIONS, strict=True):
+    for clip, question in zip(fixed_sounds(), QUESTIONS, strict=True):
         served, first, again = (ask(url, name, clip, question, api_key, timeout) for name in (model, base, base))
         gap, noise = _gap(served, first), _gap(first, again)
         differ, repeats = served["text"] != first["text"], first["text"] == again["text"]
@@ -100,6 +109,11 @@ def check_local(folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: the folder is no export, or does not load.
     """
+    from covo_rl.audio import ClipStore  # asking an endpoint needs no torch
+    from covo_rl.export import verify
+    from covo_rl.export.adapter import base_of, policy_kind
+    from covo_rl.models import load_family
+
     kind = policy_kind(folder)
     if kind is None:
         raise ExportError(f"{folder}: neither adapter_config.json nor model*.safetensors with a config.json")

@@ -81,13 +81,14 @@ def step_metrics(shares: Sequence[StepShare]) -> dict[str, float | None]:
     metrics["zero_variance_groups"] = 1.0 - mean("informative_P") if table.rewards_PG.size else 0.0
     metrics["completion_length"], metrics["truncated"] = mean("lengths_N"), mean("truncated_N")
     metrics["format_broken"] = mean("format_broken_N")
+    logged: dict[str, float] = {}
     for share in shares:
         weight = share.table.rewards_PG.size / max(table.rewards_PG.size, 1)
         for name, value in share.table.metrics.items():
             if not name.startswith("rewards/"):  # those are made anew from the scores of all ranks
-                metrics[name] = (metrics.get(name) or 0.0) + value * weight
+                logged[name] = logged.get(name, 0.0) + value * weight
     scores = figures(table.names, table.rewards_PGR, table.rewards_PG)
-    return metrics | {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
+    return metrics | logged | {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
 
 
 def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> list[Mapping[str, Any]]:

@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
 from covo_rl.data import DataError
+from covo_rl.engines.base import EngineError
 from covo_rl.engines.health import SelfCheckError, self_check
 from covo_rl.evaluate import evaluate
 from covo_rl.export import ExportError
@@ -49,7 +50,7 @@ from covo_rl.train.ranks import Ranks
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
     ConfigError, DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
-    ExportError, TrainingStopped, OSError,
+    ExportError, EngineError, TrainingStopped, OSError,
 )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class Trainer:
         self.optimizer, self.schedule, self.guard = self.learner.optimizer, self.learner.schedule, self.learner.guard
         self.engine: RolloutEngine = OwnEngine(
             policy,
-            self.learner.wrapped,
+            self.learner.wrapped if self.sharded else None,  # DDP's hooks have nothing to add to sampling
             # FSDP's mixed precision leaves float32 weights where the policy looks
             full_precision=self.accelerator.mixed_precision == "no",
             keep_prompts=self.learner.needs_old_logps,
