@@ -120,8 +120,8 @@ class Session:
         if options.reward.judge:
             record["judge_templates"] = template_hashes()
         self.run.write_json("environment.json", record)
-        self._print(console.summary_table("run", self._summary(weights)), render_report(self.trainable.report))
-        self._print(*self.trainable.notes)
+        tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
+        self._print(*tables, *self.trainable.notes)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.examples[:8])):
             raise ConfigError([str(finding) for finding in findings])
         self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
@@ -181,11 +181,10 @@ class Session:
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what the first one wrote."""
         path = self.run.folder / "before.json"
-        if self.options.train.resume and path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-        summaries = self.evaluate()
-        self.run.write_json("before.json", summaries)
-        return summaries
+        if not (self.options.train.resume and path.is_file()):
+            self.run.write_json("before.json", summaries := self.evaluate())
+            return summaries
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def train(self) -> Trainer:
         """Run GRPO, from a checkpoint if asked for, and record every step.
@@ -280,8 +279,8 @@ class Session:
             rows.append(("curves", curves(self.run.metrics(), self.run.folder / "curves.png")))
         except ImportError as error:
             rows.append(("curves", f"not drawn: {error}"))
-        self._print(console.before_after_table(evaluations["before"], evaluations["after"]))
-        self._print(console.summary_table("after training", rows))
+        table = console.before_after_table(evaluations["before"], evaluations["after"])
+        self._print(table, console.summary_table("after training", rows))
 
 
 def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
