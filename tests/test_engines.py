@@ -6,6 +6,7 @@ import math
 import policy_cases as cases
 import pytest
 import torch
+import train_cases
 
 from covo_rl.engines.base import EngineError, Pending, check_groups
 from covo_rl.engines.own import OwnEngine, sample
@@ -97,3 +98,11 @@ def test_log_probs_of_the_engine_are_those_of_the_scoring_pass(policy):
     scored = policy("logps", groups, policy.features(prompts))
     recorded = cases.padded([torch.tensor(r.logps) for group in groups for r in group.rollouts])
     torch.testing.assert_close(scored.logps_NC, recorded, atol=1e-5, rtol=0)
+
+
+def test_an_engines_seconds_and_other_figures_reach_the_step(tmp_path, monkeypatch):
+    made = train_cases.trainer(train_cases.options(tmp_path, max_steps=1))
+    monkeypatch.setattr(made.engine, "metrics", lambda: {"sample_s": 2.0, "prefix_hit_rate": 0.5})
+    metrics, _ = made.train_step()
+    assert metrics["engine/prefix_hit_rate"] == 0.5 and "engine/sample_s" not in metrics
+    assert metrics["seconds"]["sample"] == 2.0 and "prefix_hit_rate" not in metrics["seconds"]

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from torch.distributed.tensor import distribute_tensor
 
 from covo_rl.config import AdapterConfig
 from covo_rl.export import ExportError
@@ -35,7 +34,7 @@ from covo_rl.export.merged import (
 )
 from covo_rl.models import load_family
 from covo_rl.policy.patterns import prefixes
-from covo_rl.policy.sharding import is_sharded, whole
+from covo_rl.policy.sharding import is_sharded, sharded_as, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.resolve import resolve_model
 from covo_rl.train.ranks import Ranks
@@ -174,9 +173,7 @@ def read_into(
                 f"{source} does not fit the policy in memory: {names[key]} has shape {tuple(place.shape)} in memory "
                 f"and {tuple(tensor.shape)} in the file"
             )
-        if hasattr(place, "full_tensor"):
-            tensor = distribute_tensor(tensor.to(place.device, place.dtype), place.device_mesh, place.placements)
-        place.detach().copy_(tensor)
+        place.detach().copy_(sharded_as(place, tensor.to(place.dtype)))
 
 
 # -- from a run, a checkpoint or an adapter folder back to the policy in memory ---------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -29,3 +30,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of a DTensor (a collective: every rank must call it); others are returned as they are."""
     gather = getattr(tensor, "full_tensor", None)
     return gather() if gather is not None else tensor
+
+
+def sharded_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Inverse of `whole`: `value` sharded as the parameter is, if that is a DTensor of its shape; a collective."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value

@@ -125,7 +125,8 @@ class Trainer:
             pending = self.engine.submit(together, rollout, seed=seed, generations=rollout.num_generations)
             groups = self.engine.collect(pending)[: len(prompts)]
         for name, value in self.engine.metrics().items():
-            clock.add(name.removesuffix("_s"), value)
+            if name.endswith("_s"):
+                clock.add(name.removesuffix("_s"), value)
         with clock("reward"):
             table = score(groups, self.options.reward, trainer_state={"step": self.step})
         return groups, table
@@ -228,6 +229,7 @@ class Trainer:
             "epoch": self.sampler.epoch,
             **step_metrics(shares),
             **update,
+            **{f"engine/{name}": v for name, v in self.engine.metrics().items() if not name.endswith("_s")},
             "learning_rate": self.schedule.get_last_lr()[0],
             "skipped_steps": self.guard.skipped,
             "skipped_rows": len(self.skipped_rows),

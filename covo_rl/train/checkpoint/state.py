@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from covo_rl.algo.advantage import Advantages
 from covo_rl.data.files import plain
-from covo_rl.policy.sharding import whole
+from covo_rl.policy.sharding import sharded_as, whole
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.store import CheckpointError
 from covo_rl.types import Group, Prompt, RewardTable, Rollout
@@ -48,7 +47,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
             if saved[name].shape != parameter.shape:
                 raise CheckpointError(f"{name} is {tuple(saved[name].shape)} in the checkpoint and "
                                       f"{tuple(parameter.shape)} in the model: the configuration differs")  # fmt: skip
-            parameter.copy_(_sharded_as(parameter, saved[name]))
+            parameter.copy_(sharded_as(parameter, saved[name]))
 
 
 def optimizer_state(optimizer: Any, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,7 +77,7 @@ def load_optimizer_state(
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        state[index[name]][entry] = _sharded_as(parameters[name], value)
+        state[index[name]][entry] = sharded_as(parameters[name], value)
     groups = inner.state_dict()["param_groups"]
     for group, saved in zip(groups, about["groups"], strict=True):
         group |= {k: tuple(v) if isinstance(v, list) else v for k, v in saved["options"].items()}
@@ -92,13 +91,6 @@ def _names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[
 
 def _copy(value: Tensor) -> Tensor:
     return whole(value.detach()).to("cpu", copy=True)
-
-
-def _sharded_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value`, sharded as the parameter is if it has its shape."""
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
 
 
 def _match(ours: Iterable[str], theirs: Iterable[str], what: str) -> None:
