@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from covo_rl.types import UserError
+
 #: loss types with a clipped surrogate
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
@@ -219,7 +221,7 @@ class Options:
         return {name: value for room in asdict(self).values() for name, value in room.items()}
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """Every problem of a configuration, at once."""
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
-from covo_rl.types import Example, Prompt
+from covo_rl.types import Example, Prompt, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ class PromptFamily(Protocol):
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]: ...
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """A row cannot become a prompt; the message names the row."""
 
 

@@ -10,7 +10,9 @@ Everything here is frozen and imports no torch, so that data, rewards and the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,24 @@ if TYPE_CHECKING:
     import numpy as np
 
 StopReason = Literal["stop", "length"]
+
+
+class UserError(Exception):
+    """What the user can mend: a command shows the message alone, without a traceback."""
+
+
+@contextmanager
+def user_errors(command: str, code: int = 2) -> Iterator[None]:
+    """A UserError, or a file that cannot be read or written, ends the process with `command: message` and `code`.
+
+    Raises:
+        SystemExit: with `code`.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        raise SystemExit(code) from error
 
 
 @dataclass(frozen=True)

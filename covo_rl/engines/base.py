@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from covo_rl.types import Group, Prompt
+from covo_rl.types import Group, Prompt, UserError
 
 if TYPE_CHECKING:
     from covo_rl.config import RolloutConfig
     from covo_rl.models.base import AudioFamily
 
 
-class EngineError(RuntimeError):
+class EngineError(UserError, RuntimeError):
     """An engine failed, or returned something that cannot be a rollout of this policy; the message names the row."""
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.prompt import Parsed
-from covo_rl.types import Example
+from covo_rl.types import Example, UserError
 
 #: (reply, choices, answer) -> right, wrong, or not scored by the official script.
 Scorer = Callable[[object, Sequence[str], str], bool | None]
@@ -109,7 +109,7 @@ MANIFEST_KEYS = (
 )  # fmt: skip
 
 
-class EvalInputError(ValueError):
+class EvalInputError(UserError, ValueError):
     """All problems of an evaluation's inputs at once."""
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -28,13 +28,14 @@ from typing import Any, Protocol
 
 from covo_rl.resolve import cache_folder
 from covo_rl.rewards.specs import RewardError
+from covo_rl.types import UserError
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
 MAX_TOKENS = 400  # of a reply
 
 
-class JudgeError(RuntimeError):
+class JudgeError(UserError, RuntimeError):
     """The judge gave no reply; the message says after what."""
 
 

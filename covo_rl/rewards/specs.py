@@ -25,11 +25,12 @@ from types import ModuleType
 from typing import Any
 
 from covo_rl.resolve import names
+from covo_rl.types import UserError
 
 GROUP = "covo_rl.rewards"
 
 
-class RewardError(ValueError):
+class RewardError(UserError, ValueError):
     """A reward cannot be found, loaded or run; the message says what was given and what exists."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from covo_rl.audio import ClipStore
 from covo_rl.prompt import build_prompt, reference_completion
 from covo_rl.supervised.config import ColdStartConfig, Stage
-from covo_rl.types import Clip, Example
+from covo_rl.types import Clip, Example, UserError
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily, ClipFeatures
@@ -24,7 +24,7 @@ BROKEN = (
 )
 
 
-class TeacherError(ValueError):
+class TeacherError(UserError, ValueError):
     """A row lacks what its teacher needs; the message names rows and columns."""
 
 

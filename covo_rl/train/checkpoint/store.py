@@ -21,13 +21,14 @@ from torch import Tensor
 
 from covo_rl.data.files import file_sha256, write_atomically
 from covo_rl.train.ranks import Ranks
+from covo_rl.types import UserError
 
 FORMAT = 2
 NAME = re.compile(r"step_\d{6,}(\.\d{3,})?")
 MANIFEST = "complete.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint could not be written or read; the message says which and what to do."""
 
 
