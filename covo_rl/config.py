@@ -11,13 +11,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from covo_rl.types import UserError
 
 #: loss types with a clipped surrogate
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
+#: options that may be mappings name: number
+MAPS = ("rewards", "part_learning_rates")
 
 
 def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
@@ -255,9 +257,53 @@ def number_map(value: str | Mapping[str, float] | None, *, what: str, default: f
     return result
 
 
+#: type of an option -> the types of its values, and what a problem calls them
+KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"), int: ((int,), "a whole number"), float: ((int, float), "a number"),
+    str: ((str, Path), "text"), list[str]: ((list,), "a list of names"), dict[str, Any]: ((dict,), "a mapping"),
+}  # fmt: skip
+
+
+def type_problems(kind: type, values: Mapping[str, Any], *, text: bool = False) -> list[str]:
+    """What is wrong with the values of a dataclass, or of some of its fields by name: another type, or no choice.
+
+    `text`: a number may still be text, as `1e-5` is in YAML.
+    """
+    hints = get_type_hints(kind)
+    problems = [
+        _value_problem(item.name, values[item.name], hints[item.name], item.metadata.get("choices"), text)
+        for item in fields(kind)  # type: ignore[arg-type]  # a dataclass
+        if item.name in values
+    ]
+    return list(filter(None, problems))
+
+
+def _value_problem(name: str, value: Any, hint: Any, choices: Sequence[str] | None, text: bool) -> str:
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    kind = next((option for option in options if option in KINDS), None)
+    if kind is None or (value is None and len(options) > 1):
+        return ""
+    if name in MAPS and isinstance(value, Mapping):
+        wrong = [f"{key}: {x!r}" for key, x in value.items() if isinstance(x, bool) or not isinstance(x, int | float)]
+        return f"{name}: expected numbers, found {', '.join(wrong)}" if wrong else ""
+    words = "name=number,name=number or a mapping" if name in MAPS else KINDS[kind][1]
+    fine = isinstance(value, KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
+    if text and isinstance(value, str) and kind in (int, float):
+        try:
+            fine = kind(value) is not None
+        except ValueError:
+            fine = False
+    if not fine or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+        hint = f"; write [{value}]" if kind == list[str] and isinstance(value, str) else ""
+        hint = "; write it in quotes" if kind is str and isinstance(value, int | float) else hint
+        return f"{name}: expected {words}, found {'nothing' if value is None else repr(value)}{hint}"
+    fits = not choices or value in choices
+    return "" if fits else f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}"
+
+
 def _unknown(names: Sequence[str], source: str) -> list[str]:
     problems = []
-    for name in names:
+    for name in map(str, names):
         similar = difflib.get_close_matches(name, option_names(), n=1, cutoff=0.5)
         hint = f"did you mean {similar[0]}?" if similar else "see --help for all options"
         problems.append(f"{source}: unknown option {name!r}; {hint}")
@@ -272,7 +318,11 @@ def _yaml_problems(path: str) -> list[str]:
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         return [f"{path}: expected a mapping of option: value, found {type(content).__name__}"]
-    return _unknown([name for name in content if name not in {*option_names(), "env"}], path)
+    problems = [f"{path}: env: expected a mapping"] if not isinstance(content.get("env", {}), dict) else []
+    problems += _unknown([name for name in content if name not in {*option_names(), "env"}], path)
+    return problems + [
+        f"{path}: {text}" for room in rooms().values() for text in type_problems(room, content, text=True)
+    ]
 
 
 def parse_options(args: Sequence[str] | None = None) -> Options:
@@ -284,7 +334,7 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
     from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]  # lazily exported, documented
 
     words = list(sys.argv[1:] if args is None else args)
-    words = [part for word in words for part in (["--lora", "false"] if word == "--full" else [word])]
+    words = [part for word in words for part in (["--lora", "false"] if word == "--full" else _split(word))]
     problems = []
     if "--config" in words:
         at = words.index("--config")
@@ -294,15 +344,33 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
     problems += _unknown([flag for flag in flags if flag not in names], "command line")
     if problems:
         raise ConfigError(problems)
-    parsed = TrlParser(list(rooms().values()), allow_abbrev=False).parse_args_and_config(words)  # type: ignore[arg-type]  # takes any dataclass
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> NoReturn:  # argparse prints a page of usage
+            raise ConfigError([f"command line: {message.removeprefix('argument ')}"])
+
+    try:
+        parsed = Parser(list(rooms().values()), allow_abbrev=False).parse_args_and_config(words)  # type: ignore[arg-type]  # takes any dataclass
+    except ConfigError:
+        raise
+    except ValueError as error:  # words that belong to no option
+        raise ConfigError([f"command line: {str(error).rpartition(': ')[2]}: an option starts with --"]) from error
     options = Options(*parsed)
     if problems := option_problems(options):
         raise ConfigError(problems)
     return options
 
 
+def _split(word: str) -> list[str]:
+    """`--config=FILE` as two words: TRL looks for the first alone."""
+    return word.split("=", 1) if word.startswith("--config=") else [word]
+
+
 def option_problems(options: Options) -> list[str]:
     """Contradictions and impossible values, each with what to do; empty when all is well."""
+    parts = [getattr(options, name) for name in rooms()]
+    if problems := [text for part in parts for text in type_problems(type(part), vars(part))]:
+        return problems  # the comparisons below need numbers
     rollout, loss, train = options.rollout, options.loss, options.train
     rules = [
         (rollout.num_generations >= 2, f"num_generations {rollout.num_generations}: a group needs at least 2 rollouts"),
@@ -349,9 +417,4 @@ def loss_problems(config: LossConfig) -> list[str]:
         (not c.component_advantages or c.scale_rewards == "group",
          f"component_advantages does its own scaling: scale_rewards {c.scale_rewards!r} would have no effect"),
     ]  # fmt: skip
-    problems = [message for fine, message in rules if not fine]
-    for item in fields(config):
-        value, choices = getattr(config, item.name), item.metadata.get("choices", ())
-        if choices and value not in choices:
-            problems.append(f"{item.name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
-    return problems
+    return type_problems(LossConfig, vars(config)) or [message for fine, message in rules if not fine]

@@ -12,10 +12,16 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from covo_rl.types import UserError
+
 KINDS = ("rewards", "recipes", "eval_sets", "checkpoints")
 #: `builtin:tiny` names the checkpoint in checkpoints/tiny
 BUILTIN = "builtin:"
 _PACKAGE = Path(__file__).resolve().parent
+
+
+class OutsideFolderError(UserError, ValueError):
+    """A name that leaves the folder of its kind."""
 
 
 def folders(kind: str) -> list[tuple[str, Path]]:
@@ -42,11 +48,13 @@ def find(kind: str, name: str) -> Path:
     """The file or folder `name` of a kind, for example find("recipes", "grpo_mmau.py").
 
     Raises:
-        ValueError: `name` leaves the folder of its kind.
+        OutsideFolderError: `name` leaves the folder of its kind.
         FileNotFoundError: it is nowhere; the message says where it was looked for and what exists.
     """
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"{kind}: {name!r} must be a name inside the {kind} folder; give a path to use another place")
+        raise OutsideFolderError(
+            f"{kind}: {name!r} must be a name inside the {kind} folder; give a path to use another place"
+        )
     searched = [folder for _, folder in folders(kind)]
     for folder in searched:
         if (folder / name).exists():

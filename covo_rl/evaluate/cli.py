@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +24,7 @@ from covo_rl.evaluate.runner import Request, answer_rows, open_folder, run_predi
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle, load_set
 from covo_rl.records.folder import package_versions
 from covo_rl.train.shutdown import exit_after
+from covo_rl.types import user_errors
 
 app = typer.Typer(
     add_completion=False, invoke_without_command=True, no_args_is_help=True, rich_markup_mode=None,
@@ -39,7 +37,7 @@ PACKAGES = ("covo-rl", "torch", "transformers", "peft", "numpy", "soxr")
 def evaluate_command(context: typer.Context, **options: Any) -> None:
     """Score a model, or replies from a file, by the official rule and strictly."""
     if context.invoked_subcommand is None:
-        with _reporting():
+        with user_errors("covo-rl eval"):
             _evaluate(Request(**options))
 
 
@@ -56,21 +54,11 @@ def compare_command(
     output: Annotated[Path | None, typer.Option(help="also write the comparison as JSON")] = None,
 ) -> None:
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
-    with _reporting():
+    with user_errors("covo-rl eval compare"):
         result = compare_runs(a, b)
         typer.echo(comparison_markdown(result))
         if output is not None:
             write_json(output, result)
-
-
-@contextmanager
-def _reporting() -> Iterator[None]:
-    """Wrong inputs end with exit code 2 and the list of problems, without a traceback."""
-    try:
-        yield
-    except EvalInputError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(2)
 
 
 def _evaluate(request: Request) -> None:
@@ -84,10 +72,16 @@ def _evaluate(request: Request) -> None:
     assert request.set_ is not None and request.output is not None
     eval_set = load_set(request.set_)
     style = eval_set.style(request.prompt)
-    inputs = read_inputs(
-        eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit,
-        allow_outside=request.allow_outside_audio,
-    )  # fmt: skip
+    problems = request.model_problems()
+    try:
+        inputs = read_inputs(
+            eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit,
+            allow_outside=request.allow_outside_audio,
+        )  # fmt: skip
+    except EvalInputError as error:
+        raise EvalInputError([*error.problems, *problems]) from error
+    if problems:
+        raise EvalInputError(problems)
     if request.model is None:
         settings = {**inputs.meta, "set": eval_set.name, "packages": package_versions(PACKAGES[:1])}
         open_folder(request.output, {"predictions": True, "set": eval_set.name}, overwrite=request.overwrite)
@@ -100,11 +94,14 @@ def _evaluate(request: Request) -> None:
 
 
 def _model_settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
+    from covo_rl.policy.saved_adapter import read_adapter
     from covo_rl.resolve import resolve_model
 
     assert request.model is not None
+    notes = read_adapter(request.adapter, model=request.model).notes if request.adapter else ()
     return {
         **inputs.meta,
+        **({"adapter_notes": notes} if notes else {}),
         "model": request.model,
         "model_sha256": _weights_sha256(resolve_model(request.model)),
         "adapter": request.adapter,

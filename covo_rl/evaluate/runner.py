@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_g
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.records.console import ProgressDisplay, percent
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Example
+from covo_rl.types import Example, UserError
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
@@ -108,17 +109,35 @@ class Request:
                 problems.append(f"--rewards: {error}")
         return problems
 
+    def model_problems(self) -> list[str]:
+        """What is wrong with model, adapter and device, as far as it can be known without loading them."""
+        if self.model is None:
+            return []
+        from covo_rl.models import model_config
+        from covo_rl.policy.saved_adapter import read_adapter
+        from covo_rl.resolve import resolve_model
+        from covo_rl.train.launch import device_of
+
+        checks = [("--model", lambda: model_config(resolve_model(str(self.model))))]
+        checks += [("--adapter", partial(read_adapter, self.adapter))] if self.adapter else []
+        checks += [("--device", partial(device_of, self.device))] if self.device else []
+        problems = []
+        for option, check in checks:
+            try:
+                check()
+            except (UserError, OSError) as error:
+                problems.append(f"{option}: {error}")
+        return problems
+
 
 def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyAnswerer:
     """Load a checkpoint folder, hub name or `builtin:tiny`, with a PEFT adapter on it if given, ready to answer."""
-    import torch
-    from accelerate import PartialState
-
     from covo_rl.audio import ClipStore
     from covo_rl.models import load_family
     from covo_rl.policy import Policy
     from covo_rl.policy.trainable import make_trainable
     from covo_rl.resolve import resolve_model
+    from covo_rl.train.launch import device_of
 
     assert request.model is not None
     prompts = request.prompt_config()
@@ -131,9 +150,13 @@ def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyA
     )
     peft_model: Any = None
     if request.adapter:
-        peft_model = make_trainable(family, AdapterConfig(lora=True, adapter=request.adapter)).peft_model
+        modes = make_trainable(family, AdapterConfig(lora=True, adapter=request.adapter))
+        peft_model = modes.peft_model
+        if Ranks.current().main:
+            for note in modes.notes:
+                typer.echo(f"note: {note}", err=True)
     backbone: Any = family.model
-    backbone.to(torch.device(request.device) if request.device else PartialState().device)
+    backbone.to(device_of(request.device))
     backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept
     clips = ClipStore()
     policy = Policy(family, peft_model=peft_model, clips=clips)
@@ -188,7 +211,8 @@ def answer_rows(
     try:
         answerer = load_answerer(request, style)
     except (OSError, ValueError) as error:
-        raise EvalInputError([f"--model {request.model}, --adapter {request.adapter}: {error}"]) from error
+        adapter = f", --adapter {request.adapter}" if request.adapter else ""
+        raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error
     longest: float | None = getattr(answerer, "max_clip_seconds", None)
     lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from covo_rl.export import ExportError
+from covo_rl.types import user_errors
 
 
 def export_command(
@@ -29,7 +29,7 @@ def export_command(
     from covo_rl.export.adapter import hub_name, open_policy
     from covo_rl.export.exporting import export_policy
 
-    try:
+    with user_errors("covo-rl export", code=1):
         opened = open_policy(source, base_model=base_model)
         for kind, folder in folders.items():
             result = export_policy(
@@ -43,9 +43,6 @@ def export_command(
                 f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
                 f"  update kept            {result.update_kept:.3f}"
             )
-    except (ExportError, FileNotFoundError, ValueError) as error:
-        typer.echo(f"covo-rl export: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def serve_check_command(
@@ -60,16 +57,13 @@ def serve_check_command(
     """Does the export take effect where it is served? Without --url: in a fresh transformers process."""
     from covo_rl.export.serve_check import check_endpoint, check_local
 
-    try:
+    with user_errors("covo-rl serve-check", code=1):
         if url is None:
             report = check_local(export)
         elif model and base:
             report = check_endpoint(url, model=model, base=base, api_key=api_key, timeout=timeout)
         else:
             raise typer.BadParameter("--url needs --model and --base, the two names that the endpoint serves")
-    except ExportError as error:
-        typer.echo(f"covo-rl serve-check: {error}", err=True)
-        raise typer.Exit(1) from error
     text = json.dumps(report, indent=2)
     typer.echo(text)
     if output is not None:

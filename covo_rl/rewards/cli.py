@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -28,21 +27,12 @@ from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
 from covo_rl.rewards.rules.answers import find_gold, interpret
 from covo_rl.rewards.scoring import components, score
+from covo_rl.types import user_errors
 
 DEFAULT = RewardConfig().rewards
 BATCH = 2048  # rows scored at once by `score`
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 console = Console(highlight=False, markup=False)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Errors of the input are printed and leave with exit code 2."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        typer.echo(f"covo-rl rewards: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command("list")
@@ -62,7 +52,7 @@ def list_rewards() -> None:
 
 
 @app.command("try")
-@_explained()
+@user_errors("covo-rl rewards try")
 def try_rewards(
     names: list[str] = typer.Argument(None, help="rewards; default: all four"),
     completion: str = typer.Option(..., help="the completion, or - to read it from standard input"),
@@ -78,9 +68,9 @@ def try_rewards(
         try:
             columns = json.loads(row.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{row}: {error}") from error
+            raise specs.RewardError(f"{row}: {error}") from error
         if not isinstance(columns, dict):
-            raise ValueError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
+            raise specs.RewardError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
     example = example_from_row(columns)
     groups = [group_from_completions(example, [text], stop_reason)]
     table = score(groups, RewardConfig(judge=judge), rewards=names or DEFAULT)
@@ -105,7 +95,7 @@ def _shown(value: float) -> str:
 
 
 @app.command("check")
-@_explained()
+@user_errors("covo-rl rewards check")
 def check_rewards(
     names: list[str] = typer.Argument(..., help="rewards to check"),
     rows: Path | None = typer.Option(None, help="JSONL of your own rows: their gold answers must score 1"),
@@ -131,7 +121,7 @@ def check_rewards(
 
 
 @app.command("score")
-@_explained()
+@user_errors("covo-rl rewards score")
 def score_rewards(
     rewards: str = typer.Option(DEFAULT, help="components: name,name or name=weight,name=weight"),
     input: Path = typer.Option(..., help="JSONL with completion, question, choices, answer, and what else is wanted"),
@@ -155,7 +145,7 @@ def score_rewards(
             groups = []
             for i, row in enumerate(batch, written):
                 if not isinstance(row.get("completion"), str):
-                    raise ValueError(f"{input} row {i + 1}: needs a text `completion`; it has {', '.join(row)}")
+                    raise specs.RewardError(f"{input} row {i + 1}: needs a text `completion`; it has {', '.join(row)}")
                 completion, stop_reason = [row["completion"]], row.get("stop_reason", "stop")
                 groups.append(group_from_completions(example_from_row(row, i), completion, stop_reason))
             table = score(groups, config)
@@ -169,7 +159,8 @@ def score_rewards(
             reasons = [why for why in table.missing.values() if why.startswith("failed")]
             failed += len(reasons)
             if failed > reward_failure_limit * written * len(table.names):
-                raise ValueError(f"{failed} of {written * len(table.names)} scores failed; the first: {reasons[0]}")
+                count = written * len(table.names)
+                raise specs.RewardError(f"{failed} of {count} scores failed; the first: {reasons[0]}")
 
     write_atomically(output, write)
     for name, values in columns.items():
@@ -182,5 +173,5 @@ def score_rewards(
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, row, problem in json_lines(path):
         if row is None:
-            raise ValueError(f"{path} line {number}: {problem}")
+            raise specs.RewardError(f"{path} line {number}: {problem}")
         yield row

@@ -242,13 +242,9 @@ def doctor(
     device: Annotated[str, typer.Option(help="whose speed is measured: auto, cpu, cuda")] = "auto",
 ) -> None:
     """Estimate memory and time of a configuration."""
-    from covo_rl.config import ConfigError, parse_options
+    from covo_rl.config import parse_options
 
-    try:
-        options = parse_options(["--config", str(config)])
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from error
+    options = parse_options(["--config", str(config)])
     options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
     if completion is not None:
         options.rollout.max_completion_length = completion

@@ -38,6 +38,7 @@ from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.run import doctor, questions
+from covo_rl.run.checks import check_before_loading
 from covo_rl.run.page import curves
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import CheckpointError
@@ -46,11 +47,12 @@ from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
+from covo_rl.types import UserError
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
     ConfigError, DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
-    ExportError, EngineError, TrainingStopped, OSError,
+    ExportError, EngineError, TrainingStopped, UserError, OSError,
 )  # fmt: skip
 
 
@@ -61,9 +63,12 @@ class Session:
         self.options = options
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        check_before_loading(options)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         with self.accelerator.main_process_first():  # the first process renders the built-in set
             self.rows = questions.read_questions(options)
+        if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
+            raise ConfigError([str(finding) for finding in findings])
         model = options.model
         self.family = load_family(
             resolve_model(model.model),
@@ -75,6 +80,9 @@ class Session:
         self.clips = ClipStore()
         self._check_data()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
+        if self.trainable.replaced and options.loss.beta:
+            raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {self.trainable.replaced[0]} of the base, so "
+                               "no reference is left without it: set beta 0, or merge the adapter first"])  # fmt: skip
         self.family.model.to(self.accelerator.device)
         self.policy = Policy(
             self.family,
@@ -122,8 +130,6 @@ class Session:
         self.run.write_json("environment.json", record)
         tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
         self._print(*tables, *self.trainable.notes)
-        if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.examples[:8])):
-            raise ConfigError([str(finding) for finding in findings])
         self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
 
