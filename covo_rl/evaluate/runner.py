@@ -126,7 +126,7 @@ class Request:
             try:
                 check()
             except (UserError, OSError) as error:
-                problems.append(f"{option}: {error}")
+                problems += [f"{option}: {text}" for text in getattr(error, "problems", [error])]
         return problems
 
 

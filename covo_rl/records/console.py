@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+#: columns from which a bar fits beside the figures of a step
+WIDE = 140
 #: Seconds between two plain lines of work that has no steps.
 LINE_SECONDS = 10.0
 
@@ -59,13 +61,16 @@ class ProgressDisplay:
     ) -> None:
         self.screen = Console(stderr=True, highlight=False) if stderr else console
         self.title, self.total, self.active, self.steps = title, total, active, steps
+        wide = self.screen.width >= WIDE
+        fixed, cut = Column(no_wrap=True), Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.bar = Progress(
-            TextColumn(title),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn(title, table_column=Column(no_wrap=True, max_width=24)),
+            *([BarColumn(bar_width=24)] if wide else []),
+            MofNCompleteColumn(table_column=fixed),
+            TextColumn("{task.fields[text]}", table_column=cut),  # on a narrow screen this is cut, not the count
+            *([TimeElapsedColumn()] if wide else []),
+            TimeRemainingColumn(table_column=fixed, compact=not wide),
+            expand=True,
             console=self.screen,
             disable=not (active and self.screen.is_terminal),
         )
