@@ -325,6 +325,34 @@ def _yaml_problems(path: str) -> list[str]:
     ]
 
 
+def flag_value(words: Sequence[str], name: str) -> str | None:
+    """The last value of `--name value` or `--name=value` among the words of a command line; None without one."""
+    value = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, rest = word.partition("=")
+        if flag == f"--{name}":
+            value = rest if equals else following
+    return value
+
+
+def prompt_wording(path: Path) -> dict[str, str | None]:
+    """What a prompt.yaml says, option by option.
+
+    Raises:
+        ConfigError: it is no mapping of prompt options.
+    """
+    import yaml
+
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    names = [item.name for item in fields(PromptConfig)]
+    if not isinstance(content, dict):
+        raise ConfigError([f"{path}: expected a mapping of {', '.join(names)}, found {type(content).__name__}"])
+    problems = [f"unknown option {name!r}; there are {', '.join(names)}" for name in content if name not in names]
+    if problems := problems + type_problems(PromptConfig, content):
+        raise ConfigError([f"{path}: {text}" for text in problems])
+    return content
+
+
 def parse_options(args: Sequence[str] | None = None) -> Options:
     """Read flags and `--config FILE` with TRL's parser; flags win over YAML, YAML over defaults.
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
+from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig, prompt_wording
 from covo_rl.data.files import plain, write_json
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs, count_rows
@@ -72,13 +72,11 @@ class Request:
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
         flags win."""
-        import yaml
-
         from covo_rl.resolve import resolve_model
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
-        config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path else PromptConfig()
+        config = PromptConfig(**prompt_wording(path)) if path else PromptConfig()  # type: ignore[arg-type]  # checked
         flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
         return replace(config, **{name: value for name, value in flags.items() if value is not None})
 

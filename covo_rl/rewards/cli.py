@@ -30,6 +30,10 @@ from covo_rl.rewards.scoring import components, score
 from covo_rl.types import user_errors
 
 DEFAULT = RewardConfig().rewards
+OLD_RECORD = (
+    "a run's rollout without the choices and facts that its rewards saw (written by an older covo_rl), so that its "
+    "scores would differ from the run's. Add the columns of the data, by id"
+)
 BATCH = 2048  # rows scored at once by `score`
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 console = Console(highlight=False, markup=False)
@@ -125,34 +129,40 @@ def check_rewards(
 def score_rewards(
     rewards: str = typer.Option(DEFAULT, help="components: name,name or name=weight,name=weight"),
     input: Path = typer.Option(..., help="JSONL with completion, question, choices, answer, and what else is wanted"),
-    output: Path = typer.Option(..., help="JSONL with `rewards` and `reward_total` added"),
+    output: Path = typer.Option(
+        ..., help="JSONL with `rewards` and `reward_total` added; where a row has them, `rescored_rewards` and so on"
+    ),
     reward_gate: str = typer.Option("none", help="none, accuracy or format"),
     reward_timeout: float = typer.Option(60.0, help="seconds per component and batch of rows"),
     reward_failure_limit: float = typer.Option(0.2, help="share of failed scores above which it stops"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
 ) -> None:
-    """Score rollouts offline; rows keep their order and their columns."""
+    """Score rollouts offline, a run's too; rows keep their order and their columns, its own scores among them."""
     config = RewardConfig(rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge)
     components(rewards)  # complains before anything is read
     columns: dict[str, list[float]] = {}
     rows = _rows(input)
-    written = 0
+    written = again = other = 0
 
     def write(file: IO[str]) -> None:
-        nonlocal written
+        nonlocal written, again, other
         failed = 0
         while batch := list(islice(rows, BATCH)):
             groups = []
             for i, row in enumerate(batch, written):
                 if not isinstance(row.get("completion"), str):
                     raise specs.RewardError(f"{input} row {i + 1}: needs a text `completion`; it has {', '.join(row)}")
+                if "advantage" in row and "choices" not in row:
+                    raise specs.RewardError(f"{input} row {i + 1}: {OLD_RECORD}")
                 completion, stop_reason = [row["completion"]], row.get("stop_reason", "stop")
                 groups.append(group_from_completions(example_from_row(row, i), completion, stop_reason))
             table = score(groups, config)
             for row, scores, total in zip(batch, table.rewards_PGR[:, 0], table.rewards_PG[:, 0], strict=True):
                 by_name = {name: round(float(v), 12) for name, v in zip(table.names, scores, strict=True)}
-                scored = {**row, "rewards": plain(by_name), "reward_total": plain(round(float(total), 12))}
+                scored = _with_scores(row, by_name, round(float(total), 12))
                 file.write(json.dumps(scored, ensure_ascii=False) + "\n")
+                again += "rescored_rewards" in scored
+                other += _differ(row.get("rewards"), by_name)
             for name, values in zip(table.names, table.rewards_PGR[:, 0].T, strict=True):
                 columns.setdefault(name, []).extend(values.tolist())
             written += len(batch)
@@ -167,7 +177,23 @@ def score_rewards(
         graded = [value for value in values if not math.isnan(value)]
         mean = f"{sum(graded) / len(graded):.4f}" if graded else "-"
         typer.echo(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
+    if again:
+        typer.echo(f"{again} rows had scores, which are kept; {other} of them differ from the new rescored_rewards")
     typer.echo(f"{written} rows -> {output}")
+
+
+def _with_scores(row: dict[str, Any], rewards: dict[str, float], total: float) -> dict[str, Any]:
+    """The row with its scores; those that it has already are kept under their names."""
+    prefix = "rescored_" if {"rewards", "reward_total"} & row.keys() else ""
+    return {**row, f"{prefix}rewards": plain(rewards), f"{prefix}reward_total": plain(total)}
+
+
+def _differ(before: Any, now: dict[str, float]) -> bool:
+    """Whether a component that both hold has another score."""
+    if not isinstance(before, dict):
+        return False
+    pairs = [(math.nan if before[name] is None else before[name], now[name]) for name in now if name in before]
+    return any(math.isnan(a) != math.isnan(b) or abs(a - b) > 1e-6 for a, b in pairs)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
