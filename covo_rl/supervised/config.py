@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from covo_rl.config import ConfigError, PromptConfig
+from covo_rl.config import ConfigError, PromptConfig, type_problems
 
+HELD_OUT = 0.05
 PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
 
 
@@ -47,7 +49,9 @@ class ColdStartConfig:
     """`rows` questions are rendered from `synth_seed` where `data` is not given.
 
     With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
-    from there with the same rows and seeds.
+    from there with the same rows and seeds. `held_out` is the share of `data` (default 0.05), by clip, that no stage
+    sees and that the end is measured on; of the built-in set nothing is held out unless asked for. `dry_run` checks
+    rows, teachers and model, and trains nothing.
     """
 
     output: str = "runs/cold_start"
@@ -60,11 +64,17 @@ class ColdStartConfig:
     audio_dir: str | None = None
     completion_column: str = "completion"
     rows: int = 0
+    held_out: float | None = None
     synth_seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
     save_stages: bool = False
     start_stage: int = 0
+    dry_run: bool = False
     stages: list[Stage] = field(default_factory=lambda: [Stage(teacher="column")])
+
+    @property
+    def held_out_share(self) -> float:
+        return (HELD_OUT if self.data is not None else 0.0) if self.held_out is None else self.held_out
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> ColdStartConfig:
@@ -88,7 +98,9 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     prompt = _options(PromptConfig, content.pop("prompt", {}), "prompt", problems)
     config = _options(ColdStartConfig, content, "cold start", problems)
     config.prompt = prompt
-    if stages is not None:
+    if stages is not None and not isinstance(stages, list):
+        problems.append(f"stages: expected a list of stages, found {type(stages).__name__}")
+    elif stages is not None:
         config.stages = [_options(Stage, stage, f"stages[{i}]", problems) for i, stage in enumerate(stages)]
     if problems := problems + _problems(config):
         raise ConfigError(problems)
@@ -104,7 +116,15 @@ def _options(kind: type, values: Any, where: str, problems: list[str]) -> Any:
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
         problems.append(f"{where}: unknown option {name!r}; {hint}")
-    return kind(**{name: value for name, value in values.items() if name in names})
+    known = {name: value for name, value in values.items() if name in names}
+    wrong = {name: text for name, value in known.items() for text in type_problems(kind, {name: value}, text=True)}
+    problems += [f"{where}: {text}" for text in wrong.values()]
+    made = kind(**{name: value for name, value in known.items() if name not in wrong})
+    for item in fields(kind):  # YAML reads 1e-3 as text
+        if item.type in ("float", "float | None") and isinstance(value := getattr(made, item.name), str):
+            with suppress(ValueError):
+                setattr(made, item.name, float(value))
+    return made
 
 
 def _problems(config: ColdStartConfig) -> list[str]:
@@ -116,6 +136,7 @@ def _problems(config: ColdStartConfig) -> list[str]:
         (not start or config.model is not None, "start_stage needs model, the folder of the stage before it"),
         (start or (config.model is None) != (config.tiny is None),
          "give either model (a path to start from) or tiny (sizes of a new small model)"),
+        (0 <= config.held_out_share < 1, f"held_out {config.held_out}: must be in [0, 1)"),
         (config.data is not None or config.rows >= 1,
          "give data (a file of rows) or rows (how many built-in questions to render)"),
     ]  # fmt: skip
@@ -130,6 +151,9 @@ def _problems(config: ColdStartConfig) -> list[str]:
             *((part in PARTS, f"train_parts {part!r}; there are {', '.join(PARTS)}") for part in stage.train_parts),
             (stage.batch_size >= 1 and stage.learning_rate > 0,
              "batch_size must be at least 1 and learning_rate above 0"),
+            (stage.first_row >= 0 and (stage.rows is None or stage.rows >= 1),
+             f"first_row {stage.first_row}, rows {stage.rows}: must not be negative, and rows at least 1"),
+            (stage.epochs > 0 and (stage.steps is None or stage.steps >= 1), "epochs and steps must be above 0"),
         ]  # fmt: skip
         rules += [(fine, f"stages[{i}]: {message}") for fine, message in own]
     return [message for fine, message in rules if not fine]
