@@ -23,6 +23,16 @@ from covo_rl.types import user_errors
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run all stages; returns the checkpoint folder."""
+    overrides = vars(parser().parse_args(arguments))
+    with user_errors("sft_cot", code=1):
+        config = load_config(overrides.pop("config"), overrides)
+        from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
+
+        return run_stages(config)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command; all others are in the YAML."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
     for name in ("model", "data", "audio-dir", "completion-column", "output"):
@@ -32,12 +42,7 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--held-out", type=float, help="share of the data that no stage sees (default 0.05)")
     parser.add_argument("--save-stages", action="store_true", default=None)
     parser.add_argument("--dry-run", action="store_true", default=None, help="check everything, train nothing")
-    overrides = vars(parser.parse_args(arguments))
-    with user_errors("sft_cot", code=1):
-        config = load_config(overrides.pop("config"), overrides)
-        from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
-
-        return run_stages(config)
+    return parser
 
 
 if __name__ == "__main__":
