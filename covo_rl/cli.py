@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from covo_rl.train.shutdown import exit_after
+from covo_rl.types import user_errors
 
 #: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -72,4 +73,5 @@ def main(words: list[str] | None = None) -> None:
         app = typer.Typer(add_completion=False)
         app.command()(command)
         command = app
-    command(args=words[1:], prog_name=f"covo-rl {words[0]}")
+    with user_errors(f"covo-rl {words[0]}"):
+        command(args=words[1:], prog_name=f"covo-rl {words[0]}")

@@ -328,7 +328,7 @@ def _yaml_problems(path: str) -> list[str]:
 def flag_value(words: Sequence[str], name: str) -> str | None:
     """The last value of `--name value` or `--name=value` among the words of a command line; None without one."""
     value = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         flag, equals, rest = word.partition("=")
         if flag == f"--{name}":
             value = rest if equals else following

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -175,3 +176,21 @@ def test_numbers_as_yaml_writes_them_are_read(tmp_path):
     """finding 42: `learning_rate: 1e-3` is text to YAML."""
     (tmp_path / "c.yaml").write_text("rows: 5\ntiny: {}\nstages: [{learning_rate: 1e-3, kind: sft}]\n")
     assert load_config(tmp_path / "c.yaml").stages[0].learning_rate == 0.001
+
+
+def test_the_example_of_the_documentation_runs(mine, capsys, monkeypatch):
+    """finding 42: `teacher: evidence` with own rows was documented nowhere."""
+    page = (ROOT / "docs" / "supervised.md").read_text(encoding="utf-8")
+    row = json.loads(re.search(r"<!-- own-rows -->\n```json\n(.*?)```", page, re.DOTALL)[1])
+    config = yaml.safe_load(re.search(r"<!-- own-config -->\n```yaml\n(.*?)```", page, re.DOTALL)[1])
+    assert [stage.get("teacher") for stage in config["stages"]] == [None, "evidence", "column"]
+    clips = [f"{i}.wav" for i in range(8)]
+    rows = [{**row, "id": f"bell-{i}", "audio": clip} for i, clip in enumerate(clips)]
+    (mine / "rows.json").write_text(json.dumps(rows))
+    stages = [{**stage, "steps": 1, "batch_size": 4, "warmup_steps": 0} for stage in config["stages"]]
+    small = {"tiny": {**SMALL, **{k: v for k, v in config["tiny"].items() if k == "initializer_range"}}}
+    (mine / "d.yaml").write_text(yaml.safe_dump({**config, **small, "stages": stages, "audio_dir": str(mine)}))
+    monkeypatch.chdir(mine)
+    recipe("--config", "d.yaml")
+    assert "held out: 1 rows" in capsys.readouterr().out
+    assert (mine / config["output"] / "prompt.yaml").is_file()

@@ -142,6 +142,8 @@ def _read_predictions(path: str | Path, keys: Sequence[str]) -> dict[str, list[s
         EvalInputError: unreadable file, rows without id, no reply key anywhere, duplicate ids; all at once, rows named.
     """
     rows, problems = read_json_rows(path), []
+    if not rows:
+        problems.append(f"{path}: no predictions in it")
     if nameless := [str(n) for n, row in enumerate(rows, 1) if not isinstance(row, dict) or "id" not in row]:
         problems.append(f"{path}: no id in {count_rows(nameless)} (counted from 1)")
     rows = [row for row in rows if isinstance(row, dict) and "id" in row]
@@ -176,7 +178,7 @@ def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, a
     names = {noun: list(dict.fromkeys((eval_set.fields.get(noun, usual[0]), *usual))) for noun, usual in USUAL.items()}
     outcomes = [_read_row(row, number, names) for number, row in enumerate(read_json_rows(path), start=1)]
     if problems := [problem for problem in outcomes if isinstance(problem, str)]:
-        raise EvalInputError(problems[:50])
+        raise EvalInputError([f"{path}: {problem}" for problem in problems[:50]])
     examples = [example for example in outcomes if isinstance(example, Example)]
     if hear and not eval_set.own:
         sounds = [example.clips for example in _load(path, folder, allow_outside=allow_outside, strict=False)]

@@ -49,7 +49,7 @@ class Request:
     greedy: Annotated[bool, typer.Option("--greedy/--sample", help="most likely token, or sampled")] = True
     num_generations: Annotated[int, typer.Option(min=1, help="replies per row with --sample")] = 1
     temperature: Annotated[float, typer.Option(min=1e-6, help="with --sample")] = 1.0
-    top_p: Annotated[float, typer.Option(help="nucleus with --sample; 1 is off")] = 1.0
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="nucleus with --sample; 1 is off")] = 1.0
     max_completion_length: Annotated[int, typer.Option(min=1, help="limit in tokens")] = 1024
     batch_size: Annotated[int, typer.Option(min=1, help="rows decoded at once")] = 32
     seed: Annotated[int, typer.Option(help="of sampling")] = 0

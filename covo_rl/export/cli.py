@@ -27,9 +27,12 @@ def export_command(
     if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
     from covo_rl.export.adapter import hub_name, open_policy
-    from covo_rl.export.exporting import export_policy
+    from covo_rl.export.exporting import check_target, export_policy, torch_dtype
 
     with user_errors("covo-rl export", code=1):
+        torch_dtype(dtype)
+        for folder in folders.values():
+            check_target(folder, replace)
         opened = open_policy(source, base_model=base_model)
         for kind, folder in folders.items():
             result = export_policy(

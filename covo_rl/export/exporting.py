@@ -147,6 +147,12 @@ def export_run_adapter(
     return target
 
 
+def check_target(folder: Path, replace: bool) -> None:
+    """Raises ExportError where `folder` exists and is not to be replaced."""
+    if folder.exists() and not replace:
+        raise ExportError(f"{folder} exists: give another folder, or --replace it")
+
+
 @contextmanager
 def staging(folder: Path, replace: bool) -> Iterator[Path]:
     """A hidden folder beside `folder` that takes its name when the block ends well, and vanishes when it does not.
@@ -154,8 +160,7 @@ def staging(folder: Path, replace: bool) -> Iterator[Path]:
     Raises:
         ExportError: `folder` exists and is not to be replaced.
     """
-    if folder.exists() and not replace:
-        raise ExportError(f"{folder} exists: give another folder, or --replace it")
+    check_target(folder, replace)
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
