@@ -310,8 +310,12 @@ def test_the_doctor_asks_no_hub(name, monkeypatch):
 
     from covo_rl.run.doctor import plan_options
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
-    monkeypatch.setattr(huggingface_hub, "HfApi", None)
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", asked)
+    monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", asked)
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", asked)
     made = plan_options(parse_options(["--config", str(CONFIGS / name)]))
     assert 15 * 2**30 < made.memory["weights"] < 17 * 2**30  # 8.4 B parameters of two bytes
 
