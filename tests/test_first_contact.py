@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import runpy
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -289,6 +290,42 @@ def test_a_model_that_only_the_hub_has(monkeypatch, no_model):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="the hub is switched off"):
         model_config("someone/NoSuchModel")
+
+
+def cut(name):
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
+    )
+
+
+DAMAGE = {
+    "weights": (cut("model.safetensors"), "does not load (SafetensorError"),
+    "weights that are a pointer": (lambda f: (f / "model.safetensors").write_text("version https://"), "does not load"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "tokenizer": (cut("tokenizer.json"), "does not load (JSONDecodeError"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "does not load (ValueError"),
+    "config": (cut("config.json"), "config.json is not JSON"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json is a list"),
+    "an impossible size": (
+        lambda f: (f / "config.json").write_text('{"model_type": "covo_audio", "adapter_downsample": 3}'),
+        "adapter_downsample=3 is not a power of two",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_folder_is_one_message(name, tmp_path):
+    """finding 40: half a download, for example."""
+    from covo_rl.models import load_family
+    from covo_rl.types import UserError
+
+    folder = shutil.copytree(ROOT / "checkpoints" / "tiny", tmp_path / "model")
+    break_it, message = DAMAGE[name]
+    break_it(folder)
+    with pytest.raises((UserError, OSError)) as error:
+        load_family(str(folder))
+    assert message in str(error.value) and str(folder) in str(error.value)
+    assert str(error.value).count("\n") == 0
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "mps", "gpu"])

@@ -98,7 +98,7 @@ def _model_settings(request: Request, inputs: Inputs, style: PromptStyle | None)
     from covo_rl.resolve import resolve_model
 
     assert request.model is not None
-    notes = read_adapter(request.adapter, model=request.model).notes if request.adapter else ()
+    notes = read_adapter(request.adapter, model=resolve_model(request.model)).notes if request.adapter else ()
     return {
         **inputs.meta,
         **({"adapter_notes": notes} if notes else {}),

@@ -7,6 +7,7 @@ subclass of `AudioFamily` and one line in `FAMILIES`.
 from __future__ import annotations
 
 import difflib
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,20 @@ def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
     """Load model and processor from a local folder or hub name, by the `model_type` of its `config.json`.
 
     `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
-    Raises ModelError for a model type without a family, OSError where there is no checkpoint.
+    Raises ModelError for a model type without a family or damaged files, OSError where there is no checkpoint.
     """
-    return family_class(model_config(path).get("model_type", "")).load(path, dtype=dtype, **options)
+    from safetensors import SafetensorError
+
+    family = family_class(model_config(path).get("model_type", ""))
+    try:
+        return family.load(path, dtype=dtype, **options)
+    except (SafetensorError, ValueError, RuntimeError) as error:  # damaged weights or tokenizer, sizes that do not fit
+        if isinstance(error, UserError):
+            raise
+        text = str(error).strip().split("\n", 1)[0]
+        raise ModelError(
+            f"model {path} does not load ({type(error).__name__}: {text}); is every file of it whole?"
+        ) from error
 
 
 def model_config(path: str) -> dict[str, Any]:
@@ -70,6 +82,12 @@ def model_config(path: str) -> dict[str, Any]:
 
 def _check_folder(folder: Path) -> None:
     if (folder / "config.json").is_file():
+        try:
+            content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"model {folder}: config.json is not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ModelError(f"model {folder}: config.json is a {type(content).__name__}, not an object of options")
         return
     if not folder.is_dir():
         raise NotADirectoryError(f"model {folder}: give the folder that holds config.json and the weights, not a file")
