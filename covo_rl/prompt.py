@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from covo_rl.config import PromptConfig
 
 TAGS = ("think", "answer")
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+#: a noncharacter of Unicode: in a rendered prompt it parts what would read as a special token (models/text.py)
+CUT = "\ufdd0"
 _TAG = re.compile(r"<(/?)(think|answer)>")
 _SHAPE = [("", "think"), ("/", "think"), ("", "answer"), ("/", "answer")]
 
@@ -38,7 +41,7 @@ class PromptFamily(Protocol):
 
     def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int: ...
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str: ...
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str: ...  # with CUT in special tokens that are text
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]: ...
 
@@ -219,4 +222,4 @@ def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, confi
             f"row {example.id}: the prompt has {positions} audio positions, its {len(keys)} clips need {sum(slots)}; "
             "does the question or the template hold an audio token of its own?"
         )
-    return Prompt(example, tuple(chat), text, ids, keys, slots)
+    return Prompt(example, tuple(chat), text.replace(CUT, ""), ids, keys, slots)

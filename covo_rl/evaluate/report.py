@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from covo_rl.data.files import write_json
+from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.inputs import Inputs, count_rows, read_json_rows
 from covo_rl.evaluate.records import Record, RecordLog
@@ -57,18 +56,18 @@ def write_report(
     write_json(folder / "report.json", report)
     text = _markdown(report)
     (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
-    typer.echo(text)
+    say(text)
     if eval_set.submission:
         path = folder / "submission.json"
         write_json(path, _submission(by_audio["real"], read_json_rows(inputs.data)))
-        typer.echo(f"to submit: {path}")
+        say(f"to submit: {path}")
     if plots and importlib.util.find_spec("matplotlib") is None:
-        typer.echo("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
+        say("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
     elif plots:
         _draw(report, folder)
-    typer.echo(f"report: {folder / 'report.json'}")
+    say(f"report: {folder / 'report.json'}")
     for warning in settings["problems"]:
-        typer.echo(f"note: {warning}", err=True)
+        say(f"note: {warning}", err=True)
 
 
 def _audio_figures(by_audio: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from covo_rl.config import RewardConfig
 from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
 from covo_rl.rewards.worker import Outcome, run_components
-from covo_rl.types import Group, RewardTable
+from covo_rl.types import Group, RewardTable, visible
 
 logger = logging.getLogger("covo_rl.rewards")
 _reported: set[str] = set()
@@ -101,7 +101,7 @@ def score(
     for whys in failures:  # logged once in its wording; the table holds all of them
         if whys[0] not in _reported:
             _reported.add(whys[0])
-            logger.warning("%s (%d of %d scores)", whys[0], len(whys), len(columns["completions"]))
+            logger.warning("%s (%d of %d scores)", visible(whys[0]), len(whys), len(columns["completions"]))
     if failures and config.reward_failure == "stop":
         raise RewardError(f"{failures[0][0]} (reward_failure is stop)")
     return _table(terms, outcomes, len(groups), config.reward_gate)

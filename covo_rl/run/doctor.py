@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from covo_rl.data.terminal import say
+
 if TYPE_CHECKING:
     from covo_rl.config import Options
 
@@ -247,13 +249,13 @@ def doctor(
     try:
         options = parse_options(["--config", str(config)])
     except ConfigError as error:
-        typer.echo(str(error), err=True)
+        say(str(error), err=True)
         raise typer.Exit(2) from error
     options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
     if completion is not None:
         options.rollout.max_completion_length = completion
     estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
-    typer.echo(render_plan(estimate))
+    say(render_plan(estimate))
 
 
 def render_plan(estimate: Plan) -> str:

@@ -17,6 +17,7 @@ import typer
 import yaml
 
 from covo_rl.data.files import read_json_lines
+from covo_rl.data.terminal import say
 from covo_rl.records.folder import Run
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -86,4 +87,4 @@ def report_command(run: str = typer.Argument(..., help="run folder"), output: st
         raise typer.BadParameter(f"{run} is no run folder: it has no config.yaml")
     path = Path(output) if output else Path(run) / "report.html"
     path.write_text(report_page(run), encoding="utf-8")
-    typer.echo(str(path))
+    say(str(path))

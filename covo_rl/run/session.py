@@ -149,10 +149,10 @@ class Session:
         ]
 
     def _print(self, *lines: Any) -> None:
-        """Plain lines (no markup: they hold names of the user's) and tables, by the main process."""
+        """Lines and tables, by the main process."""
         if self.ranks.main:
             for line in lines:
-                console.console.print(line, markup=False)
+                console.console.print(line)
 
     # -- phases --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from transformers import set_seed
 from covo_rl import models
 from covo_rl.config import ConfigError
 from covo_rl.data.files import write_json
+from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.prompt import messages
 from covo_rl.supervised import rows as stage_rows
@@ -77,7 +78,7 @@ def run_stages(config: ColdStartConfig) -> Path:
 
 def _say(line: str) -> None:
     if process_state().is_main_process:
-        print(line, flush=True)
+        say(line)
 
 
 def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFamily:
