@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 StopReason = Literal["stop", "length"]
+#: the tags of a completion (prompt.py): tokens of their own in some tokenizers
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def visible(text: object, keep: str = "") -> str:

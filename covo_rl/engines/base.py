@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from covo_rl.models.text import special_tokens
-from covo_rl.prompt import TAG_TOKENS
-from covo_rl.types import Group, Prompt
+from covo_rl.types import TAG_TOKENS, Group, Prompt, visible
 
 if TYPE_CHECKING:
     from covo_rl.config import RolloutConfig
@@ -96,7 +95,7 @@ def check_groups(groups: Sequence[Group], pending: Pending, family: AudioFamily,
                           "it was given, or in another order")  # fmt: skip
     vocabulary, ends = family.model.config.get_text_config().vocab_size, set(family.eos_token_ids)
     for group in groups:
-        row = group.prompt.example.id
+        row = visible(group.prompt.example.id)
         if len(group.rollouts) != pending.generations:
             raise EngineError(f"row {row}: {len(group.rollouts)} rollouts, {pending.generations} were asked for")
         for g, rollout in enumerate(group.rollouts):

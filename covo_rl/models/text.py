@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from covo_rl.prompt import CUT, TAG_TOKENS
+from covo_rl.prompt import CUT
+from covo_rl.types import TAG_TOKENS, visible
 
 #: added tokens of this form are control tokens, whether or not the tokenizer calls them special
 _CONTROL = re.compile(r"<\|.+\|>")
@@ -106,5 +107,5 @@ def special_token_notes(texts: Iterable[tuple[str, str]], tokenizer: Any) -> lis
         return []
     more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
     count = f"{len(rows)} row{'s' * (len(rows) != 1)}"
-    which = f"{', '.join(list(rows)[:5])}{more}"
+    which = f"{', '.join(map(visible, list(rows)[:5]))}{more}"
     return [f"note: {count} ({which}) spell special tokens of the model ({', '.join(list(names)[:5])}); they stay text"]

@@ -18,7 +18,8 @@ from covo_rl.config import ConfigError
 from covo_rl.data.files import write_json
 from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
-from covo_rl.prompt import messages
+from covo_rl.models.text import special_token_notes
+from covo_rl.prompt import messages, written_texts
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig
 from covo_rl.supervised.trainer import fine_tune, train_tagging
@@ -56,6 +57,11 @@ def run_stages(config: ColdStartConfig) -> Path:
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
+    targets = [
+        pair for _, _, part, _, texts in plan for pair in zip((e.id for e in examples[part]), texts, strict=False)
+    ]
+    for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
+        _say(note)
     rows = stage_rows.prepare_rows(examples, family, config)
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:

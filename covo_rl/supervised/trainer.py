@@ -27,6 +27,7 @@ from covo_rl.models.text import text_ids
 from covo_rl.supervised.config import Stage
 from covo_rl.supervised.rows import Row
 from covo_rl.train.launch import on_cpus
+from covo_rl.types import visible
 
 IGNORED = -100
 #: options of a stage that TRL has under the same name
@@ -79,7 +80,8 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
     """
     for row in rows:
         if "facts" not in row.example.columns or len(row.clips) != 1:
-            raise ValueError(f"{row.example.id}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
+            name = visible(row.example.id)
+            raise ValueError(f"{name}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
     generator = torch.Generator().manual_seed(seed)
     heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
     prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
