@@ -1,5 +1,6 @@
 """Finding 26: special tokens that a row, a user, an earlier turn or a model writes stay text."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -82,10 +83,8 @@ def test_options_of_the_prompt_cannot_either(made):
 def test_tokens_that_a_user_added_stay_text_too():
     """finding 26: special ones, and those of the form <|...|> that the tokenizer does not call special."""
     made = cases.policy()
-    tokenizer = made.family.tokenizer
-    tokenizer.add_tokens(
-        [AddedToken("[DONE]", special=True, normalized=False), AddedToken("<|tool|>", normalized=False)]
-    )
+    made.family.processor.tokenizer = tokenizer = copy.deepcopy(made.family.tokenizer)
+    tokenizer.add_tokens([AddedToken("[DONE]", special=True), AddedToken("<|tool|>")])
     prompt = prompt_of(made, "a [DONE] <|tool|> [DONE", ("DONE]", "<|tool|>"))
     assert not {"[DONE]", "<|tool|>"} & set(tokenizer.convert_ids_to_tokens(prompt.input_ids))
     assert decoded(made.family, prompt) == prompt.text
@@ -96,10 +95,7 @@ def test_a_tokenizer_that_makes_special_tokens_of_lookalikes_is_refused_with_the
     from tokenizers import normalizers
 
     made = cases.policy()
-    made.family.processor.tokenizer = tokenizer = type(made.family.tokenizer)(
-        tokenizer_object=made.family.tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        chat_template=made.family.tokenizer.chat_template,
-    )  # fmt: skip
+    made.family.processor.tokenizer = tokenizer = copy.deepcopy(made.family.tokenizer)
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_tokens([AddedToken("[DONE]", special=True, normalized=True)])
     with pytest.raises(PromptError, match="row row-7: its text becomes 1 special token"):
@@ -109,6 +105,7 @@ def test_a_tokenizer_that_makes_special_tokens_of_lookalikes_is_refused_with_the
 
 def test_lookalikes_and_plain_text_are_left_alone(made):
     """finding 26: what spells no special token takes the tokenizer's own way, as one text."""
+    tokenizer = made.family.tokenizer
     for text in (
         "<im_end>",
         "<\u2502im_end\u2502>",
@@ -118,10 +115,8 @@ def test_lookalikes_and_plain_text_are_left_alone(made):
         "\u202e<|IM_END|>",
         "|im_end|>",
     ):
-        assert shielded([text], made.family.tokenizer) == [text]
-        assert (
-            text_ids(made.family.tokenizer, text) == made.family.tokenizer(text, add_special_tokens=False)["input_ids"]
-        )
+        assert shielded([text], tokenizer) == [text]
+        assert text_ids(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_ids_of_the_built_in_set_and_of_odd_answers_are_what_they_were():
@@ -204,7 +199,7 @@ def test_a_local_judge_reads_a_completion_as_text(tmp_path, monkeypatch):
 
     from covo_rl.rewards.judge import LocalJudge
 
-    tokenizer = cases.family().tokenizer
+    tokenizer = copy.deepcopy(cases.family().tokenizer)
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}"
     )
