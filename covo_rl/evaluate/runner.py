@@ -14,11 +14,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
+from covo_rl.config import (
+    AdapterConfig,
+    ConfigError,
+    PromptConfig,
+    RewardConfig,
+    RolloutConfig,
+    read_values,
+    value_problems,
+)  # fmt: skip
 from covo_rl.data.files import plain, write_json
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
@@ -74,13 +82,20 @@ class Request:
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
         flags win."""
-        import yaml
-
-        from covo_rl.resolve import resolve_model
+        from covo_rl.resolve import read_yaml, resolve_model
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
-        config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path else PromptConfig()
+        config, problems = PromptConfig(), []
+        if path:
+            try:
+                values = read_values(get_type_hints(PromptConfig), read_yaml(path), problems, str(path))
+                config = PromptConfig(**values)
+                problems += [f"{path}: {problem}" for problem in value_problems(config)]
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise EvalInputError(problems)
         flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
         return replace(config, **{name: value for name, value in flags.items() if value is not None})
 
@@ -88,6 +103,12 @@ class Request:
         if self.rewards == "none":
             return None
         return RewardConfig() if self.rewards is None else RewardConfig(rewards=self.rewards)
+
+    def rollout_config(self) -> RolloutConfig:
+        return RolloutConfig(
+            num_generations=self.num_generations, max_completion_length=self.max_completion_length,
+            temperature=self.temperature, top_p=self.top_p,
+        )  # fmt: skip
 
     def problems(self) -> list[str]:
         """Every option that is missing or has no meaning beside another."""
@@ -102,6 +123,7 @@ class Request:
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
         problems = [text for broken, text in rules if broken]
+        problems += value_problems(self.rollout_config())
         if (config := self.reward_config()) is not None:
             from covo_rl import rewards
 
@@ -125,10 +147,7 @@ def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyA
 
     assert request.model is not None
     prompts = request.prompt_config()
-    rollouts = RolloutConfig(
-        num_generations=request.num_generations, max_completion_length=request.max_completion_length,
-        temperature=request.temperature, top_p=request.top_p,
-    )  # fmt: skip
+    rollouts = request.rollout_config()
     family = load_family(
         resolve_model(request.model), dtype=str(request.dtype), trust_remote_code=request.trust_remote_code
     )

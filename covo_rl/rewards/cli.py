@@ -19,7 +19,7 @@ from typing import IO, Any
 import typer
 from rich.table import Table
 
-from covo_rl.config import RewardConfig
+from covo_rl.config import ConfigError, RewardConfig, value_problems
 from covo_rl.data.files import json_lines, plain, write_atomically
 from covo_rl.data.terminal import Terminal, say
 from covo_rl.prompt import parse
@@ -142,7 +142,12 @@ def score_rewards(
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
 ) -> None:
     """Score rollouts offline; rows keep their order and their columns."""
-    config = RewardConfig(rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge)
+    config = RewardConfig(
+        rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge,
+        reward_failure_limit=reward_failure_limit,
+    )  # fmt: skip
+    if problems := value_problems(config):
+        raise ConfigError(problems)
     components(rewards)  # complains before anything is read
     columns: dict[str, list[float]] = {}
     rows = _rows(input)

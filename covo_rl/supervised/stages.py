@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import yaml
 from transformers import set_seed
 
 from covo_rl import models
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, unknown_names
 from covo_rl.data.files import write_json
 from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
@@ -104,6 +105,9 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
         texts += row.choices
         texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
     sizes = dict(config.tiny or {})
+    known = ["vocab_size", *list(inspect.signature(tiny_covo_audio).parameters)[1:]]
+    if problems := unknown_names([name for name in sizes if name not in known], known, "tiny"):
+        raise ConfigError(problems)
     tokenizer = tiny_tokenizer(texts, sizes.pop("vocab_size", 600))
     model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
     family = models.family_class(model.config.model_type)(model, processor)
