@@ -292,7 +292,7 @@ def unknown_names(names: Sequence[Any], known: Sequence[str], where: str) -> lis
     return problems
 
 
-def read_values(
+def typed_values(
     hints: Mapping[str, Any], content: Mapping[Any, Any], problems: list[str], where: str
 ) -> dict[str, Any]:
     """The values of a file, each as its name's type in `hints`; unknown names and other types go to `problems`."""
@@ -356,7 +356,7 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
             raise ConfigError(["--config needs a file"])
         path, words = words[at + 1], words[:at] + words[at + 2 :]
         hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
-        values = read_values({**hints, "env": dict[str, Any]}, read_yaml(path), problems, path)
+        values = typed_values({**hints, "env": dict[str, Any]}, read_yaml(path), problems, path)
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     names = {*option_names(), "help", *(f"no_{name}" for name in option_names())}
     problems += unknown_names([flag for flag in flags if flag not in names], option_names(), "command line")

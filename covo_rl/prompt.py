@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 TAGS = ("think", "answer")
 #: a noncharacter of Unicode: in a rendered prompt it parts what would read as a special token (models/text.py)
 CUT = "\ufdd0"
+#: what chat templates commonly read as their own, where the tokenizer is not known; in two halves
+CONTROL = re.compile(
+    r"(<)([|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?s>|(?:start|end)_of_turn>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
+)
 _TAG = re.compile(r"<(/?)(think|answer)>")
 _SHAPE = [("", "think"), ("/", "think"), ("", "answer"), ("/", "answer")]
 

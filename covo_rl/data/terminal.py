@@ -5,11 +5,9 @@ Strings are text, never markup or emoji codes; what does not print is escaped, a
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -49,10 +47,3 @@ def say(text: object, *, err: bool = False) -> None:
     output = Output("stderr" if err else "stdout")
     output.write(visible(text, LAYOUT) + "\n")
     output.flush()
-
-
-def finite(value: float | None) -> float | None:
-    """For options of a command: NaN and infinities pass every minimum and maximum."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value}: expected a finite number")
-    return value

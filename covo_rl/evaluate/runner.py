@@ -24,7 +24,7 @@ from covo_rl.config import (
     PromptConfig,
     RewardConfig,
     RolloutConfig,
-    read_values,
+    typed_values,
     value_problems,
 )  # fmt: skip
 from covo_rl.data.files import plain, write_json
@@ -89,7 +89,7 @@ class Request:
         config, problems = PromptConfig(), []
         if path:
             try:
-                values = read_values(get_type_hints(PromptConfig), read_yaml(path), problems, str(path))
+                values = typed_values(get_type_hints(PromptConfig), read_yaml(path), problems, str(path))
                 config = PromptConfig(**values)
                 problems += [f"{path}: {problem}" for problem in value_problems(config)]
             except ConfigError as error:

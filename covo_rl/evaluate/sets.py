@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from covo_rl.config import ConfigError, read_values
+from covo_rl.config import ConfigError, typed_values
 from covo_rl.prompt import Parsed
 from covo_rl.resolve import read_yaml
 from covo_rl.types import Example
@@ -221,11 +221,11 @@ def _from_manifest(path: Path) -> EvalSet:
     allowed = ", ".join(MANIFEST_KEYS)
     problems = [f"{path}: unknown key {key!r}; allowed are {allowed}" for key in raw if key not in MANIFEST_KEYS]
     known = {name: value for name, value in raw.items() if name in MANIFEST_KEYS}
-    content: dict[str, Any] = read_values(MANIFEST_KEYS, known, problems, str(path))
+    content: dict[str, Any] = typed_values(MANIFEST_KEYS, known, problems, str(path))
     styles = {}
     for key, style in content.get("prompts", {}).items():
         wording = style if isinstance(style, Mapping) else {"template": style}
-        values = read_values(get_type_hints(PromptStyle), wording, problems, f"{path}: prompts: {key}")
+        values = typed_values(get_type_hints(PromptStyle), wording, problems, f"{path}: prompts: {key}")
         if "template" in values:
             styles[key] = PromptStyle(**values)
         elif "template" not in wording:

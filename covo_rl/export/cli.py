@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from covo_rl.data.terminal import finite, say
+from covo_rl.data.terminal import say
 from covo_rl.export import ExportError
 
 
@@ -18,7 +18,7 @@ def export_command(
     dtype: str = typer.Option("auto", help="precision of what is written: auto, float32, bfloat16, float16"),
     base_model: str | None = typer.Option(None, help="base model, where the run or the adapter records none"),
     max_shard_gb: float | None = typer.Option(
-        None, min=0.001, callback=finite, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
+        None, min=0.001, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
     ),
     allow_noop: bool = typer.Option(False, help="export although the policy equals the base model"),
     replace: bool = typer.Option(False, help="replace an existing export"),
@@ -55,7 +55,7 @@ def serve_check_command(
     model: str | None = typer.Option(None, help="name under which the endpoint serves the export"),
     base: str | None = typer.Option(None, help="name under which it serves the base model"),
     api_key: str | None = typer.Option(None, envvar="OPENAI_API_KEY", help="key of the endpoint"),
-    timeout: float = typer.Option(120.0, min=0.1, callback=finite, help="seconds per request"),
+    timeout: float = typer.Option(120.0, min=0.1, help="seconds per request"),
     output: Path | None = typer.Option(None, help="write the report as JSON here"),
 ) -> None:
     """Does the export take effect where it is served? Without --url: in a fresh transformers process."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -18,12 +20,29 @@ from covo_rl.types import TAG_TOKENS, visible
 _CONTROL = re.compile(r"<\|.+\|>")
 
 
-def special_tokens(tokenizer: Any) -> list[str]:
+@dataclass(frozen=True)
+class _Special:
+    """The special tokens of a tokenizer: the longest first, one pattern that matches any, their ids."""
+
+    names: tuple[str, ...]
+    pattern: re.Pattern[str]
+    ids: frozenset[int]
+
+
+@lru_cache(maxsize=8)  # of a published tokenizer there can be thousands
+def _special(tokenizer: Any, size: int) -> _Special:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {str(token) for token in added if token.special or _CONTROL.fullmatch(str(token))}
+    names = (names | set(map(str, tokenizer.all_special_tokens))) - {*TAG_TOKENS, ""}
+    ordered = tuple(sorted(names, key=lambda name: (-len(name), name)))
+    pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+    ids = frozenset(tokenizer.convert_tokens_to_ids(list(ordered))) - {tokenizer.unk_token_id}
+    return _Special(ordered, pattern, ids)
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """What opens and ends turns, marks audio, pads; the longest first. Never the four tags: completions have them."""
-    added = map(str, getattr(tokenizer, "added_tokens_decoder", {}).values())
-    special = {str(t) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
-    names = {*special, *map(str, tokenizer.all_special_tokens), *filter(_CONTROL.fullmatch, added)}
-    return sorted(names - {*TAG_TOKENS, ""}, key=lambda name: (-len(name), name))
+    return _special(tokenizer, len(tokenizer)).names
 
 
 def shielded(texts: Sequence[str], tokenizer: Any) -> list[str]:
@@ -35,11 +54,13 @@ def shielded(texts: Sequence[str], tokenizer: Any) -> list[str]:
     joined = "".join(texts)
     if CUT in joined:
         raise ValueError(f"a text holds the noncharacter U+{ord(CUT):04X}, which marks cuts here; remove it")
-    names = "|".join(map(re.escape, special_tokens(tokenizer)))
-    cuts = {match.start() + 1 for match in re.finditer(f"(?={names})", joined)} if names else set()
+    pattern, cuts, place = _special(tokenizer, len(tokenizer)).pattern, [], 0
+    while match := pattern.search(joined, place):  # tokens may overlap: each is cut after its first character
+        place = match.start() + 1
+        cuts.append(place)
     start, result = 0, []
     for text in texts:
-        places = [0, *(cut - start for cut in sorted(cuts) if start < cut <= start + len(text)), len(text)]
+        places = [0, *(cut - start for cut in cuts if start < cut <= start + len(text)), len(text)]
         result.append(CUT.join(text[a:b] for a, b in pairwise(places)))
         start += len(text)
     return result
@@ -73,11 +94,9 @@ def token_ids(tokenizer: Any, pieces: Iterable[str]) -> list[int]:
     """
     pieces = list(pieces)
     ids = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
-    names = special_tokens(tokenizer)
-    special = set(tokenizer.convert_tokens_to_ids(names)) - {tokenizer.unk_token_id}
-    pattern = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-    written = sum(len(pattern.findall(piece)) for piece in pieces)
-    if (count := sum(i in special for i in ids)) > written:
+    special = _special(tokenizer, len(tokenizer))
+    written = sum(len(special.pattern.findall(piece)) for piece in pieces)
+    if (count := sum(i in special.ids for i in ids)) > written:
         raise ValueError(f"its text becomes {count - written} special tokens of this tokenizer; change the wording")
     return ids
 
@@ -98,7 +117,7 @@ def special_token_notes(texts: Iterable[tuple[str, str]], tokenizer: Any) -> lis
     """One line for a run, or none: which of these (row id, text) spell special tokens of the model."""
     names: dict[str, None] = {}
     rows: dict[str, None] = {}
-    pattern = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
+    pattern = _special(tokenizer, len(tokenizer)).pattern
     for row, text in texts:
         if written := pattern.findall(text):
             names.update(dict.fromkeys(written))

@@ -15,7 +15,6 @@ import http.client
 import json
 import os
 import random
-import re
 import tempfile
 import time
 import urllib.error
@@ -27,17 +26,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from covo_rl.prompt import CUT
+from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
 from covo_rl.rewards.specs import RewardError
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
 MAX_TOKENS = 400  # of a reply
-#: what a chat template reads as its own; an endpoint's tokenizer is not known here
-_CONTROL = re.compile(
-    r"(<)([|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?s>|(?:start|end)_of_turn>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
-)
 
 
 class JudgeError(RuntimeError):
@@ -134,7 +129,7 @@ class EndpointJudge(CachedJudge):
         return JudgeError(f"judge {self.name}: {problem}, after {attempt + 1} tries")
 
     def _post(self, prompt: str) -> str:
-        content = _CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
+        content = CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
         messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"}

@@ -18,7 +18,8 @@ from covo_rl import data
 from covo_rl.data import DataError, Overlap, load_examples
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.load import audio_root
-from covo_rl.data.terminal import finite, say
+from covo_rl.data.terminal import say
+from covo_rl.prompt import CONTROL
 from covo_rl.records.console import console, summary_table
 from covo_rl.types import Example, visible
 
@@ -41,9 +42,7 @@ def check_command(
     audio_dir: AudioDir = None,
     against: Annotated[str | None, typer.Option(help="held-out questions that FILE must not give away")] = None,
     against_audio_dir: Annotated[Path | None, typer.Option(help="audio folder of --against")] = None,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=0.01, callback=finite, help="longest clip that the model takes")
-    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0.01, help="longest clip that the model takes")] = None,
     near: Annotated[bool, typer.Option("--near", help="also find lossy copies of held-out recordings")] = False,
     format: Annotated[str, typer.Option(help=f"field names of FILE: {_FORMATS}")] = "auto",
     against_format: Annotated[str, typer.Option(help=f"field names of --against: {_FORMATS}")] = "auto",
@@ -66,6 +65,8 @@ def check_command(
         say(json.dumps(output, indent=1))
     else:
         _print(report, overlaps, show)
+        for note in _control_tokens(examples):
+            console.print(note)
         console.print("no problems" if ok else "problems found", style="green" if ok else "red")
     raise typer.Exit(0 if ok else 1)
 
@@ -98,18 +99,14 @@ def profile_command(
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="sampled replies per row, with audio and with silence")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N rows")] = None,
-    temperature: Annotated[float, typer.Option(min=1e-6, callback=finite, help="of sampling")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="of sampling")] = 1.0,
     max_completion_length: Annotated[int, typer.Option(min=1, help="limit in tokens")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="rows decoded at once")] = 32,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
-    min_rate: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="keep rows solved more often than this")
-    ] = 0.0,
-    max_rate: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="keep rows solved less often than this")
-    ] = 1.0,
+    min_rate: Annotated[float, typer.Option(min=-1, max=2, help="keep rows solved more often than this")] = 0.0,
+    max_rate: Annotated[float, typer.Option(min=-1, max=2, help="keep rows solved less often than this")] = 1.0,
     max_silent_rate: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="keep rows solved from silence at most this often")
+        float, typer.Option(min=-1, max=2, help="keep rows solved from silence at most this often")
     ] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace another profile in --output")] = False,
     allow_outside_audio: Outside = False,
@@ -163,6 +160,16 @@ def _checked(
         "problems": [vars(problem) for problem in [*problems, *data.row_problems(examples, max_clip_seconds=longest)]],
         "duplicates": [vars(problem) for problem in data.duplicate_rows(examples)],
     }
+
+
+def _control_tokens(examples: list[Example]) -> list[str]:
+    """A line about the rows that write what chat models read as control tokens, or none."""
+    texts = ((example.id, "\n".join((example.question, *example.choices))) for example in examples)
+    written = {row: match[0] for row, text in texts if (match := CONTROL.search(text))}
+    rows, tokens = [visible(row) for row in written], sorted(set(written.values()))
+    which = f"{', '.join(rows[:5])}{', ...' * (len(rows) > 5)}"
+    note = f"note: {len(rows)} rows ({which}) write control tokens ({', '.join(tokens[:5])}); to a model they are text"
+    return [note] * bool(rows)
 
 
 def _print(report: dict[str, dict[str, Any]], overlaps: list[Overlap], show: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from covo_rl.config import SCHEDULES, ConfigError, PromptConfig, read_values, value_problems
+from covo_rl.config import SCHEDULES, ConfigError, PromptConfig, typed_values, value_problems
 from covo_rl.resolve import read_yaml
 
 PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
@@ -99,7 +99,7 @@ def _options(kind: type, values: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(values, Mapping):
         problems.append(f"{where}: expected a mapping, found {type(values).__name__}")
         return kind()
-    config = kind(**read_values(get_type_hints(kind), values, problems, where))
+    config = kind(**typed_values(get_type_hints(kind), values, problems, where))
     limits = {"[0, inf)": "rows start_stage"} if kind is ColdStartConfig else STAGE_LIMITS
     problems += [f"{where}: {problem}" for problem in value_problems(config, limits)]
     return config
