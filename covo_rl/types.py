@@ -11,6 +11,7 @@ Everything here is frozen and imports no torch, so that data, rewards and the co
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 StopReason = Literal["stop", "length"]
+#: the tags of a completion (prompt.py): tokens of their own in some tokenizers
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def visible(text: object, keep: str = "") -> str:
+    """Text as a message may show it: what does not print (controls, ANSI, bidi and zero-width marks, line breaks, lone
+    surrogates) is written as Python escapes it, but for the characters of `keep`.
+
+    >>> visible("a\\x1b[31m\\n")
+    'a\\\\x1b[31m\\\\n'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in keep or c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
 
 
 class UserError(Exception):
@@ -36,7 +54,7 @@ def user_errors(command: str, code: int = 2) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        print(visible(f"{command}: {error}", keep="\n"), file=sys.stderr)
         raise SystemExit(code) from error
 
 

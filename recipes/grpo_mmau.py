@@ -26,9 +26,10 @@ step from evidence to answer.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from covo_rl.config import ConfigError, flag_value, parse_options, prompt_wording
+from covo_rl.config import ConfigError, flag_value, parse_options, taught_prompt
 from covo_rl.resolve import BUILTIN
 from covo_rl.train.shutdown import exit_after
 
@@ -69,7 +70,7 @@ def with_defaults(words: list[str]) -> list[str]:
 def taught_wording(model: str) -> list[str]:
     """The options of MODEL/prompt.yaml as flags; none where there is no such file."""
     path = Path(model) / "prompt.yaml"
-    wording = prompt_wording(path) if model and path.is_file() else {}
+    wording = asdict(taught_prompt(path)) if model and path.is_file() else {}
     return [word for name, value in wording.items() if value is not None for word in (f"--{name}", value)]
 
 

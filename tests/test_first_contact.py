@@ -219,7 +219,7 @@ def test_a_model_keeps_the_wording_that_it_was_taught(tmp_path):
     assert (taught.prompt.instruction, taught.prompt.choice_style) == ("", "lines")
     assert options_of("--model", tmp_path, "--choice_style", "letters").prompt.choice_style == "letters"
     (tmp_path / "prompt.yaml").write_text("choice_stile: lines\n")
-    with pytest.raises(ConfigError, match="unknown option 'choice_stile'; there are system_prompt"):
+    with pytest.raises(ConfigError, match="unknown option 'choice_stile'; did you mean choice_style"):
         options_of("--model", tmp_path)
 
 

@@ -122,12 +122,15 @@ def test_rows_that_a_stage_cannot_use_are_named_together_before_training(mine, c
 OPTIONS = {
     "sft_tiny's rows": ({"stages": [{"rows": 6000}]}, "stages[0]: rows 0 to 5999: the data has 9 rows"),
     "first row": ({"stages": [{"first_row": 50}]}, "stages[0]: first_row 50: the data has 9 rows"),
-    "text for a number": ({"stages": [{"batch_size": "many"}]}, "batch_size: expected a whole number, found 'many'"),
-    "one stage": ({"stages": {"kind": "sft"}}, "stages: expected a list of stages, found dict"),
-    "a size": ({"tiny": {"decoder_witdh": 3}}, "tiny: unknown size 'decoder_witdh'; did you mean decoder_width?"),
-    "a size in words": ({"tiny": {"decoder_width": "wide"}}, "tiny: decoder_width: expected a number, found 'wide'"),
+    "text for a number": (
+        {"stages": [{"batch_size": "many"}]},
+        "batch_size 'many': expected a whole number",
+    ),
+    "one stage": ({"stages": {"kind": "sft"}}, "stages: expected a list, found dict"),
+    "a size": ({"tiny": {"decoder_witdh": 3}}, "tiny: unknown option 'decoder_witdh'; did you mean decoder_width?"),
+    "a size in words": ({"tiny": {"decoder_width": "wide"}}, "tiny: decoder_width 'wide': expected a number"),
     "a small vocabulary": ({"tiny": {"vocab_size": 20}}, "tiny: vocab_size=20 is too small"),
-    "held out": ({"held_out": 2}, "held_out 2: must be in [0, 1)"),
+    "held out": ({"held_out": 2}, "held_out 2.0: must be in [0, 1)"),
     "no such model": ({"tiny": None, "model": "./nowhere"}, "model './nowhere': no such folder"),
 }
 

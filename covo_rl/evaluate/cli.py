@@ -17,6 +17,7 @@ import typer
 
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import file_sha256, write_json
+from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import compare_runs, comparison_markdown, write_report
@@ -56,7 +57,7 @@ def compare_command(
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
     with user_errors("covo-rl eval compare"):
         result = compare_runs(a, b)
-        typer.echo(comparison_markdown(result))
+        say(comparison_markdown(result))
         if output is not None:
             write_json(output, result)
 

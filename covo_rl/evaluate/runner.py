@@ -19,12 +19,15 @@ from typing import Annotated, Any
 
 import typer
 
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig, prompt_wording
+from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig, taught_prompt, value_problems
 from covo_rl.data.files import plain, write_json
+from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
+from covo_rl.models.text import special_token_notes
+from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example, UserError
@@ -76,7 +79,7 @@ class Request:
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
-        config = PromptConfig(**prompt_wording(path)) if path else PromptConfig()  # type: ignore[arg-type]  # checked
+        config = taught_prompt(path) if path else PromptConfig()
         flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
         return replace(config, **{name: value for name, value in flags.items() if value is not None})
 
@@ -84,6 +87,12 @@ class Request:
         if self.rewards == "none":
             return None
         return RewardConfig() if self.rewards is None else RewardConfig(rewards=self.rewards)
+
+    def rollout_config(self) -> RolloutConfig:
+        return RolloutConfig(
+            num_generations=self.num_generations, max_completion_length=self.max_completion_length,
+            temperature=self.temperature, top_p=self.top_p,
+        )  # fmt: skip
 
     def problems(self) -> list[str]:
         """Every option that is missing or has no meaning beside another."""
@@ -98,6 +107,7 @@ class Request:
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
         problems = [text for broken, text in rules if broken]
+        problems += value_problems(self.rollout_config())
         if (config := self.reward_config()) is not None:
             from covo_rl import rewards
 
@@ -139,10 +149,7 @@ def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyA
 
     assert request.model is not None
     prompts = request.prompt_config()
-    rollouts = RolloutConfig(
-        num_generations=request.num_generations, max_completion_length=request.max_completion_length,
-        temperature=request.temperature, top_p=request.top_p,
-    )  # fmt: skip
+    rollouts = request.rollout_config()
     family = load_family(
         resolve_model(request.model), dtype=str(request.dtype), trust_remote_code=request.trust_remote_code
     )
@@ -215,6 +222,10 @@ def answer_rows(
     lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
+    if ranks.main and isinstance(answerer, PolicyAnswerer):
+        texts = written_texts(inputs.examples, answerer.prompt_config)
+        for note in special_token_notes(texts, answerer.policy.family.tokenizer):
+            say(note, err=True)
     by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
 

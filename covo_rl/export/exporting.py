@@ -209,5 +209,5 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
         before=result.get("before") or {}, after=result.get("after") or {},
         rewards=number_map(config.get("rewards"), what="rewards", default=1.0),
     )  # fmt: skip
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     return folder / "README.md"

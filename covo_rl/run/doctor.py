@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from covo_rl.data.terminal import say
 from covo_rl.types import user_errors
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def sizes_of(model: str) -> Any:
 @app.command()
 def doctor(
     config: Annotated[Path, typer.Option(help="YAML of a run")],
-    seconds: Annotated[float, typer.Option(min=0, help="length of a typical clip")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="length of a typical clip")] = 30.0,
     text_positions: Annotated[int, typer.Option(min=0, help="tokens of a typical question with its template")] = 100,
     completion: Annotated[int | None, typer.Option(min=1, help="typical completion; default: the limit")] = None,
     ranks: Annotated[int, typer.Option(min=1, help="processes that share prompts_per_step")] = 1,
@@ -286,7 +287,7 @@ def doctor(
         if completion is not None:
             options.rollout.max_completion_length = completion
         estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
-    typer.echo(render_plan(estimate))
+    say(render_plan(estimate))
 
 
 def render_plan(estimate: Plan) -> str:

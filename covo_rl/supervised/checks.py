@@ -21,7 +21,7 @@ def check_rows(examples: Sequence[Example], source: str) -> None:
         raise DataError(source, problems)
 
 
-def check_parts(config: ColdStartConfig, count: int) -> None:
+def check_stage_rows(config: ColdStartConfig, count: int) -> None:
     """Raises ConfigError for stages that ask for rows which `count` rows of data do not have."""
     problems = []
     for i, stage in list(enumerate(config.stages))[config.start_stage :]:

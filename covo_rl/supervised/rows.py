@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from covo_rl.audio import ClipStore
 from covo_rl.prompt import build_prompt, reference_completion
-from covo_rl.supervised.checks import check_parts, check_rows
+from covo_rl.supervised.checks import check_rows, check_stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.held_out import split_held_out
-from covo_rl.types import Clip, Example, UserError
+from covo_rl.types import Clip, Example, UserError, visible
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily, ClipFeatures
@@ -46,7 +46,7 @@ def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
     return min(stage.first_row for stage in stages), max(ends) if len(ends) == len(stages) else None
 
 
-def read_rows(config: ColdStartConfig) -> tuple[list[Example], list[Example]]:
+def stage_examples(config: ColdStartConfig) -> tuple[list[Example], list[Example]]:
     """(Rows that the stages use, held-out rows) of `data` or of the built-in train split; clips as files or arrays.
 
     Raises:
@@ -55,7 +55,7 @@ def read_rows(config: ColdStartConfig) -> tuple[list[Example], list[Example]]:
     """
     first, end = used_rows(config)
     if config.data is None and not config.held_out_share:
-        check_parts(config, config.rows)
+        check_stage_rows(config, config.rows)
         return _rendered(config, range(first, min(end or config.rows, config.rows))), []
     if config.data is not None:
         from covo_rl.data import load_examples
@@ -65,13 +65,13 @@ def read_rows(config: ColdStartConfig) -> tuple[list[Example], list[Example]]:
     else:
         rows = _rendered(config, range(config.rows))
     train, held_out = split_held_out(rows, config.held_out_share, config.seed)
-    check_parts(config, len(train))
+    check_stage_rows(config, len(train))
     return train[first:end], held_out
 
 
 def examples(config: ColdStartConfig) -> list[Example]:
     """The rows that the stages use."""
-    return read_rows(config)[0]
+    return stage_examples(config)[0]
 
 
 def _rendered(config: ColdStartConfig, numbers: Iterable[int]) -> list[Example]:
@@ -133,11 +133,12 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
     Raises:
         TeacherError: the row lacks what the teacher needs; names the row and the column.
     """
+    name = visible(example.id)
     if stage.teacher == "column":
         text = example.columns.get(column)
         if not isinstance(text, str) or not text.strip():
             has = ", ".join(example.columns) or "no further columns"
-            raise TeacherError(f"{example.id}: no text in column {column!r}; it has {has}")
+            raise TeacherError(f"{name}: no text in column {column!r}; it has {has}")
         return text
 
     def other(value: str) -> str:
@@ -150,7 +151,7 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
     if not isinstance(evidence, str) or example.answer is None:
         has = ", ".join(example.columns) or "no further columns"
         raise TeacherError(
-            f"{example.id}: the evidence teacher needs an answer and a text in column 'evidence'; the answer is "
+            f"{name}: the evidence teacher needs an answer and a text in column 'evidence'; the answer is "
             f"{example.answer!r}, the columns are {has}"
         )
     conclusion = example.answer if rng.random() < stage.right else other(example.answer)
@@ -158,4 +159,7 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
     think = f"{evidence} So the answer is {conclusion}."
     if rng.random() < stage.broken:
         return rng.choice(BROKEN).format(think=think, answer=answer)
-    return reference_completion(think, answer)
+    try:
+        return reference_completion(think, answer)
+    except ValueError as error:
+        raise TeacherError(f"{name}: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import inspect
 import os
 import time
@@ -18,12 +17,14 @@ from transformers import set_seed
 
 from covo_rl import models
 from covo_rl.audio import ClipStore
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, unknown_names
 from covo_rl.data import DataError
 from covo_rl.data.files import write_json
+from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.text import special_token_notes
 from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
-from covo_rl.prompt import messages
+from covo_rl.prompt import messages, written_texts
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.resolve import resolve_model
 from covo_rl.supervised import rows as stage_rows
@@ -55,7 +56,7 @@ def run_stages(config: ColdStartConfig) -> Path:
     check_model(config)
     set_seed(config.seed)
     _say(f"reading {config.data or f'{config.rows} built-in questions'}")
-    examples, held_out = stage_rows.read_rows(config)
+    examples, held_out = stage_rows.stage_examples(config)
     start = stage_rows.used_rows(config)[0]
     plan, problems, longest = [], [], 0
     for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
@@ -72,6 +73,11 @@ def run_stages(config: ColdStartConfig) -> Path:
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {len(held_out)} held out, {parameters / 1e6:.2f} M parameters")
+    targets = [
+        pair for _, _, part, _, texts in plan for pair in zip((e.id for e in examples[part]), texts, strict=False)
+    ]
+    for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
+        _say(note)
     if config.dry_run:
         stage_rows.prepare_rows(examples[:8], family, config)
         for i, stage, part, _, _ in plan:
@@ -107,7 +113,7 @@ def run_stages(config: ColdStartConfig) -> Path:
 
 def _say(line: str) -> None:
     if process_state().is_main_process:
-        print(line, flush=True)
+        say(line)
 
 
 def check_model(config: ColdStartConfig) -> None:
@@ -115,14 +121,9 @@ def check_model(config: ColdStartConfig) -> None:
     if config.model is not None:
         models.model_config(resolve_model(config.model))
         return
-    known = ["vocab_size", *inspect.signature(tiny_covo_audio).parameters]
-    for name, value in (config.tiny or {}).items():
-        near = difflib.get_close_matches(str(name), known, n=1)
-        if name not in known or name == "tokenizer":
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(set(known) - {'tokenizer'}))}"
-            raise ConfigError([f"tiny: unknown size {name!r}; {hint}"])
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError([f"tiny: {name}: expected a number, found {value!r}"])
+    known = ["vocab_size", *list(inspect.signature(tiny_covo_audio).parameters)[1:]]
+    if problems := unknown_names([name for name in config.tiny or {} if name not in known], known, "tiny"):
+        raise ConfigError(problems)
 
 
 def shown(title: str, rows: Sequence[Example]) -> Iterator[Example]:

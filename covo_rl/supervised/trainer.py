@@ -23,7 +23,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from covo_rl.data import DataError
+from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.text import text_ids
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
@@ -113,7 +115,7 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
         if step % 50 == 0 or step == steps:
             placed, pooled = (right / count).tolist()
             log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
-            print(log[-1], flush=True)
+            say(log[-1])
             count, right = 0, torch.zeros(2)
     return log
 
@@ -147,8 +149,8 @@ class Collator:
 
     def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
         self.rows, self.pad = rows, family.pad_token_id
-        ids = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
-        self.completion_ids = [[*text, family.eos_token_ids[0]] for text in ids]
+        end = family.eos_token_ids[0]
+        self.completion_ids = [[*text_ids(family.tokenizer, text), end] for text in completions]
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
