@@ -445,7 +445,7 @@ def value_problems(config: Any, limits: Mapping[str, str] = LIMITS) -> list[str]
         else:
             if choices and value not in choices:
                 problems.append(f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
-            if interval and value is not None and not _inside(value, interval):
+            if interval and isinstance(value, int | float) and not _inside(value, interval):
                 problems.append(f"{name} {value}: must {_SPOKEN.get(interval, f'be in {interval}')}")
     return problems
 

@@ -65,7 +65,8 @@ def device_of(name: str | None = None) -> torch.device:
         ConfigError: this machine, or this build of torch, has no such device.
     """
     if name in (None, "auto"):
-        return PartialState().device
+        own: Any = PartialState().device
+        return own
     try:
         device = torch.device(name)
     except RuntimeError as error:
