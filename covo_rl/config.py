@@ -29,12 +29,13 @@ SCHEDULES = (
 LIMITS = {
     "[1, inf)": "lora_r limit eval_limit max_completion_length max_steps prompts_per_step micro_batch_prompts "
     "steps_per_generation num_iterations keep_last eval_num_generations eval_batch_size",
-    "(0, inf)": "lora_alpha reward_timeout learning_rate sampler_correction_cap",
+    "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
     "[0, inf)": "top_k beta entropy_coef overlong_buffer micro_batch_rollouts warmup_steps weight_decay max_grad_norm "
     "dynamic_sampling feature_memory_mb checkpoint_every checkpoint_minutes eval_every vespo_k_pos vespo_k_neg "
     "vespo_lambda_pos vespo_lambda_neg",
     "[0, 1]": "skipped_rows_limit min_p reward_failure_limit",
     "[0, 1)": "lora_dropout eval_fraction epsilon adam_beta1 adam_beta2",
+    "(0, 1e9]": "reward_timeout",  # seconds, as many as threads can wait
     "(0, 1]": "top_p top_entropy_quantile",
 }
 #: options that YAML may also give as a mapping name: number
@@ -355,6 +356,8 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         if at + 1 == len(words):
             raise ConfigError(["--config needs a file"])
         path, words = words[at + 1], words[:at] + words[at + 2 :]
+        if "--config" in words:
+            raise ConfigError([f"--config {path}: there is a second --config; one file holds the options"])
         hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
         values = typed_values({**hints, "env": dict[str, Any]}, read_yaml(path), problems, path)
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
@@ -421,7 +424,7 @@ def value_problems(config: Any, limits: Mapping[str, str] = LIMITS) -> list[str]
         else:
             if choices and value not in choices:
                 problems.append(f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
-            if interval and value is not None and not _inside(value, interval):
+            if interval and isinstance(value, int | float) and not _inside(value, interval):
                 problems.append(f"{name} {value}: must {_SPOKEN.get(interval, f'be in {interval}')}")
     return problems
 

@@ -8,7 +8,6 @@ report.json, report.md, plots, submission.json
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
+from covo_rl.resolve import read_yaml
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
 
@@ -82,7 +82,7 @@ class Request:
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
         flags win."""
-        from covo_rl.resolve import read_yaml, resolve_model
+        from covo_rl.resolve import resolve_model
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
@@ -172,7 +172,10 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = 
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / "run.json", plain(settings)
     if path.is_file() and not overwrite:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = read_yaml(path)
+        except ConfigError as error:
+            raise EvalInputError([*error.problems, "choose another --output, or --overwrite"]) from None
         both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
         if differing := [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]:
             advice = "choose another --output, or --overwrite"
