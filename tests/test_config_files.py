@@ -269,3 +269,14 @@ def test_records_of_an_evaluation_that_are_damaged_are_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": \n{}\n')
     with pytest.raises(EvalInputError, match=r"rows\.jsonl, line 1"):
         compare_runs(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("value", ["", "ten", "-1", "nan", "inf", "0"])
+def test_variables_of_the_judge_are_checked(value, monkeypatch):
+    """finding 30: limits that come from the environment."""
+    from covo_rl.rewards.judge import judge_from_spec
+
+    monkeypatch.setenv("COVO_RL_JUDGE_TIMEOUT", value)
+    judge_from_spec.cache_clear()
+    with pytest.raises(RewardError, match="COVO_RL_JUDGE_TIMEOUT="):
+        judge_from_spec("openai:m@http://nowhere/v1")
