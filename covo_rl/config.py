@@ -322,10 +322,12 @@ def _value_as(hint: Any, value: Any) -> Any:
         raise ValueError("it has no value; leave the line out for the default")
     kind, origin = kinds[0], get_origin(kinds[0])
     if kind in (int, float):
-        number: Any = math.nan
+        if kind is int and type(value) is int:
+            return value
+        number = math.nan
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):
-                number = value if kind is int and isinstance(value, int) else float(value)
+                number = float(value)
         if math.isfinite(number) and (kind is float or number == int(number)):
             return kind(number)
     elif kind is bool:
@@ -434,9 +436,7 @@ _SPOKEN = {"[1, inf)": "be at least 1", "(0, inf)": "be above 0", "[0, inf)": "n
 
 def _inside(value: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
-    return (value >= low if interval[0] == "[" else value > low) and (
-        value <= high if interval[-1] == "]" else value < high
-    )
+    return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
 
 def loss_problems(config: LossConfig) -> list[str]:

@@ -25,7 +25,7 @@ from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import text_ids
 from covo_rl.supervised.config import Stage
-from covo_rl.supervised.rows import Row
+from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.train.launch import on_cpus
 from covo_rl.types import visible
 
@@ -123,8 +123,12 @@ class Collator:
 
     def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
         self.rows, self.pad = rows, family.pad_token_id
-        end = family.eos_token_ids[0]
-        self.completion_ids = [[*text_ids(family.tokenizer, text), end] for text in completions]
+        self.completion_ids = []
+        for row, text in zip(rows, completions, strict=True):
+            try:
+                self.completion_ids.append([*text_ids(family.tokenizer, text), family.eos_token_ids[0]])
+            except ValueError as error:
+                raise TeacherError(f"{visible(row.example.id)}: {error}") from error
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
