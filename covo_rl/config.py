@@ -30,12 +30,13 @@ SCHEDULES = (
 LIMITS = {
     "[1, inf)": "lora_r limit eval_limit max_completion_length max_steps prompts_per_step micro_batch_prompts "
     "steps_per_generation num_iterations keep_last eval_num_generations eval_batch_size",
-    "(0, inf)": "lora_alpha reward_timeout learning_rate sampler_correction_cap",
+    "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
     "[0, inf)": "top_k beta entropy_coef overlong_buffer micro_batch_rollouts warmup_steps weight_decay max_grad_norm "
     "dynamic_sampling feature_memory_mb checkpoint_every checkpoint_minutes eval_every vespo_k_pos vespo_k_neg "
     "vespo_lambda_pos vespo_lambda_neg",
     "[0, 1]": "skipped_rows_limit min_p reward_failure_limit",
     "[0, 1)": "lora_dropout eval_fraction epsilon adam_beta1 adam_beta2",
+    "(0, 1e9]": "reward_timeout",  # seconds, as many as threads can wait
     "(0, 1]": "top_p top_entropy_quantile",
 }
 #: options that YAML may also give as a mapping name: number
@@ -345,10 +346,12 @@ def _value_as(hint: Any, value: Any) -> Any:
         raise ValueError("it has no value; leave the line out for the default")
     kind, origin = kinds[0], get_origin(kinds[0])
     if kind in (int, float):
-        number: Any = math.nan
+        if kind is int and type(value) is int:
+            return value
+        number = math.nan
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             with suppress(ValueError, OverflowError):
-                number = value if kind is int and isinstance(value, int) else float(value)
+                number = float(value)
         if math.isfinite(number) and (kind is float or number == int(number)):
             return kind(number)
     elif kind is bool:
@@ -379,6 +382,8 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         if at + 1 == len(words):
             raise ConfigError(["--config needs a file"])
         path, words = words[at + 1], words[:at] + words[at + 2 :]
+        if "--config" in words:
+            raise ConfigError([f"--config {path}: there is a second --config; one file holds the options"])
         hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
         values = typed_values({**hints, "env": dict[str, Any]}, read_yaml(path), problems, path)
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
@@ -455,9 +460,7 @@ _SPOKEN = {"[1, inf)": "be at least 1", "(0, inf)": "be above 0", "[0, inf)": "n
 
 def _inside(value: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
-    return (value >= low if interval[0] == "[" else value > low) and (
-        value <= high if interval[-1] == "]" else value < high
-    )
+    return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
 
 def loss_problems(config: LossConfig) -> list[str]:

@@ -163,7 +163,7 @@ def _check_keys(node: Any, seen: set[int], above: tuple[int, ...] = ()) -> None:
     seen.add(id(node))
     keys = set()
     for item in node.value:
-        pair = item if isinstance(node, yaml.MappingNode) else (None, item)
+        pair: tuple[Any, ...] = item if isinstance(node, yaml.MappingNode) else (None, item)
         for part in pair:
             _check_keys(part, seen, (*above, id(node)))
         if isinstance(pair[0], yaml.ScalarNode):

@@ -92,7 +92,8 @@ def test_json_is_held_to_the_same(tmp_path):
         ("learning_rate: nan", "expected a finite number"),
         ("learning_rate: [1]", "expected a finite number"),
         ("learning_rate: 0", "learning_rate 0.0: must be above 0"),
-        ("reward_timeout: -3", "must be above 0"),
+        ("reward_timeout: -3", r"must be in \(0, 1e9\]"),
+        ("lora_alpha: 0", "must be above 0"),
         ("keep_last: 0", "must be at least 1"),
         ("eval_fraction: 1", r"must be in \[0, 1\)"),
         ("top_p: 0", r"must be in \(0, 1\]"),
@@ -133,6 +134,7 @@ def test_a_value_that_makes_no_sense_is_refused(tmp_path, line, message):
         ["--max-steps", "ten"], ["--max-steps", "1.5"], ["--temperature", "nan"], ["--keep-last", "0"], ["--lora", "x"],
         ["--dtype", "float8"], ["--max-steps"], ["--config"], ["stray"], ["--rewards", "accuracy=nan"],
         ["--reward-timeout=-1"], ["--learning-rate=inf"], ["--train-parts"], ["--config", "."],
+        ["--config", "a", "--config=b"],
     ],
 )  # fmt: skip
 def test_so_is_one_on_the_command_line(words):
@@ -250,3 +252,31 @@ def test_merge_keys_of_yaml_may_be_overridden(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
     assert read_yaml(path)["b"] == {"x": 3, "y": 2}
+
+
+def test_records_of_an_evaluation_that_are_damaged_are_named(tmp_path):
+    """finding 30: run.json of a folder to go on in, report.json of two to compare."""
+    from covo_rl.evaluate.report import compare_runs
+    from covo_rl.evaluate.runner import open_folder
+
+    for name in ("run.json", "report.json", "rows.jsonl"):
+        (tmp_path / name).write_text('{"a": ')
+    with pytest.raises(EvalInputError, match=r"run\.json.*(?s:.)*choose another --output"):
+        open_folder(tmp_path, {"a": 1})
+    with pytest.raises(EvalInputError, match=r"report\.json"):
+        compare_runs(tmp_path, tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"a": \n{}\n')
+    with pytest.raises(EvalInputError, match=r"rows\.jsonl, line 1"):
+        compare_runs(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("value", ["", "ten", "-1", "nan", "inf", "0"])
+def test_variables_of_the_judge_are_checked(value, monkeypatch):
+    """finding 30: limits that come from the environment."""
+    from covo_rl.rewards.judge import judge_from_spec
+
+    monkeypatch.setenv("COVO_RL_JUDGE_TIMEOUT", value)
+    judge_from_spec.cache_clear()
+    with pytest.raises(RewardError, match="COVO_RL_JUDGE_TIMEOUT="):
+        judge_from_spec("openai:m@http://nowhere/v1")

@@ -19,6 +19,7 @@ from covo_rl.models.slots import expand_placeholders
 from covo_rl.models.text import shielded, special_token_notes, special_tokens, text_ids, token_ids
 from covo_rl.prompt import CUT, PromptError, build_prompt, parse, written_texts
 from covo_rl.resolve import resolve_model
+from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.supervised.trainer import Collator
 from covo_rl.types import Example
 
@@ -145,7 +146,10 @@ def test_the_marker_itself_is_refused_with_the_row(made):
 def test_targets_of_a_supervised_stage_hold_one_end(made):
     """finding 26: a completion that spells the end token is taught as text; the end is the last id alone."""
     texts = ["<think>a<|im_end|></think><answer>b</answer>", "b<|im_start|>assistant<|im_end|>"]
-    collator = Collator(made.family, [], texts)
+    rows = [Row(Example("r1", (), "q"), (), ())] * 2
+    collator = Collator(made.family, rows, texts)
+    with pytest.raises(TeacherError, match="r1: a text holds the noncharacter"):
+        Collator(made.family, rows, ["a", f"b{CUT}"])
     for text, ids in zip(texts, collator.completion_ids, strict=True):
         assert special_ids(made.family, ids) == [made.family.eos_token_ids[0]] == ids[-1:]
         assert made.family.tokenizer.decode(ids[:-1], skip_special_tokens=False) == text

@@ -27,8 +27,9 @@ class Output:
         return getattr(getattr(sys, self.name), name)
 
     def write(self, text: str) -> int:
-        encoding = self.encoding or "utf-8"
-        return getattr(sys, self.name).write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream = getattr(sys, self.name)
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        return stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 class Terminal(Console):

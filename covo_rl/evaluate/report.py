@@ -19,6 +19,7 @@ from covo_rl.evaluate.records import Record, RecordLog
 from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.summary import accuracy_of, compare_pairs, row_score, summarize
 from covo_rl.records.console import interval, number, percent
+from covo_rl.resolve import read_yaml
 from covo_rl.types import visible
 
 #: verdict -> what a report calls it
@@ -198,8 +199,10 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Record]]:
     """(report.json, id -> record) of a finished evaluation."""
     if absent := " and no ".join(name for name in ("report.json", "rows.jsonl") if not (folder / name).is_file()):
         raise EvalInputError([f"{folder}: no {absent}; is this the --output of a finished `covo-rl eval`?"])
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report, {record["id"]: record for record in RecordLog(folder / "rows.jsonl").read()}
+    try:
+        return read_yaml(folder / "report.json"), {row["id"]: row for row in RecordLog(folder / "rows.jsonl").read()}
+    except ValueError as error:  # ConfigError is one
+        raise EvalInputError([str(error)]) from None
 
 
 def _difference(pairs: list[tuple[Record, Record]], verdict: str) -> dict[str, Any]:

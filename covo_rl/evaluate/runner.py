@@ -8,7 +8,6 @@ report.json, report.md, plots, submission.json
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
+from covo_rl.resolve import read_yaml
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example, UserError
 
@@ -178,7 +178,10 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = 
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / "run.json", plain(settings)
     if path.is_file() and not overwrite:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = read_yaml(path)
+        except ConfigError as error:
+            raise EvalInputError([*error.problems, "choose another --output, or --overwrite"]) from None
         both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
         if differing := [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]:
             advice = "choose another --output, or --overwrite"

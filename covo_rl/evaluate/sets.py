@@ -26,7 +26,7 @@ from typing import Any, get_type_hints
 from covo_rl.config import ConfigError, typed_values
 from covo_rl.prompt import Parsed
 from covo_rl.resolve import read_yaml
-from covo_rl.types import Example, UserError
+from covo_rl.types import Example, UserError, visible
 
 #: (reply, choices, answer) -> right, wrong, or not scored by the official script.
 Scorer = Callable[[object, Sequence[str], str], bool | None]
@@ -179,7 +179,8 @@ class EvalSet:
     def breakdown_of(self, example: Example) -> dict[str, str]:
         """The values a row is reported under."""
         columns = {name: example.columns.get(name) for name in self.breakdown}
-        return {name: self.clean(name, str(value)) for name, value in columns.items() if value not in (None, "")}
+        texts = {name: str(value) for name, value in columns.items() if value not in (None, "")}
+        return {name: visible(self.clean(name, text)) for name, text in texts.items()}
 
     def all_reply_keys(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.reply_keys, *REPLY_KEYS)))

@@ -69,17 +69,13 @@ def shielded(texts: Sequence[str], tokenizer: Any) -> list[str]:
 def shielded_messages(messages: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
     """A copy of a conversation whose texts are `shielded`; a content is one text, or parts of which some are text."""
     rows = [dict(message) for message in messages]
+    holders: list[tuple[dict[str, Any], str]] = []
     for row in rows:
-        if not isinstance(row["content"], str):
+        if isinstance(row["content"], str):
+            holders.append((row, "content"))
+        elif row["content"]:
             row["content"] = [dict(part) for part in row["content"]]
-    holders = [(row, "content") for row in rows if isinstance(row["content"], str)]
-    holders += [
-        (part, "text")
-        for row in rows
-        if not isinstance(row["content"], str)
-        for part in row["content"]
-        if isinstance(part.get("text"), str)
-    ]
+            holders += [(part, "text") for part in row["content"] if isinstance(part.get("text"), str)]
     texts = shielded([holder[name] for holder, name in holders], tokenizer)
     for (holder, name), text in zip(holders, texts, strict=True):
         holder[name] = text

@@ -207,6 +207,15 @@ def judge_from_spec(spec: str) -> Judge:
     url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
     if not model or not url:
         raise RewardError(f"judge {spec!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
-    concurrency = int(os.environ.get("COVO_RL_JUDGE_CONCURRENCY", 16))
-    timeout = float(os.environ.get("COVO_RL_JUDGE_TIMEOUT", 30))
-    return EndpointJudge(model, url, cache=cache, concurrency=concurrency, timeout=timeout)
+    concurrency, timeout = _variable("COVO_RL_JUDGE_CONCURRENCY", 16), _variable("COVO_RL_JUDGE_TIMEOUT", 30)
+    return EndpointJudge(model, url, cache=cache, concurrency=int(concurrency), timeout=timeout)
+
+
+def _variable(name: str, default: float) -> float:
+    text = os.environ.get(name, str(default))
+    try:
+        if 0.1 <= (value := float(text)) <= 1e6:
+            return value
+    except ValueError:
+        pass
+    raise RewardError(f"{name}={text!r}: expected a number from 0.1 to 1e6")

@@ -149,8 +149,12 @@ class Collator:
 
     def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
         self.rows, self.pad = rows, family.pad_token_id
-        end = family.eos_token_ids[0]
-        self.completion_ids = [[*text_ids(family.tokenizer, text), end] for text in completions]
+        self.completion_ids = []
+        for row, text in zip(rows, completions, strict=True):
+            try:
+                self.completion_ids.append([*text_ids(family.tokenizer, text), family.eos_token_ids[0]])
+            except ValueError as error:
+                raise TeacherError(f"{visible(row.example.id)}: {error}") from error
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
