@@ -18,7 +18,15 @@ from typing import Annotated, Any
 
 import typer
 
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig, taught_prompt, value_problems
+from covo_rl.config import (
+    AdapterConfig,
+    ConfigError,
+    PromptConfig,
+    RewardConfig,
+    RolloutConfig,
+    taught_prompt,
+    value_problems,
+)
 from covo_rl.data.files import plain, write_json
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio

@@ -29,8 +29,9 @@ from covo_rl.models.text import text_ids
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
-from covo_rl.supervised.rows import Row
+from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.train.launch import on_cpus, process_state
+from covo_rl.types import visible
 
 IGNORED = -100
 #: options of a stage that TRL has under the same name
