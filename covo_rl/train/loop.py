@@ -93,7 +93,7 @@ class Trainer:
             self.batch = self.generate(clock)
         with clock("update"):
             self.update(self.batch, saver)
-        batch, update = self.batch, self.update_totals
+        batch, update = self.batch, {name: total / self.update_index for name, total in self.update_totals.items()}
         self.batch, self.update_index, self.update_totals = None, 0, {}
         self.engine.sync(self.learner.applied)  # from now on, sample with this policy
         self.step += 1
@@ -161,7 +161,7 @@ class Trainer:
     def update(self, batch: Batch, saver: Saver | None = None) -> None:
         """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-        `update_totals` sums up the means of their metrics.
+        `update_totals` sums up their metrics.
         """
         parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
         seed = hash_seed(self.options.train.seed, self.step, "order")
@@ -169,7 +169,7 @@ class Trainer:
         while self.update_index < updates:
             members = sorted(share(order, self.update_index % parts, parts))
             for name, value in self.learner.update(batch, members, self.step).items():
-                self.update_totals[name] = self.update_totals.get(name, 0.0) + value / updates
+                self.update_totals[name] = self.update_totals.get(name, 0.0) + value
             self.update_index += 1
             if saver and self.update_index < updates:
                 saver.after_update(self)

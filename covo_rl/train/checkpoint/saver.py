@@ -18,7 +18,7 @@ from covo_rl.records.console import console
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import state
 from covo_rl.train.checkpoint.identity import check_changes, data_fingerprint, differences, reward_fingerprint
-from covo_rl.train.checkpoint.manifest import CheckpointError, flush, moment_of
+from covo_rl.train.checkpoint.manifest import CheckpointError, flush
 from covo_rl.train.checkpoint.store import CheckpointStore, TrainState, read_values
 from covo_rl.train.checkpoint.timeline import START, finish_moving, move_aside
 from covo_rl.train.guard import StoppedBySignal, StopSignals
@@ -73,7 +73,7 @@ class Saver:
         self.on_saved = on_saved
         self.ranks = Ranks.current()
         self.failures = 0
-        self._data: dict[str, Any] | None = None
+        self._contents: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
     # -- when ----------------------------------------------------------------------------------------------------
@@ -137,10 +137,13 @@ class Saver:
 
     def _identity(self, trainer: Resumable) -> dict[str, Any]:
         """What a resume must have in common with the checkpoint; every clip is read for it, once, by one rank."""
-        if self._data is None:
-            rows = trainer.sampler.examples
-            self._data = self.ranks.from_main(data_fingerprint(rows) if self.ranks.main else None)
-        return {"config": self.config, "data": self._data, "rewards": reward_fingerprint(self.rewards)}
+        if self._contents is None:
+            contents = {}
+            if self.ranks.main:
+                contents["data"] = data_fingerprint(trainer.sampler.examples)
+                contents["rewards"] = reward_fingerprint(self.rewards)
+            self._contents = self.ranks.from_main(contents)
+        return {"config": self.config, **self._contents}
 
     # -- back ----------------------------------------------------------------------------------------------------
 
@@ -185,7 +188,8 @@ class Saver:
         notes += self._changes(saved, trainer, allow_changed)
         self._restore(trainer, saved)
         if path.resolve().parent == self.store.folder.resolve():
-            notes += self._move_aside(moment_of(path), saved.shared["metrics_bytes"])
+            moment = [saved.step, saved.update] if saved.update else [saved.step]
+            notes += self._move_aside(moment, saved.shared["metrics_bytes"])
         else:
             notes += self._move_aside()
         where = f", update {saved.update}" if saved.update else ""
