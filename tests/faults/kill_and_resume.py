@@ -6,8 +6,8 @@
 Moments: while Python starts up, between two log lines, and while a checkpoint is being written. A run that reaches its
 end is compared and a fresh one begun, until there were enough kills. With --rewind every other kill that leaves an
 earlier checkpoint goes back to it (--resume PATH), and the next kill may fall into that. Prints a line per kill and
-`survived K of N`; the exit code is 0 only if K == N, and with --rewind if it went back at all. `--of all` is LoRA, full,
-several updates a batch, and two ranks, each with as many kills. Without --toy it kills the shipped recipe on its
+`survived K of N`; the exit code is 0 only if K == N, and with --rewind if it went back at all. `--of all` is LoRA,
+full, several updates a batch, and two ranks, each with as many kills. Without --toy it kills the shipped recipe on its
 built-in model, whose every resume takes seconds to start; --toy kills tests/faults/toy.py, which uses the same
 checkpoint code.
 """
