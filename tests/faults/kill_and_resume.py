@@ -4,12 +4,12 @@
         [-- FURTHER OPTIONS OF THE RECIPE]
 
 Moments: while Python starts up, between two log lines, and while a checkpoint is being written. A run that reaches its
-end is compared and a fresh one begun, until there were enough kills. With --rewind every other kill that leaves an
-earlier checkpoint goes back to it (--resume PATH), and the next kill may fall into that. Prints a line per kill and
-`survived K of N`; the exit code is 0 only if K == N, and with --rewind if it went back at all. `--of all` is LoRA,
-full, several updates a batch, and two ranks, each with as many kills. Without --toy it kills the shipped recipe on its
-built-in model, whose every resume takes seconds to start; --toy kills tests/faults/toy.py, which uses the same
-checkpoint code.
+end is compared and a fresh one begun, until there were enough kills. With --rewind kills come up to three log lines
+apart, every other one that leaves an earlier checkpoint goes back to it (--resume PATH), and the next may fall into
+that. Prints a line per kill and `survived K of N`; the exit code is 0 only if K == N, and with --rewind if it went
+back at all. `--of all` is LoRA, full, several updates a batch, and two ranks, each with as many kills. Without --toy
+it kills the shipped recipe on its built-in model, whose every resume takes seconds to start; --toy kills
+tests/faults/toy.py, which uses the same checkpoint code.
 """
 
 import argparse
@@ -101,14 +101,16 @@ class Harness:
         A checkpoint is saved right after a log line, so the moments shortly after one fall into its writing.
         """
         log, longest = self.random.choices(MOMENTS, WEIGHTS)[0]
-        before, deadline, stale = size(output), time.monotonic() + PATIENCE_S, partial(output)
-        while log and size(output) == before:
-            if process.poll() is not None:
-                return None
-            if time.monotonic() > deadline:
-                kill_all(process)
-                sys.exit(f"no step within {PATIENCE_S} s:\n{tail(output)}")
-            time.sleep(0.001)
+        stale = partial(output)
+        for _ in range(self.random.randint(1, 3) if log and self.rewind else int(log)):
+            before, deadline = size(output), time.monotonic() + PATIENCE_S
+            while size(output) == before:
+                if process.poll() is not None:
+                    return None
+                if time.monotonic() > deadline:
+                    kill_all(process)
+                    sys.exit(f"no step within {PATIENCE_S} s:\n{tail(output)}")
+                time.sleep(0.001)
         time.sleep(self.random.uniform(0.0, longest))
         if process.poll() is not None:
             return None
@@ -200,7 +202,7 @@ def kill_runs(name: str, arguments: argparse.Namespace) -> bool:
     if survived == len(harness.kills) and (rewinds or not arguments.rewind):
         shutil.rmtree(folder)
         return True
-    print(f"the runs are kept in {folder}")
+    print(f"the runs are kept in {folder}" if rewinds or not arguments.rewind else "too few --kills to go back once")
     return False
 
 

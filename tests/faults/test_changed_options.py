@@ -17,6 +17,7 @@ from covo_rl.train.checkpoint.identity import (
     BEGINNING,
     FREE,
     UPDATE,
+    base_fingerprint,
     check_changes,
     data_fingerprint,
     differences,
@@ -256,7 +257,7 @@ def test_a_resume_with_another_sound_is_refused(tmp_path):
     """finding 05: same id, question and file name."""
     files = [example(tmp_path / "clips", f"{i}.wav", bytes([i])) for i in range(3)]
     saver = Saver(cases.options(tmp_path / "run"), tmp_path / "run")
-    trainer = SimpleNamespace(sampler=SimpleNamespace(examples=files))
+    trainer = SimpleNamespace(sampler=SimpleNamespace(examples=files), policy=torch.nn.Linear(1, 1))
     before = saver._identity(trainer)
     (tmp_path / "clips" / "1.wav").write_bytes(b"another recording")
     assert saver._identity(trainer) == before  # read once, at the start, not at every save
@@ -280,6 +281,32 @@ def test_a_changed_reward_file_is_noticed(tmp_path, monkeypatch):
     serious, _ = differences({**same, "rewards": before}, {**same, "rewards": after})
     assert len(serious) == 1 and "rewards: the file has changed (./mine.py:mine" in serious[0]
     assert reward_fingerprint({cases.vowels: 1.0}) == {}
+
+
+def test_other_frozen_weights_are_noticed(halfway, tmp_path):
+    """finding 05: the same name and shapes; one parameter of the encoder differs in its last bit."""
+    made = cases.trainer(cases.options(tmp_path, **FULL))
+    before = base_fingerprint(made.policy)
+    for parameter in made.policy.parameters():
+        if parameter.requires_grad:
+            parameter.data.zero_()
+    assert base_fingerprint(made.policy) == before
+    frozen = next(p for p in made.policy.parameters() if not p.requires_grad)
+    frozen.data.view(-1)[0:1].view(torch.int32).add_(1)
+    saver = Saver(made.options, tmp_path)
+    with pytest.raises(ConfigError, match=r"base model: its frozen weights are others(?s:.)*--allow_changed_config"):
+        saver.resume(made, str(halfway))
+    assert "changed: base model" in " ".join(saver.resume(made, str(halfway), allow_changed=True))
+
+
+def test_the_scale_of_float16_comes_back(tmp_path):
+    """finding 04: a scaler that starts again at its first scale skips updates until it has come down."""
+    made, other = (cases.trainer(cases.options(tmp_path / name)) for name in "ab")
+    made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    saved = made.state_dict()
+    other.accelerator.scaler = torch.amp.GradScaler("cpu")
+    other.load_state_dict(saved)
+    assert other.accelerator.scaler.state_dict()["scale"] == 8.0
 
 
 # -- who holds what ----------------------------------------------------------------------------------------------

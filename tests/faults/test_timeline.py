@@ -269,6 +269,41 @@ def test_a_resume_that_is_refused_moves_nothing(finished, tmp_path):
     assert contents(run) == before
 
 
+def test_checkpoints_on_another_disk_are_copied_before_they_are_deleted(finished, tmp_path, monkeypatch):
+    """finding 01: and a kill at any moment of that is made good by the next start."""
+    original, copytree, deaths = os.replace, shutil.copytree, 0
+
+    def other_disk(source, target):
+        if source.parent.name == "checkpoints" and "abandoned" not in source.parts:
+            raise OSError(18, "Invalid cross-device link")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", other_disk)
+    size = len("".join(metrics(finished).splitlines(keepends=True)[:3]).encode())
+    for number in range(1, 30):
+        run, calls = copy_of(finished, tmp_path / str(number)), []
+        with monkeypatch.context() as patched:
+
+            def dies(*args, number=number, calls=calls, **kwargs):
+                copytree(*args, **kwargs)
+                calls.append(args)
+                if len(calls) == number:
+                    raise Killed
+
+            patched.setattr(shutil, "copytree", dies)
+            try:
+                timeline.move_aside(run, [3], size)
+            except Killed:
+                deaths += 1
+            else:
+                break
+        timeline.finish_moving(run)
+        assert names(run / "checkpoints") == ["step_000001", "step_000002", "step_000003"]
+        assert names(run / "abandoned" / "001" / "checkpoints") == ["step_000004", "step_000005", "step_000006"]
+    assert deaths == 3
+    assert contents(run / "abandoned" / "001" / "checkpoints" / "step_000006") == contents(step(finished, 6))
+
+
 def test_only_the_first_rank_moves(finished, tmp_path, monkeypatch):
     """finding 01"""
     run = copy_of(finished, tmp_path)

@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with its checkpoint: options, rows with all they hold, reward files."""
+"""What a resumed run must have in common with its checkpoint: options, rows with all they hold, rewards, base model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from covo_rl.audio import AudioError, content_key
 from covo_rl.config import ConfigError
 from covo_rl.data.files import file_sha256, plain
+from covo_rl.policy.sharding import is_sharded
 from covo_rl.rewards import components
 from covo_rl.types import Clip, Example
 
@@ -73,8 +77,21 @@ def reward_fingerprint(rewards: Any) -> dict[str, str]:
     }
 
 
+def base_fingerprint(model: nn.Module) -> str | None:
+    """sha256 over the sums of the frozen parameters' bits, which no order of summing changes; None where sharded."""
+    if is_sharded(model):
+        return None
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+            bits = parameter.detach().contiguous().view(integers).sum(dtype=torch.int64)
+            digest.update(f"{name} {tuple(parameter.shape)} {int(bits)}\n".encode())
+    return digest.hexdigest()
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """`config`, `data` and `rewards` of a checkpoint against the run's.
+    """`config`, `data`, `rewards` and `base` of a checkpoint against the run's.
 
     Returns:
         (changes that alter the training, changes of its rounding only), one readable line each.
@@ -92,6 +109,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
         serious.append(f"training data: {what} ({parts})")
     if names := _changed(saved.get("rewards", {}), now.get("rewards", {})):
         serious.append(f"rewards: the file has changed ({names})")
+    if None not in (bases := [side.get("base") for side in (saved, now)]) and bases[0] != bases[1]:
+        serious.append("base model: its frozen weights are others than in the checkpoint's run")
     return serious, rounding
 
 

@@ -17,7 +17,13 @@ from covo_rl.data.files import plain
 from covo_rl.records.console import console
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import state
-from covo_rl.train.checkpoint.identity import check_changes, data_fingerprint, differences, reward_fingerprint
+from covo_rl.train.checkpoint.identity import (
+    base_fingerprint,
+    check_changes,
+    data_fingerprint,
+    differences,
+    reward_fingerprint,
+)
 from covo_rl.train.checkpoint.manifest import CheckpointError, flush
 from covo_rl.train.checkpoint.store import CheckpointStore, TrainState, read_values
 from covo_rl.train.checkpoint.timeline import START, finish_moving, move_aside
@@ -142,6 +148,7 @@ class Saver:
             if self.ranks.main:
                 contents["data"] = data_fingerprint(trainer.sampler.examples)
                 contents["rewards"] = reward_fingerprint(self.rewards)
+                contents["base"] = base_fingerprint(trainer.policy)
             self._contents = self.ranks.from_main(contents)
         return {"config": self.config, **self._contents}
 

@@ -12,13 +12,15 @@ run folder is on the old timeline or on the new one, never on a mixture.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from covo_rl.train.checkpoint.manifest import CheckpointError, explained, flush, moment_of
-from covo_rl.train.checkpoint.store import read_values, write_values
+from covo_rl.train.checkpoint.store import delete, read_values, write_values
 
 ASIDE, PLAN, RECORD = "abandoned", "moving.json", "moved.json"
 BY_STEP = ("checkpoints", "exports", "rollouts", "debug")
@@ -68,7 +70,7 @@ def finish_moving(run: Path) -> None:
             for name in content["paths"]:
                 if os.path.lexists(run / name):
                     (place / name).parent.mkdir(exist_ok=True)
-                    os.replace(run / name, place / name)
+                    _move(run / name, place / name)
             _cut(run / "metrics.jsonl", place / "metrics.jsonl", content["metrics_bytes"])
             os.replace(plan, place / RECORD)
             flush(place)
@@ -82,6 +84,21 @@ def _moment(path: Path) -> list[int]:
     """debug/step_N was dumped while N steps were finished, so it is of the next one."""
     step, *update = moment_of(path) or START
     return [step + (path.parent.name == "debug"), *update]
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; where checkpoints/ is a link to another disk, copy whole before anything is deleted."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if not target.exists():
+            partial = target.with_name(f".partial-{target.name}")
+            delete(partial)
+            shutil.copytree(source, partial, symlinks=True)
+            os.replace(partial, target)
+        delete(source)
 
 
 def _cut(log: Path, rest: Path, size: int) -> None:
