@@ -143,8 +143,7 @@ class CheckpointStore:
             names = [path.name for path in self.all()]
             older = f"{names[-1]} is still there" if names else "There is no earlier checkpoint"
             raise CheckpointError(f"checkpoint {state.name} was not saved: {error}. {older}") from error
-        if ranks.main:
-            self._thin_out()
+        ranks.together(self._thin_out if ranks.main else lambda: None, CheckpointError)
         return target
 
     def load(self, path: str | Path, ranks: Ranks | None = None) -> TrainState:
@@ -166,17 +165,9 @@ class CheckpointStore:
                 f"can go on with it, not {ranks.world}. Name a checkpoint without a dot: "
                 f"{', '.join(p.name for p in self.all() if '.' not in p.name) or 'there is none'}"
             )
-        stem = path / f"rank_{ranks.rank:05d}"
-        mine = ranks.rank < about["world"]
-        return TrainState(
-            step=about["step"],
-            update=about["update"],
-            score=about["score"],
-            shared={**read_values(path / "state.json"), "world": about["world"]},
-            tensors={name: read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
-            rank=read_values(stem.with_suffix(".json")) if mine else {},
-            rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
-        )
+        states: list[TrainState] = []
+        ranks.together(lambda: states.append(_read(path, about, ranks.rank)), CheckpointError)
+        return states[0]
 
     def remove(self, *paths: Path) -> None:
         """Rename, then delete: a half-deleted folder must not look like a checkpoint."""
@@ -200,6 +191,20 @@ class CheckpointStore:
             keep |= {path for _, _, path in sorted(scored)[-1:]}
         with explained("thin out", self.folder):
             self.remove(*(set(every) - keep))
+
+
+def _read(path: Path, about: Mapping[str, Any], rank: int) -> TrainState:
+    stem = path / f"rank_{rank:05d}"
+    mine = rank < about["world"]
+    return TrainState(
+        step=about["step"],
+        update=about["update"],
+        score=about["score"],
+        shared={**read_values(path / "state.json"), "world": about["world"]},
+        tensors={name: read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
+        rank=read_values(stem.with_suffix(".json")) if mine else {},
+        rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
+    )
 
 
 def delete(path: Path) -> None:
