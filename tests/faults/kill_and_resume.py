@@ -101,8 +101,9 @@ class Harness:
         A checkpoint is saved right after a log line, so the moments shortly after one fall into its writing.
         """
         log, longest = self.random.choices(MOMENTS, WEIGHTS)[0]
-        stale = partial(output)
-        for _ in range(self.random.randint(1, 3) if log and self.rewind else int(log)):
+        stale, lines = partial(output), self.random.randint(1, 3) if self.rewind else 1
+        lines = max(lines, 3 - len(metrics(output))) if self.rewind else lines  # from then on there is a way back
+        for _ in range(lines * log):
             before, deadline = size(output), time.monotonic() + PATIENCE_S
             while size(output) == before:
                 if process.poll() is not None:

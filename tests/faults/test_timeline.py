@@ -45,6 +45,8 @@ def finished(tmp_path_factory):
         run_toy(folder, steps=6)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"step 6 of the first timeline")
+    (folder / "adapter" / "export.json").write_text("{}")
+    (folder / "model").mkdir()  # somebody's own: it has no export.json
     (folder / "result.json").write_text('{"steps": 6}')
     (folder / "exports" / "step_000002").mkdir(parents=True)
     (folder / "exports" / "step_000004").mkdir()
@@ -73,6 +75,7 @@ def test_the_new_timeline_never_meets_the_one_it_left(finished, tmp_path, monkey
     assert names(aside / "exports") == ["step_000004"] and names(run / "exports") == ["step_000002"]
     assert names(aside / "debug") == ["step_000003"] and names(run / "debug") == ["step_000002"]
     assert (aside / "adapter" / "adapter_model.safetensors").is_file() and not (run / "adapter").exists()
+    assert (run / "model").is_dir()
     old, new = (metrics(folder).splitlines() for folder in (finished, run))
     assert old[3:] == metrics(aside).splitlines()
     assert len(new) == 6 and new[:3] == old[:3] and new[5] != old[5]
@@ -249,6 +252,17 @@ def test_a_damaged_checkpoint_that_is_named_is_refused_with_the_others(finished,
     with pytest.raises(CheckpointError, match=r"no complete\.json"):
         run_toy(run, resume=str(run), steps=6)
     assert contents(run) == before
+
+
+def test_results_go_aside_when_a_finished_run_trains_on(finished, tmp_path):
+    """finding 01: until it has come to its new end, nothing there says that step 6 is the end."""
+    run = copy_of(finished, tmp_path)
+    notes, _ = run_toy(run, resume="auto", steps=6)
+    assert (run / "result.json").is_file() and not any("moved" in note for note in notes)
+    notes, _ = run_toy(run, resume="auto", steps=8, allow_changed=True)
+    assert any(note.endswith("goes on from before it: adapter, result.json") for note in notes)
+    assert names(run / "abandoned" / "001") == ["adapter", "moved.json", "result.json"]
+    assert len(metrics(run).splitlines()) == 8 and metrics(run).startswith(metrics(finished))
 
 
 def test_metrics_that_are_gone_are_noticed(finished, tmp_path):

@@ -107,7 +107,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
     elif parts := _changed(before["sha256"], after["sha256"]):
         what = "as many rows as in the checkpoint, but their content or order has changed"
         serious.append(f"training data: {what} ({parts})")
-    if names := _changed(saved.get("rewards", {}), now.get("rewards", {})):
+    if "rewards" in now and (names := _changed(saved["rewards"], now["rewards"])):
         serious.append(f"rewards: the file has changed ({names})")
     if None not in (bases := [side.get("base") for side in (saved, now)]) and bases[0] != bases[1]:
         serious.append("base model: its frozen weights are others than in the checkpoint's run")

@@ -196,7 +196,8 @@ class Saver:
         self._restore(trainer, saved)
         if path.resolve().parent == self.store.folder.resolve():
             moment = [saved.step, saved.update] if saved.update else [saved.step]
-            notes += self._move_aside(moment, saved.shared["metrics_bytes"])
+            trains_on = saved.step < self.config["max_steps"]
+            notes += self._move_aside(moment, saved.shared["metrics_bytes"], trains_on)
         else:
             notes += self._move_aside()
         where = f", update {saved.update}" if saved.update else ""
@@ -234,9 +235,9 @@ class Saver:
             )
         return notes
 
-    def _move_aside(self, moment: Sequence[int] = START, metrics_bytes: int = 0) -> list[str]:
+    def _move_aside(self, moment: Sequence[int] = START, metrics_bytes: int = 0, trains_on: bool = True) -> list[str]:
         """Nothing after the checkpoint may stay, or it would appear twice, or be taken for this run's."""
-        return self._on_main(lambda: move_aside(self.run_folder, moment, metrics_bytes)) or []
+        return self._on_main(lambda: move_aside(self.run_folder, moment, metrics_bytes, trains_on=trains_on)) or []
 
     def _on_main(self, action: Callable[[], Any]) -> Any:
         """`action` of the main rank alone; what it returned there, and on every rank the CheckpointError it raised."""

@@ -24,13 +24,17 @@ from covo_rl.train.checkpoint.store import delete, read_values, write_values
 
 ASIDE, PLAN, RECORD = "abandoned", "moving.json", "moved.json"
 BY_STEP = ("checkpoints", "exports", "rollouts", "debug")
-RESULTS = ("adapter", "model", "result.json", "curves.png", "report.html")
+RESULTS = ("adapter/export.json", "model/export.json", "result.json", "curves.png", "report.html")
 #: earlier than any checkpoint
 START = (-1,)
 
 
-def move_aside(run: Path, moment: Sequence[int] = START, metrics_bytes: int = 0) -> list[str]:
+def move_aside(
+    run: Path, moment: Sequence[int] = START, metrics_bytes: int = 0, *, trains_on: bool = True
+) -> list[str]:
     """Move what is later than `moment` ([step] or [step, update]), and what metrics.jsonl has beyond `metrics_bytes`.
+
+    The results of an end that the run had come to go too, where something is later or it now trains on.
 
     Returns:
         a line for the log; none where nothing is later.
@@ -46,10 +50,12 @@ def move_aside(run: Path, moment: Sequence[int] = START, metrics_bytes: int = 0)
             "replaced; put it back or choose another --output"
         )
     paths = [path for path in _entries(run) if _moment(path) > list(moment)]
-    if not paths and size == metrics_bytes:
+    left = trains_on or paths or size > metrics_bytes
+    # a folder is moved whole, if an export wrote it
+    results = [run / name.split("/")[0] for name in RESULTS if left and (run / name).exists()]
+    if not paths and not results and size == metrics_bytes:
         return []
     counts = Counter(path.parent.name for path in paths)
-    results = [run / name for name in RESULTS if (run / name).exists()]
     numbers = [int(path.name) for path in (run / ASIDE).glob("[0-9]*") if path.name.isdigit()]
     place = run / ASIDE / f"{max(numbers, default=0) + 1:03d}"
     with explained("create", place):
@@ -59,7 +65,7 @@ def move_aside(run: Path, moment: Sequence[int] = START, metrics_bytes: int = 0)
     finish_moving(run)
     parts = [f"{count} of {name}/" for name, count in counts.items()] + [path.name for path in results]
     parts += [f"the last {size - metrics_bytes} bytes of {metrics.name}"] if size > metrics_bytes else []
-    return [f"moved to {place}, because it came after that: {', '.join(parts)}"]
+    return [f"moved to {place}, because this run goes on from before it: {', '.join(parts)}"]
 
 
 def finish_moving(run: Path) -> None:
