@@ -79,7 +79,7 @@ class Saver:
         self.on_saved = on_saved
         self.ranks = Ranks.current()
         self.failures = 0
-        self._contents: dict[str, Any] | None = None
+        self._contents: dict[str, Any] = {}
         self._saved_at = time.monotonic()
 
     # -- when ----------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Saver:
 
     def _identity(self, trainer: Resumable) -> dict[str, Any]:
         """What a resume must have in common with the checkpoint; every clip is read for it, once, by one rank."""
-        if self._contents is None:
+        if not self._contents:
             contents = {}
             if self.ranks.main:
                 contents["data"] = data_fingerprint(trainer.sampler.examples)
