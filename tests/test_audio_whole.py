@@ -147,11 +147,8 @@ def test_what_lies_between_mp3_frames():
 
 def test_flac_from_a_pipe_does_not_state_its_length():
     """finding 34: total samples 0 is valid by RFC 9639; what is cut is refused nevertheless."""
-    for seconds, channels, rate, subtype in (
-        (3, 1, 16_000, "PCM_16"),
-        (0.7, 2, 44_100, "PCM_24"),
-        (0.02, 1, 8_000, "PCM_16"),
-    ):
+    cases = ((3, 1, 16_000, "PCM_16"), (0.7, 2, 44_100, "PCM_24"), (0.02, 1, 8_000, "PCM_16"))
+    for seconds, channels, rate, subtype in cases:
         data = encoded("FLAC", subtype, noise(seconds, channels, rate), rate)
         piped = data[:21] + bytes([data[21] & 0xF0]) + bytes(4) + data[26:]
         np.testing.assert_array_equal(decode(Clip(data=piped))[0], decode(Clip(data=data))[0])

@@ -49,9 +49,7 @@ def ogg_problem(data: bytes) -> str:
     serials = {page.serial for page in pages}
     if len(serials) > 1 or any(page.flags & 2 for page in pages[1:]):
         kinds = [_CODECS.get(page.body[:7], "another") for page in pages if page.flags & 2]
-        return (
-            f"it holds {len(kinds)} streams ({', '.join(kinds)}), chained or side by side, of which one would be read"
-        )
+        return f"it holds {len(kinds)} streams ({', '.join(kinds)}), chained or side by side; one would be read"
     if any(b.number != (a.number + 1) & 0xFFFFFFFF for a, b in pairwise(pages)):
         return "damaged, a page of its Ogg stream is missing"
     if pages[-1].flags & 4 or not _is_full(pages):
