@@ -1,4 +1,4 @@
-"""What a whole question set says: places counted from 0 or 1, JSON that is none, folders, URLs, the split, its sound."""
+"""What a whole question set says: places from 0 or 1, JSON that is none, folders, URLs, the split, its sound."""
 
 import json
 import os
@@ -87,12 +87,9 @@ def test_rows_that_share_a_clip_in_any_order_or_copy_are_on_one_side(tmp_path):
 def test_the_audio_of_a_folder_of_data_is_in_it(tmp_path):
     """Audio of a data folder started from its parent."""
     make_clip(tmp_path / "set" / "x.wav")
-    write(tmp_path / "set" / "metadata.jsonl", [row("r0") | {"audio": None, "file_name": "x.wav"} for _ in range(1)])
+    write(tmp_path / "set" / "metadata.jsonl", [{"id": "r0", "file_name": "x.wav", "question": "?", "answer": "yes"}])
     options = Options()
     options.data.data, options.eval.evaluate = str(tmp_path / "set"), False
-    (tmp_path / "set" / "metadata.jsonl").write_text(
-        json.dumps({"id": "r0", "file_name": "x.wav", "question": "?", "answer": "yes"})
-    )
     assert read_questions(options).train[0].clips[0].path == str(tmp_path / "set" / "x.wav")
 
 
@@ -225,18 +222,16 @@ def test_uncertain_or_mixed_places_are_refused_with_their_rows(folder, rows, sai
         ('"further": {"deep": [1.5, NaN]}', "'further': 'deep': it holds NaN"),
         ('"answer": "dog", "answer": "cat"', "the key 'answer' occurs twice"),
         ('"choices": {"A": "x", "A": "y"}', "'choices': the key 'A' occurs twice"),
-        ('"audio": {"path": "a.wav", "path": "b.wav"}', "'audio': the key 'path' occurs twice"),
+        ('"more": [{"path": "a.wav", "path": "b.wav"}]', "'more': the key 'path' occurs twice"),
     ],
 )
 def test_what_is_no_json_is_named_with_its_row(folder, suffix, text, said):
     """finding 33: NaN became the answer "nan", of two equal keys the last was taken."""
-    lines = [json.dumps(row("r0")), '{"id": "r1", "audio": "a.wav", "question": "?", %s}' % text]
+    lines = [json.dumps(row("r0")), '{"id": "r1", "audio": "a.wav", "question": "?", ' + text + "}"]
     path = folder / f"q{suffix}"
     path.write_text("\n".join(lines) if suffix == ".jsonl" else f"[{', '.join(lines)}]")
     (message,) = messages(path)
-    assert (
-        message == f"{'line 2' if suffix == '.jsonl' else 'row 2 (id ' + repr('r1') + ')'}: {message.split(': ', 1)[1]}"
-    )
+    assert message.startswith("line 2: " if suffix == ".jsonl" else "row 2 (id 'r1'): ")
     assert said in message
 
 
@@ -270,9 +265,7 @@ def test_wrong_columns_are_told_once(folder):
     rows = [{"id": n, "text": "?", "sound": "a.wav"} for n in range(400)]
     (message,) = messages(write(folder / "q.jsonl", rows))
     assert message.startswith("row 1 (id 0): unknown fields ['id', 'sound', 'text']")
-    assert message.endswith(
-        "; so have 399 further rows (row 2 (id 1), row 3 (id 2), row 4 (id 3), row 5 (id 4), row 6 (id 5) and 394 more)"
-    )
+    assert "; so have 399 further rows (row 2 (id 1), row 3 (id 2)," in message and message.endswith(" and 394 more)")
 
 
 # -- its sound -------------------------------------------------------------------------------------------------------
@@ -299,7 +292,7 @@ def test_silent_clipped_copied_and_mixed_clips_are_mentioned_once(tmp_path):
     assert "silent4.wav and 3 more" in notes[0] and "loud.wav" in notes[1] and "copy.wav" in notes[2]
     assert notes[3:] == [
         "mixed sampling rates: 16000 Hz (19), 44100 Hz (1)",
-        "mixed levels: from -45 to -3 dB of full scale (root mean square)",
+        "mixed levels: from -45 to -4 dB of full scale (root mean square)",
     ]
     result = CliRunner().invoke(app, ["check", str(source)], terminal_width=200)
     assert "note: data: 8 of 20 clips: silent" in result.output.replace("\n", " ")
