@@ -202,11 +202,12 @@ def _keys(example: Example, clips: Sequence[Facts]) -> Iterator[tuple[Kind, Hash
 def facts_by_row(examples: Sequence[Example]) -> list[list[Facts]]:
     """Facts of the clips of every row, each file decoded once per process as long as it does not change."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        facts = pool.map(_facts, [clip for example in examples for clip in example.clips])
+        facts = pool.map(clip_facts, [clip for example in examples for clip in example.clips])
         return [[next(facts) for _ in example.clips] for example in examples]
 
 
-def _facts(clip: Clip) -> Facts:
+def clip_facts(clip: Clip) -> Facts:
+    """Facts of one clip, a file decoded once per process as long as it does not change."""
     try:
         state = os.stat(clip.path or "")
     except (OSError, ValueError):
