@@ -260,6 +260,27 @@ def test_tables_hold_values_that_are_no_texts(folder, column, value):
         assert (column.rstrip("s") in message and "not a" in message) or "is nan" in message
 
 
+def test_half_a_data_folder_is_not_a_smaller_set(tmp_path):
+    """An Arrow stream that ends between two batches and a missing shard gave the other rows without a word."""
+    import datasets
+
+    rows = [{**row(f"r{n}"), "audio": None, "question": "Q" * 500} for n in range(2_500)]
+    data = datasets.Dataset.from_list(rows)
+    data.save_to_disk(tmp_path / "saved")
+    (stream,) = (tmp_path / "saved").glob("*.arrow")
+    whole = stream.read_bytes()
+    second = whole.index(b"\xff\xff\xff\xff", whole.index(b"r999"))  # the message of the next batch
+    assert len(load_examples(tmp_path / "saved")) == 2_500
+    for end in (second, len(whole) - 8, len(whole) // 2):
+        stream.write_bytes(whole[:end])
+        (message,) = messages(tmp_path / "saved")
+        assert "is cut" in message or "not a readable datasets folder" in message
+    for n in (0, 2):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        data.select(range(n, n + 1)).to_parquet(tmp_path / "shards" / f"train-{n:05}-of-00003.parquet")
+    assert messages(tmp_path / "shards") == ["file: of the 3 shards of train these are missing: 1"]
+
+
 def test_wrong_columns_are_told_once(folder):
     """finding 40: the same 300 characters were printed once per row."""
     rows = [{"id": n, "text": "?", "sound": "a.wav"} for n in range(400)]

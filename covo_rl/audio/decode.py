@@ -32,7 +32,7 @@ _MAX_PEAK = 100.0
 _MP3_SLACK = 2 * 1_152
 #: Two channels cancel out where their average has less than this share of their power (20 dB), which sound of two
 #: microphones has nowhere and a lossy copy of antiphase everywhere; so much of a clip may.
-_CANCELLED, _MAX_CANCELLED = 0.01, 0.2
+_CANCELLED, _MAX_CANCELLED = 0.01, 0.3
 _WINDOW = 512
 _WHOLE = "copy the file again, or write it anew: `ffmpeg -i IN OUT.wav`"
 _RATE = f"a sampling rate of {{}} Hz; audio has {MIN_RATE} to {MAX_RATE} Hz"

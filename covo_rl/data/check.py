@@ -221,10 +221,11 @@ def _decoded_facts(clip: Clip, *version: int) -> Facts:
         waveform, rate = decode(clip)
     except AudioError as error:
         return Facts(clip, error=str(error))
-    size = np.abs(waveform)
-    level, clipped = float(np.sqrt(np.square(waveform).mean(dtype=np.float64))), float((size >= FULL_SCALE).mean())
+    peak = max(float(waveform.max()), -float(waveform.min()))
+    level = float(np.sqrt(np.dot(waveform, waveform) / len(waveform)))
+    clipped = float((np.abs(waveform) >= FULL_SCALE).mean()) if peak >= FULL_SCALE else 0.0
     sound = audio_fingerprint(waveform, rate)
-    return Facts(clip, len(waveform) / rate, rate, float(size.max()), level, clipped, sound)
+    return Facts(clip, len(waveform) / rate, rate, peak, level, clipped, sound)
 
 
 def _near_copies(train: Sequence[Sequence[Facts]], held_out: Sequence[Sequence[Facts]]) -> dict[int, set[int]]:

@@ -18,6 +18,8 @@ Row = dict[str, Any]
 #: So many problems are spelled out in one message.
 SHOWN = 50
 _LISTS = ("data", "rows", "questions", "examples")
+#: The end of an Arrow stream, and a numbered piece of a table.
+_ARROW_END, _SHARD = b"\xff\xff\xff\xff\0\0\0\0", re.compile(r"(.+)-(\d+)-of-(\d+)\.parquet")
 _URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]+:/|data:)", re.IGNORECASE)
 
 
@@ -215,6 +217,13 @@ def _folder(path: Path) -> list[Row]:
             raise _broken(path, f"not a readable datasets folder: {error}") from error
         if isinstance(dataset, datasets.DatasetDict):
             raise _broken(path, f"it holds several splits; name one: {', '.join(str(path / str(n)) for n in dataset)}")
+        # a cut stream of whole batches is read without a word
+        for name in {entry["filename"] for entry in dataset.cache_files}:
+            with open(name, "rb") as file:
+                file.seek(-len(_ARROW_END), os.SEEK_END)
+                is_whole = file.read() == _ARROW_END
+            if not is_whole:
+                raise _broken(path, f"{name} is cut: it lacks the end of its stream; write or copy the folder again")
         # Audio stays {path, bytes}: datasets itself decodes with torchcodec only.
         return dataset.to_list()
     if (path / "metadata.jsonl").is_file():
@@ -222,6 +231,11 @@ def _folder(path: Path) -> list[Row]:
     shards = sorted(path.rglob("*.parquet"))
     if not shards:
         raise _broken(path, "a folder needs a saved dataset (state.json), metadata.jsonl, or parquet files")
+    matches = filter(None, (_SHARD.fullmatch(shard.name) for shard in shards))
+    names = {(match[1], int(match[2]), int(match[3])) for match in matches}
+    for stem, _, count in names:
+        if missing := [n for n in range(count) if (stem, n, count) not in names]:
+            raise _broken(path, f"of the {count} shards of {stem} these are missing: {', '.join(map(str, missing))}")
     return [row for shard in shards for row in _parquet(shard)]
 
 
