@@ -12,7 +12,9 @@ import soundfile
 
 from covo_rl.audio import AudioError, ClipStore, decode
 from covo_rl.audio.streams import _checksum, _frame, _page
-from covo_rl.types import Clip
+from covo_rl.config import PromptConfig
+from covo_rl.prompt import PromptError, build_prompt
+from covo_rl.types import Clip, Example
 
 RATE = 16_000
 RNG = np.random.default_rng(0)
@@ -122,19 +124,21 @@ def test_an_mp3_without_a_length_is_read_whole():
     """finding 34: libsndfile guesses the length of a variable bit rate from its first frames and reads half of it."""
     for rate, channels in ((16_000, 1), (44_100, 1), (44_100, 2), (8_000, 1)):
         data = encoded("MP3", None, noise(2.2, channels, rate), rate, bitrate_mode="VARIABLE")
-        frame = _frame(data, 0)
+        assert (frame := _frame(data, 0))
         assert length(data) == int(2.2 * rate)
         bare = data[frame.size :]  # without the Xing header
         count = length(bare)  # whole frames, less the 529 samples by which every decoder is late
         assert 2.2 * rate < count < 2.2 * rate + 3 * 1152 and (count + 529) % frame.samples == 0
         assert length(bare + bare) == 2 * (count + 529) - 529  # two such files are one longer one
+        assert length(ID3 + bytes(2_000) + bare) == count  # padding behind a tag
         refused(bare[:-20], "last mp3 frame is cut")
 
 
 def test_what_lies_between_mp3_frames():
     """finding 34: concatenated or rate-changing mp3, tags at either end and in the middle."""
     mono = encoded("MP3")
-    bare = mono[_frame(mono, 0).size :]
+    assert (frame := _frame(mono, 0))
+    bare = mono[frame.size :]
     for data in (ID3 + mono, mono + TAG, ID3 + mono + b"APETAGEX" + bytes(400), mono + bytes(3000)):
         assert length(data) == 3 * RATE
     refused(mono + ID3 + mono, "another recording starts at byte")
@@ -304,3 +308,27 @@ def test_a_file_replaced_or_deleted_during_a_run_is_noticed(tmp_path):
         with pytest.raises(AudioError, match=said):
             store.waveform(key)
     assert store.key(clips[2]) == keys[2] and len(store.waveform(keys[2])[0]) == 3 * RATE  # only touched
+
+
+def test_a_changed_clip_is_named_with_its_row(tmp_path):
+    """finding 35: the prompt of a row is where its clip is named again in every step."""
+
+    class Family:
+        audio_token_id = 7
+
+        def clip_slots(self, waveform, rate):
+            return 1
+
+        def render(self, messages):
+            return "x"
+
+        def tokenize(self, text, slots):
+            return [7] * sum(slots)
+
+    family, path, store = Family(), tmp_path / "a.wav", ClipStore()
+    path.write_bytes(encoded("WAV", "PCM_16"))
+    example = Example("r17", (Clip(path=str(path)),), "?")
+    assert build_prompt(example, family, store, PromptConfig()).slots == (1,)
+    path.write_bytes(encoded("WAV", "PCM_16"))
+    with pytest.raises(PromptError, match=r"row r17: .*a\.wav: the file has changed"):
+        build_prompt(example, family, store, PromptConfig())

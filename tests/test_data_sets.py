@@ -159,7 +159,7 @@ def test_a_recording_that_two_files_may_be_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "url",
-    ["https://host/a.wav", "HTTPS://host/a.wav", " http://host/x/a.wav", "http:/host/a.wav", "s3://bucket/a.wav",
+    ["https://host/a.wav", "HTTPS://host/a.wav", " http://host/x/a.wav", "http:/host/a.wav", "s3://bucket/a.wav", "www.host.com/a.wav",
      "hf://datasets/x/a.wav", "file:///tmp/a.wav", "gs://b/a.wav", "data:audio/wav;base64,UklGRg=="],
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -258,6 +258,13 @@ def test_tables_hold_values_that_are_no_texts(folder, column, value):
     for source in (folder / "q.parquet", folder / "saved"):
         (message,) = messages(source, folder)
         assert (column.rstrip("s") in message and "not a" in message) or "is nan" in message
+
+
+def test_a_missing_audio_folder_is_told_once(folder):
+    """finding 40: one line for all rows, not one a row."""
+    path = write(folder / "q.json", [row(f"r{n}") for n in range(90)])
+    (message,) = messages(path, folder / "gone")
+    assert "gone does not exist; check --audio-dir (rows r0, r1, r2, r3, r4 and 85 more)" in message
 
 
 def test_half_a_data_folder_is_not_a_smaller_set(tmp_path):

@@ -65,9 +65,10 @@ def _page(data: bytes, place: int) -> tuple[_Page | None, int]:
     if len(head) < 27 or len(table) < head[26] or place + size > len(data):
         return None, 0
     body = data[place + size - sum(table) : place + size]
-    number = [int.from_bytes(head[a:b], "little", signed=a == 6) for a, b in ((6, 14), (14, 18), (18, 22), (22, 26))]
-    is_sound = _checksum(data[place : place + size]) == number[3]
-    return _Page(head[5], *number[:3], table, body), size if is_sound else -size
+    granule = int.from_bytes(head[6:14], "little", signed=True)
+    serial, number, checksum = (int.from_bytes(head[a : a + 4], "little") for a in (14, 18, 22))
+    page = _Page(head[5], granule, serial, number, table, body)
+    return page, size if _checksum(data[place : place + size]) == checksum else -size
 
 
 def _checksum(page: bytes | bytearray) -> int:
@@ -133,7 +134,8 @@ def after_id3(data: bytes, place: int) -> int:
 
 def is_mp3(data: bytes) -> bool:
     """Whether a layer III stream starts behind the ID3v2 tags."""
-    frame = _frame(data, after_id3(data, 0))
+    start = after_id3(data, 0)
+    frame = _frame(data, _next_frame(data, start) if start else 0)
     return frame is not None and frame.kind[1] == 3
 
 

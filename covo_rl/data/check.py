@@ -212,7 +212,7 @@ def clip_facts(clip: Clip) -> Facts:
         state = os.stat(clip.path or "")
     except (OSError, ValueError):
         return _decoded_facts.__wrapped__(clip)
-    return _decoded_facts(clip, state.st_size, state.st_mtime_ns)
+    return _decoded_facts(clip, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @lru_cache(maxsize=1_000_000)

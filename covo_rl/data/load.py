@@ -69,15 +69,20 @@ def load_examples(
     bases = index_bases([(name, row, schema) for name, (_, row, schema) in zip(names, rows, strict=True)], problems)
     reader = RowReader(folder, strict, bases)
     examples: list[Example] = []
+    folder_exists, unplayable = audio_dir is None or os.path.isdir(audio_dir), []
     for name, (_, row, schema) in zip(names, rows, strict=True):
         example = reader.read(row, schema, name)
         problems += [Problem(name, what) for what in reader.problems]
         if example is not None:
             examples.append(example)
             paths = [clip.path for clip in example.clips if strict and clip.path is not None]
-            missing = [path for path in paths if not os.path.isfile(path)]
-            hint = folder.hint or "check --audio-dir"
-            problems += [Problem(name, f"its audio file {path} does not exist; {hint}") for path in missing]
+            absent = [path for path in paths if not os.path.isfile(path)]
+            unplayable += [name] * (bool(absent) and not folder_exists)
+            what = f"its audio file {{}} does not exist; {folder.hint or 'check --audio-dir'}"
+            problems += [Problem(name, what.format(path)) for path in absent if folder_exists]
+    if unplayable:
+        what = f"the audio folder {audio_dir} does not exist; check --audio-dir (rows {some(unplayable)})"
+        problems.insert(0, Problem("file", what))
     if problems:
         raise DataError(str(path), problems, examples)
     return examples

@@ -20,7 +20,7 @@ SHOWN = 50
 _LISTS = ("data", "rows", "questions", "examples")
 #: The end of an Arrow stream, and a numbered piece of a table.
 _ARROW_END, _SHARD = b"\xff\xff\xff\xff\0\0\0\0", re.compile(r"(.+)-(\d+)-of-(\d+)\.parquet")
-_URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]+:/|data:)", re.IGNORECASE)
+_URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]+:/|data:|www\.)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
