@@ -124,7 +124,8 @@ def test_an_mp3_without_a_length_is_read_whole():
     """finding 34: libsndfile guesses the length of a variable bit rate from its first frames and reads half of it."""
     for rate, channels in ((16_000, 1), (44_100, 1), (44_100, 2), (8_000, 1)):
         data = encoded("MP3", None, noise(2.2, channels, rate), rate, bitrate_mode="VARIABLE")
-        assert (frame := _frame(data, 0))
+        frame = _frame(data, 0)
+        assert frame
         assert length(data) == int(2.2 * rate)
         bare = data[frame.size :]  # without the Xing header
         count = length(bare)  # whole frames, less the 529 samples by which every decoder is late
@@ -137,7 +138,8 @@ def test_an_mp3_without_a_length_is_read_whole():
 def test_what_lies_between_mp3_frames():
     """finding 34: concatenated or rate-changing mp3, tags at either end and in the middle."""
     mono = encoded("MP3")
-    assert (frame := _frame(mono, 0))
+    frame = _frame(mono, 0)
+    assert frame
     bare = mono[frame.size :]
     for data in (ID3 + mono, mono + TAG, ID3 + mono + b"APETAGEX" + bytes(400), mono + bytes(3000)):
         assert length(data) == 3 * RATE

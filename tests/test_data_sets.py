@@ -159,8 +159,9 @@ def test_a_recording_that_two_files_may_be_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "url",
-    ["https://host/a.wav", "HTTPS://host/a.wav", " http://host/x/a.wav", "http:/host/a.wav", "s3://bucket/a.wav", "www.host.com/a.wav",
-     "hf://datasets/x/a.wav", "file:///tmp/a.wav", "gs://b/a.wav", "data:audio/wav;base64,UklGRg=="],
+    ["https://host/a.wav", "HTTPS://host/a.wav", " http://host/x/a.wav", "http:/host/a.wav", "s3://bucket/a.wav",
+     "www.host.com/a.wav", "hf://datasets/x/a.wav", "file:///tmp/a.wav", "gs://b/a.wav",
+     "data:audio/wav;base64,UklGRg=="],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "form", [lambda url: url, lambda url: {"path": url, "bytes": None}, lambda url: ["a.wav", url]]
