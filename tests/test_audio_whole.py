@@ -171,6 +171,9 @@ def test_wav_sizes_and_what_follows_the_samples():
     for unknown in (0xFFFFFFFF, 0x7FFFF000, 0x80000000):  # ffmpeg, sox, arecord to a pipe
         assert length(patched(wav, 40, unknown)) == 3 * RATE
         refused(patched(wav, 40, unknown)[:-1], "last sample is cut")
+    piped = patched(encoded("AU", "PCM_24"), 8, 0xFFFFFFFF, ">")
+    assert length(piped) == 3 * RATE
+    refused(piped[:-1], "last sample is cut")
     refused(patched(wav, 40, 0), "never finished")
     refused(patched(wav, 40, size // 2), "written on after that")
     half = b"data" + struct.pack("<I", size // 2) + wav[44 : 44 + size // 2]
@@ -235,7 +238,8 @@ def test_how_much_may_cancel_out():
         ("x.wav", bytes(500), "zero bytes alone"),
         ("x.wav", gzip.compress(b"x"), "gzip.*unpack"),
         ("x.wav", b"PK\3\4aaaa", "zip.*unpack"),
-        ("x.g722", bytes(range(256)), r"without a header.*`ffmpeg -f g722 -ar RATE -ac 1 -i x.g722 x.wav`"),
+        ("x.g722", bytes(range(256)), r"without a header.*`ffmpeg -f g722 -i x.g722 x.wav`"),
+        ("x.sln", bytes(range(256)), r"without a header.*`ffmpeg -f s16le -ar RATE -ac 1 -i x.sln x.wav`"),
         ("x.gsm", bytes(range(256)), "no whole GSM"),
         ("x.wav", bytes(range(1, 256)), "no known format.*01 02 03"),
         ("x.w64", encoded("W64", "PCM_16", noise(0.1)), "W64 is not read; use wav"),

@@ -19,6 +19,8 @@ _NEAR_2_GIB = range(0x7FFF_0000, 0x8000_0001)
 _MAX_TAIL = 256
 #: The largest FLAC frame: 65,535 samples of 8 channels in 32 bits.
 _FLAC_FRAME = 2**21
+#: Bytes of a sample by the encoding of an AU; of others, one.
+_AU_BYTES = {3: 2, 4: 3, 5: 4, 6: 4, 7: 8}
 _BLOCK_SIZES = (0, 192, *(576 << n for n in range(4)), 0, 0, *(256 << n for n in range(8)))
 
 
@@ -62,8 +64,8 @@ def whole_samples(data: bytes, container: str) -> int:
         _check_chunks(data, b"data", "big", header=8, width=8, aligned=False)
     elif container == "AU":
         order: Literal["big", "little"] = "big" if data[:4] == b".snd" else "little"
-        start, length = int.from_bytes(data[4:8], order), int.from_bytes(data[8:12], order)
-        if not _check_size(data, start, length):
+        start, length, encoding, _, channels = (int.from_bytes(data[n : n + 4], order) for n in range(4, 24, 4))
+        if not _check_size(data, start, length, _AU_BYTES.get(encoding, 1) * channels):
             _check_tail(data, start + length)
     elif container == "OGG" and (problem := ogg_problem(data)):
         raise PartError(problem)

@@ -86,8 +86,9 @@ def _kind(data: bytes, suffix: str) -> tuple[str, str]:
     if suffix == "gsm":
         return "no whole GSM 06.10 stream (frames of 33 bytes): cut or damaged", _AGAIN
     if suffix in _HEADERLESS:
-        wav = f"`ffmpeg -f {_HEADERLESS[suffix]} -ar RATE -ac 1 -i {{name}} {{out}}`"
-        return f"samples without a header (.{suffix})", f"convert it with the rate that you know: {wav}"
+        rate = "" if suffix == "g722" else " -ar RATE -ac 1"
+        wav = f"`ffmpeg -f {_HEADERLESS[suffix]}{rate} -i {{name}} {{out}}`"
+        return f"samples without a header (.{suffix})", f"convert it with what you know of them: {wav}"
     return f"of no known format, it starts {data[:8].hex(' ')}", f"if ffmpeg plays it, {_CONVERT}"
 
 
