@@ -160,7 +160,7 @@ def test_a_recording_that_two_files_may_be_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "url",
     ["https://host/a.wav", "HTTPS://host/a.wav", " http://host/x/a.wav", "http:/host/a.wav", "s3://bucket/a.wav",
-     "www.host.com/a.wav", "hf://datasets/x/a.wav", "file:///tmp/a.wav", "gs://b/a.wav",
+     "www.host.com/a.wav", "x/https://host/a.wav", "hf://datasets/x/a.wav", "file:///tmp/a.wav", "gs://b/a.wav",
      "data:audio/wav;base64,UklGRg=="],
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -221,6 +221,7 @@ def test_uncertain_or_mixed_places_are_refused_with_their_rows(folder, rows, sai
         ('"answer": -Infinity', "'answer': it holds -Infinity"),
         ('"choices": ["x", NaN]', "'choices': it holds NaN"),
         ('"further": {"deep": [1.5, NaN]}', "'further': 'deep': it holds NaN"),
+        ('"further": ' + "[" * 800 + "NaN" + "]" * 800, "'further': it holds NaN"),
         ('"answer": "dog", "answer": "cat"', "the key 'answer' occurs twice"),
         ('"choices": {"A": "x", "A": "y"}', "'choices': the key 'A' occurs twice"),
         ('"more": [{"path": "a.wav", "path": "b.wav"}]', "'more': the key 'path' occurs twice"),

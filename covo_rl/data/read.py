@@ -66,7 +66,7 @@ def some(names: Sequence[str], limit: int = 5) -> str:
 
 def is_url(reference: str) -> bool:
     """Whether a reference names something to be fetched (`https://`, `s3://`, `file://`, `data:`) and no path."""
-    return _URL.match(reference) is not None
+    return "://" in reference or _URL.match(reference) is not None
 
 
 def read_rows(source: str | Path) -> list[Row]:
@@ -123,8 +123,9 @@ def _file(path: Path) -> list[Row]:
     if len(lists) != 1 or not isinstance(lists[0], list):
         expected = f"a list of rows is expected, or an object with one of {', '.join(_LISTS)}"
         raise _broken(path, f"{expected}; got {printable(content)}")
-    outer = content.items() if isinstance(content, dict) else ()
-    faults = [("file", what) for what in _faults({k: v for k, v in outer if v is not lists[0]}, content)]
+    outer = content if isinstance(content, dict) else {}
+    faults = [("file", f"the key {printable(outer.key)} occurs twice")] if isinstance(outer, _Repeated) else []
+    faults += [("file", what) for name in outer if outer[name] is not lists[0] for what in _faults({name: outer[name]})]
     faults += [(row_name(number, row), what) for number, row in enumerate(lists[0], 1) for what in _faults(row)]
     if faults:
         raise DataError(str(path), [Problem(*fault) for fault in faults])
@@ -153,19 +154,22 @@ def _parse(text: str) -> Any:
     return json.loads(text, parse_constant=_Constant, object_pairs_hook=of_pairs)
 
 
-def _faults(value: Any, *outer: Any) -> Iterator[str]:
-    """What is no JSON in a parsed value, and in the objects around it, themselves alone."""
-    for item in (value, *outer):
+def _faults(value: Any) -> Iterator[str]:
+    """What is no JSON in a parsed value, and where in it."""
+    stack = [("", value)]
+    while stack:
+        where, item = stack.pop()
         if isinstance(item, _Repeated):
-            yield f"the key {printable(item.key)} occurs twice"
-    if isinstance(value, _Constant):
-        yield f"it holds {value}, which is no JSON; write null or the text"
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from (f"{printable(name, 40)}: {what}" for what in _faults(item))
-    elif isinstance(value, list) and any(type(item) is not float for item in value):
-        for item in value:
-            yield from _faults(item)
+            yield f"{where}the key {printable(item.key)} occurs twice"
+        if isinstance(item, _Constant):
+            yield f"{where}it holds {item}, which is no JSON; write null or the text"
+        elif isinstance(item, (dict, list)):
+            parts = reversed(item.items() if isinstance(item, dict) else [(None, part) for part in item])
+            stack += [
+                (where if name is None else f"{where}{printable(name, 40)}: ", part)
+                for name, part in parts
+                if isinstance(part, (dict, list, _Constant))
+            ]
 
 
 def row_name(number: int, row: Any) -> str:
