@@ -180,7 +180,8 @@ def test_wav_sizes_and_what_follows_the_samples():
     refused(head + half + half, "more than one")
     chunk = b"LIST" + struct.pack("<I", 5) + b"abcde"
     following = b"id3 " + struct.pack("<I", 4) + b"abcd"
-    for rest in (chunk + b"\0" + following, chunk + following, bytes(5_000), TAG):  # padded, not padded, junk
+    long_chunk = b"LIST" + struct.pack("<I", 9_000) + b"INFO" * 500  # cut, or of a wrong size
+    for rest in (chunk + b"\0" + following, chunk + following, bytes(5_000), TAG, long_chunk):
         assert length(wav + rest) == 3 * RATE
     assert length(head + chunk + b"\0" + wav[36:]) == 3 * RATE == length(ID3 + wav)
     assert length(patched(wav, 40, len(wav))) == 3 * RATE  # a writer that counts its own header

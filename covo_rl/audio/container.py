@@ -15,6 +15,8 @@ from covo_rl.audio.streams import PartError, after_id3, is_mp3, mp3_samples, mp3
 #: Writers that cannot seek back leave these, or something near 2 GiB, instead of a size.
 _UNKNOWN_SIZES = (0xFFFFFFFF, 0xFFFFFFFE)
 _NEAR_2_GIB = range(0x7FFF_0000, 0x8000_0001)
+#: Chunks without samples, which may be cut or have a wrong size.
+_METADATA = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"cue ", b"smpl", b"JUNK", b"ANNO")
 #: What may follow the samples and be no chunk: an ID3v1 tag, some padding.
 _MAX_TAIL = 256
 #: The largest FLAC frame: 65,535 samples of 8 channels in 32 bits.
@@ -95,7 +97,7 @@ def _check_chunks(
         length = int.from_bytes(data[place + 4 : start], order)
         if seen and (name in (samples, b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff")):
             raise PartError("it holds more than one recording or block of samples, of which the first would be read")
-        if seen and not (_is_name(name) and start + length <= len(data)):
+        if seen and name not in _METADATA and not (_is_name(name) and start + length <= len(data)):
             return _check_tail(data, place)
         if name == b"ds64":
             long_size = int.from_bytes(data[start + 8 : start + 16], "little")
