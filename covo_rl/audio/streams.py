@@ -181,6 +181,7 @@ def mp3_with_length(data: bytes) -> bytes:
     Raises:
         PartError: see `mp3_samples`.
     """
+    samples = mp3_samples(data)  # before libsndfile sees it, whose decoder prints warnings
     place = _next_frame(data, after_id3(data, 0))
     first = _frame(data, place)
     if first is None or _length_header(data[place : place + first.size], first)[0] is not None:
@@ -191,7 +192,7 @@ def mp3_with_length(data: bytes) -> bytes:
     frame = _frame(bytes(head), 0)
     assert frame is not None
     text = bytes(_side_info(first) - 4) + b"Xing" + (1).to_bytes(4, "big")
-    text += (mp3_samples(data) // first.samples).to_bytes(4, "big")
+    text += (samples // first.samples).to_bytes(4, "big")
     return bytes(head) + text + bytes(frame.size - 4 - len(text)) + data[place:]
 
 
