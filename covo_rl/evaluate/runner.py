@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from covo_rl.audio import AudioError
 from covo_rl.config import (
     AdapterConfig,
     ConfigError,
@@ -321,5 +322,5 @@ def _header_seconds(example: Example) -> float | None:
         return None
     try:
         return audio_seconds(example.clips, None)
-    except (OSError, RuntimeError):  # soundfile's LibsndfileError is a RuntimeError
+    except AudioError:
         return None
