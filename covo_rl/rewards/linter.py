@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from covo_rl.prompt import reference_completion
+from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
 from covo_rl.rewards.scoring import Component, components
-from covo_rl.rewards.worker import Outcome, run_components
+from covo_rl.rewards.worker import run_components
 from covo_rl.types import Example
 
 TIMEOUT = 20.0

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from covo_rl.config import RewardConfig
+from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
-from covo_rl.rewards.worker import Outcome, run_components
+from covo_rl.rewards.worker import run_components
 from covo_rl.types import Group, RewardTable
 
 logger = logging.getLogger("covo_rl.rewards")
