@@ -1,4 +1,4 @@
-"""Plugins that fork, hang, shout, stop, or answer late: the limit holds, nothing stays behind, no score is another's."""
+"""Plugins that fork, hang, shout, stop, or answer late: the limit holds, nothing stays, no score is another's."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from covo_rl.rewards.worker import close
 
 GROUP = group_from_completions(example_from_row({"id": "r1", "question": "?", "answer": "b"}), ["a", "b"])
 LIMIT, SLACK = 1.0, 2.0  # seconds; what ending the processes may take
-PLUGINS = '''
+PLUGINS = """
 import decimal, os, signal, subprocess, sys, threading, time
 import numpy as np
 def note():
@@ -93,7 +94,7 @@ def shouts(completions, **kw):
     for fd in (1, 2):
         for _ in range(1024): os.write(fd, b"x" * 65536)
     print("and so on"); return [0.0, 1.0]
-'''
+"""
 
 
 @pytest.fixture
@@ -112,12 +113,15 @@ def scored(spec, seconds=20.0, **options):
 def living(tmp_path):
     """Of the processes that noted their id, those that still run."""
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
-    states = {pid: open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] for pid in pids if alive(pid)}
-    return {pid for pid, state in states.items() if state != "Z"}
+    return {pid for pid in pids if runs(pid)}
 
 
-def alive(pid):
-    return os.path.exists(f"/proc/{pid}/stat")
+def runs(pid):
+    """It is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the process group ends")

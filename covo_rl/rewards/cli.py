@@ -27,7 +27,7 @@ from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
 from covo_rl.rewards.rules.answers import find_gold, interpret
-from covo_rl.rewards.scoring import components, score
+from covo_rl.rewards.scoring import FailureWindow, components, score
 
 DEFAULT = RewardConfig().rewards
 BATCH = 2048  # rows scored at once by `score`
@@ -145,12 +145,13 @@ def score_rewards(
     config = RewardConfig(rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge)
     components(rewards)  # complains before anything is read
     columns: dict[str, list[float]] = {}
+    failures: dict[str, list[str]] = {}
     rows = _rows(input)
     written = 0
 
     def write(file: IO[str]) -> None:
         nonlocal written
-        failed = 0
+        window = FailureWindow(reward_failure_limit)
         while batch := list(islice(rows, BATCH)):
             groups = []
             for i, row in enumerate(batch, written):
@@ -166,10 +167,14 @@ def score_rewards(
             for name, values in zip(table.names, table.rewards_PGR[:, 0].T, strict=True):
                 columns.setdefault(name, []).extend(values.tolist())
             written += len(batch)
-            reasons = [why for why in table.missing.values() if why.startswith("failed")]
-            failed += len(reasons)
-            if failed > reward_failure_limit * written * len(table.names):
-                raise ValueError(f"{failed} of {written * len(table.names)} scores failed; the first: {reasons[0]}")
+            for (_, _, name), why in table.missing.items():
+                if why.startswith("failed"):
+                    failures.setdefault(name, []).append(why)
+            if problem := window.add([table]):  # a component that always fails: the rest is spared
+                raise ValueError(problem)
+        for name, reasons in failures.items():
+            if len(reasons) > reward_failure_limit * written:
+                raise ValueError(f"{name}: {len(reasons)} of {written} scores failed; the first: {reasons[0]}")
 
     write_atomically(output, write)
     for name, values in columns.items():

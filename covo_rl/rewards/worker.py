@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.rewards.call import Outcome, call_reward, shown
-from covo_rl.rewards.specs import Reward, load_reward
+from covo_rl.rewards.specs import LOAD_SECONDS, Reward, RewardError, load_reward
 
-LOAD_SECONDS = 60.0
 REPLY_BYTES = 64 << 20  # of a plugin's scores and of what it logs for a step
 
 
@@ -96,6 +95,8 @@ class _Worker:
                     return self._answer(next(self.numbers), columns, timeout)
             except TimeoutError:
                 why = late
+            except RewardError as error:
+                why = f"did not load: {error}"
             except (EOFError, OSError) as error:
                 why = f"its process ended ({self._exit() or error})"
             except Exception as error:  # whatever classes of the user's raise while they are pickled
@@ -114,7 +115,7 @@ class _Worker:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             )  # fmt: skip
         if problem := self.pipe.recv_bytes(REPLY_BYTES).decode(errors="replace"):
-            raise OSError(problem)
+            raise RewardError(problem)
 
     def _answer(self, number: int, columns: dict[str, Any], timeout: float) -> Outcome:
         self.pipe.send_bytes(pickle.dumps((number, timeout, columns)))
