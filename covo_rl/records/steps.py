@@ -89,7 +89,10 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
             if name not in scores:  # those are of the scores of all ranks
                 logged[name] = logged.get(name, 0.0) + value * weight
     metrics |= {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
-    return beside(metrics, logged)
+    metrics["eval_accuracy"] = None  # of a name that the session adds at some steps
+    metrics = beside(metrics, logged)
+    del metrics["eval_accuracy"]
+    return metrics
 
 
 def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> list[Mapping[str, Any]]:

@@ -46,13 +46,13 @@ def time_left() -> float:
     return getattr(_limits, "until", math.inf) - time.monotonic()
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, limit: int = SHOWN) -> str:
     """A foreign value for a message: cut, and whatever its own `repr` does."""
     try:
         text = str(value) if isinstance(value, (str, BaseException)) else repr(value)
     except BaseException as error:  # a plugin's own __repr__, or an integer of too many digits
         text = f"{type(value).__name__} (its repr raises {type(error).__name__})"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def call_reward(reward: Reward, columns: dict[str, Any], timeout: float) -> Outcome:

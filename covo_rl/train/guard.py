@@ -19,7 +19,7 @@ from covo_rl.data.files import plain
 
 #: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
 EXIT_STOPPED = 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class TrainingStopped(RuntimeError):
@@ -35,10 +35,10 @@ class StoppedBySignal(SystemExit):
 
 
 class StopSignals:
-    """Within `with StopSignals() as stop`, SIGTERM and Ctrl-C set `stop.received` instead of ending the process.
+    """Within `with StopSignals() as stop`, SIGTERM, SIGHUP and Ctrl-C set `stop.received`; the process goes on.
 
-    The loop looks at it between optimiser updates. A second Ctrl-C interrupts at once. Outside the main thread,
-    where Python allows no signal handlers, nothing is installed.
+    The loop looks at it between optimiser updates. A second Ctrl-C interrupts at once. Under nohup SIGHUP stays
+    ignored. Outside the main thread, where Python allows no signal handlers, nothing is installed.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
