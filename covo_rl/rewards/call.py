@@ -41,7 +41,7 @@ class Outcome:
         return [why for why in self.missing.values() if why.startswith("failed")]
 
 
-def time_left() -> float:
+def seconds_left() -> float:
     """Seconds until the component that calls this is stopped; infinity outside of one."""
     return getattr(_limits, "until", math.inf) - time.monotonic()
 
@@ -126,7 +126,7 @@ def _invoke(reward: Reward, columns: dict[str, Any], outcome: Outcome) -> Any:
 
 def _locate(reward: Reward, columns: dict[str, Any]) -> str:
     """Which completion does it raise on? Called one by one, for a second; only for the message."""
-    deadline = time.perf_counter() + min(LOCATE_SECONDS, time_left() / 2)
+    deadline = time.perf_counter() + min(LOCATE_SECONDS, seconds_left() / 2)
     n = len(columns["completions"])
     for i in range(n):
         if time.perf_counter() > deadline:

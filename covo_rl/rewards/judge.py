@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from covo_rl.resolve import cache_folder
-from covo_rl.rewards.call import shown, time_left
+from covo_rl.rewards.call import shown, seconds_left
 from covo_rl.rewards.specs import RewardError
 from covo_rl.rewards.transport import OriginError, check_address, hidden, judge_key, post
 
@@ -120,7 +120,7 @@ def _checksum(reply: str) -> str:
 
 def _deadline() -> float:
     """When replies must be there, on time.monotonic(): some time before the component that asks is stopped."""
-    left = time_left()
+    left = seconds_left()
     return time.monotonic() + left - min(MARGIN_SECONDS, left / 5)
 
 

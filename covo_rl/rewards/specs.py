@@ -128,7 +128,8 @@ def load_reward(spec: str) -> Reward:
             factory = True
         if factory:
             with _import_guard(spec):
-                function, arguments = function(**arguments), {}
+                made: Any = function(**arguments)
+            function, arguments = made, {}
     reward = Reward(Source(spec, name, place, location, arguments), function)
     is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
     return AsyncReward(reward.source, function) if is_async else reward
