@@ -196,6 +196,41 @@ score([group], RewardConfig(reward_timeout=3600.0), rewards=[{plugin("leaves_a_d
     wait_for(lambda: not living(tmp_path), SLACK)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the process group ends")
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_fork_of_the_trainer_keeps_no_plugin_alive(plugin, tmp_path, killed):
+    """finding 12, its neighbour: a data worker holds copies of all that the trainer has open."""
+    code = f"""
+import multiprocessing, os, sys, threading, time
+from covo_rl.config import RewardConfig
+from covo_rl.rewards import score
+from covo_rl.rewards.columns import example_from_row, group_from_completions
+from covo_rl.rewards.worker import close
+group = group_from_completions(example_from_row({{}}), ["a", "b"])
+def ask(name, seconds):
+    return score([group], RewardConfig(reward_timeout=seconds), rewards=["{plugin("")}" + name])
+ask("ready", 20.0)
+hanging = threading.Thread(target=ask, args=("forks_and_hangs", 3600.0 if {killed} else 3.0))
+hanging.start()
+time.sleep(1.5)
+child = os.fork()
+if not child:
+    if {killed}: time.sleep(8)
+    sys.exit(0)  # runs the exit handlers
+if not {killed}: os.waitpid(child, 0)
+print(ask("ready", 20.0).rewards_PG.tolist(), flush=True)
+hanging.join()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "[[0.0, 1.0]]\n"
+    if killed:
+        process.kill()
+        process.wait()
+        wait_for(lambda: not living(tmp_path), SLACK)
+    assert process.wait(timeout=30) in (0, -signal.SIGKILL) and not living(tmp_path)
+    process.stdout.close()
+
+
 def wait_for(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():

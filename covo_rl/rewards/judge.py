@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from covo_rl.resolve import cache_folder
-from covo_rl.rewards.call import shown, seconds_left
+from covo_rl.rewards.call import seconds_left, shown
 from covo_rl.rewards.specs import RewardError
 from covo_rl.rewards.transport import OriginError, check_address, hidden, judge_key, post
 

@@ -92,17 +92,17 @@ def kill_all(worker: int) -> None:
 
 
 def keep(worker: int, output: Output, wake: int) -> int:
-    """Until stdin or the worker ends; the exit code."""
-    watched, code = [0, wake, output.fd], None
+    """Until the worker, stdin or the trainer ends (a fork of the trainer may hold stdin), or SIGQUIT; the exit code."""
+    watched, code, trainer = [0, wake, output.fd], None, os.getppid()
     while code is None:
-        ready = select.select(watched, [], [])[0]
+        ready = select.select(watched, [], [], 1.0)[0]
         if output.fd in ready and not output.relay():
             watched.remove(output.fd)
-        if wake in ready:
-            os.read(wake, PIECE)
+        signals = os.read(wake, PIECE) if wake in ready else b""
+        if signals:
             code = ended_children().get(worker)
-        if code is None and 0 in ready and not os.read(0, 1):
-            code = 0
+        ended = signal.SIGQUIT in signals or (0 in ready and not os.read(0, 1)) or os.getppid() != trainer
+        code = 0 if code is None and ended else code
     kill_all(worker)
     os.set_blocking(output.fd, False)
     with contextlib.suppress(BlockingIOError):
@@ -118,7 +118,8 @@ def main(spec: str, fd: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a signal to the whole job is the trainer's to answer
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGCHLD, signal.SIGQUIT):
+        signal.signal(number, lambda *_: None)
     output, printed = os.pipe()
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
@@ -128,7 +129,7 @@ def main(spec: str, fd: int) -> None:
         os.close(fd)
         os._exit(keep(worker, Output(spec, output), wake))
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()

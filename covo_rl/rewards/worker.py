@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -142,6 +143,7 @@ class _Worker:
             raise TimeoutError if late.is_set() else error from None
         finally:
             timer.cancel()
+            timer.join()  # it has ended this process, or will end none: never that of a later request
 
     def _exit(self) -> str:
         """The exit code in words, if the process is about to end."""
@@ -153,6 +155,7 @@ class _Worker:
         """End the process with all that it started; the next request starts a new one."""
         with contextlib.suppress(OSError, AttributeError):
             self.process.stdin.close()
+            self.process.send_signal(signal.SIGQUIT)  # a fork of this process may hold that stdin too
             try:
                 self.process.wait(timeout=2)
             except subprocess.TimeoutExpired:
@@ -162,6 +165,7 @@ class _Worker:
 
 
 _workers: dict[str, _Worker] = {}
+os.register_at_fork(after_in_child=_workers.clear)  # a fork of the trainer has none, and ends none
 
 
 @atexit.register
