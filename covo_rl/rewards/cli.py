@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,8 @@ from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
 from covo_rl.rewards.rules.answers import find_gold, interpret
-from covo_rl.rewards.scoring import FailureWindow, components, score
+from covo_rl.rewards.scoring import FailureWindow, components, score, weighted_sum
+from covo_rl.types import RewardTable
 
 DEFAULT = RewardConfig().rewards
 BATCH = 2048  # rows scored at once by `score`
@@ -160,7 +162,8 @@ def score_rewards(
                 completion, stop_reason = [row["completion"]], row.get("stop_reason", "stop")
                 groups.append(group_from_completions(example_from_row(row, i), completion, stop_reason))
             table = score(groups, config)
-            for row, scores, total in zip(batch, table.rewards_PGR[:, 0], table.rewards_PG[:, 0], strict=True):
+            totals = _totals([row.get("id", i) for i, row in enumerate(batch)], table, reward_gate)
+            for row, scores, total in zip(batch, table.rewards_PGR[:, 0], totals, strict=True):
                 by_name = {name: round(float(v), 12) for name, v in zip(table.names, scores, strict=True)}
                 scored = {**row, "rewards": plain(by_name), "reward_total": plain(round(float(total), 12))}
                 file.write(json.dumps(scored, ensure_ascii=False) + "\n")
@@ -182,6 +185,18 @@ def score_rewards(
         mean = f"{sum(graded) / len(graded):.4f}" if graded else "-"
         typer.echo(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
     typer.echo(f"{written} rows -> {output}")
+
+
+def _totals(ids: list[Any], table: RewardTable, gate: str) -> np.ndarray:
+    """(N,) weighted sums of groups of one; rows of one id are compared with each other, as the group of a run."""
+    rows: dict[str, list[int]] = {}
+    for i, name in enumerate(ids):
+        rows.setdefault(str(name), []).append(i)
+    totals_N = np.full(len(ids), np.nan)
+    for group in rows.values():
+        gate_index = table.names.index(gate) if gate != "none" else None
+        totals_N[group] = weighted_sum(table.rewards_PGR[group, 0][None], table.weights_R, gate_index)[0]
+    return totals_N
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,7 @@ from covo_rl.rewards.transport import OriginError, check_address, hidden, judge_
 logger = logging.getLogger("covo_rl.rewards")
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 MAX_TOKENS = 400  # of a reply
+MAX_SECONDS = 86_400.0  # what a timer and a socket can take
 MARGIN_SECONDS = 2.0  # of a component's time, at most a fifth of it, for what is left to do with the replies
 _local_turn = threading.Lock()  # one local model is loaded, and one batch is generated at a time
 
@@ -159,7 +160,7 @@ class EndpointJudge(CachedJudge):
     def _answer(self, prompt: str, key: str, deadline: float) -> str | JudgeError:
         problem, tries = "no time left", 0
         for attempt in range(self.retries + 1):
-            seconds = min(self.timeout, deadline - time.monotonic())
+            seconds = min(self.timeout, deadline - time.monotonic(), MAX_SECONDS)
             if seconds <= 0:
                 break
             wait, tries = self.backoff * 2**attempt * (1 + random.random() / 4), attempt + 1
@@ -264,9 +265,9 @@ def local_device() -> str:
 def _limit_from_environment(name: str, default: float) -> float:
     text = os.environ.get(name) or str(default)
     with suppress(ValueError):
-        if 0 < float(text) < threading.TIMEOUT_MAX:
+        if 0 < float(text) <= MAX_SECONDS:
             return float(text)
-    raise RewardError(f"{name} is {text!r}: write a number above 0")
+    raise RewardError(f"{name} is {text!r}: write a number above 0 and up to {MAX_SECONDS:g}")
 
 
 @lru_cache(maxsize=8)

@@ -34,7 +34,7 @@ REPLY_BYTES = 64 << 20  # of a plugin's scores and of what it logs for a step
 
 def run_components(rewards: Sequence[Reward], columns: dict[str, Any], timeout: float) -> list[Outcome]:
     """One outcome per reward, in order, after at most `timeout` seconds each (all run at the same time)."""
-    jobs = [_Job(reward, columns, timeout) for reward in rewards]
+    jobs = [_Job(reward, columns, min(timeout, threading.TIMEOUT_MAX)) for reward in rewards]
     return [job.wait() for job in jobs]
 
 

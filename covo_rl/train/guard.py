@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +63,20 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            drop_closed_output()
         self.received = signal.Signals(number).name
+
+
+def drop_closed_output() -> None:
+    """Where nobody reads stdout or stderr, as after the terminal closed, print into nothing: no print fails."""
+    for fd in (1, 2):
+        watch = select.poll()
+        watch.register(fd, 0)
+        if watch.poll(0):  # hung up or closed: nothing else is reported
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, fd)
+            os.close(nothing)
 
 
 class StepGuard:
