@@ -44,6 +44,8 @@ def ignores_signals(completions, **kw):
     note()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
     time.sleep(3600)
+def stops_its_keeper(completions, **kw): note(); os.kill(os.getppid(), signal.SIGSTOP); time.sleep(3600)
+def ends_its_keeper(completions, **kw): note(); os.kill(os.getppid(), signal.SIGKILL); time.sleep(3600)
 def stops_itself(completions, **kw): note(); os.kill(os.getpid(), signal.SIGSTOP)
 def threads_on(completions, **kw):
     note(); threading.Thread(target=time.sleep, args=(3600,)).start(); time.sleep(3600)
@@ -146,6 +148,7 @@ def test_the_limit_holds_and_nothing_stays_behind(plugin, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "why"),
     [("forks_and_ends", "exit code 3"), ("kills_its_group", "exit code 137"), ("overruns_its_stack", "exit code 139"),
+     ("ends_its_keeper", "its process ended"),
      ("closes_everything", "its process ended"), ("scribbles", "do not pickle")],
 )  # fmt: skip
 def test_a_process_that_ends_or_babbles_is_noticed_before_the_limit(plugin, tmp_path, name, why):
@@ -243,7 +246,7 @@ def wait_for(condition, seconds=30.0):
     [("interrupts", "raised KeyboardInterrupt"), ("recurses", "raised RecursionError"),
      ("odd_result", "raised MemoryError: no list"), ("odd_values", "returned Loud (its repr raises ValueError)"),
      ("odd_error", "raised Loud: Loud (its repr raises ValueError)"), ("huge_number", "returned 1000000"),
-     ("huge_value", "returned xxx"), ("huge_error", "raised ValueError: zzz"), ("huge_log", "its process ended"),
+     ("huge_value", "returned 'xxx"), ("huge_error", "raised ValueError: zzz"), ("huge_log", "its process ended"),
      ("a_generator", "returned generator, not a list of 2 numbers")],
 )  # fmt: skip
 def test_whatever_a_plugin_returns_or_raises_is_a_short_reason(plugin, name, why):

@@ -79,7 +79,8 @@ def call_reward(reward: Reward, columns: dict[str, Any], timeout: float) -> Outc
         if value is None:
             outcome.missing[i] = reasons.get(i, "not gradeable")
         elif math.isnan(score):
-            outcome.missing[i] = f"failed: {spec} returned {shown(value)}{_row(columns, i)}"
+            text = repr(value[:SHOWN]) if isinstance(value, str) else shown(value)
+            outcome.missing[i] = f"failed: {spec} returned {text}{_row(columns, i)}"
     return outcome
 
 

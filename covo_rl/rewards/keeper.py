@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 OUTPUT_BYTES, OUTPUT_SECONDS = 65536, 60.0  # this much of what a plugin prints is passed on in this time
 KILL_SECONDS = 1.5
 PIECE = 4096  # a pipe that is ready takes PIPE_BUF bytes without blocking
@@ -133,6 +133,8 @@ def main(spec: str, fd: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (printed, 1), (printed, 2)):
         os.dup2(source, target)

@@ -155,7 +155,8 @@ class _Worker:
         """End the process with all that it started; the next request starts a new one."""
         with contextlib.suppress(OSError, AttributeError):
             self.process.stdin.close()
-            self.process.send_signal(signal.SIGQUIT)  # a fork of this process may hold that stdin too
+            for number in (signal.SIGCONT, signal.SIGQUIT):  # a fork of this process may hold that stdin too
+                self.process.send_signal(number)
             try:
                 self.process.wait(timeout=2)
             except subprocess.TimeoutExpired:
