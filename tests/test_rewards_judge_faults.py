@@ -148,13 +148,13 @@ def test_answers_that_came_are_kept_when_the_time_of_the_step_is_over(server, tm
     one = server(lambda prompt: TROUBLE["body drips"] if "stubborn" in prompt else steady(prompt))
     completions = [GOOD, GOOD.replace("rings", "rang"), GOOD.replace("on,", "stubborn,")]
     group = group_from_completions(example_from_row(ROW), completions)
-    config = RewardConfig(rewards="consistency,thinking,format", reward_timeout=2.0)
+    config = RewardConfig(rewards="consistency,thinking,format", reward_timeout=4.0)
     start = time.perf_counter()
     table = score([group], config, judge=judge(one, timeout=60.0, cache=tmp_path))
-    assert time.perf_counter() - start < 4
+    assert time.perf_counter() - start < 6
     np.testing.assert_equal(table.rewards_PGR[0], [[1, 1, 1], [1, 1, 1], [np.nan, np.nan, 1]])
     why = table.missing[0, 2, "consistency"]
-    assert why.startswith("failed: judge: ") and ("timed out" in why or "no answer in the 1.6 s" in why)
+    assert why.startswith("failed: judge: ") and ("timed out" in why or "no answer in the 3.2 s" in why)
     np.testing.assert_equal(table.rewards_PG[0], [3, 3, np.nan])  # it leaves the group
 
 
@@ -164,7 +164,10 @@ def test_more_requests_than_the_step_has_time_for(server):
     group = group_from_completions(example_from_row(ROW), [GOOD.replace("on,", f"{i},") for i in range(40)])
     table = score([group], RewardConfig(rewards="consistency", reward_timeout=1.5), judge=judge(one, concurrency=4))
     graded = int(np.isfinite(table.rewards_PGR).sum())
-    assert 4 <= graded < 40 and sum("no answer" in why or "timed out" in why for why in table.missing.values()) > 20
+    assert (
+        1 <= graded < 40
+        and sum("no answer" in why or "timed out" in why for why in table.missing.values()) == 40 - graded
+    )
 
 
 RUBBISH = {
@@ -412,7 +415,7 @@ def test_a_local_judge_keeps_what_it_has_when_a_batch_fails_or_time_is_over():
     np.testing.assert_equal(table.rewards_PGR[0, :, 0], [1, np.nan, 1])
     assert "RuntimeError: out of memory" in table.missing[0, 1, "consistency"]
     table = scores([f"slow {i}" for i in range(20)], 1.6)
-    assert 2 <= np.isfinite(table.rewards_PGR).sum() <= 5 and "no time left" in table.missing[0, 19, "consistency"]
+    assert 1 <= np.isfinite(table.rewards_PGR).sum() <= 5 and "no time left" in table.missing[0, 19, "consistency"]
 
 
 @pytest.mark.parametrize(

@@ -172,14 +172,14 @@ def test_scores_asked_for_at_the_same_time_do_not_mix(plugin):
     got = {}
 
     def ask(step):
-        got[step] = scored(plugin("slow_step"), 0.9, trainer_state={"step": step}).rewards_PG[0, 0]
+        got[step] = scored(plugin("slow_step"), 1.5, trainer_state={"step": step}).rewards_PG[0, 0]
 
-    threads = [threading.Thread(target=ask, args=(step,)) for step in range(1, 5)]
+    threads = [threading.Thread(target=ask, args=(step,)) for step in range(1, 8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert got == {step: step / 100 for step in range(1, 5)}  # waiting for one's turn is not running
+    assert got == {step: step / 100 for step in range(1, 8)}  # waiting for one's turn is not running
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the process group ends")

@@ -99,7 +99,7 @@ def try_rewards(
     for name, values in table.extras.items():
         if values[0]:
             console.print(f"  {name}: {values[0]}")
-    console.print(f"total: {table.rewards_PG[0, 0]:g}")
+    console.print(f"total: {_shown(table.rewards_PG[0, 0])}")
 
 
 def _shown(value: float) -> str:
@@ -140,7 +140,7 @@ def score_rewards(
     output: Path = typer.Option(..., help="JSONL with `rewards` and `reward_total` added"),
     reward_gate: str = typer.Option("none", help="none, accuracy or format"),
     reward_timeout: float = typer.Option(60.0, help="seconds per component and batch of rows"),
-    reward_failure_limit: float = typer.Option(0.2, help="share of failed scores above which it stops"),
+    reward_failure_limit: float = typer.Option(0.2, help="share of failed scores of a component above which it stops"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
 ) -> None:
     """Score rollouts offline; rows keep their order and their columns."""
