@@ -79,6 +79,11 @@ class Odd:
     def __repr__(self): raise ValueError("no repr")
 def odd_result(completions, **kw): return Odd()
 def odd_values(completions, **kw): return [object.__new__(type("Loud", (), {"__repr__": Odd.__repr__})), 1.0]
+def odd_object(completions, **kw): return [Odd(), 1.0]
+def odd_list(completions, **kw):
+    values = []
+    values.append(values)
+    return [values, 1.0]
 def odd_error(completions, **kw): raise type("Loud", (Exception,), {"__str__": Odd.__repr__})("x")
 def huge_number(completions, **kw): return [10**400, -10**5000]
 def huge_value(completions, **kw): return ["x" * 20_000_000, ["y" * 10_000_000]]
@@ -245,6 +250,7 @@ def wait_for(condition, seconds=30.0):
     ("name", "why"),
     [("interrupts", "raised KeyboardInterrupt"), ("recurses", "raised RecursionError"),
      ("odd_result", "raised MemoryError: no list"), ("odd_values", "returned Loud (its repr raises ValueError)"),
+     ("odd_object", "returned Odd (its repr raises ValueError)"), ("odd_list", "returned [[...]]"),
      ("odd_error", "raised Loud: Loud (its repr raises ValueError)"), ("huge_number", "returned 1000000"),
      ("huge_value", "returned 'xxx"), ("huge_error", "raised ValueError: zzz"), ("huge_log", "its process ended"),
      ("a_generator", "returned generator, not a list of 2 numbers")],
@@ -254,6 +260,8 @@ def test_whatever_a_plugin_returns_or_raises_is_a_short_reason(plugin, name, why
     table = scored(plugin(name))
     reason = table.missing[0, 0, plugin(name)]
     assert why in reason and len(reason) < 1000 and np.isnan(table.rewards_PGR[0, 0, 0])
+    if name in ("odd_values", "odd_object", "odd_list"):  # one of two
+        assert table.rewards_PGR[0, 1, 0] == 1.0
 
 
 @pytest.mark.parametrize("name", ["scalars", "arrays", "tensors", "a_column", "decimals"])

@@ -86,13 +86,13 @@ def call_reward(reward: Reward, columns: dict[str, Any], timeout: float) -> Outc
 
 def _number(value: Any) -> float:
     """A finite number, also as a numpy or torch scalar or an array of one; NaN for anything else."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
     try:
+        value = value.tolist() if hasattr(value, "tolist") else value
+        for _ in range(3):  # an array of one
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
         number = float(value) if isinstance(value, (numbers.Real, Decimal)) else math.nan
-    except (OverflowError, ValueError):  # 10**400, a signalling NaN
-        number = math.nan
+    except Exception:  # 10**400, or what an object of the user's does: no number, which the caller says
+        return math.nan
     return number if math.isfinite(number) else math.nan
 
 
