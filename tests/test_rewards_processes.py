@@ -160,7 +160,8 @@ def test_a_process_that_ends_or_babbles_is_noticed_before_the_limit(plugin, tmp_
     """finding 12: a child that held the pipe made an ended worker look busy."""
     begun = time.perf_counter()
     assert why in scored(plugin(name)).missing[0, 1, plugin(name)]
-    assert time.perf_counter() - begun < 10 and not living(tmp_path)
+    assert time.perf_counter() - begun < 10
+    wait_for(lambda: not living(tmp_path), 1.0 if name == "ends_its_keeper" else 0.0)  # then by the kernel, in its time
 
 
 def test_a_fork_that_returns_twice_answers_once(plugin):
