@@ -27,7 +27,7 @@ from covo_rl.config import (
     RolloutConfig,
     taught_prompt,
     value_problems,
-)
+)  # fmt: skip
 from covo_rl.data.files import plain, write_json
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
