@@ -24,7 +24,7 @@ KILL_SECONDS = 1.5
 PIECE = 4096  # a pipe that is ready takes PIPE_BUF bytes without blocking
 
 
-class Output:
+class PluginOutput:
     """What the plugin prints -> stderr, as far as that takes it, and never more than the limit."""
 
     def __init__(self, spec: str, fd: int) -> None:
@@ -91,7 +91,7 @@ def kill_all(worker: int) -> None:
             break
 
 
-def keep(worker: int, output: Output, wake: int) -> int:
+def keep(worker: int, output: PluginOutput, wake: int) -> int:
     """Until the worker, stdin or the trainer ends (a fork of the trainer may hold stdin), or SIGQUIT; the exit code."""
     watched, code, trainer = [0, wake, output.fd], None, os.getppid()
     while code is None:
@@ -127,7 +127,7 @@ def main(spec: str, fd: int) -> None:
     if worker := os.fork():
         os.close(printed)
         os.close(fd)
-        os._exit(keep(worker, Output(spec, output), wake))
+        os._exit(keep(worker, PluginOutput(spec, output), wake))
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +61,6 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
             reward = Reward(Source(name, name, "object", repr(spec)), reward)
         terms.append(Component(reward, float(weight)))
         name = terms[-1].name
-        if not math.isfinite(terms[-1].weight):
-            raise RewardError(f"reward {name!r}: its weight is {weight}, not a number")
         if name in RESERVED:
             raise RewardError(f"a reward cannot be named {name!r}, which is the weighted sum: give it another name")
         if name in [term.name for term in terms[:-1]]:
