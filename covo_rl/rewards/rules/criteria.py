@@ -25,8 +25,9 @@ from itertools import pairwise
 from typing import Any
 
 from covo_rl.rewards.rules.answers import find_gold
-from covo_rl.rewards.rules.normalize import MAX_CHARS, text_tokens
+from covo_rl.rewards.rules.normalize import text_tokens
 from covo_rl.rewards.rules.reasoning import Index, clauses, concluded, concluded_text, make_index, mentions, supports
+from covo_rl.rewards.rules.text import MAX_CHARS
 
 CRITERIA = ("soundness", "factual_correctness", "error_identification", "coherence", "conciseness")
 MIN_WORDS, MAX_WORDS = 4, 300

@@ -13,8 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 from covo_rl.prompt import option_letter
-from covo_rl.rewards.rules.answers import interpret, prepare, without_frame
-from covo_rl.rewards.rules.normalize import MAX_CHARS, loose_key, text_tokens
+from covo_rl.rewards.rules.answers import interpret
+from covo_rl.rewards.rules.frames import bare
+from covo_rl.rewards.rules.normalize import loose_key, text_tokens
+from covo_rl.rewards.rules.options import prepare
+from covo_rl.rewards.rules.text import MAX_CHARS
 
 _SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
 _CLAUSE = re.compile(
@@ -193,7 +196,7 @@ def _place_asked(question: str) -> int | None:
 
 def concluded_text(think: str, answer: str) -> bool | None:
     """For rows without options: does the reasoning state this answer? None where it neither states nor denies it."""
-    phrase = loose_key(without_frame(answer))
+    phrase = loose_key(bare(answer))
     if len(phrase) > 50:
         return None
     index = make_index([(phrase, answer)])
