@@ -22,6 +22,7 @@ MAX_TEXT = 4000
 MAX_NUMBER = 320  # a formula of 256 characters in its frame
 #: numbers that are names, and are not calculated with: ranges, dates, telephone numbers, codes
 _SPELLED = re.compile(r"\d+(?: ?- ?\d+)+|\d+(?:/\d+){2,}|0\d+")
+_GROUPS = re.compile(r"[-() ]+")
 _FRACTION = re.compile(r"\d+ ?/ ?\d+")
 _NOT_A_VALUE = re.compile(r"signature|met(?:er|re)\b|ratio", re.IGNORECASE)  # 6/8 is not 3/4
 _FACTORIAL = re.compile(r"\d ?!")
@@ -101,8 +102,9 @@ def same_text(answer: str, gold: str) -> bool:
     right = loose_key(gold)
     if any(loose_key(text) == right for text, _ in frames(answer)):
         return True
-    digits = re.sub(r"[-() ]", "", gold)
-    return len(digits) >= 7 and digits.isdigit() and digits == answer.strip()  # 555-1234
+    groups = _GROUPS.split(clean_text(gold))  # 555-1234
+    number = len("".join(groups)) >= 7 and "".join(groups).isdigit()
+    return number and clean_text(answer) in ("".join(groups), " ".join(groups), "-".join(groups))
 
 
 def same_number(answer: str, gold: str, question: str = "") -> bool:

@@ -13,20 +13,25 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from covo_rl.rewards.rules.text import clean_lines
+from covo_rl.rewards.rules.text import clean_lines, clean_text
 
 MAX_LAYERS = 12
+MAX_FRAMED = 2000  # characters; a longer answer is taken as it stands
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,5}|nbsp|amp|lt|gt|quot|apos);")
 _END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,30}\|>|</s>|<eos>))+\s*$")
 _FENCE = re.compile(r"\s*```[ \t]*[A-Za-z]{0,12}[ \t]*(?:\n|(?=[^`\n]*```\s*$))")
 _JSON_KEYS = frozenset("answer final_answer finalanswer choice option label letter result prediction".split())
 _RULE = re.compile(r"\n\s*(?:-{3,}|\*{3,}|_{3,})\s*$")
-_MARKDOWN = re.compile(r"(?<![\w*])\*\*([^*\n]+)\*\*(?![\w*])|(?<!\w)__([^_\n]+)__(?!\w)|^#{1,6} |^> ", re.MULTILINE)
+_MARKDOWN = re.compile(
+    r"(?<![\w*])(?P<star>\*{1,3})(?P<bold>[^*\s][^*\n]*)(?P=star)(?![\w*])"
+    r"|(?<!\w)(?P<line>_{1,3})(?P<italic>[^_\s][^_\n]*)(?P=line)(?!\w)|^#{1,6} |^> ",
+    re.MULTILINE,
+)
 _BULLET = re.compile(r"(?:[-*+\u2192\u279c\u25b6]|\u2192)\s+(?![\d.])")
 _TAGGED = re.compile(r"<(\w{1,20})>([^<>]*)</\1>")
 _PAIRS = [
     *((f"\\{name}{{", "}") for name in "boxed fbox text textbf textit textrm mathrm mathbf mathit mathsf".split()),
-    ("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"), ("**", "**"), ("*", "*"), ("__", "__"), ("_", "_"),
+    ("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$"), ("*", "*"), ("_", "_"),
     ('"', '"'), ("'", "'"), ("<<", ">>"), ("<", ">"), ("(", ")"), ("[", "]"), ("{", "}"),
 ]  # fmt: skip
 _BRACKETS = frozenset("([{")  # a list inside them is one with them
@@ -37,13 +42,14 @@ _THINGS = (
     "accent|event|source|audio|clip|recording|song|music|scene|gender|number|key|interval|chord"
 )
 _LEAD_INS = [
-    r"(?:so|therefore|thus|hence|then|ok|okay|well|finally|clearly|overall|in conclusion)",
-    r"i (?:think|believe|guess|would say|'d say|say|choose|pick|select|chose|hear|can hear|go with)(?: that)?|i'd say",
+    r"(?:so|therefore|thus|hence|then|ok|okay|well|finally|clearly|overall|in conclusion|definitely|surely|certainly)",
+    r"i (?:think|believe|guess|would say|'d say|say|choose|pick|select|chose|hear|can hear|go with)(?: that)?|i'd say"
+    r"|(?:i'd|i'll) go with|(?:choose|select|pick|selected|chosen|correct|ans)",
     r"(?:probably|most likely|likely|(?:there is )?no doubt(?: that)?|without (?:a )?doubt|my guess is)",
     rf"(?:the |my |your |a )?{_RIGHT}{_ANSWER}(?:(?: here)? (?:is|would be|must be|should be))?",
     rf"(?:the |this |that )?(?:{_THINGS}) (?:is|are|was|sounds like|sounds|seems to be|seems)",
     r"(?:it|he|she|this|that|they) (?:sounds?|seems?) (?:like|to be)|(?:it|he|she|this|that) sounds",
-    r"(?:it|this|that|he|she|there) is|(?:it|that|he|she|there)'s|(?:there|they|these|those) are|they're",
+    r"(?:it|this|that) (?:must|has to|would|should) be|(?:it|this|that|he|she|there) is|(?:it|that|he|she|there)'s|(?:there|they|these|those) are|they're",
     r"(?:about|approximately|around|roughly)(?= \d)",
     "(?:\u6b63\u786e|\u6700\u7ec8|\u6211\u7684)?\u7b54\u6848(?:\u662f|\u4e3a|\u5e94\u4e3a)?|\u6b63\u786e\u9009\u9879(?:\u662f|\u4e3a)?"
     "|\u9009\u9879|\u6211\u9009|\u5e94\u9009|\u9009\u62e9?|(?:\u6b63\u3057\u3044)?\u7b54\u3048(?:\u306f)?|\u6b63\u89e3(?:\u306f)?"
@@ -53,12 +59,15 @@ _LEAD_INS = [
     r"|\u0627\u0644\u0625\u062c\u0627\u0628\u0629(?: \u0627\u0644\u0635\u062d\u064a\u062d\u0629)?(?: \u0647\u064a)?"
     r"|(?:\u0938\u0939\u0940 )?\u0909\u0924\u094d\u0924\u0930)",
 ]  # fmt: skip
-_AFTER_LEAD_IN = r"(?:(?:\s*[:;,.=])+\s*|\s+-\s+(?![\d.])|\s+|(?<=[\u3040-\u9fff\uac00-\ud7af])|(?=[(\[{<\"'*$\\]))(?=\S)"
+_AFTER_LEAD_IN = (
+    r"(?:(?:\s*[:;,.=])+\s*|\s+-\s+(?![\d.])|\s+|(?<=[\u3040-\u9fff\uac00-\ud7af])|(?=[(\[{<\"'*$\\]))(?=\S)"
+)
 _LEAD_IN = re.compile(rf"(?:{'|'.join(_LEAD_INS)}){_AFTER_LEAD_IN}", re.IGNORECASE)
 #: before a name, not before the label of an option: note B
 _NAMED = re.compile(r"(?:the )?(?:note|chord|key(?: of)?|number) (?=\S)", re.IGNORECASE)
 _TAIL = re.compile(
-    rf" (?:is|would be|must be|seems) (?:(?:the |my )?{_RIGHT}(?:{_ANSWER}|one)|(?:correct|right))\W*$"
+    rf",? i (?:think|believe|guess|would say)\W*$|,? (?:definitely|certainly|probably|clearly|obviously)\W*$"
+    rf"| (?:is|would be|must be|seems) (?:(?:the |my )?{_RIGHT}(?:{_ANSWER}|one)|(?:correct|right))\W*$"
     "|(?:\u3067\u3059|\u3060|\uc785\ub2c8\ub2e4)[.\\s]*$|(?<=[\u3040-\u9fff])~+$",
     re.IGNORECASE,
 )
@@ -71,8 +80,11 @@ def frames(answer: str) -> Iterator[tuple[str, str]]:
     or a word for a "name", behind which a letter is no label.
 
     >>> [text for text, _ in frames("**Answer:** $\\\\boxed{B}$")]
-    ['**Answer:** $\\\\boxed{B}$', 'Answer: $\\\\boxed{B}$', '$\\\\boxed{B}$', '\\\\boxed{B}', 'B']
+    ['Answer: $\\\\boxed{B}$', '$\\\\boxed{B}$', '\\\\boxed{B}', 'B']
     """
+    if len(answer) > MAX_FRAMED:
+        yield clean_text(answer), ""
+        return
     text = _END_TOKENS.sub("", _ENTITY.sub(lambda match: html.unescape(match[0]), answer))
     text, how = _one_line(_RULE.sub("", _content(text))), ""
     yield text, how
@@ -105,8 +117,14 @@ def _content(text: str) -> str:
 def _one_line(text: str) -> str:
     """Cleaned; a line break between words separates as a semicolon does."""
     lines = (" ".join(line.split()) for line in clean_lines(text).split("\n"))
-    joined = " ; ".join(filter(None, lines))
+    joined = " ; ".join(_MARKDOWN.sub(_unmarked, line) for line in lines if line)
     return _unpictured(joined) if not joined.isascii() else joined
+
+
+def _unmarked(match: re.Match[str]) -> str:
+    """Bold text; a letter that stands out from the text beside it is a label."""
+    inner = match["bold"] or match["italic"] or ""
+    return f"({inner})" if 0 < len(inner) <= 2 and match[0] != match.string else inner
 
 
 def _unpictured(text: str) -> str:
@@ -121,9 +139,6 @@ def _unpictured(text: str) -> str:
 
 def _peeled(text: str) -> tuple[str, str]:
     """(without its outermost layer, what that layer says), or the text as it is."""
-    plain = _MARKDOWN.sub(lambda match: match[1] or match[2] or "", text)
-    if plain != text:
-        return plain.strip(), ""
     if lead_in := _LEAD_IN.match(text):
         said = "label" if _SAYS_LABEL.search(lead_in[0]) else "about" if _ABOUT.match(text) else "lead"
         return text[lead_in.end() :], said

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from covo_rl.rewards.rules.notation import plain_notation
 from covo_rl.rewards.rules.numbers import UNIT_NAMES, UNITS, level_numbers
-from covo_rl.rewards.rules.text import clean_text
+from covo_rl.rewards.rules.text import clean_text, normal_form
 
 #: after these a leading "A" names a note, not an article.
 _NOTE_WORDS = frozenset(
@@ -22,14 +22,13 @@ _NOTE_WORDS = frozenset(
 )
 _UNIT = "|".join(sorted(map(re.escape, filter(str.isalpha, (*UNITS, *UNIT_NAMES))), key=len, reverse=True))
 _TOKEN = re.compile(
-    r"\d+(?:st|nd|rd|th)\b"
+    r"\d+(?i:st|nd|rd|th)\b"
     r"|(?:(?<![\w.)])[+-])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w.])\.\d+)"  # a number
     r"|[^\W\d_]+(?:'[^\W\d_]+)*"  # a word
     r"|(?:(?<=\d)|(?<=\d ))-(?= ?\d)|(?<=[^\W_])-(?! ?[^\W_])"  # the hyphen of a range, or of a grade or blood group
     r"|(?<=\d):(?=\d)|(?<=\d),(?= ?[+-]?\d)"  # of a clock or a ratio; of a decimal or a list
-    rf"|(?:(?<=\d)-(?= )|(?<=\d )-)(?= ?(?:{_UNIT})$)"  # 6 - dB: whose sign is it?
+    rf"|(?:(?<=\d)-(?= )|(?<=\d )-)(?= ?(?i:{_UNIT})$)"  # 6 - dB: whose sign is it?
     r"|[^\w\s.,;:!?\"'()\[\]{}*|\\-]",  # a symbol; marks that only decorate and separate are none
-    re.IGNORECASE,
 )
 _ACCENTS = re.compile("(?<=[A-Za-z])[\u0300-\u036f]+")
 _JOINED = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
@@ -88,15 +87,25 @@ def loose_key(text: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=16384)
-def merged_key(text: str) -> tuple[str, ...]:
-    """`loose_key` without accents, hyphens in words, and the difference between a comma and `and`.
+def plain_key(text: str) -> tuple[str, ...]:
+    """`key` without accents on Latin letters, and with Greek letters by their names.
 
-    >>> merged_key("Hip-Hop, caf\u00e9") == merged_key("hiphop and cafe"), merged_key("2:1") == merged_key("2 to 1")
+    >>> plain_key("caf\u00e9 \u03b2") == plain_key("Cafe beta")
+    True
+    """
+    text = normal_form("NFC", _ACCENTS.sub("", normal_form("NFD", clean_text(text))))
+    text = _GREEK.sub(lambda match: unicodedata.name(match[0]).split()[-1], text)
+    return key(text.replace("\u0131", "i"))
+
+
+@lru_cache(maxsize=16384)
+def merged_key(text: str) -> tuple[str, ...]:
+    """`loose_key` without hyphens in words and the difference between a comma and `and`; `2 to 1` is a ratio too.
+
+    >>> merged_key("Hip-Hop, slow") == merged_key("hiphop and slow"), merged_key("2:1") == merged_key("2 to 1")
     (True, True)
     """
-    text = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", clean_text(text))))
-    text = _LISTED.sub(" and ", _JOINED.sub("", text.replace("\u0131", "i")).strip(" ,;"))
-    words = loose_key(_GREEK.sub(lambda match: unicodedata.name(match[0]).split()[-1], text))
+    words = loose_key(_LISTED.sub(" and ", _JOINED.sub("", clean_text(text)).strip(" ,;")))
     ratio = any(word == ":" and len(after) == 1 for word, after in pairwise(words))
     return tuple("-" if word == ":" and ratio else word for word in words)
 

@@ -43,11 +43,15 @@ def _date_by_size(match: re.Match[str]) -> str:
 def _age(match: re.Match[str]) -> str:
     """`Female, in her 30s` is `Female, 30s`, but a male in her 30s is nobody."""
     other = {"her": r"\b(?:male|man|boy|he)\b", "his": r"\b(?:female|woman|girl|she)\b"}.get(match[1].lower())
-    return match[0] if other and re.search(other, match.string, re.IGNORECASE) else " "
+    return (
+        match[0]
+        if other and re.search(other, match.string[max(match.start() - 60, 0) : match.start()], re.IGNORECASE)
+        else " "
+    )
 
 
 _Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
-#: applied in order where the text holds a digit
+#: of numbers; applied in order
 _WITH_DIGITS: list[_Rule] = [
     (re.compile(r"(?<![\d:.,])(\d{1,2})(?::([0-5]\d))? ?([ap])(?:m|\. ?m\.|\.m)(?![^\W_])", re.IGNORECASE), _clock),
     (re.compile(r"(?<![\d:])0(?=\d:[0-5]\d)"), ""),
@@ -63,14 +67,15 @@ _WITH_DIGITS: list[_Rule] = [
     (re.compile(r"([$\u20ac\u00a3\u00a5\u20b9]) ?(\d[\d.,]*)(?![\d$])"),
      lambda match: f"{match[2].rstrip('.,')} {_CURRENCIES[match[1]]} "),
     (re.compile(r"(?<=\d) ?~ ?(?=\d)"), "-"),
+    (re.compile(r"(?<=\d) : (?=\d)"), ":"),
     (re.compile(r"(?<=\d) ?([A-Za-z]{1,5}) ?(?:-|to) ?(\d[\d.]*) ?\1(?![^\W_])"), r"-\2 \1"),  # 2s-4s
     (re.compile(r"(?<=\d0)'s\b"), "s"),
     (re.compile(r",? (?:(?:aged )?in|aged) (her|his|their)(?= \d0s)", re.IGNORECASE), _age),
     (re.compile(r"(?<=\d) ?per cent\b", re.IGNORECASE), "%"),
-    (re.compile(r"^([(\[\"']*[-+]) (?=\.?\d)"), r"\1"),  # a sign with a space
+    (re.compile(r"^([(\[\"' ]*[-+]) (?=\.?\d)"), r"\1"),  # a sign with a space
 ]  # fmt: skip
 _AFTER_NUMBER = r"(?<!\d)(?<!\d )"
-#: applied to any text
+#: of names and symbols, before those of numbers
 _ALWAYS: list[_Rule] = [
     (re.compile(r"\b(?:[^\W\d_]\.){2,}"), lambda match: match[0].replace(".", "")),  # U.S.
     (re.compile(rf"\b({_DECADES})ies\b", re.IGNORECASE),
@@ -83,7 +88,15 @@ _ALWAYS: list[_Rule] = [
     (re.compile(rf"{_AFTER_NUMBER}\b([A-G][#b]?|[a-g][#b]?(?=m\d))m(?![^\W\d_])"), r"\1 minor "),
     (re.compile(rf"{_AFTER_NUMBER}\b([A-G][#b]?(?=M\d)|[B-EG][#b]?)M(?![^\W\d_])"), r"\1 major "),
 ]  # fmt: skip
-_NEEDED = re.compile(r"\d|[A-Za-z]\.[A-Za-z]|ies\b|sharp|flat|maj|min|[A-Ga-g][#b]?[mM]\b|^(?:%s)$" % "|".join(_CASED))
+#: what any rule of a list needs: most text is passed by with two searches
+_DIGITS_NEEDED = re.compile(
+    r"\d ?[apAP][.mM]|\d[:,.'~/-]\d|\d \d\d\d|\d ?~|\d : |[$\u20ac\u00a3\u00a5\u20b9]|'s|h(?:er|is)\b|their|per cent"
+    r"|\d ?[A-Za-z]{1,5} ?(?:-|to) ?\d|^\W*[-+] "
+)
+_NEEDED = re.compile(
+    r"[^\W\d_]\.[^\W\d_]|ties\b|sharp|flat|[A-Ga-g][#b]? ?-?(?:maj|min)|\b[A-Ga-g][#b]?[mM](?![^\W\d_])|\d ?(?:mH|pA|M|[kKGT]B)"
+    rf"|^(?:{'|'.join(_CASED)})$"
+)
 
 
 def plain_notation(text: str) -> str:
@@ -92,9 +105,8 @@ def plain_notation(text: str) -> str:
     >>> plain_notation("1:30 p.m."), plain_notation("2020-10-20"), plain_notation("C-sharp min"), plain_notation("CM7")
     ('13:30', 'october 20 2020', 'C# minor ', 'C major 7')
     """
-    if not _NEEDED.search(text):
-        return text
-    rules = [*_WITH_DIGITS, *_ALWAYS] if any(map(str.isdigit, text)) or "ies" in text else _ALWAYS
-    for pattern, replacement in rules:
-        text = pattern.sub(replacement, text)
+    for needed, rules in ((_NEEDED, _ALWAYS), (_DIGITS_NEEDED, _WITH_DIGITS)):
+        if needed.search(text):
+            for pattern, replacement in rules:
+                text = pattern.sub(replacement, text)
     return text

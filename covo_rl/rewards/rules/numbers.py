@@ -82,7 +82,8 @@ def level_numbers(words: list[str]) -> list[str]:
     result: list[str] = []
     i = 0
     while i < len(words):
-        used, written = _number_at(words, i, result)
+        number = words[i] in _LEVELLED or (result and result[-1][-1].isdigit())
+        used, written = _number_at(words, i, result) if number else (0, [])
         result += written or [words[i]]
         i += used or 1
     text = " ".join(result)

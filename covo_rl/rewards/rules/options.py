@@ -11,11 +11,11 @@ from functools import lru_cache
 from typing import Any
 
 from covo_rl.prompt import option_letter
-from covo_rl.rewards.rules.normalize import key, loose_key, merged_key
+from covo_rl.rewards.rules.normalize import key, loose_key, merged_key, plain_key
 from covo_rl.rewards.rules.quantities import quantity
 from covo_rl.rewards.rules.text import clean_text
 
-_LEVELS = (clean_text, key, loose_key, merged_key)  # what a text is compared by, from strict to loose
+_LEVELS = (clean_text, key, loose_key, plain_key, merged_key)  # what a text is compared by, from strict to loose
 _LABEL = re.compile(r"[(\[{*'\" ]*([A-Za-z]{1,2})[)\]}*'\" .:,;!?]*")
 _MARK = r"[^\w\s+\-$]+\s*|\s+[^\w\s+\-$]+\s*|\s*-\s+|-(?!\d)|\s"  # between a label and its text; no sign
 _LABEL_TEXT = re.compile(rf"[(\[{{*'\"]*(?P<label>[A-Za-z]{{1,2}})(?P<mark>{_MARK})(?P<text>\S.*)")

@@ -12,7 +12,7 @@ from covo_rl.rewards.rules.numbers import UNITS
 
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)(?P<whole>\d{1,30})(?:\.(?P<decimals>\d{1,30})| , (?P<comma>\d{1,2}|\d{4,15}))?"
-    r"(?:(?: and)? (?P<top>\d{1,6}) / (?P<bottom>\d{1,6})|(?: and(?: 1)?)? (?P<part>half|quarter)| (?P<parts>quarters))?"
+    r"(?:(?: and)? (?P<top>\d{1,6}) / (?P<bottom>\d{1,6})|(?: and(?: 1)?)? (?P<part>half|quarter)(?!s)| (?P<parts>quarters))?"
     r"(?P<unit>.*)"
 )
 _PARTS = {"half": Fraction(1, 2), "quarter": Fraction(1, 4)}
@@ -39,7 +39,8 @@ def quantity(text: str) -> Quantity | None:
     if seconds is not None:
         return Quantity(seconds, "time", "s", None)
     match = _NUMBER.fullmatch({"half": "0 half", "quarter": "0 quarter"}.get(words, words))
-    if not match or (unit := match["unit"].replace(" ", "")) not in UNITS:
+    unit = match["unit"].replace(" ", "").replace("celsius", "c").replace("fahrenheit", "f") if match else ""
+    if not match or unit not in UNITS:
         return None
     if match["comma"] and not re.match(r"[^\w(\[{]*\d+,\d", text):
         return None  # a list

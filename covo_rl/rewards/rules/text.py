@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from typing import Literal
 
 MAX_CHARS = 20_000  # longer text is cut before it is compared; no answer is that long
+MAX_RUN = 500
 
+_RUN = re.compile(rf"\s+|\S{{1,{MAX_RUN}}}")
 _PLAIN = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u2032\u00b4", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u301d\u301e\u301f", '"'),
@@ -44,9 +47,16 @@ def clean_lines(text: str) -> str:
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), _SOFT_MINUS.sub("-", text))
         text = _FRACTION.sub(lambda match: f"{match[1]} {unicodedata.normalize('NFKC', match[2])}", text)
-        text = unicodedata.normalize("NFKC", text)[:MAX_CHARS]
-        text = unicodedata.normalize("NFC", "".join(map(_plain, _UNSEEN.sub("", text)))).strip("\u00b7 ")
+        text = normal_form("NFKC", text)[:MAX_CHARS]
+        text = normal_form("NFC", "".join(map(_plain, _UNSEEN.sub("", text)))).strip("\u00b7 ")
     return text.replace("`", "'")
+
+
+def normal_form(form: Literal["NFC", "NFD", "NFKC"], text: str) -> str:
+    """Word by word where it is long: sorting a run of combining marks takes the square of its length."""
+    if len(text) <= MAX_RUN:
+        return unicodedata.normalize(form, text)
+    return "".join(unicodedata.normalize(form, piece) for piece in _RUN.findall(text))
 
 
 @lru_cache(maxsize=4096)
