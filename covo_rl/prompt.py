@@ -30,7 +30,7 @@ TAGS = ("think", "answer")
 _TAG = re.compile(r"<(/?)(think|answer)>")
 _CONTROL_TOKEN = re.compile(r"<\|[^<>|\s]{1,30}\|>")
 #: what no reader sees: control and format characters, spaces, marks without a letter, and blanks that count as letters
-_UNSEEN_CATEGORIES = frozenset("Cc Cf Cs Zs Zl Zp Mn Me Mc".split())
+_UNSEEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me", "Mc"))
 _BLANKS = "\u115f\u1160\u2800\u3164\uffa0"
 _SHAPE = [("", "think"), ("/", "think"), ("", "answer"), ("/", "answer")]
 

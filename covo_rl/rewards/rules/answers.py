@@ -91,7 +91,13 @@ def _choose(answer: str | None, choices: Sequence[str], question: str) -> int | 
     """`interpret`; a count may name what the question counts: `2 times`."""
     index = interpret(answer, choices)
     head, _, noun = clean_text(answer or "").rstrip(" .!").rpartition(" ")
-    counted = index is None and len(head) < 50 and quantity(head) and loose_key(noun)[0] in key(question)
+    counted = (
+        index is None
+        and len(head) < 50
+        and head[-1:].isalnum()
+        and quantity(head)
+        and loose_key(noun)[0] in key(question)
+    )
     return interpret(head, choices) if counted else index
 
 
@@ -120,10 +126,12 @@ def same_number(answer: str, gold: str, question: str = "") -> bool:
     if _is_spelled(gold, question):
         return same_text(answer, gold)
     texts = [text for text, how in frames(answer) if how not in ("name", "bullet", "about")]
-    return any(_same_value(text, gold, question) for text in texts) or same_text(answer, gold)
+    verdicts = [_same_value(text, gold, question) for text in texts]
+    return True in verdicts or (False not in verdicts and same_text(answer, gold))
 
 
-def _same_value(answer: str, gold: str, question: str) -> bool:
+def _same_value(answer: str, gold: str, question: str) -> bool | None:
+    """None where one of the two is no value."""
     claim, truth = quantity(answer), quantity(gold)
     if claim and truth:
         if claim[:2] == truth[:2]:
@@ -135,11 +143,11 @@ def _same_value(answer: str, gold: str, question: str) -> bool:
         in_question = claim.unit in {UNIT_NAMES.get(word, word) for word in key(question)}
         return not claim.unit or (not truth.unit and in_question)
     if _SPELLED.fullmatch(answer):
-        return False
+        return None
     from covo_rl.rewards.rules.formula import equal_formulas, read_formula
 
     a, b = read_formula(answer), read_formula(gold)
-    return bool(a and b and equal_formulas(a, b))
+    return equal_formulas(a, b) if a and b else None
 
 
 def word_error_rate(answer: str, gold: str) -> float:

@@ -18,7 +18,7 @@ from covo_rl.rewards.rules.text import clean_lines, clean_text
 MAX_LAYERS = 12
 MAX_FRAMED = 2000  # characters; a longer answer is taken as it stands
 _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,5}|nbsp|amp|lt|gt|quot|apos);")
-_END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,30}\|>|</s>|<eos>))+\s*$")
+_END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,30}\|>|</s>|<eos>|<br ?/?>))+\s*$")
 _FENCE = re.compile(r"\s*```[ \t]*[A-Za-z]{0,12}[ \t]*(?:\n|(?=[^`\n]*```\s*$))")
 _JSON_KEYS = frozenset("answer final_answer finalanswer choice option label letter result prediction".split())
 _RULE = re.compile(r"\n\s*(?:-{3,}|\*{3,}|_{3,})\s*$")
@@ -44,18 +44,21 @@ _THINGS = (
 _LEAD_INS = [
     r"(?:so|therefore|thus|hence|then|ok|okay|well|finally|clearly|overall|in conclusion|definitely|surely|certainly)",
     r"i (?:think|believe|guess|would say|'d say|say|choose|pick|select|chose|hear|can hear|go with)(?: that)?|i'd say"
-    r"|(?:i'd|i'll) go with|(?:choose|select|pick|selected|chosen|correct|ans)",
+    r"|(?:i'd|i'll) go with|(?:choose|select|pick|selected|chosen|correct|final|ans)"
+    r"|the (?:correct|right|best) one is|(?:based on|according to) [^,.;:]{1,60}(?=,)",
     r"(?:probably|most likely|likely|(?:there is )?no doubt(?: that)?|without (?:a )?doubt|my guess is)",
     rf"(?:the |my |your |a )?{_RIGHT}{_ANSWER}(?:(?: here)? (?:is|would be|must be|should be))?",
     rf"(?:the |this |that )?(?:{_THINGS}) (?:is|are|was|sounds like|sounds|seems to be|seems)",
     r"(?:it|he|she|this|that|they) (?:sounds?|seems?) (?:like|to be)|(?:it|he|she|this|that) sounds",
-    r"(?:it|this|that) (?:must|has to|would|should) be|(?:it|this|that|he|she|there) is|(?:it|that|he|she|there)'s|(?:there|they|these|those) are|they're",
+    r"(?:it|this|that) (?:must|has to|would|should) be|(?:it|this|that|he|she|there) is|(?:it|that|he|she|there)'s",
+    r"(?:there|they|these|those) are|they're",
     r"(?:about|approximately|around|roughly)(?= \d)",
-    "(?:\u6b63\u786e|\u6700\u7ec8|\u6211\u7684)?\u7b54\u6848(?:\u662f|\u4e3a|\u5e94\u4e3a)?|\u6b63\u786e\u9009\u9879(?:\u662f|\u4e3a)?"
-    "|\u9009\u9879|\u6211\u9009|\u5e94\u9009|\u9009\u62e9?|(?:\u6b63\u3057\u3044)?\u7b54\u3048(?:\u306f)?|\u6b63\u89e3(?:\u306f)?"
+    "(?:\u6b63\u786e|\u6700\u7ec8|\u6211\u7684)?\u7b54\u6848(?:\u662f|\u4e3a|\u5e94\u4e3a)?|\u6b63\u786e\u9009\u9879(?:\u662f|\u4e3a)?",
+    "\u9009\u9879|\u6211\u9009|\u5e94\u9009|\u9009\u62e9?|(?:\u6b63\u3057\u3044)?\u7b54\u3048(?:\u306f)?|\u6b63\u89e3(?:\u306f)?"
     "|(?:\uc815)?\ub2f5(?:\uc740)?",
-    r"(?:la |die |a |il |el )?(?:respuesta(?: correcta)?(?: es)?|r\u00e9ponse(?: correcte)?(?: est)?|(?:richtige )?antwort"
-    r"(?: (?:ist|lautet))?|resposta(?: correta)?(?: \u00e9)?|risposta(?: corretta)?(?: \u00e8)?|\u043e\u0442\u0432\u0435\u0442"
+    r"(?:la |die |a |il |el )?(?:respuesta(?: correcta)?(?: es)?|r\u00e9ponse(?: correcte)?(?: est)?"
+    r"|(?:richtige )?antwort(?: (?:ist|lautet))?|resposta(?: correta)?(?: \u00e9)?|risposta(?: corretta)?(?: \u00e8)?"
+    r"|\u043e\u0442\u0432\u0435\u0442"
     r"|\u0627\u0644\u0625\u062c\u0627\u0628\u0629(?: \u0627\u0644\u0635\u062d\u064a\u062d\u0629)?(?: \u0647\u064a)?"
     r"|(?:\u0938\u0939\u0940 )?\u0909\u0924\u094d\u0924\u0930)",
 ]  # fmt: skip
@@ -153,9 +156,9 @@ def _peeled(text: str) -> tuple[str, str]:
     core = text.rstrip(" .,;:!")
     for opening, closing in _PAIRS:
         inner = core[len(opening) : -len(closing)]
-        if len(core) > len(opening + closing) and core.startswith(opening) and core.endswith(closing):
-            if _is_whole(inner, opening[-1], closing) and not (opening in _BRACKETS and "," in inner):
-                return inner.strip(), ""
+        around = len(core) > len(opening + closing) and core.startswith(opening) and core.endswith(closing)
+        if around and _is_whole(inner, opening[-1], closing) and not (opening in _BRACKETS and "," in inner):
+            return inner.strip(), ""
     return text, ""
 
 

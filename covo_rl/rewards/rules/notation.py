@@ -42,7 +42,7 @@ def _date_by_size(match: re.Match[str]) -> str:
 
 def _age(match: re.Match[str]) -> str:
     """`Female, in her 30s` is `Female, 30s`, but a male in her 30s is nobody."""
-    other = {"her": r"\b(?:male|man|boy|he)\b", "his": r"\b(?:female|woman|girl|she)\b"}.get(match[1].lower())
+    other = {"her": r"\b(?:male|man|boy|he)\b", "his": r"\b(?:female|woman|girl|she)\b"}.get((match[1] or "").lower())
     return (
         match[0]
         if other and re.search(other, match.string[max(match.start() - 60, 0) : match.start()], re.IGNORECASE)
@@ -62,15 +62,15 @@ _WITH_DIGITS: list[_Rule] = [
      lambda match: match[0].replace(".", "").replace(",", ".")),
     (re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,]*\d)"), lambda match: match[0].replace(".", "")),
     (re.compile(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,]*\d)"), lambda match: match[0].replace(",", "")),
-    (re.compile(r"(?<![\d.,])\d{1,3}(?:(?:'\d{3})+|(?: \d{3})+)(?! ?[\d'])"),
-     lambda match: re.sub("[' ]", "", match[0]) if not re.search(r"[\d.,] $", match.string[: match.start()]) else match[0]),
+    (re.compile(r"(?<![\d.,])(?<![\d.,] )\d{1,3}(?:(?:'\d{3})+|(?: \d{3})+)(?! ?[\d'])"),
+     lambda match: re.sub("[' ]", "", match[0])),
     (re.compile(r"([$\u20ac\u00a3\u00a5\u20b9]) ?(\d[\d.,]*)(?![\d$])"),
      lambda match: f"{match[2].rstrip('.,')} {_CURRENCIES[match[1]]} "),
     (re.compile(r"(?<=\d) ?~ ?(?=\d)"), "-"),
     (re.compile(r"(?<=\d) : (?=\d)"), ":"),
-    (re.compile(r"(?<=\d) ?([A-Za-z]{1,5}) ?(?:-|to) ?(\d[\d.]*) ?\1(?![^\W_])"), r"-\2 \1"),  # 2s-4s
+    (re.compile(r"(?<=\d) ?([A-Za-z]{1,5}) ?(?:-|to) ?([+-]?\d[\d.]*) ?\1(?![^\W_])"), r" to \2 \1"),  # 2s-4s
     (re.compile(r"(?<=\d0)'s\b"), "s"),
-    (re.compile(r",? (?:(?:aged )?in|aged) (her|his|their)(?= \d0s)", re.IGNORECASE), _age),
+    (re.compile(r"(?:,? |(?<=\())(?:(?:aged )?in (her|his|their|the)|aged) (?=\d0s)", re.IGNORECASE), _age),
     (re.compile(r"(?<=\d) ?per cent\b", re.IGNORECASE), "%"),
     (re.compile(r"^([(\[\"' ]*[-+]) (?=\.?\d)"), r"\1"),  # a sign with a space
 ]  # fmt: skip
@@ -85,17 +85,17 @@ _ALWAYS: list[_Rule] = [
     (re.compile(r"\b([A-G]|[a-g](?=[ -]?(?:sharp|flat) m))[ -]?(sharp|flat)\b"),
      lambda match: match[1] + _ACCIDENTALS[match[2]]),
     (re.compile(rf"{_AFTER_NUMBER}\b([A-G][#b]?|[a-g]#)[ -]?(maj|min)(?:\.|or)?(?![^\W\d_])"), r"\1 \2or "),
-    (re.compile(rf"{_AFTER_NUMBER}\b([A-G][#b]?|[a-g][#b]?(?=m\d))m(?![^\W\d_])"), r"\1 minor "),
+    (re.compile(rf"{_AFTER_NUMBER}\b([A-G][#b]?|[a-g][#b]?(?=m\d)|^[b-eg][#b]?(?=m$))m(?![^\W\d_])"), r"\1 minor "),
     (re.compile(rf"{_AFTER_NUMBER}\b([A-G][#b]?(?=M\d)|[B-EG][#b]?)M(?![^\W\d_])"), r"\1 major "),
 ]  # fmt: skip
 #: what any rule of a list needs: most text is passed by with two searches
 _DIGITS_NEEDED = re.compile(
-    r"\d ?[apAP][.mM]|\d[:,.'~/-]\d|\d \d\d\d|\d ?~|\d : |[$\u20ac\u00a3\u00a5\u20b9]|'s|h(?:er|is)\b|their|per cent"
-    r"|\d ?[A-Za-z]{1,5} ?(?:-|to) ?\d|^\W*[-+] "
+    r"\d ?[apAP][.mM]|\d[:,.'~/-]\d|\d \d\d\d|\d ?~|\d : |[$\u20ac\u00a3\u00a5\u20b9]|'s|per cent"
+    r"|\b(?:her|his|their|the|aged) \d0s|\d ?[A-Za-z]{1,5} ?(?:-|to) ?\d|^\W*[-+] "
 )
 _NEEDED = re.compile(
-    r"[^\W\d_]\.[^\W\d_]|ties\b|sharp|flat|[A-Ga-g][#b]? ?-?(?:maj|min)|\b[A-Ga-g][#b]?[mM](?![^\W\d_])|\d ?(?:mH|pA|M|[kKGT]B)"
-    rf"|^(?:{'|'.join(_CASED)})$"
+    r"[^\W\d_]\.[^\W\d_]|ties\b|sharp|flat|[A-Ga-g][#b]? ?-?(?:maj|min)|\b[A-Ga-g][#b]?[mM](?![^\W\d_])"
+    rf"|\d ?(?:mH|pA|M|[kKGT]B)|^(?:{'|'.join(_CASED)})$"
 )
 
 

@@ -29,8 +29,7 @@ _FOLLOWS = {
 _ORDINALS = {
     "first": "one", "second": "two", "third": "three", "fifth": "five", "eighth": "eight", "ninth": "nine",
     "twelfth": "twelve", **{word[:-1] + "ieth": word for word in _TENS},
-    **{word + "th": word for word in (*_SMALL, "hundred", *_SCALES) if word not in ("one", "two", "three", "five", "eight",
-                                                                                   "nine", "twelve")},
+    **{word + "th": word for word in (*_SMALL, "hundred", *_SCALES)},
 }  # fmt: skip
 _LEVELLED = (_NUMBER_WORDS.keys() | _ORDINALS.keys()) - {"and"}
 _ENDINGS = {1: "st", 2: "nd", 3: "rd"}
@@ -52,22 +51,24 @@ UNITS = {
     "degreec": ("celsius", 1, "celsius"), "degreef": ("fahrenheit", 1, "fahrenheit"), "km/h": ("speed", 1, "kmh kph"),
     "m/s": ("m/s", 1, ""), "dollar": ("dollar", 1, "dollars"), "euro": ("euro", 1, "euros"),
     "pound": ("pound", 1, "pounds"), "yen": ("yen", 1, ""), "millihertz": ("frequency", "1/1000", ""),
-    "w": ("power", 1, "watt watts"), "kw": ("power", 1000, "kilowatt kilowatts"), "mw": ("power", "1/1000", "milliwatt"),
-    "megawatt": ("power", 1_000_000, "megawatts"), "v": ("voltage", 1, "volt volts"), "mv": ("voltage", "1/1000", ""),
+    "w": ("power", 1, "watt watts"), "kw": ("power", 1000, "kilowatt kilowatts"),
+    "mw": ("power", "1/1000", "milliwatt milliwatts"), "megawatt": ("power", 1_000_000, "megawatts"),
+    "v": ("voltage", 1, "volt volts"), "mv": ("voltage", "1/1000", "millivolt millivolts"),
 }  # fmt: skip
 UNIT_NAMES = {name: symbol for symbol, (_, _, names) in UNITS.items() for name in names.split()}
 
 _N = r"([+-]?\d+(?:\.\d+)?)"
 _MONTH = "(" + "|".join(f"{month[:3]}(?:{month[3:]})?" for month in MONTHS) + "|sept)"
+_DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
 #: words that must be there -> (pattern over tokens joined by spaces, replacement)
 _REWRITES = [
     ({"minus", "negative"}, re.compile(r"(?<!\d )\b(?:minus|negative) (?=\d)"), "-"),
     ({"plus"}, re.compile(r"(?<!\S)(?<!\d )plus (?=\d)"), "+"),
     ({"between"}, re.compile(rf"(?<!\S)between {_N} and {_N}(?!\S)"), r"\1 - \2"),
     ({"to", "-", "through"}, re.compile(rf"(?<!\S){_N} (\S+) (?:to|through|-) {_N} \2(?!\S)"), r"\1 - \3 \2"),
-    ({"to", "through"}, re.compile(rf"(?<!\S)(?:from )?{_N} (?:to|through) {_N}(?!\S)"), r"\1 - \2"),
-    (set(), re.compile(rf"(?<!\S)(?:the )?(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?{_MONTH}(?!\S)(?! \d{{1,2}}(?!\d))"), r"\2 \1"),
-    (set(), re.compile(rf"(?<!\S){_MONTH} (?:the )?(\d{{1,2}})(?:st|nd|rd|th)?(?: ,)?(?!\S)"),
+    ({"to", "through", "from"}, re.compile(rf"(?<!\S)(?:from )?{_N} (?:to|through|-) {_N}(?!\S)"), r"\1 - \2"),
+    (set(), re.compile(rf"(?<!\S)(?:the )?{_DAY} (?:of )?{_MONTH}(?!\S)(?! \d{{1,2}}(?!\d))"), r"\2 \1"),
+    (set(), re.compile(rf"(?<!\S){_MONTH} (?:the )?{_DAY}(?: ,)?(?!\S)"),
      lambda match: f"{match[1][:3]} {match[2]}"),
 ]  # fmt: skip
 _MONTH_WORD = re.compile(rf"(?<!\S){_MONTH}(?!\S)")
@@ -76,7 +77,7 @@ _TRIGGERS = frozenset("minus negative plus between to through -".split())
 
 def level_numbers(words: list[str]) -> list[str]:
     """Number words -> digits, units after a number -> symbols, ordinals -> 1st, 2nd, ...; `2 to 4` -> `2 - 4`."""
-    digits = any(word[0].isdigit() for word in words)
+    digits = any(word[-1].isdigit() or word[0].isdigit() for word in words)
     if not digits and _LEVELLED.isdisjoint(words):
         return words
     result: list[str] = []

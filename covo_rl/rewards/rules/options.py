@@ -149,9 +149,6 @@ def side_readings(options: ChoiceIndex, text: str, how: str = "") -> set[int]:
 def _mentioned(options: ChoiceIndex, text: str) -> set[int]:
     """Classes whose text or capital label occurs in a text."""
     said = f" {' '.join(loose_key(text))} "
-    classes = {
-        i
-        for option, i in zip(options.texts, options.classes, strict=True)
-        if f" {' '.join(loose_key(option))} " in said
-    }
+    names = [(words, group) for (level, words), group in options.by_text.items() if level is loose_key]
+    classes = {i for words, group in names if f" {' '.join(words)} " in said for i in group}
     return classes.union(*(options.labelled(letter) for letter in re.findall(r"\b(?!I\b)[A-Z]\b", text)))

@@ -12,7 +12,8 @@ from covo_rl.rewards.rules.numbers import UNITS
 
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)(?P<whole>\d{1,30})(?:\.(?P<decimals>\d{1,30})| , (?P<comma>\d{1,2}|\d{4,15}))?"
-    r"(?:(?: and)? (?P<top>\d{1,6}) / (?P<bottom>\d{1,6})|(?: and(?: 1)?)? (?P<part>half|quarter)(?!s)| (?P<parts>quarters))?"
+    r"(?:(?: and)? (?P<top>\d{1,6}) / (?P<bottom>\d{1,6})|(?: and(?: 1)?)? (?P<part>half|quarter)(?!s)"
+    r"| (?P<parts>quarters))?"
     r"(?P<unit>.*)"
 )
 _PARTS = {"half": Fraction(1, 2), "quarter": Fraction(1, 4)}

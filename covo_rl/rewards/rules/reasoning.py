@@ -95,8 +95,7 @@ def _in_sentence(sentence: str) -> tuple[Clause, ...]:
     asks = sentence.rstrip().endswith("?")
     for piece in _CLAUSE.split(sentence):
         piece = _LETTER.sub(r" option \1 ", piece)
-        if "no" in piece or "oubt" in piece:
-            piece = _NOT_NEGATIVE.sub(" ", piece)
+        piece = _NOT_NEGATIVE.sub(" ", piece)
         if tokens := text_tokens(piece):
             strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
             result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
@@ -143,7 +142,7 @@ def mentions(clause: Clause, index: Index) -> list[Mention]:
 
 
 @lru_cache(maxsize=4096)
-def _option_index(choices: tuple[str, ...]) -> Index:
+def option_index(choices: tuple[str, ...]) -> Index:
     """Phrases that name an option, its text before `option B`; the name is the option's index."""
     classes = prepare(choices).classes
     texts = [(loose_key(choice), classes[i]) for i, choice in enumerate(choices)]
@@ -170,7 +169,7 @@ def concluded(think: str, choices: tuple[str, ...], question: str = "") -> int |
     >>> concluded("There is a bell and a knock.", options) is None
     True
     """
-    index, place = _option_index(choices), _place_asked(question)
+    index, place = option_index(choices), _place_asked(question)
     last: set[int] = set()  # of the clauses that conclude
     plain: set[int] = set()
     for clause in clauses(think):

@@ -16,7 +16,8 @@ _PLAIN = {
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u301d\u301e\u301f", '"'),
     **dict.fromkeys("\u2212\u02d7\u2796\u2043\ufe63", "-"), **dict.fromkeys("\u301c\u223c", "~"),
     **dict.fromkeys("\u3001\u060c\u066c", ","), **dict.fromkeys("\u2713\u2714\u2611\u2705", " "),
-    "\u066b": ".", "\u066a": "%", "\u00b7": "\u00b7", "\u266f": "#", "\u266d": "b", "\u2044": "/", "\u2215": "/", "\u2236": ":",
+    "\u066b": ".", "\u066a": "%", "\u00b7": "\u00b7", "\u266f": "#", "\u266d": "b",
+    "\u2044": "/", "\u2215": "/", "\u2236": ":",
 }  # fmt: skip
 #: by category: dashes, brackets, quotes and marks of any script; digits are read by their value
 _BY_CATEGORY = {"Pd": "-", "Ps": "(", "Pe": ")", "Pi": '"', "Pf": '"', "Zs": " ", "Zl": "\n", "Zp": "\n", "Cf": ""}
