@@ -120,13 +120,13 @@ def same_number(answer: str, gold: str, question: str = "") -> bool:
     """
     if len(answer) > MAX_NUMBER:
         return False
-    gold = _exact(gold)
+    written, gold = clean_text(gold), _exact(gold)
     if _FACTORIAL.search(answer) and "!" not in gold:  # 5! is 120
         return False
     if _is_spelled(gold, question):
         return same_text(answer, gold)
     texts = [text for text, how in frames(answer) if how not in ("name", "bullet", "about")]
-    verdicts = [_same_value(text, gold, question) for text in texts]
+    verdicts = [text == written or _same_value(text, gold, question) for text in texts]
     return True in verdicts or (False not in verdicts and same_text(answer, gold))
 
 

@@ -74,6 +74,7 @@ _TAIL = re.compile(
     "|(?:\u3067\u3059|\u3060|\uc785\ub2c8\ub2e4)[.\\s]*$|(?<=[\u3040-\u9fff])~+$",
     re.IGNORECASE,
 )
+_PRICE = re.compile(r"\$(?=\d)")
 _ABOUT = re.compile(r"about|approximately|around|roughly", re.IGNORECASE)
 _SAYS_LABEL = re.compile(r"option|choice|letter|\u9009", re.IGNORECASE)
 
@@ -165,7 +166,7 @@ def _peeled(text: str) -> tuple[str, str]:
 def _is_whole(inner: str, opening: str, closing: str) -> bool:
     """The bracket that opens before `inner` is the one that closes behind it."""
     if opening == closing[:1] or len(closing) > 1:
-        return closing not in inner
+        return closing not in _PRICE.sub("", inner, count=1)  # $$5$ is a price set as mathematics
     depth = 0
     for char in inner:
         depth += (char == opening) - (char == closing)

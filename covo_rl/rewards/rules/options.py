@@ -15,7 +15,14 @@ from covo_rl.rewards.rules.normalize import key, loose_key, merged_key, plain_ke
 from covo_rl.rewards.rules.quantities import quantity
 from covo_rl.rewards.rules.text import clean_text
 
-_LEVELS = (clean_text, key, loose_key, plain_key, merged_key)  # what a text is compared by, from strict to loose
+
+def _literal(text: str) -> str:
+    """The text in its own case, without quotes and full stops around it."""
+    text = clean_text(text)
+    return text.strip(" .,;\"'") or text
+
+
+_LEVELS = (_literal, key, loose_key, plain_key, merged_key)  # what a text is compared by, from strict to loose
 _LABEL = re.compile(r"[(\[{*'\" ]*([A-Za-z]{1,2})[)\]}*'\" .:,;!?]*")
 _MARK = r"[^\w\s+\-$]+\s*|\s+[^\w\s+\-$]+\s*|\s*-\s+|-(?!\d)|\s"  # between a label and its text; no sign
 _LABEL_TEXT = re.compile(rf"[(\[{{*'\"]*(?P<label>[A-Za-z]{{1,2}})(?P<mark>{_MARK})(?P<text>\S.*)")
