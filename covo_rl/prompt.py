@@ -100,7 +100,7 @@ def parse(text: str, stop_reason: str = "stop") -> Parsed:
 
 
 def _is_visible(text: str) -> bool:
-    return any(unicodedata.category(char) not in _UNSEEN_CATEGORIES and char not in _BLANKS for char in text)
+    return any(unicodedata.category(char) not in _UNSEEN_CATEGORIES and char not in _BLANKS for char in set(text))
 
 
 def _span(tags: Sequence[re.Match[str]], name: str) -> tuple[int, int] | None:

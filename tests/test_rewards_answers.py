@@ -63,7 +63,8 @@ def test_the_cases_cover_both_sides_of_many_kinds():
 
 FRAMES = [
     "%s", "$%s$", "$$%s$$", "\\(%s\\)", "\\[%s\\]", "\\boxed{%s}", "\\text{%s}", "\\boxed{\\text{%s}}", "**%s**",
-    "*%s*", "`%s`", '"%s"', "The answer is %s", "Answer: %s", "**Answer:** %s", "**Answer: %s**", "## Answer\n%s", "> %s",
+    "*%s*", "`%s`", '"%s"', "The answer is %s", "Answer: %s", "**Answer:** %s", "**Answer: %s**", "## Answer\n%s",
+    "> %s",
     "The final answer is \\boxed{%s}.", "Final Answer: $\\text{%s}$", "```\n%s\n```", '["%s"]', '{"answer": "%s"}',
     "\u201c%s\u201d", "\u00ab%s\u00bb", "\u200b%s\ufeff", "%s<|im_end|>", "%s</s>", "<b>%s</b>", "Therefore, %s",
 ]  # fmt: skip

@@ -48,7 +48,7 @@ class Value:
         return self.at[i % len(self.at)]
 
 
-def number(token: str) -> Value:
+def constant(token: str) -> Value:
     """The value of a decimal."""
     return _rational(Fraction(token))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
 
-from covo_rl.rewards.rules.arithmetic import CONSTANTS, FormulaError, Value, apply, number, refuse, same_value, symbol
+from covo_rl.rewards.rules.arithmetic import CONSTANTS, FormulaError, Value, apply, constant, refuse, same_value, symbol
 
 MAX_CHARS = 256
 MAX_TOKENS = 120
@@ -140,7 +140,7 @@ class _Parser:
     def power(self) -> Value:
         base = self.atom()
         while self.take("%"):
-            base = apply("/", base, number("100"))
+            base = apply("/", base, constant("100"))
         if not self.take("^"):
             return base
         exponent = self.signed(self.atom)
@@ -158,14 +158,14 @@ class _Parser:
                 self.rest.extend(reversed(self.rest.pop()))
             return apply("/", self.part(), self.part())
         if token == "sqrt":
-            return apply("^", self.atom(), number("0.5"))
+            return apply("^", self.atom(), constant("0.5"))
         if token in _FUNCTIONS:
             refuse(self.rest[-1] not in _CLOSING, f"{token} needs brackets")
             return apply(token, self.atom())
         if token[:1].isalpha():
             return CONSTANTS.get(token) or symbol(token)
         if token[:1].isdigit() or token[:1] == ".":
-            return number(token)
+            return constant(token)
         raise FormulaError(f"expected a number or a name, found {token or 'the end'!r}")
 
     def part(self) -> Value:

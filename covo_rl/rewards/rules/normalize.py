@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     r"|[^\W\d_]+(?:'[^\W\d_]+)*"  # a word
     r"|(?:(?<=\d)|(?<=\d ))-(?= ?\d)|(?<=[^\W_])-(?! ?[^\W_])"  # the hyphen of a range, or of a grade or blood group
     r"|(?<=\d):(?=\d)|(?<=\d),(?= ?[+-]?\d)"  # of a clock or a ratio; of a decimal or a list
-    rf"|(?:(?<=\d)-(?= )|(?<=\d )-)(?= ?(?i:{_UNIT})$)"  # 6 - dB: whose sign is it?
+    rf"|(?:(?<=\d)-(?= )|(?<=\d )-)(?= ?(?i:{_UNIT})$)|(?<=\d )-$"  # 6 - dB: whose sign is it?
     r"|[^\w\s.,;:!?\"'()\[\]{}*|\\-]",  # a symbol; marks that only decorate and separate are none
 )
 _ACCENTS = re.compile("(?<=[A-Za-z])[\u0300-\u036f]+")

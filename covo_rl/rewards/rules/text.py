@@ -15,7 +15,7 @@ _PLAIN = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u2032\u00b4", "'"),
     **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\u301d\u301e\u301f", '"'),
     **dict.fromkeys("\u2212\u02d7\u2796\u2043\ufe63", "-"), **dict.fromkeys("\u301c\u223c", "~"),
-    **dict.fromkeys("\u3001\u060c\u066c", ","), **dict.fromkeys("\u2713\u2714\u2611\u2705", " "),
+    **dict.fromkeys("\u3001\u060c\u066c", ","), **dict.fromkeys("\u2022\u2023\u2713\u2714\u2611\u2705", " "),
     "\u066b": ".", "\u066a": "%", "\u00b7": "\u00b7", "\u266f": "#", "\u266d": "b",
     "\u2044": "/", "\u2215": "/", "\u2236": ":",
 }  # fmt: skip
@@ -30,6 +30,8 @@ _SUPERSCRIPTS = str.maketrans(
 )
 _SUPERSCRIPT = re.compile(rf"(?<=[\w)\]])[{''.join(map(chr, _SUPERSCRIPTS))}]+")
 _FRACTION = re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e\u2189])")
+_APART = re.compile("(?<=\\d)(?=[\u2460-\u249b\u24ea-\u24ff\u2776-\u2793])")  # a number in a circle is one of its own
+_SUBSCRIPT = re.compile("(?<=\\d)(?=[\u2080-\u2089])")
 _SOFT_MINUS = re.compile("\u00ad(?=\\s*\\d)")  # may be seen as a minus
 
 
@@ -47,6 +49,7 @@ def clean_lines(text: str) -> str:
     text = text[:MAX_CHARS]
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda match: "^" + match[0].translate(_SUPERSCRIPTS), _SOFT_MINUS.sub("-", text))
+        text = _SUBSCRIPT.sub("_", _APART.sub(" ", text))
         text = _FRACTION.sub(lambda match: f"{match[1]} {unicodedata.normalize('NFKC', match[2])}", text)
         text = normal_form("NFKC", text)[:MAX_CHARS]
         text = normal_form("NFC", "".join(map(_plain, _UNSEEN.sub("", text)))).strip("\u00b7 ")
@@ -70,5 +73,5 @@ def _plain(char: str) -> str:
     if category == "Nd":
         return str(unicodedata.decimal(char))
     if category == "Po" and char not in _MEANING:
-        return "."
+        return ". "
     return _BY_CATEGORY.get(category, char)
