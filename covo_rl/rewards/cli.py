@@ -92,10 +92,11 @@ def try_rewards(
         readings = interpret(parsed.answer, example.choices), find_gold(example.answer, example.choices)
         named, right = (example.choices[i] if i is not None else "no single option" for i in readings)
         console.print(f"options: the answer names {named!r}, right is {right!r}")
+    extras = dict(table.extras)
     for name, value in zip(table.names, table.rewards_PGR[0, 0], strict=True):
-        reason = table.extras.pop(f"{name.partition('(')[0]}_reason", [""])[0]  # ours take the column `explain`
+        reason = extras.pop(f"{name.partition('(')[0]}_reason", [""])[0]  # ours take the column `explain`
         console.print(f"{name}: {_shown(value)}  {table.missing.get((0, 0, name), reason)}")
-    for name, values in table.extras.items():
+    for name, values in extras.items():
         if values[0]:
             console.print(f"  {name}: {values[0]}")
     console.print(f"total: {table.rewards_PG[0, 0]:g}")

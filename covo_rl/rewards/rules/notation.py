@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 MONTHS = "january february march april may june july august september october november december".split()
-_DECADES = "twent|thirt|fort|fift|sixt|sevent|eight|ninet"
+_DECADES = ["twent", "thirt", "fort", "fift", "sixt", "sevent", "eight", "ninet"]
 #: symbols that differ from another one only in case
 _CASED = {
     "mHz": "millihertz", "pA": "picoampere", "MW": "megawatt", "MV": "megavolt", "MPa": "megapascal",
@@ -78,8 +78,8 @@ _AFTER_NUMBER = r"(?<!\d)(?<!\d )"
 #: of names and symbols, before those of numbers
 _ALWAYS: list[_Rule] = [
     (re.compile(r"\b(?:[^\W\d_]\.){2,}"), lambda match: match[0].replace(".", "")),  # U.S.
-    (re.compile(rf"\b({_DECADES})ies\b", re.IGNORECASE),
-     lambda match: f"{_DECADES.split('|').index(match[1].lower()) + 2}0s"),
+    (re.compile(rf"\b({'|'.join(_DECADES)})ies\b", re.IGNORECASE),
+     lambda match: f"{_DECADES.index(match[1].lower()) + 2}0s"),
     (re.compile(rf"(?:(?<=\d)|(?<=\d )|^)({'|'.join(sorted(_CASED, key=len, reverse=True))})(?![\w/])"),
      lambda match: f" {_CASED[match[1]]}"),
     (re.compile(r"\b([A-G]|[a-g](?=[ -]?(?:sharp|flat) m))[ -]?(sharp|flat)\b"),
