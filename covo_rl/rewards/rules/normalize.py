@@ -33,6 +33,7 @@ _TOKEN = re.compile(
 _ACCENTS = re.compile("(?<=[A-Za-z])[\u0300-\u036f]+")
 _JOINED = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _GREEK = re.compile("(?<![^\\W_])[\u03b1-\u03c1\u03c3-\u03c9](?![^\\W_])", re.IGNORECASE)
+_NEEDLESS = re.compile(r"^both (?=.+ and )|(?<=^none) of the above\b", re.IGNORECASE)
 _LISTED = re.compile(r" ?(?:;|,(?!\d))(?: and\b)? ?| \+ ")
 
 
@@ -105,7 +106,8 @@ def merged_key(text: str) -> tuple[str, ...]:
     >>> merged_key("Hip-Hop, slow") == merged_key("hiphop and slow"), merged_key("2:1") == merged_key("2 to 1")
     (True, True)
     """
-    words = loose_key(_LISTED.sub(" and ", _JOINED.sub("", clean_text(text)).strip(" ,;")))
+    text = _LISTED.sub(" and ", _JOINED.sub("", clean_text(text)).strip(" ,;"))
+    words = loose_key(_NEEDLESS.sub("", text))
     ratio = any(word == ":" and len(after) == 1 for word, after in pairwise(words))
     return tuple("-" if word == ":" and ratio else word for word in words)
 

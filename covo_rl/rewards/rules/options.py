@@ -30,12 +30,24 @@ _TEXT_LABEL = re.compile(r"(?P<text>.*\S) ?[(\[](?P<label>[A-Za-z]{1,2})[)\]]\.?
 _TEXT_MARK_LABEL = re.compile(r"(?P<text>.*\w)\s*[-/,;:|]\s+(?P<label>[A-Za-z]{1,2})\W*")
 _OWN_LABEL = re.compile(r"\s*[(\[]?([A-Za-z]{1,2}|\d{1,2})(?:[)\]]\s*|[.:]\s+)(\S.*)", re.DOTALL)
 _REASON = re.compile(r"[,;.]? (?:because|since)\b")
+_DENIAL = re.compile(r"\b(?:not|no|rather than|unlike|instead of)\b", re.IGNORECASE)
+_REMARK = re.compile(r"(?P<head>[^()]*[^()\s]) ?\((?P<remark>[^()]{3,100})\)\.?")
 _CONTRASTS = [
     re.compile(r"not (?P<no>[^,]+),? but (?P<yes>.+)", re.IGNORECASE),
     re.compile(r"(?P<yes>[^,]+),? (?:and not|not|rather than|instead of) (?P<no>[^,]+)", re.IGNORECASE),
 ]
 _NTH = re.compile(r"(?:the )?(\w+) (?:one|option|choice)\W*", re.IGNORECASE)
-_SHORT = {"y": "yes", "yeah": "yes", "yep": "yes", "n": "no", "nope": "no", "t": "true", "f": "false"}
+_SHORT = {
+    "y": "yes",
+    "yeah": "yes",
+    "yep": "yes",
+    "n": "no",
+    "nope": "no",
+    "affirmative": "yes",
+    "negative": "no",
+    "t": "true",
+    "f": "false",
+}
 _YES_IT_IS = re.compile(
     r"(yes|no)[,.;]* (?:it|he|she|they|there|i|we|that|this) "
     r"(?:is|are|was|were|do|does|did|has|have|can|could|will|would)(n't| not)?\W*",
@@ -140,7 +152,12 @@ def readings(options: ChoiceIndex, text: str, how: str = "") -> set[int]:
 def side_readings(options: ChoiceIndex, text: str, how: str = "") -> set[int]:
     """Classes of a text that says more: `B, because ...`, `a dog, not a cat`, `the second one`."""
     if (reason := _REASON.search(text)) and (classes := readings(options, text[: reason.start()], how)):
-        return classes | _mentioned(options, text[reason.end() :])
+        said, *denied = _DENIAL.split(text[reason.end() :], maxsplit=1)
+        contradicts = classes & _mentioned(options, " ".join(denied))
+        return classes | _mentioned(options, said) | ({-1} if contradicts else set())
+    remark = _REMARK.fullmatch(text)
+    if remark and (both := _LABEL_TEXT.fullmatch(remark["head"])) and options.named(both["text"]):
+        return readings(options, remark["head"], how) | _mentioned(options, remark["remark"])
     for contrast in _CONTRASTS:
         if said := contrast.fullmatch(text.rstrip(" .!")):
             yes, no = readings(options, said["yes"], how), readings(options, said["no"])
