@@ -31,7 +31,7 @@ _TEXT_MARK_LABEL = re.compile(r"(?P<text>.*\w)\s*[-/,;:|]\s+(?P<label>[A-Za-z]{1
 _OWN_LABEL = re.compile(r"\s*[(\[]?([A-Za-z]{1,2}|\d{1,2})(?:[)\]]\s*|[.:]\s+)(\S.*)", re.DOTALL)
 _REASON = re.compile(r"[,;.]? (?:because|since)\b")
 _DENIAL = re.compile(r"\b(?:not|no|rather than|unlike|instead of)\b", re.IGNORECASE)
-_REMARK = re.compile(r"(?P<head>[^()]*[^()\s]) ?\((?P<remark>[^()]{3,100})\)\.?")
+_REMARK = re.compile(r"(?P<head>.*[^(\s]) ?\((?P<remark>[^()]{3,100})\)\.?")
 _CONTRASTS = [
     re.compile(r"not (?P<no>[^,]+),? but (?P<yes>.+)", re.IGNORECASE),
     re.compile(r"(?P<yes>[^,]+),? (?:and not|not|rather than|instead of) (?P<no>[^,]+)", re.IGNORECASE),
