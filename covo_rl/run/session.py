@@ -26,10 +26,11 @@ from covo_rl.export import ExportError
 from covo_rl.export.adapter import hub_name
 from covo_rl.export.exporting import export_run_adapter, update_card
 from covo_rl.models import load_family
+from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
 from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report
-from covo_rl.prompt import PromptError, build_prompt
+from covo_rl.prompt import PromptError, build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run, environment
 from covo_rl.records.steps import rollout_rows
@@ -102,7 +103,8 @@ class Session:
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
-        self._print(*self.rows.notes, *notes, *more)
+        texts = written_texts([*self.examples, *self.held_out], self.options.prompt)
+        self._print(*self.rows.notes, *notes, *more, *special_token_notes(texts, self.family.tokenizer))
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -150,10 +152,10 @@ class Session:
         ]
 
     def _print(self, *lines: Any) -> None:
-        """Plain lines (no markup: they hold names of the user's) and tables, by the main process."""
+        """Lines and tables, by the main process."""
         if self.ranks.main:
             for line in lines:
-                console.console.print(line, markup=False)
+                console.console.print(line)
 
     # -- phases --------------------------------------------------------------------------------------------------
 
