@@ -1,6 +1,7 @@
 """Plugins that fork, hang, shout, stop, or answer late: the limit holds, nothing stays, no score is another's."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,12 +155,12 @@ def test_the_limit_holds_and_nothing_stays_behind(plugin, tmp_path, name):
     ("name", "why"),
     [("forks_and_ends", "exit code 3"), ("kills_its_group", "exit code 137"), ("overruns_its_stack", "exit code 139"),
      ("ends_its_keeper", "its process ended"),
-     ("closes_everything", "its process ended"), ("scribbles", "do not pickle")],
+     ("closes_everything", "its process ended"), ("scribbles", "do not pickle|its process ended")],
 )  # fmt: skip
 def test_a_process_that_ends_or_babbles_is_noticed_before_the_limit(plugin, tmp_path, name, why):
     """finding 12: a child that held the pipe made an ended worker look busy."""
     begun = time.perf_counter()
-    assert why in scored(plugin(name)).missing[0, 1, plugin(name)]
+    assert re.search(why, scored(plugin(name)).missing[0, 1, plugin(name)])
     assert time.perf_counter() - begun < 10
     wait_for(lambda: not living(tmp_path), 1.0 if name == "ends_its_keeper" else 0.0)  # then by the kernel, in its time
 
