@@ -12,6 +12,7 @@ Neither block may be empty and no tag may appear inside one. Tags are lower-case
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +34,9 @@ CONTROL = re.compile(
     r"(<)([|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?s>|(?:start|end)_of_turn>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
 )
 _TAG = re.compile(r"<(/?)(think|answer)>")
+#: what no reader sees: control and format characters, spaces, marks without a letter, and blanks that count as letters
+_UNSEEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Me", "Mc"))
+_BLANKS = "\u115f\u1160\u2800\u3164\uffa0"
 _SHAPE = [("", "think"), ("/", "think"), ("", "answer"), ("/", "answer")]
 
 
@@ -89,10 +93,19 @@ def parse(text: str, stop_reason: str = "stop") -> Parsed:
     if outside:
         problems.append(f"text outside the blocks: {outside if len(outside) <= 40 else outside[:37] + '...'!r}")
     contents = {name: None if span is None else text[slice(*span)].strip() for name, span in spans.items()}
-    problems += [f"the <{name}> block is empty" for name in TAGS if contents[name] == ""]
+    for name, content in contents.items():
+        if content is not None and not _is_visible(content):
+            contents[name] = ""
+            problems.append(f"the <{name}> block is empty")
+        elif content and (control := CONTROL.search(content)):
+            problems.append(f"the <{name}> block holds the token {control[0]}")
     if stop_reason == "length":
         problems.append("cut by the length limit")
     return Parsed(contents["think"], None if nested else contents["answer"], tuple(problems))
+
+
+def _is_visible(text: str) -> bool:
+    return any(unicodedata.category(char) not in _UNSEEN_CATEGORIES and char not in _BLANKS for char in set(text))
 
 
 def _span(tags: Sequence[re.Match[str]], name: str) -> tuple[int, int] | None:
@@ -105,12 +118,15 @@ def _span(tags: Sequence[re.Match[str]], name: str) -> tuple[int, int] | None:
 def _walk(text: str, tags: Sequence[re.Match[str]]) -> tuple[list[str], str]:
     """Blocks that open inside the other one, and the text outside of all. Tags open and close by name."""
     depth: dict[str, int] = dict.fromkeys(TAGS, 0)
+    closed = {name: max((tag.start() for tag in tags if tag[0] == f"</{name}>"), default=-1) for name in TAGS}
     level, last, nested, outside = 0, 0, set(), []
     for tag in tags:
         step, name = -1 if tag[1] else 1, tag[2]
         if not level:
             outside.append(text[last : tag.start()].strip())
-        if step > 0 and any(depth[other] for other in TAGS if other != name):
+        other = TAGS[name == TAGS[0]]
+        # opened twice and closed once is closed, unless another end follows
+        if step > 0 and depth[other] and not -1 < closed[other] < tag.start():
             nested.add(name)
         depth[name], level, last = max(depth[name] + step, 0), max(level + step, 0), tag.end()
     if not level:

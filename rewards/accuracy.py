@@ -5,7 +5,7 @@
 The kind of answer is read from the row and can be forced with a column `answer_kind` or `accuracy(kind='text')`:
 
     choice    the row has options: the option's text or its letter, exactly one option
-    numeric   the right answer is a number, a quantity or a formula: equal in value, through sympy, never `eval`
+    numeric   the right answer is a number, a quantity or a formula: equal in value, never through `eval`
     text      anything else: equal after normalisation
     wer       never chosen by itself: word error rate of at most `max_wer` (needs jiwer)
 
@@ -13,12 +13,12 @@ Only the answer block counts. No block, two blocks, or a block inside the reason
 """
 
 from covo_rl.rewards.columns import completion_rows
-from covo_rl.rewards.rules.answers import grade
+from covo_rl.rewards.rules.answers import find_gold, grade, interpret
 
 
 def accuracy(
     completions, answer, choices=None, question=None, parsed=None, answer_kind=None, kind=None, max_wer=0.0,
-    log_missing=None, **kwargs,
+    explain=None, log_extra=None, log_missing=None, **kwargs,
 ):  # fmt: skip
     """
     >>> accuracy(["<think>It barks.</think><answer>(A) dog</answer>"], answer=["dog"], choices=[["dog", "cat"]])
@@ -31,4 +31,16 @@ def accuracy(
         if score is None and log_missing:
             log_missing(index, f"the row's answer {gold!r} is missing or not one of its options")
         scores.append(score)
+    if explain and log_extra:
+        log_extra("accuracy_reason", [_reason(parts.answer, gold, options or ()) for parts, gold, options, *_ in rows])
     return scores
+
+
+def _reason(said, gold, options):
+    if not said:
+        return "there is no single answer block to read"
+    if not options:
+        return f"{said!r} against {gold!r}"
+    index, right = interpret(said, options), find_gold(gold, options) if not isinstance(gold, (list, tuple)) else None
+    named = "no single option" if index is None else repr(options[index])
+    return f"the answer names {named}; right is {gold if right is None else options[right]!r}"

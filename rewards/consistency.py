@@ -9,11 +9,12 @@ compares it with the answer. No reasoning or no readable answer is 0: there is n
 
 from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.judging import judge_scores
-from covo_rl.rewards.rules.reasoning import supports
+from covo_rl.rewards.rules.answers import interpret
+from covo_rl.rewards.rules.reasoning import concluded, concluded_text, supports
 
 
 def consistency(
-    completions, question=None, choices=None, parsed=None, judge=None, log_extra=None, log_missing=None,
+    completions, question=None, choices=None, parsed=None, judge=None, explain=None, log_extra=None, log_missing=None,
     log_metric=None, **kwargs,
 ):  # fmt: skip
     """
@@ -29,4 +30,17 @@ def consistency(
         if verdict is None and log_missing:
             log_missing(index, "the reasoning commits to no answer")
         scores.append(None if verdict is None else float(verdict))
+    if explain and log_extra:
+        log_extra("consistency_reason", [_reason(parts, asked or "", options or ()) for parts, asked, options in rows])
     return scores
+
+
+def _reason(parts, asked, options):
+    if not parts.think or not parts.answer:
+        return "there is no reasoning or no answer to read"
+    if not options:
+        held = concluded_text(parts.think, parts.answer)
+        return f"the reasoning {'commits to nothing' if held is None else 'states it' if held else 'does not state it'}"
+    held, said = concluded(parts.think, tuple(options), asked), interpret(parts.answer, options)
+    names = ["no single option" if i is None else repr(options[i]) for i in (held, said)]
+    return f"the reasoning commits to {names[0]}, the answer to {names[1]}"

@@ -15,7 +15,7 @@ from covo_rl.rewards.columns import completion_text
 MIDDLE = re.compile(r"</think>\s*<answer>")
 
 
-def format(completions, parsed=None, stop_reason=None, pattern="strict", log_extra=None, **kwargs):
+def format(completions, parsed=None, stop_reason=None, pattern="strict", explain=None, log_extra=None, **kwargs):
     """
     >>> format(["<think>It rings.</think><answer>bell</answer>", "<answer>bell</answer>"])
     [1.0, 0.0]
@@ -29,6 +29,8 @@ def format(completions, parsed=None, stop_reason=None, pattern="strict", log_ext
         parsed = [parse(completion_text(c), reason) for c, reason in zip(completions, reasons, strict=True)]
     if log_extra:
         log_extra("format_problems", ["; ".join(parts.problems) for parts in parsed])
+    if explain and log_extra:
+        log_extra("format_reason", ["; ".join(parts.problems) or "it follows the grammar" for parts in parsed])
     return [float(parts.ok) for parts in parsed]
 
 

@@ -12,13 +12,13 @@ facts nor at the right answer, for experiments that ask what R_accuracy contribu
 
 from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.judging import judge_scores
-from covo_rl.rewards.rules.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge_free
+from covo_rl.rewards.rules.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, UNMET, flaw, judge_free
 
 
 def thinking(
     completions, question=None, choices=None, answer=None, facts=None, fact_lexicon=None, parsed=None, judge=None,
-    min_words=MIN_WORDS, max_words=MAX_WORDS, use_gold=True, log_extra=None, log_missing=None, log_metric=None,
-    **kwargs,
+    min_words=MIN_WORDS, max_words=MAX_WORDS, use_gold=True, explain=None, log_extra=None, log_missing=None,
+    log_metric=None, **kwargs,
 ):  # fmt: skip
     """
     >>> thinking(["<think>I hear two low knocks on wood.</think><answer>two</answer>"], choices=[["one", "two"]],
@@ -30,7 +30,7 @@ def thinking(
     if judge is not None:
         rows = completion_rows(completions, parsed, question, choices, answer, facts)
         return judge_scores(judge, "thinking", rows, log_missing, log_extra, log_metric)
-    scores, unmet, judged = [], [], {}
+    scores, unmet, reasons, judged = [], [], [], {}
     rows = completion_rows(completions, parsed, question, choices, answer, facts, fact_lexicon)
     for parts, asked, options, gold, truth, lexicon in rows:
         # late in training the rollouts of a prompt say the same again and again
@@ -43,6 +43,12 @@ def thinking(
         met = judged[same]
         scores.append(sum(met.values()) / len(CRITERIA))
         unmet.append(", ".join(name for name, value in met.items() if not value))
+        if explain:
+            no_reasoning = flaw(parts.think or "", asked or "", ", ".join(options or ()), options or ())
+            missed = [f"{name} ({why})" for name, why in UNMET.items() if not met[name]]
+            reasons.append(no_reasoning or ("without " + "; ".join(missed) if missed else "all five criteria are met"))
+    if explain and log_extra:
+        log_extra("thinking_reason", reasons)
     if log_extra:
         log_extra("thinking_unmet", unmet)
     return scores

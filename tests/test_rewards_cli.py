@@ -84,6 +84,30 @@ def test_try_explains(tmp_path):
         assert line in result.output
 
 
+@pytest.mark.parametrize(
+    ("completion", "reasons"),
+    [
+        (GOOD, ["accuracy: 1  the answer names 'bell'; right is 'bell'", "format: 1  it follows the grammar",
+                "consistency: 1  the reasoning commits to 'bell', the answer to 'bell'",
+                "thinking: 0.8  without factual_correctness (a false claim"]),
+        ("<think>bell or knock</think><answer>drum</answer>",
+         ["accuracy: 0  the answer names no single option", "consistency: 0  the reasoning commits to no single option",
+          "thinking: 0  echo: only words of the question and the options"]),
+        ("<think>I hear wood, so a knock.</think>bell",
+         ["accuracy: 0  there is no single answer block", "format: 0  no <answer> block",
+          "consistency: 0  there is no reasoning or no answer", "without soundness (does not lead"]),
+    ],
+)  # fmt: skip
+def test_try_says_why_each_component_gave_its_score(tmp_path, completion, reasons):
+    """finding 44: one line of reason per component."""
+    row = tmp_path / "row.json"
+    row.write_text(json.dumps(ROW))
+    result = runner.invoke(app, ["try", "--completion", completion, "--row", str(row)])
+    said = " ".join(result.output.split()).replace(":", ": ").replace(":  ", ": ")
+    for reason in reasons:
+        assert " ".join(reason.split()) in said, result.output
+
+
 def test_list_names_all_four():
     result = runner.invoke(app, ["list"])
     assert result.exit_code == 0 and all(

@@ -261,3 +261,45 @@ def test_without_gold_neither_facts_nor_the_right_answer_move_thinking():
     blind = load_reward("thinking(use_gold=False)")
     assert load_reward("thinking")(said, answer=["two"], **row) == [0.6]  # a false claim, left standing
     assert blind(said, answer=["two"], **row) == blind(said, answer=["one"], **row) == [1.0]
+
+
+DANISH = {"choices": ["Danish", "German"], "gold": "Danish", "facts": {"language": "Danish"},
+          "lexicon": {"language": ["Danish", "German"]}}  # fmt: skip
+
+
+@pytest.mark.parametrize("facts", [DANISH["facts"], None])
+@pytest.mark.parametrize(
+    ("question", "plain", "think"),
+    [
+        ("What language do you hear?", "Name the language.", "I hear Danish. So the answer is Danish."),
+        ("Which language can be heard?", "Name it.", "Danish can be heard here. It is Danish."),
+        ("What does it sound like?", "Name it.", "It sounds like Danish, so it is Danish."),
+        ("What do you clearly hear?", "Name it.", "I can clearly hear Danish, not German."),
+    ],
+)
+def test_short_evidence_counts_whatever_verb_the_question_has(question, plain, think, facts):
+    """finding 44: "I hear Danish" was an echo where the question asks what "you hear"."""
+    columns = {**DANISH, "facts": facts}
+    asked = met(think, "Danish", question=question, **columns)
+    assert asked == met(think, "Danish", question=plain, **columns) and len(asked) >= 4
+    assert facts is None or asked == list(CRITERIA)
+
+
+@pytest.mark.parametrize(
+    "think",
+    ["What language do you hear? Danish.", "So the answer is Danish.", "Danish.", "Do I hear Danish?",
+     "Danish or German.", "I hear Danish or German.", "Language: Danish. You hear Danish.", "I do hear a language.",
+     "The language is Danish."],
+)  # fmt: skip
+def test_an_echo_stays_one(think):
+    """finding 44: the question again, the answer alone, all options, or a question: nothing is said to be heard."""
+    assert "echo" in (flaw(think, "What language do you hear?", "Danish, German", DANISH["choices"]) or "")
+    assert met(think, "Danish", question="What language do you hear?", **DANISH) == []
+
+
+@pytest.mark.parametrize(
+    "think", ["NO DOUBT, so it is a bell.", "Not only loud: it is a bell.", "No wonder it is a bell."]
+)
+def test_a_turn_of_phrase_denies_nothing_in_any_case(think):
+    """finding 36: "Not only" and "NO DOUBT" were read as negations."""
+    assert concluded(think, BELL_KNOCK) == 0

@@ -24,7 +24,7 @@ import yaml
 
 from covo_rl.data.files import file_sha256, plain, read_json_lines, write_json
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "soundfile", "soxr", "sympy")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "soundfile", "soxr", "mpmath")
 
 
 def _git(*words: str) -> str | None:

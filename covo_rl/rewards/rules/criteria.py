@@ -25,15 +25,38 @@ from itertools import pairwise
 from typing import Any
 
 from covo_rl.rewards.rules.answers import find_gold
-from covo_rl.rewards.rules.normalize import MAX_CHARS, text_tokens
-from covo_rl.rewards.rules.reasoning import Index, clauses, concluded, concluded_text, make_index, mentions, supports
+from covo_rl.rewards.rules.normalize import text_tokens
+from covo_rl.rewards.rules.reasoning import (
+    Index,
+    clauses,
+    concluded,
+    concluded_text,
+    make_index,
+    mentions,
+    option_index,
+    supports,
+)
+from covo_rl.rewards.rules.text import MAX_CHARS
 
 CRITERIA = ("soundness", "factual_correctness", "error_identification", "coherence", "conciseness")
+#: what a criterion asks for, in a few words
+UNMET = {
+    "soundness": "does not lead to the answer given",
+    "factual_correctness": "a false claim about the clip, or no evidence of its own",
+    "error_identification": "something wrong is left standing, or nothing is said",
+    "coherence": "says nothing",
+    "conciseness": "too short, too long, or said twice",
+}
 MIN_WORDS, MAX_WORDS = 4, 300
 _HEARING = re.compile(
     r"\b(?:hear|heard|hearing|listen\w*|sound\w*|audio|clip|recording|voice\w*|nois\w+|tone\w*|pitch\w*|note\w*|beat\w*|"
     r"rhythm\w*|loud\w*|quiet\w*|soft\w*|melod\w+|speak\w*|said|says|sings?|singing|instrument\w*|ring\w*|music\w*)\b",
     re.IGNORECASE,
+)
+#: somebody hears, or it is heard; not what the question says of "you"
+_PERCEIVES = re.compile(
+    r"\b(?:i|we) (?:\w+ ){0,2}(?:hear|heard|listen|listened|recognise|recognize|perceive|notice)\b"
+    r"|\b(?:is|are|was|were|be) (?:\w+ )?(?:heard|audible)\b|\bsounds? like\b|\bit sounds\b"
 )
 _SEQUENCE = frozenset("then before followed next after".split())
 #: words of a fact's name that say nothing of what is counted
@@ -67,7 +90,7 @@ def judge_free(
 ) -> dict[str, bool]:  # fmt: skip
     """Criterion -> met, for one completion."""
     options = ", ".join(choices)
-    if not think or flaw(think, question, options):
+    if not think or flaw(think, question, options, choices):
         return dict.fromkeys(CRITERIA, False)
     claimed = claims(think, facts, lexicon)
     last = {claim.fact: claim.true for claim in claimed if not claim.denied}
@@ -161,12 +184,12 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.replace("\u2019", "'")))
 
 
-def flaw(text: str, question: str = "", options: str = "") -> str | None:
+def flaw(text: str, question: str = "", options: str = "", choices: Sequence[str] = ()) -> str | None:
     """Why a text is no reasoning: empty, repetition, gibberish, keyword list, word salad, echo - or None."""
-    return next((what for wrong, what in _signs(text, question, options) if wrong), None)
+    return next((what for wrong, what in _signs(text, question, options, choices) if wrong), None)
 
 
-def _signs(text: str, question: str, options: str) -> Iterator[tuple[bool, str]]:
+def _signs(text: str, question: str, options: str, choices: Sequence[str]) -> Iterator[tuple[bool, str]]:
     """(whether the text has it, the flaw), the surest first; the caller stops at the first."""
     said = words(text)
     n = len(said)
@@ -192,7 +215,18 @@ def _signs(text: str, question: str, options: str) -> Iterator[tuple[bool, str]]
         yield n >= 12 and text.count(",") > 0.45 * n, "keyword list: mostly commas"
     if question or options:
         own = [word for word in own_words(text, question, options) if len(word) > 1 or not word.isascii()]
-        yield not own, "echo: only words of the question and the options"
+        yield not own and not _hears(text, choices), "echo: only words of the question and the options"
+
+
+def _hears(text: str, choices: Sequence[str]) -> bool:
+    """Somebody says that one of the options is heard: "I hear Danish", though the question asks what "you hear"."""
+    if not choices:
+        return False
+    index = option_index(tuple(choices))
+    heard = [clause for clause in clauses(text) if _PERCEIVES.search(" ".join(clause.tokens))]
+    return any(
+        len({mention.name for mention in mentions(clause, index) if not mention.denied}) == 1 for clause in heard
+    )
 
 
 def own_words(text: str, question: str, options: str) -> set[str]:

@@ -13,8 +13,11 @@ from itertools import pairwise
 from typing import Any
 
 from covo_rl.prompt import option_letter
-from covo_rl.rewards.rules.answers import interpret, prepare, without_frame
-from covo_rl.rewards.rules.normalize import MAX_CHARS, loose_key, text_tokens
+from covo_rl.rewards.rules.answers import interpret
+from covo_rl.rewards.rules.frames import bare
+from covo_rl.rewards.rules.normalize import loose_key, text_tokens
+from covo_rl.rewards.rules.options import prepare
+from covo_rl.rewards.rules.text import MAX_CHARS
 
 _SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
 _CLAUSE = re.compile(
@@ -92,8 +95,7 @@ def _in_sentence(sentence: str) -> tuple[Clause, ...]:
     asks = sentence.rstrip().endswith("?")
     for piece in _CLAUSE.split(sentence):
         piece = _LETTER.sub(r" option \1 ", piece)
-        if "no" in piece or "oubt" in piece:
-            piece = _NOT_NEGATIVE.sub(" ", piece)
+        piece = _NOT_NEGATIVE.sub(" ", piece)
         if tokens := text_tokens(piece):
             strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
             result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
@@ -140,7 +142,7 @@ def mentions(clause: Clause, index: Index) -> list[Mention]:
 
 
 @lru_cache(maxsize=4096)
-def _option_index(choices: tuple[str, ...]) -> Index:
+def option_index(choices: tuple[str, ...]) -> Index:
     """Phrases that name an option, its text before `option B`; the name is the option's index."""
     classes = prepare(choices).classes
     texts = [(loose_key(choice), classes[i]) for i, choice in enumerate(choices)]
@@ -167,7 +169,7 @@ def concluded(think: str, choices: tuple[str, ...], question: str = "") -> int |
     >>> concluded("There is a bell and a knock.", options) is None
     True
     """
-    index, place = _option_index(choices), _place_asked(question)
+    index, place = option_index(choices), _place_asked(question)
     last: set[int] = set()  # of the clauses that conclude
     plain: set[int] = set()
     for clause in clauses(think):
@@ -193,7 +195,7 @@ def _place_asked(question: str) -> int | None:
 
 def concluded_text(think: str, answer: str) -> bool | None:
     """For rows without options: does the reasoning state this answer? None where it neither states nor denies it."""
-    phrase = loose_key(without_frame(answer))
+    phrase = loose_key(bare(answer))
     if len(phrase) > 50:
         return None
     index = make_index([(phrase, answer)])
