@@ -14,6 +14,7 @@ from covo_rl.policy.attention import KeyValues, PackedLayout
 from covo_rl.policy.features import Features
 from covo_rl.policy.packing import Span, identity, pack, unique_prompts
 from covo_rl.policy.policy import PromptCache
+from covo_rl.policy.products import float32_logits
 from covo_rl.policy.sharding import most
 from covo_rl.types import Group
 
@@ -133,7 +134,7 @@ def sample_draws(
         return policy.hidden_states(family, family.embed_tokens(ids_R), positions_R, layout)
 
     def logits(hidden_RD: torch.Tensor) -> torch.Tensor:
-        logits_RV = family.lm_head(hidden_RD).float()
+        logits_RV = float32_logits(family.lm_head, hidden_RD)
         return logits_RV if how.temperature == 1.0 else logits_RV / how.temperature
 
     limit_bytes = 0 if sharded else int(policy.decode_weights_mb * 2**20)

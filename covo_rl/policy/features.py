@@ -59,7 +59,8 @@ class FeatureStore:
                 raise ValueError(
                     f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)"
                 )
-            self._mel[key] = self.family.clip_features(*self.clips.waveform(key))
+            with torch.autocast("cpu", enabled=False):  # audio is not resampled in 16 bits
+                self._mel[key] = self.family.clip_features(*self.clips.waveform(key))
             self._mel_bytes += _size(self._mel[key])
             while self._mel_bytes > self._budget and len(self._mel) > 1:
                 self._drop_mel(next(iter(self._mel)))
