@@ -71,7 +71,7 @@ class _Block:
         own_k[:, :, :, step] = k_RKd.view(P, G, K, d).transpose(1, 2)
         own_v[:, :, :, step] = v_RKd.view(P, G, K, d).transpose(1, 2)
         own_k, own_v = (x.flatten(0, 2)[:, : step + 1] for x in (own_k, own_v))
-        # 16-bit scores of 60 are off by an eighth: products and their sums are float32, operands are what the model made
+        # 16-bit scores of 60 are off by an eighth: operands are what the model made, products and sums float32
         wide = own_k.dtype in HALF
         q = (q_RHd if wide else q_RHd * scale).view(P, G, K, share, d).transpose(1, 2).reshape(P * K, G * share, d)
         scores = batched_product(q, prompt_k.flatten(0, 1).transpose(1, 2)).view(P, K, G * share, T)

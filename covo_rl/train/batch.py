@@ -58,6 +58,12 @@ def padded(
 ) -> torch.Tensor:
     """Rows of the pieces, right-padded with zeros to (N, width)."""
     rows = [per_group[p][rollouts, :width] for p, rollouts in pieces]
+    return stacked([rows[0].new_zeros(0, width), *rows])
+
+
+def stacked(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rows of one group, scored in parts: (g, C) of different widths -> (G, C), right-padded with zeros."""
+    width = max(row.shape[1] for row in rows)
     return torch.cat([torch.nn.functional.pad(row, (0, width - row.shape[1])) for row in rows])
 
 

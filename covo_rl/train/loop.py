@@ -161,7 +161,8 @@ class Trainer:
     def update(self, batch: Batch, saver: Saver | None = None) -> None:
         """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-        `update_totals` sums up the means of their metrics.
+        `update_totals` sums up the means of their metrics; how sampling and scoring differ is the first one's, made by
+        the policy that sampled.
         """
         parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
         seed = hash_seed(self.options.train.seed, self.step, "order")
@@ -169,7 +170,10 @@ class Trainer:
         while self.update_index < updates:
             members = sorted(share(order, self.update_index % parts, parts))
             for name, value in self.learner.update(batch, members, self.step).items():
-                self.update_totals[name] = self.update_totals.get(name, 0.0) + value / updates
+                if name.startswith("sampling/"):
+                    self.update_totals.setdefault(name, value)
+                else:
+                    self.update_totals[name] = self.update_totals.get(name, 0.0) + value / updates
             self.update_index += 1
             if saver and self.update_index < updates:
                 saver.after_update(self)
