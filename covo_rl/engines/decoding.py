@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from covo_rl.engines.decode_weights import decode_layers
-from covo_rl.engines.draws import Drawing, draw, prompt_noise
+from covo_rl.engines.draws import Drawing, draw, noise_dtype, prompt_noise
 from covo_rl.engines.key_values import DecodeLayout
 from covo_rl.policy.attention import KeyValues, PackedLayout
 from covo_rl.policy.features import Features
@@ -146,7 +146,7 @@ def sample_draws(
                 DecodeLayout(keys, spans, prompt_of_row, shared=config.shared_decode),
                 last_PD[rows],
                 lengths_P[rows],
-                noise.flatten(0, 1).to(device),
+                noise.flatten(0, 1).to(noise_dtype(device)).to(device),
                 step=step,
                 logits=logits,
                 how=how,

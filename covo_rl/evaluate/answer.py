@@ -22,11 +22,12 @@ import numpy as np
 
 from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.evaluate.inputs import repeated_ids
+from covo_rl.evaluate.lengths import audio_seconds, length_problems
 from covo_rl.evaluate.records import Record, judge_groups
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
 from covo_rl.evaluate.summary import summarize
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Clip, Example, Group
+from covo_rl.types import Clip, Example, Group, Prompt
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
@@ -69,19 +70,25 @@ class PolicyAnswerer:
     def max_clip_seconds(self) -> float | None:
         return self.policy.family.max_clip_seconds
 
+    def prompt(self, example: Example) -> Prompt:
+        from covo_rl.prompt import build_prompt
+
+        config, row = self.prompt_config, example
+        if self.style is not None:
+            config, row = replace(config, instruction=""), self.style.apply(example)
+        return replace(build_prompt(row, self.policy.family, self.clips, config), example=example)
+
+    def length_problems(self, examples: Sequence[Example]) -> list[str]:
+        return length_problems(
+            examples, self.policy.family, self.clips, self.prompt, self.rollout_config.max_completion_length
+        )
+
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
         import torch
 
         from covo_rl.engines import own
-        from covo_rl.prompt import build_prompt
 
-        config, rows = self.prompt_config, examples
-        if self.style is not None:
-            config, rows = replace(config, instruction=""), [self.style.apply(example) for example in examples]
-        prompts = [
-            replace(build_prompt(row, self.policy.family, self.clips, config), example=example)
-            for row, example in zip(rows, examples, strict=True)
-        ]
+        prompts = [self.prompt(example) for example in examples]
         with torch.no_grad():
             return own.sample(
                 self.policy, prompts, self.policy.features(prompts), self.rollout_config,
@@ -170,22 +177,6 @@ def plan_batches(
             longest[name] = max(value, longest.get(name, 0.0))
         order.sort(key=lambda i: (-longest[clip[i]], clip[i], -length[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def audio_seconds(clips: Sequence[Clip], store: ClipStore | None) -> float:
-    """Length of a row's audio in seconds, from the file headers where the clips are files."""
-    total = 0.0
-    for clip in clips:
-        if clip.array is not None and clip.sampling_rate:
-            total += len(clip.array) / clip.sampling_rate
-        elif clip.path is not None:
-            import soundfile
-
-            total += float(soundfile.info(clip.path).duration)
-        elif store is not None:
-            waveform, rate = store.waveform(store.key(clip))
-            total += len(waveform) / rate
-    return total
 
 
 def answer_batch(

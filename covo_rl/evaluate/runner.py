@@ -20,8 +20,9 @@ import typer
 
 from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.data.files import plain, write_json
-from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs, count_rows
+from covo_rl.evaluate.lengths import audio_seconds
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.records.console import ProgressDisplay, percent
@@ -193,6 +194,9 @@ def answer_rows(
     lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
+    check = getattr(answerer, "length_problems", None)
+    if problems := ranks.from_main(check(inputs.examples) if check and ranks.main else []):
+        raise EvalInputError(problems[:50])
     by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
 

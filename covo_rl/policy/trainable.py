@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from covo_rl.config import AdapterConfig, number_map
+from covo_rl.config import AdapterConfig, ConfigError, number_map
+from covo_rl.models import checkpoint_dtype
+from covo_rl.models.weights import check_finite
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
+from covo_rl.policy.products import HALF
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from rich.table import Table
 
     from covo_rl.models.base import AudioFamily
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,33 @@ class Trainable:
     notes: tuple[str, ...] = ()
 
 
+def training_dtype(dtype: str, path: str, *, full: bool, scaled: bool = False) -> tuple[str, list[str]]:
+    """(the dtype to load a model in that will train, notes for the user), before any weight is read.
+
+    `auto` is the checkpoint's, but float32 where parameters of 16 bits would themselves train (`full`), and for
+    float16 checkpoints. `scaled`: a loss scale keeps small gradients within float16.
+
+    Raises:
+        ConfigError: float16 where it cannot work.
+    """
+    own = checkpoint_dtype(path)
+    if dtype == "auto" and (own == "float16" or (full and own == "bfloat16")):
+        why = "of 16-bit weights updates below 1/256 of a weight are lost" if full else "in float16 gradients vanish"
+        return "float32", [f"dtype auto: the checkpoint is {own}, loaded as float32, because {why}; compute in 16 bits "
+                           "with accelerate launch --mixed_precision bf16 (GPU)"]  # fmt: skip
+    if dtype == "float16" and (full or not scaled):
+        why = "without a loss scale gradients below 6e-8 become 0; that needs a GPU and --mixed_precision fp16"
+        why = "no loss scaler takes float16 gradients of the parameters themselves" if full else why
+        raise ConfigError([f"dtype float16 cannot train here: {why}. Use dtype bfloat16 or float32"])
+    return dtype, []
+
+
 def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate: float | None = None) -> Trainable:
     """Freeze everything, then make trainable what `config` asks for.
 
     LoRA parameters are float32 even on a 16-bit base. `learning_rate` only fills the report. Raises PatternError for a
     pattern or part that matches nothing or reaches the encoder unasked, FileNotFoundError where `config.adapter` is no
-    PEFT adapter folder.
+    PEFT adapter folder, WeightsError where it holds NaN or infinities.
     """
     part_rates(config, family)  # a wrong part name is an error now, not at the optimiser
     quantised = bool(getattr(family.model, "is_loaded_in_4bit", False))
@@ -119,6 +141,7 @@ def _saved_adapter(family: AudioFamily, folder: Path) -> PeftModel:
             f"the adapter {folder} does not fit {family.model_type} ({family.model.name_or_path or 'in memory'}): "
             + "; ".join(misfits)
         )
+    check_finite(((name, p) for name, p in model.named_parameters() if _kind(name)), str(folder))
     return model
 
 
@@ -128,7 +151,7 @@ def _misplaced(model: PeftModel, folder: Path) -> list[str]:
 
     def sums(tensors: Iterable[torch.Tensor]) -> list[tuple[tuple[int, ...], float]]:
         """Shape and absolute sum of each, sorted: a fingerprint that no renaming changes."""
-        return sorted((tuple(t.shape), float(t.detach().double().abs().sum())) for t in tensors)
+        return sorted((tuple(t.shape), float(t.detach().cpu().double().abs().sum())) for t in tensors)
 
     saved = sums(load_peft_weights(str(folder), device="cpu").values())
     loaded = sums(p for name, p in model.named_parameters() if _kind(name))

@@ -87,3 +87,20 @@ def report_command(run: str = typer.Argument(..., help="run folder"), output: st
     path = Path(output) if output else Path(run) / "report.html"
     path.write_text(report_page(run), encoding="utf-8")
     typer.echo(str(path))
+
+
+def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures that result.json promises, and every summary under `details`."""
+
+    def figures(summaries: dict[str, Any]) -> dict[str, Any]:
+        sampled = summaries["sampled"]
+        rewards = {name: value for name, value in sampled.items() if name.startswith("reward_")}
+        accuracies = {f"accuracy_{mode}": summaries[mode]["accuracy"] for mode in ("greedy", "sampled")}
+        return {**accuracies, **rewards, "n": sampled["n"]}
+
+    return {
+        **{when: figures(evaluations[when]) for when in ("before", "after")},
+        **{f"after_{audio}_audio": {"accuracy_sampled": evaluations[audio]["sampled"]["accuracy"]}
+           for audio in ("silent", "swapped")},
+        "details": evaluations,
+    }  # fmt: skip

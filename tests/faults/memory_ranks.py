@@ -1,6 +1,6 @@
 """A run in which memory runs out once on the last rank; test_memory.py compares it with the undisturbed one.
 
-    accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 2 tests/faults/memory_ranks.py FOLDER
+accelerate launch --config_file recipes/accelerate/ddp.yaml --num_processes 2 tests/faults/memory_ranks.py FOLDER
 """
 
 import sys
