@@ -121,8 +121,8 @@ def evaluate(
     none; the reported reward of a row is the mean over its samples. `progress(done, total, accuracy)` is called
     after every batch. Returns an Evaluation whose records are in the order of `examples`.
 
-    Several `ranks` deal the batches among them and all get all records; not for sharded parameters, whose ranks must
-    run the same number of forwards.
+    Several `ranks` deal the batches among them and all get all records. Where a policy's parameters are sharded every
+    rank runs as many batches, some of them for nothing.
 
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
@@ -137,7 +137,8 @@ def evaluate(
     seconds = [audio_seconds(e.clips, clips) for e in examples]
     rows = with_audio(examples, audio, clips)
     records: dict[int, Record] = {}
-    for batch in plan_batches(examples, seconds, batch_size)[ranks.rank :: ranks.world]:
+    batches = plan_batches(examples, seconds, batch_size)
+    for batch in batches[ranks.rank :: ranks.world]:
         answers = answer_batch(
             answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=IN_PROCESS,
             reward_config=reward_config, greedy=greedy, num_generations=num_generations, seed=seed,
@@ -146,6 +147,8 @@ def evaluate(
         if progress is not None:
             right = sum(bool(record["strict_correct"]) for record in records.values())
             progress(len(records), len(rows), right / len(records))
+    if getattr(policy_or_sampler, "sharded", False) and 0 < len(batches) % ranks.world <= ranks.rank:
+        answerer.answer([rows[batches[0][0]]], greedy=greedy, num_generations=num_generations, seed=seed)
     records = dict(ranks.joined(list(records.items())))
     return Evaluation(tuple(records[i] for i in range(len(rows))), audio=audio, greedy=greedy)
 

@@ -8,6 +8,7 @@ are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,6 +111,25 @@ class _Float32Linear(TorchFunctionMode):
             if type(weight) in (nn.Parameter, torch.Tensor) and (dtype := operand_dtype(weight)) in HALF:
                 return _Linear.apply(x.flatten(0, -2), weight, bias, dtype).unflatten(0, x.shape[:-1])
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def float32_head(head: nn.Module) -> Iterator[None]:
+    """Inside, whatever calls `head` gets float32 logits, not rounded to 16 bits first."""
+    original = head.forward
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with _Float32Linear():
+            return original(*args, **kwargs)
+
+    own = vars(head).get("forward")
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
 
 
 def float32_logits(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

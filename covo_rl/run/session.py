@@ -184,8 +184,7 @@ class Session:
                 num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
                 seed=options.train.seed,
                 batch_size=options.eval.eval_batch_size,
-                # ranks share the rows, unless they share the parameters: then all must run the same forwards
-                ranks=Ranks() if self.policy.sharded else self.ranks,
+                ranks=self.ranks,
             ).summary()
             for mode in modes
         }

@@ -17,6 +17,8 @@ from covo_rl import models
 from covo_rl.config import ConfigError
 from covo_rl.data.files import write_json
 from covo_rl.models.base import AudioFamily
+from covo_rl.policy.products import HALF
+from covo_rl.policy.trainable import training_dtype
 from covo_rl.prompt import messages
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig
@@ -42,6 +44,11 @@ def run_stages(config: ColdStartConfig) -> Path:
         raise ConfigError(
             [f"{len(stages)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
         )
+    if config.model is not None:
+        dtype, notes = training_dtype(config.dtype, config.model, full=True)
+        config = dataclasses.replace(config, dtype=dtype)
+        for note in notes:
+            _say(note)
     set_seed(config.seed)
     examples = stage_rows.examples(config)
     start = stage_rows.used_rows(config)[0]
@@ -55,6 +62,8 @@ def run_stages(config: ColdStartConfig) -> Path:
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
+    if any(p.dtype in HALF for p in family.model.parameters()):
+        _say(f"dtype {config.dtype}: updates below 1/256 of a weight are lost; auto or float32 keeps them")
     rows = stage_rows.prepare_rows(examples, family, config)
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:

@@ -22,8 +22,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from covo_rl.models.base import AudioFamily
+from covo_rl.policy.products import float32_head
+from covo_rl.prompt import length_problem, position_limit
 from covo_rl.supervised.config import Stage
-from covo_rl.supervised.rows import Row
+from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.train.launch import on_cpus
 
 IGNORED = -100
@@ -43,7 +45,7 @@ class FactHeads(nn.Module):
 
     def __init__(self, rows: Sequence[Row], width: int) -> None:
         super().__init__()
-        self.slots = max(row.clips[0].slots for row in rows)
+        self.slots = max(row.slots[0] for row in rows)
         self.values: dict[str, list[str]] = {}
         for row in rows:
             self.values.update(row.example.columns["fact_lexicon"])
@@ -76,7 +78,7 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
         ValueError: a row lacks the facts, or has not exactly one clip.
     """
     for row in rows:
-        if "facts" not in row.example.columns or len(row.clips) != 1:
+        if "facts" not in row.example.columns or len(row.keys) != 1:
             raise ValueError(f"{row.example.id}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
     generator = torch.Generator().manual_seed(seed)
     heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
@@ -121,6 +123,13 @@ class Collator:
         self.rows, self.pad = rows, family.pad_token_id
         ids = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
         self.completion_ids = [[*text, family.eos_token_ids[0]] for text in ids]
+        limit = position_limit(family.model.config)
+        lengths = zip(rows, self.completion_ids, strict=True)
+        if problems := [
+            problem for row, answer in lengths
+            for problem in length_problem(row.example.id, len(row.prompt_ids), len(answer), limit)
+        ]:  # fmt: skip
+            raise TeacherError("\n".join([*problems[:10], f"{len(problems)} rows do not fit"]))
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
@@ -148,9 +157,11 @@ def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any =
     labels = batch["labels"]
     span = int((labels != IGNORED).sum(1).max()) + 1
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    if "logits_to_keep" in inspect.signature(extract_model_from_parallel(model).forward).parameters:
+    bare: Any = extract_model_from_parallel(model)
+    if "logits_to_keep" in inspect.signature(bare.forward).parameters:
         inputs["logits_to_keep"] = span
-    logits = model(**inputs, use_cache=False).logits[:, -span:-1].float().flatten(0, 1)
+    with float32_head(bare.get_output_embeddings()):
+        logits = model(**inputs, use_cache=False).logits[:, -span:-1].float().flatten(0, 1)
     targets = labels[:, -span + 1 :].to(logits.device).flatten()
     total = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
