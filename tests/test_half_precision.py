@@ -163,6 +163,19 @@ def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
             assert _error(out_RHd[row][None], expected[None]) < 0.005
 
 
+def test_a_sliding_window_shorter_than_what_is_written_is_refused():
+    """finding 20: only the prompt's length was looked at, so that decoding saw more than the model does."""
+    made = cases.policy()
+    prompts = cases.prompts(made)
+    window = max(len(prompt.input_ids) for prompt in prompts) + 3
+    for layer in made.family.decoder.layers:
+        layer.self_attn.sliding_window = window
+    features = made.features(prompts)
+    sample(made, prompts, features, RolloutConfig(max_completion_length=3, num_generations=2), seed=0)
+    with pytest.raises(NotImplementedError, match=rf"sliding window \({window}\) shorter than the sequence"):
+        sample(made, prompts, features, RolloutConfig(max_completion_length=12, num_generations=2), seed=0)
+
+
 @pytest.mark.parametrize("method", ["split", "concat"])
 def test_packed_attention_and_its_gradients_in_bfloat16(method):
     made = cases.policy()

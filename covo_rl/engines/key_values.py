@@ -141,7 +141,7 @@ class DecodeLayout:
     ) -> None:
         device = next(iter(keys.values()))[0].device
         self.step = 0
-        self.longest = max(end - start for start, end in spans)
+        self.longest_prompt = max(end - start for start, end in spans)
         if not shared:
             spans, prompt_of_row = [spans[p] for p in prompt_of_row], range(len(prompt_of_row))
         members: dict[int, list[int]] = {}
@@ -163,6 +163,11 @@ class DecodeLayout:
         for layer, (k, v) in keys.items():
             for block in self.blocks:
                 block.load(layer, k, v)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence so far."""
+        return self.longest_prompt + self.step + 1
 
     def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
         if len(self.blocks) == 1:

@@ -31,7 +31,10 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class Layout(Protocol):
     """What the attention function needs to know of the row that is being computed."""
 
-    longest: int
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence."""
+        ...
 
     def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
         """(L, H, d) queries and (L, K, d) keys and values of one layer -> (L, H, d)."""
