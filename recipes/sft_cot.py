@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> Path:
         from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
 
         return run_stages(config)
-    except (ConfigError, DataError, PromptError, TeacherError) as error:
+    except (ConfigError, DataError, PromptError, TeacherError, OSError) as error:
         sys.exit(f"sft_cot: {error}")
 
 

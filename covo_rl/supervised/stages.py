@@ -22,7 +22,7 @@ from covo_rl.policy.trainable import training_dtype
 from covo_rl.prompt import messages
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig
-from covo_rl.supervised.trainer import fine_tune, train_tagging
+from covo_rl.supervised.trainer import Collator, fine_tune, train_tagging
 from covo_rl.train.launch import process_state
 from covo_rl.types import Example
 
@@ -65,6 +65,9 @@ def run_stages(config: ColdStartConfig) -> Path:
     if any(p.dtype in HALF for p in family.model.parameters()):
         _say(f"dtype {config.dtype}: updates below 1/256 of a weight are lost; auto or float32 keeps them")
     rows = stage_rows.prepare_rows(examples, family, config)
+    for _, stage, part, _, texts in plan:
+        if stage.kind == "sft":
+            Collator(family, rows[part], texts)  # what does not fit the model stops the run before anything trains
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()

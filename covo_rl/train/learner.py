@@ -28,17 +28,18 @@ from covo_rl.policy.trainable import param_groups
 from covo_rl.train.batch import (
     Batch,
     Piece,
+    finite_logps,
     group_piece,
     loss_mask,
     micro_batches,
     padded,
     sampling_logps,
     stacked,
+    update_details,
 )
 from covo_rl.train.guard import (
     StepGuard,
     memory_explained,
-    not_finite_parameters,
     out_of_memory_advice,
 )
 from covo_rl.train.memory import MicroBatch, within_memory
@@ -149,8 +150,8 @@ class Learner:
         Raises:
             TrainingStopped: memory ran out, or several updates in a row were not finite.
         """
-        if not all(self.ranks.gathered(_finite_logps(batch, members))):
-            self.guard.failed(step, {"log_probs": math.nan}, lambda: self._details(batch, members))
+        if not all(self.ranks.gathered(finite_logps(batch, members))):
+            self.guard.failed(step, {"log_probs": math.nan}, lambda: update_details(batch, members, self.policy))
             self.schedule.step()
             return {}
         normalizer = self._normalizer(batch, members)
@@ -159,8 +160,8 @@ class Learner:
             normalizer = self._with_entropy_threshold(batch, members, normalizer)
         parts = self._within_memory(lambda: self._backward(batch, members, normalizer), self.size)
         if self.retries and parts:
-            self._average_gradients()
-        over_ranks = {f"reduce_{how}": partial(self._reduced, how=how) for how in ("sum", "max")}
+            self.ranks.average_gradients(self.policy)
+        over_ranks = {f"reduce_{how}": partial(self.ranks.reduced, how=how) for how in ("sum", "max")}
         metrics = summarise(parts or [self._mismatch(batch, members, normalizer)], **over_ranks)
         metrics["grad_norm"] = self._apply(batch, members, metrics, step) if parts else 0.0
         self.schedule.step()
@@ -177,17 +178,10 @@ class Learner:
                 # a rank that has no work left still takes part: DDP wants a pass from every rank
                 pieces = micro[index] if index < len(micro) else None
                 loss, part = self._idle(normalizer) if pieces is None else self._loss(batch, pieces, normalizer)
-                # DDP averages over ranks, the normalizer already counts all of them
-                self.accelerator.backward(loss * normalizer.world_size)
+                # DDP averages over ranks, accelerate over its accumulation steps; the normalizer counts all of them
+                self.accelerator.backward(loss * normalizer.world_size * self.accelerator.gradient_accumulation_steps)
             parts.append(part)
         return parts
-
-    def _average_gradients(self) -> None:
-        """What DDP does inside the last backward."""
-        for parameter in self.policy.parameters() if self.ranks.world > 1 else ():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                torch.distributed.all_reduce(parameter.grad.div_(self.ranks.world))
 
     def _mismatch(self, batch: Batch, members: list[int], normalizer: Normalizer) -> Metrics:
         """How sampling and scoring differ, of one group, where no group has anything to learn from."""
@@ -276,22 +270,12 @@ class Learner:
             if scaler is not None and math.isfinite(metrics["loss"]) and scaler.get_scale() > 1:
                 self.guard.skipped += 1
             else:
-                self.guard.failed(step, {**metrics, "grad_norm": norm}, lambda: self._details(batch, members))
+                self.guard.failed(
+                    step, {**metrics, "grad_norm": norm}, lambda: update_details(batch, members, self.policy)
+                )
         finally:
             self.optimizer.zero_grad()
         return norm
-
-    def _details(self, batch: Batch, members: list[int]) -> dict[str, Any]:
-        rows = [
-            {
-                "id": batch.groups[p].prompt.example.id,
-                "advantages": batch.advantages.advantages_PG[p].tolist(),
-                "completions": [r.text for r in batch.groups[p].rollouts],
-                "sampling_logps": [str(min(r.logps, default=0.0)) for r in batch.groups[p].rollouts],
-            }
-            for p in members
-        ]
-        return {"rows": rows, "not_finite_in": not_finite_parameters(self.policy)}
 
     def _normalizer(self, batch: Batch, members: list[int]) -> Normalizer:
         """Counts over all ranks and micro-batches of this update, and of the generated batch."""
@@ -307,15 +291,3 @@ class Learner:
             steps_per_generation=self.options.train.steps_per_generation,
             world_size=self.ranks.world,
         )
-
-    def _reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
-        """1-D float64 CPU tensor -> elementwise sum or maximum over ranks."""
-        stacked = torch.tensor(self.ranks.gathered(values.tolist()), dtype=values.dtype)
-        return stacked.sum(0) if how == "sum" else stacked.amax(0)
-
-
-def _finite_logps(batch: Batch, members: Sequence[int]) -> bool:
-    """Whether sampling, old and reference log-probs of these groups are all finite."""
-    sampled = all(math.isfinite(x) for p in members for r in batch.groups[p].rollouts for x in r.logps)
-    stored = [logps[p] for logps in (batch.old_logps, batch.ref_logps) if logps is not None for p in members]
-    return sampled and all(bool(torch.isfinite(logps_GC).all()) for logps_GC in stored)

@@ -8,6 +8,8 @@ from pathlib import Path
 import memory_ranks
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import GradientState
 from memory_ranks import memory_runs_out, settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -65,6 +67,18 @@ def test_memory_that_runs_out_in_the_optimiser_says_what_to_lower(tmp_path, monk
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: memory_ranks.full())
     with pytest.raises(TrainingStopped, match="out of memory"):
         cases.run(settings(tmp_path))
+
+
+def test_accumulation_steps_of_accelerate_change_no_gradient(tmp_path, undisturbed, inexact):
+    """finding 18: it divides every loss by them; here micro-batches add up."""
+    GradientState._reset_state()
+    try:
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+        cases.run(settings(tmp_path, oom_retry=False), accelerator=accelerator)
+    finally:
+        GradientState._reset_state()
+    for ours, theirs in zip(cases.metrics(tmp_path), undisturbed[1], strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
 
 
 def test_words_of_cublas_and_cudnn():
