@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from covo_rl.audio import AudioError
+from covo_rl.data.check import clip_facts
 from covo_rl.prompt import PromptError, length_problem, position_limit
 from covo_rl.types import Clip, Example, Prompt
 
@@ -18,15 +19,20 @@ if TYPE_CHECKING:
 
 
 def audio_seconds(clips: Sequence[Clip], store: ClipStore | None) -> float:
-    """Length of a row's audio in seconds, from the file headers where the clips are files."""
+    """Length of a row's audio in seconds, each file decoded once: a header may promise anything.
+
+    Raises:
+        AudioError: a clip that cannot be decoded.
+    """
     total = 0.0
     for clip in clips:
         if clip.array is not None and clip.sampling_rate:
             total += len(clip.array) / clip.sampling_rate
         elif clip.path is not None:
-            import soundfile
-
-            total += float(soundfile.info(clip.path).duration)
+            facts = clip_facts(clip)
+            if facts.error is not None:
+                raise AudioError(facts.error)
+            total += facts.seconds
         elif store is not None:
             waveform, rate = store.waveform(store.key(clip))
             total += len(waveform) / rate
@@ -51,7 +57,7 @@ def length_problems(
         text = 2 * len("".join((example.question, *example.choices)).encode("utf-8", "surrogatepass")) + 1024
         try:
             seconds = audio_seconds(example.clips, clips)
-        except (AudioError, OSError, RuntimeError):  # libsndfile's are RuntimeErrors; the prompt's own reading decides
+        except AudioError:  # the prompt's own reading decides
             seconds = np.inf
         if text + 1.1 * slots_per_second * seconds + 8 * len(example.clips) + completion <= limit:
             continue

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from covo_rl.audio import AudioError
 from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.data.files import plain, write_json
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
@@ -281,5 +282,5 @@ def _header_seconds(example: Example) -> float | None:
         return None
     try:
         return audio_seconds(example.clips, None)
-    except (OSError, RuntimeError):  # soundfile's LibsndfileError is a RuntimeError
+    except AudioError:
         return None

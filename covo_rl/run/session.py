@@ -77,6 +77,7 @@ class Session:
             **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
         )
         self.clips = ClipStore()
+        self.clips.watch(clip for row in (*self.rows.train, *self.rows.held_out) for clip in row.clips)
         self._check_data()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
         self.family.model.to(self.accelerator.device)

@@ -93,11 +93,18 @@ class Trainer:
             self.batch = self.generate(clock)
         with clock("update"):
             self.update(self.batch, saver)
-        batch, update = self.batch, self.update_totals
+        batch, update = self.batch, self.update_means()
         self.batch, self.update_index, self.update_totals = None, 0, {}
         self.engine.sync(self.learner.applied)  # from now on, sample with this policy
         self.step += 1
         return self.metrics(batch, update, clock), batch
+
+    def update_means(self) -> dict[str, float]:
+        """Over the updates that are done; how sampling and scoring differ was measured in the first."""
+        return {
+            name: total / (1 if name.startswith("sampling/") else self.update_index)
+            for name, total in self.update_totals.items()
+        }
 
     def generate(self, clock: Clock | None = None) -> Batch:
         """Rows -> prompts -> groups -> rewards -> advantages, and the log-probs that the update compares with."""
@@ -161,8 +168,8 @@ class Trainer:
     def update(self, batch: Batch, saver: Saver | None = None) -> None:
         """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-        `update_totals` sums up the means of their metrics; how sampling and scoring differ is the first one's, made by
-        the policy that sampled.
+        `update_totals` sums up their metrics; how sampling and scoring differ is the first one's, made by the policy
+        that sampled.
         """
         parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
         seed = hash_seed(self.options.train.seed, self.step, "order")
@@ -173,7 +180,7 @@ class Trainer:
                 if name.startswith("sampling/"):
                     self.update_totals.setdefault(name, value)
                 else:
-                    self.update_totals[name] = self.update_totals.get(name, 0.0) + value / updates
+                    self.update_totals[name] = self.update_totals.get(name, 0.0) + value
             self.update_index += 1
             if saver and self.update_index < updates:
                 saver.after_update(self)
@@ -248,6 +255,7 @@ class Trainer:
             "update_totals": self.update_totals,
             "optimizer_steps": self.learner.applied,
             "guard": self.guard.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # float16 only
             "skipped_rows": self.skipped_rows,
             "sampler": self.sampler.state_dict(),
         }
@@ -259,5 +267,7 @@ class Trainer:
         self.learner.applied = state["optimizer_steps"]
         self.engine.sync(self.learner.applied)
         self.guard.load_state_dict(state["guard"])
+        if state["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped_rows = dict(state["skipped_rows"])
         self.sampler.load_state_dict(state["sampler"])
