@@ -10,6 +10,7 @@ Everything here is frozen and imports no torch, so that data, rewards and the co
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 StopReason = Literal["stop", "length"]
+#: the tags of a completion (prompt.py): tokens of their own in some tokenizers
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def visible(text: object, keep: str = "") -> str:
+    """Text as a message may show it: what does not print (controls, ANSI, bidi and zero-width marks, line breaks, lone
+    surrogates) is written as Python escapes it, but for the characters of `keep`.
+
+    >>> visible("a\\x1b[31m\\n")
+    'a\\\\x1b[31m\\\\n'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in keep or c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
 
 
 @dataclass(frozen=True)

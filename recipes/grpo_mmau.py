@@ -32,7 +32,7 @@ DEFAULT = Path(__file__).parent / "configs" / "tiny.yaml"
 
 def main(words: list[str]) -> None:
     """Parse, run, and end with one clear message where the user has to act."""
-    if "--config" not in words:
+    if not any(word.partition("=")[0] == "--config" for word in words):
         words = ["--config", str(DEFAULT), *words]
     try:
         options = parse_options(words)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from covo_rl.data.files import write_json
+from covo_rl.data.terminal import say
 
 app = typer.Typer(help="Measure covo_rl against the stock way.", add_completion=False)
 
@@ -53,7 +54,7 @@ def grpo(
             row |= {f"peak_mb_{name}": peak_memory(cell, sizes, where, name) for name in VARIANTS}
             row["peak_vocabulary"] = memory_vocabulary
         rows.append(row)
-        typer.echo(_line(row))
+        say(_line(row))
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(json_file, rows)

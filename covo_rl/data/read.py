@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import json_values
-from covo_rl.types import Example
+from covo_rl.types import Example, visible
 
 Row = dict[str, Any]
 #: So many problems are spelled out in one message.
@@ -31,7 +31,7 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.row_id}: {self.what}"
+        return visible(f"{self.row_id}: {self.what}")
 
 
 @dataclass(eq=False)

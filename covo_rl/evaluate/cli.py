@@ -20,6 +20,7 @@ import typer
 
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import file_sha256, write_json
+from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import compare_runs, comparison_markdown, write_report
@@ -58,7 +59,7 @@ def compare_command(
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
     with _reporting():
         result = compare_runs(a, b)
-        typer.echo(comparison_markdown(result))
+        say(comparison_markdown(result))
         if output is not None:
             write_json(output, result)
 
@@ -69,7 +70,7 @@ def _reporting() -> Iterator[None]:
     try:
         yield
     except EvalInputError as error:
-        typer.echo(str(error), err=True)
+        say(str(error), err=True)
         sys.exit(2)
 
 

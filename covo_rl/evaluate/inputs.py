@@ -16,7 +16,7 @@ from typing import Any
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.files import file_sha256, json_values
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, key_sha256, version_of
-from covo_rl.types import Clip, Example
+from covo_rl.types import Clip, Example, visible
 
 #: So many row names are listed for one problem.
 SHOWN = 20
@@ -92,7 +92,7 @@ def read_inputs(
 def count_rows(ids: Sequence[str]) -> str:
     """`3 rows: a, b, c`, cut after SHOWN names."""
     more = f", ... ({len(ids) - SHOWN} more)" if len(ids) > SHOWN else ""
-    return f"{len(ids)} row{'s' * (len(ids) != 1)}: {', '.join(ids[:SHOWN])}{more}"
+    return f"{len(ids)} row{'s' * (len(ids) != 1)}: {', '.join(map(visible, ids[:SHOWN]))}{more}"
 
 
 def repeated_ids(ids: Sequence[str]) -> list[str]:
@@ -185,7 +185,7 @@ def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, a
     for example in examples if hear and not allow_outside else ():
         for name in [clip.path or "" for clip in example.clips]:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise EvalInputError([f"row {example.id}: {name} leaves {folder}"])
+                raise EvalInputError([visible(f"row {example.id}: {name} leaves {folder}")])
     return [replace(e, clips=tuple(Clip(path=str(folder / (c.path or ""))) for c in e.clips)) for e in examples]
 
 
@@ -206,7 +206,7 @@ def _read_row(row: Any, number: int, names: Mapping[str, Sequence[str]]) -> Exam
     values["choices"] = choices = _choices(row, names["choices"])
     absent = [f"{noun} ({' or '.join(names[noun])})" for noun in ("id", "question", "choices") if values[noun] is None]
     if choices is None or absent:
-        return f"row {number if values['id'] is None else values['id']} has no {' and no '.join(absent)}"
+        return f"row {number if values['id'] is None else visible(values['id'])} has no {' and no '.join(absent)}"
     answer, audio = values["answer"], values["audio"]
     if answer is not None:
         answer = None if answer == "" and "" not in choices else str(answer)

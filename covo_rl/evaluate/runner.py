@@ -8,25 +8,36 @@ report.json, report.md, plots, submission.json
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from covo_rl.audio import AudioError
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
+from covo_rl.config import (
+    AdapterConfig,
+    ConfigError,
+    PromptConfig,
+    RewardConfig,
+    RolloutConfig,
+    typed_values,
+    value_problems,
+)  # fmt: skip
 from covo_rl.data.files import plain, write_json
+from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.lengths import audio_seconds
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
+from covo_rl.models.text import special_token_notes
+from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
+from covo_rl.resolve import read_yaml
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
 
@@ -73,13 +84,20 @@ class Request:
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
         flags win."""
-        import yaml
-
         from covo_rl.resolve import resolve_model
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
-        config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path else PromptConfig()
+        config, problems = PromptConfig(), []
+        if path:
+            try:
+                values = typed_values(get_type_hints(PromptConfig), read_yaml(path), problems, str(path))
+                config = PromptConfig(**values)
+                problems += [f"{path}: {problem}" for problem in value_problems(config)]
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise EvalInputError(problems)
         flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
         return replace(config, **{name: value for name, value in flags.items() if value is not None})
 
@@ -87,6 +105,12 @@ class Request:
         if self.rewards == "none":
             return None
         return RewardConfig() if self.rewards is None else RewardConfig(rewards=self.rewards)
+
+    def rollout_config(self) -> RolloutConfig:
+        return RolloutConfig(
+            num_generations=self.num_generations, max_completion_length=self.max_completion_length,
+            temperature=self.temperature, top_p=self.top_p,
+        )  # fmt: skip
 
     def problems(self) -> list[str]:
         """Every option that is missing or has no meaning beside another."""
@@ -101,6 +125,7 @@ class Request:
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
         problems = [text for broken, text in rules if broken]
+        problems += value_problems(self.rollout_config())
         if (config := self.reward_config()) is not None:
             from covo_rl import rewards
 
@@ -124,10 +149,7 @@ def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyA
 
     assert request.model is not None
     prompts = request.prompt_config()
-    rollouts = RolloutConfig(
-        num_generations=request.num_generations, max_completion_length=request.max_completion_length,
-        temperature=request.temperature, top_p=request.top_p,
-    )  # fmt: skip
+    rollouts = request.rollout_config()
     family = load_family(
         resolve_model(request.model), dtype=str(request.dtype), trust_remote_code=request.trust_remote_code
     )
@@ -152,7 +174,10 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = 
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / "run.json", plain(settings)
     if path.is_file() and not overwrite:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = read_yaml(path)
+        except ConfigError as error:
+            raise EvalInputError([*error.problems, "choose another --output, or --overwrite"]) from None
         both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
         if differing := [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]:
             advice = "choose another --output, or --overwrite"
@@ -198,6 +223,10 @@ def answer_rows(
     check = getattr(answerer, "length_problems", None)
     if problems := ranks.from_main(check(inputs.examples) if check and ranks.main else []):
         raise EvalInputError(problems[:50])
+    if ranks.main and isinstance(answerer, PolicyAnswerer):
+        texts = written_texts(inputs.examples, answerer.prompt_config)
+        for note in special_token_notes(texts, answerer.policy.family.tokenizer):
+            say(note, err=True)
     by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
 

@@ -7,7 +7,6 @@ names, find every module. Trained copies (modules_to_save) keep the name in memo
 from __future__ import annotations
 
 import copy
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
-from covo_rl.config import AdapterConfig
+from covo_rl.config import AdapterConfig, ConfigError
 from covo_rl.export import ExportError
 from covo_rl.export.merged import (
     ADAPTER,
@@ -36,7 +34,7 @@ from covo_rl.models import load_family
 from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.sharding import is_sharded, sharded_as, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
-from covo_rl.resolve import resolve_model
+from covo_rl.resolve import read_yaml, resolve_model
 from covo_rl.train.checkpoint.manifest import MANIFEST, damage
 from covo_rl.train.ranks import Ranks
 
@@ -191,11 +189,13 @@ class Opened:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a JSON or YAML file says; empty where there is none."""
+    """What a JSON or YAML file says; empty where there is none. Raises ExportError for one that cannot be read."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8")
-    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text) or {}
+    try:
+        return read_yaml(path)
+    except ConfigError as error:
+        raise ExportError(error.problems[0]) from None
 
 
 def policy_kind(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from covo_rl.data.terminal import say
 from covo_rl.export import ExportError
 
 
@@ -17,7 +18,7 @@ def export_command(
     dtype: str = typer.Option("auto", help="precision of what is written: auto, float32, bfloat16, float16"),
     base_model: str | None = typer.Option(None, help="base model, where the run or the adapter records none"),
     max_shard_gb: float | None = typer.Option(
-        None, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
+        None, min=0.001, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
     ),
     allow_noop: bool = typer.Option(False, help="export although the policy equals the base model"),
     replace: bool = typer.Option(False, help="replace an existing export"),
@@ -37,14 +38,14 @@ def export_command(
                 dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
                 allow_noop=allow_noop, replace=replace,
             )  # fmt: skip
-            typer.echo(
+            say(
                 f"{folder}: verified in a fresh process on {len(result.prompts)} prompts with audio ({result.dtype})\n"
                 f"  max |logit - trained|  {result.max_abs_logit_diff_trained:.3g}  (tolerance {result.tolerance:.3g})"
                 f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
                 f"  update kept            {result.update_kept:.3f}"
             )
     except (ExportError, FileNotFoundError, ValueError) as error:
-        typer.echo(f"covo-rl export: {error}", err=True)
+        say(f"covo-rl export: {error}", err=True)
         raise typer.Exit(1) from error
 
 
@@ -54,7 +55,7 @@ def serve_check_command(
     model: str | None = typer.Option(None, help="name under which the endpoint serves the export"),
     base: str | None = typer.Option(None, help="name under which it serves the base model"),
     api_key: str | None = typer.Option(None, envvar="OPENAI_API_KEY", help="key of the endpoint"),
-    timeout: float = typer.Option(120.0, help="seconds per request"),
+    timeout: float = typer.Option(120.0, min=0.1, help="seconds per request"),
     output: Path | None = typer.Option(None, help="write the report as JSON here"),
 ) -> None:
     """Does the export take effect where it is served? Without --url: in a fresh transformers process."""
@@ -68,14 +69,14 @@ def serve_check_command(
         else:
             raise typer.BadParameter("--url needs --model and --base, the two names that the endpoint serves")
     except ExportError as error:
-        typer.echo(f"covo-rl serve-check: {error}", err=True)
+        say(f"covo-rl serve-check: {error}", err=True)
         raise typer.Exit(1) from error
     text = json.dumps(report, indent=2)
-    typer.echo(text)
+    say(text)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     if not report["takes_effect"]:
-        typer.echo("covo-rl serve-check: the served model answers as the base model does", err=True)
+        say("covo-rl serve-check: the served model answers as the base model does", err=True)
         raise typer.Exit(1)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jinja2
 import torch
+import yaml
 
 from covo_rl import __version__
 from covo_rl.audio import ClipStore
@@ -198,11 +199,12 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
     jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # no HTML
     card = jinja.get_template(CARD).render(
         **record,
+        front_matter=yaml.safe_dump({"base_model": record["base_model"]}, allow_unicode=True, width=10_000).strip(),
         covo_rl_version=environment.get("covo_rl") or __version__,
         academic_only=record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith("builtin:"),
         config=config, environment=environment, result=result, verification=verification, heard=heard,
         before=result.get("before") or {}, after=result.get("after") or {},
         rewards=number_map(config.get("rewards"), what="rewards", default=1.0),
     )  # fmt: skip
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     return folder / "README.md"

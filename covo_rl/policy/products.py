@@ -107,7 +107,8 @@ class _Float32Linear(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # pyright: ignore
         if func is nn.functional.linear and not kwargs:
-            x, weight, bias = (*args, None)[:3]
+            operands: tuple[Any, ...] = (*args, None)
+            x, weight, bias = operands[:3]
             if type(weight) in (nn.Parameter, torch.Tensor) and (dtype := operand_dtype(weight)) in HALF:
                 return _Linear.apply(x.flatten(0, -2), weight, bias, dtype).unflatten(0, x.shape[:-1])
         return func(*args, **(kwargs or {}))

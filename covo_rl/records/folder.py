@@ -90,13 +90,14 @@ class Run:
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one step to metrics.jsonl."""
         if self.active:
-            with open(self.metrics_path, "a", encoding="utf-8") as file:
+            with open(self.metrics_path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
 
     def log_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the step's rollouts to rollouts/step_NNNNN.jsonl."""
         if self.active:
-            with open(self.folder / "rollouts" / f"step_{step:05d}.jsonl", "w", encoding="utf-8") as file:
+            path = self.folder / "rollouts" / f"step_{step:05d}.jsonl"
+            with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from covo_rl.config import RewardConfig
+from covo_rl.config import ConfigError, RewardConfig, value_problems
 from covo_rl.data.files import json_lines, plain, write_atomically
+from covo_rl.data.terminal import Terminal, say
 from covo_rl.prompt import parse
 from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
@@ -32,7 +32,7 @@ from covo_rl.rewards.scoring import components, score
 DEFAULT = RewardConfig().rewards
 BATCH = 2048  # rows scored at once by `score`
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
-console = Console(highlight=False, markup=False)
+console = Terminal()
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        typer.echo(f"covo-rl rewards: {error}", err=True)
+        say(f"covo-rl rewards: {error}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -142,7 +142,12 @@ def score_rewards(
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
 ) -> None:
     """Score rollouts offline; rows keep their order and their columns."""
-    config = RewardConfig(rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge)
+    config = RewardConfig(
+        rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge,
+        reward_failure_limit=reward_failure_limit,
+    )  # fmt: skip
+    if problems := value_problems(config):
+        raise ConfigError(problems)
     components(rewards)  # complains before anything is read
     columns: dict[str, list[float]] = {}
     rows = _rows(input)
@@ -175,8 +180,8 @@ def score_rewards(
     for name, values in columns.items():
         graded = [value for value in values if not math.isnan(value)]
         mean = f"{sum(graded) / len(graded):.4f}" if graded else "-"
-        typer.echo(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
-    typer.echo(f"{written} rows -> {output}")
+        say(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
+    say(f"{written} rows -> {output}")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from covo_rl.data.terminal import say
+
 if TYPE_CHECKING:
     from covo_rl.config import Options
 
@@ -236,10 +238,10 @@ def plan_options(
 @app.command()
 def doctor(
     config: Annotated[Path, typer.Option(help="YAML of a run")],
-    seconds: Annotated[float, typer.Option(help="length of a typical clip")] = 30.0,
-    text_positions: Annotated[int, typer.Option(help="tokens of a typical question with its template")] = 100,
-    completion: Annotated[int | None, typer.Option(help="typical completion; default: the limit")] = None,
-    ranks: Annotated[int, typer.Option(help="processes that share prompts_per_step")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="length of a typical clip")] = 30.0,
+    text_positions: Annotated[int, typer.Option(min=0, help="tokens of a typical question with its template")] = 100,
+    completion: Annotated[int | None, typer.Option(min=1, help="typical completion; default: the limit")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that share prompts_per_step")] = 1,
     device: Annotated[str, typer.Option(help="whose speed is measured: auto, cpu, cuda")] = "auto",
 ) -> None:
     """Estimate memory and time of a configuration."""
@@ -248,13 +250,13 @@ def doctor(
     try:
         options = parse_options(["--config", str(config)])
     except ConfigError as error:
-        typer.echo(str(error), err=True)
+        say(str(error), err=True)
         raise typer.Exit(2) from error
     options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
     if completion is not None:
         options.rollout.max_completion_length = completion
     estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
-    typer.echo(render_plan(estimate))
+    say(render_plan(estimate))
 
 
 def render_plan(estimate: Plan) -> str:

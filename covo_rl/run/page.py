@@ -14,10 +14,12 @@ from typing import Any
 
 import jinja2
 import typer
-import yaml
 
 from covo_rl.data.files import read_json_lines
+from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.records.folder import Run
+from covo_rl.resolve import ConfigError, read_yaml
+from covo_rl.types import visible
 
 app = typer.Typer(add_completion=False, help=__doc__)
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -48,11 +50,12 @@ def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
             values = [float("nan") if row.get(key) is None else row[key] for row in metrics]
-            axis.plot(steps, values, label=key.removeprefix("reward_"))
+            axis.plot(steps, values, label=visible(key.removeprefix("reward_")))
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if len(keys) > 1:
-            axis.legend(fontsize="small")
+            for label in axis.legend(fontsize="small").get_texts():
+                label.set_parse_math(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return Path(path)
@@ -73,20 +76,29 @@ def report_page(folder: str | Path, limit: int = 40) -> str:
         columns = ("id", "completion", "answer", "reward_total", "advantage")
         rows = [[row[name] for name in columns] for row in islice(read_json_lines(files[-1]), limit)]
         tables.append(("last rollouts", ("row", "completion", "key", "R_total", "advantage"), rows))
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(folder / "config.yaml")
     tables.append(("configuration", ("option", "value"), list(config.items())))
-    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True, finalize=_cell)
     return template.render(name=folder.name, picture=picture, tables=tables)
+
+
+def _cell(value: Any) -> Any:
+    """What stands in the page: text with what does not print escaped, other values as they are."""
+    return visible(value, LAYOUT) if type(value) is str else value
 
 
 @app.command()
 def report_command(run: str = typer.Argument(..., help="run folder"), output: str | None = None) -> None:
     """Write RUN/report.html (or OUTPUT): results, curves, last rollouts, configuration."""
     if not (Path(run) / "config.yaml").is_file():
-        raise typer.BadParameter(f"{run} is no run folder: it has no config.yaml")
+        raise typer.BadParameter(f"{visible(run)} is no run folder: it has no config.yaml")
     path = Path(output) if output else Path(run) / "report.html"
-    path.write_text(report_page(run), encoding="utf-8")
-    typer.echo(str(path))
+    try:
+        page = report_page(run)
+    except ConfigError as error:
+        raise typer.BadParameter(error.problems[0]) from None
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    say(str(path))
 
 
 def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from covo_rl.export import ExportError
 from covo_rl.export.adapter import hub_name
 from covo_rl.export.exporting import export_run_adapter, update_card
 from covo_rl.models import load_family
+from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
 from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report, training_dtype
-from covo_rl.prompt import PromptError, build_prompt
+from covo_rl.prompt import PromptError, build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run, environment
 from covo_rl.records.steps import rollout_rows
@@ -104,7 +105,8 @@ class Session:
         self._refuse(questions.question_problems(self.rows, data, longest) if self.ranks.main else [])
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
-        self._print(*self.rows.notes, *notes, *more)
+        texts = written_texts([*self.examples, *self.held_out], self.options.prompt)
+        self._print(*self.rows.notes, *notes, *more, *special_token_notes(texts, self.family.tokenizer))
         rows, limit = [*self.examples, *self.held_out], self.options.rollout.max_completion_length
         self._refuse(length_problems(rows, self.family, self.clips, self._prompt, limit) if self.ranks.main else [])
 
@@ -162,10 +164,10 @@ class Session:
         ]
 
     def _print(self, *lines: Any) -> None:
-        """Plain lines (no markup: they hold names of the user's) and tables, by the main process."""
+        """Lines and tables, by the main process."""
         if self.ranks.main:
             for line in lines:
-                console.console.print(line, markup=False)
+                console.console.print(line)
 
     # -- phases --------------------------------------------------------------------------------------------------
 

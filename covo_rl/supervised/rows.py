@@ -11,7 +11,7 @@ from covo_rl.audio import ClipStore
 from covo_rl.policy.features import FeatureStore
 from covo_rl.prompt import build_prompt, reference_completion
 from covo_rl.supervised.config import ColdStartConfig, Stage
-from covo_rl.types import Clip, Example
+from covo_rl.types import Clip, Example, visible
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily, ClipFeatures
@@ -113,10 +113,11 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
     Raises:
         TeacherError: the row lacks what the teacher needs; names the row and the column.
     """
+    name = visible(example.id)
     if stage.teacher == "column":
         text = example.columns.get(column)
         if not isinstance(text, str) or not text.strip():
-            raise TeacherError(f"{example.id}: no text in column {column!r}; it has {', '.join(example.columns)}")
+            raise TeacherError(f"{name}: no text in column {column!r}; it has {', '.join(example.columns)}")
         return text
 
     def other(value: str) -> str:
@@ -124,10 +125,13 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
 
     evidence = example.columns.get("evidence")
     if not isinstance(evidence, str) or example.answer is None:
-        raise TeacherError(f"{example.id}: the evidence teacher needs an answer and a column 'evidence'")
+        raise TeacherError(f"{name}: the evidence teacher needs an answer and a column 'evidence'")
     conclusion = example.answer if rng.random() < stage.right else other(example.answer)
     answer = other(conclusion) if rng.random() < stage.inconsistent else conclusion
     think = f"{evidence} So the answer is {conclusion}."
     if rng.random() < stage.broken:
         return rng.choice(BROKEN).format(think=think, answer=answer)
-    return reference_completion(think, answer)
+    try:
+        return reference_completion(think, answer)
+    except ValueError as error:
+        raise TeacherError(f"{name}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ import yaml
 from transformers import set_seed
 
 from covo_rl import models
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, unknown_names
 from covo_rl.data.files import write_json
+from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.text import special_token_notes
 from covo_rl.policy.products import HALF
 from covo_rl.policy.trainable import training_dtype
-from covo_rl.prompt import messages
+from covo_rl.prompt import messages, written_texts
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig
 from covo_rl.supervised.trainer import Collator, fine_tune, train_tagging
@@ -64,6 +67,11 @@ def run_stages(config: ColdStartConfig) -> Path:
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
     if any(p.dtype in HALF for p in family.model.parameters()):
         _say(f"dtype {config.dtype}: updates below 1/256 of a weight are lost; auto or float32 keeps them")
+    targets = [
+        pair for _, _, part, _, texts in plan for pair in zip((e.id for e in examples[part]), texts, strict=False)
+    ]
+    for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
+        _say(note)
     rows = stage_rows.prepare_rows(examples, family, config)
     for _, stage, part, _, texts in plan:
         if stage.kind == "sft":
@@ -89,7 +97,7 @@ def run_stages(config: ColdStartConfig) -> Path:
 
 def _say(line: str) -> None:
     if process_state().is_main_process:
-        print(line, flush=True)
+        say(line)
 
 
 def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFamily:
@@ -109,6 +117,9 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
         texts += row.choices
         texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
     sizes = dict(config.tiny or {})
+    known = ["vocab_size", *list(inspect.signature(tiny_covo_audio).parameters)[1:]]
+    if problems := unknown_names([name for name in sizes if name not in known], known, "tiny"):
+        raise ConfigError(problems)
     tokenizer = tiny_tokenizer(texts, sizes.pop("vocab_size", 600))
     model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
     family = models.family_class(model.config.model_type)(model, processor)

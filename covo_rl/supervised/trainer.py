@@ -21,12 +21,15 @@ from torch.nn import functional
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.text import text_ids
 from covo_rl.policy.products import float32_head
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.supervised.config import Stage
 from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.train.launch import on_cpus
+from covo_rl.types import visible
 
 IGNORED = -100
 #: options of a stage that TRL has under the same name
@@ -79,7 +82,8 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
     """
     for row in rows:
         if "facts" not in row.example.columns or len(row.keys) != 1:
-            raise ValueError(f"{row.example.id}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
+            name = visible(row.example.id)
+            raise ValueError(f"{name}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
     generator = torch.Generator().manual_seed(seed)
     heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
     prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
@@ -107,7 +111,7 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
         if step % 50 == 0 or step == steps:
             placed, pooled = (right / count).tolist()
             log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
-            print(log[-1], flush=True)
+            say(log[-1])
             count, right = 0, torch.zeros(2)
     return log
 
@@ -121,8 +125,12 @@ class Collator:
 
     def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
         self.rows, self.pad = rows, family.pad_token_id
-        ids = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
-        self.completion_ids = [[*text, family.eos_token_ids[0]] for text in ids]
+        self.completion_ids = []
+        for row, text in zip(rows, completions, strict=True):
+            try:
+                self.completion_ids.append([*text_ids(family.tokenizer, text), family.eos_token_ids[0]])
+            except ValueError as error:
+                raise TeacherError(f"{visible(row.example.id)}: {error}") from error
         limit = position_limit(family.model.config)
         lengths = zip(rows, self.completion_ids, strict=True)
         if problems := [
