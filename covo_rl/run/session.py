@@ -37,7 +37,7 @@ from covo_rl.records.folder import Run, environment
 from covo_rl.records.steps import rollout_rows
 from covo_rl.resolve import resolve_model, reward_files
 from covo_rl.rewards import RewardError, components, lint
-from covo_rl.rewards.judge import JudgeError
+from covo_rl.rewards.judge import JudgeError, judge_from_spec
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.run import doctor, questions
 from covo_rl.run.page import curves, evaluated
@@ -64,6 +64,8 @@ class Session:
         self.options = options
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        if options.reward.judge:
+            judge_from_spec(options.reward.judge)  # refuses an address that holds a secret, before it is recorded
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         with self.accelerator.main_process_first():  # the first process renders the built-in set
             self.rows = questions.read_questions(options)
@@ -132,8 +134,7 @@ class Session:
         weights = {term.name: term.weight for term in components(options.reward.rewards)}
         files = {f"reward:{name}": path for name, path in reward_files(weights).items()}
         record = environment({**self.rows.files, **files})
-        if options.reward.judge:
-            record["judge_templates"] = template_hashes()
+        record |= {"judge_templates": template_hashes()} if options.reward.judge else {}
         self.run.write_json("environment.json", record)
         tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
         self._print(*tables, *self.notes, *self.trainable.notes)
@@ -149,12 +150,11 @@ class Session:
         options, train, rollout = self.options, self.options.train, self.options.rollout
         terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in rewards.items())
         gate = "" if options.reward.reward_gate == "none" else f", gated by {options.reward.reward_gate}"
-        held_out_file = self.rows.files.get("eval_data", self.rows.files["data"])
         return [
             ("model", f"{options.model.model} ({self.family.model_type})"),
             ("device", f"{self.accelerator.device}, {self.ranks.world} process(es)"),
             ("data", f"{len(self.examples)} rows from {self.rows.files['data']}"),
-            ("held out", f"{len(self.held_out)} rows from {held_out_file}"),
+            ("held out", f"{len(self.held_out)} rows from {self.rows.files.get('eval_data', self.rows.files['data'])}"),
             ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
             ("R_total", terms + gate),
             ("judge", options.reward.judge or "none: deterministic checkers"),
@@ -204,7 +204,7 @@ class Session:
         """Run GRPO, from a checkpoint if asked for, and record every step.
 
         Raises:
-            StoppedBySignal: SIGTERM or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
+            StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
         """
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start, train = time.perf_counter(), self.options.train
@@ -293,5 +293,5 @@ class Session:
             rows.append(("curves", curves(self.run.metrics(), self.run.folder / "curves.png")))
         except ImportError as error:
             rows.append(("curves", f"not drawn: {error}"))
-        table = console.before_after_table(evaluations["before"], evaluations["after"])
-        self._print(table, console.summary_table("after training", rows))
+        accuracies = console.before_after_table(evaluations["before"], evaluations["after"])
+        self._print(accuracies, console.summary_table("after training", rows))
