@@ -30,8 +30,9 @@ from covo_rl.config import (
 )  # fmt: skip
 from covo_rl.data.files import plain, write_json
 from covo_rl.data.terminal import say
-from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs, count_rows
+from covo_rl.evaluate.lengths import audio_seconds
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.models.text import special_token_notes
@@ -234,6 +235,9 @@ def answer_rows(
     lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
+    check = getattr(answerer, "length_problems", None)
+    if problems := ranks.from_main(check(inputs.examples) if check and ranks.main else []):
+        raise EvalInputError(problems[:50])
     if ranks.main and isinstance(answerer, PolicyAnswerer):
         texts = written_texts(inputs.examples, answerer.prompt_config)
         for note in special_token_notes(texts, answerer.policy.family.tokenizer):

@@ -39,6 +39,14 @@ def family_class(model_type: str) -> type[AudioFamily]:
     return getattr(import_module(module), name)
 
 
+def checkpoint_dtype(path: str) -> str | None:
+    """What the checkpoint's configuration says of its weights, "bfloat16" for example, without reading them."""
+    from transformers import PreTrainedConfig
+
+    raw, _ = PreTrainedConfig.get_config_dict(path)
+    return str(raw.get("dtype") or raw.get("torch_dtype") or "").removeprefix("torch.") or None
+
+
 def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
     """Load model and processor from a local folder or hub name, by the `model_type` of its `config.json`.
 

@@ -99,3 +99,20 @@ def report_command(run: str = typer.Argument(..., help="run folder"), output: st
         raise typer.BadParameter(error.problems[0]) from None
     path.write_text(page, encoding="utf-8", errors="backslashreplace")
     say(str(path))
+
+
+def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures that result.json promises, and every summary under `details`."""
+
+    def figures(summaries: dict[str, Any]) -> dict[str, Any]:
+        sampled = summaries["sampled"]
+        rewards = {name: value for name, value in sampled.items() if name.startswith("reward_")}
+        accuracies = {f"accuracy_{mode}": summaries[mode]["accuracy"] for mode in ("greedy", "sampled")}
+        return {**accuracies, **rewards, "n": sampled["n"]}
+
+    return {
+        **{when: figures(evaluations[when]) for when in ("before", "after")},
+        **{f"after_{audio}_audio": {"accuracy_sampled": evaluations[audio]["sampled"]["accuracy"]}
+           for audio in ("silent", "swapped")},
+        "details": evaluations,
+    }  # fmt: skip

@@ -22,6 +22,7 @@ from covo_rl.data import DataError
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.health import SelfCheckError, self_check
 from covo_rl.evaluate import evaluate
+from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import hub_name
 from covo_rl.export.exporting import export_run_adapter, update_card
@@ -29,7 +30,7 @@ from covo_rl.models import load_family
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
-from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report
+from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report, training_dtype
 from covo_rl.prompt import PromptError, build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run, environment
@@ -40,7 +41,7 @@ from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
-from covo_rl.run.page import curves
+from covo_rl.run.page import curves, evaluated
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import CheckpointError
 from covo_rl.train.checkpoint.saver import Saver
@@ -48,7 +49,7 @@ from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import UserError
+from covo_rl.types import Example, Prompt, UserError
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
@@ -70,9 +71,11 @@ class Session:
             self.rows = questions.read_questions(options)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
-        model = options.model
+        model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
+        scaled = self.accelerator.scaler is not None
+        model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora, scaled=scaled)
         self.family = load_family(
-            resolve_model(model.model),
+            path,
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
@@ -104,16 +107,24 @@ class Session:
         """Every clip is decoded for this, so the first process checks for all; then clips are fitted.
 
         Raises:
-            ConfigError: broken and over-long clips and overlap, all together, before anything trains.
+            ConfigError: broken and over-long clips, overlap, prompts beyond the model's positions, before training.
         """
         data, longest = self.options.data, self.family.max_clip_seconds
-        problems = questions.question_problems(self.rows, data, longest) if self.ranks.main else []
-        if problems := self.ranks.from_main(problems):
-            raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
+        self._refuse(questions.question_problems(self.rows, data, longest) if self.ranks.main else [])
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
         texts = written_texts([*self.examples, *self.held_out], self.options.prompt)
         self._print(*self.rows.notes, *notes, *more, *special_token_notes(texts, self.family.tokenizer))
+        rows, limit = [*self.examples, *self.held_out], self.options.rollout.max_completion_length
+        self._refuse(length_problems(rows, self.family, self.clips, self._prompt, limit) if self.ranks.main else [])
+
+    def _refuse(self, problems: list[str]) -> None:
+        """On every rank, what the main one found."""
+        if problems := self.ranks.from_main(problems):
+            raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
+
+    def _prompt(self, row: Example) -> Prompt:
+        return build_prompt(row, self.family, self.clips, self.options.prompt)
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -132,12 +143,12 @@ class Session:
         record |= {"judge_templates": template_hashes()} if options.reward.judge else {}
         self.run.write_json("environment.json", record)
         tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
-        self._print(*tables, *self.trainable.notes)
+        self._print(*tables, *self.notes, *self.trainable.notes)
         self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
 
     def _prompts(self, count: int) -> list:
-        return [build_prompt(row, self.family, self.clips, self.options.prompt) for row in self.examples[:count]]
+        return [self._prompt(row) for row in self.examples[:count]]
 
     def _summary(self, rewards: dict[str, float]) -> list[tuple[str, Any]]:
         options, train, rollout = self.options, self.options.train, self.options.rollout
@@ -180,8 +191,7 @@ class Session:
                 num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
                 seed=options.train.seed,
                 batch_size=options.eval.eval_batch_size,
-                # ranks share the rows, unless they share the parameters: then all must run the same forwards
-                ranks=Ranks() if self.policy.sharded else self.ranks,
+                ranks=self.ranks,
             ).summary()
             for mode in modes
         }
@@ -289,20 +299,3 @@ class Session:
             rows.append(("curves", f"not drawn: {error}"))
         accuracies = console.before_after_table(evaluations["before"], evaluations["after"])
         self._print(accuracies, console.summary_table("after training", rows))
-
-
-def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The figures that result.json promises, and every summary under `details`."""
-
-    def figures(summaries: dict[str, Any]) -> dict[str, Any]:
-        sampled = summaries["sampled"]
-        rewards = {name: value for name, value in sampled.items() if name.startswith("reward_")}
-        accuracies = {f"accuracy_{mode}": summaries[mode]["accuracy"] for mode in ("greedy", "sampled")}
-        return {**accuracies, **rewards, "n": sampled["n"]}
-
-    return {
-        **{when: figures(evaluations[when]) for when in ("before", "after")},
-        **{f"after_{audio}_audio": {"accuracy_sampled": evaluations[audio]["sampled"]["accuracy"]}
-           for audio in ("silent", "swapped")},
-        "details": evaluations,
-    }  # fmt: skip

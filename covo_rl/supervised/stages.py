@@ -24,6 +24,8 @@ from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import special_token_notes
 from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
+from covo_rl.policy.products import HALF
+from covo_rl.policy.trainable import training_dtype
 from covo_rl.prompt import messages, written_texts
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.resolve import resolve_model
@@ -31,7 +33,7 @@ from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.checks import fact_problems, unreadable
 from covo_rl.supervised.config import ColdStartConfig
 from covo_rl.supervised.held_out import held_out_figures
-from covo_rl.supervised.trainer import fine_tune, steps_of, train_tagging
+from covo_rl.supervised.trainer import Collator, fine_tune, steps_of, train_tagging
 from covo_rl.train.launch import process_state
 from covo_rl.types import Example
 
@@ -54,6 +56,11 @@ def run_stages(config: ColdStartConfig) -> Path:
             [f"{len(stages)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
         )
     check_model(config)
+    if config.model is not None:
+        dtype, notes = training_dtype(config.dtype, resolve_model(config.model), full=True)
+        config = dataclasses.replace(config, dtype=dtype)
+        for note in notes:
+            _say(note)
     set_seed(config.seed)
     _say(f"reading {config.data or f'{config.rows} built-in questions'}")
     examples, held_out = stage_rows.stage_examples(config)
@@ -73,18 +80,23 @@ def run_stages(config: ColdStartConfig) -> Path:
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {len(held_out)} held out, {parameters / 1e6:.2f} M parameters")
+    if any(p.dtype in HALF for p in family.model.parameters()):
+        _say(f"dtype {config.dtype}: updates below 1/256 of a weight are lost; auto or float32 keeps them")
     targets = [
         pair for _, _, part, _, texts in plan for pair in zip((e.id for e in examples[part]), texts, strict=False)
     ]
     for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
         _say(note)
+    used = examples[:8] if config.dry_run else examples
+    rows = stage_rows.prepare_rows(used, family, config, partial(with_progress, "preparing clips"))
+    for _, stage, part, _, texts in plan:
+        if stage.kind == "sft":
+            Collator(family, rows[part], texts[: len(rows[part])])  # what does not fit the model is said now
     if config.dry_run:
-        stage_rows.prepare_rows(examples[:8], family, config)
         for i, stage, part, _, _ in plan:
             _say(f"stage {i} ({stage.kind}): {len(examples[part])} rows, {steps_of(stage, len(examples[part]))} steps")
         _say("dry run: rows, teachers and model are fine; nothing was trained or written")
         return Path(config.output)
-    rows = stage_rows.prepare_rows(examples, family, config, partial(with_progress, "preparing clips"))
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
