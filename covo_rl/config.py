@@ -158,6 +158,7 @@ class TrainConfig:
 
     seed: int = option(42, "seeds data order, initialisation and sampling")
     output: str = option("runs/grpo", "run folder")
+    overwrite: bool = option(False, "replace the run that OUTPUT holds, once everything is checked")
     max_steps: int = option(60, "generation steps")
     prompts_per_step: int = option(32, "P, unique prompts per step over all ranks")
     micro_batch_prompts: int = option(32, "whole groups per forward and backward on one rank")
@@ -312,6 +313,7 @@ def option_problems(options: Options) -> list[str]:
          f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
         (train.num_iterations >= 1 and train.steps_per_generation >= 1,
          "num_iterations and steps_per_generation must be at least 1"),
+        (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
         (train.learning_rate > 0, f"learning_rate {train.learning_rate}: must be above 0"),
         (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),

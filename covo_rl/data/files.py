@@ -47,6 +47,54 @@ def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def whole_lines(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(objects, notes) of a log that may have been cut: every damaged line is left out, and has a note. None: empty."""
+    if not Path(path).is_file():
+        return [], []
+    lines = list(json_lines(path))
+    notes = [f"{path}, line {number} is left out: {problem}" for number, row, problem in lines if row is None]
+    return [row for _, row, _ in lines if row is not None], notes
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a JSON or YAML file says; empty where there is none, or it says nothing.
+
+    Raises:
+        ValueError: it cannot be read, or is no mapping.
+    """
+    import yaml
+
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        record = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read, was it cut? {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: expected a mapping, found {type(record).__name__}")
+    return record
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines, each ending in a newline, and flush them to disk: all of them, or none where the disk is full.
+
+    Half a line that is there already, from a process that was killed, stays a line of its own.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            file.seek(max(size - 1, 0))
+            start = "" if file.read(1) in (b"", b"\n") else "\n"
+            rest = memoryview((start + "".join(lines)).encode("utf-8", "backslashreplace"))
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
+
+
 def write_atomically(path: Path, write: Callable[[TextIO], object]) -> None:
     """Call `write(text_file)` on a temporary neighbour, flush it to disk, rename it to `path`: never half a file."""
     partial = path.with_name(path.name + ".partial")

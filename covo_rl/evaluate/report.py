@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from covo_rl.data.files import write_json
+from covo_rl.data.files import read_record, write_atomically, write_json
 from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.inputs import Inputs, count_rows, read_json_rows
 from covo_rl.evaluate.records import Record, RecordLog
@@ -56,7 +56,7 @@ def write_report(
     }
     write_json(folder / "report.json", report)
     text = _markdown(report)
-    (folder / "report.md").write_text(text + "\n", encoding="utf-8", errors="replace")
+    write_atomically(folder / "report.md", lambda file: file.write(text + "\n"))
     typer.echo(text)
     if eval_set.submission:
         path = folder / "submission.json"
@@ -195,11 +195,22 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Record]]:
-    """(report.json, id -> record) of a finished evaluation."""
+    """(report.json, id -> record) of a finished evaluation.
+
+    Raises:
+        EvalInputError: one of them is missing or damaged, or the rows are not those of the report.
+    """
     if absent := " and no ".join(name for name in ("report.json", "rows.jsonl") if not (folder / name).is_file()):
         raise EvalInputError([f"{folder}: no {absent}; is this the --output of a finished `covo-rl eval`?"])
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report, {record["id"]: record for record in RecordLog(folder / "rows.jsonl").read()}
+    try:
+        report, rows = read_record(folder / "report.json"), RecordLog(folder / "rows.jsonl").read()
+    except ValueError as error:
+        raise EvalInputError([str(error)]) from error
+    if absent := " and no ".join(name for name in ("answer_key_sha256", "data", "version", "n") if name not in report):
+        raise EvalInputError([f"{folder / 'report.json'} has no {absent}; is it of another tool?"])
+    if len(rows) != report["n"]:
+        raise EvalInputError([f"{folder}: {len(rows)} rows, its report is over {report['n']}; evaluate it again"])
+    return report, {record["id"]: record for record in rows}
 
 
 def _difference(pairs: list[tuple[Record, Record]], verdict: str) -> dict[str, Any]:

@@ -8,8 +8,6 @@ report.json, report.md, plots, submission.json
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,8 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
-from covo_rl.data.files import plain, write_json
+from covo_rl.data.files import read_record
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
@@ -71,13 +70,14 @@ class Request:
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
         flags win."""
-        import yaml
-
         from covo_rl.resolve import resolve_model
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
-        config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))) if path else PromptConfig()
+        try:
+            config = PromptConfig(**read_record(path)) if path else PromptConfig()
+        except (ValueError, TypeError) as error:
+            raise EvalInputError([f"{path}: no wording that can be read: {error}"]) from error
         flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
         return replace(config, **{name: value for name, value in flags.items() if value is not None})
 
@@ -99,6 +99,9 @@ class Request:
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
         problems = [text for broken, text in rules if broken]
+        if self.predictions and self.output and self.predictions.resolve().parent == self.output.resolve():
+            if any(self.predictions.match(pattern) for pattern in WRITTEN):
+                problems.append(f"--output {self.output} would write over --predictions {self.predictions}")
         if (config := self.reward_config()) is not None:
             from covo_rl import rewards
 
@@ -141,35 +144,11 @@ def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyA
     return PolicyAnswerer(policy, clips, prompts, rollouts, style)
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Claim the folder for these settings, or accept it when it already holds them.
-
-    Raises:
-        EvalInputError: it holds another evaluation (the differing settings are named), or rows that nobody claims.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, settings = folder / "run.json", plain(settings)
-    if path.is_file() and not overwrite:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
-        if differing := [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]:
-            advice = "choose another --output, or --overwrite"
-            raise EvalInputError([f"{folder} holds another evaluation ({advice}):", *differing])
-        return
-    old = sorted(folder.glob("rows*.jsonl"))
-    if old and not overwrite:
-        names = ", ".join(file.name for file in old)
-        raise EvalInputError([f"{folder} holds {names} of unknown origin (no run.json); choose another --output"])
-    for file in old:
-        file.unlink()
-    write_json(path, settings)
-
-
 def answer_rows(
-    request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str],
+    request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str], ranks: Ranks,
     style: PromptStyle | None = None,
 ) -> dict[str, list[Record]] | None:  # fmt: skip
-    """Claim the folder, load the model and answer the rows under every audio condition, each resumable.
+    """Load the model, claim the folder, which is `owned`, and answer the rows under every audio condition, resumable.
 
     Returns the records by condition on rank 0, None on others.
 
@@ -177,14 +156,7 @@ def answer_rows(
         EvalInputError: the folder holds something else, the model cannot be loaded, clips are longer than it takes.
     """
     assert request.output is not None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate or torchrun started this process among others
-        from covo_rl.train.launch import process_state
-
-        process_state()
-    ranks = Ranks.current()
-    if ranks.main:
-        open_folder(request.output, settings, overwrite=request.overwrite)
-    ranks.wait()
+    check_folder(request.output, settings, ranks, overwrite=request.overwrite)
     try:
         answerer = load_answerer(request, style)
     except (OSError, ValueError) as error:
@@ -193,6 +165,7 @@ def answer_rows(
     lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
+    claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
     by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
 
@@ -256,7 +229,7 @@ def _standing(records: Iterable[Record]) -> str:
     return f"{percent(sum(verdicts) / len(verdicts))} % right" if verdicts else "not graded"
 
 
-def run_predictions(inputs: Inputs, folder: Path, *, reward_config: RewardConfig | None) -> list[Record]:
+def run_predictions(inputs: Inputs, folder: Path, reward_config: RewardConfig | None) -> list[Record]:
     """Judge replies from a file; rows without one are recorded as missing."""
     replies = inputs.predictions or {}
     groups = [group_from_text(example, replies.get(example.id, ())) for example in inputs.examples]

@@ -7,7 +7,6 @@ names, find every module. Trained copies (modules_to_save) keep the name in memo
 from __future__ import annotations
 
 import copy
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
-from covo_rl.config import AdapterConfig
+from covo_rl.config import AdapterConfig, PromptConfig
+from covo_rl.data.files import read_record
 from covo_rl.export import ExportError
 from covo_rl.export.merged import (
     ADAPTER,
@@ -181,20 +180,23 @@ def read_into(
 
 @dataclass(frozen=True)
 class Opened:
-    """A policy read from `folder`, the run it belongs to (if known) and the base model's recorded name."""
+    """A policy read from `folder`, the run it belongs to (if known), the base model's recorded name, and the prompt
+    that it was trained with (if known)."""
 
     modes: Trainable
     folder: Path
     run_folder: Path | None
     base_model: str
+    wording: PromptConfig | None = None
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """What a JSON or YAML file says; empty where there is none."""
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text) or {}
+def wording_of(folder: Path, options: Mapping[str, Any]) -> PromptConfig | None:
+    """The prompt of training: prompt.yaml beside the policy, else the run's options; None where neither says."""
+    names = {f.name for f in fields(PromptConfig)}
+    said = read_record(folder / "prompt.yaml") or {name: value for name, value in options.items() if name in names}
+    if unknown := sorted(said.keys() - names):
+        raise ExportError(f"{folder / 'prompt.yaml'}: unknown {', '.join(unknown)}; there are {', '.join(names)}")
+    return PromptConfig(**said) if said else None
 
 
 def policy_kind(folder: Path) -> str | None:
@@ -287,4 +289,4 @@ def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
         parts = options.get("train_parts") or list(family.parts)
         modes = make_trainable(family, AdapterConfig(lora=False, train_parts=parts))
         load_policy_state(modes, folder)
-    return Opened(modes, folder, run, name)
+    return Opened(modes, folder, run, name, wording_of(folder, options))

@@ -27,18 +27,22 @@ def export_command(
     if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
     from covo_rl.export.adapter import hub_name, open_policy
-    from covo_rl.export.exporting import export_policy
+    from covo_rl.export.exporting import check_target, export_policy
 
     try:
+        if adapter == merged:
+            raise ExportError(f"--adapter and --merged are both {adapter}: give two folders")
+        for folder in folders.values():  # before the model is loaded
+            check_target(folder, replace)
         opened = open_policy(source, base_model=base_model)
         for kind, folder in folders.items():
             result = export_policy(
                 opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=hub_name(opened.base_model),
                 dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
-                allow_noop=allow_noop, replace=replace,
+                allow_noop=allow_noop, replace=replace, wording=opened.wording,
             )  # fmt: skip
             typer.echo(
-                f"{folder}: verified in a fresh process on {len(result.prompts)} prompts with audio ({result.dtype})\n"
+                f"{folder}: verified in a fresh process on {len(result.prompts)} prompts ({result.dtype})\n"
                 f"  max |logit - trained|  {result.max_abs_logit_diff_trained:.3g}  (tolerance {result.tolerance:.3g})"
                 f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
                 f"  update kept            {result.update_kept:.3f}"
@@ -67,7 +71,7 @@ def serve_check_command(
             report = check_endpoint(url, model=model, base=base, api_key=api_key, timeout=timeout)
         else:
             raise typer.BadParameter("--url needs --model and --base, the two names that the endpoint serves")
-    except ExportError as error:
+    except (ExportError, ValueError) as error:
         typer.echo(f"covo-rl serve-check: {error}", err=True)
         raise typer.Exit(1) from error
     text = json.dumps(report, indent=2)
