@@ -3,7 +3,7 @@
     rows -> [tagging] -> sft: perception -> sft: cold start -> checkpoint folder
 
 Smoke (half a minute, CPU):    python recipes/sft_cot.py --config recipes/configs/sft_smoke.yaml
-The shipped tiny checkpoint:   python recipes/sft_cot.py --config recipes/configs/sft_tiny.yaml
+The shipped tiny checkpoint:   python recipes/sft_cot.py --config recipes/configs/sft_tiny.yaml --overwrite
 Your rows and your model:      accelerate launch recipes/sft_cot.py --model PATH --data rows.json --audio-dir DIR
 
 Your rows carry the target text, `<think>..</think><answer>..</answer>`, in a column (`--completion-column`).
@@ -32,14 +32,15 @@ def main(arguments: list[str] | None = None) -> Path:
         parser.add_argument(f"--{name}")
     for name in ("seed", "rows", "start-stage"):
         parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--save-stages", action="store_true", default=None)
+    for name in ("save-stages", "overwrite"):
+        parser.add_argument(f"--{name}", action="store_true", default=None)
     overrides = vars(parser.parse_args(arguments))
     try:
         config = load_config(overrides.pop("config"), overrides)
         from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
 
         return run_stages(config)
-    except (ConfigError, DataError, PromptError, TeacherError) as error:
+    except (ConfigError, DataError, PromptError, TeacherError, OSError) as error:
         sys.exit(f"sft_cot: {error}")
 
 

@@ -86,6 +86,11 @@ class Request:
             return None
         return RewardConfig() if self.rewards is None else RewardConfig(rewards=self.rewards)
 
+    def _writes_over_predictions(self) -> bool:
+        file, folder = self.predictions, self.output
+        inside = file is not None and folder is not None and file.resolve().parent == folder.resolve()
+        return inside and any(file.match(pattern) for pattern in WRITTEN)
+
     def problems(self) -> list[str]:
         """Every option that is missing or has no meaning beside another."""
         scored_as_is = "needs a --model; a predictions file is scored as it is"
@@ -96,12 +101,10 @@ class Request:
             ((self.model is None) != replies, "give one of --model (answer with it) and --predictions (score a file)"),
             (replies and self.adapter, f"--adapter {scored_as_is}"),
             (replies and self.listen, f"--listen {scored_as_is}"),
+            (self._writes_over_predictions(), f"--output {self.output} would write over --predictions"),
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
         problems = [text for broken, text in rules if broken]
-        if self.predictions and self.output and self.predictions.resolve().parent == self.output.resolve():
-            if any(self.predictions.match(pattern) for pattern in WRITTEN):
-                problems.append(f"--output {self.output} would write over --predictions {self.predictions}")
         if (config := self.reward_config()) is not None:
             from covo_rl import rewards
 

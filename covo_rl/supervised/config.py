@@ -47,10 +47,11 @@ class ColdStartConfig:
     """`rows` questions are rendered from `synth_seed` where `data` is not given.
 
     With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
-    from there with the same rows and seeds.
+    from there with the same rows and seeds. `overwrite` replaces the checkpoint of an earlier cold start in `output`.
     """
 
     output: str = "runs/cold_start"
+    overwrite: bool = False
     seed: int = 0
     model: str | None = None
     dtype: str = "auto"

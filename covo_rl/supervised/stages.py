@@ -15,43 +15,81 @@ from transformers import set_seed
 
 from covo_rl import models
 from covo_rl.config import ConfigError
-from covo_rl.data.files import write_json
+from covo_rl.data.files import write_atomically, write_json
 from covo_rl.models.base import AudioFamily
 from covo_rl.prompt import messages
+from covo_rl.records.lock import FolderLock
 from covo_rl.supervised import rows as stage_rows
-from covo_rl.supervised.config import ColdStartConfig
+from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.trainer import fine_tune, train_tagging
 from covo_rl.train.launch import process_state
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
 
 STATISTICS_CLIPS = 500
 SMALLEST_DEVIATION = 0.05  # log-mel units; a bin that never changes must not be blown up
 TOKENIZER_ROWS = 2000
+#: what tells that a folder holds a checkpoint, or a run
+CHECKPOINT = ("cold_start.yaml", "config.json", "*.safetensors", "config.yaml", "run.json")
 
 
 def run_stages(config: ColdStartConfig) -> Path:
-    """Train every stage from `start_stage` on; returns the checkpoint folder.
+    """Train every stage from `start_stage` on, in a folder that is this process's alone; returns it.
 
     Raises:
         TeacherError: rows lack what a stage's teacher needs.
-        ConfigError: several sft stages under FSDP or ZeRO, where a model cannot be taken from one trainer to the next.
+        ConfigError: the folder is in use or taken; several sft stages under FSDP or ZeRO, where a model cannot be
+            taken from one trainer to the next.
     """
-    stages = list(enumerate(config.stages))[config.start_stage :]
+    process_state()
+    ranks, lock = Ranks.current(), FolderLock(config.output)
+    if problem := ranks.from_main((taken(config) or lock.refusal()) if ranks.main else None):
+        raise ConfigError([problem])
     sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
-    if sharded and [stage.kind for _, stage in stages] != ["sft"]:
+    if sharded and [stage.kind for stage in config.stages[config.start_stage :]] != ["sft"]:
+        count = len(config.stages) - config.start_stage
         raise ConfigError(
-            [f"{len(stages)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
+            [f"{count} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
         )
     set_seed(config.seed)
     examples = stage_rows.examples(config)
-    start = stage_rows.used_rows(config)[0]
-    plan = []
-    for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
+    plan = _plan(config, examples)
+    if problem := ranks.from_main(lock.hold() if ranks.main else None):
+        raise ConfigError([problem])
+    try:
+        return _train(config, examples, plan)
+    finally:
+        lock.release()
+
+
+def taken(config: ColdStartConfig) -> str | None:
+    """Why the stages may not write to their folder, or None."""
+    folder = Path(config.output)
+    stages = [f"stage-{i}" for i in range(config.start_stage, len(config.stages)) if config.save_stages]
+    there = [path.name for name in (*CHECKPOINT, *stages) for path in sorted(folder.glob(name))]
+    own = (folder / "cold_start.yaml").is_file() or set(there) <= set(stages)
+    if not there or (config.overwrite and own):
+        return None
+    whose = "an earlier cold start" if own else "something else"
+    advice = ", or --overwrite" if own else ""
+    return f"{folder} holds {whose} ({', '.join(there[:5])}): choose another --output{advice}"
+
+
+def _plan(config: ColdStartConfig, examples: Sequence[Example]) -> list[tuple[int, Stage, slice, int, list[str]]]:
+    """Number, stage, rows, seed and texts of every stage, drawn before anything trains: a bad row stops the run."""
+    start, plan = stage_rows.used_rows(config)[0], []
+    for i, stage in list(enumerate(config.stages))[config.start_stage :]:
         part = slice(stage.first_row - start, stage.rows and stage.first_row - start + stage.rows)
         seed = config.seed + 1000 * i
         sft = stage.kind == "sft"
         texts = stage_rows.completions(examples[part], stage, seed, config.completion_column) if sft else []
         plan.append((i, stage, part, seed, texts))
+    return plan
+
+
+def _train(
+    config: ColdStartConfig, examples: Sequence[Example], plan: Sequence[tuple[int, Stage, slice, int, list[str]]]
+) -> Path:
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
@@ -127,4 +165,4 @@ def save_checkpoint(
     family.processor.save_pretrained(folder)
     for name, options in (("prompt.yaml", config.prompt), ("cold_start.yaml", config)):
         text = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
-        (folder / name).write_text(text, encoding="utf-8")
+        write_atomically(folder / name, lambda file, text=text: file.write(text))
