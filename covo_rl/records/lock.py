@@ -1,7 +1,8 @@
 """One process at a time owns a folder that a run, a cold start or an evaluation writes.
 
 The owner holds a kernel lock on FOLDER/lock.json, which names it. The kernel drops the lock when that process ends,
-even by SIGKILL, and a later process with the same pid does not have it: what a killed owner leaves is taken over.
+even by SIGKILL, and a later process with the same pid does not have it: what a killed owner leaves is taken over. An
+owner on another host is not guessed about, as a shared file system may not share its locks.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+_HELD: dict[Path, FolderLock] = {}  # by this process
+
 
 class FolderLock:
-    """The lock of `folder`. One process that locks a folder twice owns it as before: its second run follows the first.
+    """The lock of `folder`, until `release` or the end of the process.
 
-    Ends with `release`, or with the process.
+    A process that owns the folder already hands it on: its second run follows the first.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -30,6 +34,8 @@ class FolderLock:
 
     def refusal(self) -> str | None:
         """Why the folder cannot be had now, or None; changes nothing."""
+        if self.path.resolve() in _HELD:
+            return None
         try:
             with open(self.path, "r+", encoding="utf-8") as file:
                 return self._refusal(file)
@@ -40,8 +46,9 @@ class FolderLock:
 
     def hold(self) -> str | None:
         """Take the lock, making the folder where there is none; returns why it cannot be had, or None."""
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         try:
+            if earlier := _HELD.get(self.path.resolve()):
+                earlier.release()
             self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:
@@ -52,26 +59,28 @@ class FolderLock:
                 if self._is(file):
                     break
                 file.close()  # its owner ended, and removed it, between our opening and our locking it
-            self._file = file
+            self._file, _HELD[self.path.resolve()] = file, self
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             file.truncate(0)
             file.write(json.dumps(owner) + "\n")
             file.flush()
         except OSError as error:
             self.release()
             return f"{self.folder} cannot be locked: {error}"
-        atexit.register(self.release)
         return None
 
     def release(self) -> None:
         """Give the folder back, and leave none where there was none and nothing was written; nothing if not held."""
-        if self._file is not None:
-            if self._is(self._file):
-                self.path.unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
-            if self._made and not any(self.folder.iterdir()):
+        if self._file is None:
+            return
+        _HELD.pop(self.path.resolve(), None)
+        if self._is(self._file):
+            self.path.unlink(missing_ok=True)
+        self._file.close()
+        self._file = None
+        if self._made:
+            with suppress(OSError):  # not empty: it is kept
                 self.folder.rmdir()
-        atexit.unregister(self.release)
 
     def _is(self, file: IO[str]) -> bool:
         """Whether the open file is the one under this name."""
@@ -82,18 +91,44 @@ class FolderLock:
 
     def _refusal(self, file: IO[str]) -> str | None:
         locked = True
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return f"{self.folder} is in use by {_words(_owner(file))}: wait for its end, or choose another --output"
-        except OSError:
-            locked = False  # a file system without locks: only the owner's name tells
+        for attempt in range(
+            3
+        ):  # somebody who only looks, or an owner that is just being killed, has it for an instant
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):
+                if attempt == 2:
+                    owner = _words(_owner(file))
+                    return f"{self.folder} is in use by {owner}: wait for its end, or choose another --output"
+                time.sleep(0.05)
+            except OSError:
+                locked = False  # a file system without locks: only the owner's name tells
+                break
         owner = _owner(file)
         here = owner.get("host") == socket.gethostname()
         if not owner or (here and (locked or not _is_alive(owner["pid"]))):
             return None
         reason = "which may still run" if here else "which this machine cannot ask whether it still runs"
         return f"{self.folder} is locked by {_words(owner)}, {reason}: if it has ended, remove {self.path}"
+
+
+@atexit.register
+def _release_all() -> None:
+    for lock in list(_HELD.values()):
+        lock.release()
+
+
+def _disown() -> None:
+    """In a forked child: the lock is its parent's, and must end with it."""
+    for lock in _HELD.values():
+        if lock._file is not None:
+            lock._file.close()
+            lock._file = None
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 def _owner(file: IO[str]) -> dict[str, Any]:

@@ -49,19 +49,18 @@ def continues(run: Run, options: Options) -> bool:
 
 def look_at(run: Run, options: Options) -> Start:
     """The folder of `run` before a start with `options`; reads, and changes nothing."""
-    train = options.train
+    train, store = options.train, CheckpointStore(run.folder / "checkpoints")
+    if train.resume not in (None, "auto") and not Path(train.resume).is_dir():
+        there = ", ".join(map(str, store.all())) or "no checkpoints"
+        return Start((f"--resume {train.resume}: no such folder; there are {there}",))
     if occupied := run.lock.refusal() or run.refusal(overwrite=train.overwrite or continues(run, options)):
         return Start(notes=(f"a start would be refused: {occupied}",)) if train.dry_run else Start((occupied,))
     if not train.resume:
         return Start()
-    store = CheckpointStore(run.folder / "checkpoints")
     try:
         path = store.latest_valid()[0] if train.resume == "auto" else Path(train.resume)
         if path is None:
             return Start()
-        if not path.is_dir():
-            there = ", ".join(map(str, store.all())) or "no checkpoints"
-            return Start((f"--resume {path}: no such folder; there are {there}",))
         if train.resume != "auto" and (faults := damage(path)):
             return Start((f"{path} is not a complete checkpoint: {'; '.join(faults)}",))
         saved = read_values(path / "state.json")
