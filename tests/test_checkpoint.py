@@ -1,5 +1,6 @@
 """A checkpoint is complete or ignored, and what comes back is what went in, bit for bit."""
 
+import json
 import random
 from types import SimpleNamespace
 
@@ -64,6 +65,104 @@ def test_a_damaged_checkpoint_is_passed_over_and_refused(tmp_path, damage):
     assert len(passed_over) == 1 and passed_over[0].startswith("step_000002: ")
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         store.load(newer)
+
+
+def test_every_flipped_bit_and_every_changed_byte_of_a_manifest_is_noticed(tmp_path):
+    """finding 03: all 8 bits of every byte, and blanks that JSON would not mind; the older checkpoint is taken."""
+    store = CheckpointStore(tmp_path)
+    older, newer = store.save(small_state(1)), store.save(small_state(2, score=0.25))
+    path = newer / "complete.json"
+    content = path.read_bytes()
+    flips = [(place, content[place] ^ 1 << bit) for place in range(len(content)) for bit in range(8)]
+    blanks = [(place, new) for place, old in enumerate(content) if old in b" " for new in b"\t\n\r"]
+    for place, byte in flips + blanks:
+        path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
+        assert files.damage(newer), f"byte {place}: {content[place]} -> {byte}"
+        if place % 50 == 0:
+            assert store.latest_valid()[0] == older
+    for text in (content + b" ", content + b"\n", b" " + content, b"\xef\xbb\xbf" + content, content[:-1], content * 2):
+        path.write_bytes(text)
+        assert files.damage(newer)
+    path.write_bytes(content)
+    assert not files.damage(newer) and len(flips) > 4000 and blanks
+
+
+DIGEST = "0" * 64
+NOT_MANIFESTS = {
+    "empty": b"", "no files": b'{"files": {}}', "list": b"[]", "number": b"3", "null": b"null", "text": b'"files"',
+    "not utf-8": b"\xff\xfe{}", "deep": b"[" * 200_000, "deep object": b'{"files":' * 100_000, "digits": b"9" * 5000,
+    "infinite": b'{"format": 1e999, "files": {}}', "wrong types": b'{"format": 3, "files": [], "step": "x"}',
+    "format list": b'{"format": [3], "files": {}}', "digest only": b'{"sha256": "%s"}' % DIGEST.encode(),
+    "null digest": b'{"format": 3, "files": {}, "sha256": null}', "zeros": bytes(700), "html": b"<html></html>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NOT_MANIFESTS)
+def test_what_is_no_manifest_is_damage_and_no_traceback(tmp_path, what):
+    """finding 03"""
+    store = CheckpointStore(tmp_path)
+    older, newer = store.save(small_state(1)), store.save(small_state(2))
+    (newer / "complete.json").write_bytes(NOT_MANIFESTS[what])
+    path, passed_over = store.latest_valid()
+    assert path == older and passed_over[0].startswith("step_000002: ")
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        store.load(newer)
+    assert store.save(small_state(2, 0.5)) == newer and store.latest_valid()[0] == newer  # it can be written again
+
+
+def test_damage_of_any_file_and_any_place_is_noticed(tmp_path):
+    """finding 03: a flipped bit at places all over every file, a link to nowhere, a folder, a renamed checkpoint."""
+    store = CheckpointStore(tmp_path, keep_last=9)
+    older, newer = store.save(small_state(1)), store.save(small_state(2))
+    saved = {path: path.read_bytes() for path in newer.iterdir() if path.name != "complete.json"}
+    assert len(saved) == 5
+    for path, content in saved.items():
+        for place in range(0, len(content), 3):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+            assert [path.name in line for line in files.damage(newer)] == [True]
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
+        assert files.damage(newer) == [f"{path.name} is missing"]
+        path.unlink()
+        path.mkdir()
+        assert files.damage(newer) == [f"{path.name} is missing"]
+        path.rmdir()
+        path.write_bytes(content)
+    (newer / "notes.txt").write_text("a file more does no harm")
+    assert not files.damage(newer)
+    newer.rename(tmp_path / "step_000009")
+    path, passed_over = store.latest_valid()
+    assert path == older and passed_over == ["step_000009: it was saved as step_000002 and has been renamed"]
+    (tmp_path / "step_000009").rename(tmp_path / "my best")  # a copy under a name of one's own is fine
+    assert store.load(tmp_path / "my best").step == 2
+
+
+def test_a_checkpoint_of_an_earlier_format_is_named_as_such(tmp_path):
+    """finding 03: not as damage; auto passes it over with both numbers."""
+    store = CheckpointStore(tmp_path)
+    path = store.save(small_state(1))
+    about = json.loads((path / "complete.json").read_text())
+    del about["sha256"]
+    (path / "complete.json").write_text(json.dumps({**about, "format": 2}))
+    expected = "it has checkpoint format 2, this version reads 3"
+    assert store.latest_valid() == (None, [f"step_000001: {expected}"])
+    with pytest.raises(CheckpointError, match=expected):
+        store.load(path)
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path):
+    """finding 02: nor does one that is a link; what a link points to is never deleted."""
+    elsewhere = tmp_path / "elsewhere"
+    store = CheckpointStore(tmp_path / "run", keep_last=2, keep_best=True)
+    CheckpointStore(elsewhere).save(small_state(1))
+    store.save(small_state(2, score=0.5))
+    store.save(small_state(3))
+    (store.folder / "step_000003" / "complete.json").write_text('{"score": 9}')
+    (store.folder / "step_000001").symlink_to(elsewhere / "step_000001")
+    store.save(small_state(4))
+    assert [path.name for path in store.all()] == ["step_000002", "step_000004"]
+    assert not list(store.folder.glob(".trash-*"))
+    assert not files.damage(elsewhere / "step_000001")
 
 
 def test_newest_goes_by_step_then_update(tmp_path):
@@ -231,6 +330,19 @@ def test_weights_are_copies_and_frozen_ones_stay_out():
     assert sorted(weights) == ["0.weight", "2.bias", "2.weight"]
     model[2].bias.data.add_(1)
     assert not torch.equal(weights["2.bias"], model[2].bias)
+
+
+def test_a_rank_that_writes_nothing_holds_no_copies(monkeypatch):
+    """finding 06: it takes part in gathering every tensor, and keeps none of them."""
+    model = network()
+    optimizer = make_optimizer(model)
+    train(model, optimizer, 1)
+    tensors, about = state.optimizer_state(optimizer, model)
+    gathered = []
+    monkeypatch.setattr(state, "whole", lambda tensor: (gathered.append(tensor.shape), tensor)[1])
+    assert state.weights(model, keep=False) == {}
+    assert state.optimizer_state(optimizer, model, keep=False) == ({}, about)
+    assert gathered == [p.shape for p in model.parameters() if p.requires_grad] + [t.shape for t in tensors.values()]
 
 
 def test_wrappers_do_not_change_names():

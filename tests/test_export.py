@@ -29,6 +29,7 @@ from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
 from covo_rl.policy.trainable import make_trainable
 from covo_rl.run.questions import readable_prompts
+from covo_rl.train.checkpoint.manifest import write_manifest
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example
 
@@ -288,6 +289,19 @@ def test_a_trainers_checkpoint_opens_as_the_policy_it_was_saved_from(bases, tmp_
     save_file(weights, folder / "weights.safetensors")
     with pytest.raises(ExportError, match=r"missing \['audio_adapter"):
         open_policy(folder)
+
+
+def test_a_damaged_checkpoint_is_not_exported(bases, tmp_path):
+    """finding 03: one flipped bit of its weights would be verified against itself."""
+    run = run_folder(tmp_path, bases["covo_audio"])
+    folder = checkpoint(trained(bases["covo_audio"], MODES["lora"]), run, "step_000002")
+    write_manifest(folder, {"step": 2, "update": 0})
+    assert open_policy(run).folder == folder
+    file = folder / "weights.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ExportError, match=r"step_000002 is damaged: weights\.safetensors has changed.*an older"):
+        open_policy(run)
 
 
 def test_a_failed_check_leaves_nothing_behind(bases, tmp_path, monkeypatch):

@@ -288,6 +288,17 @@ def test_a_refused_resume_changes_nothing_and_loads_no_model(more, message, dry,
     assert everything(unfinished) == before
 
 
+@pytest.mark.parametrize("source", ["auto", "checkpoints/step_000001"])
+def test_a_damaged_checkpoint_is_noticed_before_a_model_is_loaded(source, unfinished, words, no_model):
+    """finding 08"""
+    weights = unfinished / "checkpoints" / "step_000001" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    before = everything(unfinished)
+    source = source if source == "auto" else unfinished / source
+    assert "weights.safetensors has" in recipe(*words, "--output", unfinished, "--resume", source)
+    assert everything(unfinished) == before
+
+
 def test_a_resume_with_other_rows_is_refused_before_anything_is_written(unfinished, words, questions, tmp_path):
     """finding 08: the same number of rows, so that only their content tells."""
     rows = json.loads(questions["train"].read_text())

@@ -36,6 +36,7 @@ from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.sharding import is_sharded, sharded_as, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.resolve import resolve_model
+from covo_rl.train.checkpoint.manifest import MANIFEST, damage
 from covo_rl.train.ranks import Ranks
 
 STEM = "adapter_model"
@@ -270,6 +271,8 @@ def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
     """
     folder = policy_folder(path)
     kind, run = policy_kind(folder), run_of(folder)
+    if kind == "checkpoint" and (folder / MANIFEST).is_file() and (problems := damage(folder)):
+        raise ExportError(f"{folder} is damaged: {'; '.join(problems)}; name an older checkpoint")
     record = read_record(folder / "state.json" if kind == "checkpoint" else (run or folder) / "config.yaml")
     options = record["config"] if kind == "checkpoint" else record
     name = base_model or options.get("model") or base_of(folder)

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "n
 BEGUN = ("config.yaml", "environment.json")
 FILES = (*BEGUN, "before.json", "result.json", "metrics.jsonl")
 FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", "model": "*", "exports": "step_*"}
+#: what makes room for another run, beside these files and the exports
+CLEARED = (
+    "checkpoints/step_[0-9]*", "checkpoints/.partial-step_*", "checkpoints/.trash-step_*", "rollouts/step_[0-9]*.jsonl",
+    "debug/step_[0-9]*", "abandoned/[0-9]*", "curves.png", "report.html",
+)  # fmt: skip
 
 
 def _git(*words: str) -> str | None:
@@ -123,13 +128,13 @@ class Run:
     def clear(self) -> None:
         """Delete what an earlier run wrote here, and nothing else."""
         exports = [path for path in self._exports() if path.is_dir()]
-        patterns = ("checkpoints/*step_*", "debug/step_*", "rollouts/step_*.jsonl", "curves.png", "report.html", *FILES)
-        paths = [path for pattern in patterns for path in self.folder.glob(pattern)]
+        paths = [path for pattern in (*CLEARED, *FILES) for path in self.folder.glob(pattern)]
         for path in [*paths, *(file for export in exports for file in export_files(export))]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for folder in [*exports, *(self.folder / name for name in ("rollouts", "checkpoints", "debug", "exports"))]:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for folder in {*exports, *(self.folder / Path(pattern).parent for pattern in CLEARED), self.folder / "exports"}:
+            if folder != self.folder:
+                with suppress(OSError):  # not empty, not there, or a link: it is left
+                    folder.rmdir()
 
     def sweep(self) -> None:
         """Delete what an export that was killed left half done."""

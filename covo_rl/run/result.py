@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from covo_rl.data.files import read_record
+from covo_rl.config import Options
+from covo_rl.data.files import plain, read_record
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.run.page import curves
+from covo_rl.train.checkpoint.identity import data_fingerprint
+from covo_rl.types import Example
+
+
+def before_settings(options: Options, rows: Sequence[Example]) -> Any:
+    """What the evaluation before training depends on, JSON-ready."""
+    rooms = (options.model, options.adapter, options.prompt, options.rollout, options.reward)
+    return plain([
+        data_fingerprint(rows), *map(asdict, rooms), options.train.seed, options.eval.eval_num_generations
+    ])  # fmt: skip
 
 
 def stored_before(run: Run, settings: Any) -> dict[str, Any] | None:

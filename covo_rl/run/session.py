@@ -17,7 +17,6 @@ from accelerate.utils import set_seed
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
 from covo_rl.data import DataError
-from covo_rl.data.files import plain
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.health import SelfCheckError, self_check
 from covo_rl.evaluate import evaluate
@@ -36,11 +35,11 @@ from covo_rl.resolve import resolve_model, reward_files
 from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.run import doctor, questions
-from covo_rl.run.result import evaluated, show_result, stored_before
+from covo_rl.run.result import before_settings, evaluated, show_result, stored_before
 from covo_rl.run.start import RunFinished, Start, look_at, own
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import CheckpointError
-from covo_rl.train.checkpoint.saver import Saver, data_fingerprint
+from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
@@ -86,6 +85,9 @@ class Session:
             gradient_checkpointing=options.train.gradient_checkpointing,
             keep_reference=bool(options.loss.beta),
         )
+        changes = self.start.changes(options, self.examples, self.policy) if self.ranks.main else []
+        if problems := self.ranks.from_main(changes):
+            raise ConfigError(problems)
         self.accepted = False
         self.train_seconds = 0.0
 
@@ -98,7 +100,7 @@ class Session:
             ConfigError: somebody else writes there, another run lies there, or --resume does not fit its checkpoint.
             RunFinished: --resume of a run that has nothing left to do.
         """
-        start = self.ranks.from_main(look_at(self.run, self.options) if self.ranks.main else None)
+        start = self.ranks.from_main(look_at(self.run, self.options, self.ranks.world) if self.ranks.main else None)
         self._print(*start.notes)
         if start.problems:
             raise ConfigError(start.problems)
@@ -119,8 +121,6 @@ class Session:
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
         self._print(*self.rows.notes, *notes, *more)
-        if problems := self.start.changed_data(self.examples):
-            raise ConfigError(problems)
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -209,11 +209,9 @@ class Session:
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what it wrote at first, if that is of these rows."""
         self.accept()
-        options = self.options
-        rooms = (options.model, options.adapter, options.prompt, options.rollout, options.reward)
-        seed, samples = options.train.seed, options.eval.eval_num_generations
-        settings = plain([data_fingerprint(self.held_out), *map(asdict, rooms), seed, samples])
-        stored = self.ranks.from_main(stored_before(self.run, settings) if options.train.resume else None)
+        settings = before_settings(self.options, self.held_out) if self.ranks.main else None
+        resumes = self.options.train.resume is not None
+        stored = self.ranks.from_main(stored_before(self.run, settings) if resumes and self.ranks.main else None)
         if stored is None:
             stored = self.evaluate()
             with self.run.going_on("a resume will evaluate before training again"):

@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from covo_rl.config import Options
+from torch import nn
+
+from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import plain
 from covo_rl.records.folder import Run, environment
+from covo_rl.rewards import RewardError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore
-from covo_rl.train.checkpoint.saver import data_fingerprint, differences
-from covo_rl.train.checkpoint.store import damage, read_values
+from covo_rl.train.checkpoint.identity import (
+    base_fingerprint,
+    check_changes,
+    data_fingerprint,
+    differences,
+    reward_fingerprint,
+)
+from covo_rl.train.checkpoint.manifest import damage
+from covo_rl.train.checkpoint.store import read_values
+from covo_rl.train.checkpoint.timeline import ASIDE, PLAN
 from covo_rl.types import Example
 
 
@@ -26,19 +37,21 @@ class RunFinished(SystemExit):
 
 @dataclass(frozen=True)
 class Start:
-    """What `look_at` saw: what stands in the way, what is worth saying, whether nothing is left to do, and the
-    fingerprint of the training rows in the checkpoint that is taken up (None: no checkpoint, or any rows will do)."""
+    """What `look_at` saw: what stands in the way, what is worth saying, whether nothing is left to do, and what the
+    checkpoint that is taken up says about its run (None without one)."""
 
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     finished: bool = False
-    data: Mapping[str, Any] | None = None
+    saved: Mapping[str, Any] | None = None
 
-    def changed_data(self, rows: Sequence[Example]) -> list[str]:
-        """What is wrong where other rows train than those of the checkpoint."""
-        if self.data is None:
+    def changes(self, options: Options, rows: Sequence[Example], policy: nn.Module) -> list[str]:
+        """What is wrong where other rows or another base model train than in the checkpoint, known once both are
+        loaded."""
+        if self.saved is None:
             return []
-        return _serious({"config": {}, "data": self.data}, {"config": {}, "data": data_fingerprint(rows)})
+        now = {"config": self.saved["config"], "data": data_fingerprint(rows), "base": base_fingerprint(policy)}
+        return _refused(self.saved, now, options)
 
 
 def continues(run: Run, options: Options) -> bool:
@@ -47,41 +60,46 @@ def continues(run: Run, options: Options) -> bool:
     return source == "auto" or bool(source and Path(source).resolve().is_relative_to(run.folder.resolve()))
 
 
-def look_at(run: Run, options: Options) -> Start:
-    """The folder of `run` before a start with `options`; reads, and changes nothing."""
+def look_at(run: Run, options: Options, world: int) -> Start:
+    """The folder of `run` before a start with `options` on `world` ranks; reads, and changes nothing."""
     train, store = options.train, CheckpointStore(run.folder / "checkpoints")
     if train.resume not in (None, "auto") and not Path(train.resume).is_dir():
         there = ", ".join(map(str, store.all())) or "no checkpoints"
         return Start((f"--resume {train.resume}: no such folder; there are {there}",))
     if occupied := run.lock.refusal() or run.refusal(overwrite=train.overwrite or continues(run, options)):
         return Start(notes=(f"a start would be refused: {occupied}",)) if train.dry_run else Start((occupied,))
-    if not train.resume:
+    interrupted = any((run.folder / ASIDE).glob(f"*/{PLAN}"))  # the checkpoints are in motion: resuming sorts them out
+    if not train.resume or interrupted:
         return Start()
     try:
-        path = store.latest_valid()[0] if train.resume == "auto" else Path(train.resume)
+        path, faults = store.latest_valid() if train.resume == "auto" else (Path(train.resume), [])
         if path is None:
-            return Start()
+            return Start((f"no checkpoint under {store.folder} is complete: {'; '.join(faults)}",) if faults else ())
         if train.resume != "auto" and (faults := damage(path)):
             return Start((f"{path} is not a complete checkpoint: {'; '.join(faults)}",))
-        saved = read_values(path / "state.json")
-    except CheckpointError as error:
-        return Start((str(error),))
-    if train.allow_changed_config:
-        problems = []
-    else:
-        problems = _serious(saved, {"config": plain(options.flat()), "data": saved["data"]})
-    if not problems and saved["trainer"]["step"] >= train.max_steps and (run.folder / "result.json").is_file():
+        about = store.about(path, world)
+        state, rewards = read_values(path / "state.json"), reward_fingerprint(options.reward.rewards)
+    except (CheckpointError, RewardError) as error:
+        return Start((f"--resume {train.resume}: {error}",))
+    saved = {name: state.get(name) for name in ("config", "data", "rewards", "base")} | {"update": about["update"]}
+    now = {"config": plain(options.flat()), "data": saved["data"], "rewards": rewards}
+    problems = _refused(saved, now, options)
+    here = train.resume == "auto" or path.resolve().parent == store.folder.resolve()
+    if not problems and here and about["step"] >= train.max_steps and (run.folder / "result.json").is_file():
         note = (f"{run.folder} holds this run, finished: nothing to do. `covo-rl eval` evaluates it on other rows, a "
                 "larger --max-steps with --allow_changed_config trains on")  # fmt: skip
         return Start(notes=(note,), finished=True)
-    return Start(tuple(problems), data=None if train.allow_changed_config else saved["data"])
+    return Start(tuple(problems), saved=saved)
 
 
-def _serious(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What `now` changes about the training, and what to do about it; both hold `config` and `data`."""
-    serious, _ = differences(saved, now)
-    advice = "the run differs from its checkpoint: undo that, choose another --output, or pass --allow_changed_config"
-    return [*serious, advice] if serious else []
+def _refused(saved: Mapping[str, Any], now: Mapping[str, Any], options: Options) -> list[str]:
+    """What `now` changes that a resume may not change."""
+    try:
+        allowed, mid_batch = options.train.allow_changed_config, bool(saved["update"])
+        check_changes(differences(saved, now)[0], allowed=allowed, mid_batch=mid_batch)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def own(run: Run, options: Options, files: Mapping[str, Path]) -> str | None:
@@ -97,7 +115,6 @@ def own(run: Run, options: Options, files: Mapping[str, Path]) -> str | None:
         run.sweep()
         if train.overwrite:
             run.clear()
-        (run.folder / "result.json").unlink(missing_ok=True)  # of a finished run that trains on
         run.write_json("environment.json", record)
         run.write_config(options.flat())
     except OSError as error:

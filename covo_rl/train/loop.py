@@ -93,7 +93,7 @@ class Trainer:
             self.batch = self.generate(clock)
         with clock("update"):
             self.update(self.batch, saver)
-        batch, update = self.batch, self.update_totals
+        batch, update = self.batch, {name: total / self.update_index for name, total in self.update_totals.items()}
         self.batch, self.update_index, self.update_totals = None, 0, {}
         self.engine.sync(self.learner.applied)  # from now on, sample with this policy
         self.step += 1
@@ -161,7 +161,7 @@ class Trainer:
     def update(self, batch: Batch, saver: Saver | None = None) -> None:
         """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-        `update_totals` sums up the means of their metrics.
+        `update_totals` sums up their metrics.
         """
         parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
         seed = hash_seed(self.options.train.seed, self.step, "order")
@@ -169,7 +169,7 @@ class Trainer:
         while self.update_index < updates:
             members = sorted(share(order, self.update_index % parts, parts))
             for name, value in self.learner.update(batch, members, self.step).items():
-                self.update_totals[name] = self.update_totals.get(name, 0.0) + value / updates
+                self.update_totals[name] = self.update_totals.get(name, 0.0) + value
             self.update_index += 1
             if saver and self.update_index < updates:
                 saver.after_update(self)
@@ -244,6 +244,7 @@ class Trainer:
             "update_totals": self.update_totals,
             "optimizer_steps": self.learner.applied,
             "guard": self.guard.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # float16 only
             "skipped_rows": self.skipped_rows,
             "sampler": self.sampler.state_dict(),
         }
@@ -255,5 +256,7 @@ class Trainer:
         self.learner.applied = state["optimizer_steps"]
         self.engine.sync(self.learner.applied)
         self.guard.load_state_dict(state["guard"])
+        if state["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped_rows = dict(state["skipped_rows"])
         self.sampler.load_state_dict(state["sampler"])

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from covo_rl.config import ConfigError
 
-def schedule_of(name: str, optimizer: Optimizer, *, warmup_steps: int, steps: int) -> Any:
+
+def schedule_of(name: str, optimizer: Optimizer, *, warmup_steps: int, steps: int) -> LambdaLR:
     """The schedule `name` over `steps` updates, warm-up n + 1 of w + 1 instead of n of w.
 
     transformers starts a warm-up at 0: generate, score, and move nothing. After the warm-up the rates are
     transformers' own.
+
+    Raises:
+        ConfigError: the schedule hangs on more than the number of updates.
     """
-    if not warmup_steps:
-        return get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=steps)
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup_steps + 1, num_training_steps=steps + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch expects an update before this: here its rate, 0, is left out
-        schedule.step()
-    return schedule
+    skip = int(warmup_steps > 0)
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup_steps + skip, num_training_steps=steps + skip)
+    if not isinstance(schedule, LambdaLR):
+        raise ConfigError([f"lr_scheduler_type {name}: it needs a measure of progress; choose linear, cosine, "
+                           "constant, constant_with_warmup, polynomial or inverse_sqrt"])  # fmt: skip
+    if not skip:
+        return schedule
+    factors = schedule.lr_lambdas
+    return LambdaLR(optimizer, [lambda updates, factor=factor: factor(updates + 1) for factor in factors])
+
+
+def place_schedule(schedule: LambdaLR, updates: int) -> None:
+    """Put it after `updates` updates, with the rates of this run's options."""
+    rates = [base * factor(updates) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    position = {"last_epoch": updates, "_step_count": updates + 1, "_last_lr": rates}
+    schedule.load_state_dict({**schedule.state_dict(), **position})
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -16,7 +16,8 @@ from covo_rl.config import ConfigError, Options
 from covo_rl.records.folder import Run
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, state
 from covo_rl.train.checkpoint import store as files
-from covo_rl.train.checkpoint.saver import FREE, ROUNDING, Saver, data_fingerprint, differences
+from covo_rl.train.checkpoint.identity import FREE, ROUNDING, data_fingerprint, differences
+from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example

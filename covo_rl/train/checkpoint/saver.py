@@ -5,8 +5,6 @@ A save happens between two optimiser updates: every n steps, every n minutes, wh
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,24 +17,21 @@ from covo_rl.data.files import plain
 from covo_rl.records.console import console
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import state
-from covo_rl.train.checkpoint.store import CheckpointError, CheckpointStore, TrainState, flush, read_values
+from covo_rl.train.checkpoint.identity import (
+    base_fingerprint,
+    check_changes,
+    data_fingerprint,
+    differences,
+    reward_fingerprint,
+)
+from covo_rl.train.checkpoint.manifest import CheckpointError, flush
+from covo_rl.train.checkpoint.store import CheckpointStore, TrainState, read_values
+from covo_rl.train.checkpoint.timeline import START, finish_moving, move_aside
 from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler
-from covo_rl.types import Example, Prompt
-
-#: options that change nothing about the training itself; data files are compared by content, not by path
-FREE = frozenset(
-    """
-    output resume checkpoint_every checkpoint_minutes keep_last keep_best export_checkpoints allow_changed_config
-    allow_overlap allow_outside_audio dry_run log_rollouts oom_retry check_rewards reward_timeout evaluate eval_every
-    eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_limit feature_memory_mb overwrite
-    """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
-)
-#: options that change only how the same gradient is computed: a resume is right, but not bit for bit
-ROUNDING = frozenset(
-    {"micro_batch_prompts", "micro_batch_rollouts", "gradient_checkpointing", "shared_decode", "attn_implementation"}
-)
+from covo_rl.train.schedule import place_schedule
+from covo_rl.types import Prompt
 
 
 class Resumable(Protocol):
@@ -73,6 +68,8 @@ class Saver:
         on_saved: Callable[[Path], object] | None = None,
     ) -> None:
         train = options.train
+        self.updates_per_step = train.num_iterations * train.steps_per_generation
+        self.rewards = options.reward.rewards
         self.config: Mapping[str, Any] = plain(options.flat())
         self.run_folder = Path(run_folder)
         self.metrics = self.run_folder / "metrics.jsonl"
@@ -82,6 +79,7 @@ class Saver:
         self.on_saved = on_saved
         self.ranks = Ranks.current()
         self.failures = 0
+        self._contents: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
     # -- when ----------------------------------------------------------------------------------------------------
@@ -121,69 +119,87 @@ class Saver:
 
     def _save(self, trainer: Resumable, score: float | None) -> Path:
         """Everything that `_restore` needs, as copies, on disk."""
-        optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy)
+        main = self.ranks.main  # alone writes, and so alone holds, the copies of weights and moments
+        optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy, keep=main)
         random, rank_tensors = state.random_state()
         rank: dict[str, Any] = {"random": random, "batch": None}
         if trainer.batch is not None and trainer.update_index:
             rank["batch"], batch_tensors = state.pack_batch(trainer.batch)
             rank_tensors |= batch_tensors
-        logged = self.ranks.main and self.metrics.is_file()
+        logged = main and self.metrics.is_file()
         if logged:
             flush(self.metrics)
         shared = {
             **self._identity(trainer),
             "trainer": trainer.state_dict(),
-            "schedule": trainer.schedule.state_dict(),
             "optimizer": optimizer,
             "metrics_bytes": self.metrics.stat().st_size if logged else 0,
         }
-        tensors = {"weights": state.weights(trainer.policy), "optimizer": optimizer_tensors}
+        tensors = {"weights": state.weights(trainer.policy, keep=main), "optimizer": optimizer_tensors}
         saved = TrainState(trainer.step, shared, tensors, rank, rank_tensors, trainer.update_index, score)
         path = self.store.save(saved, self.ranks)
         self._saved_at = time.monotonic()
         return path
 
     def _identity(self, trainer: Resumable) -> dict[str, Any]:
-        """What a resume must have in common with the checkpoint."""
-        return {"config": self.config, "data": data_fingerprint(trainer.sampler.examples)}
+        """What a resume must have in common with the checkpoint; every clip is read for it, once, by one rank."""
+        if self._contents is None:
+            contents = {}
+            if self.ranks.main:
+                contents["data"] = data_fingerprint(trainer.sampler.examples)
+                contents["rewards"] = reward_fingerprint(self.rewards)
+                contents["base"] = base_fingerprint(trainer.policy)
+            self._contents = self.ranks.from_main(contents)
+        return {"config": self.config, **self._contents}
 
     # -- back ----------------------------------------------------------------------------------------------------
 
     def resume(self, trainer: Resumable, source: str | None, *, allow_changed: bool = False) -> list[str]:
         """Take up at `auto` (the newest complete checkpoint, or the start if there is none) or at a folder.
 
-        Cuts metrics.jsonl and rollouts/ back to the checkpoint. Without `source`, starts a new run.
+        What is later moves to RUN/abandoned (see timeline.py), once all else has worked. Without `source`, or from
+        a checkpoint of another run folder, that is everything.
 
         Returns:
-            lines for the log: what was resumed, and where it cannot be exact.
+            lines for the log: what was resumed, what was moved, and where the resume cannot be exact.
 
         Raises:
-            ConfigError: configuration or data differ and `allow_changed` is off, or a new run would write over one.
-            CheckpointError: the checkpoint is damaged or does not fit the model.
+            ConfigError: configuration or data differ and `allow_changed` is off or no help, or a new run would write
+                over one.
+            CheckpointError: the checkpoint is damaged or does not fit the model, or `auto` finds damaged ones only.
         """
+        self._on_main(lambda: finish_moving(self.run_folder))
+        self._identity(trainer)
         if source is None:
             unfinished = self.ranks.from_main(self._unfinished() if self.ranks.main else None)
             if unfinished:
                 raise ConfigError([f"{self.run_folder} holds an unfinished run ({unfinished}): continue it with "
                                    "--resume auto, or choose another --output"])  # fmt: skip
-            if self.ranks.main:
-                self.store.remove(*self.store.all())
-            self._cut_logs(0, 0)
-            return []
+            return self._move_aside()
         notes: list[str] = []
         if source == "auto":
             path, passed_over = self.ranks.from_main(self.store.latest_valid() if self.ranks.main else None)
-            notes += [f"passed over {what}" for what in passed_over]
+            if path is None and passed_over:
+                raise CheckpointError(
+                    f"no checkpoint under {self.store.folder} is complete: {'; '.join(passed_over)}. Put a copy of "
+                    f"one back, or start over with another --output (or move {self.store.folder} away)"
+                )
             if path is None:
-                self._cut_logs(0, 0)
-                return [*notes, f"no checkpoint under {self.store.folder}: starting from the first step"]
+                start = f"no checkpoint under {self.store.folder}: starting from the first step"
+                return [start, *self._move_aside()]
+            notes += [f"passed over {what}" for what in passed_over]
         elif not (path := Path(source)).is_dir():
             raise CheckpointError(f"--resume {source}: no such folder; there are "
                                   f"{', '.join(str(p) for p in self.store.all()) or 'no checkpoints'}")  # fmt: skip
         saved = self.store.load(path, self.ranks)
-        notes += self._changes(saved.shared, trainer, allow_changed)
+        notes += self._changes(saved, trainer, allow_changed)
         self._restore(trainer, saved)
-        self._cut_logs(saved.step, saved.shared["metrics_bytes"])
+        if path.resolve().parent == self.store.folder.resolve():
+            moment = [saved.step, saved.update] if saved.update else [saved.step]
+            trains_on = saved.step < self.config["max_steps"]
+            notes += self._move_aside(moment, saved.shared["metrics_bytes"], trains_on)
+        else:
+            notes += self._move_aside()
         where = f", update {saved.update}" if saved.update else ""
         return [f"resumed from {path} (step {saved.step}{where})", *notes]
 
@@ -192,7 +208,8 @@ class Saver:
         tensors, shared = saved.tensors, saved.shared
         state.load_weights(trainer.policy, tensors["weights"])
         state.load_optimizer_state(trainer.optimizer, trainer.policy, tensors["optimizer"], shared["optimizer"])
-        trainer.schedule.load_state_dict(dict(shared["schedule"]))
+        done = saved.step * self.updates_per_step + min(saved.update, self.updates_per_step)
+        place_schedule(trainer.schedule, done)
         trainer.load_state_dict(shared["trainer"])
         if saved.rank:
             state.load_random_state(saved.rank["random"], saved.rank_tensors)
@@ -205,61 +222,25 @@ class Saver:
         saved = read_values(path / "state.json") if path else None
         return path.name if path and saved and saved["trainer"]["step"] < saved["config"]["max_steps"] else None
 
-    def _changes(self, shared: Mapping[str, Any], trainer: Resumable, allow_changed: bool) -> list[str]:
+    def _changes(self, saved: TrainState, trainer: Resumable, allow_changed: bool) -> list[str]:
         """Lines for the log about what differs from the checkpoint; raises ConfigError unless that is allowed."""
-        serious, rounding = differences(shared, self._identity(trainer))
-        if serious and not allow_changed:
-            raise ConfigError([*serious, "the run differs from its checkpoint: undo that, choose another --output, "
-                                         "or pass --allow_changed_config"])  # fmt: skip
+        serious, rounding = differences(saved.shared, self._identity(trainer))
+        check_changes(serious, allowed=allow_changed, mid_batch=bool(saved.update))
         notes = [f"changed: {line}" for line in serious]
         notes += [f"changed, same gradient up to rounding: {line}" for line in rounding]
-        if shared["world"] != self.ranks.world:
+        if saved.shared["world"] != self.ranks.world:
             notes.append(
-                f"saved by {shared['world']} ranks, now {self.ranks.world}: data order, weights and optimiser go on "
-                "exactly; sums over ranks round differently and dropout draws other numbers"
+                f"saved by {saved.shared['world']} ranks, now {self.ranks.world}: data order, weights and optimiser go "
+                "on exactly; sums over ranks round differently and dropout draws other numbers"
             )
         return notes
 
-    def _cut_logs(self, step: int, metrics_bytes: int) -> None:
-        """Nothing after the checkpoint may stay in the logs, or it would appear twice."""
-        if not self.ranks.main:
-            return
-        if self.metrics.is_file():
-            size = self.metrics.stat().st_size
-            if size < metrics_bytes:
-                raise CheckpointError(
-                    f"{self.metrics} has {size} bytes, but had {metrics_bytes} when the checkpoint was saved: it was "
-                    "edited or replaced; put it back or choose another --output"
-                )
-            os.truncate(self.metrics, metrics_bytes)
-        for path in (self.run_folder / "rollouts").glob("step_*.jsonl"):
-            number = path.stem.removeprefix("step_")
-            if number.isdigit() and int(number) > step:
-                path.unlink()
+    def _move_aside(self, moment: Sequence[int] = START, metrics_bytes: int = 0, trains_on: bool = True) -> list[str]:
+        """Nothing after the checkpoint may stay, or it would appear twice, or be taken for this run's."""
+        return self._on_main(lambda: move_aside(self.run_folder, moment, metrics_bytes, trains_on=trains_on)) or []
 
-
-def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
-    """Number of rows and a sha256 over ids, questions, choices, answers and clip names, in order."""
-    digest = hashlib.sha256()
-    for row in examples:
-        names = [clip.name.rsplit("/", 1)[-1] for clip in row.clips]
-        digest.update(repr((row.id, row.question, row.choices, row.answer, names)).encode())
-    return {"rows": len(examples), "sha256": digest.hexdigest()}
-
-
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """`config` and `data` of a checkpoint against the run's: (changes that alter the training, only its rounding).
-
-    One readable line each.
-    """
-    serious, rounding = [], []
-    for name in sorted({*saved["config"], *now["config"]} - FREE):
-        before, after = saved["config"].get(name), now["config"].get(name)
-        if before != after:
-            (rounding if name in ROUNDING else serious).append(f"{name}: {before!r} in the checkpoint, {after!r} now")
-    before, after = saved["data"], now["data"]
-    if before["rows"] != after["rows"]:
-        serious.append(f"training data: {before['rows']} rows in the checkpoint, {after['rows']} now")
-    elif before != after:
-        serious.append("training data: as many rows as in the checkpoint, but their content or order has changed")
-    return serious, rounding
+    def _on_main(self, action: Callable[[], Any]) -> Any:
+        """`action` of the main rank alone; what it returned there, and on every rank the CheckpointError it raised."""
+        results = []
+        self.ranks.together(lambda: self.ranks.main and results.append(action()), CheckpointError)
+        return results[0] if results else None

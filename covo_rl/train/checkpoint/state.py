@@ -21,7 +21,7 @@ from covo_rl.algo.advantage import Advantages
 from covo_rl.data.files import plain
 from covo_rl.policy.sharding import sharded_as, whole
 from covo_rl.train.batch import Batch
-from covo_rl.train.checkpoint.store import CheckpointError
+from covo_rl.train.checkpoint.manifest import CheckpointError
 from covo_rl.types import Group, Prompt, RewardTable, Rollout
 
 #: what DDP, torch.compile and checkpoint wrappers put into a parameter's name
@@ -33,9 +33,9 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {WRAPPERS.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the trained parameters, whole and on the CPU."""
-    return {name: _copy(parameter) for name, parameter in trained_parameters(model).items()}
+def weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
+    """Copies of the trained parameters, whole and on the CPU; without `keep`, nothing but this rank's part in that."""
+    return _copies(trained_parameters(model).items(), keep)
 
 
 def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
@@ -50,26 +50,28 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
             parameter.copy_(sharded_as(parameter, saved[name]))
 
 
-def optimizer_state(optimizer: Any, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors keyed `parameter/entry`, and JSON: parameter names and options of each group."""
+def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors keyed `parameter/entry` (none without `keep`), and the parameter names of each group, JSON-ready.
+
+    Rates, betas and the like are options of the run, not state: a changed one is in force after a resume.
+    """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps torch's
-    groups, packed = _names_by_group(inner, model), inner.state_dict()
+    groups = _names_by_group(inner, model)
     names = list(chain(*groups))
-    tensors = {
-        f"{names[index]}/{entry}": _copy(value)
-        for index, entries in packed["state"].items()
+    tensors = (
+        (f"{names[index]}/{entry}", value)
+        for index, entries in inner.state_dict()["state"].items()
         for entry, value in entries.items()
-    }
-    options = [{k: v for k, v in group.items() if k != "params"} for group in packed["param_groups"]]
-    return tensors, {"groups": [{"names": n, "options": plain(o)} for n, o in zip(groups, options, strict=True)]}
+    )
+    return _copies(tensors, keep), {"groups": groups}
 
 
 def load_optimizer_state(
     optimizer: Any, model: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
-    """Inverse of `optimizer_state`, for the same parameters in the same groups."""
+    """Inverse of `optimizer_state`, for the same parameters in the same groups, whose options stay as they are."""
     inner, parameters = getattr(optimizer, "optimizer", optimizer), trained_parameters(model)
-    ours, theirs = _names_by_group(inner, model), [group["names"] for group in about["groups"]]
+    ours, theirs = _names_by_group(inner, model), about["groups"]
     if ours != theirs:
         _match(chain(*ours), chain(*theirs), "optimiser parameters")
         raise CheckpointError("the optimiser's parameter groups differ from those of the checkpoint")
@@ -78,10 +80,7 @@ def load_optimizer_state(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         state[index[name]][entry] = sharded_as(parameters[name], value)
-    groups = inner.state_dict()["param_groups"]
-    for group, saved in zip(groups, about["groups"], strict=True):
-        group |= {k: tuple(v) if isinstance(v, list) else v for k, v in saved["options"].items()}
-    inner.load_state_dict({"state": dict(state), "param_groups": groups})
+    inner.load_state_dict({"state": dict(state), "param_groups": inner.state_dict()["param_groups"]})
 
 
 def _names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
@@ -89,8 +88,14 @@ def _names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[
     return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def _copy(value: Tensor) -> Tensor:
-    return whole(value.detach()).to("cpu", copy=True)
+def _copies(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Whole, on the CPU; gathered one at a time, so that a rank which keeps none never holds more than one."""
+    copies = {}
+    for name, value in tensors:
+        gathered = whole(value.detach())
+        if keep:
+            copies[name] = gathered.to("cpu", copy=True)
+    return copies
 
 
 def _match(ours: Iterable[str], theirs: Iterable[str], what: str) -> None:

@@ -7,48 +7,28 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from covo_rl.data.files import file_sha256, write_atomically
+from covo_rl.data.files import write_atomically
+from covo_rl.train.checkpoint.manifest import (
+    NAME,
+    CheckpointError,
+    damage,
+    explained,
+    flush,
+    moment_name,
+    moment_of,
+    read_manifest,
+    write_manifest,
+)
 from covo_rl.train.ranks import Ranks
-
-FORMAT = 2
-NAME = re.compile(r"step_\d{6,}(\.\d{3,})?")
-MANIFEST = "complete.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which and what to do."""
-
-
-@contextmanager
-def explained(what: str, path: Path) -> Iterator[None]:
-    """Turn a failed write or read into a CheckpointError that names the file and the free space."""
-    try:
-        yield
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        folder = next(p for p in [path, *path.parents, Path(".")] if p.is_dir())
-        free = f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free"
-        raise CheckpointError(f"cannot {what} {path}: {error} ({free})") from error
-
-
-def flush(path: Path) -> None:
-    """fsync a file or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_values(path: Path, values: Mapping[str, Any]) -> None:
@@ -74,33 +54,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """List every file of `folder` with size and sha256, and flush the folder."""
-    entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(folder.iterdir())}
-    write_values(folder / MANIFEST, {**about, "files": entries})
-    flush(folder)
-
-
-def damage(folder: Path) -> list[str]:
-    """Why `folder` is not a complete checkpoint; empty when every file is there and unchanged."""
-    if not (folder / MANIFEST).is_file():
-        return [f"no {MANIFEST}: writing it was interrupted"]
-    try:
-        entries = read_values(folder / MANIFEST)["files"]
-    except (CheckpointError, KeyError) as error:
-        return [f"{MANIFEST} cannot be read: {error}"]
-    problems = []
-    for name, expected in entries.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}")
-        elif file_sha256(path) != expected["sha256"]:
-            problems.append(f"{name} has changed: its sha256 differs")
-    return problems
-
-
 @dataclass(frozen=True)
 class TrainState:
     """A run between two optimiser updates.
@@ -120,7 +73,7 @@ class TrainState:
 
     @property
     def name(self) -> str:
-        return f"step_{self.step:06d}" + (f".{self.update:03d}" if self.update else "")
+        return moment_name(self.step, self.update)
 
 
 class CheckpointStore:
@@ -134,7 +87,7 @@ class CheckpointStore:
     def all(self) -> list[Path]:
         """Checkpoint folders, oldest first, complete or not."""
         folders = [path for path in self.folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(folders, key=lambda path: [int(digits) for digits in re.findall(r"\d+", path.name)])
+        return sorted(folders, key=moment_of)
 
     def latest_valid(self) -> tuple[Path | None, list[str]]:
         """The newest complete checkpoint, and what was wrong with newer ones."""
@@ -159,7 +112,7 @@ class CheckpointStore:
 
         def begin() -> None:
             for left_behind in [*self.folder.glob(".partial-*"), *self.folder.glob(".trash-*")]:
-                shutil.rmtree(left_behind, ignore_errors=True)
+                delete(left_behind)
             with explained("create", partial):
                 partial.mkdir(parents=True)
 
@@ -172,8 +125,8 @@ class CheckpointStore:
             for name, tensors in state.tensors.items():
                 write_tensors(partial / f"{name}.safetensors", tensors)
             write_values(partial / "state.json", state.shared)
-            about = {"format": FORMAT, "step": state.step, "update": state.update, "score": state.score,
-                     "world": ranks.world, "tensors": sorted(state.tensors)}  # fmt: skip
+            about = {"step": state.step, "update": state.update, "score": state.score, "world": ranks.world,
+                     "tensors": sorted(state.tensors)}  # fmt: skip
             with explained("write", partial):
                 write_manifest(partial, about)
                 if target.is_dir():
@@ -190,8 +143,7 @@ class CheckpointStore:
             names = [path.name for path in self.all()]
             older = f"{names[-1]} is still there" if names else "There is no earlier checkpoint"
             raise CheckpointError(f"checkpoint {state.name} was not saved: {error}. {older}") from error
-        if ranks.main:
-            self._thin_out()
+        ranks.together(self._thin_out if ranks.main else lambda: None, CheckpointError)
         return target
 
     def load(self, path: str | Path, ranks: Ranks | None = None) -> TrainState:
@@ -204,47 +156,64 @@ class CheckpointStore:
         """
         ranks, path = ranks or Ranks.current(), Path(path)
         if problems := ranks.from_main(damage(path) if ranks.main else None):
-            raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(problems)}")
-        about = read_values(path / MANIFEST)
-        if about["format"] != FORMAT:
-            raise CheckpointError(f"{path} has checkpoint format {about['format']}, this version reads {FORMAT}")
-        if about["update"] and about["world"] != ranks.world:
+            others = ", ".join(p.name for p in self.all() if p != path) or "there is no other"
+            raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(problems)} (beside it: {others})")
+        about = self.about(path, ranks.world)
+        states: list[TrainState] = []
+        ranks.together(lambda: states.append(_read(path, about, ranks.rank)), CheckpointError)
+        return states[0]
+
+    def about(self, path: Path, world: int) -> dict[str, Any]:
+        """The manifest of a checkpoint that `world` ranks can take up; CheckpointError where they cannot."""
+        about = read_manifest(path)
+        if about["update"] and about["world"] != world:
             raise CheckpointError(
                 f"{path.name} was saved in the middle of a generated batch by {about['world']} ranks, and only as many "
-                f"can go on with it, not {ranks.world}. Name a checkpoint without a dot: "
+                f"can go on with it, not {world}. Name a checkpoint without a dot: "
                 f"{', '.join(p.name for p in self.all() if '.' not in p.name) or 'there is none'}"
             )
-        stem = path / f"rank_{ranks.rank:05d}"
-        mine = ranks.rank < about["world"]
-        return TrainState(
-            step=about["step"],
-            update=about["update"],
-            score=about["score"],
-            shared={**read_values(path / "state.json"), "world": about["world"]},
-            tensors={name: read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
-            rank=read_values(stem.with_suffix(".json")) if mine else {},
-            rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
-        )
+        return about
 
     def remove(self, *paths: Path) -> None:
         """Rename, then delete: a half-deleted folder must not look like a checkpoint."""
         for path in paths:
             trash = path.with_name(f".trash-{path.name}")
-            shutil.rmtree(trash, ignore_errors=True)
+            delete(trash)
             os.replace(path, trash)
-            shutil.rmtree(trash, ignore_errors=True)
+            delete(trash)
 
     def _thin_out(self) -> None:
-        every = self.all()
-        keep = set(every[-self.keep_last :])
+        """Those whose manifest is damaged do not count as kept."""
+        every, scores = self.all(), {}
+        for path in every:
+            try:
+                scores[path] = read_manifest(path)["score"]
+            except CheckpointError:
+                continue
+        keep = set(list(scores)[-self.keep_last :])
         if self.keep_best:
-            scored = [(score, path.name, path) for path in every if (score := _score(path)) is not None]
+            scored = [(score, moment_of(path), path) for path, score in scores.items() if score is not None]
             keep |= {path for _, _, path in sorted(scored)[-1:]}
-        self.remove(*(set(every) - keep))
+        with explained("thin out", self.folder):
+            self.remove(*(set(every) - keep))
 
 
-def _score(path: Path) -> float | None:
-    try:
-        return read_values(path / MANIFEST)["score"]
-    except CheckpointError:
-        return None  # incomplete, so never the best one
+def _read(path: Path, about: Mapping[str, Any], rank: int) -> TrainState:
+    stem = path / f"rank_{rank:05d}"
+    mine = rank < about["world"]
+    return TrainState(
+        step=about["step"],
+        update=about["update"],
+        score=about["score"],
+        shared={**read_values(path / "state.json"), "world": about["world"]},
+        tensors={name: read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
+        rank=read_values(stem.with_suffix(".json")) if mine else {},
+        rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
+    )
+
+
+def delete(path: Path) -> None:
+    """A folder with all in it, or a link without what it points to."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""What a resumed run must have in common with its checkpoint: options, rows with all they hold, rewards, base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from covo_rl.audio import AudioError, content_key
+from covo_rl.config import ConfigError
+from covo_rl.data.files import file_sha256, plain
+from covo_rl.policy.sharding import is_sharded
+from covo_rl.rewards import components
+from covo_rl.types import Clip, Example
+
+#: options that change nothing about the training itself; data files are compared by content, not by path
+FREE = frozenset(
+    """
+    output resume checkpoint_every checkpoint_minutes keep_last keep_best export_checkpoints allow_changed_config
+    allow_overlap allow_outside_audio dry_run log_rollouts oom_retry check_rewards reward_timeout evaluate eval_every
+    eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_limit feature_memory_mb overwrite
+    """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
+)
+#: options that change only how the same gradient is computed: a resume is right, but not bit for bit
+ROUNDING = frozenset(
+    {"micro_batch_prompts", "micro_batch_rollouts", "gradient_checkpointing", "shared_decode", "attn_implementation"}
+)
+#: options of the update alone: they can change in the middle of a generated batch, whose rollouts do not depend on them
+UPDATE = frozenset(
+    """
+    learning_rate part_learning_rates lr_scheduler_type warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm
+    max_steps num_iterations
+    """.split()  # noqa: SIM905
+)
+#: what only the start of a run brings into force, so that a changed value would be announced and do nothing
+BEGINNING = {
+    r"seed:": "the order of the rows hangs on it",
+    r"adapter:": "its weights were the start, the checkpoint's go on",
+    r"training data: \d": "the position in an epoch has no meaning in another number of rows",
+}
+
+
+def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
+    """Number of rows and a sha256 each over their text, their clips' content and each of their columns, in order."""
+    digests: dict[str, Any] = defaultdict(hashlib.sha256)
+    names = {f"column {name}" for row in examples for name in row.columns}
+    for row in examples:
+        columns = {f"column {name}": value for name, value in row.columns.items()}
+        parts = {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c) for c in row.clips]}
+        for name in {*parts, *names}:
+            value = (parts | columns).get(name)
+            digests[name].update(json.dumps(plain(value), sort_keys=True).encode() + b"\n")
+    return {"rows": len(examples), "sha256": {name: digests[name].hexdigest() for name in sorted(digests)}}
+
+
+def _sound(clip: Clip) -> list[str]:
+    """Name without folder, and content; a clip that cannot be read is skipped and counted by the training."""
+    try:
+        return [clip.name.rsplit("/", 1)[-1], content_key(clip)]
+    except AudioError:
+        return [clip.name.rsplit("/", 1)[-1], "cannot be read"]
+
+
+def reward_fingerprint(rewards: Any) -> dict[str, str]:
+    """sha256 of the file of each reward that is given by name and written in Python."""
+    named = [term for term in components(rewards) if term.reward.source.place != "object"]
+    codes = {term.name: getattr(term.reward.target, "__code__", None) for term in named}
+    return {
+        name: file_sha256(code.co_filename) for name, code in codes.items() if code and Path(code.co_filename).is_file()
+    }
+
+
+def base_fingerprint(model: nn.Module) -> str | None:
+    """sha256 over the sums of the frozen parameters' bits, which no order of summing changes; None where sharded."""
+    if is_sharded(model):
+        return None
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+            bits = parameter.detach().contiguous().view(integers).sum(dtype=torch.int64)
+            digest.update(f"{name} {tuple(parameter.shape)} {int(bits)}\n".encode())
+    return digest.hexdigest()
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """`config`, `data`, `rewards` and `base` of a checkpoint against the run's.
+
+    Returns:
+        (changes that alter the training, changes of its rounding only), one readable line each.
+    """
+    serious, rounding = [], []
+    for name in sorted({*saved["config"], *now["config"]} - FREE):
+        before, after = saved["config"].get(name), now["config"].get(name)
+        if before != after:
+            (rounding if name in ROUNDING else serious).append(f"{name}: {before!r} in the checkpoint, {after!r} now")
+    before, after = saved["data"], now["data"]
+    if before["rows"] != after["rows"]:
+        serious.append(f"training data: {before['rows']} rows in the checkpoint, {after['rows']} now")
+    elif parts := _changed(before["sha256"], after["sha256"]):
+        what = "as many rows as in the checkpoint, but their content or order has changed"
+        serious.append(f"training data: {what} ({parts})")
+    if "rewards" in now and (names := _changed(saved["rewards"], now["rewards"])):
+        serious.append(f"rewards: the file has changed ({names})")
+    if None not in (bases := [side.get("base") for side in (saved, now)]) and bases[0] != bases[1]:
+        serious.append("base model: its frozen weights are others than in the checkpoint's run")
+    return serious, rounding
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    return ", ".join(name for name in sorted({*before, *after}) if before.get(name) != after.get(name))
+
+
+def check_changes(serious: Sequence[str], *, allowed: bool, mid_batch: bool) -> None:
+    """Raise ConfigError unless every change is allowed and will be in force."""
+    problems = [f"{line}: {why}" for line in serious for start, why in BEGINNING.items() if re.match(start, line)]
+    if problems:
+        raise ConfigError([*problems, "a resumed run cannot change that: undo it, or choose another --output"])
+    if serious and not allowed:
+        raise ConfigError([*serious, "the run differs from its checkpoint: undo that, choose another --output, "
+                                     "or pass --allow_changed_config"])  # fmt: skip
+    if mid_batch and (late := [line for line in serious if line.partition(":")[0] not in UPDATE]):
+        raise ConfigError([*late, "the checkpoint was saved in the middle of a generated batch, for which that comes "
+                                  "too late: name a checkpoint without a dot with --resume PATH"])  # fmt: skip
