@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -442,6 +443,20 @@ def test_merging_a_model_made_in_memory_copies_nothing_of_the_current_folder(tmp
     write_merged(family_class("covo_audio")(model, processor), out)
     assert not (out / "photos").exists()
     assert "mine" not in load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_at_the_export_is_a_message_on_every_rank(error, bases, tmp_path, monkeypatch):
+    """finding 11"""
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("covo_rl.export.exporting.save_policy", full)
+    modes, clips = trained(bases["covo_audio"], MODES["lora"]), ClipStore()
+    with pytest.raises(ExportError, match="No space left on device"):
+        export_run_adapter(modes, tmp_path, synthetic_prompts(modes.family, clips), clips)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

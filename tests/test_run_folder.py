@@ -147,7 +147,9 @@ def test_without_locks_in_the_file_system_the_pid_decides(tmp_path, monkeypatch)
 def test_a_folder_that_cannot_be_made_is_a_refusal(tmp_path):
     """finding 07"""
     (tmp_path / "file").write_text("")
-    assert "cannot be locked" in FolderLock(tmp_path / "file" / "run").hold()
+    lock = FolderLock(tmp_path / "file" / "run")
+    assert "cannot be locked" in lock.hold()
+    assert f"{tmp_path / 'file'} is no folder that you may write to" in lock.refusal()
 
 
 # -- acceptance --------------------------------------------------------------------------------------------------
@@ -277,6 +279,7 @@ def test_a_dry_run_writes_nothing(run, words, tmp_path, capsys):
         (["--resume", "auto", "--learning-rate", "0.5"], "learning_rate: 0.001 in the checkpoint, 0.5 now"),
         (["--resume", "auto", "--limit", "3"], "limit: 4 in the checkpoint, 3 now"),
         (["--resume", "nowhere"], "no such folder"),
+        (["--resume", "auto", "--max-completion-length", "16", "--seed", "9"], "seed: 42 in the checkpoint, 9 now"),
         (["--resume", "auto", "--overwrite"], "choose one"),
     ],
 )
@@ -285,6 +288,14 @@ def test_a_refused_resume_changes_nothing_and_loads_no_model(more, message, dry,
     """finding 08"""
     before = everything(unfinished)
     assert message in recipe(*words, "--output", unfinished, *more, *dry)
+    assert everything(unfinished) == before
+
+
+def test_metrics_that_were_replaced_are_noticed_before_a_model_is_loaded(unfinished, words, no_model):
+    """finding 08"""
+    (unfinished / "metrics.jsonl").write_text("")
+    before = everything(unfinished)
+    assert "metrics.jsonl has 0 bytes, but had" in recipe(*words, "--output", unfinished, "--resume", "auto")
     assert everything(unfinished) == before
 
 
@@ -308,6 +319,21 @@ def test_a_resume_with_other_rows_is_refused_before_anything_is_written(unfinish
     more = ["--data", shuffled, "--audio-dir", questions["train"].parent, "--resume", "auto"]
     assert "content or order has changed" in recipe(*words, "--output", unfinished, *more)
     assert everything(unfinished) == before
+
+
+def test_broken_rows_are_reported_before_a_model_is_loaded_and_leave_no_folder(words, questions, tmp_path, no_model):
+    """finding 08"""
+    rows = json.loads(questions["train"].read_text())[:4]
+    rows[1]["audio_id"] = "broken.wav"
+    for row in (rows[0], *rows[2:]):
+        row["audio_id"] = str(questions["train"].parent / row["audio_id"])
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    more = ["--data", tmp_path / "rows.json", "--audio-dir", tmp_path, "--allow-outside-audio", "true"]
+    more += ["--eval-audio-dir", questions["test"].parent]
+    message = recipe(*words, *more, "--output", tmp_path / "run")
+    assert rows[1]["id"] in message and "broken.wav" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_elsewhere_does_not_open_a_folder(run, unfinished, words, tmp_path, no_model):

@@ -27,7 +27,7 @@ def export_command(
     if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
     from covo_rl.export.adapter import hub_name, open_policy
-    from covo_rl.export.exporting import check_target, export_policy
+    from covo_rl.export.exporting import NOT_WRITTEN, check_target, export_policy
 
     try:
         if adapter == merged:
@@ -47,7 +47,7 @@ def export_command(
                 f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
                 f"  update kept            {result.update_kept:.3f}"
             )
-    except (ExportError, FileNotFoundError, ValueError) as error:
+    except (*NOT_WRITTEN, ValueError) as error:
         typer.echo(f"covo-rl export: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import jinja2
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from covo_rl import __version__
 from covo_rl.audio import ClipStore
@@ -31,6 +33,8 @@ from covo_rl.train.ranks import Ranks
 from covo_rl.types import Prompt
 
 CARD = "model_card.md.jinja"
+#: a failed check, a full disk, a checking process that hangs
+NOT_WRITTEN = (ExportError, OSError, SafetensorError, subprocess.TimeoutExpired)
 AUDIO_CHECKS = {"after_silent_audio": "silence", "after_swapped_audio": "another row's audio"}
 
 
@@ -131,22 +135,24 @@ def export_run_adapter(
     run, kind = Path(run_folder), "merged" if modes.peft_model is None else "adapter"
     target = Path(folder) if folder else run / ("model" if modes.peft_model is None else "adapter")
     gathered, failure, ranks = None, None, Ranks.current()
-    if is_sharded(modes.family.model):
-        gathered = save_policy(modes, run / "gathered_policy", base=base_model)
-    if ranks.main:
+    try:
+        if is_sharded(modes.family.model):
+            gathered = save_policy(modes, run / "gathered_policy", base=base_model)
+    except NOT_WRITTEN as error:  # on rank 0, which alone writes
+        failure = str(error)
+    if ranks.main and not failure:
         try:
             with torch.random.fork_rng(devices=[]):
                 if gathered is not None:  # in one piece, on the base it was trained on
                     modes = open_policy(gathered, base_model=base_reference(modes)).modes
                 export_policy(modes, target, kind=kind, prompts=prompts, clips=clips, run_folder=run,
                               base_model=base_model, replace=True, wording=wording)  # fmt: skip
-        except (ExportError, OSError) as error:
+        except NOT_WRITTEN as error:
             failure = str(error)
             if policy_kind(target):  # an earlier run's export is not this policy
                 shutil.rmtree(target, ignore_errors=True)
         finally:
-            if gathered is not None:
-                shutil.rmtree(gathered)
+            shutil.rmtree(run / "gathered_policy", ignore_errors=True)
     failure = ranks.from_main(failure)
     if failure:
         raise ExportError(failure)

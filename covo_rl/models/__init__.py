@@ -30,13 +30,20 @@ def family_class(model_type: str) -> type[AudioFamily]:
     return getattr(import_module(module), name)
 
 
-def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
-    """Load model and processor from a local folder or hub name, by the `model_type` of its `config.json`.
+def family_at(path: str) -> type[AudioFamily]:
+    """The family of a local folder or hub name, by the `model_type` of its `config.json`; no weights are read.
 
-    `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
     Raises ValueError for a model type without a family, OSError where there is no checkpoint.
     """
     from transformers import PreTrainedConfig
 
     raw, _ = PreTrainedConfig.get_config_dict(path)
-    return family_class(raw.get("model_type", "")).load(path, dtype=dtype, **options)
+    return family_class(raw.get("model_type", ""))
+
+
+def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
+    """Load model and processor of `family_at(path)`.
+
+    `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
+    """
+    return family_at(path).load(path, dtype=dtype, **options)

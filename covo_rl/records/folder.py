@@ -163,6 +163,11 @@ class Run:
         """Append one step to metrics.jsonl, and those before it that a full disk refused."""
         if self.active:
             self._unwritten.append(json.dumps(plain(row), ensure_ascii=False) + "\n")
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write the steps that wait for room."""
+        if self._unwritten:
             with self.going_on(f"{len(self._unwritten)} step(s) of metrics.jsonl wait for room"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 append_lines(self.metrics_path, self._unwritten)

@@ -36,6 +36,9 @@ class FolderLock:
         """Why the folder cannot be had now, or None; changes nothing."""
         if self.path.resolve() in _HELD:
             return None
+        there = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            return f"{self.folder} cannot be written: {there} is no folder that you may write to"
         try:
             with open(self.path, "r+", encoding="utf-8") as file:
                 return self._refusal(file)

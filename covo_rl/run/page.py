@@ -46,7 +46,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) 
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
             values = [_plotted(row.get(key)) for row in metrics]
-            axis.plot([_plotted(step) for step in steps], values, label=key.removeprefix("reward_"))
+            axis.plot([_plotted(step) for step in steps], values, label=key.removeprefix("reward_").replace("$", r"\$"))
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if len(keys) > 1:
@@ -84,7 +84,7 @@ def report_page(folder: str | Path, limit: int = 40) -> str:
             picture = base64.b64encode(stream.getvalue()).decode()
         except ImportError as error:
             notes.append(str(error))
-    if files := sorted((folder / "rollouts").glob("step_*.jsonl")):
+    if files := sorted((folder / "rollouts").glob("step_*.jsonl"), key=lambda path: (len(path.name), path.name)):
         columns = ("id", "completion", "answer", "reward_total", "advantage")
         rollouts, more = whole_lines(files[-1])
         rows = [[row.get(name, "-") for name in columns] for row in rollouts[:limit]]
@@ -113,5 +113,8 @@ def report_command(run: str = typer.Argument(..., help="run folder"), output: st
         raise typer.BadParameter(f"{run} is no run folder: it has no config.yaml")
     path = Path(output) if output else Path(run) / "report.html"
     page = report_page(run)
-    write_atomically(path, lambda file: file.write(page))
+    try:
+        write_atomically(path, lambda file: file.write(page))
+    except OSError as error:
+        raise typer.BadParameter(f"{error}; give another --output") from error
     typer.echo(str(path))

@@ -39,6 +39,7 @@ def show_result(run: Run, evaluations: Mapping[str, Mapping[str, Any]], rows: Ma
     try:
         picture: Any = curves(run.metrics(), run.folder / "curves.png")
     except (ImportError, OSError) as error:
+        (run.folder / "curves.png").unlink(missing_ok=True)  # half of it
         picture = f"not drawn: {error}"
     console.console.print(console.before_after_table(evaluations["before"], evaluations["after"]), markup=False)
     table = console.summary_table("after training", [*heard, *rows.items(), ("curves", picture)])

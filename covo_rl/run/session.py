@@ -23,7 +23,7 @@ from covo_rl.evaluate import evaluate
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import hub_name
 from covo_rl.export.exporting import export_run_adapter, update_card
-from covo_rl.models import load_family
+from covo_rl.models import family_at, load_family
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
 from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report
@@ -65,16 +65,16 @@ class Session:
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         with self.accelerator.main_process_first():  # the first process renders the built-in set
             self.rows = questions.read_questions(options)
-        model = options.model
+        model, place = options.model, resolve_model(options.model.model)
+        self.clips = ClipStore()
+        self._check_data(family_at(place).max_clip_seconds)
         self.family = load_family(
-            resolve_model(model.model),
+            place,
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
             **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
         )
-        self.clips = ClipStore()
-        self._check_data()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
         self.family.model.to(self.accelerator.device)
         self.policy = Policy(
@@ -108,13 +108,13 @@ class Session:
             raise RunFinished
         return start
 
-    def _check_data(self) -> None:
-        """Every clip is decoded for this, so the first process checks for all; then clips are fitted.
+    def _check_data(self, longest: float | None) -> None:
+        """Every clip is decoded for this, so the first process checks for all; then clips are fitted to `longest` s.
 
         Raises:
             ConfigError: broken and over-long clips and overlap, all together, before anything trains.
         """
-        data, longest = self.options.data, self.family.max_clip_seconds
+        data = self.options.data
         problems = questions.question_problems(self.rows, data, longest) if self.ranks.main else []
         if problems := self.ranks.from_main(problems):
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
@@ -290,6 +290,7 @@ class Session:
             "self_check": self.self_check,
             **(evaluated(evaluations) if evaluations else {"before": None, "after": None}),
         }
+        self.run.catch_up()
         path = self.run.write_json("result.json", result)
         if evaluations and self.ranks.main:
             update_card(exported, self.run.folder)

@@ -84,7 +84,11 @@ def look_at(run: Run, options: Options, world: int) -> Start:
     saved = {name: state.get(name) for name in ("config", "data", "rewards", "base")} | {"update": about["update"]}
     now = {"config": plain(options.flat()), "data": saved["data"], "rewards": rewards}
     problems = _refused(saved, now, options)
-    here = train.resume == "auto" or path.resolve().parent == store.folder.resolve()
+    here = path.resolve().parent == store.folder.resolve()
+    logged = run.metrics_path.stat().st_size if run.metrics_path.is_file() else 0
+    if here and logged < state["metrics_bytes"]:
+        what = f"{run.metrics_path} has {logged} bytes, but had {state['metrics_bytes']} when {path.name} was saved"
+        problems = [*problems, f"{what}: put it back, or choose another --output"]
     if not problems and here and about["step"] >= train.max_steps and (run.folder / "result.json").is_file():
         note = (f"{run.folder} holds this run, finished: nothing to do. `covo-rl eval` evaluates it on other rows, a "
                 "larger --max-steps with --allow_changed_config trains on")  # fmt: skip
