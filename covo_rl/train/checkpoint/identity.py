@@ -52,11 +52,10 @@ def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
     digests: dict[str, Any] = defaultdict(hashlib.sha256)
     names = {f"column {name}" for row in examples for name in row.columns}
     for row in examples:
-        columns = {f"column {name}": value for name, value in row.columns.items()}
-        parts = {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c) for c in row.clips]}
-        for name in {*parts, *names}:
-            value = (parts | columns).get(name)
-            digests[name].update(json.dumps(plain(value), sort_keys=True).encode() + b"\n")
+        parts = {f"column {name}": value for name, value in row.columns.items()}
+        parts |= {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c) for c in row.clips]}
+        for name in {"text", "audio", *names}:  # a column that a row lacks counts as null
+            digests[name].update(json.dumps(plain(parts.get(name)), sort_keys=True).encode() + b"\n")
     return {"rows": len(examples), "sha256": {name: digests[name].hexdigest() for name in sorted(digests)}}
 
 

@@ -79,7 +79,7 @@ class Saver:
         self.on_saved = on_saved
         self.ranks = Ranks.current()
         self.failures = 0
-        self._contents: dict[str, Any] | None = None
+        self._contents: dict[str, Any] = {}
         self._saved_at = time.monotonic()
 
     # -- when ----------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Saver:
 
     def _identity(self, trainer: Resumable) -> dict[str, Any]:
         """What a resume must have in common with the checkpoint; every clip is read for it, once, by one rank."""
-        if self._contents is None:
+        if not self._contents:
             contents = {}
             if self.ranks.main:
                 contents["data"] = data_fingerprint(trainer.sampler.examples)
@@ -169,12 +169,12 @@ class Saver:
             CheckpointError: the checkpoint is damaged or does not fit the model, or `auto` finds damaged ones only.
         """
         self._on_main(lambda: finish_moving(self.run_folder))
-        self._identity(trainer)
         if source is None:
             unfinished = self.ranks.from_main(self._unfinished() if self.ranks.main else None)
             if unfinished:
                 raise ConfigError([f"{self.run_folder} holds an unfinished run ({unfinished}): continue it with "
                                    "--resume auto, or choose another --output"])  # fmt: skip
+            self._identity(trainer)  # as the rows are now, not when the first checkpoint comes
             return self._move_aside()
         notes: list[str] = []
         if source == "auto":
@@ -185,6 +185,7 @@ class Saver:
                     f"one back, or start over with another --output (or move {self.store.folder} away)"
                 )
             if path is None:
+                self._identity(trainer)
                 start = f"no checkpoint under {self.store.folder}: starting from the first step"
                 return [start, *self._move_aside()]
             notes += [f"passed over {what}" for what in passed_over]

@@ -62,6 +62,8 @@ def move_aside(
         place.mkdir(parents=True)
     names = [path.relative_to(run).as_posix() for path in [*paths, *results]]
     write_values(place / PLAN, {"back_to": list(moment), "metrics_bytes": metrics_bytes, "paths": names})
+    for folder in (place, place.parent, run):  # on disk before the first move
+        flush(folder)
     finish_moving(run)
     parts = [f"{count} of {name}/" for name, count in counts.items()] + [path.name for path in results]
     parts += [f"the last {size - metrics_bytes} bytes of {metrics.name}"] if size > metrics_bytes else []
