@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -168,7 +169,7 @@ def words(questions):
             "--eval-limit", 4, "--checkpoint-every", 1, "--check-rewards", "false"]  # fmt: skip
 
 
-def recipe(*words):
+def recipe(*words) -> Any:
     """What the recipe ends with: None, an exit code, or its message."""
     main = runpy.run_path(str(ROOT / "recipes" / "grpo_mmau.py"))["main"]
     try:
