@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
+from covo_rl.data.terminal import say
 from covo_rl.train.shutdown import exit_after
+from covo_rl.types import user_errors
 
 #: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -69,7 +71,15 @@ def main(words: list[str] | None = None) -> None:
     import typer
 
     if not isinstance(command, typer.Typer):
-        app = typer.Typer(add_completion=False)
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
         app.command()(command)
         command = app
-    command(args=words[1:], prog_name=f"covo-rl {words[0]}")
+    with user_errors(f"covo-rl {words[0]}"):
+        try:
+            code = command(args=words[1:], prog_name=f"covo-rl {words[0]}", standalone_mode=False)
+        except Exception as error:  # typer's own for words that make no sense: their base class is private
+            if not hasattr(error, "format_message"):
+                raise
+            say(f"{error.format_message()}\nsee covo-rl {words[0]} --help", err=True)  # pyright: ignore
+            sys.exit(2)
+        sys.exit(code if isinstance(code, int) else 0)

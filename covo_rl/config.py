@@ -7,15 +7,40 @@ Importing it pulls in no torch; `parse` does, through TRL's parser.
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from covo_rl.resolve import ConfigError, read_yaml
 
 #: loss types with a clipped surrogate
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
+#: of transformers, those that need no options of their own
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+)  # fmt: skip
+#: interval -> the numbers that must lie in it; all others only have to be finite
+LIMITS = {
+    "[1, inf)": "lora_r limit eval_limit max_completion_length max_steps prompts_per_step micro_batch_prompts "
+    "steps_per_generation num_iterations keep_last eval_num_generations eval_batch_size",
+    "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
+    "[0, inf)": "top_k beta entropy_coef overlong_buffer micro_batch_rollouts warmup_steps weight_decay max_grad_norm "
+    "dynamic_sampling feature_memory_mb checkpoint_every checkpoint_minutes eval_every vespo_k_pos vespo_k_neg "
+    "vespo_lambda_pos vespo_lambda_neg",
+    "[0, 1]": "skipped_rows_limit min_p reward_failure_limit",
+    "[0, 1)": "lora_dropout eval_fraction epsilon adam_beta1 adam_beta2",
+    "(0, 1e9]": "reward_timeout",  # seconds, as many as threads can wait
+    "(0, 1]": "top_p top_entropy_quantile",
+}
+#: options that YAML may also give as a mapping name: number
+MAPPINGS = {"rewards", "part_learning_rates"}
 
 
 def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
@@ -170,7 +195,7 @@ class TrainConfig:
     )
     num_iterations: int = option(1, "passes over each generated batch")
     learning_rate: float = option(1e-6, "peak")
-    lr_scheduler_type: str = option("linear", "a transformers schedule: linear, cosine, constant_with_warmup, ...")
+    lr_scheduler_type: str = option("linear", f"schedule: {', '.join(SCHEDULES)}")
     warmup_steps: int = option(0, "optimiser steps of linear warm-up, from 1/(n + 1) of the rate")
     weight_decay: float = option(0.0, "AdamW")
     adam_beta1: float = option(0.9, "AdamW")
@@ -220,14 +245,6 @@ class Options:
         return {name: value for room in asdict(self).values() for name, value in room.items()}
 
 
-class ConfigError(ValueError):
-    """Every problem of a configuration, at once."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
-        super().__init__("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in self.problems))
-
-
 def rooms() -> dict[str, type]:
     """Room name -> its dataclass."""
     return {f.name: f.default_factory for f in fields(Options)}  # type: ignore[misc]  # every room has one
@@ -242,36 +259,110 @@ def number_map(value: str | Mapping[str, float] | None, *, what: str, default: f
     """`a=1,b=0.5`, a mapping, or with a default also `a,b` -> {name: number}, in the given order."""
     if not value:
         return {}
-    if isinstance(value, Mapping):
-        return {str(name): float(number) for name, number in value.items()}
     result: dict[str, float] = {}
-    for part in (p.strip() for p in value.split(",")):
-        name, _, number = part.rpartition("=") if "=" in part else (part, "", "" if default is None else str(default))
+    pairs = value.items() if isinstance(value, Mapping) else _pairs(value, default)
+    for name, number in pairs:
         try:
-            result[name.strip()] = float(number)
-        except ValueError:
-            raise ConfigError([f"{what}: cannot read {part!r}; write name=number,name=number"]) from None
+            result[str(name)] = _value_as(float, number)
+        except ValueError as error:
+            part = f"{name}={number}"
+            raise ConfigError([f"{what}: cannot read {part!r} ({error}); write name=number,name=number"]) from None
     return result
 
 
-def _unknown(names: Sequence[str], source: str) -> list[str]:
+def _pairs(text: str, default: float | None) -> Iterator[tuple[str, Any]]:
+    """`a=1,f(x=2,y=3)=0.5`: commas and equal signs inside brackets belong to arguments."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    for part in filter(None, map(str.strip, parts)):
+        name, equals, number = part.rpartition("=")
+        yield (name.strip(), number) if equals and ")" not in number else (part, "" if default is None else default)
+
+
+def unknown_names(names: Sequence[Any], known: Sequence[str], where: str) -> list[str]:
+    """One line for every name, with the nearest one that is known."""
     problems = []
     for name in names:
-        similar = difflib.get_close_matches(name, option_names(), n=1, cutoff=0.5)
+        similar = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {similar[0]}?" if similar else "see --help for all options"
-        problems.append(f"{source}: unknown option {name!r}; {hint}")
+        hint = hint if similar or len(known) > 30 else f"there are {', '.join(known)}"
+        problems.append(f"{where}: unknown option {name!r}; {hint}")
     return problems
 
 
-def _yaml_problems(path: str) -> list[str]:
-    import yaml
+def typed_values(
+    hints: Mapping[str, Any], content: Mapping[Any, Any], problems: list[str], where: str
+) -> dict[str, Any]:
+    """The values of a file, each as its name's type in `hints`; unknown names and other types go to `problems`."""
+    problems += unknown_names([name for name in content if name not in hints], list(hints), where)
+    result = {}
+    for name, value in content.items():
+        try:
+            if name in hints:
+                is_map = name in MAPPINGS and isinstance(value, Mapping | list)
+                result[name] = value if is_map else _value_as(hints[name], value)
+        except ValueError as error:
+            problems.append(f"{where}: {name} {value!r:.80}: {error}")
+    return result
 
-    if not Path(path).is_file():
-        return [f"--config {path}: no such file (looked in {Path.cwd()})"]
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        return [f"{path}: expected a mapping of option: value, found {type(content).__name__}"]
-    return _unknown([name for name in content if name not in {*option_names(), "env"}], path)
+
+def flag_value(words: Sequence[str], name: str) -> str | None:
+    """The last value of `--name value` or `--name=value` among the words of a command line; None without one."""
+    value = None
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        flag, equals, rest = word.partition("=")
+        if flag == f"--{name}":
+            value = rest if equals else following
+    return value
+
+
+def taught_prompt(path: Path) -> PromptConfig:
+    """The wording that a prompt.yaml says.
+
+    Raises:
+        ConfigError: it is no mapping of prompt options.
+    """
+    problems: list[str] = []
+    config = PromptConfig(**typed_values(get_type_hints(PromptConfig), read_yaml(path), problems, str(path)))
+    if problems := problems + [f"{path}: {problem}" for problem in value_problems(config)]:
+        raise ConfigError(problems)
+    return config
+
+
+def _items_fit(origin: Any, kind: Any, value: Any) -> bool:
+    return origin is not list or all(isinstance(item, get_args(kind)[0]) for item in value)
+
+
+def _value_as(hint: Any, value: Any) -> Any:
+    """A value of a file as a field's type, text for a number too (YAML's 1e-5); ValueError says what was expected."""
+    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    if value is None:
+        if NoneType in kinds:
+            return None
+        raise ValueError("it has no value; leave the line out for the default")
+    kind, origin = kinds[0], get_origin(kinds[0])
+    if kind in (int, float):
+        if kind is int and type(value) is int:
+            return value
+        number = math.nan
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                number = float(value)
+        if math.isfinite(number) and (kind is float or number == int(number)):
+            return kind(number)
+    elif kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif kind is Any or (isinstance(value, origin or kind) and _items_fit(origin, kind, value)):
+        return value
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text; put it in quotes"}
+    lists = {list: "a list such as [a, b]", dict: "a mapping"}
+    raise ValueError(f"expected {words.get(kind) or lists.get(origin, kind)}")
 
 
 def parse_options(args: Sequence[str] | None = None) -> Options:
@@ -284,17 +375,37 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
 
     words = list(sys.argv[1:] if args is None else args)
     words = [part for word in words for part in (["--lora", "false"] if word == "--full" else [word])]
-    problems = []
-    if "--config" in words:
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    if "--config" in words:  # read here: TRL's parser takes any type, the last of equal keys, the locale's encoding
         at = words.index("--config")
-        problems += _yaml_problems(words[at + 1]) if at + 1 < len(words) else ["--config needs a file"]
+        if at + 1 == len(words):
+            raise ConfigError(["--config needs a file"])
+        path, words = words[at + 1], words[:at] + words[at + 2 :]
+        if "--config" in words:
+            raise ConfigError([f"--config {path}: there is a second --config; one file holds the options"])
+        hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
+        values = typed_values({**hints, "env": dict[str, Any]}, read_yaml(path), problems, path)
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-    names = {*option_names(), "config", "help", *(f"no_{name}" for name in option_names())}
-    problems += _unknown([flag for flag in flags if flag not in names], "command line")
+    names = {*option_names(), "help", *(f"no_{name}" for name in option_names())}
+    problems += unknown_names([flag for flag in flags if flag not in names], option_names(), "command line")
     if problems:
         raise ConfigError(problems)
-    parsed = TrlParser(list(rooms().values()), allow_abbrev=False).parse_args_and_config(words)  # type: ignore[arg-type]  # takes any dataclass
-    options = Options(*parsed)
+    os.environ.update({str(name): str(value) for name, value in values.pop("env", {}).items()})
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> Any:
+            raise ConfigError([f"command line: {message}"])
+
+    parser = Parser(list(rooms().values()), allow_abbrev=False)  # type: ignore[arg-type]  # takes any dataclass
+    parser.set_defaults_with_config(**values)
+    try:
+        options = Options(*parser.parse_args_and_config(words))
+    except ConfigError:
+        raise
+    except ValueError as error:  # words that belong to no option
+        raise ConfigError([f"command line: {error}"]) from None
     if problems := option_problems(options):
         raise ConfigError(problems)
     return options
@@ -302,19 +413,17 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
 
 def option_problems(options: Options) -> list[str]:
     """Contradictions and impossible values, each with what to do; empty when all is well."""
+    if problems := [problem for room in vars(options).values() for problem in value_problems(room)]:
+        return problems
     rollout, loss, train = options.rollout, options.loss, options.train
     rules = [
         (rollout.num_generations >= 2, f"num_generations {rollout.num_generations}: a group needs at least 2 rollouts"),
         (rollout.temperature > 0, f"temperature {rollout.temperature}: sampling needs a temperature above 0"),
-        (rollout.max_completion_length >= 1, "max_completion_length must be at least 1"),
-        (train.prompts_per_step >= 1, "prompts_per_step must be at least 1"),
-        (train.micro_batch_prompts >= 1, "micro_batch_prompts must be at least 1"),
         (not train.micro_batch_rollouts or train.micro_batch_prompts == 1,
          f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
-        (train.num_iterations >= 1 and train.steps_per_generation >= 1,
-         "num_iterations and steps_per_generation must be at least 1"),
         (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
-        (train.learning_rate > 0, f"learning_rate {train.learning_rate}: must be above 0"),
+        (train.lr_scheduler_type in SCHEDULES,
+         f"lr_scheduler_type {train.lr_scheduler_type!r}: choose one of {' '.join(SCHEDULES)}"),
         (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
@@ -323,14 +432,48 @@ def option_problems(options: Options) -> list[str]:
     return [message for fine, message in rules if not fine] + loss_problems(loss)
 
 
+def value_problems(config: Any, limits: Mapping[str, str] = LIMITS) -> list[str]:
+    """Values of a dataclass that are of another type, none of the choices, not finite or outside their interval."""
+    problems = []
+    hints = get_type_hints(type(config))
+    intervals = {name: interval for interval, names in limits.items() for name in names.split()}
+    for item in fields(config):
+        name, value = item.name, getattr(config, item.name)
+        choices, interval = item.metadata.get("choices", ()), intervals.get(name)
+        try:
+            if name in MAPPINGS and not isinstance(value, list):
+                number_map(value, what=name, default=1.0 if name == "rewards" else None)
+            elif name not in MAPPINGS and _value_as(hints[name], value) != value:
+                raise ValueError(f"expected {hints[name]}, not text")
+        except ConfigError as error:
+            problems += error.problems
+        except ValueError as error:
+            problems.append(f"{name} {value!r}: {error}")
+        else:
+            if choices and value not in choices:
+                problems.append(f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
+            if interval and isinstance(value, int | float) and not _inside(value, interval):
+                problems.append(f"{name} {value}: must {_SPOKEN.get(interval, f'be in {interval}')}")
+    return problems
+
+
+_SPOKEN = {"[1, inf)": "be at least 1", "(0, inf)": "be above 0", "[0, inf)": "not be negative"}
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+
+
 def loss_problems(config: LossConfig) -> list[str]:
     """Contradictions in the objective's options, each with what to write instead; empty when all is well."""
+    if problems := value_problems(config):
+        return problems
     c = config
     high = c.epsilon if c.epsilon_high is None else c.epsilon_high
     hint = "; GSPO is importance_sampling_level: sequence" if c.loss_type == "gspo" else ""
     rules = [
         (c.loss_type in LOSS_TYPES, f"loss_type {c.loss_type!r}: choose one of {' '.join(LOSS_TYPES)}{hint}"),
-        (0 <= c.epsilon < 1, f"epsilon {c.epsilon}: must be in [0, 1)"),
         (high >= 0, f"epsilon_high {high}: must not be negative"),
         (c.loss_type != "cispo" or (c.epsilon_high is not None and c.epsilon_high >= 1),
          f"loss_type cispo caps the ratio itself at epsilon_high (now {high}, which would scale gradients by that): "
@@ -339,19 +482,10 @@ def loss_problems(config: LossConfig) -> list[str]:
          "loss_type luspo is defined at sequence level: set importance_sampling_level: sequence"),
         (c.delta is None or c.loss_type in CLIPPED, f"delta has no meaning with loss_type {c.loss_type}"),
         (c.delta is None or c.delta > 1 + high, f"delta {c.delta}: must be above 1 + epsilon_high = {1 + high}"),
-        (c.beta >= 0, f"beta {c.beta}: must not be negative"),
-        (0 < c.top_entropy_quantile <= 1, f"top_entropy_quantile {c.top_entropy_quantile}: must be in (0, 1]"),
         (c.sapo_temperature_pos > 0 and c.sapo_temperature_neg > 0, "sapo temperatures must be above 0"),
-        (c.overlong_buffer >= 0, f"overlong_buffer {c.overlong_buffer}: must not be negative"),
-        (c.sampler_correction_cap > 0, f"sampler_correction_cap {c.sampler_correction_cap}: must be above 0"),
         (not c.sampler_correction or c.loss_type != "vespo" or c.sampler_correction_mode.startswith("token"),
          f"loss_type vespo needs token ratios: sampler_correction_mode is {c.sampler_correction_mode}"),
         (not c.component_advantages or c.scale_rewards == "group",
          f"component_advantages does its own scaling: scale_rewards {c.scale_rewards!r} would have no effect"),
     ]  # fmt: skip
-    problems = [message for fine, message in rules if not fine]
-    for item in fields(config):
-        value, choices = getattr(config, item.name), item.metadata.get("choices", ())
-        if choices and value not in choices:
-            problems.append(f"{item.name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
-    return problems
+    return [message for fine, message in rules if not fine]

@@ -12,12 +12,12 @@ Neither block may be empty and no tag may appear inside one. Tags are lower-case
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
-from covo_rl.types import Example, Prompt
+from covo_rl.types import Example, Prompt, UserError, visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from covo_rl.config import PromptConfig
 
 TAGS = ("think", "answer")
+#: a noncharacter of Unicode: in a rendered prompt it parts what would read as a special token (models/text.py)
+CUT = "\ufdd0"
+#: what chat templates commonly read as their own, where the tokenizer is not known; in two halves
+CONTROL = re.compile(
+    r"(<)([|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?s>|(?:start|end)_of_turn>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
+)
 _TAG = re.compile(r"<(/?)(think|answer)>")
 _SHAPE = [("", "think"), ("/", "think"), ("", "answer"), ("/", "answer")]
 
@@ -38,12 +44,12 @@ class PromptFamily(Protocol):
 
     def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int: ...
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str: ...
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str: ...  # with CUT in special tokens that are text
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]: ...
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """A row cannot become a prompt; the message names the row."""
 
 
@@ -187,6 +193,12 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
     return [*chat, {"role": "user", "content": content}]
 
 
+def written_texts(examples: Iterable[Example], config: PromptConfig) -> Iterator[tuple[str, str]]:
+    """(row id, what the row says in its prompt), and the same of the options that every prompt has."""
+    yield "prompt options", f"{config.system_prompt or ''}\n{config.instruction}"
+    yield from ((example.id, "\n".join((example.question, *example.choices))) for example in examples)
+
+
 _SLOTS: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
 
 
@@ -211,12 +223,13 @@ def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, confi
         text = family.render(chat)
         ids = tuple(family.tokenize(text, slots))
     except ValueError as error:  # AudioError is one
-        raise PromptError(f"row {example.id}: {error}") from error
+        raise PromptError(visible(f"row {example.id}: {error}")) from error
+    row = f"row {visible(example.id)}"
     if any(count < 1 for count in slots):
-        raise PromptError(f"row {example.id}: a clip fills no audio slot ({slots}); it is too short for this model")
+        raise PromptError(f"{row}: a clip fills no audio slot ({slots}); it is too short for this model")
     if (positions := ids.count(family.audio_token_id)) != sum(slots):
         raise PromptError(
-            f"row {example.id}: the prompt has {positions} audio positions, its {len(keys)} clips need {sum(slots)}; "
+            f"{row}: the prompt has {positions} audio positions, its {len(keys)} clips need {sum(slots)}; "
             "does the question or the template hold an audio token of its own?"
         )
-    return Prompt(example, tuple(chat), text, ids, keys, slots)
+    return Prompt(example, tuple(chat), text.replace(CUT, ""), ids, keys, slots)

@@ -10,7 +10,10 @@ Everything here is frozen and imports no torch, so that data, rewards and the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +21,41 @@ if TYPE_CHECKING:
     import numpy as np
 
 StopReason = Literal["stop", "length"]
+#: the tags of a completion (prompt.py): tokens of their own in some tokenizers
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def visible(text: object, keep: str = "") -> str:
+    """Text as a message may show it: what does not print (controls, ANSI, bidi and zero-width marks, line breaks, lone
+    surrogates) is written as Python escapes it, but for the characters of `keep`.
+
+    >>> visible("a\\x1b[31m\\n")
+    'a\\\\x1b[31m\\\\n'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c in keep or c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
+
+
+class UserError(Exception):
+    """What the user can mend: a command shows the message alone, without a traceback."""
+
+
+@contextmanager
+def user_errors(command: str, code: int = 2) -> Iterator[None]:
+    """A UserError, or a file that cannot be read or written, ends the process with `command: message` and `code`.
+
+    Raises:
+        SystemExit: with `code`.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(visible(f"{command}: {error}", keep="\n"), file=sys.stderr)
+        raise SystemExit(code) from error
 
 
 @dataclass(frozen=True)

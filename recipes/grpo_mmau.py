@@ -11,6 +11,10 @@ Your own rows (MMAU, AVQA, AudioMCQ or our field names), the same way:
 
     accelerate launch recipes/grpo_mmau.py --data questions.json --audio-dir clips/ --output runs/mine
 
+Your own model, with the settings of configs/own_model.yaml (a folder's prompt.yaml says its wording):
+
+    accelerate launch recipes/grpo_mmau.py --model PATH --data questions.json --audio-dir clips/
+
 Covo-Audio 7B on four GPUs:
 
     accelerate launch --config_file recipes/accelerate/ddp.yaml recipes/grpo_mmau.py \
@@ -22,20 +26,20 @@ step from evidence to answer.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from covo_rl.config import ConfigError, parse_options
+from covo_rl.config import ConfigError, flag_value, parse_options, taught_prompt
+from covo_rl.resolve import BUILTIN
 from covo_rl.train.shutdown import exit_after
 
-DEFAULT = Path(__file__).parent / "configs" / "tiny.yaml"
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def main(words: list[str]) -> None:
     """Parse, run, and end with one clear message where the user has to act."""
-    if "--config" not in words:
-        words = ["--config", str(DEFAULT), *words]
     try:
-        options = parse_options(words)
+        options = parse_options(with_defaults(words))
     except ConfigError as error:
         sys.exit(f"grpo_mmau: {error}")
     from covo_rl.run.session import USER_ERRORS, Session  # after parsing, so that --help and typos answer at once
@@ -44,6 +48,30 @@ def main(words: list[str]) -> None:
         run(Session(options))
     except USER_ERRORS as error:
         sys.exit(f"grpo_mmau: {error}")
+
+
+def with_defaults(words: list[str]) -> list[str]:
+    """The words, with the demo's configuration for a shipped model and that of a real one for any other.
+
+    A model folder that says in prompt.yaml which wording it was taught keeps it; flags win.
+    """
+    if flag_value(words, "config") is not None:
+        return words
+    model = flag_value(words, "model")
+    demo = model is None or model.startswith(BUILTIN)
+    config = "tiny_zero.yaml" if model == f"{BUILTIN}tiny_zero" else "tiny.yaml" if demo else "own_model.yaml"
+    if model is None and flag_value(words, "data") is not None:
+        print(
+            "grpo_mmau: no --model, so this trains the demo's tiny model, which knows rendered sounds only", flush=True
+        )
+    return ["--config", str(CONFIGS / config), *taught_wording(model or ""), *words]
+
+
+def taught_wording(model: str) -> list[str]:
+    """The options of MODEL/prompt.yaml as flags; none where there is no such file."""
+    path = Path(model) / "prompt.yaml"
+    wording = asdict(taught_prompt(path)) if model and path.is_file() else {}
+    return [word for name, value in wording.items() if value is not None for word in (f"--{name}", value)]
 
 
 def run(session) -> None:

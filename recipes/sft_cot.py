@@ -5,6 +5,7 @@
 Smoke (half a minute, CPU):    python recipes/sft_cot.py --config recipes/configs/sft_smoke.yaml
 The shipped tiny checkpoint:   python recipes/sft_cot.py --config recipes/configs/sft_tiny.yaml --overwrite
 Your rows and your model:      accelerate launch recipes/sft_cot.py --model PATH --data rows.json --audio-dir DIR
+Your rows, a new tiny model:   python recipes/sft_cot.py --config tiny_of_mine.yaml, see docs/supervised.md
 
 Your rows carry the target text, `<think>..</think><answer>..</answer>`, in a column (`--completion-column`).
 The demo's teacher is weak on purpose: what GRPO regains of it is mostly recovery of what perception already knew.
@@ -13,35 +14,36 @@ The demo's teacher is weak on purpose: what GRPO regains of it is mostly recover
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from covo_rl.config import ConfigError
-from covo_rl.data import DataError
-from covo_rl.prompt import PromptError
 from covo_rl.supervised import load_config
-from covo_rl.supervised.rows import TeacherError
 from covo_rl.train.shutdown import exit_after
+from covo_rl.types import user_errors
 
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run all stages; returns the checkpoint folder."""
+    overrides = vars(parser().parse_args(arguments))
+    with user_errors("sft_cot", code=1):
+        config = load_config(overrides.pop("config"), overrides)
+        from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
+
+        return run_stages(config)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command; all others are in the YAML."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
     for name in ("model", "data", "audio-dir", "completion-column", "output"):
         parser.add_argument(f"--{name}")
     for name in ("seed", "rows", "start-stage"):
         parser.add_argument(f"--{name}", type=int)
-    for name in ("save-stages", "overwrite"):
-        parser.add_argument(f"--{name}", action="store_true", default=None)
-    overrides = vars(parser.parse_args(arguments))
-    try:
-        config = load_config(overrides.pop("config"), overrides)
-        from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
-
-        return run_stages(config)
-    except (ConfigError, DataError, PromptError, TeacherError, OSError) as error:
-        sys.exit(f"sft_cot: {error}")
+    parser.add_argument("--held-out", type=float, help="share of the data that no stage sees (default 0.05)")
+    parser.add_argument("--save-stages", action="store_true", default=None)
+    parser.add_argument("--overwrite", action="store_true", default=None, help="replace an earlier cold start")
+    parser.add_argument("--dry-run", action="store_true", default=None, help="check everything, train nothing")
+    return parser
 
 
 if __name__ == "__main__":

@@ -343,7 +343,7 @@ def start(data, out, log, *words, pause=0.0, env=None):
         "--data",
         data,
         "--model",
-        "fake",
+        "builtin:tiny",
         "--output",
         out,
         "--batch-size",
@@ -395,7 +395,9 @@ def test_listening_figures_and_a_folder_that_refuses_other_settings(tmp_path, tw
     assert set(audio) == conditions | {"real_minus_silent", "real_minus_swapped", "real_minus_none"}
     assert all(audio[name]["n_scored"] == 16 for name in conditions)
     assert "What the audio contributes" in (out / "report.md").read_text(encoding="utf-8")
-    result = cli("--set", "mmau-test-mini", "--data", two_hundred, "--model", "fake", "--output", out, "--limit", 24)
+    result = cli(
+        "--set", "mmau-test-mini", "--data", two_hundred, "--model", "builtin:tiny", "--output", out, "--limit", 24
+    )
     assert result.exit_code == 2
     assert "limit: 16 there, 24 now" in result.output
 

@@ -1,10 +1,28 @@
-"""Covo-Audio against recorded outputs of the published code: features, logits, tokens, losses, gradients."""
+"""Covo-Audio against recorded features of the published code, and against a model put together from transformers' own
+parts: logits, tokens, losses, gradients."""
 
 import numpy as np
 import pytest
 import torch
-from covo_reference import FOLDER, PROMPT, case_a, read_json, weights, write_checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from covo_reference import (
+    CODE_0,
+    FOLDER,
+    PROMPT,
+    SLOT,
+    Reference,
+    case_a,
+    drawn_ids,
+    read_json,
+    reference,
+    weights,
+    write_checkpoint,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from covo_rl.models.covo_audio import (
     CovoAudioConfig,
@@ -104,27 +122,43 @@ def test_a_clip_of_two_segments_keeps_the_first_rows(model):
     assert torch.equal(kept.pooler_output, every_row[:257].repeat(2, 1))
 
 
-def _reference_logits(model, prompt, **audio):
-    data = case_a()
+def test_the_ids_of_the_case_are_drawn_from_its_seed():
+    """No text of anybody's: the prompt's system turn and the response are ids from a seed, in a known frame."""
+    prompt, response = drawn_ids()
+    assert case_a()["input_ids"].tolist() == [prompt] and case_a()["response_ids"].tolist() == response
+    assert len(prompt) == PROMPT and prompt.count(SLOT) == 20 and len(response) == 50
+
+
+def test_the_reference_itself_gives_the_recorded_features(audio):
+    with torch.no_grad():
+        features = reference().features(audio["input_features"])
+    np.testing.assert_allclose(features, case_a()["audio_features_used"], atol=1e-4)
+
+
+def _both_logits(model, prompt, **audio):
+    """(of the model, of the reference from the recorded features), (176, V) each."""
+    recorded = torch.from_numpy(case_a()["audio_features_used"])
     with torch.no_grad():
         logits = model(input_ids=prompt, attention_mask=torch.ones_like(prompt), **audio).logits[0]
-    return logits[data["logits_rows"]][:, data["logit_cols"]].numpy()
+        return logits, reference().logits(prompt[0].tolist(), recorded)
 
 
 def test_logits_from_the_reference_features_equal_the_reference(model, prompt):
-    features = torch.from_numpy(case_a()["audio_features_used"])
-    got = _reference_logits(model, prompt, audio_embeds=features)
-    np.testing.assert_allclose(got, case_a()["logits"], atol=1e-4)
+    got, want = _both_logits(model, prompt, audio_embeds=torch.from_numpy(case_a()["audio_features_used"]))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 
 
 def test_logits_from_the_waveform_equal_the_reference(model, audio, prompt):
     """Over the slots this random decoder turns 1e-5 in a feature, the rounding of another CPU, into 3e-4."""
-    data = case_a()
-    got = _reference_logits(model, prompt, **audio)
-    is_slot = (data["input_ids"][0] == 151666)[data["logits_rows"]]
+    got, want = _both_logits(model, prompt, **audio)
+    is_slot = prompt[0] == SLOT
     assert is_slot.sum() == 20
-    np.testing.assert_allclose(got[~is_slot], data["logits"][~is_slot], atol=1e-4)
-    np.testing.assert_allclose(got[is_slot], data["logits"][is_slot], atol=1e-3)
+    torch.testing.assert_close(got[~is_slot], want[~is_slot], atol=1e-4, rtol=0)
+    torch.testing.assert_close(got[is_slot], want[is_slot], atol=1e-3, rtol=0)
+
+
+def _greedy(prompt, count, *penalties):
+    return reference().greedy(prompt[0].tolist(), torch.from_numpy(case_a()["audio_features_used"]), count, *penalties)
 
 
 def test_greedy_tokens_equal_the_reference(model, audio, prompt):
@@ -137,17 +171,22 @@ def test_greedy_tokens_equal_the_reference(model, audio, prompt):
         output_scores=True,
         return_dict_in_generate=True,
     )
-    assert out.sequences[0, PROMPT:].tolist() == case_a()["greedy_tokens"].tolist()
+    tokens, scores = _greedy(prompt, 12)
+    assert out.sequences[0, PROMPT:].tolist() == tokens
     assert out.past_key_values.get_seq_length() == 187  # the last sampled id is never fed
-    top = torch.stack(out.scores)[:, 0].topk(4)
-    np.testing.assert_allclose(top.values, case_a()["greedy_top4_scores"], atol=1e-4)
+    torch.testing.assert_close(torch.stack(out.scores)[:, 0].topk(4).values, scores.topk(4).values, atol=1e-4, rtol=0)
+
+
+def _penalties(repetition_penalty=1.0, window_penalty=1.0, window_size=8):
+    """transformers' own penalty, then ours over the last ids, written as a loop."""
+    window = lambda ids, scores: _slow_window(ids, scores, window_penalty, window_size)  # noqa: E731
+    return RepetitionPenaltyLogitsProcessor(repetition_penalty), window
 
 
 def test_penalised_tokens_equal_the_reference(model, audio, prompt):
-    out = model.generate(
-        input_ids=prompt, **audio, **STOP, max_new_tokens=12, repetition_penalty=1.05, window_penalty=1.05
-    )
-    assert out[0, PROMPT:].tolist() == case_a()["penalised_tokens"].tolist()
+    options = {"repetition_penalty": 1.05, "window_penalty": 1.05}
+    out = model.generate(input_ids=prompt, **audio, **STOP, max_new_tokens=12, **options)
+    assert out[0, PROMPT:].tolist() == _greedy(prompt, 12, *_penalties(**options))[0]
 
 
 @pytest.mark.parametrize(
@@ -162,16 +201,21 @@ def test_penalised_tokens_equal_the_reference(model, audio, prompt):
 )
 def test_penalties_on_a_model_that_repeats(model, audio, prompt, name, options):
     """With the head replaced by twice the embedding the model repeats, so each penalty changes the tokens."""
-    head = model.llm.lm_head.weight
-    before = head.detach().clone()
+    heads = [model.llm.lm_head.weight, reference().llm.lm_head.weight]
+    before = heads[0].detach().clone()
     with torch.no_grad():
-        head.copy_(2.0 * model.get_input_embeddings().weight)
+        for head in heads:
+            head.copy_(2.0 * model.get_input_embeddings().weight)
     try:
         out = model.generate(input_ids=prompt, **audio, **STOP, max_new_tokens=24, **options)
+        want, _ = _greedy(prompt, 24, *_penalties(**options))
+        plain, _ = _greedy(prompt, 24)
     finally:
         with torch.no_grad():
-            head.copy_(before)
-    assert out[0, PROMPT:].tolist() == case_a()[f"repetition_{name}_tokens"].tolist()
+            for head in heads:
+                head.copy_(before)
+    assert out[0, PROMPT:].tolist() == want
+    assert len(set(plain)) < 24 and (want == plain) == (not options)
 
 
 @pytest.mark.parametrize("name, window", [("window8_1p05", 8), ("window0_1p05", 0)])
@@ -202,19 +246,25 @@ def test_windowed_penalty_equals_a_loop_and_leaves_its_input_alone():
     assert torch.equal(scores, before)
 
 
-@pytest.mark.parametrize("supervise, suffix", [("all", "all"), ("codes", "audio_only")])
-def test_teacher_forced_loss_and_gradients_equal_the_reference(model, audio, prompt, supervise, suffix):
-    data, reference = case_a(), read_json("teacher_forced.json")
-    ids = torch.cat([prompt, torch.from_numpy(data["response_ids"]).long()[None]], dim=1)
-    labels = make_labels(ids, [PROMPT], 151671, supervise=supervise)
-    assert labels[0].tolist() == data[f"labels_{supervise}"].tolist()
+@pytest.mark.parametrize("supervise", ["all", "codes"])
+def test_teacher_forced_loss_and_gradients_equal_the_reference(model, audio, prompt, supervise):
+    response = case_a()["response_ids"].tolist()
+    ids = torch.cat([prompt, torch.tensor([response])], dim=1)
+    labels = make_labels(ids, [PROMPT], CODE_0, supervise=supervise)
+    wanted = [i if supervise == "all" or i >= CODE_0 else -100 for i in response]
+    assert labels[0].tolist() == [-100] * PROMPT + wanted
     model.zero_grad()
     loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, **audio).loss
-    assert loss.item() == pytest.approx(reference[f"loss_{suffix}"], abs=1e-5)
     loss.backward()
+    slow = Reference()
+    logits = slow.logits(ids[0].tolist(), slow.features(audio["input_features"]))
+    want = torch.nn.functional.cross_entropy(logits[PROMPT - 1 : -1], torch.tensor(wanted))
+    want.backward()
+    assert loss.item() == pytest.approx(want.item(), abs=1e-5)
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    for name, want in reference[f"grad_norms_{suffix}"].items():
-        assert norms[name] == pytest.approx(want, rel=1e-3), name
+    for name, parameter in slow.named_parameters():
+        if parameter.grad is not None:
+            assert norms[name] == pytest.approx(parameter.grad.norm().item(), rel=1e-3, abs=1e-6), name
     model.zero_grad()
 
 

@@ -243,7 +243,7 @@ def test_the_recipe_writes_a_checkpoint_that_loads_with_its_prompt(tmp_path):
         (["config.json", "cold_start.yaml"], {"overwrite": True}, None),
         (["stage-0"], {}, None),
         (["stage-0"], {"save_stages": True}, "holds an earlier cold start (stage-0)"),
-        (["stage-0"], {"save_stages": True, "start_stage": 1, "model": "x"}, None),
+        (["stage-0"], {"save_stages": True, "start_stage": 1, "model": "builtin:tiny"}, None),
     ],
 )
 def test_a_cold_start_writes_over_no_checkpoint_unasked(there, more, said, tmp_path, monkeypatch):
@@ -253,11 +253,12 @@ def test_a_cold_start_writes_over_no_checkpoint_unasked(there, more, said, tmp_p
     def read(_):
         raise TeacherError("the folder is free")
 
-    monkeypatch.setattr(stages.stage_rows, "examples", read)
+    monkeypatch.setattr(stages.stage_rows, "stage_examples", read)
     for name in there:
         (tmp_path / name).write_text("")
     stage = {"kind": "sft"}
-    config = load_config(None, {"rows": 4, "model": "x", "output": str(tmp_path), "stages": [stage, stage], **more})
+    options = {"rows": 4, "model": "builtin:tiny", "output": str(tmp_path), "stages": [stage, stage]}
+    config = load_config(None, options | more)
     with pytest.raises(TeacherError if said is None else ConfigError, match=re.escape(said or "the folder is free")):
         stages.run_stages(config)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there)
@@ -272,7 +273,8 @@ def test_two_cold_starts_do_not_share_a_folder(tmp_path):
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, text=True) as owner:
         while not (tmp_path / "lock.json").is_file() or not (tmp_path / "lock.json").read_text():
             assert owner.poll() is None
-        config = load_config(None, {"rows": 4, "model": "x", "output": str(tmp_path), "stages": [{"kind": "sft"}]})
+        options = {"rows": 4, "model": "builtin:tiny", "output": str(tmp_path), "stages": [{"kind": "sft"}]}
+        config = load_config(None, options)
         with pytest.raises(ConfigError, match=f"in use by process {owner.pid} on"):
             stages.run_stages(config)
         owner.communicate("\n")

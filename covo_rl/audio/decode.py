@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import soundfile
 
-from covo_rl.types import Clip
+from covo_rl.types import Clip, UserError
 
 #: Shorter clips hold less than one analysis window of any model.
 MIN_SECONDS = 0.01
@@ -37,7 +37,7 @@ _OGG_PAGE = 27 + 255 + 255 * 255
 _MP3_SLACK = 2 * 1_152
 
 
-class AudioError(ValueError):
+class AudioError(UserError, ValueError):
     """A clip that cannot be used. The message starts with the clip's name."""
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from covo_rl.data.files import write_json
+from covo_rl.data.terminal import say
+from covo_rl.types import user_errors
 
 app = typer.Typer(help="Measure covo_rl against the stock way.", add_completion=False)
 
@@ -42,18 +44,21 @@ def grpo(
     from covo_rl.bench.case import Cell, Sizes
     from covo_rl.bench.grpo import measured_cell, peak_memory
     from covo_rl.bench.variants import VARIANTS
+    from covo_rl.export.exporting import torch_dtype
+    from covo_rl.train.launch import device_of
 
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    with user_errors("covo-rl bench"):
+        where, precision = device_of(device), torch_dtype(dtype) or torch.float32
     rows: list[dict[str, Any]] = []
     for shape in [_shape(word) for word in [*(cells or []), *(more or [])] or CELLS]:
         cell, sizes = Cell(*shape, clips), Sizes(vocabulary=vocabulary)
-        row = measured_cell(cell, sizes, where, getattr(torch, dtype), repeats, trl)
+        row = measured_cell(cell, sizes, where, precision, repeats, trl)
         if memory:
             cell, sizes = Cell(*shape, memory_clips), Sizes(vocabulary=memory_vocabulary)
             row |= {f"peak_mb_{name}": peak_memory(cell, sizes, where, name) for name in VARIANTS}
             row["peak_vocabulary"] = memory_vocabulary
         rows.append(row)
-        typer.echo(_line(row))
+        say(_line(row))
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(json_file, rows)

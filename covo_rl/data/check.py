@@ -31,7 +31,7 @@ import numpy as np
 from covo_rl.audio import AudioError, ClipStore, audio_fingerprint, decode, resample
 from covo_rl.data.read import Problem, printable
 from covo_rl.data.rows import normalized
-from covo_rl.types import Clip, Example
+from covo_rl.types import TAG_TOKENS, Clip, Example, visible
 
 #: Decoding, hashing and numpy release the interpreter lock; more threads than this only hold more clips in memory.
 _THREADS = min(8, os.cpu_count() or 1)
@@ -76,11 +76,12 @@ class Overlap:
 
     def __str__(self) -> str:
         more = f" and {self.count - 1} more" if self.count > 1 else ""
-        return f"held-out row {self.held_out_id} {_MEANING[self.kind]} training row {self.train_id}{more}"
+        return visible(f"held-out row {self.held_out_id} {_MEANING[self.kind]} training row {self.train_id}{more}")
 
 
 def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = None) -> list[Problem]:
-    """Duplicate ids, answers that are not among the choices, and clips that are missing, broken or too long.
+    """Duplicate ids, answers that are not among the choices or hold a tag of the reply, and clips that are missing,
+    broken or too long.
 
     Every clip is decoded in full: a header says nothing about what follows it.
     """
@@ -92,6 +93,10 @@ def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = N
         if choices and not is_choice:
             what = f"its answer {printable(answer)} is not among the choices {printable(list(choices), 200)}"
             problems.append(Problem(example.id, what))
+        for text in dict.fromkeys((*choices, answer or "")):
+            if tags := [tag for tag in TAG_TOKENS if tag in text]:
+                what = f"{printable(text)} holds {', '.join(tags)}: no reply could name it inside <answer>; reword it"
+                problems.append(Problem(example.id, what))
         for facts in clips:
             what = facts.error
             if max_clip_seconds is not None and facts.seconds > max_clip_seconds:

@@ -10,6 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from covo_rl.types import UserError
+
+
+class RecordError(UserError, ValueError):
+    """A JSON or YAML file of a run, an export or an evaluation that cannot be read."""
+
 
 def file_sha256(path: str | Path) -> str:
     """Hex digest of a file, read in blocks."""
@@ -60,7 +66,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """What a JSON or YAML file says; empty where there is none, or it says nothing.
 
     Raises:
-        ValueError: it cannot be read, or is no mapping.
+        RecordError: it cannot be read, or is no mapping.
     """
     import yaml
 
@@ -70,9 +76,9 @@ def read_record(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         record = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read, was it cut? {error}") from error
+        raise RecordError(f"{path} cannot be read, was it cut? {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path}: expected a mapping, found {type(record).__name__}")
+        raise RecordError(f"{path}: expected a mapping, found {type(record).__name__}")
     return record
 
 

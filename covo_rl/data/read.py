@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import json_values
-from covo_rl.types import Example
+from covo_rl.types import Example, UserError, visible
 
 Row = dict[str, Any]
 #: So many problems are spelled out in one message.
@@ -26,11 +26,11 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.row_id}: {self.what}"
+        return visible(f"{self.row_id}: {self.what}")
 
 
 @dataclass(eq=False)
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Every problem of a data file, with row ids. `problems` has them all, the message the first 50.
 
     `examples` are the rows that could be read nevertheless, for looking at them further; none where no row could.

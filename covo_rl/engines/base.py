@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from covo_rl.types import Group, Prompt
+from covo_rl.models.text import special_tokens
+from covo_rl.types import TAG_TOKENS, Group, Prompt, UserError, visible
 
 if TYPE_CHECKING:
     from covo_rl.config import RolloutConfig
     from covo_rl.models.base import AudioFamily
 
 
-class EngineError(RuntimeError):
+class EngineError(UserError, RuntimeError):
     """An engine failed, or returned something that cannot be a rollout of this policy; the message names the row."""
 
 
@@ -94,7 +95,7 @@ def check_groups(groups: Sequence[Group], pending: Pending, family: AudioFamily,
                           "it was given, or in another order")  # fmt: skip
     vocabulary, ends = family.model.config.get_text_config().vocab_size, set(family.eos_token_ids)
     for group in groups:
-        row = group.prompt.example.id
+        row = visible(group.prompt.example.id)
         if len(group.rollouts) != pending.generations:
             raise EngineError(f"row {row}: {len(group.rollouts)} rollouts, {pending.generations} were asked for")
         for g, rollout in enumerate(group.rollouts):
@@ -111,29 +112,22 @@ def check_groups(groups: Sequence[Group], pending: Pending, family: AudioFamily,
                 raise EngineError(f"row {row}, rollout {g}: {'; '.join(wrong)}")
 
 
-#: kept in the text of a completion even where they are special tokens
-TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
-
-
 class TextDecoder:
-    """Completion ids -> text: special tokens, end and padding dropped, the four tags kept even if they are special.
+    """Completion ids -> text without its end: end, padding and other special tokens after the last other id are left
+    out. Special tokens before that are shown as they are written, so that nobody reads over them.
 
-    Ids beyond the tokenizer (audio codes) have no text and are dropped too.
+    Ids beyond the tokenizer (audio codes) have no text and are dropped.
     """
 
     def __init__(self, family: AudioFamily) -> None:
         self.tokenizer: Any = family.tokenizer
         tags = set(self.tokenizer.convert_tokens_to_ids(list(TAG_TOKENS)))
-        special = {*self.tokenizer.all_special_ids, *_added_special(self.tokenizer)}
-        self.dropped = ({*special, family.audio_token_id} - tags) | {*family.eos_token_ids, family.pad_token_id}
+        special = {*self.tokenizer.convert_tokens_to_ids(special_tokens(self.tokenizer)), family.audio_token_id}
+        self.ends = (special - tags) | {*family.eos_token_ids, family.pad_token_id}
         self.size = len(self.tokenizer)
 
     def __call__(self, ids: Sequence[int]) -> str:
-        text_ids = [i for i in ids if i not in self.dropped and i < self.size]
+        text_ids = [i for i in ids if i < self.size]
+        while text_ids and text_ids[-1] in self.ends:
+            text_ids.pop()
         return self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _added_special(tokenizer: Any) -> set[int]:
-    """Added tokens marked special that the tokenizer does not list among its special ids."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {int(i) for i, token in added.items() if getattr(token, "special", False)}

@@ -11,7 +11,7 @@ from covo_rl.config import RolloutConfig
 from covo_rl.engines.own import sample, samples_exactly
 from covo_rl.policy.features import Features
 from covo_rl.policy.policy import Policy
-from covo_rl.types import Prompt
+from covo_rl.types import Prompt, UserError
 
 #: float32 bound on |sampling - scoring|; issue and tests hold tiny models to 1e-5, deep ones round more
 TOLERANCE = 1e-4
@@ -19,7 +19,7 @@ GENERATIONS = 2
 LENGTH = 32
 
 
-class SelfCheckError(RuntimeError):
+class SelfCheckError(UserError, RuntimeError):
     """Training on this model would be wrong; the message says what differs."""
 
 

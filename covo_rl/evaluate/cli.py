@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +17,7 @@ import typer
 
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import file_sha256, write_json
+from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.inputs import Inputs, read_inputs
@@ -28,6 +26,7 @@ from covo_rl.evaluate.runner import Request, answer_rows, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle, load_set
 from covo_rl.records.folder import package_versions
 from covo_rl.train.shutdown import exit_after
+from covo_rl.types import user_errors
 
 app = typer.Typer(
     add_completion=False, invoke_without_command=True, no_args_is_help=True, rich_markup_mode=None,
@@ -40,7 +39,7 @@ PACKAGES = ("covo-rl", "torch", "transformers", "peft", "numpy", "soxr")
 def evaluate_command(context: typer.Context, **options: Any) -> None:
     """Score a model, or replies from a file, by the official rule and strictly."""
     if context.invoked_subcommand is None:
-        with _reporting():
+        with user_errors("covo-rl eval"):
             _evaluate(Request(**options))
 
 
@@ -57,21 +56,11 @@ def compare_command(
     output: Annotated[Path | None, typer.Option(help="also write the comparison as JSON")] = None,
 ) -> None:
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
-    with _reporting():
+    with user_errors("covo-rl eval compare"):
         result = compare_runs(a, b)
-        typer.echo(comparison_markdown(result))
+        say(comparison_markdown(result))
         if output is not None:
             write_json(output, result)
-
-
-@contextmanager
-def _reporting() -> Iterator[None]:
-    """Wrong inputs end with exit code 2 and the list of problems, a full disk with 1: without a traceback."""
-    try:
-        yield
-    except (EvalInputError, OSError) as error:
-        typer.echo(str(error), err=True)
-        sys.exit(2 if isinstance(error, EvalInputError) else 1)
 
 
 def _evaluate(request: Request) -> None:
@@ -85,10 +74,16 @@ def _evaluate(request: Request) -> None:
     assert request.set_ is not None and request.output is not None
     eval_set = load_set(request.set_)
     style = eval_set.style(request.prompt)
-    inputs = read_inputs(
-        eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit,
-        allow_outside=request.allow_outside_audio,
-    )  # fmt: skip
+    problems = request.model_problems()
+    try:
+        inputs = read_inputs(
+            eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit,
+            allow_outside=request.allow_outside_audio,
+        )  # fmt: skip
+    except EvalInputError as error:
+        raise EvalInputError([*error.problems, *problems]) from error
+    if problems:
+        raise EvalInputError(problems)
     settings = _settings(request, inputs, style)
     ranks = joined_ranks()
     with owned(request.output, ranks):
@@ -107,14 +102,17 @@ def _evaluate(request: Request) -> None:
 
 def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
     """What the figures depend on: a folder never mixes two."""
+    from covo_rl.policy.saved_adapter import read_adapter
     from covo_rl.resolve import resolve_model
 
     rewards = request.rewards or RewardConfig().rewards
     if request.model is None:
         packages = package_versions(PACKAGES[:1])
         return {**inputs.meta, "set": inputs.eval_set.name, "rewards": rewards, "packages": packages}
+    notes = read_adapter(request.adapter, model=resolve_model(request.model)).notes if request.adapter else ()
     return {
         **inputs.meta,
+        **({"adapter_notes": notes} if notes else {}),
         "model": request.model,
         "model_sha256": _weights_sha256(resolve_model(request.model)),
         "adapter": request.adapter,

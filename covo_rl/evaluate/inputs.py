@@ -15,7 +15,7 @@ from typing import Any
 
 from covo_rl.data.files import file_sha256, json_values
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, key_sha256, version_of
-from covo_rl.types import Clip, Example
+from covo_rl.types import Clip, Example, visible
 
 #: So many row names are listed for one problem.
 SHOWN = 20
@@ -91,7 +91,7 @@ def read_inputs(
 def count_rows(ids: Sequence[str]) -> str:
     """`3 rows: a, b, c`, cut after SHOWN names."""
     more = f", ... ({len(ids) - SHOWN} more)" if len(ids) > SHOWN else ""
-    return f"{len(ids)} row{'s' * (len(ids) != 1)}: {', '.join(ids[:SHOWN])}{more}"
+    return f"{len(ids)} row{'s' * (len(ids) != 1)}: {', '.join(map(visible, ids[:SHOWN]))}{more}"
 
 
 def repeated_ids(ids: Sequence[str]) -> list[str]:
@@ -142,6 +142,8 @@ def _read_predictions(path: str | Path, keys: Sequence[str]) -> dict[str, list[s
         EvalInputError: unreadable file, rows without id, no reply key anywhere, duplicate ids; all at once, rows named.
     """
     rows, problems = read_json_rows(path), []
+    if not rows:
+        problems.append(f"{path}: no predictions in it")
     if nameless := [str(n) for n, row in enumerate(rows, 1) if not isinstance(row, dict) or "id" not in row]:
         problems.append(f"{path}: no id in {count_rows(nameless)} (counted from 1)")
     rows = [row for row in rows if isinstance(row, dict) and "id" in row]
@@ -176,7 +178,7 @@ def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, a
     names = {noun: list(dict.fromkeys((eval_set.fields.get(noun, usual[0]), *usual))) for noun, usual in USUAL.items()}
     outcomes = [_read_row(row, number, names) for number, row in enumerate(read_json_rows(path), start=1)]
     if problems := [problem for problem in outcomes if isinstance(problem, str)]:
-        raise EvalInputError(problems[:50])
+        raise EvalInputError([f"{path}: {problem}" for problem in problems[:50]])
     examples = [example for example in outcomes if isinstance(example, Example)]
     if hear and not eval_set.own:
         sounds = [example.clips for example in _load(path, folder, allow_outside=allow_outside, strict=False)]
@@ -184,7 +186,7 @@ def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, a
     for example in examples if hear and not allow_outside else ():
         for name in [clip.path or "" for clip in example.clips]:
             if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise EvalInputError([f"row {example.id}: {name} leaves {folder}"])
+                raise EvalInputError([visible(f"row {example.id}: {name} leaves {folder}")])
     return [replace(e, clips=tuple(Clip(path=str(folder / (c.path or ""))) for c in e.clips)) for e in examples]
 
 
@@ -205,7 +207,7 @@ def _read_row(row: Any, number: int, names: Mapping[str, Sequence[str]]) -> Exam
     values["choices"] = choices = _choices(row, names["choices"])
     absent = [f"{noun} ({' or '.join(names[noun])})" for noun in ("id", "question", "choices") if values[noun] is None]
     if choices is None or absent:
-        return f"row {number if values['id'] is None else values['id']} has no {' and no '.join(absent)}"
+        return f"row {number if values['id'] is None else visible(values['id'])} has no {' and no '.join(absent)}"
     answer, audio = values["answer"], values["audio"]
     if answer is not None:
         answer = None if answer == "" and "" not in choices else str(answer)

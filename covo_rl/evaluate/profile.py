@@ -68,6 +68,8 @@ def run_profile(
         data=Path(data), model=model, adapter=adapter, output=Path(output), rewards="none",
         **{"greedy": False, "num_generations": 8, **options},
     )  # fmt: skip
+    if problems := request.model_problems():
+        raise EvalInputError(problems)
     recorded = plain({name: value for name, value in options.items() if name != "overwrite"})
     settings = {**inputs.meta, "model": model, "adapter": adapter, "options": recorded}
     ranks, folder = joined_ranks(), Path(output)

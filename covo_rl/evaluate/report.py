@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from covo_rl.data.files import read_record, write_atomically, write_json
+from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.inputs import Inputs, count_rows, read_json_rows
 from covo_rl.evaluate.records import Record, RecordLog
 from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.summary import accuracy_of, compare_pairs, row_score, summarize
 from covo_rl.records.console import interval, number, percent
+from covo_rl.types import visible
 
 #: verdict -> what a report calls it
 RULES = {
@@ -55,20 +55,20 @@ def write_report(
         "audio": _audio_figures(by_audio),
     }
     write_json(folder / "report.json", report)
-    text = _markdown(report)
+    text = visible(_markdown(report), LAYOUT)
     write_atomically(folder / "report.md", lambda file: file.write(text + "\n"))
-    typer.echo(text)
+    say(text)
     if eval_set.submission:
         path = folder / "submission.json"
         write_json(path, _submission(by_audio["real"], read_json_rows(inputs.data)))
-        typer.echo(f"to submit: {path}")
+        say(f"to submit: {path}")
     if plots and importlib.util.find_spec("matplotlib") is None:
-        typer.echo("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
+        say("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
     elif plots:
         _draw(report, folder)
-    typer.echo(f"report: {folder / 'report.json'}")
+    say(f"report: {folder / 'report.json'}")
     for warning in settings["problems"]:
-        typer.echo(f"note: {warning}", err=True)
+        say(f"note: {warning}", err=True)
 
 
 def _audio_figures(by_audio: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
@@ -263,15 +263,15 @@ def _draw(report: Mapping[str, Any], folder: Path) -> None:
         rows = [(label, block) for label, block in rows if block["accuracy"] is not None]
         if not rows:
             continue
-        labels = [f"{label} (n={block['n_scored']})" for label, block in rows]
+        labels = [visible(f"{label} (n={block['n_scored']})") for label, block in rows]
         values, blocks = [100 * block["accuracy"] for _, block in rows], [block for _, block in rows]
         low = [max(0.0, value - 100 * block["ci95"][0]) for value, block in zip(values, blocks, strict=True)]
         high = [max(0.0, 100 * block["ci95"][1] - value) for value, block in zip(values, blocks, strict=True)]
         figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.barh(range(len(rows)), values, xerr=[low, high], height=0.65, color="#4c72b0", ecolor="#333333", capsize=2)
-        axes.set_yticks(range(len(rows)), labels)
+        axes.set_yticks(range(len(rows)), labels, parse_math=False)
         axes.invert_yaxis()
         axes.set(xlim=(0, 100), xlabel="% right, 95 % interval")
-        axes.set_title(f"{report['title']}: {title}", fontsize=10)
+        axes.set_title(visible(f"{report['title']}: {title}"), fontsize=10, parse_math=False)
         figure.savefig(folder / name, dpi=120)

@@ -11,21 +11,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig
-from covo_rl.data.files import read_record
+from covo_rl.config import (
+    AdapterConfig,
+    PromptConfig,
+    RewardConfig,
+    RolloutConfig,
+    taught_prompt,
+    value_problems,
+)
+from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
+from covo_rl.models.text import special_token_notes
+from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Example
+from covo_rl.types import Example, UserError
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
@@ -47,7 +57,7 @@ class Request:
     greedy: Annotated[bool, typer.Option("--greedy/--sample", help="most likely token, or sampled")] = True
     num_generations: Annotated[int, typer.Option(min=1, help="replies per row with --sample")] = 1
     temperature: Annotated[float, typer.Option(min=1e-6, help="with --sample")] = 1.0
-    top_p: Annotated[float, typer.Option(help="nucleus with --sample; 1 is off")] = 1.0
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="nucleus with --sample; 1 is off")] = 1.0
     max_completion_length: Annotated[int, typer.Option(min=1, help="limit in tokens")] = 1024
     batch_size: Annotated[int, typer.Option(min=1, help="rows decoded at once")] = 32
     seed: Annotated[int, typer.Option(help="of sampling")] = 0
@@ -74,10 +84,7 @@ class Request:
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
-        try:
-            config = PromptConfig(**read_record(path)) if path else PromptConfig()
-        except (ValueError, TypeError) as error:
-            raise EvalInputError([f"{path}: no wording that can be read: {error}"]) from error
+        config = taught_prompt(path) if path else PromptConfig()
         flags = {"instruction": self.instruction, "choice_style": self.choice_style and str(self.choice_style)}
         return replace(config, **{name: value for name, value in flags.items() if value is not None})
 
@@ -90,6 +97,12 @@ class Request:
         file, folder = self.predictions, self.output
         inside = file is not None and folder is not None and file.resolve().parent == folder.resolve()
         return inside and any(file.match(pattern) for pattern in WRITTEN)
+
+    def rollout_config(self) -> RolloutConfig:
+        return RolloutConfig(
+            num_generations=self.num_generations, max_completion_length=self.max_completion_length,
+            temperature=self.temperature, top_p=self.top_p,
+        )  # fmt: skip
 
     def problems(self) -> list[str]:
         """Every option that is missing or has no meaning beside another."""
@@ -105,6 +118,7 @@ class Request:
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
         problems = [text for broken, text in rules if broken]
+        problems += value_problems(self.rollout_config())
         if (config := self.reward_config()) is not None:
             from covo_rl import rewards
 
@@ -114,32 +128,51 @@ class Request:
                 problems.append(f"--rewards: {error}")
         return problems
 
+    def model_problems(self) -> list[str]:
+        """What is wrong with model, adapter and device, as far as it can be known without loading them."""
+        if self.model is None:
+            return []
+        from covo_rl.models import model_config
+        from covo_rl.policy.saved_adapter import read_adapter
+        from covo_rl.resolve import resolve_model
+        from covo_rl.train.launch import device_of
+
+        checks = [("--model", lambda: model_config(resolve_model(str(self.model))))]
+        checks += [("--adapter", partial(read_adapter, self.adapter))] if self.adapter else []
+        checks += [("--device", partial(device_of, self.device))] if self.device else []
+        problems = []
+        for option, check in checks:
+            try:
+                check()
+            except (UserError, OSError) as error:
+                problems += [f"{option}: {text}" for text in getattr(error, "problems", [error])]
+        return problems
+
 
 def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyAnswerer:
     """Load a checkpoint folder, hub name or `builtin:tiny`, with a PEFT adapter on it if given, ready to answer."""
-    import torch
-    from accelerate import PartialState
-
     from covo_rl.audio import ClipStore
     from covo_rl.models import load_family
     from covo_rl.policy import Policy
     from covo_rl.policy.trainable import make_trainable
     from covo_rl.resolve import resolve_model
+    from covo_rl.train.launch import device_of
 
     assert request.model is not None
     prompts = request.prompt_config()
-    rollouts = RolloutConfig(
-        num_generations=request.num_generations, max_completion_length=request.max_completion_length,
-        temperature=request.temperature, top_p=request.top_p,
-    )  # fmt: skip
+    rollouts = request.rollout_config()
     family = load_family(
         resolve_model(request.model), dtype=str(request.dtype), trust_remote_code=request.trust_remote_code
     )
     peft_model: Any = None
     if request.adapter:
-        peft_model = make_trainable(family, AdapterConfig(lora=True, adapter=request.adapter)).peft_model
+        modes = make_trainable(family, AdapterConfig(lora=True, adapter=request.adapter))
+        peft_model = modes.peft_model
+        if Ranks.current().main:
+            for note in modes.notes:
+                typer.echo(f"note: {note}", err=True)
     backbone: Any = family.model
-    backbone.to(torch.device(request.device) if request.device else PartialState().device)
+    backbone.to(device_of(request.device))
     backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept
     clips = ClipStore()
     policy = Policy(family, peft_model=peft_model, clips=clips)
@@ -163,12 +196,17 @@ def answer_rows(
     try:
         answerer = load_answerer(request, style)
     except (OSError, ValueError) as error:
-        raise EvalInputError([f"--model {request.model}, --adapter {request.adapter}: {error}"]) from error
+        adapter = f", --adapter {request.adapter}" if request.adapter else ""
+        raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error
     longest: float | None = getattr(answerer, "max_clip_seconds", None)
     lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
     claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
+    if ranks.main and isinstance(answerer, PolicyAnswerer):
+        texts = written_texts(inputs.examples, answerer.prompt_config)
+        for note in special_token_notes(texts, answerer.policy.family.tokenizer):
+            say(note, err=True)
     by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
 

@@ -21,10 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from covo_rl.config import ConfigError, typed_values
 from covo_rl.prompt import Parsed
-from covo_rl.types import Example
+from covo_rl.resolve import read_yaml
+from covo_rl.types import Example, UserError, visible
 
 #: (reply, choices, answer) -> right, wrong, or not scored by the official script.
 Scorer = Callable[[object, Sequence[str], str], bool | None]
@@ -103,13 +105,15 @@ SCORERS: dict[str, Scorer] = {"token_set": token_set_match, "letter": letter_rul
 FIELDS = {"id": "id", "audio": "audio_id", "question": "question", "choices": "choices", "answer": "answer"}
 #: Every key under which a reply is accepted in a predictions file; a set's own keys are looked for first.
 REPLY_KEYS = ("model_output", "model_prediction", "answer_prediction", "response", "prediction")
-MANIFEST_KEYS = (
-    "breakdown", "fields", "how_to_get", "known_files", "licence", "name", "prompts", "reply_keys", "rows", "scorer",
-    "source", "title",
-)  # fmt: skip
+#: key of a manifest -> what it holds
+MANIFEST_KEYS: dict[str, Any] = {
+    "breakdown": list[str], "fields": dict[str, str] | None, "how_to_get": str, "known_files": dict[str, str],
+    "licence": str, "name": str, "prompts": dict[str, Any], "reply_keys": list[str], "rows": int | None, "scorer": str,
+    "source": str, "title": str,
+}  # fmt: skip
 
 
-class EvalInputError(ValueError):
+class EvalInputError(UserError, ValueError):
     """All problems of an evaluation's inputs at once."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -175,7 +179,8 @@ class EvalSet:
     def breakdown_of(self, example: Example) -> dict[str, str]:
         """The values a row is reported under."""
         columns = {name: example.columns.get(name) for name in self.breakdown}
-        return {name: self.clean(name, str(value)) for name, value in columns.items() if value not in (None, "")}
+        texts = {name: str(value) for name, value in columns.items() if value not in (None, "")}
+        return {name: visible(self.clean(name, text)) for name, text in texts.items()}
 
     def all_reply_keys(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.reply_keys, *REPLY_KEYS)))
@@ -210,26 +215,35 @@ def load_set(name: str) -> EvalSet:
 
 def _from_manifest(path: Path) -> EvalSet:
     """A set of the user's own: EvalSet's fields of these names, all but `name` optional, and `scorer`."""
-    import yaml
-
-    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    if not isinstance(content, dict):
-        raise EvalInputError([f"{path}: expected a mapping, found {type(content).__name__}"])
+    try:
+        raw = read_yaml(path)
+    except ConfigError as error:
+        raise EvalInputError(error.problems) from None
     allowed = ", ".join(MANIFEST_KEYS)
-    problems = [f"{path}: unknown key {key!r}; allowed are {allowed}" for key in content if key not in MANIFEST_KEYS]
+    problems = [f"{path}: unknown key {key!r}; allowed are {allowed}" for key in raw if key not in MANIFEST_KEYS]
+    known = {name: value for name, value in raw.items() if name in MANIFEST_KEYS}
+    content: dict[str, Any] = typed_values(MANIFEST_KEYS, known, problems, str(path))
+    styles = {}
+    for key, style in content.get("prompts", {}).items():
+        wording = style if isinstance(style, Mapping) else {"template": style}
+        values = typed_values(get_type_hints(PromptStyle), wording, problems, f"{path}: prompts: {key}")
+        if "template" in values:
+            styles[key] = PromptStyle(**values)
+        elif "template" not in wording:
+            problems.append(f"{path}: prompts: {key} has no template")
     rule = content.pop("scorer", "token_set")
     if rule not in SCORERS:
         problems.append(f"{path}: scorer {rule!r}; choose one of {', '.join(SCORERS)}")
-    if "name" not in content:
+    if "name" not in raw:
         problems.append(f"{path}: the manifest needs a name")
     if problems:
         raise EvalInputError(problems)
-    name = str(content.pop("name"))
+    name = content.pop("name")
     changes = {
         "fields": content.get("fields") or FIELDS,
         "breakdown": tuple(content.get("breakdown", ("task", "category"))),
         "reply_keys": tuple(content.get("reply_keys", ())),
-        "prompts": {key: PromptStyle(**style) for key, style in content.get("prompts", {}).items()},
+        "prompts": styles,
     }
     return EvalSet(name, **{"title": name, **content, **changes}, scorer_rule=rule, own=True)
 

@@ -9,6 +9,8 @@
 Importing this package pulls in no torch.
 """
 
+from covo_rl.types import UserError
 
-class ExportError(RuntimeError):
+
+class ExportError(UserError, RuntimeError):
     """An export that was not made; nothing is left under its final name."""

@@ -33,6 +33,7 @@ from covo_rl.export.merged import (
 )
 from covo_rl.models import load_family
 from covo_rl.policy.patterns import prefixes
+from covo_rl.policy.saved_adapter import kind_of
 from covo_rl.policy.sharding import is_sharded, sharded_as, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.resolve import resolve_model
@@ -105,7 +106,7 @@ def _names_in_memory(modes: Trainable) -> dict[str, str]:
         prefixed = {PREFIX + name: tensor for name, tensor in state.items()}
         return get_peft_model_state_dict(modes.peft_model, state_dict=prefixed, save_embedding_layers=False)
 
-    held = (n for n, _ in model.named_parameters() if ".lora_" in n or f".modules_to_save.{ADAPTER}." in n)
+    held = [name for name, _ in model.named_parameters() if kind_of(name)]
     keys = {name: key.removeprefix(PREFIX) for name, key in renamed(held, chosen_by_peft).items()}
     paths = {key.split(".lora_", 1)[0] for key in keys.values() if ".lora_" in key}
     published = published_names(model, [f"{path}.weight" for path in paths])
@@ -113,7 +114,7 @@ def _names_in_memory(modes: Trainable) -> dict[str, str]:
         path, lora, leaf = key.partition(".lora_")
         if lora:  # PEFT maps the published path of the module back to the one in memory
             keys[name] = published[f"{path}.weight"].removesuffix(".weight") + lora + leaf
-    return {PREFIX + key: name for name, key in keys.items()}
+    return {PREFIX + key: name for name, key in (keys | {name: name for name in modes.replaced}).items()}
 
 
 def _both_namings(modes: Trainable, pattern: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from covo_rl.export import ExportError
+from covo_rl.data.terminal import say
+from covo_rl.types import user_errors
 
 
 def export_command(
@@ -17,7 +18,7 @@ def export_command(
     dtype: str = typer.Option("auto", help="precision of what is written: auto, float32, bfloat16, float16"),
     base_model: str | None = typer.Option(None, help="base model, where the run or the adapter records none"),
     max_shard_gb: float | None = typer.Option(
-        None, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
+        None, min=0.001, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
     ),
     allow_noop: bool = typer.Option(False, help="export although the policy equals the base model"),
     replace: bool = typer.Option(False, help="replace an existing export"),
@@ -26,10 +27,12 @@ def export_command(
     folders = {kind: folder for kind, folder in (("adapter", adapter), ("merged", merged)) if folder is not None}
     if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
+    from covo_rl.export import ExportError
     from covo_rl.export.adapter import hub_name, open_policy
-    from covo_rl.export.exporting import NOT_WRITTEN, check_target, export_policy
+    from covo_rl.export.exporting import check_target, export_policy, torch_dtype
 
-    try:
+    with user_errors("covo-rl export", code=1):
+        torch_dtype(dtype)
         if adapter == merged:
             raise ExportError(f"--adapter and --merged are both {adapter}: give two folders")
         for folder in folders.values():  # before the model is loaded
@@ -41,15 +44,12 @@ def export_command(
                 dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
                 allow_noop=allow_noop, replace=replace, wording=opened.wording,
             )  # fmt: skip
-            typer.echo(
+            say(
                 f"{folder}: verified in a fresh process on {len(result.prompts)} prompts ({result.dtype})\n"
                 f"  max |logit - trained|  {result.max_abs_logit_diff_trained:.3g}  (tolerance {result.tolerance:.3g})"
                 f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
                 f"  update kept            {result.update_kept:.3f}"
             )
-    except (*NOT_WRITTEN, ValueError) as error:
-        typer.echo(f"covo-rl export: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def serve_check_command(
@@ -58,28 +58,25 @@ def serve_check_command(
     model: str | None = typer.Option(None, help="name under which the endpoint serves the export"),
     base: str | None = typer.Option(None, help="name under which it serves the base model"),
     api_key: str | None = typer.Option(None, envvar="OPENAI_API_KEY", help="key of the endpoint"),
-    timeout: float = typer.Option(120.0, help="seconds per request"),
+    timeout: float = typer.Option(120.0, min=0.1, help="seconds per request"),
     output: Path | None = typer.Option(None, help="write the report as JSON here"),
 ) -> None:
     """Does the export take effect where it is served? Without --url: in a fresh transformers process."""
     from covo_rl.export.serve_check import check_endpoint, check_local
 
-    try:
+    with user_errors("covo-rl serve-check", code=1):
         if url is None:
             report = check_local(export)
         elif model and base:
             report = check_endpoint(url, model=model, base=base, api_key=api_key, timeout=timeout)
         else:
             raise typer.BadParameter("--url needs --model and --base, the two names that the endpoint serves")
-    except (ExportError, ValueError) as error:
-        typer.echo(f"covo-rl serve-check: {error}", err=True)
-        raise typer.Exit(1) from error
     text = json.dumps(report, indent=2)
-    typer.echo(text)
+    say(text)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     if not report["takes_effect"]:
-        typer.echo("covo-rl serve-check: the served model answers as the base model does", err=True)
+        say("covo-rl serve-check: the served model answers as the base model does", err=True)
         raise typer.Exit(1)
 
 

@@ -237,6 +237,7 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
     jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # no HTML
     card = jinja.get_template(CARD).render(
         **record,
+        front_matter=yaml.safe_dump({"base_model": record["base_model"]}, allow_unicode=True, width=10_000).strip(),
         covo_rl_version=environment.get("covo_rl") or __version__,
         academic_only=record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith("builtin:"),
         config=config, environment=environment, result=result, verification=verification, heard=heard,

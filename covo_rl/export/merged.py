@@ -29,6 +29,8 @@ from covo_rl.export import ExportError
 from covo_rl.models.base import AudioFamily
 
 ADAPTER = "default"
+#: in names of tensors that the plain model does not have
+ADAPTER_MARKS = (".modules_to_save.", ".original_module.", ".lora_", ".trainable_tokens_")
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
@@ -69,10 +71,10 @@ def base_name(name: str) -> str | None:
 
     A trained copy (modules_to_save) takes the place of its original.
     """
-    for wrapper in (".base_layer.", f".modules_to_save.{ADAPTER}."):
+    for wrapper in (".token_adapter.base_layer.", ".base_layer.", f".modules_to_save.{ADAPTER}."):
         if wrapper in name:
             return name.replace(wrapper, ".")
-    return None if any(mark in name for mark in (".modules_to_save.", ".original_module.", ".lora_")) else name
+    return None if any(mark in name for mark in ADAPTER_MARKS) else name
 
 
 def published_state(model: PreTrainedModel) -> dict[str, str]:

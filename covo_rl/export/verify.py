@@ -132,7 +132,7 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
     model.eval()
     try:
         trained, base = logits(), None
-        if modes.peft_model is not None:
+        if modes.peft_model is not None and not modes.replaced:
             with modes.peft_model.disable_adapter():
                 base = logits()
     finally:

@@ -6,8 +6,13 @@ subclass of `AudioFamily` and one line in `FAMILIES`.
 
 from __future__ import annotations
 
+import difflib
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from covo_rl.types import UserError
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
@@ -19,10 +24,14 @@ FAMILIES = {
 }
 
 
+class ModelError(UserError, ValueError):
+    """A model that cannot be used here; the message says what exists."""
+
+
 def family_class(model_type: str) -> type[AudioFamily]:
-    """The family of a `model_type`; raises ValueError that lists what exists."""
+    """The family of a `model_type`; raises ModelError that lists what exists."""
     if model_type not in FAMILIES:
-        raise ValueError(
+        raise ModelError(
             f"model_type {model_type!r} has no family; there are {', '.join(FAMILIES)}. To add one, subclass "
             "covo_rl.models.base.AudioFamily and name it in covo_rl.models.FAMILIES"
         )
@@ -33,17 +42,91 @@ def family_class(model_type: str) -> type[AudioFamily]:
 def family_at(path: str) -> type[AudioFamily]:
     """The family of a local folder or hub name, by the `model_type` of its `config.json`; no weights are read.
 
-    Raises ValueError for a model type without a family, OSError where there is no checkpoint.
+    Raises ModelError for a model type without a family, OSError where there is no checkpoint.
     """
-    from transformers import PreTrainedConfig
-
-    raw, _ = PreTrainedConfig.get_config_dict(path)
-    return family_class(raw.get("model_type", ""))
+    return family_class(model_config(path).get("model_type", ""))
 
 
 def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
     """Load model and processor of `family_at(path)`.
 
     `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
+    Raises ModelError for a model type without a family or damaged files, OSError where there is no checkpoint.
     """
-    return family_at(path).load(path, dtype=dtype, **options)
+    from safetensors import SafetensorError
+
+    family = family_class(model_config(path).get("model_type", ""))
+    try:
+        return family.load(path, dtype=dtype, **options)
+    except (SafetensorError, ValueError, RuntimeError) as error:  # damaged weights or tokenizer, sizes that do not fit
+        if isinstance(error, UserError):
+            raise
+        text = str(error).strip().split("\n", 1)[0]
+        raise ModelError(
+            f"model {path} does not load ({type(error).__name__}: {text}); is every file of it whole?"
+        ) from error
+
+
+def model_config(path: str) -> dict[str, Any]:
+    """What config.json of a model folder or hub name says; nothing else is read.
+
+    Raises:
+        OSError: there is none; the message says where it was looked for and what to give.
+        ModelError: its model_type has no family.
+    """
+    from transformers import PreTrainedConfig
+
+    folder = Path(path)
+    if folder.exists():
+        _check_folder(folder)
+    elif folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) != 2:
+        raise FileNotFoundError(f"model {path!r}: no such folder (looked in {Path.cwd()}){_neighbours(folder)}")
+    else:
+        _check_hub(path)
+    raw, _ = PreTrainedConfig.get_config_dict(path)
+    family_class(raw.get("model_type", ""))
+    return raw
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        try:
+            content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"model {folder}: config.json is not JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ModelError(f"model {folder}: config.json is a {type(content).__name__}, not an object of options")
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(f"model {folder}: give the folder that holds config.json and the weights, not a file")
+    adapters = [f for f in (folder, folder / "adapter") if (f / "adapter_config.json").is_file()]
+    hint = f"; {adapters[0]} is a PEFT adapter: give it as adapter, and its base as model" if adapters else ""
+    content = sorted(p.name for p in folder.iterdir())[:8]
+    raise FileNotFoundError(f"model {folder}: a model folder has a config.json; found {content}{hint}")
+
+
+def _neighbours(folder: Path) -> str:
+    names = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, names, n=1)
+    return f"; did you mean {folder.parent / near[0]}?" if near else "; builtin:tiny is the shipped model"
+
+
+def _check_hub(name: str) -> None:
+    """One request, where transformers repeats it for half a minute before it says that there is no network."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    why = "is switched off (HF_HUB_OFFLINE)"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            HfApi().model_info(name, timeout=10)
+            return
+        except Exception as error:  # also those of its HTTP library
+            text = str(error).strip().split("\n", 1)[0]
+            why = f"does not give it ({type(error).__name__}: {text})"
+    raise FileNotFoundError(
+        f"model {name!r}: no such folder (looked in {Path.cwd()}){_neighbours(Path(name))}, it is not in the "
+        f"Hugging Face cache, and the hub {why}. Give a folder with config.json, or where there is a network: "
+        f"hf download {name}"
+    )

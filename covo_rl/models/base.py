@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from covo_rl.models.slots import expand_placeholders
+from covo_rl.models.text import shielded_messages, token_ids
+from covo_rl.prompt import CUT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,16 +106,15 @@ class AudioFamily(ABC):
         return self.eos_token_ids[0] if pad is None else pad
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Chat template -> text with ONE audio token per clip."""
-        rows = [dict(message) for message in messages]
+        """Chat template -> text with ONE audio token per clip; special tokens that the messages spell hold a CUT."""
+        rows = shielded_messages(messages, self.tokenizer)
         return self.processor.apply_chat_template(
             rows, self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
         )
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
-        """Text with one audio token per clip -> ids with `slots[i]` audio ids for clip i."""
-        expanded = expand_placeholders([text], slots, self.processor.audio_token)[0]
-        return self.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        """Text with one audio token per clip -> ids with `slots[i]` audio ids for clip i; what CUT parts stays text."""
+        return token_ids(self.tokenizer, expand_placeholders(text.split(CUT), slots, self.processor.audio_token))
 
     # -- the language model --------------------------------------------------------------------------------------
 

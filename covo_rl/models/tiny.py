@@ -11,13 +11,15 @@ from typing import Any
 import torch
 import transformers
 
+from covo_rl.types import TAG_TOKENS
+
 END_OF_TEXT = "<|endoftext|>"
 TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", TURN_END)
 COVO_AUDIO_TOKENS = ("<|begofcAUDIO|>", "<|cAUDIO|>", "<|endofcAUDIO|>")
 QWEN2_AUDIO_TOKENS = ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
 #: Single tokens, but not special: decoding with special tokens skipped must keep them.
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TAGS = TAG_TOKENS
 POSITIONS_PER_SECOND = 50
 BYTES = 256
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from covo_rl.policy.packing import Packed
 from covo_rl.policy.sharding import is_sharded, most
+from covo_rl.types import visible
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
@@ -211,7 +212,7 @@ class Embedder:
                     sizes = [len(audio[key]) for key in prompt.clip_keys]
                     if sum(sizes) != sum(prompt.slots):
                         what = f"the prompt has slots {prompt.slots}, its clips have {sizes} features"
-                        raise ValueError(f"row {prompt.example.id}: {what}")
+                        raise ValueError(f"row {visible(prompt.example.id)}: {what}")
                 raise ValueError(f"{len(packed.audio_positions_S)} audio positions, features for {len(rows)}")
             embeds_LD = embeds_LD.index_copy(0, packed.audio_positions_S, rows)
         if DUMMY in audio:

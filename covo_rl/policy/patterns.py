@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from covo_rl.types import UserError
+
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
 
 
-class PatternError(ValueError):
+class PatternError(UserError, ValueError):
     """A pattern or part name that does not do what it says, with what exists and what to write."""
 
 

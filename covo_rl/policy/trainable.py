@@ -6,9 +6,8 @@ Adapters are injected in place (PEFT), so `family.model` stays the model; nothin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from covo_rl.config import AdapterConfig, number_map
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
+from covo_rl.policy.saved_adapter import kind_of, put_on, read_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,7 +40,11 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class Trainable:
-    """A family made ready to train. `peft_model` is None in full mode; `notes` are things the user should know."""
+    """A family made ready to train. `peft_model` is None in full mode; `notes` are things the user should know.
+
+    `replaced` names the base's own parameters that a saved adapter brought with it (embeddings, biases): with the
+    adapter off they stay as the adapter has them.
+    """
 
     family: AudioFamily
     config: AdapterConfig
@@ -49,14 +53,15 @@ class Trainable:
     trainable_parameters: int
     targets: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
 
 def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate: float | None = None) -> Trainable:
     """Freeze everything, then make trainable what `config` asks for.
 
     LoRA parameters are float32 even on a 16-bit base. `learning_rate` only fills the report. Raises PatternError for a
-    pattern or part that matches nothing or reaches the encoder unasked, FileNotFoundError where `config.adapter` is no
-    PEFT adapter folder.
+    pattern or part that matches nothing or reaches the encoder unasked, AdapterError where `config.adapter` is no
+    LoRA adapter of this model.
     """
     part_rates(config, family)  # a wrong part name is an error now, not at the optimiser
     quantised = bool(getattr(family.model, "is_loaded_in_4bit", False))
@@ -68,23 +73,25 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
     if quantised and not config.lora:
         raise PatternError("a 4-bit model cannot train its own parameters: use LoRA, or load it unquantised for --full")
     family.model.requires_grad_(False)
-    peft_model, targets = None, ()
+    peft_model, targets, notes, replaced = None, (), [], ()
     if not config.lora:
         _train_parts(family, config.train_parts)
     elif config.adapter:
-        peft_model = _saved_adapter(family, Path(config.adapter))
+        adapter = read_adapter(config.adapter, model=family.model.name_or_path)
+        peft_model, replaced = put_on(family, adapter)
+        notes += adapter.notes
     else:
         peft_model, targets = _new_adapter(family, config)
     count = sum(p.numel() for p in family.model.parameters() if p.requires_grad)
     if not count:
         raise PatternError("nothing trains: set lora, modules_to_save or train_parts")
-    notes = []
     if any(p.requires_grad and p.dtype in HALF for p in family.model.parameters()):
         notes.append("some trained weights are 16-bit: updates below 1/256 of a weight are lost; load dtype float32 "
                      "and let accelerate autocast (mixed_precision bf16)")  # fmt: skip
     if config.lora and config.lora_dropout:
         notes.append("LoRA dropout is off while sampling and scoring, so that they agree")
-    return Trainable(family, config, peft_model, _report(family, config, learning_rate), count, targets, tuple(notes))
+    report = _report(family, config, learning_rate)
+    return Trainable(family, config, peft_model, report, count, targets, tuple(notes), replaced)
 
 
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
@@ -101,43 +108,6 @@ def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel,
     with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         return get_peft_model(family.model, lora), targets  # type: ignore[return-value]  # no mixed adapters here
-
-
-def _saved_adapter(family: AudioFamily, folder: Path) -> PeftModel:
-    """Put a PEFT adapter, trained here or elsewhere, on the family's model; every tensor must find its place."""
-    from peft import PeftModel
-
-    if not (folder / "adapter_config.json").is_file():
-        found = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder}: a PEFT adapter folder has an adapter_config.json; found {found}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = PeftModel.from_pretrained(family.model, str(folder), is_trainable=True)
-    missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
-    if misfits := [*missing, *_misplaced(model, folder)]:
-        raise PatternError(
-            f"the adapter {folder} does not fit {family.model_type} ({family.model.name_or_path or 'in memory'}): "
-            + "; ".join(misfits)
-        )
-    return model
-
-
-def _misplaced(model: PeftModel, folder: Path) -> list[str]:
-    """Adapter tensors of the file that did not arrive in the model with the same values, up to their precision."""
-    from peft.utils import load_peft_weights
-
-    def sums(tensors: Iterable[torch.Tensor]) -> list[tuple[tuple[int, ...], float]]:
-        """Shape and absolute sum of each, sorted: a fingerprint that no renaming changes."""
-        return sorted((tuple(t.shape), float(t.detach().double().abs().sum())) for t in tensors)
-
-    saved = sums(load_peft_weights(str(folder), device="cpu").values())
-    loaded = sums(p for name, p in model.named_parameters() if _kind(name))
-    if len(saved) != len(loaded):
-        return [f"the file holds {len(saved)} tensors, the model {len(loaded)} adapter tensors"]
-    for (shape, total), (other, arrived) in zip(saved, loaded, strict=True):
-        if shape != other or abs(total - arrived) > 1e-2 * max(total, 1e-12):
-            return [f"the file has a tensor {shape} of absolute sum {total:.6g}, the model {other} {arrived:.6g}"]
-    return []
 
 
 def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
@@ -210,19 +180,12 @@ def param_groups(
     ]  # fmt: skip
 
 
-def _kind(name: str) -> str:
-    """How an adapter holds the parameter; empty for one of the base."""
-    if ".lora_" in name:
-        return "LoRA"
-    return "trained copy" if ".modules_to_save." in name else ""
-
-
 def _report(family: AudioFamily, config: AdapterConfig, learning_rate: float | None) -> tuple[ReportRow, ...]:
     """Rows per part, with LoRA parameters and trained copies apart from the base."""
     rates = part_rates(config, family)
     groups: dict[tuple[str, str], list[nn.Parameter]] = {}
     for name, parameter in family.model.named_parameters():
-        groups.setdefault((part_of(name, family), _kind(name)), []).append(parameter)
+        groups.setdefault((part_of(name, family), kind_of(name)), []).append(parameter)
     order = [*family.parts, "other"]
     rows = []
     for part, kind in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):

@@ -6,18 +6,22 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from covo_rl.data.terminal import LAYOUT, Terminal
+from covo_rl.types import visible
+
+#: columns from which a bar fits beside the figures of a step
+WIDE = 140
 #: Seconds between two plain lines of work that has no steps.
 LINE_SECONDS = 10.0
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """As wide as the terminal; in a log file wide enough for the tables."""
-    wide = Console(highlight=False)
-    return wide if wide.is_terminal else Console(highlight=False, width=120)
+    wide = Terminal()
+    return wide if wide.is_terminal else Terminal(width=120)
 
 
 console = _console()
@@ -57,15 +61,20 @@ class ProgressDisplay:
     def __init__(
         self, title: str, total: int, *, done: int = 0, active: bool = True, steps: int = 0, stderr: bool = False
     ) -> None:
-        self.screen = Console(stderr=True, highlight=False) if stderr else console
+        self.screen = Terminal(stderr=True) if stderr else console
+        title = visible(title)
         self.title, self.total, self.active, self.steps = title, total, active, steps
+        wide = self.screen.width >= WIDE
+        fixed, cut = Column(no_wrap=True), Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.bar = Progress(
-            TextColumn(title),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=24)),
+            *([BarColumn(bar_width=24)] if wide else []),
+            MofNCompleteColumn(table_column=fixed),
+            # on a narrow screen this is cut, not the count
+            TextColumn("{task.fields[text]}", markup=False, table_column=cut),
+            *([TimeElapsedColumn()] if wide else []),
+            TimeRemainingColumn(table_column=fixed, compact=not wide),
+            expand=True,
             console=self.screen,
             disable=not (active and self.screen.is_terminal),
         )
@@ -81,7 +90,7 @@ class ProgressDisplay:
         self.bar.stop()
 
     def update(self, done: int, text: str) -> None:
-        self.bar.update(self.task, completed=done, text=text)
+        self.bar.update(self.task, completed=done, text=visible(text, LAYOUT))
         if not self.active or self.screen.is_terminal:
             return
         now = time.monotonic()

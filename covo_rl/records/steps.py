@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
+from covo_rl.data.files import plain
 from covo_rl.rewards.scoring import figures
 from covo_rl.types import Group, RewardTable
 
@@ -95,9 +96,11 @@ def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advant
     """One JSON-ready row per rollout; clips by name, never by waveform."""
     return [
         {
+            **plain(group.prompt.example.columns),  # what rewards look at: facts, evidence, ...
             "id": group.prompt.example.id,
             "clips": [clip.name for clip in group.prompt.example.clips],
             "question": group.prompt.example.question,
+            "choices": list(group.prompt.example.choices),
             "answer": group.prompt.example.answer,
             "completion": rollout.text,
             "stop_reason": rollout.stop_reason,

@@ -11,38 +11,32 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from covo_rl.config import RewardConfig
+from covo_rl.config import ConfigError, RewardConfig, value_problems
 from covo_rl.data.files import json_lines, plain, write_atomically
+from covo_rl.data.terminal import Terminal, say
 from covo_rl.prompt import parse
 from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
 from covo_rl.rewards.rules.answers import find_gold, interpret
 from covo_rl.rewards.scoring import components, score
+from covo_rl.types import user_errors
 
 DEFAULT = RewardConfig().rewards
+OLD_RECORD = (
+    "a run's rollout without the choices and facts that its rewards saw (written by an older covo_rl), so that its "
+    "scores would differ from the run's. Add the columns of the data, by id"
+)
 BATCH = 2048  # rows scored at once by `score`
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
-console = Console(highlight=False, markup=False)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Errors of the input are printed and leave with exit code 2."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        typer.echo(f"covo-rl rewards: {error}", err=True)
-        raise typer.Exit(2) from error
+console = Terminal()
 
 
 @app.command("list")
@@ -62,7 +56,7 @@ def list_rewards() -> None:
 
 
 @app.command("try")
-@_explained()
+@user_errors("covo-rl rewards try")
 def try_rewards(
     names: list[str] = typer.Argument(None, help="rewards; default: all four"),
     completion: str = typer.Option(..., help="the completion, or - to read it from standard input"),
@@ -78,9 +72,9 @@ def try_rewards(
         try:
             columns = json.loads(row.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{row}: {error}") from error
+            raise specs.RewardError(f"{row}: {error}") from error
         if not isinstance(columns, dict):
-            raise ValueError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
+            raise specs.RewardError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
     example = example_from_row(columns)
     groups = [group_from_completions(example, [text], stop_reason)]
     table = score(groups, RewardConfig(judge=judge), rewards=names or DEFAULT)
@@ -105,7 +99,7 @@ def _shown(value: float) -> str:
 
 
 @app.command("check")
-@_explained()
+@user_errors("covo-rl rewards check")
 def check_rewards(
     names: list[str] = typer.Argument(..., help="rewards to check"),
     rows: Path | None = typer.Option(None, help="JSONL of your own rows: their gold answers must score 1"),
@@ -131,52 +125,80 @@ def check_rewards(
 
 
 @app.command("score")
-@_explained()
+@user_errors("covo-rl rewards score")
 def score_rewards(
     rewards: str = typer.Option(DEFAULT, help="components: name,name or name=weight,name=weight"),
     input: Path = typer.Option(..., help="JSONL with completion, question, choices, answer, and what else is wanted"),
-    output: Path = typer.Option(..., help="JSONL with `rewards` and `reward_total` added"),
+    output: Path = typer.Option(
+        ..., help="JSONL with `rewards` and `reward_total` added; where a row has them, `rescored_rewards` and so on"
+    ),
     reward_gate: str = typer.Option("none", help="none, accuracy or format"),
     reward_timeout: float = typer.Option(60.0, help="seconds per component and batch of rows"),
     reward_failure_limit: float = typer.Option(0.2, help="share of failed scores above which it stops"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
 ) -> None:
-    """Score rollouts offline; rows keep their order and their columns."""
-    config = RewardConfig(rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge)
+    """Score rollouts offline, a run's too; rows keep their order and their columns, its own scores among them."""
+    config = RewardConfig(
+        rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge,
+        reward_failure_limit=reward_failure_limit,
+    )  # fmt: skip
+    if problems := value_problems(config):
+        raise ConfigError(problems)
     components(rewards)  # complains before anything is read
     columns: dict[str, list[float]] = {}
     rows = _rows(input)
-    written = 0
+    written = again = other = 0
 
     def write(file: IO[str]) -> None:
-        nonlocal written
+        nonlocal written, again, other
         failed = 0
         while batch := list(islice(rows, BATCH)):
             groups = []
             for i, row in enumerate(batch, written):
                 if not isinstance(row.get("completion"), str):
-                    raise ValueError(f"{input} row {i + 1}: needs a text `completion`; it has {', '.join(row)}")
+                    raise specs.RewardError(f"{input} row {i + 1}: needs a text `completion`; it has {', '.join(row)}")
+                if "advantage" in row and "choices" not in row:
+                    raise specs.RewardError(f"{input} row {i + 1}: {OLD_RECORD}")
                 completion, stop_reason = [row["completion"]], row.get("stop_reason", "stop")
                 groups.append(group_from_completions(example_from_row(row, i), completion, stop_reason))
             table = score(groups, config)
             for row, scores, total in zip(batch, table.rewards_PGR[:, 0], table.rewards_PG[:, 0], strict=True):
                 by_name = {name: round(float(v), 12) for name, v in zip(table.names, scores, strict=True)}
-                scored = {**row, "rewards": plain(by_name), "reward_total": plain(round(float(total), 12))}
+                scored = _with_scores(row, by_name, round(float(total), 12))
                 file.write(json.dumps(scored, ensure_ascii=False) + "\n")
+                again += "rescored_rewards" in scored
+                other += _differ(row.get("rewards"), by_name)
             for name, values in zip(table.names, table.rewards_PGR[:, 0].T, strict=True):
                 columns.setdefault(name, []).extend(values.tolist())
             written += len(batch)
             reasons = [why for why in table.missing.values() if why.startswith("failed")]
             failed += len(reasons)
             if failed > reward_failure_limit * written * len(table.names):
-                raise ValueError(f"{failed} of {written * len(table.names)} scores failed; the first: {reasons[0]}")
+                count = written * len(table.names)
+                raise specs.RewardError(f"{failed} of {count} scores failed; the first: {reasons[0]}")
 
     write_atomically(output, write)
     for name, values in columns.items():
         graded = [value for value in values if not math.isnan(value)]
         mean = f"{sum(graded) / len(graded):.4f}" if graded else "-"
-        typer.echo(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
-    typer.echo(f"{written} rows -> {output}")
+        say(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
+    if again:
+        say(f"{again} rows had scores, which are kept; {other} of them differ from the new rescored_rewards")
+    say(f"{written} rows -> {output}")
+
+
+def _with_scores(row: dict[str, Any], rewards: dict[str, float], total: float) -> dict[str, Any]:
+    """The row with its scores; those that it has already are kept under their names."""
+    prefix = "rescored_" if {"rewards", "reward_total"} & row.keys() else ""
+    return {**row, f"{prefix}rewards": plain(rewards), f"{prefix}reward_total": plain(total)}
+
+
+def _differ(before: Any, now: dict[str, float]) -> bool:
+    """Whether a component that both hold has another score."""
+    if not isinstance(before, dict):
+        return False
+    pairs = [(math.nan if before[name] is None else before[name], now[name]) for name in now if name in before]
+    return any(math.isnan(a) != math.isnan(b) or abs(a - b) > 1e-6 for a, b in pairs)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -186,7 +208,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if row is None:
             what = f"{path} line {number}: {problem}"
             if next(lines, None) is not None or path.read_bytes().endswith(b"\n"):
-                raise ValueError(what)
+                raise specs.RewardError(what)
             typer.echo(f"left out, half written: {what}", err=True)
             return
         yield row

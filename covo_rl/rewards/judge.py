@@ -26,15 +26,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
 from covo_rl.rewards.specs import RewardError
+from covo_rl.types import UserError
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
 MAX_TOKENS = 400  # of a reply
 
 
-class JudgeError(RuntimeError):
+class JudgeError(UserError, RuntimeError):
     """The judge gave no reply; the message says after what."""
 
 
@@ -84,7 +86,10 @@ class CachedJudge:
 
 
 class EndpointJudge(CachedJudge):
-    """An OpenAI-compatible endpoint. `timeout` and `backoff` in seconds; `retries` after the first try."""
+    """An OpenAI-compatible endpoint, which is sent control tokens of chat templates as `< |im_end|>`.
+
+    `timeout` and `backoff` in seconds; `retries` after the first try.
+    """
 
     def __init__(
         self, model: str, url: str, *, concurrency: int = 16, timeout: float = 30.0, retries: int = 4,
@@ -125,7 +130,8 @@ class EndpointJudge(CachedJudge):
         return JudgeError(f"judge {self.name}: {problem}, after {attempt + 1} tries")
 
     def _post(self, prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
+        content = CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
+        messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"}
         if key := next(filter(None, map(os.environ.get, KEY_VARIABLES)), None):
@@ -162,6 +168,8 @@ class LocalJudge(CachedJudge):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from covo_rl.models.text import shielded, token_ids
+
         tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
         model: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto")
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -169,10 +177,12 @@ class LocalJudge(CachedJudge):
             tokenizer.pad_token = tokenizer.eos_token
 
         def generate(prompts: list[str]) -> list[str]:
+            prompts = [shielded([prompt], tokenizer)[0] for prompt in prompts]
             if tokenizer.chat_template is not None:
                 chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
                 prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-            batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+            rows = [token_ids(tokenizer, prompt.split(CUT)) for prompt in prompts]
+            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding=True).to(model.device)
             with torch.inference_mode():
                 ids = model.generate(**batch, max_new_tokens=MAX_TOKENS, do_sample=False)
             return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -197,6 +207,15 @@ def judge_from_spec(spec: str) -> Judge:
     url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
     if not model or not url:
         raise RewardError(f"judge {spec!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
-    concurrency = int(os.environ.get("COVO_RL_JUDGE_CONCURRENCY", 16))
-    timeout = float(os.environ.get("COVO_RL_JUDGE_TIMEOUT", 30))
-    return EndpointJudge(model, url, cache=cache, concurrency=concurrency, timeout=timeout)
+    concurrency, timeout = _variable("COVO_RL_JUDGE_CONCURRENCY", 16), _variable("COVO_RL_JUDGE_TIMEOUT", 30)
+    return EndpointJudge(model, url, cache=cache, concurrency=int(concurrency), timeout=timeout)
+
+
+def _variable(name: str, default: float) -> float:
+    text = os.environ.get(name, str(default))
+    try:
+        if 0.1 <= (value := float(text)) <= 1e6:
+            return value
+    except ValueError:
+        pass
+    raise RewardError(f"{name}={text!r}: expected a number from 0.1 to 1e6")

@@ -18,7 +18,7 @@ from covo_rl.prompt import reference_completion
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
 from covo_rl.rewards.scoring import Component, components
 from covo_rl.rewards.worker import Outcome, run_components
-from covo_rl.types import Example
+from covo_rl.types import TAG_TOKENS, Example, visible
 
 TIMEOUT = 20.0
 SPEED = 0.02  # seconds a deterministic reward may take for one completion
@@ -203,15 +203,20 @@ def _faults(outcome: Outcome) -> list[str]:
 
 
 def gold_completion(example: Example) -> str:
-    """A completion that deserves full marks: the row's own evidence if it has some, and the right answer."""
+    """A completion that deserves full marks: the row's own evidence if it has some, and the right answer.
+
+    Raises:
+        ValueError: the answer is empty or holds a tag.
+    """
     if example.id == ROW["id"]:
         return GOLD
     answer = str(example.answer[0] if isinstance(example.answer, (list, tuple)) else example.answer)
     if isinstance(example.answer, int) and 0 <= example.answer < len(example.choices):
         answer = example.choices[example.answer]
-    texts = [example.columns.get(name) for name in ("evidence", "think", "reasoning", "cot")]
     plain = f"I hear it clearly in this recording, steady from the start, so the answer is {answer}."
-    return reference_completion(next((t for t in texts if isinstance(t, str) and t.strip()), plain), answer)
+    texts = [example.columns.get(name) for name in ("evidence", "think", "reasoning", "cot")]
+    usable = (t for t in texts if isinstance(t, str) and t.strip() and not any(tag in t for tag in TAG_TOKENS))
+    return reference_completion(next(usable, plain), answer)
 
 
 def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> list[str]:
@@ -221,16 +226,21 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
     for example in examples:
         if example.answer is None:
             continue
-        completion = gold_completion(example)
+        row = f"row {visible(example.id)}"
+        try:
+            completion = gold_completion(example)
+        except ValueError as error:
+            problems.append(f"{row}: {error}")
+            continue
         outcome = _outcome(term, example, [completion])
         if outcome.failures:
             return _faults(outcome)
         value = outcome.scores[0]
         if math.isnan(value):
             if name != "consistency":
-                problems.append(f"row {example.id} is {outcome.missing[0]}")
+                problems.append(f"{row} is {outcome.missing[0]}")
         elif value != 1.0 and (full or (_built_in(term) and name != "thinking")):
-            problems.append(f"the right completion of row {example.id} scores {value:g}, not 1: {completion!r}")
+            problems.append(f"the right completion of {row} scores {value:g}, not 1: {completion!r}")
     return problems
 
 

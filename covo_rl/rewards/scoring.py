@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from covo_rl.config import RewardConfig
+from covo_rl.config import ConfigError, RewardConfig, number_map
 from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
 from covo_rl.rewards.worker import Outcome, run_components
-from covo_rl.types import Group, RewardTable
+from covo_rl.types import Group, RewardTable, visible
 
 logger = logging.getLogger("covo_rl.rewards")
 _reported: set[str] = set()
@@ -38,7 +38,13 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
     Raises:
         RewardError: nothing given, or a reward that cannot be loaded.
     """
-    weights: Any = _weights(rewards) if isinstance(rewards, str) else rewards
+    weights: Any = rewards
+    if isinstance(rewards, str | Mapping):
+        try:
+            numbers = number_map(rewards, what="rewards", default=1.0)
+        except ConfigError as error:
+            raise RewardError(error.problems[0]) from None
+        weights = dict(zip(rewards, numbers.values(), strict=True)) if isinstance(rewards, Mapping) else numbers
     if not isinstance(weights, Mapping):
         weights = dict.fromkeys(weights, 1.0)
     if not weights:
@@ -51,27 +57,6 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
             reward = Reward(Source(name, name, "object", repr(spec)), reward)
         terms.append(Component(reward, float(weight)))
     return terms
-
-
-def _weights(text: str) -> dict[str, float]:
-    """Like config.number_map, but commas and equal signs inside brackets belong to arguments."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char == "(") - (char == ")")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    weights = {}
-    for part in filter(None, map(str.strip, parts)):
-        name, equals, number = part.rpartition("=")
-        if not equals or ")" in number:  # no weight
-            name, number = part, "1"
-        try:
-            weights[name.strip()] = float(number)
-        except ValueError:
-            raise RewardError(f"rewards: cannot read the weight in {part!r}; write name=number") from None
-    return weights
 
 
 def score(
@@ -101,7 +86,7 @@ def score(
     for whys in failures:  # logged once in its wording; the table holds all of them
         if whys[0] not in _reported:
             _reported.add(whys[0])
-            logger.warning("%s (%d of %d scores)", whys[0], len(whys), len(columns["completions"]))
+            logger.warning("%s (%d of %d scores)", visible(whys[0]), len(whys), len(columns["completions"]))
     if failures and config.reward_failure == "stop":
         raise RewardError(f"{failures[0][0]} (reward_failure is stop)")
     return _table(terms, outcomes, len(groups), config.reward_gate)

@@ -25,11 +25,12 @@ from types import ModuleType
 from typing import Any
 
 from covo_rl.resolve import names
+from covo_rl.types import UserError
 
 GROUP = "covo_rl.rewards"
 
 
-class RewardError(ValueError):
+class RewardError(UserError, ValueError):
     """A reward cannot be found, loaded or run; the message says what was given and what exists."""
 
 
@@ -114,6 +115,7 @@ def load_reward(spec: str) -> Reward:
     if not callable(function):
         raise RewardError(f"reward {spec!r}: {name} in {location} is {type(function).__name__}, not a function")
     if arguments:
+        _check_arguments(spec, function, arguments)
         try:
             factory = "completions" not in inspect.signature(function).parameters
         except (TypeError, ValueError):  # some built-in functions have no signature
@@ -124,6 +126,21 @@ def load_reward(spec: str) -> Reward:
     reward = Reward(Source(spec, name, place, location, arguments), function)
     is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
     return AsyncReward(reward.source, function) if is_async else reward
+
+
+def _check_arguments(spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raises RewardError for an argument that the function does not take: it would be left out."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "completions" not in parameters:
+        return  # a factory that takes anything
+    for name in arguments:
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RewardError(f"reward {spec!r} has no argument {name!r}; {hint}it takes {', '.join(parameters)}")
 
 
 def split_arguments(spec: str) -> tuple[str, dict[str, Any]]:
@@ -156,7 +173,10 @@ def _find(base: str) -> tuple[str, str, str, Any]:
     else:
         points = entry_points(group=GROUP)
         for point in points.select(name=name):
-            return "entry point", point.value, name, point.load()
+            try:
+                return "entry point", point.value, name, point.load()
+            except Exception as error:
+                raise RewardError(f"reward {base!r}: cannot import {point.value!r}: {error}") from error
         known = sorted({*files, *points.names})
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f"did you mean {near[0]!r}? " if near else ""
@@ -164,8 +184,11 @@ def _find(base: str) -> tuple[str, str, str, Any]:
         raise RewardError(f"there is no reward {name!r}; {guess}{there}")
     try:
         module = importlib.import_module(path) if place == "import" else load_file(Path(location))
-    except ImportError as error:
-        raise RewardError(f"reward {base!r}: cannot import {path!r}: {error}") from error
+    except RewardError:
+        raise
+    except Exception as error:  # whatever the module does while it is imported
+        hint = "; a file is named with its .py" if "/" in path else ""
+        raise RewardError(f"reward {base!r}: cannot import {path!r}: {type(error).__name__}: {error}{hint}") from error
     if not hasattr(module, name):
         public = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise RewardError(f"reward {base!r}: {module.__name__} has no {name!r}; it has {', '.join(public)}")
@@ -179,7 +202,10 @@ def load_file(file: Path) -> ModuleType:
         RewardError: there is no such file, or it raises while it is imported.
     """
     if not file.is_file():
-        raise RewardError(f"reward file {file} does not exist (looked in {Path.cwd()})")
+        there = sorted(path.name for path in file.parent.glob("*.py"))[:20] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, there, n=1)
+        hint = f"did you mean {file.parent / near[0]}?" if near else f"{file.parent} has {', '.join(there) or 'none'}"
+        raise RewardError(f"reward file {file} does not exist (looked in {Path.cwd()}); {hint}")
     file = file.resolve()
     name = f"covo_rl_file_{file.stem}_{hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:

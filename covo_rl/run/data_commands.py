@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from covo_rl import data
 from covo_rl.data import DataError, Overlap, load_examples
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.load import audio_root
+from covo_rl.data.terminal import say
+from covo_rl.prompt import CONTROL
 from covo_rl.records.console import console, summary_table
-from covo_rl.types import Example
+from covo_rl.types import Example, visible
 
 app = typer.Typer(
     add_completion=False,
@@ -61,10 +62,12 @@ def check_command(
     if as_json:
         items = [vars(item) | {"serious": item.serious} for item in overlaps]
         output = report | {"overlap": items, "ok": ok} if against is not None else report | {"ok": ok}
-        typer.echo(json.dumps(output, ensure_ascii=False, indent=1))
+        say(json.dumps(output, indent=1))
     else:
         _print(report, overlaps, show)
-        console.print("[green]no problems[/green]" if ok else "[red]problems found[/red]")
+        for note in _control_tokens(examples):
+            console.print(note)
+        console.print("no problems" if ok else "problems found", style="green" if ok else "red")
     raise typer.Exit(0 if ok else 1)
 
 
@@ -84,7 +87,7 @@ def convert_command(
         data.write(data.to_rows(examples, to, folder), target)
     except ValueError as error:  # DataError is one
         raise _stop(str(error)) from error
-    typer.echo(f"{len(examples)} rows written to {target} as {to}; audio paths start from {folder}")
+    say(f"{len(examples)} rows written to {target} as {to}; audio paths start from {folder}")
 
 
 @app.command("profile")
@@ -100,9 +103,11 @@ def profile_command(
     max_completion_length: Annotated[int, typer.Option(min=1, help="limit in tokens")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="rows decoded at once")] = 32,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
-    min_rate: Annotated[float, typer.Option(help="keep rows solved more often than this")] = 0.0,
-    max_rate: Annotated[float, typer.Option(help="keep rows solved less often than this")] = 1.0,
-    max_silent_rate: Annotated[float, typer.Option(help="keep rows solved from silence at most this often")] = 0.5,
+    min_rate: Annotated[float, typer.Option(min=-1, max=2, help="keep rows solved more often than this")] = 0.0,
+    max_rate: Annotated[float, typer.Option(min=-1, max=2, help="keep rows solved less often than this")] = 1.0,
+    max_silent_rate: Annotated[
+        float, typer.Option(min=-1, max=2, help="keep rows solved from silence at most this often")
+    ] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace another profile in --output")] = False,
     allow_outside_audio: Outside = False,
 ) -> None:
@@ -120,11 +125,11 @@ def profile_command(
         raise _stop(str(error)) from error
     if result is not None:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(result["verdicts"].items()))
-        typer.echo(f"{result['kept']} of {result['n']} rows kept in {output / result['filtered']} ({verdicts})")
+        say(f"{result['kept']} of {result['n']} rows kept in {output / result['filtered']} ({verdicts})")
 
 
 def _stop(message: str) -> typer.Exit:
-    typer.echo(message, err=True)
+    say(message, err=True)
     return typer.Exit(2)
 
 
@@ -157,9 +162,19 @@ def _checked(
     }
 
 
+def _control_tokens(examples: list[Example]) -> list[str]:
+    """A line about the rows that write what chat models read as control tokens, or none."""
+    texts = ((example.id, "\n".join((example.question, *example.choices))) for example in examples)
+    written = {row: match[0] for row, text in texts if (match := CONTROL.search(text))}
+    rows, tokens = [visible(row) for row in written], sorted(set(written.values()))
+    which = f"{', '.join(rows[:5])}{', ...' * (len(rows) > 5)}"
+    note = f"note: {len(rows)} rows ({which}) write control tokens ({', '.join(tokens[:5])}); to a model they are text"
+    return [note] * bool(rows)
+
+
 def _print(report: dict[str, dict[str, Any]], overlaps: list[Overlap], show: int) -> None:
     for name, part in report.items():
-        rows = [(k.replace("_", " "), escape(str(v))) for k, v in part.items() if not isinstance(v, list)]
+        rows = [(k.replace("_", " "), v) for k, v in part.items() if not isinstance(v, list)]
         console.print(summary_table(name, rows))
         problems = [(problem["row_id"], problem["what"]) for problem in [*part["problems"], *part["duplicates"]]]
         _print_problems(part["file"], problems, show)
@@ -167,16 +182,16 @@ def _print(report: dict[str, dict[str, Any]], overlaps: list[Overlap], show: int
     for kind, meaning in (("near", "almost the same sound as"), ("question", "the same text, not the sound, of")):
         if items := [item for item in overlaps if item.kind == kind]:
             note = f"note: {len(items)} held-out rows have {meaning} a training row, e.g. {items[0]}"
-            console.print(note, markup=False)
+            console.print(note)
 
 
 def _print_problems(title: str, problems: list[tuple[str, str]], show: int) -> None:
     if not problems:
         return
     columns = (Column(name, overflow="fold") for name in ("row", "problem"))
-    table = Table(*columns, title=escape(f"{title}: {len(problems)} problems"), title_justify="left")
+    table = Table(*columns, title=f"{title}: {len(problems)} problems", title_justify="left")
     for row, what in problems[:show]:
-        table.add_row(escape(row), escape(what))
+        table.add_row(visible(row), visible(what))
     console.print(table)
     if len(problems) > show:
         console.print(f"... and {len(problems) - show} more; --json lists all")

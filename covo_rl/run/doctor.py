@@ -10,25 +10,36 @@ which a test compares with what a real pass saves. Every figure is for one rank 
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from covo_rl.data.terminal import say
+from covo_rl.types import user_errors
+
 if TYPE_CHECKING:
-    from covo_rl.config import Options
+    from covo_rl.config import AdapterConfig, Options
 
 MIB = 2**20
 #: room for allocator fragmentation, libraries and the CUDA context
 OVERHEAD = 1.1
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Policy's default bound on a second set of decoder weights while sampling
-DECODE_WEIGHTS_MB = 2048
+#: published models: hub name -> (model type, what its config.json says beside the class's defaults); no hub is asked
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "tencent/Covo-Audio-Chat": ("covo_audio", {"dtype": "bfloat16"}),
+    "Qwen/Qwen2-Audio-7B-Instruct": (
+        "qwen2_audio",
+        {"dtype": "bfloat16", "audio_token_index": 151646, "text_config": {
+            "model_type": "qwen2", "intermediate_size": 11008, "vocab_size": 156032, "max_position_embeddings": 8192}},
+    ),
+}  # fmt: skip
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Shape:
     kv_width: int
     vocabulary: int
     linear_parameters: int
+    trainable: int = 0
 
     @property
     def total(self) -> int:
@@ -77,18 +89,21 @@ class Speed(NamedTuple):
     bandwidth: float
 
 
-def shape_of(model_config: Any) -> Shape:
-    """Count the parameters of a transformers configuration, without storage for them.
+def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
+    """Count the parameters of a transformers configuration, and those that train, without storage for them.
 
-    Raises ValueError for a model type without a family.
+    Raises ModelError for a model type without a family, PatternError for an adapter's pattern that does not fit.
     """
     import torch
     import transformers
 
     import covo_rl.models.covo_audio  # noqa: F401  (registers its classes)
     from covo_rl.models import family_class
+    from covo_rl.policy.saved_adapter import read_adapter
+    from covo_rl.policy.trainable import make_trainable
 
-    prefixes = family_class(model_config.model_type).parts
+    family = family_class(model_config.model_type)
+    prefixes = family.parts
     with torch.device("meta"):
         model = transformers.AutoModelForMultimodalLM.from_config(model_config)
     parts = dict.fromkeys([*prefixes, "other"], 0)
@@ -96,6 +111,12 @@ def shape_of(model_config: Any) -> Shape:
         parts[next((p for p, prefix in prefixes.items() if name.startswith(prefix)), "other")] += parameter.numel()
     linear = [m for n, m in model.named_modules() if n.startswith(prefixes["llm"]) and isinstance(m, torch.nn.Linear)]
     decoder = model_config.get_text_config()
+    trainable = 0
+    if adapter is not None and adapter.adapter:
+        trainable = sum(tensor.numel() for tensor in read_adapter(adapter.adapter).tensors.values())
+    elif adapter is not None:
+        with torch.device("meta"):
+            trainable = make_trainable(family(model, None), replace(adapter, load_in_4bit=False)).trainable_parameters
     head_dim = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
     return Shape(
         parameters=parts,
@@ -105,6 +126,7 @@ def shape_of(model_config: Any) -> Shape:
         kv_width=decoder.num_key_value_heads * head_dim,
         vocabulary=decoder.vocab_size,
         linear_parameters=sum(m.weight.numel() for m in linear),
+        trainable=trainable,
     )
 
 
@@ -120,17 +142,15 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
 
     Without `speed` there are no seconds.
     """
+    from covo_rl.policy import Policy
     from covo_rl.policy.head import CHUNK_ELEMENTS
 
     train, adapter, rollout = options.train, options.adapter, options.rollout
-    shape, dtype = shape_of(model_config), options.model.dtype
+    shape, dtype = shape_of(model_config, adapter), options.model.dtype
     if dtype == "auto":
         dtype = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
     size = BYTES[dtype]
-    # LoRA on q and o, k and v, and the three MLP layers of every decoder layer
-    lora_widths = 4 * shape.width + 2 * (shape.width + shape.kv_width) + 3 * (shape.width + shape.mlp_width)
-    part_parameters = sum(shape.parameters.get(part, 0) for part in adapter.train_parts)
-    trainable = shape.layers * adapter.lora_r * lora_widths if adapter.lora else part_parameters
+    trainable = shape.trainable
     train_size = 4 if adapter.lora else size
     prompts, completion = train.prompts_per_step, rollout.max_completion_length
     rows, micro_prompts = prompts * rollout.num_generations, min(train.micro_batch_prompts, prompts)
@@ -143,7 +163,8 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
         "reference copy": trainable * size if options.loss.beta and not adapter.lora else 0.0,
     }
     key_values = 2 * shape.layers * shape.kv_width * size
-    folds = dtype == "float32" and shape.linear_parameters * 4 <= DECODE_WEIGHTS_MB * MIB
+    limit_mb = inspect.signature(Policy).parameters["decode_weights_mb"].default
+    folds = dtype == "float32" and shape.linear_parameters * 4 <= limit_mb * MIB
     sampling = {
         # packed as the prefill left them, and padded as the decoding reads them
         "prompt keys": 2 * prompts * prompt_positions * key_values,
@@ -201,8 +222,10 @@ def measure_speed(device: str = "auto") -> Speed:
     """A quick measurement of this machine: one product, one copy."""
     import torch
 
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    gpu = chosen == "cuda"
+    from covo_rl.train.launch import device_of
+
+    chosen = device_of(device)
+    gpu = chosen.type == "cuda"
     n = 4096 if gpu else 768
     square, large = torch.randn(n, n, device=chosen), torch.empty((256 if gpu else 64) * MIB // 4, device=chosen)
 
@@ -223,37 +246,48 @@ def plan_options(
     options: Options, *, seconds: float = 30.0, text_positions: int = 100, speed: Speed | None = None
 ) -> Plan:
     """The plan of a run's options, on one rank, for clips of `seconds` and questions of `text_positions` tokens."""
+    config = sizes_of(options.model.model)
+    return plan(config, options, prompt_positions=audio_positions(config, seconds) + text_positions, speed=speed)
+
+
+def sizes_of(model: str) -> Any:
+    """The transformers configuration of a model: of a folder its config.json, of a published name what is known here.
+
+    Raises:
+        OSError, ModelError: neither, and the hub does not give it.
+    """
     from transformers import AutoConfig
 
     import covo_rl.models.covo_audio  # noqa: F401  (registers its configuration)
+    from covo_rl.models import model_config
     from covo_rl.resolve import resolve_model
 
-    config = AutoConfig.from_pretrained(resolve_model(options.model.model))
-    return plan(config, options, prompt_positions=audio_positions(config, seconds) + text_positions, speed=speed)
+    if model in PUBLISHED and not Path(model).exists():
+        kind, values = PUBLISHED[model]
+        return AutoConfig.for_model(kind, **values)
+    model_config(resolve_model(model))
+    return AutoConfig.from_pretrained(resolve_model(model))
 
 
 @app.command()
 def doctor(
     config: Annotated[Path, typer.Option(help="YAML of a run")],
-    seconds: Annotated[float, typer.Option(help="length of a typical clip")] = 30.0,
-    text_positions: Annotated[int, typer.Option(help="tokens of a typical question with its template")] = 100,
-    completion: Annotated[int | None, typer.Option(help="typical completion; default: the limit")] = None,
-    ranks: Annotated[int, typer.Option(help="processes that share prompts_per_step")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="length of a typical clip")] = 30.0,
+    text_positions: Annotated[int, typer.Option(min=0, help="tokens of a typical question with its template")] = 100,
+    completion: Annotated[int | None, typer.Option(min=1, help="typical completion; default: the limit")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="processes that share prompts_per_step")] = 1,
     device: Annotated[str, typer.Option(help="whose speed is measured: auto, cpu, cuda")] = "auto",
 ) -> None:
     """Estimate memory and time of a configuration."""
-    from covo_rl.config import ConfigError, parse_options
+    from covo_rl.config import parse_options
 
-    try:
+    with user_errors("covo-rl doctor"):
         options = parse_options(["--config", str(config)])
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from error
-    options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
-    if completion is not None:
-        options.rollout.max_completion_length = completion
-    estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
-    typer.echo(render_plan(estimate))
+        options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
+        if completion is not None:
+            options.rollout.max_completion_length = completion
+        estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
+    say(render_plan(estimate))
 
 
 def render_plan(estimate: Plan) -> str:

@@ -16,6 +16,8 @@ import jinja2
 import typer
 
 from covo_rl.data.files import read_record, whole_lines, write_atomically
+from covo_rl.data.terminal import LAYOUT, say
+from covo_rl.types import visible
 
 app = typer.Typer(add_completion=False, help=__doc__)
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -46,11 +48,12 @@ def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) 
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
             values = [_plotted(row.get(key)) for row in metrics]
-            axis.plot([_plotted(step) for step in steps], values, label=key.removeprefix("reward_").replace("$", r"\$"))
+            axis.plot([_plotted(step) for step in steps], values, label=visible(key.removeprefix("reward_")))
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if len(keys) > 1:
-            axis.legend(fontsize="small")
+            for label in axis.legend(fontsize="small").get_texts():
+                label.set_parse_math(False)
     figure.savefig(target, dpi=110, format="png")
     plt.close(figure)
     return target
@@ -93,7 +96,7 @@ def report_page(folder: str | Path, limit: int = 40) -> str:
     tables.append(("configuration", ("option", "value"), list(config.items())))
     if notes := notes + damaged:
         tables.insert(0, ("notes", ("",), [(note,) for note in notes]))
-    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True)
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True, finalize=_cell)
     return template.render(name=folder.name, picture=picture, tables=tables)
 
 
@@ -104,6 +107,11 @@ def _record(path: Path, notes: list[str]) -> dict[str, Any]:
     except ValueError as error:
         notes.append(str(error))
         return {}
+
+
+def _cell(value: Any) -> Any:
+    """What stands in the page: text with what does not print escaped, other values as they are."""
+    return visible(value, LAYOUT) if type(value) is str else value
 
 
 @app.command()
@@ -117,4 +125,4 @@ def report_command(run: str = typer.Argument(..., help="run folder"), output: st
         write_atomically(path, lambda file: file.write(page))
     except OSError as error:
         raise typer.BadParameter(f"{error}; give another --output") from error
-    typer.echo(str(path))
+    say(str(path))

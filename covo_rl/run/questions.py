@@ -16,7 +16,7 @@ from covo_rl.config import DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
-from covo_rl.types import Clip, Example, Prompt
+from covo_rl.types import Clip, Example, Prompt, visible
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> 
     """Broken and over-long clips, duplicate ids, and what training and held-out rows share; empty when all is well."""
     limit = longest if config.long_audio == "error" else None
     problems = [
-        f"{name} row {problem.row_id}: {problem.what}"
+        f"{name} row {problem}"
         for name, part in (("data", rows.train), ("eval_data", rows.held_out))
         for problem in row_problems(part, max_clip_seconds=limit)
     ]
@@ -124,7 +124,7 @@ def fit_clips(examples: Sequence[Example], max_seconds: float | None, mode: str)
                 pieces = [Clip(array=part.copy(), sampling_rate=rate) for part in parts]
             if seconds > max_seconds:
                 change = f"cut into {len(pieces)} clips" if mode == "chunk" else f"cropped to {max_seconds:g} s"
-                notes.append(f"row {example.id}: {clip.name}: {seconds:.2f} s long, {change}")
+                notes.append(visible(f"row {example.id}: {clip.name}: {seconds:.2f} s long, {change}"))
             clips += pieces
         fitted.append(replace(example, clips=tuple(clips)))
     return fitted, notes

@@ -24,10 +24,11 @@ from covo_rl.export import ExportError
 from covo_rl.export.adapter import hub_name
 from covo_rl.export.exporting import export_run_adapter, update_card
 from covo_rl.models import family_at, load_family
+from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
 from covo_rl.policy.patterns import PatternError
 from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report
-from covo_rl.prompt import PromptError
+from covo_rl.prompt import PromptError, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.steps import rollout_rows
@@ -35,6 +36,7 @@ from covo_rl.resolve import resolve_model, reward_files
 from covo_rl.rewards import RewardError, components, lint
 from covo_rl.rewards.judge import JudgeError
 from covo_rl.run import doctor, questions
+from covo_rl.run.checks import check_before_loading
 from covo_rl.run.result import before_settings, evaluated, show_result, stored_before
 from covo_rl.run.start import RunFinished, Start, look_at, own
 from covo_rl.train.batch import Batch
@@ -44,12 +46,12 @@ from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Prompt
+from covo_rl.types import Prompt, UserError
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (
     ConfigError, DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
-    ExportError, EngineError, TrainingStopped, OSError,
+    ExportError, EngineError, TrainingStopped, UserError, OSError,
 )  # fmt: skip
 
 
@@ -62,9 +64,12 @@ class Session:
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.run = Run(options.train.output, active=self.ranks.main)
         self.start = self._look()
+        check_before_loading(options)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         with self.accelerator.main_process_first():  # the first process renders the built-in set
             self.rows = questions.read_questions(options)
+        if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
+            raise ConfigError([str(finding) for finding in findings])
         model, place = options.model, resolve_model(options.model.model)
         self.clips = ClipStore()
         self._check_data(family_at(place).max_clip_seconds)
@@ -76,6 +81,10 @@ class Session:
             **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
         )
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
+        if self.trainable.replaced and options.loss.beta:
+            changed = self.trainable.replaced[0]
+            raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {changed} of the base, so there is no "
+                               "reference without it: set beta 0, or merge the adapter first"])  # fmt: skip
         self.family.model.to(self.accelerator.device)
         self.policy = Policy(
             self.family,
@@ -120,7 +129,8 @@ class Session:
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
-        self._print(*self.rows.notes, *notes, *more)
+        texts = written_texts([*self.examples, *self.held_out], self.options.prompt)
+        self._print(*self.rows.notes, *notes, *more, *special_token_notes(texts, self.family.tokenizer))
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -135,8 +145,6 @@ class Session:
         weights = {term.name: term.weight for term in components(options.reward.rewards)}
         tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
         self._print(*tables, *self.trainable.notes)
-        if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.examples[:8])):
-            raise ConfigError([str(finding) for finding in findings])
         self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
         if not options.train.dry_run:
@@ -177,10 +185,10 @@ class Session:
         ]
 
     def _print(self, *lines: Any) -> None:
-        """Plain lines (no markup: they hold names of the user's) and tables, by the main process."""
+        """Lines and tables, by the main process."""
         if self.ranks.main:
             for line in lines:
-                console.console.print(line, markup=False)
+                console.console.print(line)
 
     # -- phases --------------------------------------------------------------------------------------------------
 

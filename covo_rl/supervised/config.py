@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from covo_rl.config import ConfigError, PromptConfig
+from covo_rl.config import SCHEDULES, ConfigError, PromptConfig, typed_values, value_problems
+from covo_rl.resolve import read_yaml
 
+HELD_OUT = 0.05
 PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: interval -> numbers of a stage that must lie in it
+STAGE_LIMITS = {
+    "[1, inf)": "rows steps batch_size gradient_accumulation_steps",
+    "(0, inf)": "epochs learning_rate",
+    "[0, inf)": "first_row warmup_steps weight_decay max_grad_norm",
+}
 
 
 @dataclass
@@ -48,6 +56,9 @@ class ColdStartConfig:
 
     With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
     from there with the same rows and seeds. `overwrite` replaces the checkpoint of an earlier cold start in `output`.
+    `held_out` is the share of `data` (default 0.05), by clip, that no stage
+    sees and that the end is measured on; of the built-in set nothing is held out unless asked for. `dry_run` checks
+    rows, teachers and model, and trains nothing.
     """
 
     output: str = "runs/cold_start"
@@ -61,11 +72,17 @@ class ColdStartConfig:
     audio_dir: str | None = None
     completion_column: str = "completion"
     rows: int = 0
+    held_out: float | None = None
     synth_seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
     save_stages: bool = False
     start_stage: int = 0
+    dry_run: bool = False
     stages: list[Stage] = field(default_factory=lambda: [Stage(teacher="column")])
+
+    @property
+    def held_out_share(self) -> float:
+        return (HELD_OUT if self.data is not None else 0.0) if self.held_out is None else self.held_out
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> ColdStartConfig:
@@ -74,23 +91,16 @@ def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = N
     Raises:
         ConfigError: unknown names with the nearest valid one, impossible values, contradictions - all at once.
     """
-    import yaml
-
-    content: dict[str, Any] = {}
-    if path is not None:
-        if not Path(path).is_file():
-            raise ConfigError([f"--config {path}: no such file (looked in {Path.cwd()})"])
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        if not isinstance(content, dict):
-            raise ConfigError([f"{path}: expected a mapping of option: value, found {type(content).__name__}"])
+    content = {} if path is None else read_yaml(path)
     content.update({name: value for name, value in (overrides or {}).items() if value is not None})
     problems: list[str] = []
-    stages = content.pop("stages", None)
-    prompt = _options(PromptConfig, content.pop("prompt", {}), "prompt", problems)
+    stages, prompt = content.pop("stages", None), content.pop("prompt", {})
     config = _options(ColdStartConfig, content, "cold start", problems)
-    config.prompt = prompt
-    if stages is not None:
+    config.prompt = _options(PromptConfig, prompt, "prompt", problems)
+    if isinstance(stages, list):
         config.stages = [_options(Stage, stage, f"stages[{i}]", problems) for i, stage in enumerate(stages)]
+    elif stages is not None:
+        problems.append(f"stages: expected a list, found {type(stages).__name__}")
     if problems := problems + _problems(config):
         raise ConfigError(problems)
     return config
@@ -100,12 +110,10 @@ def _options(kind: type, values: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(values, Mapping):
         problems.append(f"{where}: expected a mapping, found {type(values).__name__}")
         return kind()
-    names = [f.name for f in fields(kind)]
-    for name in [name for name in values if name not in names]:
-        near = difflib.get_close_matches(str(name), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        problems.append(f"{where}: unknown option {name!r}; {hint}")
-    return kind(**{name: value for name, value in values.items() if name in names})
+    config = kind(**typed_values(get_type_hints(kind), values, problems, where))
+    limits = {"[0, inf)": "rows start_stage"} if kind is ColdStartConfig else STAGE_LIMITS
+    problems += [f"{where}: {problem}" for problem in value_problems(config, limits)]
+    return config
 
 
 def _problems(config: ColdStartConfig) -> list[str]:
@@ -114,9 +122,14 @@ def _problems(config: ColdStartConfig) -> list[str]:
     rules = [
         (not count or 0 <= start < count, f"start_stage {start}: there are {count} stages"),
         (count > 0, "stages is empty: give at least one"),
+        *((value in DTYPES, f"{name} {value!r}: choose one of {', '.join(DTYPES)}")
+          for name, value in (("dtype", config.dtype), ("save_dtype", config.save_dtype))),
         (not start or config.model is not None, "start_stage needs model, the folder of the stage before it"),
         (start or (config.model is None) != (config.tiny is None),
          "give either model (a path to start from) or tiny (sizes of a new small model)"),
+        (0 <= config.held_out_share < 1, f"held_out {config.held_out}: must be in [0, 1)"),
+        *((isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9,
+           f"tiny: {name} {value!r}: expected a number") for name, value in (config.tiny or {}).items()),
         (config.data is not None or config.rows >= 1,
          "give data (a file of rows) or rows (how many built-in questions to render)"),
     ]  # fmt: skip
@@ -126,11 +139,11 @@ def _problems(config: ColdStartConfig) -> list[str]:
             (stage.teacher in ("evidence", "column"), f"teacher {stage.teacher!r}; there are evidence, column"),
             (stage.teacher != "column" or stage.kind != "sft" or config.data is not None,
              f"teacher column needs data with a {config.completion_column!r} column"),
-            *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name)} is a probability")
+            *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name):g} is a probability")
               for name in ("right", "broken", "inconsistent")),
             *((part in PARTS, f"train_parts {part!r}; there are {', '.join(PARTS)}") for part in stage.train_parts),
-            (stage.batch_size >= 1 and stage.learning_rate > 0,
-             "batch_size must be at least 1 and learning_rate above 0"),
+            (stage.lr_scheduler_type in SCHEDULES,
+             f"lr_scheduler_type {stage.lr_scheduler_type!r}; there are {', '.join(SCHEDULES)}"),
         ]  # fmt: skip
         rules += [(fine, f"stages[{i}]: {message}") for fine, message in own]
     return [message for fine, message in rules if not fine]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from covo_rl.audio import ClipStore
 from covo_rl.prompt import build_prompt, reference_completion
+from covo_rl.supervised.checks import check_rows, check_stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage
-from covo_rl.types import Clip, Example
+from covo_rl.supervised.held_out import split_held_out
+from covo_rl.types import Clip, Example, UserError, visible
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily, ClipFeatures
@@ -24,7 +26,7 @@ BROKEN = (
 )
 
 
-class TeacherError(ValueError):
+class TeacherError(UserError, ValueError):
     """A row lacks what its teacher needs; the message names rows and columns."""
 
 
@@ -44,17 +46,39 @@ def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
     return min(stage.first_row for stage in stages), max(ends) if len(ends) == len(stages) else None
 
 
-def examples(config: ColdStartConfig) -> list[Example]:
-    """The used rows of `data`, or of the built-in train split (`rows` rows), rendered with their clips as arrays."""
+def stage_examples(config: ColdStartConfig) -> tuple[list[Example], list[Example]]:
+    """(Rows that the stages use, held-out rows) of `data` or of the built-in train split; clips as files or arrays.
+
+    Raises:
+        DataError: rows or clips that cannot be used, all named.
+        ConfigError: a stage asks for rows that there are not.
+    """
     first, end = used_rows(config)
+    if config.data is None and not config.held_out_share:
+        check_stage_rows(config, config.rows)
+        return _rendered(config, range(first, min(end or config.rows, config.rows))), []
     if config.data is not None:
         from covo_rl.data import load_examples
 
-        return load_examples(config.data, config.audio_dir)[first:end]
+        rows = load_examples(config.data, config.audio_dir)
+        check_rows(rows, config.data)
+    else:
+        rows = _rendered(config, range(config.rows))
+    train, held_out = split_held_out(rows, config.held_out_share, config.seed)
+    check_stage_rows(config, len(train))
+    return train[first:end], held_out
+
+
+def examples(config: ColdStartConfig) -> list[Example]:
+    """The rows that the stages use."""
+    return stage_examples(config)[0]
+
+
+def _rendered(config: ColdStartConfig, numbers: Iterable[int]) -> list[Example]:
     from covo_rl import synth
 
     result = []
-    for number in range(first, min(end or config.rows, config.rows)):
+    for number in numbers:
         row, clip = synth.render_sample("train", number, config.synth_seed)
         own = {name: row.pop(name) for name in ("id", "question", "answer")}
         clips = (Clip(array=clip.astype("float32") / 32_768, sampling_rate=synth.RATE),)
@@ -62,8 +86,11 @@ def examples(config: ColdStartConfig) -> list[Example]:
     return result
 
 
-def prepare_rows(rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig) -> list[Row]:
-    """Prompts and features of all rows, each clip decoded once."""
+def prepare_rows(
+    rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig,
+    progress: Callable[[Sequence[Example]], Iterable[Example]] = iter,
+) -> list[Row]:  # fmt: skip
+    """Prompts and features of all rows, each clip decoded once; `progress` passes rows on and shows how far it is."""
     import torch
 
     clips, result = ClipStore(memory_mb=64), []
@@ -71,7 +98,7 @@ def prepare_rows(rows: Sequence[Example], family: AudioFamily, config: ColdStart
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations, which waiting for a second thread only slows
     try:
-        for example in rows:
+        for example in progress(rows):
             prompt = build_prompt(example, family, clips, config.prompt)
             for key in prompt.clip_keys:
                 if key not in features:
@@ -92,8 +119,8 @@ def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = 
     for row in rows:
         try:
             texts.append(completion(row, stage, rng, column))
-        except TeacherError as error:
-            problems.append(str(error))
+        except ValueError as error:  # TeacherError, or evidence that no completion can hold
+            problems.append(str(error) if str(error).startswith(row.id) else f"{row.id}: {error}")
     if problems:
         more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
         raise TeacherError("\n".join([*problems[:10], *more]))
@@ -106,21 +133,33 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
     Raises:
         TeacherError: the row lacks what the teacher needs; names the row and the column.
     """
+    name = visible(example.id)
     if stage.teacher == "column":
         text = example.columns.get(column)
         if not isinstance(text, str) or not text.strip():
-            raise TeacherError(f"{example.id}: no text in column {column!r}; it has {', '.join(example.columns)}")
+            has = ", ".join(example.columns) or "no further columns"
+            raise TeacherError(f"{name}: no text in column {column!r}; it has {has}")
         return text
 
     def other(value: str) -> str:
-        return rng.choice([choice for choice in example.choices if choice != value])
+        others = [choice for choice in example.choices if choice != value]
+        if not others:
+            raise TeacherError(f"{example.id}: a wrong conclusion needs another choice; the row has {example.choices}")
+        return rng.choice(others)
 
     evidence = example.columns.get("evidence")
     if not isinstance(evidence, str) or example.answer is None:
-        raise TeacherError(f"{example.id}: the evidence teacher needs an answer and a column 'evidence'")
+        has = ", ".join(example.columns) or "no further columns"
+        raise TeacherError(
+            f"{name}: the evidence teacher needs an answer and a text in column 'evidence'; the answer is "
+            f"{example.answer!r}, the columns are {has}"
+        )
     conclusion = example.answer if rng.random() < stage.right else other(example.answer)
     answer = other(conclusion) if rng.random() < stage.inconsistent else conclusion
     think = f"{evidence} So the answer is {conclusion}."
     if rng.random() < stage.broken:
         return rng.choice(BROKEN).format(think=think, answer=answer)
-    return reference_completion(think, answer)
+    try:
+        return reference_completion(think, answer)
+    except ValueError as error:
+        raise TeacherError(f"{name}: {error}") from error

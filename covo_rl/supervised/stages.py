@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,14 +16,23 @@ import yaml
 from transformers import set_seed
 
 from covo_rl import models
-from covo_rl.config import ConfigError
+from covo_rl.audio import ClipStore
+from covo_rl.config import ConfigError, unknown_names
+from covo_rl.data import DataError
 from covo_rl.data.files import write_atomically, write_json
+from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
-from covo_rl.prompt import messages
+from covo_rl.models.text import special_token_notes
+from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
+from covo_rl.prompt import messages, written_texts
+from covo_rl.records.console import ProgressDisplay
 from covo_rl.records.lock import FolderLock
+from covo_rl.resolve import resolve_model
 from covo_rl.supervised import rows as stage_rows
-from covo_rl.supervised.config import ColdStartConfig, Stage
-from covo_rl.supervised.trainer import fine_tune, train_tagging
+from covo_rl.supervised.checks import fact_problems, unreadable
+from covo_rl.supervised.config import ColdStartConfig
+from covo_rl.supervised.held_out import held_out_figures
+from covo_rl.supervised.trainer import fine_tune, steps_of, train_tagging
 from covo_rl.train.launch import process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
@@ -43,21 +54,14 @@ def run_stages(config: ColdStartConfig) -> Path:
     """
     process_state()
     ranks, lock = Ranks.current(), FolderLock(config.output)
-    if problem := ranks.from_main((taken(config) or lock.refusal()) if ranks.main else None):
-        raise ConfigError([problem])
-    sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
-    if sharded and [stage.kind for stage in config.stages[config.start_stage :]] != ["sft"]:
-        count = len(config.stages) - config.start_stage
-        raise ConfigError(
-            [f"{count} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
-        )
-    set_seed(config.seed)
-    examples = stage_rows.examples(config)
-    plan = _plan(config, examples)
-    if problem := ranks.from_main(lock.hold() if ranks.main else None):
+    problem = ranks.from_main((taken(config) or lock.refusal()) if ranks.main else None)
+    if config.dry_run:
+        _say(f"a start would be refused: {problem}" if problem else f"to {config.output}")
+        return _run_stages(config)
+    if problem := problem or ranks.from_main(lock.hold() if ranks.main else None):
         raise ConfigError([problem])
     try:
-        return _train(config, examples, plan)
+        return _run_stages(config)
     finally:
         lock.release()
 
@@ -75,25 +79,45 @@ def taken(config: ColdStartConfig) -> str | None:
     return f"{folder} holds {whose} ({', '.join(there[:5])}): choose another --output{advice}"
 
 
-def _plan(config: ColdStartConfig, examples: Sequence[Example]) -> list[tuple[int, Stage, slice, int, list[str]]]:
-    """Number, stage, rows, seed and texts of every stage, drawn before anything trains: a bad row stops the run."""
-    start, plan = stage_rows.used_rows(config)[0], []
-    for i, stage in list(enumerate(config.stages))[config.start_stage :]:
+def _run_stages(config: ColdStartConfig) -> Path:
+    stages = list(enumerate(config.stages))[config.start_stage :]
+    sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+    if sharded and [stage.kind for _, stage in stages] != ["sft"]:
+        raise ConfigError(
+            [f"{len(stages)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
+        )
+    check_model(config)
+    set_seed(config.seed)
+    _say(f"reading {config.data or f'{config.rows} built-in questions'}")
+    examples, held_out = stage_rows.stage_examples(config)
+    start = stage_rows.used_rows(config)[0]
+    plan, problems, longest = [], [], 0
+    for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
         part = slice(stage.first_row - start, stage.rows and stage.first_row - start + stage.rows)
         seed = config.seed + 1000 * i
         sft = stage.kind == "sft"
         texts = stage_rows.completions(examples[part], stage, seed, config.completion_column) if sft else []
+        problems += [] if sft else fact_problems(examples[part])
+        if odd := unreadable(examples[part], texts, stage) if sft else []:
+            _say(f"note: {len(odd)} of {len(texts)} completions do not follow the grammar, for example {odd[0]}")
         plan.append((i, stage, part, seed, texts))
-    return plan
-
-
-def _train(
-    config: ColdStartConfig, examples: Sequence[Example], plan: Sequence[tuple[int, Stage, slice, int, list[str]]]
-) -> Path:
+    if problems:
+        raise DataError(config.data or "built-in questions", problems)
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
-    _say(f"{len(examples)} rows, {parameters / 1e6:.2f} M parameters")
-    rows = stage_rows.prepare_rows(examples, family, config)
+    _say(f"{len(examples)} rows, {len(held_out)} held out, {parameters / 1e6:.2f} M parameters")
+    targets = [
+        pair for _, _, part, _, texts in plan for pair in zip((e.id for e in examples[part]), texts, strict=False)
+    ]
+    for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
+        _say(note)
+    if config.dry_run:
+        stage_rows.prepare_rows(examples[:8], family, config)
+        for i, stage, part, _, _ in plan:
+            _say(f"stage {i} ({stage.kind}): {len(examples[part])} rows, {steps_of(stage, len(examples[part]))} steps")
+        _say("dry run: rows, teachers and model are fine; nothing was trained or written")
+        return Path(config.output)
+    rows = stage_rows.prepare_rows(examples, family, config, partial(shown, "preparing clips"))
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
@@ -108,6 +132,13 @@ def _train(
             save_checkpoint(family, folder / f"stage-{i}", dataclasses.replace(config, save_dtype="auto"), weights)
     save_checkpoint(family, folder, config, weights)
     if process_state().is_main_process:
+        if held_out and weights is None:  # of sharded weights there is no whole model here
+            for *_, texts in plan:
+                longest = max([longest, *(len(family.tokenizer(text)["input_ids"]) for text in texts)])
+            family.model.eval()
+            figures = held_out_figures(family, held_out, config.prompt, length=2 * longest or 64)
+            log.append({"held_out": figures})
+            _say(f"held out: {figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}")
         write_json(folder / "training_log.json", log, indent=1)
     _say(f"checkpoint: {folder}")
     return folder
@@ -115,7 +146,25 @@ def _train(
 
 def _say(line: str) -> None:
     if process_state().is_main_process:
-        print(line, flush=True)
+        say(line)
+
+
+def check_model(config: ColdStartConfig) -> None:
+    """Raises ConfigError or OSError for a model that is not there, or sizes that a new one does not have."""
+    if config.model is not None:
+        models.model_config(resolve_model(config.model))
+        return
+    known = ["vocab_size", *list(inspect.signature(tiny_covo_audio).parameters)[1:]]
+    if problems := unknown_names([name for name in config.tiny or {} if name not in known], known, "tiny"):
+        raise ConfigError(problems)
+
+
+def shown(title: str, rows: Sequence[Example]) -> Iterator[Example]:
+    """The rows, one after the other, with a bar or lines that say how far it is."""
+    with ProgressDisplay(title, len(rows), active=process_state().is_main_process) as display:
+        for done, row in enumerate(rows, 1):
+            yield row
+            display.update(done, "")
 
 
 def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFamily:
@@ -125,9 +174,7 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
     convolution, so that the front end stays as specified.
     """
     if config.model is not None:
-        return models.load_family(config.model, dtype=config.dtype)
-    from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
-
+        return models.load_family(resolve_model(config.model), dtype=config.dtype)
     texts = ["user", "assistant", "system"]  # everything that a prompt or a completion can say
     for row in rows[:TOKENIZER_ROWS]:
         for message in messages(row, config.prompt):
@@ -135,12 +182,17 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
         texts += row.choices
         texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
     sizes = dict(config.tiny or {})
-    tokenizer = tiny_tokenizer(texts, sizes.pop("vocab_size", 600))
-    model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
+    try:
+        tokenizer = tiny_tokenizer(texts, sizes.pop("vocab_size", 600))
+        model, processor = tiny_covo_audio(tokenizer, **{"seed": config.seed, **sizes})
+    except ValueError as error:  # sizes that do not go together
+        raise ConfigError([f"tiny: {error}"]) from error
     family = models.family_class(model.config.model_type)(model, processor)
     sample = [clip for row in rows[:STATISTICS_CLIPS] for clip in row.clips]
-    # rows of a cold start from scratch are rendered or read whole, so their clips hold arrays
-    features = [family.clip_features(clip.array, clip.sampling_rate) for clip in sample]  # type: ignore[arg-type]
+    store = ClipStore(memory_mb=0)
+    features = [family.clip_features(*store.waveform(store.key(clip))) for clip in sample]
+    if not features:
+        raise ConfigError(["a new tiny model needs rows with audio: the mean of its features is taken from them"])
     mels_FM = torch.cat([f.tensors["input_features"] for f in features]).transpose(1, 2).flatten(0, 1)
     fold_feature_statistics(model, mels_FM.mean(0), mels_FM.std(0).clamp(min=SMALLEST_DEVIATION))
     return family

@@ -18,13 +18,20 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from covo_rl.data import DataError
+from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.text import text_ids
+from covo_rl.records.console import ProgressDisplay
+from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
-from covo_rl.supervised.rows import Row
-from covo_rl.train.launch import on_cpus
+from covo_rl.supervised.rows import Row, TeacherError
+from covo_rl.train.launch import on_cpus, process_state
+from covo_rl.types import visible
 
 IGNORED = -100
 #: options of a stage that TRL has under the same name
@@ -44,13 +51,15 @@ class FactHeads(nn.Module):
     def __init__(self, rows: Sequence[Row], width: int) -> None:
         super().__init__()
         self.slots = max(row.clips[0].slots for row in rows)
-        self.values: dict[str, list[str]] = {}
-        for row in rows:
-            self.values.update(row.example.columns["fact_lexicon"])
-        sizes = {name: len(values) for name, values in self.values.items()}
+        self.values: dict[str, list[Any]] = {}
+        for row in rows:  # rows may know different values of a fact
+            for name, values in row.example.columns["fact_lexicon"].items():
+                known = self.values.setdefault(name, [])
+                known += [value for value in values or () if value not in known]
+        sizes = [len(known) for known in self.values.values()]
         self.norm = nn.LayerNorm(width)
-        self.placed = nn.ModuleDict({name: nn.Linear(self.slots * width, size) for name, size in sizes.items()})
-        self.pooled = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
+        self.placed = nn.ModuleList([nn.Linear(self.slots * width, size) for size in sizes])
+        self.pooled = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
     def forward(self, embeddings: Sequence[Tensor], facts: Sequence[dict[str, str]]) -> tuple[Tensor, Tensor]:
         """Embeddings (S_i, D) per clip -> mean cross entropy over facts and heads, facts named right by (2,) heads."""
@@ -58,12 +67,13 @@ class FactHeads(nn.Module):
         flat = torch.stack([functional.pad(e, (0, 0, 0, self.slots - len(e))).flatten() for e in normed])
         mean = torch.stack([e.mean(0) for e in normed])
         losses, right = [], torch.zeros(2, dtype=torch.long)
-        for name, values in self.values.items():
+        heads = zip(self.values.items(), self.placed, self.pooled, strict=True)
+        for (name, values), placed, pooled in heads:
             named = [i for i, fact in enumerate(facts) if name in fact]
             if not named:
                 continue
             targets = torch.tensor([values.index(facts[i][name]) for i in named], device=flat.device)
-            for which, logits in enumerate((self.placed[name](flat[named]), self.pooled[name](mean[named]))):
+            for which, logits in enumerate((placed(flat[named]), pooled(mean[named]))):
                 losses.append(functional.cross_entropy(logits, targets, reduction="sum"))
                 right[which] += (logits.argmax(1) == targets).sum().cpu()
         return torch.stack(losses).sum() / (2 * sum(len(fact) for fact in facts)), right
@@ -73,17 +83,16 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
     """Train encoder and adapter in place on rows with `facts` and `fact_lexicon`; returns loss and accuracy by step.
 
     Raises:
-        ValueError: a row lacks the facts, or has not exactly one clip.
+        DataError: rows lack facts, have values outside their lexicon, or not exactly one clip; all are named.
     """
-    for row in rows:
-        if "facts" not in row.example.columns or len(row.clips) != 1:
-            raise ValueError(f"{row.example.id}: tagging needs one clip and the columns 'facts' and 'fact_lexicon'")
+    if problems := fact_problems([row.example for row in rows]):
+        raise DataError("tagging", problems)
     generator = torch.Generator().manual_seed(seed)
     heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
     prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
     parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
     parameters += heads.parameters()
-    steps = stage.steps or math.ceil(stage.epochs * len(rows) / stage.batch_size)
+    steps = steps_of(stage, len(rows))
     optimizer = torch.optim.AdamW(parameters, stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, stage.learning_rate, total_steps=steps, pct_start=min(max(stage.warmup_steps / steps, 0.01), 0.5)
@@ -102,12 +111,34 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
         optimizer.step()
         schedule.step()
         count, right = count + sum(map(len, facts)), right + correct
+        if process_state().is_main_process and step in (1, 10):
+            print({"step": step, "of": steps, "loss": float(loss.detach())}, flush=True)
         if step % 50 == 0 or step == steps:
             placed, pooled = (right / count).tolist()
             log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
-            print(log[-1], flush=True)
+            say(log[-1])
             count, right = 0, torch.zeros(2)
     return log
+
+
+def steps_of(stage: Stage, rows: int) -> int:
+    """Optimiser steps of a stage over so many rows, in one process."""
+    batch = stage.batch_size * (stage.gradient_accumulation_steps if stage.kind == "sft" else 1)
+    return stage.steps or math.ceil(stage.epochs * rows / batch)
+
+
+class Progress(TrainerCallback):
+    """How far a stage is, on the main process: a bar, or a line now and then."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.display = ProgressDisplay("sft", state.max_steps, active=state.is_world_process_zero).__enter__()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        loss = next((f"loss {entry['loss']}" for entry in reversed(state.log_history) if "loss" in entry), "")
+        self.display.update(state.global_step, loss)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.display.__exit__()
 
 
 class Collator:
@@ -119,8 +150,12 @@ class Collator:
 
     def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
         self.rows, self.pad = rows, family.pad_token_id
-        ids = [family.tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions]
-        self.completion_ids = [[*text, family.eos_token_ids[0]] for text in ids]
+        self.completion_ids = []
+        for row, text in zip(rows, completions, strict=True):
+            try:
+                self.completion_ids.append([*text_ids(family.tokenizer, text), family.eos_token_ids[0]])
+            except ValueError as error:
+                raise TeacherError(f"{visible(row.example.id)}: {error}") from error
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
@@ -195,6 +230,7 @@ def fine_tune(
             data_collator=Collator(family, rows, texts),  # type: ignore[arg-type]  # TRL asks for its own class
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=family.tokenizer,
+            callbacks=[Progress()],
         )
         trainer.train()
     state_dict: Any = None

@@ -86,7 +86,7 @@ def render_set(
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
     paths = {split: folder / f"{split}.json" for split in SPLITS}
     stamp, content = folder / "set.json", {"seed": seed, **counts, "version": VERSION}
-    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == content:
+    if stamp.is_file() and stamp.read_bytes() == (json.dumps(content) + "\n").encode():
         return paths
     split_of: dict[bytes, str] = {}
     for split, count in counts.items():

@@ -16,13 +16,14 @@ import torch
 from covo_rl.config import RolloutConfig
 from covo_rl.data.files import write_json
 from covo_rl.records.console import console
+from covo_rl.types import UserError
 
 #: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
 EXIT_STOPPED = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(UserError, RuntimeError):
     """The run cannot go on; the message says why and what to do."""
 
 

@@ -58,6 +58,27 @@ def join() -> Accelerator:
     return accelerator
 
 
+def device_of(name: str | None = None) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1` ...; None and `auto`: what this process was given.
+
+    Raises:
+        ConfigError: this machine, or this build of torch, has no such device.
+    """
+    if name in (None, "auto"):
+        own: Any = PartialState().device
+        return own
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError([f"device {name!r}: write auto, cpu, cuda, cuda:1 or mps"]) from error
+    backend = getattr(torch, device.type, None)
+    count = backend.device_count() if device.type != "cpu" and backend and backend.is_available() else 0
+    if device.type != "cpu" and (device.index or 0) >= count:
+        has = f"{count or 'no'} {device.type} device(s) that torch {torch.__version__} can use"
+        raise ConfigError([f"device {name}: this machine has {has}; leave the option out, or write cpu"])
+    return device
+
+
 def _complete(state: Any) -> Any:
     """`state`, if it sees every process that was launched."""
     if state.num_processes != launched_processes():

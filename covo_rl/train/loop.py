@@ -30,7 +30,7 @@ from covo_rl.train.launch import join
 from covo_rl.train.learner import Learner
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler, share
-from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
+from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout, visible
 
 
 class Trainer:
@@ -188,7 +188,7 @@ class Trainer:
             self.skipped_rows |= part
         limit, total = self.options.data.skipped_rows_limit, len(self.sampler.examples)
         if len(self.skipped_rows) > limit * total:
-            reasons = "; ".join(f"row {name}: {why}" for name, why in list(self.skipped_rows.items())[:5])
+            reasons = "; ".join(f"row {visible(name)}: {why}" for name, why in list(self.skipped_rows.items())[:5])
             raise TrainingStopped(
                 f"step {self.step}: {len(self.skipped_rows)} of {total} rows were skipped because their audio "
                 f"could not be read, above skipped_rows_limit {limit}. The first: {reasons}"

@@ -21,7 +21,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from covo_rl.data.terminal import LAYOUT
 from covo_rl.train.ranks import Ranks
+from covo_rl.types import visible
 
 #: of torchrun, and of every `accelerate launch`
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
@@ -42,6 +44,8 @@ def exit_after(main: Callable[[], object]) -> NoReturn:
     try:
         main()
     except BaseException as error:
+        if isinstance(error, SystemExit) and isinstance(error.code, str):
+            error.code = visible(error.code, LAYOUT)
         if Ranks.current().world == 1:
             raise
         code = error.code if isinstance(error, SystemExit) else 1

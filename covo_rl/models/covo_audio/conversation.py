@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from covo_rl.models.covo_audio.processing import conversation_clips
+from covo_rl.models.text import shielded_messages
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Conversation:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system is not None and not self.history:
             messages.insert(0, {"role": "system", "content": self.system})
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        shielded = shielded_messages(messages, self.processor.tokenizer)
+        text = self.processor.apply_chat_template(shielded, add_generation_prompt=True)
         clips, rates = conversation_clips([messages], sampling_rate)
         text = ("\n" if self.history else "") + text
         inputs = self.processor(text=text, audio=clips or None, sampling_rate=rates or None).to(self.model.device)

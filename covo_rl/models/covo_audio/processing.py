@@ -17,6 +17,7 @@ from covo_rl.audio import content_key, decode
 from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.covo_audio.features import CovoAudioFeatureExtractor
 from covo_rl.models.slots import expand_placeholders
+from covo_rl.models.text import padded_ids, shielded_messages
 from covo_rl.types import Clip
 
 AUDIO_TOKEN = "<|cAUDIO|>"
@@ -123,7 +124,7 @@ class CovoAudioProcessor(ProcessorMixin):
         texts = expand_placeholders(texts, slots, self.audio_token, per_row)
         if len(texts) > 1 and self.tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad token; set tokenizer.pad_token to batch several rows")
-        return BatchFeature({**self.tokenizer(texts, **text_options, **kwargs), **fields})
+        return BatchFeature({**padded_ids(self.tokenizer, texts, **text_options, **kwargs), **fields})
 
     def _audio_fields(
         self, clips: Sequence[Any], sampling_rate: int | Sequence[int] | None
@@ -148,7 +149,8 @@ class CovoAudioProcessor(ProcessorMixin):
         return sizes[order].tolist(), {**fields, "clip_order": order}
 
     def apply_chat_template(self, conversation: Any, chat_template: Any = None, **kwargs: Any) -> Any:
-        """As in transformers; with `tokenize=True` the audio parts are decoded here, at the file's own rate.
+        """As in transformers; with `tokenize=True` the audio parts are decoded here, at the file's own rate, and
+        special tokens that a message spells stay text.
 
         A part is `{"type": "audio", "path": file}` or `{"type": "audio", "audio": array, "sampling_rate": Hz}`.
         """
@@ -158,7 +160,8 @@ class CovoAudioProcessor(ProcessorMixin):
             return super().apply_chat_template(conversation, template, tokenize=False, **kwargs)
         rows = list(conversation) if isinstance(conversation[0], (list, tuple)) else [conversation]
         prompt = kwargs.pop("add_generation_prompt", False)
-        text = super().apply_chat_template(rows, template, tokenize=False, add_generation_prompt=prompt)
+        shielded = [shielded_messages(row, self.tokenizer) for row in rows]
+        text = super().apply_chat_template(shielded, template, tokenize=False, add_generation_prompt=prompt)
         clips, rates = conversation_clips(rows, kwargs.pop("sampling_rate", None))
         options = {**kwargs, **(kwargs.pop("processor_kwargs", None) or {}), "return_tensors": "pt"}
         out = self(text=text, audio=clips or None, sampling_rate=rates or None, **options)

@@ -110,7 +110,7 @@ class Saver:
             self.failures += 1
             self._saved_at = time.monotonic()
             if self.ranks.main:
-                console.print(f"[bold red]step {trainer.step}: {error}; training goes on[/]")
+                console.print(f"step {trainer.step}: {error}; training goes on", style="bold red")
         else:
             if self.on_saved:
                 self.on_saved(saved)

@@ -1,0 +1,62 @@
+"""Rows that no stage sees, and how a model answers them: greedily, scored by the accuracy and format rewards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from covo_rl.audio import ClipStore
+from covo_rl.config import PromptConfig, RolloutConfig
+from covo_rl.types import Example
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily
+
+BATCH = 32
+LONGEST = 512  # tokens of a held-out reply
+
+
+def split_held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """(rows for training, held-out rows), all rows of a clip on the same side; at least one clip where `share` > 0."""
+    store = ClipStore(memory_mb=0)
+    sounds = ["".join(store.key(clip) for clip in row.clips) or row.id for row in examples]
+    names = sorted(set(sounds))
+    random.Random(seed).shuffle(names)
+    chosen = set(names[: max(1, round(share * len(names)))] if share and len(names) > 1 else [])
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for row, sound in zip(examples, sounds, strict=True):
+        sides[sound in chosen].append(row)
+    return sides
+
+
+def held_out_figures(
+    family: AudioFamily, rows: Sequence[Example], prompt: PromptConfig, *, length: int
+) -> dict[str, float | int | None]:
+    """Rows, share of right answers and of well-formed replies (None where nothing can be graded), greedy.
+
+    `length` bounds a reply in tokens. The decoder's attention is set for the policy from here on.
+    """
+    import torch
+
+    from covo_rl.engines import own
+    from covo_rl.policy import Policy
+    from covo_rl.prompt import build_prompt
+    from covo_rl.rewards import score
+
+    clips = ClipStore(memory_mb=64)
+    policy = Policy(family.__class__(family.model, family.processor), None, clips=clips, feature_memory_mb=64).eval()
+    config = RolloutConfig(num_generations=1, max_completion_length=min(length, LONGEST))
+    tables = []
+    with torch.no_grad():
+        for start in range(0, len(rows), BATCH):
+            prompts = [build_prompt(row, family, clips, prompt) for row in rows[start : start + BATCH]]
+            groups = own.sample(
+                policy, prompts, policy.features(prompts), config, seed=0, greedy=True, num_generations=1
+            )
+            tables.append(score(groups, rewards="accuracy,format").rewards_PGR[:, 0])
+    rewards_PR = np.concatenate(tables)
+    means = [None if np.isnan(column).all() else round(float(np.nanmean(column)), 4) for column in rewards_PR.T]
+    return {"rows": len(rows), "accuracy": means[0], "format": means[1]}
