@@ -95,8 +95,9 @@ class Request:
 
     def _writes_over_predictions(self) -> bool:
         file, folder = self.predictions, self.output
-        inside = file is not None and folder is not None and file.resolve().parent == folder.resolve()
-        return inside and any(file.match(pattern) for pattern in WRITTEN)
+        if file is None or folder is None or file.resolve().parent != folder.resolve():
+            return False
+        return any(file.match(pattern) for pattern in WRITTEN)
 
     def rollout_config(self) -> RolloutConfig:
         return RolloutConfig(

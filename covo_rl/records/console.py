@@ -144,6 +144,6 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
 
 
 def _accuracy_row(table: Table, name: str, n: int, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    graded = first["accuracy"] is not None and second["accuracy"] is not None
-    change = f"{100 * (second['accuracy'] - first['accuracy']):+.1f}" if graded else "-"
+    earlier, later = first["accuracy"], second["accuracy"]
+    change = "-" if earlier is None or later is None else f"{100 * (later - earlier):+.1f}"
     table.add_row(name, str(n), interval(first), interval(second), change)
