@@ -16,9 +16,7 @@ from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
-from covo_rl.data import DataError
-from covo_rl.engines.base import EngineError
-from covo_rl.engines.health import SelfCheckError, self_check
+from covo_rl.engines.health import self_check
 from covo_rl.evaluate import evaluate
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import hub_name
@@ -26,33 +24,27 @@ from covo_rl.export.exporting import export_run_adapter, update_card
 from covo_rl.models import family_at, load_family
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
-from covo_rl.policy.patterns import PatternError
 from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report
-from covo_rl.prompt import PromptError, written_texts
+from covo_rl.prompt import written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.steps import rollout_rows
 from covo_rl.resolve import resolve_model, reward_files
-from covo_rl.rewards import RewardError, components, lint
-from covo_rl.rewards.judge import JudgeError
+from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.result import before_settings, evaluated, show_result, stored_before
 from covo_rl.run.start import RunFinished, Start, look_at, own
 from covo_rl.train.batch import Batch
-from covo_rl.train.checkpoint import CheckpointError
 from covo_rl.train.checkpoint.saver import Saver
-from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
+from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Prompt, UserError
 
 #: what a user can mend: shown as one message, without a traceback
-USER_ERRORS = (
-    ConfigError, DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
-    ExportError, EngineError, TrainingStopped, UserError, OSError,
-)  # fmt: skip
+USER_ERRORS = (UserError, OSError)
 
 
 class Session:
@@ -129,8 +121,7 @@ class Session:
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
-        texts = written_texts([*self.examples, *self.held_out], self.options.prompt)
-        self._print(*self.rows.notes, *notes, *more, *special_token_notes(texts, self.family.tokenizer))
+        self._print(*self.rows.notes, *notes, *more)
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -144,7 +135,8 @@ class Session:
         options = self.options
         weights = {term.name: term.weight for term in components(options.reward.rewards)}
         tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
-        self._print(*tables, *self.trainable.notes)
+        texts = written_texts([*self.examples, *self.held_out], options.prompt)
+        self._print(*tables, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer))
         self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
         if not options.train.dry_run:

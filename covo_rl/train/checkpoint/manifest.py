@@ -18,13 +18,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from covo_rl.data.files import file_sha256, write_atomically
+from covo_rl.types import UserError
 
 FORMAT = 3  # 2: the manifest had no digest; rates and betas came back from the checkpoint
 NAME = re.compile(r"step_\d{6,}(\.\d{3,})?")
 MANIFEST = "complete.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint could not be written or read; the message says which and what to do."""
 
 
