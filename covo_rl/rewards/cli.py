@@ -202,12 +202,13 @@ def _differ(before: Any, now: dict[str, float]) -> bool:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows; half a last line, which a killed process leaves, is said and left out."""
+    """The rows; half a last line after others, which a killed process leaves, is said and left out."""
     lines = json_lines(path)
     for number, row, problem in lines:
         if row is None:
             what = f"{path} line {number}: {problem}"
-            if next(lines, None) is not None or path.read_bytes().endswith(b"\n"):
+            whole = number == 1 or not problem.startswith("not JSON") or path.read_bytes().endswith(b"\n")
+            if whole or next(lines, None) is not None:
                 raise specs.RewardError(what)
             typer.echo(f"left out, half written: {what}", err=True)
             return
