@@ -77,6 +77,8 @@ def main(words: list[str] | None = None) -> None:
     with user_errors(f"covo-rl {words[0]}"):
         try:
             code = command(args=words[1:], prog_name=f"covo-rl {words[0]}", standalone_mode=False)
+        except typer.Abort:
+            sys.exit(1)
         except Exception as error:  # typer's own for words that make no sense: their base class is private
             if not hasattr(error, "format_message"):
                 raise

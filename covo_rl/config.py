@@ -140,7 +140,7 @@ class RewardConfig:
     reward_failure: str = option(
         "none", "a raising, hanging or nan component: stop the run, or count as not gradeable", ["none", "stop"]
     )
-    reward_failure_limit: float = option(0.2, "share of failed scores above which the run stops")
+    reward_failure_limit: float = option(0.2, "share of a component's scores that failed in ten steps, to stop above")
     judge: str | None = option(None, "judge for consistency and thinking: openai:MODEL@URL or transformers:PATH")
     check_rewards: bool = option(True, "lint the rewards before the first step")
 
@@ -262,6 +262,8 @@ def number_map(value: str | Mapping[str, float] | None, *, what: str, default: f
     result: dict[str, float] = {}
     pairs = value.items() if isinstance(value, Mapping) else _pairs(value, default)
     for name, number in pairs:
+        if str(name) in result:
+            raise ConfigError([f"{what}: {name!r} occurs twice; give each name one number"])
         try:
             result[str(name)] = _value_as(float, number)
         except ValueError as error:

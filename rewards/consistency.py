@@ -13,15 +13,16 @@ from covo_rl.rewards.rules.reasoning import supports
 
 
 def consistency(
-    completions, question=None, choices=None, parsed=None, judge=None, log_extra=None, log_missing=None, **kwargs
-):
+    completions, question=None, choices=None, parsed=None, judge=None, log_extra=None, log_missing=None,
+    log_metric=None, **kwargs,
+):  # fmt: skip
     """
     >>> consistency(["<think>A dull thud, so it is a knock.</think><answer>B</answer>"], choices=[["bell", "knock"]])
     [1.0]
     """
     rows = completion_rows(completions, parsed, question, choices)
     if judge is not None:
-        return judge_scores(judge, "consistency", rows, log_missing, log_extra)
+        return judge_scores(judge, "consistency", rows, log_missing, log_extra, log_metric)
     scores = []
     for index, (parts, asked, options) in enumerate(rows):
         verdict = supports(parts.think, parts.answer, options or (), asked or "")

@@ -17,7 +17,8 @@ from covo_rl.rewards.rules.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, judge
 
 def thinking(
     completions, question=None, choices=None, answer=None, facts=None, fact_lexicon=None, parsed=None, judge=None,
-    min_words=MIN_WORDS, max_words=MAX_WORDS, use_gold=True, log_extra=None, log_missing=None, **kwargs,
+    min_words=MIN_WORDS, max_words=MAX_WORDS, use_gold=True, log_extra=None, log_missing=None, log_metric=None,
+    **kwargs,
 ):  # fmt: skip
     """
     >>> thinking(["<think>I hear two low knocks on wood.</think><answer>two</answer>"], choices=[["one", "two"]],
@@ -28,7 +29,7 @@ def thinking(
         answer = facts = None
     if judge is not None:
         rows = completion_rows(completions, parsed, question, choices, answer, facts)
-        return judge_scores(judge, "thinking", rows, log_missing, log_extra)
+        return judge_scores(judge, "thinking", rows, log_missing, log_extra, log_metric)
     scores, unmet, judged = [], [], {}
     rows = completion_rows(completions, parsed, question, choices, answer, facts, fact_lexicon)
     for parts, asked, options, gold, truth, lexicon in rows:

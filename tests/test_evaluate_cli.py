@@ -153,7 +153,7 @@ def test_broken_predictions(tmp_path, content, said):
 
 def test_missing_and_broken_clips_are_named_before_a_model_is_loaded(tmp_path):
     data = write(tmp_path / "data.json", [mmau_row("r0"), mmau_row("r1"), mmau_row("r2")])
-    make_clip(tmp_path / "audios" / "r0.wav", 10)
+    make_clip(tmp_path / "audios" / "r0.wav", 1_000)
     (tmp_path / "audios" / "r2.wav").write_bytes(b"RIFF half a file")
     result = cli("--set", "mmau-test-mini", "--data", data, "--model", "nowhere", "--output", tmp_path / "out")
     assert result.exit_code == 2
@@ -332,7 +332,7 @@ def make_clip(path, samples):
 @pytest.fixture
 def two_hundred(tmp_path):
     for i in range(200):
-        make_clip(tmp_path / "audios" / f"r{i}.wav", 40 + 7 * (i % 50))
+        make_clip(tmp_path / "audios" / f"r{i}.wav", 80 + 7 * (i % 50))
     return write(tmp_path / "data.json", [mmau_row(f"r{i}", PETS[i % 4]) for i in range(200)])
 
 
@@ -510,3 +510,15 @@ def test_a_cut_last_line_is_left_out_of_scoring_and_said(tmp_path):
     source.write_text(f'{{"completion": "<thi\n{json.dumps(row)}\n')
     done = CliRunner().invoke(rewards, words)
     assert done.exit_code != 0 and "line 1" in done.output
+
+
+def test_a_clip_that_would_be_read_in_part_is_named_before_a_model_is_loaded(tmp_path):
+    """finding 34: the evaluation asked headers alone, which a cut file still has."""
+    data = write(tmp_path / "data.json", [mmau_row("r0"), mmau_row("r1")])
+    for name in ("r0", "r1"):
+        make_clip(tmp_path / "audios" / f"{name}.wav", 8_000)
+    whole = (tmp_path / "audios" / "r1.wav").read_bytes()
+    (tmp_path / "audios" / "r1.wav").write_bytes(whole[: len(whole) // 2])
+    result = cli("--set", "mmau-test-mini", "--data", data, "--model", "nowhere", "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "cannot be read in 1 row: r1" in result.output and "truncated" in result.output

@@ -56,6 +56,24 @@ def test_score_stops_when_too_much_fails(tmp_path):
     assert result.exit_code == 2 and "1 of 1 scores failed" in result.stderr and "RuntimeError: no" in result.stderr
 
 
+@pytest.mark.parametrize(("failing", "exit_code", "batch"), [(1, 0, 1), (2, 0, 1), (4, 2, 1), (4, 2, 100), (2, 0, 100)])
+def test_score_goes_on_after_an_outage_and_compares_rows_of_one_id(tmp_path, monkeypatch, failing, exit_code, batch):
+    """findings 14 and 19: a component may fail for a fifth of the rows; what it missed is null, beside 1 and 2."""
+    monkeypatch.setattr("covo_rl.rewards.cli.BATCH", batch)
+    plugin = tmp_path / "p.py"
+    plugin.write_text(f"def f(completions, seat, **kw): return [float('nan') if s < {failing} else 1.0 for s in seat]")
+    output, rows = tmp_path / "o", [{**ROW, "completion": GOOD, "seat": i, "id": "one"} for i in range(10)]
+    rows[9]["completion"], rows[0]["id"] = "knock", "alone"
+    words = ["--rewards", f"format,{plugin}:f", "--input", rows_file(tmp_path, *rows), "--output", str(output)]
+    result = runner.invoke(app, ["score", *words])
+    assert result.exit_code == exit_code, result.output
+    if exit_code:
+        assert f"{failing} of {10} scores failed" in result.stderr or "over the last 10 steps" in result.stderr
+    elif batch == 100:
+        totals = [json.loads(line)["reward_total"] for line in output.read_text().splitlines()]
+        assert totals == [1.0, None, *[2.0] * 7, 1.0]
+
+
 def test_try_explains(tmp_path):
     row = tmp_path / "row.json"
     row.write_text(json.dumps(ROW))

@@ -52,6 +52,15 @@ def test_bad_rewards_are_found(bad, name, checks, monkeypatch):
     assert checks <= found and (checks or not found)
 
 
+def test_every_score_out_of_range_is_said(bad):
+    """finding 16, its neighbour: the check stopped at the first."""
+    file = bad("x").partition(":")[0]
+    with open(file, "a") as lines:
+        lines.write("def wild(completions, **kwargs): return [5.0 - 6.0 * (i % 2) for i in range(len(completions))]\n")
+    found = [finding.what for finding in lint([bad("wild")], full=True) if finding.check == "range"]
+    assert len(found) == len(CASES) and sum("5 is outside" in what for what in found) == (len(CASES) + 1) // 2
+
+
 def test_the_short_form_takes_a_config_and_rows(bad):
     rows = [example_from_row({"id": i, "question": "Who?", "choices": ["Male, 30s", "Female, 30s"], "answer": a})
             for i, a in enumerate(["Male, 30s", "B"])]  # fmt: skip

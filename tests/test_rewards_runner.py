@@ -10,12 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from covo_rl.config import RewardConfig
+from covo_rl.algo.advantage import advantages
+from covo_rl.config import LossConfig, RewardConfig
+from covo_rl.records.steps import StepShare, rollout_rows, step_metrics
 from covo_rl.rewards import RewardError, available_rewards, components, load_reward, score
 from covo_rl.rewards.columns import TrainerState, example_from_row, group_from_completions
-from covo_rl.rewards.scoring import weighted_sum, wrong_outranks_right
+from covo_rl.rewards.scoring import FailureWindow, weighted_sum, wrong_outranks_right
 from covo_rl.rewards.worker import close
 
+NAN = math.nan
 ROW = {
     "id": "r1",
     "question": "What rings?",
@@ -160,12 +163,150 @@ def test_the_clip_is_there_for_functions_that_name_it(plugin):
 
 
 def test_weights_sum_gate_and_missing():
+    """finding 19: what lacks a component that a sibling has is NaN; it used to sum as if it had a zero there."""
     raw = np.array([[[1.0, 1.0, np.nan], [0.0, 1.0, 0.5], [np.nan, 1.0, 0.5], [np.nan] * 3]])
     weights = np.array([1.0, 2.0, 4.0])
-    assert weighted_sum(raw, weights)[0].tolist()[:3] == [3.0, 4.0, 4.0] and math.isnan(
-        weighted_sum(raw, weights)[0, 3]
+    np.testing.assert_equal(weighted_sum(raw, weights)[0], [np.nan, 4.0, np.nan, np.nan])
+    # behind a gate that is closed nothing else counts, so nothing else is missed; the first two need not compare
+    np.testing.assert_equal(weighted_sum(raw, weights, gate=0)[0], [3.0, 0.0, np.nan, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("raw", "weights", "sums"),
+    [
+        ([[1, 1, NAN, 1], [1, 1, 1, 1], [0, 1, 0, 1]], [1, 1, 1, 1], [NAN, 4, 2]),  # the case
+        ([[1, 1, NAN, 1], [0, 1, NAN, 1]], [1, 1, 1, 1], [3, 2]),  # nobody has it: the component leaves the group
+        ([[1, 1, NAN, 1]], [1, 1, 1, 1], [3]),
+        ([[1, NAN], [1, 1], [0, 1]], [1, 0], [1, 1, 0]),  # a component of weight 0 may be missing
+        ([[1, NAN], [1, 1], [0, 1]], [1, -1], [NAN, 0, -1]),
+        ([[NAN, NAN], [1, 1]], [1, 1], [NAN, 2]),
+        ([[NAN, 1], [1, NAN]], [1, 1], [NAN, NAN]),  # two that cannot be compared
+    ],
+)
+def test_no_sibling_outranks_a_rollout_for_a_missing_component(raw, weights, sums):
+    """finding 19: [1, 1, None, 1] summed to 3 beside 4."""
+    np.testing.assert_equal(weighted_sum(np.array([raw], float), np.array(weights, float))[0], sums)
+
+
+def test_a_missing_component_gives_no_advantage_against_it():
+    """finding 19: by the sum and by component; an advantage of 0, none below it."""
+
+    def third(completions, **columns):
+        return [None, 1.0, 0.0]
+
+    table = score([group(RIGHT, RIGHT, RIGHT)], config(), rewards={"format": 1.0, third: 1.0})
+    assert table.metrics["rewards/total/none"] == pytest.approx(1 / 3)
+    for by_component in (False, True):
+        result = advantages(table, LossConfig(component_advantages=by_component))
+        assert result.advantages_PG[0, 0] == 0 and result.advantages_PG[0, 1] > 0 > result.advantages_PG[0, 2]
+        assert result.statistics["rewards_missing"] == 1
+
+
+def test_a_gate_that_nobody_could_grade_leaves_no_sum():
+    """finding 19"""
+    table = score(
+        [group(RIGHT, WRONG, row={**ROW, "answer": None})], config(rewards="accuracy,format", reward_gate="accuracy")
     )
-    assert weighted_sum(raw, weights, gate=0)[0].tolist()[:3] == [3.0, 0.0, 0.0]
+    assert np.isnan(table.rewards_PG).all()
+
+
+def always_fails(completions, **columns):
+    raise ConnectionError("down")
+
+
+def fails_at(*steps):
+    def outage(completions, trainer_state, **columns):
+        if trainer_state.step in steps:
+            raise ConnectionError("down")
+        return [1.0] * len(completions)
+
+    return outage
+
+
+@pytest.mark.parametrize(
+    ("function", "limit", "steps", "stops"),
+    [
+        (always_fails, 0.2, 60, 3), (always_fails, 0.2, 2, 2), (always_fails, 0.0, 60, 1),
+        (always_fails, 1.0, 60, None),
+        (fails_at(1), 0.2, 60, None), (fails_at(1), 0.2, 3, None), (fails_at(4, 5), 0.2, 60, None),
+        (fails_at(1, 12, 23), 0.2, 60, None), (fails_at(4, 6, 9), 0.2, 60, 9), (fails_at(7), 0.0, 60, 7),
+    ],
+)  # fmt: skip
+def test_one_outage_goes_by_and_a_broken_component_stops_the_run(function, limit, steps, stops):
+    """finding 14: one component out of four that failed once was 25 % of all scores, above the limit of 20 %."""
+    window, stopped = FailureWindow(limit, steps), None
+    for step in range(1, 31):
+        state = {"step": step}
+        table = score([group(RIGHT)], config(), rewards={"format": 1.0, function: 1.0}, trainer_state=state)
+        problem = window.add([table, table])
+        if problem and stopped is None:
+            stopped = step
+            assert "2 of 2 scores failed" in problem and "ConnectionError: down" in problem and "format" not in problem
+    assert stopped == stops
+
+
+def test_what_a_reward_logs_cannot_stand_for_our_own_figures():
+    """finding 16: `log_metric("step", x)` crashed training, `reward_total` could be forged."""
+
+    def forger(completions, log_metric, log_extra, **columns):
+        for name in ("step", "reward_total", "reward_format", "seconds", "rewards/format/mean", "rewards/x", "mine"):
+            log_metric(name, 99)
+        for name in ("completion", "reward_total", "mine"):
+            log_extra(name, ["forged"] * len(completions))
+        return [0.0] * len(completions)
+
+    def twin(completions, log_metric, **columns):
+        log_metric("mine", 1)
+        return [0.0] * len(completions)
+
+    groups = [group(RIGHT, RIGHT)]
+    table = score(groups, config(), rewards={"format": 1.0, forger: 1.0, twin: 1.0})
+    share = advantages(table, LossConfig())
+    metrics = step_metrics([StepShare.of(groups, table, share)], {"step": 3, "seconds": {"step": 1.0}})
+    assert metrics["step"] == 3 and metrics["seconds"] == {"step": 1.0} and metrics["reward_total"] == 1.0
+    assert metrics["reward_format"] == 1.0 and metrics["logged/step"] == metrics["logged/reward_total"] == 99
+    assert metrics["rewards/x"] == metrics["mine"] == 99 and metrics["twin/mine"] == 1
+    assert table.metrics["rewards/format/mean"] == 1.0
+    row = rollout_rows(groups, table, share)[0]
+    assert row["completion"] == RIGHT and row["reward_total"] == 1.0
+    assert row["mine"] == row["logged/completion"] == row["logged/reward_total"] == "forged"
+
+
+@pytest.mark.parametrize(
+    ("rewards", "why"),
+    [("accuracy,accuracy=2", "'accuracy' occurs twice"), (["format", "format"], "two rewards are named"),
+     ({always_fails: 1.0, "format": math.nan}, "'format=nan'.*finite"), ("format=inf", "'format=inf'.*finite")],
+)  # fmt: skip
+def test_names_and_weights_that_cannot_stand_in_one_table_are_refused(rewards, why):
+    """finding 16"""
+    with pytest.raises(RewardError, match=why):
+        components(rewards)
+
+
+def test_a_reward_named_total_is_refused():
+    """finding 16: it was a KeyError after the first rollouts."""
+
+    def total(completions, **columns):
+        return [1.0]
+
+    with pytest.raises(RewardError, match=r"cannot be named 'total'.*weighted sum"):
+        score([group(RIGHT)], config(), rewards={total: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [("import time; time.sleep(60)", "did not load within 0.3 s"), ("while True: pass", "did not load within 0.3 s"),
+     ("import sys; sys.exit(5)", "raises SystemExit while it is imported: 5")],
+)  # fmt: skip
+def test_a_plugin_that_cannot_be_imported_is_named(tmp_path, monkeypatch, code, why):
+    """finding 12: a file that hangs or exits while it is imported took the trainer with it."""
+    monkeypatch.setattr("covo_rl.rewards.specs.LOAD_SECONDS", 0.3)
+    (tmp_path / "slow.py").write_text(code)
+    with pytest.raises(RewardError, match=why):
+        load_reward(f"{tmp_path}/slow.py:f")
+    (tmp_path / "make.py").write_text("def make(level): raise OSError('no level')")
+    with pytest.raises(RewardError, match="raises OSError while it is loaded: no level"):
+        load_reward(f"{tmp_path}/make.py:make(level=1)")
 
 
 def test_the_gate_counts_other_components_only_behind_it():

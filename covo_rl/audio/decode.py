@@ -1,40 +1,42 @@
-"""A clip becomes one float32 channel at its own rate, or one AudioError.
-
-libsndfile reads a cut wav, aiff or ogg without a word, so the container is asked whether the end is missing. RIFF/RF64
-(EBU Tech 3306) and AIFF are lists of sized chunks; every Ogg page (RFC 3533) starts with `OggS` and the last page of a
-stream carries the end-of-stream flag.
-"""
+"""A clip becomes one float32 channel at its own rate, or one AudioError: never a part of it, never silence."""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
-from typing import BinaryIO, Literal
 
 import numpy as np
 import soundfile
 
+from covo_rl.audio.container import prepared, whole_samples
+from covo_rl.audio.foreign import explain, is_gsm
+from covo_rl.audio.streams import PartError
 from covo_rl.types import Clip, UserError
 
 #: Shorter clips hold less than one analysis window of any model.
 MIN_SECONDS = 0.01
+#: Longer ones are a decompression bomb or a recording that should be cut; checked by the header and while decoding.
+MAX_SECONDS = 3_600
 #: Rates outside are damaged headers: resampling to or from them would take unbounded memory.
 MIN_RATE, MAX_RATE = 2_000, 768_000
-#: Values of all channels together; 1 GiB as float32, 93 minutes at 48 kHz mono.
+#: Values of all channels together; 1 GiB as float32, 46 minutes at 48 kHz stereo.
 MAX_SAMPLES = 2**28
-FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF")
+#: Of an encoded file.
+MAX_BYTES = 2**31
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "RAW")
 _BLOCK = 2**20
 #: A float waveform beyond this is integer PCM that nobody scaled.
 _MAX_PEAK = 100.0
-#: Writers that cannot seek back leave these instead of a size.
-_UNKNOWN_SIZES = (0xFFFFFFFF, 0xFFFFFFFE, 0x7FFFFFFF, 0x7FFFFFFE)
-_MAX_CHUNKS = 10_000
-#: Some writers count their own header as samples.
-_HEADER_BYTES = 64
-_OGG_PAGE = 27 + 255 + 255 * 255
-#: An mp3 counts frames of 1,152 samples, the header frame and the decoder's delay perhaps among them.
+#: An mp3 counts frames of 1,152 samples, the decoder's delay perhaps among them.
 _MP3_SLACK = 2 * 1_152
+#: Two channels cancel out where their average has less than this share of their power (20 dB), which sound of two
+#: microphones has nowhere and a lossy copy of antiphase everywhere; so much of a clip may.
+_CANCELLED, _MAX_CANCELLED = 0.01, 0.3
+_WINDOW = 512
+_WHOLE = "copy the file again, or write it anew: `ffmpeg -i IN OUT.wav`"
+_RATE = f"a sampling rate of {{}} Hz; audio has {MIN_RATE} to {MAX_RATE} Hz"
+_USE = "wav, flac, mp3, ogg, aiff, au or caf (`ffmpeg -i IN OUT.wav`)"
 
 
 class AudioError(UserError, ValueError):
@@ -44,38 +46,47 @@ class AudioError(UserError, ValueError):
 def decode(clip: Clip) -> tuple[np.ndarray, int]:
     """The waveform of a clip, float32 (samples,), and its sampling rate in Hz.
 
-    Files are wav, flac, mp3, ogg (Vorbis, Opus), aiff, au or caf. Integer PCM is scaled to [-1, 1), float is kept.
+    Files are wav, flac, mp3, ogg (Vorbis, Opus), aiff, au, caf or gsm. Integer PCM is scaled to [-1, 1), float is kept.
 
     Raises:
-        AudioError: missing, unreadable, truncated, empty or under 10 ms; more than two channels; NaN or infinite
-            samples; an impossible sampling rate; too large to hold (2**28 values).
+        AudioError: missing, unreadable, truncated, empty or under 10 ms; several recordings in one file; more than two
+            channels, or two that cancel out; NaN or infinite samples; an impossible sampling rate; over MAX_SECONDS
+            or MAX_SAMPLES.
     """
-    if clip.array is not None:
-        values, rate = _scaled(clip), clip.sampling_rate
-        if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
-            raise AudioError(f"{clip.name}: the sampling rate is {rate!r}, not a whole number of Hz")
-        rate = int(rate)
-    else:
-        values, rate = _read(clip)
+    if clip.array is None:
+        return decode_stored(stored_bytes(clip), clip.name)
+    rate = clip.sampling_rate
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
+        raise AudioError(f"{clip.name}: the sampling rate is {rate!r}, not a whole number of Hz")
+    return _sound(_scaled(clip), int(rate), clip.name)
+
+
+def decode_stored(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """`decode` of an encoded file in memory; `name` is for messages."""
+    try:
+        return _sound(*_read(data, name), name)
+    except MemoryError as error:
+        raise AudioError(f"{name}: it does not fit into memory when decoded; cut it into several files") from error
+
+
+def _sound(values: np.ndarray, rate: int, name: str) -> tuple[np.ndarray, int]:
+    """Samples that can be used as one channel: long enough, finite, scaled."""
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(f"{clip.name}: a sampling rate of {rate} Hz; audio has {MIN_RATE} to {MAX_RATE} Hz")
-    waveform = to_mono(values, clip.name)
-    if not len(waveform):
-        raise AudioError(f"{clip.name}: it holds no samples")
-    if len(waveform) < MIN_SECONDS * rate:
-        raise AudioError(
-            f"{clip.name}: {1000 * len(waveform) / rate:.1f} ms long; at least {1000 * MIN_SECONDS:.0f} ms"
-        )
+        raise AudioError(f"{name}: {_RATE.format(rate)}")
+    if not len(values):
+        raise AudioError(f"{name}: it holds no samples")
+    if values.shape[0] < MIN_SECONDS * rate and (values.ndim == 1 or values.shape[1] <= 2):
+        raise AudioError(f"{name}: {1000 * len(values) / rate:.1f} ms long; at least {1000 * MIN_SECONDS:.0f} ms")
     # One pass: the sum of finite float32 values in float64 cannot overflow.
     with np.errstate(invalid="ignore"):
-        total = waveform.sum(dtype=np.float64)
+        total = values.sum(dtype=np.float64)
     if not np.isfinite(total):
-        bad = int((~np.isfinite(waveform)).sum())
-        raise AudioError(f"{clip.name}: {bad} of {len(waveform)} samples are NaN or infinite")
-    peak = max(float(waveform.max()), -float(waveform.min()))
+        bad = int((~np.isfinite(values)).sum())
+        raise AudioError(f"{name}: {bad} of {values.size} samples are NaN or infinite")
+    peak = max(float(values.max()), -float(values.min())) if values.size else 0.0
     if peak > _MAX_PEAK:
-        raise AudioError(f"{clip.name}: float samples reach {peak:g}; scale them to [-1, 1]")
-    return waveform, rate
+        raise AudioError(f"{name}: float samples reach {peak:g}; scale them to [-1, 1]")
+    return to_mono(values, name), rate
 
 
 def to_mono(values: np.ndarray, name: str = "<array>") -> np.ndarray:
@@ -88,19 +99,35 @@ def to_mono(values: np.ndarray, name: str = "<array>") -> np.ndarray:
     # 1. One channel: as it is.
     if channels == 1:
         return values.reshape(-1)
-    # 2. Two channels: their average, unless that leaves nothing of them.
+    # 2. Two channels: their average, unless much of them cancels out in it.
     if channels == 2:
-        mono = (values[:, 0] + values[:, 1]) * np.float32(0.5)
-        loudest = float(np.abs(values).max(initial=0.0))
-        if loudest > 0 and float(np.abs(mono).max()) < 1e-4 * loudest:
-            raise AudioError(f"{name}: its two channels cancel out when averaged; store one of them")
-        return mono
+        if (share := _cancelled_share(values)) > _MAX_CANCELLED:
+            raise AudioError(
+                f"{name}: its two channels cancel out: averaged, {share:.0%} of the sound is lost; store one of them, "
+                "as `ffmpeg -i IN -af 'pan=mono|c0=c0' OUT.wav` does"
+            )
+        return (values[:, 0] + values[:, 1]) * np.float32(0.5)
     # 3. No channel at all.
     if channels == 0:
         raise AudioError(f"{name}: it has no channels")
     # 4. More: which of them carry the scene is not ours to guess.
     hint = "; the shape should be (samples, channels)" if channels > len(values) else ""
     raise AudioError(f"{name}: it has {channels} channels, one or two are read; mix it down first{hint}")
+
+
+def _cancelled_share(values: np.ndarray) -> float:
+    """Share of the power of two channels, (samples, 2), in those windows and frequencies where they cancel out."""
+    lost = whole = 0.0
+    taper = np.hanning(_WINDOW + 1)[:_WINDOW].astype(np.float32)[:, None]
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        block = np.pad(block, ((0, -len(block) % _WINDOW), (0, 0))).reshape(-1, _WINDOW, 2)
+        spectra = np.fft.rfft(block * taper, axis=1)
+        average = np.square(np.abs(spectra.sum(axis=2) / 2))
+        power = np.square(np.abs(spectra)).mean(axis=2)
+        lost += float(power[average < _CANCELLED * power].sum())
+        whole += float(power.sum())
+    return lost / whole if whole else 0.0
 
 
 def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -141,103 +168,79 @@ def _scaled(clip: Clip) -> np.ndarray:
         return array.astype(np.float32, copy=False)
 
 
-def _read(clip: Clip) -> tuple[np.ndarray, int]:
-    """Decode a file of a known container with a plausible rate: float32 (samples, channels) and its rate."""
-    source = io.BytesIO(clip.data) if clip.data is not None else regular_file(clip)
+def _read(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Decode a whole file of a known container: float32 (samples, channels) and its rate."""
     try:
-        file = soundfile.SoundFile(source)
-    # TypeError: a headerless .raw file; ValueError: a NUL in the path.
-    except (RuntimeError, OSError, TypeError, ValueError) as error:
-        reason = str(error).removeprefix(f"Error opening {source!r}: ")
-        raise AudioError(f"{clip.name}: not readable as audio: {reason}") from error
-    with file:
-        if file.format not in FORMATS or file.samplerate <= 0:
-            use = ", ".join(FORMATS[3:6] + FORMATS[:1])
-            raise AudioError(f"{clip.name}: {file.format} at {file.samplerate} Hz is not read; use {use}")
-        if not 1 <= file.channels <= 2:
-            to_mono(np.empty((file.channels + 1, file.channels), dtype=np.float32), clip.name)
-        values = _blocks(file, clip.name)
-    with open(source, "rb") if isinstance(source, str) else source as stream:
-        loss = _missing_end(stream, file.format, len(values), file.frames)
-    if loss:
-        raise AudioError(f"{clip.name}: truncated, {loss}")
+        data = prepared(data)
+        file = _opened(data, name)
+        with file:
+            if file.format not in FORMATS:
+                raise AudioError(f"{name}: {file.format} is not read; use {_USE}")
+            if not MIN_RATE <= file.samplerate <= MAX_RATE:
+                raise AudioError(f"{name}: {_RATE.format(file.samplerate)}")
+            if not 1 <= file.channels <= 2:
+                to_mono(np.empty((file.channels + 1, file.channels), dtype=np.float32), name)
+            expected, slack = whole_samples(data, file.format), _MP3_SLACK if file.format == "MP3" else 0
+            values = _blocks(file, name)
+            expected = expected or (0 if file.format == "MP3" else file.frames)
+    except PartError as error:
+        raise AudioError(f"{name}: {error}; {_WHOLE}") from error
+    if len(values) < expected - slack:
+        raise AudioError(f"{name}: truncated, {len(values)} of {expected} samples can be decoded; {_WHOLE}")
     return values, file.samplerate
 
 
+def _opened(data: bytes, name: str) -> soundfile.SoundFile:
+    if is_gsm(data):
+        return soundfile.SoundFile(io.BytesIO(data), format="RAW", subtype="GSM610", samplerate=8_000, channels=1)
+    try:
+        return soundfile.SoundFile(io.BytesIO(data))
+    except (RuntimeError, TypeError, ValueError) as error:
+        whole_samples(data, {b"RIFF": "WAV", b"FORM": "AIFF", b"OggS": "OGG"}.get(data[:4], ""))
+        reason = getattr(error, "error_string", str(error)).rstrip(". ")
+        raise AudioError(f"{name}: not readable as audio ({reason}): {explain(data, name)}") from error
+
+
 def _blocks(file: soundfile.SoundFile, name: str) -> np.ndarray:
-    """Everything that can be decoded. In blocks, since the length in a damaged header may be astronomical."""
-    blocks, total, size = [], 0, max(1, min(_BLOCK, file.frames))
-    while not blocks or len(blocks[-1]) == size:
-        try:
-            blocks.append(file.read(size, dtype="float32", always_2d=True))
-        except (RuntimeError, OSError, ValueError) as error:
-            raise AudioError(f"{name}: cannot be decoded after {total} samples: {error}") from error
-        total += len(blocks[-1])
-        if total * file.channels > MAX_SAMPLES:
-            raise AudioError(f"{name}: over {MAX_SAMPLES} values, about {total / file.samplerate / 60:.0f} minutes")
-    return blocks[0] if total == len(blocks[0]) else np.concatenate(blocks)
+    """Everything that can be decoded; in blocks, so that memory is used for what is there, not for what a header says.
 
-
-def _missing_end(stream: BinaryIO, container: str, decoded: int, expected: int) -> str:
-    """What says that the end is missing, or an empty string.
-
-    `container` is soundfile's name of the format, `expected` the samples that its header promises.
+    Raises:
+        AudioError: over MAX_SECONDS or MAX_SAMPLES by the header, or damaged.
     """
-    stream.seek(0)
-    if container in ("WAV", "WAVEX", "RF64"):
-        return _short_chunk(stream, b"data", "big" if stream.read(4) == b"RIFX" else "little")
-    if container == "AIFF":
-        return _short_chunk(stream, b"SSND", "big")
-    if container == "OGG":
-        return _cut_page(stream)
-    slack = {"FLAC": 0, "MP3": _MP3_SLACK}.get(container, expected)
-    is_short = decoded < expected - slack and (container == "FLAC" or _states_length(stream))
-    return f"{decoded} of {expected} samples can be decoded" if is_short else ""
-
-
-def _short_chunk(stream: BinaryIO, name: bytes, order: Literal["big", "little"]) -> str:
-    """Walk the chunks up to the one that holds the samples and compare its size with what follows."""
-    size = stream.seek(0, os.SEEK_END)
-    place, long_size = 12, 0
-    for _ in range(_MAX_CHUNKS):
-        if place + 8 > size:
+    limit = min(MAX_SAMPLES // file.channels, MAX_SECONDS * file.samplerate)
+    if file.frames > limit:
+        raise AudioError(
+            f"{name}: {file.frames / file.samplerate:.0f} s when decoded; at most {limit / file.samplerate:.0f} s are "
+            "read (MAX_SECONDS, MAX_SAMPLES): cut it into several files"
+        )
+    values, total = np.empty((file.frames, file.channels), dtype=np.float32), 0
+    while space := len(values[total : total + _BLOCK]):
+        try:
+            block = file.read(dtype="float32", out=values[total : total + space])
+        except (RuntimeError, OSError, ValueError) as error:
+            raise AudioError(f"{name}: cannot be decoded after {total} samples: {error}; {_WHOLE}") from error
+        total += len(block)
+        if len(block) < space:
             break
-        stream.seek(place)
-        header = stream.read(8)
-        length = int.from_bytes(header[4:], order)
-        if header[:4] == b"ds64":
-            long_size = int.from_bytes(stream.read(16)[8:], "little")
-        if header[:4] == name:
-            length = long_size if length in _UNKNOWN_SIZES else length
-            there = size - place - 8
-            short = length > there + _HEADER_BYTES
-            return f"its header promises {length} bytes of samples, {there} follow" if short else ""
-        place += 8 + length + length % 2
-    return ""
+    return values[:total]
 
 
-def _cut_page(stream: BinaryIO) -> str:
-    """Whether the last page is whole and says that it is the last."""
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - _OGG_PAGE - 27))
-    tail = stream.read()
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    table = page[27 : 27 + page[26]] if len(page) >= 27 else b""
-    if not page.startswith(b"OggS") or len(page) < 27 or len(page) < 27 + page[26] + sum(table):
-        return "its last Ogg page is cut"
-    return "" if page[5] & 0x04 else "its last Ogg page does not end the stream"
+def stored_bytes(clip: Clip) -> bytes:
+    """The encoded file of a clip that has one.
 
-
-def _states_length(stream: BinaryIO) -> bool:
-    """Whether the first mp3 frame is a Xing or Info header; without it the length is estimated from the size."""
-    stream.seek(0)
-    head = stream.read(10)
-    start = 0
-    if head[:3] == b"ID3" and len(head) == 10:
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    stream.seek(start)
-    frame = stream.read(2_048)
-    return b"Xing" in frame or b"Info" in frame
+    Raises:
+        AudioError: missing, not a file, over MAX_BYTES, or unreadable.
+    """
+    if clip.data is not None:
+        return clip.data
+    path = regular_file(clip)
+    if (size := file_status(clip).st_size) > MAX_BYTES:
+        raise AudioError(f"{clip.name}: {size} bytes; at most {MAX_BYTES} are read")
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise AudioError(f"{clip.name}: cannot be read: {error.strerror}") from error
 
 
 def regular_file(clip: Clip) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from threading import Lock
 
 import numpy as np
 
-from covo_rl.audio.decode import AudioError, decode, file_status, regular_file
+from covo_rl.audio.decode import AudioError, decode, decode_stored, file_status, regular_file, stored_bytes
 from covo_rl.types import Clip
+
+_CHANGED = (
+    "the file has changed since it was first read, and its row was made for what it was; put the old file back, or "
+    "start anew with rows for the new one"
+)
 
 
 def content_key(clip: Clip) -> str:
@@ -56,6 +63,8 @@ class ClipStore:
     The least recently used waveform goes first and is decoded again when it is asked for. A clip that alone exceeds
     the budget is decoded but not kept. Safe to use from several threads. Counters: `hits`, `decoded`, `evicted`.
     Clips given as bytes or arrays are themselves held (once per content) on top of the budget.
+
+    A file is held to the content that it had when it was first named: its labels belong to that sound.
     """
 
     def __init__(self, memory_mb: float = 512) -> None:
@@ -65,25 +74,35 @@ class ClipStore:
         self.hits = self.decoded = self.evicted = 0
         self._clips: dict[str, Clip] = {}
         self._waveforms: OrderedDict[str, tuple[np.ndarray, int]] = OrderedDict()
-        self._files: dict[str, tuple[tuple[int, int], str]] = {}
+        self._files: dict[str, tuple[tuple[int, ...], str]] = {}
         self._lock = Lock()
 
     def key(self, clip: Clip) -> str:
-        """`content_key` of the clip; of a file it is remembered until its size or time changes.
+        """`content_key` of the clip; of a file it is remembered, and compared when its size, time or place changes.
 
         Raises:
-            AudioError: the file is missing or cannot be read.
+            AudioError: the file is missing, cannot be read, or holds other bytes than when it was first named.
         """
         if clip.path is None:
             key = content_key(clip)
         else:
             version = _version(clip)
-            last_version, key = self._files.get(clip.path, (None, ""))
-            if last_version != version:
-                key = content_key(clip)
+            last_version, key = self._files.get(clip.path, (version, ""))
+            if last_version != version or not key:
+                new_key = content_key(clip)
+                if new_key != key if key else version[:2] != last_version[:2]:
+                    raise AudioError(f"{clip.name}: {_CHANGED}")
+                key = new_key
                 self._files[clip.path] = (version, key)
         self._clips.setdefault(key, clip)
         return key
+
+    def watch(self, clips: Iterable[Clip]) -> None:
+        """Remember size and time of the files of clips that will be named later: a change until then is noticed."""
+        for clip in clips:
+            with contextlib.suppress(AudioError):  # what is missing is said where it is needed
+                if clip.path is not None and clip.path not in self._files:
+                    self._files[clip.path] = (_version(clip), "")
 
     def waveform(self, key: str) -> tuple[np.ndarray, int]:
         """(float32 (samples,), rate in Hz) of a clip that `key` has named. Shared: do not write into it.
@@ -100,9 +119,13 @@ class ClipStore:
             if key not in self._clips:
                 raise KeyError(f"no clip with key {key!r}: name it first with ClipStore.key(clip)")
             clip = self._clips[key]
-        if clip.path is not None and self._files.get(clip.path) != (_version(clip), key):
-            raise AudioError(f"{clip.name}: the file has changed since it was first read")
-        entry = decode(clip)
+        if clip.array is not None:
+            entry = decode(clip)
+        else:
+            data = stored_bytes(clip)
+            if clip.path is not None and hashlib.sha256(data).hexdigest() != key:
+                raise AudioError(f"{clip.name}: {_CHANGED}")
+            entry = decode_stored(data, clip.name)
         with self._lock:
             self.decoded += 1
             if entry[0].nbytes <= self.memory_mb * 2**20:
@@ -122,7 +145,7 @@ class ClipStore:
         return len(self._waveforms)
 
 
-def _version(clip: Clip) -> tuple[int, int]:
-    """Size and time of a clip's file."""
+def _version(clip: Clip) -> tuple[int, ...]:
+    """Size, times and place of a clip's file; the time of its entry changes where a copy keeps that of its content."""
     status = file_status(clip)
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino

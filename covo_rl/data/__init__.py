@@ -6,13 +6,13 @@
 MMAU, MMAR, MMSU, AVQA, AudioMCQ and our own field names are read; see `schemas.SCHEMAS`.
 """
 
-from covo_rl.data.check import Overlap, duplicate_rows, overlap, row_problems
+from covo_rl.data.check import Overlap, clip_notes, duplicate_rows, overlap, row_problems
 from covo_rl.data.convert import to_rows, write
 from covo_rl.data.load import load_examples
 from covo_rl.data.read import DataError, Problem
 from covo_rl.data.schemas import SCHEMAS
 
 __all__ = [
-    "SCHEMAS", "DataError", "Overlap", "Problem", "duplicate_rows", "load_examples", "overlap", "row_problems",
-    "to_rows", "write",
+    "SCHEMAS", "DataError", "Overlap", "Problem", "clip_notes", "duplicate_rows", "load_examples", "overlap",
+    "row_problems", "to_rows", "write",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 
 from covo_rl.audio import AudioError, ClipStore, audio_fingerprint, decode, resample
-from covo_rl.data.read import Problem, printable
+from covo_rl.data.read import Problem, printable, some
 from covo_rl.data.rows import normalized
 from covo_rl.types import TAG_TOKENS, Clip, Example, visible
 
@@ -48,14 +48,23 @@ SEGMENTS = BANDS = 16
 OUTLINE, WAVEFORM = 0.9, 0.98
 MAX_LAG = 0.1
 _WINDOW = 256
+#: A clip whose samples stay below is silent; one with so large a share at full scale is clipped.
+SILENT, FULL_SCALE, CLIPPED = 1e-4, 0.999, 1e-3
+#: Levels are mixed from so many decibels on.
+LEVELS = 20
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a clip: `seconds` and `fingerprint` as decoded, or in `error` why it cannot be used."""
+    """Of a clip: length, rate in Hz, largest value, root mean square, share of samples at full scale and fingerprint
+    as decoded, or in `error` why it cannot be used."""
 
     clip: Clip
     seconds: float = 0.0
+    rate: int = 0
+    peak: float = 0.0
+    level: float = 0.0
+    clipped: float = 0.0
     fingerprint: str = ""
     error: str | None = None
 
@@ -123,6 +132,34 @@ def duplicate_rows(examples: Sequence[Example]) -> list[Problem]:
     return problems
 
 
+def clip_notes(examples: Sequence[Example]) -> list[str]:
+    """What a listener would remark on: silent and clipped clips, mixed rates and levels, one sound in several files.
+
+    One line for each kind; none of them keeps a row from being used.
+    """
+    clips = {facts.clip.path or facts.fingerprint: facts for row in facts_by_row(examples) for facts in row}
+    heard = [facts for facts in clips.values() if facts.error is None]
+    loud = [facts for facts in heard if facts.peak >= SILENT]
+    files: dict[str, list[str]] = defaultdict(list)
+    for facts in loud:
+        files[facts.fingerprint].append(facts.clip.name)
+    copies = [f"{name} ({names[0]})" for names in files.values() for name in names[1:]]
+    rates = Counter(facts.rate for facts in heard).most_common()
+    low, high = (20 * np.log10(end([facts.level for facts in loud], default=1.0)) for end in (min, max))
+    kinds = {
+        f"silent, no sample over {SILENT:g}": [facts.clip.name for facts in heard if facts.peak < SILENT],
+        f"clipped, over {CLIPPED:.1%} of the samples at full scale":
+            [facts.clip.name for facts in loud if facts.clipped > CLIPPED],
+        "the sound of another file": copies,
+    }  # fmt: skip
+    notes = [f"{len(group)} of {len(heard)} clips: {what}: {some(group)}" for what, group in kinds.items() if group]
+    if len(rates) > 1:
+        notes.append("mixed sampling rates: " + ", ".join(f"{rate} Hz ({count})" for rate, count in rates))
+    if high - low > LEVELS:
+        notes.append(f"mixed levels: from {low:.0f} to {high:.0f} dB of full scale (root mean square)")
+    return notes
+
+
 def overlap(train: Sequence[Example], held_out: Sequence[Example], *, near: bool = False) -> list[Overlap]:
     """What held-out rows share with training rows, in the order of the held-out rows.
 
@@ -170,16 +207,17 @@ def _keys(example: Example, clips: Sequence[Facts]) -> Iterator[tuple[Kind, Hash
 def facts_by_row(examples: Sequence[Example]) -> list[list[Facts]]:
     """Facts of the clips of every row, each file decoded once per process as long as it does not change."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        facts = pool.map(_facts, [clip for example in examples for clip in example.clips])
+        facts = pool.map(clip_facts, [clip for example in examples for clip in example.clips])
         return [[next(facts) for _ in example.clips] for example in examples]
 
 
-def _facts(clip: Clip) -> Facts:
+def clip_facts(clip: Clip) -> Facts:
+    """Facts of one clip, a file decoded once per process as long as it does not change."""
     try:
         state = os.stat(clip.path or "")
     except (OSError, ValueError):
         return _decoded_facts.__wrapped__(clip)
-    return _decoded_facts(clip, state.st_size, state.st_mtime_ns)
+    return _decoded_facts(clip, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @lru_cache(maxsize=1_000_000)
@@ -188,7 +226,11 @@ def _decoded_facts(clip: Clip, *version: int) -> Facts:
         waveform, rate = decode(clip)
     except AudioError as error:
         return Facts(clip, error=str(error))
-    return Facts(clip, len(waveform) / rate, audio_fingerprint(waveform, rate))
+    peak = max(float(waveform.max()), -float(waveform.min()))
+    level = float(np.sqrt(np.dot(waveform, waveform) / len(waveform)))
+    clipped = float((np.abs(waveform) >= FULL_SCALE).mean()) if peak >= FULL_SCALE else 0.0
+    sound = audio_fingerprint(waveform, rate)
+    return Facts(clip, len(waveform) / rate, rate, peak, level, clipped, sound)
 
 
 def _near_copies(train: Sequence[Sequence[Facts]], held_out: Sequence[Sequence[Facts]]) -> dict[int, set[int]]:

@@ -125,12 +125,16 @@ def _reference(clip: Clip, audio_dir: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         suffix = ".wav" if data is None else next((end for magic, end in _MAGIC if data.startswith(magic)), ".audio")
         path = str(folder / f"{content_key(clip)[:32]}{suffix}")
-        if data is not None:
-            Path(path).write_bytes(data)
-        else:
-            import soundfile
 
-            soundfile.write(path, *decode(clip), subtype="FLOAT")
+        def content(file: TextIO) -> None:
+            if data is not None:
+                file.buffer.write(data)
+            else:
+                import soundfile
+
+                soundfile.write(file.buffer, *decode(clip), format="WAV", subtype="FLOAT")
+
+        write_atomically(Path(path), content)
     root, absolute = os.path.abspath(audio_dir), os.path.abspath(path)
     inside = os.path.commonpath([root, absolute]) == root
     return os.path.relpath(absolute, root) if inside else absolute

@@ -23,13 +23,15 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def json_values(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Any, Any, str]]:
+def json_values(
+    lines: Iterable[str | bytes], parse: Callable[[str], Any] = json.loads
+) -> Iterator[tuple[int, Any, Any, str]]:
     """(line number, line, value, "") of every line that is not blank; where it is no JSON (.., None, what is wrong)."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            yield number, line, json.loads(line if isinstance(line, str) else line.decode()), ""
+            yield number, line, parse(line if isinstance(line, str) else line.decode()), ""
         except (ValueError, RecursionError) as error:
             yield number, line, None, str(error)
 

@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from covo_rl.data.read import DataError, Problem, Row, printable, read_rows
-from covo_rl.data.rows import AudioFolder, RowReader, audio_references, row_id
+from covo_rl.data.answers import index_bases
+from covo_rl.data.folder import AudioFolder
+from covo_rl.data.read import DataError, Problem, Row, printable, read_rows, row_name, some
+from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema
 from covo_rl.types import Example
 
@@ -42,6 +44,7 @@ def load_examples(
     if format != "auto" and format not in SCHEMAS:
         raise ValueError(f"format {format!r} is not known; use auto, {', '.join(SCHEMAS)}")
     problems: list[Problem] = []
+    unread: dict[str, list[str]] = {}
     rows: list[tuple[int, Row, Schema]] = []
     for number, row in enumerate(read_rows(path), start=1):
         detected = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
@@ -50,25 +53,36 @@ def load_examples(
         if not missing:
             rows.append((number, row, schema))
             continue
-        name = f"row {number}" + (f" (id {printable(row['id'], 40)})" if row.get("id") is not None else "")
         fields = printable(sorted(map(str, row)), 200)
         what = f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
         if format == "auto" and not schema.marks:
             marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
             ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
             what = f"unknown fields {fields}; {marks}; any other row needs {ours}"
-        problems.append(Problem(name, what))
+        unread.setdefault(what, []).append(row_name(number, row))
+    for what, names in unread.items():
+        more = f"; so have {len(names) - 1} further rows ({some(names[1:])})" if names[1:] else ""
+        problems.append(Problem(names[0], what + more))
     references = (text for _, row, schema in rows for text in audio_references(row, schema))
-    reader = RowReader(AudioFolder(audio_root(path, audio_dir), allow_outside, references), strict)
+    folder = AudioFolder(audio_root(path, audio_dir), allow_outside, references)
+    names = _names(rows, problems, strict=strict)
+    bases = index_bases([(name, row, schema) for name, (_, row, schema) in zip(names, rows, strict=True)], problems)
+    reader = RowReader(folder, strict, bases)
     examples: list[Example] = []
-    for name, (_, row, schema) in zip(_names(rows, problems, strict=strict), rows, strict=True):
+    folder_exists, unplayable = audio_dir is None or os.path.isdir(audio_dir), []
+    for name, (_, row, schema) in zip(names, rows, strict=True):
         example = reader.read(row, schema, name)
         problems += [Problem(name, what) for what in reader.problems]
         if example is not None:
             examples.append(example)
             paths = [clip.path for clip in example.clips if strict and clip.path is not None]
-            missing = [path for path in paths if not os.path.isfile(path)]
-            problems += [Problem(name, f"its audio file {path} does not exist; check --audio-dir") for path in missing]
+            absent = [path for path in paths if not os.path.isfile(path)]
+            unplayable += [name] * (bool(absent) and not folder_exists)
+            what = f"its audio file {{}} does not exist; {folder.hint or 'check --audio-dir'}"
+            problems += [Problem(name, what.format(path)) for path in absent if folder_exists]
+    if unplayable:
+        what = f"the audio folder {audio_dir} does not exist; check --audio-dir (rows {some(unplayable)})"
+        problems.insert(0, Problem("file", what))
     if problems:
         raise DataError(str(path), problems, examples)
     return examples

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import ast
 import json
-import os
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from covo_rl.data.folder import LONE_SURROGATE, AudioFolder
 from covo_rl.data.read import Row, printable
 from covo_rl.data.schemas import EXPLICIT_ANSWERS, AnswerKind, Schema
 from covo_rl.types import Clip, Example
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.ASCII | re.DOTALL)
-#: JSON can spell them, UTF-8 cannot.
-_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 #: A list of options written as one string is at most this long.
 _MAX_LIST = 20_000
-#: Tried after the name itself when a row names a recording without a suffix (AVQA's `video_name`).
-_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 
 
 def normalized(text: str) -> str:
@@ -34,81 +29,22 @@ def normalized(text: str) -> str:
     return " ".join(words).strip(" .,;:!?\"'")
 
 
-class AudioFolder:
-    """Resolves the audio paths of one data file, which has these `references`.
-
-    Where no path exists as it stands but all would without their first folders (`./test-mini-audios/x.wav` with
-    --audio-dir .../test-mini-audios), the same number of folders is dropped from every path.
-    """
-
-    def __init__(self, root: Path, allow_outside: bool, references: Iterable[str]) -> None:
-        self.root, self.allow_outside, self.dropped = root, allow_outside, 0
-        self._real_root = os.path.realpath(root)
-        self._real_folder = lru_cache(maxsize=4096)(os.path.realpath)
-        relative = [PurePosixPath(text).parts for text in references if _is_relative(text)]
-        for count in range(max(map(len, relative), default=0)):
-            shortened = [parts[count:] for parts in relative if len(parts) > count or not count]
-            if any(os.path.exists(os.path.join(root, *parts)) for parts in shortened):
-                self.dropped = count
-                break
-
-    def resolve(self, reference: str) -> str:
-        """The path of a file.
-
-        Raises:
-            ValueError: an empty path, one with NUL or lone surrogates, or one that leaves the folder.
-        """
-        if not reference.strip():
-            raise ValueError("its audio path is empty")
-        if "\0" in reference or _LONE_SURROGATE.search(reference):
-            raise ValueError(f"its audio path {reference!r} is not a path")
-        parts = PurePosixPath(reference).parts
-        dropped = self.dropped if _is_relative(reference) and len(parts) > self.dropped else 0
-        path = os.path.join(self.root, *parts[dropped:])
-        if not self.allow_outside and not self._is_inside(path):
-            hint = "copy the file there or allow it (--allow-outside-audio, load_examples(..., allow_outside=True))"
-            raise ValueError(f"its audio path {reference!r} leaves the audio folder {self.root}; {hint}")
-        return path
-
-    def named(self, name: str) -> str:
-        """The file of a recording that is named without a suffix; `name` with .wav where none exists.
-
-        AVQA writes `ID_000030`, its extracted audio is usually called `ID_30.wav`: both are tried.
-        """
-        stem, _, number = name.rpartition("_")
-        names = [name, f"{stem}_{int(number)}"] if stem and number.isascii() and number.isdigit() else [name]
-        paths = [self.resolve(candidate + suffix) for candidate in names for suffix in _SUFFIXES]
-        return next((path for path in paths if os.path.isfile(path)), paths[0])
-
-    def _is_inside(self, path: str) -> bool:
-        # Real paths, so that neither `..` nor a link that came with the data leads out.
-        folder, name = os.path.split(path)
-        real = os.path.join(self._real_folder(folder), name)
-        if name in ("", ".", "..") or os.path.islink(real):
-            real = os.path.realpath(path)
-        return os.path.commonpath([self._real_root, real]) == self._real_root
-
-
 class RowReader:
-    """Reads the rows of one file. `problems` collects what is wrong with the current row."""
+    """Reads the rows of one file. `problems` collects what is wrong with the current row; `bases`: see answers.py."""
 
-    def __init__(self, folder: AudioFolder, strict: bool) -> None:
-        self.folder, self.strict = folder, strict
+    def __init__(self, folder: AudioFolder, strict: bool, bases: Mapping[str, int | None]) -> None:
+        self.folder, self.strict, self.bases = folder, strict, bases
         self.problems: list[str] = []
 
     def read(self, row: Row, schema: Schema, row_id: str) -> Example | None:
         """The example, or None with `problems` filled."""
         self.problems = []
-        question_field, question = _first(row, schema.question)
-        choices_field, choices = _first(row, schema.choices)
-        answer_field, answer = _first(row, schema.answer)
-        kinds: Sequence[AnswerKind] = schema.answers
-        for name, kind in EXPLICIT_ANSWERS.items():
-            if schema.name == "covo" and answer is None and row.get(name) is not None:
-                answer_field, answer = name, row[name]
-                kinds = (kind,)
+        question_field, question = first_value(row, schema.question)
+        choices_field, choices = first_value(row, schema.choices)
+        answer_field, answer, kinds = answer_of(row, schema)
         audio_field, audio = _audio_of(row, schema)
-        used = {_first(row, schema.id)[0], question_field, choices_field, answer_field, audio_field, *schema.options}
+        id_field, _ = first_value(row, schema.id)
+        used = {id_field, question_field, choices_field, answer_field, audio_field, *schema.options}
         if isinstance(question, str) and question.strip():
             self._clean(question, "question")
         else:
@@ -117,7 +53,7 @@ class RowReader:
         while options and (options[-1] is None or (self.strict and options[-1] == "")):
             options.pop()
         choices = self._choices(options if schema.options else choices)
-        answer = self._answer(answer, kinds, choices)
+        answer = self._answer(answer, kinds, choices, self.bases.get(answer_field or "", 0))
         clips = []
         for item in _items(audio):
             try:
@@ -130,12 +66,12 @@ class RowReader:
         return Example(row_id, tuple(clips), question, choices, answer, columns)
 
     def _clean(self, text: str, what: str) -> str:
-        if _LONE_SURROGATE.search(text):
+        if LONE_SURROGATE.search(text):
             self.problems.append(f"its {what} {printable(text)} has a lone surrogate: not valid Unicode")
         return text
 
     def _choices(self, value: Any) -> tuple[str, ...]:
-        values = _option_list(value)
+        values = option_list(value)
         if not isinstance(values, list):
             self.problems.append(f"its choices are {printable(values)}, not a list of texts")
             return ()
@@ -145,7 +81,9 @@ class RowReader:
                 return ()
         return tuple(self._clean(str(value), "choice") for value in values)
 
-    def _answer(self, value: Any, kinds: Sequence[AnswerKind], choices: tuple[str, ...]) -> str | None:
+    def _answer(
+        self, value: Any, kinds: Sequence[AnswerKind], choices: tuple[str, ...], base: int | None
+    ) -> str | None:
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         if not _is_text_or_number(value):
@@ -154,8 +92,11 @@ class RowReader:
         text = self._clean(str(value), "answer")
         if not choices and "text" in kinds and not (kinds[0] == "index" and isinstance(value, int)):
             return text
-        for kind in kinds:
-            choice = _choice(value, kind, choices, explicit=len(kinds) == 1)
+        readings, number = kinds, place_number(value, kinds)
+        if number is not None:  # never one row by its place and the next by its text
+            readings = ("text",) if base is None else ("index",)
+        for kind in readings:
+            choice = _choice(number - (base or 0) if number is not None else value, kind, choices)
             if choice is not None:
                 return choice if self.strict or kind != "text" else text
         if not self.strict and "text" in kinds and isinstance(value, str):
@@ -164,7 +105,9 @@ class RowReader:
         hint = ""
         if "letter" not in kinds and isinstance(value, str) and _LETTER.fullmatch(value.strip()):
             hint = "; if it is a letter, read the file with format covo"
-        elif "index" not in kinds and isinstance(value, int):
+        elif number is not None:
+            hint = f"; places count from {base or 0}: if those of this set do not, write the texts of the options"
+        elif isinstance(value, int):
             hint = "; call the field answer_index if it counts from 0"
         what = f"its answer {printable(value)} is not among the choices ({listed}), read as {' or '.join(kinds)}{hint}"
         self.problems.append(what)
@@ -195,17 +138,33 @@ def audio_references(row: Row, schema: Schema) -> list[str]:
 
 def row_id(row: Row, schema: Schema) -> str | None:
     """The id of a row as text; None where it has none. ValueError where it is no id."""
-    _, value = _first(row, schema.id)
+    _, value = first_value(row, schema.id)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise ValueError(f"its id is {printable(value)}, not a text or whole number")
-    if _LONE_SURROGATE.search(str(value)):
+    if LONE_SURROGATE.search(str(value)):
         raise ValueError(f"its id {printable(value)} has a lone surrogate: not valid Unicode")
     return str(value)
 
 
-def _first(row: Row, names: Sequence[str]) -> tuple[str | None, Any]:
+def answer_of(row: Row, schema: Schema) -> tuple[str | None, Any, Sequence[AnswerKind]]:
+    """(field, value, how it may be read) of a row's answer."""
+    field, value = first_value(row, schema.answer)
+    for name, kind in EXPLICIT_ANSWERS.items():
+        if schema.name == "covo" and value is None and row.get(name) is not None:
+            return name, row[name], (kind,)
+    return field, value, schema.answers
+
+
+def place_number(value: Any, kinds: Sequence[AnswerKind]) -> int | None:
+    """The number of an answer that may be the place of an option; digits are one where nothing else is meant."""
+    if kinds == ("index",) and isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 4:
+        return int(value)
+    return value if "index" in kinds and isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def first_value(row: Row, names: Sequence[str]) -> tuple[str | None, Any]:
     """(name, value) of the first of the names that the row has, one with a value if there is any."""
     present = [name for name in names if name in row]
     name = next((name for name in present if row[name] is not None), present[0] if present else None)
@@ -216,7 +175,7 @@ def _audio_of(row: Row, schema: Schema) -> tuple[str | None, Any]:
     """(name, value) of the field that holds the sound itself, else of the first that names a file."""
     sounds = [name for name in schema.audio if isinstance(row.get(name), Mapping)]
     sounds = [name for name in sounds if any(row[name].get(key) is not None for key in ("bytes", "array"))]
-    return _first(row, sounds or schema.audio)
+    return first_value(row, sounds or schema.audio)
 
 
 def _items(value: Any) -> Sequence[Any]:
@@ -224,10 +183,11 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _is_text_or_number(value: object) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    is_number = isinstance(value, float) and math.isfinite(value)
+    return is_number or (isinstance(value, (str, int)) and not isinstance(value, bool))
 
 
-def _option_list(value: Any) -> Any:
+def option_list(value: Any) -> Any:
     """A list of options; also {"A": ..., "B": ...} and a list written as one string. Anything else as it is."""
     if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= _MAX_LIST:
         # Literals only: nothing is evaluated.
@@ -242,12 +202,10 @@ def _option_list(value: Any) -> Any:
     return list(value or ()) if value is None or isinstance(value, tuple) else value
 
 
-def _choice(value: Any, kind: AnswerKind, choices: tuple[str, ...], *, explicit: bool) -> str | None:
+def _choice(value: Any, kind: AnswerKind, choices: tuple[str, ...]) -> str | None:
     """The choice that a value stands for under one reading, or None."""
     if kind == "index":
-        digits = isinstance(value, str) and explicit and value.isascii() and value.isdigit() and len(value) < 4
-        number = int(value) if digits or isinstance(value, int) else -1
-        return choices[number] if 0 <= number < len(choices) else None
+        return choices[value] if isinstance(value, int) and 0 <= value < len(choices) else None
     text = str(value)
     if kind == "text":
         same = [text] if text in choices else [choice for choice in choices if normalized(choice) == normalized(text)]
@@ -258,8 +216,3 @@ def _choice(value: Any, kind: AnswerKind, choices: tuple[str, ...], *, explicit:
     if match is None or place >= len(choices):
         return None
     return choices[place] if letter or normalized(choices[place]) == normalized(match[2]) else None
-
-
-def _is_relative(reference: str) -> bool:
-    path, is_text = PurePosixPath(reference), "\0" not in reference and not _LONE_SURROGATE.search(reference)
-    return is_text and not path.is_absolute() and ".." not in path.parts

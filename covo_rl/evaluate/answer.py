@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from covo_rl.audio import AudioError
 from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
+from covo_rl.data.check import clip_facts
 from covo_rl.evaluate.inputs import repeated_ids
 from covo_rl.evaluate.records import Record, judge_groups
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
@@ -173,15 +175,20 @@ def plan_batches(
 
 
 def audio_seconds(clips: Sequence[Clip], store: ClipStore | None) -> float:
-    """Length of a row's audio in seconds, from the file headers where the clips are files."""
+    """Length of a row's audio in seconds, each file decoded once: a header may promise anything.
+
+    Raises:
+        AudioError: a clip that cannot be decoded.
+    """
     total = 0.0
     for clip in clips:
         if clip.array is not None and clip.sampling_rate:
             total += len(clip.array) / clip.sampling_rate
         elif clip.path is not None:
-            import soundfile
-
-            total += float(soundfile.info(clip.path).duration)
+            facts = clip_facts(clip)
+            if facts.error is not None:
+                raise AudioError(facts.error)
+            total += facts.seconds
         elif store is not None:
             waveform, rate = store.waveform(store.key(clip))
             total += len(waveform) / rate

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from covo_rl.data.check import facts_by_row
 from covo_rl.data.files import file_sha256, json_values
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, key_sha256, version_of
 from covo_rl.types import Clip, Example, visible
@@ -257,19 +258,14 @@ def _key_problems(examples: Sequence[Example], *, has_answers: bool) -> tuple[li
 
 
 def _clip_problems(examples: Sequence[Example]) -> list[str]:
-    """One line for all rows whose audio files do not exist, one for those whose files are no audio (headers only)."""
-    import soundfile
-
+    """One line for all rows whose audio files do not exist, one for those whose clips cannot be read whole."""
     missing, broken = {}, {}
-    for example in examples:
-        for path in [clip.path for clip in example.clips if clip.path is not None]:
-            if not Path(path).is_file():
-                missing[example.id] = path
-                continue
-            try:
-                soundfile.info(path)
-            except RuntimeError as error:  # soundfile.LibsndfileError
-                broken[example.id] = f"{path}: {error}"
+    for example, clips in zip(examples, facts_by_row(examples), strict=True):
+        for facts in clips:
+            if facts.clip.path is not None and not Path(facts.clip.path).is_file():
+                missing[example.id] = facts.clip.path
+            elif facts.error is not None:
+                broken[example.id] = facts.error
     return [
         f"{what} in {count_rows(list(rows))} (first: {next(iter(rows.values()))}); check --audio-dir"
         for what, rows in (("audio files are missing", missing), ("audio files cannot be read", broken))

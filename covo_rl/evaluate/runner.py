@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from covo_rl.audio import AudioError
 from covo_rl.config import (
     AdapterConfig,
     PromptConfig,
@@ -24,7 +25,7 @@ from covo_rl.config import (
     RolloutConfig,
     taught_prompt,
     value_problems,
-)
+)  # fmt: skip
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
@@ -292,5 +293,5 @@ def _header_seconds(example: Example) -> float | None:
         return None
     try:
         return audio_seconds(example.clips, None)
-    except (OSError, RuntimeError):  # soundfile's LibsndfileError is a RuntimeError
+    except AudioError:
         return None

@@ -12,7 +12,7 @@ import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
 from covo_rl.data.files import plain
-from covo_rl.rewards.scoring import figures
+from covo_rl.rewards.scoring import beside, figures
 from covo_rl.types import Group, RewardTable
 
 
@@ -61,10 +61,10 @@ class StepShare:
         )
 
 
-def step_metrics(shares: Sequence[StepShare]) -> dict[str, float | None]:
-    """The shares of all ranks -> figures over all rollouts of the step, keyed as in metrics.jsonl.
+def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The shares of all ranks -> figures over all rollouts of the step, keyed as in metrics.jsonl, after `others`.
 
-    What rewards log by themselves is averaged over ranks by their rollouts.
+    What rewards log by themselves is averaged over ranks by their rollouts; a name that is taken becomes `logged/NAME`.
     """
 
     def mean(name: str) -> float:
@@ -72,45 +72,51 @@ def step_metrics(shares: Sequence[StepShare]) -> dict[str, float | None]:
         return float(values.mean()) if values.size else 0.0
 
     table = concatenated([share.table for share in shares])
-    metrics: dict[str, float | None] = {}
+    metrics: dict[str, Any] = dict(others or {})
     for r, name in enumerate(table.names):
         graded = table.rewards_PGR[..., r][np.isfinite(table.rewards_PGR[..., r])]
         metrics[f"reward_{name}"] = float(graded.mean()) if graded.size else None
         metrics[f"none_{name}"] = 1.0 - graded.size / max(table.rewards_PG.size, 1)
     total = table.rewards_PG[np.isfinite(table.rewards_PG)]
-    metrics["reward_total"] = float(total.mean()) if total.size else 0.0
+    metrics["reward_total"] = float(total.mean()) if total.size else None
+    metrics["none_total"] = 1.0 - total.size / max(table.rewards_PG.size, 1)
     metrics["zero_variance_groups"] = 1.0 - mean("informative_P") if table.rewards_PG.size else 0.0
     metrics["completion_length"], metrics["truncated"] = mean("lengths_N"), mean("truncated_N")
     metrics["format_broken"] = mean("format_broken_N")
-    logged: dict[str, float] = {}
+    scores, logged = figures(table.names, table.rewards_PGR, table.rewards_PG), {}
     for share in shares:
         weight = share.table.rewards_PG.size / max(table.rewards_PG.size, 1)
         for name, value in share.table.metrics.items():
-            if not name.startswith("rewards/"):  # those are made anew from the scores of all ranks
+            if name not in scores:  # those are of the scores of all ranks
                 logged[name] = logged.get(name, 0.0) + value * weight
-    scores = figures(table.names, table.rewards_PGR, table.rewards_PG)
-    return metrics | logged | {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
+    metrics |= {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
+    metrics["eval_accuracy"] = None  # of a name that the session adds at some steps
+    metrics = beside(metrics, logged)
+    del metrics["eval_accuracy"]
+    return metrics
 
 
 def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> list[Mapping[str, Any]]:
     """One JSON-ready row per rollout; clips by name, never by waveform."""
     return [
-        {
-            **plain(group.prompt.example.columns),  # what rewards look at: facts, evidence, ...
-            "id": group.prompt.example.id,
-            "clips": [clip.name for clip in group.prompt.example.clips],
-            "question": group.prompt.example.question,
-            "choices": list(group.prompt.example.choices),
-            "answer": group.prompt.example.answer,
-            "completion": rollout.text,
-            "stop_reason": rollout.stop_reason,
-            "problems": rollout.problems,
-            "rewards": dict(zip(table.names, table.rewards_PGR[p, g], strict=True)),
-            "reward_total": table.rewards_PG[p, g],
-            "advantage": advantages.advantages_PG[p, g],
-            "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
-            **{name: values[p * len(group.rollouts) + g] for name, values in table.extras.items()},
-        }
+        beside(
+            {
+                **plain(group.prompt.example.columns),  # what rewards look at: facts, evidence, ...
+                "id": group.prompt.example.id,
+                "clips": [clip.name for clip in group.prompt.example.clips],
+                "question": group.prompt.example.question,
+                "choices": list(group.prompt.example.choices),
+                "answer": group.prompt.example.answer,
+                "completion": rollout.text,
+                "stop_reason": rollout.stop_reason,
+                "problems": rollout.problems,
+                "rewards": dict(zip(table.names, table.rewards_PGR[p, g], strict=True)),
+                "reward_total": table.rewards_PG[p, g],
+                "advantage": advantages.advantages_PG[p, g],
+                "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
+            },
+            {name: values[p * len(group.rollouts) + g] for name, values in table.extras.items()},
+        )
         for p, group in enumerate(groups)
         for g, rollout in enumerate(group.rollouts)
     ]

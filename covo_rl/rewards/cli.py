@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import typer
 from rich.table import Table
 
@@ -26,8 +27,8 @@ from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
 from covo_rl.rewards.rules.answers import find_gold, interpret
-from covo_rl.rewards.scoring import components, score
-from covo_rl.types import user_errors
+from covo_rl.rewards.scoring import FailureWindow, components, score, weighted_sum
+from covo_rl.types import RewardTable, user_errors
 
 DEFAULT = RewardConfig().rewards
 OLD_RECORD = (
@@ -91,7 +92,7 @@ def try_rewards(
     for name, values in table.extras.items():
         if values[0]:
             console.print(f"  {name}: {values[0]}")
-    console.print(f"total: {table.rewards_PG[0, 0]:g}")
+    console.print(f"total: {_shown(table.rewards_PG[0, 0])}")
 
 
 def _shown(value: float) -> str:
@@ -134,7 +135,7 @@ def score_rewards(
     ),
     reward_gate: str = typer.Option("none", help="none, accuracy or format"),
     reward_timeout: float = typer.Option(60.0, help="seconds per component and batch of rows"),
-    reward_failure_limit: float = typer.Option(0.2, help="share of failed scores above which it stops"),
+    reward_failure_limit: float = typer.Option(0.2, help="share of failed scores of a component above which it stops"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
 ) -> None:
     """Score rollouts offline, a run's too; rows keep their order and their columns, its own scores among them."""
@@ -146,12 +147,13 @@ def score_rewards(
         raise ConfigError(problems)
     components(rewards)  # complains before anything is read
     columns: dict[str, list[float]] = {}
+    failures: dict[str, list[str]] = {}
     rows = _rows(input)
     written = again = other = 0
 
     def write(file: IO[str]) -> None:
         nonlocal written, again, other
-        failed = 0
+        window = FailureWindow(reward_failure_limit)
         while batch := list(islice(rows, BATCH)):
             groups = []
             for i, row in enumerate(batch, written):
@@ -162,7 +164,8 @@ def score_rewards(
                 completion, stop_reason = [row["completion"]], row.get("stop_reason", "stop")
                 groups.append(group_from_completions(example_from_row(row, i), completion, stop_reason))
             table = score(groups, config)
-            for row, scores, total in zip(batch, table.rewards_PGR[:, 0], table.rewards_PG[:, 0], strict=True):
+            totals = _totals([row.get("id", i) for i, row in enumerate(batch)], table, reward_gate)
+            for row, scores, total in zip(batch, table.rewards_PGR[:, 0], totals, strict=True):
                 by_name = {name: round(float(v), 12) for name, v in zip(table.names, scores, strict=True)}
                 scored = _with_scores(row, by_name, round(float(total), 12))
                 file.write(json.dumps(scored, ensure_ascii=False) + "\n")
@@ -171,11 +174,14 @@ def score_rewards(
             for name, values in zip(table.names, table.rewards_PGR[:, 0].T, strict=True):
                 columns.setdefault(name, []).extend(values.tolist())
             written += len(batch)
-            reasons = [why for why in table.missing.values() if why.startswith("failed")]
-            failed += len(reasons)
-            if failed > reward_failure_limit * written * len(table.names):
-                count = written * len(table.names)
-                raise specs.RewardError(f"{failed} of {count} scores failed; the first: {reasons[0]}")
+            for (_, _, name), why in table.missing.items():
+                if why.startswith("failed"):
+                    failures.setdefault(name, []).append(why)
+            if problem := window.add([table]):  # a component that always fails: the rest is spared
+                raise specs.RewardError(problem)
+        for name, reasons in failures.items():
+            if len(reasons) > reward_failure_limit * written:
+                raise specs.RewardError(f"{name}: {len(reasons)} of {written} scores failed; the first: {reasons[0]}")
 
     write_atomically(output, write)
     for name, values in columns.items():
@@ -199,6 +205,18 @@ def _differ(before: Any, now: dict[str, float]) -> bool:
         return False
     pairs = [(math.nan if before[name] is None else before[name], now[name]) for name in now if name in before]
     return any(math.isnan(a) != math.isnan(b) or abs(a - b) > 1e-6 for a, b in pairs)
+
+
+def _totals(ids: list[Any], table: RewardTable, gate: str) -> np.ndarray:
+    """(N,) weighted sums of groups of one; rows of one id are compared with each other, as the group of a run."""
+    rows: dict[str, list[int]] = {}
+    for i, name in enumerate(ids):
+        rows.setdefault(str(name), []).append(i)
+    totals_N = np.full(len(ids), np.nan)
+    for group in rows.values():
+        gate_index = table.names.index(gate) if gate != "none" else None
+        totals_N[group] = weighted_sum(table.rewards_PGR[group, 0][None], table.weights_R, gate_index)[0]
+    return totals_N
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

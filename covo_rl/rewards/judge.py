@@ -13,27 +13,32 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import logging
 import os
 import random
-import tempfile
+import threading
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
+from covo_rl.rewards.call import seconds_left, shown
 from covo_rl.rewards.specs import RewardError
+from covo_rl.rewards.transport import OriginError, check_address, hidden, judge_key, post
 from covo_rl.types import UserError
 
+logger = logging.getLogger("covo_rl.rewards")
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
-KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
 MAX_TOKENS = 400  # of a reply
+MAX_SECONDS = 86_400.0  # what a timer and a socket can take
+MARGIN_SECONDS = 2.0  # of a component's time, at most a fifth of it, for what is left to do with the replies
+_local_turn = threading.Lock()  # one local model is loaded, and one batch is generated at a time
 
 
 class JudgeError(UserError, RuntimeError):
@@ -49,16 +54,18 @@ class Judge(Protocol):
 
 
 class CachedJudge:
-    """Asks equal prompts once and keeps every reply in a file of its own, so that ranks and runs can share a folder."""
+    """Asks equal prompts once and keeps every reply in a file of its own, so that ranks and runs can share a folder.
+
+    A file is the reply after a line with its checksum. One that is damaged, or that cannot be read or written, costs
+    a request, not a reply; they are counted in `cache_faults`, and the first is logged.
+    """
 
     def __init__(self, name: str, cache: Path | None) -> None:
-        self.name, self.cache = name, cache
+        self.name, self.cache, self.cache_faults = name, cache, 0
 
     def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
-        replies: dict[str, Any] = {}
-        for prompt in dict.fromkeys(prompts):
-            path = self._file(prompt)
-            replies[prompt] = path.read_text(encoding="utf-8") if path and path.is_file() else None
+        prompts = [whole_text(prompt) for prompt in prompts]
+        replies: dict[str, Any] = {prompt: self._remembered(prompt) for prompt in prompts}
         new = [prompt for prompt, reply in replies.items() if reply is None]
         replies.update(zip(new, self.answers(new), strict=True))
         return [replies[prompt] for prompt in prompts]
@@ -69,20 +76,55 @@ class CachedJudge:
 
     def remember(self, prompt: str, reply: str) -> None:
         """Write the reply under a name of its own, then rename: another rank may write the same."""
-        if path := self._file(prompt):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-                file.write(reply)
-            os.replace(file.name, path)
+        with self._cached(prompt) as path:
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(f".{uuid4().hex}")
+                try:
+                    partial.write_bytes(f"{_checksum(reply)}\n{reply}".encode())
+                    os.replace(partial, path)
+                finally:
+                    partial.unlink(missing_ok=True)
 
     def forget(self, prompt: str) -> None:
         """Drop a reply that was no verdict, so that the next run asks again."""
-        if path := self._file(prompt):
-            path.unlink(missing_ok=True)
+        with self._cached(prompt) as path:
+            if path:
+                path.unlink(missing_ok=True)
 
-    def _file(self, prompt: str) -> Path | None:
-        digest = hashlib.sha256(f"{self.name}\x00{prompt}".encode("utf-8", "replace")).hexdigest()
-        return self.cache and self.cache / digest[:2] / f"{digest}.txt"
+    def _remembered(self, prompt: str) -> str | None:
+        with self._cached(prompt) as path, suppress(FileNotFoundError):
+            if path:
+                checksum, _, reply = path.read_bytes().decode().partition("\n")
+                if checksum == _checksum(reply):
+                    return reply
+                raise ValueError(f"{path.name} is damaged, or of an earlier version")
+        return None
+
+    @contextmanager
+    def _cached(self, prompt: str) -> Iterator[Path | None]:
+        digest = hashlib.sha256(f"{self.name}\x00{whole_text(prompt)}".encode()).hexdigest()
+        try:
+            yield self.cache and self.cache / digest[:2] / f"{digest}.txt"
+        except (OSError, ValueError) as error:
+            self.cache_faults += 1
+            if self.cache_faults == 1:
+                logger.warning("judge cache %s: %s; such replies are asked for again (said once)", self.cache, error)
+
+
+def whole_text(text: str) -> str:
+    """Without lone surrogates, which no file and no request can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _checksum(reply: str) -> str:
+    return hashlib.sha256(reply.encode()).hexdigest()
+
+
+def _deadline() -> float:
+    """When replies must be there, on time.monotonic(): some time before the component that asks is stopped."""
+    left = seconds_left()
+    return time.monotonic() + left - min(MARGIN_SECONDS, left / 5)
 
 
 class EndpointJudge(CachedJudge):
@@ -95,53 +137,71 @@ class EndpointJudge(CachedJudge):
         self, model: str, url: str, *, concurrency: int = 16, timeout: float = 30.0, retries: int = 4,
         backoff: float = 0.5, cache: Path | None = None,
     ) -> None:  # fmt: skip
-        if not url.startswith(("http://", "https://")):
-            raise RewardError(f"judge address {url!r}: must start with http:// or https://")
+        check_address(url)
+        judge_key()
         self.model, self.url = model, url.rstrip("/")
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         super().__init__(f"openai:{model}@{self.url}", cache)
 
     def answers(self, prompts: list[str]) -> list[str | JudgeError]:
-        """At most `concurrency` requests at a time."""
-        with ThreadPoolExecutor(max_workers=max(1, min(self.concurrency, len(prompts)))) as pool:
-            return list(pool.map(self._answer, prompts))
+        """At most `concurrency` requests at a time. What is not there in the component's time is an error, no more."""
+        replies: dict[str, str | JudgeError] = {}
+        key, begun, deadline, waiting = judge_key(), time.monotonic(), _deadline(), prompts[::-1]
 
-    def _answer(self, prompt: str) -> str | JudgeError:
-        problem = ""
+        def work() -> None:
+            with suppress(IndexError):  # nothing waits any more
+                while time.monotonic() < deadline:
+                    prompt = waiting.pop()
+                    replies[prompt] = self._answer(prompt, key, deadline)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in prompts[: max(1, self.concurrency)]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX))
+        late = JudgeError(f"judge {self.name}: no answer in the {deadline - begun:.3g} s that this step has")
+        return [replies.get(prompt, late) for prompt in prompts]
+
+    def _answer(self, prompt: str, key: str, deadline: float) -> str | JudgeError:
+        problem, tries = "no time left", 0
         for attempt in range(self.retries + 1):
-            wait = self.backoff * 2**attempt * (1 + random.random() / 4)
+            seconds = min(self.timeout, deadline - time.monotonic(), MAX_SECONDS)
+            if seconds <= 0:
+                break
+            wait, tries = self.backoff * 2**attempt * (1 + random.random() / 4), attempt + 1
             try:
-                reply = self._post(prompt)
+                reply = self._post(prompt, key, seconds)
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code}"
                 if error.code not in RETRIED:
                     break
                 with suppress(ValueError):
                     wait = max(wait, float(error.headers.get("Retry-After") or 0))
+            except OriginError as error:
+                problem = str(error)
+                break
             except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                problem = str(getattr(error, "reason", None) or error) or type(error).__name__
-            except (ValueError, LookupError, TypeError) as error:
-                problem = f"an unreadable response ({error})"
+                problem = shown(str(getattr(error, "reason", None) or error) or type(error).__name__)
+            except Exception as error:  # whatever a stranger sends: this reply is lost, and said, not the others
+                problem = f"an unreadable response ({type(error).__name__}: {shown(error)})"
             else:
                 self.remember(prompt, reply)
                 return reply
-            if attempt < self.retries:
-                time.sleep(min(wait, self.timeout))
-        return JudgeError(f"judge {self.name}: {problem}, after {attempt + 1} tries")
+            if attempt == self.retries or time.monotonic() + wait >= deadline:
+                break
+            time.sleep(min(wait, self.timeout))
+        return JudgeError(f"judge {self.name}: {problem}, after {tries} tries")
 
-    def _post(self, prompt: str) -> str:
+    def _post(self, prompt: str, key: str, seconds: float) -> str:
         content = CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
         messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
-        headers = {"Content-Type": "application/json"}
-        if key := next(filter(None, map(os.environ.get, KEY_VARIABLES)), None):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            content = json.loads(response.read(1_000_000))["choices"][0]["message"]["content"]
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        response = post(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
+        content = json.loads(response)["choices"][0]["message"]["content"]
         if not isinstance(content, str):
             raise TypeError("the message has no text")
-        return content
+        return whole_text(content)
 
 
 class LocalJudge(CachedJudge):
@@ -156,12 +216,24 @@ class LocalJudge(CachedJudge):
 
     def answers(self, prompts: list[str]) -> list[str | JudgeError]:
         replies: list[str | JudgeError] = []
+        deadline = _deadline()
         for start in range(0, len(prompts), self.batch_size):
+            replies += self._batch(prompts[start : start + self.batch_size], deadline)
+        return replies
+
+    def _batch(self, prompts: list[str], deadline: float) -> Sequence[str | JudgeError]:
+        left = min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)
+        if not left or not _local_turn.acquire(timeout=left):
+            return [JudgeError(f"judge {self.name}: no time left in this step")] * len(prompts)
+        try:
             self.generate = self.generate or self._model()
-            batch = prompts[start : start + self.batch_size]
-            for prompt, reply in zip(batch, self.generate(batch), strict=True):
+            replies = [whole_text(reply) for reply in self.generate(prompts)]
+            for prompt, reply in zip(prompts, replies, strict=True):
                 self.remember(prompt, reply)
-                replies.append(reply)
+        except Exception as error:  # out of memory, say: these are lost, and said, not the batches before
+            return [JudgeError(f"judge {self.name}: {type(error).__name__}: {shown(error)}")] * len(prompts)
+        finally:
+            _local_turn.release()
         return replies
 
     def _model(self) -> Callable[[list[str]], list[str]]:
@@ -172,7 +244,7 @@ class LocalJudge(CachedJudge):
 
         tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
         model: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto")
-        model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        model.to(local_device()).eval()
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -190,6 +262,23 @@ class LocalJudge(CachedJudge):
         return generate
 
 
+def local_device() -> str:
+    """The GPU of this rank, else the CPU. A thread starts with GPU 0 as its current one, so "cuda" would be that."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def _limit_from_environment(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    with suppress(ValueError):
+        if 0 < float(text) <= MAX_SECONDS:
+            return float(text)
+    raise RewardError(f"{name} is {text!r}: write a number above 0 and up to {MAX_SECONDS:g}")
+
+
 @lru_cache(maxsize=8)
 def judge_from_spec(spec: str) -> Judge:
     """`openai:MODEL@URL`, `openai:MODEL` with COVO_RL_JUDGE_URL set, or `transformers:PATH`.
@@ -202,20 +291,11 @@ def judge_from_spec(spec: str) -> Judge:
     if kind == "transformers" and rest:
         return LocalJudge(rest, cache=cache)
     if kind != "openai" or not rest:
-        raise RewardError(f"judge {spec!r}: write openai:MODEL@URL or transformers:PATH")
+        raise RewardError(f"judge {hidden(spec)!r}: write openai:MODEL@URL or transformers:PATH")
     model, _, url = rest.partition("@")
     url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
     if not model or not url:
-        raise RewardError(f"judge {spec!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
-    concurrency, timeout = _variable("COVO_RL_JUDGE_CONCURRENCY", 16), _variable("COVO_RL_JUDGE_TIMEOUT", 30)
+        raise RewardError(f"judge {hidden(spec)!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
+    concurrency = _limit_from_environment("COVO_RL_JUDGE_CONCURRENCY", 16)
+    timeout = _limit_from_environment("COVO_RL_JUDGE_TIMEOUT", 30)
     return EndpointJudge(model, url, cache=cache, concurrency=int(concurrency), timeout=timeout)
-
-
-def _variable(name: str, default: float) -> float:
-    text = os.environ.get(name, str(default))
-    try:
-        if 0.1 <= (value := float(text)) <= 1e6:
-            return value
-    except ValueError:
-        pass
-    raise RewardError(f"{name}={text!r}: expected a number from 0.1 to 1e6")

@@ -14,6 +14,7 @@ from typing import Any
 
 from covo_rl.prompt import Parsed, option_letter
 from covo_rl.resolve import find
+from covo_rl.rewards.call import shown
 from covo_rl.rewards.judge import Judge, JudgeError
 from covo_rl.rewards.rules.criteria import CRITERIA
 
@@ -29,7 +30,7 @@ class VerdictError(ValueError):
 
 def judge_scores(
     judge: Judge, component: str, rows: Sequence[tuple], log_missing: Callable[[int, str], None] | None = None,
-    log_extra: Callable[[str, list], None] | None = None,
+    log_extra: Callable[[str, list], None] | None = None, log_metric: Callable[[str, float], None] | None = None,
 ) -> list[float | None]:  # fmt: skip
     """The share of yes verdicts, in [0, 1]; rationales and what was not met go to `log_extra`.
 
@@ -49,6 +50,8 @@ def judge_scores(
         try:
             if isinstance(reply, JudgeError):
                 raise reply
+            if not isinstance(reply, str):  # of a judge of the user's
+                raise VerdictError(f"the reply is {type(reply).__name__}, not text")
             verdict, rationales[i] = read_verdict(reply, nonce, keys)
             scores[i] = sum(verdict.values()) / len(keys)
             unmet[i] = ", ".join(name for name, met in verdict.items() if not met)
@@ -58,6 +61,8 @@ def judge_scores(
                 judge.forget(prompt)  # type: ignore[attr-defined]
             if log_missing:
                 log_missing(i, f"failed: judge: {error}")
+    if log_metric and (faults := getattr(judge, "cache_faults", 0)):
+        log_metric(f"{component}_judge_cache_faults", faults)
     if log_extra:
         log_extra(f"{component}_rationale", rationales)
         if component == "thinking":
@@ -126,6 +131,6 @@ def read_verdict(reply: str, nonce: str, keys: tuple[str, ...]) -> tuple[dict[st
     for name in keys:
         word = content[name].strip().lower() if isinstance(content[name], str) else content[name]
         if not isinstance(word, (str, bool)) or word not in ("yes", "no", True, False):
-            raise VerdictError(f"{name} is {content[name]!r}, expected yes or no")
+            raise VerdictError(f"{name} is {shown(content[name])}, expected yes or no")
         verdict[name] = word in ("yes", True)
-    return verdict, str(content["rationale"])
+    return verdict, shown(content["rationale"], MAX_FIELD)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from covo_rl.prompt import reference_completion
+from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
 from covo_rl.rewards.scoring import Component, components
-from covo_rl.rewards.worker import Outcome, run_components
+from covo_rl.rewards.worker import run_components
 from covo_rl.types import TAG_TOKENS, Example, visible
 
 TIMEOUT = 20.0
@@ -167,10 +168,8 @@ def _problems(term: Component, examples: Sequence[Example], full: bool) -> Itera
         if not ok and (every or case.junk):
             shown = None if math.isnan(score) else score
             yield "junk" if case.junk else "hack", f"{case.name}: scores {shown}, expected {expected}"
-        if score < 0 or score > 1:
-            if every:
-                yield "range", f"{case.name}: {score:g} is outside [0, 1]"
-            break
+        if every and (score < 0 or score > 1):
+            yield "range", f"{case.name}: {score:g} is outside [0, 1]"
     if not full:
         return
     start = time.perf_counter()
@@ -179,7 +178,6 @@ def _problems(term: Component, examples: Sequence[Example], full: bool) -> Itera
     for (case, first, _, _), second in zip(verdicts, again, strict=True):
         if first != second and not (math.isnan(first) and math.isnan(second)):
             yield "determinism", f"{case.name}: {first:g}, then {second:g}"
-            break
     if each > SPEED:
         yield "speed", f"{each * 1000:.0f} ms per completion, above {SPEED * 1000:.0f} ms"
     try:

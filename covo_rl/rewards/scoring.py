@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from covo_rl.config import ConfigError, RewardConfig, number_map
+from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
-from covo_rl.rewards.worker import Outcome, run_components
+from covo_rl.rewards.worker import run_components
 from covo_rl.types import Group, RewardTable, visible
 
 logger = logging.getLogger("covo_rl.rewards")
+WINDOW = 10  # steps over which failures are judged
+RESERVED = ("total",)  # a component's figures stand beside those of the sum
 _reported: set[str] = set()
 
 
@@ -36,26 +40,31 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
     """`a,b=0.5`, a list of specs, or a mapping spec (or function) -> weight.
 
     Raises:
-        RewardError: nothing given, or a reward that cannot be loaded.
+        RewardError: nothing given, a reward that cannot be loaded, a weight that is no number, a name that is used
+            twice or that means something else in the tables.
     """
-    weights: Any = rewards
     if isinstance(rewards, str | Mapping):
         try:
             numbers = number_map(rewards, what="rewards", default=1.0)
         except ConfigError as error:
             raise RewardError(error.problems[0]) from None
-        weights = dict(zip(rewards, numbers.values(), strict=True)) if isinstance(rewards, Mapping) else numbers
-    if not isinstance(weights, Mapping):
-        weights = dict.fromkeys(weights, 1.0)
+        weights: Any = list(zip(rewards if isinstance(rewards, Mapping) else numbers, numbers.values(), strict=True))
+    else:
+        weights = [(spec, 1.0) for spec in rewards]
     if not weights:
         raise RewardError("no rewards given; write for example rewards: accuracy,format")
-    terms = []
-    for spec, weight in weights.items():
+    terms: list[Component] = []
+    for spec, weight in weights:
         reward: Any = load_reward(spec) if isinstance(spec, str) else spec
         if not isinstance(reward, Reward):
             name = getattr(spec, "__name__", type(spec).__name__)
             reward = Reward(Source(name, name, "object", repr(spec)), reward)
         terms.append(Component(reward, float(weight)))
+        name = terms[-1].name
+        if name in RESERVED:
+            raise RewardError(f"a reward cannot be named {name!r}, which is the weighted sum: give it another name")
+        if name in [term.name for term in terms[:-1]]:
+            raise RewardError(f"two rewards are named {name!r}: name each once, or give a function another __name__")
     return terms
 
 
@@ -104,22 +113,63 @@ def _table(terms: Sequence[Component], outcomes: Sequence[Outcome], prompts: int
     for name, outcome in zip(names, outcomes, strict=True):
         missing |= {(*divmod(index, generations), name): why for index, why in outcome.missing.items()}
         seconds[name] = outcome.seconds
-        metrics |= outcome.metrics
-        extras |= outcome.extras
-    metrics |= figures(names, rewards_PGR, rewards_PG)
+        metrics = beside(metrics, outcome.metrics, name)
+        extras = beside(extras, outcome.extras, name)
+    metrics = beside(figures(names, rewards_PGR, rewards_PG), metrics)
     return RewardTable(names, weights_R, rewards_PGR, rewards_PG, missing, seconds, metrics, extras)
 
 
-def weighted_sum(rewards_PGR: np.ndarray, weights_R: np.ndarray, gate: int | None = None) -> np.ndarray:
-    """(P, G) sum over the graded components; a missing one adds nothing, and NaN where none is graded.
+def beside(own: Mapping[str, Any], logged: Mapping[str, Any], prefix: str = "logged") -> dict[str, Any]:
+    """`own`, and what rewards logged; where a name is taken, as `prefix/name`: nothing of ours can be forged."""
+    return {**own, **{f"{prefix}/{name}" if name in own else name: value for name, value in logged.items()}}
 
-    With a gate (an index of R) the other components count only where the gate's component is 1.
+
+def weighted_sum(rewards_PGR: np.ndarray, weights_R: np.ndarray, gate: int | None = None) -> np.ndarray:
+    """(P, G) sums that can be compared within a group: NaN for a rollout that lacks a component which siblings have.
+
+    A missing component is not a zero: such a rollout leaves its group, and siblings do not outrank it for that. A
+    component that a whole group lacks leaves the group. A component of weight 0 may be missing. With a gate (an index
+    of R) the others count only where the gate's component is 1; without a graded gate there is no sum.
     """
-    weighted = rewards_PGR * weights_R
+    counted_PGR = np.broadcast_to(weights_R != 0, rewards_PGR.shape).copy()
     if gate is not None:
-        closed = rewards_PGR[..., gate] != 1  # an ungradeable gate is closed
-        weighted[closed[..., None] & (np.arange(len(weights_R)) != gate)] = 0.0
-    return np.where(np.isnan(rewards_PGR).all(axis=-1), np.nan, np.nansum(weighted, axis=-1))
+        counted_PGR &= (rewards_PGR[..., gate] == 1)[..., None]
+        counted_PGR[..., gate] = True
+    missing_PGR = np.isnan(rewards_PGR)
+    nobody_P1R = (missing_PGR | ~counted_PGR).all(axis=1, keepdims=True)
+    graded_PG = ~(missing_PGR & counted_PGR & ~nobody_P1R).any(axis=-1) & ~missing_PGR.all(axis=-1)
+    if gate is not None:
+        graded_PG &= ~missing_PGR[..., gate]
+    return np.where(graded_PG, np.nansum(np.where(counted_PGR, rewards_PGR * weights_R, 0.0), axis=-1), np.nan)
+
+
+class FailureWindow:
+    """Does a component fail too often? Its share of failed scores, as the mean over the last steps (`WINDOW` at most).
+
+    Steps still to come count as good, and a single step never is too often, unless the limit is 0: an outage passes,
+    and with the limit 0.2 a component that always fails is noticed at the third step.
+    """
+
+    def __init__(self, limit: float, steps: int = WINDOW) -> None:
+        self.limit, self.steps = limit, max(1, min(steps, WINDOW))
+        self.shares: dict[str, deque[float]] = {}
+
+    def add(self, tables: Sequence[RewardTable]) -> str:
+        """One step, with the tables of all ranks; what is wrong by now, or ""."""
+        problems = []
+        for r, name in enumerate(tables[0].names):
+            failures = [why for table in tables for (_, _, c), why in table.missing.items()
+                        if c == name and why.startswith("failed")]  # fmt: skip
+            scores = max(sum(table.rewards_PGR[..., r].size for table in tables), 1)
+            shares = self.shares.setdefault(name, deque(maxlen=self.steps))
+            shares.append(len(failures) / scores)
+            mean = sum(shares) / self.steps
+            if failures and mean > self.limit and (sum(map(bool, shares)) > 1 or not self.limit):
+                problems.append(
+                    f"reward {name}: {len(failures)} of {scores} scores failed, {mean:.0%} over the last {self.steps} "
+                    f"steps, above reward_failure_limit {self.limit:g}. The first: {failures[0]}"
+                )
+        return "; ".join(problems)
 
 
 def figures(names: Sequence[str], rewards_PGR: np.ndarray, rewards_PG: np.ndarray) -> dict[str, float]:

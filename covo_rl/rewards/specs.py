@@ -15,8 +15,11 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -28,6 +31,7 @@ from covo_rl.resolve import names
 from covo_rl.types import UserError
 
 GROUP = "covo_rl.rewards"
+LOAD_SECONDS = 60.0  # that importing a reward may take
 
 
 class RewardError(UserError, ValueError):
@@ -67,7 +71,10 @@ class Reward:
     @cached_property
     def parameters(self) -> frozenset[str]:
         """Names it takes; `**` among them if it takes any."""
-        parameters = inspect.signature(self.function).parameters.values()
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except (TypeError, ValueError):  # some built-in functions have no signature
+            return frozenset(["**"])
         return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
 
     @property
@@ -111,7 +118,8 @@ def load_reward(spec: str) -> Reward:
         RewardError: nothing, or nothing callable, has this name; the message lists what exists.
     """
     base, arguments = split_arguments(spec)
-    place, location, name, function = _find(base)
+    with _import_guard(spec):
+        place, location, name, function = _find(base)
     if not callable(function):
         raise RewardError(f"reward {spec!r}: {name} in {location} is {type(function).__name__}, not a function")
     if arguments:
@@ -121,7 +129,8 @@ def load_reward(spec: str) -> Reward:
         except (TypeError, ValueError):  # some built-in functions have no signature
             factory = True
         if factory:
-            made: Any = function(**arguments)
+            with _import_guard(spec):
+                made: Any = function(**arguments)
             function, arguments = made, {}
     reward = Reward(Source(spec, name, place, location, arguments), function)
     is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
@@ -141,6 +150,33 @@ def _check_arguments(spec: str, function: Callable[..., Any], arguments: Mapping
             near = difflib.get_close_matches(name, parameters, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise RewardError(f"reward {spec!r} has no argument {name!r}; {hint}it takes {', '.join(parameters)}")
+
+
+@contextmanager
+def _import_guard(spec: str) -> Iterator[None]:
+    """Code of the user's that is imported: whatever it raises names the reward; in the main thread its time is limited.
+
+    Raises:
+        RewardError: it raised, SystemExit too, or took more than LOAD_SECONDS.
+    """
+
+    def stop(*_: object) -> None:
+        raise RewardError(f"reward {spec!r} did not load within {LOAD_SECONDS:g} s")
+
+    before: Any = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, LOAD_SECONDS)
+    try:
+        yield
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"reward {spec!r} raises {type(error).__name__} while it is loaded: {error}") from error
+    finally:
+        if before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before[0] or signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, *before[1])
 
 
 def split_arguments(spec: str) -> tuple[str, dict[str, Any]]:
@@ -215,8 +251,10 @@ def load_file(file: Path) -> ModuleType:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, (KeyboardInterrupt, RewardError)):
+            raise
         raise RewardError(f"reward file {file} raises {type(error).__name__} while it is imported: {error}") from error
     return module
 

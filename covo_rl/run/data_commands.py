@@ -52,19 +52,22 @@ def check_command(
 ) -> None:
     """Missing, broken and over-long clips, duplicates, bad answers, overlap with held-out rows. Exit code 1 if any."""
     examples, part = _checked(file, audio_dir, format, allow_outside_audio, max_seconds)
-    report, overlaps = {"data": part}, []
+    report, overlaps, notes = {"data": part}, [], {"data": data.clip_notes(examples)}
     if against is not None:
         folder = against_audio_dir or audio_dir
         held_out, report["against"] = _checked(against, folder, against_format, allow_outside_audio, None)
-        overlaps = data.overlap(examples, held_out, near=near)
+        overlaps, notes["against"] = data.overlap(examples, held_out, near=near), data.clip_notes(held_out)
     ok = not any(part["problems"] or part["duplicates"] for part in report.values())
     ok = ok and not any(item.serious for item in overlaps)
     if as_json:
         items = [vars(item) | {"serious": item.serious} for item in overlaps]
-        output = report | {"overlap": items, "ok": ok} if against is not None else report | {"ok": ok}
-        say(json.dumps(output, indent=1))
+        shared = {"overlap": items} if against is not None else {}
+        say(json.dumps(report | shared | {"notes": notes, "ok": ok}, indent=1))
     else:
         _print(report, overlaps, show)
+        for name, lines in notes.items():
+            for line in lines:
+                console.print(f"note: {name}: {line}")
         for note in _control_tokens(examples):
             console.print(note)
         console.print("no problems" if ok else "problems found", style="green" if ok else "red")

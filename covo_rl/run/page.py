@@ -118,7 +118,7 @@ def _cell(value: Any) -> Any:
 def report_command(run: str = typer.Argument(..., help="run folder"), output: str | None = None) -> None:
     """Write RUN/report.html (or OUTPUT): results, curves, last rollouts, configuration."""
     if not (Path(run) / "config.yaml").is_file():
-        raise typer.BadParameter(f"{run} is no run folder: it has no config.yaml")
+        raise typer.BadParameter(f"{visible(run)} is no run folder: it has no config.yaml")
     path = Path(output) if output else Path(run) / "report.html"
     page = report_page(run)
     try:

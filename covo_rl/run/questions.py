@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covo_rl.audio import ClipStore, decode
+from covo_rl.audio import AudioError, ClipStore, decode
 from covo_rl.config import DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
@@ -45,7 +45,7 @@ def read_questions(options: Options) -> Rows:
     eval_folder = config.eval_audio_dir or config.audio_dir if config.eval_data is not None else None
 
     def load(name: str, audio_dir: str | None) -> list[Example]:
-        return load_examples(files[name], audio_dir or files[name].parent, allow_outside=config.allow_outside_audio)
+        return load_examples(files[name], audio_dir, allow_outside=config.allow_outside_audio)
 
     rows = load("data", folder)
     if not options.eval.evaluate:
@@ -71,15 +71,23 @@ def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> 
 
 
 def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """(training rows, held-out rows): about `fraction` of the rows, all rows of a file on the same side.
+    """(training rows, held-out rows): about `fraction` of the rows, all rows of a clip on the same side.
 
-    A row's side depends on its clip's name alone (its id where it has no file), not on the other rows or their order.
+    A row's side depends on the stored bytes of its clips alone (its id where it has none that can be read): not on
+    how their paths are written, on the folder they lie in, on the other rows or their order.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"eval_fraction {fraction}: must be in [0, 1)")
-    train, held_out = [], []
+    train, held_out, store = [], [], ClipStore()
+
+    def identity(clip: Clip) -> str:
+        try:
+            return store.key(clip)
+        except AudioError:  # reported by `row_problems`
+            return clip.name
+
     for example in examples:
-        name = next((clip.path for clip in example.clips if clip.path), example.id)
+        name = min(map(identity, example.clips), default=example.id)
         draw = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
         (held_out if draw < fraction else train).append(example)
     return train, held_out
@@ -116,13 +124,13 @@ def fit_clips(examples: Sequence[Example], max_seconds: float | None, mode: str)
         clips: list[Clip] = []
         for clip in example.clips:
             waveform, rate = decode(clip)
-            seconds, size = len(waveform) / rate, int(max_seconds * rate)
+            # as many samples as last at most max_seconds; 0.29 * 100 is 28.999999999999996
+            seconds, size = len(waveform) / rate, int(max_seconds * rate + 1e-6)
             pieces = [clip]
             if len(waveform) > size:  # the first part, or the fewest equal parts that fit
                 count = math.ceil(len(waveform) / size)
                 parts = [waveform[:size]] if mode == "crop" else np.array_split(waveform, count)
                 pieces = [Clip(array=part.copy(), sampling_rate=rate) for part in parts]
-            if seconds > max_seconds:
                 change = f"cut into {len(pieces)} clips" if mode == "chunk" else f"cropped to {max_seconds:g} s"
                 notes.append(visible(f"row {example.id}: {clip.name}: {seconds:.2f} s long, {change}"))
             clips += pieces

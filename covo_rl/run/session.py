@@ -64,6 +64,7 @@ class Session:
             raise ConfigError([str(finding) for finding in findings])
         model, place = options.model, resolve_model(options.model.model)
         self.clips = ClipStore()
+        self.clips.watch(clip for row in (*self.rows.train, *self.rows.held_out) for clip in row.clips)
         self._check_data(family_at(place).max_clip_seconds)
         self.family = load_family(
             place,
@@ -162,12 +163,11 @@ class Session:
         options, train, rollout = self.options, self.options.train, self.options.rollout
         terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in rewards.items())
         gate = "" if options.reward.reward_gate == "none" else f", gated by {options.reward.reward_gate}"
-        held_out_file = self.rows.files.get("eval_data", self.rows.files["data"])
         return [
             ("model", f"{options.model.model} ({self.family.model_type})"),
             ("device", f"{self.accelerator.device}, {self.ranks.world} process(es)"),
             ("data", f"{len(self.examples)} rows from {self.rows.files['data']}"),
-            ("held out", f"{len(self.held_out)} rows from {held_out_file}"),
+            ("held out", f"{len(self.held_out)} rows from {self.rows.files.get('eval_data', self.rows.files['data'])}"),
             ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
             ("R_total", terms + gate),
             ("judge", options.reward.judge or "none: deterministic checkers"),
@@ -222,7 +222,7 @@ class Session:
         """Run GRPO, from a checkpoint if asked for, and record every step.
 
         Raises:
-            StoppedBySignal: SIGTERM or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
+            StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
         """
         self.accept()
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)

@@ -117,7 +117,7 @@ def _run_stages(config: ColdStartConfig) -> Path:
             _say(f"stage {i} ({stage.kind}): {len(examples[part])} rows, {steps_of(stage, len(examples[part]))} steps")
         _say("dry run: rows, teachers and model are fine; nothing was trained or written")
         return Path(config.output)
-    rows = stage_rows.prepare_rows(examples, family, config, partial(shown, "preparing clips"))
+    rows = stage_rows.prepare_rows(examples, family, config, partial(with_progress, "preparing clips"))
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
@@ -159,7 +159,7 @@ def check_model(config: ColdStartConfig) -> None:
         raise ConfigError(problems)
 
 
-def shown(title: str, rows: Sequence[Example]) -> Iterator[Example]:
+def with_progress(title: str, rows: Sequence[Example]) -> Iterator[Example]:
     """The rows, one after the other, with a bar or lines that say how far it is."""
     with ProgressDisplay(title, len(rows), active=process_state().is_main_process) as display:
         for done, row in enumerate(rows, 1):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +22,7 @@ from covo_rl.types import UserError
 
 #: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
 EXIT_STOPPED = 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class TrainingStopped(UserError, RuntimeError):
@@ -36,10 +38,10 @@ class StoppedBySignal(SystemExit):
 
 
 class StopSignals:
-    """Within `with StopSignals() as stop`, SIGTERM and Ctrl-C set `stop.received` instead of ending the process.
+    """Within `with StopSignals() as stop`, SIGTERM, SIGHUP and Ctrl-C set `stop.received`; the process goes on.
 
-    The loop looks at it between optimiser updates. A second Ctrl-C interrupts at once. Outside the main thread,
-    where Python allows no signal handlers, nothing is installed.
+    The loop looks at it between optimiser updates. A second Ctrl-C interrupts at once. Under nohup SIGHUP stays
+    ignored. Outside the main thread, where Python allows no signal handlers, nothing is installed.
     """
 
     def __init__(self) -> None:
@@ -49,6 +51,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -60,7 +64,20 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            drop_closed_output()
         self.received = signal.Signals(number).name
+
+
+def drop_closed_output() -> None:
+    """Where nobody reads stdout or stderr, as after the terminal closed, print into nothing: no print fails."""
+    for fd in (1, 2):
+        watch = select.poll()
+        watch.register(fd, 0)
+        if watch.poll(0):  # hung up or closed: nothing else is reported
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, fd)
+            os.close(nothing)
 
 
 class StepGuard:

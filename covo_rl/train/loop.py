@@ -23,6 +23,7 @@ from covo_rl.policy import Policy
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records.steps import Clock, StepShare, step_metrics
 from covo_rl.rewards import score
+from covo_rl.rewards.scoring import FailureWindow
 from covo_rl.train.batch import Batch, hash_seed, refill
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import TrainingStopped, memory_explained, sampling_advice
@@ -57,6 +58,7 @@ class Trainer:
         self.update_index = 0
         self.update_totals: dict[str, float] = {}
         self.skipped_rows: dict[str, str] = {}
+        self.reward_failures = FailureWindow(options.reward.reward_failure_limit, options.train.max_steps)
         end = Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop")
         idle_group = Group(self.prompt_of(examples[0].id), (end,))
         self.learner = Learner(options, policy, self.accelerator, idle_group)
@@ -105,7 +107,8 @@ class Trainer:
         rows = self.sampler.take(self.options.train.prompts_per_step)
         groups, table = self.rollouts(share(rows, self.ranks.rank, self.ranks.world), clock)
         groups, table = self.resample(groups, table, clock)
-        self._check_reward_failures(table)
+        if problem := self.reward_failures.add(self.ranks.gathered(table)):
+            raise TrainingStopped(f"step {self.step}: {problem}")
         batch = Batch(groups, table, self.advantages_of(groups, table))
         with clock("score"):
             batch.old_logps = self.learner.old_logps(groups, exact=self.engine.exact)
@@ -209,25 +212,15 @@ class Trainer:
     def device(self) -> torch.device:
         return self.accelerator.device
 
-    def _check_reward_failures(self, table: RewardTable) -> None:
-        scores, limit = max(table.rewards_PGR.size, 1), self.options.reward.reward_failure_limit
-        failures = [why for why in table.missing.values() if why.startswith("failed")]
-        if len(failures) / scores > limit:
-            raise TrainingStopped(
-                f"step {self.step}: {len(failures)} of {scores} reward scores failed, above reward_failure_limit "
-                f"{limit}. The first: {failures[0]}"
-            )
-
     # -- records and state ---------------------------------------------------------------------------------------
 
     def metrics(self, batch: Batch, update: Mapping[str, float], clock: Clock) -> dict[str, Any]:
         """The step over all ranks, keyed as in metrics.jsonl."""
         shares = self.ranks.gathered(StepShare.of(batch.groups, batch.table, batch.advantages))
         rewards = {f"reward_{name}": value for name, value in batch.table.seconds.items()}
-        return {
+        others = {
             "step": self.step,
             "epoch": self.sampler.epoch,
-            **step_metrics(shares),
             **update,
             **{f"engine/{name}": v for name, v in self.engine.metrics().items() if not name.endswith("_s")},
             "learning_rate": self.schedule.get_last_lr()[0],
@@ -235,6 +228,7 @@ class Trainer:
             "skipped_rows": len(self.skipped_rows),
             "seconds": {"step": clock.total(), **clock.seconds, **rewards},
         }
+        return step_metrics(shares, others)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and positions; weights, optimiser and the batch in use are saved beside it by the checkpoint."""

@@ -1,11 +1,14 @@
 """Signals, broken steps and memory: the small parts that keep a run alive, and whole processes under them."""
 
+import fcntl
 import json
 import math
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -45,6 +48,49 @@ def test_the_second_ctrl_c_interrupts_at_once():
         assert stop.received == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_closed_terminal_is_noted_and_what_is_printed_then_goes_nowhere():
+    """finding 13: SIGHUP saved nothing; and the next line for the terminal would end the run before it saved."""
+    code = """
+import os, signal, sys, time
+from covo_rl.train.guard import StopSignals
+with StopSignals() as stop:
+    os.write(3, b"ready")
+    while not stop.received: time.sleep(0.01)
+    for stream in (sys.stdout, sys.stderr): print("x" * 10000, file=stream, flush=True)
+    os.write(3, stop.received.encode())
+"""
+    terminal, theirs = pty.openpty()
+    ours, pipe = os.pipe()
+
+    def become_its_leader():
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        os.dup2(pipe, 3)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=become_its_leader,
+        close_fds=False,
+    )  # fmt: skip
+    os.close(theirs)
+    os.close(pipe)
+    with open(ours, "rb", buffering=0) as said:
+        assert said.read(5) == b"ready"
+        os.close(terminal)
+        assert said.read(6) == b"SIGHUP" and process.wait(timeout=30) == 0
+
+
+def test_nohup_stays_nohup():
+    """finding 13, its neighbour: a run under nohup must outlive the terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_outside_the_main_thread_nothing_is_installed():
@@ -131,8 +177,9 @@ def steps_of(output):
     return [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signalled_process_saves_and_exits_with_75(tmp_path, number):
+    """finding 13: SIGHUP saved nothing."""
     process = start(tmp_path, *SLOW_STEPS, "--checkpoint-every", "1000")
     try:
         wait_for_step(process, tmp_path, 2)

@@ -120,6 +120,33 @@ def test_a_nan_in_the_model_is_caught_the_same_way(tmp_path):
     assert name in dump["not_finite_in"]["parameters"]
 
 
+def fails_at(*steps):
+    """A component that is down at these steps, and that tries to write the trainer's own figures."""
+
+    def outage(completions, trainer_state, log_metric, **columns):
+        log_metric("step", 77)
+        log_metric("reward_total", 77)
+        if trainer_state.step in steps:
+            raise ConnectionError("the judge is away")
+        return [None, *([0.5] * (len(completions) - 1))]
+
+    return outage
+
+
+def test_one_outage_does_not_stop_a_run_and_a_broken_component_does(tmp_path):
+    """findings 14, 16 and 19: a failure is judged by component, over steps; nobody is outranked for it."""
+    made, _ = cases.run(cases.options(tmp_path / "a", rewards={cases.vowels: 1.0, fails_at(1): 1.0}))
+    lines = cases.metrics(tmp_path / "a")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and made.step == 4
+    assert [line["none_outage"] for line in lines] == pytest.approx([1 / 12, 1.0, 1 / 12, 1 / 12])
+    assert [line["none_total"] for line in lines] == pytest.approx(
+        [1 / 12, 0.0, 1 / 12, 1 / 12]
+    )  # nobody has it: it leaves the sum
+    assert lines[0]["logged/step"] == lines[0]["logged/reward_total"] == 77 and lines[0]["reward_total"] < 3
+    with pytest.raises(TrainingStopped, match=r"step 2: reward outage: 12 of 12 scores failed(?s:.)*judge is away"):
+        cases.run(cases.options(tmp_path / "b", rewards={cases.vowels: 1.0, fails_at(*range(9)): 1.0}, max_steps=20))
+
+
 def out_of_memory_above(monkeypatch, limit):
     """As if more than `limit` rollouts (three per group) did not fit; lists the sizes that were tried."""
     original, tried = learner_module.Learner._scored, []
