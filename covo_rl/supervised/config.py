@@ -58,12 +58,14 @@ class ColdStartConfig:
     the audio features that each process keeps; others are made again in every epoch.
 
     With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
-    from there with the same rows and seeds. `held_out` is the share of `data` (default 0.05), by clip, that no stage
+    from there with the same rows and seeds. `overwrite` replaces the checkpoint of an earlier cold start in `output`.
+    `held_out` is the share of `data` (default 0.05), by clip, that no stage
     sees and that the end is measured on; of the built-in set nothing is held out unless asked for. `dry_run` checks
     rows, teachers and model, and trains nothing.
     """
 
     output: str = "runs/cold_start"
+    overwrite: bool = False
     seed: int = 0
     model: str | None = None
     dtype: str = "auto"

@@ -17,6 +17,7 @@ import torch
 
 from covo_rl.config import RolloutConfig
 from covo_rl.data.files import write_json
+from covo_rl.records.console import console
 from covo_rl.types import UserError
 
 #: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
@@ -110,8 +111,11 @@ class StepGuard:
         existing = [p for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
         dump = {"step": step, "not_finite": bad, "values": dict(values), **details()}
         if folder in existing or len(existing) < self.max_dumps:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, dump)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(path, dump)
+            except OSError as error:  # a full disk costs the dump, not the run
+                console.print(f"step {step}: {error}; what was not finite is not in {path}", markup=False)
         if self.in_a_row >= self.limit:
             raise TrainingStopped(
                 f"step {step}: {self.in_a_row} optimiser updates in a row were not finite "
