@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from covo_rl.resolve import ConfigError, read_yaml
 from covo_rl.types import UserError
 
 
 class RecordError(UserError, ValueError):
-    """A JSON or YAML file of a run, an export or an evaluation that cannot be read."""
+    """A file that this package wrote and that cannot be read any more."""
 
 
 def file_sha256(path: str | Path) -> str:
@@ -65,23 +66,17 @@ def whole_lines(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What a JSON or YAML file says; empty where there is none, or it says nothing.
+    """What a JSON or YAML file of a run, an export or an evaluation says; empty where there is none.
 
     Raises:
         RecordError: it cannot be read, or is no mapping.
     """
-    import yaml
-
     if not path.is_file():
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
-        record = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RecordError(f"{path} cannot be read, was it cut? {error}") from error
-    if not isinstance(record, dict):
-        raise RecordError(f"{path}: expected a mapping, found {type(record).__name__}")
-    return record
+        return read_yaml(path)
+    except ConfigError as error:
+        raise RecordError(f"{path} cannot be read, was it cut? {error.problems[0].removeprefix(str(path))}") from None
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
