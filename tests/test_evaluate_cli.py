@@ -478,7 +478,7 @@ def test_an_evaluation_in_use_is_refused_and_one_that_cannot_load_its_model_dele
     ("name", "content", "said"),
     [
         ("report.json", '{"set": "mm', "report.json cannot be read"),
-        ("report.json", "null", "has no answer_key_sha256 and no data"),
+        ("report.json", "null", "option: value, found nothing"),
         ("report.json", "[1]", "expected a mapping"),
         ("rows.jsonl", "", "0 rows, its report is over 5"),
         ("rows.jsonl", '{"id": "r0"\n{"id": "r1"}\n', "rows.jsonl, line 1"),

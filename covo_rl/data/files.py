@@ -76,7 +76,8 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         return read_yaml(path)
     except ConfigError as error:
-        raise RecordError(f"{path} cannot be read, was it cut? {error.problems[0].removeprefix(str(path))}") from None
+        why = error.problems[0].removeprefix(str(path)).lstrip(",: ")
+        raise RecordError(f"{path} cannot be read, was it cut? {why}") from None
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
