@@ -19,7 +19,7 @@ def before_settings(options: Options, rows: Sequence[Example]) -> Any:
     """What the evaluation before training depends on, JSON-ready."""
     rooms = (options.model, options.adapter, options.prompt, options.rollout, options.reward)
     return plain([
-        data_fingerprint(rows), *map(asdict, rooms), options.train.seed, options.eval.eval_num_generations
+        data_fingerprint(rows), *(asdict(room) for room in rooms), options.train.seed, options.eval.eval_num_generations
     ])  # fmt: skip
 
 
