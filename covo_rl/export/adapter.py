@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from covo_rl.config import AdapterConfig, PromptConfig
+from covo_rl.config import AdapterConfig, PromptConfig, taught_prompt
 from covo_rl.data.files import read_record
 from covo_rl.export import ExportError
 from covo_rl.export.merged import (
@@ -36,13 +36,13 @@ from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.saved_adapter import kind_of
 from covo_rl.policy.sharding import is_sharded, sharded_as, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
+from covo_rl.records.folder import BEGUN
 from covo_rl.resolve import resolve_model
-from covo_rl.train.checkpoint.manifest import MANIFEST, damage
+from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of
 from covo_rl.train.ranks import Ranks
 
 STEM = "adapter_model"
 PREFIX = "base_model.model."
-STEP = re.compile(r"step_(\d+)(?:\.(\d+))?")
 CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of the trainer holds
 
 
@@ -194,10 +194,9 @@ class Opened:
 
 def wording_of(folder: Path, options: Mapping[str, Any]) -> PromptConfig | None:
     """The prompt of training: prompt.yaml beside the policy, else the run's options; None where neither says."""
-    names = {f.name for f in fields(PromptConfig)}
-    said = read_record(folder / "prompt.yaml") or {name: value for name, value in options.items() if name in names}
-    if unknown := sorted(said.keys() - names):
-        raise ExportError(f"{folder / 'prompt.yaml'}: unknown {', '.join(unknown)}; there are {', '.join(names)}")
+    if (path := folder / "prompt.yaml").is_file():
+        return taught_prompt(path)
+    said = {f.name: options[f.name] for f in fields(PromptConfig) if f.name in options}
     return PromptConfig(**said) if said else None
 
 
@@ -221,11 +220,7 @@ def policy_folder(path: str | Path) -> Path:
     if not path.is_dir():
         raise ExportError(f"{path}: no such folder; give a run folder, a checkpoint or an adapter folder")
 
-    def age(step: Path) -> tuple[int, int]:
-        match = STEP.fullmatch(step.name)
-        return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
-
-    steps = sorted(path.glob("checkpoints/step_*"), key=age, reverse=True)
+    steps = sorted(path.glob("checkpoints/step_*"), key=moment_of, reverse=True)
     places = [path, path / "adapter", path / "model", path / "policy"]
     for folder in [*places, *(place for step in steps for place in (step, step / "policy"))]:
         if policy_kind(folder):
@@ -237,8 +232,8 @@ def policy_folder(path: str | Path) -> Path:
 
 
 def run_of(folder: Path) -> Path | None:
-    """The nearest folder above (or the folder itself) that holds a run's config.yaml."""
-    return next((p for p in [folder, *folder.resolve().parents][:5] if (p / "config.yaml").is_file()), None)
+    """The nearest folder above (or the folder itself) that a run began; a config.yaml alone is anybody's."""
+    return next((p for p in [folder, *folder.resolve().parents][:5] if all((p / n).is_file() for n in BEGUN)), None)
 
 
 def base_of(folder: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from covo_rl.data.files import write_json
 from covo_rl.data.terminal import say
 from covo_rl.types import user_errors
 
@@ -71,10 +72,9 @@ def serve_check_command(
             report = check_endpoint(url, model=model, base=base, api_key=api_key, timeout=timeout)
         else:
             raise typer.BadParameter("--url needs --model and --base, the two names that the endpoint serves")
-    text = json.dumps(report, indent=2)
-    say(text)
-    if output is not None:
-        output.write_text(text + "\n", encoding="utf-8")
+        say(json.dumps(report, indent=2))
+        if output is not None:
+            write_json(output, report)
     if not report["takes_effect"]:
         say("covo-rl serve-check: the served model answers as the base model does", err=True)
         raise typer.Exit(1)

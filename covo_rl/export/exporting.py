@@ -30,11 +30,11 @@ from covo_rl.policy.sharding import is_sharded
 from covo_rl.policy.trainable import Trainable
 from covo_rl.records.folder import export_files
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Prompt
+from covo_rl.types import Prompt, UserError
 
 CARD = "model_card.md.jinja"
 #: a failed check, a full disk, a checking process that hangs
-NOT_WRITTEN = (ExportError, OSError, SafetensorError, subprocess.TimeoutExpired)
+NOT_WRITTEN = (UserError, OSError, SafetensorError, subprocess.TimeoutExpired)
 AUDIO_CHECKS = {"after_silent_audio": "silence", "after_swapped_audio": "another row's audio"}
 
 
@@ -222,7 +222,7 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
     """Write README.md of an export, with what its run's folder says by now; returns its path.
 
     Raises:
-        ExportError: `folder` is no export of ours.
+        ExportError: `folder` is no export of ours, or a record there or of the run lacks what we write.
     """
     folder = Path(folder)
     record, verification = (read_record(folder / name) for name in ("export.json", "verification.json"))
@@ -232,17 +232,20 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
         read_record(Path(run_folder) / name) if run_folder else {}
         for name in ("config.yaml", "environment.json", "result.json")
     )
-    heard = {words: (result.get(key) or {}).get("accuracy_sampled") for key, words in AUDIO_CHECKS.items()}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # no HTML
-    card = jinja.get_template(CARD).render(
-        **record,
-        front_matter=yaml.safe_dump({"base_model": record["base_model"]}, allow_unicode=True, width=10_000).strip(),
-        covo_rl_version=environment.get("covo_rl") or __version__,
-        academic_only=record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith("builtin:"),
-        config=config, environment=environment, result=result, verification=verification, heard=heard,
-        before=result.get("before") or {}, after=result.get("after") or {},
-        rewards=number_map(config.get("rewards"), what="rewards", default=1.0),
-    )  # fmt: skip
+    try:
+        named = yaml.safe_dump({"base_model": record["base_model"]}, allow_unicode=True, width=10_000).strip()
+        academic = record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith("builtin:")
+        card = jinja.get_template(CARD).render(
+            **record, front_matter=named, academic_only=academic,
+            covo_rl_version=environment.get("covo_rl") or __version__,
+            config=config, environment=environment, result=result, verification=verification,
+            heard={words: (result.get(key) or {}).get("accuracy_sampled") for key, words in AUDIO_CHECKS.items()},
+            before=result.get("before") or {}, after=result.get("after") or {},
+            rewards=number_map(config.get("rewards"), what="rewards", default=1.0),
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError, jinja2.UndefinedError) as error:
+        raise ExportError(f"{folder}: no model card, a record there or in {run_folder} is damaged: {error}") from error
     write_atomically(folder / "README.md", lambda file: file.write(card))
     return folder / "README.md"

@@ -26,14 +26,15 @@ from typing import Any
 
 import yaml
 
-from covo_rl.data.files import append_lines, file_sha256, plain, whole_lines, write_atomically, write_json
+from covo_rl.data.files import append_lines, file_sha256, plain, read_record, whole_lines, write_atomically, write_json
 from covo_rl.records.console import console
 from covo_rl.records.lock import FolderLock
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "soundfile", "soxr", "mpmath")
 
 #: what a run has when it was accepted, then what it adds
-BEGUN = ("config.yaml", "environment.json")
+ORIGIN = "environment.json"  # first written and last deleted: where it lies, a run wrote the rest
+BEGUN = ("config.yaml", ORIGIN)
 FILES = (*BEGUN, "before.json", "result.json", "metrics.jsonl")
 FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", "model": "*", "exports": "step_*"}
 #: what makes room for another run, beside these files and the exports
@@ -81,10 +82,15 @@ def environment(files: Mapping[str, str | Path] | None = None) -> dict[str, Any]
 
 
 def export_files(folder: Path) -> list[Path]:
-    """What an export wrote into its folder, by its export.json; all that is there where that does not list files."""
+    """What an export wrote into its folder, by its export.json, which is last; all where that does not list files.
+
+    Raises:
+        RecordError: export.json is damaged.
+    """
     record = folder / "export.json"
-    listed = json.loads(record.read_text(encoding="utf-8")).get("files") if record.is_file() else None
-    return [path for path in folder.iterdir() if listed is None or path.name in listed]
+    listed = read_record(record).get("files")
+    paths = [path for path in folder.iterdir() if not isinstance(listed, list) or path.name in listed]
+    return sorted(paths, key=lambda path: path == record)
 
 
 class Run:
@@ -108,13 +114,14 @@ class Run:
         """Names of what is here under the names that a run writes; nothing where a run only began."""
         files = [name for name in FILES if (self.folder / name).is_file()]
         folders = [name for name, pattern in FOLDERS.items() if any((self.folder / name).glob(pattern))]
-        return [] if files == list(BEGUN) and not folders else files + folders
+        begun = files in (list(BEGUN), [ORIGIN]) and not folders
+        return [] if begun else files + folders
 
     def refusal(self, *, overwrite: bool = False) -> str | None:
         """Why a new run may not start here, or None; changes nothing."""
         contents, exports = self.contents(), [path for path in self._exports() if path.is_dir()]
         foreign = [path.name for path in exports if not (path / "export.json").is_file()]
-        if contents and "environment.json" not in contents:
+        if contents and ORIGIN not in contents:
             foreign = contents
         if foreign:
             return f"{self.folder} holds {', '.join(foreign)}, which no run wrote: choose another --output"
@@ -126,10 +133,15 @@ class Run:
                 "choose another --output, or replace it with --overwrite")  # fmt: skip
 
     def clear(self) -> None:
-        """Delete what an earlier run wrote here, and nothing else."""
+        """Delete what an earlier run wrote here, and nothing else; a kill leaves what can be cleared again.
+
+        Raises:
+            RecordError: the list of an export's files is damaged; nothing is deleted.
+        """
         exports = [path for path in self._exports() if path.is_dir()]
         paths = [path for pattern in (*CLEARED, *FILES) for path in self.folder.glob(pattern)]
-        for path in [*paths, *(file for export in exports for file in export_files(export))]:
+        paths += [file for export in exports for file in export_files(export)]
+        for path in sorted(paths, key=lambda path: path == self.folder / ORIGIN):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for folder in {*exports, *(self.folder / Path(pattern).parent for pattern in CLEARED), self.folder / "exports"}:
             if folder != self.folder:

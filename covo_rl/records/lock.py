@@ -94,9 +94,7 @@ class FolderLock:
 
     def _refusal(self, file: IO[str]) -> str | None:
         locked = True
-        for attempt in range(
-            3
-        ):  # somebody who only looks, or an owner that is just being killed, has it for an instant
+        for attempt in range(3):  # who only looks, or is just being killed, has it for an instant
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -140,7 +138,7 @@ def _owner(file: IO[str]) -> dict[str, Any]:
     try:
         owner = json.loads(file.read())
         return owner if isinstance(owner["pid"], int) and isinstance(owner["host"], str) else {}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

@@ -60,8 +60,8 @@ def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) 
 
 
 def _plotted(value: Any) -> float:
-    """A gap where a step has no such number."""
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    """A gap where a step has no such number, or one that no axis has room for."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e30 else math.nan
 
 
 def report_page(folder: str | Path, limit: int = 40) -> str:

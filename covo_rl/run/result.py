@@ -1,18 +1,41 @@
-"""What a run ends with: the figures of result.json, the table before and after, and the curves."""
+"""What a run shows: its options at the start; at the end result.json, the table before and after, and the curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from covo_rl.config import Options
 from covo_rl.data.files import plain, read_record
 from covo_rl.records import console
 from covo_rl.records.folder import Run
+from covo_rl.rewards import components
 from covo_rl.run.page import curves
 from covo_rl.train.checkpoint.identity import data_fingerprint
 from covo_rl.types import Example
+
+
+def run_summary(
+    options: Options, files: Mapping[str, Path], sizes: tuple[int, int], model_type: str, device: str
+) -> list[tuple[str, Any]]:
+    """Rows of the table that a run begins with; `sizes` are the numbers of training and held-out rows."""
+    train, rollout, gate = options.train, options.rollout, options.reward.reward_gate
+    weights = {term.name: term.weight for term in components(options.reward.rewards)}
+    terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in weights.items())
+    return [
+        ("model", f"{options.model.model} ({model_type})"),
+        ("device", device),
+        ("data", f"{sizes[0]} rows from {files['data']}"),
+        ("held out", f"{sizes[1]} rows from {files.get('eval_data', files['data'])}"),
+        ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
+        ("R_total", terms + ("" if gate == "none" else f", gated by {gate}")),
+        ("judge", options.reward.judge or "none: deterministic checkers"),
+        ("loss", f"{options.loss.loss_type}, beta {options.loss.beta:g}, lr {train.learning_rate:g}"),
+        ("seed", train.seed),
+        ("run folder", train.output),
+    ]
 
 
 def before_settings(options: Options, rows: Sequence[Example]) -> Any:

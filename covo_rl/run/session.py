@@ -34,9 +34,10 @@ from covo_rl.resolve import resolve_model, reward_files
 from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
-from covo_rl.run.result import before_settings, evaluated, show_result, stored_before
+from covo_rl.run.result import before_settings, evaluated, run_summary, show_result, stored_before
 from covo_rl.run.start import RunFinished, Start, look_at, own
 from covo_rl.train.batch import Batch
+from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.launch import join
@@ -79,9 +80,8 @@ class Session:
         self._check_lengths()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
         if self.trainable.replaced and options.loss.beta:
-            changed = self.trainable.replaced[0]
-            raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {changed} of the base, so there is no "
-                               "reference without it: set beta 0, or merge the adapter first"])  # fmt: skip
+            raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {self.trainable.replaced[0]} of the "
+                               "base, so there is no reference without it: set beta 0, or merge the adapter first"])  # fmt: skip
         self.family.model.to(self.accelerator.device)
         self.policy = Policy(
             self.family,
@@ -91,9 +91,10 @@ class Session:
             gradient_checkpointing=options.train.gradient_checkpointing,
             keep_reference=bool(options.loss.beta),
         )
-        self._refuse(self.start.changes(options, self.examples, self.policy) if self.ranks.main else [])
-        self.accepted = False
-        self.train_seconds = 0.0
+        resumes = self.ranks.main and self.start.saved
+        self.contents = run_contents(options, self.examples, self.policy) if resumes else None
+        self._refuse(self.start.changes(options, self.contents))
+        self.accepted, self.train_seconds = False, 0.0
 
     # -- set-up --------------------------------------------------------------------------------------------------
 
@@ -147,11 +148,12 @@ class Session:
     def show(self) -> None:
         """Print the configuration summary, what trains, the reward check and the self-check; then own the folder."""
         options = self.options
-        weights = {term.name: term.weight for term in components(options.reward.rewards)}
-        tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
+        device = f"{self.accelerator.device}, {self.ranks.world} process(es)"
+        sizes = len(self.examples), len(self.held_out)
+        rows = run_summary(options, self.rows.files, sizes, self.family.model_type, device)
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
-        self._print(*tables, *notes)
+        self._print(console.summary_table("run", rows), render_report(self.trainable.report), *notes)
         self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
         if not options.train.dry_run:
@@ -172,23 +174,6 @@ class Session:
 
     def _prompts(self, count: int) -> list[Prompt]:
         return questions.readable_prompts(self.examples, count, self.family, self.clips, self.options.prompt)
-
-    def _summary(self, rewards: dict[str, float]) -> list[tuple[str, Any]]:
-        options, train, rollout = self.options, self.options.train, self.options.rollout
-        terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in rewards.items())
-        gate = "" if options.reward.reward_gate == "none" else f", gated by {options.reward.reward_gate}"
-        return [
-            ("model", f"{options.model.model} ({self.family.model_type})"),
-            ("device", f"{self.accelerator.device}, {self.ranks.world} process(es)"),
-            ("data", f"{len(self.examples)} rows from {self.rows.files['data']}"),
-            ("held out", f"{len(self.held_out)} rows from {self.rows.files.get('eval_data', self.rows.files['data'])}"),
-            ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
-            ("R_total", terms + gate),
-            ("judge", options.reward.judge or "none: deterministic checkers"),
-            ("loss", f"{options.loss.loss_type}, beta {options.loss.beta:g}, lr {train.learning_rate:g}"),
-            ("seed", train.seed),
-            ("run folder", train.output),
-        ]
 
     def _print(self, *lines: Any) -> None:
         """Lines and tables, by the main process."""
@@ -226,6 +211,8 @@ class Session:
         resumes = self.options.train.resume is not None
         stored = self.ranks.from_main(stored_before(self.run, settings) if resumes and self.ranks.main else None)
         if stored is None:
+            if resumes:
+                self._print("before.json is missing, or of other rows or options: evaluating before training again")
             stored = self.evaluate()
             with self.run.going_on("a resume will evaluate before training again"):
                 self.run.write_json("before.json", {**stored, "settings": settings})
@@ -241,11 +228,11 @@ class Session:
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop:
-            saver = Saver(self.options, self.run.folder, stop, self._export_step if train.export_checkpoints else None)
+            saved = self._export_step if train.export_checkpoints else None
+            saver = Saver(self.options, self.run.folder, stop, saved, self.contents)
             self._print(*saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config))
-            with console.ProgressDisplay(
-                "GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5
-            ) as progress:
+            bar = console.ProgressDisplay("GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5)
+            with bar as progress:
 
                 def on_step(metrics: dict[str, Any], batch: Batch) -> float | None:
                     step_score = self._score(metrics)
@@ -267,10 +254,9 @@ class Session:
     def _score(self, metrics: dict[str, Any]) -> float | None:
         """With `eval_every`, the held-out accuracy of this step, also put into its metrics."""
         every = self.options.eval.eval_every
-        if not every or metrics["step"] % every or not self.held_out:
-            return None
-        metrics["eval_accuracy"] = self.evaluate(modes=["greedy"])["greedy"]["accuracy"]
-        return metrics["eval_accuracy"]
+        if every and metrics["step"] % every == 0 and self.held_out:
+            metrics["eval_accuracy"] = self.evaluate(modes=["greedy"])["greedy"]["accuracy"]
+        return metrics.get("eval_accuracy")
 
     def export(self, folder: Path | None = None) -> Path:
         """Write RUN/adapter (LoRA) or RUN/model (full), or `folder`, verified by logits in a fresh process.

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from covo_rl.config import ConfigError, Options
-from covo_rl.data.files import plain
+from covo_rl.data.files import RecordError, plain
 from covo_rl.records.folder import Run, environment
 from covo_rl.rewards import RewardError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore
 from covo_rl.train.checkpoint.identity import (
-    base_fingerprint,
+    adapter_fingerprint,
     check_changes,
-    data_fingerprint,
     differences,
     reward_fingerprint,
 )
-from covo_rl.train.checkpoint.manifest import damage
 from covo_rl.train.checkpoint.store import read_values
 from covo_rl.train.checkpoint.timeline import ASIDE, PLAN
-from covo_rl.types import Example
 
 
 class RunFinished(SystemExit):
@@ -45,13 +40,12 @@ class Start:
     finished: bool = False
     saved: Mapping[str, Any] | None = None
 
-    def changes(self, options: Options, rows: Sequence[Example], policy: nn.Module) -> list[str]:
-        """What is wrong where other rows or another base model train than in the checkpoint, known once both are
-        loaded."""
-        if self.saved is None:
+    def changes(self, options: Options, contents: Mapping[str, Any] | None) -> list[str]:
+        """What is wrong where other rows or another base model train than in the checkpoint: `contents` are the
+        `run_contents`, known once both are loaded."""
+        if self.saved is None or contents is None:
             return []
-        now = {"config": self.saved["config"], "data": data_fingerprint(rows), "base": base_fingerprint(policy)}
-        return _refused(self.saved, now, options)
+        return _refused(self.saved, {"config": self.saved["config"], **contents}, options)
 
 
 def continues(run: Run, options: Options) -> bool:
@@ -63,26 +57,23 @@ def continues(run: Run, options: Options) -> bool:
 def look_at(run: Run, options: Options, world: int) -> Start:
     """The folder of `run` before a start with `options` on `world` ranks; reads, and changes nothing."""
     train, store = options.train, CheckpointStore(run.folder / "checkpoints")
-    if train.resume not in (None, "auto") and not Path(train.resume).is_dir():
-        there = ", ".join(map(str, store.all())) or "no checkpoints"
-        return Start((f"--resume {train.resume}: no such folder; there are {there}",))
-    if occupied := run.lock.refusal() or run.refusal(overwrite=train.overwrite or continues(run, options)):
+    named = train.resume in (None, "auto") or Path(train.resume).is_dir()  # else that is what is said
+    if named and (occupied := run.lock.refusal() or run.refusal(overwrite=train.overwrite or continues(run, options))):
         return Start(notes=(f"a start would be refused: {occupied}",)) if train.dry_run else Start((occupied,))
     interrupted = any((run.folder / ASIDE).glob(f"*/{PLAN}"))  # the checkpoints are in motion: resuming sorts them out
-    if not train.resume or interrupted:
+    if not train.resume or (interrupted and named):
         return Start()
     try:
-        path, faults = store.latest_valid() if train.resume == "auto" else (Path(train.resume), [])
+        path, _ = store.meant(train.resume)
         if path is None:
-            return Start((f"no checkpoint under {store.folder} is complete: {'; '.join(faults)}",) if faults else ())
-        if train.resume != "auto" and (faults := damage(path)):
-            return Start((f"{path} is not a complete checkpoint: {'; '.join(faults)}",))
+            return Start()
         about = store.about(path, world)
         state, rewards = read_values(path / "state.json"), reward_fingerprint(options.reward.rewards)
+        adapter = adapter_fingerprint(options.adapter.adapter)
     except (CheckpointError, RewardError) as error:
-        return Start((f"--resume {train.resume}: {error}",))
-    saved = {name: state.get(name) for name in ("config", "data", "rewards", "base")} | {"update": about["update"]}
-    now = {"config": plain(options.flat()), "data": saved["data"], "rewards": rewards}
+        return Start((str(error),))
+    saved = {**state, "update": about["update"]}
+    now = {"config": plain(options.flat()), "data": saved["data"], "rewards": rewards, "adapter": adapter}
     problems = _refused(saved, now, options)
     here = path.resolve().parent == store.folder.resolve()
     logged = run.metrics_path.stat().st_size if run.metrics_path.is_file() else 0
@@ -121,7 +112,7 @@ def own(run: Run, options: Options, files: Mapping[str, Path]) -> str | None:
             run.clear()
         run.write_json("environment.json", record)
         run.write_config(options.flat())
-    except OSError as error:
+    except (OSError, RecordError) as error:
         run.lock.release()
         return f"{run.folder} cannot be written: {error}"
     return None

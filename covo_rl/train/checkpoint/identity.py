@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from covo_rl.audio import AudioError, content_key
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import file_sha256, plain
 from covo_rl.policy.sharding import is_sharded
 from covo_rl.rewards import components
@@ -89,14 +89,30 @@ def base_fingerprint(model: nn.Module) -> str | None:
     return digest.hexdigest()
 
 
+def adapter_fingerprint(folder: str | None) -> dict[str, str]:
+    """sha256 of the files of the adapter that a run starts from; empty where there is none here."""
+    return {path.name: file_sha256(path) for path in sorted(Path(folder).glob("adapter_*"))} if folder else {}
+
+
+def run_contents(options: Options, rows: Sequence[Example], policy: nn.Module) -> dict[str, Any]:
+    """What a checkpoint says of its run beside the options: `data`, `rewards`, `base` and `adapter`, by content."""
+    return {
+        "data": data_fingerprint(rows),
+        "rewards": reward_fingerprint(options.reward.rewards),
+        "base": base_fingerprint(policy),
+        "adapter": adapter_fingerprint(options.adapter.adapter),
+    }
+
+
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """`config`, `data`, `rewards` and `base` of a checkpoint against the run's.
+    """`config` and `run_contents` of a checkpoint against the run's; an adapter may lie elsewhere.
 
     Returns:
         (changes that alter the training, changes of its rounding only), one readable line each.
     """
     serious, rounding = [], []
-    for name in sorted({*saved["config"], *now["config"]} - FREE):
+    moved = {"adapter"} if saved.get("adapter") and saved["adapter"] == now.get("adapter") else set()
+    for name in sorted({*saved["config"], *now["config"]} - FREE - moved):
         before, after = saved["config"].get(name), now["config"].get(name)
         if before != after:
             (rounding if name in ROUNDING else serious).append(f"{name}: {before!r} in the checkpoint, {after!r} now")

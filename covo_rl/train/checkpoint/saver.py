@@ -18,11 +18,9 @@ from covo_rl.records.console import console
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import state
 from covo_rl.train.checkpoint.identity import (
-    base_fingerprint,
     check_changes,
-    data_fingerprint,
     differences,
-    reward_fingerprint,
+    run_contents,
 )
 from covo_rl.train.checkpoint.manifest import CheckpointError, flush
 from covo_rl.train.checkpoint.store import CheckpointStore, TrainState, read_values
@@ -57,7 +55,7 @@ class Saver:
 
     A periodic save that fails (a full disk) is reported and counted, and training goes on with the last good
     checkpoint; a save that the run ends with raises. `on_saved` is called on every rank with the folder of each
-    periodic checkpoint.
+    periodic checkpoint. `contents` are the main rank's `run_contents`, where they are known.
     """
 
     def __init__(
@@ -66,10 +64,11 @@ class Saver:
         run_folder: str | Path,
         stop: StopSignals | None = None,
         on_saved: Callable[[Path], object] | None = None,
+        contents: Mapping[str, Any] | None = None,
     ) -> None:
         train = options.train
         self.updates_per_step = train.num_iterations * train.steps_per_generation
-        self.rewards = options.reward.rewards
+        self.options = options
         self.config: Mapping[str, Any] = plain(options.flat())
         self.run_folder = Path(run_folder)
         self.metrics = self.run_folder / "metrics.jsonl"
@@ -79,7 +78,7 @@ class Saver:
         self.on_saved = on_saved
         self.ranks = Ranks.current()
         self.failures = 0
-        self._contents: dict[str, Any] = {}
+        self._contents, self._shared = contents, None
         self._saved_at = time.monotonic()
 
     # -- when ----------------------------------------------------------------------------------------------------
@@ -143,14 +142,11 @@ class Saver:
 
     def _identity(self, trainer: Resumable) -> dict[str, Any]:
         """What a resume must have in common with the checkpoint; every clip is read for it, once, by one rank."""
-        if not self._contents:
-            contents = {}
-            if self.ranks.main:
-                contents["data"] = data_fingerprint(trainer.sampler.examples)
-                contents["rewards"] = reward_fingerprint(self.rewards)
-                contents["base"] = base_fingerprint(trainer.policy)
-            self._contents = self.ranks.from_main(contents)
-        return {"config": self.config, **self._contents}
+        if self._shared is None:
+            if self.ranks.main and self._contents is None:
+                self._contents = run_contents(self.options, trainer.sampler.examples, trainer.policy)
+            self._shared = self.ranks.from_main(self._contents)
+        return {"config": self.config, **self._shared}
 
     # -- back ----------------------------------------------------------------------------------------------------
 
@@ -176,22 +172,11 @@ class Saver:
                                    "--resume auto, or choose another --output"])  # fmt: skip
             self._identity(trainer)  # as the rows are now, not when the first checkpoint comes
             return self._move_aside()
-        notes: list[str] = []
-        if source == "auto":
-            path, passed_over = self.ranks.from_main(self.store.latest_valid() if self.ranks.main else None)
-            if path is None and passed_over:
-                raise CheckpointError(
-                    f"no checkpoint under {self.store.folder} is complete: {'; '.join(passed_over)}. Put a copy of "
-                    f"one back, or start over with another --output (or move {self.store.folder} away)"
-                )
-            if path is None:
-                self._identity(trainer)
-                start = f"no checkpoint under {self.store.folder}: starting from the first step"
-                return [start, *self._move_aside()]
-            notes += [f"passed over {what}" for what in passed_over]
-        elif not (path := Path(source)).is_dir():
-            raise CheckpointError(f"--resume {source}: no such folder; there are "
-                                  f"{', '.join(str(p) for p in self.store.all()) or 'no checkpoints'}")  # fmt: skip
+        path, passed_over = self.ranks.from_main(self._on_main(lambda: self.store.meant(source)))
+        if path is None:
+            self._identity(trainer)
+            return [f"no checkpoint under {self.store.folder}: starting from the first step", *self._move_aside()]
+        notes = [f"passed over {what}" for what in passed_over]
         saved = self.store.load(path, self.ranks)
         notes += self._changes(saved, trainer, allow_changed)
         self._restore(trainer, saved)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from covo_rl.data.files import write_atomically
 from covo_rl.train.checkpoint.manifest import (
+    MANIFEST,
     NAME,
     CheckpointError,
     damage,
@@ -99,6 +100,35 @@ class CheckpointStore:
             passed_over.append(f"{path.name}: {'; '.join(problems)}")
         return None, passed_over
 
+    def meant(self, source: str) -> tuple[Path | None, list[str]]:
+        """The checkpoint that `--resume SOURCE` means, `auto` the newest complete one (None: there is none), and what
+        was wrong with newer ones.
+
+        Raises:
+            CheckpointError: no such folder, not a complete checkpoint, or `auto` finds damaged ones only.
+        """
+        if source == "auto":
+            path, passed_over = self.latest_valid()
+            if path is None and passed_over:
+                raise CheckpointError(
+                    f"no checkpoint under {self.folder} is complete: {'; '.join(passed_over)}. Put a copy of one back, "
+                    f"or start over with another --output (or move {self.folder} away)"
+                )
+            return path, passed_over
+        there = ", ".join(map(str, self.all())) or "no checkpoints"
+        if not (path := Path(source)).is_dir():
+            raise CheckpointError(f"--resume {source}: no such folder; there are {there}")
+        if (path / "checkpoints").is_dir():
+            raise CheckpointError(f"--resume {source} is a run's folder (no {MANIFEST}): name one of its checkpoints")
+        self.check(path)
+        return path, []
+
+    def check(self, path: Path) -> None:
+        """Raise CheckpointError unless it is complete."""
+        if problems := damage(path):
+            others = ", ".join(p.name for p in self.all() if p != path) or "there is no other"
+            raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(problems)} (beside it: {others})")
+
     def save(self, state: TrainState, ranks: Ranks | None = None) -> Path:
         """Write `state`; a collective over all ranks. A complete checkpoint of the same moment is left as it is.
 
@@ -155,9 +185,7 @@ class CheckpointStore:
             CheckpointError: incomplete or damaged, or saved in mid-batch by another number of ranks.
         """
         ranks, path = ranks or Ranks.current(), Path(path)
-        if problems := ranks.from_main(damage(path) if ranks.main else None):
-            others = ", ".join(p.name for p in self.all() if p != path) or "there is no other"
-            raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(problems)} (beside it: {others})")
+        ranks.together(lambda: self.check(path) if ranks.main else None, CheckpointError)
         about = self.about(path, ranks.world)
         states: list[TrainState] = []
         ranks.together(lambda: states.append(_read(path, about, ranks.rank)), CheckpointError)

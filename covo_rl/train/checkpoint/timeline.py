@@ -74,6 +74,8 @@ def finish_moving(run: Path) -> None:
     """Work off the lists under RUN/abandoned: the one just written, or one that a kill interrupted."""
     for plan in sorted((run / ASIDE).glob(f"*/{PLAN}")):
         place, content = plan.parent, read_values(plan)
+        if not isinstance(content, dict) or not {"paths", "metrics_bytes"} <= content.keys():
+            raise CheckpointError(f"{plan} is damaged: move what is later to {place} by hand, and remove it")
         with explained("move to", place):
             for name in content["paths"]:
                 if os.path.lexists(run / name):
