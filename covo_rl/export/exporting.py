@@ -169,7 +169,8 @@ def check_target(folder: Path, replace: bool) -> None:
         return
     if not replace:
         raise ExportError(f"{folder} exists: give another folder, or --replace it")
-    if not folder.is_dir() or (any(folder.iterdir()) and not policy_kind(folder)):
+    ours = policy_kind(folder) or (folder / "export.json").is_file()
+    if not folder.is_dir() or (any(folder.iterdir()) and not ours):
         raise ExportError(f"{folder} holds no adapter and no weights, so it is not replaced: give another folder")
 
 

@@ -119,7 +119,7 @@ class Run:
 
     def refusal(self, *, overwrite: bool = False) -> str | None:
         """Why a new run may not start here, or None; changes nothing."""
-        contents, exports = self.contents(), [path for path in self._exports() if path.is_dir()]
+        contents, exports = self.contents(), [path for path in self._exports() if any(path.glob("*"))]
         foreign = [path.name for path in exports if not (path / "export.json").is_file()]
         if contents and ORIGIN not in contents:
             foreign = contents
@@ -142,7 +142,10 @@ class Run:
         paths = [path for pattern in (*CLEARED, *FILES) for path in self.folder.glob(pattern)]
         paths += [file for export in exports for file in export_files(export)]
         for path in sorted(paths, key=lambda path: path == self.folder / ORIGIN):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if path.name == "export.json" and len(os.listdir(path.parent)) > 1:  # what the user put beside it stays
+                write_json(path, {"files": [path.name]})
+            else:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for folder in {*exports, *(self.folder / Path(pattern).parent for pattern in CLEARED), self.folder / "exports"}:
             if folder != self.folder:
                 with suppress(OSError):  # not empty, not there, or a link: it is left

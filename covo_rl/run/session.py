@@ -81,7 +81,7 @@ class Session:
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
         if self.trainable.replaced and options.loss.beta:
             raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {self.trainable.replaced[0]} of the "
-                               "base, so there is no reference without it: set beta 0, or merge the adapter first"])  # fmt: skip
+                               "base, so there is no reference without it: set beta 0 or merge it first"])  # fmt: skip
         self.family.model.to(self.accelerator.device)
         self.policy = Policy(
             self.family,

@@ -2,9 +2,7 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,15 +17,11 @@ from covo_rl.train.checkpoint.identity import (
     UPDATE,
     base_fingerprint,
     check_changes,
-    data_fingerprint,
-    differences,
-    reward_fingerprint,
 )
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import place_schedule, schedule_of
-from covo_rl.types import Clip, Example
 
 FULL = {"lora": False, "train_parts": ["audio_adapter", "llm"], "part_learning_rates": "audio_adapter=1e-3,llm=1e-2",
         "weight_decay": 0.1, "warmup_steps": 2}  # fmt: skip
@@ -198,89 +192,6 @@ def test_in_the_middle_of_a_batch_a_changed_rate_is_in_force(mid_batch, tmp_path
 def test_options_of_the_update_exist(tmp_path):
     """finding 04: a renamed option would fall out of the list."""
     assert set(cases.options(tmp_path).flat()) >= UPDATE and not UPDATE & FREE
-
-
-# -- what is compared --------------------------------------------------------------------------------------------
-
-
-def example(folder=None, name="a.wav", sound=b"RIFF one", **columns):
-    clips = ()
-    if folder is not None:
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes(sound)
-        clips = (Clip(path=str(folder / name)),)
-    return Example("1", clips, "q", ("x", "y"), "x", {"facts": {"dog": True}, "answer_kind": "choice"} | columns)
-
-
-def changed_parts(before, after):
-    """What `differences` says of two sets of rows."""
-    serious, _ = differences(*({"config": {}, "data": data_fingerprint(rows)} for rows in (before, after)))
-    return serious
-
-
-@pytest.mark.parametrize(
-    ("columns", "part"),
-    [({"facts": {"dog": False}}, "column facts"), ({"answer_kind": "numeric"}, "column answer_kind"),
-     ({"facts": None}, "column facts"), ({"evidence": "it barks"}, "column evidence"),
-     ({"facts": {"dog": True, "cat": False}, "answer_kind": ""}, "column answer_kind, column facts")],
-)  # fmt: skip
-def test_a_changed_column_is_named(columns, part):
-    """finding 05"""
-    assert changed_parts([example()], [example(**columns)]) == [
-        f"training data: as many rows as in the checkpoint, but their content or order has changed ({part})"
-    ]
-
-
-def test_columns_are_compared_by_value(tmp_path):
-    """finding 05: neither the order of keys nor numpy's types are a change; a column that goes is one."""
-    one = Example("1", (), "q", (), None, {"a": 1, "b": [1.0, 2.0]})
-    other = Example("1", (), "q", (), None, {"b": np.array([1.0, 2.0]), "a": np.int64(1)})
-    assert data_fingerprint([one]) == data_fingerprint([other])
-    gone = Example("1", (), "q", (), None, {"a": 1})
-    assert changed_parts([one], [gone]) and changed_parts([one, gone], [gone, one])
-
-
-def test_the_sound_is_compared_not_the_place(tmp_path):
-    """finding 05: one changed byte is a change, another folder is none; so for bytes, waveforms and lost files."""
-    here, there = example(tmp_path / "here"), example(tmp_path / "there")
-    assert not changed_parts([here], [there])
-    louder = example(tmp_path / "there", sound=b"RIFF two")
-    assert "(audio)" in changed_parts([here], [louder])[0]
-    before = data_fingerprint([louder])
-    Path(louder.clips[0].path).unlink()
-    assert data_fingerprint([louder]) != before
-    arrays = [Example("1", (Clip(array=np.full(8, level, "f4"), sampling_rate=16_000),), "q") for level in (0.1, 0.2)]
-    assert changed_parts(arrays[:1], arrays[1:])
-
-
-def test_a_resume_with_another_sound_is_refused(tmp_path):
-    """finding 05: same id, question and file name."""
-    files = [example(tmp_path / "clips", f"{i}.wav", bytes([i])) for i in range(3)]
-    saver = Saver(cases.options(tmp_path / "run"), tmp_path / "run")
-    trainer = SimpleNamespace(sampler=SimpleNamespace(examples=files), policy=torch.nn.Linear(1, 1))
-    before = saver._identity(trainer)
-    (tmp_path / "clips" / "1.wav").write_bytes(b"another recording")
-    assert saver._identity(trainer) == before  # read once, at the start, not at every save
-    after = Saver(cases.options(tmp_path / "run"), tmp_path / "run")._identity(trainer)
-    serious, _ = differences(before, after)
-    with pytest.raises(ConfigError, match=r"content or order has changed \(audio\)(?s:.)*--allow_changed_config"):
-        check_changes(serious, allowed=False, mid_batch=False)
-
-
-def test_a_changed_reward_file_is_noticed(tmp_path, monkeypatch):
-    """finding 05: the same name, another function; live functions are compared by name alone."""
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "mine.py"
-    code = "def mine(completions, **columns):\n    return [1.0 for _ in completions]\n"
-    file.write_text(code)
-    before = reward_fingerprint("./mine.py:mine=0.5,format")
-    assert len(before) == 2 and reward_fingerprint("./mine.py:mine=2,format") == before
-    file.write_text(code.replace("1.0", "0.0"))
-    after = reward_fingerprint("./mine.py:mine=0.5,format")
-    same = {"config": {}, "data": data_fingerprint([])}
-    serious, _ = differences({**same, "rewards": before}, {**same, "rewards": after})
-    assert len(serious) == 1 and "rewards: the file has changed (./mine.py:mine" in serious[0]
-    assert reward_fingerprint({cases.vowels: 1.0}) == {}
 
 
 def test_other_frozen_weights_are_noticed(halfway, tmp_path):

@@ -6,34 +6,13 @@ import shutil
 
 import pytest
 from test_resume import StopAfter, metrics, options_for, run_toy
+from timelines import Killed, contents, copy_of, damage_all, dies_at, names, set_keep_last, step, weights
 
 from covo_rl.config import ConfigError
-from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, timeline
+from covo_rl.train.checkpoint import CheckpointError, timeline
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal
 from covo_rl.train.ranks import Ranks
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-def contents(folder):
-    """Every file below, by relative path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def weights(checkpoint):
-    return (checkpoint / "weights.safetensors").read_bytes()
-
-
-def step(folder, number):
-    return folder / "checkpoints" / f"step_{number:06d}"
-
-
-def set_keep_last(monkeypatch, number):
-    original = CheckpointStore.__init__
-    monkeypatch.setattr(CheckpointStore, "__init__", lambda self, folder, *more: original(self, folder, number))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +32,6 @@ def finished(tmp_path_factory):
     for index in (2, 3):  # dumped while that many steps were finished
         (folder / "debug" / f"step_{index:06d}").mkdir(parents=True)
     return folder
-
-
-def copy_of(folder, target):
-    shutil.copytree(folder, target, dirs_exist_ok=True)
-    return target
 
 
 def test_the_new_timeline_never_meets_the_one_it_left(finished, tmp_path, monkeypatch):
@@ -107,34 +81,6 @@ def test_keep_last_counts_no_abandoned_checkpoint(finished, tmp_path, monkeypatc
     assert names(run / "abandoned" / "001" / "checkpoints") == ["step_000004", "step_000005", "step_000006"]
     run_toy(run, resume="auto", steps=6)
     assert metrics(run) == metrics(finished)
-
-
-class Killed(BaseException):
-    """What SIGKILL does at this point."""
-
-
-def dies_at(number, monkeypatch, action):
-    """Run `action`, dying before the `number`-th change that the move makes on disk; whether it got so far."""
-    calls = []
-
-    def wrap(original):
-        def wrapped(*args, **kwargs):
-            calls.append(original)
-            if len(calls) == number:
-                raise Killed
-            return original(*args, **kwargs)
-
-        return wrapped
-
-    with monkeypatch.context() as patched:
-        patched.setattr(timeline, "write_values", wrap(timeline.write_values))
-        for name in ("replace", "truncate"):
-            patched.setattr(timeline.os, name, wrap(getattr(os, name)))
-        try:
-            action()
-        except Killed:
-            return True
-    return False
 
 
 def test_a_kill_at_any_moment_of_the_move_leaves_one_timeline_or_the_other(finished, tmp_path, monkeypatch):
@@ -205,12 +151,6 @@ def test_starting_over_in_a_finished_folder_deletes_nothing(finished, tmp_path):
     before, after = contents(finished), contents(run / "abandoned" / "001")
     after.pop("moved.json")
     assert after == before
-
-
-def damage_all(run):
-    for path in (run / "checkpoints").iterdir():
-        file = path / "optimizer.safetensors"
-        file.write_bytes(file.read_bytes()[:-1] + b"?")
 
 
 def test_with_only_damaged_checkpoints_auto_refuses_and_touches_nothing(finished, tmp_path):

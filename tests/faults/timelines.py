@@ -1,0 +1,67 @@
+"""Helpers of the tests of timelines: what lies in a run folder, and deaths at a chosen moment."""
+
+import os
+import shutil
+
+from covo_rl.train.checkpoint import CheckpointStore, timeline
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def contents(folder):
+    """Every file below, by relative path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(checkpoint):
+    return (checkpoint / "weights.safetensors").read_bytes()
+
+
+def step(folder, number):
+    return folder / "checkpoints" / f"step_{number:06d}"
+
+
+def set_keep_last(monkeypatch, number):
+    original = CheckpointStore.__init__
+    monkeypatch.setattr(CheckpointStore, "__init__", lambda self, folder, *more: original(self, folder, number))
+
+
+def copy_of(folder, target):
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target
+
+
+class Killed(BaseException):
+    """What SIGKILL does at this point."""
+
+
+def dies_at(number, monkeypatch, action):
+    """Run `action`, dying before the `number`-th change that the move makes on disk; whether it got so far."""
+    calls = []
+
+    def wrap(original):
+        def wrapped(*args, **kwargs):
+            calls.append(original)
+            if len(calls) == number:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return wrapped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(timeline, "write_values", wrap(timeline.write_values))
+        for name in ("replace", "truncate"):
+            patched.setattr(timeline.os, name, wrap(getattr(os, name)))
+        try:
+            action()
+        except Killed:
+            return True
+    return False
+
+
+def damage_all(run):
+    for path in (run / "checkpoints").iterdir():
+        file = path / "optimizer.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
