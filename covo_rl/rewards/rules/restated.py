@@ -1,0 +1,85 @@
+"""`The dog barks three times.` -> `three`: an answer without the words of the question, and those of any sentence.
+
+Words are taken from both ends only, never a number, a word that an option holds, or one that denies, compares or joins;
+where the question denies or compares, its own words say nothing that could be left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Set
+from functools import lru_cache
+
+from covo_rl.rewards.rules.numbers import UNIT_NAMES, UNITS
+
+MAX_WORDS = 60
+_FRAME = frozenset(
+    "the a an it its it's is are was were be been being this that that's there there's they i'd my answer so therefore "
+    "thus in on at of from by to as for with exactly total one's correct right final most likely probably clearly".split()
+)
+_HEARD = frozenset(
+    "i we you he he's she she's can hear heard hears hearing sound sounds sounded sounding seem seems appear appears "
+    "like me think believe would say identified detected perceived conveyed expressed has have had does do did feature "
+    "features featured contain contains speak speaks speaking spoken speaker speaker's speakers people person voice play "
+    "plays playing played sing sings singing come comes happen happens occur occurs last lasts long move moves leave "
+    "leaves background audio clip recording track song music piece noise animal instrument instruments singer emotion "
+    "mood tone genre style tempo language accent dialect event source scene gender age interval chord note key rating "
+    "meter time signature word phrase statement level pitch frequency number count format total year duration".split()
+)
+#: words that change what stands beside them, also where the question holds them
+_TURNS = frozenset(
+    "not no nor never none neither either or and but than without except besides before after until since more less "
+    "least most fewer over under above below between almost nearly half double twice both all any only unlike other "
+    "instead rather opposite wrong false incorrect absent missing if unless while versus vs compare compared same "
+    "different plus minus negative too hardly barely".split()
+)
+_DENIED = re.compile(r"\b(?:not|no|never|except|without|than|compared?|versus|or)\b|n't\b", re.IGNORECASE)
+_ENDING = re.compile(r"(?<=\w{3})(?:'s|ings?|ed|ers?|es|e|s)$")
+_AROUND = " ,.:;!?\"'*="
+_NOT = re.compile(r"not|\w+n't|cannot", re.IGNORECASE)
+_SAYS = {"yes": False, "no": True}
+
+
+@lru_cache(maxsize=4096)
+def _question_stems(question: str) -> frozenset[str]:
+    words = (word.strip(_AROUND + "()").lower() for word in question.split())
+    return frozenset(_ENDING.sub("", word) for word in words if word not in _TURNS)
+
+
+def restated(text: str, question: str, own: Set[str]) -> str:
+    """The core of a cleaned text; `own` are the words that options hold.
+
+    >>> restated("The dog barks three times.", "How often does the dog bark?", {"three"})
+    'three times'
+    """
+    words = text.split()
+    if not 1 < len(words) <= MAX_WORDS:
+        return text
+    allowed = _FRAME
+    stems: Set[str] = frozenset()
+    if not _DENIED.search(question):
+        allowed, stems = _FRAME | _HEARD, _question_stems(question)
+
+    bare = [word.strip(_AROUND).lower() for word in words]
+    empty = [
+        word not in own
+        and word not in _TURNS
+        and word.replace("'", "").isalpha()
+        and (word in allowed or _ENDING.sub("", word) in stems)
+        and not (word == "a" and (words[i] != "a" if i else words[i] not in ("a", "A")))  # a label
+        for i, word in enumerate(bare)
+    ]
+    first = bare[0]
+    if first in _SAYS and first in own:
+        denials = [bool(_NOT.fullmatch(word)) for word in bare]
+        agrees = any(denials[1:]) == _SAYS[first] and all(map(max, empty[1:], denials[1:]))
+        return first if agrees else text
+    solid = [i for i, one in enumerate(empty) if not one]
+    return " ".join(words[solid[0] : solid[-1] + 1]) if solid else text
+
+
+def own_words_of(texts: Iterable[str]) -> frozenset[str]:
+    """Words that `restated` must leave; the names of units are among them where a text has a number with one."""
+    words = frozenset(word for text in texts for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower()))
+    units = frozenset(UNIT_NAMES) | frozenset(UNITS)
+    return words | units if words & units else words
