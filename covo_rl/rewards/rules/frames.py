@@ -21,6 +21,8 @@ _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,5}|nbsp|amp|lt|gt|quot|apos)
 _END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,30}\|>|</s>|<eos>|<br ?/?>))+\s*$")
 _FENCE = re.compile(r"\s*```[ \t]*[A-Za-z]{0,12}[ \t]*(?:\n|(?=[^`\n]*```\s*$))")
 _JSON_KEYS = frozenset("answer final_answer finalanswer choice option label letter result prediction".split())
+_SET_TEXT = re.compile(r"\\(?:text|math)(?:bf|it|rm|sf|tt|up)?\{((?![A-Z]\})[^{}\\]*)\}")  # LaTeX, not a label
+_SPACING = re.compile(r"\\[,;:! ]|~(?=[A-Za-z])|\\(?=[%#&$_])")
 _RULE = re.compile(r"\n\s*(?:-{3,}|\*{3,}|_{3,})\s*$")
 _MARKDOWN = re.compile(
     r"(?<![\w*])(?P<star>\*{1,3})(?P<bold>[^*\s][^*\n]*)(?P=star)(?![\w*])"
@@ -43,9 +45,8 @@ _THINGS = (
 )
 _LEAD_INS = [
     r"(?:so|therefore|thus|hence|then|ok|okay|well|finally|clearly|overall|in conclusion|definitely|surely|certainly)",
-    r"i (?:think|believe|guess|would say|'d say|say|choose|pick|select|chose|hear|can hear|go with)(?: that)?|i'd say"
-    r"|(?:i'd|i'll) go with|(?:choose|select|pick|selected|chosen|correct|final|ans)"
-    r"|the (?:correct|right|best) one is|(?:based on|according to) [^,.;:]{1,60}(?=,)",
+    r"(?:i|i'd|i'll)(?: would| will)? (?:think|believe|guess|say|choose|pick|select|chose|hear|can hear|go with)(?: that)?|(?:choose|select|pick|selected|chosen|correct|final|ans)"
+    r"|the (?:correct|right|best) one is|(?:based on|according to|after|from|given) [^,.;:]{1,60}(?=,)",
     r"(?:probably|most likely|likely|(?:there is )?no doubt(?: that)?|without (?:a )?doubt|my guess is)",
     rf"(?:the |my |your |a )?{_RIGHT}{_ANSWER}(?:(?: here)? (?:is|would be|must be|should be))?",
     rf"(?:the |this |that )?(?:{_THINGS}) (?:is|are|was|sounds like|sounds|seems to be|seems)",
@@ -90,7 +91,10 @@ def frames(answer: str) -> Iterator[tuple[str, str]]:
         yield clean_text(answer), ""
         return
     text = _END_TOKENS.sub("", _ENTITY.sub(lambda match: html.unescape(match[0]), answer))
-    text, how = _one_line(_RULE.sub("", _content(text))), ""
+    text = _RULE.sub("", _content(text))
+    if "\\" in text:
+        text = _SET_TEXT.sub(r" \1 ", _SPACING.sub(lambda match: " " * (match[0] != "\\"), text))
+    text, how = _one_line(text), ""
     yield text, how
     for _ in range(MAX_LAYERS):
         inner, said = _peeled(text)

@@ -24,7 +24,7 @@ _HEARD = frozenset(
     "plays playing played sing sings singing come comes happen happens occur occurs last lasts long move moves leave "
     "leaves background audio clip recording track song music piece noise animal instrument instruments singer emotion "
     "mood tone genre style tempo language accent dialect event source scene gender age interval chord note key rating "
-    "meter time signature word phrase statement level pitch frequency number count format total year duration".split()
+    "meter time signature word phrase statement level pitch frequency price cost costs main lead number count format total year duration".split()
 )
 #: words that change what stands beside them, also where the question holds them
 _TURNS = frozenset(
@@ -66,14 +66,15 @@ def restated(text: str, question: str, own: Set[str]) -> str:
         and word not in _TURNS
         and word.replace("'", "").isalpha()
         and (word in allowed or _ENDING.sub("", word) in stems)
-        and not (word == "a" and (words[i] != "a" if i else words[i] not in ("a", "A")))  # a label
+        and (word != "a" or (i > 0 and words[i] == "a"))  # A is a label, or a note
         for i, word in enumerate(bare)
     ]
     first = bare[0]
     if first in _SAYS and first in own:
         denials = [bool(_NOT.fullmatch(word)) for word in bare]
-        agrees = any(denials[1:]) == _SAYS[first] and all(map(max, empty[1:], denials[1:]))
-        return first if agrees else text
+        asked = {word.strip(_AROUND) for word in question.lower().split()} | {"-"}
+        if all(one or word in asked or no for one, word, no in zip(empty[1:], bare[1:], denials[1:], strict=True)):
+            return first if any(denials) == _SAYS[first] else text
     solid = [i for i, one in enumerate(empty) if not one]
     return " ".join(words[solid[0] : solid[-1] + 1]) if solid else text
 
@@ -82,4 +83,4 @@ def own_words_of(texts: Iterable[str]) -> frozenset[str]:
     """Words that `restated` must leave; the names of units are among them where a text has a number with one."""
     words = frozenset(word for text in texts for word in re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower()))
     units = frozenset(UNIT_NAMES) | frozenset(UNITS)
-    return words | units if words & units else words
+    return (words | units if words & units else words) - {"a", "an", "the"}
