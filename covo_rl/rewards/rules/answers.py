@@ -136,7 +136,8 @@ def _same_value(answer: str, gold: str, question: str) -> bool | None:
         return None
     from covo_rl.rewards.rules.formula import equal_formulas, read_formula
 
-    a, b = read_formula(answer), read_formula(gold)
+    fraction = claim and not claim.unit and claim.number is not None and str(claim.number)  # three quarters
+    a, b = read_formula(answer) or (read_formula(fraction) if fraction else None), read_formula(gold)
     return equal_formulas(a, b) if a and b else None
 
 

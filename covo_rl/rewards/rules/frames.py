@@ -39,18 +39,13 @@ _PAIRS = [
 _BRACKETS = frozenset("([{")  # a list inside them is one with them
 _ANSWER = r"(?:answer|option|choice|letter|response)"
 _RIGHT = r"(?:(?:most likely|most probable|final|correct|right|best|true|only) )*"
-_THINGS = (
-    "sound|noise|animal|instrument|speaker|voice|person|man|woman|singer|emotion|mood|tone|genre|style|tempo|language|"
-    "accent|event|source|audio|clip|recording|song|music|scene|gender|number|key|interval|chord"
-)
 _LEAD_INS = [
     r"(?:so|therefore|thus|hence|then|ok|okay|well|finally|clearly|overall|in conclusion|definitely|surely|certainly)",
-    r"(?:i|i'd|i'll)(?: would| will)? (?:think|believe|guess|say|choose|pick|select|chose|hear|can hear|go with)(?: that)?|(?:choose|select|pick|selected|chosen|correct|final|ans)"
-    r"|the (?:correct|right|best) one is|(?:based on|according to|after|from|given) [^,.;:]{1,60}(?=,)",
+    r"(?:i|i'd|i'll)(?: would| will)? (?:think|believe|guess|say|choose|pick|select|chose|go with)(?: that)?"
+    r"|(?:choose|select|pick|selected|chosen|correct|final|ans)|the (?:correct|right|best) one is"
+    r"|(?:based on|according to|after (?:listening|hearing)) ?[^,.;:]{0,60}(?=,)",
     r"(?:probably|most likely|likely|(?:there is )?no doubt(?: that)?|without (?:a )?doubt|my guess is)",
     rf"(?:the |my |your |a )?{_RIGHT}{_ANSWER}(?:(?: here)? (?:is|would be|must be|should be))?",
-    rf"(?:the |this |that )?(?:{_THINGS}) (?:is|are|was|sounds like|sounds|seems to be|seems)",
-    r"(?:it|he|she|this|that|they) (?:sounds?|seems?) (?:like|to be)|(?:it|he|she|this|that) sounds",
     r"(?:it|this|that) (?:must|has to|would|should) be|(?:it|this|that|he|she|there) is|(?:it|that|he|she|there)'s",
     r"(?:there|they|these|those) are|they're",
     r"(?:about|approximately|around|roughly)(?= \d)",

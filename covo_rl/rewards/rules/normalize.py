@@ -42,7 +42,7 @@ _NEEDLESS = re.compile(
 _LISTED = re.compile(
     r" ?(?:;|,(?!\d)|->|\u2192)(?: and\b)?(?: then\b)? ?| \+ | (?:and )?then |(?<=[^\W\d_]) - (?=[^\W\d_])", re.IGNORECASE
 )
-_CONTRACTED = re.compile(r"n't\b|(?<=\bcan)not\b")
+_CONTRACTED = re.compile(r"(?<!\bca)n't\b|(?<=\bcan)(?:not|'t)\b")
 
 
 def raw_tokens(text: str) -> list[str]:

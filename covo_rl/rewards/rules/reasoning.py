@@ -214,6 +214,6 @@ def supports(think: str | None, answer: str | None, choices: Sequence[str], ques
         return False
     if not choices:
         return concluded_text(think, answer)
-    option = interpret(answer, choices)
+    option = interpret(answer, choices, question)
     conclusion = concluded(think, tuple(choices), question)
     return False if option is None else None if conclusion is None else conclusion == option

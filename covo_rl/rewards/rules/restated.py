@@ -15,13 +15,13 @@ from covo_rl.rewards.rules.numbers import UNIT_NAMES, UNITS
 MAX_WORDS = 60
 _FRAME = frozenset(
     "the a an it its it's is are was were be been being this that that's there there's they i'd my answer so therefore "
-    "thus in on at of from by to as for with exactly total one's correct right final most likely probably clearly".split()
+    "thus about approximately around roughly in on at of from by to as for with exactly total one's correct right final most likely probably clearly".split()
 )
 _HEARD = frozenset(
     "i we you he he's she she's can hear heard hears hearing sound sounds sounded sounding seem seems appear appears "
     "like me think believe would say identified detected perceived conveyed expressed has have had does do did feature "
     "features featured contain contains speak speaks speaking spoken speaker speaker's speakers people person voice play "
-    "plays playing played sing sings singing come comes happen happens occur occurs last lasts long move moves leave "
+    "plays playing played sing sings singing come comes happen happens occur occurs lasts long made makes produced move moves leave "
     "leaves background audio clip recording track song music piece noise animal instrument instruments singer emotion "
     "mood tone genre style tempo language accent dialect event source scene gender age interval chord note key rating "
     "meter time signature word phrase statement level pitch frequency price cost costs main lead number count format total year duration".split()
@@ -33,7 +33,7 @@ _TURNS = frozenset(
     "instead rather opposite wrong false incorrect absent missing if unless while versus vs compare compared same "
     "different plus minus negative too hardly barely".split()
 )
-_DENIED = re.compile(r"\b(?:not|no|never|except|without|than|compared?|versus|or)\b|n't\b", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|no|never|except|without|than|compared?|versus)\b|n't\b", re.IGNORECASE)
 _ENDING = re.compile(r"(?<=\w{3})(?:'s|ings?|ed|ers?|es|e|s)$")
 _AROUND = " ,.:;!?\"'*="
 _NOT = re.compile(r"not|\w+n't|cannot", re.IGNORECASE)
