@@ -177,7 +177,7 @@ def _interpret(answer: str, choices: tuple[str, ...], question: str = "") -> int
                 return next(iter(classes)) if len(classes) == 1 else None
     own = own_words_of(choices)
     for core in (restated(text, question, own) for text, _ in layers):
-        if classes := readings(options, core, "name" if len(core) <= 2 else ""):
+        if classes := readings(options, core, "name" if len(core) <= 2 else "") or side_readings(options, core):
             return next(iter(classes)) if len(classes) == 1 else None
     return None
 

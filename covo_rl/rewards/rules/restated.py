@@ -35,6 +35,9 @@ _TURNS = frozenset(
 )
 _DENIED = re.compile(r"\b(?:not|no|never|except|without|than|compared?|versus)\b|n't\b", re.IGNORECASE)
 _ENDING = re.compile(r"(?<=\w{3})(?:'s|ings?|ed|ers?|es|e|s)$")
+#: of these, what may stand behind the answer as it does in the question
+_RELATE = frozenset("between before after different same while".split())
+_LABEL = re.compile(r"\([A-Za-z]\)|[A-Za-z][.):]")
 _AROUND = " ,.:;!?\"'*="
 _NOT = re.compile(r"not|\w+n't|cannot", re.IGNORECASE)
 _SAYS = {"yes": False, "no": True}
@@ -60,7 +63,10 @@ def restated(text: str, question: str, own: Set[str]) -> str:
     if not _DENIED.search(question):
         allowed, stems = _FRAME | _HEARD, _question_stems(question)
 
+    if _LABEL.fullmatch(words[0]):  # B. It is a cat
+        return f"{words[0]} {restated(' '.join(words[1:]), question, own)}"
     bare = [word.strip(_AROUND).lower() for word in words]
+    asked = {word.strip(_AROUND) for word in question.lower().split()}
     empty = [
         word not in own
         and word not in _TURNS
@@ -72,11 +78,11 @@ def restated(text: str, question: str, own: Set[str]) -> str:
     first = bare[0]
     if first in _SAYS and first in own:
         denials = [bool(_NOT.fullmatch(word)) for word in bare]
-        asked = {word.strip(_AROUND) for word in question.lower().split()} | {"-"}
-        if all(one or word in asked or no for one, word, no in zip(empty[1:], bare[1:], denials[1:], strict=True)):
+        if all(one or word in asked or word == "-" or no for one, word, no in zip(empty[1:], bare[1:], denials[1:], strict=True)):
             return first if any(denials) == _SAYS[first] else text
     solid = [i for i, one in enumerate(empty) if not one]
-    return " ".join(words[solid[0] : solid[-1] + 1]) if solid else text
+    last = [i for i in solid if bare[i] not in _RELATE & asked]
+    return " ".join(words[solid[0] : last[-1] + 1]) if last else text
 
 
 def own_words_of(texts: Iterable[str]) -> frozenset[str]:
