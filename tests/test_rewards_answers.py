@@ -114,7 +114,7 @@ PIECES = [
     "12,34,", "A.B.", "&amp;", "<|a|>", "</s>", "<", "\xbd", "x\xb2", "\ufdfa", "e\u0301\u0327", "\u0327\u0301",
     "\u1e9b\u0323", "\u200b", "\u3164", "\U0001f431", "\x00", "\n", "\n\n---", " ", "\xa0", "\u3067\u3059",
     "\u7b54\u6848", "the answer is ", "so ", "is correct ", "because ", "not a but b ", "5 May ", "2020-10-20 ",
-    "in her 30s ", "the sound is ", "the sound is a", "yes not ", "Yes, it is ", "A -> ", "(x) ", "\\text{a} ", "\\text{", "\\,",
+    "-", "+", "in her 30s ", "the sound is ", "the sound is a", "yes not ", "Yes, it is ", "A -> ", "(x) ", "\\text{a} ", "\\text{", "\\,",
     "nineteen ", "twenty nineteen ", "3 in the ", "n't ", "cannot", " - a b ", "(option ", "then ", "C# min ", "Cm7 ", "3 p.m", '{"a":', "[[", "\u0964", "\u2460", "1\xbd", "2^", "1/2 ",
     "and a half ", " ; ", ",", "B | ", "I hear a ", "<think>", "</think>",
 ]  # fmt: skip

@@ -113,7 +113,7 @@ def same_number(answer: str, gold: str, question: str = "") -> bool:
         return False
     if _is_spelled(gold, question):
         return same_text(answer, gold, question)
-    texts = [text for text, how in frames(answer) if how not in ("name", "bullet", "about")]
+    texts = [text for text, how in frames(answer) if how != "bullet"]
     own = own_words_of([gold]) | own_words_of(["1 s"])
     texts += [restated(text, question, own) for text in texts]
     verdicts = [text == written or _same_value(text, gold, question) for text in texts]

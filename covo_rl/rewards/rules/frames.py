@@ -48,7 +48,6 @@ _LEAD_INS = [
     rf"(?:the |my |your |a )?{_RIGHT}{_ANSWER}(?:(?: here)? (?:is|would be|must be|should be))?",
     r"(?:it|this|that) (?:must|has to|would|should) be|(?:it|this|that|he|she|there) is|(?:it|that|he|she|there)'s",
     r"(?:there|they|these|those) are|they're",
-    r"(?:about|approximately|around|roughly)(?= \d)",
     "(?:\u6b63\u786e|\u6700\u7ec8|\u6211\u7684)?\u7b54\u6848(?:\u662f|\u4e3a|\u5e94\u4e3a)?|\u6b63\u786e\u9009\u9879(?:\u662f|\u4e3a)?",
     "\u9009\u9879|\u6211\u9009|\u5e94\u9009|\u9009\u62e9?|(?:\u6b63\u3057\u3044)?\u7b54\u3048(?:\u306f)?|\u6b63\u89e3(?:\u306f)?"
     "|(?:\uc815)?\ub2f5(?:\uc740)?",
@@ -62,8 +61,6 @@ _AFTER_LEAD_IN = (
     r"(?:(?:\s*[:;,.=])+\s*|\s+-\s+(?![\d.])|\s+|(?<=[\u3040-\u9fff\uac00-\ud7af])|(?=[(\[{<\"'*$\\]))(?=\S)"
 )
 _LEAD_IN = re.compile(rf"(?:{'|'.join(_LEAD_INS)}){_AFTER_LEAD_IN}", re.IGNORECASE)
-#: before a name, not before the label of an option: note B
-_NAMED = re.compile(r"(?:the )?(?:note|chord|key(?: of)?|number) (?=\S)", re.IGNORECASE)
 _TAIL = re.compile(
     rf",? i (?:think|believe|guess|would say)\W*$|,? (?:definitely|certainly|probably|clearly|obviously)\W*$"
     rf"| (?:is|would be|must be|seems) (?:(?:the |my )?{_RIGHT}(?:{_ANSWER}|one)|(?:correct|right))\W*$"
@@ -71,13 +68,11 @@ _TAIL = re.compile(
     re.IGNORECASE,
 )
 _PRICE = re.compile(r"\$(?=\d)")
-_ABOUT = re.compile(r"about|approximately|around|roughly", re.IGNORECASE)
 _SAYS_LABEL = re.compile(r"option|choice|letter|\u9009", re.IGNORECASE)
 
 
 def frames(answer: str) -> Iterator[tuple[str, str]]:
-    """(what is left, what stood before it) after each layer: "", a "lead", a word for a "label", "about", a "bullet",
-    or a word for a "name", behind which a letter is no label.
+    """(what is left, what stood before it) after each layer: "", a "lead", a word for a "label", a "bullet".
 
     >>> [text for text, _ in frames("**Answer:** $\\\\boxed{B}$")]
     ['Answer: $\\\\boxed{B}$', '$\\\\boxed{B}$', '\\\\boxed{B}', 'B']
@@ -143,10 +138,8 @@ def _unpictured(text: str) -> str:
 def _peeled(text: str) -> tuple[str, str]:
     """(without its outermost layer, what that layer says), or the text as it is."""
     if lead_in := _LEAD_IN.match(text):
-        said = "label" if _SAYS_LABEL.search(lead_in[0]) else "about" if _ABOUT.match(text) else "lead"
+        said = "label" if _SAYS_LABEL.search(lead_in[0]) else "lead"
         return text[lead_in.end() :], said
-    if name := _NAMED.match(text):
-        return text[name.end() :], "name"
     if bullet := _BULLET.match(text):
         return text[bullet.end() :], "bullet"
     if tagged := _TAGGED.fullmatch(text):

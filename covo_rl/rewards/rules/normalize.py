@@ -23,7 +23,7 @@ _NOTE_WORDS = frozenset(
 _UNIT = "|".join(sorted(map(re.escape, filter(str.isalpha, (*UNITS, *UNIT_NAMES))), key=len, reverse=True))
 _TOKEN = re.compile(
     r"\d+(?i:st|nd|rd|th)\b"
-    r"|(?<![\w.)])[+-]{2,}(?=\.?\d)"  # no sign
+    r"|(?<![\w.)+-])[+-]{2,8}(?=\.?\d)"  # no sign
     r"|(?:(?<![\w.)+-])[+-])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w.])\.\d+)"  # a number
     r"|[^\W\d_]+(?:'[^\W\d_]+)*"  # a word
     r"|(?:(?<=\d)|(?<=\d ))-(?= ?\d)|(?<=[^\W_])-(?! ?[^\W_])"  # the hyphen of a range, or of a grade or blood group

@@ -43,23 +43,15 @@ _CONTRASTS = [
     re.compile(r"(?P<yes>[^,]+),? (?:and not|not|rather than|instead of) (?P<no>[^,]+)", re.IGNORECASE),
 ]
 _NTH = re.compile(r"(?:the )?(\w+) (?:one|option|choice)\W*", re.IGNORECASE)
-_SHORT = {
-    "y": "yes", "yeah": "yes", "yep": "yes", "n": "no", "nope": "no", "affirmative": "yes", "negative": "no",
-    "t": "true", "f": "false",
-}  # fmt: skip
 #: other words for what an option says, where no option says them
 _SYNONYMS = {
-    "man": "male", "woman": "female", "male": "man", "female": "woman", "anger": "angry", "sadness": "sad",
-    "happiness": "happy", "joy": "happy", "fear": "fearful", "disgust": "disgusted", "surprise": "surprised",
-    "excitement": "excited", "boredom": "bored", "frustration": "frustrated", "sarcasm": "sarcastic",
+    **dict.fromkeys(("y", "yeah", "yep", "affirmative"), ("yes",)), **dict.fromkeys(("n", "nope", "negative"), ("no",)),
+    "t": ("true",), "f": ("false", "female"), "man": ("male",), "woman": ("female",), "male": ("man",),
+    "female": ("woman",), "anger": ("angry",), "sadness": ("sad",), "happiness": ("happy",), "joy": ("happy",),
+    "fear": ("fearful",), "disgust": ("disgusted",), "surprise": ("surprised",), "excitement": ("excited",),
+    "boredom": ("bored",), "frustration": ("frustrated",), "sarcasm": ("sarcastic",),
 }  # fmt: skip
 _WRONG = re.compile(r"\b(?:not|no|wrong|incorrect|false|maybe|perhaps)\b|\w+n't\b", re.IGNORECASE)
-_YES_IT_IS = re.compile(
-    r"(yes|no)[,.;]* (?:it|he|she|they|there|i|we|that|this) "
-    r"(?:is|are|was|were|do|does|did|has|have|can|could|will|would)(n't| not)?\W*",
-    re.IGNORECASE,
-)
-
 
 @dataclass(frozen=True)
 class ChoiceIndex:
@@ -77,9 +69,8 @@ class ChoiceIndex:
                 return classes
         if strict:
             return set()
-        word = " ".join(loose_key(text))
-        synonym = self.by_text.get((loose_key, (_SYNONYMS[word],)), set()) if word in _SYNONYMS else set()
-        return synonym or self._numbered(text) or self._affirmed(text)
+        names = [(loose_key, (name,)) for name in _SYNONYMS.get(" ".join(loose_key(text)), ())]
+        return set().union(*(self.by_text.get(name, ()) for name in names)) or self._numbered(text)
 
     def _numbered(self, text: str) -> set[int]:
         """Of this quantity, where all options are quantities; of this number, where all options hold one number."""
@@ -95,14 +86,6 @@ class ChoiceIndex:
         if claim.unit or any(len(words) != 1 for words in numbers):
             return set()
         return {i for i, words in zip(self.classes, numbers, strict=True) if loose_key(text) == tuple(words)}
-
-    def _affirmed(self, text: str) -> set[int]:
-        """Of `Y` or `Yes, it is`, where the options are yes and no, or true and false."""
-        if {key(option) for option in self.texts} not in ({("yes",), ("no",)}, {("true",), ("false",)}):
-            return set()
-        said = _YES_IT_IS.fullmatch(text)
-        word = said[1] if said and (said[1].lower() == "no") == bool(said[2]) else _SHORT.get(" ".join(key(text)), "")
-        return self.by_text.get((key, key(word)), set())
 
     def labelled(self, letter: str) -> set[int]:
         """The class of the option with this label, if there is one."""
