@@ -84,7 +84,10 @@ def try_rewards(
     console.print(f"answer:  {parsed.answer!r}")
     console.print(f"grammar: {'; '.join(parsed.problems) or 'fine'}")
     if example.choices:
-        readings = interpret(parsed.answer, example.choices, example.question), find_gold(example.answer, example.choices)
+        readings = (
+            interpret(parsed.answer, example.choices, example.question),
+            find_gold(example.answer, example.choices),
+        )
         named, right = (example.choices[i] if i is not None else "no single option" for i in readings)
         console.print(f"options: the answer names {named!r}, right is {right!r}")
     extras = dict(table.extras)

@@ -40,7 +40,8 @@ _NEEDLESS = re.compile(
     re.IGNORECASE,
 )
 _LISTED = re.compile(
-    r" ?(?:;|,(?!\d)|->|\u2192)(?: and\b)?(?: then\b)? ?| \+ | (?:and )?then |(?<=[^\W\d_]) - (?=[^\W\d_])", re.IGNORECASE
+    r" ?(?:;|,(?!\d)|->|\u2192)(?: and\b)?(?: then\b)? ?| \+ | (?:and )?then |(?<=[^\W\d_]) - (?=[^\W\d_])",
+    re.IGNORECASE,
 )
 _CONTRACTED = re.compile(r"(?<!\bca)n't\b|(?<=\bcan)(?:not|'t)\b")
 

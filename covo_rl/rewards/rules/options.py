@@ -53,6 +53,7 @@ _SYNONYMS = {
 }  # fmt: skip
 _WRONG = re.compile(r"\b(?:not|no|wrong|incorrect|false|maybe|perhaps)\b|\w+n't\b", re.IGNORECASE)
 
+
 @dataclass(frozen=True)
 class ChoiceIndex:
     """The options of one row, prepared. `classes[i]` is the first index with the same text: duplicates are one."""

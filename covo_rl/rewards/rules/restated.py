@@ -14,17 +14,19 @@ from covo_rl.rewards.rules.numbers import UNIT_NAMES, UNITS
 
 MAX_WORDS = 60
 _FRAME = frozenset(
-    "the a an it its it's is are was were be been being this that that's there there's they i'd my answer so therefore "
-    "thus about approximately around roughly in on at of from by to as for with exactly total one's correct right final most likely probably clearly".split()
+    "the a an it its it's is are was were be been being this that that's there there's they i'd my answer so "
+    "therefore thus about approximately around roughly in on at of from by to as for with exactly total one's correct "
+    "right final most likely probably clearly".split()
 )
 _HEARD = frozenset(
     "i we you he he's she she's can hear heard hears hearing sound sounds sounded sounding seem seems appear appears "
-    "like me think believe would say identified detected perceived conveyed expressed has have had does do did feature "
-    "features featured contain contains speak speaks speaking spoken speaker speaker's speakers people person voice play "
-    "plays playing played sing sings singing come comes happen happens occur occurs lasts long made makes produced move moves leave "
-    "leaves background audio clip recording track song music piece noise animal instrument instruments singer emotion "
-    "mood tone genre style tempo language accent dialect event source scene gender age interval chord note key rating "
-    "meter time signature word phrase statement level pitch frequency price cost costs main lead number count format total year duration".split()
+    "like me think believe would say identified detected perceived conveyed expressed has have had does do did "
+    "feature features featured contain contains speak speaks speaking spoken speaker speaker's speakers people person "
+    "voice play plays playing played sing sings singing come comes happen happens occur occurs lasts long made makes "
+    "produced move moves leave leaves background audio clip recording track song music piece noise animal instrument "
+    "instruments singer emotion mood tone genre style tempo language accent dialect event source scene gender age "
+    "interval chord note key rating meter time signature word phrase statement level pitch frequency price cost costs "
+    "main lead number count format total year duration".split()
 )
 #: words that change what stands beside them, also where the question holds them
 _TURNS = frozenset(
@@ -78,7 +80,10 @@ def restated(text: str, question: str, own: Set[str]) -> str:
     first = bare[0]
     if first in _SAYS and first in own:
         denials = [bool(_NOT.fullmatch(word)) for word in bare]
-        if all(one or word in asked or word == "-" or no for one, word, no in zip(empty[1:], bare[1:], denials[1:], strict=True)):
+        if all(
+            one or word in asked or word == "-" or no
+            for one, word, no in zip(empty[1:], bare[1:], denials[1:], strict=True)
+        ):
             return first if any(denials) == _SAYS[first] else text
     solid = [i for i, one in enumerate(empty) if not one]
     last = [i for i in solid if bare[i] not in _RELATE & asked]
