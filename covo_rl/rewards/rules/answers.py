@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from covo_rl.rewards.rules.frames import frames
-from covo_rl.rewards.rules.normalize import key, loose_key
+from covo_rl.rewards.rules.normalize import key, loose_key, merged_key
 from covo_rl.rewards.rules.numbers import UNIT_NAMES
 from covo_rl.rewards.rules.options import prepare, readings, side_readings
 from covo_rl.rewards.rules.quantities import quantity
@@ -92,9 +92,11 @@ def same_text(answer: str, gold: str, question: str = "") -> bool:
     """Equal after normalisation, with or without what stands around it."""
     if len(answer) > 4 * len(gold) + MAX_TEXT:
         return False
-    right, own = loose_key(gold), own_words_of([gold])
-    texts = [text for text, _ in frames(answer)]
-    if any(loose_key(text) == right for text in (*texts, *(restated(text, question, own) for text in texts))):
+    own = own_words_of([gold])
+    layers = [text for text, _ in frames(answer)]
+    texts = [*layers, *(restated(text, question, own) for text in layers)]
+    levels = (loose_key, merged_key) if re.search("[,;:]", gold) else (loose_key,)  # a list, or a ratio
+    if any(level(text) == level(gold) for level in levels for text in texts):
         return True
     groups = _GROUPS.split(clean_text(gold))  # 555-1234
     number = len("".join(groups)) >= 7 and "".join(groups).isdigit()

@@ -32,7 +32,7 @@ _TOKEN = re.compile(
     r"|[^\w\s.,;:!?\"'()\[\]{}*|\\-]",  # a symbol; marks that only decorate and separate are none
 )
 _ACCENTS = re.compile("(?<=[A-Za-z])[\u0300-\u036f]+")
-_JOINED = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_JOINED = re.compile(r"(?<=[^\W\d_])(?:(?<![IVXivx])-|-(?![IVXivx]))(?=[^\W\d_])")  # not V-I
 _GREEK = re.compile("(?<![^\\W_])[\u03b1-\u03c1\u03c3-\u03c9](?![^\\W_])", re.IGNORECASE)
 _NEEDLESS = re.compile(
     r"^both (?=.+ and )|(?:(?<=^none)|(?<=^all))(?: of)? the above\b(?: options| choices)?"

@@ -25,7 +25,7 @@ def _literal(text: str) -> str:
 def _squashed(text: str) -> str:
     """`hiphop` is `Hip hop`; numbers stay apart."""
     words = merged_key(text)
-    return "".join(words) if all(map(str.isalpha, words)) else " ".join(words)
+    return "".join(words) if all(word.isalpha() and len(word) > 1 for word in words) else " ".join(words)
 
 
 _LEVELS = (_literal, key, loose_key, plain_key, merged_key, _squashed)  # texts are compared from strict to loose

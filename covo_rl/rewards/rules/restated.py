@@ -16,7 +16,7 @@ MAX_WORDS = 60
 _FRAME = frozenset(
     "the a an it its it's is are was were be been being this that that's there there's they i'd my answer so "
     "therefore thus about approximately around roughly in on at of from by to as for with exactly total one's correct "
-    "right final most likely probably clearly".split()
+    "right final likely probably clearly".split()
 )
 _HEARD = frozenset(
     "i we you he he's she she's can hear heard hears hearing sound sounds sounded sounding seem seems appear appears "
@@ -31,15 +31,16 @@ _HEARD = frozenset(
 #: words that change what stands beside them, also where the question holds them
 _TURNS = frozenset(
     "not no nor never none neither either or and but than without except besides before after until since more less "
-    "least most fewer over under above below between almost nearly half double twice both all any only unlike other "
+    "least fewer over under above below between almost nearly half double twice both all any only unlike other "
     "instead rather opposite wrong false incorrect absent missing if unless while versus vs compare compared same "
     "different plus minus negative too hardly barely".split()
 )
 _DENIED = re.compile(r"\b(?:not|no|never|except|without|than|compared?|versus)\b|n't\b", re.IGNORECASE)
 _ENDING = re.compile(r"(?<=\w{3})(?:'s|ings?|ed|ers?|es|e|s)$")
 #: of these, what may stand behind the answer as it does in the question
-_RELATE = frozenset("between before after different same while".split())
+_RELATE = frozenset("between before after different same while missing absent wrong incorrect".split())
 _LABEL = re.compile(r"\([A-Za-z]\)|[A-Za-z][.):]")
+_AGE = re.compile(r"^(?!.*(?:month|week|day)).*\b(?:old|age)\b", re.IGNORECASE)
 _AROUND = " ,.:;!?\"'*="
 _NOT = re.compile(r"not|\w+n't|cannot", re.IGNORECASE)
 _SAYS = {"yes": False, "no": True}
@@ -64,6 +65,8 @@ def restated(text: str, question: str, own: Set[str]) -> str:
     stems: Set[str] = frozenset()
     if not _DENIED.search(question):
         allowed, stems = _FRAME | _HEARD, _question_stems(question)
+        if _AGE.search(question):
+            stems = stems | {"year", "old"}
 
     if _LABEL.fullmatch(words[0]):  # B. It is a cat
         return f"{words[0]} {restated(' '.join(words[1:]), question, own)}"
