@@ -14,9 +14,9 @@ from covo_rl.rewards.rules.numbers import UNIT_NAMES, UNITS
 
 MAX_WORDS = 60
 _FRAME = frozenset(
-    "the a an it its it's is are was were be been being this that that's there there's they i'd my answer so "
-    "therefore thus about approximately around roughly in on at of from by to as for with exactly total one's correct "
-    "right final likely probably clearly".split()
+    "the a an it its it's is are was were be been being this that that's there there's they they're these those "
+    "i'd my answer so therefore thus about approximately around roughly in on at of from by to as for with "
+    "exactly total one's correct right final likely probably clearly".split()
 )
 _HEARD = frozenset(
     "i we you he he's she she's can hear heard hears hearing sound sounds sounded sounding seem seems appear appears "
