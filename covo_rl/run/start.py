@@ -20,7 +20,7 @@ from covo_rl.train.checkpoint.identity import (
     reward_fingerprint,
 )
 from covo_rl.train.checkpoint.store import read_values
-from covo_rl.train.checkpoint.timeline import ASIDE, PLAN
+from covo_rl.train.checkpoint.timeline import ASIDE, PLAN, logged_bytes
 
 
 class RunFinished(SystemExit):
@@ -70,16 +70,13 @@ def look_at(run: Run, options: Options, world: int) -> Start:
         about = store.about(path, world)
         state, rewards = read_values(path / "state.json"), reward_fingerprint(options.reward.rewards)
         adapter = adapter_fingerprint(options.adapter.adapter)
+        if here := path.resolve().parent == store.folder.resolve():
+            logged_bytes(run.folder, state["metrics_bytes"])
     except (CheckpointError, RewardError) as error:
         return Start((str(error),))
     saved = {**state, "update": about["update"]}
     now = {"config": plain(options.flat()), "data": saved["data"], "rewards": rewards, "adapter": adapter}
     problems = _refused(saved, now, options)
-    here = path.resolve().parent == store.folder.resolve()
-    logged = run.metrics_path.stat().st_size if run.metrics_path.is_file() else 0
-    if here and logged < state["metrics_bytes"]:
-        what = f"{run.metrics_path} has {logged} bytes, but had {state['metrics_bytes']} when {path.name} was saved"
-        problems = [*problems, f"{what}: put it back, or choose another --output"]
     if not problems and here and about["step"] >= train.max_steps and (run.folder / "result.json").is_file():
         note = (f"{run.folder} holds this run, finished: nothing to do. `covo-rl eval` evaluates it on other rows, a "
                 "larger --max-steps with --allow_changed_config trains on")  # fmt: skip

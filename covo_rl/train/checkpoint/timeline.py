@@ -42,13 +42,7 @@ def move_aside(
     Raises:
         CheckpointError: metrics.jsonl is shorter than that, or something cannot be moved.
     """
-    metrics = run / "metrics.jsonl"
-    size = metrics.stat().st_size if metrics.is_file() else 0
-    if size < metrics_bytes:
-        raise CheckpointError(
-            f"{metrics} has {size} bytes, but had {metrics_bytes} when the checkpoint was saved: it was edited or "
-            "replaced; put it back or choose another --output"
-        )
+    size = logged_bytes(run, metrics_bytes)
     paths = [path for path in _entries(run) if _moment(path) > list(moment)]
     left = trains_on or paths or size > metrics_bytes
     # a folder is moved whole, if an export wrote it
@@ -66,8 +60,19 @@ def move_aside(
         flush(folder)
     finish_moving(run)
     parts = [f"{count} of {name}/" for name, count in counts.items()] + [path.name for path in results]
-    parts += [f"the last {size - metrics_bytes} bytes of {metrics.name}"] if size > metrics_bytes else []
+    parts += [f"the last {size - metrics_bytes} bytes of metrics.jsonl"] if size > metrics_bytes else []
     return [f"moved to {place}, because this run goes on from before it: {', '.join(parts)}"]
+
+
+def logged_bytes(run: Path, least: int) -> int:
+    """Size of metrics.jsonl; raises CheckpointError where it is shorter than the checkpoint knew it."""
+    metrics = run / "metrics.jsonl"
+    if (size := metrics.stat().st_size if metrics.is_file() else 0) < least:
+        raise CheckpointError(
+            f"{metrics} has {size} bytes, but had {least} when the checkpoint was saved: it was edited or replaced; "
+            "put it back, or choose another --output"
+        )
+    return size
 
 
 def finish_moving(run: Path) -> None:
