@@ -248,7 +248,8 @@ def test_where_the_policy_of_a_run_is_found(tmp_path):
         folder = tmp_path / "checkpoints" / f"step_{step}" / "policy"
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text("model: x\n")
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / name).write_text("model: x\n")
     assert policy_folder(tmp_path).parent.name == "step_10"
     assert policy_folder(tmp_path / "checkpoints" / "step_2") == tmp_path / "checkpoints" / "step_2" / "policy"
     assert run_of(folder) == tmp_path
