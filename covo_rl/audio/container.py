@@ -17,6 +17,8 @@ _UNKNOWN_SIZES = (0xFFFFFFFF, 0xFFFFFFFE, 2**64 - 1)
 _NEAR_2_GIB = range(0x7FFF_0000, 0x8000_0001)
 #: Chunks without samples, which may be cut or have a wrong size.
 _METADATA = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"cue ", b"smpl", b"JUNK", b"ANNO")
+#: Of a wav, whose samples have so many bytes as their bits need: PCM, float, and what WAVE_FORMAT_EXTENSIBLE names.
+_PLAIN_CODECS = (1, 3, 0xFFFE)
 #: What may follow the samples and be no chunk: an ID3v1 tag, some padding.
 _MAX_TAIL = 256
 #: The largest FLAC frame: 65,535 samples of 8 channels in 32 bits.
@@ -47,6 +49,8 @@ def whole(data: bytes) -> tuple[bytes, int]:
         return _whole_flac(data)
     if kind == b"WAVE" and magic in (b"RIFF", b"RIFX", b"RF64"):
         _check_chunks(data, b"data", "big" if magic == b"RIFX" else "little")
+        if data[12:16] == b"fmt " and data[20:22] == b"\x55\0":  # mp3 in a wav
+            return whole_mp3(data[data.find(b"data") + 8 :])
     elif kind in (b"AIFF", b"AIFC") and magic == b"FORM":
         return data, _check_chunks(data, b"SSND", "big")
     elif magic == b"caff":
@@ -82,7 +86,11 @@ def _check_chunks(
         if name == b"ds64":
             long_size = int.from_bytes(data[start + 8 : start + 16], "little")
         elif name == b"fmt ":
-            block = int.from_bytes(data[start + 12 : start + 14], order) or 1
+            codec, channels, _, _, _, _, block, bits = (
+                int.from_bytes(data[n : n + 2], order) for n in range(start, start + 16, 2)
+            )
+            if codec in _PLAIN_CODECS and channels in (1, 2) and block != channels * -(-bits // 8):
+                raise PartError(f"damaged, its header counts {block} bytes for {channels} channels of {bits} bits")
         elif name == b"COMM":
             frames = int.from_bytes(data[start + 2 : start + 6], order)
         elif name == samples:
@@ -105,7 +113,7 @@ def _check_size(data: bytes, start: int, length: int, block: int = 1) -> bool:
     """Compare the promised bytes of samples with those from `start` on; whether the size is unknown."""
     there = len(data) - start
     if length in _UNKNOWN_SIZES or (length in _NEAR_2_GIB and length > there):
-        if (rest := there % block) and not (rest == 1 and there % 2 == 0):
+        if (rest := there % max(1, block)) and not (rest == 1 and there % 2 == 0):
             raise PartError(f"truncated, its last sample is cut ({there} bytes in blocks of {block})")
         return True
     if length > there:

@@ -147,7 +147,7 @@ def after_tags(data: bytes, place: int) -> int:
 
 
 def whole_mp3(data: bytes) -> tuple[bytes, int]:
-    """(An mp3 from its first frame on, samples per channel of all frames, less the delay and padding that an encoder
+    """(The frames of an mp3 without its tags, their samples per channel less the delay and padding that an encoder
     states); data that starts otherwise, behind tags, as it is, with 0.
 
     One without a header that states its length gets one: libsndfile guesses it from the first frames, and of a
@@ -160,14 +160,17 @@ def whole_mp3(data: bytes) -> tuple[bytes, int]:
     start = _next_frame(data, tags) if tags else 0
     first = _frame(data, start)
     if first is None or (first.layer != 3 and _next_frame(data, start) != start):
+        is_sync = data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] >= b"\xe0"
+        if is_sync and _next_frame(data, start) < len(data):
+            raise PartError(f"damaged, its first mp3 frame at byte {start} is none")
         return data, 0  # also free format, of which only the decoder knows
     for place in range(max(0, start - _MAX_FRAME), tags):
         before = _frame(data, place)
         if before and before.kind == first.kind and place + before.size == start:
             raise PartError("damaged, its ID3 tag claims to be longer than it is: some sound would not be read")
-    header, samples = data[start : start + first.size], _mp3_samples(data, start, first)
+    header, (samples, end) = data[start : start + first.size], _mp3_frames(data, start, first)
     if first.layer != 3 or _length_header(header, first)[0] is not None:
-        return data[start:], samples
+        return data[start:end], samples
     head = bytearray(data[start : start + 4])
     head[1] |= 1  # no checksum follows
     head[2] = head[2] & 0x0C | 0xE0  # the highest bit rate, so that there is room
@@ -175,15 +178,15 @@ def whole_mp3(data: bytes) -> tuple[bytes, int]:
     assert frame is not None
     text = bytes(_side_info(first) - 4) + b"Xing" + (1).to_bytes(4, "big")
     text += (samples // first.samples).to_bytes(4, "big")
-    return bytes(head) + text + bytes(frame.size - 4 - len(text)) + data[start:], samples
+    return bytes(head) + text + bytes(frame.size - 4 - len(text)) + data[start:end], samples
 
 
-def _mp3_samples(data: bytes, start: int, first: _Frame) -> int:
-    """Samples of the frames from `start` on, see `whole_mp3`."""
+def _mp3_frames(data: bytes, start: int, first: _Frame) -> tuple[int, int]:
+    """(Samples of the frames from `start` on, end of the last one), see `whole_mp3`."""
     header = data[start : start + first.size]
     stated, spare = _length_header(header, first)
     place = start + (first.size if stated is not None else 0)
-    count = 0
+    count, last_end = 0, place
     while place < len(data):
         frame = _frame(data, place)
         if data[place : place + 3] == b"TAG" or (tags := after_tags(data, place)) > place:
@@ -194,6 +197,7 @@ def _mp3_samples(data: bytes, start: int, first: _Frame) -> int:
             if count and _length_header(data[place : place + frame.size], frame)[0] is not None:
                 raise PartError(f"another recording starts at byte {place}, which would not be read")
             count, place = count + 1, place + frame.size
+            last_end = place
         elif (following := _next_frame(data, place)) < len(data):
             changed = _frame(data, following)
             what = "damaged" if changed and changed.kind == first.kind else "its rate or number of channels changes"
@@ -206,7 +210,7 @@ def _mp3_samples(data: bytes, start: int, first: _Frame) -> int:
     if stated and (abs(count - stated) > 1 or (count < stated and missing_bytes)):
         what = "truncated" if count < stated else "more than one recording"
         raise PartError(f"{what}: it has {count} mp3 frames, its header says {stated}")
-    return max(0, count * first.samples - spare)
+    return max(0, count * first.samples - spare), last_end
 
 
 def _frame(data: bytes, place: int) -> _Frame | None:
