@@ -29,7 +29,7 @@ _BLOCK_SIZES = (0, 192, *(576 << n for n in range(4)), 0, 0, *(256 << n for n in
 Order = Literal["big", "little"]
 
 
-def whole(data: bytes) -> tuple[bytes, int]:
+def whole_file(data: bytes) -> tuple[bytes, int]:
     """(What libsndfile is to read, samples per channel that must come of it or 0 where the container cannot say.)
 
     That is the file with a length where its writer could state none (FLAC from a pipe, mp3), with an end (Ogg), and
@@ -139,7 +139,7 @@ def _is_name(name: bytes) -> bool:
 
 
 def _whole_flac(data: bytes) -> tuple[bytes, int]:
-    """See `whole`: STREAMINFO, which is always the first block and states the length, and the frames."""
+    """See `whole_file`: STREAMINFO, which is always the first block and states the length, and the frames."""
     if data[5:8] != b"\0\0\x22" or data[4] & 0x7F:
         return data, 0
     place, is_last = 4, 0

@@ -9,7 +9,7 @@ import stat
 import numpy as np
 import soundfile
 
-from covo_rl.audio.container import whole
+from covo_rl.audio.container import whole_file
 from covo_rl.audio.foreign import explain, is_gsm
 from covo_rl.audio.streams import PartError
 from covo_rl.types import Clip, UserError
@@ -171,7 +171,7 @@ def _scaled(clip: Clip) -> np.ndarray:
 def _read(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """Decode a whole file of a known container: float32 (samples, channels) and its rate."""
     try:
-        data, expected = whole(data)
+        data, expected = whole_file(data)
     except PartError as error:
         raise AudioError(f"{name}: {error}; {_WHOLE}") from error
     with _opened(data, name) as file:

@@ -66,8 +66,11 @@ class Session:
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         check_before_loading(options)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
-        with self.accelerator.main_process_first():  # the first process renders the built-in set
-            self.rows = questions.read_questions(options)
+        if options.data.data is None:
+            with self.accelerator.main_process_first():  # which renders the built-in set
+                questions.builtin_questions()
+        self.clips = ClipStore()
+        self.rows = questions.read_questions(options, self.clips, self.ranks)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
         model = options.model
@@ -78,8 +81,6 @@ class Session:
             trust_remote_code=model.trust_remote_code,
             **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
         )
-        self.clips = ClipStore()
-        self.clips.watch(clip for row in (*self.rows.train, *self.rows.held_out) for clip in row.clips)
         self._check_data()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
         if self.trainable.replaced and options.loss.beta:
@@ -203,7 +204,8 @@ class Session:
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop:
-            saver = Saver(self.options, self.run.folder, stop, self._export_step if train.export_checkpoints else None)
+            on_saved = self._export_step if train.export_checkpoints else None
+            saver = Saver(self.options, self.run.folder, stop, on_saved, self.clips.key)
             self._print(*saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config))
             with console.ProgressDisplay(
                 "GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5

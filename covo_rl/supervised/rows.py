@@ -46,8 +46,9 @@ def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
     return min(stage.first_row for stage in stages), max(ends) if len(ends) == len(stages) else None
 
 
-def stage_examples(config: ColdStartConfig) -> tuple[list[Example], list[Example]]:
+def stage_examples(config: ColdStartConfig, clips: ClipStore | None = None) -> tuple[list[Example], list[Example]]:
     """(Rows that the stages use, held-out rows) of `data` or of the built-in train split; clips as files or arrays.
+    `clips` names those of `data` here.
 
     Raises:
         DataError: rows or clips that cannot be used, all named.
@@ -64,7 +65,7 @@ def stage_examples(config: ColdStartConfig) -> tuple[list[Example], list[Example
         check_rows(rows, config.data)
     else:
         rows = _rendered(config, range(config.rows))
-    train, held_out = split_held_out(rows, config.held_out_share, config.seed)
+    train, held_out = split_held_out(rows, config.held_out_share, config.seed, clips or ClipStore(memory_mb=64))
     check_stage_rows(config, len(train))
     return train[first:end], held_out
 
@@ -88,12 +89,12 @@ def _rendered(config: ColdStartConfig, numbers: Iterable[int]) -> list[Example]:
 
 def prepare_rows(
     rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig,
-    progress: Callable[[Sequence[Example]], Iterable[Example]] = iter,
+    progress: Callable[[Sequence[Example]], Iterable[Example]] = iter, clips: ClipStore | None = None,
 ) -> list[Row]:  # fmt: skip
     """Prompts and features of all rows, each clip decoded once; `progress` passes rows on and shows how far it is."""
     import torch
 
-    clips, result = ClipStore(memory_mb=64), []
+    clips, result = clips or ClipStore(memory_mb=64), []
     features: dict[str, ClipFeatures] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations, which waiting for a second thread only slows

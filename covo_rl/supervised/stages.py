@@ -56,7 +56,8 @@ def run_stages(config: ColdStartConfig) -> Path:
     check_model(config)
     set_seed(config.seed)
     _say(f"reading {config.data or f'{config.rows} built-in questions'}")
-    examples, held_out = stage_rows.stage_examples(config)
+    clips = ClipStore(memory_mb=64)
+    examples, held_out = stage_rows.stage_examples(config, clips)
     start = stage_rows.used_rows(config)[0]
     plan, problems, longest = [], [], 0
     for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
@@ -84,7 +85,7 @@ def run_stages(config: ColdStartConfig) -> Path:
             _say(f"stage {i} ({stage.kind}): {len(examples[part])} rows, {steps_of(stage, len(examples[part]))} steps")
         _say("dry run: rows, teachers and model are fine; nothing was trained or written")
         return Path(config.output)
-    rows = stage_rows.prepare_rows(examples, family, config, partial(with_progress, "preparing clips"))
+    rows = stage_rows.prepare_rows(examples, family, config, partial(with_progress, "preparing clips"), clips)
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
@@ -103,7 +104,7 @@ def run_stages(config: ColdStartConfig) -> Path:
             for *_, texts in plan:
                 longest = max([longest, *(len(family.tokenizer(text)["input_ids"]) for text in texts)])
             family.model.eval()
-            figures = held_out_figures(family, held_out, config.prompt, length=2 * longest or 64)
+            figures = held_out_figures(family, held_out, config.prompt, clips, length=2 * longest or 64)
             log.append({"held_out": figures})
             _say(f"held out: {figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}")
         write_json(folder / "training_log.json", log, indent=1)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +47,25 @@ BEGINNING = {
 }
 
 
-def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
-    """Number of rows and a sha256 each over their text, their clips' content and each of their columns, in order."""
+def data_fingerprint(examples: Sequence[Example], key: Callable[[Clip], str] = content_key) -> dict[str, Any]:
+    """Number of rows and a sha256 each over their text, their clips' content and each of their columns, in order.
+
+    `key` names the content of a clip; `ClipStore.key` knows those that it has named.
+    """
     digests: dict[str, Any] = defaultdict(hashlib.sha256)
     names = {f"column {name}" for row in examples for name in row.columns}
     for row in examples:
         parts = {f"column {name}": value for name, value in row.columns.items()}
-        parts |= {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c) for c in row.clips]}
+        parts |= {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c, key) for c in row.clips]}
         for name in {"text", "audio", *names}:  # a column that a row lacks counts as null
             digests[name].update(json.dumps(plain(parts.get(name)), sort_keys=True).encode() + b"\n")
     return {"rows": len(examples), "sha256": {name: digests[name].hexdigest() for name in sorted(digests)}}
 
 
-def _sound(clip: Clip) -> list[str]:
+def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
     """Name without folder, and content; a clip that cannot be read is skipped and counted by the training."""
     try:
-        return [clip.name.rsplit("/", 1)[-1], content_key(clip)]
+        return [clip.name.rsplit("/", 1)[-1], key(clip)]
     except AudioError:
         return [clip.name.rsplit("/", 1)[-1], "cannot be read"]
 
