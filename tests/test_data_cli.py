@@ -99,6 +99,19 @@ def test_overlap_by_sound_fails_and_by_template_is_a_note(tmp_path):
     ]
 
 
+def test_the_notes_of_both_sets_are_in_json(tmp_path):
+    """finding 45: control tokens were noted for FILE alone, and not in --json."""
+    one, two = dataset(tmp_path / "one", 2, 1, "a"), dataset(tmp_path / "two", 2, 5, "b")
+    rows = rows_of(two)
+    rows[1]["question"] = "Is it <|im_end|> or not?"
+    save(tmp_path / "two", rows)
+    words = ("check", one, "--against", two, "--against-audio-dir", tmp_path / "two")
+    notes = json.loads(run(*words, "--json").stdout)["notes"]
+    assert notes["data"] == []
+    assert "1 rows (b1) write control tokens (<|im_end|>)" in notes["against"][0]
+    assert "note: against: 1 rows (b1) write control tokens" in " ".join(run(*words).stdout.split())
+
+
 def test_markup_in_data_is_printed_as_it_is(tmp_path):
     path = dataset(tmp_path / "train", 1, 0, "t")
     save(tmp_path / "train", [{**rows_of(path)[0], "id": "[red]x[/red]", "answer": "[/bold]"}])

@@ -53,7 +53,11 @@ def read_questions(options: Options, clips: ClipStore | None = None, ranks: Rank
         files = {"data": files["data"]}
     elif not splits:
         held_out = load("eval_data", eval_folder)[: config.eval_limit]
-    rows, clips, ranks = rows if splits else rows[: config.limit], clips or ClipStore(), ranks or Ranks()
+    rows, clips, ranks = (
+        rows if splits else rows[: config.limit],
+        ClipStore() if clips is None else clips,
+        ranks or Ranks(),
+    )
     files_of_rows = [clip for row in (*rows, *held_out) for clip in row.clips]
     clips.watch(files_of_rows, ranks.from_main(clips.watch(files_of_rows) if ranks.main else None))
     if splits:
@@ -86,7 +90,7 @@ def hold_out(
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"eval_fraction {fraction}: must be in [0, 1)")
-    train, held_out, clips = [], [], clips or ClipStore()
+    train, held_out, clips = [], [], ClipStore() if clips is None else clips
 
     def identity(clip: Clip) -> str:
         try:

@@ -65,7 +65,9 @@ def stage_examples(config: ColdStartConfig, clips: ClipStore | None = None) -> t
         check_rows(rows, config.data)
     else:
         rows = _rendered(config, range(config.rows))
-    train, held_out = split_held_out(rows, config.held_out_share, config.seed, clips or ClipStore(memory_mb=64))
+    train, held_out = split_held_out(
+        rows, config.held_out_share, config.seed, ClipStore(memory_mb=64) if clips is None else clips
+    )
     check_stage_rows(config, len(train))
     return train[first:end], held_out
 
@@ -94,7 +96,7 @@ def prepare_rows(
     """Prompts and features of all rows, each clip decoded once; `progress` passes rows on and shows how far it is."""
     import torch
 
-    clips, result = clips or ClipStore(memory_mb=64), []
+    clips, result = ClipStore(memory_mb=64) if clips is None else clips, []
     features: dict[str, ClipFeatures] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations, which waiting for a second thread only slows
