@@ -12,7 +12,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from covo_rl.audio import AudioError, ClipStore
-from covo_rl.config import Options
+from covo_rl.config import ConfigError, Options
 from covo_rl.data import DataError, clip_notes, load_examples
 from covo_rl.run.data_commands import app
 from covo_rl.run.questions import fit_clips, hold_out, read_questions
@@ -124,6 +124,16 @@ def test_a_clip_is_read_once_for_its_name_by_one_rank(tmp_path, monkeypatch):
         with pytest.raises(AudioError, match="changed since"):
             store.key(clips[0])
     assert len(reads) == 2
+
+
+def test_a_split_that_leaves_no_row_is_refused(tmp_path):
+    """finding 22: a set of one clip was held out as a whole, and the self-check ended in a traceback."""
+    seed = next(s for s in range(99) if not hold_out([Example("r", (Clip(data=bytes([s])),), "?")], 0.1)[0])
+    (tmp_path / "a.wav").write_bytes(bytes([seed]))
+    options = Options()
+    options.data.data = str(write(tmp_path / "q.json", [row("r0"), row("r1")]))
+    with pytest.raises(ConfigError, match=r"eval_fraction 0.1 holds out all 2 rows.*--eval_fraction 0"):
+        read_questions(options)
 
 
 def test_a_rank_whose_files_are_others_is_told(tmp_path):
@@ -320,6 +330,14 @@ def test_a_missing_audio_folder_is_told_once(folder):
     path = write(folder / "q.json", [row(f"r{n}") for n in range(90)])
     (message,) = messages(path, folder / "gone")
     assert "gone does not exist; check --audio-dir (rows r0, r1, r2, r3, r4 and 85 more)" in message
+
+
+def test_a_constant_is_silence(tmp_path):
+    """finding 45: half of full scale, and nothing to hear."""
+    soundfile.write(tmp_path / "dc.wav", np.full(RATE, 0.5), RATE)
+    make_clip(tmp_path / "a.wav")
+    (note,) = clip_notes(load_examples(write(tmp_path / "q.json", [row("r0"), row("r1", "dc.wav")])))
+    assert note.startswith("1 of 2 clips: silent") and "dc.wav" in note
 
 
 def test_half_a_data_folder_is_not_a_smaller_set(tmp_path):

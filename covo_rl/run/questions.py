@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from covo_rl.audio import AudioError, ClipStore, decode
-from covo_rl.config import DataConfig, Options
+from covo_rl.config import ConfigError, DataConfig, Options
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
@@ -36,6 +36,7 @@ def read_questions(options: Options, clips: ClipStore | None = None, ranks: Rank
 
     Raises:
         DataError: rows that cannot be used, all named.
+        ConfigError: no row is left to train on.
     """
     config = options.data
     builtin = builtin_questions() if config.data is None else {}
@@ -53,16 +54,16 @@ def read_questions(options: Options, clips: ClipStore | None = None, ranks: Rank
         files = {"data": files["data"]}
     elif not splits:
         held_out = load("eval_data", eval_folder)[: config.eval_limit]
-    rows, clips, ranks = (
-        rows if splits else rows[: config.limit],
-        ClipStore() if clips is None else clips,
-        ranks or Ranks(),
-    )
+    rows, ranks = rows if splits else rows[: config.limit], ranks or Ranks()
+    clips = ClipStore() if clips is None else clips
     files_of_rows = [clip for row in (*rows, *held_out) for clip in row.clips]
     clips.watch(files_of_rows, ranks.from_main(clips.watch(files_of_rows) if ranks.main else None))
     if splits:
         train, held_out = hold_out(rows, config.eval_fraction, clips)
         notes = (f"no eval_data: {len(held_out)} of {len(rows)} rows are held out, all rows of a clip together",)
+        if not train:
+            what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
+            raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
     return Rows(rows, held_out, files, notes)
 

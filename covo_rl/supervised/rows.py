@@ -65,9 +65,8 @@ def stage_examples(config: ColdStartConfig, clips: ClipStore | None = None) -> t
         check_rows(rows, config.data)
     else:
         rows = _rendered(config, range(config.rows))
-    train, held_out = split_held_out(
-        rows, config.held_out_share, config.seed, ClipStore(memory_mb=64) if clips is None else clips
-    )
+    clips = ClipStore(memory_mb=64) if clips is None else clips
+    train, held_out = split_held_out(rows, config.held_out_share, config.seed, clips)
     check_stage_rows(config, len(train))
     return train[first:end], held_out
 
