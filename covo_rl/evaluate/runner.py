@@ -194,8 +194,7 @@ def answer_rows(
     """
     assert request.output is not None
     check_folder(request.output, settings, ranks, overwrite=request.overwrite)
-    clips = ClipStore()
-    files = [clip for example in inputs.examples for clip in example.clips]
+    clips, files = ClipStore(), [clip for example in inputs.examples for clip in example.clips]
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
         answerer = load_answerer(request, style, clips)
