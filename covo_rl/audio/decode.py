@@ -46,7 +46,8 @@ class AudioError(UserError, ValueError):
 def decode(clip: Clip) -> tuple[np.ndarray, int]:
     """The waveform of a clip, float32 (samples,), and its sampling rate in Hz.
 
-    Files are wav, flac, mp3, ogg (Vorbis, Opus, FLAC), aiff, au, caf or gsm. Integer PCM is scaled to [-1, 1), float is kept.
+    Files are wav, flac, mp3, ogg (Vorbis, Opus, FLAC), aiff, au, caf or gsm. Integer PCM is scaled to [-1, 1),
+    float is kept.
 
     Raises:
         AudioError: missing, unreadable, truncated, empty or under 10 ms; several recordings in one file; more than two
