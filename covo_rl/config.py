@@ -305,7 +305,6 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
         content = read_yaml(path)
         values = typed_values({**hints, "env": dict[str, Any]}, content, problems, path)
-    unread = {*map(str, content)} - {*values}
     variables = values.pop("env", {})
     problems += [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
                  if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
@@ -322,10 +321,9 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
     parser.set_defaults_with_config(**values)
     try:
         options = Options(*parser.parse_args_and_config(words)) if names.issuperset(flags) else None
-    except ConfigError as error:
-        options, problems = None, problems + error.problems
-    except ValueError as error:  # words that belong to no option
-        options, problems = None, [*problems, f"command line: {error}"]
+    except ValueError as error:  # ConfigError is one; the parser's own is of words that belong to no option
+        options, problems = None, problems + getattr(error, "problems", [f"command line: {error}"])
+    unread = {*map(str, content)} - {*values, "env"}
     if options is not None:  # what depends on a value that could not be read is not judged
         problems += [text for text in option_problems(options) if not any(name in text for name in unread)]
     if problems or options is None:
