@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from covo_rl.supervised import load_config
 from covo_rl.train.shutdown import exit_after
-from covo_rl.types import user_errors
+from covo_rl.types import user_errors, visible
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -31,9 +32,16 @@ def main(arguments: list[str] | None = None) -> Path:
         return run_stages(config)
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Shows wrong words as text."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+
+def parser() -> Parser:
     """The options of the command; all others are in the YAML."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
     for name in ("model", "data", "audio-dir", "completion-column", "output"):
         parser.add_argument(f"--{name}")

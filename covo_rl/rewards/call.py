@@ -14,6 +14,7 @@ from typing import Any
 
 from covo_rl.data.files import plain
 from covo_rl.rewards.specs import Reward
+from covo_rl.types import visible
 
 LOCATE_SECONDS = 1.0  # spent on finding the row that a function raises on
 SHOWN = 300  # characters of a foreign value or message
@@ -144,4 +145,4 @@ def _locate(reward: Reward, columns: dict[str, Any]) -> str:
 
 def _row(columns: dict[str, Any], i: int) -> str:
     text = columns["completions"][i]
-    return f" for row {columns['id'][i]}, completion {text if len(text) <= 80 else text[:77] + '...'!r}"
+    return f" for row {visible(columns['id'][i])}, completion {text if len(text) <= 80 else text[:77] + '...'!r}"

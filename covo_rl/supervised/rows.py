@@ -132,7 +132,8 @@ def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = 
         try:
             texts.append(completion(row, stage, rng, column))
         except ValueError as error:  # TeacherError, or evidence that no completion can hold
-            problems.append(str(error) if str(error).startswith(row.id) else f"{row.id}: {error}")
+            name = visible(row.id)
+            problems.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if problems:
         more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
         raise TeacherError("\n".join([*problems[:10], *more]))
@@ -156,7 +157,7 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
     def other(value: str) -> str:
         others = [choice for choice in example.choices if choice != value]
         if not others:
-            raise TeacherError(f"{example.id}: a wrong conclusion needs another choice; the row has {example.choices}")
+            raise TeacherError(f"{name}: a wrong conclusion needs another choice; the row has {example.choices}")
         return rng.choice(others)
 
     evidence = example.columns.get("evidence")
