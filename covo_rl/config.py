@@ -407,7 +407,9 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
     except ConfigError:
         raise
     except ValueError as error:  # words that belong to no option
-        raise ConfigError([f"command line: {error}"]) from None
+        left = str(error).partition("HfArgumentParser: ")[2]
+        text = f"what belongs to no option: {left}; options start with --" if left else str(error)
+        raise ConfigError([f"command line: {text}"]) from None
     if problems := option_problems(options):
         raise ConfigError(problems)
     return options
