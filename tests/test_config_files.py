@@ -280,3 +280,17 @@ def test_variables_of_the_judge_are_checked(value, monkeypatch):
     judge_from_spec.cache_clear()
     with pytest.raises(RewardError, match="COVO_RL_JUDGE_TIMEOUT is"):
         judge_from_spec("openai:m@http://nowhere/v1")
+
+
+def test_the_same_weights_by_another_path_are_the_same_evaluation(tmp_path):
+    """finding 40: an evaluation given again from another folder, or through a link, was refused as another one."""
+    from covo_rl.evaluate.folder import check_folder
+    from covo_rl.evaluate.sets import EvalInputError
+    from covo_rl.train.ranks import Ranks
+
+    first = {"model": "runs/m", "model_sha256": "ab", "adapter": None, "adapter_sha256": None}
+    (tmp_path / "run.json").write_text(json.dumps(first))
+    check_folder(tmp_path, first | {"model": "/data/runs/m"}, Ranks())
+    for other in ({"model_sha256": "cd"}, {"model": "m2", "model_sha256": None}, {"adapter": "a"}):
+        with pytest.raises(EvalInputError, match="holds another evaluation"):
+            check_folder(tmp_path, first | other, Ranks())

@@ -162,9 +162,10 @@ def test_every_name_in_running_code_is_in_the_code():
     files = [path for room in rooms for path in (ROOT / room).rglob("*") if path != Path(__file__)]
     sources = [path for path in files if path.suffix in (".py", ".yaml", ".jinja")]
     words = {path.stem for path in files}.union(*(re.findall(r"\w+", path.read_text("utf-8")) for path in sources))
-    for page in PAGES:
+    for page in [page for page in PAGES if page.name != "serving.md"]:  # whose names are vLLM's
         code = " ".join(re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text(encoding="utf-8"))))
-        assert set(re.findall(r"\b[A-Za-z]+(?:_[A-Za-z]+)+\b", code)) - words == set(), page.name
+        code = code.replace("_NNNNN", "")
+        assert set(re.findall(r"\b(?!my_)[A-Za-z]+(?:_[A-Za-z]+)+\b", code)) - words == set(), page.name
 
 
 def test_the_manifest_of_an_own_eval_set_loads_as_printed(tmp_path):
