@@ -322,7 +322,9 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
     try:
         options = Options(*parser.parse_args_and_config(words)) if names.issuperset(flags) else None
     except ValueError as error:  # ConfigError is one; the parser's own is of words that belong to no option
-        options, problems = None, problems + getattr(error, "problems", [f"command line: {error}"])
+        left = str(error).partition("HfArgumentParser: ")[2]
+        text = f"what belongs to no option: {left}; options start with --" if left else str(error)
+        options, problems = None, problems + getattr(error, "problems", [f"command line: {text}"])
     unread = {*map(str, content)} - {*values, "env"}
     if options is not None:  # what depends on a value that could not be read is not judged
         problems += [text for text in option_problems(options) if not any(name in text for name in unread)]

@@ -118,6 +118,17 @@ class ConfigError(UserError, ValueError):
         super().__init__("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in self.problems))
 
 
+def meant(path: str | Path) -> str:
+    """`; did you mean PATH?` where a name beside a missing path is like it, or nothing."""
+    path = Path(path)
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML or (by its suffix) JSON file.
 
@@ -128,8 +139,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     path = Path(path)
+    if path.is_dir():
+        inside = path / "config.yaml"
+        hint = f"; did you mean {inside}?" if inside.is_file() else ""
+        raise ConfigError([f"{path}: a folder, where a file of options is needed{hint}"])
     if not path.is_file():
-        raise ConfigError([f"{path}: no such file (looked in {Path.cwd()})"])
+        raise ConfigError([f"{path}: no such file (looked in {Path.cwd()}){meant(path)}"])
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if path.suffix == ".json":

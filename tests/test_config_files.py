@@ -406,3 +406,17 @@ def test_rewards_model_parts_and_pattern_are_judged_together_before_a_model_is_l
     options.reward.rewards, options.adapter.lora_target_modules = "acuracy", "("
     with pytest.raises(ConfigError, match=r"(?s)did you mean 'accuracy'.*'llmm' is not a part.*regular expression"):
         check_before_loading(options)
+
+
+def test_the_same_weights_by_another_path_are_the_same_evaluation(tmp_path):
+    """finding 40: an evaluation given again from another folder, or through a link, was refused as another one."""
+    from covo_rl.evaluate.folder import check_folder
+    from covo_rl.evaluate.sets import EvalInputError
+    from covo_rl.train.ranks import Ranks
+
+    first = {"model": "runs/m", "model_sha256": "ab", "adapter": None, "adapter_sha256": None}
+    (tmp_path / "run.json").write_text(json.dumps(first))
+    check_folder(tmp_path, first | {"model": "/data/runs/m"}, Ranks())
+    for other in ({"model_sha256": "cd"}, {"model": "m2", "model_sha256": None}, {"adapter": "a"}):
+        with pytest.raises(EvalInputError, match="holds another evaluation"):
+            check_folder(tmp_path, first | other, Ranks())

@@ -133,6 +133,17 @@ def test_convert(tmp_path, name):
     ]
 
 
+def test_convert_does_not_write_over_the_file_that_it_reads(tmp_path):
+    """finding 40: `data convert rows.json rows.json` replaced somebody's rows without a word."""
+    path = dataset(tmp_path, 2, 0, "t")
+    (tmp_path / "link.json").symlink_to(path)
+    before = path.read_bytes()
+    for target in (path, tmp_path / "link.json"):
+        result = run("convert", path, target, "--to", "avqa")
+        assert result.exit_code and "is the file that is read" in result.output
+    assert path.read_bytes() == before
+
+
 def test_wrong_arguments_are_told(tmp_path):
     path = dataset(tmp_path / "train", 1, 0, "t")
     for words, said in (

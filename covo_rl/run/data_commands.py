@@ -84,6 +84,8 @@ def convert_command(
 ) -> None:
     """Write a question set with the field names of another. Audio stays where it is, further columns are kept."""
     folder = audio_root(source, audio_dir)
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise _stop(f"{visible(target)} is the file that is read: give another OUT")
     try:
         examples = load_examples(source, folder, format=from_, allow_outside=allow_outside_audio, strict=False)
         data.write(data.to_rows(examples, to, folder), target)

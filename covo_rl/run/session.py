@@ -35,7 +35,7 @@ from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.result import before_settings, evaluated, show_result, stored_before
-from covo_rl.run.start import RunFinished, Start, look_at, own
+from covo_rl.run.start import RunFinished, Start, look_at, own, summary_rows
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
@@ -148,8 +148,12 @@ class Session:
     def show(self) -> None:
         """Print the configuration summary, what trains, the reward check and the self-check; then own the folder."""
         options = self.options
-        weights = {term.name: term.weight for term in components(options.reward.rewards)}
-        tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
+        place = f"{self.accelerator.device}, {self.ranks.world} process(es)"
+        held_out = self.rows.files.get("eval_data", self.rows.files["data"])
+        rows = {"data": f"{len(self.examples)} rows from {self.rows.files['data']}",
+                "held out": f"{len(self.held_out)} rows from {held_out}"}  # fmt: skip
+        about = summary_rows(options, self.family.model_type, place, rows)
+        tables = console.summary_table("run", about), render_report(self.trainable.report)
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
         self._print(*tables, *notes)
@@ -173,23 +177,6 @@ class Session:
 
     def _prompts(self, count: int) -> list[Prompt]:
         return questions.readable_prompts(self.examples, count, self.family, self.clips, self.options.prompt)
-
-    def _summary(self, rewards: dict[str, float]) -> list[tuple[str, Any]]:
-        options, train, rollout = self.options, self.options.train, self.options.rollout
-        terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in rewards.items())
-        gate = "" if options.reward.reward_gate == "none" else f", gated by {options.reward.reward_gate}"
-        return [
-            ("model", f"{options.model.model} ({self.family.model_type})"),
-            ("device", f"{self.accelerator.device}, {self.ranks.world} process(es)"),
-            ("data", f"{len(self.examples)} rows from {self.rows.files['data']}"),
-            ("held out", f"{len(self.held_out)} rows from {self.rows.files.get('eval_data', self.rows.files['data'])}"),
-            ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
-            ("R_total", terms + gate),
-            ("judge", options.reward.judge or "none: deterministic checkers"),
-            ("loss", f"{options.loss.loss_type}, beta {options.loss.beta:g}, lr {train.learning_rate:g}"),
-            ("seed", train.seed),
-            ("run folder", train.output),
-        ]
 
     def _print(self, *lines: Any) -> None:
         """Lines and tables, by the main process."""
