@@ -13,8 +13,8 @@ import numpy as np
 from covo_rl.config import ConfigError, RewardConfig, number_map
 from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import reward_columns
-from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
-from covo_rl.rewards.worker import run_components
+from covo_rl.rewards.specs import Reward, RewardError, Source
+from covo_rl.rewards.worker import reward_of, run_components
 from covo_rl.types import Group, RewardTable, visible
 
 logger = logging.getLogger("covo_rl.rewards")
@@ -37,7 +37,7 @@ class Component:
 
 
 def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Component]:
-    """`a,b=0.5`, a list of specs, or a mapping spec (or function) -> weight.
+    """`a,b=0.5`, a list of specs (or of components, as they are), or a mapping spec (or function) -> weight.
 
     Raises:
         RewardError: nothing given, a reward that cannot be loaded, a weight that is no number, a name that is used
@@ -50,12 +50,12 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
             raise RewardError(error.problems[0]) from None
         weights: Any = list(zip(rewards if isinstance(rewards, Mapping) else numbers, numbers.values(), strict=True))
     else:
-        weights = [(spec, 1.0) for spec in rewards]
+        weights = [(spec.reward, spec.weight) if isinstance(spec, Component) else (spec, 1.0) for spec in rewards]
     if not weights:
         raise RewardError("no rewards given; write for example rewards: accuracy,format")
     terms: list[Component] = []
     for spec, weight in weights:
-        reward: Any = load_reward(spec) if isinstance(spec, str) else spec
+        reward: Any = reward_of(spec) if isinstance(spec, str) else spec
         if not isinstance(reward, Reward):
             name = getattr(spec, "__name__", type(spec).__name__)
             reward = Reward(Source(name, name, "object", repr(spec)), reward)

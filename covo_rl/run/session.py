@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Session:
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         check_before_loading(options)
+        self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         with self.accelerator.main_process_first():  # the first process renders the built-in set
             self.rows = questions.read_questions(options)
@@ -126,7 +127,7 @@ class Session:
         """Print the configuration summary, what trains, the reward check and the self-check; record them."""
         options = self.options
         self.run.write_config(options.flat())
-        weights = {term.name: term.weight for term in components(options.reward.rewards)}
+        weights = {term.name: term.weight for term in self.terms}
         files = {f"reward:{name}": path for name, path in reward_files(weights).items()}
         record = environment({**self.rows.files, **files})
         record |= {"judge_templates": template_hashes()} if options.reward.judge else {}
@@ -173,7 +174,7 @@ class Session:
                 self.held_out,
                 prompt_config=options.prompt,
                 rollout_config=options.rollout,
-                reward_config=options.reward,
+                reward_config=replace(options.reward, rewards=self.terms),
                 clips=self.clips,
                 audio=audio,
                 greedy=mode == "greedy",

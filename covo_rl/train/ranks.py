@@ -55,19 +55,22 @@ class Ranks:
 
             dist.barrier()
 
-    def together(self, action: Callable[[], Any], error: type[Exception]) -> None:
-        """Run `action` here; when it raises `error` on any rank, every rank does, with what went wrong.
+    def together(self, action: Callable[[], Any], error: type[Exception]) -> Any:
+        """What `action` returns here; when it raises `error` on any rank, every rank does, with what went wrong.
 
         Without this a full disk on one rank would leave the others waiting for it for ever.
 
         Raises:
             error: on every rank, naming those where it happened.
         """
-        failure = None
+        if self.world == 1:
+            return action()
+        value = failure = None
         try:
-            action()
+            value = action()
         except error as problem:
             failure = str(problem)
         failures = [f"rank {rank}: {what}" for rank, what in enumerate(self.gathered(failure)) if what]
         if failures:
             raise error("; ".join(failures))
+        return value

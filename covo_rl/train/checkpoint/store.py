@@ -165,9 +165,7 @@ class CheckpointStore:
                 f"can go on with it, not {ranks.world}. Name a checkpoint without a dot: "
                 f"{', '.join(p.name for p in self.all() if '.' not in p.name) or 'there is none'}"
             )
-        states: list[TrainState] = []
-        ranks.together(lambda: states.append(_read(path, about, ranks.rank)), CheckpointError)
-        return states[0]
+        return ranks.together(lambda: _read(path, about, ranks.rank), CheckpointError)
 
     def remove(self, *paths: Path) -> None:
         """Rename, then delete: a half-deleted folder must not look like a checkpoint."""
