@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
 from covo_rl.data.files import plain
-from covo_rl.rewards.scoring import beside, figures
+from covo_rl.rewards.scoring import beside, figures, whole_sums
 from covo_rl.types import Group, RewardTable
 
 
@@ -53,7 +53,7 @@ class StepShare:
     def of(cls, groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> StepShare:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         return cls(
-            table,
+            replace(table, rewards_PG=whole_sums(table)),
             np.array([len(r.completion_ids) for r in rollouts], dtype=float),
             np.array([r.stop_reason == "length" for r in rollouts], dtype=float),
             np.array([bool(r.problems) for r in rollouts], dtype=float),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,8 +115,8 @@ def _table(terms: Sequence[Component], outcomes: Sequence[Outcome], prompts: int
         seconds[name] = outcome.seconds
         metrics = beside(metrics, outcome.metrics, name)
         extras = beside(extras, outcome.extras, name)
-    metrics = beside(figures(names, rewards_PGR, rewards_PG), metrics)
-    return RewardTable(names, weights_R, rewards_PGR, rewards_PG, missing, seconds, metrics, extras)
+    table = RewardTable(names, weights_R, rewards_PGR, rewards_PG, missing, seconds, extras=extras, gate=gate)
+    return replace(table, metrics=beside(figures(names, rewards_PGR, whole_sums(table)), metrics))
 
 
 def beside(own: Mapping[str, Any], logged: Mapping[str, Any], prefix: str = "logged") -> dict[str, Any]:
@@ -141,6 +141,21 @@ def weighted_sum(rewards_PGR: np.ndarray, weights_R: np.ndarray, gate: int | Non
     if gate is not None:
         graded_PG &= ~missing_PGR[..., gate]
     return np.where(graded_PG, np.nansum(np.where(counted_PGR, rewards_PGR * weights_R, 0.0), axis=-1), np.nan)
+
+
+def whole_sums(table: RewardTable) -> np.ndarray:
+    """(P, G) sums for figures over groups and steps: NaN also where a component failed for a whole group.
+
+    Within the group its sums can be compared; beside others they would show an outage of the judge as a fall.
+    """
+    sums_PG, gate = table.rewards_PG.copy(), table.gate
+    for (p, g, name), why in table.missing.items():
+        counted = table.weights_R[table.names.index(name)] and (
+            gate in ("none", name) or table.rewards_PGR[p, g, table.names.index(gate)] == 1
+        )
+        if counted and why.startswith("failed"):
+            sums_PG[p, g] = np.nan
+    return sums_PG
 
 
 class FailureWindow:

@@ -18,7 +18,7 @@ import inspect
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -73,11 +73,7 @@ class Reward:
     @cached_property
     def parameters(self) -> frozenset[str]:
         """Names it takes; `**` among them if it takes any."""
-        try:
-            parameters = inspect.signature(self.function).parameters.values()
-        except (TypeError, ValueError):  # some built-in functions have no signature
-            return frozenset(["**"])
-        return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
+        return frozenset(_parameters(self.function))
 
     @property
     def conversational(self) -> bool:
@@ -138,15 +134,12 @@ def load_reward(spec: str, *, alone: bool = False) -> Reward:
     with _import_guard(spec):
         function = _imported(source, alone)
     if not callable(function):
-        kind = type(function).__name__
-        raise RewardError(f"reward {spec!r}: {source.name} in {source.location} is {kind}, not a function")
+        what = f"{source.name} in {source.location} is {type(function).__name__}"
+        raise RewardError(f"reward {spec!r}: {what}, not a function")
     if arguments or inspect.isclass(function):  # a class is a factory: what it makes is called
-        _check_arguments(spec, function, arguments)
-        try:
-            factory = "completions" not in inspect.signature(function).parameters
-        except (TypeError, ValueError):  # some built-in functions have no signature
-            factory = True
-        if factory:
+        parameters = _parameters(function)
+        _check_arguments(spec, parameters, arguments)
+        if "completions" not in parameters:
             with _import_guard(spec):
                 made: Any = function(**arguments)
             function, arguments = made, {}
@@ -155,13 +148,18 @@ def load_reward(spec: str, *, alone: bool = False) -> Reward:
     return AsyncReward(reward.source, function) if is_async else reward
 
 
-def _check_arguments(spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Raises RewardError for an argument that the function does not take: it would be left out."""
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """Names it takes; `**` among them if it takes any, as do built-in functions without a signature."""
     try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "completions" not in parameters:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ["**"]
+    return ["**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
+
+
+def _check_arguments(spec: str, parameters: Sequence[str], arguments: Mapping[str, Any]) -> None:
+    """Raises RewardError for an argument that the function does not take: it would be left out."""
+    if "**" in parameters and "completions" not in parameters:
         return  # a factory that takes anything
     for name in arguments:
         if name not in parameters:

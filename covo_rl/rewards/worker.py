@@ -279,7 +279,7 @@ def serve(spec: str, fd: int) -> None:
         reward, about = None, {"problem": name + shown(error, 10 * SHOWN)}
     if os.getpid() == pid:
         pipe.send_bytes(pickle.dumps(about))
-    loop = asyncio.Runner()  # one for all steps: what a coroutine function keeps (a session, a lock) belongs to its loop
+    loop = asyncio.Runner()  # for all steps: a session or lock that a coroutine function keeps belongs to it
     with contextlib.suppress(EOFError):
         while reward is not None and os.getpid() == pid:
             number, timeout, columns = pickle.loads(pipe.recv_bytes())

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from covo_rl.types import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -55,7 +57,7 @@ class Ranks:
 
             dist.barrier()
 
-    def together(self, action: Callable[[], Any], error: type[Exception]) -> Any:
+    def together(self, action: Callable[[], Any], error: type[UserError]) -> Any:
         """What `action` returns here; when it raises `error` on any rank, every rank does, with what went wrong.
 
         Without this a full disk on one rank would leave the others waiting for it for ever.
@@ -72,5 +74,7 @@ class Ranks:
             failure = str(problem)
         failures = [f"rank {rank}: {what}" for rank, what in enumerate(self.gathered(failure)) if what]
         if failures:
-            raise error("; ".join(failures))
+            problem = error("; ".join(failures))
+            problem.everywhere = True
+            raise problem
         return value

@@ -52,7 +52,8 @@ def exit_after(main: Callable[[], object]) -> NoReturn:
         if not isinstance(error, SystemExit):
             traceback.print_exception(error)
         elif not isinstance(code, int | None):
-            print(code, file=sys.stderr)
+            if Ranks.current().main or not getattr(error.__context__, "everywhere", False):
+                print(code, file=sys.stderr)
             code = 1
     else:
         if Ranks.current().world == 1:
