@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import train_cases
@@ -107,6 +108,23 @@ def test_honest_plugins_work_step_after_step(write, monkeypatch, code):
     spec = write(code)
     for _ in range(3):
         assert scores([spec]) == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [("import os; os._exit(3)", "ended while it was loaded .exit code 3"), ("1 / 0", "raises ZeroDivisionError"),
+     ("import sys; sys.exit(4)", "raises SystemExit while it is imported: 4"), ("g = 1", "has no 'f'; it has"),
+     ("f = 1", "is int, not a function"), ("import os; os.closerange(3, 256)", "ended while it was loaded"),
+     ("import os\nfor fd in range(3, 99):\n try: os.write(fd, b'\\0\\0hello')\n except OSError: pass", "own_plugin")],
+)  # fmt: skip
+def test_a_plugin_that_does_not_load_is_named_before_a_step(write, monkeypatch, code, why):
+    """finding 12: whatever it does while it is imported; entries of sys.path that are no text are ignored by Python."""
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/nowhere")])
+    spec = write(code)
+    with pytest.raises(RewardError, match=why):
+        components([spec])
+    write("def f(completions, **kw): return [0.5, 1.0]")
+    assert scores([spec]) == [0.5, 1.0]
 
 
 def test_a_file_of_a_package_says_how_it_is_named(write):

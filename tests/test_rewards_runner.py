@@ -425,3 +425,10 @@ def test_an_outage_is_no_fall_in_the_figures(gate, totals):
         assert metrics["reward_total"] == total and metrics["none_total"] == (1.0 if total is None else 0.0)
         assert table.metrics.get("rewards/total/mean") == total
     assert failing.rewards_PG.tolist() == ([[1.0, 1.0]] if gate == "none" else [[0.0, 0.0]])  # to compare siblings by
+
+
+@pytest.mark.parametrize("reward", [None, 5, ["accuracy"], dict, type("Judge", (), {"__call__": print})])
+def test_what_is_no_function_is_refused_before_anything_is_scored(reward):
+    """finding 40: a class, None or a number passed as a reward, and failed at every step."""
+    with pytest.raises(RewardError, match="neither a name nor a function"):
+        components([reward])

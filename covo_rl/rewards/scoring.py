@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from covo_rl.config import ConfigError, RewardConfig, number_map
-from covo_rl.rewards.call import Outcome
+from covo_rl.rewards.call import Outcome, shown
 from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.specs import Reward, RewardError, Source
 from covo_rl.rewards.worker import reward_of, run_components
@@ -58,6 +58,8 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
         reward: Any = reward_of(spec) if isinstance(spec, str) else spec
         if not isinstance(reward, Reward):
             name = getattr(spec, "__name__", type(spec).__name__)
+            if not callable(reward) or isinstance(reward, type):
+                raise RewardError(f"reward {shown(spec)}: neither a name nor a function; of a class, give an object")
             reward = Reward(Source(name, name, "object", repr(spec)), reward)
         terms.append(Component(reward, float(weight)))
         name = terms[-1].name

@@ -33,7 +33,7 @@ from covo_rl.types import UserError
 
 GROUP = "covo_rl.rewards"
 PACKAGES = ("trl", "covo_rl")  # whose functions may run in the trainer's process
-LOAD_SECONDS = 60.0  # that importing a reward may take
+LOAD_SECONDS = 180.0  # that importing a reward may take: torch from a network file system, on eight ranks at once
 
 
 class RewardError(UserError, ValueError):

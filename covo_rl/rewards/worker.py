@@ -153,12 +153,14 @@ class _Worker:
                     self._start()
             except TimeoutError:
                 why = f"did not load within {LOAD_SECONDS:g} s"
-            except (EOFError, OSError, pickle.PickleError) as error:
-                why = f"its process ended while it was loaded ({self._exit() or error})"
+            except RewardError as error:
+                why = str(error)
+            except Exception as error:  # whatever a plugin does to the line between us
+                why = f"its process ended while it was loaded ({self._exit() or shown(error)})"
             else:
                 return self.about
             self.end()
-            raise RewardError(f"reward {self.spec!r}: {why}")
+            raise RewardError(why if self.spec in why else f"reward {self.spec}: {why}")
 
     @property
     def running(self) -> bool:
@@ -194,7 +196,7 @@ class _Worker:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-P", keeper, self.spec, str(theirs.fileno()),
-                 os.pathsep.join(path or os.getcwd() for path in sys.path)],
+                 os.pathsep.join(str(path or os.getcwd()) for path in sys.path)],
                 stdin=subprocess.PIPE, stdout=2, pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
         about = pickle.loads(self.pipe.recv_bytes(REPLY_BYTES))
