@@ -183,6 +183,7 @@ class TrainConfig:
 
     seed: int = option(42, "seeds data order, initialisation and sampling")
     output: str = option("runs/grpo", "run folder")
+    overwrite: bool = option(False, "replace the run that OUTPUT holds, once everything is checked")
     max_steps: int = option(60, "generation steps")
     prompts_per_step: int = option(32, "P, unique prompts per step over all ranks")
     micro_batch_prompts: int = option(32, "whole groups per forward and backward on one rank")
@@ -422,6 +423,7 @@ def option_problems(options: Options) -> list[str]:
         (rollout.temperature > 0, f"temperature {rollout.temperature}: sampling needs a temperature above 0"),
         (not train.micro_batch_rollouts or train.micro_batch_prompts == 1,
          f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
+        (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
         (train.lr_scheduler_type in SCHEDULES,
          f"lr_scheduler_type {train.lr_scheduler_type!r}: choose one of {' '.join(SCHEDULES)}"),
         (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),

@@ -209,6 +209,27 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
     return [*chat, {"role": "user", "content": content}]
 
 
+def position_limit(config: Any) -> int | None:
+    """Positions that a decoder of this configuration was made for, None where it does not say."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    scaled = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if limit and (original := scaled.get("original_max_position_embeddings")):
+        limit = max(limit, int(original * scaled.get("factor", 1)))
+    return limit
+
+
+def length_problem(name: str, prompt: int, completion: int, limit: int | None) -> list[str]:
+    """What is wrong with so many positions in the row `name`; empty where they fit."""
+    if limit is None or prompt + completion <= limit:
+        return []
+    return [
+        f"row {visible(name)}: {prompt} positions of the prompt and up to {completion} of the completion are "
+        f"{prompt + completion}, the model takes {limit} (max_position_embeddings): shorten the audio or the question, "
+        "or lower max_completion_length"
+    ]
+
+
 def written_texts(examples: Iterable[Example], config: PromptConfig) -> Iterator[tuple[str, str]]:
     """(row id, what the row says in its prompt), and the same of the options that every prompt has."""
     yield "prompt options", f"{config.system_prompt or ''}\n{config.instruction}"

@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", help="where to write the LoRA adapter")
     options = parser.parse_args()
+    if options.output and Path(options.output).exists():
+        parser.error(f"--output {options.output} exists: choose another folder")
     path = options.data or builtin_questions()["train"]
     examples = load_examples(str(path), options.audio_dir or str(Path(path).parent))
     model, history = grpo(examples, options.model, steps=options.steps, seed=options.seed)

@@ -9,7 +9,7 @@ Smoke test, about three CPU minutes (a tiny Covo-Audio and rendered clips, both 
 
 Your own rows (MMAU, AVQA, AudioMCQ or our field names), the same way:
 
-    accelerate launch recipes/grpo_mmau.py --data questions.json --audio-dir clips/
+    accelerate launch recipes/grpo_mmau.py --data questions.json --audio-dir clips/ --output runs/mine
 
 Your own model, with the settings of configs/own_model.yaml (a folder's prompt.yaml says its wording):
 

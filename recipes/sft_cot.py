@@ -3,7 +3,7 @@
     rows -> [tagging] -> sft: perception -> sft: cold start -> checkpoint folder
 
 Smoke (half a minute, CPU):    python recipes/sft_cot.py --config recipes/configs/sft_smoke.yaml
-The shipped tiny checkpoint:   python recipes/sft_cot.py --config recipes/configs/sft_tiny.yaml
+The shipped tiny checkpoint:   python recipes/sft_cot.py --config recipes/configs/sft_tiny.yaml --overwrite
 Your rows and your model:      accelerate launch recipes/sft_cot.py --model PATH --data rows.json --audio-dir DIR
 Your rows, a new tiny model:   python recipes/sft_cot.py --config tiny_of_mine.yaml, see docs/supervised.md
 
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--held-out", type=float, help="share of the data that no stage sees (default 0.05)")
     parser.add_argument("--save-stages", action="store_true", default=None)
+    parser.add_argument("--overwrite", action="store_true", default=None, help="replace an earlier cold start")
     parser.add_argument("--dry-run", action="store_true", default=None, help="check everything, train nothing")
     return parser
 

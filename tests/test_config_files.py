@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from covo_rl.config import LIMITS, ConfigError, Options, RewardConfig, option_names, option_problems, parse_options
+from covo_rl.data.files import RecordError, read_record
 from covo_rl.evaluate.runner import Request
 from covo_rl.evaluate.sets import EvalInputError, load_set
-from covo_rl.export import ExportError
-from covo_rl.export.adapter import read_record
 from covo_rl.resolve import read_yaml
 from covo_rl.rewards import RewardError, components
 from covo_rl.supervised import load_config
+from covo_rl.train.ranks import Ranks
 
 BROKEN = [
     (b"max_steps: [1\nseed: 3\n", "line 2"),
@@ -48,7 +48,7 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path, content, message):
         (lambda: parse_options(["--config", str(path)]), ConfigError),
         (lambda: load_config(path), ConfigError),
         (lambda: load_set(str(path)), EvalInputError),
-        (lambda: read_record(path), ExportError),
+        (lambda: read_record(path), RecordError),
     ):
         with pytest.raises(error, match=message) as caught:
             read()
@@ -63,7 +63,7 @@ def test_prompt_yaml_of_a_checkpoint_is_checked_before_the_model_is_loaded(tmp_p
         ("choice_style: circles", "choose letters, lines or inline"),
     ):  # fmt: skip
         (tmp_path / "prompt.yaml").write_text(content)
-        with pytest.raises(EvalInputError, match=rf"prompt\.yaml.*{message}"):
+        with pytest.raises(ConfigError, match=rf"prompt\.yaml.*{message}"):
             request.prompt_config()
     (tmp_path / "prompt.yaml").write_text("choice_style: lines\n")
     assert request.prompt_config().choice_style == "lines"
@@ -74,7 +74,7 @@ def test_json_is_held_to_the_same(tmp_path):
     path = tmp_path / "export.json"
     for content, message in (('{"a": 1, "a": 2}', "'a' is there twice"), ('{"a": ', "line 1"), ("[]", "found list")):
         path.write_text(content)
-        with pytest.raises(ExportError, match=message):
+        with pytest.raises(RecordError, match=message):
             read_record(path)
     path.write_text(json.dumps({"a": "\ud83d"}))
     assert read_record(path) == {"a": "\ud83d"}
@@ -256,13 +256,13 @@ def test_merge_keys_of_yaml_may_be_overridden(tmp_path):
 
 def test_records_of_an_evaluation_that_are_damaged_are_named(tmp_path):
     """finding 30: run.json of a folder to go on in, report.json of two to compare."""
+    from covo_rl.evaluate.folder import check_folder
     from covo_rl.evaluate.report import compare_runs
-    from covo_rl.evaluate.runner import open_folder
 
     for name in ("run.json", "report.json", "rows.jsonl"):
         (tmp_path / name).write_text('{"a": ')
     with pytest.raises(EvalInputError, match=r"run\.json.*(?s:.)*choose another --output"):
-        open_folder(tmp_path, {"a": 1})
+        check_folder(tmp_path, {"a": 1}, Ranks())
     with pytest.raises(EvalInputError, match=r"report\.json"):
         compare_runs(tmp_path, tmp_path)
     (tmp_path / "report.json").write_text("{}")
@@ -271,12 +271,12 @@ def test_records_of_an_evaluation_that_are_damaged_are_named(tmp_path):
         compare_runs(tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("value", ["", "ten", "-1", "nan", "inf", "0"])
+@pytest.mark.parametrize("value", ["ten", "-1", "nan", "inf", "0"])
 def test_variables_of_the_judge_are_checked(value, monkeypatch):
     """finding 30: limits that come from the environment."""
     from covo_rl.rewards.judge import judge_from_spec
 
     monkeypatch.setenv("COVO_RL_JUDGE_TIMEOUT", value)
     judge_from_spec.cache_clear()
-    with pytest.raises(RewardError, match="COVO_RL_JUDGE_TIMEOUT="):
+    with pytest.raises(RewardError, match="COVO_RL_JUDGE_TIMEOUT is"):
         judge_from_spec("openai:m@http://nowhere/v1")

@@ -119,17 +119,8 @@ def test_the_pages_name_options_of_the_recipe_that_exist():
     known = {name.replace("_", "-") for name in option_names()} | {"full", "config", "help"}
     text = (ROOT / "docs" / "resilience.md").read_text() + (ROOT / "docs" / "adapters.md").read_text()
     flags = {flag.replace("_", "-") for flag in re.findall(r"`--([a-z][\w-]+)", text)}
-    others = {
-        "allow-noop",
-        "export-checkpoints",
-        "merged",
-        "base-model",
-        "adapter",
-        "dtype",
-        "ranks",
-        "toy",
-        "num-processes",
-    }
+    others = {"allow-noop", "export-checkpoints", "merged", "base-model", "adapter", "dtype", "ranks", "toy"}
+    others |= {"num-processes", "mixed-precision"}  # of accelerate launch
     assert flags - known - others == set()
 
 

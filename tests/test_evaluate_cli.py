@@ -402,6 +402,116 @@ def test_listening_figures_and_a_folder_that_refuses_other_settings(tmp_path, tw
     assert "limit: 16 there, 24 now" in result.output
 
 
+# -- one owner, one setting ----------------------------------------------------------------------------------------
+
+
+def everything(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def scored(out, data, predictions, *more):
+    return cli(
+        "--set", "mmau-test-mini", "--data", data, "--predictions", predictions, "--output", out, "--no-plots", *more
+    )
+
+
+def test_other_predictions_do_not_replace_a_report_unasked(tmp_path, five):
+    """finding 09"""
+    data, predictions = five
+    out = tmp_path / "out"
+    assert scored(out, data, predictions).exit_code == 0
+    assert scored(out, data, predictions).exit_code == 0, "the same again is no other evaluation"
+    other = write(tmp_path / "other.json", [{"id": "r0", "prediction": "cow"}])
+    (out / "notes.txt").write_text("mine")
+    before = everything(out)
+    for words in ((data, other), (data, predictions, "--rewards", "none"), (data, predictions, "--limit", 2)):
+        done = scored(out, *words)
+        assert (
+            done.exit_code == 2 and "holds another evaluation (choose another --output, or --overwrite)" in done.output
+        )
+        assert everything(out) == before
+    assert scored(out, data, other, "--overwrite").exit_code == 0
+    assert report(out)["strict"]["accuracy"] == 0.0 and (out / "notes.txt").read_text() == "mine"
+    assert scored(out, data, out / "rows.jsonl", "--overwrite").exit_code == 2, "it would delete what it reads"
+
+
+@pytest.mark.parametrize("name", ["report.json", "rows.silent.jsonl", "profile.json"])
+def test_results_that_nobody_claims_are_not_replaced(name, tmp_path, five):
+    """finding 09"""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("{}")
+    done = scored(out, *five)
+    assert done.exit_code == 2 and f"holds {name} of unknown origin" in done.output
+    assert list(everything(out)) == [name]
+
+
+def test_only_the_first_rank_scores_predictions(tmp_path, five, monkeypatch):
+    """finding 07: every rank wrote the same folder."""
+    from covo_rl.evaluate import cli as command
+    from covo_rl.train.ranks import Ranks
+
+    monkeypatch.setattr(command, "joined_ranks", lambda: Ranks(1, 2))
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, value])
+    assert scored(tmp_path / "out", *five).exit_code == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_in_use_is_refused_and_one_that_cannot_load_its_model_deletes_nothing(
+    tmp_path, five, monkeypatch
+):
+    """finding 07, finding 08"""
+    data, predictions = five
+    out = tmp_path / "out"
+    scored(out, data, predictions)
+    before = everything(out)
+    done = cli("--set", "builtin", "--model", tmp_path / "nowhere", "--output", out, "--overwrite", "--limit", 1)
+    assert done.exit_code == 2 and "nowhere" in done.output
+    assert everything(out) == before
+    monkeypatch.setattr("covo_rl.records.lock.FolderLock.hold", lambda self: f"{self.folder} is in use by process 7")
+    done = scored(out, data, predictions)
+    assert done.exit_code == 2 and "in use by process 7" in done.output
+    assert everything(out) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("report.json", '{"set": "mm', "report.json cannot be read"),
+        ("report.json", "null", "option: value, found nothing"),
+        ("report.json", "[1]", "expected a mapping"),
+        ("rows.jsonl", "", "0 rows, its report is over 5"),
+        ("rows.jsonl", '{"id": "r0"\n{"id": "r1"}\n', "rows.jsonl, line 1"),
+        ("run.json", "{", "run.json cannot be read"),
+    ],
+)
+def test_a_damaged_evaluation_is_named_by_whoever_reads_it(name, content, said, tmp_path, five):
+    """finding 10"""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for out in (a, b):
+        assert scored(out, *five).exit_code == 0
+    (b / name).write_text(content)
+    done = scored(b, *five) if name == "run.json" else cli("compare", a, b)
+    assert done.exit_code == 2 and said in done.output
+    assert cli("compare", a, a).exit_code == 0
+
+
+def test_a_cut_last_line_is_left_out_of_scoring_and_said(tmp_path):
+    """finding 10: the rollouts of a run that was killed."""
+    from covo_rl.rewards.cli import app as rewards
+
+    row = {"completion": "<think>x</think><answer>dog</answer>", "question": "?", "choices": PETS, "answer": "dog"}
+    source, target = tmp_path / "rollouts.jsonl", tmp_path / "scored.jsonl"
+    words = ["score", "--rewards", "accuracy", "--input", str(source), "--output", str(target)]
+    source.write_text(f'{json.dumps(row)}\n{{"completion": "<thi')
+    done = CliRunner().invoke(rewards, words)
+    assert done.exit_code == 0 and "left out, half written" in done.output and "line 2" in done.output
+    assert [json.loads(line)["reward_total"] for line in target.read_text().splitlines()] == [1.0]
+    source.write_text(f'{{"completion": "<thi\n{json.dumps(row)}\n')
+    done = CliRunner().invoke(rewards, words)
+    assert done.exit_code != 0 and "line 1" in done.output
+
+
 def test_a_clip_that_would_be_read_in_part_is_named_before_a_model_is_loaded(tmp_path):
     """finding 34: the evaluation asked headers alone, which a cut file still has."""
     data = write(tmp_path / "data.json", [mmau_row("r0"), mmau_row("r1")])

@@ -7,26 +7,32 @@ import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from covo_rl.audio import ClipStore
-from covo_rl.config import AdapterConfig
+from covo_rl.config import AdapterConfig, ConfigError, PromptConfig
+from covo_rl.evaluate.runner import Request
+from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.export import ExportError
-from covo_rl.export.adapter import load_policy_state, open_policy, save_policy
+from covo_rl.export.adapter import load_policy_state, open_policy, save_policy, wording_of
 from covo_rl.export.cli import app
-from covo_rl.export.exporting import export_adapter, export_run_adapter, update_card
+from covo_rl.export.exporting import export_adapter, export_run_adapter, staging, update_card
 from covo_rl.export.merged import merged_entries, write_merged, write_shards
-from covo_rl.export.verify import Target, ask_policy, compare_logits, run_fresh, synthetic_prompts
-from covo_rl.models import load_family
+from covo_rl.export.verify import Target, Verification, ask_policy, compare_logits, run_fresh, synthetic_prompts
+from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
 from covo_rl.policy.trainable import make_trainable
+from covo_rl.run.questions import readable_prompts
 from covo_rl.train.checkpoint.manifest import write_manifest
 from covo_rl.train.ranks import Ranks
+from covo_rl.types import Clip, Example
 
 SIZES = {"encoder_width": 16, "encoder_layers": 1, "decoder_width": 32, "decoder_layers": 2, "mel_bins": 16}
 MODES = {
@@ -356,3 +362,155 @@ def test_a_policy_that_does_not_fit_is_an_error(bases, tmp_path):
     full = make_trainable(load_family(str(bases["covo_audio"])), MODES["full"])
     with pytest.raises(FileNotFoundError, match="full-parameter policy is saved as"):
         load_policy_state(full, tmp_path / "policy")
+
+
+# -- which rows, which wording, which folder ----------------------------------------------------------------------
+
+
+def text_row(name):
+    return Example(name, (), f"What does {name} sound like?", ("high", "low"), "low")
+
+
+def test_rows_with_audio_are_verified_first_and_clips_that_went_away_are_passed_over(bases, tmp_path):
+    """finding 23"""
+    family, clips = load_family(str(bases["covo_audio"])), ClipStore()
+    tone = Clip(array=np.sin(np.arange(8000) / 20).astype(np.float32), sampling_rate=16000)
+    gone = Clip(path=str(tmp_path / "deleted.wav"))
+    rows = [*map(text_row, "ab"), Example("gone", (gone,), "?"), *(Example(i, (tone,), "What?") for i in "cde")]
+
+    def ids(rows):
+        return [prompt.example.id for prompt in readable_prompts(rows, 2, family, clips, PromptConfig())]
+
+    assert ids(rows) == ["c", "d"]
+    assert ids(rows[:4]) == ["c", "a"]
+    assert ids(rows[:3]) == ["a", "b"]
+    assert ids(rows[2:3]) == []
+
+
+@pytest.mark.parametrize("rows", [list(map(text_row, "ab")), []])
+def test_a_set_without_readable_audio_still_ends_with_an_adapter(rows, bases, tmp_path):
+    """finding 23: verified on text, or on two made sounds where no row can be read any more."""
+    run = run_folder(tmp_path, bases["covo_audio"])
+    modes, clips = trained(bases["covo_audio"], MODES["lora"]), ClipStore()
+    prompts = readable_prompts(rows, 2, modes.family, clips, PromptConfig())
+    folder = export_run_adapter(modes, run, prompts, clips)
+    report = json.loads((folder / "verification.json").read_text())
+    assert report["ok"] and report["max_abs_logit_diff_trained"] <= 1e-5 < report["max_abs_logit_diff_base"]
+    assert report["prompts"] == (["a", "b"] if rows else ["export-tone", "export-noise"])
+    assert report["prompts_with_audio"] == (0 if rows else 2)
+    assert f"2 prompts, {report['prompts_with_audio']} of them with audio" in (folder / "README.md").read_text()
+
+
+def test_exports_carry_the_wording_of_training_and_evaluation_takes_it(bases, tmp_path, monkeypatch):
+    """finding 39: from a run, a checkpoint and an adapter; merged weights do not keep their base's wording."""
+    wording = {"system_prompt": None, "instruction": "Entscheide dich: <answer>.", "choice_style": "lines"}
+    base = Path(shutil.copytree(bases["covo_audio"], tmp_path / "base"))
+    fine = Verification(True, "adapter", 0.0, 1.0, 1e-4, 1.0, 1.0, "float32", str(base), ["a"])
+    monkeypatch.setattr("covo_rl.export.verify.run_fresh", lambda *_: ({}, {}))
+    monkeypatch.setattr("covo_rl.export.verify.compare_logits", lambda *_, **__: fine)
+    (base / "prompt.yaml").write_text("instruction: of the cold start\n")
+    run = run_folder(tmp_path, base, **wording)
+    step = checkpoint(trained(base, MODES["lora"]), run, "step_000003")
+    for source, kind, out in ((run, "adapter", "a"), (step, "merged", "m"), (tmp_path / "a", "adapter", "again")):
+        done = CliRunner().invoke(app, ["export", str(source), f"--{kind}", str(tmp_path / out)])
+        assert done.exit_code == 0, done.output
+        assert yaml.safe_load((tmp_path / out / "prompt.yaml").read_text()) == wording
+        assert "prompt.yaml" in json.loads((tmp_path / out / "export.json").read_text())["files"]
+    for request in (Request(model=str(base), adapter=str(tmp_path / "a")), Request(model=str(tmp_path / "m"))):
+        assert request.prompt_config() == PromptConfig(**wording)
+    assert Request(model=str(base)).prompt_config().instruction == "of the cold start"
+
+
+@pytest.mark.parametrize("content", ["instruction: [", "instructoin: x", "- a"])
+def test_a_wording_that_cannot_be_read_is_named(content, tmp_path):
+    """finding 39"""
+    (tmp_path / "prompt.yaml").write_text(content)
+    with pytest.raises((EvalInputError, ConfigError), match=r"prompt\.yaml"):
+        Request(model="builtin:tiny", adapter=str(tmp_path)).prompt_config()
+    with pytest.raises((ExportError, ValueError), match=r"prompt\.yaml"):
+        wording_of(tmp_path, {})
+
+
+def test_merging_a_model_made_in_memory_copies_nothing_of_the_current_folder(tmp_path, monkeypatch):
+    """finding 39: it has no folder of its own, and the current one is not it."""
+    here, out = tmp_path / "here", tmp_path / "out"
+    for folder in (here / "photos", out):
+        folder.mkdir(parents=True)
+    (here / "photos" / "mine.txt").write_text("mine")
+    save_file({"mine": torch.ones(2)}, here / "mine.safetensors")
+    monkeypatch.chdir(here)
+    model, processor = tiny_covo_audio(tiny_tokenizer(["What?"]), adapter_hidden=16, **SIZES)
+    write_merged(family_class("covo_audio")(model, processor), out)
+    assert not (out / "photos").exists()
+    assert "mine" not in load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_at_the_export_is_a_message_on_every_rank(error, bases, tmp_path, monkeypatch):
+    """finding 11"""
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("covo_rl.export.exporting.save_policy", full)
+    modes, clips = trained(bases["covo_audio"], MODES["lora"]), ClipStore()
+    with pytest.raises(ExportError, match="No space left on device"):
+        export_run_adapter(modes, tmp_path, synthetic_prompts(modes.family, clips), clips)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_policy(monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("a policy was loaded before the export was refused")
+
+    monkeypatch.setattr("covo_rl.export.adapter.open_policy", load)
+
+
+def test_an_export_replaces_nothing_but_an_export_and_says_so_before_a_model_is_loaded(tmp_path, no_policy):
+    """finding 09"""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for words, said in (
+        (["--adapter", "mine"], "exists: give another folder"),
+        (["--adapter", "mine", "--replace"], "holds no adapter and no weights"),
+        (["--merged", "mine/notes.txt", "--replace"], "holds no adapter and no weights"),
+        (["--adapter", "x", "--merged", "x"], "give two folders"),
+    ):
+        words = [str(tmp_path / word) if word[0] != "-" else word for word in words]
+        done = CliRunner().invoke(app, ["export", str(tmp_path), *words])
+        assert done.exit_code == 1 and said in done.output
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine", "mine/notes.txt"]
+
+
+def test_what_no_export_wrote_outlives_its_replacement(tmp_path):
+    """finding 09"""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("adapter_config.json", "old.safetensors", "notes.txt"):
+        (folder / name).write_text(name)
+    (folder / "export.json").write_text(
+        json.dumps({"files": ["adapter_config.json", "old.safetensors", "export.json"]})
+    )
+    with staging(folder, replace=True) as stage:
+        (stage / "adapter_config.json").write_text("new")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "adapter_config.json": "new", "notes.txt": "notes.txt"
+    }  # fmt: skip
+    assert list(tmp_path.iterdir()) == [folder]
+    with pytest.raises(KeyError), staging(folder, replace=True):
+        raise KeyError
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "environment.json"])
+def test_a_damaged_record_of_a_run_is_named_by_its_card(name, bases, tmp_path):
+    """finding 10"""
+    run = run_folder(tmp_path, bases["covo_audio"])
+    for file, content in (("export.json", {"kind": "adapter"}), ("verification.json", {"ok": True})):
+        (run / file).write_text(json.dumps(content))
+    (run / name).write_text('{"before": {"n": 4}, "aft')
+    with pytest.raises(ValueError, match=f"{name} cannot be read, was it cut"):
+        update_card(run, run)
+    done = CliRunner().invoke(app, ["serve-check", str(run)])
+    assert done.exit_code == 1 and not isinstance(done.exception, KeyError)

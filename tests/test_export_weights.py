@@ -262,11 +262,11 @@ def test_where_the_policy_of_a_run_is_found(tmp_path):
 def test_a_failed_block_leaves_the_old_export(tmp_path):
     target = tmp_path / "out"
     with staging(target, replace=False) as stage:
-        (stage / "file").write_text("old")
+        (stage / "adapter_config.json").write_text("old")
     with pytest.raises(ZeroDivisionError), staging(target, replace=True) as stage:
-        (stage / "file").write_text("new")
+        (stage / "adapter_config.json").write_text("new")
         raise ZeroDivisionError
-    assert (target / "file").read_text() == "old"
+    assert (target / "adapter_config.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -228,3 +229,53 @@ def test_the_recipe_writes_a_checkpoint_that_loads_with_its_prompt(tmp_path):
     assert yaml.safe_load((tmp_path / "out/cold_start.yaml").read_text())["seed"] == 5
     assert [stage["kind"] for stage in json.loads((tmp_path / "out/training_log.json").read_text())] == [
         "tagging", "sft"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("there", "more", "said"),
+    [
+        ([], {}, None),
+        (["notes.txt"], {}, None),
+        (["config.json"], {}, "holds something else (config.json): choose another --output"),
+        (["model.safetensors"], {"overwrite": True}, "holds something else"),
+        (["config.yaml"], {"overwrite": True}, "holds something else"),
+        (["config.json", "cold_start.yaml"], {}, "holds an earlier cold start (cold_start.yaml, config.json): choose"),
+        (["config.json", "cold_start.yaml"], {"overwrite": True}, None),
+        (["stage-0"], {}, None),
+        (["stage-0"], {"save_stages": True}, "holds an earlier cold start (stage-0)"),
+        (["stage-0"], {"save_stages": True, "start_stage": 1, "model": "builtin:tiny"}, None),
+    ],
+)
+def test_a_cold_start_writes_over_no_checkpoint_unasked(there, more, said, tmp_path, monkeypatch):
+    """finding 09: and says so before it reads a row."""
+    from covo_rl.supervised import stages
+
+    def read(_):
+        raise TeacherError("the folder is free")
+
+    monkeypatch.setattr(stages.stage_rows, "stage_examples", read)
+    for name in there:
+        (tmp_path / name).write_text("")
+    stage = {"kind": "sft"}
+    options = {"rows": 4, "model": "builtin:tiny", "output": str(tmp_path), "stages": [stage, stage]}
+    config = load_config(None, options | more)
+    with pytest.raises(TeacherError if said is None else ConfigError, match=re.escape(said or "the folder is free")):
+        stages.run_stages(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(there)
+
+
+def test_two_cold_starts_do_not_share_a_folder(tmp_path):
+    """finding 07"""
+    from covo_rl.supervised import stages
+
+    hold = f"from covo_rl.records.lock import FolderLock as L; lock = L({str(tmp_path)!r}); lock.hold(); input()"
+    command, root = [sys.executable, "-c", hold], Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, text=True) as owner:
+        while not (tmp_path / "lock.json").is_file() or not (tmp_path / "lock.json").read_text():
+            assert owner.poll() is None
+        options = {"rows": 4, "model": "builtin:tiny", "output": str(tmp_path), "stages": [{"kind": "sft"}]}
+        config = load_config(None, options)
+        with pytest.raises(ConfigError, match=f"in use by process {owner.pid} on"):
+            stages.run_stages(config)
+        owner.communicate("\n")
+    assert not list(tmp_path.iterdir())

@@ -161,7 +161,7 @@ def test_facts_may_have_dots_and_rows_may_know_different_values():
 
     examples = [row("low", ["low", "high"]), row("middle", ["middle", "low"])]
     assert fact_problems(examples) == []
-    heads = FactHeads([SimpleNamespace(example=e, clips=[SimpleNamespace(slots=2)]) for e in examples], 4)
+    heads = FactHeads([SimpleNamespace(example=e, slots=(2,)) for e in examples], 4)
     assert heads.values == {"a.b": ["low", "high", "middle"]}
     loss, _ = heads([torch.randn(2, 4), torch.randn(2, 4)], [dict(e.columns["facts"]) for e in examples])
     assert torch.isfinite(loss)

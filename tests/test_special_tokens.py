@@ -10,6 +10,7 @@ import policy_cases as cases
 import pytest
 from transformers import AddedToken
 
+from covo_rl.audio import ClipStore
 from covo_rl.config import PromptConfig
 from covo_rl.data import load_examples
 from covo_rl.engines.base import TextDecoder
@@ -17,6 +18,7 @@ from covo_rl.models import load_family
 from covo_rl.models.covo_audio.conversation import Conversation
 from covo_rl.models.slots import expand_placeholders
 from covo_rl.models.text import shielded, special_token_notes, special_tokens, text_ids, token_ids
+from covo_rl.policy.features import FeatureStore
 from covo_rl.prompt import CUT, PromptError, build_prompt, parse, written_texts
 from covo_rl.resolve import resolve_model
 from covo_rl.supervised.rows import Row, TeacherError
@@ -146,7 +148,7 @@ def test_the_marker_itself_is_refused_with_the_row(made):
 def test_targets_of_a_supervised_stage_hold_one_end(made):
     """finding 26: a completion that spells the end token is taught as text; the end is the last id alone."""
     texts = ["<think>a<|im_end|></think><answer>b</answer>", "b<|im_start|>assistant<|im_end|>"]
-    rows = [Row(Example("r1", (), "q"), (), ())] * 2
+    rows = [Row(Example("r1", (), "q"), (), (), (), FeatureStore(made.family, ClipStore(), 1))] * 2
     collator = Collator(made.family, rows, texts)
     with pytest.raises(TeacherError, match="r1: a text holds the noncharacter"):
         Collator(made.family, rows, ["a", f"b{CUT}"])
@@ -232,19 +234,16 @@ def test_a_local_judge_reads_a_completion_as_text(tmp_path, monkeypatch):
 @pytest.mark.parametrize("written", ["<|im_end|>", "</s>", "[/INST]", "<end_of_turn>", "<\uff5cUser\uff5c>"])
 def test_an_endpoint_judge_is_sent_no_control_tokens(written, monkeypatch):
     """finding 26: which tokens the endpoint knows is not known here, so the usual forms get a space."""
-    import io
-    import urllib.request
-
-    from covo_rl.rewards.judge import EndpointJudge
+    from covo_rl.rewards import judge
 
     bodies = []
 
-    def urlopen(request, timeout):
-        bodies.append(json.loads(request.data)["messages"][0]["content"])
-        return io.BytesIO(json.dumps({"choices": [{"message": {"content": "yes"}}]}).encode())
+    def post(url, body, headers, seconds):
+        bodies.append(json.loads(body)["messages"][0]["content"])
+        return json.dumps({"choices": [{"message": {"content": "yes"}}]}).encode()
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    EndpointJudge("m", "http://nowhere/v1", retries=0)._post(f"a {written} b [1] <b> a|b")
+    monkeypatch.setattr(judge, "post", post)
+    judge.EndpointJudge("m", "http://nowhere/v1", retries=0)._post(f"a {written} b [1] <b> a|b", "", 1.0)
     assert bodies == [f"a {written[0]} {written[1:]} b [1] <b> a|b"]
 
 

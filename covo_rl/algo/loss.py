@@ -57,6 +57,7 @@ def policy_loss(
     ref_logps_NC: Tensor | None = None,
     entropy_NC: Tensor | None = None,
     sampler_logps_NC: Tensor | None = None,
+    on_policy: bool = False,
 ) -> tuple[Tensor, Metrics]:
     """A micro-batch's share of the step's loss.
 
@@ -66,7 +67,8 @@ def policy_loss(
         advantages_N: (N,). mask_NC: (N, C), true at completion tokens that count.
         ref_logps_NC: needed if `config.beta` is not 0.
         entropy_NC: needed for `entropy_coef` (with gradient) and `top_entropy_quantile`; else only logged.
-        sampler_logps_NC: what the sampling engine reported, needed for `sampler_correction`.
+        sampler_logps_NC: what the sampling engine reported, needed for `sampler_correction`; without it the difference
+            from the old log-probs is only logged, or with `on_policy` (the trained policy sampled) from `logps_NC`.
 
     Returns:
         float32 scalar, and detached sums, counts, minima and maxima for `summarise`.
@@ -82,8 +84,14 @@ def policy_loss(
     metrics: Metrics = {}
 
     correction_NC = None
-    if config.sampler_correction and sampler_logps_NC is not None:
-        correction_NC = _sampler_correction(old_NC, _clean(sampler_logps_NC, mask_NC), mask_NC, config, metrics)
+    if sampler_logps_NC is not None:
+        sampler_NC = _clean(sampler_logps_NC, mask_NC)
+        scored_NC = logps_NC.detach() if on_policy else old_NC
+        mismatch_NC = torch.nan_to_num(scored_NC - sampler_NC, nan=0.0)
+        if config.sampler_correction:
+            correction_NC = _sampler_correction(old_NC - sampler_NC, mask_NC, config)
+        weights_NC = mismatch_NC.exp() if correction_NC is None else correction_NC
+        _sampling_metrics(metrics, mismatch_NC, weights_NC, mask_NC)
     ratio = _ratio(logps_NC - old_NC, mask_NC, config, metrics)
     surrogate, share_of_step = LOSSES[config.loss_type]
     tokens = Tokens(logps_NC, old_NC, ratio, advantages_N1, mask_NC, correction_NC)
@@ -239,26 +247,26 @@ def _entropy_bonus(entropy_NC: Tensor, used_NC: Tensor, mask_NC: Tensor, normali
     return total / used_NC.sum().clamp(min=1) * share
 
 
-def _sampler_correction(
-    old_NC: Tensor, sampler_NC: Tensor, mask_NC: Tensor, config: LossConfig, metrics: Metrics
-) -> Tensor:
+def _sampler_correction(difference_NC: Tensor, mask_NC: Tensor, config: LossConfig) -> Tensor:
     """pi_old / pi_sampler per token, or their product over the sequence in every place; 1 for unreported tokens.
 
     Above the cap it is the cap (truncate; TIS) or 0 (mask; IcePop, MIS), as TRL's `vllm_importance_sampling_mode`.
     """
-    difference_NC = torch.nan_to_num(old_NC - sampler_NC, nan=0.0).detach()
+    exponent_NC = difference_NC = torch.nan_to_num(difference_NC, nan=0.0).detach()
     level, _, above = config.sampler_correction_mode.partition("_")
-    exponent_NC = difference_NC
     if level == "sequence":
         exponent_NC = (difference_NC * mask_NC).sum(-1, keepdim=True).expand_as(difference_NC)
     ratio_NC, cap = exponent_NC.exp(), config.sampler_correction_cap
-    ratio_NC = ratio_NC.clamp(max=cap) if above == "truncate" else ratio_NC.masked_fill(ratio_NC > cap, 0.0)
-    mean_metric(metrics, "sampling/sampling_logp_difference/mean", difference_NC.abs(), mask_NC)
-    extreme_metric(metrics, "sampling/sampling_logp_difference/max.max", difference_NC.abs(), mask_NC)
-    mean_metric(metrics, "sampling/importance_sampling_ratio/mean", ratio_NC, mask_NC)
-    extreme_metric(metrics, "sampling/importance_sampling_ratio/max.max", ratio_NC, mask_NC)
-    extreme_metric(metrics, "sampling/importance_sampling_ratio/min.min", ratio_NC, mask_NC)
-    return ratio_NC
+    return ratio_NC.clamp(max=cap) if above == "truncate" else ratio_NC.masked_fill(ratio_NC > cap, 0.0)
+
+
+def _sampling_metrics(metrics: Metrics, mismatch_NC: Tensor, weights_NC: Tensor, mask_NC: Tensor) -> None:
+    """How scoring and sampling differ, in nats, and the weights that it makes; TRL's names."""
+    mean_metric(metrics, "sampling/sampling_logp_difference/mean", mismatch_NC.abs(), mask_NC)
+    extreme_metric(metrics, "sampling/sampling_logp_difference/max.max", mismatch_NC.abs(), mask_NC)
+    mean_metric(metrics, "sampling/importance_sampling_ratio/mean", weights_NC, mask_NC)
+    extreme_metric(metrics, "sampling/importance_sampling_ratio/max.max", weights_NC, mask_NC)
+    extreme_metric(metrics, "sampling/importance_sampling_ratio/min.min", weights_NC, mask_NC)
 
 
 def _clean(values_NC: Tensor, mask_NC: Tensor) -> Tensor:

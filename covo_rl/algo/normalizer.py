@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,8 +60,9 @@ def entropy_threshold(
     values = torch.cat([e.detach()[m.bool()].float() for e, m in zip(entropies, masks, strict=True)])
     if not values.numel():
         return math.inf, 0.0
-    threshold = torch.quantile(values, 1 - top_entropy_quantile)
-    return float(threshold), float((values >= threshold).sum())
+    # torch.quantile takes no more than 2^24 values
+    threshold = float(np.quantile(values.double().cpu().numpy(), 1 - top_entropy_quantile))
+    return threshold, float((values.double() >= threshold).sum())
 
 
 def sequence_means(masked: Tensor, mask_NC: Tensor, normalizer: Normalizer, limit: int) -> Tensor:

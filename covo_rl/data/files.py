@@ -10,6 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from covo_rl.resolve import ConfigError, read_yaml
+from covo_rl.types import UserError
+
+
+class RecordError(UserError, ValueError):
+    """A file that this package wrote and that cannot be read any more."""
+
 
 def file_sha256(path: str | Path) -> str:
     """Hex digest of a file, read in blocks."""
@@ -47,6 +54,49 @@ def read_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
         if row is None:
             raise ValueError(f"{path}, line {number}: {problem}")
         yield row
+
+
+def whole_lines(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """(objects, notes) of a log that may have been cut: every damaged line is left out, and has a note. None: empty."""
+    if not Path(path).is_file():
+        return [], []
+    lines = list(json_lines(path))
+    notes = [f"{path}, line {number} is left out: {problem}" for number, row, problem in lines if row is None]
+    return [row for _, row, _ in lines if row is not None], notes
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a JSON or YAML file of a run, an export or an evaluation says; empty where there is none.
+
+    Raises:
+        RecordError: it cannot be read, or is no mapping.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return read_yaml(path)
+    except ConfigError as error:
+        why = error.problems[0].removeprefix(str(path)).lstrip(",: ")
+        raise RecordError(f"{path} cannot be read, was it cut? {why}") from None
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines, each ending in a newline, and flush them to disk: all of them, or none where the disk is full.
+
+    Half a line that is there already, from a process that was killed, stays a line of its own.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            file.seek(max(size - 1, 0))
+            start = "" if file.read(1) in (b"", b"\n") else "\n"
+            rest = memoryview((start + "".join(lines)).encode("utf-8", "backslashreplace"))
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
 
 
 def write_atomically(path: Path, write: Callable[[TextIO], object]) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from covo_rl.engines.decode_weights import decode_layers
-from covo_rl.engines.draws import Drawing, draw, prompt_noise
+from covo_rl.engines.draws import Drawing, draw, noise_dtype, prompt_noise
 from covo_rl.engines.key_values import DecodeLayout
 from covo_rl.policy.attention import KeyValues, PackedLayout
 from covo_rl.policy.features import Features
 from covo_rl.policy.packing import Span, identity, pack, unique_prompts
 from covo_rl.policy.policy import PromptCache
+from covo_rl.policy.products import float32_logits
 from covo_rl.policy.sharding import most
 from covo_rl.types import Group
 
@@ -133,7 +134,7 @@ def sample_draws(
         return policy.hidden_states(family, family.embed_tokens(ids_R), positions_R, layout)
 
     def logits(hidden_RD: torch.Tensor) -> torch.Tensor:
-        logits_RV = family.lm_head(hidden_RD).float()
+        logits_RV = float32_logits(family.lm_head, hidden_RD)
         return logits_RV if how.temperature == 1.0 else logits_RV / how.temperature
 
     limit_bytes = 0 if sharded else int(policy.decode_weights_mb * 2**20)
@@ -145,7 +146,7 @@ def sample_draws(
                 DecodeLayout(keys, spans, prompt_of_row, shared=config.shared_decode),
                 last_PD[rows],
                 lengths_P[rows],
-                noise.flatten(0, 1).to(device),
+                noise.flatten(0, 1).to(noise_dtype(device)).to(device),
                 step=step,
                 logits=logits,
                 how=how,

@@ -45,10 +45,15 @@ def prompt_noise(prompts: Sequence[Prompt], seed: int, generations: int, length:
     return torch.stack(blocks) if blocks else torch.zeros(0, generations, length, dtype=torch.float64)
 
 
+def noise_dtype(device: torch.device) -> torch.dtype:
+    """float64 for noise and sums of probabilities, where the device has it; Apple's GPUs do not."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def draw(logits_RV: torch.Tensor, noise_R: torch.Tensor, how: Drawing) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (R,) int64 and their log-probs (R,) float32 under softmax(logits / temperature), before truncation.
 
-    `logits_RV` float32, already divided by the temperature; `noise_R` uniform float64.
+    `logits_RV` float32, already divided by the temperature; `noise_R` uniform in `noise_dtype`.
     """
     logps_RV = logits_RV.log_softmax(-1)
     if how.greedy:
@@ -77,22 +82,22 @@ def truncated(probs_RV: torch.Tensor, how: Drawing) -> torch.Tensor:
 
 
 def _inverse_cdf(weights_RV: torch.Tensor, noise_R: torch.Tensor) -> torch.Tensor:
-    """Index drawn in proportion to the weights; sums in float64, so that long tails keep their mass.
+    """Index drawn in proportion to the weights; sums in the noise's float64, so that long tails keep their mass.
 
-    Large vocabularies go in two steps, block then token, so that the float64 sums stay small.
+    Large vocabularies go in two steps, block then token, so that the sums stay small.
     """
     rows, size = weights_RV.shape
     if size <= 8 * BLOCK:
         return _pick(weights_RV, noise_R)[0]
     padded = torch.nn.functional.pad(weights_RV, (0, -size % BLOCK)).view(rows, -1, BLOCK)
-    block_R, rest_R = _pick(padded.sum(-1, dtype=torch.float64), noise_R)
+    block_R, rest_R = _pick(padded.sum(-1, dtype=noise_R.dtype), noise_R)
     inside = padded[torch.arange(rows, device=padded.device), block_R]
     return block_R * BLOCK + _pick(inside, rest_R)[0]
 
 
 def _pick(weights_RV: torch.Tensor, noise_R: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Index whose interval of the cumulative sum holds noise * total, and the place inside it as new noise."""
-    weights_RV = weights_RV.double()
+    weights_RV = weights_RV.to(noise_R.dtype)
     cdf_RV = weights_RV.cumsum(-1)
     level_R1 = noise_R[:, None] * cdf_RV[:, -1:]
     index_R1 = torch.searchsorted(cdf_RV, level_R1, right=True)

@@ -14,6 +14,7 @@ import torch
 
 from covo_rl.policy.attention import KeyValues
 from covo_rl.policy.packing import Span
+from covo_rl.policy.products import HALF, batched_product
 
 GROWTH = 64
 
@@ -70,15 +71,19 @@ class _Block:
         own_k[:, :, :, step] = k_RKd.view(P, G, K, d).transpose(1, 2)
         own_v[:, :, :, step] = v_RKd.view(P, G, K, d).transpose(1, 2)
         own_k, own_v = (x.flatten(0, 2)[:, : step + 1] for x in (own_k, own_v))
-        q = (q_RHd * scale).view(P, G, K, share, d).transpose(1, 2).reshape(P, K, G * share, d)
-        scores = torch.matmul(q, prompt_k.transpose(-1, -2))
+        # 16-bit scores of 60 are off by an eighth: operands are what the model made, products and sums float32
+        wide = own_k.dtype in HALF
+        q = (q_RHd if wide else q_RHd * scale).view(P, G, K, share, d).transpose(1, 2).reshape(P * K, G * share, d)
+        scores = batched_product(q, prompt_k.flatten(0, 1).transpose(1, 2)).view(P, K, G * share, T)
         if self.mask is not None:
             scores += self.mask
-        own_scores = torch.bmm(q.view(-1, share, d), own_k.transpose(1, 2)).view(P, K, G * share, step + 1)
-        probs = torch.cat((scores, own_scores), -1).softmax(-1, dtype=torch.float32).to(q.dtype)
-        out = torch.matmul(probs[..., :T], prompt_v)
+        own_scores = batched_product(q.view(-1, share, d), own_k.transpose(1, 2)).view(P, K, G * share, step + 1)
+        scores = torch.cat((scores, own_scores), -1)
+        probs = (scores * scale if wide else scores).softmax(-1, dtype=torch.float32)
+        out = batched_product(probs[..., :T].flatten(0, 1), prompt_v.flatten(0, 1))
         own_probs = probs[..., T:].reshape(-1, share, step + 1)
-        out += torch.bmm(own_probs, own_v).view(P, K, G * share, d)
+        out += batched_product(own_probs, own_v).view(P * K, G * share, d)
+        out = out.to(v_RKd.dtype)
         out = out.view(P, K, G, share, d).transpose(1, 2).reshape(P * G, heads, d)
         return out if self.cell_of_row is None else out.index_select(0, self.cell_of_row)
 
@@ -136,7 +141,7 @@ class DecodeLayout:
     ) -> None:
         device = next(iter(keys.values()))[0].device
         self.step = 0
-        self.longest = max(end - start for start, end in spans)
+        self.longest_prompt = max(end - start for start, end in spans)
         if not shared:
             spans, prompt_of_row = [spans[p] for p in prompt_of_row], range(len(prompt_of_row))
         members: dict[int, list[int]] = {}
@@ -158,6 +163,11 @@ class DecodeLayout:
         for layer, (k, v) in keys.items():
             for block in self.blocks:
                 block.load(layer, k, v)
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence so far."""
+        return self.longest_prompt + self.step + 1
 
     def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
         if len(self.blocks) == 1:

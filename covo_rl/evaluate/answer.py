@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from covo_rl.audio import AudioError
 from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
-from covo_rl.data.check import clip_facts
 from covo_rl.evaluate.inputs import repeated_ids
+from covo_rl.evaluate.lengths import audio_seconds, length_problems
 from covo_rl.evaluate.records import Record, judge_groups
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
 from covo_rl.evaluate.summary import summarize
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Clip, Example, Group
+from covo_rl.types import Clip, Example, Group, Prompt
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
@@ -71,19 +70,25 @@ class PolicyAnswerer:
     def max_clip_seconds(self) -> float | None:
         return self.policy.family.max_clip_seconds
 
+    def prompt(self, example: Example) -> Prompt:
+        from covo_rl.prompt import build_prompt
+
+        config, row = self.prompt_config, example
+        if self.style is not None:
+            config, row = replace(config, instruction=""), self.style.apply(example)
+        return replace(build_prompt(row, self.policy.family, self.clips, config), example=example)
+
+    def length_problems(self, examples: Sequence[Example]) -> list[str]:
+        return length_problems(
+            examples, self.policy.family, self.clips, self.prompt, self.rollout_config.max_completion_length
+        )
+
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
         import torch
 
         from covo_rl.engines import own
-        from covo_rl.prompt import build_prompt
 
-        config, rows = self.prompt_config, examples
-        if self.style is not None:
-            config, rows = replace(config, instruction=""), [self.style.apply(example) for example in examples]
-        prompts = [
-            replace(build_prompt(row, self.policy.family, self.clips, config), example=example)
-            for row, example in zip(rows, examples, strict=True)
-        ]
+        prompts = [self.prompt(example) for example in examples]
         with torch.no_grad():
             return own.sample(
                 self.policy, prompts, self.policy.features(prompts), self.rollout_config,
@@ -116,8 +121,8 @@ def evaluate(
     none; the reported reward of a row is the mean over its samples. `progress(done, total, accuracy)` is called
     after every batch. Returns an Evaluation whose records are in the order of `examples`.
 
-    Several `ranks` deal the batches among them and all get all records; not for sharded parameters, whose ranks must
-    run the same number of forwards.
+    Several `ranks` deal the batches among them and all get all records. Where a policy's parameters are sharded every
+    rank runs as many batches, some of them for nothing.
 
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
@@ -132,7 +137,8 @@ def evaluate(
     seconds = [audio_seconds(e.clips, clips) for e in examples]
     rows = with_audio(examples, audio, clips)
     records: dict[int, Record] = {}
-    for batch in plan_batches(examples, seconds, batch_size)[ranks.rank :: ranks.world]:
+    batches = plan_batches(examples, seconds, batch_size)
+    for batch in batches[ranks.rank :: ranks.world]:
         answers = answer_batch(
             answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=IN_PROCESS,
             reward_config=reward_config, greedy=greedy, num_generations=num_generations, seed=seed,
@@ -141,6 +147,8 @@ def evaluate(
         if progress is not None:
             right = sum(bool(record["strict_correct"]) for record in records.values())
             progress(len(records), len(rows), right / len(records))
+    if getattr(policy_or_sampler, "sharded", False) and 0 < len(batches) % ranks.world <= ranks.rank:
+        answerer.answer([rows[batches[0][0]]], greedy=greedy, num_generations=num_generations, seed=seed)
     records = dict(ranks.joined(list(records.items())))
     return Evaluation(tuple(records[i] for i in range(len(rows))), audio=audio, greedy=greedy)
 
@@ -172,27 +180,6 @@ def plan_batches(
             longest[name] = max(value, longest.get(name, 0.0))
         order.sort(key=lambda i: (-longest[clip[i]], clip[i], -length[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def audio_seconds(clips: Sequence[Clip], store: ClipStore | None) -> float:
-    """Length of a row's audio in seconds, each file decoded once: a header may promise anything.
-
-    Raises:
-        AudioError: a clip that cannot be decoded.
-    """
-    total = 0.0
-    for clip in clips:
-        if clip.array is not None and clip.sampling_rate:
-            total += len(clip.array) / clip.sampling_rate
-        elif clip.path is not None:
-            facts = clip_facts(clip)
-            if facts.error is not None:
-                raise AudioError(facts.error)
-            total += facts.seconds
-        elif store is not None:
-            waveform, rate = store.waveform(store.key(clip))
-            total += len(waveform) / rate
-    return total
 
 
 def answer_batch(

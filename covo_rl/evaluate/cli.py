@@ -19,9 +19,10 @@ from covo_rl.config import RewardConfig
 from covo_rl.data.files import file_sha256, write_json
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import CONDITIONS
+from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import compare_runs, comparison_markdown, write_report
-from covo_rl.evaluate.runner import Request, answer_rows, open_folder, run_predictions
+from covo_rl.evaluate.runner import Request, answer_rows, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle, load_set
 from covo_rl.records.folder import package_versions
 from covo_rl.train.shutdown import exit_after
@@ -83,22 +84,31 @@ def _evaluate(request: Request) -> None:
         raise EvalInputError([*error.problems, *problems]) from error
     if problems:
         raise EvalInputError(problems)
-    if request.model is None:
-        settings = {**inputs.meta, "set": eval_set.name, "packages": package_versions(PACKAGES[:1])}
-        open_folder(request.output, {"predictions": True, "set": eval_set.name}, overwrite=request.overwrite)
-        by_audio = {"real": run_predictions(inputs, request.output, reward_config=request.reward_config())}
-    else:
-        settings = _model_settings(request, inputs, style)
-        by_audio = answer_rows(request, inputs, settings, CONDITIONS if request.listen else ("real",), style=style)
-    if by_audio is not None:
-        write_report(inputs, by_audio, settings, request.output, plots=request.plots)
+    settings = _settings(request, inputs, style)
+    ranks = joined_ranks()
+    with owned(request.output, ranks):
+        if request.model is None:
+            check_folder(request.output, settings, ranks, overwrite=request.overwrite)
+            claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
+            by_audio = (
+                {"real": run_predictions(inputs, request.output, request.reward_config())} if ranks.main else None
+            )
+        else:
+            conditions = CONDITIONS if request.listen else ("real",)
+            by_audio = answer_rows(request, inputs, settings, conditions, ranks, style=style)
+        if by_audio is not None:
+            write_report(inputs, by_audio, settings, request.output, plots=request.plots)
 
 
-def _model_settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
+def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
+    """What the figures depend on: a folder never mixes two."""
     from covo_rl.policy.saved_adapter import read_adapter
     from covo_rl.resolve import resolve_model
 
-    assert request.model is not None
+    rewards = request.rewards or RewardConfig().rewards
+    if request.model is None:
+        packages = package_versions(PACKAGES[:1])
+        return {**inputs.meta, "set": inputs.eval_set.name, "rewards": rewards, "packages": packages}
     notes = read_adapter(request.adapter, model=resolve_model(request.model)).notes if request.adapter else ()
     return {
         **inputs.meta,
@@ -114,7 +124,7 @@ def _model_settings(request: Request, inputs: Inputs, style: PromptStyle | None)
             "temperature": None if request.greedy else request.temperature, "top_p": request.top_p,
             "max_completion_length": request.max_completion_length, "batch_size": request.batch_size,
         },
-        "rewards": request.rewards or RewardConfig().rewards,
+        "rewards": rewards,
         "packages": package_versions(PACKAGES),
     }  # fmt: skip
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from covo_rl.data.files import plain, write_atomically, write_json
-from covo_rl.evaluate.inputs import read_inputs, read_json_rows
+from covo_rl.evaluate.folder import joined_ranks, owned
+from covo_rl.evaluate.inputs import Inputs, read_inputs, read_json_rows
 from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import Request, answer_rows
 from covo_rl.evaluate.sets import EvalInputError, EvalSet
@@ -71,10 +72,16 @@ def run_profile(
         raise EvalInputError(problems)
     recorded = plain({name: value for name, value in options.items() if name != "overwrite"})
     settings = {**inputs.meta, "model": model, "adapter": adapter, "options": recorded}
-    by_audio = answer_rows(request, inputs, settings, ("real", "silent"))
-    if by_audio is None:
-        return None
-    folder = Path(output)
+    ranks, folder = joined_ranks(), Path(output)
+    with owned(folder, ranks):
+        by_audio = answer_rows(request, inputs, settings, ("real", "silent"), ranks)
+        return _write_profile(by_audio, settings, rule, inputs, folder) if by_audio is not None else None
+
+
+def _write_profile(
+    by_audio: Mapping[str, Sequence[Record]], settings: Mapping[str, Any], rule: Rule, inputs: Inputs, folder: Path
+) -> dict[str, Any]:
+    """profile.jsonl, the filtered set and profile.json; returns the last."""
     rows = [_profile_row(*pair, rule) for pair in zip(by_audio["real"], by_audio["silent"], strict=True)]
     _write_lines(folder / "profile.jsonl", rows)
     places = [place for place, row in enumerate(rows) if row["verdict"] == "kept"]

@@ -7,7 +7,6 @@ records alone, so a restarted evaluation gives the same report as an undisturbed
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.config import RewardConfig
-from covo_rl.data.files import json_lines, plain, write_atomically
+from covo_rl.data.files import append_lines, json_lines, plain, write_atomically
 from covo_rl.evaluate.sets import EvalSet, strict_match
 from covo_rl.types import Example, Group, Prompt, Rollout
 
@@ -100,10 +99,7 @@ class RecordLog:
 
     def append(self, records: Sequence[Record], *, batch: int) -> None:
         """Write one batch and wait until it is on the disk."""
-        with open(self.path, "a", encoding="ascii") as file:
-            file.write("".join(json.dumps({**row, "batch": [batch, len(records)]}) + "\n" for row in records))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, [json.dumps({**row, "batch": [batch, len(records)]}) + "\n" for row in records])
 
     def _ends_whole(self) -> bool:
         return self.path.read_bytes()[-1:] in (b"\n", b"")

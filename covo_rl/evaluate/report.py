@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from covo_rl.data.files import write_json
+from covo_rl.data.files import read_record, write_atomically, write_json
 from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.evaluate.answer import CONDITIONS
 from covo_rl.evaluate.inputs import Inputs, count_rows, read_json_rows
@@ -19,7 +19,6 @@ from covo_rl.evaluate.records import Record, RecordLog
 from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.summary import accuracy_of, compare_pairs, row_score, summarize
 from covo_rl.records.console import interval, number, percent
-from covo_rl.resolve import read_yaml
 from covo_rl.types import visible
 
 #: verdict -> what a report calls it
@@ -57,7 +56,7 @@ def write_report(
     }
     write_json(folder / "report.json", report)
     text = visible(_markdown(report), LAYOUT)
-    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    write_atomically(folder / "report.md", lambda file: file.write(text + "\n"))
     say(text)
     if eval_set.submission:
         path = folder / "submission.json"
@@ -196,13 +195,22 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Record]]:
-    """(report.json, id -> record) of a finished evaluation."""
+    """(report.json, id -> record) of a finished evaluation.
+
+    Raises:
+        EvalInputError: one of them is missing or damaged, or the rows are not those of the report.
+    """
     if absent := " and no ".join(name for name in ("report.json", "rows.jsonl") if not (folder / name).is_file()):
         raise EvalInputError([f"{folder}: no {absent}; is this the --output of a finished `covo-rl eval`?"])
     try:
-        return read_yaml(folder / "report.json"), {row["id"]: row for row in RecordLog(folder / "rows.jsonl").read()}
-    except ValueError as error:  # ConfigError is one
-        raise EvalInputError([str(error)]) from None
+        report, rows = read_record(folder / "report.json"), RecordLog(folder / "rows.jsonl").read()
+    except ValueError as error:
+        raise EvalInputError([str(error)]) from error
+    if absent := " and no ".join(name for name in ("answer_key_sha256", "data", "version", "n") if name not in report):
+        raise EvalInputError([f"{folder / 'report.json'} has no {absent}; is it of another tool?"])
+    if len(rows) != report["n"]:
+        raise EvalInputError([f"{folder}: {len(rows)} rows, its report is over {report['n']}; evaluate it again"])
+    return report, {record["id"]: record for record in rows}
 
 
 def _difference(pairs: list[tuple[Record, Record]], verdict: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ report.json, report.md, plots, submission.json
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,23 +20,22 @@ import typer
 from covo_rl.audio import AudioError
 from covo_rl.config import (
     AdapterConfig,
-    ConfigError,
     PromptConfig,
     RewardConfig,
     RolloutConfig,
     taught_prompt,
     value_problems,
 )  # fmt: skip
-from covo_rl.data.files import plain, write_json
 from covo_rl.data.terminal import say
-from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, audio_seconds, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
 from covo_rl.evaluate.inputs import Inputs, count_rows
+from covo_rl.evaluate.lengths import audio_seconds
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
-from covo_rl.resolve import read_yaml
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example, UserError
 
@@ -97,6 +95,12 @@ class Request:
             return None
         return RewardConfig() if self.rewards is None else RewardConfig(rewards=self.rewards)
 
+    def _writes_over_predictions(self) -> bool:
+        file, folder = self.predictions, self.output
+        if file is None or folder is None or file.resolve().parent != folder.resolve():
+            return False
+        return any(file.match(pattern) for pattern in WRITTEN)
+
     def rollout_config(self) -> RolloutConfig:
         return RolloutConfig(
             num_generations=self.num_generations, max_completion_length=self.max_completion_length,
@@ -113,6 +117,7 @@ class Request:
             ((self.model is None) != replies, "give one of --model (answer with it) and --predictions (score a file)"),
             (replies and self.adapter, f"--adapter {scored_as_is}"),
             (replies and self.listen, f"--listen {scored_as_is}"),
+            (self._writes_over_predictions(), f"--output {self.output} would write over --predictions"),
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
         problems = [text for broken, text in rules if broken]
@@ -178,38 +183,11 @@ def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyA
     return PolicyAnswerer(policy, clips, prompts, rollouts, style)
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Claim the folder for these settings, or accept it when it already holds them.
-
-    Raises:
-        EvalInputError: it holds another evaluation (the differing settings are named), or rows that nobody claims.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, settings = folder / "run.json", plain(settings)
-    if path.is_file() and not overwrite:
-        try:
-            there = read_yaml(path)
-        except ConfigError as error:
-            raise EvalInputError([*error.problems, "choose another --output, or --overwrite"]) from None
-        both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
-        if differing := [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]:
-            advice = "choose another --output, or --overwrite"
-            raise EvalInputError([f"{folder} holds another evaluation ({advice}):", *differing])
-        return
-    old = sorted(folder.glob("rows*.jsonl"))
-    if old and not overwrite:
-        names = ", ".join(file.name for file in old)
-        raise EvalInputError([f"{folder} holds {names} of unknown origin (no run.json); choose another --output"])
-    for file in old:
-        file.unlink()
-    write_json(path, settings)
-
-
 def answer_rows(
-    request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str],
+    request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str], ranks: Ranks,
     style: PromptStyle | None = None,
 ) -> dict[str, list[Record]] | None:  # fmt: skip
-    """Claim the folder, load the model and answer the rows under every audio condition, each resumable.
+    """Load the model, claim the folder, which is `owned`, and answer the rows under every audio condition, resumable.
 
     Returns the records by condition on rank 0, None on others.
 
@@ -217,14 +195,7 @@ def answer_rows(
         EvalInputError: the folder holds something else, the model cannot be loaded, clips are longer than it takes.
     """
     assert request.output is not None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # accelerate or torchrun started this process among others
-        from covo_rl.train.launch import process_state
-
-        process_state()
-    ranks = Ranks.current()
-    if ranks.main:
-        open_folder(request.output, settings, overwrite=request.overwrite)
-    ranks.wait()
+    check_folder(request.output, settings, ranks, overwrite=request.overwrite)
     try:
         answerer = load_answerer(request, style)
     except (OSError, ValueError) as error:
@@ -234,6 +205,10 @@ def answer_rows(
     lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
+    check = getattr(answerer, "length_problems", None)
+    if problems := ranks.from_main(check(inputs.examples) if check and ranks.main else []):
+        raise EvalInputError(problems[:50])
+    claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
     if ranks.main and isinstance(answerer, PolicyAnswerer):
         texts = written_texts(inputs.examples, answerer.prompt_config)
         for note in special_token_notes(texts, answerer.policy.family.tokenizer):
@@ -301,7 +276,7 @@ def _standing(records: Iterable[Record]) -> str:
     return f"{percent(sum(verdicts) / len(verdicts))} % right" if verdicts else "not graded"
 
 
-def run_predictions(inputs: Inputs, folder: Path, *, reward_config: RewardConfig | None) -> list[Record]:
+def run_predictions(inputs: Inputs, folder: Path, reward_config: RewardConfig | None) -> list[Record]:
     """Judge replies from a file; rows without one are recorded as missing."""
     replies = inputs.predictions or {}
     groups = [group_from_text(example, replies.get(example.id, ())) for example in inputs.examples]

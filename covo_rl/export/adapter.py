@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from covo_rl.config import AdapterConfig, ConfigError
+from covo_rl.config import AdapterConfig, PromptConfig
+from covo_rl.data.files import read_record
 from covo_rl.export import ExportError
 from covo_rl.export.merged import (
     ADAPTER,
@@ -35,7 +36,7 @@ from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.saved_adapter import kind_of
 from covo_rl.policy.sharding import is_sharded, sharded_as, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
-from covo_rl.resolve import read_yaml, resolve_model
+from covo_rl.resolve import resolve_model
 from covo_rl.train.checkpoint.manifest import MANIFEST, damage
 from covo_rl.train.ranks import Ranks
 
@@ -181,22 +182,23 @@ def read_into(
 
 @dataclass(frozen=True)
 class Opened:
-    """A policy read from `folder`, the run it belongs to (if known) and the base model's recorded name."""
+    """A policy read from `folder`, the run it belongs to (if known), the base model's recorded name, and the prompt
+    that it was trained with (if known)."""
 
     modes: Trainable
     folder: Path
     run_folder: Path | None
     base_model: str
+    wording: PromptConfig | None = None
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """What a JSON or YAML file says; empty where there is none. Raises ExportError for one that cannot be read."""
-    if not path.is_file():
-        return {}
-    try:
-        return read_yaml(path)
-    except ConfigError as error:
-        raise ExportError(error.problems[0]) from None
+def wording_of(folder: Path, options: Mapping[str, Any]) -> PromptConfig | None:
+    """The prompt of training: prompt.yaml beside the policy, else the run's options; None where neither says."""
+    names = {f.name for f in fields(PromptConfig)}
+    said = read_record(folder / "prompt.yaml") or {name: value for name, value in options.items() if name in names}
+    if unknown := sorted(said.keys() - names):
+        raise ExportError(f"{folder / 'prompt.yaml'}: unknown {', '.join(unknown)}; there are {', '.join(names)}")
+    return PromptConfig(**said) if said else None
 
 
 def policy_kind(folder: Path) -> str | None:
@@ -291,4 +293,4 @@ def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
         parts = options.get("train_parts") or list(family.parts)
         modes = make_trainable(family, AdapterConfig(lora=False, train_parts=parts))
         load_policy_state(modes, folder)
-    return Opened(modes, folder, run, name)
+    return Opened(modes, folder, run, name, wording_of(folder, options))

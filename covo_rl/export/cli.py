@@ -27,22 +27,25 @@ def export_command(
     folders = {kind: folder for kind, folder in (("adapter", adapter), ("merged", merged)) if folder is not None}
     if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
+    from covo_rl.export import ExportError
     from covo_rl.export.adapter import hub_name, open_policy
     from covo_rl.export.exporting import check_target, export_policy, torch_dtype
 
     with user_errors("covo-rl export", code=1):
         torch_dtype(dtype)
-        for folder in folders.values():
+        if adapter == merged:
+            raise ExportError(f"--adapter and --merged are both {adapter}: give two folders")
+        for folder in folders.values():  # before the model is loaded
             check_target(folder, replace)
         opened = open_policy(source, base_model=base_model)
         for kind, folder in folders.items():
             result = export_policy(
                 opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=hub_name(opened.base_model),
                 dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
-                allow_noop=allow_noop, replace=replace,
+                allow_noop=allow_noop, replace=replace, wording=opened.wording,
             )  # fmt: skip
             say(
-                f"{folder}: verified in a fresh process on {len(result.prompts)} prompts with audio ({result.dtype})\n"
+                f"{folder}: verified in a fresh process on {len(result.prompts)} prompts ({result.dtype})\n"
                 f"  max |logit - trained|  {result.max_abs_logit_diff_trained:.3g}  (tolerance {result.tolerance:.3g})"
                 f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
                 f"  update kept            {result.update_kept:.3f}"

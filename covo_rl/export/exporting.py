@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,19 +17,24 @@ from pathlib import Path
 import jinja2
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from covo_rl import __version__
 from covo_rl.audio import ClipStore
-from covo_rl.config import number_map
+from covo_rl.config import PromptConfig, number_map
+from covo_rl.data.files import read_record, write_atomically
 from covo_rl.export import ExportError, verify
-from covo_rl.export.adapter import base_reference, open_policy, read_record, save_policy
+from covo_rl.export.adapter import base_reference, open_policy, policy_kind, save_policy
 from covo_rl.export.merged import write_merged
 from covo_rl.policy.sharding import is_sharded
 from covo_rl.policy.trainable import Trainable
+from covo_rl.records.folder import export_files
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Prompt
 
 CARD = "model_card.md.jinja"
+#: a failed check, a full disk, a checking process that hangs
+NOT_WRITTEN = (ExportError, OSError, SafetensorError, subprocess.TimeoutExpired)
 AUDIO_CHECKS = {"after_silent_audio": "silence", "after_swapped_audio": "another row's audio"}
 
 
@@ -58,6 +64,7 @@ def export_policy(
     max_shard_bytes: int | None = None,
     allow_noop: bool = False,
     replace: bool = False,
+    wording: PromptConfig | None = None,
 ) -> verify.Verification:
     """Write a PEFT `adapter`, or the whole model with the adapter `merged` in, to `folder`, verified.
 
@@ -75,7 +82,7 @@ def export_policy(
         raise ExportError("a full-parameter policy has no adapter: export it with --merged")
     if kind == "merged" and is_sharded(modes.family.model):
         raise ExportError("the parameters are sharded over ranks: save a checkpoint and run covo-rl export on it")
-    if prompts is None or clips is None:
+    if not prompts or clips is None:
         clips = ClipStore()
         prompts = verify.synthetic_prompts(modes.family, clips)
     in_memory = modes.family.embed_tokens.weight.dtype
@@ -98,7 +105,7 @@ def export_policy(
         if not result.ok:
             problems = "\n  - ".join(result.problems)
             raise ExportError(f"the {kind} export failed its check and was removed:\n  - {problems}")
-        _describe(modes, stage, result, run_folder)
+        _describe(modes, stage, result, run_folder, wording)
     return result
 
 
@@ -114,6 +121,7 @@ def export_run_adapter(
     *,
     base_model: str | None = None,
     folder: str | Path | None = None,
+    wording: PromptConfig | None = None,
 ) -> Path:
     """The policy of a run, to `folder` (default RUN/adapter, or RUN/model in full mode), verified.
 
@@ -127,21 +135,24 @@ def export_run_adapter(
     run, kind = Path(run_folder), "merged" if modes.peft_model is None else "adapter"
     target = Path(folder) if folder else run / ("model" if modes.peft_model is None else "adapter")
     gathered, failure, ranks = None, None, Ranks.current()
-    if is_sharded(modes.family.model):
-        gathered = save_policy(modes, run / "gathered_policy", base=base_model)
-    if ranks.main:
+    try:
+        if is_sharded(modes.family.model):
+            gathered = save_policy(modes, run / "gathered_policy", base=base_model)
+    except NOT_WRITTEN as error:  # on rank 0, which alone writes
+        failure = str(error)
+    if ranks.main and not failure:
         try:
             with torch.random.fork_rng(devices=[]):
                 if gathered is not None:  # in one piece, on the base it was trained on
                     modes = open_policy(gathered, base_model=base_reference(modes)).modes
                 export_policy(modes, target, kind=kind, prompts=prompts, clips=clips, run_folder=run,
-                              base_model=base_model, replace=True)  # fmt: skip
-        except (ExportError, OSError) as error:
+                              base_model=base_model, replace=True, wording=wording)  # fmt: skip
+        except NOT_WRITTEN as error:
             failure = str(error)
-            shutil.rmtree(target, ignore_errors=True)  # an earlier run's export is not this policy
+            if policy_kind(target):  # an earlier run's export is not this policy
+                shutil.rmtree(target, ignore_errors=True)
         finally:
-            if gathered is not None:
-                shutil.rmtree(gathered)
+            shutil.rmtree(run / "gathered_policy", ignore_errors=True)
     failure = ranks.from_main(failure)
     if failure:
         raise ExportError(failure)
@@ -149,17 +160,27 @@ def export_run_adapter(
 
 
 def check_target(folder: Path, replace: bool) -> None:
-    """Raises ExportError where `folder` exists and is not to be replaced."""
-    if folder.exists() and not replace:
+    """Whether an export may be written to `folder`.
+
+    Raises:
+        ExportError: it exists and is not to be replaced, or is not an export and must not be.
+    """
+    if not folder.exists():
+        return
+    if not replace:
         raise ExportError(f"{folder} exists: give another folder, or --replace it")
+    if not folder.is_dir() or (any(folder.iterdir()) and not policy_kind(folder)):
+        raise ExportError(f"{folder} holds no adapter and no weights, so it is not replaced: give another folder")
 
 
 @contextmanager
 def staging(folder: Path, replace: bool) -> Iterator[Path]:
     """A hidden folder beside `folder` that takes its name when the block ends well, and vanishes when it does not.
 
+    Of a folder that it replaces, what no export wrote is carried over.
+
     Raises:
-        ExportError: `folder` exists and is not to be replaced.
+        ExportError: `folder` may not be written (`check_target`).
     """
     check_target(folder, replace)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -168,18 +189,30 @@ def staging(folder: Path, replace: bool) -> Iterator[Path]:
         yield stage
         os.chmod(stage, 0o755)  # mkdtemp gives 700
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(stage, folder)
+            for path in {*folder.iterdir()} - {*export_files(folder)} - {folder / name for name in os.listdir(stage)}:
+                shutil.copytree(path, stage / path.name) if path.is_dir() else shutil.copy2(path, stage)
+            os.replace(folder, old := Path(tempfile.mkdtemp(prefix=stage.name, dir=folder.parent)))
+            os.replace(stage, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(stage, folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _describe(modes: Trainable, stage: Path, result: verify.Verification, run_folder: str | Path | None) -> None:
-    """verification.json, export.json and the model card."""
+def _describe(
+    modes: Trainable, stage: Path, result: verify.Verification, run_folder: str | Path | None,
+    wording: PromptConfig | None,
+) -> None:  # fmt: skip
+    """prompt.yaml, verification.json, the model card, and export.json, which lists the files."""
     name, module = type(modes.family.model).__name__, type(modes.family.model).__module__
     package = module.rpartition(".")[0] if module.startswith("covo_rl") else "transformers"
+    if wording is not None:
+        text = yaml.safe_dump(asdict(wording), sort_keys=False, allow_unicode=True)
+        (stage / "prompt.yaml").write_text(text, encoding="utf-8")
+    files = sorted({*os.listdir(stage), "README.md", "export.json", "verification.json"})
     record = {"kind": result.kind, "base_model": result.base_model, "model_type": modes.family.model_type,
-              "model_class": name, "model_module": package}  # fmt: skip
+              "model_class": name, "model_module": package, "files": files}  # fmt: skip
     for file, content in (("verification.json", asdict(result)), ("export.json", record)):
         (stage / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     update_card(stage, run_folder)
@@ -211,5 +244,5 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
         before=result.get("before") or {}, after=result.get("after") or {},
         rewards=number_map(config.get("rewards"), what="rewards", default=1.0),
     )  # fmt: skip
-    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+    write_atomically(folder / "README.md", lambda file: file.write(card))
     return folder / "README.md"

@@ -235,8 +235,9 @@ def write_merged(
     """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
     model, entries = family.model, merged_entries(family.model, dtype)
     name = model.name_or_path or ""
-    base: Path | None = Path(name)  # where the base checkpoint lies: the folder itself, or in the hub's cache
-    if not base.is_dir():
+    # where the base checkpoint lies: the folder itself, or in the hub's cache; a model made in memory has none
+    base = Path(name) if name and Path(name).is_dir() else None
+    if name and base is None:
         cached = try_to_load_from_cache(name, "config.json")
         base = Path(cached).parent if isinstance(cached, str) else None
     if base is not None:

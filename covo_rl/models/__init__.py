@@ -39,15 +39,29 @@ def family_class(model_type: str) -> type[AudioFamily]:
     return getattr(import_module(module), name)
 
 
+def checkpoint_dtype(path: str) -> str | None:
+    """What the checkpoint's configuration says of its weights, "bfloat16" for example, without reading them."""
+    raw = model_config(path)
+    return str(raw.get("dtype") or raw.get("torch_dtype") or "").removeprefix("torch.") or None
+
+
+def family_at(path: str) -> type[AudioFamily]:
+    """The family of a local folder or hub name, by the `model_type` of its `config.json`; no weights are read.
+
+    Raises ModelError for a model type without a family, OSError where there is no checkpoint.
+    """
+    return family_class(model_config(path).get("model_type", ""))
+
+
 def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
-    """Load model and processor from a local folder or hub name, by the `model_type` of its `config.json`.
+    """Load model and processor of `family_at(path)`.
 
     `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
     Raises ModelError for a model type without a family or damaged files, OSError where there is no checkpoint.
     """
     from safetensors import SafetensorError
 
-    family = family_class(model_config(path).get("model_type", ""))
+    family = family_at(path)
     try:
         return family.load(path, dtype=dtype, **options)
     except (SafetensorError, ValueError, RuntimeError) as error:  # damaged weights or tokenizer, sizes that do not fit

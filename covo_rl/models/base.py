@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from covo_rl.models.slots import expand_placeholders
 from covo_rl.models.text import shielded_messages, token_ids
+from covo_rl.models.weights import load_whole
 from covo_rl.prompt import CUT
 
 if TYPE_CHECKING:
@@ -62,12 +63,13 @@ class AudioFamily(ABC):
     ) -> Self:  # fmt: skip
         """Load model and processor from a local folder or a hub name; further arguments go to the model.
 
+        Raises WeightsError (an OSError) where tensors are missing, of another shape, or not finite.
         `trust_remote_code` is for families whose code ships with the checkpoint; those of covo_rl and transformers
         need none and ignore it.
         """
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
-        model = cls.model_class.from_pretrained(path, dtype=dtype, **kwargs)
+        model = load_whole(cls.model_class, path, dtype=dtype, **kwargs)
         return cls(model, cls.processor_class.from_pretrained(path))
 
     # -- what it hears -------------------------------------------------------------------------------------------

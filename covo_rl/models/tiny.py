@@ -156,7 +156,7 @@ def fold_feature_statistics(model: Any, mean: torch.Tensor | float, std: torch.T
     std_M = torch.as_tensor(std, dtype=torch.float64).expand(bins)
     if not bool((std_M > 0).all()):
         raise ValueError("every deviation must be positive: a bin that never changes cannot be standardised")
-    weight = conv.weight.double().cpu() / std_M[None, :, None]
+    weight = conv.weight.cpu().double() / std_M[None, :, None]
     shift = (weight * mean_M[None, :, None]).sum((1, 2))
-    conv.bias.copy_(conv.bias.double().cpu() - shift)
+    conv.bias.copy_(conv.bias.cpu().double() - shift)
     conv.weight.copy_(weight)

@@ -31,7 +31,10 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 class Layout(Protocol):
     """What the attention function needs to know of the row that is being computed."""
 
-    longest: int
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence."""
+        ...
 
     def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
         """(L, H, d) queries and (L, K, d) keys and values of one layer -> (L, H, d)."""
@@ -54,7 +57,10 @@ def grouped_attention(
             f"the grouped pass has no attention dropout ({dropout}), no softcap ({kwargs.get('softcap')}) and no "
             f"sliding window ({window}) shorter than the sequence ({covo_layout.longest}); turn it off in the config"
         )
-    q_LHd, k_LKd, v_LKd = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    tensors, device = (query, key, value), query.device.type
+    if torch.is_autocast_enabled(device):  # as SDPA's: rotary positions made queries and keys float32 again
+        tensors = (tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+    q_LHd, k_LKd, v_LKd = (tensor[0].transpose(0, 1) for tensor in tensors)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return covo_layout.attend(module.layer_idx, q_LHd, k_LKd, v_LKd, scale)[None], None  # pyright: ignore
 

@@ -8,6 +8,7 @@ pass that needs gradients, still once per clip.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -35,14 +37,17 @@ class FeatureStore:
     """Audio embeddings (S, D) by content key.
 
     `memory_mb` bounds the embeddings kept in memory (CPU, the encoder's dtype); older ones move to safetensors files
-    in a folder of their own that vanishes with the store. `encoded_rows` counts encoder rows (segments) and
-    `encoded_clips` clips computed so far.
+    in a folder of their own that vanishes with the store, up to `disk_mb`, or as far as the disk has room, and are
+    encoded again beyond. `encoded_rows` counts encoder rows (segments) and `encoded_clips` clips computed so far.
     """
 
-    def __init__(self, family: AudioFamily, clips: ClipStore | None, memory_mb: float = 512, *, frozen: bool = True):
+    def __init__(
+        self, family: AudioFamily, clips: ClipStore | None, memory_mb: float = 512, *, frozen: bool = True,
+        disk_mb: float = 8192,
+    ) -> None:  # fmt: skip
         self.family, self.clips, self.frozen = family, clips, frozen
         self.encoded_rows = self.encoded_clips = 0
-        self._budget = int(memory_mb * MIB)
+        self._budget, self._disk_budget = int(memory_mb * MIB), int(disk_mb * MIB)
         self.clear()
 
     def clear(self) -> None:
@@ -52,6 +57,7 @@ class FeatureStore:
         self._bytes = self._mel_bytes = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._on_disk: dict[str, Path] = {}
+        self._disk_bytes = 0
 
     def clip_features(self, key: str) -> ClipFeatures:
         """What the processor makes of the clip (CPU), cached within the same budget."""
@@ -60,12 +66,18 @@ class FeatureStore:
                 raise ValueError(
                     f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)"
                 )
-            self._mel[key] = self.family.clip_features(*self.clips.waveform(key))
+            with torch.autocast("cpu", enabled=False):  # audio is not resampled in 16 bits
+                self._mel[key] = self.family.clip_features(*self.clips.waveform(key))
             self._mel_bytes += _size(self._mel[key])
             while self._mel_bytes > self._budget and len(self._mel) > 1:
                 self._drop_mel(next(iter(self._mel)))
         self._mel.move_to_end(key)
         return self._mel[key]
+
+    @property
+    def full(self) -> bool:
+        """The budget for what the processor makes is used up; each further clip drops another."""
+        return self._mel_bytes >= self._budget
 
     def _drop_mel(self, key: str) -> None:
         if key in self._mel:
@@ -93,11 +105,23 @@ class FeatureStore:
         while self._bytes > self._budget and self._kept:
             key, value = self._kept.popitem(last=False)
             self._bytes -= value.nbytes
-            if key not in self._on_disk:
-                self._folder = self._folder or tempfile.TemporaryDirectory(prefix="covo_rl_features_")
-                self._on_disk[key] = Path(self._folder.name) / f"{len(self._on_disk)}.safetensors"
-                save_file({"embedding": value.contiguous()}, self._on_disk[key])
+            if key not in self._on_disk and self._disk_bytes + value.nbytes <= self._disk_budget:
+                self._spill(key, value)
         return result
+
+    def _spill(self, key: str, value: torch.Tensor) -> None:
+        """To disk; a full one only means that clips are encoded again."""
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="covo_rl_features_")
+        path = Path(self._folder.name) / f"{len(self._on_disk)}.safetensors"
+        try:
+            save_file({"embedding": value.contiguous()}, path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            self._disk_budget = 0
+            warnings.warn(f"audio features are no longer kept on disk, {path.parent}: {error}", stacklevel=2)
+            return
+        self._on_disk[key] = path
+        self._disk_bytes += value.nbytes
 
     def _keep(self, key: str, value: torch.Tensor) -> None:
         self._kept[key] = value

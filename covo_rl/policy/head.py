@@ -3,6 +3,9 @@
 With a frozen head the forward pass already stores d logp / d h, (M, D), so that the backward is one multiply and the
 logits are made once. With a trainable head the backward makes each chunk's logits a second time. A head that is not
 a plain linear layer (adapters on it, sharded weights) is called as a module, chunk by chunk, under checkpointing.
+
+16-bit operands (a 16-bit model, or autocast) give float32 logits and slopes (products.py): at p(target) near 1 a logp's
+gradient is a small difference, `(p - onehot) @ W`, of which rounding any larger number on the way leaves little.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from covo_rl.policy.products import HALF, add_outer, float32_logits, logits_of, operand_dtype, weight_sum
 
 #: logits held at once, in elements; 2**24 float32 are 64 MiB
 CHUNK_ELEMENTS = 2**24
@@ -27,22 +32,47 @@ def token_logps(
     `hidden_MD` any float dtype, `targets_M` int64. Both results are differentiable in hidden and head. `chunk` is
     the number of positions at a time (default: so that a chunk of logits has at most CHUNK_ELEMENTS).
     """
-    chunk = chunk or max(16, CHUNK_ELEMENTS // int(getattr(head, "out_features", 2**17)))
-    if not (
+    linear = _linear_layer(head)
+    chunk = chunk or max(16, CHUNK_ELEMENTS // int(getattr(linear or head, "out_features", 2**17)))
+    if linear is None:
+        return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
+    dtype = operand_dtype(linear.weight)
+    logps_M, entropy_M = _LinearLogps.apply(
+        hidden_MD, linear.weight, linear.bias, targets_M, temperature, entropy, chunk, dtype
+    )
+    return logps_M, entropy_M if entropy else None
+
+
+def _linear_layer(head: Any) -> nn.Linear | None:
+    """The whole linear layer that a call of `head` comes down to; None where the call does more."""
+    if hasattr(head, "modules_to_save"):  # PEFT: trained in full beside LoRA
+        active = head.active_adapters
+        head = head.original_module if head.disable_adapters or len(active) != 1 else head.modules_to_save[active[0]]
+    plain = (
         type(head) is nn.Linear
         and type(head.weight) in (nn.Parameter, torch.Tensor)  # whole, not a shard
         and head.weight.numel() > 0
         and not (head._forward_hooks or head._forward_pre_hooks)
-    ):
-        return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
-    logps_M, entropy_M = _LinearLogps.apply(hidden_MD, head.weight, head.bias, targets_M, temperature, entropy, chunk)
-    return logps_M, entropy_M if entropy else None
+    )
+    return head if plain else None
 
 
-def _scaled_logits(hidden_MD: torch.Tensor, weight_VD: torch.Tensor, bias_V, temperature: float) -> torch.Tensor:
+def _scaled_logits(
+    hidden_MD: torch.Tensor, weight_VD: torch.Tensor, bias_V, temperature: float, dtype: torch.dtype
+) -> torch.Tensor:
     """float32 logits / temperature, as sampling computes them."""
-    logits = torch.nn.functional.linear(hidden_MD, weight_VD, bias_V).float()
+    if dtype in HALF:
+        logits = logits_of(hidden_MD, weight_VD, bias_V, dtype)
+    else:
+        logits = torch.nn.functional.linear(hidden_MD, weight_VD, bias_V).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _less_target(probs_cV: torch.Tensor, targets_c: torch.Tensor) -> torch.Tensor:
+    """p - onehot, in place; the target's is minus the sum of the others, so that none of it is lost near p = 1."""
+    targets_c1 = targets_c[:, None]
+    probs_cV.scatter_(1, targets_c1, 0.0)
+    return probs_cV.scatter_(1, targets_c1, -probs_cV.sum(-1, keepdim=True))
 
 
 class _LinearLogps(torch.autograd.Function):
@@ -50,36 +80,48 @@ class _LinearLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, hidden_MD, weight_VD, bias_V, targets_M, temperature: float, entropy: bool, chunk: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx: Any, hidden_MD, weight_VD, bias_V, targets_M, temperature: float, entropy: bool, chunk: int,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         store = ctx.needs_input_grad[0] and not head_trains
         rows = hidden_MD.shape[0]
         logps_M = hidden_MD.new_empty(rows, dtype=torch.float32)
         entropy_M = hidden_MD.new_empty(rows if entropy else 0, dtype=torch.float32)
-        slopes = [torch.empty_like(hidden_MD) for _ in range(1 + entropy)] if store else []
+        # float16 has no room for small slopes: a loss scale comes only in the backward
+        kept = torch.float32 if hidden_MD.dtype == torch.float16 else hidden_MD.dtype
+        slopes = [torch.empty_like(hidden_MD, dtype=kept) for _ in range(1 + entropy)] if store else []
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
-            logits = _scaled_logits(hidden_MD[part], weight_VD, bias_V, temperature)
-            picked_c1 = logits.gather(1, targets_M[part, None])
+            targets_c = targets_M[part]
+            logits = _scaled_logits(hidden_MD[part], weight_VD, bias_V, temperature, dtype)
+            picked_c1 = logits.gather(1, targets_c[:, None])
             # in place: one chunk of logits is all that exists, two where the entropy is asked for
             highest_c1 = logits.amax(-1, keepdim=True)
             shifted_cV = logits.sub_(highest_c1)
             weights_cV = shifted_cV.exp() if entropy else shifted_cV.exp_()
             sums_c1 = weights_cV.sum(-1, keepdim=True)
             logps_M[part] = (picked_c1 - highest_c1 - sums_c1.log())[:, 0]
+            weighted_cV = None
             if entropy:
                 logps_cV, probs_cV = shifted_cV.sub_(sums_c1.log()), weights_cV.div_(sums_c1)
                 entropy_M[part] = -torch.linalg.vecdot(probs_cV, logps_cV)
+                weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV) if store else None
             if not store:
                 continue
-            expected = (weights_cV.to(weight_VD.dtype) @ weight_VD).float()
-            expected = expected if entropy else expected / sums_c1
-            slopes[0][part] = (weight_VD[targets_M[part]] - expected).mul_(1 / temperature)
-            if entropy:
-                weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV)
-                slopes[1][part] = (weighted_cV.to(weight_VD.dtype) @ weight_VD).mul_(-1 / temperature)
+            if dtype in HALF:
+                probs_cV = weights_cV if entropy else weights_cV.div_(sums_c1)
+                slopes[0][part] = weight_sum(_less_target(probs_cV, targets_c), weight_VD, dtype).mul_(-1 / temperature)
+            else:
+                expected = (weights_cV.to(weight_VD.dtype) @ weight_VD).float()
+                expected = expected if entropy else expected / sums_c1
+                slopes[0][part] = (weight_VD[targets_c] - expected).mul_(1 / temperature)
+            if weighted_cV is not None:
+                wide = dtype in HALF
+                product = weight_sum(weighted_cV, weight_VD, dtype) if wide else weighted_cV.to(dtype) @ weight_VD
+                slopes[1][part] = product.mul_(-1 / temperature)
         ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
+        ctx.dtype, ctx.hidden_dtype = dtype, hidden_MD.dtype
         ctx.save_for_backward(*((hidden_MD, weight_VD, bias_V, targets_M) if head_trains else slopes))
         if not entropy:
             ctx.mark_non_differentiable(entropy_M)
@@ -89,46 +131,54 @@ class _LinearLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_logps_M, grad_entropy_M):  # pyright: ignore[reportIncompatibleMethodOverride]
         if ctx.head_trains:
-            return (*_recomputed_gradients(ctx, grad_logps_M, grad_entropy_M), None, None, None, None)
+            return (*_recomputed_gradients(ctx, grad_logps_M, grad_entropy_M), *[None] * 5)
         grad_hidden = None
         if slopes := ctx.saved_tensors:
-            grad_hidden = slopes[0] * grad_logps_M[:, None].to(slopes[0].dtype)
-            if ctx.entropy:
-                grad_hidden += slopes[1] * grad_entropy_M[:, None].to(slopes[1].dtype)
-        return grad_hidden, None, None, None, None, None, None
+            grad_hidden = torch.empty_like(slopes[0], dtype=ctx.hidden_dtype)
+            grads = (grad_logps_M, grad_entropy_M)[: len(slopes)]
+            for start in range(0, len(grad_hidden), ctx.chunk):  # each sum is float32 and rounded once
+                part = slice(start, start + ctx.chunk)
+                grad_hidden[part] = sum(s[part] * g[part, None] for s, g in zip(slopes, grads, strict=True))
+        return grad_hidden, *[None] * 7
 
 
 def _recomputed_gradients(ctx: Any, grad_logps_M: torch.Tensor, grad_entropy_M: torch.Tensor):
     """Gradients of hidden states, weight and bias (None where not asked for), from logits made a second time."""
     hidden_MD, weight_VD, bias_V, targets_M = ctx.saved_tensors
+    wide = ctx.dtype in HALF
+    total = torch.float32 if wide else None  # summed over chunks, rounded once
     grad_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
-    grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
-    grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+    grad_weight = torch.zeros_like(weight_VD, dtype=total) if ctx.needs_input_grad[1] else None
+    grad_bias = torch.zeros_like(bias_V, dtype=total) if ctx.needs_input_grad[2] else None
     for start in range(0, hidden_MD.shape[0], ctx.chunk):
         part = slice(start, start + ctx.chunk)
-        logps_cV = _scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature).log_softmax(-1)
+        logps_cV = _scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature, ctx.dtype).log_softmax(-1)
         probs_cV = logps_cV.exp()
-        grad_c = grad_logps_M[part, None]
-        slope_cV = probs_cV * -grad_c
-        slope_cV.scatter_add_(1, targets_M[part, None], grad_c.to(slope_cV.dtype))
+        pull_cV = 0.0
         if ctx.entropy:
             entropy_c = -(probs_cV * logps_cV).sum(-1, keepdim=True)
-            slope_cV -= probs_cV * (logps_cV + entropy_c) * grad_entropy_M[part, None]
-        slope_cV = slope_cV.div_(ctx.temperature).to(weight_VD.dtype)
+            pull_cV = probs_cV * (logps_cV + entropy_c) * grad_entropy_M[part, None]
+        slope_cV = _less_target(probs_cV, targets_M[part]) * grad_logps_M[part, None] + pull_cV
+        slope_cV = slope_cV.div_(-ctx.temperature)
+        if not wide:
+            slope_cV = slope_cV.to(weight_VD.dtype)
         if grad_hidden is not None:
-            grad_hidden[part] = slope_cV @ weight_VD
-        if grad_weight is not None:
+            grad_hidden[part] = weight_sum(slope_cV, weight_VD, ctx.dtype) if wide else slope_cV @ weight_VD
+        if grad_weight is not None and wide:
+            add_outer(grad_weight, slope_cV, hidden_MD[part], ctx.dtype)
+        elif grad_weight is not None:
             grad_weight.addmm_(slope_cV.t(), hidden_MD[part].to(weight_VD.dtype))
         if grad_bias is not None:
             grad_bias += slope_cV.sum(0)
-    return grad_hidden, grad_weight, grad_bias
+    weight, bias = (None if g is None else g.to(weight_VD.dtype) for g in (grad_weight, grad_bias))
+    return grad_hidden, weight, bias
 
 
 def _module_logps(
     hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module, temperature: float, entropy: bool, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     def one(hidden_cD: torch.Tensor, targets_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logps_cV = (head(hidden_cD).float() / temperature).log_softmax(-1)
+        logps_cV = (float32_logits(head, hidden_cD) / temperature).log_softmax(-1)
         entropy_c = -(logps_cV.exp() * logps_cV).sum(-1) if entropy else None
         return logps_cV.gather(1, targets_c[:, None])[:, 0], entropy_c
 

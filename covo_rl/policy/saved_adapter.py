@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from covo_rl.models.weights import check_finite
 from covo_rl.policy.patterns import PatternError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def read_adapter(folder: str | Path, *, model: str | None = None) -> SavedAdapte
     Raises:
         FileNotFoundError: no adapter folder.
         AdapterError: not LoRA, damaged, without weights, or with empty tensors.
+        WeightsError: NaN or infinities.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
@@ -129,6 +131,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             "where parameters were not gathered. Save it again from accelerator.get_state_dict(model), or export a "
             "checkpoint with covo-rl export"
         )
+    check_finite(tensors.items(), str(file))
     return tensors
 
 

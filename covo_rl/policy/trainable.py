@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from covo_rl.config import AdapterConfig, number_map
+from covo_rl.config import AdapterConfig, ConfigError, number_map
+from covo_rl.models import checkpoint_dtype
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
+from covo_rl.policy.products import HALF
 from covo_rl.policy.saved_adapter import kind_of, put_on, read_adapter
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from covo_rl.models.base import AudioFamily
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,33 @@ class Trainable:
     replaced: tuple[str, ...] = ()
 
 
+def training_dtype(dtype: str, path: str, *, full: bool, scaled: bool = False) -> tuple[str, list[str]]:
+    """(the dtype to load a model in that will train, notes for the user), before any weight is read.
+
+    `auto` is the checkpoint's, but float32 where parameters of 16 bits would themselves train (`full`), and for
+    float16 checkpoints. `scaled`: a loss scale keeps small gradients within float16.
+
+    Raises:
+        ConfigError: float16 where it cannot work.
+    """
+    own = checkpoint_dtype(path)
+    if dtype == "auto" and (own == "float16" or (full and own == "bfloat16")):
+        why = "of 16-bit weights updates below 1/256 of a weight are lost" if full else "in float16 gradients vanish"
+        return "float32", [f"dtype auto: the checkpoint is {own}, loaded as float32, because {why}; compute in 16 bits "
+                           "with accelerate launch --mixed_precision bf16 (GPU)"]  # fmt: skip
+    if dtype == "float16" and (full or not scaled):
+        why = "without a loss scale gradients below 6e-8 become 0; that needs a GPU and --mixed_precision fp16"
+        why = "no loss scaler takes float16 gradients of the parameters themselves" if full else why
+        raise ConfigError([f"dtype float16 cannot train here: {why}. Use dtype bfloat16 or float32"])
+    return dtype, []
+
+
 def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate: float | None = None) -> Trainable:
     """Freeze everything, then make trainable what `config` asks for.
 
     LoRA parameters are float32 even on a 16-bit base. `learning_rate` only fills the report. Raises PatternError for a
     pattern or part that matches nothing or reaches the encoder unasked, AdapterError where `config.adapter` is no
-    LoRA adapter of this model.
+    LoRA adapter of this model, WeightsError where it holds NaN or infinities.
     """
     part_rates(config, family)  # a wrong part name is an error now, not at the optimiser
     quantised = bool(getattr(family.model, "is_loaded_in_4bit", False))

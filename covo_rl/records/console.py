@@ -133,15 +133,17 @@ def before_after_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> T
         _accuracy_row(table, f"accuracy, {mode} %", second["n"], first, second)
         for column in ("task", "category"):
             for name, part in second["breakdown"].get(column, {}).items():
-                _accuracy_row(table, f"  {name}", part["n"], first["breakdown"][column][name]["strict"], part["strict"])
+                earlier = first["breakdown"].get(column, {}).get(name, {"strict": {"accuracy": None}})
+                _accuracy_row(table, f"  {name}", part["n"], earlier["strict"], part["strict"])
         table.add_section()
     for name in [name for name in after["sampled"] if name.startswith("reward_")]:
-        first, second = before["sampled"][name], after["sampled"][name]
+        first, second = before["sampled"].get(name), after["sampled"][name]
         change = "-" if first is None or second is None else f"{second - first:+.2f}"
         table.add_row(f"{name}, sampled", "", number(first), number(second), change)
     return table
 
 
 def _accuracy_row(table: Table, name: str, n: int, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    change = f"{100 * (second['accuracy'] - first['accuracy']):+.1f}"
+    earlier, later = first["accuracy"], second["accuracy"]
+    change = "-" if earlier is None or later is None else f"{100 * (later - earlier):+.1f}"
     table.add_row(name, str(n), interval(first), interval(second), change)

@@ -4,8 +4,10 @@ config.yaml        resolved options
 environment.json   versions, commit, hashes of data and reward files
 metrics.jsonl      one object a step
 rollouts/          step_00000.jsonl: prompt, completion, components, advantage; never waveforms
-result.json        before, after and the figures of the run
+before.json        the evaluation before training, and what it was made of
+result.json        before, after and the figures of the run; it is there once the run is finished
 curves.png         learning curves
+lock.json          who writes here, while somebody does
 """
 
 from __future__ import annotations
@@ -13,18 +15,32 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from covo_rl.data.files import file_sha256, plain, read_json_lines, write_json
+from covo_rl.data.files import append_lines, file_sha256, plain, whole_lines, write_atomically, write_json
+from covo_rl.records.console import console
+from covo_rl.records.lock import FolderLock
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "soundfile", "soxr", "mpmath")
+
+#: what a run has when it was accepted, then what it adds
+BEGUN = ("config.yaml", "environment.json")
+FILES = (*BEGUN, "before.json", "result.json", "metrics.jsonl")
+FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", "model": "*", "exports": "step_*"}
+#: what makes room for another run, beside these files and the exports
+CLEARED = (
+    "checkpoints/step_[0-9]*", "checkpoints/.partial-step_*", "checkpoints/.trash-step_*", "rollouts/step_[0-9]*.jsonl",
+    "debug/step_[0-9]*", "abandoned/[0-9]*", "curves.png", "report.html",
+)  # fmt: skip
 
 
 def _git(*words: str) -> str | None:
@@ -64,44 +80,116 @@ def environment(files: Mapping[str, str | Path] | None = None) -> dict[str, Any]
     }
 
 
+def export_files(folder: Path) -> list[Path]:
+    """What an export wrote into its folder, by its export.json; all that is there where that does not list files."""
+    record = folder / "export.json"
+    listed = json.loads(record.read_text(encoding="utf-8")).get("files") if record.is_file() else None
+    return [path for path in folder.iterdir() if listed is None or path.name in listed]
+
+
 class Run:
-    """One run folder, written by the main process only (`active`); others read the path and write nothing."""
+    """One run folder, written by the main process only (`active`); others read the path and write nothing.
+
+    What only records (metrics, rollouts, the evaluation before) may fail, on a full disk: that is said, and the run
+    goes on. Nothing is ever half a file or half a line.
+    """
 
     def __init__(self, folder: str | Path, *, active: bool = True) -> None:
         self.folder = Path(folder)
         self.active = active
-        if active:
-            (self.folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        self.lock = FolderLock(folder)
+        self._unwritten: list[str] = []  # lines of metrics.jsonl that a full disk refused
 
     @property
     def metrics_path(self) -> Path:
         return self.folder / "metrics.jsonl"
 
+    def contents(self) -> list[str]:
+        """Names of what is here under the names that a run writes; nothing where a run only began."""
+        files = [name for name in FILES if (self.folder / name).is_file()]
+        folders = [name for name, pattern in FOLDERS.items() if any((self.folder / name).glob(pattern))]
+        return [] if files == list(BEGUN) and not folders else files + folders
+
+    def refusal(self, *, overwrite: bool = False) -> str | None:
+        """Why a new run may not start here, or None; changes nothing."""
+        contents, exports = self.contents(), [path for path in self._exports() if path.is_dir()]
+        foreign = [path.name for path in exports if not (path / "export.json").is_file()]
+        if contents and "environment.json" not in contents:
+            foreign = contents
+        if foreign:
+            return f"{self.folder} holds {', '.join(foreign)}, which no run wrote: choose another --output"
+        if not contents or overwrite:
+            return None
+        if "result.json" in contents:
+            return f"{self.folder} holds a finished run: choose another --output, or replace it with --overwrite"
+        return (f"{self.folder} holds an unfinished run ({', '.join(contents)}): continue it with --resume auto, "
+                "choose another --output, or replace it with --overwrite")  # fmt: skip
+
+    def clear(self) -> None:
+        """Delete what an earlier run wrote here, and nothing else."""
+        exports = [path for path in self._exports() if path.is_dir()]
+        paths = [path for pattern in (*CLEARED, *FILES) for path in self.folder.glob(pattern)]
+        for path in [*paths, *(file for export in exports for file in export_files(export))]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for folder in {*exports, *(self.folder / Path(pattern).parent for pattern in CLEARED), self.folder / "exports"}:
+            if folder != self.folder:
+                with suppress(OSError):  # not empty, not there, or a link: it is left
+                    folder.rmdir()
+
+    def sweep(self) -> None:
+        """Delete what an export that was killed left half done."""
+        for pattern in (".adapter-*", ".model-*", "exports/.step_*", "gathered_policy"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path)
+
+    def _exports(self) -> list[Path]:
+        return [self.folder / "adapter", self.folder / "model", *(self.folder / "exports").glob("step_*")]
+
     def write_config(self, options: Mapping[str, Any]) -> None:
         if self.active:
             text = yaml.safe_dump(plain(options), sort_keys=False, allow_unicode=True)
-            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "config.yaml", lambda file: file.write(text))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
         """Write `name` in the run folder as a whole; NaN becomes null."""
         path = self.folder / name
-        return write_json(path, content) if self.active else path
+        if self.active:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, content)
+        return path
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one step to metrics.jsonl."""
+        """Append one step to metrics.jsonl, and those before it that a full disk refused."""
         if self.active:
-            with open(self.metrics_path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+            self._unwritten.append(json.dumps(plain(row), ensure_ascii=False) + "\n")
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write the steps that wait for room."""
+        if self._unwritten:
+            with self.going_on(f"{len(self._unwritten)} step(s) of metrics.jsonl wait for room"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                append_lines(self.metrics_path, self._unwritten)
+                self._unwritten.clear()
 
     def log_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the step's rollouts to rollouts/step_NNNNN.jsonl."""
         if self.active:
             path = self.folder / "rollouts" / f"step_{step:05d}.jsonl"
-            with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
+            lines = [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
+            with self.going_on(f"the rollouts of step {step} are not in the log"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, lambda file: file.writelines(lines))
+
+    @contextmanager
+    def going_on(self, loss: str) -> Iterator[None]:
+        """Around writing what only records: a full disk costs that and is said, the run goes on."""
+        try:
+            yield
+        except OSError as error:
+            console.print(f"{error}; {loss}, the run goes on", style="bold red", markup=False)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All steps logged so far."""
-        if not self.metrics_path.is_file():
-            return []
-        return list(read_json_lines(self.metrics_path))
+        """All steps logged so far; damaged lines are left out (`data.files.whole_lines` names them)."""
+        return whole_lines(self.metrics_path)[0]

@@ -148,19 +148,8 @@ class _Worker:
             if self.running and (not file.is_file() or file_sha256(file) == self.about["sha256"]):
                 return self.about
             self.end()
-            try:
-                with self._limit(LOAD_SECONDS):
-                    self._start()
-            except TimeoutError:
-                why = f"did not load within {LOAD_SECONDS:g} s"
-            except RewardError as error:
-                why = str(error)
-            except Exception as error:  # whatever a plugin does to the line between us
-                why = f"its process ended while it was loaded ({self._exit() or shown(error)})"
-            else:
-                return self.about
-            self.end()
-            raise RewardError(why if self.spec in why else f"reward {self.spec}: {why}")
+            self._load()
+            return self.about
 
     @property
     def running(self) -> bool:
@@ -170,16 +159,14 @@ class _Worker:
         """The outcome after at most `timeout` seconds; waiting for another request and loading do not count."""
         with self.turn:
             start = time.perf_counter()
-            late = f"did not load after {LOAD_SECONDS:g} s"
             try:
                 if not self.running:
-                    with self._limit(LOAD_SECONDS):
-                        self._start()
-                start, late = time.perf_counter(), f"was stopped after {timeout:g} s"
+                    self._load()
+                start = time.perf_counter()
                 with self._limit(timeout):
                     return self._answer(next(self.numbers), columns, timeout)
             except TimeoutError:
-                why = late
+                why = f"was stopped after {timeout:g} s"
             except RewardError as error:
                 why = f"did not load: {error}"
             except (EOFError, OSError) as error:
@@ -188,6 +175,20 @@ class _Worker:
                 why = f"columns or reply do not pickle: {type(error).__name__}: {shown(error)}"
             self.end()
         return Outcome.failed(len(columns["completions"]), f"{self.spec}: {why}", time.perf_counter() - start)
+
+    def _load(self) -> None:
+        """Start the process and read what it says of the function. Raises RewardError: it does not load."""
+        try:
+            with self._limit(LOAD_SECONDS):
+                return self._start()
+        except TimeoutError:
+            why = f"did not load within {LOAD_SECONDS:g} s"
+        except RewardError as error:
+            why = str(error)
+        except Exception as error:  # whatever a plugin does to the line between us
+            why = f"its process ended while it was loaded ({self._exit() or shown(error)})"
+        self.end()
+        raise RewardError(why if self.spec in why else f"reward {self.spec}: {why}")
 
     def _start(self) -> None:
         self.line, theirs = socket.socketpair()

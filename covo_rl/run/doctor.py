@@ -149,6 +149,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     shape, dtype = shape_of(model_config, adapter), options.model.dtype
     if dtype == "auto":
         dtype = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
+        dtype = "float32" if dtype == "float16" or not adapter.lora else dtype  # as policy.trainable.training_dtype
     size = BYTES[dtype]
     trainable = shape.trainable
     train_size = 4 if adapter.lora else size
@@ -177,7 +178,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     loss = {
         "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),
         "head": micro_rows * completion * shape.width * size + (4 if head_trains else 1) * 4.0 * chunk,
-        "head gradient in use": shape.parameters.get("lm_head", 0) * size if head_trains else 0.0,
+        "head gradient in use": shape.parameters.get("lm_head", 0) * 4.0 if head_trains else 0.0,
     }
     seconds = _seconds(shape, options, prompt_positions, size, speed) if speed else {}
     crowded = not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size

@@ -6,27 +6,25 @@ Everything a model wrote is escaped: completions are untrusted input.
 from __future__ import annotations
 
 import base64
-import json
+import io
+import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jinja2
 import typer
 
-from covo_rl.data.files import read_json_lines
+from covo_rl.data.files import read_record, whole_lines, write_atomically
 from covo_rl.data.terminal import LAYOUT, say
-from covo_rl.records.folder import Run
-from covo_rl.resolve import ConfigError, read_yaml
 from covo_rl.types import visible
 
 app = typer.Typer(add_completion=False, help=__doc__)
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
-def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Draw the learning curves as a PNG.
+def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) -> str | Path | BinaryIO:
+    """Draw the learning curves as a PNG, to a file or a stream; returns `target`.
 
     Raises:
         ImportError: matplotlib is missing (it is the extra `plots`).
@@ -38,48 +36,77 @@ def curves(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    steps = [row["step"] for row in metrics]
-    names = [name for name in (metrics[0] if metrics else {}) if name.startswith("reward_") and name != "reward_total"]
+    steps = [row.get("step") for row in metrics]
+    rewards = dict.fromkeys(name for row in metrics for name in row if name.startswith("reward_"))
     panels = {
         "R_total": ["reward_total"],
-        "components": names,
+        "components": [name for name in rewards if name != "reward_total"],
         "completion length": ["completion_length"],
         "shares": ["zero_variance_groups", "truncated"],
     }
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
     for axis, (title, keys) in zip(axes, panels.items(), strict=True):
         for key in keys:
-            values = [float("nan") if row.get(key) is None else row[key] for row in metrics]
-            axis.plot(steps, values, label=visible(key.removeprefix("reward_")))
+            values = [_plotted(row.get(key)) for row in metrics]
+            axis.plot([_plotted(step) for step in steps], values, label=visible(key.removeprefix("reward_")))
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if len(keys) > 1:
             for label in axis.legend(fontsize="small").get_texts():
                 label.set_parse_math(False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(target, dpi=110, format="png")
     plt.close(figure)
-    return Path(path)
+    return target
+
+
+def _plotted(value: Any) -> float:
+    """A gap where a step has no such number."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def report_page(folder: str | Path, limit: int = 40) -> str:
-    """The HTML text of a run's report: results, curves, the last step's first rollouts, configuration."""
+    """The HTML text of a run's report: results, curves, the last step's first rollouts, configuration.
+
+    What is missing is left out; what is damaged is left out and named.
+    """
     folder = Path(folder)
+    notes: list[str] = []
+    result, config = (_record(folder / name, notes) for name in ("result.json", "config.yaml"))
+    before, after = (value if isinstance(value := result.get(when), dict) else {} for when in ("before", "after"))
     tables: list[tuple[str, Sequence[str], Sequence[Sequence[Any]]]] = []
-    if (folder / "result.json").is_file():
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        rows = [(k, result["before"][k], v) for k, v in result["after"].items() if k in result.get("before", {})]
+    if after:
+        rows = [(name, before.get(name, "-"), value) for name, value in after.items()]
         tables.append(("held-out", ("", "before", "after"), rows))
+    elif result:
+        notes.append("the run was not evaluated")
+    metrics, damaged = whole_lines(folder / "metrics.jsonl")
     picture = ""
-    if metrics := Run(folder, active=False).metrics():
-        picture = base64.b64encode(curves(metrics, folder / "curves.png").read_bytes()).decode()
-    if files := sorted((folder / "rollouts").glob("step_*.jsonl")):
+    if metrics:
+        try:
+            curves(metrics, stream := io.BytesIO())
+            picture = base64.b64encode(stream.getvalue()).decode()
+        except ImportError as error:
+            notes.append(str(error))
+    if files := sorted((folder / "rollouts").glob("step_*.jsonl"), key=lambda path: (len(path.name), path.name)):
         columns = ("id", "completion", "answer", "reward_total", "advantage")
-        rows = [[row[name] for name in columns] for row in islice(read_json_lines(files[-1]), limit)]
+        rollouts, more = whole_lines(files[-1])
+        rows = [[row.get(name, "-") for name in columns] for row in rollouts[:limit]]
         tables.append(("last rollouts", ("row", "completion", "key", "R_total", "advantage"), rows))
-    config = read_yaml(folder / "config.yaml")
+        damaged += more
     tables.append(("configuration", ("option", "value"), list(config.items())))
+    if notes := notes + damaged:
+        tables.insert(0, ("notes", ("",), [(note,) for note in notes]))
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True, finalize=_cell)
     return template.render(name=folder.name, picture=picture, tables=tables)
+
+
+def _record(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A JSON or YAML mapping; empty where there is none, and with a note where it is damaged."""
+    try:
+        return read_record(path)
+    except ValueError as error:
+        notes.append(str(error))
+        return {}
 
 
 def _cell(value: Any) -> Any:
@@ -93,9 +120,9 @@ def report_command(run: str = typer.Argument(..., help="run folder"), output: st
     if not (Path(run) / "config.yaml").is_file():
         raise typer.BadParameter(f"{visible(run)} is no run folder: it has no config.yaml")
     path = Path(output) if output else Path(run) / "report.html"
+    page = report_page(run)
     try:
-        page = report_page(run)
-    except ConfigError as error:
-        raise typer.BadParameter(error.problems[0]) from None
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+        write_atomically(path, lambda file: file.write(page))
+    except OSError as error:
+        raise typer.BadParameter(f"{error}; give another --output") from error
     say(str(path))

@@ -6,15 +6,17 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from covo_rl.audio import AudioError, ClipStore, decode
-from covo_rl.config import DataConfig, Options
+from covo_rl.config import DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
+from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
-from covo_rl.types import Clip, Example, visible
+from covo_rl.types import Clip, Example, Prompt, visible
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,22 @@ def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example
         draw = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
         (held_out if draw < fraction else train).append(example)
     return train, held_out
+
+
+def readable_prompts(
+    rows: Sequence[Example], count: int, family: PromptFamily, clips: ClipStore, config: PromptConfig
+) -> list[Prompt]:
+    """Prompts of the first `count` rows that can be read: rows with audio first, as others cannot show a difference in
+    what is heard. Fewer where there are not so many, none where no clip can be read any more."""
+
+    def prompt(row: Example) -> Prompt | None:
+        try:
+            return build_prompt(row, family, clips, config)
+        except PromptError:
+            return None
+
+    prompts = map(prompt, sorted(rows, key=lambda row: not row.clips))
+    return list(islice(filter(None, prompts), count))
 
 
 def fit_clips(examples: Sequence[Example], max_seconds: float | None, mode: str) -> tuple[list[Example], list[str]]:

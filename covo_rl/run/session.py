@@ -5,56 +5,47 @@ options -> data + model + rewards, all checked -> before -> GRPO -> after -> ada
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
-from covo_rl.data import DataError
-from covo_rl.engines.base import EngineError
-from covo_rl.engines.health import SelfCheckError, self_check
+from covo_rl.engines.health import self_check
 from covo_rl.evaluate import evaluate
+from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import hub_name
 from covo_rl.export.exporting import export_run_adapter, update_card
-from covo_rl.models import load_family
+from covo_rl.models import family_at, load_family
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
-from covo_rl.policy.patterns import PatternError
-from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report
-from covo_rl.prompt import PromptError, build_prompt, written_texts
+from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report, training_dtype
+from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
-from covo_rl.records.folder import Run, environment
+from covo_rl.records.folder import Run
 from covo_rl.records.steps import rollout_rows
 from covo_rl.resolve import resolve_model, reward_files
-from covo_rl.rewards import RewardError, components, lint
-from covo_rl.rewards.judge import JudgeError
-from covo_rl.rewards.judging import template_hashes
+from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
-from covo_rl.run.page import curves
+from covo_rl.run.result import before_settings, evaluated, show_result, stored_before
+from covo_rl.run.start import RunFinished, Start, look_at, own
 from covo_rl.train.batch import Batch
-from covo_rl.train.checkpoint import CheckpointError
 from covo_rl.train.checkpoint.saver import Saver
-from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
+from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import UserError
+from covo_rl.types import Example, Prompt, UserError
 
 #: what a user can mend: shown as one message, without a traceback
-USER_ERRORS = (
-    ConfigError, DataError, PatternError, PromptError, RewardError, JudgeError, SelfCheckError, CheckpointError,
-    ExportError, EngineError, TrainingStopped, UserError, OSError,
-)  # fmt: skip
+USER_ERRORS = (UserError, OSError)
 
 
 class Session:
@@ -64,6 +55,8 @@ class Session:
         self.options = options
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        self.run = Run(options.train.output, active=self.ranks.main)
+        self.start = self._look()
         check_before_loading(options)
         self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
@@ -71,17 +64,20 @@ class Session:
             self.rows = questions.read_questions(options)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
-        model = options.model
+        model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
+        scaled = self.accelerator.scaler is not None
+        model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora, scaled=scaled)
+        self.clips = ClipStore()
+        self.clips.watch(clip for row in (*self.rows.train, *self.rows.held_out) for clip in row.clips)
+        self._check_data(family_at(path).max_clip_seconds)
         self.family = load_family(
-            resolve_model(model.model),
+            path,
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
             **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
         )
-        self.clips = ClipStore()
-        self.clips.watch(clip for row in (*self.rows.train, *self.rows.held_out) for clip in row.clips)
-        self._check_data()
+        self._check_lengths()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
         if self.trainable.replaced and options.loss.beta:
             changed = self.trainable.replaced[0]
@@ -96,25 +92,51 @@ class Session:
             gradient_checkpointing=options.train.gradient_checkpointing,
             keep_reference=bool(options.loss.beta),
         )
-        self.run = Run(options.train.output, active=self.ranks.main)
+        self._refuse(self.start.changes(options, self.examples, self.policy) if self.ranks.main else [])
+        self.accepted = False
         self.train_seconds = 0.0
 
     # -- set-up --------------------------------------------------------------------------------------------------
 
-    def _check_data(self) -> None:
-        """Every clip is decoded for this, so the first process checks for all; then clips are fitted.
+    def _look(self) -> Start:
+        """The run folder as it is, before anything is loaded.
 
         Raises:
-            ConfigError: broken and over-long clips and overlap, all together, before anything trains.
+            ConfigError: somebody else writes there, another run lies there, or --resume does not fit its checkpoint.
+            RunFinished: --resume of a run that has nothing left to do.
         """
-        data, longest = self.options.data, self.family.max_clip_seconds
-        problems = questions.question_problems(self.rows, data, longest) if self.ranks.main else []
-        if problems := self.ranks.from_main(problems):
-            raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
+        start = self.ranks.from_main(look_at(self.run, self.options, self.ranks.world) if self.ranks.main else None)
+        self._print(*start.notes)
+        if start.problems:
+            raise ConfigError(start.problems)
+        if start.finished:
+            raise RunFinished
+        return start
+
+    def _check_data(self, longest: float | None) -> None:
+        """Every clip is decoded for this, so the first process checks for all; then clips are fitted to `longest` s.
+
+        Raises:
+            ConfigError: broken and over-long clips and overlap, all together, before anything is loaded.
+        """
+        data = self.options.data
+        self._refuse(questions.question_problems(self.rows, data, longest) if self.ranks.main else [])
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
-        texts = written_texts([*self.examples, *self.held_out], self.options.prompt)
-        self._print(*self.rows.notes, *notes, *more, *special_token_notes(texts, self.family.tokenizer))
+        self._print(*self.rows.notes, *notes, *more)
+
+    def _check_lengths(self) -> None:
+        """Raises ConfigError that names the prompts beyond the model's positions, before training."""
+        rows, limit = [*self.examples, *self.held_out], self.options.rollout.max_completion_length
+        self._refuse(length_problems(rows, self.family, self.clips, self._prompt, limit) if self.ranks.main else [])
+
+    def _refuse(self, problems: list[str]) -> None:
+        """On every rank, what the main one has seen."""
+        if problems := self.ranks.from_main(problems):
+            raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
+
+    def _prompt(self, row: Example) -> Prompt:
+        return build_prompt(row, self.family, self.clips, self.options.prompt)
 
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
@@ -124,21 +146,33 @@ class Session:
         self._print("dry run: data, configuration, model and rewards are fine; nothing was started")
 
     def show(self) -> None:
-        """Print the configuration summary, what trains, the reward check and the self-check; record them."""
+        """Print the configuration summary, what trains, the reward check and the self-check; then own the folder."""
         options = self.options
-        self.run.write_config(options.flat())
         weights = {term.name: term.weight for term in self.terms}
-        files = {f"reward:{name}": path for name, path in reward_files(weights).items()}
-        record = environment({**self.rows.files, **files})
-        record |= {"judge_templates": template_hashes()} if options.reward.judge else {}
-        self.run.write_json("environment.json", record)
         tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
-        self._print(*tables, *self.trainable.notes)
+        texts = written_texts([*self.examples, *self.held_out], options.prompt)
+        notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
+        self._print(*tables, *notes)
         self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
+        if not options.train.dry_run:
+            self.accept()
 
-    def _prompts(self, count: int) -> list:
-        return [build_prompt(row, self.family, self.clips, self.options.prompt) for row in self.examples[:count]]
+    def accept(self) -> None:
+        """All checks are passed: from here on the run owns its folder, and writes to it.
+
+        Raises:
+            ConfigError: on every rank: another process was faster, or the folder cannot be written.
+        """
+        if not self.accepted:
+            rewards = reward_files([term.name for term in self.terms])
+            files = {**self.rows.files, **{f"reward:{name}": path for name, path in rewards.items()}}
+            if problem := self.ranks.from_main(own(self.run, self.options, files) if self.ranks.main else None):
+                raise ConfigError([problem])
+        self.accepted = True
+
+    def _prompts(self, count: int) -> list[Prompt]:
+        return questions.readable_prompts(self.examples, count, self.family, self.clips, self.options.prompt)
 
     def _summary(self, rewards: dict[str, float]) -> list[tuple[str, Any]]:
         options, train, rollout = self.options, self.options.train, self.options.rollout
@@ -181,19 +215,22 @@ class Session:
                 num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
                 seed=options.train.seed,
                 batch_size=options.eval.eval_batch_size,
-                # ranks share the rows, unless they share the parameters: then all must run the same forwards
-                ranks=Ranks() if self.policy.sharded else self.ranks,
+                ranks=self.ranks,
             ).summary()
             for mode in modes
         }
 
     def before(self) -> dict[str, Any]:
-        """`evaluate` of the untrained policy; a resumed run reads what the first one wrote."""
-        path = self.run.folder / "before.json"
-        if not (self.options.train.resume and path.is_file()):
-            self.run.write_json("before.json", summaries := self.evaluate())
-            return summaries
-        return json.loads(path.read_text(encoding="utf-8"))
+        """`evaluate` of the untrained policy; a resumed run reads what it wrote at first, if that is of these rows."""
+        self.accept()
+        settings = before_settings(self.options, self.held_out) if self.ranks.main else None
+        resumes = self.options.train.resume is not None
+        stored = self.ranks.from_main(stored_before(self.run, settings) if resumes and self.ranks.main else None)
+        if stored is None:
+            stored = self.evaluate()
+            with self.run.going_on("a resume will evaluate before training again"):
+                self.run.write_json("before.json", {**stored, "settings": settings})
+        return stored
 
     def train(self) -> Trainer:
         """Run GRPO, from a checkpoint if asked for, and record every step.
@@ -201,6 +238,7 @@ class Session:
         Raises:
             StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
         """
+        self.accept()
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop:
@@ -241,14 +279,10 @@ class Session:
         Raises:
             ExportError: on every rank, where the check failed or training changed nothing; nothing is left.
         """
-        exported = export_run_adapter(
+        return export_run_adapter(
             self.trainable, self.run.folder, self._prompts(2), self.clips,
-            base_model=hub_name(self.options.model.model), folder=folder,
+            base_model=hub_name(self.options.model.model), folder=folder, wording=self.options.prompt,
         )  # fmt: skip
-        if self.ranks.main:  # the wording it was trained with, for evaluation
-            text = yaml.safe_dump(asdict(self.options.prompt), sort_keys=False, allow_unicode=True)
-            (exported / "prompt.yaml").write_text(text, encoding="utf-8")
-        return exported
 
     def _export_step(self, checkpoint: Path) -> None:
         """RUN/exports/step_N of a checkpoint just saved; an export that fails is reported, and training goes on."""
@@ -270,40 +304,11 @@ class Session:
             "self_check": self.self_check,
             **(evaluated(evaluations) if evaluations else {"before": None, "after": None}),
         }
+        self.run.catch_up()
         path = self.run.write_json("result.json", result)
         if evaluations and self.ranks.main:
             update_card(exported, self.run.folder)
-            self._show_result(evaluations, exported, path)
+            show_result(self.run, evaluations, {"training": f"{self.train_seconds:.0f} s", "exported": exported,
+                                                "result": path})  # fmt: skip
+        self.run.lock.release()
         return path
-
-    def _show_result(self, evaluations: dict[str, dict[str, Any]], exported: Path, result: Path) -> None:
-        rows: list[tuple[str, Any]] = [
-            *((f"{audio} audio, sampled", console.interval(evaluations[audio]["sampled"]))
-              for audio in ("silent", "swapped")),
-            ("training", f"{self.train_seconds:.0f} s"),
-            ("exported", exported),
-            ("result", result),
-        ]  # fmt: skip
-        try:
-            rows.append(("curves", curves(self.run.metrics(), self.run.folder / "curves.png")))
-        except ImportError as error:
-            rows.append(("curves", f"not drawn: {error}"))
-        accuracies = console.before_after_table(evaluations["before"], evaluations["after"])
-        self._print(accuracies, console.summary_table("after training", rows))
-
-
-def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The figures that result.json promises, and every summary under `details`."""
-
-    def figures(summaries: dict[str, Any]) -> dict[str, Any]:
-        sampled = summaries["sampled"]
-        rewards = {name: value for name, value in sampled.items() if name.startswith("reward_")}
-        accuracies = {f"accuracy_{mode}": summaries[mode]["accuracy"] for mode in ("greedy", "sampled")}
-        return {**accuracies, **rewards, "n": sampled["n"]}
-
-    return {
-        **{when: figures(evaluations[when]) for when in ("before", "after")},
-        **{f"after_{audio}_audio": {"accuracy_sampled": evaluations[audio]["sampled"]["accuracy"]}
-           for audio in ("silent", "swapped")},
-        "details": evaluations,
-    }  # fmt: skip

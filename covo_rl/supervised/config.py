@@ -54,13 +54,18 @@ class Stage:
 class ColdStartConfig:
     """`rows` questions are rendered from `synth_seed` where `data` is not given.
 
+    `dtype: auto` is the checkpoint's, but float32 where that has 16 bits: whole parts train. `feature_memory_mb` bounds
+    the audio features that each process keeps; others are made again in every epoch.
+
     With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
-    from there with the same rows and seeds. `held_out` is the share of `data` (default 0.05), by clip, that no stage
+    from there with the same rows and seeds. `overwrite` replaces the checkpoint of an earlier cold start in `output`.
+    `held_out` is the share of `data` (default 0.05), by clip, that no stage
     sees and that the end is measured on; of the built-in set nothing is held out unless asked for. `dry_run` checks
     rows, teachers and model, and trains nothing.
     """
 
     output: str = "runs/cold_start"
+    overwrite: bool = False
     seed: int = 0
     model: str | None = None
     dtype: str = "auto"
@@ -71,6 +76,7 @@ class ColdStartConfig:
     completion_column: str = "completion"
     rows: int = 0
     held_out: float | None = None
+    feature_memory_mb: float = 2048
     synth_seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
     save_stages: bool = False

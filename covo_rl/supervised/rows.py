@@ -1,4 +1,4 @@
-"""Rows with their features in memory, made once however many stages use them, and the texts that a stage teaches."""
+"""Rows with their features, kept within a budget however many stages use them, and the texts that a stage teaches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from covo_rl.audio import ClipStore
+from covo_rl.policy.features import FeatureStore
 from covo_rl.prompt import build_prompt, reference_completion
 from covo_rl.supervised.checks import check_rows, check_stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage
@@ -32,11 +33,18 @@ class TeacherError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """An example with the token ids of its prompt and the features of its clips."""
+    """An example with the token ids of its prompt, and the slots and keys of its clips."""
 
     example: Example
     prompt_ids: tuple[int, ...]
-    clips: tuple[ClipFeatures, ...]
+    slots: tuple[int, ...]
+    keys: tuple[str, ...]
+    store: FeatureStore
+
+    @property
+    def clips(self) -> tuple[ClipFeatures, ...]:
+        """The features of its clips, made again where the store has dropped them."""
+        return tuple(self.store.clip_features(key) for key in self.keys)
 
 
 def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
@@ -90,20 +98,22 @@ def prepare_rows(
     rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig,
     progress: Callable[[Sequence[Example]], Iterable[Example]] = iter,
 ) -> list[Row]:  # fmt: skip
-    """Prompts and features of all rows, each clip decoded once; `progress` passes rows on and shows how far it is."""
+    """Prompts of all rows, and the features of as many clips as `feature_memory_mb` holds.
+
+    `progress` passes rows on and shows how far it is.
+    """
     import torch
 
     clips, result = ClipStore(memory_mb=64), []
-    features: dict[str, ClipFeatures] = {}
+    store = FeatureStore(family, clips, config.feature_memory_mb)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations, which waiting for a second thread only slows
     try:
         for example in progress(rows):
             prompt = build_prompt(example, family, clips, config.prompt)
-            for key in prompt.clip_keys:
-                if key not in features:
-                    features[key] = family.clip_features(*clips.waveform(key))
-            result.append(Row(example, prompt.input_ids, tuple(features[key] for key in prompt.clip_keys)))
+            result.append(row := Row(example, prompt.input_ids, prompt.slots, prompt.clip_keys, store))
+            if not store.full:
+                _ = row.clips  # now, while it is decoded
     finally:
         torch.set_num_threads(threads)
     return result

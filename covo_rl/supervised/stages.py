@@ -19,34 +19,69 @@ from covo_rl import models
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, unknown_names
 from covo_rl.data import DataError
-from covo_rl.data.files import write_json
+from covo_rl.data.files import write_atomically, write_json
 from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import special_token_notes
 from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
+from covo_rl.policy.products import HALF
+from covo_rl.policy.trainable import training_dtype
 from covo_rl.prompt import messages, written_texts
 from covo_rl.records.console import ProgressDisplay
+from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import resolve_model
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.checks import fact_problems, unreadable
 from covo_rl.supervised.config import ColdStartConfig
 from covo_rl.supervised.held_out import held_out_figures
-from covo_rl.supervised.trainer import fine_tune, steps_of, train_tagging
+from covo_rl.supervised.trainer import Collator, fine_tune, steps_of, train_tagging
 from covo_rl.train.launch import process_state
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
 
 STATISTICS_CLIPS = 500
 SMALLEST_DEVIATION = 0.05  # log-mel units; a bin that never changes must not be blown up
 TOKENIZER_ROWS = 2000
+#: what tells that a folder holds a checkpoint, or a run
+CHECKPOINT = ("cold_start.yaml", "config.json", "*.safetensors", "config.yaml", "run.json")
 
 
 def run_stages(config: ColdStartConfig) -> Path:
-    """Train every stage from `start_stage` on; returns the checkpoint folder.
+    """Train every stage from `start_stage` on, in a folder that is this process's alone; returns it.
 
     Raises:
         TeacherError: rows lack what a stage's teacher needs.
-        ConfigError: several sft stages under FSDP or ZeRO, where a model cannot be taken from one trainer to the next.
+        ConfigError: the folder is in use or taken; several sft stages under FSDP or ZeRO, where a model cannot be
+            taken from one trainer to the next.
     """
+    process_state()
+    ranks, lock = Ranks.current(), FolderLock(config.output)
+    problem = ranks.from_main((taken(config) or lock.refusal()) if ranks.main else None)
+    if config.dry_run:
+        _say(f"a start would be refused: {problem}" if problem else f"to {config.output}")
+        return _run_stages(config)
+    if problem := problem or ranks.from_main(lock.hold() if ranks.main else None):
+        raise ConfigError([problem])
+    try:
+        return _run_stages(config)
+    finally:
+        lock.release()
+
+
+def taken(config: ColdStartConfig) -> str | None:
+    """Why the stages may not write to their folder, or None."""
+    folder = Path(config.output)
+    stages = [f"stage-{i}" for i in range(config.start_stage, len(config.stages)) if config.save_stages]
+    there = [path.name for name in (*CHECKPOINT, *stages) for path in sorted(folder.glob(name))]
+    own = (folder / "cold_start.yaml").is_file() or set(there) <= set(stages)
+    if not there or (config.overwrite and own):
+        return None
+    whose = "an earlier cold start" if own else "something else"
+    advice = ", or --overwrite" if own else ""
+    return f"{folder} holds {whose} ({', '.join(there[:5])}): choose another --output{advice}"
+
+
+def _run_stages(config: ColdStartConfig) -> Path:
     stages = list(enumerate(config.stages))[config.start_stage :]
     sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
     if sharded and [stage.kind for _, stage in stages] != ["sft"]:
@@ -54,6 +89,11 @@ def run_stages(config: ColdStartConfig) -> Path:
             [f"{len(stages)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
         )
     check_model(config)
+    if config.model is not None:
+        dtype, notes = training_dtype(config.dtype, resolve_model(config.model), full=True)
+        config = dataclasses.replace(config, dtype=dtype)
+        for note in notes:
+            _say(note)
     set_seed(config.seed)
     _say(f"reading {config.data or f'{config.rows} built-in questions'}")
     examples, held_out = stage_rows.stage_examples(config)
@@ -73,18 +113,23 @@ def run_stages(config: ColdStartConfig) -> Path:
     family = starting_family(config, examples)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {len(held_out)} held out, {parameters / 1e6:.2f} M parameters")
+    if any(p.dtype in HALF for p in family.model.parameters()):
+        _say(f"dtype {config.dtype}: updates below 1/256 of a weight are lost; auto or float32 keeps them")
     targets = [
         pair for _, _, part, _, texts in plan for pair in zip((e.id for e in examples[part]), texts, strict=False)
     ]
     for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
         _say(note)
+    used = examples[:8] if config.dry_run else examples
+    rows = stage_rows.prepare_rows(used, family, config, partial(with_progress, "preparing clips"))
+    for _, stage, part, _, texts in plan:
+        if stage.kind == "sft":
+            Collator(family, rows[part], texts[: len(rows[part])])  # what does not fit the model is said now
     if config.dry_run:
-        stage_rows.prepare_rows(examples[:8], family, config)
         for i, stage, part, _, _ in plan:
             _say(f"stage {i} ({stage.kind}): {len(examples[part])} rows, {steps_of(stage, len(examples[part]))} steps")
         _say("dry run: rows, teachers and model are fine; nothing was trained or written")
         return Path(config.output)
-    rows = stage_rows.prepare_rows(examples, family, config, partial(with_progress, "preparing clips"))
     log, weights, folder = [], None, Path(config.output)
     for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
@@ -184,4 +229,4 @@ def save_checkpoint(
     family.processor.save_pretrained(folder)
     for name, options in (("prompt.yaml", config.prompt), ("cold_start.yaml", config)):
         text = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
-        (folder / name).write_text(text, encoding="utf-8")
+        write_atomically(folder / name, lambda file, text=text: file.write(text))

@@ -26,6 +26,8 @@ from covo_rl.data import DataError
 from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import text_ids
+from covo_rl.policy.products import float32_head
+from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
@@ -50,7 +52,7 @@ class FactHeads(nn.Module):
 
     def __init__(self, rows: Sequence[Row], width: int) -> None:
         super().__init__()
-        self.slots = max(row.clips[0].slots for row in rows)
+        self.slots = max(row.slots[0] for row in rows)
         self.values: dict[str, list[Any]] = {}
         for row in rows:  # rows may know different values of a fact
             for name, values in row.example.columns["fact_lexicon"].items():
@@ -156,6 +158,13 @@ class Collator:
                 self.completion_ids.append([*text_ids(family.tokenizer, text), family.eos_token_ids[0]])
             except ValueError as error:
                 raise TeacherError(f"{visible(row.example.id)}: {error}") from error
+        limit = position_limit(family.model.config)
+        lengths = zip(rows, self.completion_ids, strict=True)
+        if problems := [
+            problem for row, answer in lengths
+            for problem in length_problem(row.example.id, len(row.prompt_ids), len(answer), limit)
+        ]:  # fmt: skip
+            raise TeacherError("\n".join([*problems[:10], f"{len(problems)} rows do not fit"]))
 
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
@@ -183,9 +192,11 @@ def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any =
     labels = batch["labels"]
     span = int((labels != IGNORED).sum(1).max()) + 1
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    if "logits_to_keep" in inspect.signature(extract_model_from_parallel(model).forward).parameters:
+    bare: Any = extract_model_from_parallel(model)
+    if "logits_to_keep" in inspect.signature(bare.forward).parameters:
         inputs["logits_to_keep"] = span
-    logits = model(**inputs, use_cache=False).logits[:, -span:-1].float().flatten(0, 1)
+    with float32_head(bare.get_output_embeddings()):
+        logits = model(**inputs, use_cache=False).logits[:, -span:-1].float().flatten(0, 1)
     targets = labels[:, -span + 1 :].to(logits.device).flatten()
     total = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from covo_rl.algo.advantage import Advantages
 from covo_rl.algo.loss import mask_truncated
 from covo_rl.config import LossConfig
+from covo_rl.train.guard import not_finite_parameters
 from covo_rl.types import Group, RewardTable
 
 
@@ -58,6 +60,12 @@ def padded(
 ) -> torch.Tensor:
     """Rows of the pieces, right-padded with zeros to (N, width)."""
     rows = [per_group[p][rollouts, :width] for p, rollouts in pieces]
+    return stacked([rows[0].new_zeros(0, width), *rows])
+
+
+def stacked(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rows of one group, scored in parts: (g, C) of different widths -> (G, C), right-padded with zeros."""
+    width = max(row.shape[1] for row in rows)
     return torch.cat([torch.nn.functional.pad(row, (0, width - row.shape[1])) for row in rows])
 
 
@@ -93,3 +101,24 @@ def refill(
             new = more_table.extras[name][source * generations : (source + 1) * generations]
             values[place * generations : (place + 1) * generations] = new
     return groups, replace(table, rewards_PGR=rewards_PGR, rewards_PG=rewards_PG, missing=missing, extras=extras)
+
+
+def finite_logps(batch: Batch, members: Sequence[int]) -> bool:
+    """Whether sampling, old and reference log-probs of these groups are all finite."""
+    sampled = all(math.isfinite(x) for p in members for r in batch.groups[p].rollouts for x in r.logps)
+    stored = [logps[p] for logps in (batch.old_logps, batch.ref_logps) if logps is not None for p in members]
+    return sampled and all(bool(torch.isfinite(logps_GC).all()) for logps_GC in stored)
+
+
+def update_details(batch: Batch, members: Sequence[int], policy: torch.nn.Module) -> dict[str, Any]:
+    """What a dump of a skipped update says of its rows and of the policy."""
+    rows = [
+        {
+            "id": batch.groups[p].prompt.example.id,
+            "advantages": batch.advantages.advantages_PG[p].tolist(),
+            "completions": [r.text for r in batch.groups[p].rollouts],
+            "sampling_logps": [str(min(r.logps, default=0.0)) for r in batch.groups[p].rollouts],
+        }
+        for p in members
+    ]
+    return {"rows": rows, "not_finite_in": not_finite_parameters(policy)}

@@ -17,6 +17,7 @@ import torch
 
 from covo_rl.config import RolloutConfig
 from covo_rl.data.files import write_json
+from covo_rl.records.console import console
 from covo_rl.types import UserError
 
 #: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
@@ -111,8 +112,11 @@ class StepGuard:
         existing = [p for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
         dump = {"step": step, "not_finite": bad, "values": dict(values), **details()}
         if folder in existing or len(existing) < self.max_dumps:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, dump)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(path, dump)
+            except OSError as error:  # a full disk costs the dump, not the run
+                console.print(f"step {step}: {error}; what was not finite is not in {path}", markup=False)
         if self.in_a_row >= self.limit:
             raise TrainingStopped(
                 f"step {step}: {self.in_a_row} optimiser updates in a row were not finite "
@@ -141,7 +145,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")  # CUDA, host, cuBLAS and cuDNN
+    return isinstance(error, RuntimeError) and any(sign in words for sign in signs)
 
 
 @contextmanager
@@ -168,7 +173,7 @@ def sampling_advice(prompts: int, rollout: RolloutConfig) -> str:
 def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: bool, no_retry: bool = False) -> str:
     """What to change where a scoring or training pass ran out of memory.
 
-    `can_retry`: --oom_retry would help and is off. `no_retry`: it is on, and there are several ranks.
+    `can_retry`: --oom_retry would help and is off. `no_retry`: it is on, but ranks share out the parameters.
     """
     advice = [
         f"micro_batch_prompts (now {micro_batch_prompts}) to {micro_batch_prompts // 2}: same gradient"
@@ -180,5 +185,5 @@ def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: 
         "a LoRA adapter instead of --full",
     ]
     retry = " --oom_retry halves the micro-batch by itself." if can_retry else ""
-    retry += " --oom_retry works in one process only: ranks would wait for each other." if no_retry else ""
+    retry += " --oom_retry has no effect under FSDP and ZeRO: ranks would wait for each other." if no_retry else ""
     return "out of memory. Lower " + ", or use ".join(advice) + "; `covo-rl doctor` estimates what fits." + retry

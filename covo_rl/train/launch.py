@@ -45,10 +45,18 @@ def join() -> Accelerator:
     """The accelerator of a training run.
 
     Raises:
-        ConfigError: the launcher started more processes than accelerate sees.
+        ConfigError: the launcher started more processes than accelerate sees, or asks for what would be done wrongly.
     """
     accelerator = _complete(Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]))
     state = accelerator.state
+    problems = []
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None and state.deepspeed_plugin is None:
+        problems.append(f"--mixed_precision fp16 needs a GPU: {state.device.type} has no loss scale. Use bf16 or no")
+    if (steps := accelerator.gradient_accumulation_steps) != 1:  # accelerate would divide every loss by it
+        problems.append(f"gradient_accumulation_steps {steps} of the launcher: set it to 1; micro_batch_prompts splits "
+                        "an update's groups over passes, with the same gradient")  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if fsdp and state.distributed_type == DistributedType.MULTI_CPU:
         plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment

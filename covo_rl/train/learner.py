@@ -1,14 +1,14 @@
 """From a batch to changed parameters: old and reference log-probs, micro-batches, loss, gradient, step.
 
 Loss normalisers are counts over all micro-batches and ranks, so their number changes the memory, not the gradient.
-An update that is not finite is skipped, dumped and counted; with `oom_retry` one that runs out of memory is repeated,
-from the same random state, in micro-batches of half the size.
+An update that is not finite is skipped, dumped and counted; with `oom_retry` whatever pass runs out of memory is
+repeated, from the same random state, in micro-batches of half the size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,22 +28,21 @@ from covo_rl.policy.trainable import param_groups
 from covo_rl.train.batch import (
     Batch,
     Piece,
-    chunks,
+    finite_logps,
     group_piece,
     loss_mask,
     micro_batches,
     padded,
     sampling_logps,
+    stacked,
+    update_details,
 )
-from covo_rl.train.checkpoint.state import load_random_state, random_state
 from covo_rl.train.guard import (
     StepGuard,
-    TrainingStopped,
-    is_out_of_memory,
     memory_explained,
-    not_finite_parameters,
     out_of_memory_advice,
 )
+from covo_rl.train.memory import MicroBatch, within_memory
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import schedule_of
 from covo_rl.types import Group
@@ -72,8 +71,22 @@ class Learner:
         self.schedule = schedule_of(train.lr_scheduler_type, optimizer, warmup_steps=train.warmup_steps, steps=updates)
         self.guard = StepGuard(Path(train.output) / "debug", rank=self.ranks.rank)
         self.applied = 0
-        self.micro_batch_prompts = train.micro_batch_prompts
-        self.micro_batch_rollouts = train.micro_batch_rollouts or options.rollout.num_generations
+        generations = options.rollout.num_generations
+        self.frozen_size = MicroBatch(train.micro_batch_prompts, generations)
+        self.size = MicroBatch(train.micro_batch_prompts, train.micro_batch_rollouts or generations)
+        # ranks that share out the parameters meet inside every pass, where one that starts over would be missed
+        self.sharded = accelerator.distributed_type.name in ("FSDP", "DEEPSPEED")
+        self.retries = train.oom_retry and not self.sharded
+        # a pass that may be repeated must not meet other ranks: gradients are averaged after the last one
+        self.scorer = policy if self.retries else self.wrapped
+
+    @property
+    def micro_batch_prompts(self) -> int:
+        return self.size.prompts
+
+    @property
+    def micro_batch_rollouts(self) -> int:
+        return self.size.rollouts
 
     # -- without gradient, once per batch ------------------------------------------------------------------------
 
@@ -99,15 +112,35 @@ class Learner:
 
     def _frozen_pass(self, method: str, groups: Sequence[Group], **kwargs: Any) -> list[torch.Tensor]:
         """Every rank makes as many passes as the one with the most groups."""
-        logps: list[torch.Tensor] = []
-        micro = chunks(groups, self.options.train.micro_batch_prompts)
-        idle = max(self.ranks.gathered(len(micro))) - len(micro)
-        with torch.no_grad(), memory_explained(self.memory_advice()):
-            for part in [*micro, *[[self.idle_group]] * idle]:
+
+        def work() -> list[torch.Tensor]:
+            rows: list[list[torch.Tensor]] = [[] for _ in groups]
+            micro = self._micro_batches(range(len(groups)), self.frozen_size)
+            idle = max(self.ranks.gathered(len(micro))) - len(micro)
+            for pieces in [*micro, *[[]] * idle]:
+                part = [group_piece(groups, piece) for piece in pieces] or [self.idle_group]
                 features = self.policy.features([group.prompt for group in part])
-                scored = self.wrapped(method, part, features, temperature=self.options.rollout.temperature, **kwargs)
-                logps += scored.logps_NC.split([len(group.rollouts) for group in part])
-        return logps[: len(groups)]
+                scored = self.scorer(method, part, features, temperature=self.options.rollout.temperature, **kwargs)
+                logps = scored.logps_NC.split([len(group.rollouts) for group in part])
+                for (p, _), logps_GC in zip(pieces, logps, strict=False):
+                    rows[p].append(logps_GC)
+            return [stacked(some) for some in rows]
+
+        with torch.no_grad():
+            return self._within_memory(work, self.frozen_size)
+
+    def _within_memory(self, work: Callable[[], Any], size: MicroBatch) -> Any:
+        return within_memory(
+            work, size, retry=self.retries, ranks=self.ranks, advice=lambda: self.memory_advice(size),
+            undo=self.policy.zero_grad,  # accelerate's does nothing between micro-batches
+        )  # fmt: skip
+
+    def memory_advice(self, size: MicroBatch) -> str:
+        """What to lower when a pass over completions runs out of memory."""
+        wanted = self.options.train.oom_retry
+        return out_of_memory_advice(
+            size.prompts, size.rollouts, can_retry=not wanted and not self.sharded, no_retry=wanted and self.sharded
+        )
 
     # -- the update ----------------------------------------------------------------------------------------------
 
@@ -117,49 +150,24 @@ class Learner:
         Raises:
             TrainingStopped: memory ran out, or several updates in a row were not finite.
         """
-        if not all(self.ranks.gathered(_finite_logps(batch, members))):
-            self.guard.failed(step, {"log_probs": math.nan}, lambda: self._details(batch, members))
+        if not all(self.ranks.gathered(finite_logps(batch, members))):
+            self.guard.failed(step, {"log_probs": math.nan}, lambda: update_details(batch, members, self.policy))
             self.schedule.step()
             return {}
         normalizer = self._normalizer(batch, members)
         self.policy.train()
-        parts = self._backward_within_memory(batch, members, normalizer)
-        over_ranks = {f"reduce_{how}": partial(self._reduced, how=how) for how in ("sum", "max")}
-        metrics = summarise(parts, **over_ranks)
+        if self.options.loss.top_entropy_quantile < 1:
+            normalizer = self._with_entropy_threshold(batch, members, normalizer)
+        parts = self._within_memory(lambda: self._backward(batch, members, normalizer), self.size)
+        if self.retries and parts:
+            self.ranks.average_gradients(self.policy)
+        over_ranks = {f"reduce_{how}": partial(self.ranks.reduced, how=how) for how in ("sum", "max")}
+        metrics = summarise(parts or [self._mismatch(batch, members, normalizer)], **over_ranks)
         metrics["grad_norm"] = self._apply(batch, members, metrics, step) if parts else 0.0
         self.schedule.step()
         return metrics
 
-    def _backward_within_memory(self, batch: Batch, members: list[int], normalizer: Normalizer) -> list[Metrics]:
-        """All micro-batches, if need be again in smaller ones. One process only: ranks would wait for each other."""
-        retry = self.options.train.oom_retry and self.ranks.world == 1
-        before = random_state() if retry else None
-        while True:
-            try:
-                return self._backward(batch, members, normalizer)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if before is None or self.micro_batch_prompts * self.micro_batch_rollouts == 1:
-                    raise TrainingStopped(self.memory_advice()) from error
-            if self.micro_batch_prompts > 1:
-                self.micro_batch_prompts //= 2
-            else:
-                self.micro_batch_rollouts //= 2
-            self.optimizer.zero_grad()
-            load_random_state(*before)
-            torch.cuda.empty_cache()
-
-    def memory_advice(self) -> str:
-        """What to lower when a pass over completions runs out of memory."""
-        one, retry = self.ranks.world == 1, self.options.train.oom_retry
-        return out_of_memory_advice(
-            self.micro_batch_prompts, self.micro_batch_rollouts, can_retry=one and not retry, no_retry=retry and not one
-        )
-
     def _backward(self, batch: Batch, members: list[int], normalizer: Normalizer) -> list[Metrics]:
-        if self.options.loss.top_entropy_quantile < 1:
-            normalizer = self._with_entropy_threshold(batch, members, normalizer)
         micro = self._micro_batches([p for p in members if self._carries_gradient(batch, p)])
         passes = max(self.ranks.gathered(len(micro)))
         parts: list[Metrics] = []
@@ -170,10 +178,16 @@ class Learner:
                 # a rank that has no work left still takes part: DDP wants a pass from every rank
                 pieces = micro[index] if index < len(micro) else None
                 loss, part = self._idle(normalizer) if pieces is None else self._loss(batch, pieces, normalizer)
-                # DDP averages over ranks, the normalizer already counts all of them
-                self.accelerator.backward(loss * normalizer.world_size)
+                # DDP averages over ranks, accelerate over its accumulation steps; the normalizer counts all of them
+                self.accelerator.backward(loss * normalizer.world_size * self.accelerator.gradient_accumulation_steps)
             parts.append(part)
         return parts
+
+    def _mismatch(self, batch: Batch, members: list[int], normalizer: Normalizer) -> Metrics:
+        """How sampling and scoring differ, of one group, where no group has anything to learn from."""
+        with torch.no_grad():
+            loss = self._loss(batch, [(members[0], slice(1))], normalizer) if members else self._idle(normalizer)
+        return {name: value for name, value in loss[1].items() if name.startswith("sampling/")}
 
     def _carries_gradient(self, batch: Batch, p: int) -> bool:
         """A group whose rollouts all agree moves nothing, unless KL or entropy terms do."""
@@ -182,22 +196,26 @@ class Learner:
     def _with_entropy_threshold(self, batch: Batch, members: list[int], normalizer: Normalizer) -> Normalizer:
         """The quantile over every token of this update, on all ranks; takes a pass without gradient."""
         loss = self.options.loss
-        micro = self._micro_batches(members)
-        entropies: list[float] = []
-        for index in range(max(self.ranks.gathered(len(micro)))):
-            groups = [group_piece(batch.groups, piece) for piece in micro[index]] if index < len(micro) else []
-            with torch.no_grad():
-                scored = self._scored(groups or [self.idle_group])
-            if groups and scored.entropy_NC is not None:
-                mask_NC = loss_mask(groups, scored.mask_NC, loss)
-                entropies += scored.entropy_NC[mask_NC].tolist()
-        every = torch.tensor([self.ranks.joined(entropies)])
+
+        def work() -> np.ndarray:
+            micro = self._micro_batches(members)
+            entropies = [np.zeros(0, np.float32)]
+            for index in range(max(self.ranks.gathered(len(micro)))):
+                groups = [group_piece(batch.groups, piece) for piece in micro[index]] if index < len(micro) else []
+                with torch.no_grad():
+                    scored = self._scored(groups or [self.idle_group])
+                if groups and scored.entropy_NC is not None:
+                    mask_NC = loss_mask(groups, scored.mask_NC, loss)
+                    entropies.append(scored.entropy_NC[mask_NC].cpu().numpy())
+            return np.concatenate(entropies)
+
+        every = torch.from_numpy(np.concatenate(self.ranks.gathered(self._within_memory(work, self.size))))
         threshold, tokens = entropy_threshold([every], [torch.ones_like(every)], loss.top_entropy_quantile)
         return replace(normalizer, entropy_threshold=threshold, entropy_tokens=tokens)
 
-    def _micro_batches(self, members: list[int]) -> list[list[Piece]]:
-        generations = self.options.rollout.num_generations
-        return micro_batches(members, self.micro_batch_prompts, self.micro_batch_rollouts, generations)
+    def _micro_batches(self, members: Sequence[int], size: MicroBatch | None = None) -> list[list[Piece]]:
+        size = size or self.size
+        return micro_batches(members, size.prompts, size.rollouts, self.options.rollout.num_generations)
 
     def _loss(self, batch: Batch, pieces: list[Piece], normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
         config = self.options.loss
@@ -205,9 +223,7 @@ class Learner:
         scored = self._scored(groups)
         width, device = scored.logps_NC.shape[1], scored.logps_NC.device
         advantages_N = np.concatenate([batch.advantages.advantages_PG[p][rollouts] for p, rollouts in pieces])
-        sampler_logps_NC = None
-        if config.sampler_correction:
-            sampler_logps_NC = padded({p: sampling_logps(batch.groups[p], device) for p, _ in pieces}, pieces, width)
+        sampled = [batch.groups[p] for p, _ in pieces]
         return policy_loss(
             scored.logps_NC,
             None if batch.old_logps is None else padded(batch.old_logps, pieces, width),
@@ -217,7 +233,8 @@ class Learner:
             normalizer=normalizer,
             ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, pieces, width),
             entropy_NC=scored.entropy_NC,
-            sampler_logps_NC=sampler_logps_NC,
+            sampler_logps_NC=padded({p: sampling_logps(batch.groups[p], device) for p, _ in pieces}, pieces, width),
+            on_policy=all(r.version == self.applied for group in sampled for r in group.rollouts),
             max_completion_length=self.options.rollout.max_completion_length,
         )
 
@@ -234,34 +251,31 @@ class Learner:
     def _scored(self, groups: Sequence[Group]) -> LogProbs:
         entropy = bool(self.options.loss.entropy_coef) or self.options.loss.top_entropy_quantile < 1
         features = self.policy.features([group.prompt for group in groups])
-        return self.wrapped("logps", groups, features, temperature=self.options.rollout.temperature, entropy=entropy)
+        return self.scorer("logps", groups, features, temperature=self.options.rollout.temperature, entropy=entropy)
 
     def _apply(self, batch: Batch, members: list[int], metrics: dict[str, float], step: int) -> float:
         """Clip and step, unless loss or gradient are not finite."""
         limit = self.options.train.max_grad_norm or math.inf
         norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
+        scaler = self.accelerator.scaler  # float16 on a GPU: too large a loss scale overflows, and is halved
         try:
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
-                self.optimizer.step()
+                with memory_explained(self.memory_advice(self.size)):
+                    self.optimizer.step()
                 self.applied += 1
                 self.guard.passed()
+                return norm
+            if scaler is not None:
+                scaler.update()  # or the next unscaling raises
+            if scaler is not None and math.isfinite(metrics["loss"]) and scaler.get_scale() > 1:
+                self.guard.skipped += 1
             else:
-                self.guard.failed(step, {**metrics, "grad_norm": norm}, lambda: self._details(batch, members))
+                self.guard.failed(
+                    step, {**metrics, "grad_norm": norm}, lambda: update_details(batch, members, self.policy)
+                )
         finally:
             self.optimizer.zero_grad()
         return norm
-
-    def _details(self, batch: Batch, members: list[int]) -> dict[str, Any]:
-        rows = [
-            {
-                "id": batch.groups[p].prompt.example.id,
-                "advantages": batch.advantages.advantages_PG[p].tolist(),
-                "completions": [r.text for r in batch.groups[p].rollouts],
-                "sampling_logps": [str(min(r.logps, default=0.0)) for r in batch.groups[p].rollouts],
-            }
-            for p in members
-        ]
-        return {"rows": rows, "not_finite_in": not_finite_parameters(self.policy)}
 
     def _normalizer(self, batch: Batch, members: list[int]) -> Normalizer:
         """Counts over all ranks and micro-batches of this update, and of the generated batch."""
@@ -277,15 +291,3 @@ class Learner:
             steps_per_generation=self.options.train.steps_per_generation,
             world_size=self.ranks.world,
         )
-
-    def _reduced(self, values: torch.Tensor, how: str) -> torch.Tensor:
-        """1-D float64 CPU tensor -> elementwise sum or maximum over ranks."""
-        stacked = torch.tensor(self.ranks.gathered(values.tolist()), dtype=values.dtype)
-        return stacked.sum(0) if how == "sum" else stacked.amax(0)
-
-
-def _finite_logps(batch: Batch, members: Sequence[int]) -> bool:
-    """Whether sampling, old and reference log-probs of these groups are all finite."""
-    sampled = all(math.isfinite(x) for p in members for r in batch.groups[p].rollouts for x in r.logps)
-    stored = [logps[p] for logps in (batch.old_logps, batch.ref_logps) if logps is not None for p in members]
-    return sampled and all(bool(torch.isfinite(logps_GC).all()) for logps_GC in stored)

@@ -96,11 +96,18 @@ class Trainer:
             self.batch = self.generate(clock)
         with clock("update"):
             self.update(self.batch, saver)
-        batch, update = self.batch, {name: total / self.update_index for name, total in self.update_totals.items()}
+        batch, update = self.batch, self.update_means()
         self.batch, self.update_index, self.update_totals = None, 0, {}
         self.engine.sync(self.learner.applied)  # from now on, sample with this policy
         self.step += 1
         return self.metrics(batch, update, clock), batch
+
+    def update_means(self) -> dict[str, float]:
+        """Over the updates that are done; how sampling and scoring differ was measured in the first."""
+        return {
+            name: total / (1 if name.startswith("sampling/") else self.update_index)
+            for name, total in self.update_totals.items()
+        }
 
     def generate(self, clock: Clock | None = None) -> Batch:
         """Rows -> prompts -> groups -> rewards -> advantages, and the log-probs that the update compares with."""
@@ -168,7 +175,8 @@ class Trainer:
     def update(self, batch: Batch, saver: Saver | None = None) -> None:
         """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-        `update_totals` sums up their metrics.
+        `update_totals` sums up their metrics; how sampling and scoring differ is the first one's, made by the policy
+        that sampled.
         """
         parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
         seed = hash_seed(self.options.train.seed, self.step, "order")
@@ -176,7 +184,10 @@ class Trainer:
         while self.update_index < updates:
             members = sorted(share(order, self.update_index % parts, parts))
             for name, value in self.learner.update(batch, members, self.step).items():
-                self.update_totals[name] = self.update_totals.get(name, 0.0) + value
+                if name.startswith("sampling/"):
+                    self.update_totals.setdefault(name, value)
+                else:
+                    self.update_totals[name] = self.update_totals.get(name, 0.0) + value
             self.update_index += 1
             if saver and self.update_index < updates:
                 saver.after_update(self)

@@ -57,6 +57,22 @@ class Ranks:
 
             dist.barrier()
 
+    def reduced(self, values: Any, how: str) -> Any:
+        """1-D float64 CPU tensor -> elementwise sum or maximum over ranks."""
+        import torch
+
+        stacked = torch.tensor(self.gathered(values.tolist()), dtype=values.dtype)
+        return stacked.sum(0) if how == "sum" else stacked.amax(0)
+
+    def average_gradients(self, model: Any) -> None:
+        """What DDP does inside the last backward of an update."""
+        import torch
+
+        for parameter in model.parameters() if self.world > 1 else ():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                torch.distributed.all_reduce(parameter.grad.div_(self.world))
+
     def together(self, action: Callable[[], Any], error: type[UserError]) -> Any:
         """What `action` returns here; when it raises `error` on any rank, every rank does, with what went wrong.
 

@@ -158,14 +158,19 @@ class CheckpointStore:
         if problems := ranks.from_main(damage(path) if ranks.main else None):
             others = ", ".join(p.name for p in self.all() if p != path) or "there is no other"
             raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(problems)} (beside it: {others})")
+        about = self.about(path, ranks.world)
+        return ranks.together(lambda: _read(path, about, ranks.rank), CheckpointError)
+
+    def about(self, path: Path, world: int) -> dict[str, Any]:
+        """The manifest of a checkpoint that `world` ranks can take up; CheckpointError where they cannot."""
         about = read_manifest(path)
-        if about["update"] and about["world"] != ranks.world:
+        if about["update"] and about["world"] != world:
             raise CheckpointError(
                 f"{path.name} was saved in the middle of a generated batch by {about['world']} ranks, and only as many "
-                f"can go on with it, not {ranks.world}. Name a checkpoint without a dot: "
+                f"can go on with it, not {world}. Name a checkpoint without a dot: "
                 f"{', '.join(p.name for p in self.all() if '.' not in p.name) or 'there is none'}"
             )
-        return ranks.together(lambda: _read(path, about, ranks.rank), CheckpointError)
+        return about
 
     def remove(self, *paths: Path) -> None:
         """Rename, then delete: a half-deleted folder must not look like a checkpoint."""

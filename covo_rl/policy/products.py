@@ -1,0 +1,139 @@
+"""Matrix products of 16-bit operands whose results are float32, never rounded to 16 bits in between.
+
+On CUDA these are the sums that the matrix units make anyway, handed out whole (`out_dtype`; not run on a GPU here).
+Elsewhere float32 copies are multiplied, of BLOCK_ELEMENTS of a weight at a time. Other dtypes are multiplied as they
+are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+HALF = (torch.bfloat16, torch.float16)
+#: elements of a weight that are copied to float32 at once, 128 MiB
+BLOCK_ELEMENTS = 2**25
+
+
+def operand_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What a linear layer multiplies this weight in: its own dtype, or the one that autocast asks for."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def batched_product(a_BMK: torch.Tensor, b_BKN: torch.Tensor) -> torch.Tensor:
+    """a @ b: float32 (B, M, N) where `b` has 16 bits; `a` may be float32, and is then rounded on CUDA, row by row."""
+    if b_BKN.dtype not in HALF:
+        return torch.bmm(a_BMK, b_BKN)
+    with torch.autocast(b_BKN.device.type, enabled=False):  # it would round the result again
+        if b_BKN.device.type != "cuda":
+            return torch.bmm(a_BMK.float(), b_BKN.float())
+        a_BM16, largest_BM1 = _rounded(a_BMK, b_BKN.dtype)
+        product = torch.bmm(a_BM16, b_BKN, out_dtype=torch.float32)
+        return product if largest_BM1 is None else product.mul_(largest_BM1)
+
+
+def _rounded(a_BMK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`a` in 16 bits, and what its rows were divided by: float16 has no room for small residuals."""
+    if a_BMK.dtype == dtype or dtype != torch.float16:
+        return a_BMK.to(dtype), None
+    largest_BM1 = a_BMK.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (a_BMK / largest_BM1).to(dtype), largest_BM1
+
+
+def _product(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
+    return batched_product(a_MK[None], b_KN[None])[0]
+
+
+def _blocks(weight_VD: torch.Tensor) -> Iterator[slice]:
+    rows = max(1, BLOCK_ELEMENTS // weight_VD.shape[1])
+    return (slice(start, start + rows) for start in range(0, weight_VD.shape[0], rows))
+
+
+def logits_of(x_cD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype):
+    """x @ weight.T + bias of operands in the 16-bit `dtype`: (c, V) float32."""
+    out_cV = x_cD.new_empty(x_cD.shape[0], weight_VD.shape[0], dtype=torch.float32)
+    for block in _blocks(weight_VD):
+        out_cV[:, block] = _product(x_cD.to(dtype), weight_VD[block].to(dtype).t())
+    return out_cV if bias_V is None else out_cV.add_(bias_V.to(dtype))
+
+
+def weight_sum(slope_cV: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """slope @ weight for a float32 slope and a weight in the 16-bit `dtype`: (c, D) float32."""
+    out_cD = slope_cV.new_zeros(slope_cV.shape[0], weight_VD.shape[1])
+    for block in _blocks(weight_VD):
+        out_cD += _product(slope_cV[:, block], weight_VD[block].to(dtype))
+    return out_cD
+
+
+def add_outer(total_VD: torch.Tensor, slope_cV: torch.Tensor, x_cD: torch.Tensor, dtype: torch.dtype) -> None:
+    """total += slope.T @ x in place, for a float32 total and slope, and x in the 16-bit `dtype`."""
+    for block in _blocks(total_VD):
+        total_VD[block] += _product(slope_cV[:, block].t(), x_cD.to(dtype))
+
+
+class _Linear(torch.autograd.Function):
+    """`nn.functional.linear` of 16-bit operands, float32 out, with gradients from the unrounded slope."""
+
+    @staticmethod
+    def forward(ctx: Any, x_cD, weight_VD, bias_V, dtype: torch.dtype):  # pyright: ignore
+        ctx.save_for_backward(x_cD, weight_VD, bias_V)
+        ctx.dtype = dtype
+        return logits_of(x_cD, weight_VD, bias_V, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_cV):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_cD, weight_VD, bias_V = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = weight_sum(slope_cV, weight_VD, ctx.dtype).to(x_cD.dtype)
+        if ctx.needs_input_grad[1]:
+            add_outer(total := torch.zeros_like(weight_VD, dtype=torch.float32), slope_cV, x_cD, ctx.dtype)
+            grad_weight = total.to(weight_VD.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = slope_cV.sum(0).to(bias_V.dtype)
+        return grad_x, grad_weight, grad_bias, None
+
+
+class _Float32Linear(TorchFunctionMode):
+    """Linear layers called inside give float32 for 16-bit operands."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # pyright: ignore
+        if func is nn.functional.linear and not kwargs:
+            operands: tuple[Any, ...] = (*args, None)
+            x, weight, bias = operands[:3]
+            if type(weight) in (nn.Parameter, torch.Tensor) and (dtype := operand_dtype(weight)) in HALF:
+                return _Linear.apply(x.flatten(0, -2), weight, bias, dtype).unflatten(0, x.shape[:-1])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def float32_head(head: nn.Module) -> Iterator[None]:
+    """Inside, whatever calls `head` gets float32 logits, not rounded to 16 bits first."""
+    original = head.forward
+
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with _Float32Linear():
+            return original(*args, **kwargs)
+
+    own = vars(head).get("forward")
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+
+
+def float32_logits(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """`head(hidden).float()`, whatever the head is made of (adapters, shards), without rounding to 16 bits first."""
+    with _Float32Linear():
+        return head(hidden).float()

@@ -1,0 +1,63 @@
+"""What a run ends with: the figures of result.json, the table before and after, and the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from covo_rl.config import Options
+from covo_rl.data.files import plain, read_record
+from covo_rl.records import console
+from covo_rl.records.folder import Run
+from covo_rl.run.page import curves
+from covo_rl.train.checkpoint.identity import data_fingerprint
+from covo_rl.types import Example
+
+
+def before_settings(options: Options, rows: Sequence[Example]) -> Any:
+    """What the evaluation before training depends on, JSON-ready."""
+    rooms = (options.model, options.adapter, options.prompt, options.rollout, options.reward)
+    return plain([
+        data_fingerprint(rows), *(asdict(room) for room in rooms), options.train.seed, options.eval.eval_num_generations
+    ])  # fmt: skip
+
+
+def stored_before(run: Run, settings: Any) -> dict[str, Any] | None:
+    """The summaries in before.json; None where it is missing, damaged, or was made of other rows or options."""
+    try:
+        stored = read_record(run.folder / "before.json")
+    except ValueError:
+        return None
+    return stored if stored.pop("settings", None) == settings else None
+
+
+def show_result(run: Run, evaluations: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Any]) -> None:
+    """Print held-out figures before and after, and what was heard; draw curves.png. `rows` close the second table."""
+    heard = [(f"{audio} audio, sampled", console.interval(evaluations[audio]["sampled"]))
+             for audio in ("silent", "swapped")]  # fmt: skip
+    try:
+        picture: Any = curves(run.metrics(), run.folder / "curves.png")
+    except (ImportError, OSError) as error:
+        (run.folder / "curves.png").unlink(missing_ok=True)  # half of it
+        picture = f"not drawn: {error}"
+    console.console.print(console.before_after_table(evaluations["before"], evaluations["after"]), markup=False)
+    table = console.summary_table("after training", [*heard, *rows.items(), ("curves", picture)])
+    console.console.print(table, markup=False)
+
+
+def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures that result.json promises, and every summary under `details`."""
+
+    def figures(summaries: dict[str, Any]) -> dict[str, Any]:
+        sampled = summaries["sampled"]
+        rewards = {name: value for name, value in sampled.items() if name.startswith("reward_")}
+        accuracies = {f"accuracy_{mode}": summaries[mode]["accuracy"] for mode in ("greedy", "sampled")}
+        return {**accuracies, **rewards, "n": sampled["n"]}
+
+    return {
+        **{when: figures(evaluations[when]) for when in ("before", "after")},
+        **{f"after_{audio}_audio": {"accuracy_sampled": evaluations[audio]["sampled"]["accuracy"]}
+           for audio in ("silent", "swapped")},
+        "details": evaluations,
+    }  # fmt: skip
