@@ -28,7 +28,7 @@ from covo_rl.rewards.specs import RewardError
 
 KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
 MAX_SECONDS = 86_400.0  # what a timer and a socket can take
-HINTS = dict.fromkeys((401, 403), f"; is the key in {' or '.join(KEY_VARIABLES)} the right one?")
+HINTS: dict[int, str] = dict.fromkeys((401, 403), f"; is the key in {' or '.join(KEY_VARIABLES)} the right one?")
 HINTS |= {404: "; is the address right (most end in /v1), and is that the model's name at the server?"}
 MAX_BYTES = 1_000_000  # of a response
 MAX_REDIRECTS = 5
