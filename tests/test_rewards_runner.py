@@ -422,7 +422,7 @@ def test_an_outage_is_no_fall_in_the_figures(gate, totals):
         assert len(table.missing) == (2 if table is failing else 0)
         share = StepShare.of([group(RIGHT, RIGHT)], table, advantages(table, LossConfig()))
         metrics = step_metrics([share])
-        assert metrics["reward_total"] == total and metrics["none_total"] == (1.0 if total is None else 0.0)
+        assert metrics["reward_total"] == total and metrics["none_total"] == 0.0
         assert table.metrics.get("rewards/total/mean") == total
     assert failing.rewards_PG.tolist() == ([[1.0, 1.0]] if gate == "none" else [[0.0, 0.0]])  # to compare siblings by
 
