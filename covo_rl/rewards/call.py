@@ -117,6 +117,8 @@ def _invoke(reward: Reward, columns: dict[str, Any], outcome: Outcome, run: Call
     arguments = {**columns, "log_extra": log_extra, "log_metric": log_metric, "log_missing": log_missing}
     if "clips" not in reward.parameters:
         arguments.pop("clips", None)
+    if not reward.source.trusted:
+        arguments.pop("explain", None)
     if reward.conversational:
         for name, role in (("completions", "assistant"), ("prompts", "user")):
             arguments[name] = [[{"role": role, "content": text}] for text in columns[name]]

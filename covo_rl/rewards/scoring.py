@@ -72,11 +72,12 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
 
 def score(
     groups: Sequence[Group], config: RewardConfig | None = None, *, trainer_state: Any = None, rewards: Any = None,
-    judge: Any = None,
+    judge: Any = None, explain: bool = False,
 ) -> RewardTable:  # fmt: skip
     """Score all rollouts of P groups with G rollouts each.
 
     `rewards` replaces those of `config` and may hold functions; `judge` replaces the one that `config.judge` names.
+    `explain`: our own rewards also log a line of reason for each score, as `NAME_reason` (extras).
 
     Raises:
         RewardError: a reward cannot be loaded, the gate is no component, or a component failed and
@@ -92,6 +93,8 @@ def score(
         from covo_rl.rewards.judge import judge_from_spec  # urllib takes a while to import
 
         columns["judge"] = judge_from_spec(config.judge) if judge is None else judge
+    if explain:
+        columns["explain"] = True
     outcomes = run_components([term.reward for term in terms], columns, config.reward_timeout)
     failures = [outcome.failures for outcome in outcomes if outcome.failures]
     for whys in failures:  # logged once in its wording; the table holds all of them
