@@ -1,6 +1,6 @@
 """The process between the trainer and a plugin: it ends a plugin with all that it started, and stops floods.
 
-    python keeper.py SPEC FD        the trainer holds the other end of FD and of stdin
+    python keeper.py SPEC FD PATH   the trainer holds the other end of FD and of stdin; PATH is its sys.path
 
 The plugin runs in a child (`serve` of worker.py) with a session of its own, so a Ctrl-C at the terminal does not reach
 it. On Linux whatever the plugin starts becomes a child of this process once its parent is gone, also a daemon that left
@@ -152,4 +152,5 @@ def main(spec: str, fd: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[:] = sys.argv[3].split(os.pathsep)  # not by PYTHONPATH, which whatever the plugin starts would inherit
     main(sys.argv[1], int(sys.argv[2]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Session:
         self.run = Run(options.train.output, active=self.ranks.main)
         self.start = self._look()
         check_before_loading(options)
+        self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         if options.data.data is None:
             with self.accelerator.main_process_first():  # which renders the built-in set
@@ -152,7 +153,7 @@ class Session:
         held_out = self.rows.files.get("eval_data", self.rows.files["data"])
         rows = {"data": f"{len(self.examples)} rows from {self.rows.files['data']}",
                 "held out": f"{len(self.held_out)} rows from {held_out}"}  # fmt: skip
-        about = summary_rows(options, self.family.model_type, place, rows)
+        about = summary_rows(options, self.terms, self.family.model_type, place, rows)
         tables = console.summary_table("run", about), render_report(self.trainable.report)
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
@@ -169,7 +170,7 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            rewards = reward_files([term.name for term in components(self.options.reward.rewards)])
+            rewards = reward_files([term.name for term in self.terms])
             files = {**self.rows.files, **{f"reward:{name}": path for name, path in rewards.items()}}
             if problem := self.ranks.from_main(own(self.run, self.options, files) if self.ranks.main else None):
                 raise ConfigError([problem])
@@ -195,7 +196,7 @@ class Session:
                 self.held_out,
                 prompt_config=options.prompt,
                 rollout_config=options.rollout,
-                reward_config=options.reward,
+                reward_config=replace(options.reward, rewards=self.terms),
                 clips=self.clips,
                 audio=audio,
                 greedy=mode == "greedy",

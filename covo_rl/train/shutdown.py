@@ -57,7 +57,8 @@ def exit_after(main: Callable[[], object]) -> NoReturn:
         if not isinstance(error, SystemExit):
             sys.excepthook(type(error), error, error.__traceback__)
         elif not isinstance(code, int | None):
-            print(code, file=sys.stderr)
+            if Ranks.current().main or not getattr(error.__context__, "everywhere", False):
+                print(code, file=sys.stderr)
             code = 1
     else:
         if Ranks.current().world == 1:

@@ -7,7 +7,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from covo_rl.audio import AudioError, content_key
 from covo_rl.config import ConfigError
-from covo_rl.data.files import file_sha256, plain
+from covo_rl.data.files import plain
 from covo_rl.policy.sharding import is_sharded
 from covo_rl.rewards import components
 from covo_rl.types import Clip, Example
@@ -73,10 +72,7 @@ def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
 def reward_fingerprint(rewards: Any) -> dict[str, str]:
     """sha256 of the file of each reward that is given by name and written in Python."""
     named = [term for term in components(rewards) if term.reward.source.place != "object"]
-    codes = {term.name: getattr(term.reward.target, "__code__", None) for term in named}
-    return {
-        name: file_sha256(code.co_filename) for name, code in codes.items() if code and Path(code.co_filename).is_file()
-    }
+    return {term.name: digest for term in named if (digest := term.reward.sha256)}
 
 
 def base_fingerprint(model: nn.Module) -> str | None:
