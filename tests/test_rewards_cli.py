@@ -126,6 +126,29 @@ def test_check_has_an_exit_code_for_ci(tmp_path, code, exit_code):
     assert ("FAIL" in result.output) == bool(exit_code)
 
 
+def test_scores_of_any_kind_that_a_row_has_are_kept_and_compared(tmp_path):
+    """finding 40: a row whose `rewards` hold text, a list or a flag was a traceback."""
+    row = {"completion": "<answer>a</answer>", "choices": ["a", "b"], "answer": "a"}
+    others = [{"accuracy": value} for value in ("high", [1], True, 1.0, 0.5, None)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "rewards": rewards}) + "\n" for rewards in others))
+    command = ["score", "--rewards", "accuracy", "--input", str(path), "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "6 rows had scores, which are kept; 4 of them differ" in result.output
+    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [line["rewards"] for line in scored] == others
+
+
+@pytest.mark.parametrize("choices", ["bell, knock", 5, {"A": "bell"}])
+def test_choices_that_are_no_list_are_refused(tmp_path, choices):
+    """finding 40: the characters of a text were taken as options, and a number was a traceback."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "r7", "completion": "<answer>b</answer>", "choices": choices, "answer": "b"}))
+    command = ["score", "--rewards", "accuracy", "--input", str(path), "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "row r7: choices is" in result.stderr and not (tmp_path / "scored.jsonl").exists()
+
+
 def test_reasons_reach_no_plugin_and_no_training(tmp_path):
     """finding 44: the wish for reasons went to every plugin as a column, and a data column `explain` asked for it."""
     plugin = tmp_path / "p.py"

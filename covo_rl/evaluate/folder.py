@@ -67,18 +67,31 @@ def _folder_problems(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [f"{error}; choose another --output, or --overwrite"]
     both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
+    for name in ("model", "adapter"):  # the same weights by another path, as from another working directory
+        old, new = both.get(f"{name}_sha256", (None, None))
+        if old and old == new:
+            del both[name]
     differing = [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]
     advice = f"{folder} holds another evaluation (choose another --output, or --overwrite):"
     return [advice, *differing] if differing else []
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], ranks: Ranks, *, overwrite: bool = False) -> None:
-    """Write run.json, where it is not there; with `overwrite` delete what an evaluation wrote before, and no more."""
+    """Write run.json, where it is not there; with `overwrite` delete what an evaluation wrote before, and no more.
 
-    def claim() -> None:
-        if overwrite or not (folder / "run.json").is_file():
-            for file in [file for pattern in WRITTEN for file in folder.glob(pattern)]:
-                file.unlink()
-            write_json(folder / "run.json", settings)
+    Raises:
+        EvalInputError: on every rank: the folder cannot be written.
+    """
 
-    ranks.together(lambda: claim() if ranks.main else None, OSError)
+    def claim() -> str | None:
+        try:
+            if overwrite or not (folder / "run.json").is_file():
+                for file in [file for pattern in WRITTEN for file in folder.glob(pattern)]:
+                    file.unlink()
+                write_json(folder / "run.json", settings)
+        except OSError as error:
+            return f"{folder} cannot be written: {error}"
+        return None
+
+    if problem := ranks.from_main(claim() if ranks.main else None):
+        raise EvalInputError([problem])

@@ -209,7 +209,9 @@ def _differ(before: Any, now: dict[str, float]) -> bool:
     """Whether a component that both hold has another score."""
     if not isinstance(before, dict):
         return False
-    pairs = [(math.nan if before[name] is None else before[name], now[name]) for name in now if name in before]
+    scores = {name: math.nan if value is None else value for name, value in before.items() if name in now}
+    numbers = {name: value if isinstance(value, int | float) else math.inf for name, value in scores.items()}
+    pairs = [(number, now[name]) for name, number in numbers.items()]
     return any(math.isnan(a) != math.isnan(b) or abs(a - b) > 1e-6 for a, b in pairs)
 
 

@@ -11,19 +11,19 @@ from covo_rl.config import Options
 from covo_rl.data.files import plain, read_record
 from covo_rl.records import console
 from covo_rl.records.folder import Run
-from covo_rl.rewards import components
+from covo_rl.rewards import Component
 from covo_rl.run.page import curves
 from covo_rl.train.checkpoint.identity import data_fingerprint
 from covo_rl.types import Example
 
 
-def run_summary(
-    options: Options, files: Mapping[str, Path], sizes: tuple[int, int], model_type: str, device: str
-) -> list[tuple[str, Any]]:
+def summary_rows(
+    options: Options, rewards: Sequence[Component], files: Mapping[str, Path], sizes: tuple[int, int], model_type: str,
+    device: str,
+) -> list[tuple[str, Any]]:  # fmt: skip
     """Rows of the table that a run begins with; `sizes` are the numbers of training and held-out rows."""
     train, rollout, gate = options.train, options.rollout, options.reward.reward_gate
-    weights = {term.name: term.weight for term in components(options.reward.rewards)}
-    terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in weights.items())
+    terms = " + ".join(f"{'' if term.weight == 1 else f'{term.weight:g} '}R_{term.name}" for term in rewards)
     return [
         ("model", f"{options.model.model} ({model_type})"),
         ("device", device),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from covo_rl.resolve import resolve_model, reward_files
 from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
-from covo_rl.run.result import before_settings, evaluated, run_summary, show_result, stored_before
+from covo_rl.run.result import before_settings, evaluated, show_result, stored_before, summary_rows
 from covo_rl.run.start import RunFinished, Start, look_at, own
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
@@ -59,16 +59,18 @@ class Session:
         self.run = Run(options.train.output, active=self.ranks.main)
         self.start = self._look()
         check_before_loading(options)
+        self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
-        with self.accelerator.main_process_first():  # the first process renders the built-in set
-            self.rows = questions.read_questions(options)
+        if options.data.data is None:
+            with self.accelerator.main_process_first():  # which renders the built-in set
+                questions.builtin_questions()
+        self.clips = ClipStore()
+        self.rows = questions.read_questions(options, self.clips, self.ranks)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
         scaled = self.accelerator.scaler is not None
         model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora, scaled=scaled)
-        self.clips = ClipStore()
-        self.clips.watch(clip for row in (*self.rows.train, *self.rows.held_out) for clip in row.clips)
         self._check_data(family_at(path).max_clip_seconds)
         self.family = load_family(
             path,
@@ -91,8 +93,8 @@ class Session:
             gradient_checkpointing=options.train.gradient_checkpointing,
             keep_reference=bool(options.loss.beta),
         )
-        resumes = self.ranks.main and self.start.saved
-        self.contents = run_contents(options, self.examples, self.policy) if resumes else None
+        needed = self.ranks.main and (self.start.saved or not options.train.dry_run)
+        self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if needed else None
         self._refuse(self.start.changes(options, self.contents))
         self.accepted, self.train_seconds = False, 0.0
 
@@ -150,7 +152,7 @@ class Session:
         options = self.options
         device = f"{self.accelerator.device}, {self.ranks.world} process(es)"
         sizes = len(self.examples), len(self.held_out)
-        rows = run_summary(options, self.rows.files, sizes, self.family.model_type, device)
+        rows = summary_rows(options, self.terms, self.rows.files, sizes, self.family.model_type, device)
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
         self._print(console.summary_table("run", rows), render_report(self.trainable.report), *notes)
@@ -166,7 +168,7 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            rewards = reward_files([term.name for term in components(self.options.reward.rewards)])
+            rewards = reward_files([term.name for term in self.terms])
             files = {**self.rows.files, **{f"reward:{name}": path for name, path in rewards.items()}}
             if problem := self.ranks.from_main(own(self.run, self.options, files) if self.ranks.main else None):
                 raise ConfigError([problem])
@@ -192,7 +194,7 @@ class Session:
                 self.held_out,
                 prompt_config=options.prompt,
                 rollout_config=options.rollout,
-                reward_config=options.reward,
+                reward_config=replace(options.reward, rewards=self.terms),
                 clips=self.clips,
                 audio=audio,
                 greedy=mode == "greedy",
@@ -228,8 +230,8 @@ class Session:
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop:
-            saved = self._export_step if train.export_checkpoints else None
-            saver = Saver(self.options, self.run.folder, stop, saved, self.contents)
+            on_saved = self._export_step if train.export_checkpoints else None
+            saver = Saver(self.options, self.run.folder, stop, on_saved, self.contents)
             self._print(*saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config))
             bar = console.ProgressDisplay("GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5)
             with bar as progress:

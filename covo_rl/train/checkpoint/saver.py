@@ -227,6 +227,4 @@ class Saver:
 
     def _on_main(self, action: Callable[[], Any]) -> Any:
         """`action` of the main rank alone; what it returned there, and on every rank the CheckpointError it raised."""
-        results = []
-        self.ranks.together(lambda: self.ranks.main and results.append(action()), CheckpointError)
-        return results[0] if results else None
+        return self.ranks.together(action if self.ranks.main else lambda: None, CheckpointError)

@@ -187,9 +187,7 @@ class CheckpointStore:
         ranks, path = ranks or Ranks.current(), Path(path)
         ranks.together(lambda: self.check(path) if ranks.main else None, CheckpointError)
         about = self.about(path, ranks.world)
-        states: list[TrainState] = []
-        ranks.together(lambda: states.append(_read(path, about, ranks.rank)), CheckpointError)
-        return states[0]
+        return ranks.together(lambda: _read(path, about, ranks.rank), CheckpointError)
 
     def about(self, path: Path, world: int) -> dict[str, Any]:
         """The manifest of a checkpoint that `world` ranks can take up; CheckpointError where they cannot."""
