@@ -89,6 +89,31 @@ def test_float32_logits_under_autocast_and_through_modules(autocast, wrapped):
     assert _error(leaf.grad, exact.grad) < 0.01
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["linear", "module"])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+def test_gradient_where_large_logits_leave_a_confident_target(dtype, wrapped, autocast):
+    """finding 17: with logits of 60 log_softmax rounded logps of -1e-4 by 4 %; entropies under autocast had 16 bits."""
+    hidden, weight_VD, targets = _confident(0.9999, 1, dtype)
+    hidden, bias_V, temperature, scale = 3 * hidden, torch.full((1000,), 256.0).to(dtype), 3.0, 1000.0
+    head = nn.Linear(256, 1000).requires_grad_(False)
+    head.weight, head.bias = (
+        nn.Parameter(x.float() if autocast else x, requires_grad=False) for x in (weight_VD, bias_V)
+    )
+    exact, leaf = hidden.double().requires_grad_(), hidden.clone().requires_grad_()
+    table = (exact @ weight_VD.double().t() / temperature).log_softmax(-1)
+    logps, entropy = table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(-1)
+    (scale * (logps + 0.1 * entropy)).sum().backward()
+    on = autocast and dtype in HALF
+    with torch.autocast("cpu", dtype) if on else contextlib.nullcontext():
+        ours, bonus = token_logps(
+            leaf, targets, nn.Sequential(head) if wrapped else head, temperature=temperature, entropy=True, chunk=5
+        )
+    (scale * (ours + 0.1 * bonus)).sum().backward()
+    torch.testing.assert_close(bonus.double(), entropy.detach(), atol=1e-6, rtol=2e-3)
+    assert _error(leaf.grad, exact.grad) < 0.01
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_entropy_and_its_gradient(dtype):
     hidden, weight_VD, targets = _confident(0.9, 999, dtype)
@@ -160,6 +185,33 @@ def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
                 for which, prompt in enumerate((k_LKd, v_LKd))
             )  # fmt: skip
             expected = scaled_dot_product_attention(q_RHd[row][:, None].float(), keys, values)[:, 0]
+            assert _error(out_RHd[row][None], expected[None]) < 0.005
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize("lengths", [(5,), (1,), (300, 1, 3), (1, 1, 1)])
+@pytest.mark.parametrize(("kv_heads", "heads"), [(1, 1), (1, 6), (4, 4), (2, 6)])
+def test_decode_attention_of_any_heads_and_prompts(kv_heads, heads, lengths, dtype):
+    """finding 20: as many key heads as heads, with a prompt alone in its block, could not be decoded at all."""
+    torch.manual_seed(0)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    keys = [torch.randn(ends[-1], kv_heads, 16).to(dtype) for _ in range(2)]
+    rows = [p for p in range(len(lengths)) for _ in range(2 + p % 2)]
+    layout, own = DecodeLayout({0: (keys[0], keys[1])}, spans, rows), []
+    for step in range(3):
+        layout.step = step
+        q_RHd, *new = (torch.randn(len(rows), n, 16).to(dtype) for n in (heads, kv_heads, kv_heads))
+        own.append(new)
+        order = layout.order
+        out_RHd = layout.attend(0, q_RHd[order], new[0][order], new[1][order], 0.25)
+        for row, given in enumerate(order):
+            both = (
+                torch.cat((prompt[slice(*spans[rows[given]])], *[one[which][given : given + 1] for one in own]))
+                .repeat_interleave(heads // kv_heads, 1).transpose(0, 1).float()
+                for which, prompt in enumerate(keys)
+            )  # fmt: skip
+            expected = scaled_dot_product_attention(q_RHd[given][:, None].float(), *both, scale=0.25)[:, 0]
             assert _error(out_RHd[row][None], expected[None]) < 0.005
 
 
