@@ -5,16 +5,18 @@ import contextlib
 import policy_cases as cases
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from covo_rl.config import RolloutConfig
+from covo_rl.config import AdapterConfig, RolloutConfig
 from covo_rl.engines.key_values import DecodeLayout
 from covo_rl.engines.own import sample
 from covo_rl.policy import products
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.head import token_logps
 from covo_rl.policy.packing import pack
+from covo_rl.policy.trainable import make_trainable
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -269,3 +271,31 @@ def test_sampling_scoring_and_prompt_keys_agree_up_to_rounding(name, autocast, d
         torch.testing.assert_close(other.logps_NC, sampled, atol=limit, rtol=0)
     (scored.logps_NC.sum() + scored.entropy_NC.sum()).backward()
     assert all(torch.isfinite(g).all() for g in cases.gradients(made).values())
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"modules_to_save": ["audio_adapter"]}], ids=str)
+def test_an_adapter_trains_in_float32_on_a_base_of_16_bits(tmp_path, changes, stored, dtype):
+    """Whatever dtype its file has; whole copies have the base's, and a note says what that costs."""
+
+    def base():
+        family = cases.family()
+        family.model.to(dtype)
+        return family
+
+    first = make_trainable(base(), AdapterConfig(lora_r=2, **changes))
+    first.peft_model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {name: tensor.to(stored) for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    again = make_trainable(base(), AdapterConfig(adapter=str(tmp_path)))
+    trained = {name: p for name, p in again.family.model.named_parameters() if p.requires_grad}
+    assert len(trained) == len(tensors)
+    assert {p.dtype for name, p in trained.items() if "lora_" in name} == {torch.float32}
+    copies = [name for name, p in trained.items() if p.dtype == dtype]
+    assert bool(copies) == ("modules_to_save" in changes) == any("16-bit" in note for note in again.notes)
+    for name, parameter in trained.items():
+        name = f"base_model.model.{name}".replace(".default", "").replace(".modules_to_save", "")
+        saved = tensors[name.replace("magnitude_vector.weight", "magnitude_vector")]
+        torch.testing.assert_close(parameter.float(), saved.to(parameter.dtype).float(), atol=0, rtol=0)

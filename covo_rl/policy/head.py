@@ -110,11 +110,12 @@ class _LinearLogps(torch.autograd.Function):
             weights_cV = shifted_cV.exp() if entropy else shifted_cV.exp_()
             sums_c1 = weights_cV.sum(-1, keepdim=True)
             logps_M[part] = (picked_c1 - highest_c1 - sums_c1.log())[:, 0]
-            weighted_cV = None
             if entropy:
                 logps_cV, probs_cV = shifted_cV.sub_(sums_c1.log()), weights_cV.div_(sums_c1)
                 entropy_M[part] = -torch.linalg.vecdot(probs_cV, logps_cV)
-                weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV) if store else None
+                if store:
+                    weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV)
+                    slopes[1][part] = weight_sum(weighted_cV, weight_VD, dtype).mul_(-1 / temperature)
             if not store:
                 continue
             if dtype in HALF:
@@ -124,8 +125,6 @@ class _LinearLogps(torch.autograd.Function):
                 expected = (weights_cV.to(weight_VD.dtype) @ weight_VD).float()
                 expected = expected if entropy else expected / sums_c1
                 slopes[0][part] = (weight_VD[targets_c] - expected).mul_(1 / temperature)
-            if weighted_cV is not None:
-                slopes[1][part] = weight_sum(weighted_cV, weight_VD, dtype).mul_(-1 / temperature)
         ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
         ctx.dtype, ctx.hidden_dtype = dtype, hidden_MD.dtype
         ctx.save_for_backward(*((hidden_MD, weight_VD, bias_V, targets_M) if head_trains else slopes))
