@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -62,7 +63,9 @@ def main(words: list[str] | None = None) -> None:
         print(f"covo-rl {__version__}")
         return
     if words[0] not in COMMANDS:
-        sys.exit(f"covo-rl: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        sys.exit(f"covo-rl: there is no command {words[0]!r}; {hint}the commands are {', '.join(COMMANDS)}")
     module, attribute, _ = COMMANDS[words[0]]
     command = getattr(importlib.import_module(module), attribute)
     if command is train:

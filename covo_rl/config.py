@@ -6,41 +6,44 @@ Importing it pulls in no torch; `parse` does, through TRL's parser.
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from covo_rl.resolve import ConfigError, read_yaml
+from covo_rl.resolve import MAPPINGS, ConfigError, number_map, read_yaml, typed_values, unknown_names, value_as
 
 #: loss types with a clipped surrogate
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+COLDEST = 1e-3  # logits over less overflow float16
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
 #: of transformers, those that need no options of their own
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 )  # fmt: skip
+#: options whose text is a path, or may be one
+PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume")
 #: interval -> the numbers that must lie in it; all others only have to be finite
 LIMITS = {
-    "[1, inf)": "lora_r limit eval_limit max_completion_length max_steps prompts_per_step micro_batch_prompts "
-    "steps_per_generation num_iterations keep_last eval_num_generations eval_batch_size",
+    "[1, inf)": "limit eval_limit max_completion_length max_steps keep_last",
+    "[1, 100000]": "lora_r num_generations prompts_per_step micro_batch_prompts steps_per_generation num_iterations "
+    "eval_num_generations eval_batch_size",
     "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
     "[0, inf)": "top_k beta entropy_coef overlong_buffer micro_batch_rollouts warmup_steps weight_decay max_grad_norm "
-    "dynamic_sampling feature_memory_mb checkpoint_every checkpoint_minutes eval_every vespo_k_pos vespo_k_neg "
+    "dynamic_sampling feature_memory_mb checkpoint_every eval_every vespo_k_pos vespo_k_neg "
     "vespo_lambda_pos vespo_lambda_neg",
     "[0, 1]": "skipped_rows_limit min_p reward_failure_limit",
     "[0, 1)": "lora_dropout eval_fraction epsilon adam_beta1 adam_beta2",
     "(0, 1e9]": "reward_timeout",  # seconds, as many as threads can wait
+    "[0, 1e9]": "checkpoint_minutes",
     "(0, 1]": "top_p top_entropy_quantile",
 }
-#: options that YAML may also give as a mapping name: number
-MAPPINGS = {"rewards", "part_learning_rates"}
+
+#: in no file name, variable or prompt; from \udc80 on stand bytes of a file name that is not UTF-8
+_UNFIT = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
 
 
 def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
@@ -255,64 +258,6 @@ def option_names() -> list[str]:
     return [f.name for room in rooms().values() for f in fields(room)]
 
 
-def number_map(value: str | Mapping[str, float] | None, *, what: str, default: float | None = None) -> dict[str, float]:
-    """`a=1,b=0.5`, a mapping, or with a default also `a,b` -> {name: number}, in the given order."""
-    if not value:
-        return {}
-    result: dict[str, float] = {}
-    pairs = value.items() if isinstance(value, Mapping) else _pairs(value, default)
-    for name, number in pairs:
-        if str(name) in result:
-            raise ConfigError([f"{what}: {name!r} occurs twice; give each name one number"])
-        try:
-            result[str(name)] = _value_as(float, number)
-        except ValueError as error:
-            part = f"{name}={number}"
-            raise ConfigError([f"{what}: cannot read {part!r} ({error}); write name=number,name=number"]) from None
-    return result
-
-
-def _pairs(text: str, default: float | None) -> Iterator[tuple[str, Any]]:
-    """`a=1,f(x=2,y=3)=0.5`: commas and equal signs inside brackets belong to arguments."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char == "(") - (char == ")")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    for part in filter(None, map(str.strip, parts)):
-        name, equals, number = part.rpartition("=")
-        yield (name.strip(), number) if equals and ")" not in number else (part, "" if default is None else default)
-
-
-def unknown_names(names: Sequence[Any], known: Sequence[str], where: str) -> list[str]:
-    """One line for every name, with the nearest one that is known."""
-    problems = []
-    for name in names:
-        similar = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-        hint = f"did you mean {similar[0]}?" if similar else "see --help for all options"
-        hint = hint if similar or len(known) > 30 else f"there are {', '.join(known)}"
-        problems.append(f"{where}: unknown option {name!r}; {hint}")
-    return problems
-
-
-def typed_values(
-    hints: Mapping[str, Any], content: Mapping[Any, Any], problems: list[str], where: str
-) -> dict[str, Any]:
-    """The values of a file, each as its name's type in `hints`; unknown names and other types go to `problems`."""
-    problems += unknown_names([name for name in content if name not in hints], list(hints), where)
-    result = {}
-    for name, value in content.items():
-        try:
-            if name in hints:
-                is_map = name in MAPPINGS and isinstance(value, Mapping | list)
-                result[name] = value if is_map else _value_as(hints[name], value)
-        except ValueError as error:
-            problems.append(f"{where}: {name} {value!r:.80}: {error}")
-    return result
-
-
 def flag_value(words: Sequence[str], name: str) -> str | None:
     """The last value of `--name value` or `--name=value` among the words of a command line; None without one."""
     value = None
@@ -336,37 +281,6 @@ def taught_prompt(path: Path) -> PromptConfig:
     return config
 
 
-def _items_fit(origin: Any, kind: Any, value: Any) -> bool:
-    return origin is not list or all(isinstance(item, get_args(kind)[0]) for item in value)
-
-
-def _value_as(hint: Any, value: Any) -> Any:
-    """A value of a file as a field's type, text for a number too (YAML's 1e-5); ValueError says what was expected."""
-    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
-    if value is None:
-        if NoneType in kinds:
-            return None
-        raise ValueError("it has no value; leave the line out for the default")
-    kind, origin = kinds[0], get_origin(kinds[0])
-    if kind in (int, float):
-        if kind is int and type(value) is int:
-            return value
-        number = math.nan
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            with suppress(ValueError, OverflowError):
-                number = float(value)
-        if math.isfinite(number) and (kind is float or number == int(number)):
-            return kind(number)
-    elif kind is bool:
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
-    elif kind is Any or (isinstance(value, origin or kind) and _items_fit(origin, kind, value)):
-        return value
-    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text; put it in quotes"}
-    lists = {list: "a list such as [a, b]", dict: "a mapping"}
-    raise ValueError(f"expected {words.get(kind) or lists.get(origin, kind)}")
-
-
 def parse_options(args: Sequence[str] | None = None) -> Options:
     """Read flags and `--config FILE` with TRL's parser; flags win over YAML, YAML over defaults.
 
@@ -380,6 +294,7 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     problems: list[str] = []
     values: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     if "--config" in words:  # read here: TRL's parser takes any type, the last of equal keys, the locale's encoding
         at = words.index("--config")
         if at + 1 == len(words):
@@ -388,13 +303,15 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         if "--config" in words:
             raise ConfigError([f"--config {path}: there is a second --config; one file holds the options"])
         hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
-        values = typed_values({**hints, "env": dict[str, Any]}, read_yaml(path), problems, path)
+        content = read_yaml(path)
+        values = typed_values({**hints, "env": dict[str, Any]}, content, problems, path)
+    variables = values.pop("env", {})
+    problems += [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
+                 if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
+                 or _UNFIT.search(f"{name}{value}")]  # fmt: skip
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     names = {*option_names(), "help", *(f"no_{name}" for name in option_names())}
     problems += unknown_names([flag for flag in flags if flag not in names], option_names(), "command line")
-    if problems:
-        raise ConfigError(problems)
-    os.environ.update({str(name): str(value) for name, value in values.pop("env", {}).items()})
 
     class Parser(TrlParser):
         def error(self, message: str) -> Any:
@@ -403,40 +320,57 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
     parser = Parser(list(rooms().values()), allow_abbrev=False)  # type: ignore[arg-type]  # takes any dataclass
     parser.set_defaults_with_config(**values)
     try:
-        options = Options(*parser.parse_args_and_config(words))
-    except ConfigError:
-        raise
-    except ValueError as error:  # words that belong to no option
-        raise ConfigError([f"command line: {error}"]) from None
-    if problems := option_problems(options):
+        options = Options(*parser.parse_args_and_config(words)) if names.issuperset(flags) else None
+    except ValueError as error:  # ConfigError is one; the parser's own is of words that belong to no option
+        left = str(error).partition("HfArgumentParser: ")[2]
+        text = f"what belongs to no option: {left}; options start with --" if left else str(error)
+        options, problems = None, problems + getattr(error, "problems", [f"command line: {text}"])
+    unread = {*map(str, content)} - {*values, "env"}
+    if options is not None:  # what depends on a value that could not be read is not judged
+        problems += [text for text in option_problems(options) if not any(name in text for name in unread)]
+    if problems or options is None:
         raise ConfigError(problems)
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
     return options
 
 
 def option_problems(options: Options) -> list[str]:
     """Contradictions and impossible values, each with what to do; empty when all is well."""
-    if problems := [problem for room in vars(options).values() for problem in value_problems(room)]:
-        return problems
+    wrong = {name: text for room in vars(options).values() for name, text in _wrong_values(room, LIMITS).items()}
+    usable = {room: replace(config, **{name: getattr(type(config)(), name) for name in vars(config) if name in wrong})
+              for room, config in vars(options).items()}  # fmt: skip
+    contradictions = _contradictions(Options(**usable))
+    return [*wrong.values(), *(text for text in contradictions if not any(name in text for name in wrong))]
+
+
+def _contradictions(options: Options) -> list[str]:
     rollout, loss, train = options.rollout, options.loss, options.train
     rules = [
         (rollout.num_generations >= 2, f"num_generations {rollout.num_generations}: a group needs at least 2 rollouts"),
-        (rollout.temperature > 0, f"temperature {rollout.temperature}: sampling needs a temperature above 0"),
+        (rollout.temperature >= COLDEST, f"temperature {rollout.temperature}: sampling needs at least {COLDEST}"),
         (not train.micro_batch_rollouts or train.micro_batch_prompts == 1,
          f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
         (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
         (train.lr_scheduler_type in SCHEDULES,
-         f"lr_scheduler_type {train.lr_scheduler_type!r}: choose one of {' '.join(SCHEDULES)}"),
+         f"lr_scheduler_type {train.lr_scheduler_type!r:.80}: choose one of {' '.join(SCHEDULES)}"),
         (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
+        (loss.overlong_buffer <= rollout.max_completion_length,
+         f"overlong_buffer {loss.overlong_buffer}: max_completion_length {rollout.max_completion_length} is shorter"),
     ]  # fmt: skip
-    return [message for fine, message in rules if not fine] + loss_problems(loss)
+    return [message for fine, message in rules if not fine] + _loss_contradictions(loss)
 
 
 def value_problems(config: Any, limits: Mapping[str, str] = LIMITS) -> list[str]:
     """Values of a dataclass that are of another type, none of the choices, not finite or outside their interval."""
-    problems = []
+    return list(_wrong_values(config, limits).values())
+
+
+def _wrong_values(config: Any, limits: Mapping[str, str]) -> dict[str, str]:
+    """Name of an option -> what is wrong with its value."""
+    problems = {}
     hints = get_type_hints(type(config))
     intervals = {name: interval for interval, names in limits.items() for name in names.split()}
     for item in fields(config):
@@ -444,19 +378,34 @@ def value_problems(config: Any, limits: Mapping[str, str] = LIMITS) -> list[str]
         choices, interval = item.metadata.get("choices", ()), intervals.get(name)
         try:
             if name in MAPPINGS and not isinstance(value, list):
-                number_map(value, what=name, default=1.0 if name == "rewards" else None)
-            elif name not in MAPPINGS and _value_as(hints[name], value) != value:
+                numbers = number_map(value, what=name, default=1.0 if name == "rewards" else None)
+                if name == "part_learning_rates" and min(numbers.values(), default=1) <= 0:
+                    raise ValueError("each rate must be above 0; a part that train_parts leaves out does not train")
+            elif name in MAPPINGS and not all(isinstance(reward, str) or callable(reward) for reward in value):
+                raise ValueError("expected names or functions; with weights: name=weight,name=weight")
+            elif name not in MAPPINGS and value_as(hints[name], value) != value:
                 raise ValueError(f"expected {hints[name]}, not text")
-        except ConfigError as error:
-            problems += error.problems
-        except ValueError as error:
-            problems.append(f"{name} {value!r}: {error}")
-        else:
+            if isinstance(value, str):
+                _check_text(name, value, isinstance(config, PromptConfig))
             if choices and value not in choices:
-                problems.append(f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
+                raise ValueError(f"choose {', '.join(choices[:-1])} or {choices[-1]}")
             if interval and isinstance(value, int | float) and not _inside(value, interval):
-                problems.append(f"{name} {value}: must {_SPOKEN.get(interval, f'be in {interval}')}")
+                raise ValueError(f"must {_SPOKEN.get(interval, f'be in {interval}')}")
+        except ConfigError as error:
+            problems[name] = "; ".join(error.problems)
+        except ValueError as error:
+            problems[name] = f"{name} {f'{value!r:.80}' if isinstance(value, str) else f'{value!s:.80}'}: {error}"
     return problems
+
+
+def _check_text(name: str, text: str, is_prompt: bool) -> None:
+    """Raises ValueError for text that no file name, address or prompt can be."""
+    if not text and not is_prompt:
+        raise ValueError("it is empty; leave it out for the default")
+    if name in PATHS and text.startswith("~"):
+        raise ValueError("only a shell knows ~; write the whole path")
+    if _UNFIT.search(text):
+        raise ValueError("no file name and no prompt can hold such a character")
 
 
 _SPOKEN = {"[1, inf)": "be at least 1", "(0, inf)": "be above 0", "[0, inf)": "not be negative"}
@@ -469,9 +418,10 @@ def _inside(value: float, interval: str) -> bool:
 
 def loss_problems(config: LossConfig) -> list[str]:
     """Contradictions in the objective's options, each with what to write instead; empty when all is well."""
-    if problems := value_problems(config):
-        return problems
-    c = config
+    return value_problems(config) or _loss_contradictions(config)
+
+
+def _loss_contradictions(c: LossConfig) -> list[str]:
     high = c.epsilon if c.epsilon_high is None else c.epsilon_high
     hint = "; GSPO is importance_sampling_level: sequence" if c.loss_type == "gspo" else ""
     rules = [

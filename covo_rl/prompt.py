@@ -31,7 +31,7 @@ TAGS = ("think", "answer")
 CUT = "\ufdd0"
 #: what chat templates commonly read as their own, where the tokenizer is not known; in two halves
 CONTROL = re.compile(
-    r"(<)([|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?s>|(?:start|end)_of_turn>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
+    r"(<)([|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?s>|/?tool_(?:call|response)s?>|(?:start|end)_of_turn>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
 )
 _TAG = re.compile(r"<(/?)(think|answer)>")
 #: what no reader sees: control and format characters, spaces, marks without a letter, and blanks that count as letters

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 from covo_rl.types import UserError, visible
 
@@ -20,6 +23,10 @@ KINDS = ("rewards", "recipes", "eval_sets", "checkpoints")
 #: `builtin:tiny` names the checkpoint in checkpoints/tiny
 BUILTIN = "builtin:"
 _PACKAGE = Path(__file__).resolve().parent
+#: values of a YAML file with its aliases written out; configurations have a few hundred
+MOST_VALUES = 100_000
+#: what torch can hold: int64, float32
+LARGEST = {int: 2**63 - 1, float: 3e38}
 
 
 class OutsideFolderError(UserError, ValueError):
@@ -111,6 +118,17 @@ class ConfigError(UserError, ValueError):
         super().__init__("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in self.problems))
 
 
+def meant(path: str | Path) -> str:
+    """`; did you mean PATH?` where a name beside a missing path is like it, or nothing."""
+    path = Path(path)
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML or (by its suffix) JSON file.
 
@@ -121,14 +139,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     path = Path(path)
+    if path.is_dir():
+        inside = path / "config.yaml"
+        hint = f"; did you mean {inside}?" if inside.is_file() else ""
+        raise ConfigError([f"{path}: a folder, where a file of options is needed{hint}"])
     if not path.is_file():
-        raise ConfigError([f"{path}: no such file (looked in {Path.cwd()})"])
+        raise ConfigError([f"{path}: no such file (looked in {Path.cwd()}){meant(path)}"])
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if path.suffix == ".json":
             content = json.loads(text, object_pairs_hook=_unique)
         else:
-            _check_keys(yaml.compose(text, Loader=yaml.SafeLoader), set())
+            _check_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})
             content = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8"]) from None
@@ -138,6 +160,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         what = visible(getattr(error, "problem", None) or str(error))
         hint = "; only plain values are read, no tags" if "constructor" in what else ""
         raise ConfigError([f"{path}{place}: {what}{hint}"]) from None
+    except (KeyError, AttributeError) as error:  # of yaml's constructors
+        raise ConfigError([f"{path}: a value does not fit its tag ({visible(error)}); leave tags out"]) from None
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
         raise ConfigError([f"{path}: expected a mapping of option: value, found {kind}"])
@@ -152,21 +176,129 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_keys(node: Any, seen: set[int], above: tuple[int, ...] = ()) -> None:
-    """Raises yaml's error where a mapping below has a key twice, of which YAML would take the last, or holds itself."""
+def _check_nodes(node: Any, sizes: dict[int, int], above: tuple[int, ...] = ()) -> int:
+    """Values of a node, aliases written out.
+
+    Raises yaml's error for a mapping that has a key twice, of which YAML would take the last; a node that holds itself;
+    more than MOST_VALUES; a number that YAML 1.1 reads in another base.
+    """
     import yaml
 
-    if id(node) in above:
-        raise yaml.MarkedYAMLError(None, None, "an alias stands inside what it names", node.start_mark)
-    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-        return
-    seen.add(id(node))
-    keys = set()
+    def check(fine: bool, problem: str, place: Any = node) -> None:
+        if not fine:
+            raise yaml.MarkedYAMLError(None, None, problem, place.start_mark)
+
+    check(id(node) not in above, "an alias stands inside what it names")
+    if not isinstance(node, yaml.CollectionNode):
+        is_number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
+        text = node.value.lstrip("+-") if is_number else ""
+        base = 60 if ":" in text else 8 if text[:1] == "0" and text[1:].isdecimal() else 10
+        check(base == 10, f"YAML reads {text} in base {base}: write the number in base 10, a text in quotes")
+        return 1
+    if id(node) in sizes:
+        return sizes[id(node)]
+    keys, size = set(), 1
     for item in node.value:
-        pair: tuple[Any, ...] = item if isinstance(node, yaml.MappingNode) else (None, item)
-        for part in pair:
-            _check_keys(part, seen, (*above, id(node)))
-        if isinstance(pair[0], yaml.ScalarNode):
-            if pair[0].value in keys:
-                raise yaml.MarkedYAMLError(None, None, f"the key {pair[0].value!r} is there twice", pair[0].start_mark)
+        pair: tuple[Any, ...] = item if isinstance(node, yaml.MappingNode) else (item,)
+        size += sum(_check_nodes(part, sizes, (*above, id(node))) for part in pair)
+        check(size <= MOST_VALUES, f"its aliases make more than {MOST_VALUES} values", pair[0])
+        if len(pair) == 2 and isinstance(pair[0], yaml.ScalarNode):
+            check(pair[0].value not in keys, f"the key {pair[0].value!r} is there twice", pair[0])
             keys.add(pair[0].value)
+    sizes[id(node)] = size
+    return size
+
+
+# -- values of a file --------------------------------------------------------------------------------------------------
+
+#: options that YAML may also give as a mapping name: number
+MAPPINGS = {"rewards", "part_learning_rates"}
+
+
+def number_map(value: str | Mapping[str, float] | None, *, what: str, default: float | None = None) -> dict[str, float]:
+    """`a=1,b=0.5`, a mapping, or with a default also `a,b` -> {name: number}, in the given order."""
+    if not value:
+        return {}
+    result: dict[str, float] = {}
+    pairs = value.items() if isinstance(value, Mapping) else _pairs(value, default)
+    for name, number in pairs:
+        if str(name) in result:
+            raise ConfigError([f"{what}: {name!r} occurs twice; give each name one number"])
+        try:
+            result[str(name)] = value_as(float, number)
+        except ValueError as error:
+            part = f"{name}={number}"[:80]
+            raise ConfigError([f"{what}: cannot read {part!r} ({error}); write name=number,name=number"]) from None
+    return result
+
+
+def _pairs(text: str, default: float | None) -> Iterator[tuple[str, Any]]:
+    """`a=1,f(x=2,y=3)=0.5`: commas and equal signs inside brackets belong to arguments."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    for part in filter(None, map(str.strip, parts)):
+        name, equals, number = part.rpartition("=")
+        yield (name.strip(), number) if equals and ")" not in number else (part, "" if default is None else default)
+
+
+def unknown_names(names: Sequence[Any], known: Sequence[str], where: str) -> list[str]:
+    """One line for every name, with the nearest one that is known."""
+    problems = []
+    for name in names:
+        similar = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+        hint = f"did you mean {similar[0]}?" if similar else "see --help for all options"
+        hint = hint if similar or len(known) > 30 else f"there are {', '.join(known)}"
+        problems.append(f"{where}: unknown option {name!r:.80}; {hint}")
+    return problems
+
+
+def typed_values(
+    hints: Mapping[str, Any], content: Mapping[Any, Any], problems: list[str], where: str
+) -> dict[str, Any]:
+    """The values of a file, each as its name's type in `hints`; unknown names and other types go to `problems`."""
+    problems += unknown_names([name for name in content if name not in hints], list(hints), where)
+    result = {}
+    for name, value in content.items():
+        try:
+            if name in hints:
+                is_map = name in MAPPINGS and isinstance(value, Mapping | list)
+                result[name] = value if is_map else value_as(hints[name], value)
+        except ValueError as error:
+            problems.append(f"{where}: {name} {value!r:.80}: {error}")
+    return result
+
+
+def _items_fit(origin: Any, kind: Any, value: Any) -> bool:
+    return origin is not list or all(isinstance(item, get_args(kind)[0]) for item in value)
+
+
+def value_as(hint: Any, value: Any) -> Any:
+    """A value of a file as a field's type, text for a number too (YAML's 1e-5); ValueError says what was expected."""
+    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    if value is None:
+        if NoneType in kinds:
+            return None
+        raise ValueError("it has no value; leave the line out for the default")
+    kind, origin = kinds[0], get_origin(kinds[0])
+    if kind in (int, float):
+        if kind is int and type(value) is int and abs(value) <= LARGEST[int]:
+            return value
+        number = math.nan
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            with suppress(ValueError, OverflowError):
+                number = float(value)
+        if abs(number) <= LARGEST[kind] and (kind is float or number == int(number)):
+            return kind(number)
+    elif kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif kind is Any or (isinstance(value, origin or kind) and _items_fit(origin, kind, value)):
+        return value
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text; put it in quotes"}
+    lists = {list: "a list such as [a, b]", dict: "a mapping"}
+    raise ValueError(f"expected {words.get(kind) or lists.get(origin, kind)}")

@@ -41,7 +41,12 @@ def visible(text: object, keep: str = "") -> str:
 
 
 class UserError(Exception):
-    """What the user can mend: a command shows the message alone, without a traceback."""
+    """What the user can mend: a command shows the message alone, without a traceback.
+
+    `everywhere`: every rank raises it, with the same message, which one of them shows.
+    """
+
+    everywhere = False
 
 
 @contextmanager
@@ -146,7 +151,8 @@ class RewardTable:
     `rewards_PGR` (P, G, R) float64 raw components in [0, 1]; `weights_R` float64;
     `rewards_PG` (P, G) the weighted sum (NaN where no component could be graded).
     `missing` maps (p, g, component name) to the reason. `seconds` is wall time per component.
-    `extras` holds what rewards logged per rollout: name -> P*G values in group-major order.
+    `extras` holds what rewards logged per rollout: name -> P*G values in group-major order. `gate` names the component
+    behind which the others count, or is "none".
     """
 
     names: tuple[str, ...]
@@ -157,3 +163,4 @@ class RewardTable:
     seconds: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    gate: str = "none"

@@ -14,26 +14,43 @@ The demo's teacher is weak on purpose: what GRPO regains of it is mostly recover
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from pathlib import Path
+from typing import NoReturn
 
+from covo_rl.config import ConfigError, unknown_names
 from covo_rl.supervised import load_config
 from covo_rl.train.shutdown import exit_after
-from covo_rl.types import user_errors
+from covo_rl.types import user_errors, visible
 
 
 def main(arguments: list[str] | None = None) -> Path:
     """Run all stages; returns the checkpoint folder."""
-    overrides = vars(parser().parse_args(arguments))
+    words = sys.argv[1:] if arguments is None else arguments  # --held_out is --held-out, as in the other recipes
+    words = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), word) for word in words]
+    options, unknown = parser().parse_known_args(words)
+    overrides = vars(options)
     with user_errors("sft_cot", code=1):
+        if unknown:
+            names = [name.replace("_", "-") for name in overrides]
+            raise ConfigError(unknown_names([unknown[0].removeprefix("--")], names, "command line"))
         config = load_config(overrides.pop("config"), overrides)
         from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
 
         return run_stages(config)
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Shows wrong words as text."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+
+def parser() -> Parser:
     """The options of the command; all others are in the YAML."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
     for name in ("model", "data", "audio-dir", "completion-column", "output"):
         parser.add_argument(f"--{name}")

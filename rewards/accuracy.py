@@ -32,15 +32,16 @@ def accuracy(
             log_missing(index, f"the row's answer {gold!r} is missing or not one of its options")
         scores.append(score)
     if explain and log_extra:
-        log_extra("accuracy_reason", [_reason(parts.answer, gold, options or ()) for parts, gold, options, *_ in rows])
+        log_extra("accuracy_reason", [_reason(kind, *row) for row in rows])
     return scores
 
 
-def _reason(said, gold, options):
-    if not said:
+def _reason(kind, parts, gold, options, asked, row_kind):
+    if not parts.answer:
         return "there is no single answer block to read"
-    if not options:
-        return f"{said!r} against {gold!r}"
-    index, right = interpret(said, options), find_gold(gold, options) if not isinstance(gold, (list, tuple)) else None
-    named = "no single option" if index is None else repr(options[index])
-    return f"the answer names {named}; right is {gold if right is None else options[right]!r}"
+    if not options or (kind or row_kind or "choice") != "choice":
+        return f"{parts.answer!r:.80} against {gold!r:.80}"
+    index = interpret(parts.answer, options, asked or "")
+    right = find_gold(gold, options) if not isinstance(gold, (list, tuple)) else None
+    named = "no single option" if index is None else f"{options[index]!r:.80}"
+    return f"the answer names {named}; right is {gold if right is None else options[right]!r:.80}"

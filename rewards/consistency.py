@@ -41,6 +41,6 @@ def _reason(parts, asked, options):
     if not options:
         held = concluded_text(parts.think, parts.answer)
         return f"the reasoning {'commits to nothing' if held is None else 'states it' if held else 'does not state it'}"
-    held, said = concluded(parts.think, tuple(options), asked), interpret(parts.answer, options)
-    names = ["no single option" if i is None else repr(options[i]) for i in (held, said)]
+    held, said = concluded(parts.think, tuple(options), asked), interpret(parts.answer, options, asked)
+    names = ["no single option" if i is None else f"{options[i]!r:.80}" for i in (held, said)]
     return f"the reasoning commits to {names[0]}, the answer to {names[1]}"

@@ -22,16 +22,19 @@ def format(completions, parsed=None, stop_reason=None, pattern="strict", explain
     """
     if pattern not in ("strict", "loose"):
         raise ValueError(f"pattern {pattern!r}: there are strict and loose")
+    texts = [completion_text(completion) for completion in completions]
     if pattern == "loose":
-        return [float(loose(completion_text(completion))) for completion in completions]
-    if parsed is None:
-        reasons = stop_reason or ["stop"] * len(completions)
-        parsed = [parse(completion_text(c), reason) for c, reason in zip(completions, reasons, strict=True)]
-    if log_extra:
-        log_extra("format_problems", ["; ".join(parts.problems) for parts in parsed])
+        scores = [float(loose(text)) for text in texts]
+        reasons = ["the pattern is there" if score else "the pattern is nowhere" for score in scores]
+    else:
+        parsed = parsed or list(map(parse, texts, stop_reason or ["stop"] * len(texts)))
+        scores = [float(parts.ok) for parts in parsed]
+        reasons = ["; ".join(parts.problems) for parts in parsed]
+        if log_extra:
+            log_extra("format_problems", reasons)
     if explain and log_extra:
-        log_extra("format_reason", ["; ".join(parts.problems) or "it follows the grammar" for parts in parsed])
-    return [float(parts.ok) for parts in parsed]
+        log_extra("format_reason", [reason or "it follows the grammar" for reason in reasons])
+    return scores
 
 
 def loose(text):

@@ -211,6 +211,8 @@ DAMAGE = {
         ["no place in the model for", "v_proj.lora_A.weight"],
     ),
     "a copy that is not there": (config(modules_to_save=["lm_head"]), ["the file lacks", "lm_head.weight"]),
+    "no regular expression": (config(target_modules="("), ["does not fit", "unterminated subpattern"]),
+    "a package that is missing": (config(megatron_config={"a": 1}), ["does not fit", "No module named 'megatron'"]),
     "activated LoRA": (config(alora_invocation_tokens=[1, 2]), ["alora_invocation_tokens"]),
 }
 
@@ -255,6 +257,55 @@ def test_what_one_should_know_of_an_adapter_is_noted(covo_base, tmp_path):
     edited(lambda t: {n: t * 0 if "lora_B" in n else t for n, t in t.items()})(folder)
     modes = make_trainable(load_family(str(covo_base)), AdapterConfig(adapter=str(folder)))
     assert any("every LoRA product is zero" in note for note in modes.notes)
+
+
+IDLE = {"alpha": {"lora_alpha": 0}, "patterns": {"alpha_pattern": {"q_proj": 0, "layers.*v_proj": 0}}}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_an_adapter_that_is_scaled_to_nothing_is_noted(covo_base, tmp_path, name):
+    """finding 38: alpha 0 multiplies every product by zero; one module that counts is enough to say nothing."""
+    folder = saved(covo_base, tmp_path / "adapter", {"target_modules": QV})
+    config(**IDLE[name])(folder)
+    assert ["is zero" in note for note in read_adapter(folder).notes] == [True]
+    plain, family = logits(load_family(str(covo_base))), load_family(str(covo_base))
+    make_trainable(family, AdapterConfig(adapter=str(folder)))
+    assert (logits(family) - plain).abs().max() == 0
+    config(lora_alpha=8, alpha_pattern={"q_proj": 0})(folder)
+    assert read_adapter(folder).notes == ()
+
+
+def test_an_initialisation_that_loading_cannot_repeat_is_noted(covo_base, tmp_path):
+    """finding 38: pissa_niter_4 draws at random, so the base is changed in another way at each load."""
+    folder = saved(covo_base, tmp_path / "adapter", {"target_modules": QV, "init_lora_weights": "pissa_niter_4"})
+    assert "pissa_niter_4, changed the base" in read_adapter(folder).notes[0]
+    config(init_lora_weights="pissa")(folder)
+    assert read_adapter(folder).notes == ()
+
+
+def test_options_of_a_new_adapter_beside_a_saved_one_are_noted(covo_base, tmp_path):
+    """finding 38: --adapter FOLDER --lora_r 64 trained the folder's rank 4 and said nothing."""
+    folder = str(saved(covo_base, tmp_path / "adapter", {"target_modules": QV}))
+    others = ({"lora_r": 64, "use_dora": True}, "lora_r 64 (its own: 4), use_dora True")
+    for options, note in (others, ({"lora_r": 4}, "")):
+        modes = make_trainable(load_family(str(covo_base)), AdapterConfig(adapter=folder, **options))
+        assert [text for text in modes.notes if "no effect" in text and note in text] == list(modes.notes)
+        assert bool(modes.notes) == bool(note)
+
+
+def test_a_configuration_that_windows_saved_is_read(covo_base, tmp_path):
+    """finding 38: a byte order mark and CRLF in adapter_config.json."""
+    file = saved(covo_base, tmp_path, {"target_modules": QV}) / "adapter_config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_adapter(tmp_path).config.r == 4
+
+
+def test_two_adapters_in_one_folder_are_both_named(covo_base, tmp_path):
+    """finding 38: the first of two was suggested alone."""
+    for name in ("a", "b"):
+        saved(covo_base, tmp_path / name, {"target_modules": QV})
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*/a or .*/b\?"):
+        read_adapter(tmp_path)
 
 
 def test_a_run_folder_is_answered_with_the_adapter_inside(covo_base, tmp_path):

@@ -1,5 +1,6 @@
 """A file is read whole or refused, with what it is and what to do: nothing in part, nothing that cancels out."""
 
+import contextlib
 import gzip
 import importlib
 import io
@@ -186,6 +187,119 @@ def test_wav_sizes_and_what_follows_the_samples():
     assert length(head + chunk + b"\0" + wav[36:]) == 3 * RATE == length(ID3 + wav)
     assert length(patched(wav, 40, len(wav))) == 3 * RATE  # a writer that counts its own header
     refused(head + b"data" + bytes(4) + following, "no samples")
+
+
+# -- what other programs write ---------------------------------------------------------------------------------------
+
+
+def ape(size, footer=True):
+    head = b"APETAGEX" + struct.pack("<III", 2_000, size + 32, 1)
+    return head + struct.pack("<I", 0xA0000000) + bytes(8) + b"k" * size + (head + b"\0\0\0\x80" + bytes(8)) * footer
+
+
+def flac_parts(data):
+    """STREAMINFO and frames of a FLAC."""
+    place, is_last = 4, 0
+    while not is_last:
+        is_last = data[place] & 0x80
+        place += 4 + int.from_bytes(data[place + 1 : place + 4], "big")
+    return data[8:42], data[place:]
+
+
+def ogg_of(packets):
+    """One page for each packet, as ffmpeg writes FLAC into Ogg."""
+    result = b""
+    for number, packet in enumerate(packets):
+        flags = 2 * (number == 0) | 4 * (number == len(packets) - 1)
+        table = b"\xff" * (len(packet) // 255) + bytes([len(packet) % 255])
+        head = b"OggS\0" + bytes([flags]) + struct.pack("<qIII", 0, 7, number, 0) + bytes([len(table)])
+        result += flagged(head + table + packet, flags)
+    return result
+
+
+def test_an_ogg_flac_is_read_as_its_flac():
+    """finding 34: libsndfile has "unknown error in flac decoder" for those of ffmpeg."""
+    data = encoded("FLAC", "PCM_16", noise(0.2))
+    info, frames = flac_parts(data)
+    first = b"\x7fFLAC\1\0\0\1fLaC\0\0\0\x22" + info
+    packets = [first, b"\x84\0\x80\0" + bytes(0x8000), frames]
+    np.testing.assert_array_equal(decode(Clip(data=ogg_of(packets)))[0], decode(Clip(data=data))[0])
+    refused(ogg_of([*packets[:2], frames[:-1]]), "lost sync")
+    refused(ogg_of(packets[:2]), "truncated")
+
+
+def test_metadata_of_a_flac_is_not_looked_at():
+    """finding 34: a picture that libFLAC does not understand, or that holds a FLAC, refuses no sound."""
+    data = encoded("FLAC", "PCM_16")
+    info, frames = flac_parts(data)
+    for picture in (bytes(70_000), b"x" + data, b""):
+        assert (
+            length(b"fLaC\0\0\0\x22" + info + b"\x86" + len(picture).to_bytes(3, "big") + picture + frames) == 3 * RATE
+        )
+    ends = [4_096 * n for n in range(1, 11)]  # a total at which an inner frame ends
+    for total in (ends[0], ends[5], ends[-1]):
+        refused(patched(data, 22, total, ">"), "no last frame ends at")
+
+
+def test_tags_around_an_mp3():
+    """finding 34: padding, APE tags and an ID3 footer hide the first frame from libsndfile."""
+    for data in (encoded("MP3"), encoded("MP3", bitrate_mode="VARIABLE")):
+        footer = b"ID3\4\0\x10\0\0\0\x0a" + bytes(10) + b"3DI\4\0\x10\0\0\0\x0a"
+        big = b"ID3\3\0\0\0\x0a\0\0" + b"\x55" * (10 << 14)
+        for before in (ID3 + bytes(4_000), footer, big, ape(300), ID3 + ape(40), ID3 + ID3):
+            assert length(before + data) == 3 * RATE
+        for after in (ape(300, footer=True) + TAG, ape(90).replace(b"kk", b"\xff\xfb"), footer, TAG + TAG):
+            assert length(data + after) == 3 * RATE
+
+
+def test_an_mp3_whose_first_or_last_frame_is_not_read_is_refused():
+    """finding 34: a tag that claims frames, a header that counts one more, a first frame of another kind."""
+    data = encoded("MP3")
+    first, last = _frame(data, 0), 0
+    assert first
+    while (frame := _frame(data, last)) and last + frame.size < len(data):
+        last += frame.size
+    refused(data[:last], "truncated: it has")
+    tag = b"ID3\4\0\0\0\0"
+    for frames in (1, 3, 8):
+        claimed = 10 + frames * first.size
+        refused(tag + bytes([claimed >> 7, claimed & 127]) + bytes(10) + data, "longer than it is")
+    bare = data[first.size :]
+    for place, bit in ((1, 8), (2, 0x0C)):
+        refused(bare[:place] + bytes([bare[place] ^ bit]) + bare[place + 1 :], "damaged|changes|not readable")
+
+
+def test_a_wav_whose_header_contradicts_itself_is_refused():
+    """finding 34: a flipped bit in the number of bits read half the samples, one in the size lost the last ones."""
+    wav = encoded("WAV", "PCM_16")
+    refused(wav[:34] + b"\x12" + wav[35:], "2 bytes for 1 channels of 18 bits")
+    refused(patched(wav, 40, len(wav) - 44 - 16), "16 bytes follow the samples")
+    aiff = encoded("AIFF", "PCM_16")
+    place = aiff.index(b"SSND") + 8
+    refused(patched(aiff, place, 512, ">"), "truncated")
+
+
+def test_an_mp3_in_a_wav_is_read_as_the_mp3():
+    """finding 34: the frames of the wav's header are a guess."""
+    mp3 = encoded("MP3")
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4_000, 1, 0, 12, 1, 2, 144, 1, 1393)
+    chunks = b"WAVEfmt " + struct.pack("<I", 30) + form + b"data" + struct.pack("<I", len(mp3)) + mp3
+    wav = b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+    assert length(wav) == 3 * RATE
+    refused(wav[:-100], "truncated")
+
+
+def test_no_damage_leaves_the_audio_room_as_another_error(capfd):
+    """finding 34: a cut or flipped file is refused or has its length; nothing is printed by Python."""
+    random = np.random.default_rng(3)
+    for container, subtype in FORMATS:
+        data = encoded(container, subtype, noise(0.5))
+        for place in random.integers(1, len(data), 12):
+            flipped = data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
+            for damaged in (data[:place], flipped):
+                with contextlib.suppress(AudioError):
+                    assert len(decode(Clip(data=damaged))[0]) >= RATE // 2
+    assert "Traceback" not in capfd.readouterr().err
 
 
 # -- two channels ----------------------------------------------------------------------------------------------------

@@ -280,3 +280,143 @@ def test_variables_of_the_judge_are_checked(value, monkeypatch):
     judge_from_spec.cache_clear()
     with pytest.raises(RewardError, match="COVO_RL_JUDGE_TIMEOUT is"):
         judge_from_spec("openai:m@http://nowhere/v1")
+
+
+BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))])
+MERGES = "\n".join(
+    ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12))]
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB, "line 5.*its aliases make more than 100000 values"),
+        (MERGES, "its aliases make more than 100000 values"),
+        ("max_steps: 010", "line 1, column 12: YAML reads 010 in base 8"),
+        ("checkpoint_minutes: 1:30", "YAML reads 1:30 in base 60"),
+        ("output: 007", "a text in quotes"),
+        ("lora: !!bool maybe", "does not fit its tag"),
+        ("output: !!timestamp nope", "does not fit its tag"),
+    ],
+)
+def test_yaml_that_grows_or_reads_otherwise_than_it_looks_is_refused(tmp_path, content, message):
+    """finding 30: aliases of aliases (9 to the 11th values), octal and base 60, tags that do not fit."""
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(path)
+
+
+def test_yaml_as_people_write_it_is_read(tmp_path):
+    """finding 30: CRLF, comments, quotes, blocks, hexadecimal, 0 and 0.5, yes and no, paths of any language."""
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(
+        "# mine\r\nmax_steps: 0x10 # sixteen\r\nbeta: 0\r\nskipped_rows_limit: 0.5\r\nlearning_rate: 1e-6\r\n"
+        "lora: no\r\nevaluate: on\r\noutput: 'my runs/\u00dcbung # 2/\u5feb'\r\nlr_scheduler_type: !!str linear\r\n"
+        "instruction: |\r\n  Think.\r\n  Answer.\r\nseed: 20241126123456\r\nlimit: ~\r\n".encode()
+    )
+    options = parse_options(["--config", str(path)])
+    train = options.train
+    assert (train.max_steps, train.learning_rate, train.seed, options.loss.beta) == (16, 1e-6, 20241126123456, 0.0)
+    assert (options.adapter.lora, options.eval.evaluate, options.data.limit) == (False, True, None)
+    assert train.output == "my runs/\u00dcbung # 2/\u5feb" and options.prompt.instruction == "Think.\nAnswer.\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('output: "a\\0b"', "no file name and no prompt can hold"),
+        ('instruction: "\\ud83d"', "no file name and no prompt can hold"),
+        ("output: ''", "output '': it is empty"),
+        ("resume: ''", "resume '': it is empty"),
+        ("audio_dir: ''", "it is empty"),
+        ("judge: ''", "it is empty"),
+        ("output: ~/runs", "only a shell knows ~"),
+        ("max_steps: 1e300", "expected a whole number"),
+        ("learning_rate: 1e39", "expected a finite number"),
+        ("rewards: accuracy=1e308", "expected a finite number"),
+        ("rewards: [{accuracy: 1}]", "expected names or functions"),
+        ("rewards: !!omap [accuracy: 1]", "expected names or functions"),
+        ("part_learning_rates: {llm: -1}", "each rate must be above 0"),
+        ("part_learning_rates: llm=0", "each rate must be above 0"),
+        ("temperature: 1e-40", "at least 0.001"),
+        ("lora_r: 99999999", r"must be in \[1, 100000\]"),
+        ("checkpoint_minutes: 1e30", r"must be in \[0, 1e9\]"),
+        ("overlong_buffer: 2000", "max_completion_length 1024 is shorter"),
+        ("env: {A: true}", "env: 'A' True: write NAME: text or number"),
+        ("env: {A: [1]}", "write NAME"),
+        ("env: {A: }", "write NAME"),
+        ("env: {'A=B': 1}", "write NAME"),
+        ("env: {'': 1}", "write NAME"),
+        ('env: {A: "x\\0"}', "write NAME"),
+    ],
+)
+def test_a_value_that_would_fail_later_or_mean_something_else_is_refused(tmp_path, line, message):
+    """finding 30: no file name, nothing, a shell's ~, numbers beyond torch, variables of the environment."""
+    path = tmp_path / "c.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=message):
+        parse_options(["--config", str(path)])
+
+
+def test_long_values_are_shown_by_their_beginning(tmp_path):
+    """finding 30: a message can be read."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"dtype: {'x' * 100_000}\nrewards: accuracy={'9' * 5000}\n{'y' * 900}: 1\n")
+    with pytest.raises(ConfigError) as error:
+        parse_options(["--config", str(path)])
+    assert len(error.value.problems) == 3 and len(str(error.value)) < 600
+
+
+def test_unknown_names_types_limits_and_contradictions_come_in_one_message(tmp_path):
+    """finding 30: one round. What depends on a value that could not be read is not judged."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "learnin_rate: 1\nmax_steps: ten\nkeep_last: 0\nnum_generations: 1\nenv: {A: true}\n"
+        "loss_type: cispo\nepsilon_high: five\nlr_scheduler_type: foo\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        parse_options(["--config", str(path), "--prompts-per-step", "0"])
+    text = "\n".join(error.value.problems)
+    for part in ("did you mean learning_rate", "max_steps 'ten'", "epsilon_high 'five'", "env: 'A'", "keep_last 0",
+                 "prompts_per_step 0", "at least 2 rollouts", "lr_scheduler_type 'foo'"):  # fmt: skip
+        assert part in text
+    assert len(error.value.problems) == 8
+
+
+def test_the_environment_is_left_alone_where_the_rest_is_wrong(tmp_path, monkeypatch):
+    """finding 30: nothing is set before a configuration is accepted."""
+    import os
+
+    monkeypatch.delenv("COVO_TEST", raising=False)
+    path = tmp_path / "c.yaml"
+    path.write_text("env: {COVO_TEST: 1}\nkeep_last: 0\n")
+    with pytest.raises(ConfigError):
+        parse_options(["--config", str(path)])
+    assert "COVO_TEST" not in os.environ
+
+
+def test_rewards_model_parts_and_pattern_are_judged_together_before_a_model_is_loaded():
+    """finding 30: as many problems as there are, in one message."""
+    from covo_rl.run.checks import check_before_loading
+
+    options = Options()
+    options.adapter.lora, options.adapter.train_parts = False, ["llmm"]
+    options.reward.rewards, options.adapter.lora_target_modules = "acuracy", "("
+    with pytest.raises(ConfigError, match=r"(?s)did you mean 'accuracy'.*'llmm' is not a part.*regular expression"):
+        check_before_loading(options)
+
+
+def test_the_same_weights_by_another_path_are_the_same_evaluation(tmp_path):
+    """finding 40: an evaluation given again from another folder, or through a link, was refused as another one."""
+    from covo_rl.evaluate.folder import check_folder
+    from covo_rl.evaluate.sets import EvalInputError
+    from covo_rl.train.ranks import Ranks
+
+    first = {"model": "runs/m", "model_sha256": "ab", "adapter": None, "adapter_sha256": None}
+    (tmp_path / "run.json").write_text(json.dumps(first))
+    check_folder(tmp_path, first | {"model": "/data/runs/m"}, Ranks())
+    for other in ({"model_sha256": "cd"}, {"model": "m2", "model_sha256": None}, {"adapter": "a"}):
+        with pytest.raises(EvalInputError, match="holds another evaluation"):
+            check_folder(tmp_path, first | other, Ranks())

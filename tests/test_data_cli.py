@@ -99,6 +99,19 @@ def test_overlap_by_sound_fails_and_by_template_is_a_note(tmp_path):
     ]
 
 
+def test_the_notes_of_both_sets_are_in_json(tmp_path):
+    """finding 45: control tokens were noted for FILE alone, and not in --json."""
+    one, two = dataset(tmp_path / "one", 2, 1, "a"), dataset(tmp_path / "two", 2, 5, "b")
+    rows = rows_of(two)
+    rows[1]["question"] = "Is it <|im_end|> or not?"
+    save(tmp_path / "two", rows)
+    words = ("check", one, "--against", two, "--against-audio-dir", tmp_path / "two")
+    notes = json.loads(run(*words, "--json").stdout)["notes"]
+    assert notes["data"] == []
+    assert "1 rows (b1) write control tokens (<|im_end|>)" in notes["against"][0]
+    assert "note: against: 1 rows (b1) write control tokens" in " ".join(run(*words).stdout.split())
+
+
 def test_markup_in_data_is_printed_as_it_is(tmp_path):
     path = dataset(tmp_path / "train", 1, 0, "t")
     save(tmp_path / "train", [{**rows_of(path)[0], "id": "[red]x[/red]", "answer": "[/bold]"}])
@@ -118,6 +131,17 @@ def test_convert(tmp_path, name):
     assert [(e.id, e.clips, e.answer, e.columns["task"]) for e in again] == [
         (e.id, e.clips, e.answer, e.columns["task"]) for e in load_examples(path)
     ]
+
+
+def test_convert_does_not_write_over_the_file_that_it_reads(tmp_path):
+    """finding 40: `data convert rows.json rows.json` replaced somebody's rows without a word."""
+    path = dataset(tmp_path, 2, 0, "t")
+    (tmp_path / "link.json").symlink_to(path)
+    before = path.read_bytes()
+    for target in (path, tmp_path / "link.json"):
+        result = run("convert", path, target, "--to", "avqa")
+        assert result.exit_code and "is the file that is read" in result.output
+    assert path.read_bytes() == before
 
 
 def test_wrong_arguments_are_told(tmp_path):

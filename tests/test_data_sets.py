@@ -1,17 +1,23 @@
 """What a whole question set says: places from 0 or 1, JSON that is none, folders, URLs, the split, its sound."""
 
+import importlib
 import json
 import os
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from covo_rl.config import Options
+from covo_rl.audio import AudioError, ClipStore
+from covo_rl.config import ConfigError, Options
 from covo_rl.data import DataError, clip_notes, load_examples
 from covo_rl.run.data_commands import app
 from covo_rl.run.questions import fit_clips, hold_out, read_questions
+from covo_rl.train.checkpoint.identity import data_fingerprint
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example
 
 RATE = 16_000
@@ -82,6 +88,63 @@ def test_rows_that_share_a_clip_in_any_order_or_copy_are_on_one_side(tmp_path):
     train, held_out = hold_out(rows, 0.4)
     assert train and held_out
     assert {e.id[:-1] for e in train}.isdisjoint(e.id[:-1] for e in held_out)
+
+
+class Rank(Ranks):
+    """A rank that hears from rank 0 what a list holds."""
+
+    said: ClassVar[list] = []
+
+    def from_main(self, value):
+        self.said += [value] * self.main
+        return self.said[0]
+
+
+def test_a_clip_is_read_once_for_its_name_by_one_rank(tmp_path, monkeypatch):
+    """finding 22, 35: the split, the resume fingerprint and the first use hashed every clip, on every rank."""
+    rows = [row(f"r{n}", f"{n}.wav") for n in range(30)]
+    for n in range(30):
+        make_clip(tmp_path / f"{n}.wav", seed=n)
+    options = Options()
+    options.data.data = str(write(tmp_path / "q.json", rows))
+    reads, store_module = [], importlib.import_module("covo_rl.audio.store")
+    original = store_module.content_key
+    monkeypatch.setattr(store_module, "content_key", lambda clip: reads.append(clip.name) or original(clip))
+    stores, Rank.said = [ClipStore(), ClipStore()], []
+    first, second = (read_questions(options, store, Rank(n, 2)) for n, store in enumerate(stores))
+    assert first.train == second.train and first.held_out == second.held_out != []
+    clips = [clip for example in first.train for clip in example.clips]
+    expected = data_fingerprint(first.train)
+    reads.clear()
+    assert data_fingerprint(first.train, stores[1].key) == expected
+    assert [stores[0].key(clip) for clip in clips] == [stores[1].key(clip) for clip in clips]
+    assert reads == []
+    make_clip(Path(clips[0].path), seed=99)
+    for store in stores:
+        with pytest.raises(AudioError, match="changed since"):
+            store.key(clips[0])
+    assert len(reads) == 2
+
+
+def test_a_split_that_leaves_no_row_is_refused(tmp_path):
+    """finding 22: a set of one clip was held out as a whole, and the self-check ended in a traceback."""
+    seed = next(s for s in range(99) if not hold_out([Example("r", (Clip(data=bytes([s])),), "?")], 0.1)[0])
+    (tmp_path / "a.wav").write_bytes(bytes([seed]))
+    options = Options()
+    options.data.data = str(write(tmp_path / "q.json", [row("r0"), row("r1")]))
+    with pytest.raises(ConfigError, match=r"eval_fraction 0.1 holds out all 2 rows.*--eval_fraction 0"):
+        read_questions(options)
+
+
+def test_a_rank_whose_files_are_others_is_told(tmp_path):
+    """finding 35: two machines, each with its own copy of the folder."""
+    clip = Clip(path=str(make_clip(tmp_path / "a.wav", seed=1)))
+    keys = ClipStore().watch([clip])
+    make_clip(tmp_path / "a.wav", seed=2)
+    other = ClipStore()
+    other.watch([clip], keys)
+    with pytest.raises(AudioError, match="changed since"):
+        other.waveform(other.key(clip))
 
 
 def test_the_audio_of_a_folder_of_data_is_in_it(tmp_path):
@@ -267,6 +330,14 @@ def test_a_missing_audio_folder_is_told_once(folder):
     path = write(folder / "q.json", [row(f"r{n}") for n in range(90)])
     (message,) = messages(path, folder / "gone")
     assert "gone does not exist; check --audio-dir (rows r0, r1, r2, r3, r4 and 85 more)" in message
+
+
+def test_a_constant_is_silence(tmp_path):
+    """finding 45: half of full scale, and nothing to hear."""
+    soundfile.write(tmp_path / "dc.wav", np.full(RATE, 0.5), RATE)
+    make_clip(tmp_path / "a.wav")
+    (note,) = clip_notes(load_examples(write(tmp_path / "q.json", [row("r0"), row("r1", "dc.wav")])))
+    assert note.startswith("1 of 2 clips: silent") and "dc.wav" in note
 
 
 def test_half_a_data_folder_is_not_a_smaller_set(tmp_path):

@@ -20,6 +20,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "checkpoints" / "README.md",
          *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+PATHS = re.compile(r"\b((?:covo_rl|recipes|tests|rewards|eval_sets|benchmarks|docs)/[\w/.-]*\w\.(?:py|yaml|md))")
+#: an option's name, then "default" and a number in the same line
+DEFAULTS = re.compile(r"`?-*([a-z]+(?:[_-][a-z]+)+)`?[^\n`]*?\bdefault:? `?(\d[\d.e-]*)\b")
 WORDS = ("covo-rl ", "make ", "python ", "accelerate ", ".venv/bin/")
 
 
@@ -55,6 +59,13 @@ def command_lines():
 LINES = sorted(set(command_lines()))
 
 
+def as_click(app):
+    if not isinstance(app, typer.Typer):
+        plain, app = app, typer.Typer()
+        app.command()(plain)
+    return typer.main.get_command(app)
+
+
 def parses_as_covo_rl(words: list[str]) -> None:
     """Click reads the words as it does when they are typed; nothing runs, files need not exist."""
     if not words or words[0] == "COMMAND":
@@ -62,11 +73,7 @@ def parses_as_covo_rl(words: list[str]) -> None:
     module, attribute, _ = COMMANDS[words[0]]
     if words[0] == "train":
         return parses_as_recipe(words[1:])
-    app = getattr(import_module(module), attribute)
-    if not isinstance(app, typer.Typer):
-        plain, app = app, typer.Typer()
-        app.command()(plain)
-    command, words = typer.main.get_command(app), words[1:]
+    command, words = as_click(getattr(import_module(module), attribute)), words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
     context = command.make_context("covo-rl", list(words), resilient_parsing=len(words) < 2)
@@ -114,14 +121,75 @@ def test_every_printed_command_line_parses(page, line):
         pytest.fail(f"{page}: {line}: {getattr(error, 'message', error)}")
 
 
-def test_the_pages_name_options_of_the_recipe_that_exist():
-    """finding 41: `--flag` in inline code of the pages about training is an option of it, or of a command."""
-    known = {name.replace("_", "-") for name in option_names()} | {"full", "config", "help"}
-    text = (ROOT / "docs" / "resilience.md").read_text() + (ROOT / "docs" / "adapters.md").read_text()
-    flags = {flag.replace("_", "-") for flag in re.findall(r"`--([a-z][\w-]+)", text)}
-    others = {"allow-noop", "export-checkpoints", "merged", "base-model", "adapter", "dtype", "ranks", "toy"}
-    others |= {"num-processes", "mixed-precision"}  # of accelerate launch
-    assert flags - known - others == set()
+def command_flags(command) -> set[str]:
+    flags = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    return flags.union(*(command_flags(sub) for sub in getattr(command, "commands", {}).values()))
+
+
+def known_flags() -> set[str]:
+    """Every flag that something in this project takes, written with dashes."""
+    flags = {f"--{name}" for name in option_names()} | {"--full", "--config", "--help"}
+    flags |= {"--num_processes", "--mixed_precision", "--config_file", "--main_process_port"}  # of accelerate launch
+    flags |= {"--cpu", "--train", "--validation", "--test"}  # of accelerate launch, and of python -m covo_rl.synth
+    for source in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        flags |= set(re.findall(r'(?:add_argument\(\s*|if )"(--[\w-]+)"', source.read_text(encoding="utf-8")))
+    for word, (module, attribute, _) in COMMANDS.items():
+        if word != "train":
+            flags |= command_flags(as_click(getattr(import_module(module), attribute)))
+    flags |= set(runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]()._option_string_actions)
+    return {flag.replace("_", "-") for flag in flags}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_flag_file_and_module_that_a_page_names_exists(page):
+    """finding 41: a flag in running text, a link, a path of the project, a name in a module are held to the code."""
+    text = page.read_text(encoding="utf-8")
+    own = FENCE.sub("", text)
+    flags = {flag.replace("_", "-") for code in re.findall(r"`([^`]+)`", own) for flag in re.findall(FLAG, code)}
+    if page.name != "serving.md":  # its flags are vLLM's
+        assert flags - known_flags() == set()
+    for path in re.findall(r"\]\((?!http)([^)#]+)", own):
+        assert (page.parent / path).exists(), f"a link to {path}, which does not exist"
+    for path in re.findall(
+        r"\b((?:covo_rl|recipes|tests|rewards|eval_sets|benchmarks|docs)/[\w/.-]*\w\.(?:py|yaml|md))", text
+    ):
+        assert (ROOT / path).exists(), f"{path} does not exist"
+
+
+def test_every_name_in_running_code_is_in_the_code():
+    """finding 41: `MAX_SAMPLES`, `n_missing`: a name with an underscore stands in the sources, or is a file there."""
+    rooms = ("covo_rl", "rewards", "recipes", "eval_sets", "tests", "benchmarks")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*") if path != Path(__file__)]
+    sources = [path for path in files if path.suffix in (".py", ".yaml", ".jinja")]
+    words = {path.stem for path in files}.union(*(re.findall(r"\w+", path.read_text("utf-8")) for path in sources))
+    for page in [page for page in PAGES if page.name != "serving.md"]:  # whose names are vLLM's
+        code = " ".join(re.findall(r"`([^`]+)`", FENCE.sub("", page.read_text(encoding="utf-8"))))
+        code = code.replace("_NNNNN", "")
+        assert set(re.findall(r"\b(?!my_)[A-Za-z]+(?:_[A-Za-z]+)+\b", code)) - words == set(), page.name
+
+
+def test_the_manifest_of_an_own_eval_set_loads_as_printed(tmp_path):
+    """finding 41: the YAML of docs/evaluation.md."""
+    from covo_rl.evaluate.sets import load_set
+
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = [code for language, code in FENCE.findall(page) if language == "yaml"]
+    (tmp_path / "my_set.yaml").write_text(block, encoding="utf-8")
+    assert load_set(str(tmp_path / "my_set.yaml")).name == "factory-sounds"
+
+
+def test_the_defaults_that_pages_say_are_those_of_the_code():
+    """finding 41: a number after "default" beside an option's name is that option's."""
+    from covo_rl.config import Options
+    from covo_rl.supervised.config import ColdStartConfig
+
+    defaults = {**Options().flat(), "held_out": ColdStartConfig(data="x").held_out_share}
+    said = [(page.name, name, number) for page in PAGES
+            for name, number in re.findall(DEFAULTS, page.read_text(encoding="utf-8"))
+            if name.replace("-", "_") in defaults]  # fmt: skip
+    assert said, "no default is read any more"
+    for page, name, number in said:
+        assert float(number) == defaults[name.replace("-", "_")], f"{page}: {name} is said to be {number} by default"
 
 
 def test_the_time_that_the_demo_takes_is_said_in_one_way():

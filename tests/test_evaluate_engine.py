@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from covo_rl.audio import ClipStore, content_key
 from covo_rl.config import PromptConfig, RolloutConfig
 from covo_rl.evaluate import evaluate
 from covo_rl.evaluate.answer import derangement, plan_batches, with_audio
@@ -176,6 +177,18 @@ def test_derangement_of_a_large_set_keeps_no_clip_and_no_answer():
 def test_nothing_to_swap_with_is_said():
     with pytest.raises(ValueError, match="at least two different clips"):
         derangement([("a", "x"), ("a", "y")], 0)
+
+
+def test_a_copy_under_another_name_is_no_other_sound(tmp_path):
+    """finding 31: swapped rows heard their own sound where a set has copies of it."""
+    for n in range(6):
+        (tmp_path / f"{n}.wav").write_bytes(b"RIFF" + bytes([n // 2]))
+    rows = [Example(f"r{n}", (Clip(path=str(tmp_path / f"{n}.wav")),), "?", PETS, PETS[0]) for n in range(6)]
+    for clips in (None, ClipStore()):
+        pairs = zip(rows, with_audio(rows, "swapped", clips), strict=True)
+        assert all(content_key(a.clips[0]) != content_key(b.clips[0]) for a, b in pairs)
+    with pytest.raises(ValueError, match="at least two different clips"):
+        with_audio(rows[:2], "swapped", None)
 
 
 def test_silence_has_the_length_of_the_clip():

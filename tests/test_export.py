@@ -23,7 +23,7 @@ from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import load_policy_state, open_policy, save_policy, wording_of
 from covo_rl.export.cli import app
-from covo_rl.export.exporting import export_adapter, export_run_adapter, staging, update_card
+from covo_rl.export.exporting import export_adapter, export_merged, export_run_adapter, staging, update_card
 from covo_rl.export.merged import merged_entries, write_merged, write_shards
 from covo_rl.export.verify import Target, Verification, ask_policy, compare_logits, run_fresh, synthetic_prompts
 from covo_rl.models import family_class, load_family
@@ -481,6 +481,15 @@ def test_an_export_replaces_nothing_but_an_export_and_says_so_before_a_model_is_
         done = CliRunner().invoke(app, ["export", str(tmp_path), *words])
         assert done.exit_code == 1 and said in done.output
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine", "mine/notes.txt"]
+
+
+def test_the_base_model_is_never_replaced_by_its_own_merge(bases, tmp_path):
+    """finding 38: `--merged BASE --replace` took the base away that the run, its adapter and its checkpoints need."""
+    base = shutil.copytree(bases["covo_audio"], tmp_path / "base")
+    modes, before = trained(base, MODES["lora"]), sorted(base.iterdir())
+    with pytest.raises(ExportError, match="is the base model of this policy"):
+        export_merged(modes, tmp_path / "." / "base", replace=True)
+    assert sorted(base.iterdir()) == before
 
 
 def test_what_no_export_wrote_outlives_its_replacement(tmp_path):

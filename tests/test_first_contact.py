@@ -237,6 +237,17 @@ TRAIN = {
     "model without config": (["--model", "./empty"], "a model folder has a config.json; found []"),
     "a file as model": (["--model", "./brevity.py"], "give the folder that holds config.json"),
     "an adapter as model": (["--model", "./lora"], "is a PEFT adapter: give it as adapter, and its base as model"),
+    "a hub name that cannot be": (["--model", "my models/a b"], "no name that the Hugging Face hub could have"),
+    "a run as model": (["--model", "./run_lora"], "covo-rl export run_lora --merged DIR"),
+    "a full run as model": (["--model", "./run_full"], "did you mean run_full/model?"),
+    "a run as adapter": (["--adapter", "./run_lora"], "covo-rl export run_lora --adapter DIR"),
+    "adapter with a typo": (["--adapter", "./loora"], "did you mean lora?"),
+    "data with a typo": (["--data", "row.json"], "did you mean rows.json?"),
+    "audio folder with a typo": (["--data", "rows.json", "--audio-dir", "emty"], "; did you mean empty?"),
+    "a file as audio folder": (["--data", "rows.json", "--audio-dir", "rows.json"], "rows.json is a file"),
+    "configuration with a typo": (["--config", "tiney.yaml"], "did you mean tiny.yaml?"),
+    "a run as configuration": (["--config", "run_lora"], "did you mean run_lora/config.yaml?"),
+    "one dash": (["-seed", "3"], "options start with --"),
     "another family": (["--model", "./bert"], "model_type 'bert' has no family; there are covo_audio"),
     "half a config": (["--model", "./half"], "half"),
     "shipped model": (["--model", "builtin:tny"], "did you mean 'tiny'?"),
@@ -258,6 +269,13 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "half" / "config.json").write_text('{"model_type": "cov')
+    (tmp_path / "run_lora" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run_lora" / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "run_full" / "model").mkdir(parents=True)
+    (tmp_path / "run_full" / "model" / "config.json").write_text("{}")
+    (tmp_path / "tiny.yaml").write_text("seed: 1\n")
+    row = {"id": "a", "audio": "a.wav", "question": "What?", "choices": ["x", "y"], "answer": "x"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -480,3 +498,32 @@ def test_a_folder_without_permission_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr(covo_rl.rewards.cli, "write_atomically", refuse)
     code, said = run("rewards", "score", "--input", tmp_path / "rows.jsonl", "--output", tmp_path / "out.jsonl")
     assert code == 2 and "Permission denied: 'rows.jsonl'" in said
+
+
+def test_a_command_with_a_typo_is_answered_with_the_nearest():
+    """finding 40: as for options, the name that was meant."""
+    with pytest.raises(SystemExit, match="no command 'exprt'; did you mean 'export'"):
+        main(["exprt", "x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--confg", "a.yaml"], "unknown option 'confg'; did you mean config?"),
+     (["--completion-colum", "c"], "did you mean completion-column?"),
+     (["--config", "a.yml", "--held_out=0.2"], "a.yml: no such file (looked in {here}); did you mean a.yaml?")],
+)  # fmt: skip
+def test_the_cold_start_reads_flags_as_grpo_does(words, message, tmp_path, monkeypatch, capsys):
+    """finding 42: a flag cut short was read as another, underscores were refused, a typo had no suggestion."""
+    (tmp_path / "a.yaml").write_text("rows: 5\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["main"](words)
+    assert message.format(here=tmp_path) in capsys.readouterr().err
+
+
+def test_attention_without_its_package_is_one_message(monkeypatch):
+    """finding 40: --attn_implementation flash_attention_2 on a laptop was an ImportError's traceback."""
+    from covo_rl.models import ModelError, load_family
+
+    with pytest.raises(ModelError, match=r"does not load \(ImportError: FlashAttention2"):
+        load_family(str(ROOT / "checkpoints" / "tiny"), attn_implementation="flash_attention_2")

@@ -1,4 +1,4 @@
-"""Answers by kind (fixtures/answer_cases.jsonl): what a careful reader would pay for, and what it costs to read."""
+"""Answers by kind and in sentences: what a careful reader would pay for (fixtures/), and what it costs to read."""
 
 import json
 import subprocess
@@ -20,7 +20,8 @@ def rows(name):
     return [json.loads(line) for line in (FIXTURES / name).read_text(encoding="utf-8").splitlines()]
 
 
-CASES = rows("answer_cases.jsonl")
+ANSWERS = rows("answer_cases.jsonl")
+CASES = ANSWERS + rows("sentence_cases.jsonl")
 
 
 def verdict(said, row):
@@ -73,7 +74,7 @@ FRAMES = [
 @pytest.mark.parametrize("kind", ["numeric", "text", None])
 def test_the_right_answer_itself_is_right_in_every_frame_under_every_kind(kind):
     """finding 37: `$...$` around the key under answer_kind numeric was refused for 97 of 518 keys."""
-    keys = {key for row in CASES for key in (row["answer"], *row.get("choices", ()))}
+    keys = {key for row in ANSWERS for key in (row["answer"], *row.get("choices", ()))}
     refused = [(frame, key) for key in keys if not set(key) & set('"\\') for frame in FRAMES
                if grade(frame % key, key, kind=kind) != 1.0]  # fmt: skip
     assert not refused
@@ -113,8 +114,11 @@ PIECES = [
     "12,34,", "A.B.", "&amp;", "<|a|>", "</s>", "<", "\xbd", "x\xb2", "\ufdfa", "e\u0301\u0327", "\u0327\u0301",
     "\u1e9b\u0323", "\u200b", "\u3164", "\U0001f431", "\x00", "\n", "\n\n---", " ", "\xa0", "\u3067\u3059",
     "\u7b54\u6848", "the answer is ", "so ", "is correct ", "because ", "not a but b ", "5 May ", "2020-10-20 ",
-    "in her 30s ", "C# min ", "Cm7 ", "3 p.m", '{"a":', "[[", "\u0964", "\u2460", "1\xbd", "2^", "1/2 ",
-    "and a half ", " ; ", ",", "B | ", "I hear a ", "<think>", "</think>",
+    "-", "+",
+    "in her 30s ", "the sound is ", "the sound is a", "yes not ", "Yes, it is ", "A -> ", "(x) ", "\\text{a} ",
+    "\\text{", "\\,", "nineteen ", "twenty nineteen ", "3 in the ", "n't ", "cannot", " - a b ", "(option ", "then ",
+    "C# min ", "Cm7 ", "3 p.m", '{"a":', "[[", "\u0964", "\u2460", "1\xbd", "2^", "1/2 ", "and a half ", " ; ", ",",
+    "B | ", "I hear a ", "<think>", "</think>",
 ]  # fmt: skip
 CPU_SECONDS = 0.2  # for one completion and one component
 CHILD = """
@@ -137,6 +141,7 @@ print(json.dumps([sorted(seconds[12:])[-5:], threading.active_count()]))
 def test_the_cost_of_an_answer_is_bounded_by_construction():
     """finding 28: a formula took 1.8 CPU seconds, with one more power over 20, in a thread that stayed behind."""
     long = [piece * (length // len(piece)) for piece in PIECES for length in (300, 20_000)]
+    long += [f"a{blank * 20_000}z" for blank in (" ", "\t", "\n", "\xa0")]  # 17 s in a clause, before
     texts = json.dumps(FORMULAS + long + [piece * (10**6 // len(piece)) for piece in ("(", "9", "\u0301", "$", "a ")])
     child = subprocess.run([sys.executable, "-c", CHILD], input=texts, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr[-2000:]

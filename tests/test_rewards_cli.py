@@ -5,7 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from covo_rl.rewards import score
 from covo_rl.rewards.cli import app
+from covo_rl.rewards.columns import example_from_row, group_from_completions
 
 runner = CliRunner()
 GOOD = "<think>I hear it ring on and on, so it is a bell.</think><answer>A</answer>"
@@ -122,3 +124,65 @@ def test_check_has_an_exit_code_for_ci(tmp_path, code, exit_code):
     result = runner.invoke(app, ["check", f"{plugin}:f"])
     assert result.exit_code == exit_code and "junk: empty" in result.output
     assert ("FAIL" in result.output) == bool(exit_code)
+
+
+def test_scores_of_any_kind_that_a_row_has_are_kept_and_compared(tmp_path):
+    """finding 40: a row whose `rewards` hold text, a list or a flag was a traceback."""
+    row = {"completion": "<answer>a</answer>", "choices": ["a", "b"], "answer": "a"}
+    others = [{"accuracy": value} for value in ("high", [1], True, 1.0, 0.5, None)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**row, "rewards": rewards}) + "\n" for rewards in others))
+    command = ["score", "--rewards", "accuracy", "--input", str(path), "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "6 rows had scores, which are kept; 4 of them differ" in result.output
+    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [line["rewards"] for line in scored] == others
+
+
+@pytest.mark.parametrize("choices", ["bell, knock", 5, {"A": "bell"}])
+def test_choices_that_are_no_list_are_refused(tmp_path, choices):
+    """finding 40: the characters of a text were taken as options, and a number was a traceback."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "r7", "completion": "<answer>b</answer>", "choices": choices, "answer": "b"}))
+    command = ["score", "--rewards", "accuracy", "--input", str(path), "--output", str(tmp_path / "scored.jsonl")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "row r7: choices is" in result.stderr and not (tmp_path / "scored.jsonl").exists()
+
+
+def test_reasons_reach_no_plugin_and_no_training(tmp_path):
+    """finding 44: the wish for reasons went to every plugin as a column, and a data column `explain` asked for it."""
+    plugin = tmp_path / "p.py"
+    plugin.write_text(
+        "def f(completions, log_extra, **columns):\n"
+        "    log_extra('seen', [str((columns.get('explain'), columns.get('row_explain')))] * len(completions))\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    row = tmp_path / "row.json"
+    row.write_text(json.dumps({**ROW, "explain": "mine"}))
+    arguments = ["try", f"{plugin}:f", "accuracy", "--completion", GOOD, "--row", str(row)]
+    said = runner.invoke(app, arguments).output
+    assert "seen: (None, ['mine'])" in said and "the answer names 'bell'; right is 'bell'" in said
+    groups = [group_from_completions(example_from_row({**ROW, "explain": "mine"}), [GOOD])]
+    assert not [name for name in score(groups).extras if name.endswith("_reason")]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "row", "completion", "reasons"),
+    [
+        (["format(pattern='loose')", "format"], ROW, f"Hm {GOOD}",
+         ["loose'): 1  the pattern is there", "format: 0  text outside the blocks: 'Hm'"]),
+        (["accuracy(kind='text')"], ROW, GOOD, ["accuracy(kind='text'): 0  'A' against 'bell'"]),
+        (["accuracy"], {**ROW, "question": "What rings?"}, "<answer>The bell rings.</answer>",
+         ["accuracy: 1  the answer names 'bell'; right is 'bell'"]),
+        (["accuracy"], {"answer": "440 Hz"}, "<answer>441 Hz</answer>", ["accuracy: 0  '441 Hz' against '440 Hz'"]),
+        (["accuracy"], {"answer": "b" * 500}, f"<answer>{'a' * 500}</answer>", [f"'{'a' * 79} against '{'b' * 79}"]),
+    ],
+)  # fmt: skip
+def test_a_reason_is_true_short_and_of_its_own_component(tmp_path, rewards, row, completion, reasons):
+    """finding 44: two of one kind, a forced kind, a restated question, rows without options, long texts."""
+    path = tmp_path / "row.json"
+    path.write_text(json.dumps(row))
+    result = runner.invoke(app, ["try", *rewards, "--completion", completion, "--row", str(path)])
+    said = " ".join(result.output.split())
+    for reason in reasons:
+        assert " ".join(reason.split()) in said, result.output

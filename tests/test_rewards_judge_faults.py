@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from covo_rl.config import RewardConfig
 from covo_rl.rewards import RewardError, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.judge import EndpointJudge, JudgeError, LocalJudge, judge_from_spec, local_device
-from covo_rl.rewards.transport import hidden, origin
+from covo_rl.rewards.transport import hidden, local, origin
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
@@ -430,3 +431,49 @@ def test_a_local_judge_sits_on_the_gpu_of_its_rank(monkeypatch, rank, gpus, devi
     if rank:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert local_device() == device
+
+
+# -- what a server says, and where requests go -------------------------------------------------------------------------
+
+
+def refusal(code, content):
+    body = json.dumps(content).encode()
+    return f"HTTP/1.1 {code} x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    ("code", "content", "why"),
+    [(401, {"error": {"message": "Incorrect key sesame-open"}}, r"Incorrect key \*\*\*; is the key in COVO_RL_JUDGE_K"),
+     (404, {"detail": "Not Found"}, "Not Found; is the address right"),
+     (404, {"object": "error", "message": "no model m"}, "no model m; .*the model's name"),
+     (400, {"error": "max_tokens is not known"}, "HTTP 400, after 1 tries: max_tokens is not known"),
+     (400, [["odd"]], "HTTP 400, after 1 tries: x$"),
+     (200, {"error": {"message": "overloaded, sesame-open"}}, r"overloaded, \*\*\*"),
+     (200, {"choices": []}, r"it has no choices\[0\]")],
+)  # fmt: skip
+def test_a_server_s_own_words_are_shown_without_the_key(server, key, code, content, why):
+    """finding 15: servers repeat the key that they refuse; finding 14: "HTTP 401" does not say what to do."""
+    one = server(refusal(code, content))
+    reply = str(judge(one).ask(["p"])[0])
+    assert re.search(why, reply) and key not in reply
+    assert len(one.requests) == (1 if code in (400, 401, 404) else 2)  # what is wrong for good is not repeated
+
+
+def test_this_machine_is_never_asked_through_a_proxy(server, key, monkeypatch):
+    """finding 15: with http_proxy set, a judge on localhost and its key went to the proxy."""
+    proxy, one = server(steady), server(lambda prompt: answer("direct"))
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    for host in ("127.0.0.1", "localhost"):
+        made = EndpointJudge("m", f"http://{host}:{one.port}/v1", timeout=5.0, retries=0)
+        assert made.ask(["p"]) == ["direct"] and not proxy.requests
+    assert [local(host) for host in ("::1", "127.9.9.9", "a.localhost", "example.org", "10.0.0.1")] == [1, 1, 1, 0, 0]
+
+
+def test_the_whole_address_of_an_endpoint_is_understood(server):
+    one = server(lambda prompt: answer("yes"))
+    for end in ("", "/", "//", "/chat/completions", "/chat/completions/"):
+        assert EndpointJudge("m", one.url + end, timeout=5.0, retries=0).ask(["p"]) == ["yes"]
+    assert {head.split(b" ")[1] for head in one.requests} == {b"/v1/chat/completions"}
+    with pytest.raises(RewardError, match="holds spaces"):
+        judge_from_spec("openai:m@http://my host/v1")

@@ -15,6 +15,7 @@ from covo_rl.config import LossConfig, RewardConfig
 from covo_rl.records.steps import StepShare, rollout_rows, step_metrics
 from covo_rl.rewards import RewardError, available_rewards, components, load_reward, score
 from covo_rl.rewards.columns import TrainerState, example_from_row, group_from_completions
+from covo_rl.rewards.judge import JudgeError
 from covo_rl.rewards.scoring import FailureWindow, weighted_sum, wrong_outranks_right
 from covo_rl.rewards.worker import close
 
@@ -401,3 +402,33 @@ def test_a_loaded_reward_takes_completions_alone_or_trl_s_order():
     assert accuracy(said, **row) == accuracy(["?"], said, **row) == accuracy(completions=said, **row) == [1.0]
     with pytest.raises(TypeError, match="by position"):
         accuracy(["?"], said, [["dog"]])
+
+
+@pytest.mark.parametrize(("gate", "totals"), [("none", [None, 2.0]), ("accuracy", [0.0, 2.0])])
+def test_an_outage_is_no_fall_in_the_figures(gate, totals):
+    """finding 19: a judge that failed for a whole group took its points from `reward_total` of the step."""
+
+    class Judge:
+        name = "down"
+
+        def ask(self, prompts):
+            return [JudgeError("no answer") if "knock" in prompt else '{"odd": 1}' for prompt in prompts]
+
+    settings = config(rewards="accuracy,consistency", reward_gate=gate)
+    row = {**ROW, "answer": "bell" if gate == "none" else "knock"}
+    failing = score([group(RIGHT, RIGHT, row=row)], settings, judge=Judge())
+    graded = score([group(RIGHT, RIGHT)], settings)
+    for table, total in zip((failing, graded), totals, strict=True):
+        assert len(table.missing) == (2 if table is failing else 0)
+        share = StepShare.of([group(RIGHT, RIGHT)], table, advantages(table, LossConfig()))
+        metrics = step_metrics([share])
+        assert metrics["reward_total"] == total and metrics["none_total"] == 0.0
+        assert table.metrics.get("rewards/total/mean") == total
+    assert failing.rewards_PG.tolist() == ([[1.0, 1.0]] if gate == "none" else [[0.0, 0.0]])  # to compare siblings by
+
+
+@pytest.mark.parametrize("reward", [None, 5, ["accuracy"], dict, type("Judge", (), {"__call__": print})])
+def test_what_is_no_function_is_refused_before_anything_is_scored(reward):
+    """finding 40: a class, None or a number passed as a reward, and failed at every step."""
+    with pytest.raises(RewardError, match="neither a name nor a function"):
+        components([reward])

@@ -250,7 +250,7 @@ def test_a_cold_start_writes_over_no_checkpoint_unasked(there, more, said, tmp_p
     """finding 09: and says so before it reads a row."""
     from covo_rl.supervised import stages
 
-    def read(_):
+    def read(*_):
         raise TeacherError("the folder is free")
 
     monkeypatch.setattr(stages.stage_rows, "stage_examples", read)

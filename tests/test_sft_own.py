@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import yaml
 
-from covo_rl.supervised import load_config
+from covo_rl.supervised import load_config, stages
 from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
 from covo_rl.supervised.rows import TeacherError, completions
@@ -73,6 +73,22 @@ def test_a_tiny_model_is_cold_started_on_wav_files_of_ones_own(mine, capsys):
     from covo_rl.models import load_family
 
     assert load_family(str(mine / "out")).model_type == "covo_audio"
+
+
+def test_a_held_out_clip_that_changes_while_it_trains_is_said(mine, capsys, monkeypatch):
+    """finding 35: the held-out figures came from whatever lay there at the end."""
+    original = stages.save_checkpoint
+
+    def replaced(*arguments):
+        for n in range(12):
+            soundfile.write(mine / f"{n}.wav", np.zeros(8000), 16000)
+        original(*arguments)
+
+    monkeypatch.setattr(stages, "save_checkpoint", replaced)
+    recipe("--config", mine / "c.yaml")
+    assert "held out: not measured" in capsys.readouterr().out
+    log = json.loads((mine / "out" / "training_log.json").read_text())
+    assert "the file has changed" in log[-1]["held_out"]["error"]
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(mine, capsys):

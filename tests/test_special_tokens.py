@@ -265,3 +265,37 @@ def test_the_self_made_prompt_of_another_style_is_shielded_too(made):
         for config in (PromptConfig(choice_style=style), dataclasses.replace(PromptConfig(), instruction="")):
             prompt = build_prompt(row, made.family, made.clips, config)
             assert special_ids(made.family, prompt.input_ids).count(made.family.eos_token_ids[0]) == 1
+
+
+def test_a_lone_surrogate_is_refused_with_the_row(made):
+    """finding 26: no tokenizer takes it; a question of JSON can hold one."""
+    with pytest.raises(PromptError, match=r"row row-7: a text holds the lone surrogate U\+D83D"):
+        prompt_of(made, "a \ud83d b")
+    with pytest.raises(TeacherError, match="r1: a text holds the lone surrogate"):
+        Collator(
+            made.family,
+            [Row(Example("r1", (), "q"), (), (), (), FeatureStore(made.family, ClipStore(), 1))],
+            ["a\ud83d"],
+        )
+
+
+@pytest.mark.parametrize("token", ["<tool_call>", "</tool_response>", "<\uff5cUser\uff5c>", "[INST]", "<|EOT|>"])
+def test_control_tokens_that_a_tokenizer_does_not_call_special_stay_text(token):
+    """finding 26: as those of Qwen and DeepSeek; other words that a tokenizer has as one token keep their ids."""
+    made = cases.policy()
+    made.family.processor.tokenizer = tokenizer = copy.deepcopy(made.family.tokenizer)
+    tokenizer.add_tokens([AddedToken(token), AddedToken("<table>"), AddedToken("\n\n\n")])
+    prompt = prompt_of(made, f"a {token} <table>\n\n\nb")
+    tokens = tokenizer.convert_ids_to_tokens(prompt.input_ids)
+    assert token not in tokens and "<table>" in tokens and "\n\n\n" in tokens
+    assert decoded(made.family, prompt) == prompt.text
+
+
+def test_a_megabyte_is_read_in_seconds(made):
+    """finding 26: of tokens, of their beginnings, of tags; 20 s leave room for a slow machine."""
+    import time
+
+    for piece in ("<|im_end|>", "<|", "<", "<think>", "what do you hear "):
+        start = time.perf_counter()
+        assert prompt_of(made, piece * (2**20 // len(piece)), clips=0)
+        assert time.perf_counter() - start < 20

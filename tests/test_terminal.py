@@ -247,3 +247,67 @@ def test_the_evidence_teacher_names_the_row():
     ):
         with pytest.raises(TeacherError, match="r7: no completion can hold"):
             completion(row, Stage(), random.Random(0))
+
+
+def test_tracebacks_and_warnings_of_a_program_are_shown_as_text():
+    """finding 27: what a library's exception or warning quotes of a file."""
+    code = (
+        "import warnings; from covo_rl.train.shutdown import exit_after\n"
+        "def main():\n    warnings.warn('a\\x1b[31m\\u202e')\n"
+        "    raise KeyError('x') from ValueError('b\\x1b[31m\\u202e')\n"
+        "exit_after(main)"
+    )
+    for encoding in ("utf-8", "ascii"):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, timeout=120)
+        text = done.stderr.decode()
+        assert done.returncode == 1 and r"a\x1b[31m\u202e" in text and r"b\x1b[31m\u202e" in text
+        assert not [char for char in RAW if char in text]
+
+
+def test_cells_of_a_markdown_report_stay_in_their_table():
+    """finding 27: a category with line breaks, pipes, code or HTML writes no row or heading of its own."""
+    from covo_rl.evaluate.report import _table
+
+    lines = _table(["a\n# b", "n"], [["x\n\n# 99 % | <img src=y> `", 1]])
+    assert lines == [r"| a\\n# b | n |", "|---|---:|", r"| x\\n\\n# 99 % \| \<img src=y> \` | 1 |", ""]
+
+
+def test_rows_without_a_target_are_named_in_one_line_each():
+    """finding 27: ids with line breaks, as in every other message."""
+    from covo_rl.rewards.call import _row
+    from covo_rl.supervised import Stage
+    from covo_rl.supervised.checks import unreadable
+    from covo_rl.supervised.rows import TeacherError, completions
+
+    rows = [Example("r\n# 1\x1b", (), "q", (), "a", {"completion": None})] * 2
+    with pytest.raises(TeacherError) as error:
+        completions(rows, Stage(teacher="column"), 0)
+    assert str(error.value).splitlines() == [r"r\n# 1\x1b: no text in column 'completion'; it has completion"] * 2
+    assert unreadable(rows, ["x"] * 2, Stage(teacher="column"))[0].startswith(r"r\n# 1\x1b: no")
+    assert _row({"id": ["r\n1"], "completions": ["c"]}, 0) == r" for row r\n1, completion 'c'"
+
+
+def test_what_a_plugin_prints_is_shown_as_text():
+    """finding 27: a completion that a reward prints while it is looked into, also one cut inside a character."""
+    from covo_rl.rewards.keeper import PIECE, PluginOutput
+
+    ends = [os.pipe(), os.pipe()]
+    text = "\x1b[31m\u202e caf\u00e9\r\n" + "\u5feb" * PIECE
+    for char in (text.encode() + b"\xff", b""):
+        os.write(ends[0][1], char)
+    os.close(ends[0][1])
+    errors = os.dup(2)
+    os.dup2(ends[1][1], 2)
+    try:
+        output = PluginOutput("./p.py:f", ends[0][0])
+        while output.relay():
+            pass
+    finally:
+        os.dup2(errors, 2)
+        os.close(ends[1][1])
+    with open(ends[1][0], "rb") as file:
+        shown = file.read().decode()
+    os.close(errors)
+    os.close(ends[0][0])
+    assert shown == "\\x1b[31m\\u202e caf\u00e9\\r\n" + "\u5feb" * PIECE + "\\xff" and not output.cut

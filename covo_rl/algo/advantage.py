@@ -55,6 +55,7 @@ def concatenated(tables: Sequence[RewardTable]) -> RewardTable:
         weights_R=tables[0].weights_R,
         rewards_PGR=np.concatenate([table.rewards_PGR for table in tables]),
         rewards_PG=np.concatenate([table.rewards_PG for table in tables]),
+        gate=tables[0].gate,
     )
 
 

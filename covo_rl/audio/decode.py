@@ -9,7 +9,7 @@ import stat
 import numpy as np
 import soundfile
 
-from covo_rl.audio.container import prepared, whole_samples
+from covo_rl.audio.container import whole_file
 from covo_rl.audio.foreign import explain, is_gsm
 from covo_rl.audio.streams import PartError
 from covo_rl.types import Clip, UserError
@@ -46,7 +46,8 @@ class AudioError(UserError, ValueError):
 def decode(clip: Clip) -> tuple[np.ndarray, int]:
     """The waveform of a clip, float32 (samples,), and its sampling rate in Hz.
 
-    Files are wav, flac, mp3, ogg (Vorbis, Opus), aiff, au, caf or gsm. Integer PCM is scaled to [-1, 1), float is kept.
+    Files are wav, flac, mp3, ogg (Vorbis, Opus, FLAC), aiff, au, caf or gsm. Integer PCM is scaled to [-1, 1),
+    float is kept.
 
     Raises:
         AudioError: missing, unreadable, truncated, empty or under 10 ms; several recordings in one file; more than two
@@ -171,32 +172,38 @@ def _scaled(clip: Clip) -> np.ndarray:
 def _read(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """Decode a whole file of a known container: float32 (samples, channels) and its rate."""
     try:
-        data = prepared(data)
-        file = _opened(data, name)
-        with file:
-            if file.format not in FORMATS:
-                raise AudioError(f"{name}: {file.format} is not read; use {_USE}")
-            if not MIN_RATE <= file.samplerate <= MAX_RATE:
-                raise AudioError(f"{name}: {_RATE.format(file.samplerate)}")
-            if not 1 <= file.channels <= 2:
-                to_mono(np.empty((file.channels + 1, file.channels), dtype=np.float32), name)
-            expected, slack = whole_samples(data, file.format), _MP3_SLACK if file.format == "MP3" else 0
-            values = _blocks(file, name)
-            expected = expected or (0 if file.format == "MP3" else file.frames)
+        data, expected = whole_file(data)
     except PartError as error:
         raise AudioError(f"{name}: {error}; {_WHOLE}") from error
+    with _opened(data, name) as file:
+        if file.format not in FORMATS:
+            raise AudioError(f"{name}: {file.format} is not read; use {_USE}")
+        if not MIN_RATE <= file.samplerate <= MAX_RATE:
+            raise AudioError(f"{name}: {_RATE.format(file.samplerate)}")
+        if not 1 <= file.channels <= 2:
+            to_mono(np.empty((file.channels + 1, file.channels), dtype=np.float32), name)
+        values = _blocks(file, name)
+        slack = _MP3_SLACK if "MP3" in file.format or "MPEG" in file.subtype else 0
+        expected = expected or (0 if file.format == "MP3" else file.frames)
     if len(values) < expected - slack:
         raise AudioError(f"{name}: truncated, {len(values)} of {expected} samples can be decoded; {_WHOLE}")
     return values, file.samplerate
 
 
+class _Bytes(io.BytesIO):
+    """libsndfile seeks before the start of a damaged file, which is no exception to it."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = (0, self.tell(), self.getbuffer().nbytes)[whence]
+        return super().seek(max(0, base + offset))
+
+
 def _opened(data: bytes, name: str) -> soundfile.SoundFile:
     if is_gsm(data):
-        return soundfile.SoundFile(io.BytesIO(data), format="RAW", subtype="GSM610", samplerate=8_000, channels=1)
+        return soundfile.SoundFile(_Bytes(data), format="RAW", subtype="GSM610", samplerate=8_000, channels=1)
     try:
-        return soundfile.SoundFile(io.BytesIO(data))
+        return soundfile.SoundFile(_Bytes(data))
     except (RuntimeError, TypeError, ValueError) as error:
-        whole_samples(data, {b"RIFF": "WAV", b"FORM": "AIFF", b"OggS": "OGG"}.get(data[:4], ""))
         reason = getattr(error, "error_string", str(error)).rstrip(". ")
         raise AudioError(f"{name}: not readable as audio ({reason}): {explain(data, name)}") from error
 

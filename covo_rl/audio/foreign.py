@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from covo_rl.audio.streams import after_id3
+from covo_rl.audio.streams import after_tags
 
 _CONVERT = "convert it: `ffmpeg -i {name} {out}`"
 _UNPACK = "unpack it first"
@@ -75,7 +75,7 @@ def _kind(data: bytes, suffix: str) -> tuple[str, str]:
             return what, remedy
     if not data.strip(b"\0"):
         return "zero bytes alone, as an unfinished copy leaves them", _AGAIN
-    head = data[after_id3(data, 0) :][:2]
+    head = data[after_tags(data, 0) :][:2]
     if len(head) == 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "an AAC stream", _CONVERT
     text = _text(data[:2_000])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from threading import Lock
 
 import numpy as np
@@ -87,22 +87,30 @@ class ClipStore:
             key = content_key(clip)
         else:
             version = _version(clip)
-            last_version, key = self._files.get(clip.path, (version, ""))
-            if last_version != version or not key:
-                new_key = content_key(clip)
-                if new_key != key if key else version[:2] != last_version[:2]:
+            last_version, key = self._files.get(clip.path, (None, ""))
+            if last_version != version:
+                last_key, key = key, content_key(clip)
+                if last_key not in ("", key):
                     raise AudioError(f"{clip.name}: {_CHANGED}")
-                key = new_key
                 self._files[clip.path] = (version, key)
         self._clips.setdefault(key, clip)
         return key
 
-    def watch(self, clips: Iterable[Clip]) -> None:
-        """Remember size and time of the files of clips that will be named later: a change until then is noticed."""
+    def watch(self, clips: Iterable[Clip], keys: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Name the files of clips that will be used later, so that a change from now on is noticed.
+
+        Returns the key of every path, of all files named so far. With such `keys` of another process no file is read:
+        they say what each must hold when it is decoded.
+        """
         for clip in clips:
             with contextlib.suppress(AudioError):  # what is missing is said where it is needed
-                if clip.path is not None and clip.path not in self._files:
-                    self._files[clip.path] = (_version(clip), "")
+                if clip.path is None or clip.path in self._files:
+                    continue
+                if keys is None:
+                    self.key(clip)
+                elif clip.path in keys:
+                    self._files[clip.path] = (_version(clip), keys[clip.path])
+        return {path: key for path, (_, key) in self._files.items()}
 
     def waveform(self, key: str) -> tuple[np.ndarray, int]:
         """(float32 (samples,), rate in Hz) of a clip that `key` has named. Shared: do not write into it.

@@ -29,32 +29,45 @@ class _Page(NamedTuple):
     body: bytes
 
 
-def ogg_problem(data: bytes) -> str:
-    """What keeps an Ogg file from being read whole, or an empty string.
+def whole_ogg(data: bytes) -> bytes:
+    """An Ogg file that can be read whole: with the end-of-stream flag that some encoders leave out, without which Opus
+    is not decoded; of FLAC the stream itself, as libsndfile does not read that of every encoder.
 
-    An encoder that does not set the end-of-stream flag leaves a last page that is not full; a cut file ends in a page
-    that is cut, or in a full one.
+    An encoder that does not set the flag leaves a last page that is not full; a cut file ends in a page that is cut,
+    or in a full one.
+
+    Raises:
+        PartError: it is cut or damaged, or holds several streams.
     """
     pages, place = [], 0
     while data[place : place + 4] == b"OggS":
         page, size = _page(data, place)
         if page is None:
-            return f"truncated, its last Ogg page is cut at byte {place}"
+            raise PartError(f"truncated, its last Ogg page is cut at byte {place}")
         if size < 0:
-            return f"damaged, the Ogg page at byte {place} has another checksum"
+            raise PartError(f"damaged, the Ogg page at byte {place} has another checksum")
         pages.append(page)
         place += size
     if data.find(b"OggS", place) >= 0 or (place < len(data) and not pages[-1].flags & 4):
-        return f"damaged or truncated, no Ogg page starts at byte {place}"
+        raise PartError(f"damaged or truncated, no Ogg page starts at byte {place}")
     serials = {page.serial for page in pages}
     if len(serials) > 1 or any(page.flags & 2 for page in pages[1:]):
         kinds = [_CODECS.get(page.body[:7], "another") for page in pages if page.flags & 2]
-        return f"it holds {len(kinds)} streams ({', '.join(kinds)}), chained or side by side; one would be read"
+        what = f"{len(kinds)} streams ({', '.join(kinds)}), chained or side by side; one would be read"
+        raise PartError(f"it holds {what}")
     if any(b.number != (a.number + 1) & 0xFFFFFFFF for a, b in pairwise(pages)):
-        return "damaged, a page of its Ogg stream is missing"
-    if pages[-1].flags & 4 or not _is_full(pages):
-        return ""
-    return "truncated, its last Ogg page does not end the stream"
+        raise PartError("damaged, a page of its Ogg stream is missing")
+    is_ended, last = pages[-1].flags & 4, place - size
+    if not is_ended and _is_full(pages):
+        raise PartError("truncated, its last Ogg page does not end the stream")
+    if pages[0].body.startswith(b"\x7fFLAC"):
+        return b"".join(page.body for page in pages)[9:]
+    if is_ended:
+        return data
+    ended = bytearray(data[last:place])
+    ended[5] |= 4
+    ended[22:26] = _checksum(ended).to_bytes(4, "little")
+    return data[:last] + bytes(ended) + data[place:]
 
 
 def _page(data: bytes, place: int) -> tuple[_Page | None, int]:
@@ -92,18 +105,6 @@ def _is_full(pages: list[_Page]) -> bool:
     return timed and (_SECOND[0] <= step / rate <= _SECOND[1] or step >= 0.95 * max(steps, default=math.inf))
 
 
-def ogg_ended(data: bytes) -> bytes:
-    """A whole Ogg file with the end-of-stream flag that some encoders leave out, without which Opus is not decoded."""
-    place = data.rfind(b"OggS")
-    page, size = _page(data, place)
-    if page is None or page.flags & 4 or ogg_problem(data):
-        return data
-    last = bytearray(data[place : place + size])
-    last[5] |= 4
-    last[22:26] = _checksum(last).to_bytes(4, "little")
-    return data[:place] + bytes(last) + data[place + size :]
-
-
 # -- mp3 -------------------------------------------------------------------------------------------------------------
 
 _KBIT = {
@@ -115,6 +116,9 @@ _KBIT = {
 }
 
 
+_MAX_FRAME = 1_441
+
+
 class _Frame(NamedTuple):
     """`kind` is (version, layer, rate in Hz, whether it is mono): it stays the same through a stream."""
 
@@ -122,78 +126,91 @@ class _Frame(NamedTuple):
     samples: int
     kind: tuple[int, int, int, bool]
 
-
-def after_id3(data: bytes, place: int) -> int:
-    """The position behind the ID3v2 tags at `place`."""
-    while data[place : place + 3] == b"ID3" and len(data) >= place + 10:
-        head = data[place : place + 10]
-        size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-        place += 10 + size + (10 if head[5] & 0x10 else 0)
-    return place
+    @property
+    def layer(self) -> int:
+        return self.kind[1]
 
 
-def is_mp3(data: bytes) -> bool:
-    """Whether a layer III stream starts behind the ID3v2 tags."""
-    start = after_id3(data, 0)
-    frame = _frame(data, _next_frame(data, start) if start else 0)
-    return frame is not None and frame.kind[1] == 3
+def after_tags(data: bytes, place: int) -> int:
+    """The position behind the ID3v2 and APE tags at `place`, and the zeros that pad them."""
+    start = place
+    while tag := data[place : place + 32]:
+        if tag[:3] == b"ID3" and len(tag) >= 10:
+            size = sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0), strict=True))
+            place += 10 + size + (10 if tag[5] & 0x10 else 0)
+        elif tag[:8] == b"APETAGEX" and len(tag) == 32:
+            place += 32 + (int.from_bytes(tag[12:16], "little") if tag[23] & 0x20 else 0)  # a header, not a footer
+        else:
+            break
+    padding = len(data) - place - len(data[place:].lstrip(b"\0")) if place > start else 0
+    return place + max(0, padding)
 
 
-def mp3_samples(data: bytes) -> int:
-    """Samples per channel of all frames, less the delay and padding that an encoder states.
+def whole_mp3(data: bytes) -> tuple[bytes, int]:
+    """(The frames of an mp3 without its tags, their samples per channel less the delay and padding that an encoder
+    states); data that starts otherwise, behind tags, as it is, with 0.
+
+    One without a header that states its length gets one: libsndfile guesses it from the first frames, and of a
+    variable bit rate reads what it guessed.
 
     Raises:
         PartError: a frame is cut or damaged, the rate or the number of channels changes, or another recording follows.
     """
-    place = _next_frame(data, after_id3(data, 0))
-    first = _frame(data, place)
-    if first is None:
-        return 0  # free format: only the decoder knows
-    stated, spare = _length_header(data[place : place + first.size], first)
-    place += first.size if stated is not None else 0
-    count = 0
-    while place < len(data):
-        frame = _frame(data, place)
-        if data[place : place + 3] in (b"ID3", b"TAG"):
-            place = max(place + 1, after_id3(data, place)) if data[place : place + 3] == b"ID3" else place + 128
-        elif frame is not None and frame.kind == first.kind:
-            if place + frame.size > len(data):
-                raise PartError(f"truncated, its last mp3 frame is cut at byte {place}")
-            if count and _length_header(data[place : place + frame.size], frame)[0] is not None:
-                raise PartError(f"another recording starts at byte {place}, which would not be read")
-            count, place = count + 1, place + frame.size
-        elif (following := _next_frame(data, place)) < len(data):
-            changed = _frame(data, following)
-            what = "damaged" if changed and changed.kind == first.kind else "its rate or number of channels changes"
-            raise PartError(f"{what} at byte {place}: what follows would be read in part")
-        else:
-            break  # tags of other kinds
-    if stated and abs(count - stated) > 1:
-        what = "truncated" if count < stated else "more than one recording"
-        raise PartError(f"{what}: it has {count} mp3 frames, its header says {stated}")
-    return max(0, count * first.samples - spare)
-
-
-def mp3_with_length(data: bytes) -> bytes:
-    """An mp3 without a header that states its length gets one: libsndfile guesses the length from the first frames,
-    and of a variable bit rate reads what it guessed.
-
-    Raises:
-        PartError: see `mp3_samples`.
-    """
-    samples = mp3_samples(data)  # before libsndfile sees it, whose decoder prints warnings
-    place = _next_frame(data, after_id3(data, 0))
-    first = _frame(data, place)
-    if first is None or _length_header(data[place : place + first.size], first)[0] is not None:
-        return data
-    head = bytearray(data[place : place + 4])
+    tags = after_tags(data, 0)
+    start = _next_frame(data, tags) if tags else 0
+    first = _frame(data, start)
+    if first is None or (first.layer != 3 and _next_frame(data, start) != start):
+        is_sync = data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] >= b"\xe0"
+        if is_sync and _next_frame(data, start) < len(data):
+            raise PartError(f"damaged, its first mp3 frame at byte {start} is none")
+        return data, 0  # also free format, of which only the decoder knows
+    for place in range(max(0, start - _MAX_FRAME), tags):
+        before = _frame(data, place)
+        if before and before.kind == first.kind and place + before.size == start:
+            raise PartError("damaged, its ID3 tag claims to be longer than it is: some sound would not be read")
+    header, (samples, end) = data[start : start + first.size], _mp3_frames(data, start, first)
+    if first.layer != 3 or _length_header(header, first)[0] is not None:
+        return data[start:end], samples
+    head = bytearray(data[start : start + 4])
     head[1] |= 1  # no checksum follows
     head[2] = head[2] & 0x0C | 0xE0  # the highest bit rate, so that there is room
     frame = _frame(bytes(head), 0)
     assert frame is not None
     text = bytes(_side_info(first) - 4) + b"Xing" + (1).to_bytes(4, "big")
     text += (samples // first.samples).to_bytes(4, "big")
-    return bytes(head) + text + bytes(frame.size - 4 - len(text)) + data[place:]
+    return bytes(head) + text + bytes(frame.size - 4 - len(text)) + data[start:end], samples
+
+
+def _mp3_frames(data: bytes, start: int, first: _Frame) -> tuple[int, int]:
+    """(Samples of the frames from `start` on, end of the last one), see `whole_mp3`."""
+    header = data[start : start + first.size]
+    stated, spare = _length_header(header, first)
+    place = start + (first.size if stated is not None else 0)
+    count, last_end = 0, place
+    while place < len(data):
+        frame = _frame(data, place)
+        if data[place : place + 3] == b"TAG" or (tags := after_tags(data, place)) > place:
+            place = place + 128 if data[place : place + 3] == b"TAG" else tags
+        elif frame is not None and frame.kind == first.kind:
+            if place + frame.size > len(data):
+                raise PartError(f"truncated, its last mp3 frame is cut at byte {place}")
+            if count and _length_header(data[place : place + frame.size], frame)[0] is not None:
+                raise PartError(f"another recording starts at byte {place}, which would not be read")
+            count, place = count + 1, place + frame.size
+            last_end = place
+        elif (following := _next_frame(data, place)) < len(data):
+            changed = _frame(data, following)
+            what = "damaged" if changed and changed.kind == first.kind else "its rate or number of channels changes"
+            raise PartError(f"{what} at byte {place}: what follows would be read in part")
+        else:
+            break  # tags of other kinds
+    # some encoders count the header's own frame; the bytes that it states tell a cut file from theirs
+    at, flags = _side_info(first), header[_side_info(first) + 7 :][:1] or b"\0"
+    missing_bytes = flags[0] & 3 == 3 and len(data) - start < int.from_bytes(header[at + 12 : at + 16], "big")
+    if stated and (abs(count - stated) > 1 or (count < stated and missing_bytes)):
+        what = "truncated" if count < stated else "more than one recording"
+        raise PartError(f"{what}: it has {count} mp3 frames, its header says {stated}")
+    return max(0, count * first.samples - spare), last_end
 
 
 def _frame(data: bytes, place: int) -> _Frame | None:

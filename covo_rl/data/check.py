@@ -48,7 +48,7 @@ SEGMENTS = BANDS = 16
 OUTLINE, WAVEFORM = 0.9, 0.98
 MAX_LAG = 0.1
 _WINDOW = 256
-#: A clip whose samples stay below is silent; one with so large a share at full scale is clipped.
+#: A clip whose samples swing by less is silent; one with so large a share at full scale is clipped.
 SILENT, FULL_SCALE, CLIPPED = 1e-4, 0.999, 1e-3
 #: Levels are mixed from so many decibels on.
 LEVELS = 20
@@ -56,8 +56,8 @@ LEVELS = 20
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a clip: length, rate in Hz, largest value, root mean square, share of samples at full scale and fingerprint
-    as decoded, or in `error` why it cannot be used."""
+    """Of a clip: length, rate in Hz, half its range and root mean square about its mean, share of samples at full
+    scale and fingerprint as decoded, or in `error` why it cannot be used."""
 
     clip: Clip
     seconds: float = 0.0
@@ -226,9 +226,9 @@ def _decoded_facts(clip: Clip, *version: int) -> Facts:
         waveform, rate = decode(clip)
     except AudioError as error:
         return Facts(clip, error=str(error))
-    peak = max(float(waveform.max()), -float(waveform.min()))
-    level = float(np.sqrt(np.dot(waveform, waveform) / len(waveform)))
-    clipped = float((np.abs(waveform) >= FULL_SCALE).mean()) if peak >= FULL_SCALE else 0.0
+    high, low = float(waveform.max()), float(waveform.min())
+    peak, level = (high - low) / 2, float(waveform.std(dtype=np.float64))  # a constant cannot be heard
+    clipped = float((np.abs(waveform) >= FULL_SCALE).mean()) if max(high, -low) >= FULL_SCALE else 0.0
     sound = audio_fingerprint(waveform, rate)
     return Facts(clip, len(waveform) / rate, rate, peak, level, clipped, sound)
 

@@ -12,6 +12,7 @@ from covo_rl.data.folder import AudioFolder
 from covo_rl.data.read import DataError, Problem, Row, printable, read_rows, row_name, some
 from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema
+from covo_rl.resolve import meant
 from covo_rl.types import Example
 
 
@@ -81,7 +82,9 @@ def load_examples(
             what = f"its audio file {{}} does not exist; {folder.hint or 'check --audio-dir'}"
             problems += [Problem(name, what.format(path)) for path in absent if folder_exists]
     if unplayable:
-        what = f"the audio folder {audio_dir} does not exist; check --audio-dir (rows {some(unplayable)})"
+        missing = "is a file" if os.path.isfile(str(audio_dir)) else "does not exist"
+        what = f"the audio folder {audio_dir} {missing}; check --audio-dir (rows {some(unplayable)})"
+        what += meant(str(audio_dir))
         problems.insert(0, Problem("file", what))
     if problems:
         raise DataError(str(path), problems, examples)

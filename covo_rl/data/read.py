@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import json_values
+from covo_rl.resolve import meant
 from covo_rl.types import Example, UserError, visible
 
 Row = dict[str, Any]
@@ -85,7 +86,7 @@ def read_rows(source: str | Path) -> list[Row]:
         rows = _file(path)
     else:
         fetch = "nothing is fetched from a URL: download it, or name a set of the hub as hf:OWNER/NAME:SPLIT; "
-        raise _broken(name, f"{fetch * is_url(name)}no such file or folder (looked in {Path.cwd()})")
+        raise _broken(name, f"{fetch * is_url(name)}no such file or folder (looked in {Path.cwd()}){meant(path)}")
     others = {f"row {number}": row for number, row in enumerate(rows, start=1) if not isinstance(row, dict)}
     if others:
         what = "is {}, not an object with fields"

@@ -11,7 +11,6 @@ contributes is the accuracy with it minus the accuracy without it.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from covo_rl.audio import content_key
 from covo_rl.config import PromptConfig, RewardConfig, RolloutConfig
 from covo_rl.evaluate.inputs import repeated_ids
 from covo_rl.evaluate.lengths import audio_seconds, length_problems
@@ -197,7 +197,9 @@ def answer_batch(
 
 
 def with_audio(examples: Sequence[Example], audio: str, clips: ClipStore | None) -> list[Example]:
-    """The rows under one audio condition; ids, questions and answers are unchanged. `clips` is for silence alone.
+    """The rows under one audio condition; ids, questions and answers are unchanged.
+
+    Swapped rows hear another sound, not the same one under another name. `clips`: needed for silence alone.
 
     Raises:
         ValueError: an unknown condition, or nothing to swap with (named).
@@ -210,7 +212,8 @@ def with_audio(examples: Sequence[Example], audio: str, clips: ClipStore | None)
         return [replace(example, clips=()) for example in examples]
     if audio == "swapped":
         sounding = [example for example in examples if example.clips]
-        items = [(" ".join(map(_identity, example.clips)), example.answer or "") for example in sounding]
+        key = clips.key if clips is not None else content_key
+        items = [(" ".join(str(key(clip)) for clip in example.clips), example.answer or "") for example in sounding]
         partners = iter(derangement(items, seed=0) if sounding else ())
         return [replace(e, clips=sounding[next(partners)].clips) if e.clips else e for e in examples]
     assert clips is not None, "silence needs the ClipStore that knows how long each clip is"
@@ -219,13 +222,6 @@ def with_audio(examples: Sequence[Example], audio: str, clips: ClipStore | None)
         return Clip(array=np.zeros(len(waveform), dtype=np.float32), sampling_rate=rate)
 
     return [replace(e, clips=tuple(silence(*clips.waveform(clips.key(c))) for c in e.clips)) for e in examples]
-
-
-def _identity(clip: Clip) -> str:
-    """Which clip this is, without decoding it."""
-    if clip.path is not None:
-        return clip.path
-    return hashlib.sha256(clip.data).hexdigest() if clip.data is not None else f"array {id(clip.array)}"
 
 
 def derangement(items: Sequence[tuple[str, str]], seed: int) -> list[int]:

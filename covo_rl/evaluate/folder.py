@@ -67,6 +67,10 @@ def _folder_problems(folder: Path, settings: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [f"{error}; choose another --output, or --overwrite"]
     both = {key: (there.get(key), settings.get(key)) for key in sorted({*there, *settings})}
+    for name in ("model", "adapter"):  # the same weights by another path, as from another working directory
+        old, new = both.get(f"{name}_sha256", (None, None))
+        if old and old == new:
+            del both[name]
     differing = [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in both.items() if old != new]
     advice = f"{folder} holds another evaluation (choose another --output, or --overwrite):"
     return [advice, *differing] if differing else []

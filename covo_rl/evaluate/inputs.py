@@ -16,6 +16,7 @@ from typing import Any
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.files import file_sha256, json_values
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, key_sha256, version_of
+from covo_rl.resolve import meant
 from covo_rl.types import Clip, Example, visible
 
 #: So many row names are listed for one problem.
@@ -59,7 +60,8 @@ def read_inputs(
         raise EvalInputError([f"--set {eval_set.name} needs --data FILE. {eval_set.how_to_get}"])
     path = Path(data)
     if not path.is_file():
-        raise EvalInputError([f"--data {path}: no such file (looked in {Path.cwd()}). {eval_set.how_to_get}"])
+        where = f"no such file (looked in {Path.cwd()}){meant(path)}"
+        raise EvalInputError([f"--data {path}: {where}. {eval_set.how_to_get}"])
     folder = Path(audio_dir) if audio_dir is not None else path.parent
     all_rows = _read_examples(eval_set, path, folder, hear=predictions is None, allow_outside=allow_outside)
     rows = all_rows[:limit]
@@ -110,7 +112,7 @@ def read_json_rows(path: str | Path) -> list[Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise EvalInputError([f"{path}: no such file (looked in {Path.cwd()})"])
+        raise EvalInputError([f"{path}: no such file (looked in {Path.cwd()}){meant(path)}"])
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text)

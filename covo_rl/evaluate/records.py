@@ -41,12 +41,13 @@ def judge_groups(
     """
     rewards_of: list[dict[str, list[float | None]]] = [{} for _ in groups]  # of each reply; None: cannot be graded
     if reward_config is not None and groups and groups[0].rollouts:
-        from covo_rl import rewards
+        from covo_rl.rewards.scoring import score, whole_sums
 
-        table = rewards.score(groups, reward_config)
+        table = score(groups, reward_config)
+        totals_PG = whole_sums(table)
         for place, row in enumerate(rewards_of):
             row |= plain({name: table.rewards_PGR[place, :, r] for r, name in enumerate(table.names)})
-            row["total"] = plain(table.rewards_PG[place])
+            row["total"] = plain(totals_PG[place])
     return [_record(*row, eval_set) for row in zip(groups, seconds, rewards_of, strict=True)]
 
 

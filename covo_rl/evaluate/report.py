@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ def _submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of a table; the first column is text, the others numbers. Pipes in cells are escaped."""
-    cells = [head, *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    """Lines of a table; the first column is text, the others numbers. A cell is one line of text, never markup."""
+    cells = [[re.sub(r"[|<\\`]", r"\\\g<0>", visible(cell)) for cell in row] for row in (head, *rows)]
     line, *body = ("| " + " | ".join(row) + " |" for row in cells)
     return [line, "|---" + "|---:" * (len(head) - 1) + "|", *body, ""]
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from covo_rl.audio import AudioError
+from covo_rl.audio import AudioError, ClipStore
 from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig, taught_prompt, value_problems
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
@@ -145,9 +145,8 @@ class Request:
         return problems
 
 
-def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyAnswerer:
+def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore) -> PolicyAnswerer:
     """Load a checkpoint folder, hub name or `builtin:tiny`, with a PEFT adapter on it if given, ready to answer."""
-    from covo_rl.audio import ClipStore
     from covo_rl.models import load_family
     from covo_rl.policy import Policy
     from covo_rl.policy.trainable import make_trainable
@@ -170,7 +169,6 @@ def load_answerer(request: Request, style: PromptStyle | None = None) -> PolicyA
     backbone: Any = family.model
     backbone.to(device_of(request.device))
     backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept
-    clips = ClipStore()
     policy = Policy(family, peft_model=peft_model, clips=clips)
     policy.eval()
     return PolicyAnswerer(policy, clips, prompts, rollouts, style)
@@ -189,8 +187,10 @@ def answer_rows(
     """
     assert request.output is not None
     check_folder(request.output, settings, ranks, overwrite=request.overwrite)
+    clips, files = ClipStore(), [clip for example in inputs.examples for clip in example.clips]
+    clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
-        answerer = load_answerer(request, style)
+        answerer = load_answerer(request, style, clips)
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error

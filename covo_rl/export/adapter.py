@@ -36,7 +36,7 @@ from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.saved_adapter import kind_of
 from covo_rl.policy.sharding import is_sharded, sharded_as, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
-from covo_rl.resolve import resolve_model
+from covo_rl.resolve import meant, resolve_model
 from covo_rl.train.checkpoint.manifest import MANIFEST, damage
 from covo_rl.train.ranks import Ranks
 
@@ -219,7 +219,7 @@ def policy_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     if not path.is_dir():
-        raise ExportError(f"{path}: no such folder; give a run folder, a checkpoint or an adapter folder")
+        raise ExportError(f"{path}: no such folder; give a run folder, a checkpoint or an adapter folder{meant(path)}")
 
     def age(step: Path) -> tuple[int, int]:
         match = STEP.fullmatch(step.name)

@@ -87,6 +87,8 @@ def export_policy(
         prompts = verify.synthetic_prompts(modes.family, clips)
     in_memory = modes.family.embed_tokens.weight.dtype
     loaded_as = in_memory if precision is None or kind == "adapter" else precision
+    if base and Path(base).exists() and Path(base).resolve() == Path(folder).resolve():
+        raise ExportError(f"{folder} is the base model of this policy, which it needs: give another folder")
     with staging(Path(folder), replace) as stage:
         expected = verify.ask_policy(modes, prompts, clips)
         if verify.is_idle(expected) and not allow_noop:  # known without writing anything

@@ -241,7 +241,9 @@ def compare_logits(
     share = update_kept(expected.trained, before, export, fresh_base)
     problems = []
     if not gap <= tolerance:
-        problems.append(f"logits differ from the trained policy by {gap:.3g}, tolerance {tolerance:.3g}")
+        rounded = target.kind == "merged" and target.dtype != "float32"
+        hint = "; merging rounds: use --dtype float32, or export the adapter" if rounded else ""
+        problems.append(f"logits differ from the trained policy by {gap:.3g}, tolerance {tolerance:.3g}{hint}")
     idle = is_idle(expected) if expected.base is not None else (change == 0.0 and gap <= tolerance)
     if idle and not allow_noop:
         problems.append(NOOP)

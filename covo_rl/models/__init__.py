@@ -6,12 +6,12 @@ subclass of `AudioFamily` and one line in `FAMILIES`.
 
 from __future__ import annotations
 
-import difflib
 import json
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from covo_rl.resolve import meant
 from covo_rl.types import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ FAMILIES = {
     "covo_audio": "covo_rl.models.covo_audio.family:CovoAudio",
     "qwen2_audio": "covo_rl.models.qwen2_audio:Qwen2Audio",
 }
+#: the hint where no folder has a name like the one given
+SHIPPED = "; builtin:tiny is the shipped model"
 
 
 class ModelError(UserError, ValueError):
@@ -69,12 +71,18 @@ def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
             raise ModelError(f"model {path}: {where}dtype {name!r}; there are float32, bfloat16 and float16")
     try:
         return family.load(path, dtype=dtype, **options)
-    except (SafetensorError, ValueError, RuntimeError) as error:  # damaged weights or tokenizer, sizes that do not fit
+    except (
+        SafetensorError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+    ) as error:  # damaged weights or tokenizer, sizes that do not fit
         if isinstance(error, UserError):
             raise
         text = str(error).strip().split("\n", 1)[0]
         raise ModelError(
-            f"model {path} does not load ({type(error).__name__}: {text}); is every file of it whole?"
+            f"model {path} does not load ({type(error).__name__}: {text})"
+            + ("" if isinstance(error, ImportError) else "; is every file of it whole?")
         ) from error
 
 
@@ -91,7 +99,7 @@ def model_config(path: str) -> dict[str, Any]:
     if folder.exists():
         _check_folder(folder)
     elif folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) != 2:
-        raise FileNotFoundError(f"model {path!r}: no such folder (looked in {Path.cwd()}){_neighbours(folder)}")
+        raise FileNotFoundError(f"model {path!r}: no such folder (looked in {Path.cwd()}){meant(folder) or SHIPPED}")
     else:
         _check_hub(path)
     raw, _ = PreTrainedConfig.get_config_dict(path)
@@ -112,22 +120,25 @@ def _check_folder(folder: Path) -> None:
         raise NotADirectoryError(f"model {folder}: give the folder that holds config.json and the weights, not a file")
     adapters = [f for f in (folder, folder / "adapter") if (f / "adapter_config.json").is_file()]
     hint = f"; {adapters[0]} is a PEFT adapter: give it as adapter, and its base as model" if adapters else ""
+    if (folder / "model" / "config.json").is_file():
+        hint = f"; did you mean {folder / 'model'}?"
+    elif not hint and ((folder / "checkpoints").is_dir() or (folder / "state.json").is_file()):
+        hint = f"; covo-rl export {folder} --merged DIR makes one of a run or checkpoint"
     content = sorted(p.name for p in folder.iterdir())[:8]
     raise FileNotFoundError(f"model {folder}: a model folder has a config.json; found {content}{hint}")
-
-
-def _neighbours(folder: Path) -> str:
-    names = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-    near = difflib.get_close_matches(folder.name, names, n=1)
-    return f"; did you mean {folder.parent / near[0]}?" if near else "; builtin:tiny is the shipped model"
 
 
 def _check_hub(name: str) -> None:
     """One request, where transformers repeats it for half a minute before it says that there is no network."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+    except HFValidationError:
+        where = f"no such folder (looked in {Path.cwd()}), and no name that the Hugging Face hub could have"
+        raise FileNotFoundError(f"model {name!r}: {where}{meant(name) or SHIPPED}") from None
     why = "is switched off (HF_HUB_OFFLINE)"
     if not constants.HF_HUB_OFFLINE:
         try:
@@ -137,7 +148,7 @@ def _check_hub(name: str) -> None:
             text = str(error).strip().split("\n", 1)[0]
             why = f"does not give it ({type(error).__name__}: {text})"
     raise FileNotFoundError(
-        f"model {name!r}: no such folder (looked in {Path.cwd()}){_neighbours(Path(name))}, it is not in the "
+        f"model {name!r}: no such folder (looked in {Path.cwd()}), it is not in the "
         f"Hugging Face cache, and the hub {why}. Give a folder with config.json, or where there is a network: "
-        f"hf download {name}"
+        f"hf download {name}{meant(name) or SHIPPED}"
     )

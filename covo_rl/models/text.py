@@ -13,11 +13,11 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from covo_rl.prompt import CUT
+from covo_rl.prompt import CONTROL, CUT
 from covo_rl.types import TAG_TOKENS, visible
 
-#: added tokens of this form are control tokens, whether or not the tokenizer calls them special
-_CONTROL = re.compile(r"<\|.+\|>")
+#: what no text that becomes ids may hold
+_UNFIT = re.compile(rf"[{CUT}\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class _Special:
 @lru_cache(maxsize=8)  # of a published tokenizer there can be thousands
 def _special(tokenizer: Any, size: int) -> _Special:
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    names = {str(token) for token in added if token.special or _CONTROL.fullmatch(str(token))}
+    # of some tokenizers (Qwen, DeepSeek) not all control tokens are called special
+    names = {str(token) for token in added if token.special or CONTROL.fullmatch(str(token))}
     names = (names | set(map(str, tokenizer.all_special_tokens))) - {*TAG_TOKENS, ""}
     ordered = tuple(sorted(names, key=lambda name: (-len(name), name)))
     pattern = re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
@@ -49,11 +50,12 @@ def shielded(texts: Sequence[str], tokenizer: Any) -> list[str]:
     """The texts with CUT inside every special token that they spell, alone or from the end of one into the next.
 
     Raises:
-        ValueError: a text holds CUT itself.
+        ValueError: a text holds CUT itself, or a lone surrogate, which no tokenizer takes.
     """
     joined = "".join(texts)
-    if CUT in joined:
-        raise ValueError(f"a text holds the noncharacter U+{ord(CUT):04X}, which marks cuts here; remove it")
+    if match := _UNFIT.search(joined):
+        kind, why = ("noncharacter", "marks cuts here") if match[0] == CUT else ("lone surrogate", "is no character")
+        raise ValueError(f"a text holds the {kind} U+{ord(match[0]):04X}, which {why}; remove it")
     pattern, cuts, place = _special(tokenizer, len(tokenizer)).pattern, [], 0
     while match := pattern.search(joined, place):  # tokens may overlap: each is cut after its first character
         place = match.start() + 1

@@ -34,7 +34,7 @@ def part_of(name: str, family: AudioFamily) -> str:
     return fitting[max(fitting, key=len)] if fitting else "other"
 
 
-def check_parts(names: Iterable[str], family: AudioFamily, option: str) -> None:
+def check_parts(names: Iterable[str], family: AudioFamily | type[AudioFamily], option: str) -> None:
     """Raises PatternError for a name that is no part of this family."""
     for name in names:
         if name not in family.parts:
@@ -63,6 +63,14 @@ def decoder_pattern(family: AudioFamily) -> str:
     return rf"{re.escape(prefixes(family)['llm'])}\.(?:.+\.)?(?:{leaves})"
 
 
+def module_regex(pattern: str) -> re.Pattern[str]:
+    """`pattern` compiled; raises PatternError where it is not a regex."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise PatternError(f"lora_target_modules {pattern!r} is not a regular expression: {error}") from None
+
+
 def matched_modules(pattern: str, family: AudioFamily) -> list[str]:
     """Linear modules whose full name the regex matches in full, as PEFT matches it.
 
@@ -73,10 +81,7 @@ def matched_modules(pattern: str, family: AudioFamily) -> list[str]:
             "lora_target_modules 'all-linear' reaches the audio encoder and the head; leave it unset for all Linear "
             f"modules of the decoder, which is {decoder_pattern(family)!r}"
         )
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise PatternError(f"lora_target_modules {pattern!r} is not a regular expression: {error}") from None
+    regex = module_regex(pattern)
     kinds, modules = (nn.Linear, nn.Embedding, nn.Conv1d), family.model.named_modules()
     hits = [name for name, module in modules if isinstance(module, kinds) and regex.fullmatch(name)]
     if not hits:

@@ -20,6 +20,7 @@ import torch
 
 from covo_rl.models.weights import check_finite
 from covo_rl.policy.patterns import PatternError
+from covo_rl.resolve import meant
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -69,8 +70,10 @@ def read_adapter(folder: str | Path, *, model: str | None = None) -> SavedAdapte
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         content = sorted(p.name for p in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-        inside = [path.parent for path in sorted(folder.glob("*/adapter_config.json"))]
-        hint = f"; did you mean {inside[0]}?" if inside else ""
+        inside = [str(path.parent) for path in sorted(folder.glob("*/adapter_config.json"))]
+        hint = f"; did you mean {' or '.join(inside[:SHOWN])}?" if inside else meant(folder)
+        if not inside and ((folder / "checkpoints").is_dir() or (folder / "state.json").is_file()):
+            hint = f"; covo-rl export {folder} --adapter DIR makes one of a run or checkpoint"
         raise FileNotFoundError(f"{folder}: a PEFT adapter folder has an adapter_config.json; found {content}{hint}")
     config, unknown = _read_config(folder / "adapter_config.json")
     tensors, notes = _read_tensors(folder), []
@@ -80,7 +83,13 @@ def read_adapter(folder: str | Path, *, model: str | None = None) -> SavedAdapte
     base = config.base_model_name_or_path
     if base and model and Path(base).name != Path(model).name:
         notes.append(f"adapter {folder}: it was trained on {base}, and is put on {model}")
-    if _is_idle(tensors):
+    start = str(config.init_lora_weights)
+    if start == "lora_ga" or "_niter_" in start:
+        notes.append(
+            f"adapter {folder}: its init_lora_weights, {start}, changed the base in a way that loading cannot repeat "
+            "exactly: have PEFT save it with path_initial_model_for_weight_conversion"
+        )
+    if _is_idle(config, tensors):
         notes.append(f"adapter {folder}: every LoRA product is zero, so the model answers as it does without it")
     return SavedAdapter(folder, config, tensors, tuple(notes))
 
@@ -90,7 +99,7 @@ def _read_config(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
     from peft import LoraConfig
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -135,14 +144,19 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _is_idle(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether there is nothing but LoRA pairs, one matrix of each being zero."""
+def _is_idle(config: LoraConfig, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether there is nothing but LoRA pairs, one matrix or the alpha of each being zero."""
+    from peft.utils.other import get_pattern_key
+
+    alphas = config.alpha_pattern or {}
     pairs: dict[str, bool] = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"(.*\.lora_(?:embedding_)?)[AB](\.weight)?", name)
         if match is None:
             return False
-        pairs[match[1]] = pairs.get(match[1], False) or not tensor.any()
+        module = match[1].removeprefix("base_model.model.").rpartition(".")[0]
+        alpha = alphas.get(get_pattern_key(alphas, module), config.lora_alpha)
+        pairs[match[1]] = pairs.get(match[1], False) or not alpha or not tensor.any()
     return all(pairs.values())
 
 
@@ -194,7 +208,7 @@ def _by_peft(prefix: str) -> Iterator[None]:
             yield
     except KeyError as error:
         raise AdapterError(f"{prefix}the file lacks {error.args[0]}") from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError, ImportError, re.error) as error:
         hits = MISMATCH.findall(str(error))
         shapes = [f"{name} is {here} in the file, {there} in the model" for name, here, there in hits]
         more = f"; and {len(shapes) - SHOWN} more. Is it an adapter of another model?" if len(shapes) > SHOWN else ""

@@ -21,7 +21,7 @@ from covo_rl.policy.products import HALF
 from covo_rl.policy.saved_adapter import kind_of, put_on, read_adapter
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from rich.table import Table
 
     from covo_rl.models.base import AudioFamily
@@ -100,7 +100,7 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
     elif config.adapter:
         adapter = read_adapter(config.adapter, model=family.model.name_or_path)
         peft_model, replaced = put_on(family, adapter)
-        notes += adapter.notes
+        notes += [*adapter.notes, *_overruled(config, adapter.config)]
     else:
         peft_model, targets = _new_adapter(family, config)
     count = sum(p.numel() for p in family.model.parameters() if p.requires_grad)
@@ -113,6 +113,15 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
         notes.append("LoRA dropout is off while sampling and scoring, so that they agree")
     report = _report(family, config, learning_rate)
     return Trainable(family, config, peft_model, report, count, targets, tuple(notes), replaced)
+
+
+def _overruled(config: AdapterConfig, saved: LoraConfig) -> list[str]:
+    """A line where options that shape a new adapter differ from the saved one that is trained instead."""
+    names = {"lora_r": "r", "lora_alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
+    options = [f"{name} {getattr(config, name)} (its own: {getattr(saved, own)})" for name, own in names.items()
+               if getattr(config, name) not in (getattr(AdapterConfig, name), getattr(saved, own))]  # fmt: skip
+    options += [name for name in ("lora_target_modules", "modules_to_save") if getattr(config, name)]
+    return [f"adapter {config.adapter} stays as it was made; no effect have {', '.join(options)}"] if options else []
 
 
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:

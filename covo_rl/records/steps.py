@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
 from covo_rl.data.files import plain
-from covo_rl.rewards.scoring import beside, figures
+from covo_rl.rewards.scoring import beside, figures, whole_sums
 from covo_rl.types import Group, RewardTable
 
 
@@ -77,13 +77,14 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
         graded = table.rewards_PGR[..., r][np.isfinite(table.rewards_PGR[..., r])]
         metrics[f"reward_{name}"] = float(graded.mean()) if graded.size else None
         metrics[f"none_{name}"] = 1.0 - graded.size / max(table.rewards_PG.size, 1)
-    total = table.rewards_PG[np.isfinite(table.rewards_PG)]
+    whole_PG = concatenated([replace(share.table, rewards_PG=whole_sums(share.table)) for share in shares]).rewards_PG
+    total = whole_PG[np.isfinite(whole_PG)]
     metrics["reward_total"] = float(total.mean()) if total.size else None
-    metrics["none_total"] = 1.0 - total.size / max(table.rewards_PG.size, 1)
+    metrics["none_total"] = 1.0 - np.isfinite(table.rewards_PG).sum().item() / max(table.rewards_PG.size, 1)
     metrics["zero_variance_groups"] = 1.0 - mean("informative_P") if table.rewards_PG.size else 0.0
     metrics["completion_length"], metrics["truncated"] = mean("lengths_N"), mean("truncated_N")
     metrics["format_broken"] = mean("format_broken_N")
-    scores, logged = figures(table.names, table.rewards_PGR, table.rewards_PG), {}
+    scores, logged = figures(table.names, table.rewards_PGR, whole_PG), {}
     for share in shares:
         weight = share.table.rewards_PG.size / max(table.rewards_PG.size, 1)
         for name, value in share.table.metrics.items():

@@ -8,12 +8,14 @@ import math
 import numbers
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from covo_rl.data.files import plain
 from covo_rl.rewards.specs import Reward
+from covo_rl.types import visible
 
 LOCATE_SECONDS = 1.0  # spent on finding the row that a function raises on
 SHOWN = 300  # characters of a foreign value or message
@@ -55,20 +57,22 @@ def shown(value: Any, limit: int = SHOWN) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def call_reward(reward: Reward, columns: dict[str, Any], timeout: float) -> Outcome:
-    """Scores of the completions in `columns`; an exception, even SystemExit, is an outcome."""
+def call_reward(
+    reward: Reward, columns: dict[str, Any], timeout: float, run: Callable[[Any], Any] = asyncio.run
+) -> Outcome:
+    """Scores of the completions in `columns`; an exception, even SystemExit, is an outcome. `run` runs coroutines."""
     start = time.perf_counter()
     _limits.until = time.monotonic() + timeout
     spec, n = reward.source.spec, len(columns["completions"])
     outcome = Outcome([math.nan] * n)
     try:
-        result = _invoke(reward, columns, outcome)
+        result = _invoke(reward, columns, outcome, run)
         values = result.tolist() if hasattr(result, "tolist") else result
         values = list(values) if isinstance(values, (list, tuple)) else None
         scores = [math.nan if value is None else _number(value) for value in values or ()]
     except BaseException as error:  # SystemExit would end the thread without a word
         what = ": ".join(filter(None, (type(error).__name__, shown(error))))
-        return Outcome.failed(n, f"{spec} raised {what}{_locate(reward, columns)}", time.perf_counter() - start)
+        return Outcome.failed(n, f"{spec} raised {what}{_locate(reward, columns, run)}", time.perf_counter() - start)
     if values is None or len(values) != n:
         kind = f"{type(result).__name__}, not a list of {n} numbers"
         what = kind if values is None else f"{len(values)} scores for {n} completions"
@@ -96,7 +100,7 @@ def _number(value: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _invoke(reward: Reward, columns: dict[str, Any], outcome: Outcome) -> Any:
+def _invoke(reward: Reward, columns: dict[str, Any], outcome: Outcome, run: Callable[[Any], Any]) -> Any:
     """What the function returns; what it logs goes to `outcome`."""
 
     def log_extra(name: str, values: Any) -> None:
@@ -114,6 +118,8 @@ def _invoke(reward: Reward, columns: dict[str, Any], outcome: Outcome) -> Any:
     arguments = {**columns, "log_extra": log_extra, "log_metric": log_metric, "log_missing": log_missing}
     if "clips" not in reward.parameters:
         arguments.pop("clips", None)
+    if not reward.source.trusted:
+        arguments.pop("explain", None)
     if reward.conversational:
         for name, role in (("completions", "assistant"), ("prompts", "user")):
             arguments[name] = [[{"role": role, "content": text}] for text in columns[name]]
@@ -122,10 +128,10 @@ def _invoke(reward: Reward, columns: dict[str, Any], outcome: Outcome) -> Any:
     async def awaited() -> Any:
         return await result
 
-    return asyncio.run(awaited()) if inspect.isawaitable(result) else result
+    return run(awaited()) if inspect.isawaitable(result) else result
 
 
-def _locate(reward: Reward, columns: dict[str, Any]) -> str:
+def _locate(reward: Reward, columns: dict[str, Any], run: Callable[[Any], Any]) -> str:
     """Which completion does it raise on? Called one by one, for a second; only for the message."""
     deadline = time.perf_counter() + min(LOCATE_SECONDS, seconds_left() / 2)
     n = len(columns["completions"])
@@ -134,7 +140,7 @@ def _locate(reward: Reward, columns: dict[str, Any]) -> str:
             return " (on a batch; no single row was found)"
         one = {k: [v[i]] if isinstance(v, list) and len(v) == n else v for k, v in columns.items()}
         try:
-            _invoke(reward, one, Outcome([math.nan]))
+            _invoke(reward, one, Outcome([math.nan]), run)
         except BaseException:  # the one we look for
             return _row(columns, i)
     return " (only on the whole batch, not on any single row)"
@@ -142,4 +148,4 @@ def _locate(reward: Reward, columns: dict[str, Any]) -> str:
 
 def _row(columns: dict[str, Any], i: int) -> str:
     text = columns["completions"][i]
-    return f" for row {columns['id'][i]}, completion {text if len(text) <= 80 else text[:77] + '...'!r}"
+    return f" for row {visible(columns['id'][i])}, completion {text if len(text) <= 80 else text[:77] + '...'!r}"

@@ -76,20 +76,24 @@ def try_rewards(
             raise specs.RewardError(f"{row}: {error}") from error
         if not isinstance(columns, dict):
             raise specs.RewardError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
-    example = example_from_row({**columns, "explain": True})
+    example = example_from_row(columns)
     groups = [group_from_completions(example, [text], stop_reason)]
-    table = score(groups, RewardConfig(judge=judge), rewards=names or DEFAULT)
+    table = score(groups, RewardConfig(judge=judge), rewards=names or DEFAULT, explain=True)
     parsed = parse(text, stop_reason)
     console.print(f"think:   {parsed.think!r}")
     console.print(f"answer:  {parsed.answer!r}")
     console.print(f"grammar: {'; '.join(parsed.problems) or 'fine'}")
     if example.choices:
-        readings = interpret(parsed.answer, example.choices), find_gold(example.answer, example.choices)
+        readings = (
+            interpret(parsed.answer, example.choices, example.question),
+            find_gold(example.answer, example.choices),
+        )
         named, right = (example.choices[i] if i is not None else "no single option" for i in readings)
         console.print(f"options: the answer names {named!r}, right is {right!r}")
     extras = dict(table.extras)
     for name, value in zip(table.names, table.rewards_PGR[0, 0], strict=True):
-        reason = extras.pop(f"{name.partition('(')[0]}_reason", [""])[0]  # ours take the column `explain`
+        key = f"{name.partition('(')[0]}_reason"
+        reason = extras.pop(f"{name}/{key}" if f"{name}/{key}" in extras else key, [""])[0]
         console.print(f"{name}: {_shown(value)}  {table.missing.get((0, 0, name), reason)}")
     for name, values in extras.items():
         if values[0]:
@@ -205,7 +209,9 @@ def _differ(before: Any, now: dict[str, float]) -> bool:
     """Whether a component that both hold has another score."""
     if not isinstance(before, dict):
         return False
-    pairs = [(math.nan if before[name] is None else before[name], now[name]) for name in now if name in before]
+    scores = {name: math.nan if value is None else value for name, value in before.items() if name in now}
+    numbers = {name: value if isinstance(value, int | float) else math.inf for name, value in scores.items()}
+    pairs = [(number, now[name]) for name, number in numbers.items()]
     return any(math.isnan(a) != math.isnan(b) or abs(a - b) > 1e-6 for a, b in pairs)
 
 

@@ -13,7 +13,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.prompt import Parsed, parse
-from covo_rl.types import Clip, Example, Group, Prompt, Rollout
+from covo_rl.rewards.call import shown
+from covo_rl.rewards.specs import RewardError
+from covo_rl.types import Clip, Example, Group, Prompt, Rollout, visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,19 +88,28 @@ def reward_columns(groups: Sequence[Group], trainer_state: Any = None) -> dict[s
         "clips": [[LazyClip(clip) for clip in example.clips] for example in examples],
         "trainer_state": TrainerState(trainer_state),
     }
-    own = {*columns, "log_extra", "log_metric", "log_missing", "judge"}
+    own = {*columns, "log_extra", "log_metric", "log_missing", "judge", "explain"}
     for name in dict.fromkeys(name for group in groups for name in group.prompt.example.columns):
         columns[f"row_{name}" if name in own else name] = [example.columns.get(name) for example in examples]
     return columns
 
 
 def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
-    """A scored or hand-written row (question, choices, answer and further columns) as an Example."""
+    """A scored or hand-written row (question, choices, answer and further columns) as an Example.
+
+    Raises:
+        RewardError: its choices are no list; the characters of a text would be options.
+    """
+    choices = () if row.get("choices") is None else row["choices"]
+    if isinstance(choices, str | bytes | Mapping) or not isinstance(choices, Iterable):
+        kind = f"{type(choices).__name__} {shown(choices, 80)}"
+        raise RewardError(f"row {visible(row.get('id', index))}: choices is {kind}, not a list")
     others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
     answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
-    choices = tuple(str(choice) for choice in row.get("choices") or ())
     columns = {name: value for name, value in row.items() if name not in others}
-    return Example(str(row.get("id", index)), (), str(row.get("question") or ""), choices, answer, columns)
+    return Example(
+        str(row.get("id", index)), (), str(row.get("question") or ""), tuple(map(str, choices)), answer, columns
+    )
 
 
 def group_from_completions(example: Example, completions: Iterable[str], stop_reason: str = "stop") -> Group:

@@ -30,13 +30,12 @@ from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
 from covo_rl.rewards.call import seconds_left, shown
 from covo_rl.rewards.specs import RewardError
-from covo_rl.rewards.transport import OriginError, check_address, hidden, judge_key, post
+from covo_rl.rewards.transport import OriginError, check_address, env_limit, hidden, judge_key, message_in, post
 from covo_rl.types import UserError
 
 logger = logging.getLogger("covo_rl.rewards")
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 MAX_TOKENS = 400  # of a reply
-MAX_SECONDS = 86_400.0  # what a timer and a socket can take
 MARGIN_SECONDS = 2.0  # of a component's time, at most a fifth of it, for what is left to do with the replies
 _local_turn = threading.Lock()  # one local model is loaded, and one batch is generated at a time
 
@@ -139,7 +138,7 @@ class EndpointJudge(CachedJudge):
     ) -> None:  # fmt: skip
         check_address(url)
         judge_key()
-        self.model, self.url = model, url.rstrip("/")
+        self.model, self.url = model, url.rstrip("/").removesuffix("/chat/completions")
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         super().__init__(f"openai:{model}@{self.url}", cache)
 
@@ -163,16 +162,16 @@ class EndpointJudge(CachedJudge):
         return [replies.get(prompt, late) for prompt in prompts]
 
     def _answer(self, prompt: str, key: str, deadline: float) -> str | JudgeError:
-        problem, tries = "no time left", 0
+        problem, tries, more = "no time left", 0, ""
         for attempt in range(self.retries + 1):
-            seconds = min(self.timeout, deadline - time.monotonic(), MAX_SECONDS)
+            seconds = min(self.timeout, deadline - time.monotonic())
             if seconds <= 0:
                 break
-            wait, tries = self.backoff * 2**attempt * (1 + random.random() / 4), attempt + 1
+            wait, tries, more = self.backoff * 2**attempt * (1 + random.random() / 4), attempt + 1, ""
             try:
                 reply = self._post(prompt, key, seconds)
             except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}"
+                problem, more = f"HTTP {error.code}", f": {shown(error.msg)}"
                 if error.code not in RETRIED:
                     break
                 with suppress(ValueError):
@@ -190,7 +189,8 @@ class EndpointJudge(CachedJudge):
             if attempt == self.retries or time.monotonic() + wait >= deadline:
                 break
             time.sleep(min(wait, self.timeout))
-        return JudgeError(f"judge {self.name}: {problem}, after {tries} tries")
+        what = f"{problem}, after {tries} tries{more}".replace(key or "\n", "***")  # a server may repeat the key
+        return JudgeError(f"judge {self.name}: {what}")
 
     def _post(self, prompt: str, key: str, seconds: float) -> str:
         content = CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
@@ -198,7 +198,10 @@ class EndpointJudge(CachedJudge):
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         response = post(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
-        content = json.loads(response)["choices"][0]["message"]["content"]
+        try:
+            content = json.loads(response)["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            raise ValueError(message_in(response) or "it has no choices[0].message.content") from None
         if not isinstance(content, str):
             raise TypeError("the message has no text")
         return whole_text(content)
@@ -271,14 +274,6 @@ def local_device() -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
-def _limit_from_environment(name: str, default: float) -> float:
-    text = os.environ.get(name) or str(default)
-    with suppress(ValueError):
-        if 0 < float(text) <= MAX_SECONDS:
-            return float(text)
-    raise RewardError(f"{name} is {text!r}: write a number above 0 and up to {MAX_SECONDS:g}")
-
-
 @lru_cache(maxsize=8)
 def judge_from_spec(spec: str) -> Judge:
     """`openai:MODEL@URL`, `openai:MODEL` with COVO_RL_JUDGE_URL set, or `transformers:PATH`.
@@ -296,6 +291,6 @@ def judge_from_spec(spec: str) -> Judge:
     url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
     if not model or not url:
         raise RewardError(f"judge {hidden(spec)!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
-    concurrency = _limit_from_environment("COVO_RL_JUDGE_CONCURRENCY", 16)
-    timeout = _limit_from_environment("COVO_RL_JUDGE_TIMEOUT", 30)
+    concurrency = env_limit("COVO_RL_JUDGE_CONCURRENCY", 16)
+    timeout = env_limit("COVO_RL_JUDGE_TIMEOUT", 30)
     return EndpointJudge(model, url, cache=cache, concurrency=int(concurrency), timeout=timeout)

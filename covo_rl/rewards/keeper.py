@@ -1,6 +1,6 @@
 """The process between the trainer and a plugin: it ends a plugin with all that it started, and stops floods.
 
-    python keeper.py SPEC FD        the trainer holds the other end of FD and of stdin
+    python keeper.py SPEC FD PATH   the trainer holds the other end of FD and of stdin; PATH is its sys.path
 
 The plugin runs in a child (`serve` of worker.py) with a session of its own, so a Ctrl-C at the terminal does not reach
 it. On Linux whatever the plugin starts becomes a child of this process once its parent is gone, also a daemon that left
@@ -10,6 +10,7 @@ them are killed; elsewhere only its process group is. What runs under another us
 Nothing of covo_rl is imported before the fork: this process stays small.
 """
 
+import codecs
 import contextlib
 import ctypes
 import os
@@ -22,25 +23,30 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 OUTPUT_BYTES, OUTPUT_SECONDS = 65536, 60.0  # this much of what a plugin prints is passed on in this time
 KILL_SECONDS = 1.5
 PIECE = 4096  # a pipe that is ready takes PIPE_BUF bytes without blocking
+LONGEST_ESCAPE = 4  # bytes that a byte becomes where it does not print
 
 
 class PluginOutput:
-    """What the plugin prints -> stderr, as far as that takes it, and never more than the limit."""
+    """What the plugin prints -> stderr as text, as far as that takes it, and never more than the limit."""
 
     def __init__(self, spec: str, fd: int) -> None:
-        self.spec, self.fd = spec, fd
+        from covo_rl.types import visible  # light, and after the fork
+
+        self.spec, self.fd, self.visible = spec, fd, visible
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self.room, self.cut, self.renewed = OUTPUT_BYTES, 0, time.monotonic()
 
     def relay(self) -> bool:
         """Pass on one piece; False at the end."""
-        piece = os.read(self.fd, PIECE if self.room else 1 << 20)
-        if time.monotonic() > self.renewed + OUTPUT_SECONDS or not piece:
+        read = os.read(self.fd, PIECE // LONGEST_ESCAPE if self.room else 1 << 20)
+        piece = self.visible(self.decoder.decode(read, not read), "\n\t").encode() if self.room else read
+        if time.monotonic() > self.renewed + OUTPUT_SECONDS or not read:
             self.report()
             self.room, self.renewed = OUTPUT_BYTES, time.monotonic()
         sent = _write(piece[: self.room])
         self.room -= sent
         self.cut += len(piece) - sent
-        return bool(piece)
+        return bool(read)
 
     def report(self) -> None:
         """Say how much was left out."""
@@ -146,4 +152,5 @@ def main(spec: str, fd: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[:] = sys.argv[3].split(os.pathsep)  # not by PYTHONPATH, which whatever the plugin starts would inherit
     main(sys.argv[1], int(sys.argv[2]))

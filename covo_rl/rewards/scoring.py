@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from covo_rl.config import ConfigError, RewardConfig, number_map
-from covo_rl.rewards.call import Outcome
+from covo_rl.rewards.call import Outcome, shown
 from covo_rl.rewards.columns import reward_columns
-from covo_rl.rewards.specs import Reward, RewardError, Source, load_reward
-from covo_rl.rewards.worker import run_components
+from covo_rl.rewards.specs import Reward, RewardError, Source
+from covo_rl.rewards.worker import reward_of, run_components
 from covo_rl.types import Group, RewardTable, visible
 
 logger = logging.getLogger("covo_rl.rewards")
@@ -37,7 +37,7 @@ class Component:
 
 
 def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Component]:
-    """`a,b=0.5`, a list of specs, or a mapping spec (or function) -> weight.
+    """`a,b=0.5`, a list of specs (or of components, as they are), or a mapping spec (or function) -> weight.
 
     Raises:
         RewardError: nothing given, a reward that cannot be loaded, a weight that is no number, a name that is used
@@ -50,14 +50,16 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
             raise RewardError(error.problems[0]) from None
         weights: Any = list(zip(rewards if isinstance(rewards, Mapping) else numbers, numbers.values(), strict=True))
     else:
-        weights = [(spec, 1.0) for spec in rewards]
+        weights = [(spec.reward, spec.weight) if isinstance(spec, Component) else (spec, 1.0) for spec in rewards]
     if not weights:
         raise RewardError("no rewards given; write for example rewards: accuracy,format")
     terms: list[Component] = []
     for spec, weight in weights:
-        reward: Any = load_reward(spec) if isinstance(spec, str) else spec
+        reward: Any = reward_of(spec) if isinstance(spec, str) else spec
         if not isinstance(reward, Reward):
             name = getattr(spec, "__name__", type(spec).__name__)
+            if not callable(reward) or isinstance(reward, type):
+                raise RewardError(f"reward {shown(spec)}: neither a name nor a function; of a class, give an object")
             reward = Reward(Source(name, name, "object", repr(spec)), reward)
         terms.append(Component(reward, float(weight)))
         name = terms[-1].name
@@ -70,11 +72,12 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
 
 def score(
     groups: Sequence[Group], config: RewardConfig | None = None, *, trainer_state: Any = None, rewards: Any = None,
-    judge: Any = None,
+    judge: Any = None, explain: bool = False,
 ) -> RewardTable:  # fmt: skip
     """Score all rollouts of P groups with G rollouts each.
 
     `rewards` replaces those of `config` and may hold functions; `judge` replaces the one that `config.judge` names.
+    `explain`: our own rewards also log a line of reason for each score, as `NAME_reason` (extras).
 
     Raises:
         RewardError: a reward cannot be loaded, the gate is no component, or a component failed and
@@ -90,6 +93,8 @@ def score(
         from covo_rl.rewards.judge import judge_from_spec  # urllib takes a while to import
 
         columns["judge"] = judge_from_spec(config.judge) if judge is None else judge
+    if explain:
+        columns["explain"] = True
     outcomes = run_components([term.reward for term in terms], columns, config.reward_timeout)
     failures = [outcome.failures for outcome in outcomes if outcome.failures]
     for whys in failures:  # logged once in its wording; the table holds all of them
@@ -115,8 +120,8 @@ def _table(terms: Sequence[Component], outcomes: Sequence[Outcome], prompts: int
         seconds[name] = outcome.seconds
         metrics = beside(metrics, outcome.metrics, name)
         extras = beside(extras, outcome.extras, name)
-    metrics = beside(figures(names, rewards_PGR, rewards_PG), metrics)
-    return RewardTable(names, weights_R, rewards_PGR, rewards_PG, missing, seconds, metrics, extras)
+    table = RewardTable(names, weights_R, rewards_PGR, rewards_PG, missing, seconds, extras=extras, gate=gate)
+    return replace(table, metrics=beside(figures(names, rewards_PGR, whole_sums(table)), metrics))
 
 
 def beside(own: Mapping[str, Any], logged: Mapping[str, Any], prefix: str = "logged") -> dict[str, Any]:
@@ -141,6 +146,21 @@ def weighted_sum(rewards_PGR: np.ndarray, weights_R: np.ndarray, gate: int | Non
     if gate is not None:
         graded_PG &= ~missing_PGR[..., gate]
     return np.where(graded_PG, np.nansum(np.where(counted_PGR, rewards_PGR * weights_R, 0.0), axis=-1), np.nan)
+
+
+def whole_sums(table: RewardTable) -> np.ndarray:
+    """(P, G) sums for figures over groups and steps: NaN also where a component failed for a whole group.
+
+    Within the group its sums can be compared; beside others they would show an outage of the judge as a fall.
+    """
+    sums_PG, gate = table.rewards_PG.copy(), table.gate
+    for (p, g, name), why in table.missing.items():
+        counted = table.weights_R[table.names.index(name)] and (
+            gate in ("none", name) or table.rewards_PGR[p, g, table.names.index(gate)] == 1
+        )
+        if counted and why.startswith("failed"):
+            sums_PG[p, g] = np.nan
+    return sums_PG
 
 
 class FailureWindow:

@@ -18,20 +18,22 @@ import inspect
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from covo_rl.data.files import file_sha256
 from covo_rl.resolve import names
 from covo_rl.types import UserError
 
 GROUP = "covo_rl.rewards"
-LOAD_SECONDS = 60.0  # that importing a reward may take
+PACKAGES = ("trl", "covo_rl")  # whose functions may run in the trainer's process
+LOAD_SECONDS = 180.0  # that importing a reward may take: torch from a network file system, on eight ranks at once
 
 
 class RewardError(UserError, ValueError):
@@ -71,11 +73,7 @@ class Reward:
     @cached_property
     def parameters(self) -> frozenset[str]:
         """Names it takes; `**` among them if it takes any."""
-        try:
-            parameters = inspect.signature(self.function).parameters.values()
-        except (TypeError, ValueError):  # some built-in functions have no signature
-            return frozenset(["**"])
-        return frozenset("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
+        return frozenset(_parameters(self.function))
 
     @property
     def conversational(self) -> bool:
@@ -85,7 +83,7 @@ class Reward:
     @property
     def in_thread(self) -> bool:
         """Runs in a thread of this process: ours and TRL's, live objects, and those that ask for it."""
-        ours = self.source.trusted or self.source.place == "object" or self.package in ("trl", "covo_rl")
+        ours = self.source.trusted or self.source.place == "object" or self.package in PACKAGES
         return ours or getattr(self.function, "isolation", None) == "thread"
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
@@ -96,6 +94,20 @@ class Reward:
         columns = {**self.source.arguments, **dict(by_position), **columns}
         takes_any = "**" in self.parameters
         return self.function(**{name: v for name, v in columns.items() if takes_any or name in self.parameters})
+
+    @property
+    def file(self) -> str | None:
+        """The one that holds its code, if one does."""
+        try:
+            file = inspect.getsourcefile(self.target if hasattr(self.target, "__code__") else type(self.target))
+        except (TypeError, OSError):  # built in
+            return None
+        return file if file and Path(file).is_file() else None
+
+    @property
+    def sha256(self) -> str | None:
+        """Of `file`."""
+        return file_sha256(self.file) if self.file else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_reward, (self.source.spec,)
@@ -111,39 +123,43 @@ class AsyncReward(Reward):
         return await super().__call__(*args, **columns)
 
 
-def load_reward(spec: str) -> Reward:
-    """The reward that a name stands for.
+def load_reward(spec: str, *, alone: bool = False) -> Reward:
+    """The reward that a name stands for; `alone` says that this process is there for nothing else.
 
     Raises:
         RewardError: nothing, or nothing callable, has this name; the message lists what exists.
     """
-    base, arguments = split_arguments(spec)
+    source = source_of(spec)
+    arguments = source.arguments
     with _import_guard(spec):
-        place, location, name, function = _find(base)
+        function = _imported(source, alone)
     if not callable(function):
-        raise RewardError(f"reward {spec!r}: {name} in {location} is {type(function).__name__}, not a function")
-    if arguments:
-        _check_arguments(spec, function, arguments)
-        try:
-            factory = "completions" not in inspect.signature(function).parameters
-        except (TypeError, ValueError):  # some built-in functions have no signature
-            factory = True
-        if factory:
+        what = f"{source.name} in {source.location} is {type(function).__name__}"
+        raise RewardError(f"reward {spec!r}: {what}, not a function")
+    if arguments or inspect.isclass(function):  # a class is a factory: what it makes is called
+        parameters = _parameters(function)
+        _check_arguments(spec, parameters, arguments)
+        if "completions" not in parameters:
             with _import_guard(spec):
                 made: Any = function(**arguments)
             function, arguments = made, {}
-    reward = Reward(Source(spec, name, place, location, arguments), function)
+    reward = Reward(replace(source, arguments=arguments), function)
     is_async = any(map(inspect.iscoroutinefunction, (reward.target, reward.target.__call__)))
     return AsyncReward(reward.source, function) if is_async else reward
 
 
-def _check_arguments(spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Raises RewardError for an argument that the function does not take: it would be left out."""
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    """Names it takes; `**` among them if it takes any, as do built-in functions without a signature."""
     try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and "completions" not in parameters:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ["**"]
+    return ["**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters]
+
+
+def _check_arguments(spec: str, parameters: Sequence[str], arguments: Mapping[str, Any]) -> None:
+    """Raises RewardError for an argument that the function does not take: it would be left out."""
+    if "**" in parameters and "completions" not in parameters:
         return  # a factory that takes anything
     for name in arguments:
         if name not in parameters:
@@ -164,7 +180,7 @@ def _import_guard(spec: str) -> Iterator[None]:
         raise RewardError(f"reward {spec!r} did not load within {LOAD_SECONDS:g} s")
 
     before: Any = None
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGALRM"):
         before = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, LOAD_SECONDS)
     try:
         yield
@@ -195,44 +211,54 @@ def split_arguments(spec: str) -> tuple[str, dict[str, Any]]:
         raise RewardError(f"reward {spec!r}: cannot read its arguments ({error}); write name(key='value')") from error
 
 
-def _find(base: str) -> tuple[str, str, str, Any]:
-    """(place, location, name of the function, object)."""
+def source_of(spec: str) -> Source:
+    """Where the reward of this name comes from; nothing is imported.
+
+    Raises:
+        RewardError: nothing has this name; the message lists what exists.
+    """
+    base, arguments = split_arguments(spec)
     path, _, name = base.rpartition(":")
     if base.endswith(".py"):
         path, name = base, Path(base).stem
-    if path.endswith(".py"):
-        place, location = "file", str(Path(path).expanduser())
-    elif path:
-        place, location = "import", path
+    if path:
+        place, location = ("file", str(Path(path).expanduser())) if path.endswith(".py") else ("import", path)
     elif name in (files := names("rewards")):
         place, location = files[name][1], str(files[name][0])
+    elif name in (points := entry_points(group=GROUP)).names:
+        place, location = "entry point", points[name].value
     else:
-        points = entry_points(group=GROUP)
-        for point in points.select(name=name):
-            try:
-                return "entry point", point.value, name, point.load()
-            except Exception as error:
-                raise RewardError(f"reward {base!r}: cannot import {point.value!r}: {error}") from error
         known = sorted({*files, *points.names})
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         guess = f"did you mean {near[0]!r}? " if near else ""
         there = f"there is {', '.join(known)}, ./file.py:function and package.module:function"
         raise RewardError(f"there is no reward {name!r}; {guess}{there}")
+    return Source(spec, name, place, location, arguments)
+
+
+def _imported(source: Source, alone: bool) -> Any:
+    """The object of this name."""
+    place, location, name = source.place, source.location, source.name
     try:
-        module = importlib.import_module(path) if place == "import" else load_file(Path(location))
+        if place == "entry point":
+            return entry_points(group=GROUP)[name].load()
+        module = importlib.import_module(location) if place == "import" else load_file(Path(location), alone=alone)
     except RewardError:
         raise
     except Exception as error:  # whatever the module does while it is imported
-        hint = "; a file is named with its .py" if "/" in path else ""
-        raise RewardError(f"reward {base!r}: cannot import {path!r}: {type(error).__name__}: {error}{hint}") from error
+        hint = "; a file is named with its .py" if "/" in location else ""
+        what = f"cannot import {location!r}: {type(error).__name__}: {error}{hint}"
+        raise RewardError(f"reward {source.spec!r}: {what}") from error
     if not hasattr(module, name):
         public = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise RewardError(f"reward {base!r}: {module.__name__} has no {name!r}; it has {', '.join(public)}")
-    return place, location, name, getattr(module, name)
+        raise RewardError(f"reward {source.spec!r}: {module.__name__} has no {name!r}; it has {', '.join(public)}")
+    return getattr(module, name)
 
 
-def load_file(file: Path) -> ModuleType:
-    """Import a file under a name of its own, once for each content.
+def load_file(file: Path, *, alone: bool = False) -> ModuleType:
+    """Import a file under a name of its own, once for each content; what lies beside it can be imported by it.
+
+    `alone`: its own name if no other module has it, so that processes that it spawns find its functions.
 
     Raises:
         RewardError: there is no such file, or it raises while it is imported.
@@ -246,6 +272,10 @@ def load_file(file: Path) -> ModuleType:
     name = f"covo_rl_file_{file.stem}_{hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
+    if alone and file.stem.isidentifier() and file.stem not in sys.modules and not importlib.util.find_spec(file.stem):
+        name = file.stem
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # last: it hides nothing
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # it ends in .py
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -255,7 +285,9 @@ def load_file(file: Path) -> ModuleType:
         del sys.modules[name]
         if isinstance(error, (KeyboardInterrupt, RewardError)):
             raise
-        raise RewardError(f"reward file {file} raises {type(error).__name__} while it is imported: {error}") from error
+        hint = "; a file of a package is named package.module:function" if "relative import" in str(error) else ""
+        what = f"raises {type(error).__name__} while it is imported: {error}{hint}"
+        raise RewardError(f"reward file {file} {what}") from error
     return module
 
 

@@ -8,6 +8,8 @@ nowhere else.
 from __future__ import annotations
 
 import http.client
+import ipaddress
+import json
 import os
 import re
 import socket
@@ -21,9 +23,13 @@ from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from covo_rl.rewards.call import shown
 from covo_rl.rewards.specs import RewardError
 
 KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
+MAX_SECONDS = 86_400.0  # what a timer and a socket can take
+HINTS: dict[int, str] = dict.fromkeys((401, 403), f"; is the key in {' or '.join(KEY_VARIABLES)} the right one?")
+HINTS |= {404: "; is the address right (most end in /v1), and is that the model's name at the server?"}
 MAX_BYTES = 1_000_000  # of a response
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 307, 308)  # to be repeated as they are
@@ -43,6 +49,15 @@ def judge_key() -> str:
     return ""
 
 
+def env_limit(name: str, default: float) -> float:
+    """Raises RewardError: the variable holds no number that a timer and a socket can take."""
+    text = os.environ.get(name) or str(default)
+    with suppress(ValueError):
+        if 0 < float(text) <= MAX_SECONDS:
+            return float(text)
+    raise RewardError(f"{name} is {text!r}: write a number above 0 and up to {MAX_SECONDS:g}")
+
+
 def check_address(url: str) -> None:
     """Raises RewardError unless it is the plain http(s) address of a host: it stands in records, so no secret may."""
     try:
@@ -52,6 +67,8 @@ def check_address(url: str) -> None:
         raise RewardError(f"judge address {hidden(url)!r}: {hidden(str(error))}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RewardError(f"judge address {hidden(url)!r}: must start with http:// or https:// and name a host")
+    if not url.isprintable() or " " in url:
+        raise RewardError(f"judge address {hidden(url)!r}: holds spaces or other characters that no address has")
     if not plain or "@" in url:
         raise RewardError(
             f"judge address {hidden(url)!r}: holds a user, password or query, which would stand in every record: "
@@ -83,7 +100,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float) -> b
         ValueError: it is longer than MAX_BYTES.
         urllib.error.HTTPError, OSError, http.client.HTTPException: any other failure.
     """
-    late, sockets = threading.Event(), []
+    late, sockets, seconds = threading.Event(), [], min(seconds, MAX_SECONDS)
 
     def cut() -> None:
         late.set()
@@ -95,7 +112,8 @@ def post(url: str, body: bytes, headers: Mapping[str, str], seconds: float) -> b
     timer.daemon = True
     timer.start()
     try:
-        content = _follow(_opener(late, sockets), url, body, headers, seconds)
+        direct = local(origin(url)[1])
+        content = _follow(_opener(late, sockets, direct), url, body, headers, seconds)
     except (OSError, http.client.HTTPException, ValueError):
         if late.is_set():
             raise TimeoutError(f"timed out after {seconds:.3g} s") from None
@@ -117,6 +135,8 @@ def _follow(
             with opener.open(request, timeout=seconds) as response:
                 content = response.read(MAX_BYTES + 1)
         except urllib.error.HTTPError as error:
+            with suppress(OSError, http.client.HTTPException):
+                error.msg = (message_in(error.read(10_000)) or error.msg) + HINTS.get(error.code, "")
             error.close()
             target = urljoin(url, error.headers.get("Location") or "")
             if error.code not in REDIRECTS or target == url:
@@ -135,13 +155,31 @@ def _follow(
     raise OriginError(f"more than {MAX_REDIRECTS} redirects")
 
 
+def message_in(content: bytes) -> str:
+    """What a server says is wrong, as OpenAI-compatible ones write it; "" if it says nothing that can be read."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    for name in ("error", "message", "detail"):
+        value = value[name] if isinstance(value, dict) and name in value else value
+    return shown(value) if isinstance(value, str) else ""
+
+
+def local(host: str) -> bool:
+    """This machine, which is never asked through a proxy."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def _opener(late: threading.Event, sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
-    """Opens connections whose sockets are listed as soon as they are there; the environment's proxies are used."""
+def _opener(late: threading.Event, sockets: list[socket.socket], direct: bool) -> urllib.request.OpenerDirector:
+    """Opens connections whose sockets are listed as soon as they are there, through proxies or `direct`."""
 
     def listed(kind: Callable[..., http.client.HTTPConnection]) -> Any:
         def connection(host: str, **options: Any) -> http.client.HTTPConnection:
@@ -167,7 +205,8 @@ def _opener(late: threading.Event, sockets: list[socket.socket]) -> urllib.reque
         def https_open(self, req: urllib.request.Request) -> Any:
             return self.do_open(listed(http.client.HTTPSConnection), req, context=_certificates())
 
-    return urllib.request.build_opener(_NoRedirect, Plain, Secure)
+    proxies = urllib.request.ProxyHandler({} if direct else None)
+    return urllib.request.build_opener(_NoRedirect, Plain, Secure, proxies)
 
 
 @cache

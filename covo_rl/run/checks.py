@@ -1,30 +1,54 @@
-"""What can be known of a run before its model is loaded: rewards, judge, adapter, and the kind of model."""
+"""What can be known of a run before its model is loaded: rewards, judge, adapter, parts, and the kind of model."""
 
 from __future__ import annotations
 
-from covo_rl.config import ConfigError, Options
-from covo_rl.models import model_config
+from covo_rl.config import AdapterConfig, ConfigError, Options, RewardConfig, number_map
+from covo_rl.models import family_class, model_config
+from covo_rl.policy.patterns import check_parts, module_regex
 from covo_rl.policy.saved_adapter import read_adapter
 from covo_rl.policy.trainable import quantization_kwargs
 from covo_rl.resolve import resolve_model
 from covo_rl.rewards import components
 from covo_rl.rewards.judge import judge_from_spec
+from covo_rl.types import UserError
 
 
 def check_before_loading(options: Options) -> None:
     """Everything about the options that needs neither data nor weights.
 
     Raises:
-        ConfigError, RewardError, AdapterError, ModelError, OSError: what is wrong, and what exists instead.
+        ConfigError, RewardError, AdapterError, ModelError, OSError: what is wrong, and what exists instead; ConfigError
+            for several of them.
     """
-    reward, adapter = options.reward, options.adapter
+    adapter, judge = options.adapter, options.reward.judge
+    checks = [
+        lambda: _check_rewards(options.reward),
+        lambda: judge and judge_from_spec(judge),
+        lambda: adapter.load_in_4bit and quantization_kwargs(),
+        lambda: _check_model(options.model.model, adapter),
+        lambda: adapter.adapter and read_adapter(adapter.adapter),
+        lambda: adapter.lora_target_modules and module_regex(adapter.lora_target_modules),
+    ]
+    errors = []
+    for check in checks:
+        try:
+            check()
+        except (UserError, OSError) as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConfigError([str(text) for error in errors for text in getattr(error, "problems", [error])])
+
+
+def _check_rewards(reward: RewardConfig) -> None:
     names = [term.name for term in components(reward.rewards)]
     if reward.reward_gate not in ("none", *names):
         raise ConfigError([f"reward_gate {reward.reward_gate!r} is not among the rewards: {', '.join(names)}"])
-    if reward.judge:
-        judge_from_spec(reward.judge)
-    if adapter.load_in_4bit:
-        quantization_kwargs()
-    model_config(resolve_model(options.model.model))
-    if adapter.adapter:
-        read_adapter(adapter.adapter)
+
+
+def _check_model(name: str, adapter: AdapterConfig) -> None:
+    family = family_class(model_config(resolve_model(name))["model_type"])
+    rates = number_map(adapter.part_learning_rates, what="part_learning_rates")
+    check_parts(rates, family, "part_learning_rates")
+    check_parts([] if adapter.lora else adapter.train_parts, family, "train_parts")

@@ -18,6 +18,7 @@ from covo_rl import data
 from covo_rl.data import DataError, Overlap, load_examples
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.load import audio_root
+from covo_rl.data.read import some
 from covo_rl.data.terminal import say
 from covo_rl.prompt import CONTROL
 from covo_rl.records.console import console, summary_table
@@ -52,11 +53,11 @@ def check_command(
 ) -> None:
     """Missing, broken and over-long clips, duplicates, bad answers, overlap with held-out rows. Exit code 1 if any."""
     examples, part = _checked(file, audio_dir, format, allow_outside_audio, max_seconds)
-    report, overlaps, notes = {"data": part}, [], {"data": data.clip_notes(examples)}
+    report, overlaps, notes = {"data": part}, [], {"data": _notes(examples)}
     if against is not None:
         folder = against_audio_dir or audio_dir
         held_out, report["against"] = _checked(against, folder, against_format, allow_outside_audio, None)
-        overlaps, notes["against"] = data.overlap(examples, held_out, near=near), data.clip_notes(held_out)
+        overlaps, notes["against"] = data.overlap(examples, held_out, near=near), _notes(held_out)
     ok = not any(part["problems"] or part["duplicates"] for part in report.values())
     ok = ok and not any(item.serious for item in overlaps)
     if as_json:
@@ -68,8 +69,6 @@ def check_command(
         for name, lines in notes.items():
             for line in lines:
                 console.print(f"note: {name}: {line}")
-        for note in _control_tokens(examples):
-            console.print(note)
         console.print("no problems" if ok else "problems found", style="green" if ok else "red")
     raise typer.Exit(0 if ok else 1)
 
@@ -85,6 +84,8 @@ def convert_command(
 ) -> None:
     """Write a question set with the field names of another. Audio stays where it is, further columns are kept."""
     folder = audio_root(source, audio_dir)
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise _stop(f"{visible(target)} is the file that is read: give another OUT")
     try:
         examples = load_examples(source, folder, format=from_, allow_outside=allow_outside_audio, strict=False)
         data.write(data.to_rows(examples, to, folder), target)
@@ -165,14 +166,13 @@ def _checked(
     }
 
 
-def _control_tokens(examples: list[Example]) -> list[str]:
-    """A line about the rows that write what chat models read as control tokens, or none."""
+def _notes(examples: list[Example]) -> list[str]:
+    """What keeps no row from being used: see `clip_notes`, and the rows that write control tokens of chat models."""
     texts = ((example.id, "\n".join((example.question, *example.choices))) for example in examples)
     written = {row: match[0] for row, text in texts if (match := CONTROL.search(text))}
-    rows, tokens = [visible(row) for row in written], sorted(set(written.values()))
-    which = f"{', '.join(rows[:5])}{', ...' * (len(rows) > 5)}"
-    note = f"note: {len(rows)} rows ({which}) write control tokens ({', '.join(tokens[:5])}); to a model they are text"
-    return [note] * bool(rows)
+    which, tokens = some([visible(row) for row in written]), some(sorted(set(written.values())))
+    note = f"{len(written)} rows ({which}) write control tokens ({tokens}); to a model they are text"
+    return [*data.clip_notes(examples), *[note] * bool(written)]
 
 
 def _print(report: dict[str, dict[str, Any]], overlaps: list[Overlap], show: int) -> None:

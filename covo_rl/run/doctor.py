@@ -11,21 +11,19 @@ which a test compares with what a real pass saves. Every figure is for one rank 
 from __future__ import annotations
 
 import inspect
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from covo_rl.data.terminal import say
+from covo_rl.run.speed import MIB, Speed, measure_speed
 from covo_rl.types import user_errors
 
 if TYPE_CHECKING:
     from covo_rl.config import AdapterConfig, Options
 
-MIB = 2**20
 #: room for allocator fragmentation, libraries and the CUDA context
 OVERHEAD = 1.1
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -80,13 +78,6 @@ class Plan:
     def peak(self) -> float:
         """Bytes."""
         return OVERHEAD * (sum(self.memory.values()) + max(sum(self.sampling.values()), sum(self.loss.values())))
-
-
-class Speed(NamedTuple):
-    """What the device does: products per second and bytes read per second, in use rather than on paper."""
-
-    flops: float
-    bandwidth: float
 
 
 def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
@@ -217,30 +208,6 @@ def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Spee
         "reference": one_pass if options.loss.beta else 0.0,
         "loss": updates * 2.2 * one_pass * again,
     }
-
-
-def measure_speed(device: str = "auto") -> Speed:
-    """A quick measurement of this machine: one product, one copy."""
-    import torch
-
-    from covo_rl.train.launch import device_of
-
-    chosen = device_of(device)
-    gpu = chosen.type == "cuda"
-    n = 4096 if gpu else 768
-    square, large = torch.randn(n, n, device=chosen), torch.empty((256 if gpu else 64) * MIB // 4, device=chosen)
-
-    def rate(work: float, function: Callable[[], Any]) -> float:
-        def seconds() -> float:
-            start = time.perf_counter()
-            function()
-            if gpu:
-                torch.cuda.synchronize()
-            return time.perf_counter() - start
-
-        return work / min([seconds() for _ in range(4)][1:])  # the first warms up
-
-    return Speed(rate(2.0 * n**3, lambda: square @ square), rate(4.0 * large.numel(), lambda: large.sum()))
 
 
 def plan_options(

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from covo_rl.audio import AudioError, ClipStore, decode
-from covo_rl.config import DataConfig, Options, PromptConfig
+from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example, Prompt, visible
 
 
@@ -29,13 +30,15 @@ class Rows:
     notes: tuple[str, ...] = ()
 
 
-def read_questions(options: Options) -> Rows:
+def read_questions(options: Options, clips: ClipStore | None = None, ranks: Ranks | None = None) -> Rows:
     """Training and held-out rows. Without `data` the built-in set, rendered on first use.
 
-    Without `eval_data` a share of the user's rows is held out, all rows of a clip on the same side.
+    Without `eval_data` a share of the user's rows is held out, all rows of a clip on the same side. `clips` names
+    every file of them here, which rank 0 alone reads for it.
 
     Raises:
         DataError: rows that cannot be used, all named.
+        ConfigError: no row is left to train on.
     """
     config = options.data
     builtin = builtin_questions() if config.data is None else {}
@@ -47,14 +50,24 @@ def read_questions(options: Options) -> Rows:
     def load(name: str, audio_dir: str | None) -> list[Example]:
         return load_examples(files[name], audio_dir, allow_outside=config.allow_outside_audio)
 
-    rows = load("data", folder)
+    rows, held_out, notes = load("data", folder), [], ()
+    splits = options.eval.evaluate and "eval_data" not in files
     if not options.eval.evaluate:
-        return Rows(rows[: config.limit], [], {"data": files["data"]})
-    if "eval_data" in files:
-        return Rows(rows[: config.limit], load("eval_data", eval_folder)[: config.eval_limit], files)
-    train, held_out = hold_out(rows, config.eval_fraction)
-    note = f"no eval_data: {len(held_out)} of {len(rows)} rows are held out, all rows of a clip together"
-    return Rows(train[: config.limit], held_out[: config.eval_limit], files, (note,))
+        files = {"data": files["data"]}
+    elif not splits:
+        held_out = load("eval_data", eval_folder)[: config.eval_limit]
+    rows, ranks = rows if splits else rows[: config.limit], ranks or Ranks()
+    clips = ClipStore() if clips is None else clips
+    files_of_rows = [clip for row in (*rows, *held_out) for clip in row.clips]
+    clips.watch(files_of_rows, ranks.from_main(clips.watch(files_of_rows) if ranks.main else None))
+    if splits:
+        train, held_out = hold_out(rows, config.eval_fraction, clips)
+        notes = (f"no eval_data: {len(held_out)} of {len(rows)} rows are held out, all rows of a clip together",)
+        if not train:
+            what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
+            raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
+        rows, held_out = train[: config.limit], held_out[: config.eval_limit]
+    return Rows(rows, held_out, files, notes)
 
 
 def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> list[str]:
@@ -70,7 +83,9 @@ def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> 
     return problems
 
 
-def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+def hold_out(
+    examples: Sequence[Example], fraction: float, clips: ClipStore | None = None
+) -> tuple[list[Example], list[Example]]:
     """(training rows, held-out rows): about `fraction` of the rows, all rows of a clip on the same side.
 
     A row's side depends on the stored bytes of its clips alone (its id where it has none that can be read): not on
@@ -78,11 +93,11 @@ def hold_out(examples: Sequence[Example], fraction: float) -> tuple[list[Example
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"eval_fraction {fraction}: must be in [0, 1)")
-    train, held_out, store = [], [], ClipStore()
+    train, held_out, clips = [], [], ClipStore() if clips is None else clips
 
     def identity(clip: Clip) -> str:
         try:
-            return store.key(clip)
+            return clips.key(clip)
         except AudioError:  # reported by `row_problems`
             return clip.name
 

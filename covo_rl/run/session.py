@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.result import before_settings, evaluated, show_result, stored_before
-from covo_rl.run.start import RunFinished, Start, look_at, own
+from covo_rl.run.start import RunFinished, Start, look_at, own, summary_rows
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
@@ -58,16 +58,18 @@ class Session:
         self.run = Run(options.train.output, active=self.ranks.main)
         self.start = self._look()
         check_before_loading(options)
+        self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
-        with self.accelerator.main_process_first():  # the first process renders the built-in set
-            self.rows = questions.read_questions(options)
+        if options.data.data is None:
+            with self.accelerator.main_process_first():  # which renders the built-in set
+                questions.builtin_questions()
+        self.clips = ClipStore()
+        self.rows = questions.read_questions(options, self.clips, self.ranks)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
         scaled = self.accelerator.scaler is not None
         model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora, scaled=scaled)
-        self.clips = ClipStore()
-        self.clips.watch(clip for row in (*self.rows.train, *self.rows.held_out) for clip in row.clips)
         self._check_data(family_at(path).max_clip_seconds)
         self.family = load_family(
             path,
@@ -147,8 +149,12 @@ class Session:
     def show(self) -> None:
         """Print the configuration summary, what trains, the reward check and the self-check; then own the folder."""
         options = self.options
-        weights = {term.name: term.weight for term in components(options.reward.rewards)}
-        tables = console.summary_table("run", self._summary(weights)), render_report(self.trainable.report)
+        place = f"{self.accelerator.device}, {self.ranks.world} process(es)"
+        held_out = self.rows.files.get("eval_data", self.rows.files["data"])
+        rows = {"data": f"{len(self.examples)} rows from {self.rows.files['data']}",
+                "held out": f"{len(self.held_out)} rows from {held_out}"}  # fmt: skip
+        about = summary_rows(options, self.terms, self.family.model_type, place, rows)
+        tables = console.summary_table("run", about), render_report(self.trainable.report)
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
         self._print(*tables, *notes)
@@ -164,7 +170,7 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            rewards = reward_files([term.name for term in components(self.options.reward.rewards)])
+            rewards = reward_files([term.name for term in self.terms])
             files = {**self.rows.files, **{f"reward:{name}": path for name, path in rewards.items()}}
             if problem := self.ranks.from_main(own(self.run, self.options, files) if self.ranks.main else None):
                 raise ConfigError([problem])
@@ -172,23 +178,6 @@ class Session:
 
     def _prompts(self, count: int) -> list[Prompt]:
         return questions.readable_prompts(self.examples, count, self.family, self.clips, self.options.prompt)
-
-    def _summary(self, rewards: dict[str, float]) -> list[tuple[str, Any]]:
-        options, train, rollout = self.options, self.options.train, self.options.rollout
-        terms = " + ".join(f"{'' if w == 1 else f'{w:g} '}R_{name}" for name, w in rewards.items())
-        gate = "" if options.reward.reward_gate == "none" else f", gated by {options.reward.reward_gate}"
-        return [
-            ("model", f"{options.model.model} ({self.family.model_type})"),
-            ("device", f"{self.accelerator.device}, {self.ranks.world} process(es)"),
-            ("data", f"{len(self.examples)} rows from {self.rows.files['data']}"),
-            ("held out", f"{len(self.held_out)} rows from {self.rows.files.get('eval_data', self.rows.files['data'])}"),
-            ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
-            ("R_total", terms + gate),
-            ("judge", options.reward.judge or "none: deterministic checkers"),
-            ("loss", f"{options.loss.loss_type}, beta {options.loss.beta:g}, lr {train.learning_rate:g}"),
-            ("seed", train.seed),
-            ("run folder", train.output),
-        ]
 
     def _print(self, *lines: Any) -> None:
         """Lines and tables, by the main process."""
@@ -207,7 +196,7 @@ class Session:
                 self.held_out,
                 prompt_config=options.prompt,
                 rollout_config=options.rollout,
-                reward_config=options.reward,
+                reward_config=replace(options.reward, rewards=self.terms),
                 clips=self.clips,
                 audio=audio,
                 greedy=mode == "greedy",
@@ -241,7 +230,8 @@ class Session:
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop:
-            saver = Saver(self.options, self.run.folder, stop, self._export_step if train.export_checkpoints else None)
+            on_saved = self._export_step if train.export_checkpoints else None
+            saver = Saver(self.options, self.run.folder, stop, on_saved, self.clips.key)
             self._print(*saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config))
             with console.ProgressDisplay(
                 "GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5

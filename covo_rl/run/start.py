@@ -12,7 +12,7 @@ from torch import nn
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import plain
 from covo_rl.records.folder import Run, environment
-from covo_rl.rewards import RewardError
+from covo_rl.rewards import Component, RewardError
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore
 from covo_rl.train.checkpoint.identity import (
@@ -125,3 +125,23 @@ def own(run: Run, options: Options, files: Mapping[str, Path]) -> str | None:
         run.lock.release()
         return f"{run.folder} cannot be written: {error}"
     return None
+
+
+def summary_rows(
+    options: Options, rewards: Sequence[Component], model_type: str, place: str, rows: Mapping[str, str]
+) -> list[tuple[str, Any]]:
+    """The lines of the table that a run starts with."""
+    train, rollout, reward = options.train, options.rollout, options.reward
+    terms = " + ".join(f"{'' if term.weight == 1 else f'{term.weight:g} '}R_{term.name}" for term in rewards)
+    gate = "" if reward.reward_gate == "none" else f", gated by {reward.reward_gate}"
+    return [
+        ("model", f"{options.model.model} ({model_type})"),
+        ("device", place),
+        *rows.items(),
+        ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
+        ("R_total", terms + gate),
+        ("judge", reward.judge or "none: deterministic checkers"),
+        ("loss", f"{options.loss.loss_type}, beta {options.loss.beta:g}, lr {train.learning_rate:g}"),
+        ("seed", train.seed),
+        ("run folder", train.output),
+    ]

@@ -10,7 +10,7 @@ from covo_rl.data import DataError, row_problems
 from covo_rl.data.read import Problem
 from covo_rl.prompt import parse
 from covo_rl.supervised.config import ColdStartConfig, Stage
-from covo_rl.types import Example
+from covo_rl.types import Example, visible
 
 
 def check_rows(examples: Sequence[Example], source: str) -> None:
@@ -68,5 +68,5 @@ def unreadable(rows: Sequence[Example], texts: Sequence[str], stage: Stage) -> l
     """Rows whose own completion the grammar cannot read, with what is wrong; other teachers break it on purpose."""
     if stage.teacher != "column":
         return []
-    return [f"{row.id}: {parsed.problems[0]}" for row, text in zip(rows, texts, strict=True)
+    return [f"{visible(row.id)}: {parsed.problems[0]}" for row, text in zip(rows, texts, strict=True)
             if (parsed := parse(text)).problems]  # fmt: skip

@@ -19,10 +19,11 @@ BATCH = 32
 LONGEST = 512  # tokens of a held-out reply
 
 
-def split_held_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split_held_out(
+    examples: Sequence[Example], share: float, seed: int, clips: ClipStore
+) -> tuple[list[Example], list[Example]]:
     """(rows for training, held-out rows), all rows of a clip on the same side; at least one clip where `share` > 0."""
-    store = ClipStore(memory_mb=0)
-    sounds = ["".join(store.key(clip) for clip in row.clips) or row.id for row in examples]
+    sounds = ["".join(clips.key(clip) for clip in row.clips) or row.id for row in examples]
     names = sorted(set(sounds))
     random.Random(seed).shuffle(names)
     chosen = set(names[: max(1, round(share * len(names)))] if share and len(names) > 1 else [])
@@ -33,7 +34,7 @@ def split_held_out(examples: Sequence[Example], share: float, seed: int) -> tupl
 
 
 def held_out_figures(
-    family: AudioFamily, rows: Sequence[Example], prompt: PromptConfig, *, length: int
+    family: AudioFamily, rows: Sequence[Example], prompt: PromptConfig, clips: ClipStore, *, length: int
 ) -> dict[str, float | int | None]:
     """Rows, share of right answers and of well-formed replies (None where nothing can be graded), greedy.
 
@@ -46,7 +47,6 @@ def held_out_figures(
     from covo_rl.prompt import build_prompt
     from covo_rl.rewards import score
 
-    clips = ClipStore(memory_mb=64)
     policy = Policy(family.__class__(family.model, family.processor), None, clips=clips, feature_memory_mb=64).eval()
     config = RolloutConfig(num_generations=1, max_completion_length=min(length, LONGEST))
     tables = []

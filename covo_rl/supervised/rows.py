@@ -54,8 +54,9 @@ def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
     return min(stage.first_row for stage in stages), max(ends) if len(ends) == len(stages) else None
 
 
-def stage_examples(config: ColdStartConfig) -> tuple[list[Example], list[Example]]:
+def stage_examples(config: ColdStartConfig, clips: ClipStore | None = None) -> tuple[list[Example], list[Example]]:
     """(Rows that the stages use, held-out rows) of `data` or of the built-in train split; clips as files or arrays.
+    `clips` names those of `data` here.
 
     Raises:
         DataError: rows or clips that cannot be used, all named.
@@ -72,7 +73,8 @@ def stage_examples(config: ColdStartConfig) -> tuple[list[Example], list[Example
         check_rows(rows, config.data)
     else:
         rows = _rendered(config, range(config.rows))
-    train, held_out = split_held_out(rows, config.held_out_share, config.seed)
+    clips = ClipStore(memory_mb=64) if clips is None else clips
+    train, held_out = split_held_out(rows, config.held_out_share, config.seed, clips)
     check_stage_rows(config, len(train))
     return train[first:end], held_out
 
@@ -96,7 +98,7 @@ def _rendered(config: ColdStartConfig, numbers: Iterable[int]) -> list[Example]:
 
 def prepare_rows(
     rows: Sequence[Example], family: AudioFamily, config: ColdStartConfig,
-    progress: Callable[[Sequence[Example]], Iterable[Example]] = iter,
+    progress: Callable[[Sequence[Example]], Iterable[Example]] = iter, clips: ClipStore | None = None,
 ) -> list[Row]:  # fmt: skip
     """Prompts of all rows, and the features of as many clips as `feature_memory_mb` holds.
 
@@ -104,7 +106,7 @@ def prepare_rows(
     """
     import torch
 
-    clips, result = ClipStore(memory_mb=64), []
+    clips, result = ClipStore(memory_mb=64) if clips is None else clips, []
     store = FeatureStore(family, clips, config.feature_memory_mb)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations, which waiting for a second thread only slows
@@ -130,7 +132,8 @@ def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = 
         try:
             texts.append(completion(row, stage, rng, column))
         except ValueError as error:  # TeacherError, or evidence that no completion can hold
-            problems.append(str(error) if str(error).startswith(row.id) else f"{row.id}: {error}")
+            name = visible(row.id)
+            problems.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if problems:
         more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
         raise TeacherError("\n".join([*problems[:10], *more]))
@@ -154,7 +157,7 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
     def other(value: str) -> str:
         others = [choice for choice in example.choices if choice != value]
         if not others:
-            raise TeacherError(f"{example.id}: a wrong conclusion needs another choice; the row has {example.choices}")
+            raise TeacherError(f"{name}: a wrong conclusion needs another choice; the row has {example.choices}")
         return rng.choice(others)
 
     evidence = example.columns.get("evidence")

@@ -26,7 +26,7 @@ from covo_rl.models.text import special_token_notes
 from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
 from covo_rl.policy.products import HALF
 from covo_rl.policy.trainable import training_dtype
-from covo_rl.prompt import messages, written_texts
+from covo_rl.prompt import PromptError, messages, written_texts
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import resolve_model
@@ -96,7 +96,8 @@ def _run_stages(config: ColdStartConfig) -> Path:
             _say(note)
     set_seed(config.seed)
     _say(f"reading {config.data or f'{config.rows} built-in questions'}")
-    examples, held_out = stage_rows.stage_examples(config)
+    clips = ClipStore(memory_mb=64)
+    examples, held_out = stage_rows.stage_examples(config, clips)
     start = stage_rows.used_rows(config)[0]
     plan, problems, longest = [], [], 0
     for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
@@ -121,7 +122,7 @@ def _run_stages(config: ColdStartConfig) -> Path:
     for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
         _say(note)
     used = examples[:8] if config.dry_run else examples
-    rows = stage_rows.prepare_rows(used, family, config, partial(with_progress, "preparing clips"))
+    rows = stage_rows.prepare_rows(used, family, config, partial(with_progress, "preparing clips"), clips)
     for _, stage, part, _, texts in plan:
         if stage.kind == "sft":
             Collator(family, rows[part], texts[: len(rows[part])])  # what does not fit the model is said now
@@ -148,9 +149,13 @@ def _run_stages(config: ColdStartConfig) -> Path:
             for *_, texts in plan:
                 longest = max([longest, *(len(family.tokenizer(text)["input_ids"]) for text in texts)])
             family.model.eval()
-            figures = held_out_figures(family, held_out, config.prompt, length=2 * longest or 64)
+            try:
+                figures = held_out_figures(family, held_out, config.prompt, clips, length=2 * longest or 64)
+                said = f"{figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}"
+            except PromptError as error:  # a clip has changed since it was held out; the checkpoint is none the worse
+                figures, said = {"rows": len(held_out), "error": str(error)}, f"not measured: {error}"
             log.append({"held_out": figures})
-            _say(f"held out: {figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}")
+            _say(f"held out: {said}")
         write_json(folder / "training_log.json", log, indent=1)
     _say(f"checkpoint: {folder}")
     return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,9 +100,7 @@ def refill(
         for name, values in extras.items():
             new = more_table.extras[name][source * generations : (source + 1) * generations]
             values[place * generations : (place + 1) * generations] = new
-    return groups, RewardTable(
-        table.names, table.weights_R, rewards_PGR, rewards_PG, missing, table.seconds, table.metrics, extras
-    )
+    return groups, replace(table, rewards_PGR=rewards_PGR, rewards_PG=rewards_PG, missing=missing, extras=extras)
 
 
 def finite_logps(batch: Batch, members: Sequence[int]) -> bool:

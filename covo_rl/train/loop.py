@@ -22,7 +22,7 @@ from covo_rl.engines.own import OwnEngine
 from covo_rl.policy import Policy
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records.steps import Clock, StepShare, step_metrics
-from covo_rl.rewards import score
+from covo_rl.rewards import RewardError, components, score
 from covo_rl.rewards.scoring import FailureWindow
 from covo_rl.train.batch import Batch, hash_seed, refill
 from covo_rl.train.checkpoint.saver import Saver
@@ -58,6 +58,7 @@ class Trainer:
         self.update_index = 0
         self.update_totals: dict[str, float] = {}
         self.skipped_rows: dict[str, str] = {}
+        self.terms = components(options.reward.rewards)  # once: a file that is edited meanwhile changes nothing
         self.reward_failures = FailureWindow(options.reward.reward_failure_limit, options.train.max_steps)
         end = Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop")
         idle_group = Group(self.prompt_of(examples[0].id), (end,))
@@ -138,7 +139,10 @@ class Trainer:
             if name.endswith("_s"):
                 clock.add(name.removesuffix("_s"), value)
         with clock("reward"):
-            table = score(groups, self.options.reward, trainer_state={"step": self.step})
+            table = self.ranks.together(
+                lambda: score(groups, self.options.reward, trainer_state={"step": self.step}, rewards=self.terms),
+                RewardError,
+            )
         return groups, table
 
     def resample(self, groups: list[Group], table: RewardTable, clock: Clock) -> tuple[list[Group], RewardTable]:

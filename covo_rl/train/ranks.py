@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from covo_rl.types import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -71,19 +73,24 @@ class Ranks:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.distributed.all_reduce(parameter.grad.div_(self.world))
 
-    def together(self, action: Callable[[], Any], error: type[Exception]) -> None:
-        """Run `action` here; when it raises `error` on any rank, every rank does, with what went wrong.
+    def together(self, action: Callable[[], Any], error: type[UserError]) -> Any:
+        """What `action` returns here; when it raises `error` on any rank, every rank does, with what went wrong.
 
         Without this a full disk on one rank would leave the others waiting for it for ever.
 
         Raises:
             error: on every rank, naming those where it happened.
         """
-        failure = None
+        if self.world == 1:
+            return action()
+        value = failure = None
         try:
-            action()
+            value = action()
         except error as problem:
             failure = str(problem)
         failures = [f"rank {rank}: {what}" for rank, what in enumerate(self.gathered(failure)) if what]
         if failures:
-            raise error("; ".join(failures))
+            problem = error("; ".join(failures))
+            problem.everywhere = True
+            raise problem
+        return value

@@ -18,10 +18,11 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from covo_rl.data.terminal import LAYOUT
+from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import visible
 
@@ -33,13 +34,17 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def exit_after(main: Callable[[], object]) -> NoReturn:
     """Call `main` and end the process with its exit code; one process ends as Python always does.
 
-    Under a launcher the process gets SIGTERM when that dies (on Linux; elsewhere there is nothing to ask).
+    Under a launcher the process gets SIGTERM when that dies (on Linux; elsewhere there is nothing to ask). What
+    tracebacks and warnings quote of files and models is shown as text.
 
     Raises:
         SystemExit: in a single process, 0 or whatever `main` raised.
     """
     if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)).rstrip("\n"), err=True)
+    format_warning = warnings.formatwarning
+    warnings.formatwarning = lambda *words, **options: visible(format_warning(*words, **options), LAYOUT)
     code: object = 0
     try:
         main()
@@ -50,9 +55,10 @@ def exit_after(main: Callable[[], object]) -> NoReturn:
             raise
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
-            traceback.print_exception(error)
+            sys.excepthook(type(error), error, error.__traceback__)
         elif not isinstance(code, int | None):
-            print(code, file=sys.stderr)
+            if Ranks.current().main or not getattr(error.__context__, "everywhere", False):
+                print(code, file=sys.stderr)
             code = 1
     else:
         if Ranks.current().world == 1:

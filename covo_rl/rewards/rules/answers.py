@@ -11,10 +11,11 @@ from functools import lru_cache
 from typing import Any
 
 from covo_rl.rewards.rules.frames import frames
-from covo_rl.rewards.rules.normalize import key, loose_key
+from covo_rl.rewards.rules.normalize import key, loose_key, merged_key
 from covo_rl.rewards.rules.numbers import UNIT_NAMES
 from covo_rl.rewards.rules.options import prepare, readings, side_readings
 from covo_rl.rewards.rules.quantities import quantity
+from covo_rl.rewards.rules.restated import own_words_of, restated
 from covo_rl.rewards.rules.text import clean_text
 
 KINDS = ("choice", "numeric", "text", "wer")
@@ -77,36 +78,25 @@ def grade(
     kind = kind or answer_kind(gold, choices, question)
     if kind == "choice":
         right = find_gold(gold, choices)
-        return None if right is None else float(_choose(answer, choices, question) == right)
+        return None if right is None else float(interpret(answer, choices, question) == right)
     if not answer:
         return 0.0
     if kind == "numeric":
         return float(same_number(answer, str(gold), question))
     if kind == "wer":
         return float(word_error_rate(answer, str(gold)) <= max_wer)
-    return float(same_text(answer, str(gold)))
+    return float(same_text(answer, str(gold), question))
 
 
-def _choose(answer: str | None, choices: Sequence[str], question: str) -> int | None:
-    """`interpret`; a count may name what the question counts: `2 times`."""
-    index = interpret(answer, choices)
-    head, _, noun = clean_text(answer or "").rstrip(" .!").rpartition(" ")
-    counted = (
-        index is None
-        and len(head) < 50
-        and head[-1:].isalnum()
-        and quantity(head)
-        and loose_key(noun)[0] in key(question)
-    )
-    return interpret(head, choices) if counted else index
-
-
-def same_text(answer: str, gold: str) -> bool:
+def same_text(answer: str, gold: str, question: str = "") -> bool:
     """Equal after normalisation, with or without what stands around it."""
     if len(answer) > 4 * len(gold) + MAX_TEXT:
         return False
-    right = loose_key(gold)
-    if any(loose_key(text) == right for text, _ in frames(answer)):
+    own = own_words_of([gold])
+    layers = [text for text, _ in frames(answer)]
+    texts = [*layers, *(restated(text, question, own) for text in layers)]
+    levels = (loose_key, merged_key) if re.search("[,;:]", gold) else (loose_key,)  # a list, or a ratio
+    if any(level(text) == level(gold) for level in levels for text in texts):
         return True
     groups = _GROUPS.split(clean_text(gold))  # 555-1234
     number = len("".join(groups)) >= 7 and "".join(groups).isdigit()
@@ -124,10 +114,12 @@ def same_number(answer: str, gold: str, question: str = "") -> bool:
     if _FACTORIAL.search(answer) and "!" not in gold:  # 5! is 120
         return False
     if _is_spelled(gold, question):
-        return same_text(answer, gold)
-    texts = [text for text, how in frames(answer) if how not in ("name", "bullet", "about")]
+        return same_text(answer, gold, question)
+    texts = [text for text, how in frames(answer) if how != "bullet"]
+    own = own_words_of([gold]) | own_words_of(["1 s"])
+    texts += [restated(text, question, own) for text in texts]
     verdicts = [text == written or _same_value(text, gold, question) for text in texts]
-    return True in verdicts or (False not in verdicts and same_text(answer, gold))
+    return True in verdicts or (False not in verdicts and same_text(answer, gold, question))
 
 
 def _same_value(answer: str, gold: str, question: str) -> bool | None:
@@ -146,7 +138,8 @@ def _same_value(answer: str, gold: str, question: str) -> bool | None:
         return None
     from covo_rl.rewards.rules.formula import equal_formulas, read_formula
 
-    a, b = read_formula(answer), read_formula(gold)
+    fraction = claim and not claim.unit and claim.number is not None and str(claim.number)  # three quarters
+    a, b = read_formula(answer) or (read_formula(fraction) if fraction else None), read_formula(gold)
     return equal_formulas(a, b) if a and b else None
 
 
@@ -164,18 +157,18 @@ def word_error_rate(answer: str, gold: str) -> float:
     return float(jiwer.wer(" ".join(loose_key(gold)), words))
 
 
-def interpret(answer: str | None, choices: Sequence[str]) -> int | None:
+def interpret(answer: str | None, choices: Sequence[str], question: str = "") -> int | None:
     """Index of the one option that `answer` names (the first of its duplicates), or None.
 
     >>> options = ["dog", "cat"]
     >>> [interpret(a, options) for a in ("Cat.", "B", "(B) cat", "B. dog", "dog and cat", "not a dog")]
     [1, 1, 1, None, None, None]
     """
-    return _interpret(answer, tuple(choices)) if answer and choices else None
+    return _interpret(answer, tuple(choices), question) if answer and choices else None
 
 
 @lru_cache(maxsize=16384)
-def _interpret(answer: str, choices: tuple[str, ...]) -> int | None:
+def _interpret(answer: str, choices: tuple[str, ...], question: str = "") -> int | None:
     if len(answer) > 4 * max(map(len, choices)) + 200:
         return None
     options = prepare(choices)
@@ -184,6 +177,10 @@ def _interpret(answer: str, choices: tuple[str, ...]) -> int | None:
         for text, how in layers:
             if classes := read(options, text, how):
                 return next(iter(classes)) if len(classes) == 1 else None
+    own = own_words_of(choices)
+    for core in (restated(text, question, own) for text, _ in layers):
+        if classes := readings(options, core, "name" if len(core) <= 2 else "") or side_readings(options, core):
+            return next(iter(classes)) if len(classes) == 1 else None
     return None
 
 

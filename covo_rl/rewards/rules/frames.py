@@ -21,6 +21,8 @@ _ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9a-fA-F]{1,5}|nbsp|amp|lt|gt|quot|apos)
 _END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,30}\|>|</s>|<eos>|<br ?/?>))+\s*$")
 _FENCE = re.compile(r"\s*```[ \t]*[A-Za-z]{0,12}[ \t]*(?:\n|(?=[^`\n]*```\s*$))")
 _JSON_KEYS = frozenset("answer final_answer finalanswer choice option label letter result prediction".split())
+_SET_TEXT = re.compile(r"\\(?:text|math)(?:bf|it|rm|sf|tt|up)?\{((?![A-Z]\})[^{}\\]*)\}")  # LaTeX, not a label
+_SPACING = re.compile(r"\\[,;:! ]|~(?=[A-Za-z])|\\(?=[%#&$_])")
 _RULE = re.compile(r"\n\s*(?:-{3,}|\*{3,}|_{3,})\s*$")
 _MARKDOWN = re.compile(
     r"(?<![\w*])(?P<star>\*{1,3})(?P<bold>[^*\s][^*\n]*)(?P=star)(?![\w*])"
@@ -37,22 +39,14 @@ _PAIRS = [
 _BRACKETS = frozenset("([{")  # a list inside them is one with them
 _ANSWER = r"(?:answer|option|choice|letter|response)"
 _RIGHT = r"(?:(?:most likely|most probable|final|correct|right|best|true|only) )*"
-_THINGS = (
-    "sound|noise|animal|instrument|speaker|voice|person|man|woman|singer|emotion|mood|tone|genre|style|tempo|language|"
-    "accent|event|source|audio|clip|recording|song|music|scene|gender|number|key|interval|chord"
-)
 _LEAD_INS = [
     r"(?:so|therefore|thus|hence|then|ok|okay|well|finally|clearly|overall|in conclusion|definitely|surely|certainly)",
-    r"i (?:think|believe|guess|would say|'d say|say|choose|pick|select|chose|hear|can hear|go with)(?: that)?|i'd say"
-    r"|(?:i'd|i'll) go with|(?:choose|select|pick|selected|chosen|correct|final|ans)"
-    r"|the (?:correct|right|best) one is|(?:based on|according to) [^,.;:]{1,60}(?=,)",
+    r"(?:i|i'd|i'll)(?: would| will)? (?:think|believe|guess|say|choose|pick|select|chose|go with)(?: that)?"
+    r"|(?:choose|select|pick|selected|chosen|correct|final|ans)|the (?:correct|right|best) one is"
+    r"|(?:based on|according to|after (?:listening|hearing)) ?[^,.;:]{0,60}(?=,)",
     r"(?:probably|most likely|likely|(?:there is )?no doubt(?: that)?|without (?:a )?doubt|my guess is)",
     rf"(?:the |my |your |a )?{_RIGHT}{_ANSWER}(?:(?: here)? (?:is|would be|must be|should be))?",
-    rf"(?:the |this |that )?(?:{_THINGS}) (?:is|are|was|sounds like|sounds|seems to be|seems)",
-    r"(?:it|he|she|this|that|they) (?:sounds?|seems?) (?:like|to be)|(?:it|he|she|this|that) sounds",
     r"(?:it|this|that) (?:must|has to|would|should) be|(?:it|this|that|he|she|there) is|(?:it|that|he|she|there)'s",
-    r"(?:there|they|these|those) are|they're",
-    r"(?:about|approximately|around|roughly)(?= \d)",
     "(?:\u6b63\u786e|\u6700\u7ec8|\u6211\u7684)?\u7b54\u6848(?:\u662f|\u4e3a|\u5e94\u4e3a)?|\u6b63\u786e\u9009\u9879(?:\u662f|\u4e3a)?",
     "\u9009\u9879|\u6211\u9009|\u5e94\u9009|\u9009\u62e9?|(?:\u6b63\u3057\u3044)?\u7b54\u3048(?:\u306f)?|\u6b63\u89e3(?:\u306f)?"
     "|(?:\uc815)?\ub2f5(?:\uc740)?",
@@ -66,8 +60,6 @@ _AFTER_LEAD_IN = (
     r"(?:(?:\s*[:;,.=])+\s*|\s+-\s+(?![\d.])|\s+|(?<=[\u3040-\u9fff\uac00-\ud7af])|(?=[(\[{<\"'*$\\]))(?=\S)"
 )
 _LEAD_IN = re.compile(rf"(?:{'|'.join(_LEAD_INS)}){_AFTER_LEAD_IN}", re.IGNORECASE)
-#: before a name, not before the label of an option: note B
-_NAMED = re.compile(r"(?:the )?(?:note|chord|key(?: of)?|number) (?=\S)", re.IGNORECASE)
 _TAIL = re.compile(
     rf",? i (?:think|believe|guess|would say)\W*$|,? (?:definitely|certainly|probably|clearly|obviously)\W*$"
     rf"| (?:is|would be|must be|seems) (?:(?:the |my )?{_RIGHT}(?:{_ANSWER}|one)|(?:correct|right))\W*$"
@@ -75,13 +67,11 @@ _TAIL = re.compile(
     re.IGNORECASE,
 )
 _PRICE = re.compile(r"\$(?=\d)")
-_ABOUT = re.compile(r"about|approximately|around|roughly", re.IGNORECASE)
 _SAYS_LABEL = re.compile(r"option|choice|letter|\u9009", re.IGNORECASE)
 
 
 def frames(answer: str) -> Iterator[tuple[str, str]]:
-    """(what is left, what stood before it) after each layer: "", a "lead", a word for a "label", "about", a "bullet",
-    or a word for a "name", behind which a letter is no label.
+    """(what is left, what stood before it) after each layer: "", a "lead", a word for a "label", a "bullet".
 
     >>> [text for text, _ in frames("**Answer:** $\\\\boxed{B}$")]
     ['Answer: $\\\\boxed{B}$', '$\\\\boxed{B}$', '\\\\boxed{B}', 'B']
@@ -90,7 +80,10 @@ def frames(answer: str) -> Iterator[tuple[str, str]]:
         yield clean_text(answer), ""
         return
     text = _END_TOKENS.sub("", _ENTITY.sub(lambda match: html.unescape(match[0]), answer))
-    text, how = _one_line(_RULE.sub("", _content(text))), ""
+    text = _RULE.sub("", _content(text))
+    if "\\" in text:
+        text = _SET_TEXT.sub(r" \1 ", _SPACING.sub(lambda match: " " * (match[0] != "\\"), text))
+    text, how = _one_line(text), ""
     yield text, how
     for _ in range(MAX_LAYERS):
         inner, said = _peeled(text)
@@ -144,10 +137,8 @@ def _unpictured(text: str) -> str:
 def _peeled(text: str) -> tuple[str, str]:
     """(without its outermost layer, what that layer says), or the text as it is."""
     if lead_in := _LEAD_IN.match(text):
-        said = "label" if _SAYS_LABEL.search(lead_in[0]) else "about" if _ABOUT.match(text) else "lead"
+        said = "label" if _SAYS_LABEL.search(lead_in[0]) else "lead"
         return text[lead_in.end() :], said
-    if name := _NAMED.match(text):
-        return text[name.end() :], "name"
     if bullet := _BULLET.match(text):
         return text[bullet.end() :], "bullet"
     if tagged := _TAGGED.fullmatch(text):

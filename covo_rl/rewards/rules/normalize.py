@@ -23,7 +23,8 @@ _NOTE_WORDS = frozenset(
 _UNIT = "|".join(sorted(map(re.escape, filter(str.isalpha, (*UNITS, *UNIT_NAMES))), key=len, reverse=True))
 _TOKEN = re.compile(
     r"\d+(?i:st|nd|rd|th)\b"
-    r"|(?:(?<![\w.)])[+-])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w.])\.\d+)"  # a number
+    r"|(?<![\w.)+-])[+-]{2,8}(?=\.?\d)"  # no sign
+    r"|(?:(?<![\w.)+-])[+-])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|(?<![\w.])\.\d+)"  # a number
     r"|[^\W\d_]+(?:'[^\W\d_]+)*"  # a word
     r"|(?:(?<=\d)|(?<=\d ))-(?= ?\d)|(?<=[^\W_])-(?! ?[^\W_])"  # the hyphen of a range, or of a grade or blood group
     r"|(?<=\d):(?=\d)|(?<=\d),(?= ?[+-]?\d)"  # of a clock or a ratio; of a decimal or a list
@@ -31,10 +32,18 @@ _TOKEN = re.compile(
     r"|[^\w\s.,;:!?\"'()\[\]{}*|\\-]",  # a symbol; marks that only decorate and separate are none
 )
 _ACCENTS = re.compile("(?<=[A-Za-z])[\u0300-\u036f]+")
-_JOINED = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_JOINED = re.compile(r"(?<=[^\W\d_])(?:(?<![IVXivx])-|-(?![IVXivx]))(?=[^\W\d_])")  # not V-I
 _GREEK = re.compile("(?<![^\\W_])[\u03b1-\u03c1\u03c3-\u03c9](?![^\\W_])", re.IGNORECASE)
-_NEEDLESS = re.compile(r"^both (?=.+ and )|(?<=^none) of the above\b", re.IGNORECASE)
-_LISTED = re.compile(r" ?(?:;|,(?!\d))(?: and\b)? ?| \+ ")
+_NEEDLESS = re.compile(
+    r"^both (?=.+ and )|(?:(?<=^none)|(?<=^all))(?: of)? the above\b(?: options| choices)?"
+    r"|'?\b(?:19|20)(?=\d0s\b)",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(
+    r" ?(?:;|,(?!\d)|->|\u2192)(?: and\b)?(?: then\b)? ?| \+ | (?:and )?then |(?<=[^\W\d_]) - (?=[^\W\d_])",
+    re.IGNORECASE,
+)
+_CONTRACTED = re.compile(r"(?<!\bca)n't\b|(?<=\bcan)(?:not|'t)\b")
 
 
 def raw_tokens(text: str) -> list[str]:
@@ -101,12 +110,13 @@ def plain_key(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16384)
 def merged_key(text: str) -> tuple[str, ...]:
-    """`loose_key` without hyphens in words and the difference between a comma and `and`; `2 to 1` is a ratio too.
+    """`loose_key` without hyphens and contractions, with `and` for a comma, an arrow and `then`; `2 to 1` is a ratio.
 
     >>> merged_key("Hip-Hop, slow") == merged_key("hiphop and slow"), merged_key("2:1") == merged_key("2 to 1")
     (True, True)
     """
-    text = _LISTED.sub(" and ", _JOINED.sub("", clean_text(text)).strip(" ,;"))
+    text = _CONTRACTED.sub(" not", clean_text(text))
+    text = _LISTED.sub(" and ", _JOINED.sub("", text).strip(" ,;"))
     words = loose_key(_NEEDLESS.sub("", text))
     ratio = any(word == ":" and len(after) == 1 for word, after in pairwise(words))
     return tuple("-" if word == ":" and ratio else word for word in words)

@@ -25,7 +25,7 @@ def _clock(match: re.Match[str]) -> str:
     hour, minutes, half = int(match[1]), match[2] or "00", match[3].lower()
     if not 1 <= hour <= 12:
         return match[0]
-    return f"{hour % 12 + 12}:{minutes}" if half == "p" else f"{hour % 12}:{minutes} am"
+    return f"{hour % 12 + 12}:{minutes}" if half in ("p", "afternoon", "evening") else f"{hour % 12}:{minutes} am"
 
 
 def _date(year: str, month: str, day: str, text: str) -> str:
@@ -51,9 +51,11 @@ def _age(match: re.Match[str]) -> str:
 
 
 _Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+_HOUR = r"(?<![\d:.,])(\d{1,2})(?:[:.]([0-5]\d))?"
 #: of numbers; applied in order
 _WITH_DIGITS: list[_Rule] = [
-    (re.compile(r"(?<![\d:.,])(\d{1,2})(?::([0-5]\d))? ?([ap])(?:m|\. ?m\.|\.m)(?![^\W_])", re.IGNORECASE), _clock),
+    (re.compile(rf"{_HOUR} ?(p|a)(?:m|\. ?m\.|\.m)(?![^\W_])", re.IGNORECASE), _clock),
+    (re.compile(rf"{_HOUR} in the (morning|afternoon|evening)\b", re.IGNORECASE), _clock),
     (re.compile(r"(?<![\d:])0(?=\d:[0-5]\d)"), ""),
     (re.compile(r"(?<![\d/.-])(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?![\d/-])"),
      lambda match: _date(match[1], match[3], match[4], match[0])),
@@ -90,7 +92,7 @@ _ALWAYS: list[_Rule] = [
 ]  # fmt: skip
 #: what any rule of a list needs: most text is passed by with two searches
 _DIGITS_NEEDED = re.compile(
-    r"\d ?[apAP][.mM]|\d[:,.'~/-]\d|\d \d\d\d|\d ?~|\d : |[$\u20ac\u00a3\u00a5\u20b9]|'s|per cent"
+    r"\d ?[apAP][.mM]|\d in |\d[:,.'~/-]\d|\d \d\d\d|\d ?~|\d : |[$\u20ac\u00a3\u00a5\u20b9]|'s|per cent"
     r"|\b(?:her|his|their|the|aged) \d0s|\d ?[A-Za-z]{1,5} ?(?:-|to) ?\d|^\W*[-+] "
 )
 _NEEDED = re.compile(

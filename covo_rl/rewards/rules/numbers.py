@@ -135,6 +135,10 @@ def _number_at(words: list[str], i: int, before: list[str]) -> tuple[int, list[s
         if decimals:
             return used + 1 + len(decimals), [f"{value}.{''.join(decimals)}"]
     used -= last == "and"
+    if used == 1 and 17 <= value <= 20:  # nineteen sixty-nine
+        rest, more, _ = _number_in_words(words, i + 1)
+        if 10 <= rest <= 99:
+            return 1 + more, [f"{value}{rest}"]
     return used, [str(value)]
 
 

@@ -22,14 +22,20 @@ def _literal(text: str) -> str:
     return text.strip(" .,;\"'") or text
 
 
-_LEVELS = (_literal, key, loose_key, plain_key, merged_key)  # what a text is compared by, from strict to loose
+def _squashed(text: str) -> str:
+    """`hiphop` is `Hip hop`; numbers stay apart."""
+    words = merged_key(text)
+    return "".join(words) if all(word.isalpha() and len(word) > 1 for word in words) else " ".join(words)
+
+
+_LEVELS = (_literal, key, loose_key, plain_key, merged_key, _squashed)  # texts are compared from strict to loose
 _LABEL = re.compile(r"[(\[{*'\" ]*([A-Za-z]{1,2})[)\]}*'\" .:,;!?]*")
 _MARK = r"[^\w\s+\-$]+\s*|\s+[^\w\s+\-$]+\s*|\s*-\s+|-(?!\d)|\s"  # between a label and its text; no sign
 _LABEL_TEXT = re.compile(rf"[(\[{{*'\"]*(?P<label>[A-Za-z]{{1,2}})(?P<mark>{_MARK})(?P<text>\S.*)")
-_TEXT_LABEL = re.compile(r"(?P<text>.*\S) ?[(\[](?P<label>[A-Za-z]{1,2})[)\]]\.?")
-_TEXT_MARK_LABEL = re.compile(r"(?P<text>.*\w)\s*[-/,;:|]\s+(?P<label>[A-Za-z]{1,2})\W*")
+_TEXT_LABEL = re.compile(r"(?P<text>.*\S) ?[(\[](?:option |choice )?(?P<label>[A-Za-z]{1,2})[)\]]\.?")
+_TEXT_MARK_LABEL = re.compile(r"(?P<text>.*\w)\s*[-/,;:|]\s+(?:option |choice )?(?P<label>[A-Za-z]{1,2})\W*")
 _OWN_LABEL = re.compile(r"\s*[(\[]?([A-Za-z]{1,2}|\d{1,2})(?:[)\]]\s*|[.:]\s+)(\S.*)", re.DOTALL)
-_REASON = re.compile(r"[,;.]? (?:because|since)\b")
+_REASON = re.compile(r"[,;.]? (?:because|since|as|due to|given)\b| - (?=\w+ \w+ \w)")
 _DENIAL = re.compile(r"\b(?:not|no|rather than|unlike|instead of)\b", re.IGNORECASE)
 _REMARK = re.compile(r"(?P<head>.*[^(\s]) ?\((?P<remark>[^()]{3,100})\)\.?")
 _CONTRASTS = [
@@ -37,22 +43,15 @@ _CONTRASTS = [
     re.compile(r"(?P<yes>[^,]+),? (?:and not|not|rather than|instead of) (?P<no>[^,]+)", re.IGNORECASE),
 ]
 _NTH = re.compile(r"(?:the )?(\w+) (?:one|option|choice)\W*", re.IGNORECASE)
-_SHORT = {
-    "y": "yes",
-    "yeah": "yes",
-    "yep": "yes",
-    "n": "no",
-    "nope": "no",
-    "affirmative": "yes",
-    "negative": "no",
-    "t": "true",
-    "f": "false",
-}
-_YES_IT_IS = re.compile(
-    r"(yes|no)[,.;]* (?:it|he|she|they|there|i|we|that|this) "
-    r"(?:is|are|was|were|do|does|did|has|have|can|could|will|would)(n't| not)?\W*",
-    re.IGNORECASE,
-)
+#: other words for what an option says, where no option says them
+_SYNONYMS = {
+    **dict.fromkeys(("y", "yeah", "yep", "affirmative"), ("yes",)), **dict.fromkeys(("n", "nope", "negative"), ("no",)),
+    "t": ("true",), "f": ("false", "female"), "man": ("male",), "woman": ("female",), "male": ("man",),
+    "female": ("woman",), "anger": ("angry",), "sadness": ("sad",), "happiness": ("happy",), "joy": ("happy",),
+    "fear": ("fearful",), "disgust": ("disgusted",), "surprise": ("surprised",), "excitement": ("excited",),
+    "boredom": ("bored",), "frustration": ("frustrated",), "sarcasm": ("sarcastic",),
+}  # fmt: skip
+_WRONG = re.compile(r"\b(?:not|no|wrong|incorrect|false|maybe|perhaps)\b|\w+n't\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,10 @@ class ChoiceIndex:
         for level in _LEVELS[: 2 if strict else None]:
             if classes := self.by_text.get((level, level(text))):
                 return classes
-        return set() if strict else self._numbered(text) or self._affirmed(text)
+        if strict:
+            return set()
+        names = [(loose_key, (name,)) for name in _SYNONYMS.get(" ".join(loose_key(text)), ())]
+        return set().union(*(self.by_text.get(name, ()) for name in names)) or self._numbered(text)
 
     def _numbered(self, text: str) -> set[int]:
         """Of this quantity, where all options are quantities; of this number, where all options hold one number."""
@@ -85,14 +87,6 @@ class ChoiceIndex:
         if claim.unit or any(len(words) != 1 for words in numbers):
             return set()
         return {i for i, words in zip(self.classes, numbers, strict=True) if loose_key(text) == tuple(words)}
-
-    def _affirmed(self, text: str) -> set[int]:
-        """Of `Y` or `Yes, it is`, where the options are yes and no, or true and false."""
-        if {key(option) for option in self.texts} not in ({("yes",), ("no",)}, {("true",), ("false",)}):
-            return set()
-        said = _YES_IT_IS.fullmatch(text)
-        word = said[1] if said and (said[1].lower() == "no") == bool(said[2]) else _SHORT.get(" ".join(key(text)), "")
-        return self.by_text.get((key, key(word)), set())
 
     def labelled(self, letter: str) -> set[int]:
         """The class of the option with this label, if there is one."""
@@ -114,6 +108,9 @@ def prepare(choices: tuple[str, ...]) -> ChoiceIndex:
         # `B) cat`, `2. cat`: options that carry their own labels are known without them too, and by a number
         texts += [(label[2], group) for label, group in zip(labels, classes, strict=True)]
         texts += [(label[1], group) for label, group in zip(labels, classes, strict=True) if label[1].isdigit()]
+    heads = [remark["head"] if (remark := _REMARK.fullmatch(choice)) else choice for choice in choices]
+    if len({loose_key(head) for head in heads}) == len(choices):  # Elderly (60+)
+        texts += [pair for pair in zip(heads, classes, strict=True) if pair[0] not in choices]
     by_text: dict[Any, set[int]] = {}
     for text, group in texts:
         for level in _LEVELS:
@@ -122,11 +119,18 @@ def prepare(choices: tuple[str, ...]) -> ChoiceIndex:
 
 
 def _case_tells_apart(a: str, b: str) -> bool:
-    """Cm7 and CM7, Mb and MB are different; Dog, DOG and dog are not."""
+    """Cm7 and CM7, Mb and MB, PREsent and preSENT are different; Dog, DOG and dog are not."""
+    if a.casefold() == b.casefold() and any(_is_stressed(text) for text in (a, b)):
+        return a != b
     return any(
         x != y and x.casefold() == y.casefold() and not (x.isalpha() and len(x) >= 3)
         for x, y in zip(clean_text(a).split(), clean_text(b).split(), strict=False)
     )
+
+
+def _is_stressed(text: str) -> bool:
+    """Capitals set off a word or a syllable."""
+    return text not in (text.lower(), text.upper(), text.title(), text.capitalize())
 
 
 def readings(options: ChoiceIndex, text: str, how: str = "") -> set[int]:
@@ -153,10 +157,12 @@ def side_readings(options: ChoiceIndex, text: str, how: str = "") -> set[int]:
     """Classes of a text that says more: `B, because ...`, `a dog, not a cat`, `the second one`."""
     if (reason := _REASON.search(text)) and (classes := readings(options, text[: reason.start()], how)):
         said, *denied = _DENIAL.split(text[reason.end() :], maxsplit=1)
-        contradicts = classes & _mentioned(options, " ".join(denied))
+        contradicts = classes & _mentioned(options, " ".join(denied)) or (denied and " - " in reason[0])
         return classes | _mentioned(options, said) | ({-1} if contradicts else set())
     remark = _REMARK.fullmatch(text)
     if remark and (both := _LABEL_TEXT.fullmatch(remark["head"])) and options.named(both["text"]):
+        if _WRONG.search(remark["remark"]):
+            return set()
         return readings(options, remark["head"], how) | _mentioned(options, remark["remark"])
     for contrast in _CONTRASTS:
         if said := contrast.fullmatch(text.rstrip(" .!")):

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from covo_rl.rewards.rules.normalize import loose_key
-from covo_rl.rewards.rules.numbers import UNITS
+from covo_rl.rewards.rules.numbers import UNIT_NAMES, UNITS
 
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)(?P<whole>\d{1,30})(?:\.(?P<decimals>\d{1,30})| , (?P<comma>\d{1,2}|\d{4,15}))?"
@@ -41,6 +41,7 @@ def quantity(text: str) -> Quantity | None:
         return Quantity(seconds, "time", "s", None)
     match = _NUMBER.fullmatch({"half": "0 half", "quarter": "0 quarter"}.get(words, words))
     unit = match["unit"].replace(" ", "").replace("celsius", "c").replace("fahrenheit", "f") if match else ""
+    unit = UNIT_NAMES.get(unit, unit)
     if not match or unit not in UNITS:
         return None
     if match["comma"] and not re.match(r"[^\w(\[{]*\d+,\d", text):

@@ -85,7 +85,10 @@ class Mention:
 @lru_cache(maxsize=16384)
 def clauses(text: str) -> tuple[Clause, ...]:
     """The clauses of a text, in order."""
-    return tuple(clause for sentence in _SENTENCE.split(text[:MAX_CHARS]) for clause in _in_sentence(sentence))
+    lines = "\n".join(
+        " ".join(line.split()) for line in text[:MAX_CHARS].splitlines()
+    )  # no pattern meets a run of blanks
+    return tuple(clause for sentence in _SENTENCE.split(lines) for clause in _in_sentence(sentence))
 
 
 @lru_cache(maxsize=16384)
@@ -214,6 +217,6 @@ def supports(think: str | None, answer: str | None, choices: Sequence[str], ques
         return False
     if not choices:
         return concluded_text(think, answer)
-    option = interpret(answer, choices)
+    option = interpret(answer, choices, question)
     conclusion = concluded(think, tuple(choices), question)
     return False if option is None else None if conclusion is None else conclusion == option

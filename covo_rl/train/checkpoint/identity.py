@@ -6,8 +6,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 
 from covo_rl.audio import AudioError, content_key
 from covo_rl.config import ConfigError
-from covo_rl.data.files import file_sha256, plain
+from covo_rl.data.files import plain
 from covo_rl.policy.sharding import is_sharded
 from covo_rl.rewards import components
 from covo_rl.types import Clip, Example
@@ -47,22 +46,25 @@ BEGINNING = {
 }
 
 
-def data_fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
-    """Number of rows and a sha256 each over their text, their clips' content and each of their columns, in order."""
+def data_fingerprint(examples: Sequence[Example], key: Callable[[Clip], str] = content_key) -> dict[str, Any]:
+    """Number of rows and a sha256 each over their text, their clips' content and each of their columns, in order.
+
+    `key` names the content of a clip; `ClipStore.key` knows those that it has named.
+    """
     digests: dict[str, Any] = defaultdict(hashlib.sha256)
     names = {f"column {name}" for row in examples for name in row.columns}
     for row in examples:
         parts = {f"column {name}": value for name, value in row.columns.items()}
-        parts |= {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c) for c in row.clips]}
+        parts |= {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c, key) for c in row.clips]}
         for name in {"text", "audio", *names}:  # a column that a row lacks counts as null
             digests[name].update(json.dumps(plain(parts.get(name)), sort_keys=True).encode() + b"\n")
     return {"rows": len(examples), "sha256": {name: digests[name].hexdigest() for name in sorted(digests)}}
 
 
-def _sound(clip: Clip) -> list[str]:
+def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
     """Name without folder, and content; a clip that cannot be read is skipped and counted by the training."""
     try:
-        return [clip.name.rsplit("/", 1)[-1], content_key(clip)]
+        return [clip.name.rsplit("/", 1)[-1], key(clip)]
     except AudioError:
         return [clip.name.rsplit("/", 1)[-1], "cannot be read"]
 
@@ -70,10 +72,7 @@ def _sound(clip: Clip) -> list[str]:
 def reward_fingerprint(rewards: Any) -> dict[str, str]:
     """sha256 of the file of each reward that is given by name and written in Python."""
     named = [term for term in components(rewards) if term.reward.source.place != "object"]
-    codes = {term.name: getattr(term.reward.target, "__code__", None) for term in named}
-    return {
-        name: file_sha256(code.co_filename) for name, code in codes.items() if code and Path(code.co_filename).is_file()
-    }
+    return {term.name: digest for term in named if (digest := term.reward.sha256)}
 
 
 def base_fingerprint(model: nn.Module) -> str | None:

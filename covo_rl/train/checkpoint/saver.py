@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from covo_rl.audio import content_key
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import plain
 from covo_rl.records.console import console
@@ -31,7 +32,7 @@ from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler
 from covo_rl.train.schedule import place_schedule
-from covo_rl.types import Prompt
+from covo_rl.types import Clip, Prompt
 
 
 class Resumable(Protocol):
@@ -57,7 +58,7 @@ class Saver:
 
     A periodic save that fails (a full disk) is reported and counted, and training goes on with the last good
     checkpoint; a save that the run ends with raises. `on_saved` is called on every rank with the folder of each
-    periodic checkpoint.
+    periodic checkpoint; `key` names the content of a clip.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Saver:
         run_folder: str | Path,
         stop: StopSignals | None = None,
         on_saved: Callable[[Path], object] | None = None,
+        key: Callable[[Clip], str] = content_key,
     ) -> None:
         train = options.train
         self.updates_per_step = train.num_iterations * train.steps_per_generation
@@ -76,7 +78,7 @@ class Saver:
         self.store = CheckpointStore(self.run_folder / "checkpoints", train.keep_last, train.keep_best)
         self.every_steps, self.every_seconds = train.checkpoint_every, train.checkpoint_minutes * 60
         self.stop = stop or StopSignals()
-        self.on_saved = on_saved
+        self.on_saved, self.key = on_saved, key
         self.ranks = Ranks.current()
         self.failures = 0
         self._contents: dict[str, Any] = {}
@@ -142,11 +144,11 @@ class Saver:
         return path
 
     def _identity(self, trainer: Resumable) -> dict[str, Any]:
-        """What a resume must have in common with the checkpoint; every clip is read for it, once, by one rank."""
+        """What a resume must have in common with the checkpoint; once, by one rank."""
         if not self._contents:
             contents = {}
             if self.ranks.main:
-                contents["data"] = data_fingerprint(trainer.sampler.examples)
+                contents["data"] = data_fingerprint(trainer.sampler.examples, self.key)
                 contents["rewards"] = reward_fingerprint(self.rewards)
                 contents["base"] = base_fingerprint(trainer.policy)
             self._contents = self.ranks.from_main(contents)
@@ -242,6 +244,4 @@ class Saver:
 
     def _on_main(self, action: Callable[[], Any]) -> Any:
         """`action` of the main rank alone; what it returned there, and on every rank the CheckpointError it raised."""
-        results = []
-        self.ranks.together(lambda: self.ranks.main and results.append(action()), CheckpointError)
-        return results[0] if results else None
+        return self.ranks.together(action if self.ranks.main else lambda: None, CheckpointError)

@@ -159,9 +159,7 @@ class CheckpointStore:
             others = ", ".join(p.name for p in self.all() if p != path) or "there is no other"
             raise CheckpointError(f"{path} is not a complete checkpoint: {'; '.join(problems)} (beside it: {others})")
         about = self.about(path, ranks.world)
-        states: list[TrainState] = []
-        ranks.together(lambda: states.append(_read(path, about, ranks.rank)), CheckpointError)
-        return states[0]
+        return ranks.together(lambda: _read(path, about, ranks.rank), CheckpointError)
 
     def about(self, path: Path, world: int) -> dict[str, Any]:
         """The manifest of a checkpoint that `world` ranks can take up; CheckpointError where they cannot."""
