@@ -215,7 +215,7 @@ def position_limit(config: Any) -> int | None:
     limit = getattr(text, "max_position_embeddings", None)
     scaled = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     if limit and (original := scaled.get("original_max_position_embeddings")):
-        limit = max(limit, int(original * scaled.get("factor", 1)))
+        limit = max(limit, int(original * (scaled.get("factor") or 1)))
     return limit
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from covo_rl.algo.advantage import Advantages
 from covo_rl.config import Options
+from covo_rl.models.weights import WeightsError
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, TrainState, state
 from covo_rl.train.checkpoint import store as files
@@ -377,6 +378,25 @@ def test_a_checkpoint_of_another_model_is_refused_by_name():
 
 
 # -- rollouts in use ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_not_resumed_from(value):
+    """finding 25: NaN in a checkpoint's weights or moments was loaded, and every later update skipped."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    before, (moments, about) = state.weights(model), state.optimizer_state(optimizer, model)
+    spoiled = {name: tensor.clone() for name, tensor in before.items()}
+    spoiled["bias"][1] = value
+    with pytest.raises(WeightsError, match=r"checkpoint's weights: NaN or infinite numbers in 1 \(bias \(float32\)\)"):
+        state.load_weights(model, spoiled)
+    assert all(torch.equal(before[name], now) for name, now in state.weights(model).items())
+    name = next(name for name in moments if name.endswith("exp_avg_sq"))
+    with pytest.raises(WeightsError, match=rf"optimiser: NaN or infinite numbers in 1 \({name}"):
+        state.load_optimizer_state(optimizer, model, moments | {name: moments[name] * value}, about)
+    state.load_optimizer_state(optimizer, model, moments, about)
 
 
 def test_a_batch_in_use_comes_back_equal(tmp_path):

@@ -5,16 +5,18 @@ import contextlib
 import policy_cases as cases
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from covo_rl.config import RolloutConfig
+from covo_rl.config import AdapterConfig, RolloutConfig
 from covo_rl.engines.key_values import DecodeLayout
 from covo_rl.engines.own import sample
 from covo_rl.policy import products
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.head import token_logps
 from covo_rl.policy.packing import pack
+from covo_rl.policy.trainable import make_trainable
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -86,6 +88,31 @@ def test_float32_logits_under_autocast_and_through_modules(autocast, wrapped):
     (exact @ weight_VD.double().t()).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
     with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
         token_logps(leaf, targets, module, chunk=5)[0].sum().backward()
+    assert _error(leaf.grad, exact.grad) < 0.01
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["linear", "module"])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+def test_gradient_where_large_logits_leave_a_confident_target(dtype, wrapped, autocast):
+    """finding 17: with logits of 60 log_softmax rounded logps of -1e-4 by 4 %; entropies under autocast had 16 bits."""
+    hidden, weight_VD, targets = _confident(0.9999, 1, dtype)
+    hidden, bias_V, temperature, scale = 3 * hidden, torch.full((1000,), 256.0).to(dtype), 3.0, 1000.0
+    head = nn.Linear(256, 1000).requires_grad_(False)
+    head.weight, head.bias = (
+        nn.Parameter(x.float() if autocast else x, requires_grad=False) for x in (weight_VD, bias_V)
+    )
+    exact, leaf = hidden.double().requires_grad_(), hidden.clone().requires_grad_()
+    table = (exact @ weight_VD.double().t() / temperature).log_softmax(-1)
+    logps, entropy = table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(-1)
+    (scale * (logps + 0.1 * entropy)).sum().backward()
+    on = autocast and dtype in HALF
+    with torch.autocast("cpu", dtype) if on else contextlib.nullcontext():
+        ours, bonus = token_logps(
+            leaf, targets, nn.Sequential(head) if wrapped else head, temperature=temperature, entropy=True, chunk=5
+        )
+    (scale * (ours + 0.1 * bonus)).sum().backward()
+    torch.testing.assert_close(bonus.double(), entropy.detach(), atol=1e-6, rtol=2e-3)
     assert _error(leaf.grad, exact.grad) < 0.01
 
 
@@ -163,6 +190,33 @@ def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
             assert _error(out_RHd[row][None], expected[None]) < 0.005
 
 
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize("lengths", [(5,), (1,), (300, 1, 3), (1, 1, 1)])
+@pytest.mark.parametrize(("kv_heads", "heads"), [(1, 1), (1, 6), (4, 4), (2, 6)])
+def test_decode_attention_of_any_heads_and_prompts(kv_heads, heads, lengths, dtype):
+    """finding 20: as many key heads as heads, with a prompt alone in its block, could not be decoded at all."""
+    torch.manual_seed(0)
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    keys = [torch.randn(ends[-1], kv_heads, 16).to(dtype) for _ in range(2)]
+    rows = [p for p in range(len(lengths)) for _ in range(2 + p % 2)]
+    layout, own = DecodeLayout({0: (keys[0], keys[1])}, spans, rows), []
+    for step in range(3):
+        layout.step = step
+        q_RHd, *new = (torch.randn(len(rows), n, 16).to(dtype) for n in (heads, kv_heads, kv_heads))
+        own.append(new)
+        order = layout.order
+        out_RHd = layout.attend(0, q_RHd[order], new[0][order], new[1][order], 0.25)
+        for row, given in enumerate(order):
+            both = (
+                torch.cat((prompt[slice(*spans[rows[given]])], *[one[which][given : given + 1] for one in own]))
+                .repeat_interleave(heads // kv_heads, 1).transpose(0, 1).float()
+                for which, prompt in enumerate(keys)
+            )  # fmt: skip
+            expected = scaled_dot_product_attention(q_RHd[given][:, None].float(), *both, scale=0.25)[:, 0]
+            assert _error(out_RHd[row][None], expected[None]) < 0.005
+
+
 def test_a_sliding_window_shorter_than_what_is_written_is_refused():
     """finding 20: only the prompt's length was looked at, so that decoding saw more than the model does."""
     made = cases.policy()
@@ -217,3 +271,31 @@ def test_sampling_scoring_and_prompt_keys_agree_up_to_rounding(name, autocast, d
         torch.testing.assert_close(other.logps_NC, sampled, atol=limit, rtol=0)
     (scored.logps_NC.sum() + scored.entropy_NC.sum()).backward()
     assert all(torch.isfinite(g).all() for g in cases.gradients(made).values())
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"modules_to_save": ["audio_adapter"]}], ids=str)
+def test_an_adapter_trains_in_float32_on_a_base_of_16_bits(tmp_path, changes, stored, dtype):
+    """Whatever dtype its file has; whole copies have the base's, and a note says what that costs."""
+
+    def base():
+        family = cases.family()
+        family.model.to(dtype)
+        return family
+
+    first = make_trainable(base(), AdapterConfig(lora_r=2, **changes))
+    first.peft_model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = {name: tensor.to(stored) for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    again = make_trainable(base(), AdapterConfig(adapter=str(tmp_path)))
+    trained = {name: p for name, p in again.family.model.named_parameters() if p.requires_grad}
+    assert len(trained) == len(tensors)
+    assert {p.dtype for name, p in trained.items() if "lora_" in name} == {torch.float32}
+    copies = [name for name, p in trained.items() if p.dtype == dtype]
+    assert bool(copies) == ("modules_to_save" in changes) == any("16-bit" in note for note in again.notes)
+    for name, parameter in trained.items():
+        name = f"base_model.model.{name}".replace(".default", "").replace(".modules_to_save", "")
+        saved = tensors[name.replace("magnitude_vector.weight", "magnitude_vector")]
+        torch.testing.assert_close(parameter.float(), saved.to(parameter.dtype).float(), atol=0, rtol=0)

@@ -1,5 +1,10 @@
 """The parts of the policy: the chunked head, packing and buckets, the feature store."""
 
+import gc
+import os
+import sys
+import tempfile
+
 import policy_cases as cases
 import pytest
 import torch
@@ -154,7 +159,8 @@ def test_feature_store_encodes_unique_missing_clips_in_one_call():
     torch.testing.assert_close(again[c], direct, atol=1e-5, rtol=0)
 
 
-def test_feature_store_moves_to_disk_beyond_its_budget_and_cleans_up():
+def test_feature_store_moves_to_disk_beyond_its_budget_and_cleans_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     clips, family = ClipStore(), cases.family()
     keys = _keys(clips, 5)
     roomy = FeatureStore(family, clips).embeddings(keys)
@@ -163,18 +169,16 @@ def test_feature_store_moves_to_disk_beyond_its_budget_and_cleans_up():
     store.embeddings(keys)
     assert 0 < len(store._kept) <= 3 and len(store._on_disk) >= 2
     assert store._bytes <= 2 * size
-    folder = store._folder.name
     again = store.embeddings(keys)
     assert store.encoded_clips == 5, "nothing is encoded twice"
     for key in keys:
         torch.testing.assert_close(again[key], roomy[key], atol=1e-5, rtol=0)
-    import gc
-    from pathlib import Path
-
-    assert list(Path(folder).glob("*.safetensors"))
+    file = store._file
+    assert os.fstat(file.fileno()).st_size == store._disk_bytes > 0
+    assert not list(tmp_path.iterdir()), "it has no name, so that nothing can stay behind"
     del store, again
     gc.collect()
-    assert not Path(folder).exists()
+    assert sys.getrefcount(file) == 2
 
 
 def test_a_policy_without_clips_says_what_is_missing():

@@ -1,6 +1,11 @@
 """Which precision trains, what measures it, and what it costs: from options to the step."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 import policy_cases as cases
@@ -78,6 +83,7 @@ def test_the_entropy_quantile_of_more_than_2_to_the_24_tokens():
         ours, _ = entropy_threshold([few], [torch.ones_like(few)], share)
         assert ours == pytest.approx(float(torch.quantile(few, 1 - share)), abs=1e-6)
     assert entropy_threshold([few], [torch.zeros_like(few)], 0.5) == (math.inf, 0.0)
+    assert entropy_threshold([few[:, :1]], [torch.ones(1, 1)], 0.5) == (float(few[0, 0]), 1.0)
 
 
 def test_noise_without_float64_draws_the_same_distribution():
@@ -192,6 +198,8 @@ def test_gradients_that_stay_infinite_stop_the_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 needs a GPU.*Use bf16 or no"),
+     ("ACCELERATE_MIXED_PRECISION", "BF16", "mixed_precision 'BF16' .*there are no, bf16"),
+     ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision 'fp8' .*there are no, bf16"),
      ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4 .*micro_batch_prompts")],
 )  # fmt: skip
 def test_what_the_launcher_asks_for_and_would_be_done_wrongly(monkeypatch, variable, value, words):
@@ -275,14 +283,45 @@ def test_features_on_disk_stay_within_their_budget_and_survive_a_full_disk(monke
     assert store.encoded_clips > 6, "what was dropped is encoded again"
     assert all(torch.equal(first[key], again[key]) for key in keys)
 
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    class Full:  # a raw file on a full disk takes a part, and says how much
+        def seek(self, place):
+            return place
 
-    from covo_rl.policy import features as module
+        def write(self, data):
+            return len(data) - 1
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
     store = FeatureStore(family, clips, memory_mb=size / 2**20)
     with pytest.warns(UserWarning, match="no longer kept on disk.*No space left"):
         third = store.embeddings(keys)
     assert all(torch.equal(first[key], third[key]) for key in keys) and not store._on_disk
     assert np.isfinite(store._bytes)
+
+
+def test_features_on_disk_vanish_with_a_killed_process(tmp_path):
+    """finding 24: a temporary folder of gigabytes stayed behind each run that was killed."""
+    code = (
+        "import os, signal, policy_cases as cases\n"
+        "from covo_rl.policy import FeatureStore\n"
+        "store = FeatureStore(cases.family(), cases.ClipStore(), memory_mb=0)\n"
+        "keys = [store.clips.key(cases.clip(i, 0.5)) for i in range(3)]\n"
+        "store.embeddings(keys), store.embeddings(keys)\n"
+        "assert store.encoded_clips == 3 and store._disk_bytes > 0\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not list(tmp_path.glob("covo_rl*")) and sum(f.stat().st_size for f in tmp_path.rglob("*")) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_features_come_back_from_disk_bit_by_bit(dtype):
+    family, clips = cases.family(), ClipStore()
+    family.model.to(dtype)
+    store = FeatureStore(family, clips, memory_mb=0)
+    keys = [clips.key(cases.clip(i, 0.3 + 0.2 * i)) for i in range(4)]
+    first = {key: value.clone() for key, value in store.embeddings(keys).items()}
+    again = store.embeddings(keys[::-1])
+    assert store.encoded_clips == 4
+    assert all(again[key].dtype == dtype and torch.equal(again[key], first[key]) for key in keys)

@@ -1,5 +1,7 @@
 """What a checkpoint, an adapter or a prompt must hold before anything runs."""
 
+import json
+
 import policy_cases as cases
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from covo_rl.config import AdapterConfig, PromptConfig
 from covo_rl.evaluate.lengths import length_problems
-from covo_rl.models import load_family
+from covo_rl.models import ModelError, load_family
 from covo_rl.models.weights import WeightsError, load_whole
 from covo_rl.policy.trainable import make_trainable
 from covo_rl.prompt import build_prompt, position_limit
@@ -84,12 +86,50 @@ def test_weights_too_large_for_float16(checkpoint):
         load_family(str(folder), dtype="float16")
 
 
-def test_an_incomplete_download(checkpoint):
+@pytest.mark.parametrize("content", ["cut", b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", None])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_an_incomplete_download(checkpoint, name, content):
     folder, _ = checkpoint
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="Is the download complete"):
+    path = folder / name
+    if name == "pytorch_model.bin":
+        torch.save(load_file(folder / "model.safetensors"), path)
+        (folder / "model.safetensors").unlink()
         load_family(str(folder))
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if content == "cut" else content)
+    with pytest.raises((WeightsError, ModelError), match=r"Is the download complete|is every file of it whole"):
+        load_family(str(folder))
+
+
+def test_shards_and_their_index(tmp_path):
+    """finding 25: an index that is no mapping, or names a shard that is not there."""
+    family = cases.family()
+    family.model.save_pretrained(tmp_path, max_shard_size="30KB")
+    family.processor.save_pretrained(tmp_path)
+    load_family(str(tmp_path))
+    index = tmp_path / "model.safetensors.index.json"
+    text, shard = index.read_text(), sorted(tmp_path.glob("model-*"))[1]
+    for content in ("[]", text[:-40]):
+        index.write_text(content)
+        with pytest.raises((WeightsError, ModelError), match=r"complete|whole"):
+            load_family(str(tmp_path))
+    index.write_text(text)
+    shard.rename(tmp_path / "elsewhere")
+    with pytest.raises(WeightsError, match=rf"{shard.name}.*Is the download complete"):
+        load_family(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "float8_e4m3fn", "nn"])
+def test_a_dtype_that_there_is_not(checkpoint, name):
+    folder, _ = checkpoint
+    with pytest.raises(ModelError, match=f"dtype '{name}'; there are float32, bfloat16"):
+        load_family(str(folder), dtype=name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": name}))
+    with pytest.raises(ModelError, match=f"config.json says dtype '{name}'"):
+        load_family(str(folder), dtype="float32")
 
 
 def test_an_adapter_with_nan_is_refused(tmp_path):
@@ -128,6 +168,19 @@ def test_prompts_beyond_the_positions_of_the_model():
     assert len({tuple(lengths[n] + 8 > limit for n in lengths) for limit in (60, 150, 300)}) > 1
 
 
+@pytest.mark.parametrize("option", ["instruction", "system_prompt"])
+def test_a_long_instruction_counts(option):
+    """finding 25: rows whose question is short were cleared without a look at what stands around it."""
+    made = cases.policy()
+    made.family.model.config.get_text_config().max_position_embeddings = 3000
+    options = PromptConfig(**{option: "word " * 1000})
+    rows = [Example(name, (cases.clip(0, 0.5),), "What?", ("bell", "dog"), "bell") for name in "ab"]
+    problems = length_problems(
+        rows, made.family, made.clips, lambda r: build_prompt(r, made.family, made.clips, options), 8
+    )
+    assert [problem.split(":")[0] for problem in problems] == ["row a", "row b"]
+
+
 def test_stretched_rotary_positions_count():
     config = cases.family().model.config
     text = config.get_text_config()
@@ -135,3 +188,5 @@ def test_stretched_rotary_positions_count():
     assert position_limit(config) == 100
     text.rope_parameters = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}
     assert position_limit(config) == 400
+    text.rope_parameters = {"rope_type": "longrope", "factor": None, "original_max_position_embeddings": 50}
+    assert position_limit(config) == 100

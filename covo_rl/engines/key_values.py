@@ -77,7 +77,7 @@ class _Block:
         scores = batched_product(q, prompt_k.flatten(0, 1).transpose(1, 2)).view(P, K, G * share, T)
         if self.mask is not None:
             scores += self.mask
-        own_scores = batched_product(q.view(-1, share, d), own_k.transpose(1, 2)).view(P, K, G * share, step + 1)
+        own_scores = batched_product(q.reshape(-1, share, d), own_k.transpose(1, 2)).view(P, K, G * share, step + 1)
         scores = torch.cat((scores, own_scores), -1)
         probs = (scores * scale if wide else scores).softmax(-1, dtype=torch.float32)
         out = batched_product(probs[..., :T].flatten(0, 1), prompt_v.flatten(0, 1))

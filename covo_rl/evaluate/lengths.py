@@ -53,8 +53,12 @@ def length_problems(
         return []
     slots_per_second = family.clip_slots(np.zeros(160_000, dtype=np.float32), 16_000) / 10
     problems = []
+    around = 1024  # tokens of template, instruction and system prompt: no more than one whole prompt has
+    for example in examples[:1]:
+        with suppress(AudioError, PromptError):
+            around += len(prompt_of(example).input_ids)
     for example in examples:
-        text = 2 * len("".join((example.question, *example.choices)).encode("utf-8", "surrogatepass")) + 1024
+        text = 2 * len("".join((example.question, *example.choices)).encode("utf-8", "surrogatepass")) + around
         try:
             seconds = audio_seconds(example.clips, clips)
         except AudioError:  # the prompt's own reading decides

@@ -18,14 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from covo_rl.audio import AudioError, ClipStore
-from covo_rl.config import (
-    AdapterConfig,
-    PromptConfig,
-    RewardConfig,
-    RolloutConfig,
-    taught_prompt,
-    value_problems,
-)  # fmt: skip
+from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig, taught_prompt, value_problems
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder

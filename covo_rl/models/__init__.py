@@ -61,9 +61,14 @@ def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
     `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
     Raises ModelError for a model type without a family or damaged files, OSError where there is no checkpoint.
     """
+    import torch
     from safetensors import SafetensorError
 
     family = family_at(path)
+    for where, name in (("config.json says ", checkpoint_dtype(path) or "float32"), ("", dtype)):
+        kind = getattr(torch, name, None)
+        if name != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point and kind.itemsize > 1):
+            raise ModelError(f"model {path}: {where}dtype {name!r}; there are float32, bfloat16 and float16")
     try:
         return family.load(path, dtype=dtype, **options)
     except (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,14 +22,15 @@ def load_whole(model_class: Any, path: str, **options: Any) -> Any:
     transformers warns of tensors in the files that the model has no place for.
 
     Raises:
-        WeightsError: tensors are missing (they would be random), of another shape, or hold NaN or infinities.
+        WeightsError: files or tensors are missing (they would be random), of another shape, or hold NaN or infinities.
     """
     try:
         model, report = model_class.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: its weights cannot be read: {error}. Is the download complete?") from error
+    except (SafetensorError, UnpicklingError, EOFError, OSError, TypeError) as error:  # TypeError: a strange index
+        text = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise WeightsError(f"{path}: its weights cannot be read: {text}. Is the download complete?") from error
     shapes = [f"{name} ({tuple(saved)} in the file, {tuple(ours)} in the model)"
               for name, saved, ours in sorted(report["mismatched_keys"])]  # fmt: skip
     mismatched = {name for name, *_ in report["mismatched_keys"]}

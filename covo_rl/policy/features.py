@@ -7,17 +7,16 @@ pass that needs gradients, still once per clip.
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from covo_rl.policy.packing import Packed
@@ -36,8 +35,8 @@ DUMMY = ""
 class FeatureStore:
     """Audio embeddings (S, D) by content key.
 
-    `memory_mb` bounds the embeddings kept in memory (CPU, the encoder's dtype); older ones move to safetensors files
-    in a folder of their own that vanishes with the store, up to `disk_mb`, or as far as the disk has room, and are
+    `memory_mb` bounds the embeddings kept in memory (CPU, the encoder's dtype); older ones move to a nameless temporary
+    file that vanishes with the process however it ends, up to `disk_mb`, or as far as the disk has room, and are
     encoded again beyond. `encoded_rows` counts encoder rows (segments) and `encoded_clips` clips computed so far.
     """
 
@@ -55,8 +54,8 @@ class FeatureStore:
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._mel: OrderedDict[str, ClipFeatures] = OrderedDict()
         self._bytes = self._mel_bytes = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._on_disk: dict[str, Path] = {}
+        self._file: Any = None
+        self._on_disk: dict[str, tuple[int, torch.Tensor]] = {}  # key -> (offset, what its shape and dtype are)
         self._disk_bytes = 0
 
     def clip_features(self, key: str) -> ClipFeatures:
@@ -97,7 +96,7 @@ class FeatureStore:
         for key in unique:
             if key not in fresh:
                 if key not in self._kept:
-                    self._keep(key, load_file(self._on_disk[key])["embedding"])
+                    self._keep(key, self._from_disk(key))
                 self._kept.move_to_end(key)
         result = {key: fresh[key] if key in fresh else self._kept[key] for key in unique}
         for key, value in fresh.items():
@@ -111,17 +110,23 @@ class FeatureStore:
 
     def _spill(self, key: str, value: torch.Tensor) -> None:
         """To disk; a full one only means that clips are encoded again."""
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="covo_rl_features_")
-        path = Path(self._folder.name) / f"{len(self._on_disk)}.safetensors"
         try:
-            save_file({"embedding": value.contiguous()}, path)
-        except (OSError, SafetensorError) as error:
-            path.unlink(missing_ok=True)
+            self._file = self._file or tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            self._file.seek(self._disk_bytes)
+            if self._file.write(value.contiguous().flatten().view(torch.uint8).numpy()) < value.nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
             self._disk_budget = 0
-            warnings.warn(f"audio features are no longer kept on disk, {path.parent}: {error}", stacklevel=2)
+            where = tempfile.gettempdir()
+            warnings.warn(f"audio features are no longer kept on disk, {where}: {error}", stacklevel=2)
             return
-        self._on_disk[key] = path
+        self._on_disk[key] = (self._disk_bytes, value.to("meta"))
         self._disk_bytes += value.nbytes
+
+    def _from_disk(self, key: str) -> torch.Tensor:
+        offset, like = self._on_disk[key]
+        self._file.seek(offset)
+        return torch.frombuffer(bytearray(self._file.read(like.nbytes)), dtype=like.dtype).view(like.shape)
 
     def _keep(self, key: str, value: torch.Tensor) -> None:
         self._kept[key] = value

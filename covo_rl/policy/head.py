@@ -37,9 +37,10 @@ def token_logps(
     if linear is None:
         return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
     dtype = operand_dtype(linear.weight)
-    logps_M, entropy_M = _LinearLogps.apply(
-        hidden_MD, linear.weight, linear.bias, targets_M, temperature, entropy, chunk, dtype
-    )
+    with torch.autocast(hidden_MD.device.type, enabled=False):  # of entropies it would make 16-bit products
+        logps_M, entropy_M = _LinearLogps.apply(
+            hidden_MD, linear.weight, linear.bias, targets_M, temperature, entropy, chunk, dtype
+        )
     return logps_M, entropy_M if entropy else None
 
 
@@ -61,10 +62,7 @@ def _scaled_logits(
     hidden_MD: torch.Tensor, weight_VD: torch.Tensor, bias_V, temperature: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """float32 logits / temperature, as sampling computes them."""
-    if dtype in HALF:
-        logits = logits_of(hidden_MD, weight_VD, bias_V, dtype)
-    else:
-        logits = torch.nn.functional.linear(hidden_MD, weight_VD, bias_V).float()
+    logits = logits_of(hidden_MD, weight_VD, bias_V, dtype)
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
@@ -73,6 +71,16 @@ def _less_target(probs_cV: torch.Tensor, targets_c: torch.Tensor) -> torch.Tenso
     targets_c1 = targets_c[:, None]
     probs_cV.scatter_(1, targets_c1, 0.0)
     return probs_cV.scatter_(1, targets_c1, -probs_cV.sum(-1, keepdim=True))
+
+
+def _logits_slope(logps_cV: torch.Tensor, targets_c: torch.Tensor, grad_logps_c, grad_entropy_c) -> torch.Tensor:
+    """Minus the gradient of the logits over the temperature; `grad_entropy_c` may be None."""
+    probs_cV = logps_cV.exp()
+    pull_cV = 0.0
+    if grad_entropy_c is not None:
+        entropy_c1 = -(probs_cV * logps_cV).sum(-1, keepdim=True)
+        pull_cV = probs_cV * (logps_cV + entropy_c1) * grad_entropy_c[:, None]
+    return _less_target(probs_cV, targets_c) * grad_logps_c[:, None] + pull_cV
 
 
 class _LinearLogps(torch.autograd.Function):
@@ -88,8 +96,8 @@ class _LinearLogps(torch.autograd.Function):
         rows = hidden_MD.shape[0]
         logps_M = hidden_MD.new_empty(rows, dtype=torch.float32)
         entropy_M = hidden_MD.new_empty(rows if entropy else 0, dtype=torch.float32)
-        # float16 has no room for small slopes: a loss scale comes only in the backward
-        kept = torch.float32 if hidden_MD.dtype == torch.float16 else hidden_MD.dtype
+        # float16 has no room for small slopes (a loss scale comes only in the backward), and two may nearly cancel
+        kept = torch.float32 if entropy or hidden_MD.dtype == torch.float16 else hidden_MD.dtype
         slopes = [torch.empty_like(hidden_MD, dtype=kept) for _ in range(1 + entropy)] if store else []
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
@@ -102,11 +110,12 @@ class _LinearLogps(torch.autograd.Function):
             weights_cV = shifted_cV.exp() if entropy else shifted_cV.exp_()
             sums_c1 = weights_cV.sum(-1, keepdim=True)
             logps_M[part] = (picked_c1 - highest_c1 - sums_c1.log())[:, 0]
-            weighted_cV = None
             if entropy:
                 logps_cV, probs_cV = shifted_cV.sub_(sums_c1.log()), weights_cV.div_(sums_c1)
                 entropy_M[part] = -torch.linalg.vecdot(probs_cV, logps_cV)
-                weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV) if store else None
+                if store:
+                    weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV)
+                    slopes[1][part] = weight_sum(weighted_cV, weight_VD, dtype).mul_(-1 / temperature)
             if not store:
                 continue
             if dtype in HALF:
@@ -116,10 +125,6 @@ class _LinearLogps(torch.autograd.Function):
                 expected = (weights_cV.to(weight_VD.dtype) @ weight_VD).float()
                 expected = expected if entropy else expected / sums_c1
                 slopes[0][part] = (weight_VD[targets_c] - expected).mul_(1 / temperature)
-            if weighted_cV is not None:
-                wide = dtype in HALF
-                product = weight_sum(weighted_cV, weight_VD, dtype) if wide else weighted_cV.to(dtype) @ weight_VD
-                slopes[1][part] = product.mul_(-1 / temperature)
         ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
         ctx.dtype, ctx.hidden_dtype = dtype, hidden_MD.dtype
         ctx.save_for_backward(*((hidden_MD, weight_VD, bias_V, targets_M) if head_trains else slopes))
@@ -145,42 +150,48 @@ class _LinearLogps(torch.autograd.Function):
 def _recomputed_gradients(ctx: Any, grad_logps_M: torch.Tensor, grad_entropy_M: torch.Tensor):
     """Gradients of hidden states, weight and bias (None where not asked for), from logits made a second time."""
     hidden_MD, weight_VD, bias_V, targets_M = ctx.saved_tensors
-    wide = ctx.dtype in HALF
-    total = torch.float32 if wide else None  # summed over chunks, rounded once
+    total = torch.float32 if ctx.dtype in HALF else None  # summed over chunks, rounded once
     grad_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
     grad_weight = torch.zeros_like(weight_VD, dtype=total) if ctx.needs_input_grad[1] else None
     grad_bias = torch.zeros_like(bias_V, dtype=total) if ctx.needs_input_grad[2] else None
     for start in range(0, hidden_MD.shape[0], ctx.chunk):
         part = slice(start, start + ctx.chunk)
         logps_cV = _scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature, ctx.dtype).log_softmax(-1)
-        probs_cV = logps_cV.exp()
-        pull_cV = 0.0
-        if ctx.entropy:
-            entropy_c = -(probs_cV * logps_cV).sum(-1, keepdim=True)
-            pull_cV = probs_cV * (logps_cV + entropy_c) * grad_entropy_M[part, None]
-        slope_cV = _less_target(probs_cV, targets_M[part]) * grad_logps_M[part, None] + pull_cV
-        slope_cV = slope_cV.div_(-ctx.temperature)
-        if not wide:
-            slope_cV = slope_cV.to(weight_VD.dtype)
+        grad_entropy_c = grad_entropy_M[part] if ctx.entropy else None
+        slope_cV = _logits_slope(logps_cV, targets_M[part], grad_logps_M[part], grad_entropy_c)
+        slope_cV.div_(-ctx.temperature)
         if grad_hidden is not None:
-            grad_hidden[part] = weight_sum(slope_cV, weight_VD, ctx.dtype) if wide else slope_cV @ weight_VD
-        if grad_weight is not None and wide:
+            grad_hidden[part] = weight_sum(slope_cV, weight_VD, ctx.dtype)
+        if grad_weight is not None:
             add_outer(grad_weight, slope_cV, hidden_MD[part], ctx.dtype)
-        elif grad_weight is not None:
-            grad_weight.addmm_(slope_cV.t(), hidden_MD[part].to(weight_VD.dtype))
         if grad_bias is not None:
             grad_bias += slope_cV.sum(0)
     weight, bias = (None if g is None else g.to(weight_VD.dtype) for g in (grad_weight, grad_bias))
     return grad_hidden, weight, bias
 
 
+class _LogitsLogps(torch.autograd.Function):
+    """float32 logits -> (logps_c, entropy_c); softmax's own backward, 1 - p, has little left of it near p = 1."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_cV, targets_c, entropy: bool):  # pyright: ignore[reportIncompatibleMethodOverride]
+        logps_cV, ctx.entropy = logits_cV.log_softmax(-1), entropy
+        ctx.save_for_backward(logps_cV, targets_c)
+        entropy_c = -(logps_cV.exp() * logps_cV).sum(-1) if entropy else logps_cV.new_empty(0)
+        return logps_cV.gather(1, targets_c[:, None])[:, 0], entropy_c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logps_c, grad_entropy_c):  # pyright: ignore[reportIncompatibleMethodOverride]
+        slope_cV = _logits_slope(*ctx.saved_tensors, grad_logps_c, grad_entropy_c if ctx.entropy else None)
+        return slope_cV.neg_(), None, None
+
+
 def _module_logps(
     hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module, temperature: float, entropy: bool, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    def one(hidden_cD: torch.Tensor, targets_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logps_cV = (float32_logits(head, hidden_cD) / temperature).log_softmax(-1)
-        entropy_c = -(logps_cV.exp() * logps_cV).sum(-1) if entropy else None
-        return logps_cV.gather(1, targets_c[:, None])[:, 0], entropy_c
+    def one(hidden_cD: torch.Tensor, targets_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _LogitsLogps.apply(float32_logits(head, hidden_cD) / temperature, targets_c, entropy)
 
     parts = zip(hidden_MD.split(chunk), targets_M.split(chunk), strict=True)
     logps, entropies = zip(*(checkpoint(one, *part, use_reentrant=False) for part in parts), strict=True)

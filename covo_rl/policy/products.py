@@ -57,7 +57,9 @@ def _blocks(weight_VD: torch.Tensor) -> Iterator[slice]:
 
 
 def logits_of(x_cD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype):
-    """x @ weight.T + bias of operands in the 16-bit `dtype`: (c, V) float32."""
+    """x @ weight.T + bias of operands in `dtype`: (c, V) float32."""
+    if dtype not in HALF:
+        return nn.functional.linear(x_cD, weight_VD, bias_V).float()
     out_cV = x_cD.new_empty(x_cD.shape[0], weight_VD.shape[0], dtype=torch.float32)
     for block in _blocks(weight_VD):
         out_cV[:, block] = _product(x_cD.to(dtype), weight_VD[block].to(dtype).t())
@@ -65,7 +67,9 @@ def logits_of(x_cD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor 
 
 
 def weight_sum(slope_cV: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """slope @ weight for a float32 slope and a weight in the 16-bit `dtype`: (c, D) float32."""
+    """slope @ weight for a float32 slope and a weight in `dtype`: (c, D), float32 where that has 16 bits."""
+    if dtype not in HALF:
+        return slope_cV.to(dtype) @ weight_VD
     out_cD = slope_cV.new_zeros(slope_cV.shape[0], weight_VD.shape[1])
     for block in _blocks(weight_VD):
         out_cD += _product(slope_cV[:, block], weight_VD[block].to(dtype))
@@ -73,7 +77,10 @@ def weight_sum(slope_cV: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dty
 
 
 def add_outer(total_VD: torch.Tensor, slope_cV: torch.Tensor, x_cD: torch.Tensor, dtype: torch.dtype) -> None:
-    """total += slope.T @ x in place, for a float32 total and slope, and x in the 16-bit `dtype`."""
+    """total += slope.T @ x in place, for a float32 slope and x in `dtype`; where that has 16 bits, a float32 total."""
+    if dtype not in HALF:
+        total_VD.addmm_(slope_cV.t().to(dtype), x_cD.to(dtype))
+        return
     for block in _blocks(total_VD):
         total_VD[block] += _product(slope_cV[:, block].t(), x_cD.to(dtype))
 

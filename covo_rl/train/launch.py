@@ -47,6 +47,9 @@ def join() -> Accelerator:
     Raises:
         ConfigError: the launcher started more processes than accelerate sees, or asks for what would be done wrongly.
     """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16", "fp16"):  # accelerate takes any word, and then computes in float32
+        raise ConfigError([f"mixed_precision {precision!r} of the launcher: there are no, bf16 and, on a GPU, fp16"])
     accelerator = _complete(Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]))
     state = accelerator.state
     problems = []

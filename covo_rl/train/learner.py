@@ -36,12 +36,8 @@ from covo_rl.train.batch import (
     sampling_logps,
     stacked,
     update_details,
-)
-from covo_rl.train.guard import (
-    StepGuard,
-    memory_explained,
-    out_of_memory_advice,
-)
+)  # fmt: skip
+from covo_rl.train.guard import StepGuard, memory_explained, out_of_memory_advice
 from covo_rl.train.memory import MicroBatch, within_memory
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import schedule_of

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 
 from covo_rl.train.checkpoint.state import load_random_state, random_state
-from covo_rl.train.guard import TrainingStopped, is_out_of_memory
+from covo_rl.train.guard import TrainingStopped, is_out_of_memory, memory_explained
 from covo_rl.train.ranks import Ranks
-
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -34,9 +32,9 @@ class MicroBatch:
 
 
 def within_memory(
-    work: Callable[[], Result], size: MicroBatch, *, retry: bool, ranks: Ranks, advice: Callable[[], str],
-    undo: Callable[[], None] = lambda: None,
-) -> Result:  # fmt: skip
+    work: Callable[[], Any], size: MicroBatch, *, retry: bool, ranks: Ranks, advice: Callable[[], str],
+    undo: Callable[[], None],
+) -> Any:  # fmt: skip
     """`work()`; with `retry`, where memory ran out on any rank, all undo theirs and repeat it with half of `size`.
 
     The random state is that of the first try. A rank that fails in the middle would leave the others waiting in a
@@ -45,7 +43,10 @@ def within_memory(
     Raises:
         TrainingStopped: memory ran out without `retry`, or with the smallest size.
     """
-    before = random_state() if retry else None
+    if not retry:
+        with memory_explained(advice()):
+            return work()
+    before = random_state()
     while True:
         result, failure = None, None
         try:
@@ -53,11 +54,9 @@ def within_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if before is None:
-                raise TrainingStopped(advice()) from error
             failure = error.with_traceback(None)  # whose frames hold the tensors
-        if before is None or not any(ranks.gathered(failure is not None)):
-            return result  # type: ignore[return-value]  # no failure: there is a result
+        if not any(ranks.gathered(failure is not None)):
+            return result
         if not size.halve():
             raise TrainingStopped(advice()) from failure
         undo()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from covo_rl.algo.advantage import Advantages
 from covo_rl.data.files import plain
+from covo_rl.models.weights import check_finite
 from covo_rl.policy.sharding import sharded_as, whole
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.manifest import CheckpointError
@@ -42,6 +43,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Put saved values into the trained parameters; all of them must match by name and shape."""
     parameters = trained_parameters(model)
     _match(parameters, saved, "trained parameters")
+    check_finite(saved.items(), "the checkpoint's weights")
     with torch.no_grad():
         for name, parameter in parameters.items():
             if saved[name].shape != parameter.shape:
@@ -70,6 +72,7 @@ def load_optimizer_state(
     optimizer: Any, model: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> None:
     """Inverse of `optimizer_state`, for the same parameters in the same groups, whose options stay as they are."""
+    check_finite(tensors.items(), "the checkpoint's optimiser")
     inner, parameters = getattr(optimizer, "optimizer", optimizer), trained_parameters(model)
     ours, theirs = _names_by_group(inner, model), about["groups"]
     if ours != theirs:
