@@ -34,7 +34,7 @@ def python_blocks():
                 yield pytest.param(code, id=f"{page.name}-{number}")
 
 
-@pytest.mark.parametrize("code", python_blocks())
+@pytest.mark.parametrize("code", list(python_blocks()))
 def test_every_python_block_runs_as_printed(code, tmp_path, monkeypatch):
     """finding 41: snippets used names that are defined nowhere."""
     monkeypatch.chdir(tmp_path)
