@@ -183,7 +183,8 @@ class _LogitsLogps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logps_c, grad_entropy_c):  # pyright: ignore[reportIncompatibleMethodOverride]
-        slope_cV = _logits_slope(*ctx.saved_tensors, grad_logps_c, grad_entropy_c if ctx.entropy else None)
+        logps_cV, targets_c = ctx.saved_tensors
+        slope_cV = _logits_slope(logps_cV, targets_c, grad_logps_c, grad_entropy_c if ctx.entropy else None)
         return slope_cV.neg_(), None, None
 
 
