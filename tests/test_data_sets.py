@@ -26,7 +26,7 @@ RATE = 16_000
 def make_clip(path, seed=0, level=0.5, rate=RATE):
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(seed).uniform(-level, level, rate // 10).astype(np.float32)
-    soundfile.write(path, values, rate, subtype="FLOAT" if path.suffix == ".wav" else None)
+    soundfile.write(path, values, rate, subtype="PCM_24" if path.suffix == ".wav" else None)  # FLOAT stamps the time
     return path
 
 
@@ -106,7 +106,7 @@ def test_a_clip_is_read_once_for_its_name_by_one_rank(tmp_path, monkeypatch):
     for n in range(30):
         make_clip(tmp_path / f"{n}.wav", seed=n)
     options = Options()
-    options.data.data = str(write(tmp_path / "q.json", rows))
+    options.data.data, options.data.eval_fraction = str(write(tmp_path / "q.json", rows)), 0.3
     reads, store_module = [], importlib.import_module("covo_rl.audio.store")
     original = store_module.content_key
     monkeypatch.setattr(store_module, "content_key", lambda clip: reads.append(clip.name) or original(clip))
