@@ -273,10 +273,6 @@ def typed_values(
     return result
 
 
-def _items_fit(origin: Any, kind: Any, value: Any) -> bool:
-    return origin is not list or all(isinstance(item, get_args(kind)[0]) for item in value)
-
-
 def value_as(hint: Any, value: Any) -> Any:
     """A value of a file as a field's type, text for a number too (YAML's 1e-5); ValueError says what was expected."""
     kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
@@ -297,8 +293,9 @@ def value_as(hint: Any, value: Any) -> Any:
     elif kind is bool:
         if str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"
-    elif kind is Any or (isinstance(value, origin or kind) and _items_fit(origin, kind, value)):
-        return value
+    elif kind is Any or isinstance(value, origin or kind):
+        if origin is not list or all(isinstance(item, get_args(kind)[0]) for item in value):
+            return value
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text; put it in quotes"}
     lists = {list: "a list such as [a, b]", dict: "a mapping"}
     raise ValueError(f"expected {words.get(kind) or lists.get(origin, kind)}")

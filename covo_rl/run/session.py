@@ -278,8 +278,6 @@ class Session:
         except ExportError as error:
             self._print(f"{checkpoint.name} was not exported, training goes on: {error}")
 
-    # -- the end -------------------------------------------------------------------------------------------------
-
     def finish(self, exported: Path, steps: int, evaluations: dict[str, dict[str, Any]] | None = None) -> Path:
         """Write result.json, and with `evaluations` (before, after, silent, swapped) the curves and the table."""
         result = {
@@ -295,7 +293,7 @@ class Session:
         path = self.run.write_json("result.json", result)
         if evaluations and self.ranks.main:
             update_card(exported, self.run.folder)
-            show_result(self.run, evaluations, {"training": f"{self.train_seconds:.0f} s", "exported": exported,
-                                                "result": path})  # fmt: skip
+            rows = {"training": f"{self.train_seconds:.0f} s", "exported": exported, "result": path}
+            show_result(self.run, evaluations, rows)
         self.run.lock.release()
         return path
