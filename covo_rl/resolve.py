@@ -293,9 +293,10 @@ def value_as(hint: Any, value: Any) -> Any:
     elif kind is bool:
         if str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"
-    elif kind is Any or isinstance(value, origin or kind):
-        if origin is not list or all(isinstance(item, get_args(kind)[0]) for item in value):
-            return value
+    elif (kind is Any or isinstance(value, origin or kind)) and (
+        origin is not list or all(isinstance(item, get_args(kind)[0]) for item in value)
+    ):
+        return value
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text; put it in quotes"}
     lists = {list: "a list such as [a, b]", dict: "a mapping"}
     raise ValueError(f"expected {words.get(kind) or lists.get(origin, kind)}")
