@@ -165,7 +165,7 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
         peft_model = modes.peft_model
         if Ranks.current().main:
             for note in modes.notes:
-                typer.echo(f"note: {note}", err=True)
+                say(f"note: {note}", err=True)
     backbone: Any = family.model
     backbone.to(device_of(request.device))
     backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept

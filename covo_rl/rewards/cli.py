@@ -236,6 +236,6 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             whole = number == 1 or not problem.startswith("not JSON") or path.read_bytes().endswith(b"\n")
             if whole or next(lines, None) is not None:
                 raise specs.RewardError(what)
-            typer.echo(f"left out, half written: {what}", err=True)
+            say(f"left out, half written: {what}", err=True)
             return
         yield row

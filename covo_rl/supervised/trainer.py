@@ -114,7 +114,7 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
         schedule.step()
         count, right = count + sum(map(len, facts)), right + correct
         if process_state().is_main_process and step in (1, 10):
-            print({"step": step, "of": steps, "loss": float(loss.detach())}, flush=True)
+            say({"step": step, "of": steps, "loss": float(loss.detach())})
         if step % 50 == 0 or step == steps:
             placed, pooled = (right / count).tolist()
             log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
