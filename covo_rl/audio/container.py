@@ -8,6 +8,7 @@ RIFF and RF64 (EBU Tech 3306), AIFF and CAF are lists of sized chunks, AU has on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Literal
 
 from covo_rl.audio.streams import PartError, after_tags, whole_mp3, whole_ogg
@@ -192,14 +193,19 @@ def _flac_frame_end(data: bytes, place: int) -> int | None:
     return (number if is_variable else number * fixed_size) + size
 
 
-def _crc(data: bytes, polynomial: int, bits: int) -> int:
-    top, mask, value = 1 << (bits - 1), (1 << bits) - 1, 0
-    table = []
+@cache
+def _crc_table(polynomial: int, bits: int) -> list[int]:
+    top, mask, table = 1 << (bits - 1), (1 << bits) - 1, []
     for byte in range(256):
         entry = byte << (bits - 8)
         for _ in range(8):
             entry = (entry << 1 ^ polynomial if entry & top else entry << 1) & mask
         table.append(entry)
+    return table
+
+
+def _crc(data: bytes, polynomial: int, bits: int) -> int:
+    table, mask, value = _crc_table(polynomial, bits), (1 << bits) - 1, 0
     for byte in data:
         value = (value << 8 & mask) ^ table[value >> (bits - 8) ^ byte]
     return value
