@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from deaths import killed_at
 from torch import nn
 
 from covo_rl.algo.advantage import Advantages
@@ -190,38 +191,16 @@ def test_an_interrupted_save_leaves_nothing_that_looks_complete(tmp_path, monkey
     """Die at every single write of a save, as SIGKILL would: the older checkpoint is found each time."""
     store = CheckpointStore(tmp_path)
     older = store.save(small_state(1))
-    calls = []
-
-    class Killed(BaseException):
-        pass
-
-    def dies_at(number):
-        def wrap(original):
-            def wrapped(*args, **kwargs):
-                calls.append(original)
-                if len(calls) == number:
-                    raise Killed
-                return original(*args, **kwargs)
-
-            return wrapped
-
-        calls.clear()
-        with monkeypatch.context() as patched:
-            for name in ("write_values", "write_tensors", "write_manifest", "flush"):
-                patched.setattr(files, name, wrap(getattr(files, name)))
-            store.save(small_state(2))
-
+    places = [(files, name) for name in ("write_values", "write_tensors", "write_manifest", "flush")]
     died = 0
     for number in range(1, 40):
-        try:
-            dies_at(number)
-        except Killed:
-            died += 1
-            path, _ = store.latest_valid()
-            # the last call flushes the folder after the rename: from then on the new one counts
-            assert path == older or (number == len(calls) and path.name == "step_000002")
-        else:
+        killed, count = killed_at(number, monkeypatch, places, lambda: store.save(small_state(2)))
+        if not killed:
             break
+        died += 1
+        path, _ = store.latest_valid()
+        # the last call flushes the folder after the rename: from then on the new one counts
+        assert path == older or (number == count and path.name == "step_000002")
     assert died >= 8
     assert store.latest_valid()[0].name == "step_000002"
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.data.files import plain, read_record
 from covo_rl.records import console
@@ -38,12 +39,11 @@ def summary_rows(
     ]
 
 
-def before_settings(options: Options, rows: Sequence[Example]) -> Any:
-    """What the evaluation before training depends on, JSON-ready."""
+def before_settings(options: Options, rows: Sequence[Example], clips: ClipStore) -> Any:
+    """What the evaluation before training depends on, JSON-ready; `clips` has named those of `rows`."""
     rooms = (options.model, options.adapter, options.prompt, options.rollout, options.reward)
-    return plain([
-        data_fingerprint(rows), *(asdict(room) for room in rooms), options.train.seed, options.eval.eval_num_generations
-    ])  # fmt: skip
+    numbers = options.train.seed, options.eval.eval_num_generations
+    return plain([data_fingerprint(rows, clips.key), *(asdict(room) for room in rooms), *numbers])
 
 
 def stored_before(run: Run, settings: Any) -> dict[str, Any] | None:

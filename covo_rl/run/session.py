@@ -209,7 +209,7 @@ class Session:
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what it wrote at first, if that is of these rows."""
         self.accept()
-        settings = before_settings(self.options, self.held_out) if self.ranks.main else None
+        settings = before_settings(self.options, self.held_out, self.clips) if self.ranks.main else None
         resumes = self.options.train.resume is not None
         stored = self.ranks.from_main(stored_before(self.run, settings) if resumes and self.ranks.main else None)
         if stored is None:

@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 from test_resume import StopAfter, metrics, options_for, run_toy
-from timelines import Killed, contents, copy_of, damage_all, dies_at, names, set_keep_last, step, weights
+from timelines import contents, copy_of, damage_all, dies_at, killed_at, names, set_keep_last, step, weights
 
 from covo_rl.config import ConfigError
-from covo_rl.train.checkpoint import CheckpointError, timeline
+from covo_rl.train.checkpoint import CheckpointError, store, timeline
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal
 from covo_rl.train.ranks import Ranks
@@ -225,7 +226,7 @@ def test_a_resume_that_is_refused_moves_nothing(finished, tmp_path):
 
 def test_checkpoints_on_another_disk_are_copied_before_they_are_deleted(finished, tmp_path, monkeypatch):
     """finding 01: and a kill at any moment of that is made good by the next start."""
-    original, copytree, deaths = os.replace, shutil.copytree, 0
+    original, deaths = os.replace, 0
 
     def other_disk(source, target):
         if source.parent.name == "checkpoints" and "abandoned" not in source.parts:
@@ -235,27 +236,24 @@ def test_checkpoints_on_another_disk_are_copied_before_they_are_deleted(finished
     monkeypatch.setattr(os, "replace", other_disk)
     size = len("".join(metrics(finished).splitlines(keepends=True)[:3]).encode())
     for number in range(1, 30):
-        run, calls = copy_of(finished, tmp_path / str(number)), []
-        with monkeypatch.context() as patched:
-
-            def dies(*args, number=number, calls=calls, **kwargs):
-                copytree(*args, **kwargs)
-                calls.append(args)
-                if len(calls) == number:
-                    raise Killed
-
-            patched.setattr(shutil, "copytree", dies)
-            try:
-                timeline.move_aside(run, [3], size)
-            except Killed:
-                deaths += 1
-            else:
-                break
+        run = copy_of(finished, tmp_path / str(number))
+        move = partial(timeline.move_aside, run, [3], size)
+        if not killed_at(number, monkeypatch, [(shutil, "copytree")], move, after=True)[0]:
+            break
+        deaths += 1
         timeline.finish_moving(run)
         assert names(run / "checkpoints") == ["step_000001", "step_000002", "step_000003"]
         assert names(run / "abandoned" / "001" / "checkpoints") == ["step_000004", "step_000005", "step_000006"]
     assert deaths == 3
     assert contents(run / "abandoned" / "001" / "checkpoints" / "step_000006") == contents(step(finished, 6))
+
+
+def test_a_resume_reads_its_checkpoint_once_for_its_checksums(finished, tmp_path, monkeypatch):
+    """finding 03: of a large model that is minutes, and was done twice before the weights were read."""
+    run, checked, original = copy_of(finished, tmp_path / "run"), [], store.damage
+    monkeypatch.setattr(store, "damage", lambda path: checked.append(path.name) or original(path))
+    run_toy(run, resume=str(step(run, 3)), steps=6)
+    assert checked.count("step_000003") == 1
 
 
 def test_only_the_first_rank_moves(finished, tmp_path, monkeypatch):

@@ -2,8 +2,13 @@
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 from covo_rl.train.checkpoint import CheckpointStore, timeline
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from deaths import killed_at
 
 
 def names(folder):
@@ -33,32 +38,10 @@ def copy_of(folder, target):
     return target
 
 
-class Killed(BaseException):
-    """What SIGKILL does at this point."""
-
-
 def dies_at(number, monkeypatch, action):
     """Run `action`, dying before the `number`-th change that the move makes on disk; whether it got so far."""
-    calls = []
-
-    def wrap(original):
-        def wrapped(*args, **kwargs):
-            calls.append(original)
-            if len(calls) == number:
-                raise Killed
-            return original(*args, **kwargs)
-
-        return wrapped
-
-    with monkeypatch.context() as patched:
-        patched.setattr(timeline, "write_values", wrap(timeline.write_values))
-        for name in ("replace", "truncate"):
-            patched.setattr(timeline.os, name, wrap(getattr(os, name)))
-        try:
-            action()
-        except Killed:
-            return True
-    return False
+    places = [(timeline, "write_values"), (os, "replace"), (os, "truncate")]
+    return killed_at(number, monkeypatch, places, action)[0]
 
 
 def damage_all(run):

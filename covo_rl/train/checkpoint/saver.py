@@ -177,7 +177,7 @@ class Saver:
             self._identity(trainer)
             return [f"no checkpoint under {self.store.folder}: starting from the first step", *self._move_aside()]
         notes = [f"passed over {what}" for what in passed_over]
-        saved = self.store.load(path, self.ranks)
+        saved = self.store.read(path, self.ranks)
         notes += self._changes(saved, trainer, allow_changed)
         self._restore(trainer, saved)
         if path.resolve().parent == self.store.folder.resolve():

@@ -177,15 +177,23 @@ class CheckpointStore:
         return target
 
     def load(self, path: str | Path, ranks: Ranks | None = None) -> TrainState:
-        """Read a complete checkpoint for this rank.
-
-        With another number of ranks than it was saved with, `rank` is empty where there is nothing to give back.
+        """`read` of a checkpoint, once it is checked.
 
         Raises:
             CheckpointError: incomplete or damaged, or saved in mid-batch by another number of ranks.
         """
         ranks, path = ranks or Ranks.current(), Path(path)
         ranks.together(lambda: self.check(path) if ranks.main else None, CheckpointError)
+        return self.read(path, ranks)
+
+    def read(self, path: Path, ranks: Ranks) -> TrainState:
+        """A checkpoint for this rank that is known to be complete, as `meant` says: checking reads all of it again.
+
+        With another number of ranks than it was saved with, `rank` is empty where there is nothing to give back.
+
+        Raises:
+            CheckpointError: saved in mid-batch by another number of ranks, or it cannot be read.
+        """
         about = self.about(path, ranks.world)
         return ranks.together(lambda: _read(path, about, ranks.rank), CheckpointError)
 
