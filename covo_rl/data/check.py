@@ -211,6 +211,21 @@ def facts_by_row(examples: Sequence[Example]) -> list[list[Facts]]:
         return [[next(facts) for _ in example.clips] for example in examples]
 
 
+def sound_of(example: Example, clips: ClipStore) -> str:
+    """What rows of the same sound have in common, in whatever order their clips are: the smallest of their keys.
+
+    Of a clip that cannot be read, which `row_problems` reports, it is the name; of a row without clips the id.
+    """
+
+    def key(clip: Clip) -> str:
+        try:
+            return clips.key(clip)
+        except AudioError:
+            return clip.name
+
+    return min(map(key, example.clips), default=example.id)
+
+
 def clip_facts(clip: Clip) -> Facts:
     """Facts of one clip, a file decoded once per process as long as it does not change."""
     try:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from covo_rl.audio import AudioError, ClipStore, decode
+from covo_rl.audio import ClipStore, decode
 from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
+from covo_rl.data.check import sound_of
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
@@ -94,16 +95,9 @@ def hold_out(
     if not 0 <= fraction < 1:
         raise ValueError(f"eval_fraction {fraction}: must be in [0, 1)")
     train, held_out, clips = [], [], ClipStore() if clips is None else clips
-
-    def identity(clip: Clip) -> str:
-        try:
-            return clips.key(clip)
-        except AudioError:  # reported by `row_problems`
-            return clip.name
-
     for example in examples:
-        name = min(map(identity, example.clips), default=example.id)
-        draw = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        name = sound_of(example, clips).encode("utf-8", "surrogatepass")
+        draw = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
         (held_out if draw < fraction else train).append(example)
     return train, held_out
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import PromptConfig, RolloutConfig
+from covo_rl.data.check import sound_of
 from covo_rl.types import Example
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def split_held_out(
     examples: Sequence[Example], share: float, seed: int, clips: ClipStore
 ) -> tuple[list[Example], list[Example]]:
     """(rows for training, held-out rows), all rows of a clip on the same side; at least one clip where `share` > 0."""
-    sounds = ["".join(clips.key(clip) for clip in row.clips) or row.id for row in examples]
+    sounds = [sound_of(row, clips) for row in examples]
     names = sorted(set(sounds))
     random.Random(seed).shuffle(names)
     chosen = set(names[: max(1, round(share * len(names)))] if share and len(names) > 1 else [])
