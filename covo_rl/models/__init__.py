@@ -7,6 +7,7 @@ subclass of `AudioFamily` and one line in `FAMILIES`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,11 @@ def family_class(model_type: str) -> type[AudioFamily]:
 
 def checkpoint_dtype(path: str) -> str | None:
     """What the checkpoint's configuration says of its weights, "bfloat16" for example, without reading them."""
-    raw = model_config(path)
-    return str(raw.get("dtype") or raw.get("torch_dtype") or "").removeprefix("torch.") or None
+    return _stated_dtype(model_config(path))
+
+
+def _stated_dtype(config: Mapping[str, Any]) -> str | None:
+    return str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.") or None
 
 
 def family_at(path: str) -> type[AudioFamily]:
@@ -56,7 +60,7 @@ def family_at(path: str) -> type[AudioFamily]:
 
 
 def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
-    """Load model and processor of `family_at(path)`.
+    """Load model and processor of the family of `path`.
 
     `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
     Raises ModelError for a model type without a family or damaged files, OSError where there is no checkpoint.
@@ -64,19 +68,15 @@ def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
     import torch
     from safetensors import SafetensorError
 
-    family = family_at(path)
-    for where, name in (("config.json says ", checkpoint_dtype(path) or "float32"), ("", dtype)):
+    config = model_config(path)
+    family = family_class(config["model_type"])
+    for where, name in (("config.json says ", _stated_dtype(config) or "float32"), ("", dtype)):
         kind = getattr(torch, name, None)
         if name != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point and kind.itemsize > 1):
             raise ModelError(f"model {path}: {where}dtype {name!r}; there are float32, bfloat16 and float16")
     try:
         return family.load(path, dtype=dtype, **options)
-    except (
-        SafetensorError,
-        ValueError,
-        RuntimeError,
-        ImportError,
-    ) as error:  # damaged weights or tokenizer, sizes that do not fit
+    except (SafetensorError, ValueError, RuntimeError, ImportError) as error:  # damaged files, sizes that do not fit
         if isinstance(error, UserError):
             raise
         text = str(error).strip().split("\n", 1)[0]

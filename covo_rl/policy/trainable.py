@@ -56,6 +56,11 @@ class Trainable:
     replaced: tuple[str, ...] = ()
 
 
+def auto_dtype(own: str | None, *, full: bool) -> str | None:
+    """What `dtype: auto` loads a checkpoint in that says `own`: see `training_dtype`."""
+    return "float32" if own == "float16" or (full and own == "bfloat16") else own
+
+
 def training_dtype(dtype: str, path: str, *, full: bool, scaled: bool = False) -> tuple[str, list[str]]:
     """(the dtype to load a model in that will train, notes for the user), before any weight is read.
 
@@ -66,7 +71,7 @@ def training_dtype(dtype: str, path: str, *, full: bool, scaled: bool = False) -
         ConfigError: float16 where it cannot work.
     """
     own = checkpoint_dtype(path)
-    if dtype == "auto" and (own == "float16" or (full and own == "bfloat16")):
+    if dtype == "auto" and auto_dtype(own, full=full) != own:
         why = "of 16-bit weights updates below 1/256 of a weight are lost" if full else "in float16 gradients vanish"
         return "float32", [f"dtype auto: the checkpoint is {own}, loaded as float32, because {why}; compute in 16 bits "
                            "with accelerate launch --mixed_precision bf16 (GPU)"]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from covo_rl.config import AdapterConfig, ConfigError, Options, RewardConfig, number_map
-from covo_rl.models import family_class, model_config
+from covo_rl.models import family_at
 from covo_rl.policy.patterns import check_parts, module_regex
 from covo_rl.policy.saved_adapter import read_adapter
 from covo_rl.policy.trainable import quantization_kwargs
@@ -48,7 +48,7 @@ def _check_rewards(reward: RewardConfig) -> None:
 
 
 def _check_model(name: str, adapter: AdapterConfig) -> None:
-    family = family_class(model_config(resolve_model(name))["model_type"])
+    family = family_at(resolve_model(name))
     rates = number_map(adapter.part_learning_rates, what="part_learning_rates")
     check_parts(rates, family, "part_learning_rates")
     check_parts([] if adapter.lora else adapter.train_parts, family, "train_parts")

@@ -135,12 +135,13 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     """
     from covo_rl.policy import Policy
     from covo_rl.policy.head import CHUNK_ELEMENTS
+    from covo_rl.policy.trainable import auto_dtype
 
     train, adapter, rollout = options.train, options.adapter, options.rollout
     shape, dtype = shape_of(model_config, adapter), options.model.dtype
     if dtype == "auto":
-        dtype = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
-        dtype = "float32" if dtype == "float16" or not adapter.lora else dtype  # as policy.trainable.training_dtype
+        own = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
+        dtype = auto_dtype(own, full=not adapter.lora) or own
     size = BYTES[dtype]
     trainable = shape.trainable
     train_size = 4 if adapter.lora else size
