@@ -97,6 +97,7 @@ def test_only_rows_that_the_remaining_stages_use_are_read():
 @pytest.fixture(scope="module")
 def prepared():
     """A tiny family and 24 prepared rows of the built-in set."""
+    from covo_rl.audio import ClipStore
     from covo_rl.supervised import rows as data
     from covo_rl.supervised.stages import starting_family
 
@@ -105,7 +106,7 @@ def prepared():
                              "encoder_layers": 1, "mel_bins": 40, "initializer_range": 0.1},
         "prompt": {"instruction": "", "choice_style": "inline"}, "stages": [{"kind": "sft"}]})  # fmt: skip
     examples = data.examples(config)
-    family = starting_family(config, examples)
+    family = starting_family(config, examples, ClipStore())
     return family, data.prepare_rows(examples, family, config), config
 
 

@@ -99,7 +99,7 @@ def _run_stages(config: ColdStartConfig) -> Path:
     clips = ClipStore(memory_mb=64)
     examples, held_out = stage_rows.stage_examples(config, clips)
     start = stage_rows.used_rows(config)[0]
-    plan, problems, longest = [], [], 0
+    plan, problems = [], []
     for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
         part = slice(stage.first_row - start, stage.rows and stage.first_row - start + stage.rows)
         seed = config.seed + 1000 * i
@@ -111,7 +111,7 @@ def _run_stages(config: ColdStartConfig) -> Path:
         plan.append((i, stage, part, seed, texts))
     if problems:
         raise DataError(config.data or "built-in questions", problems)
-    family = starting_family(config, examples)
+    family = starting_family(config, examples, clips)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {len(held_out)} held out, {parameters / 1e6:.2f} M parameters")
     if any(p.dtype in HALF for p in family.model.parameters()):
@@ -146,19 +146,26 @@ def _run_stages(config: ColdStartConfig) -> Path:
     save_checkpoint(family, folder, config, weights)
     if process_state().is_main_process:
         if held_out and weights is None:  # of sharded weights there is no whole model here
-            for *_, texts in plan:
-                longest = max([longest, *(len(family.tokenizer(text)["input_ids"]) for text in texts)])
-            family.model.eval()
-            try:
-                figures = held_out_figures(family, held_out, config.prompt, clips, length=2 * longest or 64)
-                said = f"{figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}"
-            except PromptError as error:  # a clip has changed since it was held out; the checkpoint is none the worse
-                figures, said = {"rows": len(held_out), "error": str(error)}, f"not measured: {error}"
-            log.append({"held_out": figures})
-            _say(f"held out: {said}")
+            texts = [text for *_, texts in plan for text in texts]
+            log.append({"held_out": _measured(family, held_out, texts, config, clips)})
         write_json(folder / "training_log.json", log, indent=1)
     _say(f"checkpoint: {folder}")
     return folder
+
+
+def _measured(
+    family: AudioFamily, held_out: Sequence[Example], texts: Sequence[str], config: ColdStartConfig, clips: ClipStore
+) -> dict[str, float | int | str | None]:
+    """What the model makes of the held-out rows, with twice the room of the longest text that it was taught; said."""
+    longest = max((len(family.tokenizer(text)["input_ids"]) for text in texts), default=0)
+    family.model.eval()
+    try:
+        figures = held_out_figures(family, held_out, config.prompt, clips, length=2 * longest or 64)
+    except PromptError as error:  # a clip has changed since it was held out; the checkpoint is none the worse
+        _say(f"held out: not measured: {error}")
+        return {"rows": len(held_out), "error": str(error)}
+    _say(f"held out: {figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}")
+    return {**figures}
 
 
 def _say(line: str) -> None:
@@ -184,7 +191,7 @@ def with_progress(title: str, rows: Sequence[Example]) -> Iterator[Example]:
             display.update(done, "")
 
 
-def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFamily:
+def starting_family(config: ColdStartConfig, rows: Sequence[Example], clips: ClipStore) -> AudioFamily:
     """The model at `config.model`, or a new small Covo-Audio whose tokenizer is trained on the rows' text.
 
     A new model starts from `config.seed`; the mean and deviation of its log-mel features are folded into its first
@@ -206,8 +213,7 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example]) -> AudioFa
         raise ConfigError([f"tiny: {error}"]) from error
     family = models.family_class(model.config.model_type)(model, processor)
     sample = [clip for row in rows[:STATISTICS_CLIPS] for clip in row.clips]
-    store = ClipStore(memory_mb=0)
-    features = [family.clip_features(*store.waveform(store.key(clip))) for clip in sample]
+    features = [family.clip_features(*clips.waveform(clips.key(clip))) for clip in sample]
     if not features:
         raise ConfigError(["a new tiny model needs rows with audio: the mean of its features is taken from them"])
     mels_FM = torch.cat([f.tensors["input_features"] for f in features]).transpose(1, 2).flatten(0, 1)
