@@ -39,6 +39,14 @@ BROKEN = [
 ]
 
 
+def refused(tmp_path, line, message):
+    """A configuration of this one line is no configuration, and the message says so."""
+    path = tmp_path / "c.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=message):
+        parse_options(["--config", str(path)])
+
+
 @pytest.mark.parametrize(("content", "message"), BROKEN)
 def test_a_file_that_cannot_be_read_is_one_message(tmp_path, content, message):
     """finding 30: with the file's name, and the place where there is one; for every kind of YAML file that is read."""
@@ -122,10 +130,7 @@ def test_json_is_held_to_the_same(tmp_path):
 )
 def test_a_value_that_makes_no_sense_is_refused(tmp_path, line, message):
     """finding 30: in a file; what is given, and what is expected."""
-    path = tmp_path / "c.yaml"
-    path.write_text(line + "\n")
-    with pytest.raises(ConfigError, match=message):
-        parse_options(["--config", str(path)])
+    refused(tmp_path, line, message)
 
 
 @pytest.mark.parametrize(
@@ -354,10 +359,7 @@ def test_yaml_as_people_write_it_is_read(tmp_path):
 )
 def test_a_value_that_would_fail_later_or_mean_something_else_is_refused(tmp_path, line, message):
     """finding 30: no file name, nothing, a shell's ~, numbers beyond torch, variables of the environment."""
-    path = tmp_path / "c.yaml"
-    path.write_text(line + "\n")
-    with pytest.raises(ConfigError, match=message):
-        parse_options(["--config", str(path)])
+    refused(tmp_path, line, message)
 
 
 def test_long_values_are_shown_by_their_beginning(tmp_path):
