@@ -204,7 +204,11 @@ class TrainConfig:
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.999, "AdamW")
     max_grad_norm: float = option(1.0, "gradient clipping; 0 is off")
-    gradient_checkpointing: bool = option(False, "recompute activations in the decoder (non-reentrant)")
+    gradient_checkpointing: bool = option(False, "recompute activations of the decoder in the backward (non-reentrant)")
+    recompute: str = option(
+        "mlp", "what gradient_checkpointing recomputes of a layer: norms and MLP, or all of it; docs/performance.md",
+        ["mlp", "layer"],
+    )  # fmt: skip
     dynamic_sampling: int = option(0, "resample rounds for groups without variance (DAPO); 0 is off")
     feature_memory_mb: int = option(512, "budget for audio features kept in memory when the encoder is frozen")
     checkpoint_every: int = option(0, "steps between checkpoints; 0: only at the end")
@@ -350,6 +354,8 @@ def _contradictions(options: Options) -> list[str]:
         (rollout.temperature >= COLDEST, f"temperature {rollout.temperature}: sampling needs at least {COLDEST}"),
         (not train.micro_batch_rollouts or train.micro_batch_prompts == 1,
          f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
+        (train.gradient_checkpointing or train.recompute == TrainConfig.recompute,
+         f"recompute {train.recompute} has no effect without gradient_checkpointing"),
         (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
         (train.lr_scheduler_type in SCHEDULES,
          f"lr_scheduler_type {train.lr_scheduler_type!r:.80}: choose one of {' '.join(SCHEDULES)}"),

@@ -86,7 +86,7 @@ def _plain(layer: Any) -> bool:
 def _foldable(layer: Any) -> bool:
     """A plain LoRA on a float32 linear layer."""
     return (
-        type(layer) is LoraLinear
+        isinstance(layer, LoraLinear)
         and _plain(layer.base_layer)
         and not any(getattr(layer, "use_dora", {}).values())
         and not any(getattr(layer, "lora_bias", {}).values())

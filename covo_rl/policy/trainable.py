@@ -5,7 +5,6 @@ Adapters are injected in place (PEFT), so `family.model` stays the model; nothin
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,7 +129,9 @@ def _overruled(config: AdapterConfig, saved: LoraConfig) -> list[str]:
 
 
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
+
+    from covo_rl.policy.lora import inject
 
     pattern = config.lora_target_modules or patterns.decoder_pattern(family)
     targets = tuple(patterns.matched_modules(pattern, family))
@@ -140,9 +141,7 @@ def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel,
         modules_to_save=patterns.saved_modules(config.modules_to_save, family) or None,
         use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM",
     )  # fmt: skip
-    with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(family.model, lora), targets  # type: ignore[return-value]  # no mixed adapters here
+    return inject(family.model, lora), targets
 
 
 def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:

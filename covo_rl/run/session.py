@@ -91,6 +91,7 @@ class Session:
             clips=self.clips,
             feature_memory_mb=options.train.feature_memory_mb,
             gradient_checkpointing=options.train.gradient_checkpointing,
+            recompute=options.train.recompute,
             keep_reference=bool(options.loss.beta),
         )
         needed = self.ranks.main and (self.start.saved or not options.train.dry_run)

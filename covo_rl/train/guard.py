@@ -181,7 +181,7 @@ def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: 
         else f"micro_batch_rollouts (now {rollouts}) to {rollouts // 2}: same gradient"
         if rollouts > 1
         else "max_completion_length: a micro-batch is one rollout already",
-        "--gradient_checkpointing",
+        "--gradient_checkpointing, also with --recompute layer",
         "a LoRA adapter instead of --full",
     ]
     retry = " --oom_retry halves the micro-batch by itself." if can_retry else ""
