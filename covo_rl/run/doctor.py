@@ -4,8 +4,10 @@ Parameters are counted exactly (the model is built without storage). Activations
 layers save for the backward pass, per position:
 
     10 D + 4 I + 2 K       D width, I width of the MLP, K width of keys and values (norms, attention, gated MLP)
+     6 D + 2 K             gradient_checkpointing
+         D                 gradient_checkpointing with recompute layer
 
-which a test compares with what a real pass saves. Every figure is for one rank without sharding.
+with one layer's first sum beside the others, which a test compares with what a real pass saves. Every figure is for one rank without sharding.
 """
 
 from __future__ import annotations
@@ -168,7 +170,9 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     chunk = min(max(CHUNK_ELEMENTS, 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
     head_trains = not adapter.lora and "lm_head" in adapter.train_parts
     loss = {
-        "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),
+        "activations": activation_bytes(
+            shape, micro, size, recompute=train.recompute if train.gradient_checkpointing else None
+        ),
         "head": micro_rows * completion * shape.width * size + (4 if head_trains else 1) * 4.0 * chunk,
         "head gradient in use": shape.parameters.get("lm_head", 0) * 4.0 if head_trains else 0.0,
     }
@@ -179,10 +183,16 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     return Plan(memory, sampling, loss, seconds, positions, trainable, (note,) if crowded else ())
 
 
-def activation_bytes(shape: Shape, positions: int, size: int, checkpointing: bool) -> float:
-    """What the decoder saves for the backward pass over `positions` packed positions."""
-    layer = positions * (10 * shape.width + 4 * shape.mlp_width + 2 * shape.kv_width) * size
-    return float(shape.layers * positions * shape.width * size + layer if checkpointing else shape.layers * layer)
+def layer_values(shape: Shape, recompute: str | None = None) -> int:
+    """What a decoder layer saves for the backward pass, in values per position."""
+    attention = 6 * shape.width + 2 * shape.kv_width
+    return {None: attention + 4 * (shape.width + shape.mlp_width), "mlp": attention, "layer": shape.width}[recompute]
+
+
+def activation_bytes(shape: Shape, positions: int, size: int, *, recompute: str | None = None) -> float:
+    """What the decoder saves over `positions` packed positions, and one layer while that is recomputed."""
+    again = 0 if recompute is None else layer_values(shape)
+    return float(positions * size * (shape.layers * layer_values(shape, recompute) + again))
 
 
 def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Speed) -> dict[str, float]:
