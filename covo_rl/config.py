@@ -61,7 +61,9 @@ class ModelConfig:
     """Which audio language model, and how it is held."""
 
     model: str = option("builtin:tiny", "folder or hub name of the model; builtin:tiny is the shipped one")
-    dtype: str = option("auto", "precision of the weights", ["auto", "float32", "bfloat16", "float16"])
+    dtype: str = option(
+        "auto", "precision of the weights (in float16 gradients vanish)", ["auto", "float32", "bfloat16"]
+    )  # fmt: skip
     attn_implementation: str | None = option(None, "attention of the encoder (the decoder's is set by covo_rl)")
     trust_remote_code: bool = option(False, "run code that ships with the checkpoint")
 

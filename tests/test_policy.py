@@ -61,9 +61,7 @@ def test_gradients_reach_a_trainable_encoder_through_the_audio_slots(name):
 def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_alone(name, lora, recompute):
     """Traps 17, 18, 20, 35: reentrant or cached checkpointing is silently wrong."""
     plain = cases.policy(name, lora=lora)
-    checkpointed = cases.policy(
-        name, lora=lora, gradient_checkpointing=True, recompute=recompute, clips=plain.clips
-    )
+    checkpointed = cases.policy(name, lora=lora, gradient_checkpointing=True, recompute=recompute, clips=plain.clips)
     groups = cases.ragged_groups(plain)
     weight = cases.weights(groups)
     results = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from covo_rl.config import AdapterConfig, ConfigError, number_map
+from covo_rl.config import AdapterConfig, number_map
 from covo_rl.models import checkpoint_dtype
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
@@ -60,24 +60,17 @@ def auto_dtype(own: str | None, *, full: bool) -> str | None:
     return "float32" if own == "float16" or (full and own == "bfloat16") else own
 
 
-def training_dtype(dtype: str, path: str, *, full: bool, scaled: bool = False) -> tuple[str, list[str]]:
+def training_dtype(dtype: str, path: str, *, full: bool) -> tuple[str, list[str]]:
     """(the dtype to load a model in that will train, notes for the user), before any weight is read.
 
     `auto` is the checkpoint's, but float32 where parameters of 16 bits would themselves train (`full`), and for
-    float16 checkpoints. `scaled`: a loss scale keeps small gradients within float16.
-
-    Raises:
-        ConfigError: float16 where it cannot work.
+    float16 checkpoints.
     """
     own = checkpoint_dtype(path)
     if dtype == "auto" and auto_dtype(own, full=full) != own:
         why = "of 16-bit weights updates below 1/256 of a weight are lost" if full else "in float16 gradients vanish"
         return "float32", [f"dtype auto: the checkpoint is {own}, loaded as float32, because {why}; compute in 16 bits "
                            "with accelerate launch --mixed_precision bf16 (GPU)"]  # fmt: skip
-    if dtype == "float16" and (full or not scaled):
-        why = "without a loss scale gradients below 6e-8 become 0; that needs a GPU and --mixed_precision fp16"
-        why = "no loss scaler takes float16 gradients of the parameters themselves" if full else why
-        raise ConfigError([f"dtype float16 cannot train here: {why}. Use dtype bfloat16 or float32"])
     return dtype, []
 
 
@@ -184,6 +177,12 @@ def part_rates(config: AdapterConfig, family: AudioFamily) -> dict[str, float]:
     rates = number_map(config.part_learning_rates, what="part_learning_rates")
     check_parts(rates, family, "part_learning_rates")
     return rates
+
+
+def adamw(params: Sequence[Any], **options: Any) -> torch.optim.AdamW:
+    """AdamW over parameters or groups of them: one kernel where all are on CUDA; elsewhere torch's default."""
+    parts = [p for part in params for p in (part["params"] if isinstance(part, dict) else [part])]
+    return torch.optim.AdamW(params, fused=True if all(p.is_cuda for p in parts) else None, **options)
 
 
 def param_groups(

@@ -7,7 +7,8 @@ layers save for the backward pass, per position:
      6 D + 2 K             gradient_checkpointing
          D                 gradient_checkpointing with recompute layer
 
-with one layer's first sum beside the others, which a test compares with what a real pass saves. Every figure is for one rank without sharding.
+and of one layer the first sum while it is recomputed, which a test compares with what a real pass saves. Every figure
+is for one rank without sharding.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 #: room for allocator fragmentation, libraries and the CUDA context
 OVERHEAD = 1.1
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2}
 #: published models: hub name -> (model type, what its config.json says beside the class's defaults); no hub is asked
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "tencent/Covo-Audio-Chat": ("covo_audio", {"dtype": "bfloat16"}),

@@ -40,7 +40,7 @@ from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
-from covo_rl.train.launch import join
+from covo_rl.train.launch import allow_tf32, computes_in_16_bits, join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example, Prompt, UserError
@@ -69,8 +69,7 @@ class Session:
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
-        scaled = self.accelerator.scaler is not None
-        model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora, scaled=scaled)
+        model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora)
         self._check_data(family_at(path).max_clip_seconds)
         self.family = load_family(
             path,
@@ -85,6 +84,7 @@ class Session:
             raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {self.trainable.replaced[0]} of the "
                                "base, so there is no reference without it: set beta 0 or merge it first"])  # fmt: skip
         self.family.model.to(self.accelerator.device)
+        allow_tf32(self.accelerator.device, computes_in_16_bits(self.accelerator, self.family.model))
         self.policy = Policy(
             self.family,
             peft_model=self.trainable.peft_model,

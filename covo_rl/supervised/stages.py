@@ -35,7 +35,7 @@ from covo_rl.supervised.checks import fact_problems, unreadable
 from covo_rl.supervised.config import ColdStartConfig
 from covo_rl.supervised.held_out import held_out_figures
 from covo_rl.supervised.trainer import Collator, fine_tune, steps_of, train_tagging
-from covo_rl.train.launch import process_state
+from covo_rl.train.launch import check_precision, process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
 
@@ -54,6 +54,7 @@ def run_stages(config: ColdStartConfig) -> Path:
         ConfigError: the folder is in use or taken; several sft stages under FSDP or ZeRO, where a model cannot be
             taken from one trainer to the next.
     """
+    check_precision()
     process_state()
     ranks, lock = Ranks.current(), FolderLock(config.output)
     problem = ranks.from_main((taken(config) or lock.refusal()) if ranks.main else None)

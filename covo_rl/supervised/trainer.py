@@ -27,12 +27,13 @@ from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import text_ids
 from covo_rl.policy.products import float32_head
+from covo_rl.policy.trainable import adamw
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
 from covo_rl.supervised.rows import Row, TeacherError
-from covo_rl.train.launch import on_cpus, process_state
+from covo_rl.train.launch import allow_tf32, computes_in_16_bits, on_cpus, process_state
 from covo_rl.types import visible
 
 IGNORED = -100
@@ -95,7 +96,7 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
     parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
     parameters += heads.parameters()
     steps = steps_of(stage, len(rows))
-    optimizer = torch.optim.AdamW(parameters, stage.learning_rate, weight_decay=stage.weight_decay)
+    optimizer = adamw(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, stage.learning_rate, total_steps=steps, pct_start=min(max(stage.warmup_steps / steps, 0.01), 0.5)
     )
@@ -243,6 +244,7 @@ def fine_tune(
             processing_class=family.tokenizer,
             callbacks=[Progress()],
         )
+        allow_tf32(trainer.accelerator.device, computes_in_16_bits(trainer.accelerator, family.model))
         trainer.train()
     state_dict: Any = None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

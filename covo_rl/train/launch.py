@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
 from covo_rl.config import ConfigError
+from covo_rl.policy.products import HALF
 
 #: rank 0 verifies an export alone while the others wait; a rank that dies is noticed by the launcher, not by this
 PATIENCE = timedelta(hours=1)
@@ -41,25 +42,41 @@ def process_state() -> PartialState:
     return _complete(PartialState(cpu=on_cpus()))
 
 
+def check_precision() -> None:
+    """Raises ConfigError for a mixed precision of the launcher that cannot train."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16"):  # accelerate takes any word, and then computes in float32
+        why = "in float16 gradients vanish" if precision == "fp16" else "there are no and bf16"
+        raise ConfigError([f"mixed_precision {precision!r} of the launcher: {why}; use bf16 or no"])
+
+
+def computes_in_16_bits(accelerator: Accelerator, model: torch.nn.Module) -> bool:
+    """Whether a run autocasts, or holds weights in 16 bits."""
+    return accelerator.mixed_precision != "no" or any(p.dtype in HALF for p in model.parameters())
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """On CUDA, float32 products round their operands to 10 bits (TF32) where `allowed`, and only there.
+
+    A run in float32 promises rollouts that equal scoring to 1e-5; one in 16 bits has coarser numbers already.
+    """
+    if device.type == "cuda":
+        # not backends.cuda.matmul.fp32_precision: after it torch 2.11's compiler refuses to read this setting
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def join() -> Accelerator:
     """The accelerator of a training run.
 
     Raises:
         ConfigError: the launcher started more processes than accelerate sees, or asks for what would be done wrongly.
     """
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16", "fp16"):  # accelerate takes any word, and then computes in float32
-        raise ConfigError([f"mixed_precision {precision!r} of the launcher: there are no, bf16 and, on a GPU, fp16"])
+    check_precision()
     accelerator = _complete(Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]))
     state = accelerator.state
-    problems = []
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None and state.deepspeed_plugin is None:
-        problems.append(f"--mixed_precision fp16 needs a GPU: {state.device.type} has no loss scale. Use bf16 or no")
     if (steps := accelerator.gradient_accumulation_steps) != 1:  # accelerate would divide every loss by it
-        problems.append(f"gradient_accumulation_steps {steps} of the launcher: set it to 1; micro_batch_prompts splits "
-                        "an update's groups over passes, with the same gradient")  # fmt: skip
-    if problems:
-        raise ConfigError(problems)
+        raise ConfigError([f"gradient_accumulation_steps {steps} of the launcher: set it to 1; micro_batch_prompts "
+                           "splits an update's groups over passes, with the same gradient"])  # fmt: skip
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if fsdp and state.distributed_type == DistributedType.MULTI_CPU:
         plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
