@@ -1,4 +1,4 @@
-"""float32 weights computed in bfloat16, as `accelerate launch --mixed_precision bf16` has it: trained, resumed, exported."""
+"""float32 weights computed in bfloat16 (`accelerate launch --mixed_precision bf16`): trained, resumed, exported."""
 
 import policy_cases as cases
 import pytest

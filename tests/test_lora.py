@@ -9,7 +9,9 @@ import torch
 from peft.tuners.lora import Linear
 from torch import nn
 
+from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig
+from covo_rl.export.verify import ask_policy, policy_logits, synthetic_prompts
 from covo_rl.policy.lora import RoundedLinear, RoundedLora, inject
 from covo_rl.policy.trainable import make_trainable
 
@@ -158,6 +160,25 @@ def test_whatever_puts_an_adapter_on_the_model_makes_such_layers(tmp_path, own):
     assert layers and all(type(layer) is RoundedLora for layer in layers)
     assert {p.dtype for p in family.model.parameters() if p.requires_grad} == {torch.float32}
     assert modes.peft_model is not None and copy.deepcopy(modes.peft_model) is not None
+
+
+def test_an_export_in_16_bits_is_compared_in_pefts_arithmetic(tmp_path):
+    """Otherwise the roundings of 28 layers, not the weights, would decide whether it passes."""
+    family, clips = cases.family(), ClipStore()
+    family.model.bfloat16()
+    plain = copy.deepcopy(family)
+    modes = make_trainable(family, AdapterConfig(lora_r=4))
+    with torch.no_grad():
+        for name, parameter in family.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    modes.peft_model.save_pretrained(tmp_path)
+    prompts = synthetic_prompts(family, clips)
+    trained = ask_policy(modes, prompts, clips).trained
+    peft.PeftModel.from_pretrained(plain.model, tmp_path).eval()
+    theirs = torch.stack([policy_logits(prompt, plain, clips) for prompt in prompts])
+    ours = torch.stack([policy_logits(prompt, family, clips) for prompt in prompts])
+    assert torch.equal(trained, theirs) and not torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["covo_audio", "qwen2_audio"])

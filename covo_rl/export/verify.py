@@ -28,6 +28,7 @@ from covo_rl.config import PromptConfig
 from covo_rl.export import ExportError
 from covo_rl.export.serve_check import RATE, fixed_sounds
 from covo_rl.models.base import AudioFamily
+from covo_rl.policy.lora import peft_products
 from covo_rl.policy.trainable import Trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Prompt
@@ -127,7 +128,8 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
     model, was_training = modes.family.model, modes.family.model.training
 
     def logits() -> torch.Tensor:
-        return torch.stack([policy_logits(prompt, modes.family, clips) for prompt in prompts])
+        with peft_products(model):  # in 16 bits the policy rounds elsewhere than who loads the export
+            return torch.stack([policy_logits(prompt, modes.family, clips) for prompt in prompts])
 
     model.eval()
     try:

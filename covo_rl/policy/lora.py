@@ -8,6 +8,8 @@ float32 nothing is rounded, and the numbers are PEFT's.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +34,12 @@ class RoundedLinear(nn.Linear):
 class RoundedLora(Linear):
     """PEFT's layer without float32 copies of 16-bit inputs; for DoRA and other variants it is PEFT's own."""
 
+    rounds = True
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         names = [name for name in self.active_adapters if name in self.lora_A]
         special = any(name in self.lora_variant or self.lora_bias[name] for name in names)
-        if special or args or kwargs or self.disable_adapters or self.merged:
+        if not self.rounds or special or args or kwargs or self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         # scaled while it is r wide; before the base's product, which recomputation then leaves out: nothing needs it
         deltas = [self.lora_B[n](self.lora_A[n](self.lora_dropout[n](x)) * self.scaling[n]) for n in names]
@@ -52,6 +56,19 @@ class RoundedLora(Linear):
         for module in chain(self.lora_A.values(), self.lora_B.values()):
             if type(module) is nn.Linear:
                 module.__class__ = RoundedLinear
+
+
+@contextmanager
+def peft_products(model: nn.Module) -> Iterator[None]:
+    """Inside, adapters multiply as PEFT does elsewhere, in float32: to compare with a PEFT model that is loaded."""
+    layers = [layer for layer in model.modules() if isinstance(layer, RoundedLora)]
+    for layer in layers:
+        layer.rounds = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.rounds = True
 
 
 def inject(model: nn.Module, config: LoraConfig) -> PeftModel:
