@@ -50,12 +50,13 @@ class RoundedLora(Linear):
 
     def update_layer(self, *args: Any, **kwargs: Any) -> None:
         super().update_layer(*args, **kwargs)
-        self.round_products()
+        _round_products(self)
 
-    def round_products(self) -> None:
-        for module in chain(self.lora_A.values(), self.lora_B.values()):
-            if type(module) is nn.Linear:
-                module.__class__ = RoundedLinear
+
+def _round_products(layer: Linear) -> None:
+    for module in chain(layer.lora_A.values(), layer.lora_B.values()):
+        if type(module) is nn.Linear:
+            module.__class__ = RoundedLinear
 
 
 @contextmanager
@@ -78,6 +79,6 @@ def inject(model: nn.Module, config: LoraConfig) -> PeftModel:
         peft_model: Any = get_peft_model(model, config)  # type: ignore[arg-type]
     for layer in model.modules():
         if type(layer) is Linear:
+            _round_products(layer)
             layer.__class__ = RoundedLora
-            layer.round_products()  # pyright: ignore[reportAttributeAccessIssue]  # the class it has now
     return peft_model
