@@ -230,7 +230,7 @@ def test_a_sliding_window_shorter_than_what_is_written_is_refused():
         sample(made, prompts, features, RolloutConfig(max_completion_length=12, num_generations=2), seed=0)
 
 
-@pytest.mark.parametrize("method", ["split", "concat"])
+@pytest.mark.parametrize("method", ["split", "concat", "varlen"])
 def test_packed_attention_and_its_gradients_in_bfloat16(method):
     made = cases.policy()
     packed = pack(cases.ragged_groups(made), made.family.audio_token_id, "cpu")

@@ -35,8 +35,10 @@ def varlen(
     *, causal: bool, scale: float, used_k: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(out, lse); no gradient. `max_q` and `max_k` are at least the longest segment's queries and keys."""
-    forward = _kernel if available(q.device, q.dtype, q.shape[-1]) else _plain
-    return forward(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale, used_k)
+    if available(q.device, q.dtype, q.shape[-1]):
+        return _kernel(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale, used_k)
+    with torch.autocast(q.device.type, enabled=False):  # it would make 16-bit products
+        return _plain(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale, used_k)
 
 
 def varlen_backward(
@@ -44,8 +46,10 @@ def varlen_backward(
     cu_q: torch.Tensor, cu_k: torch.Tensor, max_q: int, max_k: int, *, causal: bool, scale: float,
 ) -> Tensors:  # fmt: skip
     """(dq, dk, dv); rows of q, k and v outside all segments have no defined gradient."""
-    backward = _kernel_backward if available(q.device, q.dtype, q.shape[-1]) else _plain_backward
-    return backward(grad_out, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, causal, scale)
+    if available(q.device, q.dtype, q.shape[-1]):
+        return _kernel_backward(grad_out, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, causal, scale)
+    with torch.autocast(q.device.type, enabled=False):
+        return _plain_backward(grad_out, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, causal, scale)
 
 
 # -- the kernel ------------------------------------------------------------------------------------------------------

@@ -130,8 +130,7 @@ class Bucket:
 
     def put(self, target_LHd: torch.Tensor, block_BHLd: torch.Tensor) -> None:
         """Inverse of `take` into a tensor that holds all positions; padding is dropped, gradients flow."""
-        # under autocast a block comes in 16 bits
-        flat, index = block_BHLd.transpose(1, 2).flatten(0, 1).to(target_LHd.dtype), self.index
+        flat, index = block_BHLd.transpose(1, 2).flatten(0, 1), self.index
         if index is None:
             target_LHd.narrow(0, self.start or 0, len(flat)).copy_(flat)
             return
