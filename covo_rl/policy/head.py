@@ -117,28 +117,25 @@ class _LinearLogps(torch.autograd.Function):
             part = slice(start, start + chunk)
             targets_c = targets_M[part]
             logits = _scaled_logits(hidden_MD[part], ready_VD, bias_V, temperature, dtype)
-            picked_c1 = logits.gather(1, targets_c[:, None])
+            targets_c1 = targets_c[:, None]
             # in place: one chunk of logits is all that exists, two where the entropy is asked for
-            highest_c1 = logits.amax(-1, keepdim=True)
-            shifted_cV = logits.sub_(highest_c1)
+            shifted_cV = logits.sub_(logits.amax(-1, keepdim=True))
+            picked_c1 = shifted_cV.gather(1, targets_c1)
             weights_cV = shifted_cV.exp() if entropy else shifted_cV.exp_()
-            sums_c1 = weights_cV.sum(-1, keepdim=True)
-            logps_M[part] = (picked_c1 - highest_c1 - sums_c1.log())[:, 0]
+            others_c1 = weights_cV.scatter_(1, targets_c1, 0.0).sum(-1, keepdim=True)
+            sums_c1 = others_c1 + picked_c1.exp()
+            logps_M[part] = (picked_c1 - sums_c1.log())[:, 0]
+            scale_c1 = -1 / (temperature * sums_c1)
             if entropy:
-                logps_cV, probs_cV = shifted_cV.sub_(sums_c1.log()), weights_cV.div_(sums_c1)
-                entropy_M[part] = -torch.linalg.vecdot(probs_cV, logps_cV)
+                weights_cV.scatter_(1, targets_c1, picked_c1.exp())
+                logps_cV = shifted_cV.sub_(sums_c1.log())
+                entropy_M[part] = -torch.linalg.vecdot(weights_cV, logps_cV) / sums_c1[:, 0]
                 if store:
-                    weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV)
-                    slopes[1][part] = weight_sum(weighted_cV, ready_VD, dtype).mul_(-1 / temperature)
-            if not store:
-                continue
-            if dtype in HALF:
-                probs_cV = weights_cV if entropy else weights_cV.div_(sums_c1)
-                slopes[0][part] = weight_sum(_less_target(probs_cV, targets_c), ready_VD, dtype).mul_(-1 / temperature)
-            else:
-                expected = (weights_cV.to(ready_VD.dtype) @ ready_VD).float()
-                expected = expected if entropy else expected / sums_c1
-                slopes[0][part] = (ready_VD[targets_c] - expected).mul_(1 / temperature)
+                    weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(weights_cV)
+                    slopes[1][part] = weight_sum(weighted_cV, ready_VD, dtype).mul_(scale_c1)
+            if store:  # p - onehot: the target's is minus the sum of the others, as in `_less_target`
+                weights_cV.scatter_(1, targets_c1, -others_c1)
+                slopes[0][part] = weight_sum(weights_cV, ready_VD, dtype).mul_(scale_c1)
         ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
         ctx.dtype, ctx.hidden_dtype = dtype, hidden_MD.dtype
         ctx.save_for_backward(*((hidden_MD, weight_VD, bias_V, targets_M) if head_trains else slopes))
