@@ -1,11 +1,14 @@
-"""The seam of the CUDA attention kernel: the plain form against autograd, and a self-check that finds what is wrong."""
+"""The seam of the CUDA attention kernel: its plain form is right, and the self-check finds a kernel that is not."""
 
+import policy_cases as cases
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from covo_rl.policy import flash
+from covo_rl.policy.attention import PackedLayout
+from covo_rl.policy.packing import pack
 
 
 def _cu(lengths) -> torch.Tensor:
@@ -38,6 +41,19 @@ def test_plain_form_against_autograd_in_float64(queries, keys, causal):
     ours = flash.varlen_backward(*operands, cu_q, cu_k, *rest, causal=causal, scale=0.3)
     for mine, exact in zip(ours, grads, strict=True):
         torch.testing.assert_close(mine, exact, atol=1e-12, rtol=0)
+
+
+def test_both_parts_of_a_packed_row_merge_to_the_gradient_of_the_whole():
+    """Finite differences in float64 of the layout that CUDA uses, with an empty completion and a prompt without any."""
+    made = cases.policy()
+    prompts = cases.prompts(made, seconds=((), (), ()))
+    groups = [cases.group(prompt, lengths) for prompt, lengths in zip(prompts, ((3, 1, 2), (1,), (4,)), strict=True)]
+    packed = pack(groups, made.family.audio_token_id, "cpu")
+    operands = _operands(len(packed.input_ids_L), len(packed.input_ids_L), torch.float64, width=2)
+    layout = PackedLayout(packed, method="varlen")
+    assert torch.autograd.gradcheck(
+        lambda *qkv: layout.attend(0, *qkv, 0.3), [x.requires_grad_() for x in operands], fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -60,7 +60,7 @@ def grouped_attention(
     tensors, device = (query, key, value), query.device.type
     if torch.is_autocast_enabled(device):  # as SDPA's: rotary positions made queries and keys float32 again
         tensors = (tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
-    q_LHd, k_LKd, v_LKd = (tensor[0].transpose(0, 1) for tensor in tensors)
+    q_LHd, k_LKd, v_LKd = (tensor.squeeze(0).transpose(0, 1) for tensor in tensors)  # [0] would copy in the backward
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return covo_layout.attend(module.layer_idx, q_LHd, k_LKd, v_LKd, scale)[None], None  # pyright: ignore
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,7 +56,7 @@ def varlen_backward(
 
 
 def _kernel(q, k, v, cu_q, cu_k, max_q: int, max_k: int, causal: bool, scale: float, used_k=None) -> Any:
-    # arguments of torch 2.11 and later; with one query each it wants no segment without any
+    # arguments of torch 2.11 and later; where no segment has two queries the kernel counts on one in each
     max_q = max_q if len(q) == len(cu_q) - 1 else max(max_q, 2)
     used = {} if used_k is None else {"seqused_k": used_k}
     return torch.ops.aten._flash_attention_forward(
@@ -154,49 +154,68 @@ def _checked(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     return not problem
 
 
+class _Case(NamedTuple):
+    name: str
+    heads: int
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    causal: bool = False
+    slots: tuple[int, ...] | None = None  # where the keys of each segment start, of _SLOT_KEYS
+
+
+_SLOT_KEYS = 480
+_OWN, _PROMPTS = (37, 1, 150, 5), (150, 37, 5)
+_CASES = (
+    _Case("causal", 4, _OWN, _OWN, causal=True),
+    _Case("causal without groups", 2, _OWN, _OWN, causal=True),
+    _Case("prompt keys", 4, (200, 0, 3), _PROMPTS),
+    _Case("prompt keys of single queries", 4, (1, 0, 1), _PROMPTS),
+    _Case("slots", 4, (1, 1, 1), _PROMPTS, slots=(320, 0, 160)),
+    _Case("slots of several queries", 4, (7, 0, 2), _PROMPTS, slots=(320, 0, 160)),
+)
+
+
 def disagreement(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     """What the kernel gets wrong on small cases, by comparison with the plain form on the CPU; empty if nothing."""
-    own, prompts = (37, 1, 150, 5), (150, 37, 5)
-    cases = [  # name, query heads, queries, keys, causal, slots
-        ("causal", 4, own, own, True, None),
-        ("causal without groups", 2, own, own, True, None),
-        ("prompt keys", 4, (200, 0, 3), prompts, False, None),
-        ("prompt keys of single queries", 4, (1, 0, 1), prompts, False, None),
-        ("slots", 4, (1, 1, 1), prompts, False, (320, 0, 160)),
-        ("slots of several queries", 4, (7, 0, 2), prompts, False, (320, 0, 160)),
-    ]
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
-        for name, heads, queries, keys, causal, slots in cases:
-            there = keys if slots is None else (480,)
-            q, k, v, do = (
-                torch.randn(sum(lengths), number, head_dim, generator=generator).to(dtype)
-                for lengths, number in ((queries, heads), (there, 2), (there, 2), (queries, heads))
-            )
-            cu_q, cu_k = (torch.tensor((0, *lengths)).cumsum(0, dtype=torch.int32) for lengths in (queries, keys))
-            used = None
-            if slots is not None:
-                cu_k, used = torch.tensor((*slots, 480), dtype=torch.int32), torch.tensor(keys, dtype=torch.int32)
-            rest = (max(queries), max(keys), causal, head_dim**-0.5)
-            there_args = [x.to(device) for x in (q, k, v, cu_q, cu_k)]
-            expected = out, lse = _plain(q, k, v, cu_q, cu_k, *rest, used)
-            ours = _kernel(*there_args, *rest, None if used is None else used.to(device))
-            if problem := _difference(name, ours, expected, ("output", "log-sum-exp")):
-                return problem
-            if used is None:  # as in a softmax over more keys than these
-                lse, out = lse + 0.5, out / 2
-                expected = _plain_backward(do, q, k, v, out, lse, cu_q, cu_k, *rest)
-                tensors = [x.to(device) for x in (do, q, k, v, out, lse, cu_q, cu_k)]
-                if problem := _difference(name, _kernel_backward(*tensors, *rest), expected, ("dq", "dk", "dv")):
-                    return problem
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for case in _CASES:
+            rows, keys = sum(case.queries), sum(case.keys) if case.slots is None else _SLOT_KEYS
+            shapes = ((case.heads, rows), (2, keys), (2, keys), (case.heads, rows))  # q, k, v, gradient of out
+            stored = [torch.randn(h, n + 3, head_dim, generator=generator).to(dtype) for h, n in shapes]
+            if problem := _disagreement(case, stored, device, head_dim**-0.5):
+                return f"{case.name}: {problem}"
     return ""
 
 
-def _difference(case: str, ours: Tensors, expected: Tensors, names: tuple[str, ...]) -> str:
+def _disagreement(case: _Case, stored: list[torch.Tensor], device: torch.device, scale: float) -> str:
+    def laid_out(device: torch.device | str) -> list[torch.Tensor]:  # as part of a row that a model made, by head
+        return [tensor.to(device).transpose(0, 1)[3:] for tensor in stored]
+
+    starts, ends = (torch.tensor((0, *sizes)).cumsum(0, dtype=torch.int32) for sizes in (case.queries, case.keys))
+    places, used = (starts, ends), None
+    if case.slots is not None:
+        places = (starts, torch.tensor((*case.slots, _SLOT_KEYS), dtype=torch.int32))
+        used = torch.tensor(case.keys, dtype=torch.int32)
+    rest: tuple[int, int, bool, float] = (max(case.queries), max(case.keys), case.causal, scale)
+    (q, k, v, do), (cu_q, cu_k) = laid_out("cpu"), places
+    out, lse = _plain(q, k, v, cu_q, cu_k, *rest, used)
+    (q2, k2, v2, do2), (cu_q2, cu_k2) = laid_out(device), (x.to(device) for x in places)
+    ours = _kernel(q2, k2, v2, cu_q2, cu_k2, *rest, None if used is None else used.to(device))
+    problem = _difference(("output", "log-sum-exp"), ours, (out, lse))
+    if problem or used is not None:
+        return problem
+    lse, out = lse + 0.5, out / 2  # as in a softmax over more keys than these
+    expected = _plain_backward(do, q, k, v, out, lse, cu_q, cu_k, *rest)
+    ours = _kernel_backward(do2, q2, k2, v2, out.to(device), lse.to(device), cu_q2, cu_k2, *rest)
+    return _difference(("dq", "dk", "dv"), ours, expected)
+
+
+def _difference(names: tuple[str, ...], ours: Tensors, expected: Tensors) -> str:
     for name, mine, exact in zip(names, ours, expected, strict=True):
         mine = mine.float().cpu()
         if mine.shape != exact.shape:
-            return f"{case}: {name} has the shape {tuple(mine.shape)}, not {tuple(exact.shape)}"
+            return f"{name} has the shape {tuple(mine.shape)}, not {tuple(exact.shape)}"
         exact, limit = exact.float(), LSE_TOLERANCE
         error = (mine - exact).abs().max()
         if name != "log-sum-exp":
@@ -204,5 +223,5 @@ def _difference(case: str, ours: Tensors, expected: Tensors, names: tuple[str, .
             typical = rows.square().mean().sqrt()
             error, limit = ((mine - exact).norm(dim=-1) / (rows + typical)).max(), ROW_TOLERANCE
         if not error <= limit:  # nan too
-            return f"{case}: {name} is off by {float(error):.2g}, tolerance {limit}"
+            return f"{name} is off by {float(error):.2g}, tolerance {limit}"
     return ""

@@ -193,7 +193,7 @@ class Policy(nn.Module):
             inputs_embeds=embeds_LD[None], position_ids=position_ids_L[None], attention_mask=mask, use_cache=False,
             covo_layout=layout,
         )  # fmt: skip
-        return out.last_hidden_state[0]
+        return out.last_hidden_state.squeeze(0)
 
     @staticmethod
     def _scores(
