@@ -163,15 +163,16 @@ class _Case(NamedTuple):
     slots: tuple[int, ...] | None = None  # where the keys of each segment start, of _SLOT_KEYS
 
 
-_SLOT_KEYS = 480
+#: many more than are used, as at the start of a long completion
+_SLOT_KEYS = 2048
 _OWN, _PROMPTS = (37, 1, 150, 5), (150, 37, 5)
 _CASES = (
     _Case("causal", 4, _OWN, _OWN, causal=True),
     _Case("causal without groups", 2, _OWN, _OWN, causal=True),
     _Case("prompt keys", 4, (200, 0, 3), _PROMPTS),
     _Case("prompt keys of single queries", 4, (1, 0, 1), _PROMPTS),
-    _Case("slots", 4, (1, 1, 1), _PROMPTS, slots=(320, 0, 160)),
-    _Case("slots of several queries", 4, (7, 0, 2), _PROMPTS, slots=(320, 0, 160)),
+    _Case("slots", 4, (1, 1, 1), _PROMPTS, slots=(1300, 0, 640)),
+    _Case("slots of several queries", 4, (7, 0, 2), _PROMPTS, slots=(1300, 0, 640)),
 )
 
 
@@ -197,7 +198,8 @@ def _disagreement(case: _Case, stored: list[torch.Tensor], device: torch.device,
     if case.slots is not None:
         places = (starts, torch.tensor((*case.slots, _SLOT_KEYS), dtype=torch.int32))
         used = torch.tensor(case.keys, dtype=torch.int32)
-    rest: tuple[int, int, bool, float] = (max(case.queries), max(case.keys), case.causal, scale)
+    longest = max(case.keys) if used is None else _SLOT_KEYS
+    rest: tuple[int, int, bool, float] = (max(case.queries), longest, case.causal, scale)
     (q, k, v, do), (cu_q, cu_k) = laid_out("cpu"), places
     out, lse = _plain(q, k, v, cu_q, cu_k, *rest, used)
     (q2, k2, v2, do2), (cu_q2, cu_k2) = laid_out(device), (x.to(device) for x in places)
