@@ -144,22 +144,6 @@ def test_gradient_of_the_head_is_summed_in_float32():
     assert _error(head.bias.grad[None], exact.bias.grad[None]) < 0.003
 
 
-def test_products_in_blocks_of_the_weight(monkeypatch):
-    """A whole float32 copy of a large head would need twice its memory."""
-    torch.manual_seed(0)
-    weight_VD, x_cD = torch.randn(103, 8).bfloat16(), torch.randn(5, 8).bfloat16()
-    slope_cV = torch.randn(5, 103)
-    monkeypatch.setattr(products, "BLOCK_ELEMENTS", 8 * 10)
-    torch.testing.assert_close(
-        products.logits_of(x_cD, weight_VD, None, torch.bfloat16), x_cD.float() @ weight_VD.float().t()
-    )
-    torch.testing.assert_close(
-        products.weight_sum(slope_cV, weight_VD, torch.bfloat16), slope_cV @ weight_VD.float(), atol=1e-5, rtol=1e-5
-    )
-    products.add_outer(total := torch.zeros(103, 8), slope_cV, x_cD, torch.bfloat16)
-    torch.testing.assert_close(total, slope_cV.t() @ x_cD.float(), atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_gpu_reads_the_head_once_a_chunk(monkeypatch, frozen):
     """The weight, rounded once, is an operand as it is: one product for logits, slopes and gradient of each chunk."""
@@ -196,6 +180,22 @@ def test_logits_held_at_once_are_a_fixed_share_of_the_card(monkeypatch):
         card = SimpleNamespace(total_memory=gib * 2**30)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
         assert head.chunk_elements(torch.device("cuda")) * 4 == mib * 2**20
+
+
+def test_products_in_blocks_of_the_weight(monkeypatch):
+    """A whole float32 copy of a large head would need twice its memory."""
+    torch.manual_seed(0)
+    weight_VD, x_cD = torch.randn(103, 8).bfloat16(), torch.randn(5, 8).bfloat16()
+    slope_cV = torch.randn(5, 103)
+    monkeypatch.setattr(products, "BLOCK_ELEMENTS", 8 * 10)
+    torch.testing.assert_close(
+        products.logits_of(x_cD, weight_VD, None, torch.bfloat16), x_cD.float() @ weight_VD.float().t()
+    )
+    torch.testing.assert_close(
+        products.weight_sum(slope_cV, weight_VD, torch.bfloat16), slope_cV @ weight_VD.float(), atol=1e-5, rtol=1e-5
+    )
+    products.add_outer(total := torch.zeros(103, 8), slope_cV, x_cD, torch.bfloat16)
+    torch.testing.assert_close(total, slope_cV.t() @ x_cD.float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -25,12 +25,13 @@ CHUNK_ELEMENTS = 2**24
 CUDA_CHUNK_ELEMENTS, CUDA_CHUNK_SHARE = 2**27, 1 / 64
 
 
-def chunk_elements(device: torch.device) -> int:
-    """float32 logits held at once on this device.
+def chunk_elements(device: torch.device | None = None) -> int:
+    """float32 logits held at once on this device (default: a GPU where there is one).
 
     It depends on the card's size and not on what is free, so that every pass of a run cuts alike: a chunk's size
     changes the rounding of products, and of the sum of a trained head's gradient.
     """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type != "cuda":
         return CHUNK_ELEMENTS
     size = torch.cuda.get_device_properties(device).total_memory

@@ -133,8 +133,6 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
 
     Without `speed` there are no seconds.
     """
-    import torch
-
     from covo_rl.policy import Policy
     from covo_rl.policy.head import chunk_elements
     from covo_rl.policy.trainable import auto_dtype
@@ -167,8 +165,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
         "logits and probabilities": 3 * rows * shape.vocabulary * 4,
         "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
     }
-    logits = chunk_elements(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    chunk = min(max(logits, 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
+    chunk = min(max(chunk_elements(), 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
     head_trains = not adapter.lora and "lm_head" in adapter.train_parts
     loss = {
         "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),
