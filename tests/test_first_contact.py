@@ -157,7 +157,7 @@ def test_values_of_another_type_in_flags(words, message):
     ("text", "message"),
     [
         ("rewards: {accuracy: high}", "rewards accuracy high"),
-        ("dtype: float8", "dtype 'float8': choose auto, float32, bfloat16 or float16"),
+        ("dtype: float8", "dtype 'float8': choose auto, float32 or bfloat16"),
         ("choice_style: ABC", "choice_style 'ABC': choose letters, lines or inline"),
     ],
 )  # fmt: skip

@@ -41,5 +41,6 @@ def recompute_activations(decoder: Any, what: str = "mlp") -> None:
         for name, child in layer.named_children():
             if name == "mlp" or "norm" in name:
                 kind = type(child)
-                # a class, not a function on the instance: a copy of the module calls its own parameters
+                # a class, not a function on the instance, whose copies would call the original's parameters; of the
+                # same name and home, by which decoding knows what a module does
                 child.__class__ = type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
