@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from covo_rl.config import RolloutConfig
+from covo_rl.engines.decoder import FusedDecoder, decoder_for
 from covo_rl.engines.own import sample, samples_exactly
 from covo_rl.policy import Policy, attention, flash
 from covo_rl.policy.attention import PackedLayout
@@ -104,11 +105,16 @@ def test_layers_are_recomputed_under_checkpointing(recompute, again):
     assert len(calls) == 4 + len(again)
 
 
+def test_recomputed_modules_are_known_to_decoding():
+    for checkpointing in (False, True):
+        made = cases.policy(gradient_checkpointing=checkpointing).eval()
+        assert type(decoder_for(made, rows=4, longest=64)) is FusedDecoder
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_the_last_product_of_the_mlp_is_not_made_again(lora, dtype):
     """Products with a weight of the down projection's shape: forward, and the gradients that are asked for."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     class Products(TorchDispatchMode):
         """Counts products of (positions, I) and (I, D)."""
