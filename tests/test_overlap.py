@@ -137,7 +137,6 @@ def test_the_thread_ends_when_the_run_is_interrupted(tmp_path, monkeypatch):
     process = FeatureStore.process
     monkeypatch.setattr(FeatureStore, "process", slow)
     made = cases.trainer(cases.options(tmp_path), cases.rows(24))
-    made.prefetch.active = True
 
     def interrupt(metrics, batch):
         assert started.wait(20)
@@ -212,8 +211,10 @@ def test_each_clip_goes_to_the_device_once_per_step(tmp_path, monkeypatch, chang
     assert counts == [n * (4 if frozen else 1) for n in clips[len(plain) :]]
 
 
-def test_placed_features_are_those_of_the_store_and_cost_no_copy_on_a_cpu():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_placed_features_are_those_of_the_store_and_cost_no_copy_on_a_cpu(dtype):
     made = cases.cases.policy()
+    made.family.model.to(dtype)
     keys = [key for prompt in cases.cases.prompts(made) for key in prompt.clip_keys]
     plain = made.store.embeddings(keys)
     with made.embedder.placed():

@@ -52,7 +52,8 @@ class FeatureStore:
         self.clear()
 
     def clear(self) -> None:
-        """Forget every embedding, in memory and on disk."""
+        """Forget every embedding, wherever it is."""
+        self._placed = None if self._placed is None else {}
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._mel: OrderedDict[str, ClipFeatures] = OrderedDict()
         self._bytes = self._mel_bytes = 0
