@@ -169,7 +169,9 @@ def test_what_is_ahead_is_bounded_and_what_is_known_is_not_made_again():
     ahead.turn([])
     ahead.close()
     assert not roomy._mel and roomy.encoded_clips == len(set(keys))
-    assert not Prefetch(FeatureStore(made.family, None)).active
+    without = Prefetch(FeatureStore(made.family, None))
+    without.turn(examples)
+    assert not prefetching()
 
 
 # -- features stay where they are used ---------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from covo_rl.policy.features import FeatureStore
 
 if TYPE_CHECKING:
+    from covo_rl.audio import ClipStore
     from covo_rl.models.base import ClipFeatures
     from covo_rl.types import Example
 
@@ -21,14 +22,15 @@ class Prefetch:
     """
 
     def __init__(self, store: FeatureStore, *, active: bool = True) -> None:
-        self.store, self.active = store, active and store.clips is not None
+        self.store, self.active = store, active
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._ready: dict[str, ClipFeatures] = {}
 
     def turn(self, next_rows: Sequence[Example]) -> None:
         """Hand over what the last turn began, as soon as all of it is ready, and begin with these rows."""
-        if not self.active:
+        clips = self.store.clips
+        if not self.active or clips is None:
             return
         if self._thread is not None:
             self._thread.join()
@@ -37,7 +39,7 @@ class Prefetch:
                 self.store.adopt(key, clip)
         self._ready = {}
         self._closing.clear()
-        self._thread = threading.Thread(target=self._process, args=(next_rows,), name="prefetch")
+        self._thread = threading.Thread(target=self._process, args=(clips, next_rows), name="prefetch")
         self._thread.start()
 
     def close(self) -> None:
@@ -47,15 +49,15 @@ class Prefetch:
             self._thread.join()
         self._thread, self._ready = None, {}
 
-    def _process(self, rows: Sequence[Example]) -> None:
+    def _process(self, clips: ClipStore, rows: Sequence[Example]) -> None:
         room = self.store.budget
         for clip in (clip for row in rows for clip in row.clips):
             if self._closing.is_set() or room <= 0:
                 return
-            if not self.store.clips.named(clip):  # its step is the one to say what it holds
+            if not clips.named(clip):  # its step is the one to say what it holds
                 continue
             try:
-                key = self.store.clips.key(clip)
+                key = clips.key(clip)
                 if key not in self._ready and self.store.unprocessed(key):
                     self._ready[key] = self.store.process(key)
                     room -= self._ready[key].nbytes
