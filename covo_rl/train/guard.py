@@ -165,8 +165,9 @@ def sampling_advice(prompts: int, rollout: RolloutConfig) -> str:
     return (
         f"out of memory while sampling {prompts} prompts x {rollout.num_generations} rollouts of up to "
         f"{rollout.max_completion_length} tokens, {rollout.decode_rows} at a time. Lower decode_rows, which changes "
-        "nothing else, max_completion_length or prompts_per_step (and raise max_steps), use more ranks, which share the "
-        "prompts, or dtype bfloat16; `covo-rl doctor` estimates what fits. micro_batch_prompts makes no difference here."
+        "nothing else, max_completion_length or prompts_per_step (and raise max_steps), use more ranks, which share "
+        "the prompts, or dtype bfloat16; `covo-rl doctor` estimates what fits. micro_batch_prompts makes no difference "
+        "here."
     )
 
 
