@@ -89,8 +89,10 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
     """
     if problems := fact_problems([row.example for row in rows]):
         raise DataError("tagging", problems)
+    device: Any = process_state().device  # where `fine_tune` works too; the loader leaves the model on the CPU
+    family.model.to(device)
     generator = torch.Generator().manual_seed(seed)
-    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
+    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(device)
     prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
     parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
     parameters += heads.parameters()
@@ -231,7 +233,7 @@ def fine_tune(
             logging_first_step=True, per_device_train_batch_size=stage.batch_size, max_steps=stage.steps or -1,
             num_train_epochs=stage.epochs, seed=seed, data_seed=seed, max_length=None,
             use_cpu=on_cpus(),  # ranks without GPUs come together over gloo
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(), dataloader_pin_memory=False,
+            bf16=process_state().device.type == "cuda" and torch.cuda.is_bf16_supported(), dataloader_pin_memory=False,
             remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
             **{name: getattr(stage, name) for name in SAME_NAME},
         )  # fmt: skip
