@@ -18,6 +18,7 @@ def wants_gpu(expression: str) -> bool:
 
 def pytest_configure(config):
     if wants_gpu(config.option.markexpr):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic kernels need it, from the start
         return
     os.environ.update(HIDDEN)
     if sys.platform == "darwin":  # no variable hides mps from torch; this one names accelerate's device

@@ -21,6 +21,7 @@ from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.rows import prepare_rows
 from covo_rl.supervised.trainer import train_tagging
 from covo_rl.train.guard import StoppedBySignal, StopSignals
+from covo_rl.train.launch import device_of, on_cpus
 
 WITHOUT = (torch.float64, torch.complex128)
 
@@ -98,6 +99,7 @@ def test_evaluation_self_check_and_what_an_export_is_compared_with(fake, name):
 
 
 def test_tagging_goes_to_the_device(fake):
+    assert device_of().type == device_of("auto").type == "mps" and not on_cpus()
     family, clips = cases.family(), ClipStore()
     facts = [{"animal": "dog"}, {"animal": "cat"}]
     rows = []
