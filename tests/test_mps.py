@@ -60,7 +60,7 @@ def fake(monkeypatch):
 
 
 STEPS = {
-    "KL, two updates, truncated sampling": {"beta": 0.04, "num_iterations": 2, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
+    "KL, two updates, truncation": {"beta": 0.04, "num_iterations": 2, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
     "full, entropy, corrected": {
         "lora": False, "train_parts": ["encoder", "audio_adapter", "llm", "lm_head"], "entropy_coef": 0.01,
         "top_entropy_quantile": 0.5, "sampler_correction": True, "loss_type": "dapo", "max_grad_norm": 0.1,

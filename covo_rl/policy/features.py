@@ -146,8 +146,8 @@ class FeatureStore:
         return result
 
     def calls(self, keys: Iterable[str]) -> Iterator[list[str]]:
-        """The encoder calls for these clips: up to 64 rows each, but clip by clip where embeddings are stored on a CPU, or
-        under `torch.use_deterministic_algorithms`.
+        """The encoder calls for these clips: up to 64 rows each, but clip by clip where embeddings are stored on a CPU
+        or under `torch.use_deterministic_algorithms`.
 
         There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
         products of another height differ in the last bit.

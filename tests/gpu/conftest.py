@@ -15,11 +15,13 @@ def device(request) -> torch.device:
 
 @pytest.fixture
 def whole_float32():
-    """No TF32: what the tolerances of float32 are stated for. A convolution has it by default."""
-    before = torch.backends.cudnn.allow_tf32
+    """No TF32: what the tolerances of float32 are stated for. Convolutions have it by default."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.fixture

@@ -23,8 +23,11 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "grpo_mmau.py"
 RUNS = {
     "float32, LoRA": ("no", [], "adapter"),
     "bfloat16, LoRA": ("no", ["--dtype", "bfloat16", "--beta", "0.01", "--num-iterations", "2"], "adapter"),
-    "float32 under bfloat16, full": ("bf16", ["--full", "--learning-rate", "3e-4"], "model"),
-    "float32 under bfloat16, LoRA": ("bf16", ["--gradient-checkpointing"], "adapter"),
+    "float32 under bfloat16, full": (
+        "bf16",
+        ["--full", "--learning-rate", "3e-4", "--gradient-checkpointing"],
+        "model",
+    ),
     "4 bit, LoRA": ("no", ["--load-in-4bit", "true", "--dtype", "bfloat16"], "adapter"),
 }
 #: minutes on a CPU, whose own tests hold the same promises
