@@ -237,6 +237,8 @@ def fine_tune(
             remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
             **{name: getattr(stage, name) for name in SAME_NAME},
         )  # fmt: skip
+        # one process on several GPUs would cut ids and audio into equal shares: clips of other rows
+        config._n_gpu = min(config.n_gpu, 1)
         trainer = AudioSFTTrainer(
             model=family.model,
             args=config,
