@@ -107,10 +107,10 @@ def test_supervised_stages_learn(device, launched, tmp_path):
                    {"kind": "sft", "steps": 20, "batch_size": 12, "learning_rate": 5e-3}],
     })  # fmt: skip
     folder = run_stages(config)
-    tagging, sft, held_out = json.loads((folder / "training_log.json").read_text())
+    tagging, sft = json.loads((folder / "training_log.json").read_text())
     assert tagging["log"][-1]["fact_accuracy"] > 0.3, "of four values and more per fact"
     assert sft["log"][-1]["train_loss"] < 0.8 * sft["log"][0]["loss"]
-    assert held_out["held_out"]["rows"] > 0 and load_family(str(folder)).model_type == "covo_audio"
+    assert load_family(str(folder)).model_type == "covo_audio"
 
 
 # -- resume ------------------------------------------------------------------------------------------------------------
