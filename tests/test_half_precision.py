@@ -1,6 +1,7 @@
 """Every room of the policy in 16 bits, against float32 on the same 16-bit operands."""
 
 import contextlib
+from types import SimpleNamespace
 
 import policy_cases as cases
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from covo_rl.config import AdapterConfig, RolloutConfig
 from covo_rl.engines.key_values import DecodeLayout
 from covo_rl.engines.own import sample
-from covo_rl.policy import products
+from covo_rl.policy import head, products
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.head import token_logps
 from covo_rl.policy.packing import pack
@@ -48,8 +49,7 @@ def _confident(probability: float, rivals: int, dtype: torch.dtype, size: int = 
 
 def _rounding_product(a_BMK, b_BKN):
     """What CUDA does: 16-bit operands, float32 sums."""
-    a_BM16, largest = products._rounded(a_BMK, b_BKN.dtype)
-    return torch.bmm(a_BM16.float(), b_BKN.float()) * (1.0 if largest is None else largest)
+    return torch.bmm(a_BMK.to(b_BKN.dtype).float(), b_BKN.float())
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -144,6 +144,44 @@ def test_gradient_of_the_head_is_summed_in_float32():
     assert _error(head.bias.grad[None], exact.bias.grad[None]) < 0.003
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_gpu_reads_the_head_once_a_chunk(monkeypatch, frozen):
+    """The weight, rounded once, is an operand as it is: one product for logits, slopes and gradient of each chunk."""
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(20, 32).bfloat16(), torch.randint(50, (20,))
+    head = nn.Linear(32, 50).requires_grad_(not frozen)
+    exact = nn.Linear(32, 50, dtype=torch.float64)
+    exact.load_state_dict({name: tensor.bfloat16() for name, tensor in head.state_dict().items()})
+    exact_leaf, leaf = hidden.double().requires_grad_(), hidden.clone().requires_grad_()
+    exact(exact_leaf).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
+    operands = []
+
+    def product(a_BMK, b_BKN):
+        operands.append(b_BKN)
+        return _rounding_product(a_BMK, b_BKN)
+
+    monkeypatch.setattr(products, "BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(products, "_takes_16_bits", lambda _: True)
+    monkeypatch.setattr(products, "batched_product", product)
+    with torch.autocast("cpu", torch.bfloat16):
+        token_logps(leaf, targets, head, chunk=10)[0].sum().backward()
+    assert _error(leaf.grad, exact_leaf.grad) < 0.02
+    if not frozen:
+        assert _error(head.weight.grad[None], exact.weight.grad[None]) < 0.01
+    assert len(operands) == (4 if frozen else 8)
+    weights = {operand.data_ptr() for operand in operands if operand.shape[1:] in ((50, 32), (32, 50))}
+    assert len(weights) == (1 if frozen else 2), "forward and backward round the weight once each"
+
+
+def test_logits_held_at_once_are_a_fixed_share_of_the_card(monkeypatch):
+    """Fixed, so that every pass cuts alike; never what happens to be free."""
+    assert head.chunk_elements(torch.device("cpu")) * 4 == 64 * 2**20
+    for gib, mib in ((16, 256), (24, 384), (80, 512), (140, 512)):
+        card = SimpleNamespace(total_memory=gib * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        assert head.chunk_elements(torch.device("cuda")) * 4 == mib * 2**20
+
+
 def test_products_in_blocks_of_the_weight(monkeypatch):
     """A whole float32 copy of a large head would need twice its memory."""
     torch.manual_seed(0)
@@ -230,7 +268,7 @@ def test_a_sliding_window_shorter_than_what_is_written_is_refused():
         sample(made, prompts, features, RolloutConfig(max_completion_length=12, num_generations=2), seed=0)
 
 
-@pytest.mark.parametrize("method", ["split", "concat"])
+@pytest.mark.parametrize("method", ["split", "concat", "varlen"])
 def test_packed_attention_and_its_gradients_in_bfloat16(method):
     made = cases.policy()
     packed = pack(cases.ragged_groups(made), made.family.audio_token_id, "cpu")

@@ -193,7 +193,7 @@ class Policy(nn.Module):
             inputs_embeds=embeds_LD[None], position_ids=position_ids_L[None], attention_mask=mask, use_cache=False,
             covo_layout=layout,
         )  # fmt: skip
-        return out.last_hidden_state[0]
+        return out.last_hidden_state.squeeze(0)
 
     @staticmethod
     def _scores(
@@ -203,10 +203,12 @@ class Policy(nn.Module):
         logps_M, entropy_M = token_logps(
             hidden_MD, packed.targets_M, family.lm_head, temperature=temperature, entropy=entropy
         )
-        empty_NC = logps_M.new_zeros(packed.mask_NC.shape)
-        logps_NC = empty_NC.masked_scatter(packed.mask_NC, logps_M)
-        entropy_NC = None if entropy_M is None else empty_NC.masked_scatter(packed.mask_NC, entropy_M)
-        return LogProbs(logps_NC, packed.mask_NC, entropy_NC)
+        mask_NC = packed.mask_NC
+
+        def placed(values_M: torch.Tensor) -> torch.Tensor:
+            return values_M.new_zeros(mask_NC.numel()).index_copy(0, packed.places_M, values_M).view(mask_NC.shape)
+
+        return LogProbs(placed(logps_M), mask_NC, None if entropy_M is None else placed(entropy_M))
 
     def count(self, packed: Packed) -> None:
         """Note the positions of a pass."""
