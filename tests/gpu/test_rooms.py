@@ -10,8 +10,10 @@ from torch import nn
 from covo_rl.config import RolloutConfig
 from covo_rl.engines.health import self_check
 from covo_rl.engines.own import sample
-from covo_rl.policy import products
+from covo_rl.policy import flash, products
+from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.head import token_logps
+from covo_rl.policy.packing import pack
 
 DTYPES = [torch.float32, torch.bfloat16]
 FAMILIES = ["covo_audio", "qwen2_audio"]
@@ -63,8 +65,7 @@ def test_grouped_scoring_equals_one_plain_row_per_rollout(device, lora):
     assert error(our_gradient, their_gradient) < 1e-4
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "lora"), [("covo_audio", True), ("covo_audio", False), ("qwen2_audio", True)])
 def test_grouped_scoring_in_bfloat16_is_as_near_to_float32_as_plain_rows(device, name, lora):
     """All three on the same rounded weights; log-probs within 0.15 nats, 0.03 on average."""
     made = cases.policy(name, lora=lora, device=device, dtype=torch.bfloat16)
@@ -77,6 +78,25 @@ def test_grouped_scoring_in_bfloat16_is_as_near_to_float32_as_plain_rows(device,
     assert difference.max() < 0.15 and difference.mean() < 0.03
     for packed, row, true in zip(ours, rows, exact, strict=True):
         assert error(packed, true) < 2 * error(row, true)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_attention_of_a_packed_row_and_its_gradients_in_bfloat16(device, head_dim):
+    """Against the same in float32: 1 %. On CUDA the flash kernel must be the one that runs, in 16 bits only."""
+    assert flash.available(device, torch.bfloat16, head_dim) == (device.type == "cuda")
+    assert not flash.available(device, torch.float32, head_dim)
+    made = cases.policy(device=device)
+    packed = pack(cases.ragged_groups(made), made.family.audio_token_id, device)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(len(packed.input_ids_L), heads, head_dim) for heads in (4, 2, 2, 4)]
+    *half, weight = (torch.randn(shape, generator=generator).bfloat16().to(device) for shape in shapes)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in half]
+        out = PackedLayout(packed).attend(0, *leaves, head_dim**-0.5)
+        results.append((out, *torch.autograd.grad((weight.float() * out).sum(), leaves)))
+    for exact, ours in zip(*results, strict=True):
+        assert ours.dtype == torch.bfloat16 and error(ours, exact) < 0.01
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
