@@ -28,13 +28,17 @@ def _tokenizer():
     return tiny_tokenizer(TEXTS, 300)
 
 
-def family(name: str = "covo_audio", seed: int = 0) -> AudioFamily:
-    """A fresh random family with weights large enough that logits differ clearly between tokens."""
+def family(name: str = "covo_audio", seed: int = 0, sizes: dict | None = None) -> AudioFamily:
+    """A fresh random family with weights large enough that logits differ clearly between tokens.
+
+    `sizes` replace those of the Covo-Audio.
+    """
     if name == "covo_audio":
-        model, processor = tiny_covo_audio(
-            _tokenizer(), encoder_width=32, encoder_layers=1, encoder_heads=2, decoder_width=32, decoder_layers=2,
-            segment_seconds=1.0, mel_bins=16, adapter_hidden=32, seed=seed, initializer_range=0.1,
-        )  # fmt: skip
+        defaults = {
+            "encoder_width": 32, "encoder_layers": 1, "encoder_heads": 2, "decoder_width": 32, "decoder_layers": 2,
+            "segment_seconds": 1.0, "mel_bins": 16, "adapter_hidden": 32, "initializer_range": 0.1,
+        }  # fmt: skip
+        model, processor = tiny_covo_audio(_tokenizer(), seed=seed, **{**defaults, **(sizes or {})})
         return CovoAudio(model, processor)
     model, processor = tiny_qwen2_audio(
         TEXTS, vocab_size=300, encoder_width=16, encoder_layers=1, decoder_width=32, mel_bins=16, seed=seed
@@ -48,10 +52,10 @@ def family(name: str = "covo_audio", seed: int = 0) -> AudioFamily:
 
 def policy(
     name: str = "covo_audio", *, lora: bool = True, seed: int = 0, adapter: dict | None = None,
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **kwargs
+    sizes: dict | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **kwargs
 ) -> Policy:  # fmt: skip
     """LoRA (fixed values, B not zero, so that it matters; float32 on a base in `dtype`) or full, ready to train."""
-    made = family(name, seed)
+    made = family(name, seed, sizes)
     made.model.to(dtype)
     config = AdapterConfig(lora=lora, lora_r=4, lora_alpha=8.0, **(adapter or {}))
     modes = build_modes(made, config)
