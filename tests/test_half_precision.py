@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from covo_rl.config import AdapterConfig, RolloutConfig
-from covo_rl.engines.key_values import DecodeLayout
+from covo_rl.engines.key_values import KeyMemory
 from covo_rl.engines.own import sample
 from covo_rl.policy import head, products
 from covo_rl.policy.attention import PackedLayout
@@ -198,9 +198,18 @@ def test_products_in_blocks_of_the_weight(monkeypatch):
     torch.testing.assert_close(total, slope_cV.t() @ x_cD.float(), atol=1e-5, rtol=1e-5)
 
 
+def _memory(keys, spans, prompt_of_row, varlen):
+    """Room for the rows, and the order in which they are in it."""
+    memory = KeyMemory({0: keys}, spans, rows=len(prompt_of_row), limit=8, widest=len(prompt_of_row), varlen=varlen)
+    order = sorted(range(len(prompt_of_row)), key=lambda row: memory.rank[prompt_of_row[row]])
+    memory.arrange([-1] * len(order), [prompt_of_row[row] for row in order])
+    return memory, order
+
+
+@pytest.mark.parametrize("varlen", [False, True], ids=["grid", "varlen"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("bias", [0.0, 60.0, 300.0])
-def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
+def test_decode_attention_is_as_right_as_sdpa(bias, dtype, varlen):
     """finding 20: with key biases of 60 the outputs were 12 % off, because scores were rounded; SDPA 0.2 %."""
     torch.manual_seed(0)
     kv_heads, heads, width, lengths = 2, 4, 64, (300, 40)
@@ -208,16 +217,16 @@ def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
     k_LKd = (torch.randn(sum(lengths), kv_heads, width) + push).to(dtype)
     v_LKd = torch.randn(sum(lengths), kv_heads, width).to(dtype)
     spans, rows = [(0, 300), (300, 340)], [0, 0, 0, 1, 1]
-    layout = DecodeLayout({0: (k_LKd, v_LKd)}, spans, rows)
-    assert len(layout.blocks) == 2
+    memory, order = _memory((k_LKd, v_LKd), spans, rows, varlen)
+    assert varlen or len(memory.attention.blocks) == 2
     steps: list[tuple[torch.Tensor, torch.Tensor]] = []
     for step in range(4):
         q_RHd = torch.randn(5, heads, width).to(dtype)
         steps.append(((torch.randn(5, kv_heads, width) + push).to(dtype), torch.randn(5, kv_heads, width).to(dtype)))
-        layout.step = step
-        out_RHd = layout.attend(0, q_RHd, *steps[-1], width**-0.5)
+        memory.begin(torch.full((5,), step + 1), step + 1, equal=True)
+        out_RHd = memory.attend(0, q_RHd, *steps[-1], width**-0.5)
         assert out_RHd.dtype == dtype
-        for row, given in enumerate(layout.order):
+        for row, given in enumerate(order):
             start, end = spans[rows[given]]
             keys, values = (
                 torch.cat((prompt[start:end], *[own[which][row : row + 1] for own in steps]))
@@ -231,20 +240,20 @@ def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 @pytest.mark.parametrize("lengths", [(5,), (1,), (300, 1, 3), (1, 1, 1)])
 @pytest.mark.parametrize(("kv_heads", "heads"), [(1, 1), (1, 6), (4, 4), (2, 6)])
-def test_decode_attention_of_any_heads_and_prompts(kv_heads, heads, lengths, dtype):
+@pytest.mark.parametrize("varlen", [False, True], ids=["grid", "varlen"])
+def test_decode_attention_of_any_heads_and_prompts(kv_heads, heads, lengths, dtype, varlen):
     """finding 20: as many key heads as heads, with a prompt alone in its block, could not be decoded at all."""
     torch.manual_seed(0)
     ends = torch.tensor(lengths).cumsum(0).tolist()
     spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     keys = [torch.randn(ends[-1], kv_heads, 16).to(dtype) for _ in range(2)]
     rows = [p for p in range(len(lengths)) for _ in range(2 + p % 2)]
-    layout, own = DecodeLayout({0: (keys[0], keys[1])}, spans, rows), []
+    (memory, order), own = _memory((keys[0], keys[1]), spans, rows, varlen), []
     for step in range(3):
-        layout.step = step
+        memory.begin(torch.full((len(rows),), step + 1), step + 1, equal=True)
         q_RHd, *new = (torch.randn(len(rows), n, 16).to(dtype) for n in (heads, kv_heads, kv_heads))
         own.append(new)
-        order = layout.order
-        out_RHd = layout.attend(0, q_RHd[order], new[0][order], new[1][order], 0.25)
+        out_RHd = memory.attend(0, q_RHd[order], new[0][order], new[1][order], 0.25)
         for row, given in enumerate(order):
             both = (
                 torch.cat((prompt[slice(*spans[rows[given]])], *[one[which][given : given + 1] for one in own]))

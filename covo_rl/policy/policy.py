@@ -64,16 +64,18 @@ class Policy(nn.Module):
     `peft_model` None means full training; then `keep_reference` makes a frozen copy of what trains, now.
     `clips` resolves clip keys; without it only text-only prompts and given features work. `decode_weights_mb`
     bounds the memory for a second set of decoder weights while sampling: LoRA folded in, packed for few rows
-    (float32 only; 0 is off).
+    (float32 only; 0 is off). `fused_decode` False samples with the model's own modules, the reference;
+    `decode_graphs` False starts the kernels of a step one by one (CUDA).
     """
 
     def __init__(
         self, family: AudioFamily, peft_model: nn.Module | None = None, *, clips: ClipStore | None = None,
         feature_memory_mb: float = 512, gradient_checkpointing: bool = False, keep_reference: bool = False,
-        decode_weights_mb: float = 2048,
+        decode_weights_mb: float = 2048, fused_decode: bool = True, decode_graphs: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.family, self.clips, self.decode_weights_mb = family, clips, decode_weights_mb
+        self.fused_decode, self.decode_graphs = fused_decode, decode_graphs
         self.model: nn.Module = family.model if peft_model is None else peft_model
         self.has_adapter = peft_model is not None
         self.counters = Counters()
