@@ -1,5 +1,6 @@
 """The rooms of the policy on a device, in float32 and bfloat16, against the slow way and against float32."""
 
+import warnings
 from dataclasses import replace
 
 import policy_cases as cases
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from covo_rl.config import RolloutConfig
+from covo_rl.engines import decoding, graphs
 from covo_rl.engines.health import self_check
 from covo_rl.engines.own import sample
 from covo_rl.policy import flash, products
@@ -199,3 +201,23 @@ def test_a_prompt_alone_in_a_pass_and_completions_of_one_id(device):
         (ours, our_gradient), (theirs, their_gradient) = grouped(made, groups), plain(made, groups)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
         assert error(our_gradient, their_gradient) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_decode_step_as_a_graph_equals_the_plain_one_bit_for_bit(device, dtype, monkeypatch):
+    """Ids and log-probs of rows that end at different steps; on CUDA a step that cannot be captured is an error."""
+    monkeypatch.setattr(decoding, "DROP_SHARE", 0.5)  # when finished rows go, which graphs do less often
+    captured: list[graphs.StepGraphs] = []
+    original = graphs.StepGraphs.__init__
+    monkeypatch.setattr(graphs.StepGraphs, "__init__", lambda *args: (captured.append(args[0]), original(*args))[1])
+    config, drawn = RolloutConfig(max_completion_length=40, num_generations=6), []
+    for on in (True, False):
+        sizes = {"decoder_width": 128, "decoder_heads": 2}  # heads of 64, which the attention kernel takes
+        made = cases.policy(device=device, dtype=dtype, sizes=sizes, decode_graphs=on)
+        features = made.features(prompts := cases.prompts(made))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*could not be captured")
+            drawn.append([r for group in sample(made, prompts, features, config, seed=3) for r in group.rollouts])
+    assert drawn[0] == drawn[1] and len({len(rollout.completion_ids) for rollout in drawn[0]}) > 1
+    replays = sum(step.replays for step in captured)
+    assert replays > 10 if device.type == "cuda" and dtype == torch.bfloat16 else replays == 0
