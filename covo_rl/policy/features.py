@@ -184,12 +184,14 @@ class FeatureStore:
         return result
 
     def calls(self, keys: Iterable[str]) -> Iterator[list[str]]:
-        """The encoder calls for these clips: up to 64 rows each, but clip by clip where a CPU's embeddings are stored.
+        """The encoder calls for these clips: up to 64 rows each, but clip by clip where embeddings are stored on a CPU
+        or under `torch.use_deterministic_algorithms`.
 
         There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
         products of another height differ in the last bit.
         """
-        limit = 1 if self.frozen and self.family.model.device.type == "cpu" else 64
+        repeats = self.family.model.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+        limit = 1 if self.frozen and repeats else 64
         part, rows = [], 0
         for key in keys:
             count = _rows(self.clip_features(key))

@@ -90,8 +90,10 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
     """
     if problems := fact_problems([row.example for row in rows]):
         raise DataError("tagging", problems)
+    device: Any = process_state().device  # where `fine_tune` works too; the loader leaves the model on the CPU
+    family.model.to(device)
     generator = torch.Generator().manual_seed(seed)
-    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
+    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(device)
     prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
     parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
     parameters += heads.parameters()
@@ -226,16 +228,19 @@ def fine_tune(
     prefixes = tuple(family.parts[part] for part in stage.train_parts)
     for name, parameter in family.model.named_parameters():
         parameter.requires_grad_(not prefixes or name.startswith(prefixes))
+    device: Any = process_state().device
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(  # nothing is saved or reported by the trainer itself
             output_dir=folder, save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=50,
             logging_first_step=True, per_device_train_batch_size=stage.batch_size, max_steps=stage.steps or -1,
             num_train_epochs=stage.epochs, seed=seed, data_seed=seed, max_length=None,
             use_cpu=on_cpus(),  # ranks without GPUs come together over gloo
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(), dataloader_pin_memory=False,
+            bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(), dataloader_pin_memory=False,
             remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
             **{name: getattr(stage, name) for name in SAME_NAME},
         )  # fmt: skip
+        # one process on several GPUs would cut ids and audio into equal shares: clips of other rows
+        config._n_gpu = min(config.n_gpu, 1)
         trainer = AudioSFTTrainer(
             model=family.model,
             args=config,

@@ -33,12 +33,21 @@ def on_cpus() -> bool:
     return launched_processes() > 1 and (device is None or device.type == "mps")
 
 
+def _check_devices() -> None:
+    """Raises ConfigError where processes would fight over a device: CUDA's own words are "invalid device ordinal"."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", launched_processes()))
+    if local > 1 and not on_cpus() and local > (count := torch.accelerator.device_count()):
+        raise ConfigError([f"{local} processes were started on a machine with {count} device(s): start as many as it "
+                           "has, or hide them (CUDA_VISIBLE_DEVICES=) to try the launch out on CPUs"])  # fmt: skip
+
+
 def process_state() -> PartialState:
     """This process among all that were launched, for work that needs no optimiser.
 
     Raises:
-        ConfigError: the launcher started more processes than accelerate sees.
+        ConfigError: the launcher started more processes than accelerate sees, or than there are devices.
     """
+    _check_devices()
     return _complete(PartialState(cpu=on_cpus()))
 
 
@@ -72,6 +81,7 @@ def join() -> Accelerator:
         ConfigError: the launcher started more processes than accelerate sees, or asks for what would be done wrongly.
     """
     check_precision()
+    _check_devices()
     accelerator = _complete(Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]))
     state = accelerator.state
     if (steps := accelerator.gradient_accumulation_steps) != 1:  # accelerate would divide every loss by it
