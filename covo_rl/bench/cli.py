@@ -64,6 +64,26 @@ def grpo(
             write_json(json_file, rows)
 
 
+@app.command()
+def calls(
+    json_file: Annotated[Path | None, typer.Option("--json", help="also by operation, to this file")] = None,
+) -> None:
+    """Count the aten calls of a decode step, views and shape queries left out: 28 layers, tiny widths, on a CPU."""
+    import torch
+
+    from covo_rl.bench.calls import decode_calls
+
+    ways = {
+        "bfloat16, LoRA beside the weights": decode_calls(torch.bfloat16),
+        "float32, LoRA beside the weights": decode_calls(torch.float32),
+        "float32, LoRA folded into them": decode_calls(torch.float32, folded=True),
+    }
+    for name, step in ways.items():
+        say(f"{name}: {step.per_layer:.1f} a layer, {step.outside:.1f} beside the layers, {step.total:,.0f} a step")
+    if json_file is not None:
+        write_json(json_file, {name: {"layer": step.layer, "rest": step.rest} for name, step in ways.items()})
+
+
 def _shape(word: str) -> tuple[int, int, int]:
     parts = word.split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
