@@ -9,7 +9,8 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from covo_rl.bench.case import Cell, Sizes, encoder_flops, flops, workload_of
+from covo_rl.bench.case import workload_of
+from covo_rl.bench.sizes import Cell, Sizes, encoder_flops, flops
 from covo_rl.config import Options
 from covo_rl.run.doctor import Speed, activation_bytes, audio_positions, plan, shape_of
 
@@ -65,9 +66,9 @@ def test_case_has_the_shape_it_says(variant):
 
 
 def test_bench_writes_what_others_read(tmp_path, monkeypatch):
-    from covo_rl.bench import case, cli
+    from covo_rl.bench import cli
 
-    monkeypatch.setattr(case.Sizes, "__init__", _small_sizes)
+    monkeypatch.setattr(Sizes, "__init__", _small_sizes)
     path = tmp_path / "bench.json"
     words = f"grpo --json {path} --cells 188,2,3 --repeats 1 --clips 1 --trl --no-memory --device cpu"
     done = CliRunner().invoke(cli.app, words.split())

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from covo_rl.bench.case import Cell, Sizes, workload_of
+from covo_rl.bench.case import workload_of
+from covo_rl.bench.sizes import MODEL_SIZES, Cell
 from covo_rl.engines.own import sample
 
 #: no view by its schema, and yet nothing is computed
 UNCOMPUTED = {"_unsafe_view", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size"}
 #: the published decoder's depth
-LAYERS = 28
-CALLS_CELL = Cell(94, 4, 32, clips=2)
+LAYERS = MODEL_SIZES["tiny"].decoder_layers
+SHALLOW = 4
+CALLS_CELL = Cell(94, 4, 16, clips=2)
 
 
 class CallCounter(TorchDispatchMode):
@@ -59,22 +61,21 @@ class StepCalls:
 
 
 def decode_calls(dtype: torch.dtype, *, folded: bool = False) -> StepCalls:
-    """Count on the published 28 layers at tiny widths with LoRA, a mean over 16 steps.
+    """Count on the published 28 layers at tiny widths with LoRA, a mean over 8 steps.
 
     `folded` lets the adapters be folded into second weights while sampling, which only float32 allows.
-    A layer's calls are what 28 layers make more than 14, over 14.
+    A layer's calls are what 28 layers make more than 4, over 24.
     """
-    deep, shallow = (_step_calls(dtype, folded, layers) for layers in (LAYERS, LAYERS // 2))
+    deep, shallow = (_step_calls(dtype, folded, layers) for layers in (LAYERS, SHALLOW))
     names = sorted({*deep, *shallow})
-    layer = {name: (deep[name] - shallow[name]) / (LAYERS - LAYERS // 2) for name in names}
+    layer = {name: (deep[name] - shallow[name]) / (LAYERS - SHALLOW) for name in names}
     rest = {name: deep[name] - LAYERS * layer[name] for name in names}
     return StepCalls(*({name: calls for name, calls in part.items() if calls} for part in (layer, rest)))
 
 
 def _step_calls(dtype: torch.dtype, folded: bool, layers: int) -> dict[str, float]:
-    """Calls of one step by operation: those of completions of 32 ids less those of 16 ids, over 16."""
-    sizes = Sizes(decoder_layers=layers, decoder_width=64, decoder_heads=4, encoder_layers=1, encoder_width=64,
-                  vocabulary=1000)  # fmt: skip
+    """Calls of one step by operation: those of completions of 16 ids less those of 8, over 8."""
+    sizes = replace(MODEL_SIZES["tiny"], decoder_layers=layers)
     case = workload_of(CALLS_CELL, sizes, torch.device("cpu"), dtype)
     if not folded:
         case.policy.decode_weights_mb = 0

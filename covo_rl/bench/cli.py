@@ -41,8 +41,8 @@ def grpo(
     """Time stock and ours, interleaved: P audio positions, G rollouts, C completion ids."""
     import torch
 
-    from covo_rl.bench.case import Cell, Sizes
     from covo_rl.bench.grpo import measured_cell, peak_memory
+    from covo_rl.bench.sizes import Cell, Sizes
     from covo_rl.bench.variants import VARIANTS
     from covo_rl.export.exporting import torch_dtype
     from covo_rl.train.launch import device_of

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from covo_rl.bench.case import Cell, Sizes, Workload, flops, workload_of
+from covo_rl.bench.case import Workload, workload_of
+from covo_rl.bench.sizes import Cell, Sizes, flops
 from covo_rl.bench.variants import VARIANTS, Ours, Stock, Variant
 
 PHASES = ("encode", "prefill", "decode", "old", "loss")
