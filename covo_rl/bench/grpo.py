@@ -18,6 +18,7 @@ import torch
 from covo_rl.bench.case import Workload, workload_of
 from covo_rl.bench.sizes import Cell, Sizes, flops
 from covo_rl.bench.variants import VARIANTS, Ours, Stock, Variant
+from covo_rl.run.speed import device_drained
 
 PHASES = ("encode", "prefill", "decode", "old", "loss")
 MIB = 2**20
@@ -25,13 +26,12 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def timed(device: torch.device, function: Callable[[], Any]) -> tuple[float, float, Any]:
-    """(CPU seconds of this process or, on a GPU, wall seconds with the device drained; wall seconds; result)."""
-    drain = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    now = time.perf_counter if device.type == "cuda" else time.process_time
-    drain()
+    """(CPU seconds of this process or, elsewhere, wall seconds with the device drained; wall seconds; result)."""
+    now = time.process_time if device.type == "cpu" else time.perf_counter
+    device_drained(device)
     start, wall = now(), time.perf_counter()
     result = function()
-    drain()
+    device_drained(device)
     return now() - start, time.perf_counter() - wall, result
 
 
