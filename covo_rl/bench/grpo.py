@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,6 +108,20 @@ def measured_cell(
         **against_trl, "peak_mb_stock": None, "peak_mb_stock_chunked": None, "peak_mb_ours": None,
         "peak_vocabulary": None,
     }  # fmt: skip
+
+
+def compared_cells(
+    cells: Sequence[Cell], sizes: Sizes, device: torch.device, dtype: torch.dtype, *, repeats: int, trl: bool,
+    memory: tuple[int, int] | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The table's rows; `memory` are clips and vocabulary of the memory runs, None without."""
+    for cell in cells:
+        row = measured_cell(cell, sizes, device, dtype, repeats, trl)
+        if memory:
+            small, large = replace(cell, clips=memory[0]), replace(sizes, vocabulary=memory[1])
+            row |= {f"peak_mb_{name}": peak_memory(small, large, device, name) for name in VARIANTS}
+            row["peak_vocabulary"] = large.vocabulary
+        yield row
 
 
 def peak_memory(cell: Cell, sizes: Sizes, device: torch.device, variant: str) -> float:

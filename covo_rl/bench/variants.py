@@ -57,6 +57,9 @@ class Ours:
     def old(self, groups: Sequence[Group]) -> torch.Tensor:
         return self.policy("old_logps", groups, self._features or self.encode()).logps_NC
 
+    def reference(self, groups: Sequence[Group]) -> torch.Tensor:
+        return self.policy("logps", groups, self._features or self.encode(), reference=True).logps_NC
+
     def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
         self.policy.train()
         scored = self.policy("logps", groups, self._features or self.encode())
