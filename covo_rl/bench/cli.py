@@ -44,7 +44,7 @@ def grpo(
     memory_clips: Annotated[int, typer.Option(help="unique clips of the memory runs")] = 1,
     model_size: Annotated[
         str | None,
-        typer.Option(help="small, tiny (28 layers, tiny widths) or 7b (Covo-Audio as published): by phase, wit"),
+        typer.Option(help="small, tiny (28 layers, tiny widths) or 7b (Covo-Audio as published): by phase"),
     ] = None,
     random_weights: Annotated[bool, typer.Option(help="needed for 7b, which has no other weights here")] = False,
     lengths: Annotated[str, typer.Option(help="of a size: equal, or random for sampling with rows that end early")] = (
