@@ -205,15 +205,17 @@ def _derive(figures: dict[str, Any], row: dict[str, Any], loss_flops: float) -> 
     rows = row["clips"] * row["G"]
     first, sample, loss = figures["first_s"], figures["sample_s"], figures["loss_s"]
     decode_ms = 1000 * (sample - first) / (row["C"] - 1) if sample and first and row["C"] > 1 else None
-    phases = [figures.get("encode_s", 0.0), sample, figures["old_s"], loss]
+    before = [figures.get("encode_s", 0.0), sample, figures["old_s"]]
     figures |= {
         "decode_ms": decode_ms,
         "share_of_floor": row["floor_ms"] / decode_ms if decode_ms else None,
         "tokens_per_s": rows * row["C"] / sample if sample else None,
         "loss_tflops": loss_flops / loss / 1e12 if loss else None,
         "loss_share": loss_flops / loss / row["speed"]["flops"] if loss else None,
-        "step_s": None if None in phases else sum(phases),
     }
+    for name in ("", "_checkpointed"):
+        phases = [*before, figures.get(f"loss{name}_s")]
+        figures[f"step{name}_s"] = None if None in phases else sum(phases)
 
 
 def sized_text(row: dict[str, Any]) -> str:
@@ -221,8 +223,9 @@ def sized_text(row: dict[str, Any]) -> str:
     head = f"P={row['P']} G={row['G']} C={row['C']}, {row['clips']} clips"
     if "random" in row:
         parts = [head]
-        for name in ("equal", "random"):
-            figures = row[name]
+        for name, figures in row.items():
+            if not isinstance(figures, dict):
+                continue
             parts.append(f"  {name} lengths: sampling {_number(figures['sample_s'])} s, " + (
                 f"{figures['tokens']:,} ids, {figures['tokens_per_s']:,.0f} a second; median length "
                 f"{figures['median_length']:.0f}, longest {figures['longest']}" if figures["sample_s"] else "no memory"
@@ -255,10 +258,12 @@ def _phases(figures: dict[str, Any]) -> str:
 
     labels = {"encode": "encode", "first": "first ids", "sample": "sampling",
               "sample_eager": "without graphs", "old": "old", "reference": "reference",
-              "loss": "loss", "loss_checkpointed": "checkpointed"}  # fmt: skip
+              "loss": "loss", "loss_checkpointed": "loss checkpointed"}  # fmt: skip
     parts = [phase(name, label) for name, label in labels.items() if f"{name}_s" in figures]
-    parts += [f"{_number(figures['decode_ms'])} ms a decode step", f"{_number(figures['tokens_per_s'])} ids/s",
-              f"step {_number(figures['step_s'])} s"]  # fmt: skip
+    parts += [f"{_number(figures['decode_ms'])} ms a decode step", f"{_number(figures['tokens_per_s'])} ids/s"]
+    parts.append(f"step {_number(figures['step_s'])} s")
+    if figures["step_checkpointed_s"]:
+        parts.append(f"checkpointed {_number(figures['step_checkpointed_s'])} s")
     parts += [f"out of memory: {', '.join(figures['out_of_memory'])}"] if figures["out_of_memory"] else []
     return ", ".join(parts)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from covo_rl.bench.case import Workload
 from covo_rl.bench.meter import Meter, medians
 from covo_rl.bench.variants import Ours
+from covo_rl.config import RolloutConfig
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.packing import pack
 
@@ -20,15 +23,22 @@ END_ID = 0
 
 
 def sampling_of_lengths(case: Workload, *, repeats: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Sampling of ours where rows end at random lengths (`random`), beside rows that all reach C (`equal`)."""
-    ours, cell = Ours(case), case.cell
-    ours.encode()
+    """Sampling of ours where rows end at random lengths (`random`), beside rows that all reach C (`equal`).
+
+    Where sampling takes `decode_rows`, also `random_in_turns`: half of the rows at a time, others as these end.
+    """
+    cell = case.cell
+    ways = {"equal": case.config, "random": case.config}
+    if "decode_rows" in {option.name for option in fields(RolloutConfig)}:
+        ways["random_in_turns"] = replace(case.config, **{"decode_rows": max(1, cell.rows // 2)})
     row: dict[str, Any] = {"P": cell.positions, "G": cell.generations, "C": cell.completion, "clips": cell.clips}
-    for name in ("equal", "random"):
+    for name, config in ways.items():
+        ours = Ours(replace(case, config=config))
+        ours.encode()
         meters = [Meter(case.policy.device) for _ in range(repeats)]
-        with random_lengths(case) if name == "random" else nullcontext():
+        with nullcontext() if name == "equal" else random_lengths(case):
             ours.sample(min(4, cell.completion), seed)
-            groups = [meter("sample", lambda: ours.sample(cell.completion, seed)) for meter in meters][-1]
+            groups = [meter("sample", partial(ours.sample, cell.completion, seed)) for meter in meters][-1]
         row[name] = figures = medians(meters)
         lengths = sorted(len(rollout.completion_ids) for group in groups or () for rollout in group.rollouts)
         if lengths:

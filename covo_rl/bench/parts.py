@@ -56,7 +56,7 @@ def run_parts(
             for key, value in part(left):
                 entry["results"][key] = value
                 write_json(path, record)
-                say(f"{name}/{key}: {value}")
+                say(f"{name}/{key}: {value}"[:400])
             entry["status"] = "ok"
         except Exception:  # whatever it is, it is recorded, and the next part goes on
             entry |= {"status": "failed", "traceback": traceback.format_exc()}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.profiler_util import DeviceType
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from covo_rl.run.speed import device_drained
@@ -25,7 +25,7 @@ def device_profile(device: torch.device, work: Callable[[], Any], *, top: int = 
     rows = [
         (event.key[:80], event.count, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000)
         for event in events
-        if not event.is_user_annotation
+        if not getattr(event, "is_user_annotation", False)
     ]
     rows.sort(key=lambda row: -row[2])
     return {
