@@ -6,7 +6,7 @@ nothing and are left out.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +73,7 @@ def decode_calls(dtype: torch.dtype, *, folded: bool = False) -> StepCalls:
     return StepCalls(*({name: calls for name, calls in part.items() if calls} for part in (layer, rest)))
 
 
-def _step_calls(dtype: torch.dtype, folded: bool, layers: int) -> dict[str, float]:
+def _step_calls(dtype: torch.dtype, folded: bool, layers: int) -> defaultdict[str, float]:
     """Calls of one step by operation: those of completions of 16 ids less those of 8, over 8."""
     sizes = replace(MODEL_SIZES["tiny"], decoder_layers=layers)
     case = workload_of(CALLS_CELL, sizes, torch.device("cpu"), dtype)
@@ -88,4 +88,4 @@ def _step_calls(dtype: torch.dtype, folded: bool, layers: int) -> dict[str, floa
         counts.append(counter.calls)
     long, short = counts
     steps = CALLS_CELL.completion // 2
-    return Counter({name: (long[name] - short[name]) / steps for name in long})
+    return defaultdict(float, {name: (long[name] - short[name]) / steps for name in long})

@@ -55,30 +55,25 @@ def grpo(
     """Time stock and ours, interleaved: P audio positions, G rollouts, C completion ids."""
     import torch
 
+    from covo_rl.bench.full_size import sized_rows, sized_text
     from covo_rl.bench.grpo import compared_cells
     from covo_rl.bench.sizes import Cell, Sizes
     from covo_rl.export.exporting import torch_dtype
     from covo_rl.train.launch import device_of
 
     _check_size(model_size, random_weights, lengths)
-    with user_errors("covo-rl bench"):
-        where = device_of(device)
     precision = torch_dtype(dtype or ("bfloat16" if model_size == "7b" else "float32")) or torch.float32
     words = [*(cells or []), *(more or [])] or (SIZED_CELLS if model_size else CELLS)
     shapes = [Cell(*_shape(word), clips or (4 if model_size else 2)) for word in words]
-    if model_size is None:
-        rows = compared_cells(
-            shapes, Sizes(vocabulary=vocabulary), where, precision, repeats=repeats or 3, trl=trl,
-            memory=(memory_clips, memory_vocabulary) if memory else None,
-        )  # fmt: skip
-        return _report(rows, _line, json_file)
-    from covo_rl.bench.full_size import sized_rows, sized_text
-
     with user_errors("covo-rl bench"):
-        rows = sized_rows(
-            shapes, model_size, where, precision, stock_up_to=stock_up_to, repeats=repeats or 1, lengths=lengths
-        )
-        _report(rows, sized_text, json_file)
+        rows = compared_cells(
+            shapes, Sizes(vocabulary=vocabulary), device_of(device), precision, repeats=repeats or 3, trl=trl,
+            memory=(memory_clips, memory_vocabulary) if memory else None,
+        ) if model_size is None else sized_rows(
+            shapes, model_size, device_of(device), precision, stock_up_to=stock_up_to, repeats=repeats or 1,
+            lengths=lengths,
+        )  # fmt: skip
+        _report(rows, sized_text if model_size else _line, json_file)
 
 
 def _check_size(model_size: str | None, random_weights: bool, lengths: str) -> None:

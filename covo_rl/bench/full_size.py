@@ -106,14 +106,14 @@ def sized_cell(
             old_NC[name] = _step(variant, meter, seed)
             runs[name].append(meter)
     length = len(case.prompts[0].input_ids)
-    size = case.policy.family.lm_head.weight.element_size()
+    dtype = next(case.policy.family.lm_head.parameters()).dtype
     read = decode_bytes(
-        shape, prompt_positions=cell.clips * length, rows=cell.rows, completion=cell.completion, size=size
+        shape, prompt_positions=cell.clips * length, rows=cell.rows, completion=cell.completion, size=dtype.itemsize
     )
     row: dict[str, Any] = {
         "P": cell.positions, "G": cell.generations, "C": cell.completion, "clips": cell.clips,
         "prompt_positions": length, "sizes": asdict(sizes), "parameters": shape.total, "device": device_name(device),
-        "dtype": str(case.policy.family.lm_head.weight.dtype).removeprefix("torch."), "repeats": repeats,
+        "dtype": str(dtype).removeprefix("torch."), "repeats": repeats,
         "speed": speed._asdict(), "decode_bytes": read, "floor_ms": 1000 * read / speed.bandwidth,
         "ours": None, "stock": None, "ratio": None, "logp_difference": None,
     }  # fmt: skip
@@ -145,10 +145,11 @@ def _step(variant: Variant, meter: Meter, seed: int) -> torch.Tensor | None:
         meter("encode", ours.encode)
     meter("first", lambda: variant.sample(1, seed))
     sampled = meter("sample", lambda: variant.sample(case.cell.completion, seed))
-    if ours and getattr(policy, "decode_graphs", False):
-        policy.decode_graphs = False
+    if ours and getattr(policy, "decode_graphs", False) and policy.device.type == "cuda":
+        eager: Any = policy
+        eager.decode_graphs = False
         meter("sample_eager", lambda: variant.sample(case.cell.completion, seed))
-        policy.decode_graphs = True
+        eager.decode_graphs = True
     groups = case.groups(seed)  # a random model may sample the audio placeholder, which the stock forward refuses
     if ours and sampled:
         logps_NC = torch.tensor([rollout.logps for group in sampled for rollout in group.rollouts])

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from covo_rl.run.speed import device_drained
@@ -21,7 +20,7 @@ def device_profile(device: torch.device, work: Callable[[], Any], *, top: int = 
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         work()
         device_drained(device)
-    events = [event for event in profiler.key_averages() if (event.device_type != DeviceType.CPU) == cuda]
+    events = [event for event in profiler.key_averages() if (event.device_type.name != "CPU") == cuda]
     rows = [
         (event.key[:80], event.count, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000)
         for event in events

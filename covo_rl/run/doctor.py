@@ -173,13 +173,15 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     seconds = _seconds(shape, options, prompt_positions, size, speed) if speed else {}
     crowded = not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size
     note = "activations outweigh the weights: gradient_checkpointing or a smaller micro_batch_prompts helps"
-    notes = [note] if crowded else []
-    if speed:
-        notes.append(f"the seconds are a lower bound: products at {speed.flops / 1e12:,.4g} TFLOP/s in {dtype}, copies "
-                     f"at {speed.bandwidth / 1e9:,.4g} GB/s, both measured here; a decode step counts "
-                     f"{DECODE_FACTOR} times the reading of weights and keys")  # fmt: skip
+    notes = (*((note,) if crowded else ()), *((_rates(speed, dtype),) if speed else ()))
     positions = {"prompts": prompts * prompt_positions, "completions": rows * completion, "micro-batch": micro}
-    return Plan(memory, sampling, loss, seconds, positions, trainable, tuple(notes))
+    return Plan(memory, sampling, loss, seconds, positions, trainable, notes)
+
+
+def _rates(speed: Speed, dtype: str) -> str:
+    return (f"the seconds are a lower bound: products at {speed.flops / 1e12:,.4g} TFLOP/s in {dtype}, copies at "
+            f"{speed.bandwidth / 1e9:,.4g} GB/s, both measured here; a decode step counts {DECODE_FACTOR} times the "
+            "reading of weights and keys")  # fmt: skip
 
 
 def weights_dtype(model_config: Any, options: Options) -> str:
