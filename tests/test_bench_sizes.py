@@ -134,13 +134,19 @@ def test_options_of_a_size_are_checked(words, message):
     assert done.exit_code != 0 and message in done.output + done.stderr
 
 
+def test_ours_and_stock_agree_in_bfloat16(case):
+    """Mean difference of log-probs that both round in their own places: 0.03 nats was measured at 7B."""
+    row = full_size.sized_cell(case, SHALLOW, shape_of(full_size.model_config_of(SHALLOW, 188)), SPEED)
+    assert row["dtype"] == "bfloat16"
+    assert 0 < row["logp_difference"]["mean"] < 0.03 and 0 < row["ours"]["sampling_difference"]["mean"] < 0.03
+
+
 def test_command_runs_the_published_depth_on_a_cpu(tmp_path):
     path = tmp_path / "rows.json"
-    words = f"grpo --model-size tiny --device cpu --dtype bfloat16 --cells 188,2,4 --clips 1 --json {path}"
+    words = f"grpo --model-size tiny --device cpu --cells 188,2,3 --clips 1 --stock-up-to 2 --json {path}"
     done = CliRunner().invoke(cli.app, words.split())
     assert done.exit_code == 0, done.output
     (row,) = json.loads(path.read_text())
-    assert (row["sizes"]["decoder_layers"], row["dtype"], row["clips"]) == (28, "bfloat16", 1)
-    assert row["logp_difference"]["mean"] < 0.1
+    assert (row["sizes"]["decoder_layers"], row["dtype"], row["clips"], row["stock"]) == (28, "float32", 1, None)
     assert "at least" in done.output and "TFLOP/s" in done.output
     assert Sizes(**row["sizes"]) == MODEL_SIZES["tiny"]
