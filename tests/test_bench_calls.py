@@ -23,6 +23,19 @@ def test_views_and_shape_queries_are_not_counted():
     assert counter.calls == {"mm": 1, "add_": 1, "sum": 1, "_local_scalar_dense": 1}
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_copies_that_look_like_views_are_counted(mode):
+    """`to` and `reshape` return their input where they can; in inference mode they arrive whole."""
+    x = torch.ones(4, 6)
+    with mode(), CallCounter() as counter:
+        x.to(torch.float32).reshape(24)  # nothing to do
+        assert not counter.calls
+        x.to(torch.bfloat16)
+        x.t().reshape(24)
+        torch.nn.functional.linear(x, x)
+    assert counter.calls == {"_to_copy": 1, "clone": 1, "mm": 1}
+
+
 @pytest.mark.parametrize(("dtype", "folded"), LIMITS)
 def test_a_decode_step_makes_at_most_so_many_calls(dtype, folded):
     """Seven linear layers and two products of attention at the least; whole numbers, since all layers are alike."""
