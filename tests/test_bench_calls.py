@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from covo_rl.bench.calls import LAYERS, CallCounter, decode_calls
 
-#: (dtype, folded) -> most calls a layer: 98 in bfloat16 with adapters, 45 in float32 folded, when this was written
-LIMITS = {(torch.bfloat16, False): 100, (torch.float32, False): 75, (torch.float32, True): 46}
+#: (dtype, folded) -> most calls a layer; with the modules of transformers and PEFT it was 98, 73 and 45
+LIMITS = {(torch.bfloat16, False): 25, (torch.float32, False): 29, (torch.float32, True): 22}
 
 
 def test_views_and_shape_queries_are_not_counted():
@@ -38,10 +38,9 @@ def test_copies_that_look_like_views_are_counted(mode):
 
 @pytest.mark.parametrize(("dtype", "folded"), LIMITS)
 def test_a_decode_step_makes_at_most_so_many_calls(dtype, folded):
-    """Seven linear layers and two products of attention at the least; whole numbers, since all layers are alike."""
+    """Four products (q k v together, gate and up together) and two norms are the least that a layer needs."""
     step = decode_calls(dtype, folded=folded)
-    assert 9 < step.per_layer <= LIMITS[dtype, folded]
-    assert all(abs(calls - round(calls)) < 1e-9 for calls in step.layer.values())
+    assert 6 < step.per_layer <= LIMITS[dtype, folded]
     assert 0 < step.outside <= 64
     assert step.total == LAYERS * step.per_layer + step.outside
 

@@ -136,7 +136,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     Without `speed` there are no seconds.
     """
     from covo_rl.policy import Policy
-    from covo_rl.policy.head import CHUNK_ELEMENTS
+    from covo_rl.policy.head import chunk_elements
 
     train, adapter, rollout = options.train, options.adapter, options.rollout
     shape, dtype = shape_of(model_config, adapter), weights_dtype(model_config, options)
@@ -163,7 +163,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
         "logits and probabilities": 3 * rows * shape.vocabulary * 4,
         "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
     }
-    chunk = min(max(CHUNK_ELEMENTS, 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
+    chunk = min(max(chunk_elements(), 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
     head_trains = not adapter.lora and "lm_head" in adapter.train_parts
     loss = {
         "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),
@@ -213,12 +213,14 @@ def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Spee
     decode = forward(rows * completion, rows * (completion * prompt + completion**2 / 2))
     decode += rows * completion * 2.0 * shape.width * shape.vocabulary
     one_pass = (prefill + decode) / speed.flops
-    read = decode_bytes(shape, prompt_positions=prompts * prompt, rows=rows, completion=completion, size=size)
+    together = min(rows, options.rollout.decode_rows)
+    read = decode_bytes(shape, prompt_positions=prompts * prompt, rows=together, completion=completion, size=size)
+    steps = completion * rows / together
     again = 4 / 3 if options.train.gradient_checkpointing else 1.0
     return {
         "encode": prompts * 2.0 * encoder * 1500 / speed.flops,  # 1500 positions in 30 s
         "prefill": prefill / speed.flops,
-        "decode": max(decode / speed.flops, DECODE_FACTOR * completion * read / speed.bandwidth),
+        "decode": max(decode / speed.flops, DECODE_FACTOR * steps * read / speed.bandwidth),
         "old": one_pass if updates > 1 and size < 4 else 0.0,
         "reference": one_pass if options.loss.beta else 0.0,
         "loss": updates * 2.2 * one_pass * again,
