@@ -15,6 +15,7 @@ from torch import nn
 
 from covo_rl.config import AdapterConfig, ConfigError, number_map
 from covo_rl.models import checkpoint_dtype
+from covo_rl.models.quantised import element_count
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
 from covo_rl.policy.products import HALF
@@ -94,7 +95,7 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
     if config.load_in_4bit and not quantised:
         raise PatternError(
             "load_in_4bit: the model in memory is not quantised; load it with "
-            "covo_rl.models.load_family(path, **covo_rl.policy.trainable.quantization_kwargs())"
+            "covo_rl.models.load_family(path, load_in_4bit=True)"
         )
     if quantised and not config.lora:
         raise PatternError("a 4-bit model cannot train its own parameters: use LoRA, or load it unquantised for --full")
@@ -159,27 +160,6 @@ def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
         )
 
 
-def quantization_kwargs() -> dict[str, Any]:
-    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4 (QLoRA, arXiv 2305.14314).
-
-    Raises PatternError where there is no CUDA device, or bitsandbytes is not installed.
-    """
-    if not torch.cuda.is_available():
-        raise PatternError("load_in_4bit needs a CUDA device; drop it, the adapter trains on a 16-bit base too")
-    try:
-        import bitsandbytes  # noqa: F401  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise PatternError("load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]'") from error
-    from transformers import BitsAndBytesConfig
-
-    skip = ["encoder", "audio_tower", "audio_adapter", "multi_modal_projector", "lm_head"]
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=skip,
-    )  # fmt: skip
-    return {"quantization_config": config}
-
-
 def part_rates(config: AdapterConfig, family: AudioFamily) -> dict[str, float]:
     """Part -> learning rate, for the parts that `part_learning_rates` names."""
     rates = number_map(config.part_learning_rates, what="part_learning_rates")
@@ -225,9 +205,9 @@ def _report(family: AudioFamily, config: AdapterConfig, learning_rate: float | N
     rows = []
     for part, kind in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
         parameters = groups[part, kind]
-        total = sum(p.numel() for p in parameters)
+        total = sum(map(element_count, parameters))
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+        dtypes = sorted({getattr(p, "quant_type", None) or str(p.dtype).removeprefix("torch.") for p in parameters})
         rate = rates.get(part, learning_rate) if trainable else None
         rows.append(ReportRow(f"{part} {kind}".strip(), total, trainable, " ".join(dtypes), rate))
     return tuple(rows)
