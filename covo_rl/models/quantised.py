@@ -27,8 +27,8 @@ def check_quantisation() -> None:
         import bitsandbytes
     except ImportError as error:
         raise QuantisationError(
-            "load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]', or leave it out, the adapter trains on an "
-            "unquantised base too"
+            "a base in 4 bits (load_in_4bit) needs bitsandbytes: pip install 'covo-rl[qlora]'; an adapter trains on an "
+            "unquantised base too, and covo-rl export --merged merges into one"
         ) from error
     device = torch.accelerator.current_accelerator(check_available=True)
     kind, known = device.type if device else "cpu", getattr(bitsandbytes, "supported_torch_devices", ())

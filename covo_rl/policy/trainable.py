@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from covo_rl.config import AdapterConfig, ConfigError, number_map
+from covo_rl.data.files import read_record
 from covo_rl.models import checkpoint_dtype
 from covo_rl.models.quantised import element_count
 from covo_rl.policy import patterns
@@ -107,6 +107,9 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
         adapter = read_adapter(config.adapter, model=family.model.name_or_path)
         peft_model, replaced = put_on(family, adapter)
         notes += [*adapter.notes, *_overruled(config, adapter.config)]
+        if not quantised and read_record(adapter.folder / "export.json").get("load_in_4bit"):
+            notes.append(f"adapter {config.adapter}: it was trained on a 4-bit base, and is put on one that is not; "
+                         "load_in_4bit holds this one so too")  # fmt: skip
     else:
         peft_model, targets = _new_adapter(family, config)
     count = sum(p.numel() for p in family.model.parameters() if p.requires_grad)
