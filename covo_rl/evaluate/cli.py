@@ -126,7 +126,7 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
             "max_completion_length": request.max_completion_length, "batch_size": request.batch_size,
         },
         "rewards": rewards,
-        "packages": package_versions(PACKAGES),
+        "packages": package_versions([*PACKAGES, *(["bitsandbytes"] if request.load_in_4bit else [])]),
     }  # fmt: skip
 
 

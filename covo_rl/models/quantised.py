@@ -13,8 +13,8 @@ from torch import nn
 
 from covo_rl.types import UserError
 
-#: bytes per parameter: 4 bits, one byte of scale for 64 of them, four bytes for 256 scales
-BYTES = 0.5 + (1 + 4 / 256) / 64
+#: of a parameter: 4 bits, one byte of scale for 64 of them, four bytes for 256 scales
+BYTES_IN_4BIT = 0.5 + (1 + 4 / 256) / 64
 
 
 class QuantisationError(UserError, ValueError):
