@@ -45,8 +45,9 @@ def answers(spec, cls, prompts):
         return torch.stack(rows)
 
     for target in spec["targets"]:
-        name, folder, base, model = target["name"], target["folder"], target["base"], None  # one model at a time
+        name, folder, base = target["name"], target["folder"], target["base"]
         if target["kind"] == "adapter" or base not in notes:  # each on its own: unloading an adapter leaves copies
+            model = None  # one model at a time
             model, notes[base] = load(spec["base"], target)
             logits[base] = ask(model)
         if target["kind"] == "adapter":

@@ -24,7 +24,7 @@ class QuantisationError(UserError, ValueError):
 def check_quantisation() -> None:
     """Raises QuantisationError where bitsandbytes is missing, or does not compute on this machine's device."""
     try:
-        import bitsandbytes
+        import bitsandbytes  # type: ignore[import-not-found]
     except ImportError as error:
         raise QuantisationError(
             "a base in 4 bits (load_in_4bit) needs bitsandbytes: pip install 'covo-rl[qlora]'; an adapter trains on an "
