@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import policy_cases
 import pytest
@@ -15,7 +16,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, Options, option_problems
-from covo_rl.engines.decode_weights import decode_layers
+from covo_rl.engines.decoder import FusedDecoder, ModuleDecoder, decoder_for
 from covo_rl.evaluate.runner import Request
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import open_policy, save_policy
@@ -129,18 +130,10 @@ class PackedElsewhere(nn.Linear):
 
 def test_decoding_leaves_layers_alone_that_are_no_plain_linear():
     policy = policy_cases.policy()
-    layers = policy.family.decoder.layers
-    adapted = {name: module for name, module in layers.named_modules() if hasattr(module, "base_layer")}
-    assert adapted
-
-    def same_layers() -> int:
-        with decode_layers(policy.family, rows=4, limit_bytes=2**30):
-            return sum(layers.get_submodule(name) is module for name, module in adapted.items())
-
-    assert same_layers() == 0
-    for module in adapted.values():
-        module.base_layer.__class__ = PackedElsewhere
-    assert same_layers() == len(adapted)
+    assert isinstance(decoder_for(policy, rows=4, longest=64), FusedDecoder)
+    down: Any = policy.family.decoder.layers[1].mlp.down_proj
+    down.base_layer.__class__ = PackedElsewhere
+    assert isinstance(decoder_for(policy, rows=4, longest=64), ModuleDecoder)
 
 
 # -- what an export is compared with -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import nn
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig
-from covo_rl.engines.decode_weights import decode_layers
+from covo_rl.engines.decoder import ModuleDecoder, decoder_for
 from covo_rl.engines.own import sample
 from covo_rl.models import load_family
 from covo_rl.models.quantised import element_count
@@ -117,8 +117,7 @@ def test_sampling_is_scored_as_it_was_sampled_and_leaves_the_layers_alone(dtype,
     with torch.no_grad():
         groups = sample(policy, prompts, policy.features(prompts), cases.SMALL, seed=3)
         scored = policy("logps", groups, policy.features(prompts))
-        with decode_layers(policy.family, rows=4, limit_bytes=2**30):
-            assert quantised_layers(policy.family.model) == layers
+        assert isinstance(decoder_for(policy, rows=4, longest=64), ModuleDecoder)
     sampled = torch.tensor([logp for group in groups for rollout in group.rollouts for logp in rollout.logps])
     assert float((scored.logps_NC[scored.mask_NC].cpu() - sampled).abs().max()) <= MISMATCH[dtype]
     assert quantised_layers(policy.family.model) == layers
