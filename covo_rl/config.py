@@ -85,7 +85,7 @@ class AdapterConfig:
         ["llm", "lm_head"], "parts that train with --full: encoder audio_adapter llm lm_head"
     )
     part_learning_rates: str | None = option(None, "by part: audio_adapter=1e-5,llm=1e-6; in YAML also a mapping")
-    load_in_4bit: bool = option(False, "QLoRA (CUDA only, needs bitsandbytes)")
+    load_in_4bit: bool = option(False, "QLoRA: the decoder in 4-bit NF4 (needs bitsandbytes)")
 
 
 @dataclass
@@ -364,6 +364,8 @@ def _contradictions(options: Options) -> list[str]:
          f"lr_scheduler_type {train.lr_scheduler_type!r:.80}: choose one of {' '.join(SCHEDULES)}"),
         (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
+        (options.adapter.lora or not options.adapter.load_in_4bit,
+         "load_in_4bit: the decoder's own parameters cannot train in 4 bits: use --lora, or leave it out"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
         (loss.overlong_buffer <= rollout.max_completion_length,

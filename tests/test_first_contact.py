@@ -253,7 +253,7 @@ TRAIN = {
     "shipped model": (["--model", "builtin:tny"], "did you mean 'tiny'?"),
     "adapter": (["--adapter", "./empty"], "a PEFT adapter folder has an adapter_config.json"),
     "data": (["--data", "nowhere.json"], "nowhere.json"),
-    "4 bit": (["--load_in_4bit", "true"], "needs a CUDA device"),
+    "4 bit": (["--load_in_4bit", "true", "--full"], "parameters cannot train in 4 bits: use --lora"),
 }
 
 

@@ -182,14 +182,15 @@ def read_into(
 
 @dataclass(frozen=True)
 class Opened:
-    """A policy read from `folder`, the run it belongs to (if known), the base model's recorded name, and the prompt
-    that it was trained with (if known)."""
+    """A policy read from `folder`, the run it belongs to (if known), the base model's recorded name, the prompt that
+    it was trained with (if known), and whether it was trained on a 4-bit base."""
 
     modes: Trainable
     folder: Path
     run_folder: Path | None
     base_model: str
     wording: PromptConfig | None = None
+    load_in_4bit: bool = False
 
 
 def wording_of(folder: Path, options: Mapping[str, Any]) -> PromptConfig | None:
@@ -257,13 +258,15 @@ def hub_name(model: str | None) -> str | None:
     return model if model and not model.startswith("builtin:") and not Path(model).is_dir() else None
 
 
-def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
+def open_policy(path: str | Path, *, base_model: str | None = None, unquantised: bool = False) -> Opened:
     """Load the base in the run's precision and put the saved policy on it, on the CPU.
 
-    `base_model` overrides what the run or the adapter records.
+    `base_model` overrides what the run or the adapter records. A base that was held in 4 bits is so again (where torch
+    has a CUDA device on that, else on the CPU), or as published with `unquantised`.
 
     Raises:
         ExportError: no policy, no known base model, or tensors that do not fit it.
+        QuantisationError: a 4-bit base cannot be had on this machine.
     """
     folder = policy_folder(path)
     kind, run = policy_kind(folder), run_of(folder)
@@ -272,7 +275,9 @@ def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
     record = read_record(folder / "state.json" if kind == "checkpoint" else (run or folder) / "config.yaml")
     options = record["config"] if kind == "checkpoint" else record
     name = base_model or options.get("model") or base_of(folder)
-    family = load_family(resolve_model(name), dtype=options.get("dtype") or "auto")
+    in_4bit = bool(options.get("load_in_4bit") or read_record(folder / "export.json").get("load_in_4bit"))
+    dtype = options.get("dtype") or "auto"
+    family = load_family(resolve_model(name), dtype=dtype, load_in_4bit=in_4bit and not unquantised)
     if kind == "adapter":
         modes = make_trainable(family, AdapterConfig(adapter=str(folder)))
     elif kind == "checkpoint":
@@ -288,4 +293,4 @@ def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
         parts = options.get("train_parts") or list(family.parts)
         modes = make_trainable(family, AdapterConfig(lora=False, train_parts=parts))
         load_policy_state(modes, folder)
-    return Opened(modes, folder, run, name, wording_of(folder, options))
+    return Opened(modes, folder, run, name, wording_of(folder, options), in_4bit)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from covo_rl.config import AdapterConfig, number_map
+from covo_rl.data.files import read_record
 from covo_rl.models import checkpoint_dtype
+from covo_rl.models.quantised import element_count
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
 from covo_rl.policy.products import HALF
@@ -86,7 +87,7 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
     if config.load_in_4bit and not quantised:
         raise PatternError(
             "load_in_4bit: the model in memory is not quantised; load it with "
-            "covo_rl.models.load_family(path, **covo_rl.policy.trainable.quantization_kwargs())"
+            "covo_rl.models.load_family(path, load_in_4bit=True)"
         )
     if quantised and not config.lora:
         raise PatternError("a 4-bit model cannot train its own parameters: use LoRA, or load it unquantised for --full")
@@ -98,6 +99,9 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
         adapter = read_adapter(config.adapter, model=family.model.name_or_path)
         peft_model, replaced = put_on(family, adapter)
         notes += [*adapter.notes, *_overruled(config, adapter.config)]
+        if not quantised and read_record(adapter.folder / "export.json").get("load_in_4bit"):
+            notes.append(f"adapter {config.adapter}: it was trained on a 4-bit base, and is put on one that is not; "
+                         "load_in_4bit holds this one so too")  # fmt: skip
     else:
         peft_model, targets = _new_adapter(family, config)
     count = sum(p.numel() for p in family.model.parameters() if p.requires_grad)
@@ -151,27 +155,6 @@ def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
         )
 
 
-def quantization_kwargs() -> dict[str, Any]:
-    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4 (QLoRA, arXiv 2305.14314).
-
-    Raises PatternError where there is no CUDA device, or bitsandbytes is not installed.
-    """
-    if not torch.cuda.is_available():
-        raise PatternError("load_in_4bit needs a CUDA device; drop it, the adapter trains on a 16-bit base too")
-    try:
-        import bitsandbytes  # noqa: F401  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise PatternError("load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]'") from error
-    from transformers import BitsAndBytesConfig
-
-    skip = ["encoder", "audio_tower", "audio_adapter", "multi_modal_projector", "lm_head"]
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=skip,
-    )  # fmt: skip
-    return {"quantization_config": config}
-
-
 def part_rates(config: AdapterConfig, family: AudioFamily) -> dict[str, float]:
     """Part -> learning rate, for the parts that `part_learning_rates` names."""
     rates = number_map(config.part_learning_rates, what="part_learning_rates")
@@ -223,9 +206,9 @@ def _report(family: AudioFamily, config: AdapterConfig, learning_rate: float | N
     rows = []
     for part, kind in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
         parameters = groups[part, kind]
-        total = sum(p.numel() for p in parameters)
+        total = sum(map(element_count, parameters))
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+        dtypes = sorted({getattr(p, "quant_type", None) or str(p.dtype).removeprefix("torch.") for p in parameters})
         rate = rates.get(part, learning_rate) if trainable else None
         rows.append(ReportRow(f"{part} {kind}".strip(), total, trainable, " ".join(dtypes), rate))
     return tuple(rows)

@@ -138,12 +138,14 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
 
     Without `speed` there are no seconds.
     """
+    from covo_rl.models.quantised import BYTES_IN_4BIT
     from covo_rl.policy import Policy
     from covo_rl.policy.head import chunk_elements
 
     train, adapter, rollout = options.train, options.adapter, options.rollout
     shape, dtype = shape_of(model_config, adapter), weights_dtype(model_config, options)
     size = BYTES[dtype]
+    quantised = shape.linear_parameters if adapter.load_in_4bit else 0
     trainable = shape.trainable
     train_size = 4 if adapter.lora else size
     prompts, completion = train.prompts_per_step, rollout.max_completion_length
@@ -151,7 +153,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     micro_rows = micro_prompts * min(train.micro_batch_rollouts or rollout.num_generations, rollout.num_generations)
     micro = micro_prompts * prompt_positions + micro_rows * completion
     memory = {
-        "weights": shape.total * size + (trainable * 4 if adapter.lora else 0),
+        "weights": (shape.total - quantised) * size + quantised * BYTES_IN_4BIT + trainable * 4 * adapter.lora,
         "gradients": trainable * train_size,
         "optimiser (AdamW)": 2 * trainable * train_size,
         "reference copy": trainable * size if options.loss.beta and not adapter.lora else 0.0,

@@ -25,7 +25,7 @@ from covo_rl.export.exporting import export_run_adapter, update_card
 from covo_rl.models import family_at, load_family
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
-from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report, training_dtype
+from covo_rl.policy.trainable import make_trainable, render_report, training_dtype
 from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
@@ -76,7 +76,7 @@ class Session:
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
-            **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
+            load_in_4bit=options.adapter.load_in_4bit,
         )
         self._check_lengths()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
