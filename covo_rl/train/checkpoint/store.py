@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from covo_rl.data.files import write_atomically
+from covo_rl.policy.sharding import Piece, Pieces
 from covo_rl.train.checkpoint.manifest import (
     MANIFEST,
     NAME,
     CheckpointError,
     damage,
     explained,
+    file_entries,
     flush,
     moment_name,
     moment_of,
@@ -43,10 +48,14 @@ def read_values(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """safetensors on disk, flushed. Tensors are copied to the CPU."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Piece]) -> None:
+    """safetensors on disk, flushed; the header says of what the pieces are. Tensors are copied to the CPU."""
+    pieces = {name: value for name, value in tensors.items() if isinstance(value, Piece)}
+    held = {**tensors, **{name: piece.tensor for name, piece in pieces.items()}}
+    places = json.dumps({name: (list(piece.start), list(piece.shape)) for name, piece in sorted(pieces.items())})
     with explained("write", path):
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+        contents = {name: value.detach().cpu().contiguous() for name, value in held.items()}
+        save_file(contents, path, metadata={"pieces": places} if pieces else None)
         flush(path)
 
 
@@ -55,18 +64,43 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
+def saved_tensors(folder: Path, stem: str, names: Iterable[str]) -> dict[str, Tensor | Pieces]:
+    """What STEM.safetensors or the STEM.NNNNN.safetensors of all ranks hold, of those `names` that a folder has.
+
+    Files are mapped: what nobody looks at is not read.
+
+    Raises:
+        CheckpointError: a file cannot be read, or pieces are missing.
+    """
+    tensors: dict[str, Tensor | Pieces] = {}
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    for path in sorted(folder / name for name in names if re.fullmatch(rf"{stem}(\.\d+)?\.safetensors", name)):
+        with explained("read", path), safe_open(path, framework="pt") as file:
+            places = json.loads((file.metadata() or {}).get("pieces", "{}"))
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                if name in places:
+                    pieces[name].append(Piece(file.get_tensor(name), *places[name]))
+                else:
+                    tensors[name] = file.get_tensor(name)
+    joined = {name: Pieces(parts) for name, parts in pieces.items()}
+    if gaps := sorted(name for name, value in joined.items() if not value.complete):
+        raise CheckpointError(f"{folder}: pieces of {', '.join(gaps[:3])} ({len(gaps)}) are missing")
+    return tensors | joined
+
+
 @dataclass(frozen=True)
 class TrainState:
     """A run between two optimiser updates.
 
     `step` counts finished steps, `update` the optimiser updates of the step under way (0: between steps).
-    `shared` is JSON-ready and the same on every rank; `tensors` maps a file stem to tensors (only rank 0's are
-    written). `rank` and `rank_tensors` belong to this rank. `score`, higher is better, decides `keep_best`.
+    `shared` is JSON-ready and the same on every rank. `tensors` maps a file stem to tensors: whole ones of rank 0 and,
+    where parameters are sharded, each rank's pieces. `rank` and `rank_tensors` belong to this rank. `score`, higher is
+    better, decides `keep_best`.
     """
 
     step: int
     shared: Mapping[str, Any]
-    tensors: Mapping[str, Mapping[str, Tensor]]
+    tensors: Mapping[str, Mapping[str, Any]]  # Tensor, or Piece to save and Pieces as read
     rank: Mapping[str, Any] = field(default_factory=dict)
     rank_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     update: int = 0
@@ -75,6 +109,11 @@ class TrainState:
     @property
     def name(self) -> str:
         return moment_name(self.step, self.update)
+
+    @property
+    def pieces(self) -> bool:
+        """Whether this rank has pieces to write."""
+        return any(isinstance(value, Piece) for tensors in self.tensors.values() for value in tensors.values())
 
 
 class CheckpointStore:
@@ -146,27 +185,22 @@ class CheckpointStore:
             with explained("create", partial):
                 partial.mkdir(parents=True)
 
-        def write_rank() -> None:
-            stem = partial / f"rank_{ranks.rank:05d}"
-            write_values(stem.with_suffix(".json"), state.rank)
-            write_tensors(stem.with_suffix(".safetensors"), state.rank_tensors)
-
         def complete() -> None:
-            for name, tensors in state.tensors.items():
-                write_tensors(partial / f"{name}.safetensors", tensors)
-            write_values(partial / "state.json", state.shared)
             about = {"step": state.step, "update": state.update, "score": state.score, "world": ranks.world,
                      "tensors": sorted(state.tensors)}  # fmt: skip
             with explained("write", partial):
-                write_manifest(partial, about)
+                write_manifest(partial, about, {name: entry for part in entries for name, entry in part.items()})
                 if target.is_dir():
                     self.remove(target)
                 os.replace(partial, target)
                 flush(self.folder)
 
         try:
-            for stage, everybody in ((begin, False), (write_rank, True), (complete, False)):
-                ranks.together(stage if everybody or ranks.main else lambda: None, CheckpointError)
+            ranks.together(begin if ranks.main else lambda: None, CheckpointError)
+            sharded = any(ranks.gathered(state.pieces))
+            written = ranks.together(lambda: _write_rank(partial, state, ranks, sharded), CheckpointError)
+            entries = ranks.gathered(written)
+            ranks.together(complete if ranks.main else lambda: None, CheckpointError)
         except CheckpointError as error:
             if ranks.main:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -232,6 +266,22 @@ class CheckpointStore:
             self.remove(*(set(every) - keep))
 
 
+def _write_rank(folder: Path, state: TrainState, ranks: Ranks, sharded: bool) -> dict[str, Any]:
+    """This rank's files, and what the manifest says of them: rank 0 alone would take long to read those of all."""
+    name = f"rank_{ranks.rank:05d}"
+    tensors, values = {name: state.rank_tensors}, {name: state.rank}
+    if ranks.main:
+        values["state"] = state.shared
+    if ranks.main or sharded:
+        tensors |= {f"{stem}.{ranks.rank:05d}" if sharded else stem: part for stem, part in state.tensors.items()}
+    for stem, content in values.items():
+        write_values(folder / f"{stem}.json", content)
+    for stem, content in tensors.items():
+        write_tensors(folder / f"{stem}.safetensors", content)
+    with explained("read", folder):
+        return file_entries([*(folder / f"{s}.json" for s in values), *(folder / f"{s}.safetensors" for s in tensors)])
+
+
 def _read(path: Path, about: Mapping[str, Any], rank: int) -> TrainState:
     stem = path / f"rank_{rank:05d}"
     mine = rank < about["world"]
@@ -240,7 +290,7 @@ def _read(path: Path, about: Mapping[str, Any], rank: int) -> TrainState:
         update=about["update"],
         score=about["score"],
         shared={**read_values(path / "state.json"), "world": about["world"]},
-        tensors={name: read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
+        tensors={stem: saved_tensors(path, stem, about["files"]) for stem in about["tensors"]},
         rank=read_values(stem.with_suffix(".json")) if mine else {},
         rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
     )
