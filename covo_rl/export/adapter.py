@@ -35,12 +35,12 @@ from covo_rl.export.merged import (
 from covo_rl.models import load_family
 from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.saved_adapter import kind_of
-from covo_rl.policy.sharding import Pieces, is_sharded, local, own_part, whole
+from covo_rl.policy.sharding import TensorPieces, is_sharded, local_tensor, own_part, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.records.folder import BEGUN
 from covo_rl.resolve import meant, resolve_model
 from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of, read_manifest
-from covo_rl.train.checkpoint.store import saved_tensors
+from covo_rl.train.checkpoint.tensors import saved_tensors
 from covo_rl.train.ranks import Ranks
 
 STEM = "adapter_model"
@@ -152,7 +152,10 @@ def load_policy_state(modes: Trainable, folder: str | Path) -> None:
 
 
 def read_into(
-    model: nn.Module, tensors: Mapping[str, Callable[[], torch.Tensor | Pieces]], names: Mapping[str, str], source: Path
+    model: nn.Module,
+    tensors: Mapping[str, Callable[[], torch.Tensor | TensorPieces]],
+    names: Mapping[str, str],
+    source: Path,
 ) -> None:
     """Copy full tensors into parameters and buffers, sharded or not, whatever their precision.
 
@@ -175,7 +178,7 @@ def read_into(
                 f"{source} does not fit the policy in memory: {names[key]} has shape {tuple(place.shape)} in memory "
                 f"and {tuple(tensor.shape)} in the file"
             )
-        local(place.detach()).copy_(own_part(place, tensor))
+        local_tensor(place.detach()).copy_(own_part(place, tensor))
 
 
 # -- from a run, a checkpoint or an adapter folder back to the policy in memory ---------------------------------

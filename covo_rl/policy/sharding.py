@@ -31,7 +31,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return gather() if gather is not None else tensor
 
 
-class Piece(NamedTuple):
+class TensorPiece(NamedTuple):
     """What one rank holds of a tensor of `shape`, in which it begins at `start`."""
 
     tensor: torch.Tensor
@@ -39,10 +39,10 @@ class Piece(NamedTuple):
     shape: Sequence[int]
 
 
-class Pieces:
+class TensorPieces:
     """A tensor out of the pieces of several ranks; indexed with a slice a dimension, it reads what lies there alone."""
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Sequence[TensorPiece]) -> None:
         self.pieces, self.shape = pieces, torch.Size(pieces[0].shape)
 
     @property
@@ -74,26 +74,27 @@ def _fsdp_modules(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank holds of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def own_piece(tensor: DTensor) -> Piece | None:
+def own_piece(tensor: DTensor) -> TensorPiece | None:
     """This rank's piece; None where that is empty, or where a rank before it holds the same."""
     coordinate = tensor.device_mesh.get_coordinate() or ()
     again = any(place for place, how in zip(coordinate, tensor.placements, strict=True) if how.is_replicate())
     held = tensor.to_local()
-    return None if again or not held.numel() else Piece(held, [side.start for side in _box(tensor)], tensor.shape)
+    return None if again or not held.numel() else TensorPiece(held, [side.start for side in _box(tensor)], tensor.shape)
 
 
-def own_part(parameter: torch.Tensor, value: torch.Tensor | Pieces) -> torch.Tensor:
+def own_part(parameter: torch.Tensor, value: torch.Tensor | TensorPieces) -> torch.Tensor:
     """This rank's part of `value`, if that has the shape of a sharded parameter; else all of it."""
-    sharded = isinstance(parameter, DTensor) and parameter.shape == value.shape
-    return value[_box(parameter) if sharded else tuple(slice(0, size) for size in value.shape)]
+    if isinstance(parameter, DTensor) and parameter.shape == value.shape:
+        return value[_box(parameter)]
+    return value[tuple(slice(0, size) for size in value.shape)]
 
 
-def sharded_as(parameter: torch.Tensor, value: torch.Tensor | Pieces) -> torch.Tensor:
+def sharded_as(parameter: torch.Tensor, value: torch.Tensor | TensorPieces) -> torch.Tensor:
     """Inverse of `whole`: `own_part`, as a DTensor if the parameter is one of the shape of `value`."""
     part = own_part(parameter, value)
     if not isinstance(parameter, DTensor) or parameter.shape != value.shape:

@@ -12,6 +12,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import train_cases
 
-from covo_rl.policy.sharding import local, own_piece, whole
+from covo_rl.models.weights import WeightsError
+from covo_rl.policy.sharding import local_tensor, own_piece, whole
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.checkpoint.state import trained_parameters
 from covo_rl.train.launch import join
@@ -36,7 +38,7 @@ CASES = {
 
 
 def settings(folder: Path, changes: dict, **more):
-    return train_cases.options(folder, **{"max_steps": 3, "checkpoint_every": 1, "keep_last": 9, **changes, **more})
+    return train_cases.options(folder, **{"max_steps": 2, "checkpoint_every": 1, **changes, **more})
 
 
 class Largest(TorchDispatchMode):
@@ -48,14 +50,13 @@ class Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                self.numel = max(self.numel, local(tensor).numel())
+                self.numel = max(self.numel, local_tensor(tensor).numel())
         return out
 
 
 @contextmanager
 def watched(largest: Largest):
     """`largest` sees every save, and the loading of every resume."""
-    save, restore = Saver._save, Saver._restore
 
     def under(action):
         def watching(*args):
@@ -64,11 +65,10 @@ def watched(largest: Largest):
 
         return watching
 
-    Saver._save, Saver._restore = under(save), under(restore)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_save", "_restore"):
+            patch.setattr(Saver, name, under(getattr(Saver, name)))
         yield
-    finally:
-        Saver._save, Saver._restore = save, restore
 
 
 def forward_after_every_step(saver: Saver, trainer: Trainer) -> None:
@@ -92,12 +92,27 @@ def run(options, accelerator) -> Trainer:
     return made
 
 
+def a_spoiled_piece_stops_every_rank(made: Trainer, options) -> None:
+    """NaN in what the second rank alone looks at, and no rank waits for the other."""
+    if made.ranks.rank:
+        with torch.no_grad():
+            local_tensor(next(iter(trained_parameters(made.policy).values())))[0] = float("nan")
+    saver = Saver(options, Path(options.train.output))
+    saver.finish(made)
+    try:
+        saver.resume(made, "auto")
+    except WeightsError as error:
+        assert str(error).startswith("rank 1: the checkpoint's weights: NaN or infinite numbers in 1 ("), error
+    else:
+        raise AssertionError("it was loaded")
+
+
 def replicas_write_once() -> None:
     """Of two ranks that hold the same, as in hybrid sharding, the first alone has a piece to write."""
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicas", "shards"))
     piece = own_piece(distribute_tensor(torch.arange(6.0).view(3, 2), mesh, [Replicate(), Shard(0)]))
     rank = torch.distributed.get_rank()
-    assert (piece is None) == (rank == 1) and (rank or piece.tensor.numel() == 6)
+    assert piece is None if rank else piece and piece.tensor.numel() == 6
     flat = init_device_mesh("cpu", (2,))
     small = own_piece(distribute_tensor(torch.ones(1, 3), flat, [Shard(0)]))
     assert (small is None) == (rank == 1), "one row leaves the second rank nothing"
@@ -117,13 +132,14 @@ def main() -> None:
                 shutil.copytree(source, here / "resumed" / "checkpoints" / "step_000001")
             accelerator.wait_for_everyone()
             run(settings(here / "resumed", changes, resume="auto"), accelerator)
-        sizes = [(p.numel(), local(p).numel()) for p in trained_parameters(made.policy).values()]
+        sizes = [(p.numel(), local_tensor(p).numel()) for p in trained_parameters(made.policy).values()]
         with Largest() as gathering:  # which the measure can tell
             gathered = {name: whole(p.detach()) for name, p in trained_parameters(made.policy).items()}
         about[name] = {"touched": largest.numel, "gathering": gathering.numel, "whole": max(s[0] for s in sizes),
                        "piece": max(s[1] for s in sizes)}  # fmt: skip
         if accelerator.is_main_process:
             save_file(gathered, here / "gathered.safetensors")
+        a_spoiled_piece_stops_every_rank(made, settings(here / "spoiled", changes))
     (folder / f"rank_{accelerator.process_index}.json").write_text(json.dumps(about))
 
 

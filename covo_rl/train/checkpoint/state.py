@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from covo_rl.algo.advantage import Advantages
 from covo_rl.data.files import plain
 from covo_rl.models.weights import check_finite
-from covo_rl.policy.sharding import Pieces, local, own_part, own_piece, sharded_as
+from covo_rl.policy.sharding import TensorPieces, local_tensor, own_part, own_piece, sharded_as
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.manifest import CheckpointError
 from covo_rl.types import Group, Prompt, RewardTable, Rollout
@@ -40,7 +40,7 @@ def weights(model: nn.Module, *, keep: bool = True) -> dict[str, Any]:
     return _copies(trained_parameters(model).items(), keep)
 
 
-def load_weights(model: nn.Module, saved: Mapping[str, Tensor | Pieces]) -> None:
+def load_weights(model: nn.Module, saved: Mapping[str, Tensor | TensorPieces]) -> None:
     """Put saved values into the trained parameters; all of them must match by name and shape."""
     parameters = trained_parameters(model)
     _match(parameters, saved, "trained parameters")
@@ -52,7 +52,7 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor | Pieces]) -> None
     check_finite(parts.items(), "the checkpoint's weights")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            local(parameter).copy_(parts[name])
+            local_tensor(parameter).copy_(parts[name])
 
 
 def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,7 +72,7 @@ def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> t
 
 
 def load_optimizer_state(
-    optimizer: Any, model: nn.Module, tensors: Mapping[str, Tensor | Pieces], about: Mapping[str, Any]
+    optimizer: Any, model: nn.Module, tensors: Mapping[str, Tensor | TensorPieces], about: Mapping[str, Any]
 ) -> None:
     """Inverse of `optimizer_state`, for the same parameters in the same groups, whose options stay as they are."""
     inner, parameters = getattr(optimizer, "optimizer", optimizer), trained_parameters(model)
@@ -85,7 +85,7 @@ def load_optimizer_state(
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         state[index[name]][entry] = sharded_as(parameters[name], value)
-        check_finite([(key, local(state[index[name]][entry]))], "the checkpoint's optimiser")
+        check_finite([(key, local_tensor(state[index[name]][entry]))], "the checkpoint's optimiser")
     inner.load_state_dict({"state": dict(state), "param_groups": inner.state_dict()["param_groups"]})
 
 

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from covo_rl.data.files import write_atomically
-from covo_rl.policy.sharding import Piece, Pieces
+from covo_rl.policy.sharding import TensorPiece
 from covo_rl.train.checkpoint.manifest import (
     MANIFEST,
     NAME,
@@ -34,6 +30,7 @@ from covo_rl.train.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
+from covo_rl.train.checkpoint.tensors import read_tensors, saved_tensors, write_tensors
 from covo_rl.train.ranks import Ranks
 
 
@@ -48,46 +45,6 @@ def read_values(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | Piece]) -> None:
-    """safetensors on disk, flushed; the header says of what the pieces are. Tensors are copied to the CPU."""
-    pieces = {name: value for name, value in tensors.items() if isinstance(value, Piece)}
-    held = {**tensors, **{name: piece.tensor for name, piece in pieces.items()}}
-    places = json.dumps({name: (list(piece.start), list(piece.shape)) for name, piece in sorted(pieces.items())})
-    with explained("write", path):
-        contents = {name: value.detach().cpu().contiguous() for name, value in held.items()}
-        save_file(contents, path, metadata={"pieces": places} if pieces else None)
-        flush(path)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    with explained("read", path):
-        return load_file(path)
-
-
-def saved_tensors(folder: Path, stem: str, names: Iterable[str]) -> dict[str, Tensor | Pieces]:
-    """What STEM.safetensors or the STEM.NNNNN.safetensors of all ranks hold, of those `names` that a folder has.
-
-    Files are mapped: what nobody looks at is not read.
-
-    Raises:
-        CheckpointError: a file cannot be read, or pieces are missing.
-    """
-    tensors: dict[str, Tensor | Pieces] = {}
-    pieces: dict[str, list[Piece]] = defaultdict(list)
-    for path in sorted(folder / name for name in names if re.fullmatch(rf"{stem}(\.\d+)?\.safetensors", name)):
-        with explained("read", path), safe_open(path, framework="pt") as file:
-            places = json.loads((file.metadata() or {}).get("pieces", "{}"))
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                if name in places:
-                    pieces[name].append(Piece(file.get_tensor(name), *places[name]))
-                else:
-                    tensors[name] = file.get_tensor(name)
-    joined = {name: Pieces(parts) for name, parts in pieces.items()}
-    if gaps := sorted(name for name, value in joined.items() if not value.complete):
-        raise CheckpointError(f"{folder}: pieces of {', '.join(gaps[:3])} ({len(gaps)}) are missing")
-    return tensors | joined
-
-
 @dataclass(frozen=True)
 class TrainState:
     """A run between two optimiser updates.
@@ -100,7 +57,7 @@ class TrainState:
 
     step: int
     shared: Mapping[str, Any]
-    tensors: Mapping[str, Mapping[str, Any]]  # Tensor, or Piece to save and Pieces as read
+    tensors: Mapping[str, Mapping[str, Any]]  # Tensor, or TensorPiece to save and TensorPieces as read
     rank: Mapping[str, Any] = field(default_factory=dict)
     rank_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     update: int = 0
@@ -113,7 +70,7 @@ class TrainState:
     @property
     def pieces(self) -> bool:
         """Whether this rank has pieces to write."""
-        return any(isinstance(value, Piece) for tensors in self.tensors.values() for value in tensors.values())
+        return any(isinstance(value, TensorPiece) for tensors in self.tensors.values() for value in tensors.values())
 
 
 class CheckpointStore:
