@@ -33,7 +33,7 @@ from covo_rl.train.shutdown import exit_after
 
 CASES = {
     "lora": {"lora_r": 4, "lora_alpha": 8.0},
-    "full": {"lora": False, "train_parts": ["audio_adapter", "llm", "lm_head"]},
+    "full": {"lora": False, "train_parts": ["audio_adapter", "llm", "lm_head"], "beta": 0.05},
 }
 
 

@@ -139,12 +139,13 @@ def test_any_box_of_any_cutting_is_what_a_slice_of_the_whole_is():
         )
 
 
-def test_two_ranks_save_and_resume_by_shard(tmp_path):
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_two_ranks_save_and_resume_by_shard(precision, tmp_path):
     """One launch of shard_ranks.py: by kind an undisturbed and a resumed run, and the gathered weights."""
     runs = tmp_path / "runs"
     runs.mkdir()
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2",
-               "--mixed_precision", "no", "--main_process_port", "0", "--config_file",
+               "--mixed_precision", precision, "--main_process_port", "0", "--config_file",
                str(ROOT / "recipes" / "accelerate" / "fsdp2.yaml"), shard_ranks.__file__, str(runs)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
