@@ -64,7 +64,9 @@ def trainer(
     )  # fmt: skip
     accelerator = accelerator or Accelerator(cpu=True)
     accelerator.free_memory()  # under FSDP2 it compares parameters with those of every model that it has prepared
-    return Trainer(settings, policy, policy.clips, examples or rows(), accelerator)
+    made = Trainer(settings, policy, policy.clips, examples or rows(), accelerator)
+    made.prefetch.active = True  # as on an accelerator
+    return made
 
 
 def run(
