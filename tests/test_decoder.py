@@ -1,6 +1,7 @@
 """A decode step: the fused decoder against the model's own modules, rows that make room, a step to be captured."""
 
 import dataclasses
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import policy_cases as cases
@@ -26,6 +27,7 @@ from covo_rl.engines.decoder import FusedDecoder, ModuleDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, truncated
 from covo_rl.engines.key_values import KeyMemory
 from covo_rl.engines.own import sample
+from covo_rl.policy import flash
 
 FAMILIES = ("covo_audio", "qwen2_audio")
 CONFIG = RolloutConfig(num_generations=5, max_completion_length=24)
@@ -391,3 +393,42 @@ def test_the_nucleus_without_a_sort_is_that_of_a_sort():
             1, order, before < top_p * ranked.double().sum(-1, True)
         )
         assert torch.equal(truncated(probs, Drawing(top_p=top_p)) > 0, expected)
+
+
+def test_the_kernels_step_has_every_tensor_on_the_device(monkeypatch):
+    """Shapes, dtypes and devices of the CUDA step by torch's own rules for them, on a device without values: kernel,
+    products, draw, and what they write. An operand that was left on the host is an error here."""
+    made = _half("covo_audio")
+    monkeypatch.setattr(flash, "available", lambda *device: True)
+    seen = []
+    original = flash._kernel
+    monkeypatch.setattr(flash, "_kernel", lambda *args: seen.append(args[0].shape) or original(*args))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # which knows no device without values
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    with torch.inference_mode():
+        for module in made.modules():  # a twin of every tensor, on the device
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    twin = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                    module._parameters[name] = torch.nn.Parameter(twin, requires_grad=False)
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
+        kv_heads, width = (
+            made.family.decoder.config.num_key_value_heads,
+            made.family.decoder.layers[0].self_attn.head_dim,
+        )
+        k_LKd = torch.empty(30, kv_heads, width, dtype=torch.bfloat16, device="meta")
+        keys = dict.fromkeys((0, 1), (k_LKd, k_LKd))
+        memory = KeyMemory(keys, [(0, 20), (20, 30)], rows=6, limit=11, widest=4, varlen=True)
+        memory.arrange([-1] * 6, [0, 0, 0, 0, 1, 1])
+        decoder = decoder_for(made, rows=6, longest=32)
+        ends = torch.tensor([3, 5], device="meta")
+        noise = torch.empty(6, 12, dtype=torch.float64, device="meta")
+        rows = decoding.DecodeRows(noise, torch.full((6,), 20, device="meta"), ends, Drawing(top_p=0.9, top_k=20), 6)
+        rows.arrange([-1] * 6, list(range(6)))
+        memory.begin(rows.drawn_R, 3, equal=False)
+        hidden = decoder.hidden(rows.token_R, rows.drawn_R + 20, memory)
+        rows.draw(decoder.logits(hidden))
+        assert hidden.device.type == "meta" and hidden.dtype == torch.bfloat16
+        assert len(seen) == 4 and rows.token_R.device.type == "meta"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -156,8 +157,9 @@ class Varlen:
         self.each_R1 = torch.arange(rows + 1, dtype=torch.int32, device=device)
 
     def arrange(self, prompt_of_row: Sequence[int]) -> None:
-        counts = torch.bincount(torch.tensor(prompt_of_row), minlength=len(self.lengths_P))
-        self.rows_P1[1:] = counts.cumsum(0).to(self.rows_P1.device, torch.int32)
+        counts = Counter(prompt_of_row)
+        ends = accumulate((counts[p] for p in range(len(self.lengths_P))), initial=0)
+        self.rows_P1.copy_(torch.tensor(list(ends), dtype=torch.int32, device=self.rows_P1.device))
 
     def attend(self, layer: int, q_RHd: torch.Tensor, own_2RKCd: torch.Tensor, used_R, scale: float) -> torch.Tensor:
         """(R, H, d) queries -> (R, H, d); `used_R` int32: how many own keys each row has."""
