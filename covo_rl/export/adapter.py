@@ -7,6 +7,7 @@ names, find every module. Trained copies (modules_to_save) keep the name in memo
 from __future__ import annotations
 
 import copy
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -34,16 +35,16 @@ from covo_rl.export.merged import (
 from covo_rl.models import load_family
 from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.saved_adapter import kind_of
-from covo_rl.policy.sharding import is_sharded, sharded_as, whole
+from covo_rl.policy.sharding import TensorPieces, is_sharded, local_tensor, own_part, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.records.folder import BEGUN
 from covo_rl.resolve import meant, resolve_model
-from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of
+from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of, read_manifest
+from covo_rl.train.checkpoint.tensors import saved_tensors
 from covo_rl.train.ranks import Ranks
 
 STEM = "adapter_model"
 PREFIX = "base_model.model."
-CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of the trainer holds
 
 
 def base_reference(modes: Trainable) -> str:
@@ -151,7 +152,10 @@ def load_policy_state(modes: Trainable, folder: str | Path) -> None:
 
 
 def read_into(
-    model: nn.Module, tensors: Mapping[str, Callable[[], torch.Tensor]], names: Mapping[str, str], source: Path
+    model: nn.Module,
+    tensors: Mapping[str, Callable[[], torch.Tensor | TensorPieces]],
+    names: Mapping[str, str],
+    source: Path,
 ) -> None:
     """Copy full tensors into parameters and buffers, sharded or not, whatever their precision.
 
@@ -174,7 +178,7 @@ def read_into(
                 f"{source} does not fit the policy in memory: {names[key]} has shape {tuple(place.shape)} in memory "
                 f"and {tuple(tensor.shape)} in the file"
             )
-        place.detach().copy_(sharded_as(place, tensor.to(place.dtype)))
+        local_tensor(place.detach()).copy_(own_part(place, tensor))
 
 
 # -- from a run, a checkpoint or an adapter folder back to the policy in memory ---------------------------------
@@ -205,7 +209,7 @@ def policy_kind(folder: Path) -> str | None:
     """`adapter` for a PEFT folder, `checkpoint` for one of the trainer, `full` for weights, None for neither."""
     if (folder / "adapter_config.json").is_file():
         return "adapter"
-    if all((folder / name).is_file() for name in CHECKPOINT_FILES):
+    if (folder / "state.json").is_file() and any(folder.glob("weights*.safetensors")):
         return "checkpoint"
     return "full" if any(folder.glob("model*.safetensors")) and (folder / "config.json").is_file() else None
 
@@ -284,11 +288,12 @@ def open_policy(path: str | Path, *, base_model: str | None = None, unquantised:
         names = {f.name for f in fields(AdapterConfig)} - {"load_in_4bit"}
         modes = make_trainable(family, AdapterConfig(**{k: v for k, v in options.items() if k in names}))
         trained = {n: n for n, p in family.model.named_parameters() if p.requires_grad}
+        files = read_manifest(folder)["files"] if (folder / MANIFEST).is_file() else os.listdir(folder)
         tensors = {}
-        for key, read in stored_tensors(folder, CHECKPOINT_FILES[0]).items():  # whatever wrapped the saved model
+        for key, value in saved_tensors(folder, "weights", files).items():  # whatever wrapped the saved model
             endings = (key.split(".", i)[-1] for i in range(key.count(".") + 1))
-            tensors[next((ending for ending in endings if ending in trained), key)] = read
-        read_into(family.model, tensors, trained, folder / CHECKPOINT_FILES[0])
+            tensors[next((ending for ending in endings if ending in trained), key)] = lambda value=value: value
+        read_into(family.model, tensors, trained, folder)
     else:
         parts = options.get("train_parts") or list(family.parts)
         modes = make_trainable(family, AdapterConfig(lora=False, train_parts=parts))

@@ -93,6 +93,7 @@ def join() -> Accelerator:
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
         state.fsdp_plugin, state.distributed_type = plugin, DistributedType.FSDP
+        PartialState().distributed_type = DistributedType.FSDP  # which accelerate copies to `state` again and again
     return accelerator
 
 
