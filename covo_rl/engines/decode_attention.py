@@ -21,6 +21,18 @@ from covo_rl.policy.products import HALF, batched_product
 _cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
+class _TwoParts:
+    """Softmax over two parts from the outputs and log-sum-exps of each."""
+
+    share: torch.Tensor | None = None  # of the second part, kept from layer to layer
+
+    def joined(self, a: torch.Tensor, lse_a: torch.Tensor, b: torch.Tensor, lse_b: torch.Tensor) -> torch.Tensor:
+        if self.share is None or self.share.shape != lse_a.shape:
+            self.share = torch.empty(lse_a.shape, dtype=a.dtype, device=a.device)
+        torch.sigmoid(lse_b - lse_a, out=self.share)
+        return a.lerp(b, self.share[..., None])
+
+
 class Grid:
     """Blocks of prompts, a column per row of the fullest prompt.
 
@@ -47,7 +59,7 @@ class Grid:
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-class _Block:
+class _Block(_TwoParts):
     """Some prompts and their keys, padded: (P, K, T, d) per layer."""
 
     def __init__(self, keys: KeyValues, spans: Sequence[Span], prompts: Sequence[int]) -> None:
@@ -105,8 +117,7 @@ class _Block:
         out, lse = out_PHGd.transpose(1, 2), lse_PHG.transpose(1, 2)  # (P, G, ...)
         if self.cell_of_row is not None:
             out, lse = (x.reshape(len(cells), *x.shape[2:]).index_select(0, self.cell_of_row) for x in (out, lse))
-        share = (own_RH1.view(lse.shape) - lse).sigmoid_()[..., None].to(out.dtype)
-        return out.lerp(own_RH1d[:, :, 0].view(out.shape), share).view(q_RHd.shape)
+        return self.joined(out, lse, own_RH1d[:, :, 0].view(out.shape), own_RH1.view(lse.shape)).view(q_RHd.shape)
 
     def _joint(self, layer: int, q_RHd, own_2RKCd, mask_RC, scale: float) -> torch.Tensor:
         """One softmax over [scores of the prompt | scores of the own keys], in float32 for 16-bit operands."""
@@ -140,7 +151,7 @@ class _Block:
         return total if self.cell_of_row is None else total.index_select(0, self.cell_of_row)
 
 
-class Varlen:
+class Varlen(_TwoParts):
     """All rows in one call over the packed prompt keys and one over the own keys, merged by their log-sum-exp.
 
     Rows come sorted by prompt, at most `widest` of each and `rows` in all. What changes with them changes in place, as
@@ -176,4 +187,4 @@ class Varlen:
         own_RHd, own_HR = flash.varlen(
             q_RHd, own_k, own_v, each_R1, each_R1 * (heads * limit), 1, limit, causal=False, scale=scale, used_k=used_R
         )
-        return out_RHd.lerp(own_RHd, (own_HR - lse_HR).sigmoid_().t()[..., None].to(out_RHd.dtype))
+        return self.joined(out_RHd, lse_HR.t(), own_RHd, own_HR.t())
