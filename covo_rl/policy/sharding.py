@@ -27,9 +27,19 @@ def most(value: int, device: torch.device) -> int:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor of a DTensor (a collective: every rank must call it); others are returned as they are."""
+    """The full tensor of one that FSDP2 or ZeRO-3 shards (a collective: every rank must call it); others as they are."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed  # type: ignore[import-not-found]
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     gather = getattr(tensor, "full_tensor", None)
-    return gather() if gather is not None else tensor
+    return tensor.detach() if gather is None else gather().detach()
+
+
+def whole_shape(tensor: torch.Tensor) -> torch.Size:
+    """The shape of the full tensor."""
+    return getattr(tensor, "ds_shape", tensor.shape)
 
 
 def sharded_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -37,3 +47,15 @@ def sharded_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
+
+
+@torch.no_grad()
+def put(parameter: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy a full tensor, the same on every rank, into a parameter, sharded or not; a collective."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed  # type: ignore[import-not-found]
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(value)
+    else:
+        parameter.copy_(sharded_as(parameter, value))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trainer_ranks
+from accelerate.utils import is_deepspeed_available
 from trainer_ranks import settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -36,7 +37,12 @@ def close(ours: list[dict], theirs: list[dict]) -> None:
         assert mine == pytest.approx(expected, rel=2e-3, abs=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+NO_DEEPSPEED = pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed")
+KINDS = ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)]
+KINDS += [pytest.param(kind, marks=[pytest.mark.slow, NO_DEEPSPEED]) for kind in ("zero2", "zero3")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_train_stop_and_resume_as_one_process(kind, tmp_path):
     cases = trainer_ranks.CASES[kind]
     for name, changes in cases.items():

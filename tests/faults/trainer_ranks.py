@@ -32,6 +32,7 @@ CASES = {
     },
     "fsdp2": {"uneven": {**UNEVEN, "dynamic_sampling": 1}, "a rank without work": IDLE, "full": FULL},
 }
+CASES |= {"zero2": CASES["fsdp2"], "zero3": CASES["fsdp2"]}
 
 
 def settings(folder: Path, changes: dict, **more):
@@ -46,7 +47,8 @@ class StopAtOnce(StopSignals):
 def main() -> None:
     torch.set_num_threads(1)
     folder, accelerator = Path(sys.argv[1]), join()
-    kind = "fsdp2" if accelerator.distributed_type.name == "FSDP" else "ddp"
+    zero = accelerator.state.deepspeed_plugin
+    kind = f"zero{zero.zero_stage}" if zero else "fsdp2" if accelerator.distributed_type.name == "FSDP" else "ddp"
     assert accelerator.num_processes == 2 and kind == sys.argv[2], (accelerator.distributed_type, os.environ)
     for name, changes in CASES[kind].items():
         here = folder / name

@@ -1,7 +1,7 @@
 """Parameters, optimiser, random states and the batch in use <-> JSON values and tensors.
 
-Parameters are keyed by name, so nothing depends on the number of ranks. Sharded ones (DTensor, as FSDP2 makes them)
-are gathered on the way out and sharded again on the way in; both are collectives.
+Parameters are keyed by name, so nothing depends on the number of ranks. Sharded ones (FSDP2's DTensors
+or DeepSpeed's slices) are gathered on the way out and sharded again on the way in; both are collectives.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from covo_rl.algo.advantage import Advantages
 from covo_rl.data.files import plain
 from covo_rl.models.weights import check_finite
-from covo_rl.policy.sharding import sharded_as, whole
+from covo_rl.policy.sharding import put, sharded_as, whole, whole_shape
+from covo_rl.train import zero
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.manifest import CheckpointError
 from covo_rl.types import Group, Prompt, RewardTable, Rollout
@@ -36,7 +38,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
     """Copies of the trained parameters, whole and on the CPU; without `keep`, nothing but this rank's part in that."""
-    return _copies(trained_parameters(model).items(), keep)
+    return _copies(((name, partial(whole, p)) for name, p in trained_parameters(model).items()), keep)
 
 
 def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
@@ -44,12 +46,11 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     parameters = trained_parameters(model)
     _match(parameters, saved, "trained parameters")
     check_finite(saved.items(), "the checkpoint's weights")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if saved[name].shape != parameter.shape:
-                raise CheckpointError(f"{name} is {tuple(saved[name].shape)} in the checkpoint and "
-                                      f"{tuple(parameter.shape)} in the model: the configuration differs")  # fmt: skip
-            parameter.copy_(sharded_as(parameter, saved[name]))
+    for name, parameter in parameters.items():
+        if saved[name].shape != (shape := whole_shape(parameter)):
+            raise CheckpointError(f"{name} is {tuple(saved[name].shape)} in the checkpoint and "
+                                  f"{tuple(shape)} in the model: the configuration differs")  # fmt: skip
+        put(parameter, saved[name])
 
 
 def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,9 +60,11 @@ def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> t
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps torch's
     groups = _names_by_group(inner, model)
+    if zero.is_zero(inner):
+        return _copies(zero.gathered_state(inner, _names(model)), keep), {"groups": groups}
     names = list(chain(*groups))
     tensors = (
-        (f"{names[index]}/{entry}", value)
+        (f"{names[index]}/{entry}", partial(whole, value))
         for index, entries in inner.state_dict()["state"].items()
         for entry, value in entries.items()
     )
@@ -78,6 +81,12 @@ def load_optimizer_state(
     if ours != theirs:
         _match(chain(*ours), chain(*theirs), "optimiser parameters")
         raise CheckpointError("the optimiser's parameter groups differ from those of the checkpoint")
+    if zero.is_zero(inner):
+        whole_state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in tensors.items():
+            name, _, entry = key.rpartition("/")
+            whole_state[parameters[name]][entry] = value
+        return zero.load_state(inner, whole_state)
     index = {name: i for i, name in enumerate(chain(*ours))}
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
@@ -86,16 +95,21 @@ def load_optimizer_state(
     inner.load_state_dict({"state": dict(state), "param_groups": inner.state_dict()["param_groups"]})
 
 
-def _names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
-    names = {parameter: name for name, parameter in trained_parameters(model).items()}
-    return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in trained_parameters(model).items()}
 
 
-def _copies(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+def _names_by_group(optimizer: Any, model: nn.Module) -> list[list[str]]:
+    names, own = _names(model), zero.is_zero(optimizer)
+    groups = zero.parameter_groups(optimizer) if own else [group["params"] for group in optimizer.param_groups]
+    return [[names[parameter] for parameter in group] for group in groups]
+
+
+def _copies(readers: Iterable[tuple[str, Callable[[], Tensor]]], keep: bool) -> dict[str, Tensor]:
     """Whole, on the CPU; gathered one at a time, so that a rank which keeps none never holds more than one."""
     copies = {}
-    for name, value in tensors:
-        gathered = whole(value.detach())
+    for name, read in readers:
+        gathered = read()
         if keep:
             copies[name] = gathered.to("cpu", copy=True)
     return copies
