@@ -180,10 +180,8 @@ class Learner:
                 loss, part = self._idle(normalizer) if pieces is None else self._loss(batch, pieces, normalizer)
                 # DDP averages over ranks, accelerate over its accumulation steps; the normalizer counts all of them
                 loss = loss * normalizer.world_size * self.accelerator.gradient_accumulation_steps
-                if self.zero:  # accelerate's would step at once
-                    zero.backward(self.wrapped, loss, last=last)
-                else:
-                    self.accelerator.backward(loss)
+                # under DeepSpeed accelerate's would update at once
+                zero.backward(self.wrapped, loss, last=last) if self.zero else self.accelerator.backward(loss)
             parts.append(part)
         return parts
 
@@ -259,11 +257,11 @@ class Learner:
 
     def _apply(self, batch: Batch, members: list[int], metrics: dict[str, float], step: int) -> float:
         """Clip and step, unless loss or gradient are not finite."""
-        if self.zero:  # in one go; `self.optimizer` then does nothing
+        limit = self.options.train.max_grad_norm or math.inf
+        if self.zero:  # clips and updates in one go, and `self.optimizer` then does nothing
             with memory_explained(self.memory_advice(self.size)):
                 norm = zero.step(self.wrapped)
         else:
-            limit = self.options.train.max_grad_norm or math.inf
             norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
         scaler = self.accelerator.scaler  # float16 on a GPU: too large a loss scale overflows, and is halved
         try:
