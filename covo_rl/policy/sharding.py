@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn import functional
+
+_LINEAR = functional.linear
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -27,7 +33,7 @@ def most(value: int, device: torch.device) -> int:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor of one that FSDP2 or ZeRO-3 shards (a collective: every rank must call it); others as they are."""
+    """The full tensor of one that FSDP2 or ZeRO-3 shards (a collective: every rank must call it), or the tensor."""
     if hasattr(tensor, "ds_id"):
         import deepspeed  # type: ignore[import-not-found]
 
@@ -59,3 +65,13 @@ def put(parameter: torch.Tensor, value: torch.Tensor) -> None:
             parameter.copy_(value)
     else:
         parameter.copy_(sharded_as(parameter, value))
+
+
+@contextmanager
+def torch_linear() -> Iterator[None]:
+    """Torch's linear function, which ZeRO-3 replaces in the whole process by one that rounds before a bias."""
+    replaced, functional.linear = functional.linear, _LINEAR
+    try:
+        yield
+    finally:
+        functional.linear = replaced

@@ -19,7 +19,11 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, is_deepspeed_avai
 from torch import Tensor, nn
 
 from covo_rl.config import ConfigError
+from covo_rl.records.console import console
 
+#: what is weaker than without DeepSpeed
+NOTE = ("DeepSpeed: an update that is not finite is passed over and counted, but its dump cannot name the parameters "
+        "whose gradients were at fault")  # fmt: skip
 INSTALL = "DeepSpeed is not installed: pip install 'covo-rl[deepspeed]', or launch with recipes/accelerate/fsdp2.yaml"
 
 
@@ -47,6 +51,8 @@ def settle(accelerator: Accelerator, precision: str) -> None:
     config = state.deepspeed_plugin.deepspeed_config
     if problems := refused(config, precision):
         raise ConfigError(problems)
+    if accelerator.is_main_process:
+        console.print(NOTE, markup=False)
     unset_hf_deepspeed_config()  # every rank loads whole weights, which checks and evaluation look at; shared out later
     config.update(settings(precision, accelerator.num_processes))
 
@@ -56,7 +62,7 @@ def refused(config: Mapping[str, Any], precision: str) -> list[str]:
     zero = config.get("zero_optimization", {})
     problems = []
     if (stage := zero.get("stage")) not in (2, 3):
-        problems.append(f"DeepSpeed's zero_stage {stage}: there are 2 and 3; without ZeRO use recipes/accelerate/ddp.yaml")
+        problems.append(f"DeepSpeed's zero_stage {stage}: there are 2 and 3")
     for part in ("offload_optimizer", "offload_param"):
         if (device := (zero.get(part) or {}).get("device", "none")) not in ("none", None):
             problems.append(f"DeepSpeed's {part} to {device!r} was never tried with this trainer: set none")
@@ -65,8 +71,8 @@ def refused(config: Mapping[str, Any], precision: str) -> list[str]:
             problems.append(f"the section {section!r} of the DeepSpeed file: leave it out, the trainer has its own")
     on = [name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled") is True]
     if on or precision == "fp16":
-        problems.append(f"{' and '.join(on) or 'fp16'} under DeepSpeed: use --mixed_precision bf16, which keeps float32 "
-                        "weights and computes in 16 bits, or no")  # fmt: skip
+        problems.append(f"{' and '.join(on) or 'fp16'} under DeepSpeed: use --mixed_precision bf16, which keeps "
+                        "float32 weights and computes in 16 bits, or no")  # fmt: skip
     return problems
 
 
@@ -87,7 +93,9 @@ def set_gradient_limit(accelerator: Accelerator, model: nn.Module, limit: float)
     Raises:
         ConfigError: a 16-bit parameter trains, for which DeepSpeed would neither keep float32 nor see NaN.
     """
-    narrow = [f"{name} ({p.dtype})" for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    narrow = [
+        f"{name} ({p.dtype})" for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32
+    ]
     if narrow:
         raise ConfigError([f"under DeepSpeed what trains must be float32, and {len(narrow)} parameters are not, e.g. "
                            f"{narrow[0]}: leave dtype at auto and use --mixed_precision bf16"])  # fmt: skip

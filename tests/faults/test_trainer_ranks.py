@@ -84,7 +84,7 @@ def test_two_ranks_train_stop_and_resume_as_one_process(kind, tmp_path):
 @pytest.mark.parametrize(("kind", "tolerance"), [("zero2", 1e-5), ("zero3", 2e-2)])
 @pytest.mark.parametrize("case", ["uneven", "full"])
 def test_zero_under_bfloat16_takes_the_first_step_of_ddp(kind, tolerance, case, tmp_path):
-    """Float32 weights under autocast; ZeRO-3 samples and scores its prompts in other parts, which rounds differently."""
+    """Float32 weights under autocast; ZeRO-3's linear function rounds once more before it adds a bias."""
     for which in ("ddp", kind):
         launch(which, tmp_path / which, case, precision="bf16")
     ours, theirs = (train_cases.metrics(tmp_path / which / case / "undisturbed")[0] for which in (kind, "ddp"))
