@@ -39,7 +39,7 @@ def settle(accelerator: Accelerator, precision: str) -> None:
     Raises:
         ConfigError: the launch asks for what the trainer does itself or what was never tried.
     """
-    from transformers.integrations import unset_hf_deepspeed_config
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     state = accelerator.state
     if state.distributed_type != DistributedType.DEEPSPEED:
@@ -48,7 +48,7 @@ def settle(accelerator: Accelerator, precision: str) -> None:
         state.deepspeed_plugins = plugin
         # in both, for whoever asks for the state later renews one from the other
         PartialState().distributed_type = state.distributed_type = DistributedType.DEEPSPEED
-    config = state.deepspeed_plugin.deepspeed_config
+    config = _config(accelerator)
     if problems := refused(config, precision):
         raise ConfigError(problems)
     if accelerator.is_main_process:
@@ -99,7 +99,12 @@ def set_gradient_limit(accelerator: Accelerator, model: nn.Module, limit: float)
     if narrow:
         raise ConfigError([f"under DeepSpeed what trains must be float32, and {len(narrow)} parameters are not, e.g. "
                            f"{narrow[0]}: leave dtype at auto and use --mixed_precision bf16"])  # fmt: skip
-    accelerator.state.deepspeed_plugin.deepspeed_config["gradient_clipping"] = float(limit)
+    _config(accelerator)["gradient_clipping"] = float(limit)
+
+
+def _config(accelerator: Any) -> dict[str, Any]:
+    """What accelerate will hand to DeepSpeed."""
+    return accelerator.state.deepspeed_plugin.deepspeed_config
 
 
 # -- the update -------------------------------------------------------------------------------------------------------
