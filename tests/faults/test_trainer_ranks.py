@@ -81,14 +81,14 @@ def test_two_ranks_train_stop_and_resume_as_one_process(kind, tmp_path):
 
 @pytest.mark.slow
 @NO_DEEPSPEED
-@pytest.mark.parametrize(("kind", "tolerance"), [("zero2", 1e-5), ("zero3", 2e-2)])
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
 @pytest.mark.parametrize("case", ["uneven", "full"])
-def test_zero_under_bfloat16_takes_the_first_step_of_ddp(kind, tolerance, case, tmp_path):
-    """Float32 weights under autocast; ZeRO-3's linear function rounds once more before it adds a bias."""
+def test_zero_under_bfloat16_takes_the_first_step_of_ddp(kind, case, tmp_path):
+    """Float32 weights under autocast, with torch's linear function."""
     for which in ("ddp", kind):
         launch(which, tmp_path / which, case, precision="bf16")
     ours, theirs = (train_cases.metrics(tmp_path / which / case / "undisturbed")[0] for which in (kind, "ddp"))
     assert ours["reward_vowels"] == theirs["reward_vowels"]
-    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=tolerance)
-    assert ours["loss"] == pytest.approx(theirs["loss"], abs=tolerance)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     assert theirs["sampling/sampling_logp_difference/mean"] > 1e-4, "nothing was computed in 16 bits"
