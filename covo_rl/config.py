@@ -28,7 +28,7 @@ SCHEDULES = (
 PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume")
 #: interval -> the numbers that must lie in it; all others only have to be finite
 LIMITS = {
-    "[1, inf)": "limit eval_limit max_completion_length max_steps keep_last",
+    "[1, inf)": "limit eval_limit max_completion_length decode_rows max_steps keep_last",
     "[1, 100000]": "lora_r num_generations prompts_per_step micro_batch_prompts steps_per_generation num_iterations "
     "eval_num_generations eval_batch_size",
     "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
@@ -128,6 +128,7 @@ class RolloutConfig:
     top_k: int = option(0, "0 is off")
     min_p: float = option(0.0, "0 is off")
     shared_decode: bool = option(True, "read the shared prompt keys once per group while decoding")
+    decode_rows: int = option(256, "completions that are written at once; others begin as these finish")
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Every room of the policy in 16 bits, against float32 on the same 16-bit operands."""
 
 import contextlib
+from types import SimpleNamespace
 
 import policy_cases as cases
 import pytest
@@ -10,9 +11,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from covo_rl.config import AdapterConfig, RolloutConfig
-from covo_rl.engines.key_values import DecodeLayout
+from covo_rl.engines.key_values import KeyMemory
 from covo_rl.engines.own import sample
-from covo_rl.policy import products
+from covo_rl.policy import head, products
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.head import token_logps
 from covo_rl.policy.packing import pack
@@ -48,8 +49,7 @@ def _confident(probability: float, rivals: int, dtype: torch.dtype, size: int = 
 
 def _rounding_product(a_BMK, b_BKN):
     """What CUDA does: 16-bit operands, float32 sums."""
-    a_BM16, largest = products._rounded(a_BMK, b_BKN.dtype)
-    return torch.bmm(a_BM16.float(), b_BKN.float()) * (1.0 if largest is None else largest)
+    return torch.bmm(a_BMK.to(b_BKN.dtype).float(), b_BKN.float())
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -144,6 +144,44 @@ def test_gradient_of_the_head_is_summed_in_float32():
     assert _error(head.bias.grad[None], exact.bias.grad[None]) < 0.003
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_gpu_reads_the_head_once_a_chunk(monkeypatch, frozen):
+    """The weight, rounded once, is an operand as it is: one product for logits, slopes and gradient of each chunk."""
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(20, 32).bfloat16(), torch.randint(50, (20,))
+    head = nn.Linear(32, 50).requires_grad_(not frozen)
+    exact = nn.Linear(32, 50, dtype=torch.float64)
+    exact.load_state_dict({name: tensor.bfloat16() for name, tensor in head.state_dict().items()})
+    exact_leaf, leaf = hidden.double().requires_grad_(), hidden.clone().requires_grad_()
+    exact(exact_leaf).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
+    operands = []
+
+    def product(a_BMK, b_BKN):
+        operands.append(b_BKN)
+        return _rounding_product(a_BMK, b_BKN)
+
+    monkeypatch.setattr(products, "BLOCK_ELEMENTS", 8)
+    monkeypatch.setattr(products, "_takes_16_bits", lambda _: True)
+    monkeypatch.setattr(products, "batched_product", product)
+    with torch.autocast("cpu", torch.bfloat16):
+        token_logps(leaf, targets, head, chunk=10)[0].sum().backward()
+    assert _error(leaf.grad, exact_leaf.grad) < 0.02
+    if not frozen:
+        assert _error(head.weight.grad[None], exact.weight.grad[None]) < 0.01
+    assert len(operands) == (4 if frozen else 8)
+    weights = {operand.data_ptr() for operand in operands if operand.shape[1:] in ((50, 32), (32, 50))}
+    assert len(weights) == (1 if frozen else 2), "forward and backward round the weight once each"
+
+
+def test_logits_held_at_once_are_a_fixed_share_of_the_card(monkeypatch):
+    """Fixed, so that every pass cuts alike; never what happens to be free."""
+    assert head.chunk_elements(torch.device("cpu")) * 4 == 64 * 2**20
+    for gib, mib in ((16, 256), (24, 384), (80, 512), (140, 512)):
+        card = SimpleNamespace(total_memory=gib * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        assert head.chunk_elements(torch.device("cuda")) * 4 == mib * 2**20
+
+
 def test_products_in_blocks_of_the_weight(monkeypatch):
     """A whole float32 copy of a large head would need twice its memory."""
     torch.manual_seed(0)
@@ -160,9 +198,18 @@ def test_products_in_blocks_of_the_weight(monkeypatch):
     torch.testing.assert_close(total, slope_cV.t() @ x_cD.float(), atol=1e-5, rtol=1e-5)
 
 
+def _memory(keys, spans, prompt_of_row, varlen):
+    """Room for the rows, and the order in which they are in it."""
+    memory = KeyMemory({0: keys}, spans, rows=len(prompt_of_row), limit=8, widest=len(prompt_of_row), varlen=varlen)
+    order = sorted(range(len(prompt_of_row)), key=lambda row: memory.rank[prompt_of_row[row]])
+    memory.arrange([-1] * len(order), [prompt_of_row[row] for row in order])
+    return memory, order
+
+
+@pytest.mark.parametrize("varlen", [False, True], ids=["grid", "varlen"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("bias", [0.0, 60.0, 300.0])
-def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
+def test_decode_attention_is_as_right_as_sdpa(bias, dtype, varlen):
     """finding 20: with key biases of 60 the outputs were 12 % off, because scores were rounded; SDPA 0.2 %."""
     torch.manual_seed(0)
     kv_heads, heads, width, lengths = 2, 4, 64, (300, 40)
@@ -170,16 +217,16 @@ def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
     k_LKd = (torch.randn(sum(lengths), kv_heads, width) + push).to(dtype)
     v_LKd = torch.randn(sum(lengths), kv_heads, width).to(dtype)
     spans, rows = [(0, 300), (300, 340)], [0, 0, 0, 1, 1]
-    layout = DecodeLayout({0: (k_LKd, v_LKd)}, spans, rows)
-    assert len(layout.blocks) == 2
+    memory, order = _memory((k_LKd, v_LKd), spans, rows, varlen)
+    assert varlen or len(memory.attention.blocks) == 2
     steps: list[tuple[torch.Tensor, torch.Tensor]] = []
     for step in range(4):
         q_RHd = torch.randn(5, heads, width).to(dtype)
         steps.append(((torch.randn(5, kv_heads, width) + push).to(dtype), torch.randn(5, kv_heads, width).to(dtype)))
-        layout.step = step
-        out_RHd = layout.attend(0, q_RHd, *steps[-1], width**-0.5)
+        memory.begin(torch.full((5,), step + 1), step + 1, equal=True)
+        out_RHd = memory.attend(0, q_RHd, *steps[-1], width**-0.5)
         assert out_RHd.dtype == dtype
-        for row, given in enumerate(layout.order):
+        for row, given in enumerate(order):
             start, end = spans[rows[given]]
             keys, values = (
                 torch.cat((prompt[start:end], *[own[which][row : row + 1] for own in steps]))
@@ -193,20 +240,20 @@ def test_decode_attention_is_as_right_as_sdpa(bias, dtype):
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 @pytest.mark.parametrize("lengths", [(5,), (1,), (300, 1, 3), (1, 1, 1)])
 @pytest.mark.parametrize(("kv_heads", "heads"), [(1, 1), (1, 6), (4, 4), (2, 6)])
-def test_decode_attention_of_any_heads_and_prompts(kv_heads, heads, lengths, dtype):
+@pytest.mark.parametrize("varlen", [False, True], ids=["grid", "varlen"])
+def test_decode_attention_of_any_heads_and_prompts(kv_heads, heads, lengths, dtype, varlen):
     """finding 20: as many key heads as heads, with a prompt alone in its block, could not be decoded at all."""
     torch.manual_seed(0)
     ends = torch.tensor(lengths).cumsum(0).tolist()
     spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     keys = [torch.randn(ends[-1], kv_heads, 16).to(dtype) for _ in range(2)]
     rows = [p for p in range(len(lengths)) for _ in range(2 + p % 2)]
-    layout, own = DecodeLayout({0: (keys[0], keys[1])}, spans, rows), []
+    (memory, order), own = _memory((keys[0], keys[1]), spans, rows, varlen), []
     for step in range(3):
-        layout.step = step
+        memory.begin(torch.full((len(rows),), step + 1), step + 1, equal=True)
         q_RHd, *new = (torch.randn(len(rows), n, 16).to(dtype) for n in (heads, kv_heads, kv_heads))
         own.append(new)
-        order = layout.order
-        out_RHd = layout.attend(0, q_RHd[order], new[0][order], new[1][order], 0.25)
+        out_RHd = memory.attend(0, q_RHd[order], new[0][order], new[1][order], 0.25)
         for row, given in enumerate(order):
             both = (
                 torch.cat((prompt[slice(*spans[rows[given]])], *[one[which][given : given + 1] for one in own]))
@@ -230,7 +277,7 @@ def test_a_sliding_window_shorter_than_what_is_written_is_refused():
         sample(made, prompts, features, RolloutConfig(max_completion_length=12, num_generations=2), seed=0)
 
 
-@pytest.mark.parametrize("method", ["split", "concat"])
+@pytest.mark.parametrize("method", ["split", "concat", "varlen"])
 def test_packed_attention_and_its_gradients_in_bfloat16(method):
     made = cases.policy()
     packed = pack(cases.ragged_groups(made), made.family.audio_token_id, "cpu")

@@ -9,6 +9,7 @@ import torch
 from covo_rl.config import RolloutConfig
 from covo_rl.engines import decode_weights, decoding, key_values
 from covo_rl.engines.base import TextDecoder
+from covo_rl.engines.decoder import FusedDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, draw, prompt_noise, truncated
 from covo_rl.engines.health import self_check
 from covo_rl.engines.own import sample
@@ -108,38 +109,38 @@ def test_prompts_of_very_different_length_go_in_blocks(monkeypatch):
     prompts = cases.prompts(made, seconds=((0.1,), (3.0, 3.0), (0.2,), (2.0,)))
     config = RolloutConfig(num_generations=5, max_completion_length=16)
     one = _sample(made, prompts, config)
-    original = key_values.DecodeLayout.__init__
-    blocks = []
+    original, blocks = key_values.in_blocks, []
 
-    def small_blocks(self, *args, **kwargs):
-        original(self, *args, **{**kwargs, "slack": 0.95, "small": 0})
-        blocks.append(len(self.blocks))
+    def small_blocks(spans):
+        blocks.append(original(spans, slack=0.95, small=0))
+        return blocks[-1]
 
-    monkeypatch.setattr(key_values.DecodeLayout, "__init__", small_blocks)
+    monkeypatch.setattr(key_values, "in_blocks", small_blocks)
     assert _ids(_sample(made, prompts, config)) == _ids(one)
-    assert blocks[0] >= 3
+    assert len(blocks[0]) >= 3
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("elements", [1, 2**30], ids=["packed", "plain"])
-def test_stand_ins_decode_the_same_and_leave_no_trace(lora, elements, monkeypatch):
+def test_decode_weights_give_the_same_and_leave_no_trace(lora, elements, monkeypatch):
     """LoRA folded in and weights packed for few rows, or not: same tokens, same log-probs, same modules after."""
     made = cases.policy(lora=lora)
     prompts = cases.prompts(made)
-    made.decode_weights_mb = 0
+    made.fused_decode = False
     expected = _sample(made, prompts)
-    made.decode_weights_mb = 100
+    made.fused_decode = True
     monkeypatch.setattr(decode_weights, "PACKED_ELEMENTS", elements)
     before = {n: (id(m), type(m)) for n, m in made.named_modules()}
     values = {n: (p.data_ptr(), p.detach().clone()) for n, p in made.named_parameters()}
-    with decode_weights.decode_layers(made.family, rows=4, limit_bytes=2**30) as count:
-        packed = sum(isinstance(m, decode_weights.PackedLinear) for m in made.modules())
-    # 7 linear layers in each of 2 decoder layers, and the head
-    assert count == (14 if lora else 0) + (elements == 1) * (1 if lora else 15)
-    assert packed == (15 if elements == 1 else 0)
-    found = _sample(made, prompts)
-    assert _ids(found) == _ids(expected)
-    logps = [[t for g in groups for r in g.rollouts for t in r.logps] for groups in (found, expected)]
+    fused = decoder_for(made, rows=4, longest=8)
+    assert isinstance(fused, FusedDecoder)
+    linear = [part for layer in fused.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+    # four products in each of 2 decoder layers
+    assert len(linear) == 8 and sum(part.packed is not None for part in linear) == (8 if elements == 1 else 0)
+    assert (fused.head is not None) == (elements == 1)
+    groups = _sample(made, prompts)
+    assert _ids(groups) == _ids(expected)
+    logps = [[t for g in some for r in g.rollouts for t in r.logps] for some in (groups, expected)]
     assert logps[0] == pytest.approx(logps[1], abs=1e-5)
     assert {n: (id(m), type(m)) for n, m in made.named_modules()} == before
     assert all(p.data_ptr() == values[n][0] and torch.equal(p, values[n][1]) for n, p in made.named_parameters())

@@ -62,7 +62,9 @@ def trainer(
         family, lora=adapter.lora, adapter=None if adapter.lora else {"train_parts": adapter.train_parts},
         keep_reference=bool(settings.loss.beta),
     )  # fmt: skip
-    return Trainer(settings, policy, policy.clips, examples or rows(), accelerator or Accelerator(cpu=True))
+    made = Trainer(settings, policy, policy.clips, examples or rows(), accelerator or Accelerator(cpu=True))
+    made.prefetch.active = True  # as on an accelerator
+    return made
 
 
 def run(

@@ -96,6 +96,10 @@ class ClipStore:
         self._clips.setdefault(key, clip)
         return key
 
+    def named(self, clip: Clip) -> bool:
+        """A file's content is one that was named already; that of bytes and arrays cannot change."""
+        return clip.path is None or clip.path in self._files
+
     def watch(self, clips: Iterable[Clip], keys: Mapping[str, str] | None = None) -> dict[str, str]:
         """Name the files of clips that will be used later, so that a change from now on is noticed.
 

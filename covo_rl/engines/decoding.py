@@ -1,20 +1,27 @@
-"""The decode loop: all rollouts of all prompts advance together from shared prompt keys; finished ones drop out."""
+"""The decode loop: rows of all prompts advance together from shared prompt keys; finished ones make room for others.
+
+A step is tensors in, the same tensors out: no value of it reaches the host, which looks for finished rows once every
+LOOK_EVERY steps. On CUDA it is replayed as a graph.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from covo_rl.engines.decode_weights import decode_layers
+from covo_rl.engines.decoder import Decoder, FusedDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, draw, noise_dtype, prompt_noise
-from covo_rl.engines.key_values import DecodeLayout
+from covo_rl.engines.graphs import StepGraphs
+from covo_rl.engines.key_values import KeyMemory
+from covo_rl.policy import flash
 from covo_rl.policy.attention import KeyValues, PackedLayout
 from covo_rl.policy.features import Features
 from covo_rl.policy.packing import Span, identity, pack, unique_prompts
 from covo_rl.policy.policy import PromptCache
-from covo_rl.policy.products import float32_logits
 from covo_rl.policy.sharding import most
 from covo_rl.types import Group
 
@@ -26,8 +33,11 @@ if TYPE_CHECKING:
 #: prompt positions in one prefill call
 PREFILL_POSITIONS = 2**16
 
-#: finished rows are dropped once they are more than this share of the batch
+#: finished rows leave once they are more than this share of the rows that are written
 DROP_SHARE = 0.25
+
+#: steps between two looks at which rows have finished: a look waits for the device
+LOOK_EVERY = 8
 
 
 class Draws(NamedTuple):
@@ -42,63 +52,135 @@ class Draws(NamedTuple):
     stopped_N: torch.Tensor
 
 
-def decode_rollouts(
-    layout: DecodeLayout,
-    hidden_ND: torch.Tensor,
-    prompt_lengths_N: torch.Tensor,
-    noise_NC: torch.Tensor,
-    *,
-    step: Callable[[torch.Tensor, torch.Tensor, DecodeLayout], torch.Tensor],
-    logits: Callable[[torch.Tensor], torch.Tensor],
-    how: Drawing,
-    end_ids: torch.Tensor,
-    anyone: Callable[[bool], bool],
-    check_every: int = 1,
-) -> Draws:
-    """Draw up to C tokens per row.
+class DecodeRows:
+    """The rows that are being written, R of at most `capacity`, and what all N rows have been written so far.
 
-    `hidden_ND` predicts the first token; rows in `layout.order`. `step(ids_R, positions_R, layout)` gives the next
-    hidden states (R, D), `logits(hidden)` float32 logits over the temperature. `anyone` turns "this rank goes on"
-    into "some rank goes on" where sharded ranks must make the same number of steps. Results are in the caller's
-    row order, undone from `layout.order`.
+    `row_R` are the callers' numbers, `drawn_R` counts ids, at most C - 1: a row that ended goes on like the others
+    until it leaves, into row N, which nobody reads. All tensors stay where they are; `size` of them are in use.
     """
-    rows, limit = noise_NC.shape
-    device = hidden_ND.device
-    ids_NC = torch.zeros(rows, limit, dtype=torch.int64, device=device)
-    logps_NC = torch.zeros(rows, limit, dtype=torch.float32, device=device)
-    stopped_N = torch.zeros(rows, dtype=torch.bool, device=device)
-    lengths_N = torch.full((rows,), limit, dtype=torch.int64, device=device)
-    order = torch.tensor(layout.order, device=device)
-    active = order  # caller's row numbers, in the layout's order
-    hidden = hidden_ND[order]
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    for position in range(limit):
-        tokens, logps = draw(logits(hidden), noise_NC[active, position], how)
-        ids_NC[active, position] = tokens
-        logps_NC[active, position] = logps
-        now = torch.isin(tokens, end_ids) & ~ended
-        ended = ended | now
-        lengths_N[active] = torch.where(now, position + 1, lengths_N[active])
-        stopped_N[active] |= now
-        if position + 1 == limit:
-            break
-        if (position + 1) % check_every == 0:
-            finished = int(ended.sum())
-            if not anyone(finished < len(active)):
-                break
-            if DROP_SHARE * len(active) < finished < len(active):
-                unfinished = (~ended).nonzero()[:, 0]
-                layout.keep(unfinished.tolist())
-                active, tokens, ended = active[unfinished], tokens[unfinished], ended[unfinished]
-        hidden = step(tokens, prompt_lengths_N[active] + position, layout)
-        layout.step += 1
-    written_NC = torch.arange(limit, device=device)[None, :] < lengths_N[:, None]
-    return Draws(
-        ids_NC.masked_fill(~written_NC, 0).cpu(),
-        logps_NC.masked_fill(~written_NC, 0.0).cpu(),
-        lengths_N.cpu(),
-        stopped_N.cpu(),
-    )
+
+    def __init__(
+        self, noise_NC: torch.Tensor, prompt_lengths_N: torch.Tensor, end_ids: torch.Tensor, how: Drawing, capacity: int
+    ) -> None:
+        device = prompt_lengths_N.device
+        self.noise_NC, self.prompt_lengths_N, self.end_ids, self.how = noise_NC, prompt_lengths_N, end_ids, how
+        self.count, self.limit = noise_NC.shape
+        self.ids = torch.zeros(self.count + 1, self.limit, dtype=torch.int64, device=device)
+        self.logps = torch.zeros(self.count + 1, self.limit, dtype=torch.float32, device=device)
+        self.lengths = torch.full((self.count + 1,), self.limit, dtype=torch.int64, device=device)
+        self.stopped = torch.zeros(self.count + 1, dtype=torch.bool, device=device)
+        self._row, self._drawn, self._token = (
+            torch.zeros(capacity, dtype=torch.int64, device=device) for _ in range(3)
+        )
+        self._ended = torch.zeros(capacity, dtype=torch.bool, device=device)
+        self.size = 0
+
+    @property
+    def row_R(self) -> torch.Tensor:
+        return self._row[: self.size]
+
+    @property
+    def drawn_R(self) -> torch.Tensor:
+        return self._drawn[: self.size]
+
+    @property
+    def token_R(self) -> torch.Tensor:
+        return self._token[: self.size]
+
+    @property
+    def ended_R(self) -> torch.Tensor:
+        return self._ended[: self.size]
+
+    def arrange(self, sources: Sequence[int], numbers: Sequence[int]) -> None:
+        """From now on these: `sources` are present rows, or -1 for rows that begin, `numbers` the callers'."""
+        device = self._row.device
+        source_R = torch.tensor(sources, device=device)
+        new_R, index_R = source_R < 0, source_R.clamp(min=0)
+        self.size = len(sources)
+        for state in (self._drawn, self._token, self._ended):
+            state[: self.size] = state[index_R].masked_fill(new_R, 0)
+        self._row[: self.size] = torch.tensor(numbers, device=device)
+
+    def draw(self, logits_XV: torch.Tensor, part: torch.Tensor | None = None) -> None:
+        """The next id of every row, or of the rows `part` alone, from float32 logits over the temperature."""
+        here = slice(None) if part is None else part
+        row_X, drawn_X, ended_X = self.row_R[here], self.drawn_R[here], self.ended_R[here]
+        tokens_X, logps_X = draw(logits_XV, self.noise_NC[row_X, drawn_X], self.how)
+        into_X = torch.where(ended_X, self.count, row_X)
+        self.ids[into_X, drawn_X] = tokens_X
+        self.logps[into_X, drawn_X] = logps_X
+        drawn_X = drawn_X + 1
+        stop_X = (tokens_X[:, None] == self.end_ids).any(-1)
+        self.lengths[into_X] = drawn_X
+        self.stopped[into_X] = stop_X
+        self.ended_R[here] = ended_X | stop_X | (drawn_X == self.limit)
+        self.drawn_R[here] = drawn_X.clamp(max=self.limit - 1)
+        self.token_R[here] = tokens_X
+
+    def draws(self) -> Draws:
+        ids, logps, lengths = self.ids[:-1], self.logps[:-1], self.lengths[:-1]
+        written_NC = torch.arange(self.limit, device=ids.device)[None, :] < lengths[:, None]
+        results = ids.masked_fill(~written_NC, 0), logps.masked_fill(~written_NC, 0.0), lengths, self.stopped[:-1]
+        return Draws(*(result.cpu() for result in results))
+
+
+def decode_rollouts(
+    rows: DecodeRows,
+    memory: KeyMemory,
+    decoder: Decoder,
+    prompt_of_row: Sequence[int],
+    first_ND: torch.Tensor,
+    *,
+    capacity: int,
+    graphs: bool = False,
+    anyone: Callable[[bool], bool] = bool,
+) -> int:
+    """Write all rows, `capacity` of them at a time; returns the row-steps that the decoder made.
+
+    `first_ND` predict the first ids. `anyone` turns "this rank goes on" into "some rank goes on" where sharded ranks
+    must make the same number of steps.
+    """
+    waiting = sorted(range(len(prompt_of_row)), key=lambda n: memory.rank[prompt_of_row[n]])
+    device, temperature, work = rows.ids.device, rows.how.temperature, 0
+    numbers: list[int] = []  # the callers', of the rows in work
+    ages: list[int] = []  # ids that each of them has, at most
+
+    def logits(hidden_RD: torch.Tensor) -> torch.Tensor:
+        logits_RV = decoder.logits(hidden_RD)
+        return logits_RV if temperature == 1.0 else logits_RV / temperature
+
+    def advance() -> None:
+        memory.begin(rows.drawn_R, max(ages), equal=min(ages) == max(ages))
+        positions_R = rows.prompt_lengths_N[rows.row_R] + rows.drawn_R - 1
+        rows.draw(logits(decoder.hidden(rows.token_R, positions_R, memory)))
+
+    def admit(remaining: list[int]) -> None:
+        """The rows in these places go on, and waiting ones take the others."""
+        nonlocal numbers, ages
+        room = capacity - len(remaining)
+        new, waiting[:] = waiting[:room], waiting[room:]
+        together = [(numbers[r], r, ages[r]) for r in remaining] + [(n, -1, 1) for n in new]
+        together.sort(key=lambda row: memory.rank[prompt_of_row[row[0]]])
+        numbers, sources, ages = (list(part) for part in zip(*together, strict=True))
+        memory.arrange(sources, [prompt_of_row[n] for n in numbers])
+        rows.arrange(sources, numbers)
+        if new:
+            begin_X = torch.tensor([r for r, source in enumerate(sources) if source < 0], device=device)
+            rows.draw(logits(first_ND[rows.row_R[begin_X]]), begin_X)
+
+    step = StepGraphs(advance, device) if graphs else None
+    admit([])
+    while True:
+        ended = rows.ended_R.tolist()  # waits for the device
+        if not anyone(bool(waiting) or not all(ended)):
+            return work
+        share = 0.5 if graphs and not waiting else DROP_SHARE  # each new number of rows costs a graph
+        if (all(ended) and waiting) or share * len(ended) < sum(ended) < len(ended):
+            admit([r for r, end in enumerate(ended) if not end])
+        for _ in range(min(1 if device.type == "cpu" else LOOK_EVERY, rows.limit - min(ages))):
+            _ = step.run(rows.size) if step else advance()
+            ages = [min(age + 1, rows.limit - 1) for age in ages]
+            work += rows.size
 
 
 @torch.no_grad()
@@ -126,34 +208,32 @@ def sample_draws(
         return Draws(*(torch.zeros(shape) for shape in ((0, limit), (0, limit), 0, 0)))  # type: ignore[arg-type]
     unique, index = unique_prompts(prompts)
     noise = torch.zeros(len(prompts), generations, limit) if greedy else prompt_noise(prompts, seed, generations, limit)
-    prompt_of_row = [p for p in index for _ in range(generations)]
-    rows = torch.tensor(prompt_of_row, device=device)
-
-    def step(ids_R: torch.Tensor, positions_R: torch.Tensor, layout: DecodeLayout) -> torch.Tensor:
-        policy.counters.decode_positions += ids_R.numel()
-        return policy.hidden_states(family, family.embed_tokens(ids_R), positions_R, layout)
-
-    def logits(hidden_RD: torch.Tensor) -> torch.Tensor:
-        logits_RV = float32_logits(family.lm_head, hidden_RD)
-        return logits_RV if how.temperature == 1.0 else logits_RV / how.temperature
-
-    limit_bytes = 0 if sharded else int(policy.decode_weights_mb * 2**20)
+    noise_NC = noise.flatten(0, 1).to(noise_dtype(device)).to(device)
+    row_prompts = [p for p in index for _ in range(generations)]
+    capacity = len(row_prompts) if sharded else min(len(row_prompts), config.decode_rows)
     with policy.evaluating():
         keys, spans, last_PD = prefill(policy, unique, features)
-        lengths_P = torch.tensor([end - start for start, end in spans], device=device)
-        with decode_layers(family, rows=len(prompt_of_row), limit_bytes=limit_bytes):
-            draws = decode_rollouts(
-                DecodeLayout(keys, spans, prompt_of_row, shared=config.shared_decode),
-                last_PD[rows],
-                lengths_P[rows],
-                noise.flatten(0, 1).to(noise_dtype(device)).to(device),
-                step=step,
-                logits=logits,
-                how=how,
-                end_ids=torch.tensor(sorted({*family.eos_token_ids}), device=device),
+        lengths_P, prompt_N = (
+            torch.tensor(x, device=device) for x in ([end - start for start, end in spans], row_prompts)
+        )
+        decode_spans = spans
+        if not config.shared_decode:  # every row with a copy of its prompt's keys, as `generate` has
+            decode_spans, row_prompts = [spans[p] for p in row_prompts], list(range(len(row_prompts)))
+        varlen = flash.available(device, next(iter(keys.values()))[0].dtype, next(iter(keys.values()))[0].shape[-1])
+        widest = max(Counter(row_prompts).values())
+        memory = KeyMemory(keys, decode_spans, rows=capacity, limit=limit - 1, widest=widest, varlen=varlen)
+        decoder = decoder_for(policy, rows=capacity, longest=memory.longest_prompt + limit)
+        ends = torch.tensor(sorted({*family.eos_token_ids}), dtype=torch.int64, device=device)
+        rows = DecodeRows(noise_NC, lengths_P[prompt_N], ends, how, capacity)
+        fused = isinstance(decoder, FusedDecoder)
+        # not around the modules: what their hooks gather is used in training too
+        with torch.inference_mode() if fused else nullcontext():
+            policy.counters.decode_positions += decode_rollouts(
+                rows, memory, decoder, row_prompts, last_PD[prompt_N], capacity=capacity,
+                graphs=fused and varlen and policy.decode_graphs,
                 anyone=(lambda value: bool(most(int(value), device))) if sharded else bool,
-                check_every=1 if device.type == "cpu" else 8,
-            )
+            )  # fmt: skip
+            draws = rows.draws()
     if keep_prompts and not sharded:
         numbers = {identity(prompt): n for n, prompt in enumerate(unique)}
         policy.prompt_cache = PromptCache(keys, numbers, spans, last_PD, version=policy.weights_version())

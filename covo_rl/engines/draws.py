@@ -70,15 +70,35 @@ def truncated(probs_RV: torch.Tensor, how: Drawing) -> torch.Tensor:
     if 0 < how.top_k < probs_RV.shape[1]:
         keep_RV &= probs_RV >= probs_RV.topk(how.top_k, -1).values[:, -1:]
     if how.top_p < 1.0:
-        ranked, order = (probs_RV * keep_RV).sort(dim=-1, descending=True, stable=True)
-        ranked = ranked / ranked.sum(-1, keepdim=True)
-        before = ranked.cumsum(-1) - ranked
-        inside = before < how.top_p
-        inside[:, 0] = True
-        keep_RV &= torch.zeros_like(keep_RV).scatter(1, order, inside)
+        keep_RV &= _nucleus(probs_RV * keep_RV, how.top_p)
     if how.min_p > 0.0:
         keep_RV &= probs_RV >= how.min_p * probs_RV.amax(-1, keepdim=True)
     return probs_RV * keep_RV
+
+
+def _nucleus(probs_RV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The likeliest tokens before which less than `top_p` of the mass lies; of equally likely ones the first ones.
+
+    No sort: the least probability that stays is searched for among float32 numbers, whose bits, as an integer, have
+    their order. Nothing of it waits for the host.
+    """
+    total_dtype = noise_dtype(probs_RV.device)
+    target_R1 = top_p * probs_RV.sum(-1, keepdim=True, dtype=total_dtype)
+
+    def above(level_R1: torch.Tensor) -> torch.Tensor:
+        return torch.where(probs_RV > level_R1, probs_RV, 0.0).sum(-1, keepdim=True, dtype=total_dtype)
+
+    low_R1 = torch.zeros_like(target_R1, dtype=torch.int32)
+    high_R1 = probs_RV.amax(-1, keepdim=True).view(torch.int32)
+    for _ in range(30):  # a probability has 30 bits: sign and highest exponent bit are 0
+        middle_R1 = low_R1 + (high_R1 - low_R1) // 2
+        enough_R1 = above(middle_R1.view(torch.float32)) < target_R1
+        high_R1 = torch.where(enough_R1, middle_R1, high_R1)
+        low_R1 = torch.where(enough_R1, low_R1, middle_R1 + 1)
+    level_R1 = high_R1.view(torch.float32)
+    equal_RV = probs_RV == level_R1
+    room_R1 = (target_R1 - above(level_R1)) / level_R1  # of equal ones so many begin before the target
+    return (probs_RV > level_R1) | (equal_RV & (equal_RV.cumsum(-1) - 1 < room_R1))
 
 
 def _inverse_cdf(weights_RV: torch.Tensor, noise_R: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,7 @@
-"""Keys and values while decoding: a prompt's are held and read once for all its rollouts.
+"""Keys and values of decoding: a prompt's once for all its rows, a row's own in memory laid out beforehand.
 
-Rows (rollouts still being written) are packed, so the linear layers see no padding. Attention works on blocks of
-prompts of about the same length, as a grid of prompts and as many columns as the fullest prompt has rows:
-
-    scores = [ q @ prompt keys (one product per prompt for all its rollouts) | q @ own keys ]  -> one softmax
+Nothing grows or moves while rows are written, so that a step can be captured; between steps rows that finished give
+their place to others (`arrange`).
 """
 
 from __future__ import annotations
@@ -12,179 +10,94 @@ from collections.abc import Sequence
 
 import torch
 
+from covo_rl.engines.decode_attention import Grid, Varlen
 from covo_rl.policy.attention import KeyValues
 from covo_rl.policy.packing import Span
-from covo_rl.policy.products import HALF, batched_product
 
+#: own positions that rooms which may move grow by
 GROWTH = 64
 
 
-class _Block:
-    """Some prompts, their keys, and the own keys of their rows: (P, K, columns, capacity, d) per layer."""
-
-    def __init__(self, spans: Sequence[Span], prompt_of_row: Sequence[int], device: torch.device) -> None:
-        self.spans = list(spans)
-        self.width = max(end - start for start, end in spans)
-        self.mask: torch.Tensor | None = None
-        lengths = torch.tensor([end - start for start, end in spans], device=device)
-        if int(lengths.min()) < self.width:
-            hidden = torch.arange(self.width, device=device)[None, :] >= lengths[:, None]
-            self.mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)[:, None, None, :]
-        self.prompt: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.device = device
-        self._lay_out(list(prompt_of_row))
-
-    def _lay_out(self, prompt_of_row: list[int]) -> None:
-        """Give every row (sorted by prompt) a cell of the grid; cells without a row repeat row 0."""
-        counts = [0] * len(self.spans)
-        columns = []
-        for prompt in prompt_of_row:
-            columns.append(counts[prompt])
-            counts[prompt] += 1
-        self.prompt_of_row, self.rows, self.columns = prompt_of_row, len(prompt_of_row), max(counts)
-        self.cells = [p * self.columns + c for p, c in zip(prompt_of_row, columns, strict=True)]
-        self.row_of_cell: torch.Tensor | None = None
-        self.cell_of_row: torch.Tensor | None = None
-        if len(self.spans) * self.columns != self.rows:
-            rows = torch.zeros(len(self.spans) * self.columns, dtype=torch.int64)
-            rows[torch.tensor(self.cells)] = torch.arange(self.rows)
-            self.row_of_cell, self.cell_of_row = rows.to(self.device), torch.tensor(self.cells, device=self.device)
-
-    def load(self, layer: int, k_LKd: torch.Tensor, v_LKd: torch.Tensor) -> None:
-        padded = []
-        for source in (k_LKd, v_LKd):
-            block = source.new_zeros(len(self.spans), source.shape[1], self.width, source.shape[2])
-            for p, (start, end) in enumerate(self.spans):
-                block[p, :, : end - start] = source[start:end].transpose(0, 1)
-            padded.append(block)
-        self.prompt[layer] = (padded[0], padded[1])
-
-    def attend(self, layer: int, step: int, q_RHd, k_RKd, v_RKd, scale: float) -> torch.Tensor:
-        if self.row_of_cell is not None:
-            q_RHd, k_RKd, v_RKd = (x.index_select(0, self.row_of_cell) for x in (q_RHd, k_RKd, v_RKd))
-        prompt_k, prompt_v = self.prompt[layer]
-        P, K, T, d = prompt_k.shape
-        G, heads = self.columns, q_RHd.shape[1]
-        share = heads // K
-        own_k, own_v = self._own(layer, step, k_RKd)
-        own_k[:, :, :, step] = k_RKd.view(P, G, K, d).transpose(1, 2)
-        own_v[:, :, :, step] = v_RKd.view(P, G, K, d).transpose(1, 2)
-        own_k, own_v = (x.flatten(0, 2)[:, : step + 1] for x in (own_k, own_v))
-        # 16-bit scores of 60 are off by an eighth: operands are what the model made, products and sums float32
-        wide = own_k.dtype in HALF
-        q = (q_RHd if wide else q_RHd * scale).view(P, G, K, share, d).transpose(1, 2).reshape(P * K, G * share, d)
-        scores = batched_product(q, prompt_k.flatten(0, 1).transpose(1, 2)).view(P, K, G * share, T)
-        if self.mask is not None:
-            scores += self.mask
-        own_scores = batched_product(q.reshape(-1, share, d), own_k.transpose(1, 2)).view(P, K, G * share, step + 1)
-        scores = torch.cat((scores, own_scores), -1)
-        probs = (scores * scale if wide else scores).softmax(-1, dtype=torch.float32)
-        out = batched_product(probs[..., :T].flatten(0, 1), prompt_v.flatten(0, 1))
-        own_probs = probs[..., T:].reshape(-1, share, step + 1)
-        out += batched_product(own_probs, own_v).view(P * K, G * share, d)
-        out = out.to(v_RKd.dtype)
-        out = out.view(P, K, G, share, d).transpose(1, 2).reshape(P * G, heads, d)
-        return out if self.cell_of_row is None else out.index_select(0, self.cell_of_row)
-
-    def _own(self, layer: int, step: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory for one more position; it grows GROWTH positions at a time."""
-        stored = self.own.get(layer)
-        if stored is not None and stored[0].shape[3] > step:
-            return stored
-        shape = (len(self.spans), like.shape[1], self.columns, step + GROWTH, like.shape[2])
-        larger = (like.new_empty(shape), like.new_empty(shape))
-        for old, new in zip(stored or (), larger, strict=False):
-            new[:, :, :, :step] = old[:, :, :, :step]
-        self.own[layer] = larger
-        return larger
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop the rows not listed, and prompts that have none left."""
-        if not rows:
-            self.rows = 0
-            return
-        old_cells, old_columns = [self.cells[row] for row in rows], self.columns
-        prompts = sorted({self.prompt_of_row[row] for row in rows})
-        if len(prompts) < len(self.spans):
-            remaining = torch.tensor(prompts, device=self.device)
-            self.spans = [self.spans[p] for p in prompts]
-            self.prompt = {i: (k[remaining], v[remaining]) for i, (k, v) in self.prompt.items()}
-            self.mask = None if self.mask is None else self.mask[remaining]
-        number = {prompt: n for n, prompt in enumerate(prompts)}
-        self._lay_out([number[self.prompt_of_row[row]] for row in rows])
-        source = torch.full((len(prompts) * self.columns,), old_cells[0])
-        source[torch.tensor(self.cells)] = torch.tensor(old_cells)
-        source = source.view(len(prompts), self.columns).to(self.device)
-        p, c = source // old_columns, source % old_columns
-        for layer, pair in self.own.items():
-            k, v = (x[p, :, c].transpose(1, 2).contiguous() for x in pair)
-            self.own[layer] = (k, v)
+def in_blocks(spans: Sequence[Span], *, slack: float = 0.7, small: int = 96) -> list[list[int]]:
+    """Prompts by length, longest first, cut where padding would cost more than another block."""
+    lengths = {p: end - start for p, (start, end) in enumerate(spans)}
+    remaining = sorted(lengths, key=lambda p: -lengths[p])
+    parts: list[list[int]] = []
+    while remaining:
+        longest = lengths[remaining[0]]
+        part = [p for p in remaining if longest <= small or lengths[p] >= slack * longest]
+        parts.append(part)
+        remaining = remaining[len(part) :]
+    return parts
 
 
-class DecodeLayout:
-    """Attention plan of decoding: one new position per active row. `step` is the number of own positions so far.
+class KeyMemory:
+    """Prompt keys as `prefill` made them, and room for `limit` own positions of `rows` rows, in each layer.
 
-    `order` says which given row each packed row is. With `shared` False every row gets its own copy of its prompt's
-    keys, the way `generate` works on an expanded cache.
+    `order` sorts prompts as the attention wants its rows. `counts_R` int64 on the device: own positions of each row,
+    the one of the current step included. With `varlen` the flash kernel reads what is used of a room that never
+    moves; else rooms grow, and what rows of unequal length have not written yet is masked.
     """
 
     def __init__(
-        self,
-        keys: KeyValues,
-        spans: Sequence[Span],
-        prompt_of_row: Sequence[int],
-        *,
-        shared: bool = True,
-        slack: float = 0.7,
-        small: int = 96,
-    ) -> None:
+        self, keys: KeyValues, spans: Sequence[Span], *, rows: int, limit: int, widest: int, varlen: bool = False
+    ) -> None:  # fmt: skip
         device = next(iter(keys.values()))[0].device
-        self.step = 0
+        parts = [list(range(len(spans)))] if varlen else in_blocks(spans)
+        self.rank = {p: n for n, p in enumerate(p for part in parts for p in part)}
+        self.varlen = Varlen(keys, spans, rows=rows, widest=widest) if varlen else None
+        self.attention = self.varlen or Grid(keys, spans, parts)
+        self.limit = limit
         self.longest_prompt = max(end - start for start, end in spans)
-        if not shared:
-            spans, prompt_of_row = [spans[p] for p in prompt_of_row], range(len(prompt_of_row))
-        members: dict[int, list[int]] = {}
-        for row, prompt in enumerate(prompt_of_row):
-            members.setdefault(prompt, []).append(row)
-        lengths = {prompt: spans[prompt][1] - spans[prompt][0] for prompt in members}
-        self.blocks: list[_Block] = []
-        self.order: list[int] = []
-        remaining = sorted(members, key=lambda prompt: -lengths[prompt])
-        while remaining:
-            longest = lengths[remaining[0]]
-            fitting = 1  # prompts whose padding costs less than another block would
-            while fitting < len(remaining) and (longest <= small or lengths[remaining[fitting]] >= slack * longest):
-                fitting += 1
-            part, remaining = remaining[:fitting], remaining[fitting:]
-            rows = [(n, row) for n, prompt in enumerate(part) for row in members[prompt]]
-            self.blocks.append(_Block([spans[p] for p in part], [n for n, _ in rows], device))
-            self.order += [row for _, row in rows]
-        for layer, (k, v) in keys.items():
-            for block in self.blocks:
-                block.load(layer, k, v)
+        room = limit if varlen else min(limit, GROWTH)
+        self.own = {layer: k.new_zeros(2, rows, k.shape[1], room, k.shape[2]) for layer, (k, _) in keys.items()}
+        self.each_R = torch.arange(rows, device=device)
+        self.places_C = torch.arange(limit, device=device)
+        self.used: torch.Tensor | None = None
+        self.rows, self.positions = 0, 0
 
     @property
     def longest(self) -> int:
-        """Positions of the longest sequence so far."""
-        return self.longest_prompt + self.step + 1
+        """Positions of the longest sequence, at most."""
+        return self.longest_prompt + self.positions
+
+    def arrange(self, sources: Sequence[int], prompt_of_row: Sequence[int]) -> None:
+        """The rows from now on, sorted by `rank` of their prompts: `sources` are present rows, -1 for new ones."""
+        if list(sources) != list(range(self.rows)) and self.rows:
+            index = torch.tensor([max(source, 0) for source in sources], device=self.each_R.device)
+            for layer, own in self.own.items():
+                moved = own.index_select(1, index)
+                if self.varlen:
+                    own[:, : len(sources)] = moved
+                else:
+                    self.own[layer] = moved  # the room of finished rows is free
+        self.rows = len(sources)
+        self.attention.arrange(prompt_of_row)
+
+    def begin(self, counts_R: torch.Tensor, positions: int, *, equal: bool) -> None:
+        """A step with keys number `counts_R` of each row; `positions` is the largest, `equal` says that all are."""
+        self.places_R, self.positions = counts_R - 1, self.limit if self.varlen else positions
+        room = next(iter(self.own.values())).shape[3]
+        if self.positions > room:
+            more = min(self.limit, max(self.positions, room + GROWTH)) - room
+            self.own = {layer: torch.nn.functional.pad(own, (0, 0, 0, more)) for layer, own in self.own.items()}
+        if self.varlen:
+            self.used = counts_R.int()
+        elif equal:
+            self.used = None
+        else:
+            beyond = self.places_C[: self.positions] >= counts_R[:, None]
+            self.used = torch.zeros(beyond.shape, device=beyond.device).masked_fill_(beyond, -torch.inf)
+
+    def attend_fused(self, layer: int, heads_RXd: torch.Tensor, kv_heads: int, scale: float) -> torch.Tensor:
+        """[query | key | value] heads (R, H + 2K, d) of a step -> attention output (R, H, d)."""
+        own, split = self.own[layer][:, : self.rows], heads_RXd.shape[1] - 2 * kv_heads
+        own[:, self.each_R[: self.rows], :, self.places_R] = heads_RXd[:, split:].view(
+            -1, 2, kv_heads, heads_RXd.shape[2]
+        )
+        own = own[:, :, :, : self.positions]
+        return self.attention.attend(layer, heads_RXd[:, :split], own, self.used, scale)
 
     def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
-        if len(self.blocks) == 1:
-            return self.blocks[0].attend(layer, self.step, q_LHd, k_LKd, v_LKd, scale)
-        outs, start = [], 0
-        for block in self.blocks:
-            part = slice(start, start + block.rows)
-            outs.append(block.attend(layer, self.step, q_LHd[part], k_LKd[part], v_LKd[part], scale))
-            start += block.rows
-        return torch.cat(outs)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows (sorted indices into the current rows)."""
-        start = 0
-        for block in self.blocks:
-            mine = [row - start for row in rows if start <= row < start + block.rows]
-            start += block.rows
-            if len(mine) < block.rows:
-                block.keep(mine)
-        self.blocks = [block for block in self.blocks if block.rows]
+        """The same of separate heads, as policy.attention asks a layout."""
+        return self.attend_fused(layer, torch.cat((q_LHd, k_LKd, v_LKd), 1), k_LKd.shape[1], scale)

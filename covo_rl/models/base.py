@@ -34,6 +34,10 @@ class ClipFeatures:
     tensors: Mapping[str, torch.Tensor]
     slots: int
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
 
 class AudioFamily(ABC):
     """One loaded audio language model: encoder -> adapter -> decoder -> head.

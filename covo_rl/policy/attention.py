@@ -3,13 +3,16 @@
 Registered in transformers' AttentionInterface under NAME and set once on the decoder's configuration. Without a
 `covo_layout` keyword it is plain SDPA, so the same model still serves `generate` and ordinary forwards.
 
-Two exact ways to compute the same thing:
-    split   own part and prompt part as separate flash calls over one softmax. CPU.
-    concat  prompt keys put before each completion's own, one masked SDPA per bucket. Any device.
+Three exact ways to compute the same thing:
+    varlen  own part and prompt part as two flash calls a layer over one softmax (flash.py). CUDA in 16 bits.
+    split   the same parts as flash calls by bucket and by prompt. CPU.
+    concat  prompt keys put before each completion's own, one masked SDPA per bucket: public functions and autograd
+            only. CUDA in float32, cards and torch versions without the kernel, other devices.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -18,14 +21,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from covo_rl.policy.attention_parts import OwnBuckets, Part, PromptRuns, Segments, one_run
+from covo_rl.policy.flash import available
 from covo_rl.policy.packing import Bucket, Packed, Span, buckets
 
 NAME = "covo_grouped"
-#: stands for +inf in a log-sum-exp of padding: exp(score - FAR) is 0 without producing nan
-FAR = 1e30
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Layout(Protocol):
@@ -60,7 +60,7 @@ def grouped_attention(
     tensors, device = (query, key, value), query.device.type
     if torch.is_autocast_enabled(device):  # as SDPA's: rotary positions made queries and keys float32 again
         tensors = (tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
-    q_LHd, k_LKd, v_LKd = (tensor[0].transpose(0, 1) for tensor in tensors)
+    q_LHd, k_LKd, v_LKd = (tensor.squeeze(0).transpose(0, 1) for tensor in tensors)  # [0] would copy in the backward
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return covo_layout.attend(module.layer_idx, q_LHd, k_LKd, v_LKd, scale)[None], None  # pyright: ignore
 
@@ -73,52 +73,70 @@ KeyValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 class PackedLayout:
-    """Attention plan of a `Packed` row.
+    """Attention plan of a `Packed` row; all index tensors are made once, for all layers.
 
     `capture` collects each layer's keys and values of the prompts (L_prompts, K, d). `prompt_keys`, collected so
-    before, replaces the prompts in a row that holds completions only (no gradient reaches them).
+    before, replaces the prompts in a row that holds completions only (no gradient reaches them). `method` is one of
+    the three above (default: split on a CPU, varlen where its kernel is available, else concat).
     """
 
     def __init__(
         self, packed: Packed, *, method: str | None = None, capture: KeyValues | None = None,
         prompt_keys: KeyValues | None = None,
     ) -> None:  # fmt: skip
-        device = packed.input_ids_L.device
-        self.method = method or ("split" if device.type == "cpu" else "concat")
+        self.device, self.method = packed.input_ids_L.device, method
         self.capture, self.prompt_keys = capture, prompt_keys
-        self.prompt_positions = packed.prompt_positions
+        self.prompt_positions, self.prompt_spans = packed.prompt_positions, packed.prompt_spans
         lengths = [end - start for start, end in packed.prompt_spans]
-        rows = list(zip(packed.row_prompts, packed.row_spans, strict=True))
-        self.longest = max([*lengths, *(lengths[p] + end - start for p, (start, end) in rows)], default=0)
-        self.prompt_buckets = buckets([] if prompt_keys is not None else packed.prompt_spans, device)
-        self.own_buckets = buckets(packed.row_spans, device) if self.method == "split" else []
-        self.cross: list[tuple[Span, Span]] = []  # completions of a prompt, as one run, and the prompt's keys
-        self.group_buckets: list[tuple[Span, Bucket]] = []
-        for p, keys in enumerate(packed.prompt_spans):
-            spans = [span for q, span in rows if q == p and span[1] > span[0]]
-            if spans and self.method == "split":
-                self.cross.append(((min(s[0] for s in spans), max(s[1] for s in spans)), keys))
-            elif spans:
-                self.group_buckets += [(keys, bucket) for bucket in buckets(spans, device)]
+        #: completion inputs of each prompt, in the order of the row
+        self.groups: list[list[Span]] = [[] for _ in lengths]
+        self.longest = max(lengths, default=0)
+        for prompt, span in sorted(zip(packed.row_prompts, packed.row_spans, strict=True)):
+            self.groups[prompt] += [span] if span[1] > span[0] else []
+            self.longest = max(self.longest, lengths[prompt] + span[1] - span[0])
 
     def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
         if self.capture is not None:
             end = self.prompt_positions
             self.capture[layer] = (k_LKd[:end].detach().contiguous(), v_LKd[:end].detach().contiguous())
-        prompt_k, prompt_v = (k_LKd, v_LKd) if self.prompt_keys is None else self.prompt_keys[layer]
-        if self.method == "split" and self.prompt_keys is not None and torch.is_grad_enabled():
+        if self.prompt_keys is not None and torch.is_grad_enabled():
             raise RuntimeError("cached prompt keys carry no gradient: score under torch.no_grad()")
-        attention = _SplitAttention.apply if self.method == "split" else _concat_attention
-        return attention(q_LHd, k_LKd, v_LKd, prompt_k, prompt_v, self, scale)
+        if self.method is None and available(self.device, q_LHd.dtype, q_LHd.shape[-1]):
+            self.method = "varlen"
+        self.method = self.method or ("split" if self.device.type == "cpu" else "concat")
+        end = self.prompt_positions
+        prompt_k, prompt_v = (k_LKd[:end], v_LKd[:end]) if self.prompt_keys is None else self.prompt_keys[layer]
+        if self.method == "concat":
+            return _concat_attention(q_LHd, k_LKd, v_LKd, prompt_k, prompt_v, self, scale)
+        return _MergedAttention.apply(q_LHd, k_LKd, v_LKd, prompt_k.detach(), prompt_v.detach(), self, scale)
+
+    @cached_property
+    def parts(self) -> tuple[Part, Part | None]:
+        """Own part of all positions, and prompt part of the completions where there are any."""
+        start, runs = 0, []
+        for spans in self.groups:
+            runs.append((start, start + sum(end - begin for begin, end in spans)))
+            start = runs[-1][1]
+        cached, split = self.prompt_keys is not None, self.method == "split"
+        own = [*(() if cached else self.prompt_spans), *(span for spans in self.groups for span in spans)]
+        causal = OwnBuckets(own, self.device) if split else Segments.of(own, own, self.device, causal=True)
+        if start == 0:
+            return causal, None
+        if split:
+            return causal, PromptRuns(list(zip(runs, self.prompt_spans, strict=True)))
+        # cached keys are those of all that was sampled, in another order
+        return causal, Segments.of(runs, self.prompt_spans, self.device, causal=False, slots=cached)
+
+    @cached_property
+    def buckets(self) -> tuple[list[Bucket], list[tuple[Span, Bucket]]]:
+        """For concat: prompts, and completions by prompt."""
+        prompts = buckets([] if self.prompt_keys is not None else self.prompt_spans, self.device)
+        groups = zip(self.prompt_spans, self.groups, strict=True)
+        return prompts, [(keys, bucket) for keys, spans in groups for bucket in buckets(spans, self.device)]
 
 
-def _one_run(x_LHd: torch.Tensor, span: Span) -> torch.Tensor:
-    """A run of positions as a batch of one: (1, H, n, d), a view."""
-    return x_LHd[span[0] : span[1]].transpose(0, 1)[None]
-
-
-class _SplitAttention(torch.autograd.Function):
-    """Own part and prompt part as flash calls; the prompt's keys are read once per group and never copied.
+class _MergedAttention(torch.autograd.Function):
+    """Own part and prompt part as calls over one softmax; the prompt's keys are read once per group, never copied.
 
     With s the scores, softmax over both parts is exp(s - lse) with the joint log-sum-exp. The flash backward computes
     probabilities as exp(s - lse) from the lse it is given and needs sum(dO * O), so the joint lse and output turn each
@@ -127,21 +145,16 @@ class _SplitAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float):  # pyright: ignore
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-        for bucket in (*layout.prompt_buckets, *layout.own_buckets):
-            o, total = _flash(bucket.take(q), bucket.take(k), bucket.take(v), 0.0, True, scale=scale)
-            bucket.put(out, o)
-            bucket.put(lse[..., None], total[..., None])
-        for rows, keys in layout.cross:
-            inputs = (_one_run(q, rows), _one_run(prompt_k, keys), _one_run(prompt_v, keys))
-            o, total = _flash(*inputs, 0.0, False, scale=scale)
-            here = slice(*rows)
-            own, other = lse[here], total[0].t()
-            joint = torch.logaddexp(own, other)
-            mixed = out[here] * (own - joint).exp_()[..., None]
-            mixed += o[0].transpose(0, 1) * (other - joint).exp_()[..., None]
-            out[here], lse[here] = mixed, joint
+        own, cross = layout.parts
+        out, lse = own.forward(q, k, v, scale)
+        if cross is not None:
+            here = slice(layout.prompt_positions, None)
+            other_out, other = cross.forward(q[here], prompt_k, prompt_v, scale)
+            mine = lse[:, here]
+            joint = torch.logaddexp(mine, other)
+            terms = (o * (part - joint).exp_().t()[..., None] for o, part in ((out[here], mine), (other_out, other)))
+            torch.add(*terms, out=out[here])
+            lse[:, here] = joint
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -150,24 +163,14 @@ class _SplitAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, out, lse = ctx.saved_tensors
-        layout, scale = ctx.layout, ctx.scale
-        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-        for bucket in (*layout.prompt_buckets, *layout.own_buckets):
-            do, total = bucket.take(grad_out), bucket.take(lse[..., None])[..., 0]
-            if bucket.places is not None:
-                padding = torch.ones(bucket.rows * bucket.length, dtype=torch.bool, device=q.device)
-                padding = padding.index_fill_(0, bucket.places, False).view(bucket.rows, 1, bucket.length)
-                do, total = do.masked_fill(padding[..., None], 0.0), total.masked_fill(padding, FAR)
-            inputs = (bucket.take(x) for x in (q, k, v, out))
-            grads = _flash_backward(do, *inputs, total.contiguous(), 0.0, True, scale=scale)
-            for target, grad in zip((dq, dk, dv), grads, strict=True):
-                bucket.put(target, grad)
-        for rows, keys in layout.cross:
-            total = lse[slice(*rows)].t()[None].contiguous()
-            inputs = (_one_run(x, span) for x, span in ((q, rows), (k, keys), (v, keys), (out, rows)))
-            grads = _flash_backward(_one_run(grad_out, rows), *inputs, total, 0.0, False, scale=scale)
-            for target, grad, span in zip((dq, dk, dv), grads, (rows, keys, keys), strict=True):
-                target[slice(*span)] += grad[0].transpose(0, 1)
+        own, cross = ctx.layout.parts
+        dq, dk, dv = own.backward(grad_out, q, k, v, out, lse, ctx.scale)
+        if cross is not None:
+            end = ctx.layout.prompt_positions
+            rows = (x[end:] for x in (grad_out, q))
+            grads = cross.backward(*rows, k[:end], v[:end], out[end:], lse[:, end:], ctx.scale)
+            for target, grad in zip((dq[end:], dk[:end], dv[:end]), grads, strict=True):
+                target += grad
         return dq, dk, dv, None, None, None, None
 
 
@@ -181,13 +184,14 @@ def _concat_attention(q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: 
         return torch.nn.functional.scaled_dot_product_attention(q_BHLd, k_BKLd, v_BKLd, scale=scale, **mask)
 
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for bucket in layout.prompt_buckets:
+    prompts, groups = layout.buckets
+    for bucket in prompts:
         bucket.put(out, attention(bucket.take(q), bucket.take(k), bucket.take(v), is_causal=True))
-    for keys, bucket in layout.group_buckets:
+    for keys, bucket in groups:
         n, length = keys[1] - keys[0], bucket.length
         mask = torch.ones(length, n + length, dtype=torch.bool, device=q.device).tril(n)
         both = [
-            torch.cat((_one_run(prompt, keys).expand(bucket.rows, -1, -1, -1), bucket.take(own)), 2)
+            torch.cat((one_run(prompt, keys).expand(bucket.rows, -1, -1, -1), bucket.take(own)), 2)
             for prompt, own in ((prompt_k, k), (prompt_v, v))
         ]
         bucket.put(out, attention(bucket.take(q), *both, attn_mask=mask))

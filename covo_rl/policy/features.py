@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,11 +47,13 @@ class FeatureStore:
     ) -> None:  # fmt: skip
         self.family, self.clips, self.frozen = family, clips, frozen
         self.encoded_rows = self.encoded_clips = 0
-        self._budget, self._disk_budget = int(memory_mb * MIB), int(disk_mb * MIB)
+        self.budget, self._disk_budget = int(memory_mb * MIB), int(disk_mb * MIB)
+        self._placed: dict[str, torch.Tensor] | None = None
         self.clear()
 
     def clear(self) -> None:
-        """Forget every embedding, in memory and on disk."""
+        """Forget every embedding, wherever it is."""
+        self._placed = None if self._placed is None else {}
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._mel: OrderedDict[str, ClipFeatures] = OrderedDict()
         self._bytes = self._mel_bytes = 0
@@ -61,52 +64,87 @@ class FeatureStore:
     def clip_features(self, key: str) -> ClipFeatures:
         """What the processor makes of the clip (CPU), cached within the same budget."""
         if key not in self._mel:
-            if self.clips is None:
-                raise ValueError(
-                    f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)"
-                )
-            with torch.autocast("cpu", enabled=False):  # audio is not resampled in 16 bits
-                self._mel[key] = self.family.clip_features(*self.clips.waveform(key))
-            self._mel_bytes += _size(self._mel[key])
-            while self._mel_bytes > self._budget and len(self._mel) > 1:
-                self._drop_mel(next(iter(self._mel)))
+            self.adopt(key, self.process(key))
         self._mel.move_to_end(key)
         return self._mel[key]
+
+    def process(self, key: str) -> ClipFeatures:
+        """Decode and process the clip; nothing is stored, so any thread may."""
+        if self.clips is None:
+            raise ValueError(f"clip {key} is needed, but the policy was built without a ClipStore: Policy(..., clips=)")
+        with torch.autocast("cpu", enabled=False):  # audio is not resampled in 16 bits
+            return self.family.clip_features(*self.clips.waveform(key))
+
+    def adopt(self, key: str, clip: ClipFeatures) -> None:
+        """Keep what `process` made."""
+        self._mel[key] = clip
+        self._mel_bytes += clip.nbytes
+        while self._mel_bytes > self.budget and len(self._mel) > 1:
+            self._drop_mel(next(iter(self._mel)))
+
+    def unprocessed(self, key: str) -> bool:
+        """The encoder will have to be given this clip, and it is not ready for that."""
+        return key not in self._mel and (not self.frozen or bool(self.missing([key])))
 
     @property
     def full(self) -> bool:
         """The budget for what the processor makes is used up; each further clip drops another."""
-        return self._mel_bytes >= self._budget
+        return self._mel_bytes >= self.budget
 
     def _drop_mel(self, key: str) -> None:
         if key in self._mel:
-            self._mel_bytes -= _size(self._mel.pop(key))
+            self._mel_bytes -= self._mel.pop(key).nbytes
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Unique keys whose embeddings are neither in memory nor on disk, in order."""
-        return [key for key in dict.fromkeys(keys) if key not in self._kept and key not in self._on_disk]
+        """Unique keys whose embeddings are neither on the device nor in memory nor on disk, in order."""
+        stored = (self._kept, self._on_disk, self._placed or {})
+        return [key for key in dict.fromkeys(keys) if not any(key in some for some in stored)]
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Embeddings asked for inside stay on the device until the end: each goes there once."""
+        self._placed = {}
+        try:
+            yield
+        finally:
+            self._placed = None
 
     def embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Embeddings (S, D) of the unique keys. Only those not yet known are encoded; gradients flow if not frozen."""
+        """Embeddings (S, D) of the unique keys, where the decoder is.
+
+        Only those not yet known are encoded; gradients flow if not frozen.
+        """
         unique = list(dict.fromkeys(keys))
         if not self.frozen:
             return self.encode(unique)
         with torch.no_grad():
             fresh = self.encode(self.missing(unique))
+        result = {}
         for key in unique:
-            if key not in fresh:
-                if key not in self._kept:
-                    self._keep(key, self._from_disk(key))
-                self._kept.move_to_end(key)
-        result = {key: fresh[key] if key in fresh else self._kept[key] for key in unique}
-        for key, value in fresh.items():
-            self._keep(key, value.detach().to("cpu", copy=True))
-        while self._bytes > self._budget and self._kept:
+            if self._placed is not None and key in self._placed:
+                result[key] = self._placed[key]
+                continue
+            if key in fresh:
+                self._keep(key, fresh[key].detach().to("cpu", copy=True))
+            elif key not in self._kept:
+                self._keep(key, self._from_disk(key))
+            self._kept.move_to_end(key)
+            value = self._kept[key]
+            if key in fresh and fresh[key].device != value.device:
+                value = fresh[key]  # it is there already
+            result[key] = self.place(value)
+            if self._placed is not None:
+                self._placed[key] = result[key]
+        while self._bytes > self.budget and self._kept:
             key, value = self._kept.popitem(last=False)
             self._bytes -= value.nbytes
             if key not in self._on_disk and self._disk_bytes + value.nbytes <= self._disk_budget:
                 self._spill(key, value)
         return result
+
+    def place(self, value: torch.Tensor) -> torch.Tensor:
+        """`value` on the decoder's device: a copy if it comes from the host to another."""
+        return value.to(self.family.embed_tokens.weight.device)
 
     def _spill(self, key: str, value: torch.Tensor) -> None:
         """To disk; a full one only means that clips are encoded again."""
@@ -216,6 +254,10 @@ class Embedder:
             result = {**result, DUMMY: torch.cat([self.family.encode([silent])[0] for _ in range(dummies)])}
         return result
 
+    def placed(self) -> AbstractContextManager[None]:
+        """Of the clips used inside, embeddings that stay the same go to the device once, and leave it at the end."""
+        return (self.store if self.frozen else self.reference_store).placed()
+
     def embed(
         self, packed: Packed, features: Features, family: AudioFamily, *, reference: bool = False
     ) -> torch.Tensor:
@@ -251,7 +293,3 @@ class Embedder:
 
 def _rows(clip: ClipFeatures) -> int:
     return len(next(iter(clip.tensors.values())))
-
-
-def _size(clip: ClipFeatures) -> int:
-    return sum(tensor.nbytes for tensor in clip.tensors.values())

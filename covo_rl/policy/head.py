@@ -17,10 +17,25 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from covo_rl.policy.products import HALF, add_outer, float32_logits, logits_of, operand_dtype, weight_sum
+from covo_rl.policy.products import HALF, add_outer, float32_logits, logits_of, operand, operand_dtype, weight_sum
 
-#: logits held at once, in elements; 2**24 float32 are 64 MiB
+#: float32 logits held at once, in elements: 64 MiB
 CHUNK_ELEMENTS = 2**24
+#: on CUDA as many rows as keep the matrix units busy while the head is read, 512 MiB, but no more than 1/64 of the card
+CUDA_CHUNK_ELEMENTS, CUDA_CHUNK_SHARE = 2**27, 1 / 64
+
+
+def chunk_elements(device: torch.device | None = None) -> int:
+    """float32 logits held at once on this device (default: a GPU where there is one).
+
+    It depends on the card's size and not on what is free, so that every pass of a run cuts alike: a chunk's size
+    changes the rounding of products, and of the sum of a trained head's gradient.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type != "cuda":
+        return CHUNK_ELEMENTS
+    size = torch.cuda.get_device_properties(device).total_memory
+    return min(CUDA_CHUNK_ELEMENTS, int(size * CUDA_CHUNK_SHARE) // 4)
 
 
 def token_logps(
@@ -30,10 +45,11 @@ def token_logps(
     """log softmax(head(hidden) / temperature)[target] and, if asked for, the entropy in nats: (M,) float32 each.
 
     `hidden_MD` any float dtype, `targets_M` int64. Both results are differentiable in hidden and head. `chunk` is
-    the number of positions at a time (default: so that a chunk of logits has at most CHUNK_ELEMENTS).
+    the number of positions at a time (default: at most `chunk_elements` logits, but at least 16 positions).
     """
     linear = _linear_layer(head)
-    chunk = chunk or max(16, CHUNK_ELEMENTS // int(getattr(linear or head, "out_features", 2**17)))
+    width = int(getattr(linear or head, "out_features", 2**17))
+    chunk = chunk or max(16, chunk_elements(hidden_MD.device) // width)
     if linear is None:
         return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
     dtype = operand_dtype(linear.weight)
@@ -93,38 +109,34 @@ class _LinearLogps(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         head_trains = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         store = ctx.needs_input_grad[0] and not head_trains
-        rows = hidden_MD.shape[0]
+        rows, ready_VD = hidden_MD.shape[0], operand(weight_VD, dtype)
         logps_M = hidden_MD.new_empty(rows, dtype=torch.float32)
         entropy_M = hidden_MD.new_empty(rows if entropy else 0, dtype=torch.float32)
-        # float16 has no room for small slopes (a loss scale comes only in the backward), and two may nearly cancel
-        kept = torch.float32 if entropy or hidden_MD.dtype == torch.float16 else hidden_MD.dtype
+        kept = torch.float32 if entropy else hidden_MD.dtype  # two slopes may nearly cancel
         slopes = [torch.empty_like(hidden_MD, dtype=kept) for _ in range(1 + entropy)] if store else []
         for start in range(0, rows, chunk):
             part = slice(start, start + chunk)
             targets_c = targets_M[part]
-            logits = _scaled_logits(hidden_MD[part], weight_VD, bias_V, temperature, dtype)
-            picked_c1 = logits.gather(1, targets_c[:, None])
+            logits = _scaled_logits(hidden_MD[part], ready_VD, bias_V, temperature, dtype)
+            targets_c1 = targets_c[:, None]
             # in place: one chunk of logits is all that exists, two where the entropy is asked for
-            highest_c1 = logits.amax(-1, keepdim=True)
-            shifted_cV = logits.sub_(highest_c1)
+            shifted_cV = logits.sub_(logits.amax(-1, keepdim=True))
+            picked_c1 = shifted_cV.gather(1, targets_c1)
             weights_cV = shifted_cV.exp() if entropy else shifted_cV.exp_()
-            sums_c1 = weights_cV.sum(-1, keepdim=True)
-            logps_M[part] = (picked_c1 - highest_c1 - sums_c1.log())[:, 0]
+            others_c1 = weights_cV.scatter_(1, targets_c1, 0.0).sum(-1, keepdim=True)
+            sums_c1 = others_c1 + picked_c1.exp()
+            logps_M[part] = (picked_c1 - sums_c1.log())[:, 0]
+            scale_c1 = -1 / (temperature * sums_c1)
             if entropy:
-                logps_cV, probs_cV = shifted_cV.sub_(sums_c1.log()), weights_cV.div_(sums_c1)
-                entropy_M[part] = -torch.linalg.vecdot(probs_cV, logps_cV)
+                weights_cV.scatter_(1, targets_c1, picked_c1.exp())
+                logps_cV = shifted_cV.sub_(sums_c1.log())
+                entropy_M[part] = -torch.linalg.vecdot(weights_cV, logps_cV) / sums_c1[:, 0]
                 if store:
-                    weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(probs_cV)
-                    slopes[1][part] = weight_sum(weighted_cV, weight_VD, dtype).mul_(-1 / temperature)
-            if not store:
-                continue
-            if dtype in HALF:
-                probs_cV = weights_cV if entropy else weights_cV.div_(sums_c1)
-                slopes[0][part] = weight_sum(_less_target(probs_cV, targets_c), weight_VD, dtype).mul_(-1 / temperature)
-            else:
-                expected = (weights_cV.to(weight_VD.dtype) @ weight_VD).float()
-                expected = expected if entropy else expected / sums_c1
-                slopes[0][part] = (weight_VD[targets_c] - expected).mul_(1 / temperature)
+                    weighted_cV = logps_cV.add_(entropy_M[part, None]).mul_(weights_cV)
+                    slopes[1][part] = weight_sum(weighted_cV, ready_VD, dtype).mul_(scale_c1)
+            if store:  # p - onehot: the target's is minus the sum of the others, as in `_less_target`
+                weights_cV.scatter_(1, targets_c1, -others_c1)
+                slopes[0][part] = weight_sum(weights_cV, ready_VD, dtype).mul_(scale_c1)
         ctx.head_trains, ctx.entropy, ctx.temperature, ctx.chunk = head_trains, entropy, temperature, chunk
         ctx.dtype, ctx.hidden_dtype = dtype, hidden_MD.dtype
         ctx.save_for_backward(*((hidden_MD, weight_VD, bias_V, targets_M) if head_trains else slopes))
@@ -150,18 +162,19 @@ class _LinearLogps(torch.autograd.Function):
 def _recomputed_gradients(ctx: Any, grad_logps_M: torch.Tensor, grad_entropy_M: torch.Tensor):
     """Gradients of hidden states, weight and bias (None where not asked for), from logits made a second time."""
     hidden_MD, weight_VD, bias_V, targets_M = ctx.saved_tensors
+    ready_VD = operand(weight_VD, ctx.dtype)
     total = torch.float32 if ctx.dtype in HALF else None  # summed over chunks, rounded once
     grad_hidden = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
     grad_weight = torch.zeros_like(weight_VD, dtype=total) if ctx.needs_input_grad[1] else None
     grad_bias = torch.zeros_like(bias_V, dtype=total) if ctx.needs_input_grad[2] else None
     for start in range(0, hidden_MD.shape[0], ctx.chunk):
         part = slice(start, start + ctx.chunk)
-        logps_cV = _scaled_logits(hidden_MD[part], weight_VD, bias_V, ctx.temperature, ctx.dtype).log_softmax(-1)
+        logps_cV = _scaled_logits(hidden_MD[part], ready_VD, bias_V, ctx.temperature, ctx.dtype).log_softmax(-1)
         grad_entropy_c = grad_entropy_M[part] if ctx.entropy else None
         slope_cV = _logits_slope(logps_cV, targets_M[part], grad_logps_M[part], grad_entropy_c)
         slope_cV.div_(-ctx.temperature)
         if grad_hidden is not None:
-            grad_hidden[part] = weight_sum(slope_cV, weight_VD, ctx.dtype)
+            grad_hidden[part] = weight_sum(slope_cV, ready_VD, ctx.dtype)
         if grad_weight is not None:
             add_outer(grad_weight, slope_cV, hidden_MD[part], ctx.dtype)
         if grad_bias is not None:

@@ -25,7 +25,8 @@ class Packed:
 
     `prompts` are the unique prompts in packing order with `prompt_spans`; `row_spans[n]` are the completion inputs
     of row n (caller's order, may be empty) and `row_prompts[n]` its prompt. `predictors_M` is the position whose
-    hidden state predicts `targets_M`, over all completion ids in the caller's order; `mask_NC` holds their places.
+    hidden state predicts `targets_M`, over all completion ids in the caller's order; `mask_NC` holds their places, and
+    `places_M` numbers them.
     `audio_positions_S` are filled by the features of `audio_keys`, in order. With `cached_prompts` the row holds
     completions only, and predictors count from a leading block of the prompts' last positions.
     """
@@ -39,6 +40,7 @@ class Packed:
     predictors_M: torch.Tensor
     targets_M: torch.Tensor
     mask_NC: torch.Tensor
+    places_M: torch.Tensor
     audio_positions_S: torch.Tensor
     audio_keys: tuple[str, ...]
     prompt_positions: int
@@ -88,6 +90,7 @@ def pack(
         for (prompt, _), span in zip(rows, spans, strict=True)
     ]
     counts = np.array([len(completion) for _, completion in rows], dtype=np.int64)
+    mask = np.arange(counts.max(initial=0))[None, :] < counts[:, None]
 
     def tensor(values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
@@ -100,7 +103,7 @@ def pack(
         row_prompts=tuple(prompt for prompt, _ in rows),
         input_ids_L=tensor(ids), position_ids_L=joined(positions),
         predictors_M=joined(predictors), targets_M=tensor([i for _, completion in rows for i in completion]),
-        mask_NC=torch.from_numpy(np.arange(counts.max(initial=0))[None, :] < counts[:, None]).to(device),
+        mask_NC=torch.from_numpy(mask).to(device), places_M=torch.from_numpy(np.flatnonzero(mask)).to(device),
         audio_positions_S=tensor(audio), prompt_positions=prompt_positions,
         audio_keys=tuple(key for prompt in packed_prompts for key in prompt.clip_keys),
     )  # fmt: skip
@@ -130,8 +133,7 @@ class Bucket:
 
     def put(self, target_LHd: torch.Tensor, block_BHLd: torch.Tensor) -> None:
         """Inverse of `take` into a tensor that holds all positions; padding is dropped, gradients flow."""
-        # under autocast a block comes in 16 bits
-        flat, index = block_BHLd.transpose(1, 2).flatten(0, 1).to(target_LHd.dtype), self.index
+        flat, index = block_BHLd.transpose(1, 2).flatten(0, 1), self.index
         if index is None:
             target_LHd.narrow(0, self.start or 0, len(flat)).copy_(flat)
             return

@@ -64,16 +64,18 @@ class Policy(nn.Module):
     `peft_model` None means full training; then `keep_reference` makes a frozen copy of what trains, now.
     `clips` resolves clip keys; without it only text-only prompts and given features work. `decode_weights_mb`
     bounds the memory for a second set of decoder weights while sampling: LoRA folded in, packed for few rows
-    (float32 only; 0 is off).
+    (float32 only; 0 is off). `fused_decode` False samples with the model's own modules, the reference;
+    `decode_graphs` False starts the kernels of a step one by one (CUDA).
     """
 
     def __init__(
         self, family: AudioFamily, peft_model: nn.Module | None = None, *, clips: ClipStore | None = None,
         feature_memory_mb: float = 512, gradient_checkpointing: bool = False, keep_reference: bool = False,
-        decode_weights_mb: float = 2048,
+        decode_weights_mb: float = 2048, fused_decode: bool = True, decode_graphs: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.family, self.clips, self.decode_weights_mb = family, clips, decode_weights_mb
+        self.fused_decode, self.decode_graphs = fused_decode, decode_graphs
         self.model: nn.Module = family.model if peft_model is None else peft_model
         self.has_adapter = peft_model is not None
         self.counters = Counters()
@@ -193,7 +195,7 @@ class Policy(nn.Module):
             inputs_embeds=embeds_LD[None], position_ids=position_ids_L[None], attention_mask=mask, use_cache=False,
             covo_layout=layout,
         )  # fmt: skip
-        return out.last_hidden_state[0]
+        return out.last_hidden_state.squeeze(0)
 
     @staticmethod
     def _scores(
@@ -203,10 +205,12 @@ class Policy(nn.Module):
         logps_M, entropy_M = token_logps(
             hidden_MD, packed.targets_M, family.lm_head, temperature=temperature, entropy=entropy
         )
-        empty_NC = logps_M.new_zeros(packed.mask_NC.shape)
-        logps_NC = empty_NC.masked_scatter(packed.mask_NC, logps_M)
-        entropy_NC = None if entropy_M is None else empty_NC.masked_scatter(packed.mask_NC, entropy_M)
-        return LogProbs(logps_NC, packed.mask_NC, entropy_NC)
+        mask_NC = packed.mask_NC
+
+        def placed(values_M: torch.Tensor) -> torch.Tensor:
+            return values_M.new_zeros(mask_NC.numel()).index_copy(0, packed.places_M, values_M).view(mask_NC.shape)
+
+        return LogProbs(placed(logps_M), mask_NC, None if entropy_M is None else placed(entropy_M))
 
     def count(self, packed: Packed) -> None:
         """Note the positions of a pass."""

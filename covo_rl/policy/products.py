@@ -1,14 +1,14 @@
 """Matrix products of 16-bit operands whose results are float32, never rounded to 16 bits in between.
 
-On CUDA these are the sums that the matrix units make anyway, handed out whole (`out_dtype`; not run on a GPU here).
-Elsewhere float32 copies are multiplied, of BLOCK_ELEMENTS of a weight at a time. Other dtypes are multiplied as they
-are.
+On CUDA these are the sums that the matrix units make anyway, handed out whole (`out_dtype`), in one product. Elsewhere
+float32 copies are multiplied, of BLOCK_ELEMENTS of a weight at a time. Other dtypes are multiplied as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 HALF = (torch.bfloat16, torch.float16)
-#: elements of a weight that are copied to float32 at once, 128 MiB
-BLOCK_ELEMENTS = 2**25
+#: elements of a weight that are copied to float32 at once, 128 MiB; of a gradient that CUDA adds at once, 1 GiB
+BLOCK_ELEMENTS, CUDA_SUM_ELEMENTS = 2**25, 2**28
 
 
 def operand_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -27,42 +27,47 @@ def operand_dtype(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
+def operand(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weight for several products in `dtype`: where they take it whole, it is rounded once."""
+    return weight.to(dtype) if _takes_16_bits(weight) and dtype in HALF else weight
+
+
+def _takes_16_bits(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cuda"
+
+
 def batched_product(a_BMK: torch.Tensor, b_BKN: torch.Tensor) -> torch.Tensor:
-    """a @ b: float32 (B, M, N) where `b` has 16 bits; `a` may be float32, and is then rounded on CUDA, row by row."""
+    """a @ b: float32 (B, M, N) where `b` has 16 bits; `a` may be float32, and is then rounded on CUDA."""
     if b_BKN.dtype not in HALF:
         return torch.bmm(a_BMK, b_BKN)
     with torch.autocast(b_BKN.device.type, enabled=False):  # it would round the result again
-        if b_BKN.device.type != "cuda":
+        if not _takes_16_bits(b_BKN):
             return torch.bmm(a_BMK.float(), b_BKN.float())
-        a_BM16, largest_BM1 = _rounded(a_BMK, b_BKN.dtype)
-        product = torch.bmm(a_BM16, b_BKN, out_dtype=torch.float32)
-        return product if largest_BM1 is None else product.mul_(largest_BM1)
-
-
-def _rounded(a_BMK: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`a` in 16 bits, and what its rows were divided by: float16 has no room for small residuals."""
-    if a_BMK.dtype == dtype or dtype != torch.float16:
-        return a_BMK.to(dtype), None
-    largest_BM1 = a_BMK.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return (a_BMK / largest_BM1).to(dtype), largest_BM1
+        return torch.bmm(a_BMK.to(b_BKN.dtype), b_BKN, out_dtype=torch.float32)
 
 
 def _product(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
     return batched_product(a_MK[None], b_KN[None])[0]
 
 
-def _blocks(weight_VD: torch.Tensor) -> Iterator[slice]:
-    rows = max(1, BLOCK_ELEMENTS // weight_VD.shape[1])
-    return (slice(start, start + rows) for start in range(0, weight_VD.shape[0], rows))
+def _blocks(weight_VD: torch.Tensor, elements_on_cuda: int | None = None) -> list[slice]:
+    """Rows of a weight that are multiplied at once."""
+    elements = (elements_on_cuda or weight_VD.numel()) if _takes_16_bits(weight_VD) else BLOCK_ELEMENTS
+    rows = max(1, elements // weight_VD.shape[1])
+    return [slice(start, start + rows) for start in range(0, weight_VD.shape[0], rows)]
 
 
 def logits_of(x_cD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype):
     """x @ weight.T + bias of operands in `dtype`: (c, V) float32."""
     if dtype not in HALF:
         return nn.functional.linear(x_cD, weight_VD, bias_V).float()
-    out_cV = x_cD.new_empty(x_cD.shape[0], weight_VD.shape[0], dtype=torch.float32)
-    for block in _blocks(weight_VD):
-        out_cV[:, block] = _product(x_cD.to(dtype), weight_VD[block].to(dtype).t())
+    x_cD, blocks = x_cD.to(dtype), _blocks(weight_VD)
+    if len(blocks) == 1:
+        out_cV = _product(x_cD, weight_VD.to(dtype).t())
+    else:
+        out_cV = x_cD.new_empty(x_cD.shape[0], weight_VD.shape[0], dtype=torch.float32)
+        for block in blocks:
+            out_cV[:, block] = _product(x_cD, weight_VD[block].to(dtype).t())
     return out_cV if bias_V is None else out_cV.add_(bias_V.to(dtype))
 
 
@@ -70,10 +75,8 @@ def weight_sum(slope_cV: torch.Tensor, weight_VD: torch.Tensor, dtype: torch.dty
     """slope @ weight for a float32 slope and a weight in `dtype`: (c, D), float32 where that has 16 bits."""
     if dtype not in HALF:
         return slope_cV.to(dtype) @ weight_VD
-    out_cD = slope_cV.new_zeros(slope_cV.shape[0], weight_VD.shape[1])
-    for block in _blocks(weight_VD):
-        out_cD += _product(slope_cV[:, block], weight_VD[block].to(dtype))
-    return out_cD
+    parts = (_product(slope_cV[:, block], weight_VD[block].to(dtype)) for block in _blocks(weight_VD))
+    return reduce(torch.Tensor.add_, parts)
 
 
 def add_outer(total_VD: torch.Tensor, slope_cV: torch.Tensor, x_cD: torch.Tensor, dtype: torch.dtype) -> None:
@@ -81,7 +84,7 @@ def add_outer(total_VD: torch.Tensor, slope_cV: torch.Tensor, x_cD: torch.Tensor
     if dtype not in HALF:
         total_VD.addmm_(slope_cV.t().to(dtype), x_cD.to(dtype))
         return
-    for block in _blocks(total_VD):
+    for block in _blocks(total_VD, CUDA_SUM_ELEMENTS):
         total_VD[block] += _product(slope_cV[:, block].t(), x_cD.to(dtype))
 
 

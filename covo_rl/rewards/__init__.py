@@ -9,9 +9,10 @@ A reward function has TRL's signature, `f(prompts, completions, **columns) -> li
 """
 
 from covo_rl.rewards.linter import Finding, lint
-from covo_rl.rewards.scoring import Component, components, score
+from covo_rl.rewards.scoring import Component, Scoring, components, score
 from covo_rl.rewards.specs import Reward, RewardError, available_rewards, load_reward
 
 __all__ = [
-    "Component", "Finding", "Reward", "RewardError", "available_rewards", "components", "lint", "load_reward", "score",
+    "Component", "Finding", "Reward", "RewardError", "Scoring", "available_rewards", "components", "lint",
+    "load_reward", "score",
 ]  # fmt: skip

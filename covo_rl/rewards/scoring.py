@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,6 +106,42 @@ def score(
     if failures and config.reward_failure == "stop":
         raise RewardError(f"{failures[0][0]} (reward_failure is stop)")
     return _table(terms, outcomes, len(groups), config.reward_gate)
+
+
+class Scoring(threading.Thread):
+    """`score(...)` under way in a daemon thread, which keeps no process from ending.
+
+    A local judge is waited for here: it shares the device, and its memory, with whatever would go on meanwhile.
+    """
+
+    def __init__(self, groups: Sequence[Group], config: RewardConfig | None = None, **options: Any) -> None:
+        super().__init__(name="score", daemon=True)
+        config = config or RewardConfig()
+        self._score = partial(score, groups, config, **options)
+        self._result: RewardTable | None = None
+        self._error: BaseException | None = None
+        self.start()
+        if (config.judge or "").startswith("transformers:"):
+            self.wait()
+
+    def run(self) -> None:
+        try:
+            self._result = self._score()
+        except BaseException as error:  # whatever it is, it is raised where it is waited for
+            self._error = error
+
+    def wait(self) -> None:
+        """Until `table` has an answer."""
+        while self.is_alive():
+            self.join(1.0)  # without a limit, a Ctrl-C that another thread received would not end it
+
+    def table(self) -> RewardTable:
+        """Wait for the scores. Raises what `score` raised."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
 
 
 def _table(terms: Sequence[Component], outcomes: Sequence[Outcome], prompts: int, gate: str) -> RewardTable:

@@ -134,7 +134,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     Without `speed` there are no seconds.
     """
     from covo_rl.policy import Policy
-    from covo_rl.policy.head import CHUNK_ELEMENTS
+    from covo_rl.policy.head import chunk_elements
     from covo_rl.policy.trainable import auto_dtype
 
     train, adapter, rollout = options.train, options.adapter, options.rollout
@@ -165,7 +165,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
         "logits and probabilities": 3 * rows * shape.vocabulary * 4,
         "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
     }
-    chunk = min(max(CHUNK_ELEMENTS, 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
+    chunk = min(max(chunk_elements(), 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
     head_trains = not adapter.lora and "lm_head" in adapter.train_parts
     loss = {
         "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),

@@ -161,12 +161,12 @@ def memory_explained(advice: str) -> Iterator[None]:
 
 
 def sampling_advice(prompts: int, rollout: RolloutConfig) -> str:
-    """What to change where sampling ran out of memory: the keys and values of all rollouts are held at once."""
+    """What to change where sampling ran out of memory: keys and values of all rows in work are held at once."""
     return (
         f"out of memory while sampling {prompts} prompts x {rollout.num_generations} rollouts of up to "
-        f"{rollout.max_completion_length} tokens. Lower prompts_per_step (and raise max_steps), num_generations or "
-        "max_completion_length, use more ranks, which share the prompts, or dtype bfloat16; `covo-rl doctor` "
-        "estimates what fits. micro_batch_prompts makes no difference here."
+        f"{rollout.max_completion_length} tokens, {rollout.decode_rows} at a time. Lower decode_rows, which changes nothing "
+        "else, max_completion_length or prompts_per_step (and raise max_steps), use more ranks, which share the prompts, "
+        "or dtype bfloat16; `covo-rl doctor` estimates what fits. micro_batch_prompts makes no difference here."
     )
 
 

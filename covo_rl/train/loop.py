@@ -8,6 +8,7 @@ gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from covo_rl.config import Options
 from covo_rl.engines.base import RolloutEngine
 from covo_rl.engines.own import OwnEngine
 from covo_rl.policy import Policy
+from covo_rl.policy.prefetch import Prefetch
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records.steps import Clock, StepShare, step_metrics
-from covo_rl.rewards import RewardError, components, score
+from covo_rl.rewards import RewardError, Scoring, components
 from covo_rl.rewards.scoring import FailureWindow
 from covo_rl.train.batch import Batch, hash_seed, refill
 from covo_rl.train.checkpoint.saver import Saver
@@ -32,6 +34,9 @@ from covo_rl.train.learner import Learner
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler, share
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout, visible
+
+#: waits for the scores of all groups of this rank; a collective, so that an error on one rank is one on all
+Scores = Callable[[], RewardTable]
 
 
 class Trainer:
@@ -59,6 +64,7 @@ class Trainer:
         self.update_totals: dict[str, float] = {}
         self.skipped_rows: dict[str, str] = {}
         self.terms = components(options.reward.rewards)  # once: a file that is edited meanwhile changes nothing
+        self.prefetch = Prefetch(policy.store, active=self.device.type != "cpu")  # on a CPU nothing would wait less
         self.reward_failures = FailureWindow(options.reward.reward_failure_limit, options.train.max_steps)
         end = Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop")
         idle_group = Group(self.prompt_of(examples[0].id), (end,))
@@ -79,11 +85,12 @@ class Trainer:
 
         What `on_step` returns, if anything, is the step's score for `keep_best`: higher is better.
         """
-        while self.step < self.options.train.max_steps:
-            metrics, batch = self.train_step(saver)
-            step_score = on_step(metrics, batch) if on_step else None
-            if saver:
-                saver.after_step(self, step_score)
+        with closing(self.prefetch):
+            while self.step < self.options.train.max_steps:
+                metrics, batch = self.train_step(saver)
+                step_score = on_step(metrics, batch) if on_step else None
+                if saver:
+                    saver.after_step(self, step_score)
         if saver:
             saver.finish(self)
 
@@ -92,10 +99,11 @@ class Trainer:
     def train_step(self, saver: Saver | None = None) -> tuple[dict[str, Any], Batch]:
         """One generated batch and all its optimiser updates, or what is left of them after a resume."""
         clock = Clock()
-        if self.batch is None:
-            self.batch = self.generate(clock)
-        with clock("update"):
-            self.update(self.batch, saver)
+        with self.policy.embedder.placed():
+            if self.batch is None:
+                self.batch = self.generate(clock)
+            with clock("update"):
+                self.update(self.batch, saver)
         batch, update = self.batch, self.update_means()
         self.batch, self.update_index, self.update_totals = None, 0, {}
         self.engine.sync(self.learner.applied)  # from now on, sample with this policy
@@ -110,23 +118,27 @@ class Trainer:
         }
 
     def generate(self, clock: Clock | None = None) -> Batch:
-        """Rows -> prompts -> groups -> rewards -> advantages, and the log-probs that the update compares with."""
+        """Rows -> prompts -> groups -> rewards -> advantages, and the log-probs that the update compares with.
+
+        The rewards are at work while the device makes log-probs, unless other rows depend on them.
+        """
         clock = clock or Clock()
         rows = self.sampler.take(self.options.train.prompts_per_step)
-        groups, table = self.rollouts(share(rows, self.ranks.rank, self.ranks.world), clock)
-        groups, table = self.resample(groups, table, clock)
+        groups, scores = self.rollouts(share(rows, self.ranks.rank, self.ranks.world), clock)
+        groups, scores = self.resample(groups, scores, clock)
+        with clock("score"):
+            old_logps = self.learner.old_logps(groups, exact=self.engine.exact)
+            self.engine.rest()  # its memory is the update's now
+            ref_logps = self.learner.ref_logps(groups)
+        table = scores()
         if problem := self.reward_failures.add(self.ranks.gathered(table)):
             raise TrainingStopped(f"step {self.step}: {problem}")
-        batch = Batch(groups, table, self.advantages_of(groups, table))
-        with clock("score"):
-            batch.old_logps = self.learner.old_logps(groups, exact=self.engine.exact)
-            self.engine.rest()  # its memory is the update's now
-            batch.ref_logps = self.learner.ref_logps(groups)
-        return batch
+        return Batch(groups, table, self.advantages_of(groups, table), old_logps, ref_logps)
 
-    def rollouts(self, rows: Sequence[Example], clock: Clock, attempt: int = 0) -> tuple[list[Group], RewardTable]:
-        """G rollouts of each row, and their scores."""
+    def rollouts(self, rows: Sequence[Example], clock: Clock, attempt: int = 0) -> tuple[list[Group], Scores]:
+        """G rollouts of each row, and their scores, which are under way."""
         with clock("prompt"):
+            self.prefetch.turn(self.next_rows())
             prompts = self.prompts_of(rows)
         rollout = self.options.rollout
         seed = hash_seed(self.options.train.seed, self.step, attempt)
@@ -139,23 +151,28 @@ class Trainer:
             if name.endswith("_s"):
                 clock.add(name.removesuffix("_s"), value)
         with clock("reward"):
-            table = self.ranks.together(
-                lambda: score(groups, self.options.reward, trainer_state={"step": self.step}, rewards=self.terms),
-                RewardError,
-            )
-        return groups, table
+            scoring = Scoring(groups, self.options.reward, trainer_state={"step": self.step}, rewards=self.terms)
 
-    def resample(self, groups: list[Group], table: RewardTable, clock: Clock) -> tuple[list[Group], RewardTable]:
+        def scores() -> RewardTable:
+            with clock("reward"):
+                return self.ranks.together(scoring.table, RewardError)
+
+        return groups, scores
+
+    def resample(self, groups: list[Group], scores: Scores, clock: Clock) -> tuple[list[Group], Scores]:
         """Dynamic sampling (DAPO, arXiv 2503.14476): other rows in the places of groups without variance."""
+        if not self.options.train.dynamic_sampling:
+            return groups, scores
+        table = scores()
         for attempt in range(1, self.options.train.dynamic_sampling + 1):
             keep_P = self.advantages_of(groups, table).informative_P
             counts = self.ranks.gathered(int((~keep_P).sum()))
             if not sum(counts):
                 break
             rows, start = self.sampler.take(sum(counts)), sum(counts[: self.ranks.rank])
-            more, more_table = self.rollouts(rows[start : start + counts[self.ranks.rank]], clock, attempt)
-            groups, table = refill(groups, table, keep_P, more, more_table)
-        return groups, table
+            more, more_scores = self.rollouts(rows[start : start + counts[self.ranks.rank]], clock, attempt)
+            groups, table = refill(groups, table, keep_P, more, more_scores())
+        return groups, lambda: table
 
     def advantages_of(self, groups: Sequence[Group], table: RewardTable) -> Advantages:
         """Over the groups of all ranks, so that `scale_rewards: batch` means the whole batch; returns this rank's."""
@@ -212,6 +229,12 @@ class Trainer:
                 f"could not be read, above skipped_rows_limit {limit}. The first: {reasons}"
             )
         return prompts
+
+    def next_rows(self) -> list[Example]:
+        """This rank's rows of the next step, if no group is sampled again."""
+        more = self.step + 1 < self.options.train.max_steps
+        rows = self.sampler.peek(self.options.train.prompts_per_step) if more else []
+        return share(rows, self.ranks.rank, self.ranks.world)
 
     def prompt_of(self, example_id: str) -> Prompt:
         """The prompt of a training row."""

@@ -39,6 +39,14 @@ class PromptSampler:
             self.position += 1
         return rows
 
+    def peek(self, count: int) -> list[Example]:
+        """What `take` would return; it is still to be taken."""
+        state = self.epoch, self.position, self._order
+        try:
+            return self.take(count)
+        finally:
+            self.epoch, self.position, self._order = state
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position, "rows": len(self.examples), "seed": self.seed}
 
