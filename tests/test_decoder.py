@@ -414,7 +414,10 @@ def test_the_kernels_step_has_every_tensor_on_the_device(monkeypatch):
             for name, buffer in list(module._buffers.items()):
                 if buffer is not None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
-        kv_heads, width = made.family.decoder.config.num_key_value_heads, made.family.decoder.layers[0].self_attn.head_dim
+        kv_heads, width = (
+            made.family.decoder.config.num_key_value_heads,
+            made.family.decoder.layers[0].self_attn.head_dim,
+        )
         k_LKd = torch.empty(30, kv_heads, width, dtype=torch.bfloat16, device="meta")
         keys = {layer: (k_LKd, k_LKd) for layer in (0, 1)}
         memory = KeyMemory(keys, [(0, 20), (20, 30)], rows=6, limit=11, widest=4, varlen=True)

@@ -81,14 +81,13 @@ def test_two_ranks_train_stop_and_resume_as_one_process(kind, tmp_path):
 
 @pytest.mark.slow
 @NO_DEEPSPEED
-@pytest.mark.parametrize("kind", ["zero2", "zero3"])
 @pytest.mark.parametrize("case", ["uneven", "full"])
-def test_zero_under_bfloat16_takes_the_first_step_of_ddp(kind, case, tmp_path):
-    """Float32 weights under autocast, with torch's linear function."""
-    for which in ("ddp", kind):
+def test_zero2_under_bfloat16_takes_the_first_step_of_ddp(case, tmp_path):
+    """Float32 weights under autocast. ZeRO-3 rounds otherwise: its linear function, and encoding within autocast."""
+    for which in ("ddp", "zero2"):
         launch(which, tmp_path / which, case, precision="bf16")
-    ours, theirs = (train_cases.metrics(tmp_path / which / case / "undisturbed")[0] for which in (kind, "ddp"))
+    ours, theirs = (train_cases.metrics(tmp_path / which / case / "undisturbed")[0] for which in ("zero2", "ddp"))
     assert ours["reward_vowels"] == theirs["reward_vowels"]
-    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
-    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
     assert theirs["sampling/sampling_logp_difference/mean"] > 1e-4, "nothing was computed in 16 bits"

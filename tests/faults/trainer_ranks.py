@@ -95,8 +95,6 @@ def main() -> None:
     if plugin:  # DeepSpeed would leave parameters of this size whole, and keep what it will soon need again
         plugin.deepspeed_config["zero_optimization"] |= dict.fromkeys(APART, 0)
     only = sys.argv[3:]
-    if plugin and only:  # ZeRO-3's linear function rounds once more in 16 bits, which ends in other rollouts
-        plugin.deepspeed_config["zero_optimization"]["memory_efficient_linear"] = False
     cases = {name: CASES["zero2"][name] for name in only} if only else CASES[kind]
     for name, changes in cases.items():
         here = folder / name
