@@ -57,17 +57,24 @@ def test_a_launch_without_deepspeed_names_what_to_do(monkeypatch):
         launch.join()
 
 
-def test_clipping_is_handed_over_and_16_bit_parameters_are_refused():
-    config = {}
+def test_clipping_is_handed_over_and_what_deepspeed_cannot_train_is_refused():
+    config = {"zero_optimization": {"stage": 3}}
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config)))
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16().requires_grad_(False))
+    model.embedder = SimpleNamespace(frozen=True)
     zero.set_gradient_limit(accelerator, model, 0.5)
-    assert config == {"gradient_clipping": 0.5}
+    assert config["gradient_clipping"] == 0.5
     model[1].weight.requires_grad_(True)
     with pytest.raises(
         ConfigError, match=r"must be float32, and 1 parameters are not, e.g. 1.weight \(torch.bfloat16\)"
     ):
         zero.set_gradient_limit(accelerator, model, 0.5)
+    model[1].requires_grad_(False)
+    model.embedder.frozen = False
+    with pytest.raises(ConfigError, match="under ZeRO-3 encoder and audio adapter must stay frozen"):
+        zero.set_gradient_limit(accelerator, model, 0.5)
+    config["zero_optimization"]["stage"] = 2
+    zero.set_gradient_limit(accelerator, model, 0.5)
 
 
 class Engine:

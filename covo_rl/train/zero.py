@@ -19,6 +19,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, is_deepspeed_avai
 from torch import Tensor, nn
 
 from covo_rl.config import ConfigError
+from covo_rl.policy import Policy
 from covo_rl.records.console import console
 
 #: what is weaker than without DeepSpeed
@@ -87,14 +88,18 @@ def settings(precision: str, ranks: int) -> dict[str, Any]:
     }
 
 
-def set_gradient_limit(accelerator: Accelerator, model: nn.Module, limit: float) -> None:
+def set_gradient_limit(accelerator: Accelerator, policy: Policy, limit: float) -> None:
     """Clipping is DeepSpeed's part; before `accelerator.prepare`. 0 is none.
 
     Raises:
-        ConfigError: a 16-bit parameter trains, for which DeepSpeed would neither keep float32 nor see NaN.
+        ConfigError: a 16-bit parameter trains, for which DeepSpeed would neither keep float32 nor see NaN; or under
+            ZeRO-3 the encoder or its adapter, whose passes differ between ranks.
     """
+    if _config(accelerator)["zero_optimization"]["stage"] == 3 and not policy.embedder.frozen:
+        raise ConfigError(["under ZeRO-3 encoder and audio adapter must stay frozen (train_parts, LoRA targets): "
+                           "launch with recipes/accelerate/fsdp2.yaml or zero2.yaml to train them"])  # fmt: skip
     narrow = [
-        f"{name} ({p.dtype})" for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32
+        f"{name} ({p.dtype})" for name, p in policy.named_parameters() if p.requires_grad and p.dtype != torch.float32
     ]
     if narrow:
         raise ConfigError([f"under DeepSpeed what trains must be float32, and {len(narrow)} parameters are not, e.g. "
