@@ -7,13 +7,16 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test install lint types clean
+.PHONY: demo test gpu install lint types clean
 
 demo: install  ## GRPO on the built-in questions: about three CPU minutes
 	$(BIN)/accelerate launch recipes/grpo_mmau.py $(ARGS)
 
 test: install  ## the whole suite, two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+gpu: install  ## tests/gpu on the CUDA device of this machine; without one they are skipped
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)
 
 install: $(VENV)/.installed
 

@@ -61,7 +61,9 @@ class ModelConfig:
     """Which audio language model, and how it is held."""
 
     model: str = option("builtin:tiny", "folder or hub name of the model; builtin:tiny is the shipped one")
-    dtype: str = option("auto", "precision of the weights", ["auto", "float32", "bfloat16", "float16"])
+    dtype: str = option(
+        "auto", "precision of the weights (in float16 gradients vanish)", ["auto", "float32", "bfloat16"]
+    )  # fmt: skip
     attn_implementation: str | None = option(None, "attention of the encoder (the decoder's is set by covo_rl)")
     trust_remote_code: bool = option(False, "run code that ships with the checkpoint")
 
@@ -83,7 +85,7 @@ class AdapterConfig:
         ["llm", "lm_head"], "parts that train with --full: encoder audio_adapter llm lm_head"
     )
     part_learning_rates: str | None = option(None, "by part: audio_adapter=1e-5,llm=1e-6; in YAML also a mapping")
-    load_in_4bit: bool = option(False, "QLoRA (CUDA only, needs bitsandbytes)")
+    load_in_4bit: bool = option(False, "QLoRA: the decoder in 4-bit NF4 (needs bitsandbytes)")
 
 
 @dataclass
@@ -205,7 +207,11 @@ class TrainConfig:
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.999, "AdamW")
     max_grad_norm: float = option(1.0, "gradient clipping; 0 is off")
-    gradient_checkpointing: bool = option(False, "recompute activations in the decoder (non-reentrant)")
+    gradient_checkpointing: bool = option(False, "recompute activations of the decoder in the backward (non-reentrant)")
+    recompute: str = option(
+        "mlp", "what gradient_checkpointing recomputes of a layer: norms and MLP, or all of it; docs/performance.md",
+        ["mlp", "layer"],
+    )  # fmt: skip
     dynamic_sampling: int = option(0, "resample rounds for groups without variance (DAPO); 0 is off")
     feature_memory_mb: int = option(512, "budget for audio features kept in memory when the encoder is frozen")
     checkpoint_every: int = option(0, "steps between checkpoints; 0: only at the end")
@@ -351,11 +357,15 @@ def _contradictions(options: Options) -> list[str]:
         (rollout.temperature >= COLDEST, f"temperature {rollout.temperature}: sampling needs at least {COLDEST}"),
         (not train.micro_batch_rollouts or train.micro_batch_prompts == 1,
          f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
+        (train.gradient_checkpointing or train.recompute == TrainConfig.recompute,
+         f"recompute {train.recompute} has no effect without gradient_checkpointing"),
         (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
         (train.lr_scheduler_type in SCHEDULES,
          f"lr_scheduler_type {train.lr_scheduler_type!r:.80}: choose one of {' '.join(SCHEDULES)}"),
         (options.adapter.lora or not options.adapter.adapter, "adapter: an adapter to start from needs --lora"),
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
+        (options.adapter.lora or not options.adapter.load_in_4bit,
+         "load_in_4bit: the decoder's own parameters cannot train in 4 bits: use --lora, or leave it out"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
         (loss.overlong_buffer <= rollout.max_completion_length,

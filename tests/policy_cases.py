@@ -28,13 +28,17 @@ def _tokenizer():
     return tiny_tokenizer(TEXTS, 300)
 
 
-def family(name: str = "covo_audio", seed: int = 0) -> AudioFamily:
-    """A fresh random family with weights large enough that logits differ clearly between tokens."""
+def family(name: str = "covo_audio", seed: int = 0, sizes: dict | None = None) -> AudioFamily:
+    """A fresh random family with weights large enough that logits differ clearly between tokens.
+
+    `sizes` replace those of the Covo-Audio.
+    """
     if name == "covo_audio":
-        model, processor = tiny_covo_audio(
-            _tokenizer(), encoder_width=32, encoder_layers=1, encoder_heads=2, decoder_width=32, decoder_layers=2,
-            segment_seconds=1.0, mel_bins=16, adapter_hidden=32, seed=seed, initializer_range=0.1,
-        )  # fmt: skip
+        defaults = {
+            "encoder_width": 32, "encoder_layers": 1, "encoder_heads": 2, "decoder_width": 32, "decoder_layers": 2,
+            "segment_seconds": 1.0, "mel_bins": 16, "adapter_hidden": 32, "initializer_range": 0.1,
+        }  # fmt: skip
+        model, processor = tiny_covo_audio(_tokenizer(), seed=seed, **{**defaults, **(sizes or {})})
         return CovoAudio(model, processor)
     model, processor = tiny_qwen2_audio(
         TEXTS, vocab_size=300, encoder_width=16, encoder_layers=1, decoder_width=32, mel_bins=16, seed=seed
@@ -47,10 +51,12 @@ def family(name: str = "covo_audio", seed: int = 0) -> AudioFamily:
 
 
 def policy(
-    name: str = "covo_audio", *, lora: bool = True, seed: int = 0, adapter: dict | None = None, **kwargs
-) -> Policy:
-    """LoRA (fixed values, B not zero, so that it matters) or full, ready to train."""
-    made = family(name, seed)
+    name: str = "covo_audio", *, lora: bool = True, seed: int = 0, adapter: dict | None = None,
+    sizes: dict | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **kwargs
+) -> Policy:  # fmt: skip
+    """LoRA (fixed values, B not zero, so that it matters; float32 on a base in `dtype`) or full, ready to train."""
+    made = family(name, seed, sizes)
+    made.model.to(dtype)
     config = AdapterConfig(lora=lora, lora_r=4, lora_alpha=8.0, **(adapter or {}))
     modes = build_modes(made, config)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -59,6 +65,7 @@ def policy(
             for n, p in made.model.named_parameters():
                 if "lora_" in n:
                     p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
+    made.model.to(device)
     return Policy(made, modes.peft_model, **{"clips": ClipStore(), **kwargs})
 
 
@@ -97,17 +104,17 @@ def ragged_groups(made: Policy) -> list[Group]:
 def oracle_logits(made: Policy, prompt: Prompt, ids: Sequence[int], *, left_pad: int = 0) -> torch.Tensor:
     """Plain forward of one row [padding | prompt | completion]: logits (C, V) that predict the completion."""
     fam = made.family
-    row = torch.tensor([[*prompt.input_ids, *ids]])
+    row = torch.tensor([[*prompt.input_ids, *ids]], device=made.device)
     embeds = fam.embed_tokens(row)
     clips = [fam.clip_features(*made.clips.waveform(key)) for key in prompt.clip_keys]
     if clips:
         audio = torch.cat([fam.encode([c])[0] for c in clips])
         place = (row[0, : len(prompt.input_ids)] == fam.audio_token_id).nonzero()[:, 0]
         embeds = embeds.index_copy(1, place, audio[None].to(embeds.dtype))
-    mask = torch.ones(1, row.shape[1], dtype=torch.int64)
+    mask = torch.ones_like(row)
     if left_pad:
-        embeds = torch.cat((torch.randn(1, left_pad, embeds.shape[-1]), embeds), 1)
-        mask = torch.cat((torch.zeros(1, left_pad, dtype=torch.int64), mask), 1)
+        embeds = torch.cat((torch.randn(1, left_pad, embeds.shape[-1]).to(embeds), embeds), 1)
+        mask = torch.cat((mask.new_zeros(1, left_pad), mask), 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     hidden = fam.decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
     logits = fam.lm_head(hidden.last_hidden_state)[0]
@@ -122,9 +129,10 @@ def oracle_logps(
     logps, entropies = [], []
     for one in groups:
         for rollout in one.rollouts:
-            logits = oracle_logits(made, one.prompt, rollout.completion_ids, left_pad=left_pad) / temperature
+            logits = oracle_logits(made, one.prompt, rollout.completion_ids, left_pad=left_pad).float() / temperature
             table = logits.log_softmax(-1)
-            logps.append(table.gather(1, torch.tensor(rollout.completion_ids)[:, None])[:, 0])
+            ids_C1 = torch.tensor(rollout.completion_ids, device=made.device)[:, None]
+            logps.append(table.gather(1, ids_C1)[:, 0])
             entropies.append(-(table.exp() * table).sum(-1))
     return logps, entropies
 

@@ -9,9 +9,25 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from covo_rl.bench.case import Cell, Sizes, encoder_flops, flops, workload_of
-from covo_rl.config import Options
-from covo_rl.run.doctor import Speed, activation_bytes, audio_positions, plan, shape_of
+from covo_rl.audio import ClipStore
+from covo_rl.bench.case import workload_of
+from covo_rl.bench.sizes import MODEL_SIZES, Cell, Sizes, encoder_flops, flops
+from covo_rl.config import AdapterConfig, Options
+from covo_rl.models.covo_audio.family import CovoAudio
+from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
+from covo_rl.policy import Policy
+from covo_rl.policy.trainable import make_trainable
+from covo_rl.run.doctor import (
+    DECODE_FACTOR,
+    activation_bytes,
+    audio_positions,
+    decode_bytes,
+    layer_values,
+    plan,
+    render_plan,
+    shape_of,
+)
+from covo_rl.run.speed import Speed, measure_speed
 
 SMALL = Sizes(decoder_layers=2, decoder_width=64, decoder_heads=2, encoder_layers=1, encoder_width=64, vocabulary=512)
 
@@ -65,9 +81,9 @@ def test_case_has_the_shape_it_says(variant):
 
 
 def test_bench_writes_what_others_read(tmp_path, monkeypatch):
-    from covo_rl.bench import case, cli
+    from covo_rl.bench import cli
 
-    monkeypatch.setattr(case.Sizes, "__init__", _small_sizes)
+    monkeypatch.setattr(Sizes, "__init__", _small_sizes)
     path = tmp_path / "bench.json"
     words = f"grpo --json {path} --cells 188,2,3 --repeats 1 --clips 1 --trl --no-memory --device cpu"
     done = CliRunner().invoke(cli.app, words.split())
@@ -151,9 +167,8 @@ def test_peak_memory_of_the_loss_pass_is_at_most_a_fifth_of_stock():
     assert 0.75 < sum(planned.loss.values()) / 2**20 / ours < 1.3
 
 
-@pytest.mark.parametrize(("name", "lora"), [("covo_audio", True), ("covo_audio", False), ("qwen2_audio", True)])
-def test_planned_activations_are_those_a_pass_saves(name, lora):
-    made = cases.policy(name, lora=lora)
+def _saved_values(made):
+    """Values of the weights' dtype per position that a pass saves."""
     groups = [cases.group(p, (60,) * 4) for p in cases.prompts(made, seconds=((0.6,), (0.9,)))]
     features = made.features([g.prompt for g in groups])
     made.train()
@@ -168,11 +183,45 @@ def test_planned_activations_are_those_a_pass_saves(name, lora):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         scored = made("logps", groups, features)
-    measured = sum(size for size, _ in saved.values())
-    positions = sum(len(g.prompt.input_ids) + 4 * 59 for g in groups)
-    planned = activation_bytes(shape_of(made.family.model.config), positions, 4, False)
-    assert 0.8 < measured / planned < 1.1
     assert scored.logps_NC.requires_grad
+    positions = sum(len(g.prompt.input_ids) + 4 * 59 for g in groups)
+    return sum(size for size, _ in saved.values()) / positions / made.family.embed_tokens.weight.itemsize
+
+
+@pytest.mark.parametrize(("name", "lora"), [("covo_audio", True), ("covo_audio", False), ("qwen2_audio", True)])
+def test_planned_activations_are_those_a_pass_saves(name, lora):
+    made = cases.policy(name, lora=lora)
+    planned = activation_bytes(shape_of(made.family.model.config), 1, 1)
+    assert 0.8 < _saved_values(made) / planned < 1.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recompute", [None, "mlp", "layer"])
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_values_that_a_layer_keeps_for_the_backward(lora, recompute, dtype):
+    """Of two models the one with two layers more keeps so much more; LoRA of rank 1."""
+    saved = []
+    for layers in (1, 3):
+        sizes = {"encoder_width": 32, "encoder_layers": 1, "encoder_heads": 2, "mel_bins": 16, "adapter_hidden": 32}
+        made, processor = tiny_covo_audio(
+            tiny_tokenizer(cases.TEXTS, 300), decoder_width=64, decoder_layers=layers, segment_seconds=1.0, **sizes
+        )
+        family = CovoAudio(made.to(dtype), processor)
+        modes = make_trainable(family, AdapterConfig(lora=lora, lora_r=1))
+        how = {"gradient_checkpointing": bool(recompute), "recompute": recompute or "mlp"}
+        saved.append(_saved_values(Policy(family, modes.peft_model, clips=ClipStore(), **how)))
+    layer = (saved[1] - saved[0]) / 2
+    assert 0.8 < layer / layer_values(shape_of(made.config), recompute) < 1.1
+
+
+def test_the_published_shape_fits_on_paper():
+    """G 8, C 1,024: one 30 s clip's prompt and its rollouts, bf16 LoRA, weights of 16 GiB; 30 GiB are the aim."""
+    from covo_rl.models.covo_audio import CovoAudioConfig
+
+    shape = shape_of(CovoAudioConfig())
+    assert (shape.layers, shape.width, shape.mlp_width, shape.kv_width) == (28, 3584, 18944, 512)
+    kept, mlp, layer = (activation_bytes(shape, 8400, 2, recompute=r) / 2**30 for r in (None, "mlp", "layer"))
+    assert (kept, mlp, layer) == pytest.approx((49.4, 11.7, 3.3), abs=0.1)
 
 
 def test_parameters_of_the_published_model_are_counted_without_storage():
@@ -182,7 +231,8 @@ def test_parameters_of_the_published_model_are_counted_without_storage():
     config = CovoAudioConfig()
     lora = {"prompts_per_step": 16, "num_generations": 8, "max_completion_length": 512, "lora_r": 8}
     speed = Speed(flops=4e14, bandwidth=2e12)
-    made = plan(config, run_options(**lora, gradient_checkpointing=True), prompt_positions=288, speed=speed)
+    whole = run_options(**lora, gradient_checkpointing=True, recompute="layer")
+    made = plan(config, whole, prompt_positions=288, speed=speed)
     assert shape_of(config).total == pytest.approx(8.4e9, rel=0.01)
     assert made.trainable == 8 * 28 * 90_112
     assert audio_positions(config, 30.0) == 188
@@ -191,6 +241,52 @@ def test_parameters_of_the_published_model_are_counted_without_storage():
     assert without.loss["activations"] > 10 * made.loss["activations"]
     full = plan(config, run_options(**lora, lora=False, beta=0.1), prompt_positions=288)
     assert full.peak > 5 * made.peak / 2 and full.memory["reference copy"] > 14e9
+
+
+def test_a_decode_step_reads_weights_and_keys():
+    """28 layers of 233,046,016 parameters and a head of 602,309,120, in 2 bytes; 512 values a key."""
+    from covo_rl.models.covo_audio import CovoAudioConfig
+
+    shape = shape_of(CovoAudioConfig())
+    read = decode_bytes(shape, prompt_positions=4 * 214, rows=32, completion=256, size=2)
+    weights = 2 * (28 * 233_046_016 + 3584 * 168_055)
+    assert read == weights + 2 * 2 * 28 * 512 * (4 * 214 + 32 * 128)
+    assert shape.linear_parameters == MODEL_SIZES["7b"].linear_parameters
+    assert weights == pytest.approx(14.26e9, rel=1e-3)
+
+
+def test_planned_seconds_are_below_those_of_a_gpu():
+    """The measured step of docs/performance.md: H200, four 30 s clips, G 8, C 256, LoRA of rank 8."""
+    from covo_rl.models.covo_audio import CovoAudioConfig
+
+    words = {"prompts_per_step": 4, "num_generations": 8, "max_completion_length": 256, "lora_r": 8, "beta": 0.04}
+    speed, config = Speed(flops=790e12, bandwidth=4.3e12), CovoAudioConfig()
+    made = plan(config, run_options(**words), prompt_positions=214, speed=speed)
+    measured = {"encode": 0.09, "decode": 12.9, "reference": 1.5, "loss": 1.23}
+    assert all(0 < made.seconds[phase] < seconds for phase, seconds in measured.items()), made.seconds
+    floor = 256 * decode_bytes(shape_of(config), prompt_positions=4 * 214, rows=32, completion=256, size=2) / 4.3e12
+    assert made.seconds["decode"] == pytest.approx(DECODE_FACTOR * floor)
+    assert made.seconds["decode"] == pytest.approx(1.39, abs=0.01)
+    few = plan(config, run_options(**words, decode_rows=8), prompt_positions=214, speed=speed)
+    assert 3.8 < few.seconds["decode"] / made.seconds["decode"] < 4, "four turns of 8 rows read the weights four times"
+    assert "lower bound: products at 790 TFLOP/s in bfloat16, copies at 4,300 GB/s" in render_plan(made)
+
+
+def test_speed_is_measured_in_the_dtype_of_the_run(tmp_path, monkeypatch):
+    from covo_rl.run import doctor
+
+    asked = []
+    monkeypatch.setattr(doctor, "measure_speed", lambda device, dtype: asked.append(dtype) or Speed(1e12, 1e11))
+    made = cases.family()
+    made.model.save_pretrained(tmp_path / "model")
+    for dtype in ("bfloat16", "auto"):
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({"model": str(tmp_path / "model"), "dtype": dtype}))
+        assert CliRunner().invoke(doctor.app, ["--config", str(path), "--seconds", "1"]).exit_code == 0
+    assert asked == ["bfloat16", "float32"]
+    for dtype in asked:
+        speed = measure_speed("cpu", dtype)
+        assert speed.flops > 1e8 and speed.bandwidth > 1e7
 
 
 def test_doctor_reads_a_run_configuration(tmp_path):

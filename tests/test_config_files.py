@@ -114,7 +114,7 @@ def test_json_is_held_to_the_same(tmp_path):
         ("output: 2024-01-02", "expected text; put it in quotes"),
         ("train_parts: llm", r"expected a list such as \[a, b\]"),
         ("train_parts: [1]", "expected a list"),
-        ("dtype: float8", "choose auto, float32, bfloat16 or float16"),
+        ("dtype: float8", "choose auto, float32 or bfloat16"),
         ("lr_scheduler_type: foo", "choose one of linear"),
         ("rewards: {accuracy: .nan}", "accuracy=nan"),
         ("rewards: {accuracy: yes}", "accuracy=True"),

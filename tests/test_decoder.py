@@ -396,8 +396,8 @@ def test_the_nucleus_without_a_sort_is_that_of_a_sort():
 
 
 def test_the_kernels_step_has_every_tensor_on_the_device(monkeypatch):
-    """Shapes, dtypes and devices of the CUDA step by torch's own rules for them, on a device without values: the kernel,
-    the products, the draw and what they write. An operand that was left on the host is an error here."""
+    """Shapes, dtypes and devices of the CUDA step by torch's own rules for them, on a device without values: kernel,
+    products, draw, and what they write. An operand that was left on the host is an error here."""
     made = _half("covo_audio")
     monkeypatch.setattr(flash, "available", lambda *device: True)
     seen = []
@@ -419,7 +419,7 @@ def test_the_kernels_step_has_every_tensor_on_the_device(monkeypatch):
             made.family.decoder.layers[0].self_attn.head_dim,
         )
         k_LKd = torch.empty(30, kv_heads, width, dtype=torch.bfloat16, device="meta")
-        keys = {layer: (k_LKd, k_LKd) for layer in (0, 1)}
+        keys = dict.fromkeys((0, 1), (k_LKd, k_LKd))
         memory = KeyMemory(keys, [(0, 20), (20, 30)], rows=6, limit=11, widest=4, varlen=True)
         memory.arrange([-1] * 6, [0, 0, 0, 0, 1, 1])
         decoder = decoder_for(made, rows=6, longest=32)

@@ -28,3 +28,16 @@ def test_ranks_that_do_not_see_each_other_are_refused(monkeypatch):
         launch.process_state()
     monkeypatch.setattr(launch, "PartialState", lambda cpu: SimpleNamespace(num_processes=2))
     assert launch.process_state().num_processes == 2
+
+
+def test_more_processes_than_devices_are_refused_before_the_driver_does(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    present = launch.torch.device("cuda")
+    monkeypatch.setattr(launch.torch.accelerator, "current_accelerator", lambda check_available: present)
+    monkeypatch.setattr(launch.torch.accelerator, "device_count", lambda: 1)
+    for start in (launch.process_state, launch.join):
+        with pytest.raises(ConfigError, match=r"2 processes were started on a machine with 1 device\(s\)"):
+            start()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines with one device each
+    monkeypatch.setattr(launch, "PartialState", lambda cpu: SimpleNamespace(num_processes=2))
+    assert launch.process_state().num_processes == 2

@@ -13,7 +13,7 @@ from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 from covo_rl.config import AdapterConfig, ConfigError
 from covo_rl.models.covo_audio import CovoAudioConfig, CovoAudioForConditionalGeneration
 from covo_rl.policy.patterns import PatternError, decoder_pattern, part_of
-from covo_rl.policy.trainable import make_trainable, param_groups, quantization_kwargs, render_report
+from covo_rl.policy.trainable import make_trainable, param_groups, render_report
 
 LLM = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
        "num_key_value_heads": 1, "vocab_size": 40, "max_position_embeddings": 64}  # fmt: skip
@@ -229,11 +229,6 @@ def test_the_report_adds_up():
     assert str(next(iter(reversed(list(table.columns[1].cells))))) == f"{sum(r.parameters for r in modes.report):,}"
 
 
-def test_four_bits_without_a_gpu_is_an_error_that_a_user_can_mend(monkeypatch):
-    from covo_rl.run.session import USER_ERRORS
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(USER_ERRORS, match="load_in_4bit needs a CUDA device; drop it"):
-        quantization_kwargs()
+def test_four_bits_of_a_model_that_is_not_quantised_are_an_error():
     with pytest.raises(PatternError, match="the model in memory is not quantised"):
         make_trainable(covo(), AdapterConfig(load_in_4bit=True))

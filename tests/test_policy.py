@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from covo_rl.config import RolloutConfig
+from covo_rl.engines.decoder import FusedDecoder, decoder_for
 from covo_rl.engines.own import sample, samples_exactly
 from covo_rl.policy import Policy, attention, flash
 from covo_rl.policy.attention import PackedLayout
@@ -58,12 +59,13 @@ def test_gradients_reach_a_trainable_encoder_through_the_audio_slots(name):
     assert cases.relative_difference(ours, theirs) < 1e-4
 
 
+@pytest.mark.parametrize("recompute", ["mlp", "layer"])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_alone(name, lora):
+def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_alone(name, lora, recompute):
     """Traps 17, 18, 20, 35: reentrant or cached checkpointing is silently wrong."""
     plain = cases.policy(name, lora=lora)
-    checkpointed = cases.policy(name, lora=lora, gradient_checkpointing=True, clips=plain.clips)
+    checkpointed = cases.policy(name, lora=lora, gradient_checkpointing=True, recompute=recompute, clips=plain.clips)
     groups = cases.ragged_groups(plain)
     weight = cases.weights(groups)
     results = []
@@ -74,6 +76,7 @@ def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_
         results.append((scored.logps_NC.detach(), cases.gradients(made)))
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=0)
     assert cases.relative_difference(results[1][1], results[0][1]) < 1e-5
+    assert all(torch.equal(gradient, results[0][1][n]) for n, gradient in results[1][1].items()), "every bit"
     layers = [m for m in checkpointed.family.decoder.modules() if getattr(m, "gradient_checkpointing", False)]
     assert layers, "the decoder is not checkpointed at all"
     encoder = checkpointed.family.model.get_submodule(checkpointed.family.parts["encoder"].rstrip("."))
@@ -83,18 +86,58 @@ def test_gradient_checkpointing_changes_no_number_and_leaves_the_frozen_encoder_
     assert not embedding.requires_grad
 
 
-def test_layers_are_recomputed_under_checkpointing():
-    """Counts decoder-layer calls: one in the forward, one more in the backward."""
-    made = cases.policy(gradient_checkpointing=True)
+@pytest.mark.parametrize(("recompute", "again"), [("mlp", {"act_fn"}), ("layer", {"act_fn", "self_attn"})])
+def test_layers_are_recomputed_under_checkpointing(recompute, again):
+    """Counts calls: one in the forward, one more in the backward of what is recomputed, none without gradients."""
+    made = cases.policy(gradient_checkpointing=True, recompute=recompute)
     made.train()
     groups = cases.ragged_groups(made)
     calls = []
-    attention = made.family.decoder.layers[0].self_attn
-    attention.register_forward_hook(lambda *_: calls.append(1))
+    layer = made.family.decoder.layers[0]
+    for name, module in (("self_attn", layer.self_attn), ("act_fn", layer.mlp.act_fn)):
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
     scored = _grouped(made, groups)
-    assert len(calls) == 1
+    assert sorted(calls) == ["act_fn", "self_attn"]
     scored.logps_NC.sum().backward()
-    assert len(calls) == 2
+    assert set(calls[2:]) == again and len(calls) == 2 + len(again)
+    with torch.no_grad():
+        _grouped(made, groups)
+    assert len(calls) == 4 + len(again)
+
+
+def test_recomputed_modules_are_known_to_decoding():
+    for checkpointing in (False, True):
+        made = cases.policy(gradient_checkpointing=checkpointing).eval()
+        assert type(decoder_for(made, rows=4, longest=64)) is FusedDecoder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_the_last_product_of_the_mlp_is_not_made_again(lora, dtype):
+    """Products with a weight of the down projection's shape: forward, and the gradients that are asked for."""
+
+    class Products(TorchDispatchMode):
+        """Counts products of (positions, I) and (I, D)."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                self.count += tuple(args[-1].shape) == (wide, width)
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for checkpointing in (False, True):
+        made = cases.policy(lora=lora, gradient_checkpointing=checkpointing)
+        made.model.to(dtype)
+        width, wide = made.family.model.config.get_text_config().hidden_size, 96
+        assert tuple(made.family.decoder.layers[0].mlp.down_proj.weight.shape) == (width, wide)
+        made.train()
+        groups = cases.ragged_groups(made)
+        with Products() as products:
+            _grouped(made, groups).logps_NC.sum().backward()
+        counts.append(products.count)
+    assert counts[0] == counts[1] > 0
 
 
 def _force(monkeypatch, method: str) -> None:

@@ -13,22 +13,23 @@ import pytest
 import torch
 import train_cases
 from accelerate import Accelerator
-from accelerate.optimizer import patch_optimizer_step
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from covo_rl.algo.normalizer import entropy_threshold
 from covo_rl.audio import ClipStore
-from covo_rl.config import ConfigError, RolloutConfig
+from covo_rl.config import ConfigError, RolloutConfig, parse_options
 from covo_rl.engines import decoding, own
 from covo_rl.engines.draws import Drawing, draw
 from covo_rl.policy import FeatureStore
-from covo_rl.policy.trainable import training_dtype
+from covo_rl.policy.trainable import adamw, training_dtype
 from covo_rl.resolve import resolve_model
 from covo_rl.supervised import rows as stage_rows
-from covo_rl.supervised.config import ColdStartConfig, Stage
+from covo_rl.supervised.config import ColdStartConfig, Stage, load_config
 from covo_rl.supervised.rows import TeacherError
 from covo_rl.supervised.trainer import Collator, completion_loss
 from covo_rl.train.guard import TrainingStopped
-from covo_rl.train.launch import join
+from covo_rl.train.launch import allow_tf32, computes_in_16_bits, join
+from covo_rl.train.loop import Trainer
 
 
 def test_the_mismatch_is_logged_at_every_step_whatever_is_corrected(tmp_path):
@@ -119,7 +120,7 @@ def test_nothing_in_float64_reaches_a_device_that_has_none(monkeypatch):
         own.sample(made, prompts, features, RolloutConfig(max_completion_length=4, num_generations=2), seed=0)
 
 
-# -- float16 and 16-bit weights --------------------------------------------------------------------------------------
+# -- which precision trains --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -133,14 +134,19 @@ def of_dtype(tmp_path):
     return make
 
 
-def test_float16_is_refused_where_it_cannot_work(of_dtype):
-    """finding 21: before a weight is read, with what to write instead."""
-    path = of_dtype("bfloat16")
-    for full, scaled, words in ((True, True, "no loss scaler"), (True, False, "no loss scaler"),
-                                (False, False, "--mixed_precision fp16")):  # fmt: skip
-        with pytest.raises(ConfigError, match=f"float16 cannot train here: .*{words}.* Use dtype bfloat16 or float32"):
-            training_dtype("float16", path, full=full, scaled=scaled)
-    assert training_dtype("float16", path, full=False, scaled=True) == ("float16", [])
+def test_float16_is_refused_for_training(tmp_path):
+    """finding 21: before anything is read, with what to write instead; a float16 checkpoint trains as float32."""
+    path = tmp_path / "run.yaml"
+    path.write_text("dtype: float16\n")
+    for words in (["--dtype", "float16"], ["--config", str(path)]):
+        with pytest.raises(ConfigError, match=r"dtype.*float16.*choose.*float32.*bfloat16"):
+            parse_options(words)
+    with pytest.raises(ConfigError, match="dtype 'float16': choose one of auto, float32, bfloat16"):
+        load_config(None, {"model": "builtin:tiny", "rows": 8, "dtype": "float16"})
+    policy = cases.policy()
+    policy.family.model.half()
+    with pytest.raises(ConfigError, match=r"a float16 model cannot train.*bfloat16 or float32"):
+        Trainer(train_cases.options(tmp_path), policy, policy.clips, train_cases.rows(), Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
@@ -161,49 +167,47 @@ def test_the_shipped_model_is_float16_and_trains_in_float32():
     assert training_dtype("auto", resolve_model("builtin:tiny"), full=False)[0] == "float32"
 
 
-def _scaled(made, monkeypatch, **options):
-    """The trainer's learner with a loss scale, as accelerate has it under fp16 on a GPU."""
-    scaler = torch.amp.GradScaler("cpu", **options)
-    for holder in (made.accelerator, made.optimizer):
-        monkeypatch.setattr(holder, "scaler", scaler)
-    optimizer = made.optimizer  # what its constructor does with a scaler
-    optimizer._accelerate_step_called, optimizer._optimizer_original_step_method = False, optimizer.optimizer.step
-    optimizer._optimizer_patched_step_method = patch_optimizer_step(optimizer, optimizer.optimizer.step)
-    monkeypatch.setattr(made.accelerator, "native_amp", True)
-    monkeypatch.setattr(type(made.accelerator), "mixed_precision", "fp16")
-    return scaler
-
-
-def test_an_overflow_halves_the_loss_scale_and_training_goes_on(tmp_path, monkeypatch):
-    """finding 21: the scaler was never updated, and the next unscaling raised."""
+def test_gradients_that_stay_infinite_stop_the_run(tmp_path):
     made = train_cases.trainer(train_cases.options(tmp_path, max_steps=30))
-    scaler = _scaled(made, monkeypatch, init_scale=2.0**30, growth_interval=10**6)
-    for parameter in made.policy.parameters():
-        if parameter.requires_grad:
-            parameter.register_hook(lambda grad: grad.half().float())
-    made.run()
-    skipped = made.guard.skipped
-    assert skipped >= 3, "an overflow of the scale is not the policy's fault: three in a row do not stop the run"
-    assert scaler.get_scale() == 2.0 ** (30 - skipped) and made.learner.applied == 30 - skipped > 0
-
-
-def test_gradients_that_stay_infinite_stop_the_run(tmp_path, monkeypatch):
-    made = train_cases.trainer(train_cases.options(tmp_path, max_steps=30))
-    _scaled(made, monkeypatch, init_scale=2.0)
     next(p for p in made.policy.parameters() if p.requires_grad).register_hook(lambda grad: grad * math.inf)
     with pytest.raises(TrainingStopped, match="3 optimiser updates in a row were not finite"):
         made.run()
 
 
+def test_one_kernel_updates_parameters_on_cuda_and_elsewhere_nothing_changes():
+    """Without a GPU: parameters that only claim to be there."""
+    with FakeTensorMode():
+        there = [torch.nn.Parameter(torch.empty(2, device="cuda")) for _ in range(2)]
+        here = torch.nn.Parameter(torch.empty(2))
+        assert adamw([{"params": there[:1]}, {"params": there[1:]}], lr=0.1).defaults["fused"] is True
+        assert adamw([{"params": [*there, here]}], lr=0.1).defaults["fused"] is None
+        assert adamw([here], lr=0.1).defaults["fused"] is None
+
+
+def test_tf32_only_on_cuda_and_only_where_16_bits_compute(monkeypatch):
+    """The setting is torch's own word for it; no warning of an old or a new way to say it."""
+    settings = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", settings.append)
+    for device in ("cpu", "cuda"):
+        for allowed in (True, False):
+            allow_tf32(torch.device(device), allowed)
+    assert settings == ["high", "highest"]
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    assert not computes_in_16_bits(accelerator, model)
+    assert computes_in_16_bits(accelerator, model.bfloat16())
+    monkeypatch.setattr(type(accelerator), "mixed_precision", "bf16")
+    assert computes_in_16_bits(accelerator, torch.nn.Linear(2, 2))
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
-    [("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 needs a GPU.*Use bf16 or no"),
-     ("ACCELERATE_MIXED_PRECISION", "BF16", "mixed_precision 'BF16' .*there are no, bf16"),
-     ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision 'fp8' .*there are no, bf16"),
+    [("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision 'fp16' .*in float16 gradients vanish; use bf16 or no"),
+     ("ACCELERATE_MIXED_PRECISION", "BF16", "mixed_precision 'BF16' .*there are no and bf16"),
+     ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision 'fp8' .*there are no and bf16"),
      ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4 .*micro_batch_prompts")],
 )  # fmt: skip
 def test_what_the_launcher_asks_for_and_would_be_done_wrongly(monkeypatch, variable, value, words):
-    """finding 21: no loss scale on a CPU; accelerate would divide every loss by its accumulation steps."""
+    """finding 21: accelerate would divide every loss by its accumulation steps."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(True)

@@ -182,6 +182,24 @@ def test_a_supervised_stage_learns_and_leaves_frozen_parts_alone(prepared):
     assert moved == {"llm"}
 
 
+def test_one_process_uses_one_gpu_of_several(prepared, monkeypatch):
+    """torch's DataParallel cuts every tensor of a batch into equal shares, and audio has other rows than ids."""
+    from covo_rl.supervised import trainer as supervised
+
+    class ThreeGPUs(supervised.SFTConfig):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 3
+
+    used = []
+    monkeypatch.setattr(supervised, "SFTConfig", ThreeGPUs)
+    monkeypatch.setattr(supervised.AudioSFTTrainer, "train", lambda trainer: used.append(trainer.args.n_gpu))
+    family, rows, _ = prepared
+    stage = Stage(steps=1, batch_size=2)
+    supervised.fine_tune(family, rows, completions([row.example for row in rows], stage, 0), stage, seed=0)
+    assert used == [1]
+
+
 def test_another_family_learns_through_the_same_stage():
     """Qwen2-Audio, with its own names for the audio tensors and no logits_to_keep."""
     from covo_rl.models import family_class

@@ -62,7 +62,9 @@ def trainer(
         family, lora=adapter.lora, adapter=None if adapter.lora else {"train_parts": adapter.train_parts},
         keep_reference=bool(settings.loss.beta),
     )  # fmt: skip
-    made = Trainer(settings, policy, policy.clips, examples or rows(), accelerator or Accelerator(cpu=True))
+    accelerator = accelerator or Accelerator(cpu=True)
+    accelerator.free_memory()  # under FSDP2 it compares parameters with those of every model that it has prepared
+    made = Trainer(settings, policy, policy.clips, examples or rows(), accelerator)
     made.prefetch.active = True  # as on an accelerator
     return made
 

@@ -60,9 +60,10 @@ def entropy_threshold(
     values = torch.cat([e.detach()[m.bool()].float() for e, m in zip(entropies, masks, strict=True)])
     if not values.numel():
         return math.inf, 0.0
+    values = values.cpu().double()  # in this order: not every device has float64
     # torch.quantile takes no more than 2^24 values
-    threshold = float(np.quantile(values.double().cpu().numpy(), 1 - top_entropy_quantile))
-    return threshold, float((values.double() >= threshold).sum())
+    threshold = float(np.quantile(values.numpy(), 1 - top_entropy_quantile))
+    return threshold, float((values >= threshold).sum())
 
 
 def sequence_means(masked: Tensor, mask_NC: Tensor, normalizer: Normalizer, limit: int) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from covo_rl.bench.case import Cell, Sizes, Workload, flops, workload_of
+from covo_rl.bench.case import Workload, workload_of
+from covo_rl.bench.sizes import Cell, Sizes, flops
 from covo_rl.bench.variants import VARIANTS, Ours, Stock, Variant
+from covo_rl.run.speed import device_drained
 
 PHASES = ("encode", "prefill", "decode", "old", "loss")
 MIB = 2**20
@@ -24,13 +26,12 @@ M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def timed(device: torch.device, function: Callable[[], Any]) -> tuple[float, float, Any]:
-    """(CPU seconds of this process or, on a GPU, wall seconds with the device drained; wall seconds; result)."""
-    drain = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    now = time.perf_counter if device.type == "cuda" else time.process_time
-    drain()
+    """(CPU seconds of this process or, elsewhere, wall seconds with the device drained; wall seconds; result)."""
+    now = time.process_time if device.type == "cpu" else time.perf_counter
+    device_drained(device)
     start, wall = now(), time.perf_counter()
     result = function()
-    drain()
+    device_drained(device)
     return now() - start, time.perf_counter() - wall, result
 
 
@@ -107,6 +108,20 @@ def measured_cell(
         **against_trl, "peak_mb_stock": None, "peak_mb_stock_chunked": None, "peak_mb_ours": None,
         "peak_vocabulary": None,
     }  # fmt: skip
+
+
+def compared_cells(
+    cells: Sequence[Cell], sizes: Sizes, device: torch.device, dtype: torch.dtype, *, repeats: int, trl: bool,
+    memory: tuple[int, int] | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The table's rows; `memory` are clips and vocabulary of the memory runs, None without."""
+    for cell in cells:
+        row = measured_cell(cell, sizes, device, dtype, repeats, trl)
+        if memory:
+            small, large = replace(cell, clips=memory[0]), replace(sizes, vocabulary=memory[1])
+            row |= {f"peak_mb_{name}": peak_memory(small, large, device, name) for name in VARIANTS}
+            row["peak_vocabulary"] = large.vocabulary
+        yield row
 
 
 def peak_memory(cell: Cell, sizes: Sizes, device: torch.device, variant: str) -> float:

@@ -19,7 +19,7 @@ from covo_rl.engines.own import sample
 from covo_rl.policy import Policy
 from covo_rl.policy.features import Features
 from covo_rl.policy.head import token_logps
-from covo_rl.types import Group
+from covo_rl.types import Group, Prompt
 
 
 def clip_tensors(policy: Policy, keys: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -57,6 +57,9 @@ class Ours:
     def old(self, groups: Sequence[Group]) -> torch.Tensor:
         return self.policy("old_logps", groups, self._features or self.encode()).logps_NC
 
+    def reference(self, groups: Sequence[Group]) -> torch.Tensor:
+        return self.policy("logps", groups, self._features or self.encode(), reference=True).logps_NC
+
     def loss(self, groups: Sequence[Group], old_NC: torch.Tensor, advantages_N: torch.Tensor) -> torch.Tensor:
         self.policy.train()
         scored = self.policy("logps", groups, self._features or self.encode())
@@ -71,25 +74,25 @@ class Stock:
         self.model: Any = case.policy.family.model
         self.rows = [prompt for prompt in case.prompts for _ in range(case.cell.generations)]
 
-    def _inputs(self, completions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def _inputs(self, rows: Sequence[Prompt], completions: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Ids, mask and the clip once per row, as a processor makes them of repeated audio."""
-        ids = torch.tensor([prompt.input_ids for prompt in self.rows], device=self.policy.device)
+        ids = torch.tensor([prompt.input_ids for prompt in rows], device=self.policy.device)
         ids = ids if completions is None else torch.cat((ids, completions), 1)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._audio()}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self._audio(rows)}
 
-    def _audio(self) -> dict[str, torch.Tensor]:
-        return clip_tensors(self.policy, [prompt.clip_keys[0] for prompt in self.rows])
+    def _audio(self, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        return clip_tensors(self.policy, [prompt.clip_keys[0] for prompt in rows])
 
     @torch.no_grad()
     def encode(self) -> Any:
-        return self.model.get_audio_features(**self._audio())
+        return self.model.get_audio_features(**self._audio(self.rows))
 
     @torch.no_grad()
     def sample(self, length: int, seed: int) -> list[Group]:
         self.model.eval()
         torch.manual_seed(seed)
         out = self.model.generate(
-            **self._inputs(), do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=length,
+            **self._inputs(self.rows), do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=length,
             eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
         ids_NC = out[:, len(self.rows[0].input_ids) :]
@@ -104,7 +107,7 @@ class Stock:
     def _logits(self, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head makes of the positions that predict the completions (N, C, V), and their ids (N, C)."""
         completions = torch.tensor([r.completion_ids for g in groups for r in g.rollouts], device=self.policy.device)
-        inputs = self._inputs(completions)
+        inputs = self._inputs([g.prompt for g in groups for _ in g.rollouts], completions)
         logits = self.model(**inputs, use_cache=False, logits_to_keep=completions.shape[1] + 1).logits
         return logits[:, :-1], completions
 

@@ -8,8 +8,8 @@ float32 only: in 16-bit weights small updates vanish.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -34,15 +34,17 @@ def _hooked(layer: nn.Module) -> bool:
 
 
 def base_linear(layer: Any) -> nn.Linear:
-    return layer.base_layer if isinstance(layer, LoraLinear) else layer
+    """The layer, or what its adapters are on."""
+    base: Any = layer.base_layer if isinstance(layer, LoraLinear) else layer
+    return base
 
 
 def _low_rank(layer: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
     """A (r, in), B (out, r) and the scale of each adapter in force."""
     if not isinstance(layer, LoraLinear) or layer.disable_adapters:
         return []
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    return [(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]) for name in names]
+    a, b = (cast("Mapping[str, nn.Linear]", parts) for parts in (layer.lora_A, layer.lora_B))
+    return [(a[name].weight, b[name].weight, layer.scaling[name]) for name in layer.active_adapters if name in a]
 
 
 class DecodeLinear:

@@ -199,7 +199,7 @@ def sample_draws(
 
     `keep_prompts` leaves the prompts' keys to `Policy.old_logps`, until the next call.
     """
-    device, family, sharded = policy.device, policy.family, policy.sharded
+    device, sharded = policy.device, policy.sharded
     policy.prompt_cache = None
     policy.autocast_seen |= torch.is_autocast_enabled(device.type)
     how = Drawing(config.temperature, config.top_p, config.top_k, config.min_p, greedy)
@@ -209,27 +209,27 @@ def sample_draws(
     unique, index = unique_prompts(prompts)
     noise = torch.zeros(len(prompts), generations, limit) if greedy else prompt_noise(prompts, seed, generations, limit)
     noise_NC = noise.flatten(0, 1).to(noise_dtype(device)).to(device)
-    row_prompts = [p for p in index for _ in range(generations)]
-    capacity = len(row_prompts) if sharded else min(len(row_prompts), config.decode_rows)
+    prompt_of_row = [p for p in index for _ in range(generations)]
+    capacity = len(prompt_of_row) if sharded else min(len(prompt_of_row), config.decode_rows)
+    ends = torch.tensor(sorted({*policy.family.eos_token_ids}), dtype=torch.int64, device=device)
     with policy.evaluating():
         keys, spans, last_PD = prefill(policy, unique, features)
-        lengths_P, prompt_N = (
-            torch.tensor(x, device=device) for x in ([end - start for start, end in spans], row_prompts)
-        )
-        decode_spans = spans
+        lengths_N = torch.tensor([spans[p][1] - spans[p][0] for p in prompt_of_row], device=device)
+        first_ND = last_PD[torch.tensor(prompt_of_row, device=device)]
+        rows = DecodeRows(noise_NC, lengths_N, ends, how, capacity)
+        places, where = spans, prompt_of_row
         if not config.shared_decode:  # every row with a copy of its prompt's keys, as `generate` has
-            decode_spans, row_prompts = [spans[p] for p in row_prompts], list(range(len(row_prompts)))
-        varlen = flash.available(device, next(iter(keys.values()))[0].dtype, next(iter(keys.values()))[0].shape[-1])
-        widest = max(Counter(row_prompts).values())
-        memory = KeyMemory(keys, decode_spans, rows=capacity, limit=limit - 1, widest=widest, varlen=varlen)
+            places, where = [spans[p] for p in prompt_of_row], list(range(len(prompt_of_row)))
+        any_key = next(iter(keys.values()))[0]
+        varlen = flash.available(device, any_key.dtype, any_key.shape[-1])
+        widest = max(Counter(where).values())
+        memory = KeyMemory(keys, places, rows=capacity, limit=limit - 1, widest=widest, varlen=varlen)
         decoder = decoder_for(policy, rows=capacity, longest=memory.longest_prompt + limit)
-        ends = torch.tensor(sorted({*family.eos_token_ids}), dtype=torch.int64, device=device)
-        rows = DecodeRows(noise_NC, lengths_P[prompt_N], ends, how, capacity)
         fused = isinstance(decoder, FusedDecoder)
         # not around the modules: what their hooks gather is used in training too
         with torch.inference_mode() if fused else nullcontext():
             policy.counters.decode_positions += decode_rollouts(
-                rows, memory, decoder, row_prompts, last_PD[prompt_N], capacity=capacity,
+                rows, memory, decoder, where, first_ND, capacity=capacity,
                 graphs=fused and varlen and policy.decode_graphs,
                 anyone=(lambda value: bool(most(int(value), device))) if sharded else bool,
             )  # fmt: skip

@@ -118,6 +118,7 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         "adapter": request.adapter,
         "adapter_sha256": _weights_sha256(request.adapter) if request.adapter else None,
         "dtype": str(request.dtype),
+        **({"load_in_4bit": True} if request.load_in_4bit else {}),
         "prompt": {"name": request.prompt, **asdict(style or request.prompt_config())},
         "decoding": {
             "greedy": request.greedy, "num_generations": request.num_generations, "seed": request.seed,
@@ -125,7 +126,7 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
             "max_completion_length": request.max_completion_length, "batch_size": request.batch_size,
         },
         "rewards": rewards,
-        "packages": package_versions(PACKAGES),
+        "packages": package_versions([*PACKAGES, *(["bitsandbytes"] if request.load_in_4bit else [])]),
     }  # fmt: skip
 
 

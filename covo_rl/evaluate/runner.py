@@ -57,6 +57,7 @@ class Request:
     batch_size: Annotated[int, typer.Option(min=1, help="rows decoded at once")] = 32
     seed: Annotated[int, typer.Option(help="of sampling")] = 0
     dtype: Annotated[Dtype, typer.Option(help="precision of the weights")] = Dtype.auto
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="hold the decoder in 4-bit NF4")] = False
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; found by itself")] = None
     listen: Annotated[bool, typer.Option("--listen", help="also with silent, swapped and no audio")] = False
     prompt: Annotated[str, typer.Option(help="wording: covo (ours), or one that the set defines, e.g. official")] = (
@@ -110,6 +111,7 @@ class Request:
             ((self.model is None) != replies, "give one of --model (answer with it) and --predictions (score a file)"),
             (replies and self.adapter, f"--adapter {scored_as_is}"),
             (replies and self.listen, f"--listen {scored_as_is}"),
+            (replies and self.load_in_4bit, f"--load-in-4bit {scored_as_is}"),
             (self._writes_over_predictions(), f"--output {self.output} would write over --predictions"),
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
         )
@@ -129,6 +131,7 @@ class Request:
         if self.model is None:
             return []
         from covo_rl.models import model_config
+        from covo_rl.models.quantised import check_quantisation
         from covo_rl.policy.saved_adapter import read_adapter
         from covo_rl.resolve import resolve_model
         from covo_rl.train.launch import device_of
@@ -136,6 +139,7 @@ class Request:
         checks = [("--model", lambda: model_config(resolve_model(str(self.model))))]
         checks += [("--adapter", partial(read_adapter, self.adapter))] if self.adapter else []
         checks += [("--device", partial(device_of, self.device))] if self.device else []
+        checks += [("--load-in-4bit", check_quantisation)] if self.load_in_4bit else []
         problems = []
         for option, check in checks:
             try:
@@ -157,8 +161,9 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
     prompts = request.prompt_config()
     rollouts = request.rollout_config()
     family = load_family(
-        resolve_model(request.model), dtype=str(request.dtype), trust_remote_code=request.trust_remote_code
-    )
+        resolve_model(request.model), dtype=str(request.dtype), load_in_4bit=request.load_in_4bit,
+        trust_remote_code=request.trust_remote_code,
+    )  # fmt: skip
     peft_model: Any = None
     if request.adapter:
         modes = make_trainable(family, AdapterConfig(lora=True, adapter=request.adapter))

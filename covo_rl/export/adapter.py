@@ -7,6 +7,7 @@ names, find every module. Trained copies (modules_to_save) keep the name in memo
 from __future__ import annotations
 
 import copy
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -34,16 +35,16 @@ from covo_rl.export.merged import (
 from covo_rl.models import load_family
 from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.saved_adapter import kind_of
-from covo_rl.policy.sharding import is_sharded, sharded_as, whole
+from covo_rl.policy.sharding import TensorPieces, is_sharded, local_tensor, own_part, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.records.folder import BEGUN
 from covo_rl.resolve import meant, resolve_model
-from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of
+from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of, read_manifest
+from covo_rl.train.checkpoint.tensors import saved_tensors
 from covo_rl.train.ranks import Ranks
 
 STEM = "adapter_model"
 PREFIX = "base_model.model."
-CHECKPOINT_FILES = ("weights.safetensors", "state.json")  # what a checkpoint of the trainer holds
 
 
 def base_reference(modes: Trainable) -> str:
@@ -148,7 +149,10 @@ def load_policy_state(modes: Trainable, folder: str | Path) -> None:
 
 
 def read_into(
-    model: nn.Module, tensors: Mapping[str, Callable[[], torch.Tensor]], names: Mapping[str, str], source: Path
+    model: nn.Module,
+    tensors: Mapping[str, Callable[[], torch.Tensor | TensorPieces]],
+    names: Mapping[str, str],
+    source: Path,
 ) -> None:
     """Copy full tensors into parameters and buffers, sharded or not, whatever their precision.
 
@@ -171,7 +175,7 @@ def read_into(
                 f"{source} does not fit the policy in memory: {names[key]} has shape {tuple(place.shape)} in memory "
                 f"and {tuple(tensor.shape)} in the file"
             )
-        place.detach().copy_(sharded_as(place, tensor.to(place.dtype)))
+        local_tensor(place.detach()).copy_(own_part(place, tensor))
 
 
 # -- from a run, a checkpoint or an adapter folder back to the policy in memory ---------------------------------
@@ -179,14 +183,15 @@ def read_into(
 
 @dataclass(frozen=True)
 class Opened:
-    """A policy read from `folder`, the run it belongs to (if known), the base model's recorded name, and the prompt
-    that it was trained with (if known)."""
+    """A policy read from `folder`, the run it belongs to (if known), the base model's recorded name, the prompt that
+    it was trained with (if known), and whether it was trained on a 4-bit base."""
 
     modes: Trainable
     folder: Path
     run_folder: Path | None
     base_model: str
     wording: PromptConfig | None = None
+    load_in_4bit: bool = False
 
 
 def wording_of(folder: Path, options: Mapping[str, Any]) -> PromptConfig | None:
@@ -201,7 +206,7 @@ def policy_kind(folder: Path) -> str | None:
     """`adapter` for a PEFT folder, `checkpoint` for one of the trainer, `full` for weights, None for neither."""
     if (folder / "adapter_config.json").is_file():
         return "adapter"
-    if all((folder / name).is_file() for name in CHECKPOINT_FILES):
+    if (folder / "state.json").is_file() and any(folder.glob("weights*.safetensors")):
         return "checkpoint"
     return "full" if any(folder.glob("model*.safetensors")) and (folder / "config.json").is_file() else None
 
@@ -254,13 +259,15 @@ def hub_name(model: str | None) -> str | None:
     return model if model and not model.startswith("builtin:") and not Path(model).is_dir() else None
 
 
-def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
+def open_policy(path: str | Path, *, base_model: str | None = None, unquantised: bool = False) -> Opened:
     """Load the base in the run's precision and put the saved policy on it, on the CPU.
 
-    `base_model` overrides what the run or the adapter records.
+    `base_model` overrides what the run or the adapter records. A base that was held in 4 bits is so again (where torch
+    has a CUDA device on that, else on the CPU), or as published with `unquantised`.
 
     Raises:
         ExportError: no policy, no known base model, or tensors that do not fit it.
+        QuantisationError: a 4-bit base cannot be had on this machine.
     """
     folder = policy_folder(path)
     kind, run = policy_kind(folder), run_of(folder)
@@ -269,20 +276,23 @@ def open_policy(path: str | Path, *, base_model: str | None = None) -> Opened:
     record = read_record(folder / "state.json" if kind == "checkpoint" else (run or folder) / "config.yaml")
     options = record["config"] if kind == "checkpoint" else record
     name = base_model or options.get("model") or base_of(folder)
-    family = load_family(resolve_model(name), dtype=options.get("dtype") or "auto")
+    in_4bit = bool(options.get("load_in_4bit") or read_record(folder / "export.json").get("load_in_4bit"))
+    dtype = options.get("dtype") or "auto"
+    family = load_family(resolve_model(name), dtype=dtype, load_in_4bit=in_4bit and not unquantised)
     if kind == "adapter":
         modes = make_trainable(family, AdapterConfig(adapter=str(folder)))
     elif kind == "checkpoint":
         names = {f.name for f in fields(AdapterConfig)} - {"load_in_4bit"}
         modes = make_trainable(family, AdapterConfig(**{k: v for k, v in options.items() if k in names}))
         trained = {n: n for n, p in family.model.named_parameters() if p.requires_grad}
+        files = read_manifest(folder)["files"] if (folder / MANIFEST).is_file() else os.listdir(folder)
         tensors = {}
-        for key, read in stored_tensors(folder, CHECKPOINT_FILES[0]).items():  # whatever wrapped the saved model
+        for key, value in saved_tensors(folder, "weights", files).items():  # whatever wrapped the saved model
             endings = (key.split(".", i)[-1] for i in range(key.count(".") + 1))
-            tensors[next((ending for ending in endings if ending in trained), key)] = read
-        read_into(family.model, tensors, trained, folder / CHECKPOINT_FILES[0])
+            tensors[next((ending for ending in endings if ending in trained), key)] = lambda value=value: value
+        read_into(family.model, tensors, trained, folder)
     else:
         parts = options.get("train_parts") or list(family.parts)
         modes = make_trainable(family, AdapterConfig(lora=False, train_parts=parts))
         load_policy_state(modes, folder)
-    return Opened(modes, folder, run, name, wording_of(folder, options))
+    return Opened(modes, folder, run, name, wording_of(folder, options), in_4bit)

@@ -38,12 +38,14 @@ def export_command(
             raise ExportError(f"--adapter and --merged are both {adapter}: give two folders")
         for folder in folders.values():  # before the model is loaded
             check_target(folder, replace)
-        opened = open_policy(source, base_model=base_model)
-        for kind, folder in folders.items():
+        opened = None
+        for kind, folder in folders.items():  # the adapter of a 4-bit run is checked on that base, and merged into none
+            if opened is None or opened.load_in_4bit:
+                opened = open_policy(source, base_model=base_model, unquantised=kind == "merged")
             result = export_policy(
                 opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=hub_name(opened.base_model),
                 dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
-                allow_noop=allow_noop, replace=replace, wording=opened.wording,
+                allow_noop=allow_noop, replace=replace, wording=opened.wording, load_in_4bit=opened.load_in_4bit,
             )  # fmt: skip
             say(
                 f"{folder}: verified in a fresh process on {len(result.prompts)} prompts ({result.dtype})\n"
@@ -51,6 +53,18 @@ def export_command(
                 f"\n  max |logit - base|     {result.max_abs_logit_diff_base:.3g}\n"
                 f"  update kept            {result.update_kept:.3f}"
             )
+            if (other := result.unquantised) is not None:
+                say(
+                    "  checked on the 4-bit base that it was trained on; on the unquantised base, as information:\n"
+                    f"  max |logit - trained|  {other['max_abs_logit_diff_trained']:.3g}  (between the bases alone "
+                    f"{other['max_abs_logit_diff_of_bases']:.3g})\n  update kept            {other['update_kept']:.3f}"
+                )
+            elif opened.load_in_4bit:
+                say(
+                    "  merged into the unquantised base, and compared with the adapter on that: the run trained it on "
+                    "a 4-bit base, so this is not exactly the policy that was trained; exported with --adapter, "
+                    "verification.json says how far apart they are"
+                )
 
 
 def serve_check_command(

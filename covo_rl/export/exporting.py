@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from dataclasses import replace as replaced
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
@@ -29,6 +31,7 @@ from covo_rl.export.merged import write_merged
 from covo_rl.policy.sharding import is_sharded, torch_linear
 from covo_rl.policy.trainable import Trainable
 from covo_rl.records.folder import export_files
+from covo_rl.train.checkpoint import CheckpointStore
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Prompt, UserError
 
@@ -65,6 +68,7 @@ def export_policy(
     allow_noop: bool = False,
     replace: bool = False,
     wording: PromptConfig | None = None,
+    load_in_4bit: bool = False,
 ) -> verify.Verification:
     """Write a PEFT `adapter`, or the whole model with the adapter `merged` in, to `folder`, verified.
 
@@ -73,13 +77,20 @@ def export_policy(
     export records (default: where the base was loaded from). `dtype` is the precision of what is written (default: as
     in memory). `replace` takes the place of an existing export.
 
+    An adapter on a 4-bit base is checked on that base, held the same way, because that is the policy that was trained;
+    how it does on the base unquantised is measured beside it. `load_in_4bit` says that an adapter which is in memory
+    on an unquantised base was trained on a 4-bit one.
+
     Raises:
-        ExportError: the folder exists, the disk is full, the policy has no adapter or is sharded over ranks, or the
-            check failed; nothing is left at `folder`.
+        ExportError: the folder exists, the disk is full, the policy has no adapter, is sharded over ranks or, to be
+            merged, is held in 4 bits, or the check failed; nothing is left at `folder`.
     """
-    precision, base = torch_dtype(dtype), base_reference(modes)
+    precision, base, held = torch_dtype(dtype), base_reference(modes), quantisation_in(modes)
     if kind == "adapter" and modes.peft_model is None:
         raise ExportError("a full-parameter policy has no adapter: export it with --merged")
+    if kind == "merged" and held:
+        raise ExportError("4-bit weights cannot take up an update: open the policy on its unquantised base and merge "
+                          "there, as covo-rl export --merged does")  # fmt: skip
     if kind == "merged" and is_sharded(modes.family.model):
         raise ExportError("the parameters are sharded over ranks: save a checkpoint and run covo-rl export on it")
     if not prompts or clips is None:
@@ -100,15 +111,25 @@ def export_policy(
         else:
             write_merged(modes.family, stage, precision, max_shard_bytes)
         start, reference = time.perf_counter(), base_model or base
-        target = verify.Target(kind, kind, stage, str(loaded_as).removeprefix("torch."))
-        logits, notes = verify.run_fresh(modes.family, base, [target], prompts, clips)
+        target = verify.Target(kind, kind, stage, str(loaded_as).removeprefix("torch."), held)
+        published = replaced(target, name="unquantised", quantization_config=None)
+        targets = [target, published] if held else [target]
+        logits, notes = verify.run_fresh(modes.family, base, targets, prompts, clips)
         result = verify.compare_logits(target, expected, logits, notes, base_model=reference, allow_noop=allow_noop)
+        if held:
+            result.unquantised = verify.compare_unquantised(target, published, expected.trained, logits)
         result.seconds = round(time.perf_counter() - start, 2)
         if not result.ok:
             problems = "\n  - ".join(result.problems)
             raise ExportError(f"the {kind} export failed its check and was removed:\n  - {problems}")
-        _describe(modes, stage, result, run_folder, wording)
+        _describe(modes, stage, result, run_folder, wording, load_in_4bit)
     return result
+
+
+def quantisation_in(modes: Trainable) -> dict[str, Any] | None:
+    """The bitsandbytes options that the base in memory is held in 4 bits with, ready for JSON; None where it is not."""
+    model = modes.family.model
+    return model.config.quantization_config.to_dict() if getattr(model, "is_loaded_in_4bit", False) else None
 
 
 export_adapter = partial(export_policy, kind="adapter")
@@ -132,7 +153,7 @@ def export_run_adapter(
 
     Raises:
         ExportError: on every rank: the check failed, or training changed nothing; nothing is left under the final
-            name.
+            name. At the end of a run it says which checkpoint holds what was trained.
     """
     run, kind = Path(run_folder), "merged" if modes.peft_model is None else "adapter"
     target = Path(folder) if folder else run / ("model" if modes.peft_model is None else "adapter")
@@ -155,10 +176,23 @@ def export_run_adapter(
                 shutil.rmtree(target, ignore_errors=True)
         finally:
             shutil.rmtree(run / "gathered_policy", ignore_errors=True)
+    if failure and folder is None:
+        failure += f"\n{remainder(run, kind, noop=verify.NOOP in failure)}"
     failure = ranks.from_main(failure)
     if failure:
         raise ExportError(failure)
     return target
+
+
+def remainder(run: Path, kind: str, *, noop: bool = False) -> str:
+    """What is left of a run that could not be exported, and what to do with it."""
+    steps = CheckpointStore(run / "checkpoints").all()
+    if not steps:
+        return (f"no checkpoint lies in {run / 'checkpoints'}, so what was trained ends with this process: run again "
+                "with --checkpoint-every N")  # fmt: skip
+    export = f"covo-rl export {steps[-1]} --{kind} DIR{' --allow-noop' if noop else ''}"
+    return (f"the run's work is not lost, {steps[-1]} holds it: `{export}` tries again, and --resume {steps[-1]} with "
+            "a larger --max-steps and --allow_changed_config trains on")  # fmt: skip
 
 
 def check_target(folder: Path, replace: bool) -> None:
@@ -205,7 +239,7 @@ def staging(folder: Path, replace: bool) -> Iterator[Path]:
 
 def _describe(
     modes: Trainable, stage: Path, result: verify.Verification, run_folder: str | Path | None,
-    wording: PromptConfig | None,
+    wording: PromptConfig | None, load_in_4bit: bool,
 ) -> None:  # fmt: skip
     """prompt.yaml, verification.json, the model card, and export.json, which lists the files."""
     name, module = type(modes.family.model).__name__, type(modes.family.model).__module__
@@ -214,8 +248,10 @@ def _describe(
         text = yaml.safe_dump(asdict(wording), sort_keys=False, allow_unicode=True)
         (stage / "prompt.yaml").write_text(text, encoding="utf-8")
     files = sorted({*os.listdir(stage), "README.md", "export.json", "verification.json"})
+    held = quantisation_in(modes)
     record = {"kind": result.kind, "base_model": result.base_model, "model_type": modes.family.model_type,
-              "model_class": name, "model_module": package, "files": files}  # fmt: skip
+              "model_class": name, "model_module": package, "load_in_4bit": load_in_4bit or held is not None,
+              "quantization_config": held, "files": files}  # fmt: skip
     for file, content in (("verification.json", asdict(result)), ("export.json", record)):
         (stage / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     update_card(stage, run_folder)
@@ -241,7 +277,7 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
         named = yaml.safe_dump({"base_model": record["base_model"]}, allow_unicode=True, width=10_000).strip()
         academic = record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith("builtin:")
         card = jinja.get_template(CARD).render(
-            **record, front_matter=named, academic_only=academic,
+            **{"load_in_4bit": False, **record}, front_matter=named, academic_only=academic,
             covo_rl_version=environment.get("covo_rl") or __version__,
             config=config, environment=environment, result=result, verification=verification,
             heard={words: (result.get(key) or {}).get("accuracy_sampled") for key, words in AUDIO_CHECKS.items()},

@@ -20,28 +20,36 @@ from safetensors.torch import load_file, save_file
 
 
 def answers(spec, cls, prompts):
-    """Logits (P, keep, V) float32 of every target by name, and of the base as `base.DTYPE`; notes by name."""
+    """Logits (P, keep, V) float32 of every target and of its base, and notes, by name."""
     logits, notes = {}, {}
 
-    def load(folder, dtype):
+    def load(folder, target):
         """Model in eval mode, and the keys that were missing or had another shape."""
-        model, info = cls.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
+        options = {"dtype": getattr(torch, target["dtype"]), "output_loading_info": True}
+        if target["quantization_config"]:
+            held = transformers.BitsAndBytesConfig.from_dict(target["quantization_config"])
+            options |= {"quantization_config": held, "device_map": {"": target["device"]}}
+        model, info = cls.from_pretrained(folder, **options)
+        for module in model.modules():  # else a CPU may multiply in bfloat16, see covo_rl/models/quantised.py
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         problems = {kind: sorted(map(str, info.get(kind, ()))) for kind in ("missing_keys", "mismatched_keys")}
-        return model.to(spec["device"]).eval(), problems
+        return model.to(target["device"]).eval(), problems
 
     @torch.no_grad()
     def ask(model):
         rows = []
         for prompt in prompts:
-            inputs = {key: tensor.to(spec["device"]) for key, tensor in prompt.items()}
+            inputs = {key: tensor.to(model.device) for key, tensor in prompt.items()}
             rows.append(model(**inputs, use_cache=False).logits[0, -spec["keep"] :].float().cpu())
         return torch.stack(rows)
 
     for target in spec["targets"]:
-        name, folder, dtype, base = target["name"], target["folder"], target["dtype"], f"base {target['dtype']}"
+        name, folder, base = target["name"], target["folder"], target["base"]
         if target["kind"] == "adapter" or base not in notes:  # each on its own: unloading an adapter leaves copies
-            model, notes[base] = load(spec["base"], dtype)
-            logits[f"base.{dtype}"] = ask(model)
+            model = None  # one model at a time
+            model, notes[base] = load(spec["base"], target)
+            logits[base] = ask(model)
         if target["kind"] == "adapter":
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -49,8 +57,8 @@ def answers(spec, cls, prompts):
             missing = [str(w.message) for w in caught if "missing adapter keys" in str(w.message).lower()]
             notes[name] = {"missing_keys": missing}
         else:
-            model = None  # one model at a time
-            model, notes[name] = load(folder, dtype)
+            model = None
+            model, notes[name] = load(folder, target)
             render = transformers.AutoProcessor.from_pretrained(folder).apply_chat_template
             notes[name]["rendered"] = [render(m, tokenize=False, add_generation_prompt=True) for m in spec["messages"]]
         logits[name] = ask(model)

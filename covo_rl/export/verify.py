@@ -28,6 +28,8 @@ from covo_rl.config import PromptConfig
 from covo_rl.export import ExportError
 from covo_rl.export.serve_check import RATE, fixed_sounds
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.quantised import element_count
+from covo_rl.policy.lora import peft_products
 from covo_rl.policy.trainable import Trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Prompt
@@ -41,18 +43,25 @@ NOISE = 1e-6  # a change below this share of the largest logit is no change
 UPDATE_KEPT = 0.5
 NOOP = (
     "the export is a no-op: the trained policy equals the base model, so training changed nothing (no updates, a "
-    "learning rate of 0, or rewards without differences); covo-rl export --allow-noop writes it all the same"
+    "learning rate of 0, or rewards without differences, where beta has nothing to pull at either); covo-rl export "
+    "--allow-noop writes it all the same"
 )
 
 
 @dataclass(frozen=True)
 class Target:
-    """One folder to check: an `adapter` on the base, or a `merged` model."""
+    """One folder to check: an `adapter` on the base, or a `merged` model; its base quantised where that is said."""
 
     name: str
     kind: str
     folder: Path
     dtype: str
+    quantization_config: Mapping[str, Any] | None = None
+
+    @property
+    def base(self) -> str:
+        """Name of the logits of the base that it is compared with."""
+        return f"base.{self.dtype}{'.4bit' if self.quantization_config else ''}"
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class Verification:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     prompts_with_audio: int = 0
+    #: of an adapter that was trained on a 4-bit base: how it does on the base unquantised, which is no condition
+    unquantised: dict[str, float] | None = None
     #: `tolerance` is the larger of the first and the second times `max_abs_logit`
     tolerance_flat: float = 0.0
     tolerance_relative: float = 0.0
@@ -127,7 +138,8 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
     model, was_training = modes.family.model, modes.family.model.training
 
     def logits() -> torch.Tensor:
-        return torch.stack([policy_logits(prompt, modes.family, clips) for prompt in prompts])
+        with peft_products(model):  # in 16 bits the policy rounds elsewhere than who loads the export
+            return torch.stack([policy_logits(prompt, modes.family, clips) for prompt in prompts])
 
     model.eval()
     try:
@@ -143,25 +155,34 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
 # -- what a fresh process says -----------------------------------------------------------------------------------
 
 
+def device_with_room(family: AudioFamily, target: Target) -> str:
+    """The policy's own device where a second copy of the model fits as `target` holds it, else cpu."""
+    parameters = list(family.model.parameters())
+    if (device := parameters[0].device).type != "cuda":
+        return "cpu"
+    width, held = getattr(torch, target.dtype).itemsize, target.quantization_config
+    size = sum(p.numel() * p.element_size() if held else element_count(p) * width for p in parameters)
+    torch.cuda.empty_cache()  # what only torch holds counts as taken
+    return str(device) if torch.cuda.mem_get_info(device)[0] > 1.3 * size else "cpu"
+
+
 def run_fresh(
     family: AudioFamily, base: str, targets: Sequence[Target], prompts: Sequence[Prompt], clips: ClipStore
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Logits (P, KEEP, V) float32 by target name and `base.DTYPE`, and notes, from a process that starts from nothing.
+    """Logits (P, KEEP, V) float32 by target name and `Target.base`, and notes, from a process that starts from nothing.
 
     Families of transformers run isolated (`python -I`) with covo_rl forbidden.
 
     Raises:
         ExportError: the process failed; the message ends with what it printed.
     """
-    kind, parameters = type(family.model), list(family.model.parameters())
-    own, device = kind.__module__.startswith("covo_rl."), parameters[0].device
-    size = sum(p.numel() * p.element_size() for p in parameters)
-    room = device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > 1.3 * size  # for a second copy
+    kind = type(family.model)
+    own = kind.__module__.startswith("covo_rl.")
     spec = {
-        "module": kind.__module__ if own else "transformers", "class": kind.__name__, "base": base,
-        "device": str(device) if room else "cpu", "keep": KEEP,
+        "module": kind.__module__ if own else "transformers", "class": kind.__name__, "base": base, "keep": KEEP,
         "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
-        "targets": [vars(target) | {"folder": str(target.folder.resolve())} for target in targets],
+        "targets": [vars(target) | {"folder": str(target.folder.resolve()), "base": target.base,
+                                    "device": device_with_room(family, target)} for target in targets],
     }  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
     environment["TOKENIZERS_PARALLELISM"] = "false"
@@ -232,7 +253,7 @@ def compare_logits(
     multiplies, and 16-bit weights are rounded: errors that grow with the logits. Of the precisions of export and
     policy the looser counts.
     """
-    export, fresh_base = logits[target.name], logits[f"base.{target.dtype}"]
+    export, fresh_base = logits[target.name], logits[target.base]
     before, top = fresh_base if expected.base is None else expected.base, expected.trained.abs().max().item()
     flat = max(FLAT_TOLERANCE.get(dtype, EXACT) for dtype in (target.dtype, expected.dtype))
     relative = 0.0 if target.kind == "adapter" and flat == EXACT else flat / USUAL_LOGIT
@@ -263,3 +284,16 @@ def compare_logits(
         notes["versions"], tolerance_flat=flat, tolerance_relative=relative,
         prompts_with_audio=sum(bool(prompt.clip_keys) for prompt in expected.prompts),
     )  # fmt: skip
+
+
+def compare_unquantised(held: Target, published: Target, trained: torch.Tensor, logits: Mapping[str, torch.Tensor]):
+    """How an adapter does on the base as `published`, trained on the base as `held`: information, no verdict.
+
+    What lies between the two bases without the adapter is the quantisation's own share of the difference.
+    """
+    export, base, held_base = logits[published.name], logits[published.base], logits[held.base]
+    return {
+        "max_abs_logit_diff_trained": largest_gap(export, trained),
+        "max_abs_logit_diff_of_bases": largest_gap(base, held_base),
+        "update_kept": update_kept(trained, held_base, export, base),
+    }

@@ -59,14 +59,18 @@ def family_at(path: str) -> type[AudioFamily]:
     return family_class(model_config(path).get("model_type", ""))
 
 
-def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
+def load_family(path: str, dtype: str = "auto", *, load_in_4bit: bool = False, **options: Any) -> AudioFamily:
     """Load model and processor of the family of `path`.
 
-    `dtype` "auto" keeps the checkpoint's; `options` are those of `AudioFamily.load`.
-    Raises ModelError for a model type without a family or damaged files, OSError where there is no checkpoint.
+    `dtype` "auto" keeps the checkpoint's; `load_in_4bit` holds the linear layers of the decoder in NF4, their products
+    in `dtype`; `options` are those of `AudioFamily.load`.
+    Raises ModelError for a model type without a family or damaged files, OSError where there is no checkpoint,
+    QuantisationError where 4 bits cannot be had.
     """
     import torch
     from safetensors import SafetensorError
+
+    from covo_rl.models.quantised import check_quantisation, keep_one_arithmetic, quantisation_of
 
     config = model_config(path)
     family = family_class(config["model_type"])
@@ -74,8 +78,14 @@ def load_family(path: str, dtype: str = "auto", **options: Any) -> AudioFamily:
         kind = getattr(torch, name, None)
         if name != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point and kind.itemsize > 1):
             raise ModelError(f"model {path}: {where}dtype {name!r}; there are float32, bfloat16 and float16")
+    if load_in_4bit:
+        check_quantisation()
+        products = (_stated_dtype(config) or "float32") if dtype == "auto" else dtype
+        options["quantization_config"] = quantisation_of(family.parts, products)
     try:
-        return family.load(path, dtype=dtype, **options)
+        loaded = family.load(path, dtype=dtype, **options)
+        keep_one_arithmetic(loaded.model)
+        return loaded
     except (SafetensorError, ValueError, RuntimeError, ImportError) as error:  # damaged files, sizes that do not fit
         if isinstance(error, UserError):
             raise

@@ -184,12 +184,14 @@ class FeatureStore:
         return result
 
     def calls(self, keys: Iterable[str]) -> Iterator[list[str]]:
-        """The encoder calls for these clips: up to 64 rows each, but clip by clip where a CPU's embeddings are stored.
+        """The encoder calls for these clips: up to 64 rows each, but clip by clip where embeddings are stored on a CPU
+        or under `torch.use_deterministic_algorithms`.
 
         There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
         products of another height differ in the last bit.
         """
-        limit = 1 if self.frozen and self.family.model.device.type == "cpu" else 64
+        repeats = self.family.model.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+        limit = 1 if self.frozen and repeats else 64
         part, rows = [], 0
         for key in keys:
             count = _rows(self.clip_features(key))
@@ -239,19 +241,20 @@ class Embedder:
         self.store = FeatureStore(family, clips, memory_mb, frozen=self.frozen)
         self.reference_store = FeatureStore(reference_family, clips, memory_mb)
 
-    def embeddings(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+    def embeddings(self, keys: Sequence[str], *, reference: bool = False) -> dict[str, torch.Tensor]:
         """key -> (S, D), and under DUMMY what keeps ranks in step. With sharded weights every rank must call it."""
+        store = self.reference_store if reference and not self.frozen else self.store
         if is_sharded(self.root):
             # every encoder call gathers weights from all ranks, so all must make as many
-            mine = len(list(self.store.calls(self.store.missing(keys) if self.frozen else dict.fromkeys(keys))))
+            mine = len(list(store.calls(store.missing(keys) if store.frozen else dict.fromkeys(keys))))
             dummies = most(mine, self.family.embed_tokens.weight.device) - mine
         else:
             # DDP waits for a gradient of every parameter, also from a rank whose rows have no audio
             dummies = int(not (keys or self.frozen) and torch.is_grad_enabled() and torch.distributed.is_initialized())
-        result = self.store.embeddings(keys)
+        result = store.embeddings(keys)
         if dummies:
             silent = self.family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
-            result = {**result, DUMMY: torch.cat([self.family.encode([silent])[0] for _ in range(dummies)])}
+            result = {**result, DUMMY: torch.cat([store.family.encode([silent])[0] for _ in range(dummies)])}
         return result
 
     def placed(self) -> AbstractContextManager[None]:
@@ -268,7 +271,7 @@ class Embedder:
         """
         embeds_LD = family.embed_tokens(packed.input_ids_L)
         if reference and not self.frozen:
-            audio = self.reference_store.embeddings(features.keys)
+            audio = self.embeddings(features.keys, reference=True)
         else:
             audio = features.get(fresh=torch.is_grad_enabled() and not self.frozen)
         if missing := [key for key in dict.fromkeys(packed.audio_keys) if key not in audio]:

@@ -21,6 +21,7 @@ from covo_rl.policy.attention import KeyValues, Layout, PackedLayout, use_groupe
 from covo_rl.policy.features import Embedder, Features, FeatureStore
 from covo_rl.policy.head import token_logps
 from covo_rl.policy.packing import Packed, Span, identity, pack
+from covo_rl.policy.recompute import recompute_activations
 from covo_rl.policy.sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ class Policy(nn.Module):
 
     def __init__(
         self, family: AudioFamily, peft_model: nn.Module | None = None, *, clips: ClipStore | None = None,
-        feature_memory_mb: float = 512, gradient_checkpointing: bool = False, keep_reference: bool = False,
-        decode_weights_mb: float = 2048, fused_decode: bool = True, decode_graphs: bool = True,
+        feature_memory_mb: float = 512, gradient_checkpointing: bool = False, recompute: str = "mlp",
+        keep_reference: bool = False, decode_weights_mb: float = 2048, fused_decode: bool = True,
+        decode_graphs: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.family, self.clips, self.decode_weights_mb = family, clips, decode_weights_mb
@@ -84,10 +86,7 @@ class Policy(nn.Module):
         self.autocast_seen = False
         use_grouped_attention(family.decoder)
         if gradient_checkpointing:
-            # on the decoder alone: a frozen encoder must stay out of autograd; the name changes in transformers 6
-            decoder: Any = family.decoder
-            enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            recompute_activations(family.decoder, recompute)
         keeps = keep_reference and not self.has_adapter
         self._reference_family = frozen_copy(family) if keeps else family
         self.reference_model: nn.Module | None = self._reference_family.model if keeps else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -168,14 +167,15 @@ def put_on(family: AudioFamily, adapter: SavedAdapter) -> tuple[PeftModel, tuple
     Raises:
         AdapterError: tensors without a place, places without a tensor, or other shapes.
     """
-    from peft import get_peft_model
     from peft.utils import set_peft_model_state_dict
+
+    from covo_rl.policy.lora import inject
 
     name = family.model.name_or_path or "in memory"
     prefix = f"the adapter {adapter.folder} does not fit {family.model_type} ({name}): "
     adapter.config.inference_mode = False
     with _by_peft(prefix):
-        model: Any = get_peft_model(family.model, adapter.config)  # type: ignore[arg-type]
+        model: Any = inject(family.model, adapter.config)
         versions = {name: p._version for name, p in family.model.named_parameters()}
         result = set_peft_model_state_dict(model, dict(adapter.tensors))
     places = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -203,9 +203,7 @@ def _some(problem: str, names: list[str]) -> list[str]:
 def _by_peft(prefix: str) -> Iterator[None]:
     """What PEFT cannot do with a configuration or its tensors, as one AdapterError."""
     try:
-        with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            yield
+        yield
     except KeyError as error:
         raise AdapterError(f"{prefix}the file lacks {error.args[0]}") from error
     except (RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError, ImportError, re.error) as error:

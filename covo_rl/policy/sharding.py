@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 _LINEAR = functional.linear
@@ -16,13 +18,8 @@ _LINEAR = functional.linear
 
 def is_sharded(module: nn.Module) -> bool:
     """Parameters live in pieces on several ranks: FSDP2 (DTensor) or DeepSpeed ZeRO-3."""
-    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module.parameters()):
-        return True
-    if not (dist.is_available() and dist.is_initialized()):
-        return False
-    from torch.distributed.fsdp import FSDPModule  # its parameters are plain while they are gathered
-
-    return any(isinstance(m, FSDPModule) for m in module.modules())
+    pieces = any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module.parameters())
+    return pieces or bool(_fsdp_modules(module))  # whose parameters are plain while they are gathered
 
 
 def most(value: int, device: torch.device) -> int:
@@ -48,23 +45,94 @@ def whole_shape(tensor: torch.Tensor) -> torch.Size:
     return getattr(tensor, "ds_shape", tensor.shape)
 
 
-def sharded_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Inverse of `whole`: `value` sharded as the parameter is, if that is a DTensor of its shape; a collective."""
-    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value
+class TensorPiece(NamedTuple):
+    """What one rank holds of a tensor of `shape`, in which it begins at `start`."""
+
+    tensor: torch.Tensor
+    start: Sequence[int]
+    shape: Sequence[int]
+
+
+class TensorPieces:
+    """A tensor out of the pieces of several ranks; indexed with a slice a dimension, it reads what lies there alone."""
+
+    def __init__(self, pieces: Sequence[TensorPiece]) -> None:
+        self.pieces, self.shape = pieces, torch.Size(pieces[0].shape)
+
+    @property
+    def complete(self) -> bool:
+        return sum(piece.tensor.numel() for piece in self.pieces) == math.prod(self.shape)
+
+    def __getitem__(self, box: Sequence[slice]) -> torch.Tensor:
+        joined = self.pieces[0].tensor.new_empty([side.stop - side.start for side in box])
+        for tensor, start, _ in self.pieces:
+            edges = [(max(side.start, first), min(side.stop, first + size), first, side.start)
+                     for side, first, size in zip(box, start, tensor.shape, strict=True)]  # fmt: skip
+            if all(low < high for low, high, *_ in edges):
+                here = tensor[tuple(slice(low - first, high - first) for low, high, first, _ in edges)]
+                joined[tuple(slice(low - origin, high - origin) for low, high, _, origin in edges)] = here
+        return joined
+
+
+def reshard(module: nn.Module) -> None:
+    """Give up what FSDP2 still holds gathered after a forward pass without a backward one."""
+    for part in _fsdp_modules(module):
+        part.reshard()
+
+
+def _fsdp_modules(module: nn.Module) -> list[Any]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def own_piece(tensor: DTensor) -> TensorPiece | None:
+    """This rank's piece; None where that is empty, or where a rank before it holds the same."""
+    coordinate = tensor.device_mesh.get_coordinate() or ()
+    again = any(place for place, how in zip(coordinate, tensor.placements, strict=True) if how.is_replicate())
+    held = tensor.to_local()
+    return None if again or not held.numel() else TensorPiece(held, [side.start for side in _box(tensor)], tensor.shape)
+
+
+def own_part(parameter: torch.Tensor, value: torch.Tensor | TensorPieces) -> torch.Tensor:
+    """This rank's part of `value`, if that has the shape of a sharded parameter; else all of it."""
+    if isinstance(parameter, DTensor) and parameter.shape == value.shape:
+        return value[_box(parameter)]
+    return value[tuple(slice(0, size) for size in value.shape)]
+
+
+def sharded_as(parameter: torch.Tensor, value: torch.Tensor | TensorPieces) -> torch.Tensor:
+    """Inverse of `whole`: `own_part`, as a DTensor if the parameter is one of the shape of `value`."""
+    part = own_part(parameter, value)
+    if not isinstance(parameter, DTensor) or parameter.shape != value.shape:
+        return part
+    return DTensor.from_local(part.to(parameter.device), parameter.device_mesh, parameter.placements,
+                              shape=parameter.shape, stride=parameter.stride())  # fmt: skip
+
+
+def _box(tensor: DTensor) -> tuple[slice, ...]:
+    """Where this rank's piece lies in the whole."""
+    (chunk,) = tensor.__create_chunk_list__()  # how torch.distributed.checkpoint asks
+    return tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
 
 
 @torch.no_grad()
-def put(parameter: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a full tensor, the same on every rank, into a parameter, sharded or not; a collective."""
+def put(parameter: torch.Tensor, part: torch.Tensor) -> None:
+    """Copy what `own_part` gave into a parameter; a collective under ZeRO-3."""
     if hasattr(parameter, "ds_id"):
         import deepspeed  # type: ignore[import-not-found]
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.copy_(value)
+            parameter.copy_(part)
     else:
-        parameter.copy_(sharded_as(parameter, value))
+        local_tensor(parameter).copy_(part)
 
 
 @contextmanager

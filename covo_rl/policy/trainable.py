@@ -5,7 +5,6 @@ Adapters are injected in place (PEFT), so `family.model` stays the model; nothin
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from covo_rl.config import AdapterConfig, ConfigError, number_map
+from covo_rl.config import AdapterConfig, number_map
+from covo_rl.data.files import read_record
 from covo_rl.models import checkpoint_dtype
+from covo_rl.models.quantised import element_count
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
 from covo_rl.policy.products import HALF
@@ -61,24 +62,17 @@ def auto_dtype(own: str | None, *, full: bool) -> str | None:
     return "float32" if own == "float16" or (full and own == "bfloat16") else own
 
 
-def training_dtype(dtype: str, path: str, *, full: bool, scaled: bool = False) -> tuple[str, list[str]]:
+def training_dtype(dtype: str, path: str, *, full: bool) -> tuple[str, list[str]]:
     """(the dtype to load a model in that will train, notes for the user), before any weight is read.
 
     `auto` is the checkpoint's, but float32 where parameters of 16 bits would themselves train (`full`), and for
-    float16 checkpoints. `scaled`: a loss scale keeps small gradients within float16.
-
-    Raises:
-        ConfigError: float16 where it cannot work.
+    float16 checkpoints.
     """
     own = checkpoint_dtype(path)
     if dtype == "auto" and auto_dtype(own, full=full) != own:
         why = "of 16-bit weights updates below 1/256 of a weight are lost" if full else "in float16 gradients vanish"
         return "float32", [f"dtype auto: the checkpoint is {own}, loaded as float32, because {why}; compute in 16 bits "
                            "with accelerate launch --mixed_precision bf16 (GPU)"]  # fmt: skip
-    if dtype == "float16" and (full or not scaled):
-        why = "without a loss scale gradients below 6e-8 become 0; that needs a GPU and --mixed_precision fp16"
-        why = "no loss scaler takes float16 gradients of the parameters themselves" if full else why
-        raise ConfigError([f"dtype float16 cannot train here: {why}. Use dtype bfloat16 or float32"])
     return dtype, []
 
 
@@ -94,7 +88,7 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
     if config.load_in_4bit and not quantised:
         raise PatternError(
             "load_in_4bit: the model in memory is not quantised; load it with "
-            "covo_rl.models.load_family(path, **covo_rl.policy.trainable.quantization_kwargs())"
+            "covo_rl.models.load_family(path, load_in_4bit=True)"
         )
     if quantised and not config.lora:
         raise PatternError("a 4-bit model cannot train its own parameters: use LoRA, or load it unquantised for --full")
@@ -106,6 +100,9 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
         adapter = read_adapter(config.adapter, model=family.model.name_or_path)
         peft_model, replaced = put_on(family, adapter)
         notes += [*adapter.notes, *_overruled(config, adapter.config)]
+        if not quantised and read_record(adapter.folder / "export.json").get("load_in_4bit"):
+            notes.append(f"adapter {config.adapter}: it was trained on a 4-bit base, and is put on one that is not; "
+                         "load_in_4bit holds this one so too")  # fmt: skip
     else:
         peft_model, targets = _new_adapter(family, config)
     count = sum(p.numel() for p in family.model.parameters() if p.requires_grad)
@@ -130,7 +127,9 @@ def _overruled(config: AdapterConfig, saved: LoraConfig) -> list[str]:
 
 
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
+
+    from covo_rl.policy.lora import inject
 
     pattern = config.lora_target_modules or patterns.decoder_pattern(family)
     targets = tuple(patterns.matched_modules(pattern, family))
@@ -140,9 +139,7 @@ def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel,
         modules_to_save=patterns.saved_modules(config.modules_to_save, family) or None,
         use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM",
     )  # fmt: skip
-    with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(family.model, lora), targets  # type: ignore[return-value]  # no mixed adapters here
+    return inject(family.model, lora), targets
 
 
 def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
@@ -159,32 +156,17 @@ def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:
         )
 
 
-def quantization_kwargs() -> dict[str, Any]:
-    """Keyword arguments that make `covo_rl.models.load_family` hold the decoder in 4-bit NF4 (QLoRA, arXiv 2305.14314).
-
-    Raises PatternError where there is no CUDA device, or bitsandbytes is not installed.
-    """
-    if not torch.cuda.is_available():
-        raise PatternError("load_in_4bit needs a CUDA device; drop it, the adapter trains on a 16-bit base too")
-    try:
-        import bitsandbytes  # noqa: F401  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise PatternError("load_in_4bit needs bitsandbytes: pip install 'covo-rl[qlora]'") from error
-    from transformers import BitsAndBytesConfig
-
-    skip = ["encoder", "audio_tower", "audio_adapter", "multi_modal_projector", "lm_head"]
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=skip,
-    )  # fmt: skip
-    return {"quantization_config": config}
-
-
 def part_rates(config: AdapterConfig, family: AudioFamily) -> dict[str, float]:
     """Part -> learning rate, for the parts that `part_learning_rates` names."""
     rates = number_map(config.part_learning_rates, what="part_learning_rates")
     check_parts(rates, family, "part_learning_rates")
     return rates
+
+
+def adamw(params: Sequence[Any], **options: Any) -> torch.optim.AdamW:
+    """AdamW over parameters or groups of them: one kernel where all are on CUDA; elsewhere torch's default."""
+    parts = [p for part in params for p in (part["params"] if isinstance(part, dict) else [part])]
+    return torch.optim.AdamW(params, fused=True if all(p.is_cuda for p in parts) else None, **options)
 
 
 def param_groups(
@@ -225,9 +207,9 @@ def _report(family: AudioFamily, config: AdapterConfig, learning_rate: float | N
     rows = []
     for part, kind in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
         parameters = groups[part, kind]
-        total = sum(p.numel() for p in parameters)
+        total = sum(map(element_count, parameters))
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in parameters})
+        dtypes = sorted({getattr(p, "quant_type", None) or str(p.dtype).removeprefix("torch.") for p in parameters})
         rate = rates.get(part, learning_rate) if trainable else None
         rows.append(ReportRow(f"{part} {kind}".strip(), total, trainable, " ".join(dtypes), rate))
     return tuple(rows)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from covo_rl.config import AdapterConfig, ConfigError, Options, RewardConfig, number_map
 from covo_rl.models import family_at
+from covo_rl.models.quantised import check_quantisation
 from covo_rl.policy.patterns import check_parts, module_regex
 from covo_rl.policy.saved_adapter import read_adapter
-from covo_rl.policy.trainable import quantization_kwargs
 from covo_rl.resolve import resolve_model
 from covo_rl.rewards import components
 from covo_rl.rewards.judge import judge_from_spec
@@ -24,7 +24,7 @@ def check_before_loading(options: Options) -> None:
     checks = [
         lambda: _check_rewards(options.reward),
         lambda: judge and judge_from_spec(judge),
-        lambda: adapter.load_in_4bit and quantization_kwargs(),
+        lambda: adapter.load_in_4bit and check_quantisation(),
         lambda: _check_model(options.model.model, adapter),
         lambda: adapter.adapter and read_adapter(adapter.adapter),
         lambda: adapter.lora_target_modules and module_regex(adapter.lora_target_modules),

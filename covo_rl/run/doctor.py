@@ -4,8 +4,11 @@ Parameters are counted exactly (the model is built without storage). Activations
 layers save for the backward pass, per position:
 
     10 D + 4 I + 2 K       D width, I width of the MLP, K width of keys and values (norms, attention, gated MLP)
+     6 D + 2 K             gradient_checkpointing
+         D                 gradient_checkpointing with recompute layer
 
-which a test compares with what a real pass saves. Every figure is for one rank without sharding.
+and of one layer the first sum while it is recomputed, which a test compares with what a real pass saves. Every figure
+is for one rank without sharding.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 
 #: room for allocator fragmentation, libraries and the CUDA context
 OVERHEAD = 1.1
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: a decode step over the time that reading its weights and keys takes. What decoding is built for, not a measurement
+DECODE_FACTOR = 1.6
+BYTES = {"float32": 4, "bfloat16": 2}
 #: published models: hub name -> (model type, what its config.json says beside the class's defaults); no hub is asked
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "tencent/Covo-Audio-Chat": ("covo_audio", {"dtype": "bfloat16"}),
@@ -133,16 +138,14 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
 
     Without `speed` there are no seconds.
     """
+    from covo_rl.models.quantised import BYTES_IN_4BIT
     from covo_rl.policy import Policy
     from covo_rl.policy.head import chunk_elements
-    from covo_rl.policy.trainable import auto_dtype
 
     train, adapter, rollout = options.train, options.adapter, options.rollout
-    shape, dtype = shape_of(model_config, adapter), options.model.dtype
-    if dtype == "auto":
-        own = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
-        dtype = auto_dtype(own, full=not adapter.lora) or own
+    shape, dtype = shape_of(model_config, adapter), weights_dtype(model_config, options)
     size = BYTES[dtype]
+    quantised = shape.linear_parameters if adapter.load_in_4bit else 0
     trainable = shape.trainable
     train_size = 4 if adapter.lora else size
     prompts, completion = train.prompts_per_step, rollout.max_completion_length
@@ -150,7 +153,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     micro_rows = micro_prompts * min(train.micro_batch_rollouts or rollout.num_generations, rollout.num_generations)
     micro = micro_prompts * prompt_positions + micro_rows * completion
     memory = {
-        "weights": shape.total * size + (trainable * 4 if adapter.lora else 0),
+        "weights": (shape.total - quantised) * size + quantised * BYTES_IN_4BIT + trainable * 4 * adapter.lora,
         "gradients": trainable * train_size,
         "optimiser (AdamW)": 2 * trainable * train_size,
         "reference copy": trainable * size if options.loss.beta and not adapter.lora else 0.0,
@@ -168,25 +171,50 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     chunk = min(max(chunk_elements(), 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
     head_trains = not adapter.lora and "lm_head" in adapter.train_parts
     loss = {
-        "activations": activation_bytes(shape, micro, size, train.gradient_checkpointing),
+        "activations": activation_bytes(
+            shape, micro, size, recompute=train.recompute if train.gradient_checkpointing else None
+        ),
         "head": micro_rows * completion * shape.width * size + (4 if head_trains else 1) * 4.0 * chunk,
         "head gradient in use": shape.parameters.get("lm_head", 0) * 4.0 if head_trains else 0.0,
     }
     seconds = _seconds(shape, options, prompt_positions, size, speed) if speed else {}
     crowded = not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size
     note = "activations outweigh the weights: gradient_checkpointing or a smaller micro_batch_prompts helps"
+    notes = (*((note,) if crowded else ()), *((_rates(speed, dtype),) if speed else ()))
     positions = {"prompts": prompts * prompt_positions, "completions": rows * completion, "micro-batch": micro}
-    return Plan(memory, sampling, loss, seconds, positions, trainable, (note,) if crowded else ())
+    return Plan(memory, sampling, loss, seconds, positions, trainable, notes)
 
 
-def activation_bytes(shape: Shape, positions: int, size: int, checkpointing: bool) -> float:
-    """What the decoder saves for the backward pass over `positions` packed positions."""
-    layer = positions * (10 * shape.width + 4 * shape.mlp_width + 2 * shape.kv_width) * size
-    return float(shape.layers * positions * shape.width * size + layer if checkpointing else shape.layers * layer)
+def _rates(speed: Speed, dtype: str) -> str:
+    return (f"the seconds are a lower bound: products at {speed.flops / 1e12:,.4g} TFLOP/s in {dtype}, copies at "
+            f"{speed.bandwidth / 1e9:,.4g} GB/s, both measured here; a decode step counts {DECODE_FACTOR} times the "
+            "reading of weights and keys")  # fmt: skip
+
+
+def weights_dtype(model_config: Any, options: Options) -> str:
+    """What the run's weights will be in, with `auto` resolved."""
+    from covo_rl.policy.trainable import auto_dtype
+
+    if options.model.dtype != "auto":
+        return options.model.dtype
+    own = str(getattr(model_config, "dtype", None) or "float32").removeprefix("torch.")
+    return auto_dtype(own, full=not options.adapter.lora) or own
+
+
+def layer_values(shape: Shape, recompute: str | None = None) -> int:
+    """What a decoder layer saves for the backward pass, in values per position."""
+    attention = 6 * shape.width + 2 * shape.kv_width
+    return {None: attention + 4 * (shape.width + shape.mlp_width), "mlp": attention, "layer": shape.width}[recompute]
+
+
+def activation_bytes(shape: Shape, positions: int, size: int, *, recompute: str | None = None) -> float:
+    """What the decoder saves over `positions` packed positions, and one layer while that is recomputed."""
+    again = 0 if recompute is None else layer_values(shape)
+    return float(positions * size * (shape.layers * layer_values(shape, recompute) + again))
 
 
 def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Speed) -> dict[str, float]:
-    """Products over the device's rate; a decode step takes at least the reading of weights and keys."""
+    """Products over the device's rate; a decode step waits for the reading of weights and keys."""
     prompts, completion = options.train.prompts_per_step, options.rollout.max_completion_length
     rows, updates = prompts * options.rollout.num_generations, options.train.num_iterations
 
@@ -198,17 +226,26 @@ def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Spee
     decode = forward(rows * completion, rows * (completion * prompt + completion**2 / 2))
     decode += rows * completion * 2.0 * shape.width * shape.vocabulary
     one_pass = (prefill + decode) / speed.flops
-    read = (shape.linear_parameters + shape.width * shape.vocabulary) * size
-    read += 2 * shape.layers * shape.kv_width * size * (prompts * prompt + rows * completion / 2)
+    together = min(rows, options.rollout.decode_rows)
+    read = decode_bytes(shape, prompt_positions=prompts * prompt, rows=together, completion=completion, size=size)
+    steps = completion * rows / together
     again = 4 / 3 if options.train.gradient_checkpointing else 1.0
     return {
         "encode": prompts * 2.0 * encoder * 1500 / speed.flops,  # 1500 positions in 30 s
         "prefill": prefill / speed.flops,
-        "decode": max(decode / speed.flops, completion * read / speed.bandwidth),
+        "decode": max(decode / speed.flops, DECODE_FACTOR * steps * read / speed.bandwidth),
         "old": one_pass if updates > 1 and size < 4 else 0.0,
         "reference": one_pass if options.loss.beta else 0.0,
         "loss": updates * 2.2 * one_pass * again,
     }
+
+
+def decode_bytes(shape: Shape, *, prompt_positions: int, rows: int, completion: int, size: int) -> float:
+    """Bytes that one decode step reads at the least, a mean over the steps: the weights of decoder and head, keys and
+    values of every prompt (`prompt_positions` in all) once, and the rows' own; `size` bytes per value.
+    """
+    keys = 2 * shape.layers * shape.kv_width * (prompt_positions + rows * completion / 2)
+    return size * (shape.linear_parameters + shape.width * shape.vocabulary + keys)
 
 
 def plan_options(
@@ -255,7 +292,8 @@ def doctor(
         options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
         if completion is not None:
             options.rollout.max_completion_length = completion
-        estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=measure_speed(device))
+        speed = measure_speed(device, weights_dtype(sizes_of(options.model.model), options))
+        estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=speed)
     say(render_plan(estimate))
 
 
@@ -267,7 +305,7 @@ def render_plan(estimate: Plan) -> str:
     lines.append(f"  {'peak, with 10 % for fragmentation':<36}{estimate.peak / MIB:>12,.0f}")
     lines.append("positions per step: " + ", ".join(f"{name} {count:,}" for name, count in estimate.positions.items()))
     if estimate.seconds:
-        lines.append("seconds per step, at this machine's measured speed")
+        lines.append("seconds per step, at least, at this machine's measured speed")
         lines += [f"  {name:<36}{value:>12.2f}" for name, value in estimate.seconds.items() if value]
         lines.append(f"  {'step':<36}{sum(estimate.seconds.values()):>12.2f}")
     return "\n".join([*lines, *(f"note: {note}" for note in estimate.notes)])

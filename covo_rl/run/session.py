@@ -25,7 +25,7 @@ from covo_rl.export.exporting import export_run_adapter, update_card
 from covo_rl.models import family_at, load_family
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy import Policy
-from covo_rl.policy.trainable import make_trainable, quantization_kwargs, render_report, training_dtype
+from covo_rl.policy.trainable import make_trainable, render_report, training_dtype
 from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
@@ -40,7 +40,7 @@ from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
-from covo_rl.train.launch import join
+from covo_rl.train.launch import allow_tf32, computes_in_16_bits, join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example, Prompt, UserError
@@ -69,15 +69,14 @@ class Session:
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
-        scaled = self.accelerator.scaler is not None
-        model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora, scaled=scaled)
+        model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora)
         self._check_data(family_at(path).max_clip_seconds)
         self.family = load_family(
             path,
             dtype=model.dtype,
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
-            **(quantization_kwargs() if options.adapter.load_in_4bit else {}),
+            load_in_4bit=options.adapter.load_in_4bit,
         )
         self._check_lengths()
         self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
@@ -85,12 +84,14 @@ class Session:
             raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {self.trainable.replaced[0]} of the "
                                "base, so there is no reference without it: set beta 0 or merge it first"])  # fmt: skip
         self.family.model.to(self.accelerator.device)
+        allow_tf32(self.accelerator.device, computes_in_16_bits(self.accelerator, self.family.model))
         self.policy = Policy(
             self.family,
             peft_model=self.trainable.peft_model,
             clips=self.clips,
             feature_memory_mb=options.train.feature_memory_mb,
             gradient_checkpointing=options.train.gradient_checkpointing,
+            recompute=options.train.recompute,
             keep_reference=bool(options.loss.beta),
         )
         needed = self.ranks.main and (self.start.saved or not options.train.dry_run)

@@ -12,7 +12,7 @@ from covo_rl.resolve import read_yaml
 
 HELD_OUT = 0.05
 PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16")  # to train in
 #: interval -> numbers of a stage that must lie in it
 STAGE_LIMITS = {
     "[1, inf)": "rows steps batch_size gradient_accumulation_steps",
@@ -126,8 +126,8 @@ def _problems(config: ColdStartConfig) -> list[str]:
     rules = [
         (not count or 0 <= start < count, f"start_stage {start}: there are {count} stages"),
         (count > 0, "stages is empty: give at least one"),
-        *((value in DTYPES, f"{name} {value!r}: choose one of {', '.join(DTYPES)}")
-          for name, value in (("dtype", config.dtype), ("save_dtype", config.save_dtype))),
+        *((value in names, f"{name} {value!r}: choose one of {', '.join(names)}") for name, value, names in (
+            ("dtype", config.dtype, DTYPES), ("save_dtype", config.save_dtype, (*DTYPES, "float16")))),
         (not start or config.model is not None, "start_stage needs model, the folder of the stage before it"),
         (start or (config.model is None) != (config.tiny is None),
          "give either model (a path to start from) or tiny (sizes of a new small model)"),

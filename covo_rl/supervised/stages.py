@@ -35,7 +35,7 @@ from covo_rl.supervised.checks import fact_problems, unreadable
 from covo_rl.supervised.config import ColdStartConfig
 from covo_rl.supervised.held_out import held_out_figures
 from covo_rl.supervised.trainer import Collator, fine_tune, steps_of, train_tagging
-from covo_rl.train.launch import process_state
+from covo_rl.train.launch import check_precision, process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
 
@@ -56,6 +56,7 @@ def run_stages(config: ColdStartConfig) -> Path:
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ConfigError(["supervised stages never ran under DeepSpeed: launch with recipes/accelerate/fsdp2.yaml"])
+    check_precision()
     process_state()
     ranks, lock = Ranks.current(), FolderLock(config.output)
     problem = ranks.from_main((taken(config) or lock.refusal()) if ranks.main else None)

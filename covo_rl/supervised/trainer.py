@@ -27,12 +27,13 @@ from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import text_ids
 from covo_rl.policy.products import float32_head
+from covo_rl.policy.trainable import adamw
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
 from covo_rl.supervised.rows import Row, TeacherError
-from covo_rl.train.launch import on_cpus, process_state
+from covo_rl.train.launch import allow_tf32, computes_in_16_bits, on_cpus, process_state
 from covo_rl.types import visible
 
 IGNORED = -100
@@ -89,13 +90,15 @@ def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: 
     """
     if problems := fact_problems([row.example for row in rows]):
         raise DataError("tagging", problems)
+    device: Any = process_state().device  # where `fine_tune` works too; the loader leaves the model on the CPU
+    family.model.to(device)
     generator = torch.Generator().manual_seed(seed)
-    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(family.embed_tokens.weight.device)
+    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(device)
     prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
     parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
     parameters += heads.parameters()
     steps = steps_of(stage, len(rows))
-    optimizer = torch.optim.AdamW(parameters, stage.learning_rate, weight_decay=stage.weight_decay)
+    optimizer = adamw(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, stage.learning_rate, total_steps=steps, pct_start=min(max(stage.warmup_steps / steps, 0.01), 0.5)
     )
@@ -225,16 +228,19 @@ def fine_tune(
     prefixes = tuple(family.parts[part] for part in stage.train_parts)
     for name, parameter in family.model.named_parameters():
         parameter.requires_grad_(not prefixes or name.startswith(prefixes))
+    device: Any = process_state().device
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(  # nothing is saved or reported by the trainer itself
             output_dir=folder, save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=50,
             logging_first_step=True, per_device_train_batch_size=stage.batch_size, max_steps=stage.steps or -1,
             num_train_epochs=stage.epochs, seed=seed, data_seed=seed, max_length=None,
             use_cpu=on_cpus(),  # ranks without GPUs come together over gloo
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(), dataloader_pin_memory=False,
+            bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(), dataloader_pin_memory=False,
             remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
             **{name: getattr(stage, name) for name in SAME_NAME},
         )  # fmt: skip
+        # one process on several GPUs would cut ids and audio into equal shares: clips of other rows
+        config._n_gpu = min(config.n_gpu, 1)
         trainer = AudioSFTTrainer(
             model=family.model,
             args=config,
@@ -243,6 +249,7 @@ def fine_tune(
             processing_class=family.tokenizer,
             callbacks=[Progress()],
         )
+        allow_tf32(trainer.accelerator.device, computes_in_16_bits(trainer.accelerator, family.model))
         trainer.train()
     state_dict: Any = None
     if trainer.is_fsdp_enabled:

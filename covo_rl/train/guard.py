@@ -164,9 +164,10 @@ def sampling_advice(prompts: int, rollout: RolloutConfig) -> str:
     """What to change where sampling ran out of memory: keys and values of all rows in work are held at once."""
     return (
         f"out of memory while sampling {prompts} prompts x {rollout.num_generations} rollouts of up to "
-        f"{rollout.max_completion_length} tokens, {rollout.decode_rows} at a time. Lower decode_rows, which changes nothing "
-        "else, max_completion_length or prompts_per_step (and raise max_steps), use more ranks, which share the prompts, "
-        "or dtype bfloat16; `covo-rl doctor` estimates what fits. micro_batch_prompts makes no difference here."
+        f"{rollout.max_completion_length} tokens, {rollout.decode_rows} at a time. Lower decode_rows, which changes "
+        "nothing else, max_completion_length or prompts_per_step (and raise max_steps), use more ranks, which share "
+        "the prompts, or dtype bfloat16; `covo-rl doctor` estimates what fits. micro_batch_prompts makes no difference "
+        "here."
     )
 
 
@@ -181,7 +182,7 @@ def out_of_memory_advice(micro_batch_prompts: int, rollouts: int, *, can_retry: 
         else f"micro_batch_rollouts (now {rollouts}) to {rollouts // 2}: same gradient"
         if rollouts > 1
         else "max_completion_length: a micro-batch is one rollout already",
-        "--gradient_checkpointing",
+        "--gradient_checkpointing, also with --recompute layer",
         "a LoRA adapter instead of --full",
     ]
     retry = " --oom_retry halves the micro-batch by itself." if can_retry else ""

@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
 from covo_rl.config import ConfigError
+from covo_rl.policy.products import HALF
 from covo_rl.train.zero import require_deepspeed, settle
 
 #: rank 0 verifies an export alone while the others wait; a rank that dies is noticed by the launcher, not by this
@@ -33,13 +34,45 @@ def on_cpus() -> bool:
     return launched_processes() > 1 and (device is None or device.type == "mps")
 
 
+def _check_devices() -> None:
+    """Raises ConfigError where processes would fight over a device: CUDA's own words are "invalid device ordinal"."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", launched_processes()))
+    if local > 1 and not on_cpus() and local > (count := torch.accelerator.device_count()):
+        raise ConfigError([f"{local} processes were started on a machine with {count} device(s): start as many as it "
+                           "has, or hide them (CUDA_VISIBLE_DEVICES=) to try the launch out on CPUs"])  # fmt: skip
+
+
 def process_state() -> PartialState:
     """This process among all that were launched, for work that needs no optimiser.
 
     Raises:
-        ConfigError: the launcher started more processes than accelerate sees.
+        ConfigError: the launcher started more processes than accelerate sees, or than there are devices.
     """
+    _check_devices()
     return _complete(PartialState(cpu=on_cpus()))
+
+
+def check_precision() -> None:
+    """Raises ConfigError for a mixed precision of the launcher that cannot train."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16"):  # accelerate takes any word, and then computes in float32
+        why = "in float16 gradients vanish" if precision == "fp16" else "there are no and bf16"
+        raise ConfigError([f"mixed_precision {precision!r} of the launcher: {why}; use bf16 or no"])
+
+
+def computes_in_16_bits(accelerator: Accelerator, model: torch.nn.Module) -> bool:
+    """Whether a run autocasts, or holds weights in 16 bits."""
+    return accelerator.mixed_precision != "no" or any(p.dtype in HALF for p in model.parameters())
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """On CUDA, float32 products round their operands to 10 bits (TF32) where `allowed`, and only there.
+
+    A run in float32 promises rollouts that equal scoring to 1e-5; one in 16 bits has coarser numbers already.
+    """
+    if device.type == "cuda":
+        # not backends.cuda.matmul.fp32_precision: after it torch 2.11's compiler refuses to read this setting
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def join() -> Accelerator:
@@ -48,9 +81,8 @@ def join() -> Accelerator:
     Raises:
         ConfigError: the launcher started more processes than accelerate sees, or asks for what would be done wrongly.
     """
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16", "fp16"):  # accelerate takes any word, and then computes in float32
-        raise ConfigError([f"mixed_precision {precision!r} of the launcher: there are no, bf16 and, on a GPU, fp16"])
+    check_precision()
+    _check_devices()
     if zero := _asked_for("DEEPSPEED"):
         require_deepspeed()
     accelerator = _complete(
@@ -61,21 +93,17 @@ def join() -> Accelerator:
         )
     )
     state = accelerator.state
-    problems = []
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        problems.append(f"--mixed_precision fp16 needs a GPU: {state.device.type} has no loss scale. Use bf16 or no")
     if (steps := accelerator.gradient_accumulation_steps) != 1:  # accelerate would divide every loss by it
-        problems.append(f"gradient_accumulation_steps {steps} of the launcher: set it to 1; micro_batch_prompts splits "
-                        "an update's groups over passes, with the same gradient")  # fmt: skip
-    if problems:
-        raise ConfigError(problems)
+        raise ConfigError([f"gradient_accumulation_steps {steps} of the launcher: set it to 1; micro_batch_prompts "
+                           "splits an update's groups over passes, with the same gradient"])  # fmt: skip
     if zero:
-        settle(accelerator, precision)
+        settle(accelerator, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
     if _asked_for("FSDP") and state.distributed_type == DistributedType.MULTI_CPU:
         plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
         state.fsdp_plugin, state.distributed_type = plugin, DistributedType.FSDP
+        PartialState().distributed_type = DistributedType.FSDP  # which accelerate copies to `state` again and again
     return accelerator
 
 

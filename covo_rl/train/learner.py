@@ -22,9 +22,9 @@ from accelerate import Accelerator
 from covo_rl.algo.loss import policy_loss
 from covo_rl.algo.metrics import Metrics, summarise
 from covo_rl.algo.normalizer import Normalizer, entropy_threshold
-from covo_rl.config import Options
+from covo_rl.config import ConfigError, Options
 from covo_rl.policy import LogProbs, Policy
-from covo_rl.policy.trainable import param_groups
+from covo_rl.policy.trainable import adamw, param_groups
 from covo_rl.train import zero
 from covo_rl.train.batch import (
     Batch,
@@ -57,7 +57,9 @@ class Learner:
         self.options, self.policy, self.accelerator, self.idle_group = options, policy, accelerator, idle_group
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         train = options.train
-        optimizer = torch.optim.AdamW(
+        if any(parameter.dtype == torch.float16 for parameter in policy.parameters()):
+            raise ConfigError(["a float16 model cannot train, its gradients vanish: load it as bfloat16 or float32"])
+        optimizer = adamw(
             param_groups(policy.model, options.adapter, train.learning_rate, train.weight_decay, family=policy.family),
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
@@ -263,7 +265,6 @@ class Learner:
                 norm = zero.step(self.wrapped)
         else:
             norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
-        scaler = self.accelerator.scaler  # float16 on a GPU: too large a loss scale overflows, and is halved
         try:
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
                 with memory_explained(self.memory_advice(self.size)):
@@ -271,14 +272,7 @@ class Learner:
                 self.applied += 1
                 self.guard.passed()
                 return norm
-            if scaler is not None:
-                scaler.update()  # or the next unscaling raises
-            if scaler is not None and math.isfinite(metrics["loss"]) and scaler.get_scale() > 1:
-                self.guard.skipped += 1
-            else:
-                self.guard.failed(
-                    step, {**metrics, "grad_norm": norm}, lambda: update_details(batch, members, self.policy)
-                )
+            self.guard.failed(step, {**metrics, "grad_norm": norm}, lambda: update_details(batch, members, self.policy))
         finally:
             self.optimizer.zero_grad()
         return norm

@@ -276,7 +276,6 @@ class Trainer:
             "update_totals": self.update_totals,
             "optimizer_steps": self.learner.applied,
             "guard": self.guard.state_dict(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # float16 only
             "skipped_rows": self.skipped_rows,
             "sampler": self.sampler.state_dict(),
         }
@@ -288,7 +287,5 @@ class Trainer:
         self.learner.applied = state["optimizer_steps"]
         self.engine.sync(self.learner.applied)
         self.guard.load_state_dict(state["guard"])
-        if state["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped_rows = dict(state["skipped_rows"])
         self.sampler.load_state_dict(state["sampler"])

@@ -170,9 +170,12 @@ def load_state(zero: Any, state: Mapping[nn.Parameter, Mapping[str, Tensor]]) ->
     if not state:  # saved before the first update
         return
     entries = next(iter(state.values()))
+    fused = any(group.get("fused") for group in zero.optimizer.param_groups)  # then the counters are on the device too
     for flat in _flats(zero):
         zero.optimizer.state[flat] = {
-            entry: torch.zeros_like(flat, requires_grad=False) if value.dim() else value.clone()
+            entry: torch.zeros_like(flat, requires_grad=False)
+            if value.dim()
+            else value.to(flat.device if fused else value.device, copy=True)
             for entry, value in entries.items()
         }
     for parameter, values in state.items():

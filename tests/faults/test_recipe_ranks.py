@@ -9,8 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.utils import is_deepspeed_available
 from processes import children, kill_all
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from covo_rl.export.cli import app
 
 ROOT = Path(__file__).parents[2]
 RECIPE = [str(ROOT / "recipes" / "grpo_mmau.py"), "--max_steps", "3", "--prompts_per_step", "3", "--num_generations",
@@ -70,6 +75,12 @@ def test_the_recipe_on_two_ranks_reports_what_one_process_reports(config, tmp_pa
     for when in ("before", "after", "after_silent_audio", "after_swapped_audio"):
         assert two[when] == pytest.approx(one[when]), when
     assert json.loads((tmp_path / "two" / "adapter" / "verification.json").read_text())["ok"] is True
+    checkpoint = tmp_path / "two" / "checkpoints" / "step_000003"
+    assert len([*checkpoint.glob("weights*.safetensors")]) == (2 if config == "fsdp2" else 1)
+    done = CliRunner().invoke(app, ["export", str(checkpoint), "--adapter", str(tmp_path / "again")])
+    assert done.exit_code == 0, done.output
+    ours, theirs = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "again", tmp_path / "two/adapter"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     rows = (tmp_path / "two" / "rollouts" / "step_00003.jsonl").read_text().splitlines()
     assert len(rows) == 3 * 4, "the rollouts of every rank are logged"
 

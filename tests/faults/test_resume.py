@@ -15,7 +15,7 @@ import toy
 from covo_rl.config import ConfigError, Options
 from covo_rl.records.folder import Run
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, state
-from covo_rl.train.checkpoint import store as files
+from covo_rl.train.checkpoint import tensors as files
 from covo_rl.train.checkpoint.identity import FREE, ROUNDING, data_fingerprint, differences
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import StoppedBySignal, StopSignals
@@ -228,18 +228,18 @@ def test_saving_by_the_clock_happens_between_updates(tmp_path, monkeypatch):
 def test_a_periodic_save_that_fails_does_not_stop_the_run(undisturbed, tmp_path, monkeypatch):
     original, calls = files.save_file, []
 
-    def sometimes_full(tensors, path):
+    def sometimes_full(tensors, path, **more):
         calls.append(path)
         if "step_000005" in str(path):
             raise OSError(28, "No space left on device")
-        original(tensors, path)
+        original(tensors, path, **more)
 
     monkeypatch.setattr(files, "save_file", sometimes_full)
     _, saver = run_toy(tmp_path)
     assert saver.failures == 1
     assert metrics(tmp_path) == metrics(undisturbed)
 
-    def always_full(tensors, path):
+    def always_full(tensors, path, **more):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_file", always_full)

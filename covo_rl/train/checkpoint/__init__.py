@@ -3,6 +3,7 @@
     RUN/checkpoints/step_000012/
       weights.safetensors     trained parameters by name (adapter, or the trained parts with --full)
       optimizer.safetensors   optimiser state by parameter name
+                              (FSDP2: of both a file a rank, weights.00000.safetensors, with its own pieces)
       state.json              counters, sampler position, options, hashes of data and reward files, length of the log
       rank_00000.json         random states of this rank; rollouts in use, if saved in the middle of a batch
       rank_00000.safetensors  their tensors

@@ -31,7 +31,8 @@ FREE = frozenset(
 #: options that change only how the same gradient is computed: a resume is right, but not bit for bit
 ROUNDING = frozenset(
     """
-    micro_batch_prompts micro_batch_rollouts gradient_checkpointing shared_decode decode_rows attn_implementation
+    micro_batch_prompts micro_batch_rollouts gradient_checkpointing recompute shared_decode decode_rows
+    attn_implementation
     """.split()  # noqa: SIM905
 )
 #: options of the update alone: they can change in the middle of a generated batch, whose rollouts do not depend on them

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,17 @@ def sealed(about: Mapping[str, Any]) -> str:
     return f'{text[:-1]}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
 
 
-def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
-    """List every file of `folder` with size and sha256, and flush the folder."""
-    entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(folder.iterdir())}
-    text = sealed({"format": FORMAT, **about, "files": entries})
+def file_entries(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of files: size and sha256 by name."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
+
+
+def write_manifest(
+    folder: Path, about: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """List `files`, by default every one of `folder`, with size and sha256, and flush the folder."""
+    files = file_entries(folder.iterdir()) if files is None else files
+    text = sealed({"format": FORMAT, **about, "files": dict(sorted(files.items()))})
     with explained("write", folder / MANIFEST):
         write_atomically(folder / MANIFEST, lambda file: file.write(text))
         flush(folder)

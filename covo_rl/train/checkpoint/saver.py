@@ -14,6 +14,8 @@ import torch
 
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import plain
+from covo_rl.models.weights import WeightsError
+from covo_rl.policy.sharding import reshard
 from covo_rl.records.console import console
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import state
@@ -118,7 +120,8 @@ class Saver:
 
     def _save(self, trainer: Resumable, score: float | None) -> Path:
         """Everything that `_restore` needs, as copies, on disk."""
-        main = self.ranks.main  # alone writes, and so alone holds, the copies of weights and moments
+        main = self.ranks.main  # alone writes, and so holds, copies of what is not sharded
+        reshard(trainer.policy)
         optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy, keep=main)
         random, rank_tensors = state.random_state()
         rank: dict[str, Any] = {"random": random, "batch": None}
@@ -192,8 +195,12 @@ class Saver:
     def _restore(self, trainer: Resumable, saved: TrainState) -> None:
         """Put a loaded state into a trainer that was built from the same options."""
         tensors, shared = saved.tensors, saved.shared
-        state.load_weights(trainer.policy, tensors["weights"])
-        state.load_optimizer_state(trainer.optimizer, trainer.policy, tensors["optimizer"], shared["optimizer"])
+
+        def load() -> None:
+            state.load_weights(trainer.policy, tensors["weights"])
+            state.load_optimizer_state(trainer.optimizer, trainer.policy, tensors["optimizer"], shared["optimizer"])
+
+        self.ranks.together(load, WeightsError)  # of a sharded tensor each rank sees its own part
         done = saved.step * self.updates_per_step + min(saved.update, self.updates_per_step)
         place_schedule(trainer.schedule, done)
         trainer.load_state_dict(shared["trainer"])

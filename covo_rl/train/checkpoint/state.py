@@ -1,7 +1,8 @@
 """Parameters, optimiser, random states and the batch in use <-> JSON values and tensors.
 
-Parameters are keyed by name, so nothing depends on the number of ranks. Sharded ones (FSDP2's DTensors
-or DeepSpeed's slices) are gathered on the way out and sharded again on the way in; both are collectives.
+Parameters are keyed by name, so nothing depends on the number of ranks. Of sharded ones (DTensor, as FSDP2 makes them)
+a rank gives its own piece and takes its own part: none ever holds a whole one. Under DeepSpeed they are gathered one at
+a time, which is a collective.
 """
 
 from __future__ import annotations
@@ -10,18 +11,27 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from covo_rl.algo.advantage import Advantages
 from covo_rl.data.files import plain
 from covo_rl.models.weights import check_finite
-from covo_rl.policy.sharding import put, sharded_as, whole, whole_shape
+from covo_rl.policy.sharding import (
+    TensorPieces,
+    local_tensor,
+    own_part,
+    own_piece,
+    put,
+    sharded_as,
+    whole,
+    whole_shape,
+)
 from covo_rl.train import zero
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.manifest import CheckpointError
@@ -36,25 +46,27 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {WRAPPERS.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]:
-    """Copies of the trained parameters, whole and on the CPU; without `keep`, nothing but this rank's part in that."""
-    return _copies(((name, partial(whole, p)) for name, p in trained_parameters(model).items()), keep)
+def weights(model: nn.Module, *, keep: bool = True) -> dict[str, Any]:
+    """Copies on the CPU of the trained parameters: this rank's pieces of sharded ones, with `keep` whole others."""
+    return _copies(trained_parameters(model).items(), keep)
 
 
-def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, saved: Mapping[str, Tensor | TensorPieces]) -> None:
     """Put saved values into the trained parameters; all of them must match by name and shape."""
     parameters = trained_parameters(model)
     _match(parameters, saved, "trained parameters")
-    check_finite(saved.items(), "the checkpoint's weights")
     for name, parameter in parameters.items():
         if saved[name].shape != (shape := whole_shape(parameter)):
             raise CheckpointError(f"{name} is {tuple(saved[name].shape)} in the checkpoint and "
                                   f"{tuple(shape)} in the model: the configuration differs")  # fmt: skip
-        put(parameter, saved[name])
+    parts = {name: own_part(parameter, saved[name]) for name, parameter in parameters.items()}
+    check_finite(parts.items(), "the checkpoint's weights")
+    for name, parameter in parameters.items():
+        put(parameter, parts[name])
 
 
-def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors keyed `parameter/entry` (none without `keep`), and the parameter names of each group, JSON-ready.
+def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors keyed `parameter/entry`, chosen as in `weights`, and the parameter names of each group, JSON-ready.
 
     Rates, betas and the like are options of the run, not state: a changed one is in force after a resume.
     """
@@ -64,7 +76,7 @@ def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> t
         return _copies(zero.gathered_state(inner, _names(model)), keep), {"groups": groups}
     names = list(chain(*groups))
     tensors = (
-        (f"{names[index]}/{entry}", partial(whole, value))
+        (f"{names[index]}/{entry}", value)
         for index, entries in inner.state_dict()["state"].items()
         for entry, value in entries.items()
     )
@@ -72,10 +84,9 @@ def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> t
 
 
 def load_optimizer_state(
-    optimizer: Any, model: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+    optimizer: Any, model: nn.Module, tensors: Mapping[str, Tensor | TensorPieces], about: Mapping[str, Any]
 ) -> None:
     """Inverse of `optimizer_state`, for the same parameters in the same groups, whose options stay as they are."""
-    check_finite(tensors.items(), "the checkpoint's optimiser")
     inner, parameters = getattr(optimizer, "optimizer", optimizer), trained_parameters(model)
     ours, theirs = _names_by_group(inner, model), about["groups"]
     if ours != theirs:
@@ -85,13 +96,15 @@ def load_optimizer_state(
         whole_state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
         for key, value in tensors.items():
             name, _, entry = key.rpartition("/")
-            whole_state[parameters[name]][entry] = value
+            whole_state[parameters[name]][entry] = part = own_part(parameters[name], value)
+            check_finite([(key, part)], "the checkpoint's optimiser")
         return zero.load_state(inner, whole_state)
     index = {name: i for i, name in enumerate(chain(*ours))}
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         state[index[name]][entry] = sharded_as(parameters[name], value)
+        check_finite([(key, local_tensor(state[index[name]][entry]))], "the checkpoint's optimiser")
     inner.load_state_dict({"state": dict(state), "param_groups": inner.state_dict()["param_groups"]})
 
 
@@ -105,13 +118,17 @@ def _names_by_group(optimizer: Any, model: nn.Module) -> list[list[str]]:
     return [[names[parameter] for parameter in group] for group in groups]
 
 
-def _copies(readers: Iterable[tuple[str, Callable[[], Tensor]]], keep: bool) -> dict[str, Tensor]:
-    """Whole, on the CPU; gathered one at a time, so that a rank which keeps none never holds more than one."""
-    copies = {}
-    for name, read in readers:
-        gathered = read()
+def _copies(tensors: Iterable[tuple[str, Any]], keep: bool) -> dict[str, Any]:
+    """On the CPU: this rank's piece of a sharded tensor, and with `keep` one that every rank has whole."""
+    copies: dict[str, Any] = {}
+    for name, value in tensors:
+        if isinstance(value, DTensor):
+            if piece := own_piece(value):
+                copies[name] = piece._replace(tensor=piece.tensor.detach().to("cpu", copy=True))
+            continue
+        full = value() if callable(value) else whole(value)  # under ZeRO a collective
         if keep:
-            copies[name] = gathered.to("cpu", copy=True)
+            copies[name] = full.detach().to("cpu", copy=True)
     return copies
 
 

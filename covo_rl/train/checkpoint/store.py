@@ -13,22 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from covo_rl.data.files import write_atomically
+from covo_rl.policy.sharding import TensorPiece
 from covo_rl.train.checkpoint.manifest import (
     MANIFEST,
     NAME,
     CheckpointError,
     damage,
     explained,
+    file_entries,
     flush,
     moment_name,
     moment_of,
     read_manifest,
     write_manifest,
 )
+from covo_rl.train.checkpoint.tensors import read_tensors, saved_tensors, write_tensors
 from covo_rl.train.ranks import Ranks
 
 
@@ -43,30 +45,19 @@ def read_values(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """safetensors on disk, flushed. Tensors are copied to the CPU."""
-    with explained("write", path):
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-        flush(path)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    with explained("read", path):
-        return load_file(path)
-
-
 @dataclass(frozen=True)
 class TrainState:
     """A run between two optimiser updates.
 
     `step` counts finished steps, `update` the optimiser updates of the step under way (0: between steps).
-    `shared` is JSON-ready and the same on every rank; `tensors` maps a file stem to tensors (only rank 0's are
-    written). `rank` and `rank_tensors` belong to this rank. `score`, higher is better, decides `keep_best`.
+    `shared` is JSON-ready and the same on every rank. `tensors` maps a file stem to tensors: whole ones of rank 0 and,
+    where parameters are sharded, each rank's pieces. `rank` and `rank_tensors` belong to this rank. `score`, higher is
+    better, decides `keep_best`.
     """
 
     step: int
     shared: Mapping[str, Any]
-    tensors: Mapping[str, Mapping[str, Tensor]]
+    tensors: Mapping[str, Mapping[str, Any]]  # Tensor, or TensorPiece to save and TensorPieces as read
     rank: Mapping[str, Any] = field(default_factory=dict)
     rank_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     update: int = 0
@@ -75,6 +66,11 @@ class TrainState:
     @property
     def name(self) -> str:
         return moment_name(self.step, self.update)
+
+    @property
+    def pieces(self) -> bool:
+        """Whether this rank has pieces to write."""
+        return any(isinstance(value, TensorPiece) for tensors in self.tensors.values() for value in tensors.values())
 
 
 class CheckpointStore:
@@ -146,27 +142,22 @@ class CheckpointStore:
             with explained("create", partial):
                 partial.mkdir(parents=True)
 
-        def write_rank() -> None:
-            stem = partial / f"rank_{ranks.rank:05d}"
-            write_values(stem.with_suffix(".json"), state.rank)
-            write_tensors(stem.with_suffix(".safetensors"), state.rank_tensors)
-
         def complete() -> None:
-            for name, tensors in state.tensors.items():
-                write_tensors(partial / f"{name}.safetensors", tensors)
-            write_values(partial / "state.json", state.shared)
             about = {"step": state.step, "update": state.update, "score": state.score, "world": ranks.world,
                      "tensors": sorted(state.tensors)}  # fmt: skip
             with explained("write", partial):
-                write_manifest(partial, about)
+                write_manifest(partial, about, {name: entry for part in entries for name, entry in part.items()})
                 if target.is_dir():
                     self.remove(target)
                 os.replace(partial, target)
                 flush(self.folder)
 
         try:
-            for stage, everybody in ((begin, False), (write_rank, True), (complete, False)):
-                ranks.together(stage if everybody or ranks.main else lambda: None, CheckpointError)
+            ranks.together(begin if ranks.main else lambda: None, CheckpointError)
+            sharded = any(ranks.gathered(state.pieces))
+            written = ranks.together(lambda: _write_rank(partial, state, ranks, sharded), CheckpointError)
+            entries = ranks.gathered(written)
+            ranks.together(complete if ranks.main else lambda: None, CheckpointError)
         except CheckpointError as error:
             if ranks.main:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -232,6 +223,22 @@ class CheckpointStore:
             self.remove(*(set(every) - keep))
 
 
+def _write_rank(folder: Path, state: TrainState, ranks: Ranks, sharded: bool) -> dict[str, Any]:
+    """This rank's files, and what the manifest says of them: rank 0 alone would take long to read those of all."""
+    name = f"rank_{ranks.rank:05d}"
+    tensors, values = {name: state.rank_tensors}, {name: state.rank}
+    if ranks.main:
+        values["state"] = state.shared
+    if ranks.main or sharded:
+        tensors |= {f"{stem}.{ranks.rank:05d}" if sharded else stem: part for stem, part in state.tensors.items()}
+    for stem, content in values.items():
+        write_values(folder / f"{stem}.json", content)
+    for stem, content in tensors.items():
+        write_tensors(folder / f"{stem}.safetensors", content)
+    with explained("read", folder):
+        return file_entries([*(folder / f"{s}.json" for s in values), *(folder / f"{s}.safetensors" for s in tensors)])
+
+
 def _read(path: Path, about: Mapping[str, Any], rank: int) -> TrainState:
     stem = path / f"rank_{rank:05d}"
     mine = rank < about["world"]
@@ -240,7 +247,7 @@ def _read(path: Path, about: Mapping[str, Any], rank: int) -> TrainState:
         update=about["update"],
         score=about["score"],
         shared={**read_values(path / "state.json"), "world": about["world"]},
-        tensors={name: read_tensors(path / f"{name}.safetensors") for name in about["tensors"]},
+        tensors={stem: saved_tensors(path, stem, about["files"]) for stem in about["tensors"]},
         rank=read_values(stem.with_suffix(".json")) if mine else {},
         rank_tensors=read_tensors(stem.with_suffix(".safetensors")) if mine else {},
     )

@@ -1,0 +1,46 @@
+"""What the backward pass computes a second time instead of keeping it.
+
+Of a decoder layer's activations nine tenths are those of its MLP and of its norms (which keep float32 copies); the rest
+are the attention's. So norms and MLP are recomputed, each by itself, and attention is not. The MLP's last product is
+not made again either: torch stops once all that the backward needs is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Recomputed:
+    """Mixed into a module's class: while it trains, its input is all that it keeps."""
+
+    gradient_checkpointing = True
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        forward = super().forward  # pyright: ignore[reportAttributeAccessIssue]
+        if self.training and torch.is_grad_enabled():
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return forward(*args, **kwargs)
+
+
+def recompute_activations(decoder: Any, what: str = "mlp") -> None:
+    """Make the layers of a transformers decoder recompute `what`: "mlp" (with the norms), or the whole "layer".
+
+    Layers without a module named `mlp` are recomputed whole. A frozen encoder stays out of autograd.
+    """
+    layers = [m for m in decoder.modules() if hasattr(m, "gradient_checkpointing") and m is not decoder]
+    if what == "layer" or not all(isinstance(getattr(layer, "mlp", None), nn.Module) for layer in layers):
+        # the name changes in transformers 6
+        enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        return
+    for layer in layers:
+        for name, child in layer.named_children():
+            if name == "mlp" or "norm" in name:
+                kind = type(child)
+                # a class, not a function on the instance, whose copies would call the original's parameters; of the
+                # same name and home, by which decoding knows what a module does
+                child.__class__ = type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
