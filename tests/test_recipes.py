@@ -112,7 +112,7 @@ def test_training_on_the_held_out_clips_is_refused(questions, tmp_path):
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.name)
 def test_every_accelerate_config_reaches_the_processes(path):
-    """Through accelerate's launcher up to a rank's environment; DeepSpeed, which is not installed, to its options."""
+    """Through accelerate's launcher up to a rank's environment; DeepSpeed, a dependency of none, to its options."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env

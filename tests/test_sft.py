@@ -223,7 +223,10 @@ def test_sharded_launches_take_one_sft_stage(monkeypatch):
 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     config = load_config(None, {"rows": 4, "model": "x", "stages": [{"kind": "sft"}, {"kind": "sft"}]})
-    with pytest.raises(ConfigError, match="2 stages under FSDP or ZeRO: give one sft stage"):
+    with pytest.raises(ConfigError, match="2 stages under FSDP: give one sft stage"):
+        stages.run_stages(config)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"never ran under DeepSpeed: launch with recipes/accelerate/fsdp2\.yaml"):
         stages.run_stages(config)
 
 

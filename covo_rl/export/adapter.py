@@ -57,27 +57,24 @@ def save_policy(
     modes: Trainable,
     folder: str | Path,
     *,
-    state_dict: Mapping[str, torch.Tensor] | None = None,
     base: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write the policy: `adapter_model.safetensors` + `adapter_config.json`, or `model*.safetensors` + config.
 
-    Parameters sharded by FSDP2 are gathered, so every rank must call this; rank 0 writes. For ZeRO-3 pass
-    `state_dict`, the gathered parameters under the names of `modes.family.model`. `base` is the base-model reference
-    (default: where the model came from). `dtype` casts floating-point tensors (default: as trained).
+    Parameters sharded by FSDP2 or ZeRO-3 are gathered, so every rank must call this; rank 0 writes. `base` is the
+    base-model reference (default: where the model came from). `dtype` casts floating-point tensors (default: as
+    trained).
 
     Raises:
-        ExportError: parameters partitioned by ZeRO-3, without `state_dict`; or the disk is full.
+        ExportError: the disk is full.
     """
     folder, model, main = Path(folder), modes.family.model, Ranks.current().main
-    if state_dict is None and any(hasattr(p, "ds_id") for p in model.parameters()):
-        raise ExportError("the parameters are partitioned by ZeRO-3: pass state_dict, from accelerator.get_state_dict")
     names = _names_in_memory(modes)
-    state = dict(model.state_dict() if state_dict is None else state_dict)
+    state = model.state_dict(keep_vars=True)
     if is_sharded(model):
         for name in names.values():
-            full = whole(state[name].detach())  # every rank takes part, rank 0 keeps it
+            full = whole(state[name])  # every rank takes part, rank 0 keeps it
             state[name] = full.cpu() if main else torch.empty(0)
     if main:
         folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from covo_rl.data.files import read_record, write_atomically
 from covo_rl.export import ExportError, verify
 from covo_rl.export.adapter import base_reference, open_policy, policy_kind, save_policy
 from covo_rl.export.merged import write_merged
-from covo_rl.policy.sharding import is_sharded
+from covo_rl.policy.sharding import is_sharded, torch_linear
 from covo_rl.policy.trainable import Trainable
 from covo_rl.records.folder import export_files
 from covo_rl.train.checkpoint import CheckpointStore
@@ -165,7 +165,7 @@ def export_run_adapter(
         failure = str(error)
     if ranks.main and not failure:
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), torch_linear():
                 if gathered is not None:  # in one piece, on the base it was trained on
                     modes = open_policy(gathered, base_model=base_reference(modes)).modes
                 export_policy(modes, target, kind=kind, prompts=prompts, clips=clips, run_folder=run,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional
+
+_LINEAR = functional.linear
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -26,9 +30,19 @@ def most(value: int, device: torch.device) -> int:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The full tensor of a DTensor (a collective: every rank must call it); others are returned as they are."""
+    """The full tensor of one that FSDP2 or ZeRO-3 shards (a collective: every rank must call it), or the tensor."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed  # type: ignore[import-not-found]
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     gather = getattr(tensor, "full_tensor", None)
-    return gather() if gather is not None else tensor
+    return tensor.detach() if gather is None else gather().detach()
+
+
+def whole_shape(tensor: torch.Tensor) -> torch.Size:
+    """The shape of the full tensor."""
+    return getattr(tensor, "ds_shape", tensor.shape)
 
 
 class TensorPiece(NamedTuple):
@@ -107,3 +121,25 @@ def _box(tensor: DTensor) -> tuple[slice, ...]:
     """Where this rank's piece lies in the whole."""
     (chunk,) = tensor.__create_chunk_list__()  # how torch.distributed.checkpoint asks
     return tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
+
+
+@torch.no_grad()
+def put(parameter: torch.Tensor, part: torch.Tensor) -> None:
+    """Copy what `own_part` gave into a parameter; a collective under ZeRO-3."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed  # type: ignore[import-not-found]
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(part)
+    else:
+        local_tensor(parameter).copy_(part)
+
+
+@contextmanager
+def torch_linear() -> Iterator[None]:
+    """Torch's linear function, which ZeRO-3 replaces in the whole process by one that rounds before a bias."""
+    replaced, functional.linear = functional.linear, _LINEAR
+    try:
+        yield
+    finally:
+        functional.linear = replaced

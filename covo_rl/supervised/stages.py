@@ -51,9 +51,11 @@ def run_stages(config: ColdStartConfig) -> Path:
 
     Raises:
         TeacherError: rows lack what a stage's teacher needs.
-        ConfigError: the folder is in use or taken; several sft stages under FSDP or ZeRO, where a model cannot be
-            taken from one trainer to the next.
+        ConfigError: the folder is in use or taken; a launch with DeepSpeed; several sft stages under FSDP, where a
+            model cannot be taken from one trainer to the next.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError(["supervised stages never ran under DeepSpeed: launch with recipes/accelerate/fsdp2.yaml"])
     check_precision()
     process_state()
     ranks, lock = Ranks.current(), FolderLock(config.output)
@@ -84,10 +86,9 @@ def taken(config: ColdStartConfig) -> str | None:
 
 def _run_stages(config: ColdStartConfig) -> Path:
     stages = list(enumerate(config.stages))[config.start_stage :]
-    sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
-    if sharded and [stage.kind for _, stage in stages] != ["sft"]:
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and [stage.kind for _, stage in stages] != ["sft"]:
         raise ConfigError(
-            [f"{len(stages)} stages under FSDP or ZeRO: give one sft stage, and start the next from its checkpoint"]
+            [f"{len(stages)} stages under FSDP: give one sft stage, and start the next from its checkpoint"]
         )
     check_model(config)
     if config.model is not None:

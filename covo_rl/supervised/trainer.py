@@ -223,7 +223,7 @@ def fine_tune(
 ) -> tuple[list[dict], Mapping[str, Tensor] | None]:
     """Train `stage.train_parts` of `family.model` in place to write `texts[i]` after the prompt of `rows[i]`.
 
-    Returns the trainer's log, and the gathered weights where FSDP or ZeRO left `family.model` in shards.
+    Returns the trainer's log, and the gathered weights where FSDP left `family.model` in shards.
     """
     prefixes = tuple(family.parts[part] for part in stage.train_parts)
     for name, parameter in family.model.named_parameters():
@@ -252,7 +252,7 @@ def fine_tune(
         allow_tf32(trainer.accelerator.device, computes_in_16_bits(trainer.accelerator, family.model))
         trainer.train()
     state_dict: Any = None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.is_fsdp_enabled:
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective: every rank takes part
     family.model.requires_grad_(True)
     return trainer.state.log_history, state_dict

@@ -1,8 +1,8 @@
 """Joining the processes that a launcher started, on GPUs or on CPUs.
 
 accelerate puts CPU processes together only when told to; otherwise each believes to be the only one, and all write the
-same run folder. It also leaves FSDP2 off on CPUs, where torch's own works over gloo; here it is on, so that a launch
-configuration can be tried without GPUs.
+same run folder. It also leaves FSDP2 and DeepSpeed off on CPUs, where both work over gloo; here they are on, so that a
+launch configuration can be tried without GPUs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, In
 
 from covo_rl.config import ConfigError
 from covo_rl.policy.products import HALF
+from covo_rl.train.zero import require_deepspeed, settle
 
 #: rank 0 verifies an export alone while the others wait; a rank that dies is noticed by the launcher, not by this
 PATIENCE = timedelta(hours=1)
@@ -82,13 +83,22 @@ def join() -> Accelerator:
     """
     check_precision()
     _check_devices()
-    accelerator = _complete(Accelerator(cpu=on_cpus(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]))
+    if zero := _asked_for("DEEPSPEED"):
+        require_deepspeed()
+    accelerator = _complete(
+        Accelerator(
+            cpu=on_cpus(),
+            mixed_precision="no" if zero else None,  # DeepSpeed's own 16 bits are not ours, see zero.py
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    )
     state = accelerator.state
     if (steps := accelerator.gradient_accumulation_steps) != 1:  # accelerate would divide every loss by it
         raise ConfigError([f"gradient_accumulation_steps {steps} of the launcher: set it to 1; micro_batch_prompts "
                            "splits an update's groups over passes, with the same gradient"])  # fmt: skip
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+    if zero:
+        settle(accelerator, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    if _asked_for("FSDP") and state.distributed_type == DistributedType.MULTI_CPU:
         plugin = FullyShardedDataParallelPlugin()  # from the launcher's environment
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
@@ -116,6 +126,11 @@ def device_of(name: str | None = None) -> torch.device:
         has = f"{count or 'no'} {device.type} device(s) that torch {torch.__version__} can use"
         raise ConfigError([f"device {name}: this machine has {has}; leave the option out, or write cpu"])
     return device
+
+
+def _asked_for(kind: str) -> bool:
+    """What the launcher says of `FSDP` or `DEEPSPEED`."""
+    return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
 
 
 def _complete(state: Any) -> Any:

@@ -25,6 +25,7 @@ from covo_rl.algo.normalizer import Normalizer, entropy_threshold
 from covo_rl.config import ConfigError, Options
 from covo_rl.policy import LogProbs, Policy
 from covo_rl.policy.trainable import adamw, param_groups
+from covo_rl.train import zero
 from covo_rl.train.batch import (
     Batch,
     Piece,
@@ -63,6 +64,9 @@ class Learner:
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
         )
+        self.zero = accelerator.distributed_type.name == "DEEPSPEED"
+        if self.zero:
+            zero.set_gradient_limit(accelerator, policy, train.max_grad_norm)
         self.wrapped, self.optimizer = accelerator.prepare(policy, optimizer)
         self.updates_per_step = train.num_iterations * train.steps_per_generation
         updates = train.max_steps * self.updates_per_step
@@ -177,7 +181,9 @@ class Learner:
                 pieces = micro[index] if index < len(micro) else None
                 loss, part = self._idle(normalizer) if pieces is None else self._loss(batch, pieces, normalizer)
                 # DDP averages over ranks, accelerate over its accumulation steps; the normalizer counts all of them
-                self.accelerator.backward(loss * normalizer.world_size * self.accelerator.gradient_accumulation_steps)
+                loss = loss * normalizer.world_size * self.accelerator.gradient_accumulation_steps
+                # under DeepSpeed accelerate's would update at once
+                zero.backward(self.wrapped, loss, last=last) if self.zero else self.accelerator.backward(loss)
             parts.append(part)
         return parts
 
@@ -254,7 +260,11 @@ class Learner:
     def _apply(self, batch: Batch, members: list[int], metrics: dict[str, float], step: int) -> float:
         """Clip and step, unless loss or gradient are not finite."""
         limit = self.options.train.max_grad_norm or math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
+        if self.zero:  # clips and updates in one go, and `self.optimizer` then does nothing
+            with memory_explained(self.memory_advice(self.size)):
+                norm = zero.step(self.wrapped)
+        else:
+            norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit) or 0.0)
         try:
             if math.isfinite(norm) and math.isfinite(metrics["loss"]):
                 with memory_explained(self.memory_advice(self.size)):

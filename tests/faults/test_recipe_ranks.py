@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import is_deepspeed_available
 from processes import children, kill_all
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -21,6 +22,8 @@ RECIPE = [str(ROOT / "recipes" / "grpo_mmau.py"), "--max_steps", "3", "--prompts
           "4", "--max_completion_length", "24", "--limit", "10", "--check_rewards", "false"]  # fmt: skip
 UNEVALUATED = ["--evaluate", "false"]
 PATIENCE_S = 400  # a run takes 20 s on an idle machine
+NO_DEEPSPEED = pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed")
+CONFIGS = ["ddp", "fsdp2", *(pytest.param(kind, marks=NO_DEEPSPEED) for kind in ("zero2", "zero3"))]
 
 
 def launcher(config: str) -> list[str]:
@@ -53,7 +56,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_dry_run_under_each_configuration_for_several_gpus(config, tmp_path):
     output = finish(start([*UNEVALUATED, "--dry-run"], tmp_path, config))
     assert "2 process(es)" in output and output.count("dry run: data, configuration") == 1
@@ -61,7 +64,7 @@ def test_dry_run_under_each_configuration_for_several_gpus(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_the_recipe_on_two_ranks_reports_what_one_process_reports(config, tmp_path):
     words = ["--eval_limit", "12"]
     finish(start(words, tmp_path / "one"))

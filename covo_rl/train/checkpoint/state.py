@@ -1,7 +1,8 @@
 """Parameters, optimiser, random states and the batch in use <-> JSON values and tensors.
 
 Parameters are keyed by name, so nothing depends on the number of ranks. Of sharded ones (DTensor, as FSDP2 makes them)
-a rank gives its own piece and takes its own part: none ever holds a whole one.
+a rank gives its own piece and takes its own part: none ever holds a whole one. Under DeepSpeed they are gathered one at
+a time, which is a collective.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from torch.distributed.tensor import DTensor
 from covo_rl.algo.advantage import Advantages
 from covo_rl.data.files import plain
 from covo_rl.models.weights import check_finite
-from covo_rl.policy.sharding import TensorPieces, local_tensor, own_part, own_piece, sharded_as
+from covo_rl.policy.sharding import (
+    TensorPieces,
+    local_tensor,
+    own_part,
+    own_piece,
+    put,
+    sharded_as,
+    whole,
+    whole_shape,
+)
+from covo_rl.train import zero
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.manifest import CheckpointError
 from covo_rl.types import Group, Prompt, RewardTable, Rollout
@@ -45,14 +56,13 @@ def load_weights(model: nn.Module, saved: Mapping[str, Tensor | TensorPieces]) -
     parameters = trained_parameters(model)
     _match(parameters, saved, "trained parameters")
     for name, parameter in parameters.items():
-        if saved[name].shape != parameter.shape:
+        if saved[name].shape != (shape := whole_shape(parameter)):
             raise CheckpointError(f"{name} is {tuple(saved[name].shape)} in the checkpoint and "
-                                  f"{tuple(parameter.shape)} in the model: the configuration differs")  # fmt: skip
+                                  f"{tuple(shape)} in the model: the configuration differs")  # fmt: skip
     parts = {name: own_part(parameter, saved[name]) for name, parameter in parameters.items()}
     check_finite(parts.items(), "the checkpoint's weights")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            local_tensor(parameter).copy_(parts[name])
+    for name, parameter in parameters.items():
+        put(parameter, parts[name])
 
 
 def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -62,6 +72,8 @@ def optimizer_state(optimizer: Any, model: nn.Module, *, keep: bool = True) -> t
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps torch's
     groups = _names_by_group(inner, model)
+    if zero.is_zero(inner):
+        return _copies(zero.gathered_state(inner, _names(model)), keep), {"groups": groups}
     names = list(chain(*groups))
     tensors = (
         (f"{names[index]}/{entry}", value)
@@ -80,6 +92,13 @@ def load_optimizer_state(
     if ours != theirs:
         _match(chain(*ours), chain(*theirs), "optimiser parameters")
         raise CheckpointError("the optimiser's parameter groups differ from those of the checkpoint")
+    if zero.is_zero(inner):
+        whole_state: dict[nn.Parameter, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in tensors.items():
+            name, _, entry = key.rpartition("/")
+            whole_state[parameters[name]][entry] = part = own_part(parameters[name], value)
+            check_finite([(key, part)], "the checkpoint's optimiser")
+        return zero.load_state(inner, whole_state)
     index = {name: i for i, name in enumerate(chain(*ours))}
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():
@@ -89,20 +108,27 @@ def load_optimizer_state(
     inner.load_state_dict({"state": dict(state), "param_groups": inner.state_dict()["param_groups"]})
 
 
-def _names_by_group(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
-    names = {parameter: name for name, parameter in trained_parameters(model).items()}
-    return [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in trained_parameters(model).items()}
 
 
-def _copies(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Any]:
+def _names_by_group(optimizer: Any, model: nn.Module) -> list[list[str]]:
+    names, own = _names(model), zero.is_zero(optimizer)
+    groups = zero.parameter_groups(optimizer) if own else [group["params"] for group in optimizer.param_groups]
+    return [[names[parameter] for parameter in group] for group in groups]
+
+
+def _copies(tensors: Iterable[tuple[str, Any]], keep: bool) -> dict[str, Any]:
     """On the CPU: this rank's piece of a sharded tensor, and with `keep` one that every rank has whole."""
     copies: dict[str, Any] = {}
     for name, value in tensors:
         if isinstance(value, DTensor):
             if piece := own_piece(value):
                 copies[name] = piece._replace(tensor=piece.tensor.detach().to("cpu", copy=True))
-        elif keep:
-            copies[name] = value.detach().to("cpu", copy=True)
+            continue
+        full = value() if callable(value) else whole(value)  # under ZeRO a collective
+        if keep:
+            copies[name] = full.detach().to("cpu", copy=True)
     return copies
 
 
