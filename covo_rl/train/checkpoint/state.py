@@ -126,7 +126,7 @@ def _copies(tensors: Iterable[tuple[str, Any]], keep: bool) -> dict[str, Any]:
             if piece := own_piece(value):
                 copies[name] = piece._replace(tensor=piece.tensor.detach().to("cpu", copy=True))
             continue
-        full = value() if callable(value) else whole(value)  # under ZeRO a collective
+        full: Tensor = whole(value) if isinstance(value, Tensor) else value()  # under ZeRO a collective
         if keep:
             copies[name] = full.detach().to("cpu", copy=True)
     return copies
