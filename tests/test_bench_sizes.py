@@ -17,6 +17,7 @@ from covo_rl.bench.sizes import MODEL_SIZES, Cell, Sizes, flops
 from covo_rl.bench.variants import Ours
 from covo_rl.config import ConfigError
 from covo_rl.models.covo_audio import CovoAudioConfig
+from covo_rl.policy.recompute import Recomputed
 from covo_rl.run.doctor import shape_of
 from covo_rl.run.speed import Speed
 
@@ -90,7 +91,7 @@ def test_out_of_memory_is_named_and_the_next_phase_goes_on():
 
 def test_checkpointing_is_off_again(case):
     def checkpointing(case):
-        return [layer.gradient_checkpointing for layer in case.policy.family.decoder.layers]
+        return [isinstance(layer.mlp, Recomputed) for layer in case.policy.family.decoder.layers]
 
     with checkpointed(case) as twin:
         assert all(checkpointing(twin))

@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: four units of the last place of float32
-ENTROPY_ROUNDING = 5e-7
-
 
 @dataclass(frozen=True)
 class Normalizer:
@@ -58,16 +55,14 @@ def entropy_threshold(
 ) -> tuple[float, float]:
     """(threshold, tokens at or above it) over all given (N, C) micro-batches; gather them over ranks first.
 
-    First tokens of a prompt's rollouts have the same entropy up to rounding, which is another in every pass: the
-    threshold is that much below the quantile, so that a tie is in or out as a whole. Put both into the Normalizer to
-    make top-entropy masking independent of the micro-batch size.
+    Put both into the Normalizer to make top-entropy masking independent of the micro-batch size.
     """
     values = torch.cat([e.detach()[m.bool()].float() for e, m in zip(entropies, masks, strict=True)])
     if not values.numel():
         return math.inf, 0.0
     values = values.cpu().double()  # in this order: not every device has float64
     # torch.quantile takes no more than 2^24 values
-    threshold = (1 - ENTROPY_ROUNDING) * float(np.quantile(values.numpy(), 1 - top_entropy_quantile))
+    threshold = float(np.quantile(values.numpy(), 1 - top_entropy_quantile))
     return threshold, float((values >= threshold).sum())
 
 

@@ -62,10 +62,10 @@ def grpo(
     from covo_rl.train.launch import device_of
 
     _check_size(model_size, random_weights, lengths)
-    precision = torch_dtype(dtype or ("bfloat16" if model_size == "7b" else "float32")) or torch.float32
     words = [*(cells or []), *(more or [])] or (SIZED_CELLS if model_size else CELLS)
     shapes = [Cell(*_shape(word), clips or (4 if model_size else 2)) for word in words]
     with user_errors("covo-rl bench"):
+        precision = torch_dtype(dtype or ("bfloat16" if model_size == "7b" else "float32")) or torch.float32
         rows = compared_cells(
             shapes, Sizes(vocabulary=vocabulary), device_of(device), precision, repeats=repeats or 3, trl=trl,
             memory=(memory_clips, memory_vocabulary) if memory else None,

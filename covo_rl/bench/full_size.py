@@ -21,6 +21,7 @@ from covo_rl.bench.sizes import MODEL_SIZES, Cell, Sizes, flops
 from covo_rl.bench.variants import Ours, Stock, Variant
 from covo_rl.config import ConfigError, Options
 from covo_rl.policy import Policy
+from covo_rl.policy.recompute import keep_activations
 from covo_rl.run.doctor import Shape, decode_bytes, plan, shape_of
 from covo_rl.run.speed import Speed, measure_speed
 from covo_rl.types import Group
@@ -189,9 +190,7 @@ def checkpointed(case: Workload) -> Iterator[Workload]:
     try:
         yield replace(case, policy=twin)
     finally:
-        decoder: Any = policy.family.decoder
-        disable = getattr(decoder, "activation_checkpointing_disable", None) or decoder.gradient_checkpointing_disable
-        disable()
+        keep_activations(policy.family.decoder)
 
 
 def _difference(a_NC: torch.Tensor | None, b_NC: torch.Tensor | None) -> dict[str, float]:

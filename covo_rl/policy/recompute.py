@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class Recomputed:
@@ -31,16 +32,29 @@ def recompute_activations(decoder: Any, what: str = "mlp") -> None:
 
     Layers without a module named `mlp` are recomputed whole. A frozen encoder stays out of autograd.
     """
-    layers = [m for m in decoder.modules() if hasattr(m, "gradient_checkpointing") and m is not decoder]
+    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
     if what == "layer" or not all(isinstance(getattr(layer, "mlp", None), nn.Module) for layer in layers):
-        # the name changes in transformers 6
-        enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        _switch(decoder, "enable", {"use_reentrant": False})
         return
     for layer in layers:
         for name, child in layer.named_children():
-            if name == "mlp" or "norm" in name:
+            if (name == "mlp" or "norm" in name) and not isinstance(child, Recomputed):
                 kind = type(child)
                 # a class, not a function on the instance, whose copies would call the original's parameters; of the
                 # same name and home, by which decoding knows what a module does
                 child.__class__ = type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
+
+
+def keep_activations(decoder: Any) -> None:
+    """Undo `recompute_activations`."""
+    _switch(decoder, "disable")
+    for module in decoder.modules():
+        if isinstance(module, Recomputed):
+            module.__class__ = type(module).__bases__[1]
+
+
+def _switch(decoder: Any, verb: str, *args: Any) -> None:
+    """transformers' own recomputation of whole layers, whose name changes in version 6."""
+    (getattr(decoder, f"activation_checkpointing_{verb}", None) or getattr(decoder, f"gradient_checkpointing_{verb}"))(
+        *args
+    )
