@@ -38,6 +38,11 @@ def test_more_processes_than_devices_are_refused_before_the_driver_does(monkeypa
     for start in (launch.process_state, launch.join):
         with pytest.raises(ConfigError, match=r"2 processes were started on a machine with 1 device\(s\)"):
             start()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines with one device each
     monkeypatch.setattr(launch, "PartialState", lambda cpu: SimpleNamespace(num_processes=2))
+    monkeypatch.setenv("LOCAL_RANK", "0")  # two machines, and nothing says how many processes run on this one
+    assert launch.process_state().num_processes == 2
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match=r"2 processes were started on a machine with 1 device\(s\)"):
+        launch.process_state()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # two machines with one device each
     assert launch.process_state().num_processes == 2

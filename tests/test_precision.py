@@ -1,5 +1,6 @@
 """Which precision trains, what measures it, and what it costs: from options to the step."""
 
+import copy
 import math
 import os
 import signal
@@ -19,6 +20,7 @@ from covo_rl.algo.normalizer import entropy_threshold
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, RolloutConfig, parse_options
 from covo_rl.engines import decoding, own
+from covo_rl.engines.decoder import FusedDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, draw
 from covo_rl.policy import FeatureStore
 from covo_rl.policy.trainable import adamw, training_dtype
@@ -149,6 +151,14 @@ def test_float16_is_refused_for_training(tmp_path):
         Trainer(train_cases.options(tmp_path), policy, policy.clips, train_cases.rows(), Accelerator(cpu=True))
 
 
+def test_an_accelerator_in_float16_is_refused_too(tmp_path, monkeypatch):
+    """Made in Python, on a GPU: there accelerate would scale the loss, and nothing here unscales a skipped step."""
+    accelerator, policy = Accelerator(cpu=True), cases.policy()
+    monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
+    with pytest.raises(ConfigError, match=r"mixed_precision 'fp16' of the Accelerator: use bf16 or no"):
+        Trainer(train_cases.options(tmp_path), policy, policy.clips, train_cases.rows(), accelerator)
+
+
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize(
     ("checkpoint", "full", "dtype"),
@@ -190,13 +200,46 @@ def test_tf32_only_on_cuda_and_only_where_16_bits_compute(monkeypatch):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", settings.append)
     for device in ("cpu", "cuda"):
         for allowed in (True, False):
-            allow_tf32(torch.device(device), allowed)
+            allow_tf32(torch.device(device), allowed, torch.nn.Linear(2, 2))
     assert settings == ["high", "highest"]
     accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
     assert not computes_in_16_bits(accelerator, model)
     assert computes_in_16_bits(accelerator, model.bfloat16())
     monkeypatch.setattr(type(accelerator), "mixed_precision", "bf16")
     assert computes_in_16_bits(accelerator, torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["covo_audio", "qwen2_audio"])
+def test_rotary_positions_are_never_rounded_to_tf32(monkeypatch, name):
+    """On a GPU 10 bits make 2048 of position 2049; here the setting that its product sees is what there is to see."""
+    made = cases.policy(name)
+    rotary = made.family.decoder.rotary_emb
+    kind, forward, seen = type(rotary), type(rotary).forward, []
+
+    def watched(self, *args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", watched)
+    groups = cases.ragged_groups(made)
+
+    def logps():
+        with torch.no_grad():
+            return made("logps", groups, made.features([group.prompt for group in groups])).logps_NC
+
+    plain = logps()
+    seen.clear()
+    try:
+        for _ in range(2):  # a second run in one process
+            allow_tf32(torch.device("cuda"), True, made.family.model)
+        assert torch.equal(logps(), plain)
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+        fused = decoder_for(made, rows=4, longest=64)
+        assert isinstance(fused, FusedDecoder), "decoding still knows what the module does"
+        assert seen == ["highest"] * 2, "its table is exact too"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert type(rotary).__bases__[1] is kind and "inv_freq" in dict(copy.deepcopy(rotary).named_buffers())
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,30 @@ class _Float32Linear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _ExactAngles:
+    """Mixed into the class of a module that multiplies positions by frequencies."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            return super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def keep_angles_exact(model: nn.Module) -> None:
+    """Rotary positions are multiplied in whole float32 whatever the setting: TF32 makes 2048 of position 2049.
+
+    transformers makes their angles by a matrix product (its issue 48428: wrong on a B200).
+    """
+    for module in model.modules():
+        if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
+            kind = type(module)
+            if not issubclass(kind, _ExactAngles):  # name and home stay: decoding knows modules by them
+                module.__class__ = type(kind.__name__, (_ExactAngles, kind), {"__module__": kind.__module__})
+
+
 @contextmanager
 def float32_head(head: nn.Module) -> Iterator[None]:
     """Inside, whatever calls `head` gets float32 logits, not rounded to 16 bits first."""

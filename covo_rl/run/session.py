@@ -84,7 +84,7 @@ class Session:
             raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {self.trainable.replaced[0]} of the "
                                "base, so there is no reference without it: set beta 0 or merge it first"])  # fmt: skip
         self.family.model.to(self.accelerator.device)
-        allow_tf32(self.accelerator.device, computes_in_16_bits(self.accelerator, self.family.model))
+        allow_tf32(self.accelerator.device, computes_in_16_bits(self.accelerator, self.family.model), self.family.model)
         self.policy = Policy(
             self.family,
             peft_model=self.trainable.peft_model,

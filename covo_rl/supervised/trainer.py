@@ -249,7 +249,8 @@ def fine_tune(
             processing_class=family.tokenizer,
             callbacks=[Progress()],
         )
-        allow_tf32(trainer.accelerator.device, computes_in_16_bits(trainer.accelerator, family.model))
+        narrow = computes_in_16_bits(trainer.accelerator, family.model)
+        allow_tf32(trainer.accelerator.device, narrow, family.model)
         trainer.train()
     state_dict: Any = None
     if trainer.is_fsdp_enabled:

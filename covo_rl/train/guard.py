@@ -121,9 +121,9 @@ class StepGuard:
             raise TrainingStopped(
                 f"step {step}: {self.in_a_row} optimiser updates in a row were not finite "
                 f"({', '.join(f'{name} = {value}' for name, value in bad.items())}). See {path}. Usual causes: a "
-                "learning_rate that is too high, max_grad_norm 0, float16 where bfloat16 or float32 is needed, or "
-                "rollouts and scoring that disagree (look at ratio/max). Lower the learning rate and continue from an "
-                "earlier checkpoint with --resume PATH --allow_changed_config."
+                "learning_rate that is too high, max_grad_norm 0, or rollouts and scoring that disagree (look at "
+                "ratio/max). Lower the learning rate and continue from an earlier checkpoint with --resume PATH "
+                "--allow_changed_config."
             )
 
     def state_dict(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
 from covo_rl.config import ConfigError
-from covo_rl.policy.products import HALF
+from covo_rl.policy.products import HALF, keep_angles_exact
 from covo_rl.train.zero import require_deepspeed, settle
 
 #: rank 0 verifies an export alone while the others wait; a rank that dies is noticed by the launcher, not by this
@@ -36,7 +36,9 @@ def on_cpus() -> bool:
 
 def _check_devices() -> None:
     """Raises ConfigError where processes would fight over a device: CUDA's own words are "invalid device ordinal"."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", launched_processes()))
+    # one started by hand or by srun may only know its own place, which is below the number of devices
+    place = int(os.environ.get("LOCAL_RANK", launched_processes() - 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", place + 1))
     if local > 1 and not on_cpus() and local > (count := torch.accelerator.device_count()):
         raise ConfigError([f"{local} processes were started on a machine with {count} device(s): start as many as it "
                            "has, or hide them (CUDA_VISIBLE_DEVICES=) to try the launch out on CPUs"])  # fmt: skip
@@ -65,14 +67,16 @@ def computes_in_16_bits(accelerator: Accelerator, model: torch.nn.Module) -> boo
     return accelerator.mixed_precision != "no" or any(p.dtype in HALF for p in model.parameters())
 
 
-def allow_tf32(device: torch.device, allowed: bool) -> None:
-    """On CUDA, float32 products round their operands to 10 bits (TF32) where `allowed`, and only there.
+def allow_tf32(device: torch.device, allowed: bool, model: torch.nn.Module) -> None:
+    """On CUDA, float32 products round their operands to 10 bits (TF32) where `allowed`, but never positions of `model`.
 
     A run in float32 promises rollouts that equal scoring to 1e-5; one in 16 bits has coarser numbers already.
     """
     if device.type == "cuda":
         # not backends.cuda.matmul.fp32_precision: after it torch 2.11's compiler refuses to read this setting
         torch.set_float32_matmul_precision("high" if allowed else "highest")
+        if allowed:
+            keep_angles_exact(model)
 
 
 def join() -> Accelerator:

@@ -59,6 +59,8 @@ class Learner:
         train = options.train
         if any(parameter.dtype == torch.float16 for parameter in policy.parameters()):
             raise ConfigError(["a float16 model cannot train, its gradients vanish: load it as bfloat16 or float32"])
+        if accelerator.mixed_precision not in ("no", "bf16"):
+            raise ConfigError([f"mixed_precision {accelerator.mixed_precision!r} of the Accelerator: use bf16 or no"])
         optimizer = adamw(
             param_groups(policy.model, options.adapter, train.learning_rate, train.weight_decay, family=policy.family),
             lr=train.learning_rate,
