@@ -80,7 +80,8 @@ class KeyMemory:
         room = next(iter(self.own.values())).shape[3]
         if self.positions > room:
             more = min(self.limit, max(self.positions, room + GROWTH)) - room
-            self.own = {layer: torch.nn.functional.pad(own, (0, 0, 0, more)) for layer, own in self.own.items()}
+            for layer, own in self.own.items():  # one after the other, so that one alone is there twice
+                self.own[layer] = torch.nn.functional.pad(own, (0, 0, 0, more))
         if self.varlen:
             self.used = counts_R.int()
         elif equal:
