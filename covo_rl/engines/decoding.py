@@ -102,9 +102,11 @@ class DecodeRows:
         self._row[: self.size] = torch.tensor(numbers, device=device)
 
     def draw(self, logits_XV: torch.Tensor, part: torch.Tensor | None = None) -> None:
-        """The next id of every row, or of the rows `part` alone, from float32 logits over the temperature."""
+        """The next id of every row, or of the rows `part` alone, from float32 logits."""
         here = slice(None) if part is None else part
         row_X, drawn_X, ended_X = self.row_R[here], self.drawn_R[here], self.ended_R[here]
+        if self.how.temperature != 1.0:
+            logits_XV = logits_XV / self.how.temperature
         tokens_X, logps_X = draw(logits_XV, self.noise_NC[row_X, drawn_X], self.how)
         into_X = torch.where(ended_X, self.count, row_X)
         self.ids[into_X, drawn_X] = tokens_X
@@ -141,18 +143,14 @@ def decode_rollouts(
     must make the same number of steps.
     """
     waiting = sorted(range(len(prompt_of_row)), key=lambda n: memory.rank[prompt_of_row[n]])
-    device, temperature, work = rows.ids.device, rows.how.temperature, 0
+    device, work = rows.ids.device, 0
     numbers: list[int] = []  # the callers', of the rows in work
     ages: list[int] = []  # ids that each of them has, at most
-
-    def logits(hidden_RD: torch.Tensor) -> torch.Tensor:
-        logits_RV = decoder.logits(hidden_RD)
-        return logits_RV if temperature == 1.0 else logits_RV / temperature
 
     def advance() -> None:
         memory.begin(rows.drawn_R, max(ages), equal=min(ages) == max(ages))
         positions_R = rows.prompt_lengths_N[rows.row_R] + rows.drawn_R - 1
-        rows.draw(logits(decoder.hidden(rows.token_R, positions_R, memory)))
+        rows.draw(decoder.logits(decoder.hidden(rows.token_R, positions_R, memory)))
 
     def admit(remaining: list[int]) -> None:
         """The rows in these places go on, and waiting ones take the others."""
@@ -166,7 +164,7 @@ def decode_rollouts(
         rows.arrange(sources, numbers)
         if new:
             begin_X = torch.tensor([r for r, source in enumerate(sources) if source < 0], device=device)
-            rows.draw(logits(first_ND[rows.row_R[begin_X]]), begin_X)
+            rows.draw(decoder.logits(first_ND[rows.row_R[begin_X]]), begin_X)
 
     step = StepGraphs(advance, device) if graphs else None
     admit([])

@@ -45,7 +45,7 @@ class KeyMemory:
         device = next(iter(keys.values()))[0].device
         parts = [list(range(len(spans)))] if varlen else in_blocks(spans)
         self.rank = {p: n for n, p in enumerate(p for part in parts for p in part)}
-        self.varlen = Varlen(keys, spans, rows=rows, widest=widest) if varlen else None
+        self.varlen = Varlen(keys, spans, rows=rows, limit=limit, widest=widest) if varlen else None
         self.attention = self.varlen or Grid(keys, spans, parts)
         self.limit = limit
         self.longest_prompt = max(end - start for start, end in spans)
