@@ -215,20 +215,14 @@ def sample_draws(
         lengths_N = torch.tensor([spans[p][1] - spans[p][0] for p in prompt_of_row], device=device)
         first_ND = last_PD[torch.tensor(prompt_of_row, device=device)]
         rows = DecodeRows(noise_NC, lengths_N, ends, how, capacity)
-        places, where = spans, prompt_of_row
-        if not config.shared_decode:  # every row with a copy of its prompt's keys, as `generate` has
-            places, where = [spans[p] for p in prompt_of_row], list(range(len(prompt_of_row)))
-        any_key = next(iter(keys.values()))[0]
-        varlen = flash.available(device, any_key.dtype, any_key.shape[-1])
-        widest = max(Counter(where).values())
-        memory = KeyMemory(keys, places, rows=capacity, limit=limit - 1, widest=widest, varlen=varlen)
+        memory, where = _key_memory(keys, spans, prompt_of_row, config, capacity)
         decoder = decoder_for(policy, rows=capacity, longest=memory.longest_prompt + limit)
         fused = isinstance(decoder, FusedDecoder)
         # not around the modules: what their hooks gather is used in training too
         with torch.inference_mode() if fused else nullcontext():
             policy.counters.decode_positions += decode_rollouts(
                 rows, memory, decoder, where, first_ND, capacity=capacity,
-                graphs=fused and varlen and policy.decode_graphs,
+                graphs=fused and memory.varlen is not None and policy.decode_graphs,
                 anyone=(lambda value: bool(most(int(value), device))) if sharded else bool,
             )  # fmt: skip
             draws = rows.draws()
@@ -236,6 +230,18 @@ def sample_draws(
         numbers = {identity(prompt): n for n, prompt in enumerate(unique)}
         policy.prompt_cache = PromptCache(keys, numbers, spans, last_PD, version=policy.weights_version())
     return draws
+
+
+def _key_memory(
+    keys: KeyValues, spans: Sequence[Span], prompt_of_row: list[int], config: RolloutConfig, capacity: int
+) -> tuple[KeyMemory, list[int]]:
+    """Prompt keys and room for own ones, and which of the prompts each row reads."""
+    if not config.shared_decode:  # every row with a copy of its prompt's keys, as `generate` has
+        spans, prompt_of_row = [spans[p] for p in prompt_of_row], list(range(len(prompt_of_row)))
+    any_key, limit = next(iter(keys.values()))[0], config.max_completion_length - 1
+    varlen = flash.available(any_key.device, any_key.dtype, any_key.shape[-1])
+    widest = max(Counter(prompt_of_row).values())
+    return KeyMemory(keys, spans, rows=capacity, limit=limit, widest=widest, varlen=varlen), prompt_of_row
 
 
 def prefill(
