@@ -269,6 +269,8 @@ def test_planned_seconds_are_below_those_of_a_gpu():
     assert made.seconds["decode"] == pytest.approx(1.39, abs=0.01)
     few = plan(config, run_options(**words, decode_rows=8), prompt_positions=214, speed=speed)
     assert 3.8 < few.seconds["decode"] / made.seconds["decode"] < 4, "four turns of 8 rows read the weights four times"
+    for name in ("completion keys", "logits and probabilities"):
+        assert few.sampling[name] == made.sampling[name] / 4, "and hold what 8 rows need"
     assert "lower bound: products at 790 TFLOP/s in bfloat16, copies at 4,300 GB/s" in render_plan(made)
 
 

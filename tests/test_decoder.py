@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from covo_rl.config import RolloutConfig
-from covo_rl.engines import decode_attention, decoding
+from covo_rl.engines import decode_attention, decode_weights, decoding
 from covo_rl.engines.decode_weights import DecodeLinear
 from covo_rl.engines.decoder import FusedDecoder, ModuleDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, truncated
@@ -107,11 +107,13 @@ def test_in_bfloat16_they_differ_by_rounding(name):
     assert max(abs(a.logps[0] - b.logps[0]) for a, b in same) < 0.15
 
 
-def test_under_autocast_float32_weights_are_multiplied_in_bfloat16():
+def test_under_autocast_float32_weights_are_multiplied_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(decode_weights, "PACKED_ELEMENTS", 1)
     made = cases.policy()
     prompts = cases.prompts(made)
     with torch.autocast("cpu", torch.bfloat16):
-        assert decoder_for(made, rows=4, longest=9).dtype == torch.bfloat16
+        decoder = decoder_for(made, rows=4, longest=9)
+        assert decoder.dtype == torch.bfloat16 and decoder.head is None, "the head too, though it could be packed"
         fused = _sampled(made, prompts)
         made.fused_decode = False
         modules = _sampled(made, prompts)
@@ -166,7 +168,8 @@ def test_decoders_of_other_makes_step_as_their_own_forward(make):
 
 
 def test_what_is_not_known_is_left_to_the_modules():
-    """A hook, a window, DoRA, another class: their calls do more than the fused step knows."""
+    """A hook, a window, DoRA, another class: their calls do more than the fused step knows. A weight that is a slice of
+    DeepSpeed's flat tensor must stay there."""
     hooked = cases.policy()
     hooked.family.decoder.layers[1].mlp.register_forward_hook(lambda module, args, out: out)
     window = cases.policy()
@@ -174,7 +177,16 @@ def test_what_is_not_known_is_left_to_the_modules():
     other = cases.policy()
     norm = other.family.decoder.layers[0].input_layernorm
     norm.__class__ = type("Other", (type(norm),), {"__module__": "elsewhere"})
-    for made in (hooked, window, other, cases.policy(adapter={"use_dora": True}), cases.policy(fused_decode=False)):
+    flat = cases.policy(lora=False)
+    flat.family.decoder.layers[0].mlp.up_proj.weight._hp_mapping = None
+    for made in (
+        hooked,
+        window,
+        other,
+        flat,
+        cases.policy(adapter={"use_dora": True}),
+        cases.policy(fused_decode=False),
+    ):
         assert isinstance(decoder_for(made, rows=4, longest=9), ModuleDecoder)
 
 
@@ -271,6 +283,16 @@ def test_very_short_completions(length):
     assert _ids(groups) == _ids(_sampled(made, prompts, dataclasses.replace(config, decode_rows=3)))
     made.fused_decode = False
     assert _ids(groups) == _ids(_sampled(made, prompts, config))
+
+
+def test_positions_beyond_those_of_the_configuration():
+    """Scaled positions reach further than `max_position_embeddings`."""
+    made = cases.policy(sizes={"max_position_embeddings": 40})
+    prompts = cases.prompts(made)
+    assert max(len(prompt.input_ids) for prompt in prompts) > 60
+    fused = _sampled(made, prompts)
+    made.fused_decode = False
+    assert _ids(fused) == _ids(_sampled(made, prompts))
 
 
 # -- a step that can be captured -----------------------------------------------------------------------------------
@@ -402,7 +424,7 @@ def test_the_kernels_step_has_every_tensor_on_the_device(monkeypatch):
     monkeypatch.setattr(flash, "available", lambda *device: True)
     seen = []
     original = flash._kernel
-    monkeypatch.setattr(flash, "_kernel", lambda *args: seen.append(args[0].shape) or original(*args))
+    monkeypatch.setattr(flash, "_kernel", lambda *args: seen.append(args[0].stride()) or original(*args))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # which knows no device without values
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     with torch.inference_mode():
@@ -432,3 +454,5 @@ def test_the_kernels_step_has_every_tensor_on_the_device(monkeypatch):
         rows.draw(decoder.logits(hidden))
         assert hidden.device.type == "meta" and hidden.dtype == torch.bfloat16
         assert len(seen) == 4 and rows.token_R.device.type == "meta"
+        # the kernel reads 16 bytes at once: with three adapters of rank 4 behind them, queries must be padded to that
+        assert all(stride % 8 == 0 for strides in seen for stride in strides[:2]), seen

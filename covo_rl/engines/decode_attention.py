@@ -156,19 +156,22 @@ class _Block(_TwoParts):
 class Varlen(_TwoParts):
     """All rows in one call over the packed prompt keys and one over the own keys, merged by their log-sum-exp.
 
-    Rows come sorted by prompt, at most `widest` of each and `rows` in all. What changes with them changes in place, as
-    a captured graph needs.
+    Rows come sorted by prompt, at most `widest` of each and `rows` in all, with room for `limit` own keys each. What
+    changes with them changes in place, as a captured graph needs.
     """
 
-    def __init__(self, keys: KeyValues, spans: Sequence[Span], *, rows: int, widest: int) -> None:
+    def __init__(self, keys: KeyValues, spans: Sequence[Span], *, rows: int, limit: int, widest: int) -> None:
         super().__init__()
         self.keys, self.widest = keys, widest
         self.longest = max(end - start for start, end in spans)
-        device = next(iter(keys.values()))[0].device
+        any_key = next(iter(keys.values()))[0]
+        device = any_key.device
         self.starts_P1 = torch.tensor([*(start for start, _ in spans), spans[-1][1]], dtype=torch.int32, device=device)
         self.lengths_P = torch.tensor([end - start for start, end in spans], dtype=torch.int32, device=device)
         self.rows_P1 = torch.zeros(len(spans) + 1, dtype=torch.int32, device=device)
         self.each_R1 = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        # a row's keys lie as (heads, positions): taken as positions x heads, the next row starts heads * limit later
+        self.own_R1 = self.each_R1 * (any_key.shape[1] * limit)
 
     def arrange(self, prompt_of_row: Sequence[int]) -> None:
         counts = Counter(prompt_of_row)
@@ -183,11 +186,10 @@ class Varlen(_TwoParts):
             used_k=self.lengths_P,
         )  # fmt: skip
         _, rows, heads, limit, width = own_2RKCd.shape
-        # a row's keys lie as (heads, positions): taken as positions x heads, the next row starts heads * limit later
         size, stride = ((rows * heads - heads + 1) * limit, heads, width), (width, limit * width, 1)
         own_k, own_v = (x.as_strided(size, stride) for x in own_2RKCd)
-        each_R1 = self.each_R1[: rows + 1]
+        each_R1, own_R1 = self.each_R1[: rows + 1], self.own_R1[: rows + 1]
         own_RHd, own_HR = flash.varlen(
-            q_RHd, own_k, own_v, each_R1, each_R1 * (heads * limit), 1, limit, causal=False, scale=scale, used_k=used_R
+            q_RHd, own_k, own_v, each_R1, own_R1, 1, limit, causal=False, scale=scale, used_k=used_R
         )
         return self.joined(out_RHd, lse_HR.t(), own_RHd, own_HR.t())

@@ -17,6 +17,9 @@ from torch import nn
 
 #: smaller weights stay in the cache and gain nothing from packing (measured on AVX-512)
 PACKED_ELEMENTS = 2**18
+#: ranks are padded to a multiple of this, so that rows of a 16-bit product begin where the flash kernel can read: at a
+#: multiple of 16 bytes
+ALIGNMENT = 8
 #: torch's compiler uses the same two operators
 ONEDNN = ("_reorder_linear_weight", "_linear_pointwise")
 
@@ -26,7 +29,8 @@ def is_plain(layer: Any) -> bool:
     if isinstance(layer, LoraLinear):
         more = (layer.lora_variant, layer.merged_adapters, layer.fan_in_fan_out, any(layer.lora_bias.values()))
         return not any(more) and not _hooked(layer) and is_plain(layer.base_layer)
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not _hooked(layer)
+    flat = hasattr(getattr(layer, "weight", None), "_hp_mapping")  # trained by DeepSpeed, as a slice of its tensor
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not flat and not _hooked(layer)
 
 
 def _hooked(layer: nn.Module) -> bool:
@@ -54,6 +58,7 @@ class DecodeLinear:
         bases, pairs = [base_linear(layer) for layer in layers], [_low_rank(layer) for layer in layers]
         self.out = sum(base.out_features for base in bases)
         ranks = sum(len(a) for some in pairs for a, _, _ in some)
+        ranks += -ranks % ALIGNMENT
         self.up: torch.Tensor | None = None  # (ranks, out): each adapter's B, scaled, under its own layer's columns
         if fold:
             weights = [
@@ -75,6 +80,7 @@ class DecodeLinear:
                     self.up[row : row + len(a), column : column + len(b)] = (b * scale).t()
                     row += len(a)
                 column += base.out_features
+            self.weight[self.out + row :] = 0
         self.packed = None
         if fold and can_pack(self.weight):
             self.packed, self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows), self.weight[:0]

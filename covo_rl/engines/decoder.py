@@ -74,7 +74,7 @@ class FusedDecoder:
 
     def __init__(self, family: AudioFamily, *, rows: int, longest: int, limit_bytes: int) -> None:
         decoder: Any = family.decoder
-        config, attention = decoder.config, decoder.layers[0].self_attn
+        attention = decoder.layers[0].self_attn
         self.family, self.norm = family, decoder.norm
         self.width: int = attention.head_dim
         self.kv_heads = base_linear(attention.k_proj).out_features // self.width
@@ -95,13 +95,13 @@ class FusedDecoder:
             )
             for layer, part, mlp in ((layer, layer.self_attn, layer.mlp) for layer in decoder.layers)
         ]  # fmt: skip
-        places = torch.arange(min(longest, config.max_position_embeddings), device=weight.device)
+        places = torch.arange(longest, device=weight.device)
         cos, sin = decoder.rotary_emb(weight.new_empty(0, dtype=self.dtype), places[None])
         half = self.width // 2
         # x cos + turn(x) sin, where turn swaps the halves and negates the first: the sign goes into the table
         self.cos_TD, self.sin_TD = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
         head: Any = family.lm_head
-        packs = limit_bytes >= size and is_plain(head) and base_linear(head) is head and can_pack(head.weight)
+        packs = fold and is_plain(head) and base_linear(head) is head and can_pack(head.weight)
         self.head = DecodeLinear([head], self.dtype, fold=True, rows=rows) if packs else None
 
     def hidden(self, ids_R: torch.Tensor, positions_R: torch.Tensor, memory: KeyMemory) -> torch.Tensor:

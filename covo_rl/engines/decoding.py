@@ -102,9 +102,11 @@ class DecodeRows:
         self._row[: self.size] = torch.tensor(numbers, device=device)
 
     def draw(self, logits_XV: torch.Tensor, part: torch.Tensor | None = None) -> None:
-        """The next id of every row, or of the rows `part` alone, from float32 logits over the temperature."""
+        """The next id of every row, or of the rows `part` alone, from float32 logits."""
         here = slice(None) if part is None else part
         row_X, drawn_X, ended_X = self.row_R[here], self.drawn_R[here], self.ended_R[here]
+        if self.how.temperature != 1.0:
+            logits_XV = logits_XV / self.how.temperature
         tokens_X, logps_X = draw(logits_XV, self.noise_NC[row_X, drawn_X], self.how)
         into_X = torch.where(ended_X, self.count, row_X)
         self.ids[into_X, drawn_X] = tokens_X
@@ -141,18 +143,14 @@ def decode_rollouts(
     must make the same number of steps.
     """
     waiting = sorted(range(len(prompt_of_row)), key=lambda n: memory.rank[prompt_of_row[n]])
-    device, temperature, work = rows.ids.device, rows.how.temperature, 0
+    device, work = rows.ids.device, 0
     numbers: list[int] = []  # the callers', of the rows in work
     ages: list[int] = []  # ids that each of them has, at most
-
-    def logits(hidden_RD: torch.Tensor) -> torch.Tensor:
-        logits_RV = decoder.logits(hidden_RD)
-        return logits_RV if temperature == 1.0 else logits_RV / temperature
 
     def advance() -> None:
         memory.begin(rows.drawn_R, max(ages), equal=min(ages) == max(ages))
         positions_R = rows.prompt_lengths_N[rows.row_R] + rows.drawn_R - 1
-        rows.draw(logits(decoder.hidden(rows.token_R, positions_R, memory)))
+        rows.draw(decoder.logits(decoder.hidden(rows.token_R, positions_R, memory)))
 
     def admit(remaining: list[int]) -> None:
         """The rows in these places go on, and waiting ones take the others."""
@@ -166,7 +164,7 @@ def decode_rollouts(
         rows.arrange(sources, numbers)
         if new:
             begin_X = torch.tensor([r for r, source in enumerate(sources) if source < 0], device=device)
-            rows.draw(logits(first_ND[rows.row_R[begin_X]]), begin_X)
+            rows.draw(decoder.logits(first_ND[rows.row_R[begin_X]]), begin_X)
 
     step = StepGraphs(advance, device) if graphs else None
     admit([])
@@ -217,20 +215,14 @@ def sample_draws(
         lengths_N = torch.tensor([spans[p][1] - spans[p][0] for p in prompt_of_row], device=device)
         first_ND = last_PD[torch.tensor(prompt_of_row, device=device)]
         rows = DecodeRows(noise_NC, lengths_N, ends, how, capacity)
-        places, where = spans, prompt_of_row
-        if not config.shared_decode:  # every row with a copy of its prompt's keys, as `generate` has
-            places, where = [spans[p] for p in prompt_of_row], list(range(len(prompt_of_row)))
-        any_key = next(iter(keys.values()))[0]
-        varlen = flash.available(device, any_key.dtype, any_key.shape[-1])
-        widest = max(Counter(where).values())
-        memory = KeyMemory(keys, places, rows=capacity, limit=limit - 1, widest=widest, varlen=varlen)
+        memory, where = _key_memory(keys, spans, prompt_of_row, config, capacity)
         decoder = decoder_for(policy, rows=capacity, longest=memory.longest_prompt + limit)
         fused = isinstance(decoder, FusedDecoder)
         # not around the modules: what their hooks gather is used in training too
         with torch.inference_mode() if fused else nullcontext():
             policy.counters.decode_positions += decode_rollouts(
                 rows, memory, decoder, where, first_ND, capacity=capacity,
-                graphs=fused and varlen and policy.decode_graphs,
+                graphs=fused and memory.varlen is not None and policy.decode_graphs,
                 anyone=(lambda value: bool(most(int(value), device))) if sharded else bool,
             )  # fmt: skip
             draws = rows.draws()
@@ -238,6 +230,18 @@ def sample_draws(
         numbers = {identity(prompt): n for n, prompt in enumerate(unique)}
         policy.prompt_cache = PromptCache(keys, numbers, spans, last_PD, version=policy.weights_version())
     return draws
+
+
+def _key_memory(
+    keys: KeyValues, spans: Sequence[Span], prompt_of_row: list[int], config: RolloutConfig, capacity: int
+) -> tuple[KeyMemory, list[int]]:
+    """Prompt keys and room for own ones, and which of the prompts each row reads."""
+    if not config.shared_decode:  # every row with a copy of its prompt's keys, as `generate` has
+        spans, prompt_of_row = [spans[p] for p in prompt_of_row], list(range(len(prompt_of_row)))
+    any_key, limit = next(iter(keys.values()))[0], config.max_completion_length - 1
+    varlen = flash.available(any_key.device, any_key.dtype, any_key.shape[-1])
+    widest = max(Counter(prompt_of_row).values())
+    return KeyMemory(keys, spans, rows=capacity, limit=limit, widest=widest, varlen=varlen), prompt_of_row
 
 
 def prefill(

@@ -45,7 +45,7 @@ class KeyMemory:
         device = next(iter(keys.values()))[0].device
         parts = [list(range(len(spans)))] if varlen else in_blocks(spans)
         self.rank = {p: n for n, p in enumerate(p for part in parts for p in part)}
-        self.varlen = Varlen(keys, spans, rows=rows, widest=widest) if varlen else None
+        self.varlen = Varlen(keys, spans, rows=rows, limit=limit, widest=widest) if varlen else None
         self.attention = self.varlen or Grid(keys, spans, parts)
         self.limit = limit
         self.longest_prompt = max(end - start for start, end in spans)
@@ -80,7 +80,8 @@ class KeyMemory:
         room = next(iter(self.own.values())).shape[3]
         if self.positions > room:
             more = min(self.limit, max(self.positions, room + GROWTH)) - room
-            self.own = {layer: torch.nn.functional.pad(own, (0, 0, 0, more)) for layer, own in self.own.items()}
+            for layer, own in self.own.items():  # one after the other, so that one alone is there twice
+                self.own[layer] = torch.nn.functional.pad(own, (0, 0, 0, more))
         if self.varlen:
             self.used = counts_R.int()
         elif equal:

@@ -150,6 +150,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     train_size = 4 if adapter.lora else size
     prompts, completion = train.prompts_per_step, rollout.max_completion_length
     rows, micro_prompts = prompts * rollout.num_generations, min(train.micro_batch_prompts, prompts)
+    together = min(rows, rollout.decode_rows)
     micro_rows = micro_prompts * min(train.micro_batch_rollouts or rollout.num_generations, rollout.num_generations)
     micro = micro_prompts * prompt_positions + micro_rows * completion
     memory = {
@@ -164,8 +165,8 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     sampling = {
         # packed as the prefill left them, and padded as the decoding reads them
         "prompt keys": 2 * prompts * prompt_positions * key_values,
-        "completion keys": rows * completion * key_values,
-        "logits and probabilities": 3 * rows * shape.vocabulary * 4,
+        "completion keys": together * completion * key_values,
+        "logits and probabilities": 3 * together * shape.vocabulary * 4,
         "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
     }
     chunk = min(max(chunk_elements(), 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
