@@ -24,13 +24,14 @@ _cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 class _TwoParts:
     """Softmax over two parts from the outputs and log-sum-exps of each."""
 
-    share: torch.Tensor | None = None  # of the second part, kept from layer to layer
+    def __init__(self) -> None:
+        self.shares: dict[torch.Size, torch.Tensor] = {}  # of the second part; stay where they are, for graphs
 
     def joined(self, a: torch.Tensor, lse_a: torch.Tensor, b: torch.Tensor, lse_b: torch.Tensor) -> torch.Tensor:
-        if self.share is None or self.share.shape != lse_a.shape:
-            self.share = torch.empty(lse_a.shape, dtype=a.dtype, device=a.device)
-        torch.sigmoid(lse_b - lse_a, out=self.share)
-        return a.lerp(b, self.share[..., None])
+        if lse_a.shape not in self.shares:
+            self.shares[lse_a.shape] = torch.empty(lse_a.shape, dtype=a.dtype, device=a.device)
+        torch.sigmoid(lse_b - lse_a, out=self.shares[lse_a.shape])
+        return a.lerp(b, self.shares[lse_a.shape][..., None])
 
 
 class Grid:
@@ -63,6 +64,7 @@ class _Block(_TwoParts):
     """Some prompts and their keys, padded: (P, K, T, d) per layer."""
 
     def __init__(self, keys: KeyValues, spans: Sequence[Span], prompts: Sequence[int]) -> None:
+        super().__init__()
         self.number = {prompt: n for n, prompt in enumerate(prompts)}
         mine = [spans[prompt] for prompt in prompts]
         lengths = torch.tensor([end - start for start, end in mine])
@@ -159,6 +161,7 @@ class Varlen(_TwoParts):
     """
 
     def __init__(self, keys: KeyValues, spans: Sequence[Span], *, rows: int, widest: int) -> None:
+        super().__init__()
         self.keys, self.widest = keys, widest
         self.longest = max(end - start for start, end in spans)
         device = next(iter(keys.values()))[0].device

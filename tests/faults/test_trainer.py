@@ -189,7 +189,7 @@ def test_out_of_memory_while_sampling_says_what_makes_it_smaller(tmp_path, monke
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     monkeypatch.setattr(own, "sample", full)
-    expected = r"sampling 4 prompts x 3 rollouts of up to 8 tokens, 256 at a time\. Lower decode_rows.*max_completion_length or prompts_per"
+    expected = r"sampling 4 prompts x 3 rollouts of up to 8 tokens, 256 at a time\. Lower decode_rows.*prompts_per"
     with pytest.raises(TrainingStopped, match=expected) as stop:
         cases.run(cases.options(tmp_path, oom_retry=True))
     assert isinstance(stop.value.__cause__, torch.OutOfMemoryError)
