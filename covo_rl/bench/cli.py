@@ -33,9 +33,7 @@ def grpo(
     more: Annotated[list[str] | None, typer.Argument(help="further cells after --cells", metavar="[P,G,C ...]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: float32, 7b bfloat16")] = None,
-    clips: Annotated[
-        int | None, typer.Option(min=1, help="unique clips (prompts) per step; default: 2, of a size 4")
-    ] = None,
+    clips: Annotated[int | None, typer.Option(min=1, help="unique clips per step; default: 2, of a size 4")] = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="interleaved repetitions; medians are reported; default: 3, of a size 1")
     ] = None,
