@@ -13,7 +13,8 @@ HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ZE_AFFINITY_MA
 
 def wants_gpu(expression: str) -> bool:
     """Whether `-m EXPRESSION` asks for tests marked gpu."""
-    return re.search(r"(?<!not )\bgpu\b", expression) is not None
+    rest = re.sub(r"not ?\([^)]*\)", "", " ".join(expression.split()))
+    return re.search(r"(?<!not )\bgpu\b", rest) is not None
 
 
 def pytest_configure(config):

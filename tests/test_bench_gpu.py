@@ -30,6 +30,7 @@ def test_a_part_that_fails_leaves_what_it_had_and_the_next_goes_on(tmp_path):
 
     def good(left):
         seen.append(left())
+        assert json.loads(path.read_text())["good"] == {"status": "cut off", "results": {}}  # before its first result
         yield "a", 1
         yield "b", json.loads(path.read_text())["good"]  # on disk while the part still runs
 
@@ -43,7 +44,7 @@ def test_a_part_that_fails_leaves_what_it_had_and_the_next_goes_on(tmp_path):
     record = run_parts({"bad": bad, "good": good, "other": late}, path, only=["bad", "good"], limit_s=100)
     assert json.loads(path.read_text()) == record
     assert record["bad"]["status"] == "failed" and record["bad"]["results"] == {"first": {"x": 2}}
-    assert "no such kernel" in record["bad"]["traceback"]
+    assert "no such kernel" in record["bad"]["traceback"] and '"covo_rl/bench/parts.py"' in record["bad"]["traceback"]
     assert record["good"]["results"]["b"] == {"status": "cut off", "results": {"a": 1}}
     assert record["good"]["status"] == "ok" and 0 < seen[0] <= 100
     assert record["other"] == {"status": "skipped", "why": "not asked for"}
@@ -64,6 +65,7 @@ def test_no_part_begins_after_the_limit(tmp_path):
 def test_a_command_is_stopped_in_time_and_its_last_lines_are_there(tmp_path):
     done = bounded_run([sys.executable, "-c", "print('a\\nb'); raise SystemExit(3)"], 60, tmp_path)
     assert (done["rc"], done["last_lines"], done["stopped_after_s"]) == (3, ["a", "b"], None)
+    assert sys.prefix not in done["command"] and "bin/python" in done["command"]
     # a process of its own session that holds the output open, as launchers start them
     words = "import subprocess as s, time; print('begun', flush=True); s.Popen(['sleep', '3'], start_new_session=True)"
     done = bounded_run([sys.executable, "-c", words + "; time.sleep(60)"], 2, tmp_path)

@@ -128,6 +128,13 @@ def test_a_machine_without_the_memory_is_told_what_is_needed(monkeypatch):
         ("--model-size 8b", "write small, tiny, 7b"),
         ("--model-size tiny --lengths uniform", "write equal or random"),
         ("--model-size tiny --device cpu --cells 188,2,4 750,2,4", "a model has one P"),
+        (
+            "--cells 200,2,4",
+            "covo-rl bench: the configuration has problems:\n  - cells of P 200: a 30 s clip can fill 94,",
+        ),
+        ("--cells 188,0,4", "a cell of G 0, C 4 and 2 clips: at least 1"),
+        ("--clips 0", "--clips"),
+        ("--repeats 0", "--repeats"),
     ],
 )
 def test_options_of_a_size_are_checked(words, message):

@@ -12,7 +12,8 @@ CONFTEST = Path(__file__).with_name("conftest.py")
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [("gpu", True), ("gpu or slow", True), ("slow and gpu", True), ("not slow and not gpu", False), ("slow", False),
-     ("", False), ("not gpu", False), ("slow and not gpu", False)],
+     ("", False), ("not gpu", False), ("slow and not gpu", False), ("not (slow or gpu)", False), ("not(gpu)", False),
+     ("not  gpu", False), ("gpu and not (slow)", True)],
 )  # fmt: skip
 def test_accelerators_are_hidden_unless_gpu_tests_are_asked_for(pytestconfig, expression, expected):
     assert pytestconfig.pluginmanager.get_plugin(str(CONFTEST)).wants_gpu(expression) is expected

@@ -32,6 +32,8 @@ GOOD = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "none"
         ({"scheduler": {}}, "no", "'scheduler'"),
         ({"bf16": {"enabled": True}}, "bf16", "bf16 under DeepSpeed: use --mixed_precision bf16"),
         ({"fp16": {"enabled": True}}, "no", "fp16 under DeepSpeed"),
+        ({"bfloat16": {"enabled": True}}, "no", "bfloat16 under DeepSpeed"),  # DeepSpeed's older name
+        ({"amp": {"enabled": True}}, "no", "amp under DeepSpeed"),
         ({}, "fp16", "fp16 under DeepSpeed"),
     ],
 )

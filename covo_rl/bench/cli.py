@@ -33,9 +33,9 @@ def grpo(
     more: Annotated[list[str] | None, typer.Argument(help="further cells after --cells", metavar="[P,G,C ...]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; default: float32, 7b bfloat16")] = None,
-    clips: Annotated[int | None, typer.Option(help="unique clips (prompts) per step; default: 2, of a size 4")] = None,
+    clips: Annotated[int | None, typer.Option(min=1, help="unique clips per step; default: 2, of a size 4")] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="interleaved repetitions; medians are reported; default: 3, of a size 1")
+        int | None, typer.Option(min=1, help="interleaved repetitions; medians are reported; default: 3, of a size 1")
     ] = None,
     vocabulary: Annotated[int, typer.Option(help="vocabulary of the timed model")] = 8192,
     trl: Annotated[bool, typer.Option(help="also time TRL's own GRPOTrainer, made to see audio")] = False,
@@ -63,8 +63,8 @@ def grpo(
 
     _check_size(model_size, random_weights, lengths)
     words = [*(cells or []), *(more or [])] or (SIZED_CELLS if model_size else CELLS)
-    shapes = [Cell(*_shape(word), clips or (4 if model_size else 2)) for word in words]
     with user_errors("covo-rl bench"):
+        shapes = [Cell(*_shape(word), clips or (4 if model_size else 2)) for word in words]
         precision = torch_dtype(dtype or ("bfloat16" if model_size == "7b" else "float32")) or torch.float32
         rows = compared_cells(
             shapes, Sizes(vocabulary=vocabulary), device_of(device), precision, repeats=repeats or 3, trl=trl,
@@ -115,6 +115,7 @@ def calls(
     for name, step in ways.items():
         say(f"{name}: {step.per_layer:.1f} a layer, {step.outside:.1f} beside the layers, {step.total:,.0f} a step")
     if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, {name: {"layer": step.layer, "rest": step.rest} for name, step in ways.items()})
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -52,6 +53,7 @@ def run_parts(
         began = time.monotonic()
         entry: dict[str, Any] = {"status": "cut off", "results": {}}  # what stands there if this process is killed
         record[name] = entry
+        write_json(path, record)
         try:
             for key, value in part(left):
                 entry["results"][key] = value
@@ -59,7 +61,7 @@ def run_parts(
                 say(f"{name}/{key}: {value}"[:400])
             entry["status"] = "ok"
         except Exception:  # whatever it is, it is recorded, and the next part goes on
-            entry |= {"status": "failed", "traceback": traceback.format_exc()}
+            entry |= {"status": "failed", "traceback": portable(traceback.format_exc())}
             say(f"{name} failed\n{entry['traceback']}")
         entry["seconds"] = round(time.monotonic() - began, 1)
         write_json(path, record)
@@ -84,11 +86,18 @@ def bounded_run(command: Sequence[str], limit_s: float, folder: Path) -> dict[st
                 os.killpg(process.pid, number)
                 _waited(process, GRACE_S)
         output.seek(0)
-        lines = output.read().decode(errors="replace").splitlines()
+        lines = portable(output.read().decode(errors="replace")).splitlines()
     return {
-        "command": " ".join(command), "rc": code, "seconds": round(time.monotonic() - start, 1),
+        "command": portable(" ".join(command)), "rc": code, "seconds": round(time.monotonic() - start, 1),
         "stopped_after_s": round(limit_s) if code is None else None, "last_lines": lines[-TAIL_LINES:],
     }  # fmt: skip
+
+
+def portable(text: str) -> str:
+    """Without where this machine keeps the code and its packages: results are handed round."""
+    for folder in (Path(__file__).parents[2], sys.prefix):
+        text = text.replace(f"{folder}{os.sep}", "")
+    return text
 
 
 def _waited(process: subprocess.Popen[bytes], seconds: float) -> int | None:

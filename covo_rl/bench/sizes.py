@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from covo_rl.config import ConfigError
 from covo_rl.models.covo_audio.configuration import ENCODER_DEFAULTS, LLM_DEFAULTS, CovoAudioConfig
 
 SECONDS, RATE, FRAMES_PER_SECOND = 30.0, 16000, 100
@@ -75,7 +76,12 @@ class Cell:
 
     def __post_init__(self) -> None:
         if self.positions not in DOWNSAMPLE:
-            raise ValueError(f"P={self.positions}: a 30 s clip can fill {', '.join(map(str, DOWNSAMPLE))} positions")
+            known = ", ".join(map(str, DOWNSAMPLE))
+            raise ConfigError([f"cells of P {self.positions}: a 30 s clip can fill {known} positions"])
+        if min(self.generations, self.completion, self.clips) < 1:
+            raise ConfigError(
+                [f"a cell of G {self.generations}, C {self.completion} and {self.clips} clips: at least 1"]
+            )
 
     @property
     def rows(self) -> int:

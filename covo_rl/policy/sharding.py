@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,22 @@ class TensorPieces:
 
     @property
     def complete(self) -> bool:
-        return sum(piece.tensor.numel() for piece in self.pieces) == math.prod(self.shape)
+        """Whether the pieces agree on dtype and shape and fill it, each place once.
+
+        Corners counted with alternating signs are then those of the whole, and only then.
+        """
+        first, corners = self.pieces[0].tensor, Counter[tuple[int, ...]]()
+        whole_box = ([0] * len(self.shape), self.shape, -1)
+        for start, sizes, sign in [*((piece.start, piece.tensor.shape, 1) for piece in self.pieces), whole_box]:
+            for ends in product((0, 1), repeat=len(sizes)):
+                corner = (low + end * size for low, end, size in zip(start, ends, sizes, strict=False))
+                corners[tuple(corner)] += sign * (-1) ** sum(ends)
+        alike = all(
+            piece.tensor.dtype == first.dtype and torch.Size(piece.shape) == self.shape
+            and len(piece.start) == piece.tensor.dim() == len(self.shape)
+            for piece in self.pieces
+        )  # fmt: skip
+        return alike and not any(corners.values())
 
     def __getitem__(self, box: Sequence[slice]) -> torch.Tensor:
         joined = self.pieces[0].tensor.new_empty([side.stop - side.start for side in box])

@@ -70,7 +70,7 @@ def refused(config: Mapping[str, Any], precision: str) -> list[str]:
     for section in ("optimizer", "scheduler"):
         if section in config:
             problems.append(f"the section {section!r} of the DeepSpeed file: leave it out, the trainer has its own")
-    on = [name for name in ("fp16", "bf16") if config.get(name, {}).get("enabled") is True]
+    on = [name for name in ("fp16", "bf16", "bfloat16", "amp") if config.get(name, {}).get("enabled") is True]
     if on or precision == "fp16":
         problems.append(f"{' and '.join(on) or 'fp16'} under DeepSpeed: use --mixed_precision bf16, which keeps "
                         "float32 weights and computes in 16 bits, or no")  # fmt: skip

@@ -25,7 +25,7 @@ from covo_rl.export.merged import write_merged
 from covo_rl.policy.sharding import TensorPiece, TensorPieces
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, state
 from covo_rl.train.checkpoint.saver import Saver
-from covo_rl.train.checkpoint.tensors import saved_tensors
+from covo_rl.train.checkpoint.tensors import saved_tensors, write_tensors
 
 ROOT = Path(__file__).parents[2]
 SHARDS = [f"{stem}.{rank:05d}.safetensors" for stem in ("optimizer", "weights") for rank in (0, 1)]
@@ -137,6 +137,29 @@ def test_any_box_of_any_cutting_is_what_a_slice_of_the_whole_is():
             not TensorPieces([*pieces, full]).complete
             and not TensorPieces([TensorPiece(full.tensor[:0], [0, 0, 0], shape)]).complete
         )
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [([0], 2), ([4], 4), ([4], 2)],  # of two ranks and of four: as many elements as the whole, and a gap
+        [([0], 4), ([8], 4)],
+        [([-4], 4), ([4], 4)],
+        [([0], 4), ([4], 4, torch.bfloat16)],
+        [([0, 0], 4), ([4, 0], 4)],
+        [(None, 8), ([0], 4), ([4], 4)],  # whole as well
+        [(None, 8), (None, 8)],
+    ],
+)
+def test_pieces_that_do_not_make_a_tensor_are_refused(files, tmp_path):
+    for rank, (start, size, *dtype) in enumerate(files):
+        tensor = torch.ones(size, dtype=dtype[0] if dtype else torch.float32)
+        value = tensor if start is None else TensorPiece(tensor, start, (8,))
+        write_tensors(tmp_path / f"weights.{rank:05d}.safetensors", {"a": value})
+    with pytest.raises(
+        CheckpointError, match=r"the pieces of a \(1\) do not make a tensor: some are missing, or files"
+    ):
+        saved_tensors(tmp_path, "weights", os.listdir(tmp_path))
 
 
 @pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])

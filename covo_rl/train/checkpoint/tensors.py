@@ -42,19 +42,18 @@ def saved_tensors(folder: Path, stem: str, names: Iterable[str]) -> dict[str, Te
     Files are mapped: what nobody looks at is not read.
 
     Raises:
-        CheckpointError: a file cannot be read, or pieces are missing.
+        CheckpointError: a file cannot be read, or the pieces of a tensor do not make one.
     """
-    tensors: dict[str, Tensor | TensorPieces] = {}
     pieces: dict[str, list[TensorPiece]] = defaultdict(list)
     for path in sorted(folder / name for name in names if re.fullmatch(rf"{stem}(\.\d+)?\.safetensors", name)):
         with explained("read", path), safe_open(path, framework="pt") as file:
             places = json.loads((file.metadata() or {}).get("pieces", "{}"))
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                if name in places:
-                    pieces[name].append(TensorPiece(file.get_tensor(name), *places[name]))
-                else:
-                    tensors[name] = file.get_tensor(name)
+                tensor = file.get_tensor(name)
+                start, shape = places.get(name, ([0] * tensor.dim(), tensor.shape))
+                pieces[name].append(TensorPiece(tensor, start, shape))
     joined = {name: TensorPieces(parts) for name, parts in pieces.items()}
-    if gaps := sorted(name for name, value in joined.items() if not value.complete):
-        raise CheckpointError(f"{folder}: pieces of {', '.join(gaps[:3])} ({len(gaps)}) are missing")
-    return tensors | joined
+    if unfit := sorted(name for name, value in joined.items() if not value.complete):
+        raise CheckpointError(f"{folder}: the pieces of {', '.join(unfit[:3])} ({len(unfit)}) do not make a tensor: "
+                              "some are missing, or files of another checkpoint lie beside them")  # fmt: skip
+    return {name: value.pieces[0].tensor if len(value.pieces) == 1 else value for name, value in joined.items()}
