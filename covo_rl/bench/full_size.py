@@ -20,6 +20,7 @@ from covo_rl.bench.meter import GIB, Meter, medians
 from covo_rl.bench.sizes import MODEL_SIZES, Cell, Sizes, flops
 from covo_rl.bench.variants import Ours, Stock, Variant
 from covo_rl.config import ConfigError, Options
+from covo_rl.data.terminal import say
 from covo_rl.policy import Policy
 from covo_rl.policy.recompute import keep_activations
 from covo_rl.run.doctor import Shape, decode_bytes, plan, shape_of
@@ -45,7 +46,11 @@ def sized_rows(
         )
     sizes = MODEL_SIZES[size]
     shape = check_memory(cells, sizes, device, dtype)
-    speed = speed or measure_speed(str(device), str(dtype).removeprefix("torch."))
+    precision = str(dtype).removeprefix("torch.")
+    speed = speed or measure_speed(str(device), precision)
+    say(
+        f"{shape.total / 1e9:,.3g} B random parameters in {precision} on {device_name(device)}; a row when it is measured"
+    )
     family, trained = random_model(sizes, cells[0].positions, device, dtype)
     for cell in cells:
         case = workload_on(family, trained, cell)

@@ -30,8 +30,8 @@ from covo_rl.data.files import append_lines, file_sha256, plain, read_record, wh
 from covo_rl.records.console import console
 from covo_rl.records.lock import FolderLock
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "numpy", "soundfile",
-            "soxr", "mpmath")  # fmt: skip
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "deepspeed", "datasets",
+            "numpy", "soundfile", "soxr", "mpmath")  # fmt: skip
 
 #: what a run has when it was accepted, then what it adds
 ORIGIN = "environment.json"  # first written and last deleted: where it lies, a run wrote the rest
