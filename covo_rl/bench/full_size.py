@@ -48,9 +48,7 @@ def sized_rows(
     shape = check_memory(cells, sizes, device, dtype)
     precision = str(dtype).removeprefix("torch.")
     speed = speed or measure_speed(str(device), precision)
-    say(
-        f"{shape.total / 1e9:,.3g} B random parameters in {precision} on {device_name(device)}; a row when it is measured"
-    )
+    say(f"{shape.total / 1e9:,.3g} B random parameters in {precision} on {device_name(device)}; rows follow one by one")
     family, trained = random_model(sizes, cells[0].positions, device, dtype)
     for cell in cells:
         case = workload_on(family, trained, cell)
