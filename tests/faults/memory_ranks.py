@@ -17,9 +17,10 @@ from covo_rl.train.launch import join
 from covo_rl.train.shutdown import exit_after
 
 #: old and reference passes, two updates a batch of three and more micro-batches
+#: the quantile lies in no tie: first tokens of a prompt's rollouts have the same entropy but for rounding
 SETTINGS = {
     "max_steps": 2, "micro_batch_prompts": 1, "num_iterations": 2, "beta": 0.1, "sampler_correction": True,
-    "top_entropy_quantile": 0.7, "learning_rate": 1e-3,
+    "top_entropy_quantile": 0.45, "learning_rate": 1e-3,
 }  # fmt: skip
 
 
