@@ -69,6 +69,20 @@ def policy(
     return Policy(made, modes.peft_model, **{"clips": ClipStore(), **kwargs})
 
 
+def with_likely_end(made: Policy, boost: float) -> Policy:
+    """The end token made likely, so that rows finish at different steps."""
+    head = made.family.lm_head
+    bias = torch.zeros(head.out_features)
+    bias[made.family.eos_token_ids[0]] = boost
+    head.register_forward_hook(lambda module, args, out: out + bias)
+    return made
+
+
+def ids_of(groups: Sequence[Group]) -> list[tuple[int, ...]]:
+    """Completions of all groups, one after the other."""
+    return [rollout.completion_ids for group in groups for rollout in group.rollouts]
+
+
 def clip(seed: int, seconds: float) -> Clip:
     wave = np.random.default_rng(seed).normal(size=int(RATE * seconds)).astype(np.float32) * 0.1
     return Clip(array=wave, sampling_rate=RATE)

@@ -33,32 +33,10 @@ FAMILIES = ("covo_audio", "qwen2_audio")
 CONFIG = RolloutConfig(num_generations=5, max_completion_length=24)
 
 
-def _half(name, **kwargs):
-    """bfloat16 base, float32 LoRA."""
-    made = cases.policy(name, **kwargs)
-    for parameter_name, parameter in made.named_parameters():
-        if "lora_" not in parameter_name:
-            parameter.data = parameter.data.bfloat16()
-    made.family.model.config.dtype = torch.bfloat16
-    return made
-
-
-def _with_likely_end(made, boost=3.0):
-    head = made.family.lm_head
-    bias = torch.zeros(head.out_features)
-    bias[made.family.eos_token_ids[0]] = boost
-    head.register_forward_hook(lambda module, args, out: out + bias)
-    return made
-
-
 def _sampled(made, prompts, config=CONFIG, **kwargs):
     with torch.no_grad():
         features = made.features(prompts)
     return sample(made, prompts, features, config, **{"seed": 1, **kwargs})
-
-
-def _ids(groups):
-    return [r.completion_ids for g in groups for r in g.rollouts]
 
 
 def _logps(groups):
@@ -78,14 +56,14 @@ def test_fused_and_modules_write_the_same(name, lora, megabytes):
     fused = _sampled(made, prompts)
     made.fused_decode = False
     modules = _sampled(made, prompts)
-    assert _ids(fused) == _ids(modules)
+    assert cases.ids_of(fused) == cases.ids_of(modules)
     torch.testing.assert_close(_logps(fused), _logps(modules), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_in_bfloat16_they_differ_by_rounding(name):
     """Largest difference of log-probs of the same ids below 0.15 nats, 0.01 on average; scoring is as near to both."""
-    made = _half(name)
+    made = cases.policy(name, dtype=torch.bfloat16)
     prompts = cases.prompts(made)
     fused = _sampled(made, prompts)
     made.fused_decode = False
@@ -120,7 +98,7 @@ def test_under_autocast_float32_weights_are_multiplied_in_bfloat16(monkeypatch):
         scored = made("logps", fused, made.features(prompts))
     gap = (scored.logps_NC[scored.mask_NC].detach() - _logps(fused)).abs()
     assert 0 < float(gap.mean()) < 0.02
-    agree = [a[0] == b[0] for a, b in zip(_ids(fused), _ids(modules), strict=True)]
+    agree = [a[0] == b[0] for a, b in zip(cases.ids_of(fused), cases.ids_of(modules), strict=True)]
     assert sum(agree) > 0.9 * len(agree)
     made.decode_weights_mb, made.fused_decode = 0, True
     with torch.autocast("cpu", torch.bfloat16):  # no room for copies in bfloat16
@@ -196,7 +174,7 @@ def test_what_is_not_known_is_left_to_the_modules():
 def test_products_of_16_bits_share_the_parameters_memory(tmp_path):
     """No second copy of the weights: the parameters are slices of the product's, with the same values; a file of them
     is as before; and a parameter that is given other memory is joined again, not forgotten."""
-    made = _half("covo_audio")
+    made = cases.policy(dtype=torch.bfloat16)
     values = {name: p.detach().clone() for name, p in made.named_parameters()}
     prompts = cases.prompts(made)
     before = _sampled(made, prompts)
@@ -217,7 +195,7 @@ def test_products_of_16_bits_share_the_parameters_memory(tmp_path):
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_an_update_of_adapter_or_weights_is_sampled_with(half):
     """No stale copy: what an optimiser changes is seen by the next call."""
-    made = _half("covo_audio") if half else cases.policy()
+    made = cases.policy(dtype=torch.bfloat16) if half else cases.policy()
     prompts = cases.prompts(made)
     before = _logps(_sampled(made, prompts, greedy=True))
     layer = made.family.decoder.layers[1].self_attn.q_proj
@@ -256,21 +234,21 @@ def test_low_rank_products_beside_a_16_bit_weight_keep_small_updates():
 @pytest.mark.parametrize("fused", [False, True], ids=["modules", "fused"])
 def test_rows_that_finish_make_room_for_others(fused, varlen, monkeypatch):
     """25 rows, 4 at a time or all at once: the same completions, and fewer row-steps than lanes of 4 would make."""
-    made = _with_likely_end(cases.policy(fused_decode=fused))
+    made = cases.with_likely_end(cases.policy(fused_decode=fused), 3.0)
     prompts = cases.prompts(made, seconds=((0.6,), (), (0.9, 0.3), (0.4,), (0.2,)))
     together = _sampled(made, prompts)
-    lengths = [len(ids) for ids in _ids(together)]
+    lengths = [len(ids) for ids in cases.ids_of(together)]
     assert len(set(lengths)) > 5
     if varlen:
         monkeypatch.setattr(decoding, "flash", SimpleNamespace(available=lambda *device: True))
     made.counters.decode_positions = 0
     few = _sampled(made, prompts, dataclasses.replace(CONFIG, decode_rows=4))
-    assert _ids(few) == _ids(together)
+    assert cases.ids_of(few) == cases.ids_of(together)
     torch.testing.assert_close(_logps(few), _logps(together), atol=1e-5, rtol=0)
     lanes = sum(4 * max(lengths[n : n + 4]) for n in range(0, 25, 4))
     assert sum(lengths) - 25 <= made.counters.decode_positions < lanes
     one = _sampled(made, prompts, dataclasses.replace(CONFIG, decode_rows=1))
-    assert _ids(one) == _ids(together)
+    assert cases.ids_of(one) == cases.ids_of(together)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -279,10 +257,10 @@ def test_very_short_completions(length):
     prompts = cases.prompts(made)
     config = dataclasses.replace(CONFIG, max_completion_length=length)
     groups = _sampled(made, prompts, config)
-    assert all(len(ids) <= length for ids in _ids(groups))
-    assert _ids(groups) == _ids(_sampled(made, prompts, dataclasses.replace(config, decode_rows=3)))
+    assert all(len(ids) <= length for ids in cases.ids_of(groups))
+    assert cases.ids_of(groups) == cases.ids_of(_sampled(made, prompts, dataclasses.replace(config, decode_rows=3)))
     made.fused_decode = False
-    assert _ids(groups) == _ids(_sampled(made, prompts, config))
+    assert cases.ids_of(groups) == cases.ids_of(_sampled(made, prompts, config))
 
 
 def test_positions_beyond_those_of_the_configuration():
@@ -292,7 +270,7 @@ def test_positions_beyond_those_of_the_configuration():
     assert max(len(prompt.input_ids) for prompt in prompts) > 60
     fused = _sampled(made, prompts)
     made.fused_decode = False
-    assert _ids(fused) == _ids(_sampled(made, prompts))
+    assert cases.ids_of(fused) == cases.ids_of(_sampled(made, prompts))
 
 
 # -- a step that can be captured -----------------------------------------------------------------------------------
@@ -376,7 +354,7 @@ def _recorded(advance):
 def test_a_recorded_step_is_the_plain_step_bit_for_bit(half, monkeypatch):
     """What a CUDA graph needs: no value on the host, no tensor that moves, nothing that depends on the step's number;
     also while rows leave and others begin."""
-    made = _with_likely_end(_half("covo_audio") if half else cases.policy())
+    made = cases.with_likely_end(cases.policy(dtype=torch.bfloat16) if half else cases.policy(), 3.0)
     prompts = cases.prompts(made)
     config = dataclasses.replace(CONFIG, decode_rows=6)
     monkeypatch.setattr(decoding, "flash", SimpleNamespace(available=lambda *device: True))
@@ -390,7 +368,7 @@ def test_a_recorded_step_is_the_plain_step_bit_for_bit(half, monkeypatch):
     assert _sampled(made, prompts, config) == plain
     assert Traced.replays > 20
     if not half:
-        assert _ids(plain) == _ids(expected)
+        assert cases.ids_of(plain) == cases.ids_of(expected)
 
 
 # -- truncation --------------------------------------------------------------------------------------------------------
@@ -420,7 +398,7 @@ def test_the_nucleus_without_a_sort_is_that_of_a_sort():
 def test_the_kernels_step_has_every_tensor_on_the_device(monkeypatch):
     """Shapes, dtypes and devices of the CUDA step by torch's own rules for them, on a device without values: kernel,
     products, draw, and what they write. An operand that was left on the host is an error here."""
-    made = _half("covo_audio")
+    made = cases.policy(dtype=torch.bfloat16)
     monkeypatch.setattr(flash, "available", lambda *device: True)
     seen = []
     original = flash._kernel

@@ -21,19 +21,6 @@ def _sample(made, prompts, config=cases.SMALL, **kwargs):
     return sample(made, prompts, made.features(prompts), config, **{"seed": 1, **kwargs})
 
 
-def _ids(groups):
-    return [r.completion_ids for g in groups for r in g.rollouts]
-
-
-def _with_likely_end(made, boost=4.0):
-    """Make the end token likely, so that rows finish at different steps."""
-    head = made.family.lm_head
-    bias = torch.zeros(head.out_features)
-    bias[made.family.eos_token_ids[0]] = boost
-    head.register_forward_hook(lambda module, args, out: out + bias)
-    return made
-
-
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "expanded"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_sampling_logps_equal_the_scoring_pass(name, shared):
@@ -60,7 +47,7 @@ def test_greedy_tokens_equal_a_plain_loop_without_any_cache(name):
 
 
 def test_rows_that_finish_are_dropped_and_the_rest_go_on_unchanged(monkeypatch):
-    made = _with_likely_end(cases.policy())
+    made = cases.with_likely_end(cases.policy(), 4.0)
     prompts = cases.prompts(made, seconds=((0.6,), (), (0.9, 0.3), (0.4,), (0.2,)))
     config = RolloutConfig(num_generations=6, max_completion_length=24)
     dropped = _sample(made, prompts, config)
@@ -68,9 +55,9 @@ def test_rows_that_finish_are_dropped_and_the_rest_go_on_unchanged(monkeypatch):
     monkeypatch.setattr(decoding, "DROP_SHARE", 1.0)
     made.counters.decode_positions = 0
     kept = _sample(made, prompts, config)
-    assert _ids(dropped) == _ids(kept)
+    assert cases.ids_of(dropped) == cases.ids_of(kept)
     assert positions < 0.6 * made.counters.decode_positions
-    lengths = {len(ids) for ids in _ids(dropped)}
+    lengths = {len(ids) for ids in cases.ids_of(dropped)}
     assert len(lengths) > 4, "the case should have rows of many lengths"
     scored = [t for g in dropped for r in g.rollouts for t in r.logps]
     assert scored == pytest.approx([t for g in kept for r in g.rollouts for t in r.logps], abs=1e-5)
@@ -83,13 +70,17 @@ def test_rows_that_finish_are_dropped_and_the_rest_go_on_unchanged(monkeypatch):
 
 def test_a_prompts_rollouts_do_not_depend_on_the_batch():
     """Alone, in another order, in a larger batch: the same seed gives the same tokens for the same row."""
-    made = _with_likely_end(cases.policy())
+    made = cases.with_likely_end(cases.policy(), 4.0)
     prompts = cases.prompts(made)
     together = _sample(made, prompts)
     backwards = _sample(made, prompts[::-1])[::-1]
     for p, prompt in enumerate(prompts):
-        assert _ids(_sample(made, [prompt])) == _ids(together[p : p + 1]) == _ids(backwards[p : p + 1])
-    assert _ids(_sample(made, prompts, seed=2)) != _ids(together)
+        assert (
+            cases.ids_of(_sample(made, [prompt]))
+            == cases.ids_of(together[p : p + 1])
+            == cases.ids_of(backwards[p : p + 1])
+        )
+    assert cases.ids_of(_sample(made, prompts, seed=2)) != cases.ids_of(together)
 
 
 def test_the_same_prompt_twice_gets_different_rollouts_from_one_prefill():
@@ -97,7 +88,7 @@ def test_the_same_prompt_twice_gets_different_rollouts_from_one_prefill():
     prompt = cases.prompts(made)[0]
     groups = _sample(made, [prompt, prompt])
     assert made.counters.prompt_positions == len(prompt.input_ids)
-    assert _ids(groups[:1]) != _ids(groups[1:])
+    assert cases.ids_of(groups[:1]) != cases.ids_of(groups[1:])
     scored = made("logps", groups, made.features([prompt]))
     recorded = cases.padded([torch.tensor(r.logps) for g in groups for r in g.rollouts])
     torch.testing.assert_close(scored.logps_NC, recorded, atol=1e-5, rtol=0)
@@ -105,7 +96,7 @@ def test_the_same_prompt_twice_gets_different_rollouts_from_one_prefill():
 
 def test_prompts_of_very_different_length_go_in_blocks(monkeypatch):
     """Blocks are a matter of speed: cutting them differently changes nothing."""
-    made = _with_likely_end(cases.policy())
+    made = cases.with_likely_end(cases.policy(), 4.0)
     prompts = cases.prompts(made, seconds=((0.1,), (3.0, 3.0), (0.2,), (2.0,)))
     config = RolloutConfig(num_generations=5, max_completion_length=16)
     one = _sample(made, prompts, config)
@@ -116,7 +107,7 @@ def test_prompts_of_very_different_length_go_in_blocks(monkeypatch):
         return blocks[-1]
 
     monkeypatch.setattr(key_values, "in_blocks", small_blocks)
-    assert _ids(_sample(made, prompts, config)) == _ids(one)
+    assert cases.ids_of(_sample(made, prompts, config)) == cases.ids_of(one)
     assert len(blocks[0]) >= 3
 
 
@@ -139,7 +130,7 @@ def test_decode_weights_give_the_same_and_leave_no_trace(lora, elements, monkeyp
     assert len(linear) == 8 and sum(part.packed is not None for part in linear) == (8 if elements == 1 else 0)
     assert (fused.head is not None) == (elements == 1)
     groups = _sample(made, prompts)
-    assert _ids(groups) == _ids(expected)
+    assert cases.ids_of(groups) == cases.ids_of(expected)
     logps = [[t for g in some for r in g.rollouts for t in r.logps] for some in (groups, expected)]
     assert logps[0] == pytest.approx(logps[1], abs=1e-5)
     assert {n: (id(m), type(m)) for n, m in made.named_modules()} == before

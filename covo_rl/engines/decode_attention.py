@@ -37,7 +37,7 @@ class _TwoParts:
 class Grid:
     """Blocks of prompts, a column per row of the fullest prompt.
 
-    Rows come in the order of `prompt_of_row`, which goes block by block (`order_of`). In 16 bits on a CPU a block makes
+    Rows come in the order of `prompt_of_row`, which goes block by block. In 16 bits on a CPU a block makes
     two flash calls, merged by their log-sum-exp; elsewhere one softmax over both products, which is faster for the few
     queries of a step.
     """

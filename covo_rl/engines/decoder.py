@@ -70,19 +70,19 @@ class _Layer:
 
 
 class FusedDecoder:
-    """Weights as they are now, for `longest` positions at most: make it anew for every call of the sampler."""
+    """Weights as they are now, for `longest` positions at most: make it anew for every call of the sampler.
 
-    def __init__(self, family: AudioFamily, *, rows: int, longest: int, limit_bytes: int) -> None:
+    `fold` copies them, with the adapters folded in; else products are in `dtype`, with adapters beside them.
+    """
+
+    def __init__(self, family: AudioFamily, dtype: torch.dtype, *, rows: int, longest: int, fold: bool) -> None:
         decoder: Any = family.decoder
         attention = decoder.layers[0].self_attn
-        self.family, self.norm = family, decoder.norm
+        self.family, self.norm, self.dtype = family, decoder.norm, dtype
         self.width: int = attention.head_dim
         self.kv_heads = base_linear(attention.k_proj).out_features // self.width
         self.heads = base_linear(attention.q_proj).out_features // self.width
         weight = base_linear(attention.q_proj).weight
-        self.dtype = operand_dtype(weight)
-        size = sum(base_linear(layer).weight.numel() for _, layer in _linear_layers(decoder)) * 4
-        fold = self.dtype == weight.dtype == torch.float32 and size <= limit_bytes
 
         def linear(*layers: nn.Module) -> DecodeLinear:
             return DecodeLinear(layers, self.dtype, fold=fold, rows=rows)
@@ -123,24 +123,26 @@ class FusedDecoder:
                 gate_up_RI = layer.gate_up(self.normed(layer.mlp_norm, x_RD))
                 inner = gate_up_RI.shape[1] // 2
                 layer.down.add_to(x_RD, layer.act(gate_up_RI[:, :inner]).mul_(gate_up_RI[:, inner:]))
-            return torch.ops.aten._fused_rms_norm(x_RD, [x_RD.shape[1]], self.norm.weight, self.norm.variance_epsilon)[
-                0
-            ]
+            return _rms_norm(self.norm, x_RD)
 
     def normed(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
-        """RMSNorm in float32, rounded once."""
-        weight, size = norm.weight, [norm.weight.shape[0]]
-        y = torch.ops.aten._fused_rms_norm(x, size, weight, norm.variance_epsilon)[0]
+        """What a product takes."""
+        y = _rms_norm(norm, x)
         return y if y.dtype == self.dtype else y.to(self.dtype)
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
         return float32_logits(self.family.lm_head, hidden_RD) if self.head is None else self.head(hidden_RD)
 
 
-def _linear_layers(decoder: Any) -> Iterator[tuple[str, nn.Module]]:
+def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """In float32, rounded once to the dtype of `x`."""
+    return torch.ops.aten._fused_rms_norm(x, [norm.weight.shape[0]], norm.weight, norm.variance_epsilon)[0]
+
+
+def _linear_layers(decoder: Any) -> Iterator[nn.Module]:
     for layer in decoder.layers:
         for part in (layer.self_attn, layer.mlp):
-            yield from ((name, child) for name, child in part.named_children() if name.endswith("_proj"))
+            yield from (child for name, child in part.named_children() if name.endswith("_proj"))
 
 
 def _is_known(decoder: Any) -> bool:
@@ -161,7 +163,7 @@ def _is_known(decoder: Any) -> bool:
         return False
     if decoder.rotary_emb.rope_type not in STATIC_ROPE:
         return False
-    return all(is_plain(layer) for _, layer in _linear_layers(decoder))
+    return all(map(is_plain, _linear_layers(decoder)))
 
 
 def decoder_for(policy: Policy, *, rows: int, longest: int) -> Decoder:
@@ -170,9 +172,10 @@ def decoder_for(policy: Policy, *, rows: int, longest: int) -> Decoder:
     if not policy.fused_decode or policy.sharded or not _is_known(decoder):
         return ModuleDecoder(policy)
     weight = base_linear(decoder.layers[0].self_attn.q_proj).weight
-    limit_bytes = int(policy.decode_weights_mb * 2**20)
-    same = operand_dtype(weight) == weight.dtype
-    size = sum(base_linear(layer).weight.numel() for _, layer in _linear_layers(decoder))
-    if not same and size * 2 > limit_bytes:  # autocast would need a copy of every weight
+    dtype = operand_dtype(weight)
+    copy_bytes = dtype.itemsize * sum(base_linear(layer).weight.numel() for layer in _linear_layers(decoder))
+    copies = copy_bytes <= policy.decode_weights_mb * 2**20
+    if dtype != weight.dtype and not copies:  # autocast would need one of every weight
         return ModuleDecoder(policy)
-    return FusedDecoder(policy.family, rows=rows, longest=longest, limit_bytes=limit_bytes)
+    fold = dtype == torch.float32 and copies
+    return FusedDecoder(policy.family, dtype, rows=rows, longest=longest, fold=fold)

@@ -166,7 +166,7 @@ def decode_rollouts(
             begin_X = torch.tensor([r for r, source in enumerate(sources) if source < 0], device=device)
             rows.draw(decoder.logits(first_ND[rows.row_R[begin_X]]), begin_X)
 
-    step = StepGraphs(advance, device) if graphs else None
+    step = StepGraphs(advance, device).run if graphs else lambda rows: advance()
     admit([])
     while True:
         ended = rows.ended_R.tolist()  # waits for the device
@@ -176,7 +176,7 @@ def decode_rollouts(
         if (all(ended) and waiting) or share * len(ended) < sum(ended) < len(ended):
             admit([r for r, end in enumerate(ended) if not end])
         for _ in range(min(1 if device.type == "cpu" else LOOK_EVERY, rows.limit - min(ages))):
-            _ = step.run(rows.size) if step else advance()
+            step(rows.size)
             ages = [min(age + 1, rows.limit - 1) for age in ages]
             work += rows.size
 

@@ -34,9 +34,9 @@ def in_blocks(spans: Sequence[Span], *, slack: float = 0.7, small: int = 96) -> 
 class KeyMemory:
     """Prompt keys as `prefill` made them, and room for `limit` own positions of `rows` rows, in each layer.
 
-    `order` sorts prompts as the attention wants its rows. `counts_R` int64 on the device: own positions of each row,
-    the one of the current step included. With `varlen` the flash kernel reads what is used of a room that never
-    moves; else rooms grow, and what rows of unequal length have not written yet is masked.
+    `rank` of their prompts sorts rows as the attention wants them. `counts_R` int64 on the device: own positions of
+    each row, the one of the current step included. With `varlen` the flash kernel reads what is used of a room that
+    never moves; else rooms grow, and what rows of unequal length have not written yet is masked.
     """
 
     def __init__(

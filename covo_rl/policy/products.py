@@ -124,6 +124,16 @@ class _Float32Linear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def mix_in(module: nn.Module, mixin: type) -> None:
+    """Put `mixin` before the module's class, once; name and home stay: decoding knows by them what a module does.
+
+    A class, not a function on the instance, whose copies would call the original's parameters.
+    """
+    kind = type(module)
+    if not issubclass(kind, mixin):
+        module.__class__ = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
+
+
 class _ExactAngles:
     """Mixed into the class of a module that multiplies positions by frequencies."""
 
@@ -143,9 +153,7 @@ def keep_angles_exact(model: nn.Module) -> None:
     """
     for module in model.modules():
         if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
-            kind = type(module)
-            if not issubclass(kind, _ExactAngles):  # name and home stay: decoding knows modules by them
-                module.__class__ = type(kind.__name__, (_ExactAngles, kind), {"__module__": kind.__module__})
+            mix_in(module, _ExactAngles)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from covo_rl.policy.products import mix_in
+
 
 class Recomputed:
     """Mixed into a module's class: while it trains, its input is all that it keeps."""
@@ -38,11 +40,8 @@ def recompute_activations(decoder: Any, what: str = "mlp") -> None:
         return
     for layer in layers:
         for name, child in layer.named_children():
-            if (name == "mlp" or "norm" in name) and not isinstance(child, Recomputed):
-                kind = type(child)
-                # a class, not a function on the instance, whose copies would call the original's parameters; of the
-                # same name and home, by which decoding knows what a module does
-                child.__class__ = type(kind.__name__, (Recomputed, kind), {"__module__": kind.__module__})
+            if name == "mlp" or "norm" in name:
+                mix_in(child, Recomputed)
 
 
 def keep_activations(decoder: Any) -> None:
@@ -55,6 +54,5 @@ def keep_activations(decoder: Any) -> None:
 
 def _switch(decoder: Any, verb: str, *args: Any) -> None:
     """transformers' own recomputation of whole layers, whose name changes in version 6."""
-    (getattr(decoder, f"activation_checkpointing_{verb}", None) or getattr(decoder, f"gradient_checkpointing_{verb}"))(
-        *args
-    )
+    name = f"activation_checkpointing_{verb}"
+    getattr(decoder, name if hasattr(decoder, name) else f"gradient_checkpointing_{verb}")(*args)
