@@ -40,6 +40,15 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """What is known of one step, over all ranks: its line of metrics.jsonl, and its rows of rollouts/step_N.jsonl."""
+
+    step: int
+    metrics: Mapping[str, Any]
+    rollouts: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class StepShare:
     """One rank's share of a step, small enough to gather: its scores, and (N,) figures of its rollouts and groups."""
 

@@ -6,7 +6,7 @@ options -> data + model + rewards, all checked -> before -> GRPO -> after -> ada
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from covo_rl.policy.trainable import make_trainable, render_report, training_dty
 from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
-from covo_rl.records.steps import rollout_rows
+from covo_rl.records.steps import StepRecord, rollout_rows
 from covo_rl.resolve import resolve_model, reward_files
 from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
@@ -50,10 +50,19 @@ USER_ERRORS = (UserError, OSError)
 
 
 class Session:
-    """Everything a run needs, loaded and checked. Making one starts no training."""
+    """Everything a run needs, loaded and checked. Making one starts no training.
 
-    def __init__(self, options: Options, accelerator: Accelerator | None = None) -> None:
-        self.options = options
+    `callbacks` see every step after it is recorded, on the main process only; what one raises ends the run.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        accelerator: Accelerator | None = None,
+        *,
+        callbacks: Sequence[Callable[[StepRecord], None]] = (),
+    ) -> None:
+        self.options, self.callbacks = options, callbacks
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.run = Run(options.train.output, active=self.ranks.main)
@@ -237,13 +246,15 @@ class Session:
             bar = console.ProgressDisplay("GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5)
             with bar as progress:
 
+                def show(record: StepRecord) -> None:
+                    progress.update(record.step, console.step_line(record.metrics))
+
                 def on_step(metrics: dict[str, Any], batch: Batch) -> float | None:
                     step_score = self._score(metrics)
-                    self.run.log_metrics(metrics)
-                    if train.log_rollouts:
-                        rows = rollout_rows(batch.groups, batch.table, batch.advantages)
-                        self.run.log_rollouts(metrics["step"], self.ranks.joined(rows))
-                    progress.update(metrics["step"], console.step_line(metrics))
+                    rows = self.ranks.joined(rollout_rows(batch.groups, batch.table, batch.advantages))
+                    if self.ranks.main:
+                        for callback in (self._record, show, *self.callbacks):
+                            callback(StepRecord(metrics["step"], metrics, rows))
                     return step_score
 
                 try:
@@ -253,6 +264,12 @@ class Session:
                     raise
         self.train_seconds = time.perf_counter() - start
         return trainer
+
+    def _record(self, record: StepRecord) -> None:
+        """One step into the run folder."""
+        self.run.log_metrics(record.metrics)
+        if self.options.train.log_rollouts:
+            self.run.log_rollouts(record.step, record.rollouts)
 
     def _score(self, metrics: dict[str, Any]) -> float | None:
         """With `eval_every`, the held-out accuracy of this step, also put into its metrics."""
