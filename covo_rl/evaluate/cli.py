@@ -78,7 +78,7 @@ def _evaluate(request: Request) -> None:
     try:
         inputs = read_inputs(
             eval_set, request.data, request.audio_dir, predictions=request.predictions, limit=request.limit,
-            allow_outside=request.allow_outside_audio,
+            allow_outside=request.allow_outside_audio, columns=request.columns,
         )  # fmt: skip
     except EvalInputError as error:
         raise EvalInputError([*error.problems, *problems]) from error

@@ -15,6 +15,7 @@ from covo_rl.audio import ClipStore, decode
 from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.check import sound_of
+from covo_rl.data.read import some
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
@@ -48,15 +49,19 @@ def read_questions(options: Options, clips: ClipStore | None = None, ranks: Rank
     folder = config.audio_dir if config.data is not None else None
     eval_folder = config.eval_audio_dir or config.audio_dir if config.eval_data is not None else None
 
-    def load(name: str, audio_dir: str | None) -> list[Example]:
-        return load_examples(files[name], audio_dir, allow_outside=config.allow_outside_audio)
+    # the built-in set has its own names
+    columns = config.columns if config.data is not None else None
+    eval_columns = config.eval_columns or config.columns if config.eval_data is not None else None
 
-    rows, held_out, notes = load("data", folder), [], ()
+    def load(name: str, audio_dir: str | None, columns: str | None) -> list[Example]:
+        return load_examples(files[name], audio_dir, columns=columns, allow_outside=config.allow_outside_audio)
+
+    rows, held_out, notes = load("data", folder, columns), [], ()
     splits = options.eval.evaluate and "eval_data" not in files
     if not options.eval.evaluate:
         files = {"data": files["data"]}
     elif not splits:
-        held_out = load("eval_data", eval_folder)[: config.eval_limit]
+        held_out = load("eval_data", eval_folder, eval_columns)[: config.eval_limit]
     rows, ranks = rows if splits else rows[: config.limit], ranks or Ranks()
     clips = ClipStore() if clips is None else clips
     files_of_rows = [clip for row in (*rows, *held_out) for clip in row.clips]
@@ -68,6 +73,9 @@ def read_questions(options: Options, clips: ClipStore | None = None, ranks: Rank
             what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
+    if options.prompt.system_prompt and (own := [row.id for row in (*rows, *held_out) if row.system]):
+        what = "have a system message of their own, which takes the place of system_prompt"
+        notes = (*notes, visible(f"{len(own)} rows ({some(own)}) {what}"))
     return Rows(rows, held_out, files, notes)
 
 
