@@ -17,7 +17,7 @@ from hub import fake_hub
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, PromptConfig
 from covo_rl.data.files import write_json
-from covo_rl.export.card import portable, update_card
+from covo_rl.export.card import update_card, without_paths
 from covo_rl.export.exporting import export_policy
 from covo_rl.export.hub import local_paths
 from covo_rl.export.merged import merged_entries, write_shards
@@ -79,9 +79,9 @@ def test_the_code_of_the_card_runs_and_sees_the_prompt_of_training(name, tmp_pat
 
 
 def test_paths_of_this_machine_become_names(tmp_path):
-    assert portable("/home/me/rows.json") == "rows.json"
-    assert portable("./brevity.py:brevity") == "brevity.py:brevity"
-    assert portable("transformers:/models/judge") == "transformers:judge"
+    assert without_paths("/home/me/rows.json") == "rows.json"
+    assert without_paths("./brevity.py:brevity") == "brevity.py:brevity"
+    assert without_paths("transformers:/models/judge") == "transformers:judge"
     for same in (
         "openai:qwen@http://judge:8000/v1",
         "accuracy",
@@ -90,7 +90,7 @@ def test_paths_of_this_machine_become_names(tmp_path):
         3,
         None,
     ):
-        assert portable(same) == same
+        assert without_paths(same) == same
 
 
 def test_a_card_of_the_demo_names_its_shipped_base_and_no_path(tmp_path):

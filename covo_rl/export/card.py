@@ -41,14 +41,14 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
     )
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # no HTML
-    jinja.filters["portable"] = portable
+    jinja.filters["without_paths"] = without_paths
     try:
         base = record["base_model"]
         on_hub = _HUB_NAME.fullmatch(base) is not None and not Path(base).exists()
         academic = record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith(BUILTIN)
         named = yaml.safe_dump({"base_model": base}, allow_unicode=True, width=10_000).strip()
         card = jinja.get_template(CARD).render(
-            **{"load_in_4bit": False, **record, "base_model": portable(base)},
+            **{"load_in_4bit": False, **record, "base_model": without_paths(base)},
             on_hub=on_hub, shipped=base.startswith(BUILTIN), front_matter=named if on_hub else "",
             example=_example(folder), has_template=(folder / "chat_template.jinja").is_file(),
             academic_only=academic, covo_rl_version=environment.get("covo_rl") or __version__,
@@ -63,10 +63,10 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
     return folder / "README.md"
 
 
-def portable(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
     """A value of a record as strangers may read it: of a path on this machine its last part, all else as it is.
 
-    >>> portable("/home/me/clips/rows.json"), portable("openai:qwen@http://judge:8000/v1"), portable("accuracy")
+    >>> without_paths("/home/me/clips/rows.json"), without_paths("openai:qwen@http://judge:8000/v1"), without_paths("accuracy")
     ('rows.json', 'openai:qwen@http://judge:8000/v1', 'accuracy')
     """
     if not isinstance(value, str) or "://" in value:
