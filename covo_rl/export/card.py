@@ -66,8 +66,8 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
 def without_paths(value: Any) -> Any:
     """A value of a record as strangers may read it: of a path on this machine its last part, all else as it is.
 
-    >>> without_paths("/home/me/clips/rows.json"), without_paths("openai:qwen@http://judge:8000/v1"), without_paths("accuracy")
-    ('rows.json', 'openai:qwen@http://judge:8000/v1', 'accuracy')
+    >>> without_paths("/home/me/clips/rows.json"), without_paths("openai:qwen@http://judge:8000/v1")
+    ('rows.json', 'openai:qwen@http://judge:8000/v1')
     """
     if not isinstance(value, str) or "://" in value:
         return value
