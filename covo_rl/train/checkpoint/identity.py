@@ -74,9 +74,8 @@ def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
 
 
 def reward_fingerprint(rewards: Any) -> dict[str, str]:
-    """sha256 of the file of each reward that is given by name and written in Python."""
-    named = [term for term in components(rewards) if term.reward.source.place != "object"]
-    return {term.name: digest for term in named if (digest := term.reward.sha256)}
+    """sha256 of the file of each reward that is given by name and written in Python, of functions of their source."""
+    return {term.name: digest for term in components(rewards) if (digest := term.reward.sha256)}
 
 
 def base_fingerprint(model: nn.Module) -> str | None:
