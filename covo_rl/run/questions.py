@@ -17,13 +17,11 @@ from covo_rl.audio import ClipStore, decode
 from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.check import sound_of
+from covo_rl.data.memory import IN_MEMORY
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example, Prompt, visible
-
-#: what `data` and `eval_data` begin with where no file holds the rows
-IN_MEMORY = "in memory"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _memory_name(rows: Sequence[Example], clips: ClipStore) -> str:
     from covo_rl.train.checkpoint.identity import data_fingerprint  # torch, which is there by now
 
     content = json.dumps(data_fingerprint(rows, clips.key)["sha256"], sort_keys=True)
-    return f"{IN_MEMORY}: {len(rows)} rows, sha256 {hashlib.sha256(content.encode()).hexdigest()}"
+    return f"{IN_MEMORY}: {len(rows)}, sha256 {hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> list[str]:
