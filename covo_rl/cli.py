@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "app",
         "score a model or predictions on MMAU, MMAR, MMSU, built-in set",
     ),
+    "generate": ("covo_rl.run.generate", "generate_command", "ask a model one question about a sound"),
+    "chat": ("covo_rl.run.generate", "chat_command", "talk with a model about sounds"),
     "export": ("covo_rl.export.cli", "export_command", "write a verified LoRA adapter or merged model from a run"),
     "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an exported adapter take effect when served?"),
     "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,10 +90,9 @@ def read_questions(
 
 def _memory_name(rows: Sequence[Example], clips: ClipStore) -> str:
     """What a record calls rows that no file holds: how many, and a sha256 over their text, sound and columns."""
-    from covo_rl.train.checkpoint.identity import data_fingerprint  # torch, which is there by now
+    from covo_rl.train.checkpoint.identity import rows_sha256  # torch, which is there by now
 
-    content = json.dumps(data_fingerprint(rows, clips.key)["sha256"], sort_keys=True)
-    return f"{IN_MEMORY}: {len(rows)}, sha256 {hashlib.sha256(content.encode()).hexdigest()}"
+    return f"{IN_MEMORY}: {len(rows)}, sha256 {rows_sha256(rows, clips.key)}"
 
 
 def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> list[str]:
