@@ -250,10 +250,8 @@ def _draw(report: Mapping[str, Any], folder: Path) -> None:
 
     Horizontal bars in percent with 95 % intervals and the number of rows.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # without pyplot, whose backend is the program's
 
-    matplotlib.use("Agg")
     bars = {column: [(value, entry["strict"]) for value, entry in values.items()]
             for column, values in report["breakdown"].items()}  # fmt: skip
     lengths = bars.pop("audio length", [])

@@ -38,7 +38,7 @@ from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.observers import observers
 from covo_rl.run.result import before_settings, evaluated, show_result, stored_before, summary_rows
-from covo_rl.run.start import RunFinished, Start, look_at, origin, own
+from covo_rl.run.start import RunFinished, Start, look_at, own, run_origin
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
@@ -167,7 +167,7 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            files, more = origin(self.terms, self.rows.files, self.in_memory)
+            files, more = run_origin(self.terms, self.rows.files, self.in_memory)
             if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
         self.accepted = True
