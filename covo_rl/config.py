@@ -14,7 +14,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from covo_rl.resolve import MAPPINGS, ConfigError, number_map, read_yaml, typed_values, unknown_names, value_as
+from covo_rl.resolve import (
+    COLUMNS,
+    MAPPINGS,
+    ConfigError,
+    column_map,
+    number_map,
+    read_yaml,
+    typed_values,
+    unknown_names,
+    value_as,
+)
 
 #: loss types with a clipped surrogate
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -93,11 +103,15 @@ class DataConfig:
     """Rows, clips and what to do with long ones."""
 
     data: str | None = option(
-        None, "questions: JSON, JSONL or parquet (MMAU, AVQA, AudioMCQ or own names); default: built-in set"
+        None, "questions: a file, a folder or hf:NAME:SPLIT in any layout of docs/data.md; default: built-in set"
     )
     audio_dir: str | None = option(None, "folder that relative audio paths start from")
     eval_data: str | None = option(None, "held-out questions; default: built-in test split")
     eval_audio_dir: str | None = option(None, "folder of the held-out clips")
+    columns: str | None = option(
+        None, "names that the rows use: question=prompt,answer=label,audio=wav; in YAML also a mapping"
+    )  # fmt: skip
+    eval_columns: str | None = option(None, "the same of eval_data; default: columns; auto: told by their fields")
     eval_fraction: float = option(0.1, "share of `data` held out by clip when no eval_data is given")
     limit: int | None = option(None, "use the first n training rows")
     eval_limit: int | None = option(None, "use the first n held-out rows")
@@ -420,7 +434,9 @@ def _wrong_values(config: Any, limits: Mapping[str, str]) -> dict[str, str]:
         name, value = item.name, getattr(config, item.name)
         choices, interval = item.metadata.get("choices", ()), intervals.get(name)
         try:
-            if name in MAPPINGS and not isinstance(value, list):
+            if name in COLUMNS:
+                column_map(value, name)
+            elif name in MAPPINGS and not isinstance(value, list):
                 numbers = number_map(value, what=name, default=1.0 if name == "rewards" else None)
                 if name == "part_learning_rates" and min(numbers.values(), default=1) <= 0:
                     raise ValueError("each rate must be above 0; a part that train_parts leaves out does not train")
