@@ -99,7 +99,7 @@ def own(run: Run, options: Options, files: Mapping[str, Path]) -> str | None:
     config.yaml; returns what went wrong, or None."""
     train, record = options.train, environment(files)
     if options.reward.judge:
-        record["judge_templates"] = template_hashes()
+        record["judge_templates"] = template_hashes(options.reward.judge_audio)
     if why := run.lock.hold() or run.refusal(overwrite=train.overwrite or continues(run, options)):
         run.lock.release()
         return why

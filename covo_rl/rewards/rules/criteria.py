@@ -176,9 +176,9 @@ def _index(values: tuple[str, ...]) -> Index:
 
 
 @lru_cache(maxsize=16384)
-def words(text: str) -> tuple[str, ...]:
-    """Lower-case words of a text; every CJK character counts as one."""
-    text = text[:MAX_CHARS].lower()
+def words(text: str, limit: int | None = MAX_CHARS) -> tuple[str, ...]:
+    """Lower-case words of the first `limit` characters of a text; every CJK character counts as one."""
+    text = text[:limit].lower()
     if not text.isascii():
         text = _CJK.sub(lambda match: f" {match.group()} ", text)
     return tuple(_WORD.findall(text.replace("\u2019", "'")))
