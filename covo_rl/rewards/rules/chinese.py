@@ -18,8 +18,8 @@ from covo_rl.rewards.rules.text import clean_text
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _OTHER = re.compile("[\u3040-\u30ff\uac00-\ud7af]")  # kana and hangul: not Chinese
 _SIMPLIFIED = str.maketrans(
-    "沒並選項應該聽見這還後會則實際結論確斷對錯誤個兩聲種過為於綜總終顯認說無開頭隨緊從雖儘盡卻嗎鐘時響樣樂沉",
-    "没并选项应该听见这还后会则实际结论确断对错误个两声种过为于综总终显认说无开头随紧从虽尽尽却吗钟时响样乐沉",
+    "沒並選項應該聽見這還後會則實際結論確斷對錯誤個兩聲種過為於綜總終顯認說無開頭隨緊從雖儘盡卻嗎鐘時響樣樂沉語話粵門貓鳥鳴",
+    "没并选项应该听见这还后会则实际结论确断对错误个两声种过为于综总终显认说无开头随紧从虽尽尽却吗钟时响样乐沉语话粤门猫鸟鸣",
 )
 #: English token(s) -> the words that mean it; "" is left out
 _MEANINGS = {
@@ -99,6 +99,7 @@ _REWRITES = [
     (re.compile("^(?:等等|等一下|不对)"), "其实"),
     (re.compile("^故(?!事|障|意|乡)"), "所以"),
 ]
+_RATHER = re.compile("与其说([^，,]{1,20}?)[，,]?(?:还|倒)?不如说")
 _BREAK = re.compile(
     r"(?:[，;；!！?？。]|,(?!\d))+(?!(?:然后|接着|随后|紧接着|接下来|后来(?!发现|才|听出)|之后|最后|再))"
     "|(?<![不非])(?=但是|但(?!是)|然而|不过|可是|虽然|尽管|因为|由于|所以|因此|因而|只有|只听|反而|却)"
@@ -128,7 +129,8 @@ def pieces(sentence: str) -> list[str]:
     >>> pieces("不是钟声是敲门声所以选B。")
     ['不是钟声', '是敲门声', '所以选B']
     """
-    sentence = _NOT_THIS.sub(r"\1，", sentence.translate(_SIMPLIFIED))
+    sentence = _RATHER.sub(r"不是\1，而是", sentence.translate(_SIMPLIFIED))
+    sentence = _NOT_THIS.sub(r"\1，", sentence)
     return [piece.strip() for piece in _BREAK.split(sentence) if piece and piece.strip()]
 
 
