@@ -119,3 +119,10 @@ def test_no_text_takes_long(text):
     clauses(long)
     chinese_tokens(long)
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices"), [("三", ["2", "3"]), ("三次", ["2次", "3次"]), ("3", ["二", "三"]), ("选项B", ["二", "三"])]
+)
+def test_a_number_in_words_is_the_option_in_digits(answer, choices):
+    assert supports("一共敲了三次，所以是三次。", answer, choices) is True

@@ -19,6 +19,7 @@ from covo_rl.rewards.call import shown
 from covo_rl.rewards.columns import LazyClip
 from covo_rl.rewards.judge import Judge, JudgeError
 from covo_rl.rewards.rules.criteria import CRITERIA
+from covo_rl.types import Clip
 
 #: component -> what the judge is asked to say yes or no to
 KEYS = {"consistency": ("consistent",), "thinking": CRITERIA}
@@ -40,15 +41,16 @@ def judge_scores(
     Rows are (parsed, question, choices) and for thinking also (right answer, facts). Without reasoning, or for
     consistency without an answer, the score is 0 and nothing is asked. A judge that hears is sent the `clips`.
     """
-    hears = clips is not None and getattr(judge, "hears", False)
-    template, keys = load_template(f"{component}{'_audio' * hears}.v1"), KEYS[component]
-    prompts, sounds, replies = {}, {}, {}
+    keys, hears = KEYS[component], clips is not None and getattr(judge, "hears", False)
+    prompts: dict[int, tuple[str, str]] = {}
+    sounds: dict[int, list[Clip]] = {}
+    replies: dict[int, Any] = {}
     for i, row in enumerate(rows):
         if row[0].think and (row[0].answer or component == "thinking"):
-            fields = _fields(*row)
+            sounds[i], fields = [lazy.clip for lazy in clips[i]] if hears and clips else [], _fields(*row)
+            template = load_template(f"{component}{'_audio' * bool(sounds[i])}.v1")
             try:
-                if hears and clips:
-                    sounds[i] = [lazy.clip for lazy in clips[i]]
+                if sounds[i]:  # by content, in the nonce: other clips are another prompt
                     fields["clips"] = " ".join(map(content_key, sounds[i]))
                 prompts[i] = fill_template(template, **fields)
             except AudioError as error:

@@ -247,5 +247,9 @@ def supports(think: str | None, answer: str | None, choices: Sequence[str], ques
     if not choices:
         return concluded_text(think, answer)
     option = interpret(answer, choices, question)
+    if option is None and any(map(is_chinese, (answer, *choices))):  # 三 for 3
+        said = name_tokens(bare(answer))
+        named = [i for i, choice in enumerate(choices) if said in _option_phrases(choice)]
+        option = prepare(tuple(choices)).classes[named[0]] if len(named) == 1 else None
     conclusion = concluded(think, tuple(choices), question)
     return False if option is None else None if conclusion is None else conclusion == option
