@@ -41,22 +41,10 @@ def judge_scores(
     Rows are (parsed, question, choices) and for thinking also (right answer, facts). Without reasoning, or for
     consistency without an answer, the score is 0 and nothing is asked. A judge that hears is sent the `clips`.
     """
-    keys, hears = KEYS[component], clips is not None and getattr(judge, "hears", False)
-    prompts: dict[int, tuple[str, str]] = {}
-    sounds: dict[int, list[Clip]] = {}
-    replies: dict[int, Any] = {}
-    for i, row in enumerate(rows):
-        if row[0].think and (row[0].answer or component == "thinking"):
-            sounds[i], fields = [lazy.clip for lazy in clips[i]] if hears and clips else [], _fields(*row)
-            template = load_template(f"{component}{'_audio' * bool(sounds[i])}.v1")
-            try:
-                if sounds[i]:  # by content, in the nonce: other clips are another prompt
-                    fields["clips"] = " ".join(map(content_key, sounds[i]))
-                prompts[i] = fill_template(template, **fields)
-            except AudioError as error:
-                prompts[i], replies[i] = ("", ""), JudgeError(str(error))
+    hears = clips is not None and getattr(judge, "hears", False)
+    prompts, sounds, replies = _questions(component, rows, clips if hears else None)
     asked = [i for i in prompts if i not in replies]
-    texts = [prompts[i][0] for i in asked]
+    texts, keys = [prompts[i][0] for i in asked], KEYS[component]
     answers = judge.ask(texts, [sounds[i] for i in asked]) if hears else judge.ask(texts)  # type: ignore[call-arg]
     replies |= zip(asked, answers, strict=True)
     scores: list[float | None] = [0.0] * len(rows)
@@ -84,6 +72,27 @@ def judge_scores(
         if component == "thinking":
             log_extra("thinking_unmet", unmet)
     return scores
+
+
+def _questions(
+    component: str, rows: Sequence[tuple], clips: Sequence[Sequence[LazyClip]] | None
+) -> tuple[dict[int, tuple[str, str]], dict[int, list[Clip]], dict[int, Any]]:
+    """By row that is to be asked about: (prompt, nonce), its clips, and the error where these cannot be read."""
+    prompts: dict[int, tuple[str, str]] = {}
+    sounds: dict[int, list[Clip]] = {}
+    errors: dict[int, Any] = {}
+    for i, row in enumerate(rows):
+        if not row[0].think or (not row[0].answer and component != "thinking"):
+            continue
+        sounds[i], fields = [lazy.clip for lazy in clips[i]] if clips else [], _fields(*row)
+        template = load_template(f"{component}{'_audio' * bool(sounds[i])}.v1")
+        try:
+            if sounds[i]:  # by content, in the nonce: other clips are another prompt
+                fields["clips"] = " ".join(map(content_key, sounds[i]))
+            prompts[i] = fill_template(template, **fields)
+        except AudioError as error:
+            prompts[i], errors[i] = ("", ""), JudgeError(str(error))
+    return prompts, sounds, errors
 
 
 def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None, *truth: Any) -> dict[str, str]:
