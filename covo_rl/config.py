@@ -162,6 +162,7 @@ class RewardConfig:
     )
     reward_failure_limit: float = option(0.2, "share of a component's scores that failed in ten steps, to stop above")
     judge: str | None = option(None, "judge for consistency and thinking: openai:MODEL@URL or transformers:PATH")
+    judge_audio: bool = option(False, "the judge of thinking is sent the clips too (openai: only, a model that hears)")
     check_rewards: bool = option(True, "lint the rewards before the first step")
 
 
@@ -412,6 +413,9 @@ def _contradictions(options: Options) -> list[str]:
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
         (options.adapter.lora or not options.adapter.load_in_4bit,
          "load_in_4bit: the decoder's own parameters cannot train in 4 bits: use --lora, or leave it out"),
+        (not options.reward.judge_audio or (options.reward.judge or "").startswith("openai:"),
+         f"judge_audio sends the clips to an endpoint; judge is {options.reward.judge or 'none'}: write judge: "
+         "openai:MODEL@URL with a model that hears, or leave judge_audio out"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
         (loss.overlong_buffer <= rollout.max_completion_length,

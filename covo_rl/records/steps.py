@@ -107,16 +107,21 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
 
 
 def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> list[Mapping[str, Any]]:
-    """One JSON-ready row per rollout; clips by name, never by waveform."""
-    return [
-        beside(
-            {
-                **plain(group.prompt.example.columns),  # what rewards look at: facts, evidence, ...
-                "id": group.prompt.example.id,
-                "clips": [clip.name for clip in group.prompt.example.clips],
-                "question": group.prompt.example.question,
-                "choices": list(group.prompt.example.choices),
-                "answer": group.prompt.example.answer,
+    """One JSON-ready row per rollout; clips by name, never by waveform. `generation` is its place in the group.
+
+    With the columns of the data, facts for one, rewards can score the row again; one whose name is taken is `row/NAME`.
+    """
+    rows = []
+    for p, group in enumerate(groups):
+        example = group.prompt.example
+        for g, rollout in enumerate(group.rollouts):
+            row = {
+                "id": example.id,
+                "generation": g,
+                "clips": [clip.name for clip in example.clips],
+                "question": example.question,
+                "choices": list(example.choices),
+                "answer": example.answer,
                 "completion": rollout.text,
                 "stop_reason": rollout.stop_reason,
                 "problems": rollout.problems,
@@ -124,9 +129,7 @@ def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advant
                 "reward_total": table.rewards_PG[p, g],
                 "advantage": advantages.advantages_PG[p, g],
                 "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
-            },
-            {name: values[p * len(group.rollouts) + g] for name, values in table.extras.items()},
-        )
-        for p, group in enumerate(groups)
-        for g, rollout in enumerate(group.rollouts)
-    ]
+            }
+            row = beside(row, plain(example.columns), "row")
+            rows.append(beside(row, {name: v[p * len(group.rollouts) + g] for name, v in table.extras.items()}))
+    return rows
