@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an exported adapter take effect when served?"),
     "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
     "data": ("covo_rl.run.data_commands", "app", "check, profile and convert question sets"),
-    "report": ("covo_rl.run.page", "app", "one HTML page from a run folder"),
+    "report": ("covo_rl.run.report.page", "app", "one HTML page from a run folder"),
     "doctor": ("covo_rl.run.doctor", "app", "estimate memory and time of a configuration"),
     "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
 }

@@ -13,7 +13,7 @@ from covo_rl.data.files import plain, read_record
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import Component
-from covo_rl.run.page import curves
+from covo_rl.run.report.curves import curves
 from covo_rl.train.checkpoint.identity import data_fingerprint
 from covo_rl.types import Example
 
