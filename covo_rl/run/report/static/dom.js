@@ -14,7 +14,13 @@ const visible = (text) => String(text).replace(UNPRINTABLES, escaped);
 
 /** el("button", {class: "x", on: {click: f}, "aria-label": "y"}, child, "text", null) */
 function el(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
+  return dress(document.createElement(name), attributes, children);
+}
+
+/** The same for a drawing. */
+const svg = (name, attributes = {}, ...children) => dress(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+
+function dress(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (key === "on") for (const [event, handler] of Object.entries(value)) node.addEventListener(event, handler);
@@ -22,13 +28,6 @@ function el(name, attributes = {}, ...children) {
     else node.setAttribute(key, value === true ? "" : value);
   }
   node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
-  return node;
-}
-
-function svg(name, attributes = {}, ...children) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children.flat().filter(Boolean));
   return node;
 }
 
