@@ -10,7 +10,28 @@ import zlib
 
 RATE = 8000
 COMPONENTS = ("accuracy", "format", "consistency", "thinking")
-WORDS = "the a violin plays softly rising then falling dog barks twice bell rings once far near 钟 声 響く rain".split()
+WORDS = [
+    "the",
+    "a",
+    "violin",
+    "plays",
+    "softly",
+    "rising",
+    "then",
+    "falling",
+    "dog",
+    "barks",
+    "twice",
+    "bell",
+    "rings",
+    "once",
+    "far",
+    "near",
+    "钟",
+    "声",
+    "響く",
+    "rain",
+]
 #: what a model may write to harm a reader: run, close a script, load, turn the text around, hide
 EVIL = (
     '</script><script>window.hacked = 1</script><img src="x" onerror="window.hacked = 1">'
@@ -113,7 +134,15 @@ def payload(*, runs=1, steps=10, groups=10, rollouts=8, prompts=30, words=24, se
     clips = {f"clip{i}": {"name": f"clip{i}.wav", "seconds": 0.8, "src": tone(hertz=220.0 * (i + 1)), "href": None,
                           "peaks": [v for s in range(80) for v in (-s, s)], "mel": picture(), "note": None}
              for i in range(4)}  # fmt: skip
-    clips["away"] = {"name": "away.wav", "seconds": 2.0, "src": None, "href": "sounds/away.wav", "peaks": None, "mel": None, "note": None}
+    clips["away"] = {
+        "name": "away.wav",
+        "seconds": 2.0,
+        "src": None,
+        "href": "sounds/away.wav",
+        "peaks": None,
+        "mel": None,
+        "note": None,
+    }
     rows = [
         {"run": r, "step": step, "group": g, "id": f"row-{i:03d}", "question": f"Question {i}: what do you hear, {WORDS[i % len(WORDS)]}?",
          "choices": ["yes", "no"], "answer": "yes", "clips": ["away" if i % 7 == 3 else f"clip{i % 4}"],

@@ -47,7 +47,7 @@ def report_page(
 def render(payload: Mapping[str, Any]) -> str:
     """The HTML text that shows a payload."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
-    style, *scripts = _style(), (ROOM / "vendor/uPlot.iife.min.js").read_text("utf-8"), _script()
+    style, scripts = _style(), [_chart_library(), _script()]
     policy = "; ".join((
         "default-src 'none'", f"script-src {' '.join(map(_hash, scripts))}", f"style-src {_hash(style)}",
         "img-src data:", "media-src 'self' data: file:", "base-uri 'none'", "form-action 'none'",
@@ -70,6 +70,12 @@ def _style() -> str:
     """The sheets as one; the dark colours stand in it twice, for the system's wish and for the reader's."""
     dark = (ROOM / "static/dark.css").read_text("utf-8").strip()
     return "\n".join((ROOM / "static" / name).read_text("utf-8") for name in STYLES).replace("@DARK", dark)
+
+
+def _chart_library() -> str:
+    """uPlot with its licence, which every copy carries."""
+    licence, script = ((ROOM / "vendor" / f"uPlot.{end}").read_text("utf-8") for end in ("LICENSE", "iife.min.js"))
+    return f"/*!\n{licence}\n*/\n{script}"
 
 
 def _script() -> str:

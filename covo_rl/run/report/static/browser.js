@@ -52,11 +52,11 @@ class Browser {
   showFilters(counts) {
     const { flags, only } = this.state;
     const focus = document.activeElement?.dataset?.flag;
-    const chips = this.payload.flags.map((flag) => button(`${FLAGS[flag][0]} `, () => this.go({ flags: flags.includes(flag) ? flags.filter((other) => other !== flag) : [...flags, flag] }),
+    const chips = this.payload.flags.map((flag) => button(FLAGS[flag][0], () => this.go({ flags: flags.includes(flag) ? flags.filter((other) => other !== flag) : [...flags, flag] }),
       { class: "filter", title: FLAGS[flag][1], "aria-pressed": flags.includes(flag), "data-flag": flag, disabled: !counts[flag] && !flags.includes(flag) }));
     chips.forEach((chip, i) => chip.append(el("b", {}, counts[this.payload.flags[i]].toLocaleString("en"))));
     const runs = this.payload.runs.length < 2 ? [] : this.payload.runs.map((run, r) => {
-      const chip = button(" ", () => this.go({ only: only === r ? null : r }), { class: "filter", "aria-pressed": only === r, "data-flag": `run-${r}`, "aria-label": `only run ${runLetter(r)}` });
+      const chip = button("", () => this.go({ only: only === r ? null : r }), { class: "filter", "aria-pressed": only === r, "data-flag": `run-${r}`, "aria-label": `only run ${runLetter(r)}` });
       chip.append(runBadge(r), said("span", "", run.name));
       return chip;
     });

@@ -49,6 +49,7 @@ function expand(keys, names) {
 }
 
 const shortName = (key) => visible(key.replace(/^(reward_|seconds\.|rewards\/|sampling\/)/, "").replace(/_/g, " "));
+const STEPS = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((part) => part * 10 ** power));
 const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
 
 class Charts {
@@ -93,6 +94,7 @@ class Charts {
     const legend = el("div", { class: "legend" });
     const figure = el("figure", { class: "card chart", "aria-label": this.summary(title, names), role: "img" },
       el("figcaption", {}, said("strong", "", title), el("span", { class: "quiet" }, text)), legend, area);
+    if (names.length === 1 && this.runs.length === 1) figure.classList.add("single");
     const lines = this.runs.flatMap((run, r) => names.filter((name) => this.data[r].series[name]).map((name) => {
       const tone = names.length === 1 ? r : names.indexOf(name);
       return { run: r, name, color: cssColor(`--c${tone % 8}`), dash: names.length === 1 ? [] : DASHES[r % 4] };
@@ -130,8 +132,8 @@ class Charts {
     const few = (line) => data[lines.indexOf(line) + 1].filter(isNumber).length < 25;
     const plot = new uPlot({
       width: area.clientWidth, height: 150, legend: { show: false }, scales: { x: { time: false }, y: { range: range(share) } },
-      axes: [{ ...axis, size: 24, gap: 2, space: 60 }, { ...axis, size: 44, gap: 4, space: 34, values: tick }],
-      series: [{}, ...lines.map((line) => ({ stroke: line.color, width: 1.75, dash: line.dash, spanGaps: true, points: { show: few(line), size: 5, fill: line.color } }))],
+      axes: [{ ...axis, size: 24, gap: 2, space: 50, incrs: STEPS }, { ...axis, size: 44, gap: 4, space: 34, values: tick }],
+      padding: [8, 10, 0, 0], series: [{}, ...lines.map((line) => ({ stroke: line.color, width: 1.75, dash: line.dash, spanGaps: true, points: { show: few(line), size: 5, fill: line.color } }))],
       cursor: { sync: { key: "step" }, y: false, points: { size: 7 } },
       hooks: { setCursor: [(u) => values.forEach((value, i) => { value.textContent = number(u.cursor.idx == null ? this.last(lines[i]) : data[i + 1][u.cursor.idx]); })] },
     }, data, area);

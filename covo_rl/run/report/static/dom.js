@@ -22,10 +22,10 @@ const svg = (name, attributes = {}, ...children) => dress(document.createElement
 
 function dress(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
-    if (value === null || value === undefined || value === false) continue;
+    if (value === null || value === undefined || (value === false && !key.startsWith("aria-"))) continue;
     if (key === "on") for (const [event, handler] of Object.entries(value)) node.addEventListener(event, handler);
     else if (key === "style") for (const [rule, to] of Object.entries(value)) node.style.setProperty(rule, to);
-    else node.setAttribute(key, value === true ? "" : value);
+    else node.setAttribute(key, value === true && !key.startsWith("aria-") ? "" : value);
   }
   node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
   return node;
@@ -60,7 +60,12 @@ function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 
-const signed = (value) => (isNumber(value) ? (value > 0 ? "+" : "") + number(value) : "–");
+/** Two decimals with a sign; none for what rounds to zero. */
+function signed(value) {
+  if (!isNumber(value)) return "–";
+  const text = Math.abs(value).toFixed(2);
+  return (Number(text) === 0 ? "" : value > 0 ? "+" : "−") + text;
+}
 const percent = (value) => (isNumber(value) ? (100 * value).toFixed(1) : "–");
 const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;

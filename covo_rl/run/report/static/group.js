@@ -32,20 +32,25 @@ function promptCurve(payload, groups, current, onOpen) {
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "prompt-curve", role: "img", "aria-label": `mean R from ${number(means[0])} to ${number(means.at(-1))}` }, lines, points);
 }
 
-function promptHistory(payload, group, beside, { onOpen, onBeside }) {
+function promptHistory(payload, group, onOpen) {
   const groups = payload.byPrompt.get(group.id);
   if (groups.length < 2) return el("p", { class: "quiet history" }, "This prompt was drawn once.");
   const links = groups.map((other) => button(
     `${payload.runs.length > 1 ? runLetter(other.run) + " " : ""}${other.step}: ${number(other.mean)}`, () => onOpen(other),
     { class: "visit", "aria-current": other === group ? "true" : null, "aria-label": `${groupName(payload, other)}, mean R ${number(other.mean)}` }));
-  const options = groups.filter((other) => other !== group).map((other) =>
-    el("option", { value: other.index, selected: other === beside }, groupName(payload, other)));
-  const choose = el("select", { id: "beside", on: { change: () => onBeside(choose.value === "" ? null : payload.groups[choose.value]) } },
-    el("option", { value: "" }, "nothing"), options);
   return el("section", { class: "history card" },
     el("h3", {}, `The same prompt over training`, el("span", { class: "quiet" }, ` drawn ${groups.length} times, mean R`)),
-    promptCurve(payload, groups, group, onOpen), el("div", { class: "visits" }, links),
-    el("label", { class: "quiet", for: "beside" }, "beside it ", choose));
+    promptCurve(payload, groups, group, onOpen), el("div", { class: "visits" }, links));
+}
+
+/** Which other group of the same prompt stands beside the open one. */
+function besideChoice(payload, group, beside, onBeside) {
+  const others = payload.byPrompt.get(group.id).filter((other) => other !== group);
+  if (!others.length) return null;
+  const choose = el("select", { id: "beside", on: { change: () => onBeside(choose.value === "" ? null : payload.groups[choose.value]) } },
+    el("option", { value: "" }, "nothing"),
+    others.map((other) => el("option", { value: other.index, selected: other === beside }, groupName(payload, other))));
+  return el("label", { class: "quiet beside", for: "beside" }, "same prompt beside: ", choose);
 }
 
 function summaryLine(group) {
@@ -68,8 +73,9 @@ function groupView(payload, group, { beside, text, marked }, handlers) {
         button("↓", handlers.onNext, { "aria-label": "next group", title: "next group (j)" }))),
     el("section", { class: "card prompt" }, said("p", "question", group.question), choices(group),
       players.map((player) => player.node), facts.length ? el("div", { class: "facts" }, facts) : null),
-    el("div", { class: "toolbar" }, el("b", {}, summaryLine(group)), el("div", { class: "segments", role: "group", "aria-label": "how completions are shown" }, modes), text === "tokens" ? tokenLegend() : null),
+    el("div", { class: "toolbar" }, el("b", {}, summaryLine(group)), el("div", { class: "segments", role: "group", "aria-label": "how completions are shown" }, modes), text === "tokens" ? tokenLegend() : null,
+      besideChoice(payload, group, beside, handlers.onBeside)),
     beside ? el("div", { class: "two" }, [group, beside].map((shown) => el("div", {}, head(shown), grid(shown, text, marked)))) : grid(group, text, marked),
-    promptHistory(payload, group, beside, handlers));
+    promptHistory(payload, group, handlers.onOpen));
   return { node, players };
 }

@@ -31,7 +31,9 @@ class Page {
     this.go = this.go.bind(this);
     const toStep = (step) => this.toStep(step);
     const several = payload.runs.length > 1;
-    this.parts.overview.prepend(...[...payload.runs.map((run, r) => verdictCard(run, r, several)), adviceCard(payload, toStep)].filter(Boolean));
+    this.parts.overview.prepend(...payload.runs.map((run, r) => verdictCard(run, r, several)));
+    const advice = adviceCard(payload, toStep);
+    if (advice) document.getElementById("asides").prepend(advice);
     this.charts = new Charts(document.getElementById("charts"), payload.runs, toStep);
     this.browser = new Browser(this.parts.groups, payload, this.go);
     document.getElementById("counts").textContent = countLine(payload);

@@ -53,7 +53,8 @@ function evaluationTables(payload) {
   const several = payload.runs.length > 1;
   const columns = payload.runs.flatMap((run, r) => run.evaluations.map((row) => ({ row, label: `${several ? runLetter(r) + " " : ""}${row.name}` })));
   if (!columns.length) return [el("p", { class: "quiet" }, "No evaluation is in the run folder.")];
-  columns.sort((a, b) => (several ? a.row.name.localeCompare(b.row.name) : 0));
+  const order = [...new Set(columns.map(({ row }) => row.name))];
+  columns.sort((a, b) => order.indexOf(a.row.name) - order.indexOf(b.row.name));  // runs one below the other
   const names = [...new Set(columns.flatMap(({ row }) => Object.keys(row.rewards)))];
   const short = (name) => (name.startsWith("reward_") ? name.slice(7) : name);
   const main = table(["evaluation", "n", "accuracy %, 95 % Wilson interval", "", ...names.map(short)], columns.map(({ row, label }) =>

@@ -8,7 +8,7 @@ class Player {
     const source = clip.src ?? clip.href;
     this.note = el("p", { class: "quiet", role: "status" });
     if (clip.note) this.note.append(visible(clip.note));
-    if (source) this.audio = el("audio", { src: source, preload: "metadata", on: {
+    if (source) this.audio = el("audio", { src: source, preload: clip.src ? "metadata" : "none", on: {
       play: () => this.started(), pause: () => this.show(), ended: () => this.show(), timeupdate: () => this.show(),
       loadedmetadata: () => this.show(), error: () => this.failed() } });
     this.toggleButton = button("▶", () => this.toggle(), { class: "play", "aria-label": `play ${visible(clip.name)}`, disabled: !source });

@@ -13,7 +13,7 @@ function advantageChip(advantage) {
   const strength = Math.min(Math.abs(advantage) / 2, 1);
   const side = advantage > 0 ? "--plus" : "--minus";
   return el("span", { class: "advantage", title: "advantage",
-    style: { background: `color-mix(in srgb, var(${side}) ${Math.round(strength * 70)}%, transparent)` } }, "A ", signed(advantage));
+    style: { background: `color-mix(in srgb, var(${side}) ${Math.round(strength * 55)}%, transparent)` } }, "A ", signed(advantage));
 }
 
 /** Pieces tinted by what they cost: clear at p = 1, full at p = e^-5. */
