@@ -16,7 +16,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -32,10 +32,10 @@ _OWN = frozenset(
     missing reward_total advantage length mean_logp token_logps
     """.split()  # noqa: SIM905
 )
-#: what our rewards, and a judge, say of a score: NAME_reason, ...
-_REASONS = ("reason", "rationale", "unmet", "problems")
+#: what our rewards, and a judge, say of a score, as NAME_reason, ...; and what it reads like
+_REASONS = {"reason": "", "rationale": "", "problems": "", "unmet": "not met: "}
 #: characters of a value of the row that a page shows
-_MAX_FACT = 300
+_MAX_FACT = 500
 _LOW = 0.5
 _LONGEST_SHARE = 0.01
 #: share of the pairs of appearances, and how many at most
@@ -127,8 +127,9 @@ def _rollout(row: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
                for name, why in mapping(row.get("missing")).items()}  # fmt: skip
     for name in filter(lambda name: _is_reason(name, row), row):
         if row[name] not in (None, ""):
-            component = readable(name.removeprefix("logged/").rpartition("_")[0])
-            reasons[component] = "; ".join(filter(None, (reasons.get(component), readable_start(str(row[name])))))
+            component, _, kind = name.removeprefix("logged/").rpartition("_")
+            said = [reasons.get(readable(component)), _REASONS[kind] + readable_start(str(row[name]))]
+            reasons[readable(component)] = "; ".join(filter(None, said))
     return {
         "completion": completion,
         "think": None if parts.think is None else readable(parts.think),
@@ -224,7 +225,7 @@ def _most_changed(groups: Iterable[Group]) -> Iterator[Group]:
         totals = [rollout["total"] for rollout in group["rollouts"] if rollout["total"] is not None]
         if totals:
             appearances[group["id"]].append((sum(totals) / len(totals), group))
-    pairs = [(abs(b[0] - a[0]), a[1], b[1]) for row in appearances.values() for a, b in zip(row, row[1:], strict=False)]
+    pairs = [(abs(b[0] - a[0]), a[1], b[1]) for row in appearances.values() for a, b in pairwise(row)]
     pairs.sort(key=lambda pair: -pair[0])
     for change, one, other in pairs[: min(_MAX_CHANGES, max(1, int(_CHANGES_SHARE * len(pairs))))]:
         if change > 0:

@@ -112,10 +112,11 @@ def comparison(runs: Sequence[Mapping[str, Any]], notes: Notes) -> dict[str, Any
     names = [name for name in dict.fromkeys(name for values in settings for name in values) if name not in _PLACES]
     table = [{"option": name, "values": [values.get(name) for values in settings]} for name in names]
     by_name = [{block["name"]: block for block in run["evaluations"]} for run in runs]
-    evaluations = [
-        {"name": name, **{key: [blocks.get(name, {}).get(key) for blocks in by_name] for key in ("n", "accuracy", "ci95")}}
-        for name in dict.fromkeys(name for blocks in by_name for name in blocks)
-    ]  # fmt: skip
+    evaluations = []
+    for name in dict.fromkeys(name for blocks in by_name for name in blocks):
+        shares = [blocks.get(name, {}) for blocks in by_name]
+        columns = {key: [share.get(key) for share in shares] for key in ("n", "accuracy", "ci95")}
+        evaluations.append({"name": name, **columns})
     rows = {values.get("sha256 of eval_data") or values.get("sha256 of data") for values in settings}
     if len(rows) > 1 or len({tuple(filter(None, row["n"])) for row in evaluations}) > 1:
         notes.add("the runs were evaluated on different rows, or on different numbers of them: compare with care")

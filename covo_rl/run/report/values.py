@@ -1,4 +1,4 @@
-"""Values of files that a model, a data row or anybody wrote, as a page may show them; and what has to be said of them."""
+"""Values of files that a model, a data row or anybody wrote, as a page may show them; and what is to be said of them."""
 
 from __future__ import annotations
 
