@@ -11,31 +11,14 @@ import zlib
 RATE = 8000
 COMPONENTS = ("accuracy", "format", "consistency", "thinking")
 WORDS = [
-    "the",
-    "a",
-    "violin",
-    "plays",
-    "softly",
-    "rising",
-    "then",
-    "falling",
-    "dog",
-    "barks",
-    "twice",
-    "bell",
-    "rings",
-    "once",
-    "far",
-    "near",
-    "钟",
-    "声",
-    "響く",
-    "rain",
-]
+    "the", "a", "violin", "plays", "softly", "rising", "then", "falling", "dog", "barks", "twice", "bell", "rings", "once",
+    "far", "near", "钟", "声", "響く", "rain",
+]  # fmt: skip
 #: what a model may write to harm a reader: run, close a script, load, turn the text around, hide
 EVIL = (
     '</script><script>window.hacked = 1</script><img src="x" onerror="window.hacked = 1">'
-    "<svg onload='window.hacked = 1'> {{ 7 * 7 }} &amp; javascript:window.hacked=1 \u2028 \u202e \x1b[31m \x00 \u200b end"
+    "<svg onload='window.hacked = 1'> {{ 7 * 7 }} &amp; "
+    "javascript:window.hacked=1 \u2028 \u202e \x1b[31m \x00 \u200b end"
 )
 
 
@@ -111,16 +94,20 @@ def evaluation(when, audio, mode, right):
 def run(name, steps, rng, **config):
     metrics = [
         {"step": step, "reward_total": 2 + step / steps + rng.random() / 5, "reward_accuracy": 0.3 + step / steps / 2,
-         "reward_format": 1.0, "reward_thinking": 0.5, "completion_length": 60.0 + step, "truncated": 0.05, "kl": 0.01 * step,
-         "zero_variance_groups": 0.1, "loss": None, "grad_norm": 0.1, "seconds": {"step": 1.0, "sample": 0.6, "update": 0.4},
+         "reward_format": 1.0, "reward_thinking": 0.5, "completion_length": 60.0 + step, "truncated": 0.05,
+         "kl": 0.01 * step, "zero_variance_groups": 0.1, "loss": None, "grad_norm": 0.1,
+         "seconds": {"step": 1.0, "sample": 0.6, "update": 0.4},
          "rewards/wrong_outranks_right": 0.05, "sampling/sampling_logp_difference/mean": 1e-7}
         for step in range(1, steps + 1)
     ]  # fmt: skip
-    evaluations = [evaluation("before", "real", "greedy", 200), evaluation("before", "real", "sampled", 150),
-                   evaluation("after", "real", "greedy", 320), evaluation("after", "real", "sampled", 300),
-                   evaluation("after", "silent", "sampled", 110), evaluation("after", "swapped", "sampled", 105)]  # fmt: skip
+    evaluations = [
+        evaluation("before", "real", "greedy", 200), evaluation("before", "real", "sampled", 150),
+        evaluation("after", "real", "greedy", 320), evaluation("after", "real", "sampled", 300),
+        evaluation("after", "silent", "sampled", 110), evaluation("after", "swapped", "sampled", 105),
+    ]  # fmt: skip
     return {
-        "name": name, "path": f"runs/{name}", "config": {"model": "builtin:tiny", "data": None, "max_steps": steps, **config},
+        "name": name, "path": f"runs/{name}",
+        "config": {"model": "builtin:tiny", "data": None, "max_steps": steps, **config},
         "environment": {"python": "3.12", "packages": {"torch": "2.12"}}, "result": {"steps": steps}, "notes": [],
         "metrics": metrics, "evaluations": evaluations,
         "advice": [{"step": 2, "rule": "no_variance", "text": "Half of the groups teach nothing.",
@@ -144,9 +131,11 @@ def payload(*, runs=1, steps=10, groups=10, rollouts=8, prompts=30, words=24, se
         "note": None,
     }
     rows = [
-        {"run": r, "step": step, "group": g, "id": f"row-{i:03d}", "question": f"Question {i}: what do you hear, {WORDS[i % len(WORDS)]}?",
+        {"run": r, "step": step, "group": g, "id": f"row-{i:03d}",
+         "question": f"Question {i}: what do you hear, {WORDS[i % len(WORDS)]}?",
          "choices": ["yes", "no"], "answer": "yes", "clips": ["away" if i % 7 == 3 else f"clip{i % 4}"],
-         "columns": {"task": "sound"}, "flags": [flag for flag in ("biggest_change", "no_variance") if rng.random() < 0.1],
+         "columns": {"task": "sound"},
+         "flags": [flag for flag in ("biggest_change", "no_variance") if rng.random() < 0.1],
          "rollouts": [rollout(rng, 0.2 + 0.7 * step / steps, words) for _ in range(rollouts)]}
         for r in range(runs)
         for step in range(1, steps + 1)
@@ -158,7 +147,8 @@ def payload(*, runs=1, steps=10, groups=10, rollouts=8, prompts=30, words=24, se
     if runs > 1:
         named = [share(200 + 20 * r, 400) for r in range(runs)]
         comparison = {"config": [{"option": "beta", "values": [0.1 * r for r in range(runs)]}],
-                      "evaluations": [{"name": "before, greedy", "n": [400] * runs, "accuracy": [s["accuracy"] for s in named],
+                      "evaluations": [{"name": "before, greedy", "n": [400] * runs,
+                                       "accuracy": [s["accuracy"] for s in named],
                                        "ci95": [s["ci95"] for s in named]}]}  # fmt: skip
     return {
         "version": 1, "made": "2026-01-02", "notes": ["metrics.jsonl, line 3 is left out"],

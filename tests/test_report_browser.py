@@ -156,7 +156,7 @@ def test_the_text_of_a_group_is_that_of_the_payload(driver, page, view):
     values = [value for rollout in rollouts for value in rollout["rewards"].values()]
     shown = ["none" if value is None else f"{value:g}" if value in (0, 1) else f"{value:.2f}" for value in values]
     assert texts(driver, ".component b") == shown
-    advantages = [float(text[2:].replace("−", "-")) for text in texts(driver, ".advantage")]
+    advantages = [float(text[2:].replace("\u2212", "-")) for text in texts(driver, ".advantage")]
     assert advantages == pytest.approx([rollout["advantage"] for rollout in rollouts], abs=0.0051)
 
 
@@ -266,7 +266,8 @@ def test_thirty_thousand_rollouts_are_searched_in_200_ms(driver, tmp_path):
     assert 0 < len(rows) < 60  # the list holds what is in sight
     search = """
     const done = arguments[1], count = document.querySelector(".count"), start = performance.now();
-    new MutationObserver((_, watch) => { watch.disconnect(); done(performance.now() - start); }).observe(count, {childList: true});
+    const shown = (_, watch) => { watch.disconnect(); done(performance.now() - start); };
+    new MutationObserver(shown).observe(count, {childList: true});
     location.hash = "view=groups&q=" + arguments[0];
     """
     took = [
@@ -363,7 +364,7 @@ def test_everything_is_reached_by_tab_and_the_focus_is_seen(driver, page):
 
 
 def test_the_address_holds_the_state(driver, page):
-    path, content = page(steps=6)
+    path, _ = page(steps=6)
     visit(driver, path, "view=groups")
     one(driver, "[data-flag=consistency_missing]").click()
     one(driver, "#sort option[value=low]").click()

@@ -91,7 +91,10 @@ function setupTables(payload) {
 
 function countLine({ counts, made }) {
   const parts = [plural(counts.rollouts, "rollout"), plural(counts.groups, "group"), plural(counts.steps, "step")];
-  for (const [name, label] of [["sounds_embedded", "sounds in the page"], ["sounds_linked", "sounds linked"], ["sounds_missing", "sounds missing"], ["tokens_left_out", "rollouts without token log-probs"], ["steps_left_out", "steps left out"]]) {
+  for (const [name, label] of [["sounds_embedded", "in the page"], ["sounds_linked", "linked"], ["sounds_missing", "missing"]]) {
+    if (counts[name]) parts.push(`${plural(counts[name], "sound")} ${label}`);
+  }
+  for (const [name, label] of [["tokens_left_out", "rollouts without log-probs of tokens"], ["steps_left_out", "steps left out"]]) {
     if (counts[name]) parts.push(`${counts[name].toLocaleString("en")} ${label}`);
   }
   return visible([...parts, `made ${made}`].join(" · "));
