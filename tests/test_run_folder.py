@@ -207,7 +207,7 @@ def no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a model was loaded before the run was refused")
 
-    monkeypatch.setattr(session_room, "load_family", load)
+    monkeypatch.setattr(session_room, "trainable_policy", load)
 
 
 def test_a_run_leaves_its_folder_unlocked_and_whole(finished_run):

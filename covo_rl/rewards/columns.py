@@ -107,6 +107,7 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
     others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
     answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
     columns = {name: value for name, value in row.items() if name not in others}
+    columns |= {name.removeprefix("row/"): columns.pop(name) for name in row if name.startswith("row/")}
     return Example(
         str(row.get("id", index)), (), str(row.get("question") or ""), tuple(map(str, choices)), answer, columns
     )
