@@ -11,8 +11,8 @@ import zlib
 RATE = 8000
 COMPONENTS = ("accuracy", "format", "consistency", "thinking")
 WORDS = [
-    "the", "a", "violin", "plays", "softly", "rising", "then", "falling", "dog", "barks", "twice", "bell", "rings", "once",
-    "far", "near", "钟", "声", "響く", "rain",
+    "the", "a", "violin", "plays", "softly", "rising", "then", "falling", "dog", "barks", "twice", "bell", "rings",
+    "once", "far", "near", "钟", "声", "響く", "rain",
 ]  # fmt: skip
 #: what a model may write to harm a reader: run, close a script, load, turn the text around, hide
 EVIL = (

@@ -17,6 +17,7 @@ const PANELS = [
   ["Gradient norm", "before clipping", ["grad_norm"]],
   ["Seconds by phase", "of a step", ["seconds.*"]],
 ];
+const NEVER_MIND_ZERO = new Set(["Clipped ratios"]); // as they are on policy
 const NOT_COMPONENTS = new Set(["reward_total"]);
 const isPhase = (key) => key.startsWith("seconds.") && !key.startsWith("seconds.reward_") && key !== "seconds.step";
 
@@ -68,7 +69,7 @@ class Charts {
     const figures = PANELS.map(([title, text, keys, share]) => {
       const names = expand(keys, this.names);
       names.forEach((name) => shown.add(name));
-      return names.length && this.varies(names) ? this.figure(title, text, names, share) : null;
+      return names.length && (this.varies(names) || !NEVER_MIND_ZERO.has(title)) ? this.figure(title, text, names, share) : null;
     });
     const others = [...this.names].filter((name) => !shown.has(name) && this.varies([name])).sort();
     this.root.replaceChildren(...figures.filter(Boolean));

@@ -27,17 +27,17 @@ function promptCurve(payload, groups, current, onOpen) {
   });
   const points = scored.map((group) => {
     return svg("circle", { cx: x(group), cy: y(group), r: group === current ? 6 : 4, class: group === current ? "point now" : "point", style: { fill: `var(--c${group.run % 8})` },
-      on: { click: () => onOpen(group) } }, svg("title", {}, `${groupName(payload, group)}: mean R ${number(group.mean)}`));
+      on: { click: () => onOpen(group) } }, svg("title", {}, `${groupName(payload, group)}: mean R ${fixed(group.mean)}`));
   });
-  return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "prompt-curve", role: "img", "aria-label": `mean R from ${number(means[0])} to ${number(means.at(-1))}` }, lines, points);
+  return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "prompt-curve", role: "img", "aria-label": `mean R from ${fixed(means[0])} to ${fixed(means.at(-1))}` }, lines, points);
 }
 
 function promptHistory(payload, group, onOpen) {
   const groups = payload.byPrompt.get(group.id);
   if (groups.length < 2) return el("p", { class: "quiet history" }, "This prompt was drawn once.");
   const links = groups.map((other) => button(
-    `${payload.runs.length > 1 ? runLetter(other.run) + " " : ""}${other.step}: ${number(other.mean)}`, () => onOpen(other),
-    { class: "visit", "aria-current": other === group ? "true" : null, "aria-label": `${groupName(payload, other)}, mean R ${number(other.mean)}` }));
+    `${payload.runs.length > 1 ? runLetter(other.run) + " " : ""}${other.step}: ${fixed(other.mean)}`, () => onOpen(other),
+    { class: "visit", "aria-current": other === group ? "true" : null, "aria-label": `${groupName(payload, other)}, mean R ${fixed(other.mean)}` }));
   return el("section", { class: "history card" },
     el("h3", {}, `The same prompt over training`, el("span", { class: "quiet" }, ` drawn ${groups.length} times, mean R`)),
     promptCurve(payload, groups, group, onOpen), el("div", { class: "visits" }, links));
@@ -56,7 +56,7 @@ function besideChoice(payload, group, beside, onBeside) {
 function summaryLine(group) {
   const graded = group.rollouts.filter((rollout) => isNumber(rollout.rewards.accuracy));
   const right = graded.filter((rollout) => rollout.rewards.accuracy >= 0.5).length;
-  return [graded.length ? `${right} of ${graded.length} right` : "no accuracy", `mean R ${number(group.mean)}`, `spread ${number(group.spread)}`].join(" · ");
+  return [graded.length ? `${right} of ${graded.length} right` : "no accuracy", `mean R ${fixed(group.mean)}`, `spread ${fixed(group.spread)}`].join(" · ");
 }
 
 const grid = (group, view, marked) => el("div", { class: "rollouts" }, group.rollouts.map((rollout, g) => rolloutCard(rollout, g, view, marked)));
@@ -65,7 +65,7 @@ function groupView(payload, group, { beside, text, marked }, handlers) {
   const flags = (group.flags || []).filter((flag) => FLAGS[flag]).map((flag) => el("span", { class: "flag", title: FLAGS[flag][1] }, FLAGS[flag][0]));
   const facts = Object.entries(group.columns).map(([name, value]) => el("span", { class: "fact" }, said("span", "quiet", name), " ", said("span", "", value)));
   const players = group.clips.map((key) => new Player(payload.clips[key]));
-  const modes = Object.entries(TEXTS).map(([mode, label]) => button(label, () => handlers.onText(mode), { "aria-pressed": mode === text }));
+  const modes = Object.entries(TEXTS).map(([mode, [label, title]]) => button(label, () => handlers.onText(mode), { "aria-pressed": mode === text, title }));
   const head = (shown) => beside ? el("h3", {}, groupName(payload, shown), el("span", { class: "quiet" }, ` ${summaryLine(shown)}`)) : null;
   const node = el("div", { class: "group" },
     el("div", { class: "group-bar" }, payload.runs.length > 1 ? runBadge(group.run) : null, el("h2", { tabindex: -1 }, groupName(payload, group)), said("span", "quiet row-id", group.id), flags,

@@ -26,7 +26,7 @@ function verdictCard(run, r, several) {
   }
   const [before, after] = ["before", "after"].map((when) => evaluation(run, when, "sampled")?.rewards);
   const total = (rewards) => rewards?.total ?? rewards?.reward_total;
-  if (isNumber(total(after))) parts.push(figure("mean R, sampled", total(before), total(after), number, null));
+  if (isNumber(total(after))) parts.push(figure("mean R, sampled", total(before), total(after), fixed, null));
   const deaf = run.evaluations.filter((row) => row.audio !== "real");
   if (deaf.length) parts.push(el("div", { class: "figure" }, el("div", { class: "quiet" }, "without the right sound, %"), deaf.map((row) =>
     el("div", { class: "scale-row" }, el("span", {}, row.audio), intervalBar(row), el("span", {}, intervalText(row))))));
