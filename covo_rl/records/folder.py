@@ -4,6 +4,7 @@ config.yaml        resolved options
 environment.json   versions, commit, hashes of data and reward files
 metrics.jsonl      one object a step
 rollouts/          step_00000.jsonl: row, completion, components, advantage, log-probs by token; never waveforms
+clips/             sounds of rows in memory, which have no file; records/sounds.py
 before.json        the evaluation before training, and what it was made of
 result.json        before, after and the figures of the run; it is there once the run is finished
 curves.png         learning curves
@@ -49,7 +50,7 @@ FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", 
 #: what makes room for another run, beside these files and the exports
 CLEARED = (
     "checkpoints/step_[0-9]*", "checkpoints/.partial-step_*", "checkpoints/.trash-step_*", "rollouts/step_[0-9]*.jsonl",
-    "debug/step_[0-9]*", "abandoned/[0-9]*", "curves.png", "report.html",
+    "debug/step_[0-9]*", "abandoned/[0-9]*", "clips/[0-9a-f]*.*", "clips/.partial-*", "curves.png", "report.html",
 )  # fmt: skip
 
 

@@ -22,8 +22,9 @@ from covo_rl.engines.health import self_check
 from covo_rl.evaluate import evaluate
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
-from covo_rl.export.adapter import hub_name
-from covo_rl.export.exporting import export_run_adapter, update_card
+from covo_rl.export.adapter import portable_name
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import export_run_adapter
 from covo_rl.models import family_at
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy.loading import trainable_policy
@@ -270,7 +271,7 @@ class Session:
         """
         return export_run_adapter(
             self.trainable, self.run.folder, self._prompts(2), self.clips,
-            base_model=hub_name(self.options.model.model), folder=folder, wording=self.options.prompt,
+            base_model=portable_name(self.options.model.model), folder=folder, wording=self.options.prompt,
         )  # fmt: skip
 
     def _export_step(self, checkpoint: Path) -> None:
