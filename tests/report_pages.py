@@ -1,9 +1,12 @@
-"""Payloads of the report, made up by seed, in the form of tests/report_contract.py."""
+"""Payloads of the report, made up by seed, in the form of tests/report_contract.py; and out of a page again."""
 
 import base64
+import gzip
 import io
+import json
 import math
 import random
+import re
 import struct
 import wave
 import zlib
@@ -11,8 +14,8 @@ import zlib
 RATE = 8000
 COMPONENTS = ("accuracy", "format", "consistency", "thinking")
 WORDS = [
-    "the", "a", "violin", "plays", "softly", "rising", "then", "falling", "dog", "barks", "twice", "bell", "rings", "once",
-    "far", "near", "钟", "声", "響く", "rain",
+    "the", "a", "violin", "plays", "softly", "rising", "then", "falling", "dog", "barks", "twice", "bell", "rings",
+    "once", "far", "near", "钟", "声", "響く", "rain",
 ]  # fmt: skip
 #: what a model may write to harm a reader: run, close a script, load, turn the text around, hide
 EVIL = (
@@ -157,6 +160,11 @@ def payload(*, runs=1, steps=10, groups=10, rollouts=8, prompts=30, words=24, se
         "counts": {"rollouts": len(rows) * rollouts, "groups": len(rows), "steps": runs * steps, "steps_left_out": 0,
                    "sounds_embedded": 4, "sounds_linked": 1, "sounds_missing": 0, "tokens_left_out": 0, "bytes": 0},
     }  # fmt: skip
+
+
+def packed(text):
+    """The payload in a page."""
+    return json.loads(gzip.decompress(base64.b64decode(re.search(r'id="payload">([^<]*)<', text)[1])))
 
 
 def harmful(content):

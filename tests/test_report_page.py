@@ -1,15 +1,13 @@
 """The report's file: what stands in it, what its policy admits, what the command says."""
 
 import base64
-import gzip
 import hashlib
-import json
 import re
 from pathlib import Path
 
 import pytest
 from report_contract import problems
-from report_pages import EVIL, harmful, payload
+from report_pages import EVIL, harmful, packed, payload
 from typer.testing import CliRunner
 
 from covo_rl.run.report import page
@@ -17,11 +15,6 @@ from covo_rl.run.report.page import render
 from covo_rl.types import visible
 
 VENDOR = Path(page.__file__).with_name("vendor")
-
-
-def packed(text):
-    """The payload in a page."""
-    return json.loads(gzip.decompress(base64.b64decode(re.search(r'id="payload">([^<]*)<', text)[1])))
 
 
 def test_the_payload_comes_out_as_it_went_in_and_the_same_run_gives_the_same_page():

@@ -17,6 +17,7 @@ const PANELS = [
   ["Gradient norm", "before clipping", ["grad_norm"]],
   ["Seconds by phase", "of a step", ["seconds.*"]],
 ];
+const NEVER_MIND_ZERO = new Set(["Clipped ratios"]); // as they are on policy
 const NOT_COMPONENTS = new Set(["reward_total"]);
 const isPhase = (key) => key.startsWith("seconds.") && !key.startsWith("seconds.reward_") && key !== "seconds.step";
 
@@ -68,7 +69,7 @@ class Charts {
     const figures = PANELS.map(([title, text, keys, share]) => {
       const names = expand(keys, this.names);
       names.forEach((name) => shown.add(name));
-      return names.length && this.varies(names) ? this.figure(title, text, names, share) : null;
+      return names.length && (this.varies(names) || !NEVER_MIND_ZERO.has(title)) ? this.figure(title, text, names, share) : null;
     });
     const others = [...this.names].filter((name) => !shown.has(name) && this.varies([name])).sort();
     this.root.replaceChildren(...figures.filter(Boolean));
@@ -128,11 +129,11 @@ class Charts {
     const data = [this.steps, ...lines.map((line) => this.steps.map((step) => this.data[line.run].series[line.name][at[line.run].get(step)] ?? null))];
     const ink = cssColor("--quiet"), grid = { stroke: cssColor("--line"), width: 1 }, font = "11px " + cssColor("--sans");
     const axis = { stroke: ink, grid, ticks: { show: false }, font };
-    const tick = (u, splits) => splits.map((value) => number(value));
+    const tick = (u, splits, i, space, step) => splits.map((value) => tickText(value, step));
     const few = (line) => data[lines.indexOf(line) + 1].filter(isNumber).length < 25;
     const plot = new uPlot({
       width: area.clientWidth, height: 150, legend: { show: false }, scales: { x: { time: false }, y: { range: range(share) } },
-      axes: [{ ...axis, size: 24, gap: 2, space: 50, incrs: STEPS }, { ...axis, size: 44, gap: 4, space: 34, values: tick }],
+      axes: [{ ...axis, size: 20, gap: 2, space: 50, incrs: STEPS }, { ...axis, size: 44, gap: 4, space: 34, values: tick }],
       padding: [8, 10, 0, 0], series: [{}, ...lines.map((line) => ({ stroke: line.color, width: 1.75, dash: line.dash, spanGaps: true, points: { show: few(line), size: 5, fill: line.color } }))],
       cursor: { sync: { key: "step" }, y: false, points: { size: 7 } },
       hooks: { setCursor: [(u) => values.forEach((value, i) => { value.textContent = number(u.cursor.idx == null ? this.last(lines[i]) : data[i + 1][u.cursor.idx]); })] },
@@ -150,6 +151,13 @@ class Charts {
       if (width && width !== plot.width) plot.setSize({ width, height: plot.height });
     }
   }
+}
+
+/** As many decimals as the step between ticks needs. */
+function tickText(value, step) {
+  if (value === 0) return "0";
+  if (step < 1e-3 || Math.abs(value) >= 1e5) return number(value);
+  return value.toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9))).replace("-", "−");
 }
 
 /** The y axis: shares between 0 and 1 keep an honest zero; others get a margin; a level line gets room. */

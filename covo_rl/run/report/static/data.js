@@ -76,6 +76,7 @@ function select(payload, { query = "", flags = [], run = null, sort = "step" }) 
 
 /** {a: {b: 1}} -> [["a.b", 1]]; lists and values as text */
 function flatten(value, prefix = "") {
+  if (value && typeof value === "object" && !Object.keys(value).length) return [[prefix, "none"]];
   if (value === null || typeof value !== "object") return [[prefix, value === null ? "none" : String(value)]];
   if (Array.isArray(value)) return [[prefix, value.map((item) => (item && typeof item === "object" ? JSON.stringify(item) : String(item))).join(", ")]];
   return Object.entries(value).flatMap(([key, item]) => flatten(item, prefix ? `${prefix}.${key}` : key));

@@ -60,6 +60,8 @@ function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 
+const fixed = (value) => (isNumber(value) ? value.toFixed(2).replace("-", "−") : "–");
+
 /** Two decimals with a sign; none for what rounds to zero. */
 function signed(value) {
   if (!isNumber(value)) return "–";

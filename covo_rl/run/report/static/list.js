@@ -51,7 +51,7 @@ class GroupList {
       el("div", { class: "row-top" }, this.runs.length > 1 ? runBadge(group.run) : null,
         el("span", { class: "row-step" }, `${group.step}·${group.group}`), said("span", "row-question", group.question)),
       el("div", { class: "row-bottom" }, el("span", { class: "dots", "aria-hidden": "true" }, dots), said("span", "row-id", group.id),
-        el("span", { class: "row-mean" }, "R ", el("b", {}, number(group.mean)), ` ± ${number(group.spread)}`)));
+        el("span", { class: "row-mean", title: "mean R ± standard deviation" }, "R ", el("b", {}, fixed(group.mean)), ` ± ${fixed(group.spread)}`)));
   }
 }
 

@@ -93,6 +93,8 @@ class Page {
       ...(groups && {
         j: () => browser.move(1), k: () => browser.move(-1), ArrowDown: () => browser.move(1), ArrowUp: () => browser.move(-1),
         ArrowRight: () => this.step(1), ArrowLeft: () => this.step(-1),
+        PageDown: () => browser.detail.scrollBy(0, 0.85 * browser.detail.clientHeight),
+        PageUp: () => browser.detail.scrollBy(0, -0.85 * browser.detail.clientHeight),
         l: () => this.go({ text: readState().text === "tokens" ? "parts" : "tokens" }, true),
         ...(!press && { " ": () => browser.players[0]?.toggle() }),
       }),

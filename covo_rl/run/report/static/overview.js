@@ -26,7 +26,7 @@ function verdictCard(run, r, several) {
   }
   const [before, after] = ["before", "after"].map((when) => evaluation(run, when, "sampled")?.rewards);
   const total = (rewards) => rewards?.total ?? rewards?.reward_total;
-  if (isNumber(total(after))) parts.push(figure("mean R, sampled", total(before), total(after), number, null));
+  if (isNumber(total(after))) parts.push(figure("mean R, sampled", total(before), total(after), fixed, null));
   const deaf = run.evaluations.filter((row) => row.audio !== "real");
   if (deaf.length) parts.push(el("div", { class: "figure" }, el("div", { class: "quiet" }, "without the right sound, %"), deaf.map((row) =>
     el("div", { class: "scale-row" }, el("span", {}, row.audio), intervalBar(row), el("span", {}, intervalText(row))))));
@@ -91,7 +91,10 @@ function setupTables(payload) {
 
 function countLine({ counts, made }) {
   const parts = [plural(counts.rollouts, "rollout"), plural(counts.groups, "group"), plural(counts.steps, "step")];
-  for (const [name, label] of [["sounds_embedded", "sounds in the page"], ["sounds_linked", "sounds linked"], ["sounds_missing", "sounds missing"], ["tokens_left_out", "rollouts without token log-probs"], ["steps_left_out", "steps left out"]]) {
+  for (const [name, label] of [["sounds_embedded", "in the page"], ["sounds_linked", "linked"], ["sounds_missing", "missing"]]) {
+    if (counts[name]) parts.push(`${plural(counts[name], "sound")} ${label}`);
+  }
+  for (const [name, label] of [["tokens_left_out", "rollouts without log-probs of tokens"], ["steps_left_out", "steps left out"]]) {
     if (counts[name]) parts.push(`${counts[name].toLocaleString("en")} ${label}`);
   }
   return visible([...parts, `made ${made}`].join(" · "));

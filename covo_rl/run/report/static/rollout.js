@@ -1,6 +1,10 @@
 // A rollout as a card: verdict, advantage, reasoning, answer, components with their reasons, log-probs of tokens.
 
-const TEXTS = { parts: "reasoning and answer", tokens: "tokens by log-prob", raw: "as written" };
+/** how completions are shown: [label, what it is] */
+const TEXTS = {
+  parts: ["reasoning", "reasoning and answer"], tokens: ["log-probs", "tokens, tinted the more the less likely they were"],
+  raw: ["raw", "as the model wrote it"],
+};
 
 /** right, wrong or ungraded, by the component `accuracy` */
 function verdict(rollout) {
@@ -57,17 +61,19 @@ function rolloutCard(rollout, g, view, marked) {
   const [kind, sign, name] = verdict(rollout);
   const facts = [
     rollout.length === null ? null : plural(rollout.length, "token"),
-    isNumber(rollout.logp) ? `mean log p ${number(rollout.logp)}` : null,
+    isNumber(rollout.logp) ? `mean log p ${fixed(rollout.logp)}` : null,
     rollout.stop === "length" ? "stopped at the limit" : null,
   ].filter(Boolean);
   const chips = (rollout.flags || []).filter((flag) => FLAGS[flag]).map((flag) =>
     el("span", { class: "flag", title: FLAGS[flag][1] }, FLAGS[flag][0]));
+  const reasons = Object.values(rollout.reasons).join("\n"); // the format's are the parser's words
+  const problems = rollout.problems.filter((problem) => !reasons.includes(problem));
   return el("article", { class: `card rollout ${kind}${rollout.bits & marked ? " marked" : ""}`, "data-g": g, "aria-label": `rollout ${g + 1}, ${name}` },
     el("header", {}, el("span", { class: "verdict", title: name }, sign), el("span", { class: "number" }, `${g + 1}`),
-      el("span", { class: "total" }, "R ", el("b", {}, number(rollout.total))), advantageChip(rollout.advantage)),
+      el("span", { class: "total" }, "R ", el("b", {}, fixed(rollout.total))), advantageChip(rollout.advantage)),
     chips.length ? el("div", { class: "flags" }, chips) : null,
     view === "tokens" && !rollout.tokens ? el("p", { class: "quiet" }, "no log-probs of tokens here") : null,
     texts(rollout, view), components(rollout),
-    rollout.problems.length ? el("ul", { class: "problems" }, rollout.problems.map((problem) => said("li", "", problem))) : null,
+    problems.length ? el("ul", { class: "problems" }, problems.map((problem) => said("li", "", problem))) : null,
     el("footer", { class: "quiet" }, facts.join(" · ")));
 }
