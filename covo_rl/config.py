@@ -239,6 +239,7 @@ class TrainConfig:
     oom_retry: bool = option(False, "on out-of-memory halve the micro-batch and repeat the step")
     dry_run: bool = option(False, "check data, configuration, model and budget, start nothing")
     log_rollouts: bool = option(True, "write rollouts/ to the run folder")
+    log_token_logps: bool = option(True, "with the log-prob of every token")
 
 
 @dataclass

@@ -207,7 +207,7 @@ def test_a_file_that_was_recorded_anew_is_heard_anew(model, test_rows, tmp_path)
     assert first.logps != second.logps
     with pytest.raises(PromptError, match=r"row 2: .*nowhere\.wav"):
         model.generate(["a", "b"], [a["audio_id"], "nowhere.wav"], max_completion_length=24)
-    with pytest.raises(PromptError, match="the model takes 2048 .max_position_embeddings"):
+    with pytest.raises(PromptError, match=r"the model takes 2048 .max_position_embeddings"):
         model.generate("a", max_completion_length=10_000)
 
 

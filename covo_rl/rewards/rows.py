@@ -89,13 +89,13 @@ def _as_group(row: Row, place: int) -> Any:
 
 
 def row_groups(rows: Sequence[Row]) -> list[list[int]]:
-    """Places of the rows that belong together: those of one `id`; of a run, from each `generation` 0 to the next."""
+    """Places of the rows that belong together: those of one `id`; of a run, from each `rollout` 0 to the next."""
     groups: dict[Any, list[int]] = {}
     begun = 0
     for i, row in enumerate(rows):
         key: tuple[Any, ...] = ("id", str(row["id"])) if "id" in row else ("row", i)
-        if "advantage" in row and "generation" in row:
-            begun += row["generation"] == 0
+        if "advantage" in row and "rollout" in row:
+            begun += row["rollout"] == 0
             key = (*key, begun)
         groups.setdefault(key, []).append(i)
     return list(groups.values())

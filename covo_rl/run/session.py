@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
+from covo_rl.engines.base import TextDecoder
 from covo_rl.engines.health import self_check
 from covo_rl.evaluate import evaluate
 from covo_rl.evaluate.lengths import length_problems
@@ -95,6 +96,7 @@ class Session:
             recompute=train.recompute, keep_reference=bool(beta),
         )  # fmt: skip
         self.family = self.policy.family
+        self.decoder = TextDecoder(self.family) if train.log_token_logps else None
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
         rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main
         prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
@@ -248,7 +250,10 @@ class Session:
         """Show a step to the observers; its held-out accuracy, where that was measured."""
         for observer in self.observers:
             observer.measure(metrics)
-        rows = self.ranks.joined(rollout_rows(batch.groups, batch.table, batch.advantages))
+        first = sum(self.ranks.gathered(len(batch.groups))[: self.ranks.rank])
+        rows = self.ranks.joined(
+            rollout_rows(batch.groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+        )
         if self.ranks.main:
             for observer in self.observers:
                 observer.record(StepRecord(metrics["step"], metrics, rows))
