@@ -6,7 +6,6 @@ sentence where the condition holds now, one set for each reward component or pha
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -14,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from covo_rl.config import Options
+from covo_rl.records.steps import is_number, scalars
 
 #: values of a column that are remembered, and how many of its first ones
 LONGEST, FIRST = 60, 5
@@ -22,12 +22,8 @@ Figures = dict[str, Any]
 Sign = Callable[..., Iterator[Figures]]
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 class Past:
-    """What is remembered of the steps so far, column by column; `seconds.update` is the column `seconds/update`."""
+    """What is remembered of the steps so far, column by column; of the columns that `scalars` gives."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = {**Options().flat(), **{str(name): value for name, value in options.items()}}
@@ -38,12 +34,10 @@ class Past:
 
     def add(self, metrics: Mapping[str, Any]) -> bool:
         """The next line; False where it is none of a step."""
-        step, seconds = metrics.get("step"), metrics.get("seconds")
-        if not isinstance(step, int):
+        self.row = scalars(metrics)
+        if "step" not in self.row:
             return False
-        self.step, self.count = step, self.count + 1
-        phases = {f"seconds/{name}": value for name, value in seconds.items()} if isinstance(seconds, Mapping) else {}
-        self.row = {name: float(value) for name, value in {**metrics, **phases}.items() if is_number(value)}
+        self.step, self.count = int(self.row["step"]), self.count + 1
         for name, value in self.row.items():
             self.recent.setdefault(name, deque(maxlen=LONGEST)).append(value)
             first = self.first.setdefault(name, [])

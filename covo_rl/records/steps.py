@@ -39,6 +39,22 @@ class Clock:
         return time.perf_counter() - self.start
 
 
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a line of metrics.jsonl, those within `seconds` as `seconds/PHASE`."""
+    flat = {}
+    for name, value in metrics.items():
+        parts = (
+            {f"{name}/{part}": inner for part, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        flat |= {part: float(inner) for part, inner in parts.items() if is_number(inner)}
+    return flat
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value that a file holds is a number to compute with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """What is known of one step, over all ranks: its line of metrics.jsonl, and its rows of rollouts/step_N.jsonl."""
