@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,7 @@ def tracked(folder, name):
     first.log_evaluation("", {"greedy": {"accuracy": 0.25, "ci95": [0, 1], "audio": "real"}}, 0)
     first.log_step(StepRecord(2, {**METRICS, "step": 2}, []))
     first.finish()
+    time.sleep(1.1)  # wandb names a folder by the second
     again = started(folder, name, resume=True, step=2)
     assert again.ids == first.ids
     again.log_step(RECORD)
@@ -101,11 +103,17 @@ def leveldb_chunks(data):
 
 
 def wandb_records(folder):
-    """The records of all offline runs in the folder, in order: what `wandb sync` would send."""
+    """The records of two offline runs in the folder, in order: what `wandb sync` would send. wandb's own process
+    writes them, and ends after `finish` returned."""
     from wandb.proto import wandb_internal_pb2
 
-    paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    return [wandb_internal_pb2.Record.FromString(data) for path in paths for data in leveldb_chunks(path.read_bytes())]
+    until, records = time.monotonic() + 60, []
+    while sum(record.HasField("exit") for record in records) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+        paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+        chunks = [data for path in paths for data in leveldb_chunks(path.read_bytes())]
+        records = [wandb_internal_pb2.Record.FromString(data) for data in chunks]
+    return records
 
 
 @pytest.mark.filterwarnings("ignore")

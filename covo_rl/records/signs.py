@@ -128,13 +128,18 @@ def entropy_low(past: Past, steps: int, low: float, share: float, solved: float)
 
 
 def farmed(past: Past, steps: int, rise: float, fall: float) -> Iterator[Figures]:
+    """Of the components that rose while accuracy fell, the one that rose most."""
     now, then = past.mean("reward_accuracy", steps), past.mean("reward_accuracy", steps, ago=2 * steps)
     if now is None or then is None or then - now < fall:
         return
+    levels = {}
     for name in past.components:
         after, before = past.mean(f"reward_{name}", steps), past.mean(f"reward_{name}", steps, ago=2 * steps)
         if name != "accuracy" and after is not None and before is not None and after - before >= rise:
-            yield {"component": name, "before": before, "after": after, "then": then, "now": now}
+            levels[name] = before, after
+    if levels:
+        name, (before, after) = max(levels.items(), key=lambda item: item[1][1] - item[1][0])
+        yield {"name": name, "before": before, "after": after, "then": then, "now": now}
 
 
 def stops_listening(past: Past, steps: int, gap: float) -> Iterator[Figures]:
