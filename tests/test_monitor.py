@@ -247,7 +247,7 @@ def test_every_option_and_command_that_a_sentence_names_exists():
         assert {flag.replace("_", "-") for flag in named} <= flags, rule.name
         for command in re.findall(r"`(covo-rl [^`]+)`", rule.text):
             parses(command)
-        texts = {name: 0 for name in rule.numbers} | Options().flat()
+        texts = dict.fromkeys(rule.numbers, 0) | Options().flat()
         assert len(rule.text.split(". ")) >= 2 or ": " in rule.text, "what is seen, then what to do"
         assert {*re.findall(r"\{(\w+)", rule.text)} - {*texts} <= {
             "now", "start", "count", "alike", "accuracy", "component", "before", "after", "then", "real", "silent",

@@ -23,9 +23,9 @@ METRICS = {"step": 3, "reward_total": 2.5, "reward_accuracy": None, "kl": float(
 
 
 def rollout(name, total, text=EVIL):
-    return {"id": name, "question": "What?", "choices": ["bell", "dog"], "answer": "dog", "completion": text,
-            "stop_reason": "stop", "rewards": {"accuracy": 1.0, "thinking": float("nan")}, "reward_total": total,
-            "advantage": total - 1.0}  # fmt: skip
+    return {"id": name, "clips": ["a.wav"], "question": "What?", "choices": ["bell", "dog"], "answer": "dog",
+            "completion": text, "stop_reason": "stop", "rewards": {"accuracy": 1.0, "thinking": float("nan")},
+            "reward_total": total, "advantage": total - 1.0}  # fmt: skip
 
 
 RECORD = StepRecord(3, METRICS, [rollout("row0", 0.0), rollout("row0", 2.0, "good"), rollout("row1", 1.0)])

@@ -7,6 +7,7 @@ rollouts/          step_00000.jsonl: prompt, completion, components, advantage; 
 before.json        the evaluation before training, and what it was made of
 result.json        before, after and the figures of the run; it is there once the run is finished
 curves.png         learning curves
+trackers.json      what trackers call this run, with --report_to; tensorboard/, wandb/, swanlog/ are theirs
 lock.json          who writes here, while somebody does
 """
 
@@ -41,7 +42,9 @@ FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", 
 #: what makes room for another run, beside these files and the exports
 CLEARED = (
     "checkpoints/step_[0-9]*", "checkpoints/.partial-step_*", "checkpoints/.trash-step_*", "rollouts/step_[0-9]*.jsonl",
-    "debug/step_[0-9]*", "abandoned/[0-9]*", "curves.png", "report.html",
+    "debug/step_[0-9]*", "abandoned/[0-9]*", "curves.png", "report.html", "trackers.json",
+    "tensorboard/events.out.tfevents.*", "tensorboard/[0-9]*", "swanlog/run-*",
+    "wandb/*run-*", "wandb/latest-run", "wandb/debug*.log",
 )  # fmt: skip
 
 

@@ -114,7 +114,8 @@ RULES: Sequence[MonitorRule] = (
         {"steps": 10, "rise": 0.1, "fall": 0.1},
         signs.farmed,
         "R_{name} rose from {before:.2f} to {after:.2f} while accuracy fell from {then:.0%} to {now:.0%}: the policy "
-        "earns {name} without being right. Read rollouts with a high {name} and a wrong answer; lower its weight in --rewards, or let it count only for right answers with --reward_gate accuracy.",
+        "earns {name} without being right. Read rollouts with a high {name} and a wrong answer; lower its weight in "
+        "--rewards, or let it count only for right answers with --reward_gate accuracy.",
     ),
     MonitorRule(
         "stops_listening",
@@ -200,10 +201,11 @@ RULES: Sequence[MonitorRule] = (
     MonitorRule(
         "one_phase_dominates",
         "seconds/step seconds/*",
-        {"steps": 10, "least": 2.0, "reward": 0.4, "prompt": 0.3, "encode": 0.5, "sample": 0.9},
+        {"steps": 10, "least": 2.0, "reward": 0.4, "prompt": 0.3, "encode": 0.5, "sample": 0.9, "records": 0.1},
         signs.phase_waits,
         "{share:.0%} of a step's {step:.1f} s go into the phase {component} ({seconds:.1f} s){part}. For reward: a "
         "faster or nearer --judge, a smaller --reward_timeout; for prompt: audio on a local disk, as wav or flac; for "
-        "encode: a larger --feature_memory_mb; for sample: a smaller --max_completion_length or larger --decode_rows.",
+        "encode: a larger --feature_memory_mb; for sample: a smaller --max_completion_length or larger --decode_rows; "
+        "for records: a slow disk, tracker or callback.",
     ),
 )

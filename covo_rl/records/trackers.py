@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from covo_rl.audio import AudioError
 from covo_rl.config import TRACKERS, ConfigError, TrackerConfig, tracker_names
 from covo_rl.data.files import RecordError, plain, read_record, write_json
 from covo_rl.data.terminal import LAYOUT
@@ -28,6 +29,7 @@ from covo_rl.types import visible
 IDS = "trackers.json"
 #: rollouts are logged at the first step, every so many, and the last; at most this many rows
 TABLE_EVERY, TABLE_ROWS = 10, 8
+COLUMNS = ("clips", "question", "choices", "answer", "completion", "stop_reason")
 #: failures in a row after which a tracker is left alone: each may have waited for a network
 PATIENCE = 3
 
@@ -62,6 +64,7 @@ class Trackers:
         self.config, self.folder = config, folder
         self.names = installed_trackers(config)
         self.ids: dict[str, str] = {}
+        self.continued: set[str] = set()
         self.active: dict[str, Any] = {}
         self.lost: dict[str, int] = {}
         self.in_a_row: dict[str, int] = {}
@@ -87,11 +90,12 @@ class Trackers:
         return None
 
     def _settle_ids(self, resume: bool) -> None:
-        """What each tracker calls this run: as stored, or new."""
+        """What each tracker calls this run: as stored, which it then continues, or new."""
         self.ids = {name: secrets.token_hex(4) for name in self.names}
         if resume:
             stored = read_record(self.folder / IDS)
             self.ids |= {name: str(value) for name, value in stored.items() if name in TRACKERS}
+            self.continued = {*stored}
         write_json(self.folder / IDS, self.ids)
 
     def _started(self, name: str, options: Mapping[str, Any], step: int) -> Any:
@@ -102,7 +106,7 @@ class Trackers:
         tracker.start()
         if name == "wandb":  # a run may go back to a checkpoint: wandb drops what is earlier than its own count
             tracker.tracker.define_metric("*", step_metric="step")
-        if name != "tensorboard" or not step:  # there every configuration is a sub-run
+        if name not in self.continued or name != "tensorboard":  # there every configuration is a sub-run
             tracker.store_init_configuration(_flat_config(options))
         return tracker
 
@@ -110,7 +114,7 @@ class Trackers:
         """What the tracker's own start takes, to begin this run or go on with it."""
         title = self.config.run_name or self.folder.resolve().name
         if name == "tensorboard":
-            return {"purge_step": step + 1} if step else {}
+            return {"purge_step": step + 1} if name in self.continued else {}
         if name == "wandb":
             return {"name": title, "id": self.ids[name], "resume": "allow", "dir": str(self.folder)}
         if name == "swanlab":
@@ -184,9 +188,13 @@ def table_rows(
         ranked = sorted(rollouts, key=lambda rollout: -float(rollout["advantage"]))
         for rollout in (ranked[0], ranked[-1]):
             numbers = {**rollout["rewards"], "total": rollout["reward_total"], "advantage": rollout["advantage"]}
-            text = {key: rollout[key] for key in ("question", "choices", "answer", "completion", "stop_reason")}
+            text = {key: rollout[key] for key in COLUMNS}
+            try:
+                sounds = waveforms(name)
+            except AudioError as error:  # of a file that changed: training skips and counts its row
+                sounds, text["clips"] = [], str(error)
             cells = {"id": name, **text, **{key: plain(value) for key, value in numbers.items()}}
-            rows.append(({key: _cell(value) for key, value in cells.items()}, waveforms(name)))
+            rows.append(({key: _cell(value) for key, value in cells.items()}, sounds))
     return rows
 
 
