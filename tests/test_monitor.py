@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from covo_rl.config import Options, option_names
+from covo_rl.records.folder import Run
 from covo_rl.records.monitor import Advice, Monitor, advice
 from covo_rl.records.rules import PAGE, RULES
 from covo_rl.records.signs import LONGEST
@@ -157,6 +158,14 @@ def test_majority_with_a_key_is_a_collapse_only_where_accuracy_falls():
     assert "accuracy fell from 70% to" in piece.text and piece.step > 20
 
 
+def test_a_fall_of_accuracy_within_its_noise_is_none():
+    """Four prompts a step: accuracy is 0.6 then 0.48 in the mean, and 0.3 up or down from step to step."""
+    noisy = changed(reward_accuracy=lambda step: (0.6 if step <= 20 else 0.48) + (0.3 if step % 2 else -0.3))
+    assert advice(noisy) == []
+    clear = changed(reward_accuracy=lambda step: (0.6 if step <= 20 else 0.48) + (0.03 if step % 2 else -0.03))
+    assert {piece.rule for piece in advice(clear)} == {"component_farmed"}
+
+
 def test_entropy_that_falls_because_the_questions_are_solved_is_no_collapse():
     history = changed(**{"sampling/entropy": lambda step: 0.3 * math.exp(-step / 10)}, reward_accuracy=0.85)
     assert advice(history) == []
@@ -216,6 +225,18 @@ def test_the_cost_of_a_step_does_not_grow_with_the_history():
     assert min(times) / 100 < 0.02 * 0.5, "under 2 % of a step of half a second, the fastest that the demo has"
 
 
+def test_recording_a_step_does_not_read_what_was_recorded(tmp_path, monkeypatch):
+    """2,000 steps: the CPU time of appending stays as it was (times four), and the monitor is not fed from the file."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+    run, rows, times = Run(tmp_path), healthy(), []
+    for start in range(0, 2000, 100):
+        begun = time.process_time()
+        for step in range(start, start + 100):
+            run.log_metrics({**rows[step % 60], "step": step})
+        times.append(time.process_time() - begun)
+    assert len(run.metrics()) == 2000 and min(times[-3:]) < 4 * min(times[:3])
+
+
 def test_reading_advice_needs_no_torch():
     code = "import sys, covo_rl.records.monitor as m; m.advice([]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
@@ -234,8 +255,15 @@ def test_the_numbers_that_the_page_says_are_those_of_the_table():
         (line,) = re.findall(rf"^### `{rule.name}`\n\n(Looks at .*)$", page, re.MULTILINE)
         columns = set(re.findall(r"`([^`]+)`", line.partition(":")[0]))
         assert columns == {*rule.columns.split()}, rule.name
-        said = {name: float(value) for name, value in re.findall(r"`(\w+)` ([\d.]+)", line.partition(":")[2])}
+        said = {name: float(value) for name, value in re.findall(r"`(\w+)` (\d+(?:\.\d+)?)", line.partition(":")[2])}
         assert said == {name: float(value) for name, value in rule.numbers.items()}, rule.name
+
+
+def test_the_messages_that_the_page_explains_are_those_of_the_code():
+    page = (ROOT / PAGE).read_text(encoding="utf-8").split("## While it trains")[0]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "covo_rl").rglob("*.py"))
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) > 10 and [message for message in messages if message not in sources] == []
 
 
 def test_every_option_and_command_that_a_sentence_names_exists():

@@ -111,7 +111,7 @@ RULES: Sequence[MonitorRule] = (
     MonitorRule(
         "component_farmed",
         "reward_accuracy reward_*",
-        {"steps": 10, "rise": 0.1, "fall": 0.1},
+        {"steps": 10, "rise": 0.1, "fall": 0.1, "errors": 2.0},
         signs.farmed,
         "R_{name} rose from {before:.2f} to {after:.2f} while accuracy fell from {then:.0%} to {now:.0%}: the policy "
         "earns {name} without being right. Read rollouts with a high {name} and a wrong answer; lower its weight in "

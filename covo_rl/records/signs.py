@@ -6,10 +6,11 @@ sentence where the condition holds now, one set for each reward component or pha
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import Any
 
 from covo_rl.config import Options
@@ -127,10 +128,13 @@ def entropy_low(past: Past, steps: int, low: float, share: float, solved: float)
                 yield figures
 
 
-def farmed(past: Past, steps: int, rise: float, fall: float) -> Iterator[Figures]:
-    """Of the components that rose while accuracy fell, the one that rose most."""
+def farmed(past: Past, steps: int, rise: float, fall: float, errors: float) -> Iterator[Figures]:
+    """Of the components that rose while accuracy fell, by more than `errors` standard errors, the one that rose most."""
     now, then = past.mean("reward_accuracy", steps), past.mean("reward_accuracy", steps, ago=2 * steps)
-    if now is None or then is None or then - now < fall:
+    if now is None or then is None:
+        return
+    variance = sum(pvariance(past.last("reward_accuracy", steps, ago)) for ago in (0, 2 * steps))
+    if then - now < max(fall, errors * math.sqrt(variance / steps)):
         return
     levels = {}
     for name in past.components:
