@@ -1,5 +1,6 @@
 """The monitor's rules: each fires on its history, none on a healthy one, and none twice for what lasts."""
 
+import functools
 import json
 import math
 import re
@@ -103,6 +104,7 @@ def test_nothing_is_said_of_a_healthy_run():
     assert advice(changed(listen_real=0.6, listen_silent=0.3)) == []
 
 
+@functools.cache
 def demo():
     return [json.loads(line) for line in DEMO.read_text().splitlines()]
 
@@ -184,7 +186,8 @@ HOLES = [None, float("nan"), float("inf"), "text", [1], {"a": 1}, True, 10**400]
 def test_what_is_no_number_is_no_evidence(name):
     """In whole columns, in single places, in all places; a history of one line, of none, of lines without a step."""
     history = CASES[name][0]
-    for i, column in enumerate(history[0]):
+    (rule,) = [rule for rule in RULES if rule.name == name]
+    for i, column in enumerate({"step", "seconds", *rule.columns.split()} & {*history[0]}):
         advice([{**row, column: HOLES[i % len(HOLES)]} for row in history])
     mixed = [{column: HOLES[(row["step"] + i) % 99] if (row["step"] + i) % 99 < len(HOLES) else value
               for i, (column, value) in enumerate(row.items())} for row in history]  # fmt: skip

@@ -129,7 +129,7 @@ def entropy_low(past: Past, steps: int, low: float, share: float, solved: float)
 
 
 def farmed(past: Past, steps: int, rise: float, fall: float, errors: float) -> Iterator[Figures]:
-    """Of the components that rose while accuracy fell, by more than `errors` standard errors, the one that rose most."""
+    """Of the components that rose while accuracy fell, by more than `errors` standard errors: what rose most."""
     now, then = past.mean("reward_accuracy", steps), past.mean("reward_accuracy", steps, ago=2 * steps)
     if now is None or then is None:
         return
