@@ -107,7 +107,7 @@ class Session:
         needed = main and (self.start.saved or not options.train.dry_run)
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if needed else None
         self._refuse(self.start.changes(options, self.contents))
-        self.accepted, self.train_seconds = False, 0.0
+        self.accepted, self.train_seconds, self.record_seconds = False, 0.0, 0.0
         self.observers = observers(self, callbacks)
 
     # -- set-up --------------------------------------------------------------------------------------------------
@@ -173,6 +173,10 @@ class Session:
             files, more = run_origin(self.terms, self.rows.files, self.in_memory)
             if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
+            problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []
+            if problems := self.ranks.from_main(problems):
+                self.close()
+                raise ConfigError(problems)
         self.accepted = True
 
     def _prompts(self, count: int) -> list[Prompt]:
@@ -248,15 +252,18 @@ class Session:
 
     def _after_step(self, metrics: dict[str, Any], batch: Batch) -> float | None:
         """Show a step to the observers; its held-out accuracy, where that was measured."""
+        metrics["seconds"]["records"] = self.record_seconds  # of the step before, its own are not known yet
         for observer in self.observers:
             observer.measure(metrics)
-        first = sum(self.ranks.gathered(len(batch.groups))[: self.ranks.rank])
+        start, groups = time.perf_counter(), batch.groups
+        first = sum(self.ranks.gathered(len(groups))[: self.ranks.rank])
         rows = self.ranks.joined(
-            rollout_rows(batch.groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+            rollout_rows(groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
         )
         if self.ranks.main:
             for observer in self.observers:
                 observer.record(StepRecord(metrics["step"], metrics, rows))
+        self.record_seconds = time.perf_counter() - start
         return metrics.get("eval_accuracy")
 
     def export(self, folder: Path | None = None) -> Path:
