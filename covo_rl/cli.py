@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
     "data": ("covo_rl.run.data_commands", "app", "check, profile and convert question sets"),
     "report": ("covo_rl.run.page", "app", "one HTML page from a run folder"),
+    "watch": ("covo_rl.run.watch", "watch_command", "follow a run: progress, curves, rollouts"),
     "doctor": ("covo_rl.run.doctor", "app", "estimate memory and time of a configuration"),
     "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
 }
