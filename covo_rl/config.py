@@ -309,13 +309,10 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         path, words = words[at + 1], words[:at] + words[at + 2 :]
         if "--config" in words:
             raise ConfigError([f"--config {path}: there is a second --config; one file holds the options"])
-        hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
         content = read_yaml(path)
-        values = typed_values({**hints, "env": dict[str, Any]}, content, problems, path)
+        values = typed_values(_hints(), content, problems, path)
     variables = values.pop("env", {})
-    problems += [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
-                 if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
-                 or _UNFIT.search(f"{name}{value}")]  # fmt: skip
+    problems += _env_problems(variables)
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     names = {*option_names(), "help", *(f"no_{name}" for name in option_names())}
     problems += unknown_names([flag for flag in flags if flag not in names], option_names(), "command line")
@@ -339,6 +336,41 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         raise ConfigError(problems)
     os.environ.update({str(name): str(value) for name, value in variables.items()})
     return options
+
+
+def options_from(layers: Mapping[str, Mapping[str, Any]]) -> Options:
+    """Options from values by name: where they were written -> {name: value}; a later layer wins.
+
+    Raises:
+        ConfigError: as `parse_options`, of all layers together.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for where, layer in layers.items():
+        values |= typed_values(_hints(), layer, problems, where)
+    variables = values.pop("env", {})
+    problems += _env_problems(variables)
+    parts = {name: {key: values[key] for key in get_type_hints(room) if key in values}
+             for name, room in rooms().items()}  # fmt: skip
+    options = Options(**{name: rooms()[name](**part) for name, part in parts.items()})
+    unread = {str(name) for layer in layers.values() for name in layer} - {*values, "env"}
+    problems += [text for text in option_problems(options) if not any(name in text for name in unread)]
+    if problems:
+        raise ConfigError(problems)
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return options
+
+
+def _hints() -> dict[str, Any]:
+    """The type of every option, and of `env`."""
+    hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
+    return {**hints, "env": dict[str, Any]}
+
+
+def _env_problems(variables: Mapping[Any, Any]) -> list[str]:
+    return [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
+            if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
+            or _UNFIT.search(f"{name}{value}")]  # fmt: skip
 
 
 def option_problems(options: Options) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from covo_rl.data.files import file_sha256, json_lines, plain, read_json_lines
 from covo_rl.records.folder import Run, environment
 from covo_rl.records.steps import StepShare, step_metrics
-from covo_rl.run.page import report_page
+from covo_rl.run.report.page import report_page
 from covo_rl.types import RewardTable
 
 
@@ -19,7 +19,7 @@ def test_plain_turns_numbers_into_json_and_nan_into_null():
 
 def test_functions_have_the_same_name_in_every_process():
     assert plain({"rewards": {report_page: 1.0}, "f": report_page}) == {
-        "rewards": {"covo_rl.run.page.report_page": 1.0}, "f": "covo_rl.run.page.report_page"
+        "rewards": {"covo_rl.run.report.page.report_page": 1.0}, "f": "covo_rl.run.report.page.report_page"
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.lock import FolderLock
 from covo_rl.run import session as session_room
-from covo_rl.run.page import report_page
+from covo_rl.run.report.page import report_page
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -446,7 +446,7 @@ def test_the_report_of_a_run_without_evaluation_comes_from_the_command(run):
     """finding 10, finding 11: and is whole or absent."""
     from typer.testing import CliRunner
 
-    from covo_rl.run.page import app
+    from covo_rl.run.report.page import app
 
     (run / "result.json").write_text('{"before": null, "after": null, "steps": 2}')
     with open(run / "metrics.jsonl", "a") as file:

@@ -15,7 +15,7 @@ from covo_rl.export.exporting import staging, update_card
 from covo_rl.records.folder import Run, export_files
 from covo_rl.records.lock import FolderLock
 from covo_rl.run import start
-from covo_rl.run.page import curves
+from covo_rl.run.report.curves import curves
 from covo_rl.run.start import look_at, own
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore
 from covo_rl.train.checkpoint.timeline import finish_moving

@@ -15,7 +15,8 @@ from covo_rl.data import Problem
 from covo_rl.data.terminal import Terminal, say
 from covo_rl.records import console
 from covo_rl.records.folder import Run
-from covo_rl.run.page import curves, report_page
+from covo_rl.run.report.curves import curves
+from covo_rl.run.report.page import report_page
 from covo_rl.types import Clip, Example, visible
 
 EVIL = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -114,18 +115,39 @@ class RowReader:
         return None
 
     def _clip(self, item: Any, field: str | None) -> Clip:
+        if isinstance(item, os.PathLike):
+            item = os.fspath(item)
         if isinstance(item, str):
             return Clip(path=self.folder.named(item) if field == "video_name" else self.folder.resolve(item))
         if isinstance(item, (bytes, bytearray)):
             return Clip(data=bytes(item))
+        if hasattr(item, "get_all_samples"):  # torchcodec's decoder, which `datasets` makes of an Audio column
+            samples = item.get_all_samples()
+            return Clip(array=_waveform(samples.data), sampling_rate=samples.sample_rate)
         if isinstance(item, Mapping):
             if isinstance(item.get("bytes"), (bytes, bytearray)):
                 return Clip(data=bytes(item["bytes"]))
-            if isinstance(item.get("array"), (list, np.ndarray)):
-                return Clip(array=np.asarray(item["array"], dtype=np.float32), sampling_rate=item.get("sampling_rate"))
-            if isinstance(item.get("path"), str):
-                return Clip(path=self.folder.resolve(item["path"]))
+            if isinstance(item.get("array"), list) or hasattr(item.get("array"), "__array__"):
+                return Clip(array=_waveform(item["array"]), sampling_rate=item.get("sampling_rate"))
+            if isinstance(item.get("path"), (str, os.PathLike)):
+                return Clip(path=self.folder.resolve(os.fspath(item["path"])))
         raise ValueError(f"its audio ({field}) is {printable(item)}, not a path, bytes, or an object with one of them")
+
+
+def _waveform(values: Any) -> np.ndarray:
+    """A copy of the samples, (samples,) or (samples, channels), also of (channels, samples) where the shape tells.
+
+    Raises:
+        ValueError: which axis holds the channels is unclear.
+    """
+    array = np.array(values, dtype=np.float32 if isinstance(values, list) else None)
+    if array.ndim != 2:
+        return array
+    few = [axis for axis, size in enumerate(array.shape) if size in (1, 2)]
+    if len(few) != 1:
+        what = f"its audio is an array of shape {array.shape}: (samples,), (samples, channels) and (channels, samples) "
+        raise ValueError(what + "are read, with one or two channels and more samples")
+    return array if few == [1] else np.ascontiguousarray(array.T)
 
 
 def audio_references(row: Row, schema: Schema) -> list[str]:
@@ -133,7 +155,7 @@ def audio_references(row: Row, schema: Schema) -> list[str]:
     field, value = _audio_of(row, schema)
     items = _items(value) if field != "video_name" else ()
     paths = [item.get("path") if isinstance(item, Mapping) and not item.get("bytes") else item for item in items]
-    return [path for path in paths if isinstance(path, str)]
+    return [os.fspath(path) for path in paths if isinstance(path, (str, os.PathLike))]
 
 
 def row_id(row: Row, schema: Schema) -> str | None:

@@ -176,9 +176,10 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
 
 def answer_rows(
     request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str], ranks: Ranks,
-    style: PromptStyle | None = None,
+    style: PromptStyle | None = None, answerer: PolicyAnswerer | None = None,
 ) -> dict[str, list[Record]] | None:  # fmt: skip
-    """Load the model, claim the folder, which is `owned`, and answer the rows under every audio condition, resumable.
+    """Load the model, unless `answerer` is it; claim the folder, which is `owned`, and answer the rows under every
+    audio condition, resumable.
 
     Returns the records by condition on rank 0, None on others.
 
@@ -187,10 +188,11 @@ def answer_rows(
     """
     assert request.output is not None
     check_folder(request.output, settings, ranks, overwrite=request.overwrite)
-    clips, files = ClipStore(), [clip for example in inputs.examples for clip in example.clips]
+    clips = answerer.clips if answerer else ClipStore()
+    files = [clip for example in inputs.examples for clip in example.clips]
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
-        answerer = load_answerer(request, style, clips)
+        answerer = answerer or load_answerer(request, style, clips)
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.steps import StepRecord, rollout_rows
-from covo_rl.resolve import resolve_model, reward_files
+from covo_rl.resolve import resolve_model
 from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.observers import observers
 from covo_rl.run.result import before_settings, evaluated, show_next, show_result, stored_before, summary_rows
-from covo_rl.run.start import RunFinished, Start, look_at, own
+from covo_rl.run.start import RunFinished, Start, look_at, origin, own
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
@@ -45,7 +46,7 @@ from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.launch import allow_tf32, computes_in_16_bits, join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Example, Prompt, UserError
+from covo_rl.types import Prompt, UserError
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (UserError, OSError)
@@ -54,7 +55,8 @@ USER_ERRORS = (UserError, OSError)
 class Session:
     """Everything a run needs, loaded and checked. Making one starts no training.
 
-    `callbacks` see every step after it is recorded, on the main process only; what one raises ends the run.
+    `callbacks` see every step after it is recorded, on the main process only; what one raises ends the run. `memory`
+    maps data and eval_data to rows that no file holds; the options then say IN_MEMORY, and here how many, and a hash.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Session:
         accelerator: Accelerator | None = None,
         *,
         callbacks: Sequence[Callable[[StepRecord], object]] = (),
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
         self.options = options
         self.accelerator = accelerator or join()
@@ -76,7 +79,9 @@ class Session:
             with self.accelerator.main_process_first():  # which renders the built-in set
                 questions.builtin_questions()
         self.clips = ClipStore()
-        self.rows = questions.read_questions(options, self.clips, self.ranks)
+        self.rows = questions.read_questions(options, self.clips, self.ranks, memory)
+        self.in_memory = {name: str(self.rows.files[name]) for name in memory or {} if name in self.rows.files}
+        options.data = replace(options.data, **self.in_memory)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
@@ -93,11 +98,13 @@ class Session:
             )  # fmt: skip
         self.family = self.policy.family
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
-        self._check_lengths()
+        rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main
+        prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
+        self._refuse(length_problems(rows, self.family, self.clips, prompt, limit) if main else [])
         if self.trainable.replaced and beta:
             raise ConfigError([f"beta {beta}: the adapter replaced {self.trainable.replaced[0]} of the base, so there "
                                "is no reference without it: set beta 0 or merge it first"])  # fmt: skip
-        needed = self.ranks.main and (self.start.saved or not options.train.dry_run)
+        needed = main and (self.start.saved or not options.train.dry_run)
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if needed else None
         self._refuse(self.start.changes(options, self.contents))
         self.accepted, self.train_seconds = False, 0.0
@@ -132,24 +139,14 @@ class Session:
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
         self._print(*self.rows.notes, *notes, *more)
 
-    def _check_lengths(self) -> None:
-        """Raises ConfigError that names the prompts beyond the model's positions, before training."""
-        rows, limit = [*self.examples, *self.held_out], self.options.rollout.max_completion_length
-        self._refuse(length_problems(rows, self.family, self.clips, self._prompt, limit) if self.ranks.main else [])
-
     def _refuse(self, problems: list[str]) -> None:
         """On every rank, what the main one has seen."""
         if problems := self.ranks.from_main(problems):
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
 
-    def _prompt(self, row: Example) -> Prompt:
-        return build_prompt(row, self.family, self.clips, self.options.prompt)
-
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
-        clips = [self.clips.waveform(self.clips.key(row.clips[0])) for row in self.examples[:64] if row.clips]
-        longest = max((len(waveform) / rate for waveform, rate in clips), default=0.0)
-        self._print(doctor.render_plan(doctor.plan_options(self.options, seconds=longest)))
+        self._print(doctor.budget(self.options, self.examples[:64], self.clips))
         self._print("dry run: data, configuration, model and rewards are fine; nothing was started")
 
     def show(self) -> None:
@@ -174,9 +171,8 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            rewards = reward_files([term.name for term in self.terms])
-            files = {**self.rows.files, **{f"reward:{name}": path for name, path in rewards.items()}}
-            if problem := self.ranks.from_main(own(self.run, self.options, files) if self.ranks.main else None):
+            files, more = origin(self.terms, self.rows.files, self.in_memory)
+            if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
         self.accepted = True
 

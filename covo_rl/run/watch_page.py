@@ -45,7 +45,7 @@ class PortTaken(UserError, OSError):
 
 def report_of(folders: Sequence[Path]) -> Report:
     """The report of run folders, and the sounds beside it."""
-    from covo_rl.run.page import report_page
+    from covo_rl.run.report.page import report_page
 
     return report_page(folders[0]), {}
 

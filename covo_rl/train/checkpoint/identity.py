@@ -65,6 +65,12 @@ def data_fingerprint(examples: Sequence[Example], key: Callable[[Clip], str] = c
     return {"rows": len(examples), "sha256": {name: digests[name].hexdigest() for name in sorted(digests)}}
 
 
+def rows_sha256(examples: Sequence[Example], key: Callable[[Clip], str] = content_key) -> str:
+    """One sha256 over all that `data_fingerprint` says: what a record calls rows that no file holds."""
+    content = json.dumps(data_fingerprint(examples, key), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
     """Name without folder, and content; a clip that cannot be read is skipped and counted by the training."""
     try:
@@ -74,9 +80,8 @@ def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
 
 
 def reward_fingerprint(rewards: Any) -> dict[str, str]:
-    """sha256 of the file of each reward that is given by name and written in Python."""
-    named = [term for term in components(rewards) if term.reward.source.place != "object"]
-    return {term.name: digest for term in named if (digest := term.reward.sha256)}
+    """sha256 of the file of each reward that is given by name and written in Python, of functions of their source."""
+    return {term.name: digest for term in components(rewards) if (digest := term.reward.sha256)}
 
 
 def base_fingerprint(model: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""Pictures and one HTML page from a run folder: `covo-rl report RUN`.
+"""One HTML page from a run folder: `covo-rl report RUN`.
 
 Everything a model wrote is escaped: completions are untrusted input.
 """
@@ -7,61 +7,20 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jinja2
 import typer
 
 from covo_rl.data.files import read_record, whole_lines, write_atomically
 from covo_rl.data.terminal import LAYOUT, say
+from covo_rl.run.report.curves import curves
 from covo_rl.types import visible
 
 app = typer.Typer(add_completion=False, help=__doc__)
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
-
-
-def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) -> str | Path | BinaryIO:
-    """Draw the learning curves as a PNG, to a file or a stream; returns `target`.
-
-    Raises:
-        ImportError: matplotlib is missing (it is the extra `plots`).
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("curves need matplotlib: pip install 'covo-rl[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    steps = [row.get("step") for row in metrics]
-    rewards = dict.fromkeys(name for row in metrics for name in row if name.startswith("reward_"))
-    panels = {
-        "R_total": ["reward_total"],
-        "components": [name for name in rewards if name != "reward_total"],
-        "completion length": ["completion_length"],
-        "shares": ["zero_variance_groups", "truncated"],
-    }
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
-    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
-        for key in keys:
-            values = [_plotted(row.get(key)) for row in metrics]
-            axis.plot([_plotted(step) for step in steps], values, label=visible(key.removeprefix("reward_")))
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        if len(keys) > 1:
-            for label in axis.legend(fontsize="small").get_texts():
-                label.set_parse_math(False)
-    figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
-    return target
-
-
-def _plotted(value: Any) -> float:
-    """A gap where a step has no such number, or one that no axis has room for."""
-    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e30 else math.nan
+TEMPLATE = Path(__file__).with_name("template.html.jinja")
 
 
 def report_page(folder: str | Path, limit: int = 40) -> str:
