@@ -77,26 +77,33 @@ def show_result(run: Run, evaluations: Mapping[str, Mapping[str, Any]] | None, r
     console.console.print(table, markup=False)
 
 
-def next_commands(options: Options, folder: Path, exported: Path) -> list[str]:
-    """What to type after a run in `folder` whose policy was `exported`: a line each, quoted for the shell."""
+def next_commands(options: Options, folder: Path, exported: Path, rows: Sequence[Example] = ()) -> list[str]:
+    """What to type after a run in `folder` whose policy was `exported`: a line each, quoted for the shell. The model is
+    asked the question of the first of `rows` whose clip is a file."""
     data, lora = options.data, options.adapter.lora
     policy = ["--model", options.model.model, "--adapter", exported] if lora else ["--model", exported]
-    rows: list[Any] = ["--set", "builtin"]
+    test_rows: list[Any] = ["--set", "builtin"]
     if data.data is not None:
+        own = "OTHER_ROWS.json" if data.eval_data in (None, IN_MEMORY) else data.eval_data
         audio = ["--audio-dir", data.eval_audio_dir] if data.eval_audio_dir else []
-        rows = ["--set", "own", "--data", data.eval_data or "OTHER_ROWS.json", *audio]
+        test_rows = ["--set", "own", "--data", own, *audio]
+    asked: list[Any] = ["--audio", "CLIP.wav", "--question", "What do you hear?"]
+    if row := next((row for row in rows if row.clips and all(clip.path for clip in row.clips)), None):
+        asked = [word for clip in row.clips for word in ("--audio", clip.path)]
+        asked += ["--question", row.question, *(word for choice in row.choices for word in ("--choice", choice))]
     commands: list[list[Any]] = [
         ["report", folder],
-        ["eval", *rows, *policy, "--output", f"{folder}-eval", "--listen"],
+        ["generate", *policy, *asked],
+        ["eval", *test_rows, *policy, "--output", f"{folder}-eval", "--listen"],
         *([["export", folder, "--merged", f"{folder}-merged"]] if lora else []),
     ]
     return [f"covo-rl {' '.join(shlex.quote(str(word)) for word in words)}" for words in commands]
 
 
-def show_next(options: Options, folder: Path, exported: Path) -> None:
+def show_next(options: Options, folder: Path, exported: Path, rows: Sequence[Example]) -> None:
     """Print `next_commands`, each in a line of its own, however long."""
     console.console.print(Text("next", style="bold"))
-    for command in next_commands(options, folder, exported):
+    for command in next_commands(options, folder, exported, rows):
         console.console.print(f"  {command}", soft_wrap=True)
 
 

@@ -300,7 +300,7 @@ class Session:
                 update_card(exported, self.run.folder)
             rows = {"training": f"{self.train_seconds:.0f} s", "exported": exported, "result": path}
             show_result(self.run, evaluations, rows)
-            show_next(self.options, self.run.folder, exported)
+            show_next(self.options, self.run.folder, exported, self.held_out or self.examples)
         self.close(result)
         return path
 
