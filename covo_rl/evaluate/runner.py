@@ -42,7 +42,7 @@ from covo_rl.types import Example, UserError
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
-SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, or a manifest file"
+SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, or a manifest file"
 
 
 @dataclass(frozen=True)

@@ -201,10 +201,13 @@ class Run:
                 append_lines(self.metrics_path, self._unwritten)
                 self._unwritten.clear()
 
+    def rollouts_path(self, step: int) -> Path:
+        return self.folder / "rollouts" / f"step_{step:05d}.jsonl"
+
     def log_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the step's rollouts to rollouts/step_NNNNN.jsonl."""
         if self.active:
-            path = self.folder / "rollouts" / f"step_{step:05d}.jsonl"
+            path = self.rollouts_path(step)
             lines = [json_line(row) for row in rows]
             with self.going_on(f"the rollouts of step {step} are not in the log"):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from covo_rl.data.files import plain, read_record
 from covo_rl.evaluate import evaluate
 from covo_rl.records import console
 from covo_rl.records.monitor import Advice, Monitor
+from covo_rl.records.samples import step_samples
 from covo_rl.records.sounds import KeptSounds
 from covo_rl.records.steps import StepRecord
 from covo_rl.records.trackers import Trackers, is_logged, table_rows
@@ -59,7 +60,8 @@ class Evaluator(Observer):
     def measure(self, metrics: dict[str, Any]) -> None:
         every = self.session.options.eval.eval_every
         if every and metrics["step"] % every == 0 and self.session.held_out:
-            metrics["eval_accuracy"] = self.session.evaluate(modes=["greedy"])["greedy"]["accuracy"]
+            summaries = self.session.evaluate(modes=["greedy"], title=f"step {metrics['step']}")
+            metrics["eval_accuracy"] = summaries["greedy"]["accuracy"]
 
 
 class Listener(Observer):
@@ -113,14 +115,22 @@ class Recorder(Observer):
 
 
 class Bar(Observer):
-    """How far training is, and the figures of the last step."""
+    """How far training is, the figures of each step, and three rollouts of the first and the last."""
 
     def begin(self, step: int) -> None:
-        total, main = self.session.options.train.max_steps, self.session.ranks.main
+        session = self.session
+        total, main = session.options.train.max_steps, session.ranks.main
+        self.sampled = (step + 1, total)
+        if main and step < total:
+            console.console.print(console.legend(term.name for term in session.terms))
         self.display = console.ProgressDisplay("GRPO", total, done=step, active=main, steps=5).__enter__()
 
     def record(self, record: StepRecord) -> None:
-        self.display.update(record.step, console.step_line(record.metrics))
+        self.display.update(record.step, console.step_figures(record.metrics))
+        if record.step in self.sampled:
+            run, logged = self.session.run, self.session.options.train.log_rollouts
+            for text in step_samples(record, run.rollouts_path(record.step) if logged else None):
+                console.console.print(text)
 
     def end(self) -> None:
         self.display.__exit__()
