@@ -253,7 +253,11 @@ def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, confi
     Raises:
         PromptError: a clip cannot be read, or the ids do not hold exactly the expected audio slots.
     """
-    chat = messages(example, config)
+    return chat_prompt(example, messages(example, config), family, clips)
+
+
+def chat_prompt(example: Example, chat: Sequence[Mapping[str, Any]], family: PromptFamily, clips: ClipStore) -> Prompt:
+    """The prompt of a conversation, whose audio is, in order, the clips of `example`. Raises as `build_prompt`."""
     try:
         keys = tuple(clips.key(clip) for clip in example.clips)
         slots = tuple(clip_slots(key, family, clips) for key in keys)
