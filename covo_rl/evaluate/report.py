@@ -30,8 +30,8 @@ RULES = {
     "strict_raw": "strict, raw reply",
 }
 PROVENANCE = (
-    "set", "version", "data_sha256", "answer_key_sha256", "source", "licence", "model", "adapter", "load_in_4bit",
-    "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
+    "set", "version", "data_sha256", "columns", "answer_key_sha256", "source", "licence", "model", "adapter",
+    "load_in_4bit", "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
 )  # fmt: skip
 
 

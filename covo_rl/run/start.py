@@ -114,7 +114,7 @@ def own(run: Run, options: Options, files: Mapping[str, Path], more: Mapping[str
     hashes of `files` and `more`; returns what went wrong, or None."""
     train, record = options.train, {**environment(files), **(more or {})}
     if options.reward.judge:
-        record["judge_templates"] = template_hashes()
+        record["judge_templates"] = template_hashes(options.reward.judge_audio)
     if why := run.lock.hold() or run.refusal(overwrite=train.overwrite or continues(run, options)):
         run.lock.release()
         return why
