@@ -35,9 +35,10 @@ def majority(
     [1.0, 1.0, 0.0]
     """
     rows = completion_rows(completions, parsed, question, choices, answer_kind, answer)
-    bounds = completion_rows(completions, parsed, prompts, group_id, id, question, choices)
+    columns = (column for column in (prompts, group_id, id, question, choices) if column is not None)
+    keys = [repr(key) for key in zip(*columns, strict=True)] or [""] * len(rows)
     scores, reasons, figures = [], [], []
-    for group in _groups([repr(key) for _, *key in bounds], num_generations):
+    for group in _groups(keys, num_generations):
         rollouts = rows[group.start : group.stop]
         _, asked, options, kind, gold = rollouts[0]
         votes, agreeing, why = _vote([parts.answer for parts, *_ in rollouts], asked or "", options or (), kind)
