@@ -20,7 +20,7 @@ import click
 import pytest
 import typer
 
-from covo_rl.cli import COMMANDS
+from covo_rl.cli import COMMANDS, RECIPES
 from covo_rl.config import option_names, parse_options
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +114,10 @@ def parses_as_covo_rl(words: list[str]) -> None:
     module, attribute, _ = COMMANDS[words[0]]
     if words[0] == "train":
         return parses_as_recipe(words[1:])
+    if words[0] == "sft":
+        return parses_as_cold_start(words[1:])
+    if words[0] == "--install-completion":
+        return
     command, words = as_click(getattr(import_module(module), attribute)), words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
@@ -125,6 +129,10 @@ def parses_as_recipe(words: list[str]) -> None:
     if "--help" not in words:
         words = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
         parse_options(words)
+
+
+def parses_as_cold_start(words: list[str]) -> None:
+    runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]().parse_args(words)
 
 
 def parses(line: str) -> None:
@@ -150,7 +158,7 @@ def parses(line: str) -> None:
     if scripts and words[scripts[0]] == "recipes/grpo_mmau.py":
         parses_as_recipe(words[scripts[0] + 1 :])
     if scripts and words[scripts[0]] == "recipes/sft_cot.py":
-        runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]().parse_args(words[scripts[0] + 1 :])
+        parses_as_cold_start(words[scripts[0] + 1 :])
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page}: {line[:60]}" for page, line in LINES])
@@ -175,7 +183,7 @@ def known_flags() -> set[str]:
     for source in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         flags |= set(re.findall(r'(?:add_argument\(\s*|if )"(--[\w-]+)"', source.read_text(encoding="utf-8")))
     for word, (module, attribute, _) in COMMANDS.items():
-        if word != "train":
+        if word not in RECIPES:
             flags |= command_flags(as_click(getattr(import_module(module), attribute)))
     flags |= set(runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]()._option_string_actions)
     return {flag.replace("_", "-") for flag in flags}
