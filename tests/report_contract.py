@@ -74,7 +74,7 @@ COUNTS = dict.fromkeys(
 )  # fmt: skip
 COMPARISON = {  # of several runs, or null
     "config": [{"option": str, "values": list}],  # options that differ; one value per run, null where it has none
-    "evaluations": [{"name": str, "n": [int], "accuracy": ["number?"], "ci95": ["interval?"]}],  # one entry per run
+    "evaluations": [{"name": str, "n": ["int?"], "accuracy": ["number?"], "ci95": ["interval?"]}],  # one entry per run
 }
 PAYLOAD = {
     "version": {1},

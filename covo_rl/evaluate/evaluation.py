@@ -44,7 +44,7 @@ def run_request(
     try:
         inputs = read_inputs(
             eval_set, request.data if rows is None else rows, request.audio_dir, predictions=request.predictions,
-            limit=request.limit, allow_outside=request.allow_outside_audio,
+            limit=request.limit, allow_outside=request.allow_outside_audio, columns=request.columns,
         )  # fmt: skip
     except EvalInputError as error:
         raise EvalInputError([*error.problems, *problems]) from error

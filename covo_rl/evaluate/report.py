@@ -30,8 +30,8 @@ RULES = {
     "strict_raw": "strict, raw reply",
 }
 PROVENANCE = (
-    "set", "version", "data_sha256", "answer_key_sha256", "source", "licence", "model", "adapter", "load_in_4bit",
-    "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
+    "set", "version", "data_sha256", "columns", "answer_key_sha256", "source", "licence", "model", "adapter",
+    "load_in_4bit", "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
 )  # fmt: skip
 
 
@@ -250,10 +250,8 @@ def _draw(report: Mapping[str, Any], folder: Path) -> None:
 
     Horizontal bars in percent with 95 % intervals and the number of rows.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # without pyplot, whose backend is the program's
 
-    matplotlib.use("Agg")
     bars = {column: [(value, entry["strict"]) for value, entry in values.items()]
             for column, values in report["breakdown"].items()}  # fmt: skip
     lengths = bars.pop("audio length", [])

@@ -50,8 +50,9 @@ class Request:
     """The options of `covo-rl eval`, and of `covo-rl data profile` where it has them."""
 
     set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
-    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, parquet")] = None
+    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, CSV, TSV, parquet")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
+    columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
     model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None
     predictions: Annotated[Path | None, typer.Option(help="score the replies in this JSON or JSONL; no model")] = None
@@ -77,9 +78,9 @@ class Request:
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False
-    allow_outside_audio: Annotated[
-        bool, typer.Option("--allow-outside-audio", help="let audio paths leave --audio-dir")
-    ] = False
+    allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
+        False
+    )
 
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;

@@ -48,7 +48,7 @@ def decoding_of(
     return config, greedy
 
 
-def rows_of(question: str | Sequence[str], audio: Any, choices: Sequence[Any]) -> list[Example]:
+def rows_of(question: str | Sequence[str], audio: Any = None, choices: Sequence[Any] = ()) -> list[Example]:
     """One row a question.
 
     Raises:

@@ -20,7 +20,7 @@ from covo_rl.resolve import ConfigError, meant
 from covo_rl.types import UserError
 
 if TYPE_CHECKING:
-    from covo_rl.run.conversation import Conversation
+    from covo_rl.run.chat import Chat
     from covo_rl.run.model import Model
 
 ModelName = Annotated[str, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")]
@@ -89,7 +89,7 @@ def _loaded(
     return load(model, adapter, device=device, instruction=instruction)
 
 
-def talk(conversation: Conversation, lines: Iterator[str], sounds: list[Any]) -> None:
+def talk(conversation: Chat, lines: Iterator[str], sounds: list[Any]) -> None:
     """Answer line by line; `sounds` go with the first question. What cannot be asked is said, and the talk goes on."""
     for line in lines:
         word, _, rest = line.strip().partition(" ")

@@ -28,7 +28,7 @@ from covo_rl.evaluate.runner import Dtype, Request, load_answerer
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import PromptError, chat_prompt, length_problem, messages, position_limit, written_texts
 from covo_rl.run.calls import decoding_of, evaluation_options, rows_of
-from covo_rl.run.conversation import Conversation
+from covo_rl.run.chat import Chat
 from covo_rl.types import Example, Prompt, Rollout, visible
 
 if TYPE_CHECKING:
@@ -200,9 +200,9 @@ class Model:
             rollout.completion_ids, rollout.logps,
         )  # fmt: skip
 
-    def chat(self, **options: Any) -> Conversation:
+    def chat(self, **options: Any) -> Chat:
         """A conversation, whose questions see what was asked and replied before; `options` are those of `generate`."""
-        return Conversation(self, options)
+        return Chat(self, options)
 
     def evaluate(
         self,

@@ -17,6 +17,7 @@ from covo_rl.data.files import plain, read_record
 from covo_rl.evaluate import evaluate
 from covo_rl.records import console
 from covo_rl.records.monitor import Advice, Monitor
+from covo_rl.records.sounds import KeptSounds
 from covo_rl.records.steps import StepRecord
 from covo_rl.records.trackers import Trackers, is_logged, table_rows
 
@@ -89,12 +90,26 @@ class Listener(Observer):
 
 
 class Recorder(Observer):
-    """A step into the run folder."""
+    """A step into the run folder, with its sounds that have no file."""
+
+    def begin(self, step: int) -> None:
+        self.sounds = KeptSounds(self.session.run.folder, self.session.examples)
+        self.without = 0
 
     def record(self, record: StepRecord) -> None:
-        self.session.run.log_metrics(record.metrics)
+        run = self.session.run
+        run.log_metrics(record.metrics)
         if self.session.options.train.log_rollouts:
-            self.session.run.log_rollouts(record.step, record.rollouts)
+            run.log_rollouts(record.step, record.rollouts)
+            with run.going_on(f"sounds of step {record.step} are not kept for the report"):
+                self.without += self.sounds.keep(record.rollouts)
+
+    def end(self) -> None:
+        if self.without:
+            console.console.print(
+                f"{self.without} sounds of rows in memory were not kept in {self.session.run.folder / 'clips'}: there "
+                "was no more room, and the report cannot play them"
+            )
 
 
 class Bar(Observer):

@@ -57,7 +57,7 @@ class TrainedRun:
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the page of the run to `path`, by default into its folder; returns where it lies."""
-        from covo_rl.run.page import report_page
+        from covo_rl.run.report.page import report_page
 
         target = Path(path) if path is not None else self.folder / "report.html"
         page = report_page(self.folder)

@@ -17,6 +17,7 @@ from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.check import sound_of
 from covo_rl.data.memory import IN_MEMORY
+from covo_rl.data.read import some
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
@@ -60,16 +61,19 @@ def read_questions(
     files = {name: Path(path) for name, path in (("data", data), ("eval_data", eval_data)) if path is not None}
     folder = config.audio_dir if config.data is not None else None
     eval_folder = config.eval_audio_dir or config.audio_dir if config.eval_data is not None else None
+    columns = config.columns if config.data is not None else None  # the built-in set has its own names
+    eval_columns = config.eval_columns or config.columns if config.eval_data is not None else None
 
-    def load(name: str, audio_dir: str | None) -> list[Example]:
-        return load_examples(memory.get(name, files[name]), audio_dir, allow_outside=config.allow_outside_audio)
+    def load(name: str, audio_dir: str | None, columns: str | None) -> list[Example]:
+        source, outside = memory.get(name, files[name]), config.allow_outside_audio
+        return load_examples(source, audio_dir, columns=columns, allow_outside=outside)
 
-    rows, held_out, notes = load("data", folder), [], ()
+    rows, held_out, notes = load("data", folder, columns), [], ()
     splits = options.eval.evaluate and "eval_data" not in files
     if not options.eval.evaluate:
         files = {"data": files["data"]}
     elif not splits:
-        held_out = load("eval_data", eval_folder)
+        held_out = load("eval_data", eval_folder, eval_columns)
     clips = ClipStore() if clips is None else clips
     files |= {name: Path(_memory_name(part, clips)) for name, part in (("data", rows), ("eval_data", held_out))
               if name in memory and name in files}  # fmt: skip
@@ -85,6 +89,9 @@ def read_questions(
             what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
+    if options.prompt.system_prompt and (own := [row.id for row in (*rows, *held_out) if row.system]):
+        what = "have a system message of their own, which takes the place of system_prompt"
+        notes = (*notes, visible(f"{len(own)} rows ({some(own)}) {what}"))
     return Rows(rows, held_out, files, notes)
 
 

@@ -18,12 +18,14 @@ from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
+from covo_rl.engines.base import TextDecoder
 from covo_rl.engines.health import self_check
 from covo_rl.evaluate import evaluate
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
-from covo_rl.export.adapter import hub_name
-from covo_rl.export.exporting import export_run_adapter, update_card
+from covo_rl.export.adapter import portable_name
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import export_run_adapter
 from covo_rl.models import family_at
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy.loading import trainable_policy
@@ -38,7 +40,7 @@ from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.observers import observers
 from covo_rl.run.result import before_settings, evaluated, show_result, stored_before, summary_rows
-from covo_rl.run.start import RunFinished, Start, look_at, origin, own
+from covo_rl.run.start import RunFinished, Start, look_at, own, run_origin
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
@@ -94,6 +96,7 @@ class Session:
             recompute=train.recompute, keep_reference=bool(beta),
         )  # fmt: skip
         self.family = self.policy.family
+        self.decoder = TextDecoder(self.family) if train.log_token_logps else None
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
         rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main
         prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
@@ -167,7 +170,7 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            files, more = origin(self.terms, self.rows.files, self.in_memory)
+            files, more = run_origin(self.terms, self.rows.files, self.in_memory)
             if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
             problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []
@@ -253,7 +256,10 @@ class Session:
         for observer in self.observers:
             observer.measure(metrics)
         start = time.perf_counter()
-        rows = self.ranks.joined(rollout_rows(batch.groups, batch.table, batch.advantages))
+        first = sum(self.ranks.gathered(len(batch.groups))[: self.ranks.rank])
+        rows = self.ranks.joined(
+            rollout_rows(batch.groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+        )
         if self.ranks.main:
             for observer in self.observers:
                 observer.record(StepRecord(metrics["step"], metrics, rows))
@@ -268,7 +274,7 @@ class Session:
         """
         return export_run_adapter(
             self.trainable, self.run.folder, self._prompts(2), self.clips,
-            base_model=hub_name(self.options.model.model), folder=folder, wording=self.options.prompt,
+            base_model=portable_name(self.options.model.model), folder=folder, wording=self.options.prompt,
         )  # fmt: skip
 
     def _export_step(self, checkpoint: Path) -> None:

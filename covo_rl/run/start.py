@@ -96,7 +96,7 @@ def _refused(saved: Mapping[str, Any], now: Mapping[str, Any], options: Options)
     return []
 
 
-def origin(
+def run_origin(
     terms: Sequence[Component], files: Mapping[str, Path], in_memory: Mapping[str, str]
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """What environment.json says of rows and rewards: (files, which are hashed there; source and hash of functions that
@@ -109,12 +109,12 @@ def origin(
     return files, {name: content for name, content in more.items() if content}
 
 
-def own(run: Run, options: Options, files: Mapping[str, Path], more: Mapping[str, Any]) -> str | None:
+def own(run: Run, options: Options, files: Mapping[str, Path], more: Mapping[str, Any] | None = None) -> str | None:
     """Lock the folder, make room where --overwrite says so, write config.yaml and environment.json, which holds the
     hashes of `files` and `more`; returns what went wrong, or None."""
-    train, record = options.train, {**environment(files), **more}
+    train, record = options.train, {**environment(files), **(more or {})}
     if options.reward.judge:
-        record["judge_templates"] = template_hashes()
+        record["judge_templates"] = template_hashes(options.reward.judge_audio)
     if why := run.lock.hold() or run.refusal(overwrite=train.overwrite or continues(run, options)):
         run.lock.release()
         return why

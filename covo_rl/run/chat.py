@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from covo_rl.run.model import Model, Reply
 
 
-class Conversation:
+class Chat:
     """A conversation with a loaded model; made by `Model.chat`."""
 
     def __init__(self, model: Model, options: Mapping[str, Any]) -> None:
