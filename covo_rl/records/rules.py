@@ -149,9 +149,9 @@ RULES: Sequence[MonitorRule] = (
         "majority_unanimous reward_accuracy majority_right",
         {"steps": 5, "share": 0.9, "fall": 0.05},
         signs.unanimous,
-        "In {agreement:.0%} of the groups all rollouts give one answer, and {known}: `majority` pays agreement, and the "
-        "policy agrees with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), use "
-        "more rows, or add a reward that looks at the sound.",
+        "In {agreement:.0%} of the groups all rollouts give one answer, and {known}: `majority` pays agreement, and "
+        "the policy agrees with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), "
+        "use more rows, or add a reward that looks at the sound.",
     ),
     MonitorRule(
         "updates_skipped",
