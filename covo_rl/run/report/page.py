@@ -15,14 +15,14 @@ import json
 import webbrowser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import jinja2
 import typer
 from markupsafe import Markup
 
 from covo_rl.data.files import write_atomically
-from covo_rl.data.terminal import LAYOUT, say
+from covo_rl.data.terminal import LAYOUT, Terminal, say
 from covo_rl.run.report.payload import Sounds, report_payload
 from covo_rl.types import visible
 
@@ -100,11 +100,13 @@ def report_command(
     for run in runs:
         if not (Path(run) / "config.yaml").is_file():
             raise typer.BadParameter(f"{visible(run)} is no run folder: it has no config.yaml")
-    kinds = Sounds.__args__
-    if sounds not in kinds:
+    if sounds not in (kinds := get_args(Sounds)):
         raise typer.BadParameter(f"--sounds {visible(sounds)}: the choices are {', '.join(kinds)}")
     path = Path(output) if output else Path(runs[0]) / ("compare.html" if len(runs) > 1 else "report.html")
-    text = report_page(runs, max_mb=max_mb, sounds=sounds, page=path)
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"{visible(path.parent)} is no folder; give another --output")
+    with Terminal(stderr=True).status("reading rollouts and sounds"):
+        text = report_page(runs, max_mb=max_mb, sounds=cast(Sounds, sounds), page=path)
     try:
         write_atomically(path, lambda file: file.write(text))
     except OSError as error:

@@ -4,16 +4,40 @@
 const PANELS = [
   ["Total reward", "mean R over the rollouts of a step", ["reward_total"]],
   ["Reward components", "each in 0..1 before its weight", ["reward_*"]],
-  ["Accuracy", "of rollouts while training, and on held-out questions", ["reward_accuracy", "eval_accuracy", "eval_*"], true],
-  ["Listening", "accuracy with the sound and with silence: the gap is what the sound is worth", ["listen_real", "listen_silent", "listen_*"], true],
+  [
+    "Accuracy",
+    "of rollouts while training, and on held-out questions",
+    ["reward_accuracy", "eval_accuracy", "eval_*"],
+    true,
+  ],
+  [
+    "Listening",
+    "accuracy with the sound and with silence: the gap is what the sound is worth",
+    ["listen_real", "listen_silent", "listen_*"],
+    true,
+  ],
   ["Completion length", "tokens", ["completion_length"]],
   ["Groups without variance", "share of groups from which nothing is learned", ["zero_variance_groups"], true],
   ["Truncated and broken", "share that hit the limit, share without the blocks", ["truncated", "format_broken"], true],
-  ["Wrong outranks right", "share of pairs in which a wrong answer earned more than a right one", ["rewards/wrong_outranks_right"], true],
+  [
+    "Wrong outranks right",
+    "share of pairs in which a wrong answer earned more than a right one",
+    ["rewards/wrong_outranks_right"],
+    true,
+  ],
   ["KL to the start", "nats per token", ["kl", "kl/mean"]],
   ["Entropy", "nats per token", ["entropy", "entropy/mean"]],
-  ["Engine mismatch", "log-prob when sampled against when scored", ["sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max"]],
-  ["Clipped ratios", "share of tokens", ["clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"], true],
+  [
+    "Engine mismatch",
+    "log-prob when sampled against when scored",
+    ["sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max"],
+  ],
+  [
+    "Clipped ratios",
+    "share of tokens",
+    ["clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"],
+    true,
+  ],
   ["Gradient norm", "before clipping", ["grad_norm"]],
   ["Seconds by phase", "of a step", ["seconds.*"]],
 ];
@@ -40,7 +64,10 @@ function columns(run) {
 function expand(keys, names) {
   const chosen = new Set();
   for (const key of keys) {
-    if (!key.endsWith("*")) { if (names.has(key)) chosen.add(key); continue; }
+    if (!key.endsWith("*")) {
+      if (names.has(key)) chosen.add(key);
+      continue;
+    }
     for (const name of names) {
       if (!name.startsWith(key.slice(0, -1)) || NOT_COMPONENTS.has(name)) continue;
       if (key !== "seconds.*" || isPhase(name)) chosen.add(name);
@@ -69,7 +96,9 @@ class Charts {
     const figures = PANELS.map(([title, text, keys, share]) => {
       const names = expand(keys, this.names);
       names.forEach((name) => shown.add(name));
-      return names.length && (this.varies(names) || !NEVER_MIND_ZERO.has(title)) ? this.figure(title, text, names, share) : null;
+      return names.length && (this.varies(names) || !NEVER_MIND_ZERO.has(title))
+        ? this.figure(title, text, names, share)
+        : null;
     });
     const others = [...this.names].filter((name) => !shown.has(name) && this.varies([name])).sort();
     this.root.replaceChildren(...figures.filter(Boolean));
@@ -84,8 +113,12 @@ class Charts {
   others(names) {
     const grid = el("div", { class: "charts" });
     const open = () => grid.childElementCount || grid.append(...names.map((name) => this.figure(name, "", [name])));
-    const fold = el("details", { class: "others", on: { toggle: () => (this.rest = fold.open) && open() } },
-      el("summary", {}, `${names.length} further metrics`), grid);
+    const fold = el(
+      "details",
+      { class: "others", on: { toggle: () => (this.rest = fold.open) && open() } },
+      el("summary", {}, `${names.length} further metrics`),
+      grid,
+    );
     fold.open = Boolean(this.rest);
     return fold;
   }
@@ -93,17 +126,30 @@ class Charts {
   figure(title, text, names, share) {
     const area = el("div", { class: "plot" });
     const legend = el("div", { class: "legend" });
-    const figure = el("figure", { class: "card chart", "aria-label": this.summary(title, names), role: "img" },
-      el("figcaption", {}, said("strong", "", title), el("span", { class: "quiet" }, text)), legend, area);
+    const figure = el(
+      "figure",
+      { class: "card chart", "aria-label": this.summary(title, names), role: "img" },
+      el("figcaption", {}, said("strong", "", title), el("span", { class: "quiet" }, text)),
+      legend,
+      area,
+    );
     if (names.length === 1 && this.runs.length === 1) figure.classList.add("single");
-    const lines = this.runs.flatMap((run, r) => names.filter((name) => this.data[r].series[name]).map((name) => {
-      const tone = names.length === 1 ? r : names.indexOf(name);
-      return { run: r, name, color: cssColor(`--c${tone % 8}`), dash: names.length === 1 ? [] : DASHES[r % 4] };
-    }));
+    const lines = this.runs.flatMap((run, r) =>
+      names
+        .filter((name) => this.data[r].series[name])
+        .map((name) => {
+          const tone = names.length === 1 ? r : names.indexOf(name);
+          return { run: r, name, color: cssColor(`--c${tone % 8}`), dash: names.length === 1 ? [] : DASHES[r % 4] };
+        }),
+    );
     const values = lines.map((line) => {
-      const label = (names.length === 1 ? "" : shortName(line.name) + " ") + (this.runs.length > 1 ? runLetter(line.run) : "");
+      const label =
+        (names.length === 1 ? "" : shortName(line.name) + " ") + (this.runs.length > 1 ? runLetter(line.run) : "");
       const value = el("b", {}, number(this.last(line)));
-      const swatch = el("i", { class: "swatch", style: { "border-top-color": line.color, "border-top-style": line.dash.length ? "dashed" : "solid" } });
+      const swatch = el("i", {
+        class: "swatch",
+        style: { "border-top-color": line.color, "border-top-style": line.dash.length ? "dashed" : "solid" },
+      });
       legend.append(el("span", {}, swatch, label, value));
       return value;
     });
@@ -116,28 +162,66 @@ class Charts {
   }
 
   summary(title, names) {
-    const parts = this.runs.flatMap((run, r) => names.filter((name) => this.data[r].series[name]).map((name) => {
-      const values = this.data[r].series[name].filter(isNumber);
-      return `${shortName(name)} from ${number(values[0])} to ${number(values.at(-1))}`;
-    }));
+    const parts = this.runs.flatMap((run, r) =>
+      names
+        .filter((name) => this.data[r].series[name])
+        .map((name) => {
+          const values = this.data[r].series[name].filter(isNumber);
+          return `${shortName(name)} from ${number(values[0])} to ${number(values.at(-1))}`;
+        }),
+    );
     return visible(`${title}: ${parts.join(", ")}`);
   }
 
   plot(area, lines, values, share) {
     if (!area.isConnected || !area.clientWidth) return;
     const at = this.data.map((run) => new Map(run.steps.map((step, i) => [step, i])));
-    const data = [this.steps, ...lines.map((line) => this.steps.map((step) => this.data[line.run].series[line.name][at[line.run].get(step)] ?? null))];
-    const ink = cssColor("--quiet"), grid = { stroke: cssColor("--line"), width: 1 }, font = "11px " + cssColor("--sans");
+    const data = [
+      this.steps,
+      ...lines.map((line) =>
+        this.steps.map((step) => this.data[line.run].series[line.name][at[line.run].get(step)] ?? null),
+      ),
+    ];
+    const ink = cssColor("--quiet"),
+      grid = { stroke: cssColor("--line"), width: 1 },
+      font = "11px " + cssColor("--sans");
     const axis = { stroke: ink, grid, ticks: { show: false }, font };
     const tick = (u, splits, i, space, step) => splits.map((value) => tickText(value, step));
     const few = (line) => data[lines.indexOf(line) + 1].filter(isNumber).length < 25;
-    const plot = new uPlot({
-      width: area.clientWidth, height: 150, legend: { show: false }, scales: { x: { time: false }, y: { range: range(share) } },
-      axes: [{ ...axis, size: 20, gap: 2, space: 50, incrs: STEPS }, { ...axis, size: 44, gap: 4, space: 34, values: tick }],
-      padding: [8, 10, 0, 0], series: [{}, ...lines.map((line) => ({ stroke: line.color, width: 1.75, dash: line.dash, spanGaps: true, points: { show: few(line), size: 5, fill: line.color } }))],
-      cursor: { sync: { key: "step" }, y: false, points: { size: 7 } },
-      hooks: { setCursor: [(u) => values.forEach((value, i) => { value.textContent = number(u.cursor.idx == null ? this.last(lines[i]) : data[i + 1][u.cursor.idx]); })] },
-    }, data, area);
+    const plot = new uPlot(
+      {
+        width: area.clientWidth,
+        height: 150,
+        legend: { show: false },
+        scales: { x: { time: false }, y: { range: range(share) } },
+        axes: [
+          { ...axis, size: 20, gap: 2, space: 50, incrs: STEPS },
+          { ...axis, size: 44, gap: 4, space: 34, values: tick },
+        ],
+        padding: [8, 10, 0, 0],
+        series: [
+          {},
+          ...lines.map((line) => ({
+            stroke: line.color,
+            width: 1.75,
+            dash: line.dash,
+            spanGaps: true,
+            points: { show: few(line), size: 5, fill: line.color },
+          })),
+        ],
+        cursor: { sync: { key: "step" }, y: false, points: { size: 7 } },
+        hooks: {
+          setCursor: [
+            (u) =>
+              values.forEach((value, i) => {
+                value.textContent = number(u.cursor.idx == null ? this.last(lines[i]) : data[i + 1][u.cursor.idx]);
+              }),
+          ],
+        },
+      },
+      data,
+      area,
+    );
     plot.over.addEventListener("click", () => {
       if (plot.cursor.idx != null && plot.select.width < 3) this.onStep(this.steps[plot.cursor.idx]);
     });

@@ -46,7 +46,9 @@ function index(payload) {
 
 /** The text that a search reads, in lower case; made at the first search, or when the page is idle. */
 function haystack(group) {
-  group.hay ??= [group.id, group.question, ...group.rollouts.map((rollout) => rollout.completion)].join("\n").toLowerCase();
+  group.hay ??= [group.id, group.question, ...group.rollouts.map((rollout) => rollout.completion)]
+    .join("\n")
+    .toLowerCase();
   return group.hay;
 }
 
@@ -57,7 +59,7 @@ const SORTS = {
   spread: ["widest spread", (a, b) => (b.spread ?? -1) - (a.spread ?? -1)],
 };
 
-/** Groups that hold the query and every flag (each in some rollout), of one run or of all, and how many each flag has. */
+/** Groups, of one run or of all, that hold the query and every flag, each in some rollout; how many each flag has. */
 function select(payload, { query = "", flags = [], run = null, sort = "step" }) {
   const wanted = bits(flags);
   const needle = query.trim().toLowerCase();
@@ -78,6 +80,12 @@ function select(payload, { query = "", flags = [], run = null, sort = "step" }) 
 function flatten(value, prefix = "") {
   if (value && typeof value === "object" && !Object.keys(value).length) return [[prefix, "none"]];
   if (value === null || typeof value !== "object") return [[prefix, value === null ? "none" : String(value)]];
-  if (Array.isArray(value)) return [[prefix, value.map((item) => (item && typeof item === "object" ? JSON.stringify(item) : String(item))).join(", ")]];
+  if (Array.isArray(value))
+    return [
+      [
+        prefix,
+        value.map((item) => (item && typeof item === "object" ? JSON.stringify(item) : String(item))).join(", "),
+      ],
+    ];
   return Object.entries(value).flatMap(([key, item]) => flatten(item, prefix ? `${prefix}.${key}` : key));
 }

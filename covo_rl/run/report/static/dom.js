@@ -18,7 +18,8 @@ function el(name, attributes = {}, ...children) {
 }
 
 /** The same for a drawing. */
-const svg = (name, attributes = {}, ...children) => dress(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+const svg = (name, attributes = {}, ...children) =>
+  dress(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 
 function dress(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
@@ -34,10 +35,12 @@ function dress(node, attributes, children) {
 /** An element that holds what a model or a file wrote: isolated in direction, escapes set apart. */
 function said(name, className, text) {
   const node = el(name, { class: className, dir: "auto" });
-  String(text).split(UNPRINTABLES).forEach((part, i) => {
-    if (i % 2) node.append(el("span", { class: "escape" }, escaped(part)));
-    else if (part) node.append(part);
-  });
+  String(text)
+    .split(UNPRINTABLES)
+    .forEach((part, i) => {
+      if (i % 2) node.append(el("span", { class: "escape" }, escaped(part)));
+      else if (part) node.append(part);
+    });
   return node;
 }
 
@@ -46,7 +49,7 @@ const button = (label, handler, attributes = {}) =>
 
 /** A link that leaves the page; addresses other than http(s) or relative ones stay text. */
 function link(text, href) {
-  const safe = /^https?:\/\//i.test(href) || /^[\w./#-]+$/.test(href);
+  const safe = /^https?:\/\//i.test(href) || /^(?!\/\/)[\w./#-]+$/.test(href);
   return safe ? el("a", { href, rel: "noopener noreferrer", target: "_blank" }, visible(text)) : said("span", "", text);
 }
 
@@ -55,8 +58,11 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 /** A number with about three significant digits; a dash where there is none. */
 function number(value, digits = 3) {
   if (!isNumber(value)) return "–";
-  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)) return value.toExponential(1).replace("-", "−");
-  const text = Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(Math.abs(value) >= 100 ? 0 : digits - 1);
+  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6))
+    return value.toExponential(1).replace("-", "−");
+  const text = Number.isInteger(value)
+    ? value.toLocaleString("en")
+    : value.toFixed(Math.abs(value) >= 100 ? 0 : digits - 1);
   return text.replace("-", "−");
 }
 

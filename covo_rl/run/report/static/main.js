@@ -7,7 +7,10 @@ function readState() {
   const only = words.get("only");
   return {
     view: VIEWS.includes(words.get("view")) ? words.get("view") : "overview",
-    at: words.get("at"), beside: words.get("beside"), q: words.get("q") ?? "", sort: words.get("sort") ?? "step",
+    at: words.get("at"),
+    beside: words.get("beside"),
+    q: words.get("q") ?? "",
+    sort: words.get("sort") ?? "step",
     text: words.get("text") in TEXTS ? words.get("text") : "parts",
     flags: (words.get("flags") ?? "").split(",").filter((flag) => flag in FLAGS),
     only: /^\d+$/.test(only ?? "") ? Number(only) : null,
@@ -84,15 +87,24 @@ class Page {
     if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
     const press = event.target.closest("button, summary, a, [role=slider]");
     const views = { 1: "overview", 2: "groups", 3: "evaluation", 4: "setup" };
-    const { browser } = this, groups = this.view === "groups";
+    const { browser } = this,
+      groups = this.view === "groups";
     const keys = {
       "?": () => this.help(),
-      "/": () => { this.go({ view: "groups" }); browser.search.focus(); browser.search.select(); },
+      "/": () => {
+        this.go({ view: "groups" });
+        browser.search.focus();
+        browser.search.select();
+      },
       t: () => this.turnTheme(),
       ...Object.fromEntries(Object.entries(views).map(([key, view]) => [key, () => this.go({ view })])),
       ...(groups && {
-        j: () => browser.move(1), k: () => browser.move(-1), ArrowDown: () => browser.move(1), ArrowUp: () => browser.move(-1),
-        ArrowRight: () => this.step(1), ArrowLeft: () => this.step(-1),
+        j: () => browser.move(1),
+        k: () => browser.move(-1),
+        ArrowDown: () => browser.move(1),
+        ArrowUp: () => browser.move(-1),
+        ArrowRight: () => this.step(1),
+        ArrowLeft: () => this.step(-1),
         PageDown: () => browser.detail.scrollBy(0, 0.85 * browser.detail.clientHeight),
         PageUp: () => browser.detail.scrollBy(0, -0.85 * browser.detail.clientHeight),
         l: () => this.go({ text: readState().text === "tokens" ? "parts" : "tokens" }, true),
@@ -114,7 +126,9 @@ class Page {
 
   turnTheme() {
     const root = document.documentElement;
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const dark = root.dataset.theme
+      ? root.dataset.theme === "dark"
+      : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
     if (this.view === "overview") this.charts.draw();
     this.browser.players.forEach((player) => player.drawWave());
@@ -128,7 +142,8 @@ class Page {
 async function start() {
   const status = document.getElementById("status");
   if (typeof DecompressionStream === "undefined" || !Array.prototype.findLast) {
-    status.textContent = "This browser is too old for the report: it needs DecompressionStream (Chrome 103, Firefox 113, Safari 16.4 or later).";
+    status.textContent =
+      "This browser is too old for the report: it needs Chrome 111, Firefox 113, Safari 16.4 or a later one.";
     return;
   }
   try {
@@ -137,7 +152,9 @@ async function start() {
     new Page(payload);
     status.remove();
   } catch (error) {
-    status.textContent = visible(`The report's data cannot be read: ${error.message}. The file may be cut; write it again with covo-rl report.`);
+    status.textContent = visible(
+      `The report's data cannot be read: ${error.message}. The file may be cut; write it again with covo-rl report.`,
+    );
     throw error;
   }
 }

@@ -8,21 +8,72 @@ class Player {
     const source = clip.src ?? clip.href;
     this.note = el("p", { class: "quiet", role: "status" });
     if (clip.note) this.note.append(visible(clip.note));
-    if (source) this.audio = el("audio", { src: source, preload: clip.src ? "metadata" : "none", on: {
-      play: () => this.started(), pause: () => this.show(), ended: () => this.show(), timeupdate: () => this.show(),
-      loadedmetadata: () => this.show(), error: () => this.failed() } });
-    this.toggleButton = button("▶", () => this.toggle(), { class: "play", "aria-label": `play ${visible(clip.name)}`, disabled: !source });
+    if (source)
+      this.audio = el("audio", {
+        src: source,
+        preload: clip.src ? "metadata" : "none",
+        on: {
+          play: () => this.started(),
+          pause: () => this.show(),
+          ended: () => this.show(),
+          timeupdate: () => this.show(),
+          loadedmetadata: () => this.show(),
+          error: () => this.failed(),
+        },
+      });
+    this.toggleButton = button("▶", () => this.toggle(), {
+      class: "play",
+      "aria-label": `play ${visible(clip.name)}`,
+      disabled: !source,
+    });
     this.time = el("span", { class: "time" });
     this.head = el("div", { class: "head" });
     this.canvas = el("canvas", { class: "wave", height: 56, "aria-hidden": "true" });
-    const mel = clip.mel ? el("img", { class: "mel", src: clip.mel.png, alt: `mel spectrogram: ${clip.mel.frames} frames of ${clip.mel.bins} bins` }) : null;
-    this.track = el("div", { class: "track", tabindex: source ? 0 : null, role: "slider", "aria-label": "position in the sound", "aria-valuemin": 0,
-      on: { click: (event) => this.seek(event.offsetX / this.track.clientWidth), keydown: (event) => this.key(event) } },
-      clip.peaks ? this.canvas : null, mel, this.head);
+    const mel = clip.mel
+      ? el("img", {
+          class: "mel",
+          src: clip.mel.png,
+          alt: `mel spectrogram: ${clip.mel.frames} frames of ${clip.mel.bins} bins`,
+        })
+      : null;
+    this.track = el(
+      "div",
+      {
+        class: "track",
+        tabindex: source ? 0 : null,
+        role: "slider",
+        "aria-label": "position in the sound",
+        "aria-valuemin": 0,
+        on: {
+          click: (event) => this.seek(event.offsetX / this.track.clientWidth),
+          keydown: (event) => this.key(event),
+        },
+      },
+      clip.peaks ? this.canvas : null,
+      mel,
+      this.head,
+    );
     if (!clip.peaks && !mel) this.track.classList.add("bare");
     const from = clip.src ? "" : clip.href ? "linked, not embedded" : "not here";
-    this.node = el("div", { class: "player" }, this.audio, this.toggleButton, el("div", { class: "sound" },
-      el("div", { class: "sound-name" }, said("span", "", clip.name), el("span", { class: "quiet" }, from), this.time), this.track, this.note));
+    this.node = el(
+      "div",
+      { class: "player" },
+      this.audio,
+      this.toggleButton,
+      el(
+        "div",
+        { class: "sound" },
+        el(
+          "div",
+          { class: "sound-name" },
+          said("span", "", clip.name),
+          el("span", { class: "quiet" }, from),
+          this.time,
+        ),
+        this.track,
+        this.note,
+      ),
+    );
     new ResizeObserver(() => this.drawWave()).observe(this.node);
     this.show();
   }
@@ -40,13 +91,21 @@ class Player {
   started() {
     if (playing && playing !== this) playing.audio.pause();
     playing = this;
-    const frame = () => { this.show(); if (!this.audio.paused && this.node.isConnected) requestAnimationFrame(frame); else this.audio.pause(); };
+    const frame = () => {
+      this.show();
+      if (!this.audio.paused && this.node.isConnected) requestAnimationFrame(frame);
+      else this.audio.pause();
+    };
     frame();
   }
 
   failed(error) {
     if (error?.name === "AbortError") return;
-    this.note.textContent = visible(this.clip.src ? "this browser cannot decode the sound" : `the sound is not where the run left it: ${this.clip.href}`);
+    this.note.textContent = visible(
+      this.clip.src
+        ? "this browser cannot decode the sound"
+        : `the sound is not where the run left it: ${this.clip.href}`,
+    );
     this.toggleButton.disabled = true;
   }
 
@@ -56,6 +115,10 @@ class Player {
   }
 
   key(event) {
+    if (event.key === " ") {
+      event.preventDefault();
+      this.toggle();
+    }
     const move = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
     if (!move || !this.audio) return;
     event.preventDefault();
@@ -73,20 +136,29 @@ class Player {
   }
 
   drawWave() {
-    const { peaks } = this.clip, width = this.track.clientWidth;
+    const { peaks } = this.clip,
+      width = this.track.clientWidth;
     if (!peaks || !width) return;
-    const scale = window.devicePixelRatio || 1, height = 56, canvas = this.canvas;
+    const scale = window.devicePixelRatio || 1,
+      height = 56,
+      canvas = this.canvas;
     canvas.width = width * scale;
     canvas.height = height * scale;
     const pen = canvas.getContext("2d");
     pen.scale(scale, scale);
     pen.fillStyle = cssColor("--accent");
-    const slices = peaks.length >> 1, loudest = peaks.reduce((most, peak) => Math.max(most, Math.abs(peak)), 1);
+    const slices = peaks.length >> 1,
+      loudest = peaks.reduce((most, peak) => Math.max(most, Math.abs(peak)), 1);
     const zoom = (height / 2 - 2) / Math.max(loudest, 24);
     for (let x = 0; x < width; x++) {
-      const first = Math.floor((x * slices) / width), end = Math.max(first + 1, Math.floor(((x + 1) * slices) / width));
-      let low = 127, high = -127;
-      for (let i = first; i < end; i++) { low = Math.min(low, peaks[2 * i]); high = Math.max(high, peaks[2 * i + 1]); }
+      const first = Math.floor((x * slices) / width),
+        end = Math.max(first + 1, Math.floor(((x + 1) * slices) / width));
+      let low = 127,
+        high = -127;
+      for (let i = first; i < end; i++) {
+        low = Math.min(low, peaks[2 * i]);
+        high = Math.max(high, peaks[2 * i + 1]);
+      }
       pen.fillRect(x, height / 2 - high * zoom, 1, Math.max((high - low) * zoom, 1));
     }
   }
