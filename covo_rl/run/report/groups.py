@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -49,7 +49,10 @@ def step_groups(path: Path, run: int, step: int, generations: int, notes: Notes)
 
     Older files do not number groups: there, rows of one id in a row are cut into groups of `generations`.
     """
-    rows, damage = whole_lines(path)
+    try:
+        rows, damage = whole_lines(path)
+    except OSError as error:  # a resume has just moved it aside, or it may not be read
+        rows, damage = [], [f"{path.name} is left out: {error}"]
     for line in damage:
         notes.add(line)
     whole = [row for row in rows if isinstance(row.get("completion"), str)]
@@ -61,10 +64,10 @@ def _members(rows: Sequence[Mapping[str, Any]], generations: int) -> Iterator[li
     if all(type(row.get("group")) is int and "clip_keys" in row for row in rows):
         numbered: dict[tuple[int, str], list[Mapping[str, Any]]] = defaultdict(list)
         for row in rows:
-            numbered[row["group"], str(row.get("id"))].append(row)
+            numbered[row["group"], compact(row.get("id"))].append(row)
         yield from (numbered[key] for key in sorted(numbered))
         return
-    for _, members in groupby(rows, key=lambda row: str(row.get("id"))):
+    for _, members in groupby(rows, key=lambda row: compact(row.get("id"))):
         members = list(members)
         for start in range(0, len(members), generations):
             yield members[start : start + generations]
@@ -77,7 +80,8 @@ def _group(number: int, rows: Sequence[Mapping[str, Any]], run: int, step: int, 
     names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     keys = keys if isinstance(keys, list) and len(keys) == len(names) else [""] * len(names)
     answer = first.get("answer")
-    rollouts = [_rollout(row, notes) for row in rows]
+    reasons = _reasons(first)
+    rollouts = [_rollout(row, reasons, notes) for row in rows]
     copies = Counter(rollout["completion"] for rollout in rollouts)
     for rollout in rollouts:
         if copies[rollout["completion"]] > 1:
@@ -86,50 +90,60 @@ def _group(number: int, rows: Sequence[Mapping[str, Any]], run: int, step: int, 
         "run": run,
         "step": step,
         "group": number,
-        "id": readable_start(str(first.get("id", ""))),
-        "question": readable_start(str(first.get("question") or "")),
+        "id": compact(first.get("id")),
+        "question": compact(first.get("question")),
         "choices": texts(first.get("choices")),
-        "answer": None if answer is None else readable_start(str(answer)),
+        "answer": None if answer is None else compact(answer),
         "clips": [(name, key if isinstance(key, str) else "") for name, key in zip(names, keys, strict=True)],
-        "columns": _columns(rows, notes),
+        "columns": _columns(rows, reasons, notes),
         "flags": ["no_variance"] if all(rollout["advantage"] == 0 for rollout in rollouts) else [],
         "rollouts": rollouts,
     }
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], notes: Notes) -> dict[str, str]:
+def _columns(rows: Sequence[Mapping[str, Any]], reasons: Collection[str], notes: Notes) -> dict[str, str]:
     """What the data says of the row, shortly; what rewards logged differs between rollouts and is none of it."""
-    names = [name for name in rows[0] if name not in _OWN and not _is_reason(name, rows[0])]
-    facts = {name: rows[0][name] for name in names if all(row.get(name) == rows[0][name] for row in rows)}
-    shown = {readable(name.removeprefix("row/")): compact(value) for name, value in facts.items() if value is not None}
+    facts = {name: value for name, value in rows[0].items()
+             if name not in _OWN and name not in reasons and value is not None}  # fmt: skip
+    shared = [name for name, value in facts.items() if all(_same(row.get(name), value) for row in rows)]
+    shown = {readable(name.removeprefix("row/")): compact(facts[name]) for name in shared}
     for name in [name for name, value in shown.items() if len(value) > _MAX_FACT]:
         notes.count(f"groups have a column {name[:80]} of over {_MAX_FACT} characters, which is not shown")
         del shown[name]
     return shown
 
 
-def _is_reason(name: str, row: Mapping[str, Any]) -> bool:
-    component, _, kind = name.removeprefix("logged/").rpartition("_")
-    return kind in _REASONS and component in mapping(row.get("rewards"))
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return one == other
+    except RecursionError:  # nested as deep as JSON is read
+        return False
 
 
-@lru_cache(maxsize=4096)
+def _reasons(row: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Name of a value that a reward logged about a score -> (component, what it reads like)."""
+    parts = {name: name.removeprefix("logged/").rpartition("_") for name in row}
+    rewards = mapping(row.get("rewards"))
+    return {name: (component, _REASONS[kind]) for name, (component, _, kind) in parts.items()
+            if kind in _REASONS and component in rewards}  # fmt: skip
+
+
+@lru_cache(maxsize=512)
 def _parts(text: str, stop: str) -> Parsed:
     return parse(text, stop)
 
 
-def _rollout(row: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
+def _rollout(row: Mapping[str, Any], logged: Mapping[str, tuple[str, str]], notes: Notes) -> dict[str, Any]:
     text, stop = row["completion"], "length" if row.get("stop_reason") == "length" else "stop"
     completion, parts = readable_start(text), _parts(text[:MAX_TEXT], stop)
     notes.count("completions are cut in the page", len(text) > MAX_TEXT)
     length, rewards = finite(row.get("length")), mapping(row.get("rewards"))
-    reasons = {readable(name): f"not graded: {readable_start(str(why))}"
+    reasons = {readable(name): f"not graded: {compact(why)}"
                for name, why in mapping(row.get("missing")).items()}  # fmt: skip
-    for name in filter(lambda name: _is_reason(name, row), row):
-        if row[name] not in (None, ""):
-            component, _, kind = name.removeprefix("logged/").rpartition("_")
-            said = [reasons.get(readable(component)), _REASONS[kind] + readable_start(str(row[name]))]
-            reasons[readable(component)] = "; ".join(filter(None, said))
+    for name, (component, label) in logged.items():
+        if why := compact(row.get(name)):
+            said = reasons.get(readable(component))
+            reasons[readable(component)] = "; ".join(filter(None, (said, label + why)))
     return {
         "completion": completion,
         "think": None if parts.think is None else readable(parts.think),

@@ -22,7 +22,10 @@ def run_overview(folder: Path, notes: Notes) -> dict[str, Any]:
     config, environment, result, before = (
         _record(folder / name, notes) for name in ("config.yaml", "environment.json", "result.json", "before.json")
     )
-    metrics, damage = whole_lines(folder / "metrics.jsonl")
+    try:
+        metrics, damage = whole_lines(folder / "metrics.jsonl")
+    except OSError as error:
+        metrics, damage = [], [f"the metrics are left out: {error}"]
     for line in damage:
         notes.add(line)
     for name, content in (("config.yaml", config), ("environment.json", environment), ("metrics.jsonl", metrics)):

@@ -25,11 +25,13 @@ from covo_rl.run.report.values import Notes, finite
 #: which sounds go into the page: by interest as far as the budget goes, none, or all whatever they take
 Sounds = Literal["interest", "none", "all"]
 #: bytes of the page without its payload
-_PAGE = 250_000
+_PAGE = 200_000
+#: of a clip's entry, without sound
+_ENTRY = 150
 #: share of the budget that log-probs of tokens leave to sounds, where there are any
 _FOR_SOUNDS = 0.25
 _SERIOUS = {"wrong_high_thinking", "right_broken_reasoning", "consistency_missing", "truncated"}
-_STEP = re.compile(r"step_(\d+)\.jsonl")
+_STEP = re.compile(r"step_([0-9]+)\.jsonl")
 
 
 @dataclass
@@ -109,7 +111,7 @@ def _read(runs: Sequence[_Run], room: float) -> tuple[float, float]:
     Returns:
         (bytes of the text, bytes of the log-probs of all tokens) in the page.
     """
-    text = tokens = 0.0
+    text, tokens, clips = 0.0, 0.0, set()
     waiting = {run.number: _spread(list(run.files)) for run in runs}
     while waiting:
         for run in [run for run in runs if run.number in waiting]:
@@ -120,12 +122,14 @@ def _read(runs: Sequence[_Run], room: float) -> tuple[float, float]:
             groups = step_groups(run.files[step], run.number, step, run.generations, run.notes)
             if not groups:
                 run.notes.count("rollouts files are empty, or were gone when they were read")
-            size = _packed([_without_tokens(group) for group in groups])
+            new = {clip for group in groups for clip in group["clips"]} - clips
+            size = _packed([_without_tokens(group) for group in groups]) + _ENTRY * len(new)
             if text + size > room and run.groups:
                 run.left_out = 1 + len(list(waiting[run.number]))
                 del waiting[run.number]
                 continue
             text += size
+            clips |= new
             tokens += _packed([unpack_tokens(rollout) for group in groups for rollout in group["rollouts"]])
             run.groups += groups
     for run in runs:
@@ -150,7 +154,7 @@ def _packed(content: Any) -> float:
 
 
 def _with_tokens(groups: Sequence[Group], size: float, room: float) -> tuple[float, int]:
-    """Unpack the log-probs of the tokens: of all rollouts, or, where there is no room, of those with a flag, last first.
+    """Unpack the log-probs of tokens: of all rollouts, or, where there is no room, of those with a flag, last first.
 
     Returns:
         (bytes that they take, rollouts whose log-probs are left out)

@@ -38,6 +38,8 @@ _MAX_FILE, _MAX_CHECKED = 100_000_000, 1_000_000_000
 _SPREAD = 1.37
 #: estimates of a clip's bytes: of a second of mp3, and of its pictures
 _SECOND, _PICTURES = 3_000, 5_000
+#: names of clips without a file (types.Clip)
+_IN_MEMORY = ("<bytes>", "<array>")
 _KEY = re.compile("[0-9a-f]{64}")
 _OLD = "linked, not embedded: this run is of a version that did not record what the file held"
 
@@ -59,9 +61,8 @@ class Sounds:
         key = key if _KEY.fullmatch(key) else ""
         entry = key or f"unchecked {readable(name)}"
         if entry not in self._paths:
-            path = _kept(run, key) or Path(name)
-            note = None if key else _OLD
-            if not path.is_absolute():
+            path, note = _kept(run, key) or Path(os.path.abspath(name)), None if key else _OLD
+            if name in _IN_MEMORY and path.name == name:
                 note = "it was a sound in memory, of which the run kept no copy"
             elif not _is_file(path):
                 note = f"its file is missing: {readable(path)}"
@@ -77,9 +78,11 @@ class Sounds:
         """Put a clip into the page, if it takes at most `room` bytes of it; what it takes, 0 where it is not there."""
         clip, path = self.entries[entry], self._paths.get(entry)
         is_known = _KEY.fullmatch(entry) or (path and _is_inside(path, cache_folder()))
-        if path is None or not is_known or path.stat().st_size > _MAX_FILE:
+        if path is None or not is_known:
             return 0
         try:
+            if path.stat().st_size > _MAX_FILE:
+                return 0
             waveform, rate = decode_stored(self._content(entry), clip["name"])
         except (AudioError, OSError) as error:
             self._drop(entry, str(error))

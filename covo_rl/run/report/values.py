@@ -1,4 +1,4 @@
-"""Values of files that a model, a data row or anybody wrote, as a page may show them; and what is to be said of them."""
+"""Values of files that a model, a data row or anybody wrote, as a page may show them; and the notes on them."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def json_ready(value: Any, depth: int = _DEPTH) -> Any:
         return value
     if isinstance(value, (int, float)):
         return finite(value)
-    if isinstance(value, str) or not depth:
-        return readable_start(str(value))
+    if isinstance(value, str):
+        return readable_start(value)
+    if isinstance(value, (Mapping, list, tuple)) and not depth:
+        return f"({len(value)} values, nested too deep to be shown)"
     if isinstance(value, Mapping):
         return {readable(name): json_ready(item, depth - 1) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -78,7 +80,8 @@ def texts(value: object) -> list[str]:
 
 
 def compact(value: object) -> str:
-    """A value of a row as one short line: text and numbers as they are, lists and mappings as JSON without quotes."""
-    if isinstance(value, (str, int, float)):
-        return readable(value)
-    return readable(json.dumps(json_ready(value), ensure_ascii=False).replace('"', ""))
+    """A value of a row as text: numbers as they are, lists and mappings as JSON without quotes, nothing for None."""
+    if value is None or isinstance(value, str):
+        return readable_start(value or "")
+    text = value if isinstance(value, (int, float)) else json.dumps(json_ready(value), ensure_ascii=False)
+    return readable_start(str(text).replace('"', ""))
