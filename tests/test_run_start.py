@@ -11,7 +11,8 @@ import pytest
 
 from covo_rl.config import parse_options
 from covo_rl.export.adapter import run_of, wording_of
-from covo_rl.export.exporting import staging, update_card
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import staging
 from covo_rl.records.folder import Run, export_files
 from covo_rl.records.lock import FolderLock
 from covo_rl.run import start

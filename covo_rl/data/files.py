@@ -145,4 +145,5 @@ def plain(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     """Text without addresses: the same function has the same name in the process that resumes."""
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
+    named = value if hasattr(value, "__qualname__") else type(value) if callable(value) else None
+    return f"{named.__module__}.{named.__qualname__}" if named is not None else str(value)

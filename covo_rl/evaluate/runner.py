@@ -42,7 +42,7 @@ from covo_rl.types import Example, UserError
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
-SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, or a manifest file"
+SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, or a manifest file"
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Request:
     """The options of `covo-rl eval`, and of `covo-rl data profile` where it has them."""
 
     set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
-    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, parquet")] = None
+    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, CSV, TSV, parquet")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
+    columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
     model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None
     predictions: Annotated[Path | None, typer.Option(help="score the replies in this JSON or JSONL; no model")] = None
@@ -77,9 +78,9 @@ class Request:
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False
-    allow_outside_audio: Annotated[
-        bool, typer.Option("--allow-outside-audio", help="let audio paths leave --audio-dir")
-    ] = False
+    allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
+        False
+    )
 
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
@@ -176,9 +177,10 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
 
 def answer_rows(
     request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str], ranks: Ranks,
-    style: PromptStyle | None = None,
+    style: PromptStyle | None = None, answerer: PolicyAnswerer | None = None,
 ) -> dict[str, list[Record]] | None:  # fmt: skip
-    """Load the model, claim the folder, which is `owned`, and answer the rows under every audio condition, resumable.
+    """Load the model, unless `answerer` is it; claim the folder, which is `owned`, and answer the rows under every
+    audio condition, resumable.
 
     Returns the records by condition on rank 0, None on others.
 
@@ -187,10 +189,11 @@ def answer_rows(
     """
     assert request.output is not None
     check_folder(request.output, settings, ranks, overwrite=request.overwrite)
-    clips, files = ClipStore(), [clip for example in inputs.examples for clip in example.clips]
+    clips = answerer.clips if answerer else ClipStore()
+    files = [clip for example in inputs.examples for clip in example.clips]
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
-        answerer = load_answerer(request, style, clips)
+        answerer = answerer or load_answerer(request, style, clips)
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error

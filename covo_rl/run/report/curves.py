@@ -17,11 +17,9 @@ def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) 
         ImportError: matplotlib is missing (it is the extra `plots`).
     """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure  # without pyplot, whose backend is the program's
     except ImportError as error:
         raise ImportError("curves need matplotlib: pip install 'covo-rl[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
     steps = [row.get("step") for row in metrics]
     rewards = dict.fromkeys(name for row in metrics for name in row if name.startswith("reward_"))
@@ -31,8 +29,8 @@ def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) 
         "completion length": ["completion_length"],
         "shares": ["zero_variance_groups", "truncated"],
     }
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
-    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
+    for axis, (title, keys) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for key in keys:
             values = [_plotted(row.get(key)) for row in metrics]
             axis.plot([_plotted(step) for step in steps], values, label=visible(key.removeprefix("reward_")))
@@ -42,7 +40,6 @@ def curves(metrics: Sequence[Mapping[str, Any]], target: str | Path | BinaryIO) 
             for label in axis.legend(fontsize="small").get_texts():
                 label.set_parse_math(False)
     figure.savefig(target, dpi=110, format="png")
-    plt.close(figure)
     return target
 
 
