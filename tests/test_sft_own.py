@@ -275,3 +275,25 @@ def test_the_example_of_the_documentation_runs(mine, capsys, monkeypatch):
     recipe("--config", "d.yaml")
     assert "held out: 1 rows" in capsys.readouterr().out
     assert (mine / config["output"] / "prompt.yaml").is_file()
+
+
+def test_masks_hide_at_most_a_band_and_a_span_of_each_row_and_leave_the_features_alone():
+    import torch
+
+    from covo_rl.models.base import ClipFeatures
+    from covo_rl.supervised.masks import MaskError, Masks
+
+    features = torch.arange(2 * 20 * 50, dtype=torch.float32).reshape(2, 20, 50)
+    clip = ClipFeatures({"input_features": features.clone(), "lengths": torch.tensor([50, 50])}, 4)
+    masks, widest = Masks(Stage(mask_bins=4, mask_frames=10), seed=0), [0, 0]
+    for _ in range(100):
+        hidden = masks(clip).tensors["input_features"] != features
+        bins, frames = hidden.all(2).sum(1), hidden.all(1).sum(1)
+        widest = [max(widest[0], int(bins.max())), max(widest[1], int(frames.max()))]
+        assert (hidden.sum((1, 2)) == bins * 50 + frames * 20 - bins * frames).all()
+    assert widest == [4, 10] and torch.equal(clip.tensors["input_features"], features)
+    assert Masks(Stage(), seed=0)(clip) is clip
+    again = [Masks(Stage(mask_bins=4), seed=1)(clip).tensors["input_features"] for _ in range(2)]
+    assert torch.equal(*again)
+    with pytest.raises(MaskError, match="this family has codes"):
+        masks(ClipFeatures({"codes": features}, 4))

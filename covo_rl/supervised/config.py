@@ -18,7 +18,7 @@ DTYPES = ("auto", "float32", "bfloat16")  # to train in
 STAGE_LIMITS = {
     "[1, inf)": "rows steps batch_size gradient_accumulation_steps",
     "(0, inf)": "epochs learning_rate",
-    "[0, inf)": "first_row warmup_steps weight_decay max_grad_norm",
+    "[0, inf)": "first_row warmup_steps weight_decay max_grad_norm mask_bins mask_frames",
 }
 
 
@@ -48,6 +48,8 @@ class Stage:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    mask_bins: int = 0
+    mask_frames: int = 0
     train_parts: list[str] = field(default_factory=lambda: list(PARTS))
 
 

@@ -19,6 +19,7 @@ from covo_rl.models.base import AudioFamily
 from covo_rl.policy.trainable import adamw
 from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage, steps_of
+from covo_rl.supervised.masks import Masks
 from covo_rl.supervised.rows import Row
 from covo_rl.train.launch import process_state
 
@@ -91,7 +92,7 @@ def train_tagging(
         raise DataError("tagging", problems)
     device: Any = process_state().device  # where `fine_tune` works too; the loader leaves the model on the CPU
     family.model.to(device)
-    generator = torch.Generator().manual_seed(seed)
+    generator, masks = torch.Generator().manual_seed(seed), Masks(stage, seed)
     heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(device)
     prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
     parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
@@ -108,7 +109,7 @@ def train_tagging(
             order = torch.cat([order, torch.randperm(len(rows), generator=generator)])
         batch, order = [rows[int(i)] for i in order[: stage.batch_size]], order[stage.batch_size :]
         facts = [dict(row.example.columns["facts"]) for row in batch]
-        loss, correct = heads(family.encode([row.clips[0] for row in batch]), facts)
+        loss, correct = heads(family.encode([masks(row.clips[0]) for row in batch]), facts)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm)

@@ -25,6 +25,7 @@ from covo_rl.policy.products import float32_head
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.config import Stage
+from covo_rl.supervised.masks import Masks
 from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.train.launch import allow_tf32, computes_in_16_bits, on_cpus, process_state
 from covo_rl.types import visible
@@ -55,11 +56,13 @@ class Collator:
     """Row numbers -> a batch, padded on the left so that every completion ends at the right edge.
 
     `input_ids`, `attention_mask`, `labels` (N, T) int64; labels are -100 on prompt and padding. Audio tensors keep the
-    names the family's model takes, rows of all clips one after the other.
+    names the family's model takes, rows of all clips one after the other; `masks` hides parts of them.
     """
 
-    def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
-        self.rows, self.pad = rows, family.pad_token_id
+    def __init__(
+        self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str], masks: Masks | None = None
+    ) -> None:
+        self.rows, self.pad, self.masks = rows, family.pad_token_id, masks
         self.completion_ids = []
         for row, text in zip(rows, completions, strict=True):
             try:
@@ -86,7 +89,7 @@ class Collator:
             "attention_mask": padded([[1] * (len(prompt) + len(answer)) for prompt, answer in pairs], 0),
             "labels": padded([[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED),
         }
-        clips = [clip for row in rows for clip in row.clips]
+        clips = [self.masks(clip) if self.masks else clip for row in rows for clip in row.clips]
         for name in clips[0].tensors if clips else ():
             tensors[name] = torch.cat([clip.tensors[name] for clip in clips])
         return tensors
@@ -149,7 +152,7 @@ def fine_tune(
         trainer = AudioSFTTrainer(
             model=family.model,
             args=config,
-            data_collator=Collator(family, rows, texts),  # type: ignore[arg-type]  # TRL asks for its own class
+            data_collator=Collator(family, rows, texts, Masks(stage, seed)),  # type: ignore[arg-type]  # TRL asks for its own class
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=family.tokenizer,
             callbacks=[Progress()],

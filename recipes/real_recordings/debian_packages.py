@@ -97,7 +97,7 @@ def licences(package: Package, folder: Path) -> list[str]:
     """What the package's copyright file names as licences, in its order; what has no such field is quoted."""
     path = folder / "usr" / "share" / "doc" / package.name / "copyright"
     text = path.read_text(encoding="utf-8", errors="replace")
-    if fields := re.findall(r"^ ?License: *(\S.*)$", text, re.MULTILINE):
+    if fields := re.findall(r"^ ?License: *(\S+(?: with .*)?)$", text, re.MULTILINE):
         return list(dict.fromkeys(field.strip() for field in fields))
     sentences = re.findall(r"terms of[^;.]*|Redistribution and use[^;.:]*", text)  # before the format had fields
     return [" ".join(sentence.split()) for sentence in sentences[:1]] or ["see the copyright file"]

@@ -67,7 +67,7 @@ def load_sounds(recordings: Sequence[Recording]) -> tuple[dict[Recording, np.nda
     """(Recording -> its sound, why others are left out: damaged, or shorter than `SHORTEST` and `SHORTEST_SENTENCE`).
 
     Raises:
-        RuntimeError: over a twentieth is left out: these are not the packages that they should be.
+        AudioError: over a twentieth is left out: these are not the packages that they should be.
     """
     sounds, problems = {}, []
     for recording in recordings:
@@ -82,7 +82,7 @@ def load_sounds(recordings: Sequence[Recording]) -> tuple[dict[Recording, np.nda
         elif recording.group != "voices":
             problems.append(f"{recording.path}: {len(wave) / RATE:.3f} s of sound")
     if len(problems) > len(recordings) / 20:
-        raise RuntimeError(f"{len(problems)} of {len(recordings)} recordings cannot be used, first: {problems[0]}")
+        raise AudioError(f"{len(problems)} of {len(recordings)} recordings cannot be used, first: {problems[0]}")
     return sounds, problems
 
 
