@@ -68,6 +68,7 @@ def test_a_tiny_model_is_cold_started_on_wav_files_of_ones_own(mine, capsys):
     """finding 42: rows from files have a path, and ended in "clip: array of dtype object"."""
     recipe("--config", mine / "c.yaml")
     said = capsys.readouterr().out
+    assert said.startswith("loading torch")
     assert said.index("reading") < said.index("9 rows, 3 held out") < said.index("held out: 3 rows")
     log = json.loads((mine / "out" / "training_log.json").read_text())
     assert [stage.get("kind") for stage in log] == ["tagging", "sft", "sft", None]
