@@ -14,7 +14,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from covo_rl.resolve import MAPPINGS, ConfigError, number_map, read_yaml, typed_values, unknown_names, value_as
+from covo_rl.resolve import (
+    COLUMNS,
+    MAPPINGS,
+    ConfigError,
+    column_map,
+    number_map,
+    read_yaml,
+    typed_values,
+    unknown_names,
+    value_as,
+)
 
 #: loss types with a clipped surrogate
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -93,11 +103,15 @@ class DataConfig:
     """Rows, clips and what to do with long ones."""
 
     data: str | None = option(
-        None, "questions: JSON, JSONL or parquet (MMAU, AVQA, AudioMCQ or own names); default: built-in set"
+        None, "questions: a file, a folder or hf:NAME:SPLIT in any layout of docs/data.md; default: built-in set"
     )
     audio_dir: str | None = option(None, "folder that relative audio paths start from")
     eval_data: str | None = option(None, "held-out questions; default: built-in test split")
     eval_audio_dir: str | None = option(None, "folder of the held-out clips")
+    columns: str | None = option(
+        None, "names that the rows use: question=prompt,answer=label,audio=wav; in YAML also a mapping"
+    )  # fmt: skip
+    eval_columns: str | None = option(None, "the same of eval_data; default: columns; auto: told by their fields")
     eval_fraction: float = option(0.1, "share of `data` held out by clip when no eval_data is given")
     limit: int | None = option(None, "use the first n training rows")
     eval_limit: int | None = option(None, "use the first n held-out rows")
@@ -148,6 +162,7 @@ class RewardConfig:
     )
     reward_failure_limit: float = option(0.2, "share of a component's scores that failed in ten steps, to stop above")
     judge: str | None = option(None, "judge for consistency and thinking: openai:MODEL@URL or transformers:PATH")
+    judge_audio: bool = option(False, "the judge of thinking is sent the clips too (openai: only, a model that hears)")
     check_rewards: bool = option(True, "lint the rewards before the first step")
 
 
@@ -224,6 +239,7 @@ class TrainConfig:
     oom_retry: bool = option(False, "on out-of-memory halve the micro-batch and repeat the step")
     dry_run: bool = option(False, "check data, configuration, model and budget, start nothing")
     log_rollouts: bool = option(True, "write rollouts/ to the run folder")
+    log_token_logps: bool = option(True, "with the log-prob of every token")
 
 
 @dataclass
@@ -309,13 +325,10 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         path, words = words[at + 1], words[:at] + words[at + 2 :]
         if "--config" in words:
             raise ConfigError([f"--config {path}: there is a second --config; one file holds the options"])
-        hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
         content = read_yaml(path)
-        values = typed_values({**hints, "env": dict[str, Any]}, content, problems, path)
+        values = typed_values(_hints(), content, problems, path)
     variables = values.pop("env", {})
-    problems += [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
-                 if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
-                 or _UNFIT.search(f"{name}{value}")]  # fmt: skip
+    problems += _env_problems(variables)
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     names = {*option_names(), "help", *(f"no_{name}" for name in option_names())}
     problems += unknown_names([flag for flag in flags if flag not in names], option_names(), "command line")
@@ -339,6 +352,41 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         raise ConfigError(problems)
     os.environ.update({str(name): str(value) for name, value in variables.items()})
     return options
+
+
+def options_from(layers: Mapping[str, Mapping[str, Any]]) -> Options:
+    """Options from values by name: where they were written -> {name: value}; a later layer wins.
+
+    Raises:
+        ConfigError: as `parse_options`, of all layers together.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for where, layer in layers.items():
+        values |= typed_values(_hints(), layer, problems, where)
+    variables = values.pop("env", {})
+    problems += _env_problems(variables)
+    parts = {name: {key: values[key] for key in get_type_hints(room) if key in values}
+             for name, room in rooms().items()}  # fmt: skip
+    options = Options(**{name: rooms()[name](**part) for name, part in parts.items()})
+    unread = {str(name) for layer in layers.values() for name in layer} - {*values, "env"}
+    problems += [text for text in option_problems(options) if not any(name in text for name in unread)]
+    if problems:
+        raise ConfigError(problems)
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return options
+
+
+def _hints() -> dict[str, Any]:
+    """The type of every option, and of `env`."""
+    hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
+    return {**hints, "env": dict[str, Any]}
+
+
+def _env_problems(variables: Mapping[Any, Any]) -> list[str]:
+    return [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
+            if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
+            or _UNFIT.search(f"{name}{value}")]  # fmt: skip
 
 
 def option_problems(options: Options) -> list[str]:
@@ -366,6 +414,9 @@ def _contradictions(options: Options) -> list[str]:
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
         (options.adapter.lora or not options.adapter.load_in_4bit,
          "load_in_4bit: the decoder's own parameters cannot train in 4 bits: use --lora, or leave it out"),
+        (not options.reward.judge_audio or (options.reward.judge or "").startswith("openai:"),
+         f"judge_audio sends the clips to an endpoint; judge is {options.reward.judge or 'none'}: write judge: "
+         "openai:MODEL@URL with a model that hears, or leave judge_audio out"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
         (loss.overlong_buffer <= rollout.max_completion_length,
@@ -388,7 +439,9 @@ def _wrong_values(config: Any, limits: Mapping[str, str]) -> dict[str, str]:
         name, value = item.name, getattr(config, item.name)
         choices, interval = item.metadata.get("choices", ()), intervals.get(name)
         try:
-            if name in MAPPINGS and not isinstance(value, list):
+            if name in COLUMNS:
+                column_map(value, name)
+            elif name in MAPPINGS and not isinstance(value, list):
                 numbers = number_map(value, what=name, default=1.0 if name == "rewards" else None)
                 if name == "part_learning_rates" and min(numbers.values(), default=1) <= 0:
                     raise ValueError("each rate must be above 0; a part that train_parts leaves out does not train")

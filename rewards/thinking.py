@@ -2,9 +2,9 @@
 
     covo-rl rewards try thinking --completion "<think>I hear a bell ring.</think><answer>bell</answer>" --row row.json
 
-Soundness, factual correctness, error identification, coherence, conciseness. With a judge: five yes/no verdicts, the
-rationale is kept in the rollout log. Without: the checkers of covo_rl/rewards/rules/criteria.py, among them a
-fact-check of every claim about the clip against the row's `facts` and `fact_lexicon` where it has them.
+Soundness, factual correctness, error identification, coherence, conciseness. With a judge: five yes/no verdicts; with
+`judge_audio` it hears the clips. Without: the checkers of covo_rl/rewards/rules/criteria.py, English and Chinese, among
+them a fact-check of every claim about the clip against the row's `facts` and `fact_lexicon` where it has them.
 
 That check knows the truth, so this component alone can teach right answers: `thinking(use_gold=False)` looks neither at
 facts nor at the right answer, for experiments that ask what R_accuracy contributes.
@@ -18,7 +18,7 @@ from covo_rl.rewards.rules.criteria import CRITERIA, MAX_WORDS, MIN_WORDS, UNMET
 def thinking(
     completions, question=None, choices=None, answer=None, facts=None, fact_lexicon=None, parsed=None, judge=None,
     min_words=MIN_WORDS, max_words=MAX_WORDS, use_gold=True, explain=None, log_extra=None, log_missing=None,
-    log_metric=None, **kwargs,
+    log_metric=None, clips=None, **kwargs,
 ):  # fmt: skip
     """
     >>> thinking(["<think>I hear two low knocks on wood.</think><answer>two</answer>"], choices=[["one", "two"]],
@@ -29,7 +29,7 @@ def thinking(
         answer = facts = None
     if judge is not None:
         rows = completion_rows(completions, parsed, question, choices, answer, facts)
-        return judge_scores(judge, "thinking", rows, log_missing, log_extra, log_metric)
+        return judge_scores(judge, "thinking", rows, log_missing, log_extra, log_metric, clips)
     scores, unmet, reasons, judged = [], [], [], {}
     rows = completion_rows(completions, parsed, question, choices, answer, facts, fact_lexicon)
     for parts, asked, options, gold, truth, lexicon in rows:

@@ -22,8 +22,9 @@ from covo_rl.evaluate.runner import Request
 from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import load_policy_state, open_policy, save_policy, wording_of
+from covo_rl.export.card import update_card
 from covo_rl.export.cli import app
-from covo_rl.export.exporting import export_adapter, export_merged, export_run_adapter, staging, update_card
+from covo_rl.export.exporting import export_adapter, export_merged, export_run_adapter, staging
 from covo_rl.export.merged import merged_entries, write_merged, write_shards
 from covo_rl.export.verify import Target, Verification, ask_policy, compare_logits, run_fresh, synthetic_prompts
 from covo_rl.models import family_class, load_family

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from covo_rl.config import AdapterConfig
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import load_policy_state, policy_folder, run_of, save_policy
-from covo_rl.export.exporting import staging, torch_dtype, update_card
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import staging, torch_dtype
 from covo_rl.export.merged import (
     Entry,
     base_name,

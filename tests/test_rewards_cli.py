@@ -61,7 +61,7 @@ def test_score_stops_when_too_much_fails(tmp_path):
 @pytest.mark.parametrize(("failing", "exit_code", "batch"), [(1, 0, 1), (2, 0, 1), (4, 2, 1), (4, 2, 100), (2, 0, 100)])
 def test_score_goes_on_after_an_outage_and_compares_rows_of_one_id(tmp_path, monkeypatch, failing, exit_code, batch):
     """findings 14 and 19: a component may fail for a fifth of the rows; what it missed is null, beside 1 and 2."""
-    monkeypatch.setattr("covo_rl.rewards.cli.BATCH", batch)
+    monkeypatch.setattr("covo_rl.rewards.rows.BATCH", batch)
     plugin = tmp_path / "p.py"
     plugin.write_text(f"def f(completions, seat, **kw): return [float('nan') if s < {failing} else 1.0 for s in seat]")
     output, rows = tmp_path / "o", [{**ROW, "completion": GOOD, "seat": i, "id": "one"} for i in range(10)]

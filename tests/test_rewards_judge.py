@@ -93,7 +93,7 @@ def test_a_judge_grades_and_its_rationale_is_kept(endpoint, monkeypatch):
     server = endpoint(agree)
     found = table(judge(server.url), GOOD, "<think>a</think>")
     assert found.rewards_PGR.tolist() == [[[1.0, 1.0], [0.0, 1.0]]]  # no answer: nothing to ask about consistency
-    assert found.extras["thinking_rationale"] == ["because"] * 2
+    assert found.extras["thinking_reason"] == ["because"] * 2
     headers, body = server.requests[0]
     assert headers["Authorization"] == "Bearer sesame" and body["temperature"] == 0 and body["model"] == "m"
 

@@ -4,7 +4,7 @@
     adapter.load_policy_state(modes, folder)      its inverse, strict
     exporting.export_adapter / export_merged      a folder for others, verified
     exporting.export_run_adapter(modes, run, ...) RUN/adapter or RUN/model at the end of a run
-    exporting.update_card(folder, run)            the model card again, once result.json exists
+    card.update_card(folder, run)                 the model card again, once result.json exists
 
 Importing this package pulls in no torch.
 """

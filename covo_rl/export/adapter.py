@@ -254,9 +254,12 @@ def base_of(folder: Path) -> str:
     return resolve_model(name)
 
 
-def hub_name(model: str | None) -> str | None:
-    """The model as an export records it, if that is a hub name; None: record the folder that it was loaded from."""
-    return model if model and not model.startswith("builtin:") and not Path(model).is_dir() else None
+def portable_name(model: str | None) -> str | None:
+    """The model as an export records it, if that means the same elsewhere: a hub name or a shipped checkpoint.
+
+    None: record the folder that it was loaded from.
+    """
+    return model if model and not Path(model).is_dir() else None
 
 
 def open_policy(path: str | Path, *, base_model: str | None = None, unquantised: bool = False) -> Opened:

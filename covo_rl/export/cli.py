@@ -21,6 +21,11 @@ def export_command(
     max_shard_gb: float | None = typer.Option(
         None, min=0.001, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
     ),
+    push_to_hub: str | None = typer.Option(None, metavar="OWNER/NAME", help="upload the one export that is written"),
+    public: bool = typer.Option(False, help="create the repository for everyone; default: private"),
+    published_base: str | None = typer.Option(
+        None, metavar="OWNER/NAME", help="hub name of the base, recorded in place of a local folder"
+    ),
     allow_noop: bool = typer.Option(False, help="export although the policy equals the base model"),
     replace: bool = typer.Option(False, help="replace an existing export"),
 ) -> None:
@@ -28,9 +33,12 @@ def export_command(
     folders = {kind: folder for kind, folder in (("adapter", adapter), ("merged", merged)) if folder is not None}
     if not folders:
         raise typer.BadParameter("nothing to write: give --adapter DIR, --merged DIR, or both")
+    if push_to_hub and len(folders) == 2:
+        raise typer.BadParameter("--push-to-hub takes one export: give --adapter or --merged")
     from covo_rl.export import ExportError
-    from covo_rl.export.adapter import hub_name, open_policy
+    from covo_rl.export.adapter import open_policy, portable_name
     from covo_rl.export.exporting import check_target, export_policy, torch_dtype
+    from covo_rl.export.hub import check_hub, push
 
     with user_errors("covo-rl export", code=1):
         torch_dtype(dtype)
@@ -38,13 +46,18 @@ def export_command(
             raise ExportError(f"--adapter and --merged are both {adapter}: give two folders")
         for folder in folders.values():  # before the model is loaded
             check_target(folder, replace)
+        repository = check_hub(push_to_hub) if push_to_hub else None
         opened = None
         for kind, folder in folders.items():  # the adapter of a 4-bit run is checked on that base, and merged into none
             if opened is None or opened.load_in_4bit:
                 opened = open_policy(source, base_model=base_model, unquantised=kind == "merged")
+            base = published_base or portable_name(opened.base_model)
+            if repository and base is None:
+                raise ExportError(f"the base is a folder of this machine ({opened.base_model}), which means nothing to "
+                                  "others: give --published-base OWNER/NAME")  # fmt: skip
             result = export_policy(
-                opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=hub_name(opened.base_model),
-                dtype=dtype, max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
+                opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=base, dtype=dtype,
+                max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
                 allow_noop=allow_noop, replace=replace, wording=opened.wording, load_in_4bit=opened.load_in_4bit,
             )  # fmt: skip
             say(
@@ -65,6 +78,8 @@ def export_command(
                     "a 4-bit base, so this is not exactly the policy that was trained; exported with --adapter, "
                     "verification.json says how far apart they are"
                 )
+            if repository is not None:
+                say(f"pushed: {push(folder, repository, private=not public)}")
 
 
 def serve_check_command(

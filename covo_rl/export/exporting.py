@@ -16,17 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 import yaml
 from safetensors import SafetensorError
 
-from covo_rl import __version__
 from covo_rl.audio import ClipStore
-from covo_rl.config import PromptConfig, number_map
-from covo_rl.data.files import read_record, write_atomically
+from covo_rl.config import PromptConfig
 from covo_rl.export import ExportError, verify
 from covo_rl.export.adapter import base_reference, open_policy, policy_kind, save_policy
+from covo_rl.export.card import update_card
 from covo_rl.export.merged import write_merged
 from covo_rl.policy.sharding import is_sharded, torch_linear
 from covo_rl.policy.trainable import Trainable
@@ -35,10 +33,8 @@ from covo_rl.train.checkpoint import CheckpointStore
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Prompt, UserError
 
-CARD = "model_card.md.jinja"
 #: a failed check, a full disk, a checking process that hangs
 NOT_WRITTEN = (UserError, OSError, SafetensorError, subprocess.TimeoutExpired)
-AUDIO_CHECKS = {"after_silent_audio": "silence", "after_swapped_audio": "another row's audio"}
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
@@ -241,12 +237,14 @@ def _describe(
     modes: Trainable, stage: Path, result: verify.Verification, run_folder: str | Path | None,
     wording: PromptConfig | None, load_in_4bit: bool,
 ) -> None:  # fmt: skip
-    """prompt.yaml, verification.json, the model card, and export.json, which lists the files."""
+    """prompt.yaml, the chat template, verification.json, the model card, and export.json, which lists the files."""
     name, module = type(modes.family.model).__name__, type(modes.family.model).__module__
     package = module.rpartition(".")[0] if module.startswith("covo_rl") else "transformers"
     if wording is not None:
         text = yaml.safe_dump(asdict(wording), sort_keys=False, allow_unicode=True)
         (stage / "prompt.yaml").write_text(text, encoding="utf-8")
+    if result.kind == "adapter" and (template := modes.family.chat_template):  # the base's processor has another
+        (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
     files = sorted({*os.listdir(stage), "README.md", "export.json", "verification.json"})
     held = quantisation_in(modes)
     record = {"kind": result.kind, "base_model": result.base_model, "model_type": modes.family.model_type,
@@ -255,36 +253,3 @@ def _describe(
     for file, content in (("verification.json", asdict(result)), ("export.json", record)):
         (stage / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     update_card(stage, run_folder)
-
-
-def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
-    """Write README.md of an export, with what its run's folder says by now; returns its path.
-
-    Raises:
-        ExportError: `folder` is no export of ours, or a record there or of the run lacks what we write.
-    """
-    folder = Path(folder)
-    record, verification = (read_record(folder / name) for name in ("export.json", "verification.json"))
-    if not record or not verification:
-        raise ExportError(f"{folder}: export.json and verification.json are missing; covo-rl export writes them")
-    config, environment, result = (
-        read_record(Path(run_folder) / name) if run_folder else {}
-        for name in ("config.yaml", "environment.json", "result.json")
-    )
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    jinja = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # no HTML
-    try:
-        named = yaml.safe_dump({"base_model": record["base_model"]}, allow_unicode=True, width=10_000).strip()
-        academic = record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith("builtin:")
-        card = jinja.get_template(CARD).render(
-            **{"load_in_4bit": False, **record}, front_matter=named, academic_only=academic,
-            covo_rl_version=environment.get("covo_rl") or __version__,
-            config=config, environment=environment, result=result, verification=verification,
-            heard={words: (result.get(key) or {}).get("accuracy_sampled") for key, words in AUDIO_CHECKS.items()},
-            before=result.get("before") or {}, after=result.get("after") or {},
-            rewards=number_map(config.get("rewards"), what="rewards", default=1.0),
-        )  # fmt: skip
-    except (KeyError, TypeError, AttributeError, jinja2.UndefinedError) as error:
-        raise ExportError(f"{folder}: no model card, a record there or in {run_folder} is damaged: {error}") from error
-    write_atomically(folder / "README.md", lambda file: file.write(card))
-    return folder / "README.md"

@@ -19,7 +19,7 @@ import torch
 
 from covo_rl.models.weights import check_finite
 from covo_rl.policy.patterns import PatternError
-from covo_rl.resolve import meant
+from covo_rl.resolve import BUILTIN, meant
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -80,7 +80,7 @@ def read_adapter(folder: str | Path, *, model: str | None = None) -> SavedAdapte
         fields_text = ", ".join(f"{name}={value!r}" for name, value in list(unknown.items())[:8])
         notes.append(f"adapter {folder}: this PEFT does not know, and ignores, {fields_text} of adapter_config.json")
     base = config.base_model_name_or_path
-    if base and model and Path(base).name != Path(model).name:
+    if base and model and Path(base).name.removeprefix(BUILTIN) != Path(model).name:
         notes.append(f"adapter {folder}: it was trained on {base}, and is put on {model}")
     start = str(config.init_lora_weights)
     if start == "lora_ga" or "_niter_" in start:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
 from covo_rl.data.files import plain
 from covo_rl.rewards.scoring import beside, figures, whole_sums
-from covo_rl.types import Group, RewardTable
+from covo_rl.types import Group, RewardTable, Rollout
+
+if TYPE_CHECKING:
+    from covo_rl.engines.base import TextDecoder
 
 
 class Clock:
@@ -106,27 +111,52 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
     return metrics
 
 
-def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> list[Mapping[str, Any]]:
-    """One JSON-ready row per rollout; clips by name, never by waveform."""
-    return [
-        beside(
-            {
-                **plain(group.prompt.example.columns),  # what rewards look at: facts, evidence, ...
-                "id": group.prompt.example.id,
-                "clips": [clip.name for clip in group.prompt.example.clips],
-                "question": group.prompt.example.question,
-                "choices": list(group.prompt.example.choices),
-                "answer": group.prompt.example.answer,
+def rollout_rows(
+    groups: Sequence[Group], table: RewardTable, advantages: Advantages, *, first_group: int = 0,
+    decoder: TextDecoder | None = None,
+) -> list[Mapping[str, Any]]:  # fmt: skip
+    """One JSON-ready row per rollout; clips by name and content, never by waveform.
+
+    `group` counts from `first_group`: over the ranks of a step. A column of the data with the name of one of ours
+    becomes `row/NAME`. With a `decoder`, `token_logps` is [characters of the completion, 1/100 nat] by token.
+    """
+    rows: list[Mapping[str, Any]] = []
+    rewards, totals, shares = map(plain, (table.rewards_PGR, table.rewards_PG, advantages.advantages_PG))
+    for p, group in enumerate(groups):
+        example, columns = group.prompt.example, plain(group.prompt.example.columns)
+        shared = {
+            "id": example.id,
+            "clips": [clip.name if clip.path is None else os.path.abspath(clip.path) for clip in example.clips],
+            "clip_keys": list(group.prompt.clip_keys),  # sha256 of what was heard: the report plays nothing else
+            "question": example.question,
+            "choices": list(example.choices),
+            "answer": example.answer,
+            "group": first_group + p,
+        }
+        for g, rollout in enumerate(group.rollouts):
+            own = {
+                **shared,
+                "rollout": g,
                 "completion": rollout.text,
+                "parsed_answer": rollout.answer,
                 "stop_reason": rollout.stop_reason,
-                "problems": rollout.problems,
-                "rewards": dict(zip(table.names, table.rewards_PGR[p, g], strict=True)),
-                "reward_total": table.rewards_PG[p, g],
-                "advantage": advantages.advantages_PG[p, g],
-                "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
-            },
-            {name: values[p * len(group.rollouts) + g] for name, values in table.extras.items()},
-        )
-        for p, group in enumerate(groups)
-        for g, rollout in enumerate(group.rollouts)
-    ]
+                "problems": list(rollout.problems),
+                "rewards": dict(zip(table.names, rewards[p][g], strict=True)),
+                "missing": {name: why for name in table.names if (why := table.missing.get((p, g, name)))},
+                "reward_total": totals[p][g],
+                "advantage": shares[p][g],
+                "length": len(rollout.completion_ids),
+                "mean_logp": plain(sum(rollout.logps) / max(len(rollout.logps), 1)),
+                "token_logps": _token_logps(rollout, decoder) if decoder else None,
+            }
+            logged = {name: values[p * len(group.rollouts) + g] for name, values in table.extras.items()}
+            rows.append(beside(beside(own, columns, "row"), logged))
+    return rows
+
+
+def _token_logps(rollout: Rollout, decoder: TextDecoder) -> list[list[int]] | None:
+    """None where a log-prob is not finite, or the text does not come apart by token."""
+    characters = decoder.characters(rollout.completion_ids, rollout.text)
+    if characters is None or not all(map(math.isfinite, rollout.logps)):
+        return None
+    return [characters, [round(100 * logp) for logp in rollout.logps]]

@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -26,16 +25,12 @@ from covo_rl.prompt import parse
 from covo_rl.rewards import specs
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import case_verdicts, lint
+from covo_rl.rewards.rows import score_rows
 from covo_rl.rewards.rules.answers import find_gold, interpret
-from covo_rl.rewards.scoring import FailureWindow, components, score, weighted_sum
-from covo_rl.types import RewardTable, user_errors
+from covo_rl.rewards.scoring import components, score
+from covo_rl.types import user_errors
 
 DEFAULT = RewardConfig().rewards
-OLD_RECORD = (
-    "a run's rollout without the choices and facts that its rewards saw (written by an older covo_rl), so that its "
-    "scores would differ from the run's. Add the columns of the data, by id"
-)
-BATCH = 2048  # rows scored at once by `score`
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 console = Terminal()
 
@@ -64,6 +59,7 @@ def try_rewards(
     row: Path | None = typer.Option(None, help="JSON file with question, choices, answer and further columns"),
     stop_reason: str = typer.Option("stop", help="stop or length"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
+    judge_audio: bool = typer.Option(False, help="the judge of thinking is sent the row's `clips`"),
 ) -> None:
     """Score one completion and explain the score."""
     components(names or DEFAULT)  # complains before anything is read
@@ -78,7 +74,7 @@ def try_rewards(
             raise specs.RewardError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
     example = example_from_row(columns)
     groups = [group_from_completions(example, [text], stop_reason)]
-    table = score(groups, RewardConfig(judge=judge), rewards=names or DEFAULT, explain=True)
+    table = score(groups, RewardConfig(judge=judge, judge_audio=judge_audio), rewards=names or DEFAULT, explain=True)
     parsed = parse(text, stop_reason)
     console.print(f"think:   {parsed.think!r}")
     console.print(f"answer:  {parsed.answer!r}")
@@ -143,66 +139,48 @@ def score_rewards(
     reward_timeout: float = typer.Option(60.0, help="seconds per component and batch of rows"),
     reward_failure_limit: float = typer.Option(0.2, help="share of failed scores of a component above which it stops"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
+    judge_audio: bool = typer.Option(False, help="the judge of thinking is sent the clips"),
 ) -> None:
     """Score rollouts offline, a run's too; rows keep their order and their columns, its own scores among them."""
     config = RewardConfig(
-        rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge,
+        rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge, judge_audio=judge_audio,
         reward_failure_limit=reward_failure_limit,
     )  # fmt: skip
     if problems := value_problems(config):
         raise ConfigError(problems)
-    components(rewards)  # complains before anything is read
-    columns: dict[str, list[float]] = {}
-    failures: dict[str, list[str]] = {}
-    rows = _rows(input)
-    written = again = other = 0
+    terms = components(rewards)  # complains before anything is read
+    if output.exists() and input.exists() and output.samefile(input):
+        raise specs.RewardError(f"--output {output} is the input: write to another file")
+    rows = list(_rows(input))
+    scores = score_rows(rows, config, terms, input)
+    prefix = _free_prefix(rows)
 
     def write(file: IO[str]) -> None:
-        nonlocal written, again, other
-        window = FailureWindow(reward_failure_limit)
-        while batch := list(islice(rows, BATCH)):
-            groups = []
-            for i, row in enumerate(batch, written):
-                if not isinstance(row.get("completion"), str):
-                    raise specs.RewardError(f"{input} row {i + 1}: needs a text `completion`; it has {', '.join(row)}")
-                if "advantage" in row and "choices" not in row:
-                    raise specs.RewardError(f"{input} row {i + 1}: {OLD_RECORD}")
-                completion, stop_reason = [row["completion"]], row.get("stop_reason", "stop")
-                groups.append(group_from_completions(example_from_row(row, i), completion, stop_reason))
-            table = score(groups, config)
-            totals = _totals([row.get("id", i) for i, row in enumerate(batch)], table, reward_gate)
-            for row, scores, total in zip(batch, table.rewards_PGR[:, 0], totals, strict=True):
-                by_name = {name: round(float(v), 12) for name, v in zip(table.names, scores, strict=True)}
-                scored = _with_scores(row, by_name, round(float(total), 12))
-                file.write(json.dumps(scored, ensure_ascii=False) + "\n")
-                again += "rescored_rewards" in scored
-                other += _differ(row.get("rewards"), by_name)
-            for name, values in zip(table.names, table.rewards_PGR[:, 0].T, strict=True):
-                columns.setdefault(name, []).extend(values.tolist())
-            written += len(batch)
-            for (_, _, name), why in table.missing.items():
-                if why.startswith("failed"):
-                    failures.setdefault(name, []).append(why)
-            if problem := window.add([table]):  # a component that always fails: the rest is spared
-                raise specs.RewardError(problem)
-        for name, reasons in failures.items():
-            if len(reasons) > reward_failure_limit * written:
-                raise specs.RewardError(f"{name}: {len(reasons)} of {written} scores failed; the first: {reasons[0]}")
+        for row, by_name, total in zip(rows, scores.rewards, scores.totals, strict=True):
+            scored = {**row, f"{prefix}rewards": plain(by_name), f"{prefix}reward_total": plain(total)}
+            file.write(json.dumps(scored, ensure_ascii=False) + "\n")
 
     write_atomically(output, write)
-    for name, values in columns.items():
-        graded = [value for value in values if not math.isnan(value)]
+    for term in terms if rows else ():
+        graded = [value for by_name in scores.rewards if not math.isnan(value := by_name[term.name])]
         mean = f"{sum(graded) / len(graded):.4f}" if graded else "-"
-        say(f"{name}: mean {mean} of {len(graded)} graded, {len(values) - len(graded)} None")
-    if again:
-        say(f"{again} rows had scores, which are kept; {other} of them differ from the new rescored_rewards")
-    say(f"{written} rows -> {output}")
+        say(f"{term.name}: mean {mean} of {len(graded)} graded, {len(rows) - len(graded)} None")
+    for name, value in scores.metrics.items():
+        say(f"{name}: {value:.4f}")
+    if prefix:
+        before = sum(not {"rewards", "reward_total"}.isdisjoint(row) for row in rows)
+        other = sum(map(_differ, [row.get("rewards") for row in rows], scores.rewards))
+        say(f"{before} rows had scores, which are kept; {other} of them differ from the new {prefix}rewards")
+    say(f"{len(rows)} rows -> {output}")
 
 
-def _with_scores(row: dict[str, Any], rewards: dict[str, float], total: float) -> dict[str, Any]:
-    """The row with its scores; those that it has already are kept under their names."""
-    prefix = "rescored_" if {"rewards", "reward_total"} & row.keys() else ""
-    return {**row, f"{prefix}rewards": plain(rewards), f"{prefix}reward_total": plain(total)}
+def _free_prefix(rows: list[dict[str, Any]]) -> str:
+    """What the new columns' names begin with so that no row has them already: "", rescored_, rescored_2_, ..."""
+    taken = {name for row in rows for name in row}
+    for prefix in chain(["", "rescored_"], (f"rescored_{n}_" for n in count(2))):
+        if taken.isdisjoint((f"{prefix}rewards", f"{prefix}reward_total")):
+            return prefix
+    raise AssertionError("there is always a number that is free")
 
 
 def _differ(before: Any, now: dict[str, float]) -> bool:
@@ -213,18 +191,6 @@ def _differ(before: Any, now: dict[str, float]) -> bool:
     numbers = {name: value if isinstance(value, int | float) else math.inf for name, value in scores.items()}
     pairs = [(number, now[name]) for name, number in numbers.items()]
     return any(math.isnan(a) != math.isnan(b) or abs(a - b) > 1e-6 for a, b in pairs)
-
-
-def _totals(ids: list[Any], table: RewardTable, gate: str) -> np.ndarray:
-    """(N,) weighted sums of groups of one; rows of one id are compared with each other, as the group of a run."""
-    rows: dict[str, list[int]] = {}
-    for i, name in enumerate(ids):
-        rows.setdefault(str(name), []).append(i)
-    totals_N = np.full(len(ids), np.nan)
-    for group in rows.values():
-        gate_index = table.names.index(gate) if gate != "none" else None
-        totals_N[group] = weighted_sum(table.rewards_PGR[group, 0][None], table.weights_R, gate_index)[0]
-    return totals_N
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

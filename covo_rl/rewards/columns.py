@@ -1,8 +1,9 @@
 """Groups of rollouts -> the columns that reward functions take, one value per completion; and what ours read of them.
 
 Names: `prompts`, `completions`, `completion_ids`, `stop_reason`; of the row `id`, `question`, `choices`, `answer` (the
-right one) and every further column; of the completion `parsed` (prompt.Parsed), `think` and `predicted_answer`;
-`clips` (only for functions that name it). A dataset column with one of these names arrives as `row_<name>`.
+right one) and every further column; `group_id`, which the rollouts of a prompt share; of the completion `parsed`
+(prompt.Parsed), `think` and `predicted_answer`; `clips` (only for functions that name it). A dataset column with one of
+these names arrives as `row_<name>`.
 """
 
 from __future__ import annotations
@@ -60,8 +61,12 @@ class TrainerState(dict):
             raise AttributeError(f"the trainer state has no {name!r}; it has {', '.join(self)}") from None
 
 
-def reward_columns(groups: Sequence[Group], trainer_state: Any = None) -> dict[str, Any]:
+def reward_columns(
+    groups: Sequence[Group], trainer_state: Any = None, group_ids: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Lists of N = P*G values in group-major order, and the trainer's state.
+
+    `group_ids` (P,): groups of the same number are parts of one; by default each is one of its own.
 
     Raises:
         ValueError: the groups have different numbers of rollouts.
@@ -70,6 +75,7 @@ def reward_columns(groups: Sequence[Group], trainer_state: Any = None) -> dict[s
     if len(sizes) > 1:
         raise ValueError(f"groups of different sizes {sorted(sizes)}: every prompt needs the same number of rollouts")
     pairs = [(group.prompt, rollout) for group in groups for rollout in group.rollouts]
+    numbered = zip(group_ids or range(len(groups)), groups, strict=True)
     parse_once = cache(parse)  # rollouts of a prompt often say the same
     parsed = [parse_once(rollout.text, rollout.stop_reason) for _, rollout in pairs]
     examples = [prompt.example for prompt, _ in pairs]
@@ -79,6 +85,7 @@ def reward_columns(groups: Sequence[Group], trainer_state: Any = None) -> dict[s
         "completion_ids": [list(rollout.completion_ids) for _, rollout in pairs],
         "stop_reason": [rollout.stop_reason for _, rollout in pairs],
         "id": [example.id for example in examples],
+        "group_id": [number for number, group in numbered for _ in group.rollouts],
         "question": [example.question for example in examples],
         "choices": [list(example.choices) for example in examples],
         "answer": [example.answer for example in examples],
@@ -97,6 +104,8 @@ def reward_columns(groups: Sequence[Group], trainer_state: Any = None) -> dict[s
 def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
     """A scored or hand-written row (question, choices, answer and further columns) as an Example.
 
+    `clips` are paths, as a run writes them. A column of the data that a run's row had to call `row/NAME` has its name.
+
     Raises:
         RewardError: its choices are no list; the characters of a text would be options.
     """
@@ -105,16 +114,27 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
         kind = f"{type(choices).__name__} {shown(choices, 80)}"
         raise RewardError(f"row {visible(row.get('id', index))}: choices is {kind}, not a list")
     others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
+    if "advantage" in row:  # a run's rollout
+        others |= {"group", "rollout", "clip_keys", "parsed_answer", "problems", "missing", "advantage", "length",
+                   "mean_logp", "token_logps"}  # fmt: skip
     answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
     columns = {name: value for name, value in row.items() if name not in others}
+    paths = columns.get("clips")
+    clips: tuple[Clip, ...] = ()
+    if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
+        clips = tuple(map(Clip, columns.pop("clips")))
+    columns |= {name.removeprefix("row/"): columns.pop(name) for name in [*columns] if name.startswith("row/")}
     return Example(
-        str(row.get("id", index)), (), str(row.get("question") or ""), tuple(map(str, choices)), answer, columns
+        str(row.get("id", index)), clips, str(row.get("question") or ""), tuple(map(str, choices)), answer, columns
     )
 
 
-def group_from_completions(example: Example, completions: Iterable[str], stop_reason: str = "stop") -> Group:
-    """Completions that come from a file or a test, as rollouts without ids."""
-    rollouts = tuple(Rollout((), (), text, "length" if stop_reason == "length" else "stop") for text in completions)
+def group_from_completions(
+    example: Example, completions: Iterable[str], stop_reason: str = "stop", completion_ids: Iterable[int] = ()
+) -> Group:
+    """Completions that come from a file or a test, as rollouts without log-probs, and without ids if there are none."""
+    reason, ids = "length" if stop_reason == "length" else "stop", tuple(completion_ids)
+    rollouts = tuple(Rollout(ids, (), text, reason) for text in completions)
     return Group(Prompt(example, ({"role": "user", "content": example.question},), example.question, ()), rollouts)
 
 

@@ -1,123 +1,51 @@
 """A judge: text in, text out, with a disk cache, bounded concurrency, a timeout and retries.
 
-    judge: openai:MODEL@https://host/v1      any endpoint with the chat completions interface
+    judge: openai:MODEL@https://host/v1      any endpoint with the chat completions interface; with judge_audio: true
+                                             it is sent the clips as well
     judge: transformers:PATH                 a local model
 
 The key of an endpoint is read from COVO_RL_JUDGE_KEY or OPENAI_API_KEY and is never stored. COVO_RL_JUDGE_URL is the
 address where the spec has none; COVO_RL_JUDGE_CONCURRENCY and COVO_RL_JUDGE_TIMEOUT (seconds) bound the requests.
-Replies are cached under COVO_RL_CACHE by model and prompt, at temperature 0.
+Replies are cached under COVO_RL_CACHE by model, prompt and content of the clips, at temperature 0.
 """
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
-import logging
 import os
 import random
 import threading
 import time
 import urllib.error
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
-from uuid import uuid4
+from typing import Any
 
+from covo_rl.audio import AudioError
 from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
 from covo_rl.rewards.call import seconds_left, shown
+from covo_rl.rewards.replies import CachedJudge, Judge, JudgeError, whole_text
 from covo_rl.rewards.specs import RewardError
-from covo_rl.rewards.transport import OriginError, check_address, env_limit, hidden, judge_key, message_in, post
-from covo_rl.types import UserError
+from covo_rl.rewards.transport import (
+    OriginError,
+    audio_parts,
+    check_address,
+    env_limit,
+    hidden,
+    judge_key,
+    message_in,
+    post,
+)  # fmt: skip
+from covo_rl.types import Clip
 
-logger = logging.getLogger("covo_rl.rewards")
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 MAX_TOKENS = 400  # of a reply
 MARGIN_SECONDS = 2.0  # of a component's time, at most a fifth of it, for what is left to do with the replies
 _local_turn = threading.Lock()  # one local model is loaded, and one batch is generated at a time
-
-
-class JudgeError(UserError, RuntimeError):
-    """The judge gave no reply; the message says after what."""
-
-
-class Judge(Protocol):
-    """Whatever answers prompts: one reply or error per prompt, in order; never raises for a single prompt."""
-
-    name: str
-
-    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]: ...
-
-
-class CachedJudge:
-    """Asks equal prompts once and keeps every reply in a file of its own, so that ranks and runs can share a folder.
-
-    A file is the reply after a line with its checksum. One that is damaged, or that cannot be read or written, costs
-    a request, not a reply; they are counted in `cache_faults`, and the first is logged.
-    """
-
-    def __init__(self, name: str, cache: Path | None) -> None:
-        self.name, self.cache, self.cache_faults = name, cache, 0
-
-    def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]:
-        prompts = [whole_text(prompt) for prompt in prompts]
-        replies: dict[str, Any] = {prompt: self._remembered(prompt) for prompt in prompts}
-        new = [prompt for prompt, reply in replies.items() if reply is None]
-        replies.update(zip(new, self.answers(new), strict=True))
-        return [replies[prompt] for prompt in prompts]
-
-    def answers(self, prompts: list[str]) -> list[str | JudgeError]:
-        """Replies to different prompts that are in no cache; calls `remember` for each as soon as it is there."""
-        raise NotImplementedError
-
-    def remember(self, prompt: str, reply: str) -> None:
-        """Write the reply under a name of its own, then rename: another rank may write the same."""
-        with self._cached(prompt) as path:
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(f".{uuid4().hex}")
-                try:
-                    partial.write_bytes(f"{_checksum(reply)}\n{reply}".encode())
-                    os.replace(partial, path)
-                finally:
-                    partial.unlink(missing_ok=True)
-
-    def forget(self, prompt: str) -> None:
-        """Drop a reply that was no verdict, so that the next run asks again."""
-        with self._cached(prompt) as path:
-            if path:
-                path.unlink(missing_ok=True)
-
-    def _remembered(self, prompt: str) -> str | None:
-        with self._cached(prompt) as path, suppress(FileNotFoundError):
-            if path:
-                checksum, _, reply = path.read_bytes().decode().partition("\n")
-                if checksum == _checksum(reply):
-                    return reply
-                raise ValueError(f"{path.name} is damaged, or of an earlier version")
-        return None
-
-    @contextmanager
-    def _cached(self, prompt: str) -> Iterator[Path | None]:
-        digest = hashlib.sha256(f"{self.name}\x00{whole_text(prompt)}".encode()).hexdigest()
-        try:
-            yield self.cache and self.cache / digest[:2] / f"{digest}.txt"
-        except (OSError, ValueError) as error:
-            self.cache_faults += 1
-            if self.cache_faults == 1:
-                logger.warning("judge cache %s: %s; such replies are asked for again (said once)", self.cache, error)
-
-
-def whole_text(text: str) -> str:
-    """Without lone surrogates, which no file and no request can hold."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _checksum(reply: str) -> str:
-    return hashlib.sha256(reply.encode()).hexdigest()
 
 
 def _deadline() -> float:
@@ -129,20 +57,21 @@ def _deadline() -> float:
 class EndpointJudge(CachedJudge):
     """An OpenAI-compatible endpoint, which is sent control tokens of chat templates as `< |im_end|>`.
 
-    `timeout` and `backoff` in seconds; `retries` after the first try.
+    `timeout` and `backoff` in seconds; `retries` after the first try; `hears`: its model takes `input_audio`.
     """
 
     def __init__(
         self, model: str, url: str, *, concurrency: int = 16, timeout: float = 30.0, retries: int = 4,
-        backoff: float = 0.5, cache: Path | None = None,
+        backoff: float = 0.5, cache: Path | None = None, hears: bool = False,
     ) -> None:  # fmt: skip
         check_address(url)
         judge_key()
         self.model, self.url = model, url.rstrip("/").removesuffix("/chat/completions")
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
+        self.hears = hears
         super().__init__(f"openai:{model}@{self.url}", cache)
 
-    def answers(self, prompts: list[str]) -> list[str | JudgeError]:
+    def answers(self, prompts: list[str], attached: Mapping[str, Sequence[Clip]]) -> list[str | JudgeError]:
         """At most `concurrency` requests at a time. What is not there in the component's time is an error, no more."""
         replies: dict[str, str | JudgeError] = {}
         key, begun, deadline, waiting = judge_key(), time.monotonic(), _deadline(), prompts[::-1]
@@ -151,7 +80,7 @@ class EndpointJudge(CachedJudge):
             with suppress(IndexError):  # nothing waits any more
                 while time.monotonic() < deadline:
                     prompt = waiting.pop()
-                    replies[prompt] = self._answer(prompt, key, deadline)
+                    replies[prompt] = self._answer(prompt, attached.get(prompt, ()), key, deadline)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in prompts[: max(1, self.concurrency)]]
         for thread in threads:
@@ -161,15 +90,19 @@ class EndpointJudge(CachedJudge):
         late = JudgeError(f"judge {self.name}: no answer in the {deadline - begun:.3g} s that this step has")
         return [replies.get(prompt, late) for prompt in prompts]
 
-    def _answer(self, prompt: str, key: str, deadline: float) -> str | JudgeError:
+    def _answer(self, prompt: str, clips: Sequence[Clip], key: str, deadline: float) -> str | JudgeError:
         problem, tries, more = "no time left", 0, ""
+        try:
+            sounds = audio_parts(clips)
+        except AudioError as error:
+            return JudgeError(f"judge {self.name}: {error}")
         for attempt in range(self.retries + 1):
             seconds = min(self.timeout, deadline - time.monotonic())
             if seconds <= 0:
                 break
             wait, tries, more = self.backoff * 2**attempt * (1 + random.random() / 4), attempt + 1, ""
             try:
-                reply = self._post(prompt, key, seconds)
+                reply = self._post(prompt, key, seconds, sounds)
             except urllib.error.HTTPError as error:
                 problem, more = f"HTTP {error.code}", f": {shown(error.msg)}"
                 if error.code not in RETRIED:
@@ -192,19 +125,20 @@ class EndpointJudge(CachedJudge):
         what = f"{problem}, after {tries} tries{more}".replace(key or "\n", "***")  # a server may repeat the key
         return JudgeError(f"judge {self.name}: {what}")
 
-    def _post(self, prompt: str, key: str, seconds: float) -> str:
-        content = CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
+    def _post(self, prompt: str, key: str, seconds: float, sounds: Sequence[dict[str, Any]] = ()) -> str:
+        text = CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
+        content = [*sounds, {"type": "text", "text": text}] if sounds else text
         messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         response = post(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
         try:
-            content = json.loads(response)["choices"][0]["message"]["content"]
+            reply = json.loads(response)["choices"][0]["message"]["content"]
         except (LookupError, TypeError):
             raise ValueError(message_in(response) or "it has no choices[0].message.content") from None
-        if not isinstance(content, str):
+        if not isinstance(reply, str):
             raise TypeError("the message has no text")
-        return whole_text(content)
+        return whole_text(reply)
 
 
 class LocalJudge(CachedJudge):
@@ -217,7 +151,7 @@ class LocalJudge(CachedJudge):
         self.path, self.batch_size, self.generate = path, batch_size, generate
         super().__init__(f"transformers:{path}", cache)
 
-    def answers(self, prompts: list[str]) -> list[str | JudgeError]:
+    def answers(self, prompts: list[str], attached: Mapping[str, Sequence[Clip]]) -> list[str | JudgeError]:
         replies: list[str | JudgeError] = []
         deadline = _deadline()
         for start in range(0, len(prompts), self.batch_size):
@@ -275,14 +209,18 @@ def local_device() -> str:
 
 
 @lru_cache(maxsize=8)
-def judge_from_spec(spec: str) -> Judge:
-    """`openai:MODEL@URL`, `openai:MODEL` with COVO_RL_JUDGE_URL set, or `transformers:PATH`.
+def judge_from_spec(spec: str, hears: bool = False) -> Judge:
+    """`openai:MODEL@URL`, `openai:MODEL` with COVO_RL_JUDGE_URL set, or `transformers:PATH`; `hears`: is sent clips.
 
     Raises:
-        RewardError: anything else, or no address.
+        RewardError: anything else, no address, or a local judge, which reads text only, is to hear.
     """
     kind, _, rest = spec.partition(":")
     cache = cache_folder() / "judge"
+    if hears and kind != "openai":
+        raise RewardError(
+            f"judge_audio: judge {hidden(spec)!r} reads text only; write openai:MODEL@URL, or leave it out"
+        )
     if kind == "transformers" and rest:
         return LocalJudge(rest, cache=cache)
     if kind != "openai" or not rest:
@@ -293,4 +231,4 @@ def judge_from_spec(spec: str) -> Judge:
         raise RewardError(f"judge {hidden(spec)!r} has no address: write openai:MODEL@URL or set COVO_RL_JUDGE_URL")
     concurrency = env_limit("COVO_RL_JUDGE_CONCURRENCY", 16)
     timeout = env_limit("COVO_RL_JUDGE_TIMEOUT", 30)
-    return EndpointJudge(model, url, cache=cache, concurrency=int(concurrency), timeout=timeout)
+    return EndpointJudge(model, url, cache=cache, concurrency=int(concurrency), timeout=timeout, hears=hears)

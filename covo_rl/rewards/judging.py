@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from covo_rl.audio import AudioError, content_key
 from covo_rl.prompt import Parsed, option_letter
 from covo_rl.resolve import find
 from covo_rl.rewards.call import shown
+from covo_rl.rewards.columns import LazyClip
 from covo_rl.rewards.judge import Judge, JudgeError
 from covo_rl.rewards.rules.criteria import CRITERIA
+from covo_rl.types import Clip
 
 #: component -> what the judge is asked to say yes or no to
 KEYS = {"consistency": ("consistent",), "thinking": CRITERIA}
@@ -31,28 +34,29 @@ class VerdictError(ValueError):
 def judge_scores(
     judge: Judge, component: str, rows: Sequence[tuple], log_missing: Callable[[int, str], None] | None = None,
     log_extra: Callable[[str, list], None] | None = None, log_metric: Callable[[str, float], None] | None = None,
+    clips: Sequence[Sequence[LazyClip]] | None = None,
 ) -> list[float | None]:  # fmt: skip
-    """The share of yes verdicts, in [0, 1]; rationales and what was not met go to `log_extra`.
+    """The share of yes verdicts, in [0, 1]; reasons and what was not met go to `log_extra`.
 
     Rows are (parsed, question, choices) and for thinking also (right answer, facts). Without reasoning, or for
-    consistency without an answer, the score is 0 and nothing is asked.
+    consistency without an answer, the score is 0 and nothing is asked. A judge that hears is sent the `clips`.
     """
-    template, keys = load_template(f"{component}.v1"), KEYS[component]
-    prompts = {
-        i: fill_template(template, **_fields(*row))
-        for i, row in enumerate(rows)
-        if row[0].think and (row[0].answer or component == "thinking")
-    }
+    hears = clips is not None and getattr(judge, "hears", False)
+    prompts, sounds, replies = _questions(component, rows, clips if hears else None)
+    asked = [i for i in prompts if i not in replies]
+    texts, keys = [prompts[i][0] for i in asked], KEYS[component]
+    answers = judge.ask(texts, [sounds[i] for i in asked]) if hears else judge.ask(texts)  # type: ignore[call-arg]
+    replies |= zip(asked, answers, strict=True)
     scores: list[float | None] = [0.0] * len(rows)
-    rationales, unmet = [""] * len(rows), [""] * len(rows)
-    replies = judge.ask([prompt for prompt, _ in prompts.values()])
-    for (i, (prompt, nonce)), reply in zip(prompts.items(), replies, strict=True):
+    reasons, unmet = [""] * len(rows), [""] * len(rows)
+    for i, (prompt, nonce) in prompts.items():
+        reply = replies[i]
         try:
             if isinstance(reply, JudgeError):
                 raise reply
             if not isinstance(reply, str):  # of a judge of the user's
                 raise VerdictError(f"the reply is {type(reply).__name__}, not text")
-            verdict, rationales[i] = read_verdict(reply, nonce, keys)
+            verdict, reasons[i] = read_verdict(reply, nonce, keys)
             scores[i] = sum(verdict.values()) / len(keys)
             unmet[i] = ", ".join(name for name, met in verdict.items() if not met)
         except (JudgeError, VerdictError) as error:
@@ -64,10 +68,31 @@ def judge_scores(
     if log_metric and (faults := getattr(judge, "cache_faults", 0)):
         log_metric(f"{component}_judge_cache_faults", faults)
     if log_extra:
-        log_extra(f"{component}_rationale", rationales)
+        log_extra(f"{component}_reason", reasons)
         if component == "thinking":
             log_extra("thinking_unmet", unmet)
     return scores
+
+
+def _questions(
+    component: str, rows: Sequence[tuple], clips: Sequence[Sequence[LazyClip]] | None
+) -> tuple[dict[int, tuple[str, str]], dict[int, list[Clip]], dict[int, Any]]:
+    """By row that is to be asked about: (prompt, nonce), its clips, and the error where these cannot be read."""
+    prompts: dict[int, tuple[str, str]] = {}
+    sounds: dict[int, list[Clip]] = {}
+    errors: dict[int, Any] = {}
+    for i, row in enumerate(rows):
+        if not row[0].think or (not row[0].answer and component != "thinking"):
+            continue
+        sounds[i], fields = [lazy.clip for lazy in clips[i]] if clips else [], _fields(*row)
+        template = load_template(f"{component}{'_audio' * bool(sounds[i])}.v1")
+        try:
+            if sounds[i]:  # by content, in the nonce: other clips are another prompt
+                fields["clips"] = " ".join(map(content_key, sounds[i]))
+            prompts[i] = fill_template(template, **fields)
+        except AudioError as error:
+            prompts[i], errors[i] = ("", ""), JudgeError(str(error))
+    return prompts, sounds, errors
 
 
 def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None, *truth: Any) -> dict[str, str]:
@@ -105,9 +130,9 @@ def load_template(name: str) -> str:
     return find("rewards", f"judge/{name}.txt").read_text(encoding="utf-8")
 
 
-def template_hashes() -> dict[str, str]:
-    """Template name -> sha256, for the run record."""
-    names = [f"{component}.v1" for component in KEYS]
+def template_hashes(hears: bool = False) -> dict[str, str]:
+    """Template name -> sha256, for the run record; `hears`: of a judge that is sent the clips."""
+    names = ["consistency.v1", "thinking_audio.v1" if hears else "thinking.v1"]
     return {name: hashlib.sha256(load_template(name).encode()).hexdigest() for name in names}
 
 

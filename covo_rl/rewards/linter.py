@@ -41,6 +41,9 @@ THINK = "I hear a dull thud on wood, three in all, so it is a knock."
 _BLOCK, _ANSWER = f"<think>{THINK}</think>", "<answer>knock</answer>"
 GOLD = _BLOCK + _ANSWER
 Expected = float | str | None
+#: of our own rewards: how many rollouts it compares, and which pay for something that right answers may lack
+VOTERS = {"majority": 2}
+UNRELATED = ("length",)
 
 
 @dataclass(frozen=True)
@@ -230,14 +233,14 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
         except ValueError as error:
             problems.append(f"{row}: {error}")
             continue
-        outcome = _outcome(term, example, [completion])
+        outcome = _outcome(term, example, [completion] * VOTERS.get(name, 1))
         if outcome.failures:
             return _faults(outcome)
         value = outcome.scores[0]
         if math.isnan(value):
             if name != "consistency":
                 problems.append(f"{row} is {outcome.missing[0]}")
-        elif value != 1.0 and (full or (_built_in(term) and name != "thinking")):
+        elif value != 1.0 and name not in UNRELATED and (full or (_built_in(term) and name != "thinking")):
             problems.append(f"the right completion of {row} scores {value:g}, not 1: {completion!r}")
     return problems
 

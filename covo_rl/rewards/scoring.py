@@ -15,7 +15,8 @@ import numpy as np
 from covo_rl.config import ConfigError, RewardConfig, number_map
 from covo_rl.rewards.call import Outcome, shown
 from covo_rl.rewards.columns import reward_columns
-from covo_rl.rewards.specs import Reward, RewardError, Source
+from covo_rl.rewards.functions import FunctionReward
+from covo_rl.rewards.specs import Reward, RewardError
 from covo_rl.rewards.worker import reward_of, run_components
 from covo_rl.types import Group, RewardTable, visible
 
@@ -59,10 +60,9 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
     for spec, weight in weights:
         reward: Any = reward_of(spec) if isinstance(spec, str) else spec
         if not isinstance(reward, Reward):
-            name = getattr(spec, "__name__", type(spec).__name__)
             if not callable(reward) or isinstance(reward, type):
                 raise RewardError(f"reward {shown(spec)}: neither a name nor a function; of a class, give an object")
-            reward = Reward(Source(name, name, "object", repr(spec)), reward)
+            reward = FunctionReward(reward)
         terms.append(Component(reward, float(weight)))
         name = terms[-1].name
         if name in RESERVED:
@@ -74,9 +74,9 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
 
 def score(
     groups: Sequence[Group], config: RewardConfig | None = None, *, trainer_state: Any = None, rewards: Any = None,
-    judge: Any = None, explain: bool = False,
+    judge: Any = None, explain: bool = False, group_ids: Sequence[int] | None = None,
 ) -> RewardTable:  # fmt: skip
-    """Score all rollouts of P groups with G rollouts each.
+    """Score all rollouts of P groups with G rollouts each; groups of one number in `group_ids` are parts of one.
 
     `rewards` replaces those of `config` and may hold functions; `judge` replaces the one that `config.judge` names.
     `explain`: our own rewards also log a line of reason for each score, as `NAME_reason` (extras).
@@ -90,11 +90,11 @@ def score(
     names = [term.name for term in terms]
     if config.reward_gate not in ("none", *names):
         raise RewardError(f"reward_gate {config.reward_gate!r} is not among the rewards: {names}")
-    columns = reward_columns(groups, trainer_state)
+    columns = reward_columns(groups, trainer_state, group_ids)
     if judge is not None or config.judge:
         from covo_rl.rewards.judge import judge_from_spec  # urllib takes a while to import
 
-        columns["judge"] = judge_from_spec(config.judge) if judge is None else judge
+        columns["judge"] = judge_from_spec(config.judge, config.judge_audio) if judge is None else judge
     if explain:
         columns["explain"] = True
     outcomes = run_components([term.reward for term in terms], columns, config.reward_timeout)

@@ -1,4 +1,4 @@
-"""A judge's address and key, and one POST to one origin within a total time.
+"""A judge's address and key, clips as it is sent them, and one POST to one origin within a total time.
 
 A socket's own time-out starts anew with every byte, so a server that drips would be read for ever: a timer cuts the
 connection. A redirect is followed within the origin (scheme, host and port) only: what is sent, the key among it, goes
@@ -7,7 +7,9 @@ nowhere else.
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import ipaddress
 import json
 import os
@@ -17,20 +19,27 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+import wave
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+import numpy as np
+
+from covo_rl.audio import AudioError, decode, resample
 from covo_rl.rewards.call import shown
 from covo_rl.rewards.specs import RewardError
+from covo_rl.types import Clip
 
 KEY_VARIABLES = ("COVO_RL_JUDGE_KEY", "OPENAI_API_KEY")
 MAX_SECONDS = 86_400.0  # what a timer and a socket can take
 HINTS: dict[int, str] = dict.fromkeys((401, 403), f"; is the key in {' or '.join(KEY_VARIABLES)} the right one?")
 HINTS |= {404: "; is the address right (most end in /v1), and is that the model's name at the server?"}
 MAX_BYTES = 1_000_000  # of a response
+AUDIO_RATE = 16_000  # Hz, of clips for a judge
+MAX_AUDIO = 20_000_000  # bytes of base64 in one request
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 307, 308)  # to be repeated as they are
 
@@ -79,6 +88,33 @@ def check_address(url: str) -> None:
 def hidden(spec: str) -> str:
     """A judge's spec or address for a message: without what stands before an @ in it, or after a ?."""
     return re.sub(r"[?#].*", "?***", re.sub(r"//.*@", "//***@", spec, flags=re.DOTALL), flags=re.DOTALL)
+
+
+def audio_parts(clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    """Clips as the `input_audio` parts of an OpenAI-style message.
+
+    Raises:
+        AudioError: a clip cannot be decoded, or they are longer than MAX_AUDIO.
+    """
+    sounds = [base64_wav(clip) for clip in clips]
+    if (size := sum(map(len, sounds))) > MAX_AUDIO:
+        names, minutes = ", ".join(clip.name for clip in clips), MAX_AUDIO * 3 / 4 / 2 / AUDIO_RATE / 60
+        raise AudioError(
+            f"{names}: {size / 1e6:.1f} MB as base64 of a {AUDIO_RATE} Hz wav; a judge is sent at most "
+            f"{MAX_AUDIO / 1e6:g} MB (about {minutes:.0f} minutes): shorten the clips, or leave judge_audio out"
+        )
+    return [{"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}} for sound in sounds]
+
+
+def base64_wav(clip: Clip) -> str:
+    """The clip as a wav file, mono, 16 bits, AUDIO_RATE Hz. Raises AudioError: it cannot be decoded."""
+    waveform, rate = decode(clip)
+    samples = np.clip(np.rint(resample(waveform, rate, AUDIO_RATE) * 32_767), -32_768, 32_767).astype("<i2")
+    with io.BytesIO() as file:
+        with wave.open(file, "wb") as wav:
+            wav.setparams((1, 2, AUDIO_RATE, 0, "NONE", ""))
+            wav.writeframes(samples.tobytes())
+        return base64.b64encode(file.getvalue()).decode()
 
 
 class OriginError(OSError):

@@ -23,7 +23,7 @@ def check_before_loading(options: Options) -> None:
     adapter, judge = options.adapter, options.reward.judge
     checks = [
         lambda: _check_rewards(options.reward),
-        lambda: judge and judge_from_spec(judge),
+        lambda: judge and judge_from_spec(judge, options.reward.judge_audio),
         lambda: adapter.load_in_4bit and check_quantisation(),
         lambda: _check_model(options.model.model, adapter),
         lambda: adapter.adapter and read_adapter(adapter.adapter),

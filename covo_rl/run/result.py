@@ -10,10 +10,11 @@ from typing import Any
 from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.data.files import plain, read_record
+from covo_rl.data.memory import IN_MEMORY
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import Component
-from covo_rl.run.page import curves
+from covo_rl.run.report.curves import curves
 from covo_rl.train.checkpoint.identity import data_fingerprint
 from covo_rl.types import Example
 
@@ -25,11 +26,13 @@ def summary_rows(
     """Rows of the table that a run begins with; `sizes` are the numbers of training and held-out rows."""
     train, rollout, gate = options.train, options.rollout, options.reward.reward_gate
     terms = " + ".join(f"{'' if term.weight == 1 else f'{term.weight:g} '}R_{term.name}" for term in rewards)
+    sources = [files["data"], files.get("eval_data", files["data"])]
+    data, held_out = ("memory" if str(path).startswith(IN_MEMORY) else path for path in sources)
     return [
         ("model", f"{options.model.model} ({model_type})"),
         ("device", device),
-        ("data", f"{sizes[0]} rows from {files['data']}"),
-        ("held out", f"{sizes[1]} rows from {files.get('eval_data', files['data'])}"),
+        ("data", f"{sizes[0]} rows from {data}"),
+        ("held out", f"{sizes[1]} rows from {held_out}"),
         ("step", f"{train.prompts_per_step} prompts x {rollout.num_generations} rollouts, {train.max_steps} steps"),
         ("R_total", terms + ("" if gate == "none" else f", gated by {gate}")),
         ("judge", options.reward.judge or "none: deterministic checkers"),

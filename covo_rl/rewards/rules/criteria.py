@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import Any
 
 from covo_rl.rewards.rules.answers import find_gold
-from covo_rl.rewards.rules.normalize import text_tokens
+from covo_rl.rewards.rules.chinese import EMPTY, chinese_flaw, is_chinese, measureless
 from covo_rl.rewards.rules.reasoning import (
     Index,
     clauses,
@@ -33,6 +33,7 @@ from covo_rl.rewards.rules.reasoning import (
     concluded_text,
     make_index,
     mentions,
+    name_tokens,
     option_index,
     supports,
 )
@@ -50,7 +51,8 @@ UNMET = {
 MIN_WORDS, MAX_WORDS = 4, 300
 _HEARING = re.compile(
     r"\b(?:hear|heard|hearing|listen\w*|sound\w*|audio|clip|recording|voice\w*|nois\w+|tone\w*|pitch\w*|note\w*|beat\w*|"
-    r"rhythm\w*|loud\w*|quiet\w*|soft\w*|melod\w+|speak\w*|said|says|sings?|singing|instrument\w*|ring\w*|music\w*)\b",
+    r"rhythm\w*|loud\w*|quiet\w*|soft\w*|melod\w+|speak\w*|said|says|sings?|singing|instrument\w*|ring\w*|music\w*)\b"
+    "|[听声音响噪唱乐]|节奏|旋律|语气|语速|说话",
     re.IGNORECASE,
 )
 #: somebody hears, or it is heard; not what the question says of "you"
@@ -61,6 +63,7 @@ _PERCEIVES = re.compile(
 _SEQUENCE = frozenset("then before followed next after".split())
 #: words of a fact's name that say nothing of what is counted
 _GENERIC = frozenset("count number of the total how many n".split())
+_SENTENCE_END = re.compile("[.!?;\n\u3002\uff01\uff1f\uff1b]+")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _SAME_CHARACTER = re.compile(r"([^\s.\-=_*])\1{7}")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -95,13 +98,13 @@ def judge_free(
     claimed = claims(think, facts, lexicon)
     last = {claim.fact: claim.true for claim in claimed if not claim.denied}
     support = supports(think, answer, choices, question)
-    three_words = len(own_words(think, question, options)) >= 3
+    three_words = content(own_words(think, question, options)) >= 3
     if facts:
         grounded = any(claim.true and not claim.denied for claim in claimed)
     else:  # the grounding proxy: it speaks of hearing, and brings three content words of its own
         grounded = three_words and bool(_HEARING.search(think[:2000]))
     substantial = grounded or support is not None
-    sentences = [said for part in re.split(r"[.!?;\n]+", think[:MAX_CHARS]) if (said := words(part))]
+    sentences = [said for part in _SENTENCE_END.split(think[:MAX_CHARS]) if (said := words(part))]
     few_repeated = len(set(sentences)) >= 0.75 * len(sentences)
     if choices:
         conclusion, right = concluded(think, tuple(choices), question), find_gold(gold, choices)
@@ -145,10 +148,10 @@ def claims(think: str, facts: Mapping[str, Any] | None, lexicon: Mapping[str, An
             continue
         nouns = None
         text = " then ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        index, truth = _index((*map(str, values or ()), text)), " ".join(text_tokens(text))
+        index, truth = _index((*map(str, values or ()), text)), " ".join(name_tokens(text))
         if values is None and isinstance(value, (int, float)):
             index, truth = _index(tuple(map(str, range(21)))), f"{value:g}"
-            nouns = set(text_tokens(fact.replace("_", " "))) - _GENERIC
+            nouns = set(name_tokens(fact.replace("_", " "))) - _GENERIC
             nouns |= {noun + "s" for noun in nouns}
         for clause in clauses(think):
             if nouns is None or not nouns.isdisjoint(clause.tokens):
@@ -164,7 +167,7 @@ def _sequences(think: str, fact: str, order: Iterable[Any]) -> list[Claim]:
     for clause in clauses(think):
         names = [mention.name for mention in mentions(clause, index) if not mention.denied]
         if len(names) >= 2 and not _SEQUENCE.isdisjoint(clause.tokens):
-            rest = iter([" ".join(text_tokens(str(value))) for value in order])
+            rest = iter([" ".join(name_tokens(str(value))) for value in order])
             in_order = reversed(names) if "after" in clause.tokens else names
             result.append(Claim(fact, False, all(name in rest for name in in_order)))
     return result
@@ -172,13 +175,15 @@ def _sequences(think: str, fact: str, order: Iterable[Any]) -> list[Claim]:
 
 @lru_cache(maxsize=4096)
 def _index(values: tuple[str, ...]) -> Index:
-    return make_index((text_tokens(value), " ".join(text_tokens(value))) for value in values)
+    names = [name_tokens(value) for value in values]
+    bare = [(number, " ".join(name)) for name in names if (number := measureless(name))]
+    return make_index([*((name, " ".join(name)) for name in names), *bare])
 
 
 @lru_cache(maxsize=16384)
-def words(text: str) -> tuple[str, ...]:
-    """Lower-case words of a text; every CJK character counts as one."""
-    text = text[:MAX_CHARS].lower()
+def words(text: str, limit: int | None = MAX_CHARS) -> tuple[str, ...]:
+    """Lower-case words of the first `limit` characters of a text; every CJK character counts as one."""
+    text = text[:limit].lower()
     if not text.isascii():
         text = _CJK.sub(lambda match: f" {match.group()} ", text)
     return tuple(_WORD.findall(text.replace("\u2019", "'")))
@@ -213,6 +218,9 @@ def _signs(text: str, question: str, options: str, choices: Sequence[str]) -> It
         yield n >= 6 and function > 0.9 * n, "word salad: only function words"
         yield n >= 6 and clashes > max(1, 0.08 * n), "word salad: articles without nouns"
         yield n >= 12 and text.count(",") > 0.45 * n, "keyword list: mostly commas"
+    elif is_chinese(text):
+        wrong = chinese_flaw(text)
+        yield wrong is not None, wrong or ""
     if question or options:
         own = [word for word in own_words(text, question, options) if len(word) > 1 or not word.isascii()]
         yield not own and not _hears(text, choices), "echo: only words of the question and the options"
@@ -231,4 +239,10 @@ def _hears(text: str, choices: Sequence[str]) -> bool:
 
 def own_words(text: str, question: str, options: str) -> set[str]:
     """Content words that neither the question nor the options hold, nor a frame around the answer."""
-    return set(words(text)).difference(words(question), words(options), _FUNCTION_WORDS, _FRAME)
+    empty = EMPTY if is_chinese(text) else ()
+    return set(words(text)).difference(words(question), words(options), _FUNCTION_WORDS, _FRAME, empty)
+
+
+def content(own: Iterable[str]) -> float:
+    """How many words these are, where two Chinese characters make one."""
+    return sum(0.5 if is_chinese(word) else 1.0 for word in own)

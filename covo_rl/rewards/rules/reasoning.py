@@ -1,6 +1,6 @@
 """Reasoning -> clauses with what they name, assert, deny and hedge -> the option it commits to, or nothing.
 
-English, deterministic, linear in the length.
+English and Chinese, told apart sentence by sentence; deterministic, linear in the length.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from typing import Any
 
 from covo_rl.prompt import option_letter
 from covo_rl.rewards.rules.answers import interpret
+from covo_rl.rewards.rules.chinese import (
+    asks,
+    chinese_tokens,
+    is_chinese,
+    measureless,
+    pieces,
+    says_nothing_alone,
+)  # fmt: skip
 from covo_rl.rewards.rules.frames import bare
 from covo_rl.rewards.rules.normalize import loose_key, text_tokens
 from covo_rl.rewards.rules.options import prepare
 from covo_rl.rewards.rules.text import MAX_CHARS
 
-_SENTENCE = re.compile(r"(?<=[.!?;:])\s+|\n+")
+_SENTENCE = re.compile("(?<=[.!?;:])\\s+|\n+|(?<=[\u3002\uff01\uff1f\uff1b])")
 _CLAUSE = re.compile(
     r",?\s+(?=(?:but|however|although|though|yet|whereas|while|because|since|so|therefore|thus|hence|wait|actually)\b)"
     r"|,\s+(?=(?:it|it's|this|that|these|those|i|we|they|there|the answer|rather|not|which|and not)\b)"
@@ -38,6 +46,7 @@ _NEGATORS = frozenset(
 )
 _INSTEAD_OF = (("rather", "than"), ("other", "than"))
 _SCOPE = 8  # tokens that a negation reaches forward
+_CHINESE_SCOPE = 24  # where each character is one
 _REJECTED = frozenset("wrong incorrect unlikely false impossible excluded eliminated ruled".split())
 _NOT = frozenset("not isn't wasn't aren't weren't doesn't didn't can't cannot couldn't".split())
 #: what "not" behind a phrase must be followed by to deny it; "" is the end
@@ -65,11 +74,15 @@ Index = dict[str, list[tuple[tuple[str, ...], Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """`strong`: it concludes ("so", "the answer is"); `hedged`: it only considers ("might be"), or asks."""
+    """`strong`: it concludes ("so", "the answer is"); `hedged`: it only considers ("might be"), or asks.
+
+    `scope`: tokens that a negation in it reaches forward; half as many backward.
+    """
 
     tokens: tuple[str, ...]
     strong: bool
     hedged: bool
+    scope: int = _SCOPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +108,20 @@ def clauses(text: str) -> tuple[Clause, ...]:
 def _in_sentence(sentence: str) -> tuple[Clause, ...]:
     """Rollouts of one prompt share many sentences, so these are remembered one by one."""
     result = []
-    asks = sentence.rstrip().endswith("?")
-    for piece in _CLAUSE.split(sentence):
-        piece = _LETTER.sub(r" option \1 ", piece)
-        piece = _NOT_NEGATIVE.sub(" ", piece)
-        if tokens := text_tokens(piece):
-            strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
-            result.append(Clause(tokens, strong, asks or not _HEDGES.isdisjoint(tokens)))
+    if is_chinese(sentence):
+        said, question, scope = map(chinese_tokens, pieces(sentence)), asks(sentence), _CHINESE_SCOPE
+    else:
+        parts = (_NOT_NEGATIVE.sub(" ", _LETTER.sub(r" option \1 ", piece)) for piece in _CLAUSE.split(sentence))
+        said, question, scope = map(text_tokens, parts), sentence.rstrip().endswith("?"), _SCOPE
+    for tokens in filter(None, said):
+        strong = tokens[0] in ("so", "then") or not _CUES.isdisjoint(tokens)
+        result.append(Clause(tokens, strong, question or not _HEDGES.isdisjoint(tokens), scope))
     return tuple(result)
+
+
+def name_tokens(text: str) -> tuple[str, ...]:
+    """Of an option or the value of a fact, as they stand in reasoning."""
+    return chinese_tokens(text, is_name=True) if is_chinese(text) else text_tokens(text)
 
 
 def make_index(phrases: Iterable[tuple[tuple[str, ...], Any]]) -> Index:
@@ -137,9 +156,10 @@ def mentions(clause: Clause, index: Index) -> list[Mention]:
     }
     result = []
     for (name, start, end), stop in zip(spans, [*(start for _, start, _ in spans), len(tokens)][1:], strict=True):
-        ahead = pairwise((*tokens[end : min(stop, end + 4)], ""))
+        after = tokens[stop : stop + 1] if clause.scope == _CHINESE_SCOPE else ()  # 是钟声不是敲门声
+        ahead = pairwise((*tokens[end : min(stop, end + clause.scope // 2)], *(after or ("",))))
         rejected = any(word in _REJECTED or (word in _NOT and following in _AFTER_NOT) for word, following in ahead)
-        denied = rejected or not negations.isdisjoint(range(start - _SCOPE, start))
+        denied = rejected or not negations.isdisjoint(range(start - clause.scope, start))
         result.append(Mention(name, start, end, denied))
     return result
 
@@ -148,7 +168,7 @@ def mentions(clause: Clause, index: Index) -> list[Mention]:
 def option_index(choices: tuple[str, ...]) -> Index:
     """Phrases that name an option, its text before `option B`; the name is the option's index."""
     classes = prepare(choices).classes
-    texts = [(loose_key(choice), classes[i]) for i, choice in enumerate(choices)]
+    texts = [(tokens, classes[i]) for i, choice in enumerate(choices) for tokens in _option_phrases(choice)]
     letters = [
         ((word, *between, option_letter(i).lower()), classes[i])
         for i in range(len(choices))
@@ -156,6 +176,15 @@ def option_index(choices: tuple[str, ...]) -> Index:
         for between in ((), ("is",), ("is", "option"))
     ]
     return make_index([*texts, *letters])
+
+
+def _option_phrases(choice: str) -> list[tuple[str, ...]]:
+    if not is_chinese(choice):
+        return [loose_key(choice)]
+    tokens = chinese_tokens(choice, is_name=True)
+    if says_nothing_alone(choice):
+        return [("answer", "is", *tokens), ("choose", *tokens)]
+    return [tokens, *filter(None, [measureless(tokens)])]
 
 
 @lru_cache(maxsize=16384)
@@ -198,7 +227,7 @@ def _place_asked(question: str) -> int | None:
 
 def concluded_text(think: str, answer: str) -> bool | None:
     """For rows without options: does the reasoning state this answer? None where it neither states nor denies it."""
-    phrase = loose_key(bare(answer))
+    phrase = name_tokens(bare(answer)) if is_chinese(answer) else loose_key(bare(answer))
     if len(phrase) > 50:
         return None
     index = make_index([(phrase, answer)])
@@ -218,5 +247,9 @@ def supports(think: str | None, answer: str | None, choices: Sequence[str], ques
     if not choices:
         return concluded_text(think, answer)
     option = interpret(answer, choices, question)
+    if option is None and any(map(is_chinese, (answer, *choices))):  # 三 for 3
+        said = name_tokens(bare(answer))
+        named = [i for i, choice in enumerate(choices) if said in _option_phrases(choice)]
+        option = prepare(tuple(choices)).classes[named[0]] if len(named) == 1 else None
     conclusion = concluded(think, tuple(choices), question)
     return False if option is None else None if conclusion is None else conclusion == option
