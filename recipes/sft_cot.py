@@ -56,7 +56,8 @@ def parser() -> Parser:
     """The options of the command; all others are in the YAML."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
-    for name in ("model", "data", "audio-dir", "eval-data", "eval-audio-dir", "completion-column", "output"):
+    for name in ("model", "data", "audio-dir", "eval-data", "eval-audio-dir", "columns", "eval-columns",
+                 "completion-column", "output"):  # fmt: skip
         parser.add_argument(f"--{name}")
     for name in ("seed", "rows", "start-stage"):
         parser.add_argument(f"--{name}", type=int)

@@ -115,6 +115,15 @@ def test_a_stage_that_was_measured_trains_on_as_if_it_had_not_been(mine):
     assert all((measured[name] == plain[name]).all() for name in plain)
 
 
+def test_rows_with_other_names_are_mapped_as_in_grpo(mine, capsys):
+    names = {"question": "ask", "answer": "gold"}
+    rows = [{names.get(key, key): value for key, value in row.items()}
+            for row in json.loads((mine / "rows.json").read_text())]  # fmt: skip
+    (mine / "rows.json").write_text(json.dumps(rows))
+    recipe("--config", mine / "c.yaml", "--columns", "question=ask,answer=gold", "--dry-run")
+    assert "9 rows, 3 held out" in capsys.readouterr().out
+
+
 def test_held_out_rows_that_are_also_taught_are_named(mine, capsys):
     (mine / "others.json").write_text((mine / "rows.json").read_text())
     config = yaml.safe_load((mine / "c.yaml").read_text())

@@ -65,7 +65,9 @@ class ColdStartConfig:
     `held_out` is the share of `data` (default 0.05), by clip, that no stage
     sees and that every stage is measured on; of the built-in set nothing is held out unless asked for. `eval_data`,
     a file of rows with clips in `eval_audio_dir` (default `audio_dir`), takes its place: speakers or devices that no
-    row of `data` has. `dry_run` checks rows, teachers and model, and trains nothing.
+    row of `data` has. `columns` (`question=prompt,answer=label`) names the fields of rows that use others, and
+    `eval_columns` those of `eval_data` (default `columns`). `dry_run` checks rows, teachers and model, and trains
+    nothing.
     """
 
     output: str = "runs/cold_start"
@@ -82,6 +84,8 @@ class ColdStartConfig:
     held_out: float | None = None
     eval_data: str | None = None
     eval_audio_dir: str | None = None
+    columns: str | None = None
+    eval_columns: str | None = None
     feature_memory_mb: float = 2048
     synth_seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -141,7 +145,9 @@ def _problems(config: ColdStartConfig) -> list[str]:
         (0 <= config.held_out_share < 1, f"held_out {config.held_out}: must be in [0, 1)"),
         (config.eval_data is None or not config.held_out,
          f"held_out {config.held_out} and eval_data {config.eval_data!r}: give one of them"),
-        (config.eval_audio_dir is None or config.eval_data is not None, "eval_audio_dir needs eval_data"),
+        *((getattr(config, name) is None or config.eval_data is not None, f"{name} needs eval_data")
+          for name in ("eval_audio_dir", "eval_columns")),
+        (config.columns is None or config.data is not None, "columns needs data"),
         *((isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9,
            f"tiny: {name} {value!r}: expected a number") for name, value in (config.tiny or {}).items()),
         (config.data is not None or config.rows >= 1,

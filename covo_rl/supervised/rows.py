@@ -66,10 +66,14 @@ def stage_examples(config: ColdStartConfig, clips: ClipStore | None = None) -> t
     if config.data is None and config.eval_data is None and not config.held_out_share:
         check_stage_rows(config, config.rows)
         return _rendered(config, range(first, min(end or config.rows, config.rows))), []
-    rows = _rendered(config, range(config.rows)) if config.data is None else _loaded(config.data, config.audio_dir)
+    if config.data is None:
+        rows = _rendered(config, range(config.rows))
+    else:
+        rows = _loaded(config.data, config.audio_dir, config.columns)
     clips = ClipStore(memory_mb=64) if clips is None else clips
     if config.eval_data is not None:
-        train, held_out = rows, _loaded(config.eval_data, config.eval_audio_dir or config.audio_dir)
+        columns = config.eval_columns or config.columns
+        train, held_out = rows, _loaded(config.eval_data, config.eval_audio_dir or config.audio_dir, columns)
         check_apart(train, held_out, config.eval_data, clips)
     else:
         train, held_out = split_held_out(rows, config.held_out_share, config.seed, clips)
@@ -77,10 +81,10 @@ def stage_examples(config: ColdStartConfig, clips: ClipStore | None = None) -> t
     return train[first:end], held_out
 
 
-def _loaded(source: str, audio_dir: str | None) -> list[Example]:
+def _loaded(source: str, audio_dir: str | None, columns: str | None) -> list[Example]:
     from covo_rl.data import load_examples
 
-    rows = load_examples(source, audio_dir)
+    rows = load_examples(source, audio_dir, columns=columns)
     check_rows(rows, source)
     return rows
 
