@@ -14,7 +14,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from covo_rl.resolve import MAPPINGS, ConfigError, number_map, read_yaml, typed_values, unknown_names, value_as
+from covo_rl.resolve import (
+    COLUMNS,
+    MAPPINGS,
+    ConfigError,
+    column_map,
+    number_map,
+    read_yaml,
+    typed_values,
+    unknown_names,
+    value_as,
+)
 
 #: loss types with a clipped surrogate
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -24,17 +34,19 @@ LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 )  # fmt: skip
+#: what `report_to` can name, each also the package that it needs
+TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 #: options whose text is a path, or may be one
 PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume")
 #: interval -> the numbers that must lie in it; all others only have to be finite
 LIMITS = {
-    "[1, inf)": "limit eval_limit max_completion_length decode_rows max_steps keep_last",
+    "[1, inf)": "limit eval_limit max_completion_length decode_rows max_steps keep_last listen_rows",
     "[1, 100000]": "lora_r num_generations prompts_per_step micro_batch_prompts steps_per_generation num_iterations "
     "eval_num_generations eval_batch_size",
     "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
     "[0, inf)": "top_k beta entropy_coef overlong_buffer micro_batch_rollouts warmup_steps weight_decay max_grad_norm "
     "dynamic_sampling feature_memory_mb checkpoint_every eval_every vespo_k_pos vespo_k_neg "
-    "vespo_lambda_pos vespo_lambda_neg",
+    "vespo_lambda_pos vespo_lambda_neg listen_every",
     "[0, 1]": "skipped_rows_limit min_p reward_failure_limit",
     "[0, 1)": "lora_dropout eval_fraction epsilon adam_beta1 adam_beta2",
     "(0, 1e9]": "reward_timeout",  # seconds, as many as threads can wait
@@ -93,11 +105,15 @@ class DataConfig:
     """Rows, clips and what to do with long ones."""
 
     data: str | None = option(
-        None, "questions: JSON, JSONL or parquet (MMAU, AVQA, AudioMCQ or own names); default: built-in set"
+        None, "questions: a file, a folder or hf:NAME:SPLIT in any layout of docs/data.md; default: built-in set"
     )
     audio_dir: str | None = option(None, "folder that relative audio paths start from")
     eval_data: str | None = option(None, "held-out questions; default: built-in test split")
     eval_audio_dir: str | None = option(None, "folder of the held-out clips")
+    columns: str | None = option(
+        None, "names that the rows use: question=prompt,answer=label,audio=wav; in YAML also a mapping"
+    )  # fmt: skip
+    eval_columns: str | None = option(None, "the same of eval_data; default: columns; auto: told by their fields")
     eval_fraction: float = option(0.1, "share of `data` held out by clip when no eval_data is given")
     limit: int | None = option(None, "use the first n training rows")
     eval_limit: int | None = option(None, "use the first n held-out rows")
@@ -225,6 +241,7 @@ class TrainConfig:
     oom_retry: bool = option(False, "on out-of-memory halve the micro-batch and repeat the step")
     dry_run: bool = option(False, "check data, configuration, model and budget, start nothing")
     log_rollouts: bool = option(True, "write rollouts/ to the run folder")
+    log_token_logps: bool = option(True, "with the log-prob of every token")
 
 
 @dataclass
@@ -235,6 +252,18 @@ class EvalConfig:
     eval_every: int = option(0, "steps between evaluations; 0: before and after only")
     eval_num_generations: int = option(1, "sampled completions per held-out row")
     eval_batch_size: int = option(64, "rows decoded at once")
+    listen_every: int = option(0, "steps between two looks whether the policy listens: accuracy with silence; 0 is off")
+    listen_rows: int = option(64, "held-out rows for that")
+
+
+@dataclass
+class TrackerConfig:
+    """Experiment trackers beside the run folder, with the names of TRL and transformers."""
+
+    report_to: str = option("none", f"none, all that are installed, or some of {','.join(TRACKERS)}")
+    project: str = option("covo_rl", "the trackers' project")
+    run_name: str | None = option(None, "the run's name there; default: the name of the output folder")
+    trackio_space_id: str | None = option(None, "Hugging Face Space that trackio sends to; default: this machine")
 
 
 @dataclass
@@ -250,6 +279,7 @@ class Options:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     def flat(self) -> dict[str, Any]:
         """Option name -> value, the form of the YAML files."""
@@ -274,6 +304,11 @@ def flag_value(words: Sequence[str], name: str) -> str | None:
         if flag == f"--{name}":
             value = rest if equals else following
     return value
+
+
+def tracker_names(report_to: str) -> list[str]:
+    """The words of `report_to`, without none."""
+    return [name for word in report_to.split(",") if (name := word.strip()) not in ("none", "")]
 
 
 def taught_prompt(path: Path) -> PromptConfig:
@@ -310,13 +345,10 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         path, words = words[at + 1], words[:at] + words[at + 2 :]
         if "--config" in words:
             raise ConfigError([f"--config {path}: there is a second --config; one file holds the options"])
-        hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
         content = read_yaml(path)
-        values = typed_values({**hints, "env": dict[str, Any]}, content, problems, path)
+        values = typed_values(_hints(), content, problems, path)
     variables = values.pop("env", {})
-    problems += [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
-                 if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
-                 or _UNFIT.search(f"{name}{value}")]  # fmt: skip
+    problems += _env_problems(variables)
     flags = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
     names = {*option_names(), "help", *(f"no_{name}" for name in option_names())}
     problems += unknown_names([flag for flag in flags if flag not in names], option_names(), "command line")
@@ -340,6 +372,41 @@ def parse_options(args: Sequence[str] | None = None) -> Options:
         raise ConfigError(problems)
     os.environ.update({str(name): str(value) for name, value in variables.items()})
     return options
+
+
+def options_from(layers: Mapping[str, Mapping[str, Any]]) -> Options:
+    """Options from values by name: where they were written -> {name: value}; a later layer wins.
+
+    Raises:
+        ConfigError: as `parse_options`, of all layers together.
+    """
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for where, layer in layers.items():
+        values |= typed_values(_hints(), layer, problems, where)
+    variables = values.pop("env", {})
+    problems += _env_problems(variables)
+    parts = {name: {key: values[key] for key in get_type_hints(room) if key in values}
+             for name, room in rooms().items()}  # fmt: skip
+    options = Options(**{name: rooms()[name](**part) for name, part in parts.items()})
+    unread = {str(name) for layer in layers.values() for name in layer} - {*values, "env"}
+    problems += [text for text in option_problems(options) if not any(name in text for name in unread)]
+    if problems:
+        raise ConfigError(problems)
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+    return options
+
+
+def _hints() -> dict[str, Any]:
+    """The type of every option, and of `env`."""
+    hints = {name: hint for room in rooms().values() for name, hint in get_type_hints(room).items()}
+    return {**hints, "env": dict[str, Any]}
+
+
+def _env_problems(variables: Mapping[Any, Any]) -> list[str]:
+    return [f"env: {name!r:.80} {value!r:.80}: write NAME: text or number" for name, value in variables.items()
+            if type(value) not in (str, int, float) or not str(name) or "=" in str(name)
+            or _UNFIT.search(f"{name}{value}")]  # fmt: skip
 
 
 def option_problems(options: Options) -> list[str]:
@@ -375,6 +442,12 @@ def _contradictions(options: Options) -> list[str]:
         (loss.overlong_buffer <= rollout.max_completion_length,
          f"overlong_buffer {loss.overlong_buffer}: max_completion_length {rollout.max_completion_length} is shorter"),
     ]  # fmt: skip
+    trackers, space = tracker_names(options.tracker.report_to), options.tracker.trackio_space_id
+    rules += [
+        ({*trackers} <= {"all", *TRACKERS},
+         f"report_to {options.tracker.report_to!r:.80}: choose none, all, or some of {', '.join(TRACKERS)}"),
+        (space is None or {"all", "trackio"} & {*trackers}, "trackio_space_id has no effect without report_to trackio"),
+    ]  # fmt: skip
     return [message for fine, message in rules if not fine] + _loss_contradictions(loss)
 
 
@@ -392,7 +465,9 @@ def _wrong_values(config: Any, limits: Mapping[str, str]) -> dict[str, str]:
         name, value = item.name, getattr(config, item.name)
         choices, interval = item.metadata.get("choices", ()), intervals.get(name)
         try:
-            if name in MAPPINGS and not isinstance(value, list):
+            if name in COLUMNS:
+                column_map(value, name)
+            elif name in MAPPINGS and not isinstance(value, list):
                 numbers = number_map(value, what=name, default=1.0 if name == "rewards" else None)
                 if name == "part_learning_rates" and min(numbers.values(), default=1) <= 0:
                     raise ValueError("each rate must be above 0; a part that train_parts leaves out does not train")

@@ -204,8 +204,8 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = [{"type": "audio"} for _ in example.clips]
     content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
     chat: list[dict[str, Any]] = []
-    if config.system_prompt:
-        chat.append({"role": "system", "content": [{"type": "text", "text": config.system_prompt}]})
+    if system := example.system or config.system_prompt:
+        chat.append({"role": "system", "content": [{"type": "text", "text": system}]})
     return [*chat, {"role": "user", "content": content}]
 
 
@@ -233,7 +233,7 @@ def length_problem(name: str, prompt: int, completion: int, limit: int | None) -
 def written_texts(examples: Iterable[Example], config: PromptConfig) -> Iterator[tuple[str, str]]:
     """(row id, what the row says in its prompt), and the same of the options that every prompt has."""
     yield "prompt options", f"{config.system_prompt or ''}\n{config.instruction}"
-    yield from ((example.id, "\n".join((example.question, *example.choices))) for example in examples)
+    yield from ((example.id, "\n".join(example.texts)) for example in examples)
 
 
 _SLOTS: WeakKeyDictionary[Any, dict[str, int]] = WeakKeyDictionary()
@@ -253,7 +253,11 @@ def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, confi
     Raises:
         PromptError: a clip cannot be read, or the ids do not hold exactly the expected audio slots.
     """
-    chat = messages(example, config)
+    return chat_prompt(example, messages(example, config), family, clips)
+
+
+def chat_prompt(example: Example, chat: Sequence[Mapping[str, Any]], family: PromptFamily, clips: ClipStore) -> Prompt:
+    """The prompt of a conversation, whose audio is, in order, the clips of `example`. Raises as `build_prompt`."""
     try:
         keys = tuple(clips.key(clip) for clip in example.clips)
         slots = tuple(clip_slots(key, family, clips) for key in keys)

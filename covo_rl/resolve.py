@@ -211,8 +211,11 @@ def _check_nodes(node: Any, sizes: dict[int, int], above: tuple[int, ...] = ()) 
 
 # -- values of a file --------------------------------------------------------------------------------------------------
 
-#: options that YAML may also give as a mapping name: number
-MAPPINGS = {"rewards", "part_learning_rates"}
+#: options that YAML may also give as a mapping: name: number, or field: column
+COLUMNS = ("columns", "eval_columns")
+MAPPINGS = {"rewards", "part_learning_rates", *COLUMNS}
+#: what a column of a question set can be read as
+FIELDS = ("id", "audio", "question", "choices", "answer", "answer_letter", "answer_index", "system_prompt")
 
 
 def number_map(value: str | Mapping[str, float] | None, *, what: str, default: float | None = None) -> dict[str, float]:
@@ -230,6 +233,38 @@ def number_map(value: str | Mapping[str, float] | None, *, what: str, default: f
             part = f"{name}={number}"[:80]
             raise ConfigError([f"{what}: cannot read {part!r} ({error}); write name=number,name=number"]) from None
     return result
+
+
+def column_map(value: str | Mapping[str, str] | None, what: str = "columns") -> dict[str, str]:
+    """`question=prompt,answer=label` or a mapping -> {field: column}; of None and of `auto` an empty one.
+
+    Raises:
+        ConfigError: what is no pair, no field or no name, a field that occurs twice, two ways to say the answer.
+    """
+    if value is None or value == "auto":
+        return {}
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, str):
+        pairs = [tuple(map(str.strip, part.partition("=")[::2])) for part in value.split(",")]
+    else:
+        pairs = [(value, None)]
+    example = f"write {what} question=prompt,answer=label"
+    odd = [f"{name}={column}" for name, column in pairs if not (name and column and type(name) is type(column) is str)]
+    problems = [f"{what}: cannot read {pair[:80]!r}; {example}, in YAML also a mapping" for pair in odd]
+    names = [str(field) for field, _ in pairs]
+    for name in dict.fromkeys(names):
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}"
+        if name not in FIELDS and not problems:
+            problems.append(f"{what}: a row has no field {name!r:.80}; {hint} ({example})")
+        if names.count(name) > 1:
+            problems.append(f"{what}: {name} occurs twice; a field is read from one column")
+    if len(answers := [name for name in names if name.startswith("answer")]) > 1 and not problems:
+        problems.append(f"{what}: {' and '.join(answers)} are ways to say one thing; name one")
+    if problems:
+        raise ConfigError(problems)
+    return dict(pairs)
 
 
 def _pairs(text: str, default: float | None) -> Iterator[tuple[str, Any]]:

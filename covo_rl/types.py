@@ -92,7 +92,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a data set. `columns` holds every further column of the row, untouched."""
+    """One row of a data set. `columns` holds every further column of the row, untouched.
+
+    `system` is the row's own system message, which takes the place of the option `system_prompt`.
+    """
 
     id: str
     clips: tuple[Clip, ...]
@@ -100,6 +103,12 @@ class Example:
     choices: tuple[str, ...] = ()
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the row itself writes into a prompt."""
+        return (self.system or "", self.question, *self.choices)
 
 
 @dataclass(frozen=True)
@@ -164,3 +173,7 @@ class RewardTable:
     metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     gate: str = "none"
+
+    def failures(self, name: str) -> list[str]:
+        """Why scores of this component failed (raised, took too long), leaving out those that are not gradeable."""
+        return [why for (_, _, c), why in self.missing.items() if c == name and why.startswith("failed")]

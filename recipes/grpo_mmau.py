@@ -26,69 +26,29 @@ step from evidence to answer.
 """
 
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
-from covo_rl.config import ConfigError, flag_value, parse_options, taught_prompt
-from covo_rl.resolve import BUILTIN
+from covo_rl.config import ConfigError, parse_options
+from covo_rl.run.defaults import with_defaults
+from covo_rl.run.options_page import options_page, wants_page
 from covo_rl.train.shutdown import exit_after
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 def main(words: list[str]) -> None:
     """Parse, run, and end with one clear message where the user has to act."""
     try:
+        if wants_page(words):
+            print(options_page(words))
+            return
         options = parse_options(with_defaults(words))
     except ConfigError as error:
         sys.exit(f"grpo_mmau: {error}")
-    from covo_rl.run.session import USER_ERRORS, Session  # after parsing, so that --help and typos answer at once
+    from covo_rl.run.grpo import complete  # after parsing, so that --help and typos answer at once
+    from covo_rl.run.session import USER_ERRORS, Session
 
     try:
-        run(Session(options))
+        complete(Session(options))
     except USER_ERRORS as error:
         sys.exit(f"grpo_mmau: {error}")
-
-
-def with_defaults(words: list[str]) -> list[str]:
-    """The words, with the demo's configuration for a shipped model and that of a real one for any other.
-
-    A model folder that says in prompt.yaml which wording it was taught keeps it; flags win.
-    """
-    if flag_value(words, "config") is not None:
-        return words
-    model = flag_value(words, "model")
-    demo = model is None or model.startswith(BUILTIN)
-    config = "tiny_zero.yaml" if model == f"{BUILTIN}tiny_zero" else "tiny.yaml" if demo else "own_model.yaml"
-    if model is None and flag_value(words, "data") is not None:
-        print(
-            "grpo_mmau: no --model, so this trains the demo's tiny model, which knows rendered sounds only", flush=True
-        )
-    return ["--config", str(CONFIGS / config), *taught_wording(model or ""), *words]
-
-
-def taught_wording(model: str) -> list[str]:
-    """The options of MODEL/prompt.yaml as flags; none where there is no such file."""
-    path = Path(model) / "prompt.yaml"
-    wording = asdict(taught_prompt(path)) if model and path.is_file() else {}
-    return [word for name, value in wording.items() if value is not None for word in (f"--{name}", value)]
-
-
-def run(session) -> None:
-    """Check, evaluate, train, export, evaluate again."""
-    session.show()
-    if session.options.train.dry_run:
-        session.show_budget()
-        return
-    before = session.before() if session.held_out else None
-    trainer = session.train()
-    exported = session.export()
-    evaluations = None
-    if before is not None:
-        evaluations = {"before": before, "after": session.evaluate()} | {
-            audio: session.evaluate(audio=audio, modes=["sampled"]) for audio in ("silent", "swapped")
-        }
-    session.finish(exported, trainer.step, evaluations)
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def test_many_problems_are_counted_and_the_first_are_shown(folder):
         ("q.json", b"[" * 5_000, "not valid JSON"),
         ("q.json", b"\xff\xfe{}", "not UTF-8"),
         ("q.parquet", b"PAR1 nothing", "not a readable parquet"),
-        ("q.csv", b"id,question\n1,2\n", "not valid JSON"),
+        ("q.csv", b"id,question\n1,2\n", "unknown fields"),
     ],
 )
 def test_broken_files(tmp_path, name, content, said):

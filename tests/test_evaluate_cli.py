@@ -448,7 +448,7 @@ def test_results_that_nobody_claims_are_not_replaced(name, tmp_path, five):
 
 def test_only_the_first_rank_scores_predictions(tmp_path, five, monkeypatch):
     """finding 07: every rank wrote the same folder."""
-    from covo_rl.evaluate import cli as command
+    from covo_rl.evaluate import evaluation as command
     from covo_rl.train.ranks import Ranks
 
     monkeypatch.setattr(command, "joined_ranks", lambda: Ranks(1, 2))

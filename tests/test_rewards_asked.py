@@ -219,7 +219,7 @@ def test_a_run_s_rollouts_score_as_the_run_scored_them(run, tmp_path):
         before, after = ([json.loads(line) for line in path.open(encoding="utf-8")] for path in (source, target))
         assert [{**row, "rescored_rewards": row["rewards"], "rescored_reward_total": row["reward_total"]}
                 for row in before] == after  # fmt: skip
-        assert [row["generation"] for row in before] == [0, 1, 2, 3] * 6
+        assert [row["rollout"] for row in before] == [0, 1, 2, 3] * 6
     graded = [row["rewards"]["majority"] for row in before]
     assert len(set(graded)) > 1 and len({row["reward_total"] for row in before}) > 3, "something to tell apart"
 
@@ -263,7 +263,7 @@ def test_groups_of_a_file_are_rows_of_one_id_wherever_they_stand(tmp_path, monke
 def test_a_row_that_a_step_took_twice_is_two_groups(tmp_path):
     run_row = {"id": "r", "choices": OPTIONS, "advantage": 0.0}
     texts = said("cat", "cat", "dog", "dog")
-    rows = [{**run_row, "generation": i % 2, "completion": text} for i, text in enumerate(texts)]
+    rows = [{**run_row, "rollout": i % 2, "completion": text} for i, text in enumerate(texts)]
     for order in (rows, [rows[i] for i in (1, 0, 3, 2)]):
         _, new = scored(order, tmp_path, "--rewards", "majority")
         assert [row["rewards"]["majority"] for row in new] == [1, 1, 1, 1]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from report_pages import packed
 
 from covo_rl import synth
 from covo_rl.config import parse_options
@@ -22,7 +23,7 @@ from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.lock import FolderLock
 from covo_rl.run import session as session_room
-from covo_rl.run.page import report_page
+from covo_rl.run.report.page import report_page
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -207,7 +208,7 @@ def no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a model was loaded before the run was refused")
 
-    monkeypatch.setattr(session_room, "load_family", load)
+    monkeypatch.setattr(session_room, "trainable_policy", load)
 
 
 def test_a_run_leaves_its_folder_unlocked_and_whole(finished_run):
@@ -418,9 +419,9 @@ def test_a_table_of_different_rows_has_dashes_where_there_is_nothing_to_compare(
     ("name", "content", "said"),
     [
         ("result.json", "null", ""),
-        ("result.json", '{"before": null, "after": null}', "the run was not evaluated"),
-        ("result.json", '{"before": {"n": 4}, "after": null}', "the run was not evaluated"),
-        ("result.json", '{"after": {"n": 4}}', "<td>4</td>"),
+        ("result.json", '{"before": null, "after": null}', '"name": "before, greedy"'),
+        ("result.json", '{"before": {"n": 4}, "after": null}', '"name": "before, greedy"'),
+        ("result.json", '{"after": {"n": 4}}', '"result": {"after": {"n": 4}}'),
         ("result.json", '{"before": {"n": 4}, "aft', "result.json cannot be read"),
         ("result.json", "[]", ""),
         ("metrics.jsonl", "", ""),
@@ -428,7 +429,7 @@ def test_a_table_of_different_rows_has_dashes_where_there_is_nothing_to_compare(
         ("metrics.jsonl", '{"step": 1}{"step": 2}\n{"step": 3}\n', "metrics.jsonl, line 1 is left out"),
         ("metrics.jsonl", '{"step": 1, "reward_total": NaN}\n{"reward_a": null}\n{"step": "x"}\n', ""),
         ("metrics.jsonl", '{"step": 1}\n\x00\x00\x00', "metrics.jsonl, line 2 is left out"),
-        ("rollouts/step_00002.jsonl", "", "last rollouts"),
+        ("rollouts/step_00002.jsonl", "", "1 rollouts files are empty"),
         ("rollouts/step_00002.jsonl", '{"id": "a", "completion": "x"}\n{"id": "b"', "jsonl, line 2 is left out"),
         ("config.yaml", "", "configuration"),
         ("config.yaml", "a: [1", "config.yaml cannot be read"),
@@ -437,7 +438,8 @@ def test_a_table_of_different_rows_has_dashes_where_there_is_nothing_to_compare(
 def test_the_report_survives_and_names_what_is_damaged(name, content, said, run):
     """finding 10"""
     (run / name).write_text(content)
-    assert said in report_page(run)
+    page = report_page(run)
+    assert said in page + json.dumps(packed(page))
     (run / name).unlink()
     report_page(run)
 
@@ -446,7 +448,7 @@ def test_the_report_of_a_run_without_evaluation_comes_from_the_command(run):
     """finding 10, finding 11: and is whole or absent."""
     from typer.testing import CliRunner
 
-    from covo_rl.run.page import app
+    from covo_rl.run.report.page import app
 
     (run / "result.json").write_text('{"before": null, "after": null, "steps": 2}')
     with open(run / "metrics.jsonl", "a") as file:

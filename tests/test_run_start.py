@@ -11,11 +11,12 @@ import pytest
 
 from covo_rl.config import parse_options
 from covo_rl.export.adapter import run_of, wording_of
-from covo_rl.export.exporting import staging, update_card
+from covo_rl.export.card import update_card
+from covo_rl.export.exporting import staging
 from covo_rl.records.folder import Run, export_files
 from covo_rl.records.lock import FolderLock
 from covo_rl.run import start
-from covo_rl.run.page import curves
+from covo_rl.run.report.curves import curves
 from covo_rl.run.start import look_at, own
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore
 from covo_rl.train.checkpoint.timeline import finish_moving

@@ -10,7 +10,8 @@ import numpy as np
 import soundfile
 
 from covo_rl.audio.container import whole_file
-from covo_rl.audio.foreign import explain, is_gsm
+from covo_rl.audio.foreign import conversion, explain, is_gsm
+from covo_rl.audio.media import Media, decode_media, media_kind
 from covo_rl.audio.streams import PartError
 from covo_rl.types import Clip, UserError
 
@@ -46,8 +47,8 @@ class AudioError(UserError, ValueError):
 def decode(clip: Clip) -> tuple[np.ndarray, int]:
     """The waveform of a clip, float32 (samples,), and its sampling rate in Hz.
 
-    Files are wav, flac, mp3, ogg (Vorbis, Opus, FLAC), aiff, au, caf or gsm. Integer PCM is scaled to [-1, 1),
-    float is kept.
+    Files are wav, flac, mp3, ogg (Vorbis, Opus, FLAC), aiff, au, caf or gsm; with PyAV (`covo-rl[media]`) also m4a,
+    mp4, mov, webm, mkv, wma and aac. Integer PCM is scaled to [-1, 1), float is kept.
 
     Raises:
         AudioError: missing, unreadable, truncated, empty or under 10 ms; several recordings in one file; more than two
@@ -59,7 +60,7 @@ def decode(clip: Clip) -> tuple[np.ndarray, int]:
     rate = clip.sampling_rate
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
         raise AudioError(f"{clip.name}: the sampling rate is {rate!r}, not a whole number of Hz")
-    return _sound(_scaled(clip), int(rate), clip.name)
+    return _sound(_scaled(clip.array, clip.name), int(rate), clip.name)
 
 
 def decode_stored(data: bytes, name: str) -> tuple[np.ndarray, int]:
@@ -152,25 +153,27 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return np.asarray(soxr.resample(waveform, rate, new_rate, quality="HQ"), dtype=np.float32)
 
 
-def _scaled(clip: Clip) -> np.ndarray:
-    """The array of a clip as float32, integer PCM divided by its full scale."""
-    array = np.asarray(clip.array)
+def _scaled(values: object, name: str) -> np.ndarray:
+    """Samples as float32, integer PCM divided by its full scale."""
+    array = np.asarray(values)
     if array.ndim not in (1, 2):
-        raise AudioError(f"{clip.name}: an array is (samples,) or (samples, channels), not {array.shape}")
+        raise AudioError(f"{name}: an array is (samples,) or (samples, channels), not {array.shape}")
     if array.size > MAX_SAMPLES:
-        raise AudioError(f"{clip.name}: {array.size} values; at most {MAX_SAMPLES}")
+        raise AudioError(f"{name}: {array.size} values; at most {MAX_SAMPLES}")
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128) / 128
     if array.dtype in (np.int8, np.int16, np.int32):
         return array.astype(np.float32) / float(2 ** (8 * array.dtype.itemsize - 1))
     if array.dtype.kind != "f":
-        raise AudioError(f"{clip.name}: samples of type {array.dtype}; use float, int16, int32 or uint8")
+        raise AudioError(f"{name}: samples of type {array.dtype}; use float, int16, int32 or uint8")
     with np.errstate(over="ignore"):
         return array.astype(np.float32, copy=False)
 
 
 def _read(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """Decode a whole file of a known container: float32 (samples, channels) and its rate."""
+    if (kind := media_kind(data)) is not None:
+        return _read_media(data, kind, name)
     try:
         data, expected = whole_file(data)
     except PartError as error:
@@ -188,6 +191,22 @@ def _read(data: bytes, name: str) -> tuple[np.ndarray, int]:
     if len(values) < expected - slack:
         raise AudioError(f"{name}: truncated, {len(values)} of {expected} samples can be decoded; {_WHOLE}")
     return values, file.samplerate
+
+
+def _read_media(data: bytes, kind: Media, name: str) -> tuple[np.ndarray, int]:
+    """`_read` of what soundfile does not read."""
+    try:
+        values, rate = decode_media(data, kind, _most_samples)
+    except ImportError as error:
+        raise AudioError(f"{name}: {explain(data, name)}") from error
+    except PartError as error:
+        raise AudioError(f"{name}: {kind.what}, {error}; copy the file again, or {conversion(name)}") from error
+    return _scaled(values, name), rate
+
+
+def _most_samples(channels: int, rate: int) -> int:
+    """Per channel."""
+    return min(MAX_SAMPLES // max(1, channels), MAX_SECONDS * rate)
 
 
 class _Bytes(io.BytesIO):
@@ -214,7 +233,7 @@ def _blocks(file: soundfile.SoundFile, name: str) -> np.ndarray:
     Raises:
         AudioError: over MAX_SECONDS or MAX_SAMPLES by the header, or damaged.
     """
-    limit = min(MAX_SAMPLES // file.channels, MAX_SECONDS * file.samplerate)
+    limit = _most_samples(file.channels, file.samplerate)
     if file.frames > limit:
         raise AudioError(
             f"{name}: {file.frames / file.samplerate:.0f} s when decoded; at most {limit / file.samplerate:.0f} s are "

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from covo_rl.audio.streams import after_tags
+from covo_rl.audio.media import media_kind
 
 _CONVERT = "convert it: `ffmpeg -i {name} {out}`"
 _UNPACK = "unpack it first"
 _AGAIN = "copy or fetch the file again"
 #: (position, first bytes, what it is, what to do)
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
-    (4, b"ftyp", "an MPEG-4 file (m4a, mp4)", _CONVERT),
-    (0, b"\x1a\x45\xdf\xa3", "a Matroska file (webm, mkv)", _CONVERT),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file (wma, asf)", _CONVERT),
     (0, b"#!AMR", "an AMR file", _CONVERT),
     (0, b"wvpk", "a WavPack file", _CONVERT),
     (0, b"MAC ", "a Monkey's Audio file", _CONVERT),
@@ -61,23 +58,35 @@ def is_gsm(data: bytes) -> bool:
 
 def explain(data: bytes, name: str) -> str:
     """`what the file is: what to do`, of a file that libsndfile does not read."""
-    path = PurePath("IN" if name.startswith("<") else name)
+    path = _file_name(name)
     what, remedy = _kind(data, path.suffix.lower().lstrip("."))
-    out = "OUT.wav" if name.startswith("<") else f"{path.stem}{'-new' * (path.suffix == '.wav')}.wav"
-    return f"{what}; {remedy.format(name=path.name, out=out)}"
+    return f"{what}; {remedy.format(name=path.name, out=_wav_name(name))}"
+
+
+def conversion(name: str) -> str:
+    """The command that writes a file as wav."""
+    return _CONVERT.format(name=_file_name(name).name, out=_wav_name(name))
+
+
+def _file_name(name: str) -> PurePath:
+    return PurePath("IN" if name.startswith("<") else name)
+
+
+def _wav_name(name: str) -> str:
+    path = _file_name(name)
+    return "OUT.wav" if name.startswith("<") else f"{path.stem}{'-new' * (path.suffix == '.wav')}.wav"
 
 
 def _kind(data: bytes, suffix: str) -> tuple[str, str]:
     if not data:
         return "an empty file", _AGAIN
+    if (media := media_kind(data)) is not None:
+        return media.what, f"`pip install 'covo-rl[media]'` reads it, or {_CONVERT}"
     for place, magic, what, remedy in _MAGIC:
         if data[place : place + len(magic)] == magic:
             return what, remedy
     if not data.strip(b"\0"):
         return "zero bytes alone, as an unfinished copy leaves them", _AGAIN
-    head = data[after_tags(data, 0) :][:2]
-    if len(head) == 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
-        return "an AAC stream", _CONVERT
     text = _text(data[:2_000])
     if text is not None and re.match(r"(?i)\s*(<!doctype html|<html|<head|<body|<\?xml|<!--)", text):
         return "a web page (HTML or XML), as a failed download leaves it", "fetch the file again"

@@ -147,6 +147,13 @@ class ClipStore:
                 self.evicted += 1
         return entry
 
+    def forget(self) -> None:
+        """Every clip and what its file held: from now on a file may be another."""
+        with self._lock:
+            self._clips.clear()
+            self._files.clear()
+            self._waveforms.clear()
+
     @property
     def used_mb(self) -> float:
         """Memory of the waveforms held now."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from covo_rl.data.read import Problem, Row, some
 from covo_rl.data.rows import answer_of, first_value, option_list, place_number
-from covo_rl.data.schemas import EXPLICIT_ANSWERS, Schema
+from covo_rl.data.schemas import Schema
 
 
 class _Number(NamedTuple):
@@ -35,6 +35,7 @@ def index_bases(rows: Sequence[tuple[str, Row, Schema]], problems: list[Problem]
     """
     numbers: dict[str, list[_Number]] = defaultdict(list)
     texts: dict[str, list[str]] = defaultdict(list)
+    may_be_text: dict[str, bool] = {}
     for name, row, schema in rows:
         field, value, kinds = answer_of(row, schema)
         if field is None or "index" not in kinds:
@@ -43,11 +44,12 @@ def index_bases(rows: Sequence[tuple[str, Row, Schema]], problems: list[Problem]
             options = option_list(first_value(row, schema.choices)[1])
             choices = tuple(map(str, options)) if isinstance(options, list) else ()
             numbers[field].append(_Number(name, number, choices))
+            may_be_text[field] = "text" in kinds
         elif isinstance(value, str) and value.strip():
             texts[field].append(name)
     bases: dict[str, int | None] = {}
     for field, group in numbers.items():
-        bases[field], doubt = _index_base(field, group, may_be_text=field not in EXPLICIT_ANSWERS)
+        bases[field], doubt = _index_base(field, group, may_be_text=may_be_text[field])
         if texts[field]:
             names = some([number.name for number in group])
             doubt = f"{field}: numbers ({names}) and texts ({some(texts[field])}) are mixed; write one or the other"

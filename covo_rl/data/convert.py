@@ -84,6 +84,7 @@ def _unfit(example: Example, target: Schema) -> list[str]:
         f"it has no choices, {name} rows have": not choices,
         f"it has {choices} choices, {name} rows have {options}": options and choices > options,
         f"it has one choice, {name} rows have two or more": options and choices == 1,
+        f"it has a system message of its own, {name} rows have none": example.system is not None,
         f"its answer {example.answer!r} is not among its choices, {name} needs its place":
             target.answers[0] == "index" and not placed,
     }  # fmt: skip
@@ -103,8 +104,11 @@ def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
     if target.answers[0] == "index":
         answer = example.choices.index(answer) if answer else None
     row[target.answer[0]] = answer
+    if example.system is not None:
+        row[target.system_prompt[0]] = example.system
     # Names that a further column cannot have without being read as something else.
     names = {*target.id, *target.audio, *target.question, *target.choices, *target.answer, *target.options}
+    names |= {*target.system_prompt}
     marks = {mark for schema in SCHEMAS.values() for mark in schema.marks} - {"source_dataset", "modality"}
     reserved = (names | marks | set(EXPLICIT_ANSWERS)) - {"video_name"}
     for name, value in example.columns.items():

@@ -22,11 +22,11 @@ class AudioFolder:
     Where no path exists as it stands but some would without their first folders (`./test-mini-audios/x.wav` with
     --audio-dir .../test-mini-audios), those are dropped: from the paths that start with the audio folder's own name;
     where none does, from all, unless two of them would then name one file or the files lie beside the audio folder.
-    `hint` says what to do about paths that do not exist.
+    `hint` says what to do about paths that do not exist. With `absolute`, absolute paths may lie anywhere.
     """
 
-    def __init__(self, root: Path, allow_outside: bool, references: Iterable[str]) -> None:
-        self.root, self.allow_outside, self.hint = root, allow_outside, ""
+    def __init__(self, root: Path, allow_outside: bool, references: Iterable[str], *, absolute: bool = False) -> None:
+        self.root, self.allow_outside, self.absolute, self.hint = root, allow_outside, absolute, ""
         self._dropped: Container[tuple[str, ...]] = ()
         self._count = 0
         self._real_root = os.path.realpath(root)
@@ -76,7 +76,8 @@ class AudioFolder:
         parts = PurePosixPath(reference).parts
         drops = self._count and _is_relative(reference) and parts[: self._count] in self._dropped
         path = os.path.join(self.root, *parts[self._count if drops and len(parts) > self._count else 0 :])
-        if not self.allow_outside and not self._is_inside(path):
+        is_free = self.allow_outside or (self.absolute and PurePosixPath(reference).is_absolute())
+        if not is_free and not self._is_inside(path):
             hint = "copy the file there or allow it (--allow-outside-audio, load_examples(..., allow_outside=True))"
             raise ValueError(f"its audio path {reference!r} leaves the audio folder {self.root}; {hint}")
         return path

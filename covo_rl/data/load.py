@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from covo_rl.data.answers import index_bases
+from covo_rl.data.chat import is_chat, lists_options, plain_row
 from covo_rl.data.folder import AudioFolder
-from covo_rl.data.read import DataError, Problem, Row, printable, read_rows, row_name, some
+from covo_rl.data.read import DataError, Problem, Row, printable, row_name, some
 from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema
-from covo_rl.resolve import meant
+from covo_rl.data.sources import read_rows, source_name
+from covo_rl.resolve import column_map, meant
 from covo_rl.types import Example
+
+if TYPE_CHECKING:
+    from covo_rl.data.memory import Source
 
 
 def load_examples(
-    path: str | Path,
+    source: Source,
     audio_dir: str | Path | None = None,
     *,
+    columns: str | Mapping[str, str] | None = None,
     format: str = "auto",
     allow_outside: bool = False,
     strict: bool = True,
 ) -> list[Example]:
-    """Read a question set: JSON list, JSONL, parquet, datasets folder, or `hf:NAME:SPLIT`.
+    """Read a question set: a file, a folder, `hf:NAME:SPLIT` or rows in memory, in any layout of docs/data.md.
 
     Args:
-        audio_dir: folder that relative audio paths start from; default: the folder of the file.
+        source: a path or hub name, a sequence of mappings, or a `datasets.Dataset`. Rows in memory are not changed.
+        audio_dir: folder that relative audio paths start from; default: the folder of the file, of rows in memory
+            the working directory, beside which these may name absolute paths.
+        columns: which columns are which fields where the rows have other names: `question=prompt,answer=label` or a
+            mapping. They stay in `Example.columns` under their own names, but for the sound.
         format: a name in SCHEMAS, or auto: each row's schema is told by its fields.
         allow_outside: let audio paths leave `audio_dir`.
         strict: answers must be among the choices (and are spelled as there), ids unique, audio files present.
@@ -40,67 +53,113 @@ def load_examples(
 
     Raises:
         DataError: all problems of all rows, with row ids.
-        ValueError: an unknown format.
+        ValueError: an unknown format; `columns` that cannot be read (ConfigError).
     """
     if format != "auto" and format not in SCHEMAS:
         raise ValueError(f"format {format!r} is not known; use auto, {', '.join(SCHEMAS)}")
     problems: list[Problem] = []
-    unread: dict[str, list[str]] = {}
-    rows: list[tuple[int, Row, Schema]] = []
-    for number, row in enumerate(read_rows(path), start=1):
-        detected = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
-        schema = detected if format == "auto" else SCHEMAS[format]
-        missing = schema.missing(row)
-        if not missing:
-            rows.append((number, row, schema))
-            continue
-        fields = printable(sorted(map(str, row)), 200)
-        what = f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
-        if format == "auto" and not schema.marks:
-            marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
-            ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
-            what = f"unknown fields {fields}; {marks}; any other row needs {ours}"
-        unread.setdefault(what, []).append(row_name(number, row))
-    for what, names in unread.items():
-        more = f"; so have {len(names) - 1} further rows ({some(names[1:])})" if names[1:] else ""
-        problems.append(Problem(names[0], what + more))
+    mapping = column_map(columns)
+    rows = _with_schemas(read_rows(source, mapping), format, mapping, problems)
     references = (text for _, row, schema in rows for text in audio_references(row, schema))
-    folder = AudioFolder(audio_root(path, audio_dir), allow_outside, references)
+    in_memory = not isinstance(source, (str, os.PathLike))
+    absolute = in_memory and audio_dir is None
+    folder = AudioFolder(audio_root(source, audio_dir), allow_outside, references, absolute=absolute)
     names = _names(rows, problems, strict=strict)
-    bases = index_bases([(name, row, schema) for name, (_, row, schema) in zip(names, rows, strict=True)], problems)
+    # in a file the id finds a row, in a list its place
+    labels = [_place(row.number, name) if in_memory else name for row, name in zip(rows, names, strict=True)]
+    bases = index_bases([(label, row, schema) for label, (_, row, schema) in zip(labels, rows, strict=True)], problems)
     reader = RowReader(folder, strict, bases)
     examples: list[Example] = []
-    folder_exists, unplayable = audio_dir is None or os.path.isdir(audio_dir), []
-    for name, (_, row, schema) in zip(names, rows, strict=True):
+    homeless = []
+    for name, label, (_, row, schema) in zip(names, labels, rows, strict=True):
         example = reader.read(row, schema, name)
-        problems += [Problem(name, what) for what in reader.problems]
-        if example is not None:
-            examples.append(example)
-            paths = [clip.path for clip in example.clips if strict and clip.path is not None]
-            absent = [path for path in paths if not os.path.isfile(path)]
-            unplayable += [name] * (bool(absent) and not folder_exists)
+        problems += [Problem(label, what) for what in reader.problems]
+        if example is None:
+            continue
+        examples.append(example)
+        if strict and (absent := [c.path for c in example.clips if c.path and not os.path.isfile(c.path)]):
             what = f"its audio file {{}} does not exist; {folder.hint or 'check --audio-dir'}"
-            problems += [Problem(name, what.format(path)) for path in absent if folder_exists]
-    if unplayable:
+            has_folder = audio_dir is None or os.path.isdir(audio_dir)
+            problems += [Problem(label, what.format(path)) for path in absent if has_folder]
+            homeless += [label] * (not has_folder)
+    if homeless:
         missing = "is a file" if os.path.isfile(str(audio_dir)) else "does not exist"
-        what = f"the audio folder {audio_dir} {missing}; check --audio-dir (rows {some(unplayable)})"
-        what += meant(str(audio_dir))
-        problems.insert(0, Problem("file", what))
+        what = f"the audio folder {audio_dir} {missing}; check --audio-dir (rows {some(homeless)})"
+        problems.insert(0, Problem("file", what + meant(str(audio_dir))))
     if problems:
-        raise DataError(str(path), problems, examples)
+        raise DataError(source_name(source), problems, examples)
+    if texts := [row.id for row in examples if not row.choices and lists_options(row.question)]:
+        what = "their questions list options in the text, which is left as it is: they are open questions, with the"
+        warnings.warn(f"rows {some(texts)}: {what} answer as it stands; write choices for options", stacklevel=2)
     return examples
 
 
-def audio_root(path: str | Path, audio_dir: str | Path | None) -> Path:
+def audio_root(source: Source, audio_dir: str | Path | None) -> Path:
     """The folder that relative audio paths of a question set start from: `audio_dir`, by default that of the file."""
     if audio_dir is not None:
         return Path(audio_dir)
-    if str(path).startswith("hf:"):
+    if not isinstance(source, (str, os.PathLike)) or source_name(source).startswith("hf:"):
         return Path()
-    return Path(path) if Path(path).is_dir() else Path(path).parent
+    return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
-def _names(rows: Sequence[tuple[int, Row, Schema]], problems: list[Problem], *, strict: bool) -> list[str]:
+class _Row(NamedTuple):
+    """A row by its place, from 1, and how it is read."""
+
+    number: int
+    row: Row
+    schema: Schema
+
+
+def _with_schemas(rows: Sequence[Row], format: str, columns: Mapping[str, str], problems: list[Problem]) -> list[_Row]:
+    """The rows that their schema can read; one problem for all others that have the same fields."""
+    wrong: dict[str, list[str]] = defaultdict(list)
+    notes: dict[str, list[str]] = defaultdict(list)
+    readable = []
+    for number, row in enumerate(rows, start=1):
+        schema = next(schema for schema in SCHEMAS.values() if all(mark in row for mark in schema.marks))
+        schema = schema if format == "auto" else SCHEMAS[format]
+        name = row_name(number, row)
+        if format in ("auto", "covo") and is_chat(row, columns):
+            try:
+                row, note = plain_row(row, columns)
+            except ValueError as error:
+                problems.append(Problem(name, str(error)))
+                continue
+            notes[note].append(name)
+            schema = SCHEMAS["covo"].with_columns({field: field for field in ("audio", "answer") if field in row})
+        schema = schema.with_columns(columns)
+        if what := _unreadable(row, schema, format, columns):
+            wrong[what].append(name)
+        else:
+            readable.append(_Row(number, row, schema))
+    for what, names in wrong.items():
+        more = f"; so have {len(names) - 1} further rows ({some(names[1:])})" if names[1:] else ""
+        problems.append(Problem(names[0], what + more))
+    for note, names in notes.items():
+        if note:
+            warnings.warn(f"{some(names)}: {note}", stacklevel=3)
+    return readable
+
+
+def _unreadable(row: Row, schema: Schema, format: str, columns: Mapping[str, str]) -> str:
+    """Which fields a row lacks, and which it has; empty where it can be read."""
+    fields = printable(sorted(map(str, row)), 200)
+    if absent := [f"{column!r} ({field}={column})" for field, column in columns.items() if column not in row]:
+        near = [close[0] for name in columns.values() if name not in row if (close := get_close_matches(name, row, 1))]
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        return f"it has no column {', '.join(absent)}; it has {fields}{hint}"
+    if not (missing := schema.missing(row)):
+        return ""
+    if format != "auto" or schema.marks:
+        return f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
+    marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
+    ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
+    hint = "or say which columns they are: --columns question=NAME,audio=NAME,answer=NAME"
+    return f"unknown fields {fields}; {marks}; any other row needs {ours}, {hint}"
+
+
+def _names(rows: Sequence[_Row], problems: list[Problem], *, strict: bool) -> list[str]:
     """A name for every row. Where no row has an id, positions; where some lack one, that is a problem."""
     ids: dict[int, str | None] = {}
     wrong = []
@@ -122,3 +181,9 @@ def _names(rows: Sequence[tuple[int, Row, Schema]], problems: list[Problem], *, 
         shared = {name: ", ".join(numbers[:10]) for name, numbers in positions.items() if len(numbers) > 1}
         problems += [Problem(name, f"rows {numbers} have the same id") for name, numbers in shared.items()]
     return list(names.values())
+
+
+def _place(number: int, name: str) -> str:
+    """`row 3`, with the row's id where it has one."""
+    has_id = name not in (f"row {number}", f"row-{number:06d}")
+    return row_name(number, {"id": name} if has_id else {})

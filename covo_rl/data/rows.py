@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,12 @@ import numpy as np
 
 from covo_rl.data.folder import LONE_SURROGATE, AudioFolder
 from covo_rl.data.read import Row, printable
-from covo_rl.data.schemas import EXPLICIT_ANSWERS, AnswerKind, Schema
+from covo_rl.data.schemas import AnswerKind, Schema
 from covo_rl.types import Clip, Example
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.ASCII | re.DOTALL)
+_ADJACENT = re.compile(r"""['"]\s*['"]""")
 #: A list of options written as one string is at most this long.
 _MAX_LIST = 20_000
 
@@ -44,11 +46,14 @@ class RowReader:
         answer_field, answer, kinds = answer_of(row, schema)
         audio_field, audio = _audio_of(row, schema)
         id_field, _ = first_value(row, schema.id)
-        used = {id_field, question_field, choices_field, answer_field, audio_field, *schema.options}
+        system_field, system = first_value(row, schema.system_prompt)
+        used = {id_field, question_field, choices_field, answer_field, audio_field, system_field, *schema.options}
         if isinstance(question, str) and question.strip():
             self._clean(question, "question")
         else:
             self.problems.append(f"its question ({question_field}) is {printable(question)}, not a text")
+        if system is not None and not isinstance(system, str):
+            self.problems.append(f"its system message ({system_field}) is {printable(system)}, not a text")
         options = [row.get(name) for name in schema.options]
         while options and (options[-1] is None or (self.strict and options[-1] == "")):
             options.pop()
@@ -62,8 +67,9 @@ class RowReader:
                 self.problems.append(str(error))
         if self.problems:
             return None
-        columns = {name: value for name, value in row.items() if name not in used}
-        return Example(row_id, tuple(clips), question, choices, answer, columns)
+        columns = {name: value for name, value in row.items() if name not in used - schema.renamed}
+        system = self._clean(system, "system message") if system and system.strip() else None
+        return Example(row_id, tuple(clips), question, choices, answer, columns, system)
 
     def _clean(self, text: str, what: str) -> str:
         if LONE_SURROGATE.search(text):
@@ -114,18 +120,39 @@ class RowReader:
         return None
 
     def _clip(self, item: Any, field: str | None) -> Clip:
+        if isinstance(item, os.PathLike):
+            item = os.fspath(item)
         if isinstance(item, str):
             return Clip(path=self.folder.named(item) if field == "video_name" else self.folder.resolve(item))
         if isinstance(item, (bytes, bytearray)):
             return Clip(data=bytes(item))
+        if hasattr(item, "get_all_samples"):  # torchcodec's decoder, which `datasets` makes of an Audio column
+            samples = item.get_all_samples()
+            return Clip(array=_waveform(samples.data), sampling_rate=samples.sample_rate)
         if isinstance(item, Mapping):
             if isinstance(item.get("bytes"), (bytes, bytearray)):
                 return Clip(data=bytes(item["bytes"]))
-            if isinstance(item.get("array"), (list, np.ndarray)):
-                return Clip(array=np.asarray(item["array"], dtype=np.float32), sampling_rate=item.get("sampling_rate"))
-            if isinstance(item.get("path"), str):
-                return Clip(path=self.folder.resolve(item["path"]))
+            if isinstance(item.get("array"), list) or hasattr(item.get("array"), "__array__"):
+                return Clip(array=_waveform(item["array"]), sampling_rate=item.get("sampling_rate"))
+            if isinstance(item.get("path"), (str, os.PathLike)):
+                return Clip(path=self.folder.resolve(os.fspath(item["path"])))
         raise ValueError(f"its audio ({field}) is {printable(item)}, not a path, bytes, or an object with one of them")
+
+
+def _waveform(values: Any) -> np.ndarray:
+    """A copy of the samples, (samples,) or (samples, channels), also of (channels, samples) where the shape tells.
+
+    Raises:
+        ValueError: which axis holds the channels is unclear.
+    """
+    array = np.array(values, dtype=np.float32 if isinstance(values, list) else None)
+    if array.ndim != 2:
+        return array
+    few = [axis for axis, size in enumerate(array.shape) if size in (1, 2)]
+    if len(few) != 1:
+        what = f"its audio is an array of shape {array.shape}: (samples,), (samples, channels) and (channels, samples) "
+        raise ValueError(what + "are read, with one or two channels and more samples")
+    return array if few == [1] else np.ascontiguousarray(array.T)
 
 
 def audio_references(row: Row, schema: Schema) -> list[str]:
@@ -133,7 +160,7 @@ def audio_references(row: Row, schema: Schema) -> list[str]:
     field, value = _audio_of(row, schema)
     items = _items(value) if field != "video_name" else ()
     paths = [item.get("path") if isinstance(item, Mapping) and not item.get("bytes") else item for item in items]
-    return [path for path in paths if isinstance(path, str)]
+    return [os.fspath(path) for path in paths if isinstance(path, (str, os.PathLike))]
 
 
 def row_id(row: Row, schema: Schema) -> str | None:
@@ -151,8 +178,8 @@ def row_id(row: Row, schema: Schema) -> str | None:
 def answer_of(row: Row, schema: Schema) -> tuple[str | None, Any, Sequence[AnswerKind]]:
     """(field, value, how it may be read) of a row's answer."""
     field, value = first_value(row, schema.answer)
-    for name, kind in EXPLICIT_ANSWERS.items():
-        if schema.name == "covo" and value is None and row.get(name) is not None:
+    for name, kind in schema.explicit.items():
+        if value is None and row.get(name) is not None:
             return name, row[name], (kind,)
     return field, value, schema.answers
 
@@ -192,6 +219,8 @@ def option_list(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= _MAX_LIST:
         # Literals only: nothing is evaluated.
         for parse, text in ((json.loads, value), (ast.literal_eval, value.strip())):
+            if parse is ast.literal_eval and _ADJACENT.search(text):  # numpy's, of which Python makes one text
+                break
             try:
                 return parse(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -199,6 +228,8 @@ def option_list(value: Any) -> Any:
     if isinstance(value, Mapping):
         letters = [chr(ord("A") + i) for i in range(len(value))]
         return list(value.values()) if len(value) <= 26 and list(value) == letters else value
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return value.tolist()
     return list(value or ()) if value is None or isinstance(value, tuple) else value
 
 

@@ -13,10 +13,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 AnswerKind = Literal["text", "letter", "index"]
+#: Fields that say in their name how the answer is given; read in schema covo.
+EXPLICIT_ANSWERS: Mapping[str, AnswerKind] = {"answer_letter": "letter", "answer_index": "index"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Schema:
 
     `marks` must be present in a row for the schema to be detected. With `options` the choices are in one field each.
     `answers` says how an answer may be given, in the order in which the readings are tried; only a number can be an
-    index.
+    index. `explicit` are fields that say in their name how the answer is given. `renamed` are columns that a mapping
+    reads as fields; they stay readable under their own names.
     """
 
     name: str
@@ -37,6 +40,21 @@ class Schema:
     answer: tuple[str, ...] = ("answer",)
     answers: tuple[AnswerKind, ...] = ("text",)
     options: tuple[str, ...] = ()
+    explicit: Mapping[str, AnswerKind] = field(default_factory=dict)
+    system_prompt: tuple[str, ...] = ()
+    renamed: frozenset[str] = frozenset()
+
+    def with_columns(self, columns: Mapping[str, str]) -> Schema:
+        """The schema with the names of a mapping field -> column, and no others for these fields."""
+        names: dict[str, Any] = {name: (column,) for name, column in columns.items() if not name.startswith("answer_")}
+        if "choices" in names:
+            names["options"] = ()
+        for name, column in columns.items():
+            if name.startswith("answer"):
+                kinds = (EXPLICIT_ANSWERS[name],) if name in EXPLICIT_ANSWERS else self.answers
+                names |= {"answer": (column,), "answers": kinds, "explicit": {}}
+        others = {column for name, column in columns.items() if name != "audio"}
+        return replace(self, **names, renamed=frozenset(others - {"id", "audio", "question", "choices", "answer"}))
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
         """What a row lacks to be read by this schema, as texts. Only rows of schema covo may have no choices."""
@@ -61,9 +79,7 @@ SCHEMAS: Mapping[str, Schema] = {
         Schema("covo", (),
                ("audio", "clips", "audios", "audio_path", "audio_id", "audio_file", "file_name", "path", "wav"),
                ("id", "question_id", "uniq_id"), ("question", "question_text"), ("choices", "options", "multi_choice"),
-               ("answer", "answer_text"), ("text", "letter")),
+               ("answer", "answer_text"), ("text", "letter"), explicit=EXPLICIT_ANSWERS,
+               system_prompt=("system_prompt",)),
     )
 }  # fmt: skip
-
-#: Fields that say in their name how the answer is given; read in schema covo.
-EXPLICIT_ANSWERS: Mapping[str, AnswerKind] = {"answer_letter": "letter", "answer_index": "index"}

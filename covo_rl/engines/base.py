@@ -125,9 +125,48 @@ class TextDecoder:
         special = {*self.tokenizer.convert_tokens_to_ids(special_tokens(self.tokenizer)), family.audio_token_id}
         self.ends = (special - tags) | {*family.eos_token_ids, family.pad_token_id}
         self.size = len(self.tokenizer)
+        self._pieces: dict[int, str] = {}
 
     def __call__(self, ids: Sequence[int]) -> str:
         text_ids = [i for i in ids if i < self.size]
         while text_ids and text_ids[-1] in self.ends:
             text_ids.pop()
-        return self.tokenizer.decode(text_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._decode(text_ids)
+
+    def characters(self, ids: Sequence[int], text: str) -> list[int] | None:
+        """How many characters of `text`, which is `self(ids)`, each id has written; in sum all.
+
+        A character that several ids spell counts for the last of them; what is left out or has no text, for nothing.
+        None where this tokenizer writes ids together otherwise than one after the other, or bytes follow one another
+        that are no text.
+        """
+        end = len(ids)
+        while end and (ids[end - 1] in self.ends or ids[end - 1] >= self.size):
+            end -= 1
+        pieces = [self._piece(i) for i in ids[:end]]
+        counts = [*map(len, pieces), *[0] * (len(ids) - end)]
+        if "".join(pieces) == text:
+            return counts
+        part: list[int] = []  # ids since the last whole character
+        for n, piece in enumerate(pieces):
+            if len(part) == 64:
+                return None
+            if part or "\ufffd" in piece:
+                part.append(ids[n])
+                written = self._after(part)
+                is_whole = not written.endswith("\ufffd") or n == end - 1
+                counts[n], part = (len(written), []) if is_whole else (0, part)
+        return counts if sum(counts) == len(text) else None
+
+    def _piece(self, i: int) -> str:
+        if i not in self._pieces:
+            self._pieces[i] = self._after([i]) if i < self.size else ""
+        return self._pieces[i]
+
+    def _after(self, ids: Sequence[int]) -> str:
+        """What the ids write in the middle of a text: at its start some tokenizers leave a space out."""
+        before = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        return self._decode([*before, *(i for i in ids if i < self.size)])[len(self._decode(before)) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -7,17 +7,23 @@ says. So ids, questions, options and answers come from the file as they stand, a
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from covo_rl.data.check import facts_by_row
+from covo_rl.data.delimited import SUFFIXES
 from covo_rl.data.files import file_sha256, json_values
+from covo_rl.data.memory import IN_MEMORY
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, key_sha256, version_of
-from covo_rl.resolve import meant
+from covo_rl.resolve import column_map, meant
 from covo_rl.types import Clip, Example, visible
+
+if TYPE_CHECKING:
+    from covo_rl.data.memory import Source
 
 #: So many row names are listed for one problem.
 SHOWN = 20
@@ -45,10 +51,12 @@ class Inputs:
 
 
 def read_inputs(
-    eval_set: EvalSet, data: str | Path | None, audio_dir: str | Path | None, *,
+    eval_set: EvalSet, data: Source | None, audio_dir: str | Path | None, *,
     predictions: str | Path | None = None, limit: int | None = None, allow_outside: bool = False,
+    columns: str | Mapping[str, str] | None = None,
 ) -> Inputs:  # fmt: skip
-    """Read and check. Without `data` the set is prepared where it can be (builtin).
+    """Read and check. Without `data` the set is prepared where it can be (builtin); rows in memory are read as for
+    training, by the fields that they have.
 
     Raises:
         EvalInputError: all problems at once: unreadable files, duplicate ids, a broken key, missing clips,
@@ -58,12 +66,19 @@ def read_inputs(
         data, audio_dir = eval_set.prepare()
     if data is None:
         raise EvalInputError([f"--set {eval_set.name} needs --data FILE. {eval_set.how_to_get}"])
-    path = Path(data)
-    if not path.is_file():
-        where = f"no such file (looked in {Path.cwd()}){meant(path)}"
-        raise EvalInputError([f"--data {path}: {where}. {eval_set.how_to_get}"])
-    folder = Path(audio_dir) if audio_dir is not None else path.parent
-    all_rows = _read_examples(eval_set, path, folder, hear=predictions is None, allow_outside=allow_outside)
+    names = column_map(columns, "--columns")
+    in_memory = not isinstance(data, str | os.PathLike)
+    path = Path(IN_MEMORY if in_memory else data)
+    if in_memory:
+        if eval_set.submission:
+            raise EvalInputError([f"{eval_set.name} is submitted in the form of its own file: give that as data"])
+        all_rows = _load(data, audio_dir, names, allow_outside=allow_outside, strict=False)
+    else:
+        if not path.is_file():
+            where = f"no such file (looked in {Path.cwd()}){meant(path)}"
+            raise EvalInputError([f"--data {path}: {where}. {eval_set.how_to_get}"])
+        folder = Path(audio_dir) if audio_dir is not None else path.parent
+        all_rows = _read_examples(eval_set, path, folder, names, hear=predictions is None, allow_outside=allow_outside)
     rows = all_rows[:limit]
     errors, warnings = _key_problems(all_rows, has_answers=eval_set.has_answers)
     if eval_set.rows is not None and len(all_rows) != eval_set.rows:
@@ -83,9 +98,10 @@ def read_inputs(
             warnings.append(f"no prediction for {count_rows(missing)}; counted as wrong")
     if errors:
         raise EvalInputError(errors)
-    sha256 = file_sha256(path)
+    sha256 = _memory_sha256(all_rows) if in_memory else file_sha256(path)
     meta = {"data": str(path), "data_sha256": sha256, "answer_key_sha256": key_sha256(all_rows),
             "version": version_of(eval_set, sha256, all_rows), "limit": limit, "problems": warnings}  # fmt: skip
+    meta |= {"columns": names} if names else {}
     if predictions is not None:
         meta |= {"predictions": str(predictions), "predictions_sha256": file_sha256(predictions)}
     return Inputs(eval_set, path, tuple(rows), replies, meta)
@@ -168,23 +184,26 @@ def _read_predictions(path: str | Path, keys: Sequence[str]) -> dict[str, list[s
     return replies
 
 
-def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, allow_outside: bool) -> list[Example]:
+def _read_examples(
+    eval_set: EvalSet, path: Path, folder: Path, columns: Mapping[str, str], *, hear: bool, allow_outside: bool
+) -> list[Example]:
     """The rows in the order of the file. `hear`: clips are needed, so that their paths are resolved strictly.
 
-    A set that names no fields (training data) and tables other than JSON are read by covo_rl.data alone.
+    A set that names no fields (training data), tables other than JSON and rows with mapped columns are read by
+    covo_rl.data alone.
 
     Raises:
         EvalInputError: everything that cannot be read, rows named.
     """
-    if not eval_set.fields or path.suffix == ".parquet":
-        return _load(path, folder, allow_outside=allow_outside, strict=not eval_set.fields)
+    if columns or not eval_set.fields or path.suffix.lower() in (".parquet", *SUFFIXES):
+        return _load(path, folder, columns, allow_outside=allow_outside, strict=not eval_set.fields)
     names = {noun: list(dict.fromkeys((eval_set.fields.get(noun, usual[0]), *usual))) for noun, usual in USUAL.items()}
     outcomes = [_read_row(row, number, names) for number, row in enumerate(read_json_rows(path), start=1)]
     if problems := [problem for problem in outcomes if isinstance(problem, str)]:
         raise EvalInputError([f"{path}: {problem}" for problem in problems[:50]])
     examples = [example for example in outcomes if isinstance(example, Example)]
     if hear and not eval_set.own:
-        sounds = [example.clips for example in _load(path, folder, allow_outside=allow_outside, strict=False)]
+        sounds = [example.clips for example in _load(path, folder, {}, allow_outside=allow_outside, strict=False)]
         return [replace(example, clips=clips) for example, clips in zip(examples, sounds, strict=True)]
     for example in examples if hear and not allow_outside else ():
         for name in [clip.path or "" for clip in example.clips]:
@@ -193,11 +212,19 @@ def _read_examples(eval_set: EvalSet, path: Path, folder: Path, *, hear: bool, a
     return [replace(e, clips=tuple(Clip(path=str(folder / (c.path or ""))) for c in e.clips)) for e in examples]
 
 
-def _load(path: Path, folder: Path, *, allow_outside: bool, strict: bool) -> list[Example]:
+def _memory_sha256(rows: Sequence[Example]) -> str:
+    from covo_rl.train.checkpoint.identity import rows_sha256  # torch, which scoring a file does without
+
+    return rows_sha256(rows)
+
+
+def _load(
+    source: Source, folder: str | Path | None, columns: Mapping[str, str], *, allow_outside: bool, strict: bool
+) -> list[Example]:
     from covo_rl import data
 
     try:
-        return data.load_examples(path, folder, allow_outside=allow_outside, strict=strict)
+        return data.load_examples(source, folder, columns=columns, allow_outside=allow_outside, strict=strict)
     except data.DataError as error:
         raise EvalInputError([str(error)]) from error
 

@@ -58,7 +58,7 @@ def length_problems(
         with suppress(AudioError, PromptError):
             around += len(prompt_of(example).input_ids)
     for example in examples:
-        text = 2 * len("".join((example.question, *example.choices)).encode("utf-8", "surrogatepass")) + around
+        text = 2 * len("".join(example.texts).encode("utf-8", "surrogatepass")) + around
         try:
             seconds = audio_seconds(example.clips, clips)
         except AudioError:  # the prompt's own reading decides

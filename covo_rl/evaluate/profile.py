@@ -5,7 +5,7 @@ that are solved sometimes (a group with variance gives a gradient) and that sile
 needed). The filtered set has the format of the input.
 
     profile.jsonl     per row: pass rates with audio and with silence, pass@k, kept or why not
-    filtered.json     the kept rows (or .jsonl, .parquet, as the input)
+    filtered.json     the kept rows (or .jsonl, .csv, .tsv, .parquet, as the input)
     profile.json      counts and settings
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from covo_rl.data.delimited import SUFFIXES, selected_text
 from covo_rl.data.files import plain, write_atomically, write_json
 from covo_rl.evaluate.folder import joined_ranks, owned
 from covo_rl.evaluate.inputs import Inputs, read_inputs, read_json_rows
@@ -63,7 +64,10 @@ def run_profile(
         EvalInputError: unreadable rows, duplicate ids, missing clips, a folder in use by another profile.
         TypeError: an option that covo-rl eval does not have.
     """
-    inputs = read_inputs(TRAINING_SET, data, audio_dir, limit=options.get("limit"), allow_outside=allow_outside)
+    inputs = read_inputs(
+        TRAINING_SET, data, audio_dir, limit=options.get("limit"), allow_outside=allow_outside,
+        columns=options.get("columns"),
+    )  # fmt: skip
     request = Request(
         data=Path(data), model=model, adapter=adapter, output=Path(output), rewards="none",
         **{"greedy": False, "num_generations": 8, **options},
@@ -126,11 +130,15 @@ def _write_filtered(data: Path, places: Sequence[int], folder: Path, *, profiled
     Raises:
         EvalInputError: the file has fewer rows than were profiled.
     """
-    path = folder / f"filtered{data.suffix if data.suffix in ('.parquet', '.jsonl') else '.json'}"
+    path = folder / f"filtered{data.suffix if data.suffix in ('.parquet', '.jsonl', *SUFFIXES) else '.json'}"
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.parquet.read_table(data).take(places), path)
+        return path
+    if path.suffix in SUFFIXES:
+        text = selected_text(data, places)
+        write_atomically(path, lambda file: file.write(text))
         return path
     rows = read_json_rows(data)
     if len(rows) < profiled:

@@ -30,15 +30,16 @@ RULES = {
     "strict_raw": "strict, raw reply",
 }
 PROVENANCE = (
-    "set", "version", "data_sha256", "answer_key_sha256", "source", "licence", "model", "adapter", "load_in_4bit",
-    "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
+    "set", "version", "data_sha256", "columns", "answer_key_sha256", "source", "licence", "model", "adapter",
+    "load_in_4bit", "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
 )  # fmt: skip
 
 
 def write_report(
-    inputs: Inputs, by_audio: Mapping[str, Sequence[Record]], settings: Mapping[str, Any], folder: Path, *, plots: bool
-) -> None:
-    """Write report.json, report.md, the plots and the submission; print the tables.
+    inputs: Inputs, by_audio: Mapping[str, Sequence[Record]], settings: Mapping[str, Any], folder: Path, *, plots: bool,
+    quiet: bool = False,
+) -> None:  # fmt: skip
+    """Write report.json, report.md, the plots and the submission; print the tables, unless `quiet`.
 
     `settings` says what was evaluated on what (hashes, options, problems).
     """
@@ -58,7 +59,8 @@ def write_report(
     write_json(folder / "report.json", report)
     text = visible(_markdown(report), LAYOUT)
     write_atomically(folder / "report.md", lambda file: file.write(text + "\n"))
-    say(text)
+    if not quiet:
+        say(text)
     if eval_set.submission:
         path = folder / "submission.json"
         write_json(path, _submission(by_audio["real"], read_json_rows(inputs.data)))
@@ -67,7 +69,8 @@ def write_report(
         say("plots need matplotlib: pip install 'covo-rl[plots]' (or --no-plots)", err=True)
     elif plots:
         _draw(report, folder)
-    say(f"report: {folder / 'report.json'}")
+    if not quiet:
+        say(f"report: {folder / 'report.json'}")
     for warning in settings["problems"]:
         say(f"note: {warning}", err=True)
 
@@ -247,10 +250,8 @@ def _draw(report: Mapping[str, Any], folder: Path) -> None:
 
     Horizontal bars in percent with 95 % intervals and the number of rows.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # without pyplot, whose backend is the program's
 
-    matplotlib.use("Agg")
     bars = {column: [(value, entry["strict"]) for value, entry in values.items()]
             for column, values in report["breakdown"].items()}  # fmt: skip
     lengths = bars.pop("audio length", [])

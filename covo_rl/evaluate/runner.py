@@ -18,7 +18,15 @@ from typing import Annotated, Any
 import typer
 
 from covo_rl.audio import AudioError, ClipStore
-from covo_rl.config import AdapterConfig, PromptConfig, RewardConfig, RolloutConfig, taught_prompt, value_problems
+from covo_rl.config import (
+    AdapterConfig,
+    ModelConfig,
+    PromptConfig,
+    RewardConfig,
+    RolloutConfig,
+    taught_prompt,
+    value_problems,
+)
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
@@ -34,7 +42,7 @@ from covo_rl.types import Example, UserError
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
-SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, or a manifest file"
+SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, or a manifest file"
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,9 @@ class Request:
     """The options of `covo-rl eval`, and of `covo-rl data profile` where it has them."""
 
     set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
-    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, parquet")] = None
+    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, CSV, TSV, parquet")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
+    columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
     model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None
     predictions: Annotated[Path | None, typer.Option(help="score the replies in this JSON or JSONL; no model")] = None
@@ -69,9 +78,9 @@ class Request:
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False
-    allow_outside_audio: Annotated[
-        bool, typer.Option("--allow-outside-audio", help="let audio paths leave --audio-dir")
-    ] = False
+    allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
+        False
+    )
 
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
@@ -151,39 +160,27 @@ class Request:
 
 def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore) -> PolicyAnswerer:
     """Load a checkpoint folder, hub name or `builtin:tiny`, with a PEFT adapter on it if given, ready to answer."""
-    from covo_rl.models import load_family
-    from covo_rl.policy import Policy
-    from covo_rl.policy.trainable import make_trainable
-    from covo_rl.resolve import resolve_model
+    from covo_rl.policy.loading import answering_policy
     from covo_rl.train.launch import device_of
 
     assert request.model is not None
-    prompts = request.prompt_config()
-    rollouts = request.rollout_config()
-    family = load_family(
-        resolve_model(request.model), dtype=str(request.dtype), load_in_4bit=request.load_in_4bit,
-        trust_remote_code=request.trust_remote_code,
+    policy, notes = answering_policy(
+        ModelConfig(request.model, str(request.dtype), trust_remote_code=request.trust_remote_code),
+        AdapterConfig(adapter=request.adapter, load_in_4bit=request.load_in_4bit),
+        clips=clips, device=device_of(request.device),
     )  # fmt: skip
-    peft_model: Any = None
-    if request.adapter:
-        modes = make_trainable(family, AdapterConfig(lora=True, adapter=request.adapter))
-        peft_model = modes.peft_model
-        if Ranks.current().main:
-            for note in modes.notes:
-                say(f"note: {note}", err=True)
-    backbone: Any = family.model
-    backbone.to(device_of(request.device))
-    backbone.requires_grad_(False)  # nothing trains, so that the features of a clip are kept
-    policy = Policy(family, peft_model=peft_model, clips=clips)
-    policy.eval()
-    return PolicyAnswerer(policy, clips, prompts, rollouts, style)
+    if Ranks.current().main:
+        for note in notes:
+            say(f"note: {note}", err=True)
+    return PolicyAnswerer(policy, clips, request.prompt_config(), request.rollout_config(), style)
 
 
 def answer_rows(
     request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str], ranks: Ranks,
-    style: PromptStyle | None = None,
+    style: PromptStyle | None = None, answerer: PolicyAnswerer | None = None,
 ) -> dict[str, list[Record]] | None:  # fmt: skip
-    """Load the model, claim the folder, which is `owned`, and answer the rows under every audio condition, resumable.
+    """Load the model, unless `answerer` is it; claim the folder, which is `owned`, and answer the rows under every
+    audio condition, resumable.
 
     Returns the records by condition on rank 0, None on others.
 
@@ -192,10 +189,11 @@ def answer_rows(
     """
     assert request.output is not None
     check_folder(request.output, settings, ranks, overwrite=request.overwrite)
-    clips, files = ClipStore(), [clip for example in inputs.examples for clip in example.clips]
+    clips = answerer.clips if answerer else ClipStore()
+    files = [clip for example in inputs.examples for clip in example.clips]
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
-        answerer = load_answerer(request, style, clips)
+        answerer = answerer or load_answerer(request, style, clips)
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error

@@ -3,16 +3,17 @@
 config.yaml        resolved options
 environment.json   versions, commit, hashes of data and reward files
 metrics.jsonl      one object a step
-rollouts/          step_00000.jsonl: prompt, completion, components, advantage; never waveforms
+rollouts/          step_00000.jsonl: row, completion, components, advantage, log-probs by token; never waveforms
+clips/             sounds of rows in memory, which have no file; records/sounds.py
 before.json        the evaluation before training, and what it was made of
 result.json        before, after and the figures of the run; it is there once the run is finished
 curves.png         learning curves
+trackers.json      what trackers call this run, with --report_to; tensorboard/, wandb/, swanlog/ are theirs
 lock.json          who writes here, while somebody does
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -26,7 +27,16 @@ from typing import Any
 
 import yaml
 
-from covo_rl.data.files import append_lines, file_sha256, plain, read_record, whole_lines, write_atomically, write_json
+from covo_rl.data.files import (
+    append_lines,
+    file_sha256,
+    json_line,
+    plain,
+    read_record,
+    whole_lines,
+    write_atomically,
+    write_json,
+)
 from covo_rl.records.console import console
 from covo_rl.records.lock import FolderLock
 
@@ -41,7 +51,9 @@ FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", 
 #: what makes room for another run, beside these files and the exports
 CLEARED = (
     "checkpoints/step_[0-9]*", "checkpoints/.partial-step_*", "checkpoints/.trash-step_*", "rollouts/step_[0-9]*.jsonl",
-    "debug/step_[0-9]*", "abandoned/[0-9]*", "curves.png", "report.html",
+    "debug/step_[0-9]*", "abandoned/[0-9]*", "clips/[0-9a-f]*.*", "clips/.partial-*", "curves.png", "report.html",
+    "trackers.json", "tensorboard/events.out.tfevents.*", "tensorboard/[0-9]*", "swanlog/run-*",
+    "wandb/*run-*", "wandb/latest-run", "wandb/debug*.log",
 )  # fmt: skip
 
 
@@ -178,7 +190,7 @@ class Run:
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one step to metrics.jsonl, and those before it that a full disk refused."""
         if self.active:
-            self._unwritten.append(json.dumps(plain(row), ensure_ascii=False) + "\n")
+            self._unwritten.append(json_line(row))
             self.catch_up()
 
     def catch_up(self) -> None:
@@ -189,11 +201,14 @@ class Run:
                 append_lines(self.metrics_path, self._unwritten)
                 self._unwritten.clear()
 
+    def rollouts_path(self, step: int) -> Path:
+        return self.folder / "rollouts" / f"step_{step:05d}.jsonl"
+
     def log_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the step's rollouts to rollouts/step_NNNNN.jsonl."""
         if self.active:
-            path = self.folder / "rollouts" / f"step_{step:05d}.jsonl"
-            lines = [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
+            path = self.rollouts_path(step)
+            lines = [json_line(row) for row in rows]
             with self.going_on(f"the rollouts of step {step} are not in the log"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, lambda file: file.writelines(lines))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
 from covo_rl.data.files import plain
 from covo_rl.rewards.scoring import beside, figures, whole_sums
-from covo_rl.types import Group, RewardTable
+from covo_rl.types import Group, RewardTable, Rollout
+
+if TYPE_CHECKING:
+    from covo_rl.engines.base import TextDecoder
 
 
 class Clock:
@@ -39,6 +44,22 @@ class Clock:
         return time.perf_counter() - self.start
 
 
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a line of metrics.jsonl, those within `seconds` as `seconds/PHASE`."""
+    flat = {}
+    for name, value in metrics.items():
+        parts = (
+            {f"{name}/{part}": inner for part, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        flat |= {part: float(inner) for part, inner in parts.items() if is_number(inner)}
+    return flat
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value that a file holds is a number to compute with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """What is known of one step, over all ranks: its line of metrics.jsonl, and its rows of rollouts/step_N.jsonl."""
@@ -56,6 +77,8 @@ class StepShare:
     lengths_N: np.ndarray
     truncated_N: np.ndarray
     format_broken_N: np.ndarray
+    thinking_words_N: np.ndarray
+    surprisal_N: np.ndarray  # -log p of all tokens of a rollout, in nats
     informative_P: np.ndarray
 
     @classmethod
@@ -66,6 +89,8 @@ class StepShare:
             np.array([len(r.completion_ids) for r in rollouts], dtype=float),
             np.array([r.stop_reason == "length" for r in rollouts], dtype=float),
             np.array([bool(r.problems) for r in rollouts], dtype=float),
+            np.array([len((r.think or "").split()) for r in rollouts], dtype=float),
+            np.array([-sum(r.logps) for r in rollouts], dtype=float),
             advantages.informative_P.astype(float),
         )
 
@@ -73,6 +98,8 @@ class StepShare:
 def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The shares of all ranks -> figures over all rollouts of the step, keyed as in metrics.jsonl, after `others`.
 
+    `sampling/entropy` is the mean -log p of the sampled tokens: what sampling expects it to be is the entropy, at the
+    temperature of sampling, without a pass for it. `failed_NAME` is the part of `none_NAME` that raised or timed out.
     What rewards log by themselves is averaged over ranks by their rollouts; a name that is taken becomes `logged/NAME`.
     """
 
@@ -86,13 +113,16 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
         graded = table.rewards_PGR[..., r][np.isfinite(table.rewards_PGR[..., r])]
         metrics[f"reward_{name}"] = float(graded.mean()) if graded.size else None
         metrics[f"none_{name}"] = 1.0 - graded.size / max(table.rewards_PG.size, 1)
+        failures = sum(len(share.table.failures(name)) for share in shares)
+        metrics[f"failed_{name}"] = failures / max(table.rewards_PG.size, 1)
     whole_PG = concatenated([replace(share.table, rewards_PG=whole_sums(share.table)) for share in shares]).rewards_PG
     total = whole_PG[np.isfinite(whole_PG)]
     metrics["reward_total"] = float(total.mean()) if total.size else None
     metrics["none_total"] = 1.0 - np.isfinite(table.rewards_PG).sum().item() / max(table.rewards_PG.size, 1)
     metrics["zero_variance_groups"] = 1.0 - mean("informative_P") if table.rewards_PG.size else 0.0
     metrics["completion_length"], metrics["truncated"] = mean("lengths_N"), mean("truncated_N")
-    metrics["format_broken"] = mean("format_broken_N")
+    metrics["format_broken"], metrics["thinking_words"] = mean("format_broken_N"), mean("thinking_words_N")
+    metrics["sampling/entropy"] = mean("surprisal_N") / max(mean("lengths_N"), 1e-9)
     scores, logged = figures(table.names, table.rewards_PGR, whole_PG), {}
     for share in shares:
         weight = share.table.rewards_PG.size / max(table.rewards_PG.size, 1)
@@ -106,30 +136,52 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
     return metrics
 
 
-def rollout_rows(groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> list[Mapping[str, Any]]:
-    """One JSON-ready row per rollout; clips by name, never by waveform. `generation` is its place in the group.
+def rollout_rows(
+    groups: Sequence[Group], table: RewardTable, advantages: Advantages, *, first_group: int = 0,
+    decoder: TextDecoder | None = None,
+) -> list[Mapping[str, Any]]:  # fmt: skip
+    """One JSON-ready row per rollout; clips by name and content, never by waveform.
 
-    With the columns of the data, facts for one, rewards can score the row again; one whose name is taken is `row/NAME`.
+    `group` counts from `first_group`: over the ranks of a step. A column of the data with the name of one of ours
+    becomes `row/NAME`. With a `decoder`, `token_logps` is [characters of the completion, 1/100 nat] by token.
     """
-    rows = []
+    rows: list[Mapping[str, Any]] = []
+    rewards, totals, shares = map(plain, (table.rewards_PGR, table.rewards_PG, advantages.advantages_PG))
     for p, group in enumerate(groups):
-        example = group.prompt.example
+        example, columns = group.prompt.example, plain(group.prompt.example.columns)
+        shared = {
+            "id": example.id,
+            "clips": [clip.name if clip.path is None else os.path.abspath(clip.path) for clip in example.clips],
+            "clip_keys": list(group.prompt.clip_keys),  # sha256 of what was heard: the report plays nothing else
+            "question": example.question,
+            "choices": list(example.choices),
+            "answer": example.answer,
+            "group": first_group + p,
+        }
         for g, rollout in enumerate(group.rollouts):
-            row = {
-                "id": example.id,
-                "generation": g,
-                "clips": [clip.name for clip in example.clips],
-                "question": example.question,
-                "choices": list(example.choices),
-                "answer": example.answer,
+            own = {
+                **shared,
+                "rollout": g,
                 "completion": rollout.text,
+                "parsed_answer": rollout.answer,
                 "stop_reason": rollout.stop_reason,
-                "problems": rollout.problems,
-                "rewards": dict(zip(table.names, table.rewards_PGR[p, g], strict=True)),
-                "reward_total": table.rewards_PG[p, g],
-                "advantage": advantages.advantages_PG[p, g],
-                "mean_logp": sum(rollout.logps) / max(len(rollout.logps), 1),
+                "problems": list(rollout.problems),
+                "rewards": dict(zip(table.names, rewards[p][g], strict=True)),
+                "missing": {name: why for name in table.names if (why := table.missing.get((p, g, name)))},
+                "reward_total": totals[p][g],
+                "advantage": shares[p][g],
+                "length": len(rollout.completion_ids),
+                "mean_logp": plain(sum(rollout.logps) / max(len(rollout.logps), 1)),
+                "token_logps": _token_logps(rollout, decoder) if decoder else None,
             }
-            row = beside(row, plain(example.columns), "row")
-            rows.append(beside(row, {name: v[p * len(group.rollouts) + g] for name, v in table.extras.items()}))
+            logged = {name: values[p * len(group.rollouts) + g] for name, values in table.extras.items()}
+            rows.append(beside(beside(own, columns, "row"), logged))
     return rows
+
+
+def _token_logps(rollout: Rollout, decoder: TextDecoder) -> list[list[int]] | None:
+    """None where a log-prob is not finite, or the text does not come apart by token."""
+    characters = decoder.characters(rollout.completion_ids, rollout.text)
+    if characters is None or not all(map(math.isfinite, rollout.logps)):
+        return None
+    return [characters, [round(100 * logp) for logp in rollout.logps]]

@@ -115,7 +115,8 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
         raise RewardError(f"row {visible(row.get('id', index))}: choices is {kind}, not a list")
     others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
     if "advantage" in row:  # a run's rollout
-        others |= {"generation", "problems", "advantage", "mean_logp"}
+        others |= {"group", "rollout", "clip_keys", "parsed_answer", "problems", "missing", "advantage", "length",
+                   "mean_logp", "token_logps"}  # fmt: skip
     answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
     columns = {name: value for name, value in row.items() if name not in others}
     paths = columns.get("clips")

@@ -15,7 +15,8 @@ import numpy as np
 from covo_rl.config import ConfigError, RewardConfig, number_map
 from covo_rl.rewards.call import Outcome, shown
 from covo_rl.rewards.columns import reward_columns
-from covo_rl.rewards.specs import Reward, RewardError, Source
+from covo_rl.rewards.functions import FunctionReward
+from covo_rl.rewards.specs import Reward, RewardError
 from covo_rl.rewards.worker import reward_of, run_components
 from covo_rl.types import Group, RewardTable, visible
 
@@ -59,10 +60,9 @@ def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Compo
     for spec, weight in weights:
         reward: Any = reward_of(spec) if isinstance(spec, str) else spec
         if not isinstance(reward, Reward):
-            name = getattr(spec, "__name__", type(spec).__name__)
             if not callable(reward) or isinstance(reward, type):
                 raise RewardError(f"reward {shown(spec)}: neither a name nor a function; of a class, give an object")
-            reward = Reward(Source(name, name, "object", repr(spec)), reward)
+            reward = FunctionReward(reward)
         terms.append(Component(reward, float(weight)))
         name = terms[-1].name
         if name in RESERVED:
@@ -216,8 +216,7 @@ class FailureWindow:
         """One step, with the tables of all ranks; what is wrong by now, or ""."""
         problems = []
         for r, name in enumerate(tables[0].names):
-            failures = [why for table in tables for (_, _, c), why in table.missing.items()
-                        if c == name and why.startswith("failed")]  # fmt: skip
+            failures = [why for table in tables for why in table.failures(name)]
             scores = max(sum(table.rewards_PGR[..., r].size for table in tables), 1)
             shares = self.shares.setdefault(name, deque(maxlen=self.steps))
             shares.append(len(failures) / scores)

@@ -32,6 +32,7 @@ from typing import Any
 
 from covo_rl.data.files import file_sha256
 from covo_rl.rewards.call import SHOWN, Outcome, call_reward, shown
+from covo_rl.rewards.functions import FunctionReward, interrupt
 from covo_rl.rewards.specs import LOAD_SECONDS, PACKAGES, Reward, RewardError, Source, load_reward, source_of
 
 logger = logging.getLogger("covo_rl.rewards")
@@ -114,6 +115,8 @@ class _Job(threading.Thread):
         waited(self.done, self.begun + self.timeout - time.perf_counter() if self.reward.in_thread else math.inf)
         if self.outcome is not None:
             return self.outcome
+        if isinstance(self.reward, FunctionReward):
+            interrupt(self)
         what = f"{'was stopped' if self.is_alive() else 'gave no result'} after {self.timeout:g} s"
         seconds = time.perf_counter() - self.begun
         return Outcome.failed(len(self.columns["completions"]), f"{self.reward.source.spec} {what}", seconds)

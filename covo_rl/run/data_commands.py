@@ -29,34 +29,42 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Check, profile and convert question sets: JSON, JSONL, parquet or a datasets folder.",
+    help="Check, profile and convert question sets: CSV, JSON, JSONL, parquet, audio and datasets folders, the hub.",
 )
 
 AudioDir = Annotated[Path | None, typer.Option(help="folder that audio paths start from; default: that of the file")]
 Outside = Annotated[bool, typer.Option("--allow-outside-audio", help="let audio paths leave the audio folder")]
 _FORMATS = f"auto, {', '.join(data.SCHEMAS)}"
+_COLUMNS = "names that the rows use: question=prompt,answer=label,audio=wav,choices=options"
+Columns = Annotated[str | None, typer.Option(help=_COLUMNS)]
+_FILE = "questions: CSV, TSV, JSON, JSONL, parquet, a folder, hf:NAME:SPLIT"
 
 
 @app.command("check")
 def check_command(
-    file: Annotated[str, typer.Argument(help="questions: JSON, JSONL, parquet, datasets folder, hf:NAME:SPLIT")],
+    file: Annotated[str, typer.Argument(help=_FILE)],
     audio_dir: AudioDir = None,
+    columns: Columns = None,
     against: Annotated[str | None, typer.Option(help="held-out questions that FILE must not give away")] = None,
     against_audio_dir: Annotated[Path | None, typer.Option(help="audio folder of --against")] = None,
     max_seconds: Annotated[float | None, typer.Option(min=0.01, help="longest clip that the model takes")] = None,
     near: Annotated[bool, typer.Option("--near", help="also find lossy copies of held-out recordings")] = False,
     format: Annotated[str, typer.Option(help=f"field names of FILE: {_FORMATS}")] = "auto",
+    against_columns: Annotated[
+        str | None, typer.Option(help="--columns of --against; default: those of FILE; auto: told by their fields")
+    ] = None,
     against_format: Annotated[str, typer.Option(help=f"field names of --against: {_FORMATS}")] = "auto",
     allow_outside_audio: Outside = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")] = False,
     show: Annotated[int, typer.Option(min=1, help="rows per table")] = 30,
 ) -> None:
     """Missing, broken and over-long clips, duplicates, bad answers, overlap with held-out rows. Exit code 1 if any."""
-    examples, part = _checked(file, audio_dir, format, allow_outside_audio, max_seconds)
+    examples, part = _checked(file, audio_dir, columns, format, allow_outside_audio, max_seconds)
     report, overlaps, notes = {"data": part}, [], {"data": _notes(examples)}
     if against is not None:
         folder = against_audio_dir or audio_dir
-        held_out, report["against"] = _checked(against, folder, against_format, allow_outside_audio, None)
+        names = against_columns or columns
+        held_out, report["against"] = _checked(against, folder, names, against_format, allow_outside_audio, None)
         overlaps, notes["against"] = data.overlap(examples, held_out, near=near), _notes(held_out)
     ok = not any(part["problems"] or part["duplicates"] for part in report.values())
     ok = ok and not any(item.serious for item in overlaps)
@@ -80,6 +88,7 @@ def convert_command(
     to: Annotated[str, typer.Option("--to", help=f"field names to write: {', '.join(data.SCHEMAS)}")],
     from_: Annotated[str, typer.Option("--from", help=f"field names to read: {_FORMATS}")] = "auto",
     audio_dir: AudioDir = None,
+    columns: Columns = None,
     allow_outside_audio: Outside = False,
 ) -> None:
     """Write a question set with the field names of another. Audio stays where it is, further columns are kept."""
@@ -87,7 +96,9 @@ def convert_command(
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise _stop(f"{visible(target)} is the file that is read: give another OUT")
     try:
-        examples = load_examples(source, folder, format=from_, allow_outside=allow_outside_audio, strict=False)
+        examples = load_examples(
+            source, folder, columns=columns, format=from_, allow_outside=allow_outside_audio, strict=False
+        )
         data.write(data.to_rows(examples, to, folder), target)
     except ValueError as error:  # DataError is one
         raise _stop(str(error)) from error
@@ -99,6 +110,7 @@ def profile_command(
     file: Annotated[Path, typer.Argument(help="training questions")],
     output: Annotated[Path, typer.Option(help="folder of profile.jsonl, profile.json and the filtered set")],
     audio_dir: AudioDir = None,
+    columns: Columns = None,
     model: Annotated[str, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = "builtin:tiny",
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="sampled replies per row, with audio and with silence")] = 8,
@@ -124,6 +136,7 @@ def profile_command(
             file, audio_dir, output, model=model, adapter=adapter, rule=Rule(min_rate, max_rate, max_silent_rate),
             allow_outside=allow_outside_audio, num_generations=n, limit=limit, temperature=temperature,
             max_completion_length=max_completion_length, batch_size=batch_size, seed=seed, overwrite=overwrite,
+            columns=columns,
         )  # fmt: skip
     except EvalInputError as error:
         raise _stop(str(error)) from error
@@ -138,12 +151,12 @@ def _stop(message: str) -> typer.Exit:
 
 
 def _checked(
-    file: str, folder: Path | None, format: str, outside: bool, longest: float | None
+    file: str, folder: Path | None, columns: str | None, format: str, outside: bool, longest: float | None
 ) -> tuple[list[Example], dict[str, Any]]:
     """The rows of a file that can be read; counts, lengths and problems, ready for JSON."""
     problems = []
     try:
-        examples = load_examples(file, folder, format=format, allow_outside=outside, strict=False)
+        examples = load_examples(file, folder, columns=columns, format=format, allow_outside=outside, strict=False)
     except DataError as error:
         examples, problems = list(error.examples), list(error.problems)
     except ValueError as error:
@@ -168,7 +181,7 @@ def _checked(
 
 def _notes(examples: list[Example]) -> list[str]:
     """What keeps no row from being used: see `clip_notes`, and the rows that write control tokens of chat models."""
-    texts = ((example.id, "\n".join((example.question, *example.choices))) for example in examples)
+    texts = ((example.id, "\n".join(example.texts)) for example in examples)
     written = {row: match[0] for row, text in texts if (match := CONTROL.search(text))}
     which, tokens = some([visible(row) for row in written]), some(sorted(set(written.values())))
     note = f"{len(written)} rows ({which}) write control tokens ({tokens}); to a model they are text"

@@ -14,6 +14,7 @@ is for one rank without sharding.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,9 @@ from covo_rl.run.speed import MIB, Speed, measure_speed
 from covo_rl.types import user_errors
 
 if TYPE_CHECKING:
+    from covo_rl.audio import ClipStore
     from covo_rl.config import AdapterConfig, Options
+    from covo_rl.types import Example
 
 #: room for allocator fragmentation, libraries and the CUDA context
 OVERHEAD = 1.1
@@ -296,6 +299,12 @@ def doctor(
         speed = measure_speed(device, weights_dtype(sizes_of(options.model.model), options))
         estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=speed)
     say(render_plan(estimate))
+
+
+def budget(options: Options, rows: Sequence[Example], clips: ClipStore) -> str:
+    """`render_plan` for a run whose clips are as long as the longest of these rows."""
+    waveforms = [clips.waveform(clips.key(row.clips[0])) for row in rows if row.clips]
+    return render_plan(plan_options(options, seconds=max((len(w) / rate for w, rate in waveforms), default=0.0)))
 
 
 def render_plan(estimate: Plan) -> str:

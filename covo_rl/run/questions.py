@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from covo_rl.audio import ClipStore, decode
 from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.check import sound_of
+from covo_rl.data.memory import IN_MEMORY
+from covo_rl.data.read import some
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
@@ -23,7 +26,8 @@ from covo_rl.types import Clip, Example, Prompt, visible
 
 @dataclass(frozen=True)
 class Rows:
-    """`files` maps data and eval_data to the question files; `notes` are lines for the user."""
+    """`files` maps data and eval_data to the question files, or to what the rows in memory are called; `notes` are
+    lines for the user."""
 
     train: list[Example]
     held_out: list[Example]
@@ -31,34 +35,51 @@ class Rows:
     notes: tuple[str, ...] = ()
 
 
-def read_questions(options: Options, clips: ClipStore | None = None, ranks: Ranks | None = None) -> Rows:
+def read_questions(
+    options: Options,
+    clips: ClipStore | None = None,
+    ranks: Ranks | None = None,
+    memory: Mapping[str, Any] | None = None,
+) -> Rows:
     """Training and held-out rows. Without `data` the built-in set, rendered on first use.
 
     Without `eval_data` a share of the user's rows is held out, all rows of a clip on the same side. `clips` names
-    every file of them here, which rank 0 alone reads for it.
+    every file of them here, which rank 0 alone reads for it. `memory` maps data and eval_data to rows that a program
+    hands over, where the options say IN_MEMORY.
 
     Raises:
         DataError: rows that cannot be used, all named.
-        ConfigError: no row is left to train on.
+        ConfigError: no row is left to train on, or the options name rows of another program.
     """
-    config = options.data
+    config, memory = options.data, memory or {}
+    if absent := [name for name in ("data", "eval_data")
+                  if (getattr(config, name) or "").startswith(IN_MEMORY) and name not in memory]:  # fmt: skip
+        raise ConfigError([f"{name} {getattr(config, name)!r}: these rows were in the memory of a Python program: hand "
+                           "the same to GRPO, or write them to a file and name it" for name in absent])  # fmt: skip
     builtin = builtin_questions() if config.data is None else {}
     data, eval_data = config.data or builtin["train"], config.eval_data or builtin.get("test")
     files = {name: Path(path) for name, path in (("data", data), ("eval_data", eval_data)) if path is not None}
     folder = config.audio_dir if config.data is not None else None
     eval_folder = config.eval_audio_dir or config.audio_dir if config.eval_data is not None else None
+    columns = config.columns if config.data is not None else None  # the built-in set has its own names
+    eval_columns = config.eval_columns or config.columns if config.eval_data is not None else None
 
-    def load(name: str, audio_dir: str | None) -> list[Example]:
-        return load_examples(files[name], audio_dir, allow_outside=config.allow_outside_audio)
+    def load(name: str, audio_dir: str | None, columns: str | None) -> list[Example]:
+        source, outside = memory.get(name, files[name]), config.allow_outside_audio
+        return load_examples(source, audio_dir, columns=columns, allow_outside=outside)
 
-    rows, held_out, notes = load("data", folder), [], ()
+    rows, held_out, notes = load("data", folder, columns), [], ()
     splits = options.eval.evaluate and "eval_data" not in files
     if not options.eval.evaluate:
         files = {"data": files["data"]}
     elif not splits:
-        held_out = load("eval_data", eval_folder)[: config.eval_limit]
-    rows, ranks = rows if splits else rows[: config.limit], ranks or Ranks()
+        held_out = load("eval_data", eval_folder, eval_columns)
     clips = ClipStore() if clips is None else clips
+    files |= {name: Path(_memory_name(part, clips)) for name, part in (("data", rows), ("eval_data", held_out))
+              if name in memory and name in files}  # fmt: skip
+    if not splits:
+        rows, held_out = rows[: config.limit], held_out[: config.eval_limit]
+    ranks = ranks or Ranks()
     files_of_rows = [clip for row in (*rows, *held_out) for clip in row.clips]
     clips.watch(files_of_rows, ranks.from_main(clips.watch(files_of_rows) if ranks.main else None))
     if splits:
@@ -68,7 +89,17 @@ def read_questions(options: Options, clips: ClipStore | None = None, ranks: Rank
             what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
+    if options.prompt.system_prompt and (own := [row.id for row in (*rows, *held_out) if row.system]):
+        what = "have a system message of their own, which takes the place of system_prompt"
+        notes = (*notes, visible(f"{len(own)} rows ({some(own)}) {what}"))
     return Rows(rows, held_out, files, notes)
+
+
+def _memory_name(rows: Sequence[Example], clips: ClipStore) -> str:
+    """What a record calls rows that no file holds: how many, and a sha256 over their text, sound and columns."""
+    from covo_rl.train.checkpoint.identity import rows_sha256  # torch, which is there by now
+
+    return f"{IN_MEMORY}: {len(rows)}, sha256 {rows_sha256(rows, clips.key)}"
 
 
 def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> list[str]:

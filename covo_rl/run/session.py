@@ -6,8 +6,10 @@ options -> data + model + rewards, all checked -> before -> GRPO -> after -> ada
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,29 @@ from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
+from covo_rl.engines.base import TextDecoder
 from covo_rl.engines.health import self_check
-from covo_rl.evaluate import evaluate
+from covo_rl.evaluate import Evaluation, evaluate
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import portable_name
 from covo_rl.export.card import update_card
 from covo_rl.export.exporting import export_run_adapter
-from covo_rl.models import family_at, load_family
+from covo_rl.models import family_at
 from covo_rl.models.text import special_token_notes
-from covo_rl.policy import Policy
-from covo_rl.policy.trainable import make_trainable, render_report, training_dtype
+from covo_rl.policy.loading import trainable_policy
+from covo_rl.policy.trainable import render_report, training_dtype
 from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.steps import StepRecord, rollout_rows
-from covo_rl.resolve import resolve_model, reward_files
+from covo_rl.resolve import resolve_model
 from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
-from covo_rl.run.result import before_settings, evaluated, show_result, stored_before, summary_rows
-from covo_rl.run.start import RunFinished, Start, look_at, own
+from covo_rl.run.observers import observers
+from covo_rl.run.result import before_settings, evaluated, show_next, show_result, stored_before, summary_rows
+from covo_rl.run.start import RunFinished, Start, look_at, own, run_origin
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
@@ -44,7 +48,7 @@ from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.launch import allow_tf32, computes_in_16_bits, join
 from covo_rl.train.loop import Trainer
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Example, Prompt, UserError
+from covo_rl.types import Prompt, UserError
 
 #: what a user can mend: shown as one message, without a traceback
 USER_ERRORS = (UserError, OSError)
@@ -53,7 +57,8 @@ USER_ERRORS = (UserError, OSError)
 class Session:
     """Everything a run needs, loaded and checked. Making one starts no training.
 
-    `callbacks` see every step after it is recorded, on the main process only; what one raises ends the run.
+    `callbacks` see every step after it is recorded, on the main process only; what one raises ends the run. `memory`
+    maps data and eval_data to rows that no file holds; the options then say IN_MEMORY, and here how many, and a hash.
     """
 
     def __init__(
@@ -61,9 +66,10 @@ class Session:
         options: Options,
         accelerator: Accelerator | None = None,
         *,
-        callbacks: Sequence[Callable[[StepRecord], None]] = (),
+        callbacks: Sequence[Callable[[StepRecord], object]] = (),
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
-        self.options, self.callbacks = options, callbacks
+        self.options = options
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.run = Run(options.train.output, active=self.ranks.main)
@@ -75,39 +81,37 @@ class Session:
             with self.accelerator.main_process_first():  # which renders the built-in set
                 questions.builtin_questions()
         self.clips = ClipStore()
-        self.rows = questions.read_questions(options, self.clips, self.ranks)
+        self.rows = questions.read_questions(options, self.clips, self.ranks, memory)
+        self.in_memory = {name: str(self.rows.files[name]) for name in memory or {} if name in self.rows.files}
+        options.data = replace(options.data, **self.in_memory)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
         model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora)
-        self._check_data(family_at(path).max_clip_seconds)
-        self.family = load_family(
-            path,
-            dtype=model.dtype,
-            attn_implementation=model.attn_implementation,
-            trust_remote_code=model.trust_remote_code,
-            load_in_4bit=options.adapter.load_in_4bit,
-        )
-        self._check_lengths()
-        self.trainable = make_trainable(self.family, options.adapter, learning_rate=options.train.learning_rate)
-        if self.trainable.replaced and options.loss.beta:
-            raise ConfigError([f"beta {options.loss.beta}: the adapter replaced {self.trainable.replaced[0]} of the "
-                               "base, so there is no reference without it: set beta 0 or merge it first"])  # fmt: skip
-        self.family.model.to(self.accelerator.device)
-        allow_tf32(self.accelerator.device, computes_in_16_bits(self.accelerator, self.family.model), self.family.model)
-        self.policy = Policy(
-            self.family,
-            peft_model=self.trainable.peft_model,
-            clips=self.clips,
-            feature_memory_mb=options.train.feature_memory_mb,
-            gradient_checkpointing=options.train.gradient_checkpointing,
-            recompute=options.train.recompute,
-            keep_reference=bool(options.loss.beta),
-        )
-        needed = self.ranks.main and (self.start.saved or not options.train.dry_run)
+        with console.working(f"reading {len(self.rows.train) + len(self.rows.held_out)} rows and clips",
+                             active=self.ranks.main):  # fmt: skip
+            self._check_data(family_at(path).max_clip_seconds)
+        device, beta, train = self.accelerator.device, options.loss.beta, options.train
+        with console.working(f"loading {model.model}", active=self.ranks.main):
+            self.policy, self.trainable = trainable_policy(
+                model, options.adapter, clips=self.clips, device=device, learning_rate=train.learning_rate,
+                feature_memory_mb=train.feature_memory_mb, gradient_checkpointing=train.gradient_checkpointing,
+                recompute=train.recompute, keep_reference=bool(beta),
+            )  # fmt: skip
+        self.family = self.policy.family
+        self.decoder = TextDecoder(self.family) if train.log_token_logps else None
+        allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
+        rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main
+        prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
+        self._refuse(length_problems(rows, self.family, self.clips, prompt, limit) if main else [])
+        if self.trainable.replaced and beta:
+            raise ConfigError([f"beta {beta}: the adapter replaced {self.trainable.replaced[0]} of the base, so there "
+                               "is no reference without it: set beta 0 or merge it first"])  # fmt: skip
+        needed = main and (self.start.saved or not options.train.dry_run)
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if needed else None
         self._refuse(self.start.changes(options, self.contents))
-        self.accepted, self.train_seconds = False, 0.0
+        self.accepted, self.train_seconds, self.record_seconds = False, 0.0, 0.0
+        self.observers = observers(self, callbacks)
 
     # -- set-up --------------------------------------------------------------------------------------------------
 
@@ -138,24 +142,14 @@ class Session:
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
         self._print(*self.rows.notes, *notes, *more)
 
-    def _check_lengths(self) -> None:
-        """Raises ConfigError that names the prompts beyond the model's positions, before training."""
-        rows, limit = [*self.examples, *self.held_out], self.options.rollout.max_completion_length
-        self._refuse(length_problems(rows, self.family, self.clips, self._prompt, limit) if self.ranks.main else [])
-
     def _refuse(self, problems: list[str]) -> None:
         """On every rank, what the main one has seen."""
         if problems := self.ranks.from_main(problems):
             raise ConfigError([*problems[:50], *([f"... and {len(problems) - 50} more"] if problems[50:] else [])])
 
-    def _prompt(self, row: Example) -> Prompt:
-        return build_prompt(row, self.family, self.clips, self.options.prompt)
-
     def show_budget(self) -> None:
         """End of a dry run: the estimate of memory, and that nothing is started."""
-        clips = [self.clips.waveform(self.clips.key(row.clips[0])) for row in self.examples[:64] if row.clips]
-        longest = max((len(waveform) / rate for waveform, rate in clips), default=0.0)
-        self._print(doctor.render_plan(doctor.plan_options(self.options, seconds=longest)))
+        self._print(doctor.budget(self.options, self.examples[:64], self.clips))
         self._print("dry run: data, configuration, model and rewards are fine; nothing was started")
 
     def show(self) -> None:
@@ -167,7 +161,8 @@ class Session:
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
         self._print(console.summary_table("run", rows), render_report(self.trainable.report), *notes)
-        self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
+        with console.working("self-check: does scoring equal sampling?", active=self.ranks.main):
+            self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
         if not options.train.dry_run:
             self.accept()
@@ -179,10 +174,13 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            rewards = reward_files([term.name for term in self.terms])
-            files = {**self.rows.files, **{f"reward:{name}": path for name, path in rewards.items()}}
-            if problem := self.ranks.from_main(own(self.run, self.options, files) if self.ranks.main else None):
+            files, more = run_origin(self.terms, self.rows.files, self.in_memory)
+            if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
+            problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []
+            if problems := self.ranks.from_main(problems):
+                self.close()
+                raise ConfigError(problems)
         self.accepted = True
 
     def _prompts(self, count: int) -> list[Prompt]:
@@ -196,11 +194,18 @@ class Session:
 
     # -- phases --------------------------------------------------------------------------------------------------
 
-    def evaluate(self, *, audio: str = "real", modes: Sequence[str] = ("greedy", "sampled")) -> dict[str, Any]:
-        """Summaries on the held-out rows, one per mode; `audio` may be real, silent or swapped."""
+    def evaluate(
+        self, *, audio: str = "real", modes: Sequence[str] = ("greedy", "sampled"), title: str = ""
+    ) -> dict[str, Any]:
+        """Summaries on the held-out rows, one per mode; `audio` may be real, silent or swapped; `title` is shown."""
+        title = title or ("after" if self.train_seconds else "before")
+        return {mode: self._evaluation(title, audio, mode).summary() for mode in modes}
+
+    def _evaluation(self, title: str, audio: str, mode: str) -> Evaluation:
         options = self.options
-        return {
-            mode: evaluate(
+        title = ", ".join([title, *([] if audio == "real" else [audio]), mode])
+        with console.ProgressDisplay(title, len(self.held_out), active=self.ranks.main) as display:
+            return evaluate(
                 self.policy,
                 self.held_out,
                 prompt_config=options.prompt,
@@ -213,9 +218,8 @@ class Session:
                 seed=options.train.seed,
                 batch_size=options.eval.eval_batch_size,
                 ranks=self.ranks,
-            ).summary()
-            for mode in modes
-        }
+                progress=display.rated,
+            )
 
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what it wrote at first, if that is of these rows."""
@@ -240,43 +244,36 @@ class Session:
         self.accept()
         trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
         start, train = time.perf_counter(), self.options.train
-        with StopSignals() as stop:
+        with StopSignals() as stop, ExitStack() as ends:
             on_saved = self._export_step if train.export_checkpoints else None
             saver = Saver(self.options, self.run.folder, stop, on_saved, self.contents)
             self._print(*saver.resume(trainer, train.resume, allow_changed=train.allow_changed_config))
-            bar = console.ProgressDisplay("GRPO", train.max_steps, done=trainer.step, active=self.ranks.main, steps=5)
-            with bar as progress:
-
-                def show(record: StepRecord) -> None:
-                    progress.update(record.step, console.step_line(record.metrics))
-
-                def on_step(metrics: dict[str, Any], batch: Batch) -> float | None:
-                    step_score = self._score(metrics)
-                    rows = self.ranks.joined(rollout_rows(batch.groups, batch.table, batch.advantages))
-                    if self.ranks.main:
-                        for callback in (self._record, show, *self.callbacks):
-                            callback(StepRecord(metrics["step"], metrics, rows))
-                    return step_score
-
-                try:
-                    trainer.run(on_step, saver)
-                except StoppedBySignal as stopped:
-                    self._print(stopped.message)
-                    raise
+            for observer in self.observers:
+                observer.begin(trainer.step)
+                ends.callback(observer.end)
+            try:
+                trainer.run(self._after_step, saver)
+            except StoppedBySignal as stopped:
+                ends.close()
+                self._print(stopped.message)
+                raise
         self.train_seconds = time.perf_counter() - start
         return trainer
 
-    def _record(self, record: StepRecord) -> None:
-        """One step into the run folder."""
-        self.run.log_metrics(record.metrics)
-        if self.options.train.log_rollouts:
-            self.run.log_rollouts(record.step, record.rollouts)
-
-    def _score(self, metrics: dict[str, Any]) -> float | None:
-        """With `eval_every`, the held-out accuracy of this step, also put into its metrics."""
-        every = self.options.eval.eval_every
-        if every and metrics["step"] % every == 0 and self.held_out:
-            metrics["eval_accuracy"] = self.evaluate(modes=["greedy"])["greedy"]["accuracy"]
+    def _after_step(self, metrics: dict[str, Any], batch: Batch) -> float | None:
+        """Show a step to the observers; its held-out accuracy, where that was measured."""
+        metrics["seconds"]["records"] = self.record_seconds  # of the step before, its own are not known yet
+        for observer in self.observers:
+            observer.measure(metrics)
+        start, groups = time.perf_counter(), batch.groups
+        first = sum(self.ranks.gathered(len(groups))[: self.ranks.rank])
+        rows = self.ranks.joined(
+            rollout_rows(groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+        )
+        if self.ranks.main:
+            for observer in self.observers:
+                observer.record(StepRecord(metrics["step"], metrics, rows))
+        self.record_seconds = time.perf_counter() - start
         return metrics.get("eval_accuracy")
 
     def export(self, folder: Path | None = None) -> Path:
@@ -285,10 +282,11 @@ class Session:
         Raises:
             ExportError: on every rank, where the check failed or training changed nothing; nothing is left.
         """
-        return export_run_adapter(
-            self.trainable, self.run.folder, self._prompts(2), self.clips,
-            base_model=portable_name(self.options.model.model), folder=folder, wording=self.options.prompt,
-        )  # fmt: skip
+        with console.working("export: written, loaded in a fresh process, logits compared", active=self.ranks.main):
+            return export_run_adapter(
+                self.trainable, self.run.folder, self._prompts(2), self.clips,
+                base_model=portable_name(self.options.model.model), folder=folder, wording=self.options.prompt,
+            )  # fmt: skip
 
     def _export_step(self, checkpoint: Path) -> None:
         """RUN/exports/step_N of a checkpoint just saved; an export that fails is reported, and training goes on."""
@@ -310,9 +308,19 @@ class Session:
         }
         self.run.catch_up()
         path = self.run.write_json("result.json", result)
-        if evaluations and self.ranks.main:
-            update_card(exported, self.run.folder)
+        if self.ranks.main:
+            if evaluations:
+                update_card(exported, self.run.folder)
             rows = {"training": f"{self.train_seconds:.0f} s", "exported": exported, "result": path}
             show_result(self.run, evaluations, rows)
-        self.run.lock.release()
+            show_next(self.options, self.run.folder, exported, self.held_out or self.examples)
+        self.close(result)
         return path
+
+    def close(self, result: Mapping[str, Any] | None = None) -> None:
+        """Give the folder back, and let every observer go; a second call does nothing. Without a `result` the run did
+        not come to its end."""
+        watching, self.observers = self.observers, []
+        for observer in watching if self.ranks.main else ():
+            observer.close(result)
+        self.run.lock.release()

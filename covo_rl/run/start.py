@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import RecordError, plain
 from covo_rl.records.folder import Run, environment
-from covo_rl.rewards import RewardError
+from covo_rl.resolve import reward_files
+from covo_rl.rewards import Component, RewardError
+from covo_rl.rewards.functions import FunctionReward
 from covo_rl.rewards.judging import template_hashes
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore
 from covo_rl.train.checkpoint.identity import (
@@ -94,10 +96,23 @@ def _refused(saved: Mapping[str, Any], now: Mapping[str, Any], options: Options)
     return []
 
 
-def own(run: Run, options: Options, files: Mapping[str, Path]) -> str | None:
-    """Lock the folder, make room where --overwrite says so, write environment.json with the hashes of `files` and
-    config.yaml; returns what went wrong, or None."""
-    train, record = options.train, environment(files)
+def run_origin(
+    terms: Sequence[Component], files: Mapping[str, Path], in_memory: Mapping[str, str]
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """What environment.json says of rows and rewards: (files, which are hashed there; source and hash of functions that
+    no file holds, and what the rows in memory were)."""
+    functions = {term.name: term.reward for term in terms if isinstance(term.reward, FunctionReward)}
+    rewards = reward_files([term.name for term in terms if term.name not in functions])
+    code = {name: {"sha256": reward.sha256, "code": reward.code} for name, reward in functions.items()}
+    more = {"in_memory": dict(in_memory), "reward_functions": code}
+    files = {**files, **{f"reward:{name}": path for name, path in rewards.items()}}
+    return files, {name: content for name, content in more.items() if content}
+
+
+def own(run: Run, options: Options, files: Mapping[str, Path], more: Mapping[str, Any] | None = None) -> str | None:
+    """Lock the folder, make room where --overwrite says so, write config.yaml and environment.json, which holds the
+    hashes of `files` and `more`; returns what went wrong, or None."""
+    train, record = options.train, {**environment(files), **(more or {})}
     if options.reward.judge:
         record["judge_templates"] = template_hashes(options.reward.judge_audio)
     if why := run.lock.hold() or run.refusal(overwrite=train.overwrite or continues(run, options)):

@@ -35,6 +35,7 @@ class StoppedBySignal(SystemExit):
 
     def __init__(self, name: str, saved: Path | None) -> None:
         super().__init__(EXIT_STOPPED)
+        self.signal, self.saved = name, saved
         self.message = f"stopped by {name} after saving {saved}; continue with --resume auto"
 
 

@@ -24,8 +24,9 @@ from covo_rl.types import Clip, Example
 FREE = frozenset(
     """
     output resume checkpoint_every checkpoint_minutes keep_last keep_best export_checkpoints allow_changed_config
-    allow_overlap allow_outside_audio dry_run log_rollouts oom_retry check_rewards reward_timeout evaluate eval_every
-    eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_limit feature_memory_mb overwrite
+    allow_overlap allow_outside_audio dry_run log_rollouts log_token_logps oom_retry check_rewards reward_timeout
+    evaluate eval_every eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_columns
+    eval_limit feature_memory_mb overwrite listen_every listen_rows report_to project run_name trackio_space_id
     """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
 )
 #: options that change only how the same gradient is computed: a resume is right, but not bit for bit
@@ -59,10 +60,17 @@ def data_fingerprint(examples: Sequence[Example], key: Callable[[Clip], str] = c
     names = {f"column {name}" for row in examples for name in row.columns}
     for row in examples:
         parts = {f"column {name}": value for name, value in row.columns.items()}
-        parts |= {"text": [row.id, row.question, row.choices, row.answer], "audio": [_sound(c, key) for c in row.clips]}
+        text = [row.id, row.question, row.choices, row.answer, *([row.system] if row.system else [])]
+        parts |= {"text": text, "audio": [_sound(c, key) for c in row.clips]}
         for name in {"text", "audio", *names}:  # a column that a row lacks counts as null
             digests[name].update(json.dumps(plain(parts.get(name)), sort_keys=True).encode() + b"\n")
     return {"rows": len(examples), "sha256": {name: digests[name].hexdigest() for name in sorted(digests)}}
+
+
+def rows_sha256(examples: Sequence[Example], key: Callable[[Clip], str] = content_key) -> str:
+    """One sha256 over all that `data_fingerprint` says: what a record calls rows that no file holds."""
+    content = json.dumps(data_fingerprint(examples, key), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
@@ -74,9 +82,8 @@ def _sound(clip: Clip, key: Callable[[Clip], str]) -> list[str]:
 
 
 def reward_fingerprint(rewards: Any) -> dict[str, str]:
-    """sha256 of the file of each reward that is given by name and written in Python."""
-    named = [term for term in components(rewards) if term.reward.source.place != "object"]
-    return {term.name: digest for term in named if (digest := term.reward.sha256)}
+    """sha256 of the file of each reward that is given by name and written in Python, of functions of their source."""
+    return {term.name: digest for term in components(rewards) if (digest := term.reward.sha256)}
 
 
 def base_fingerprint(model: nn.Module) -> str | None:

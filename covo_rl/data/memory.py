@@ -1,0 +1,74 @@
+"""Rows that a program holds: a sequence of mappings, or a `datasets.Dataset`. They are copied, never changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from covo_rl.data.read import DataError, Problem, Row, broken, printable
+
+if TYPE_CHECKING:
+    import os
+
+    import datasets
+
+    #: What `load_examples` reads.
+    Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | datasets.Dataset
+
+#: What messages call rows that no file holds.
+IN_MEMORY = "rows in memory"
+
+
+def memory_rows(source: Any) -> list[Row]:
+    """The rows of a sequence of mappings or a `datasets.Dataset`.
+
+    Raises:
+        DataError: it is something else, several splits, or rows are not mappings with texts as names.
+    """
+    datasets: Any = sys.modules.get("datasets")  # where it was never imported, nobody has one of its data sets
+    if datasets is not None:
+        if isinstance(source, datasets.Dataset):
+            return dataset_rows(source, IN_MEMORY)
+        if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+            raise broken(IN_MEMORY, f"a DatasetDict holds several splits; hand in one: {', '.join(map(repr, source))}")
+    if not isinstance(source, Sequence) or isinstance(source, (str, bytes, bytearray)):
+        hints = {"DataFrame": "hand in frame.to_dict('records')", "IterableDataset": "hand in list(dataset.take(N))"}
+        hint = hints.get(type(source).__name__, "hand in a list of rows, each a mapping of field: value")
+        raise broken(IN_MEMORY, f"a {type(source).__name__} is no list of rows; {hint}")
+    problems = [Problem(f"row {number}", what) for number, row in enumerate(source, 1) if (what := _fault(row))]
+    if problems:
+        raise DataError(IN_MEMORY, problems)
+    return [{name: v.item() if isinstance(v, np.generic) else v for name, v in row.items()} for row in source]
+
+
+def _fault(row: object) -> str:
+    """Why something is no row; empty where it is one."""
+    if not isinstance(row, Mapping):
+        return f"is {printable(row)}, not a mapping of field: value"
+    others = [name for name in row if not isinstance(name, str)]
+    return f"its field {printable(others[0])} has no text as name" if others else ""
+
+
+def dataset_rows(dataset: datasets.Dataset, name: str) -> list[Row]:
+    """The rows as the table stores them, in the order of the data set: audio as {bytes, path}, labels by name.
+
+    `datasets` itself decodes audio with torchcodec only; what a format (torch, numpy) would convert is not converted.
+
+    Raises:
+        DataError: a transform would make the rows, and may do anything; or a label has no name.
+    """
+    if dataset.format["type"] == "custom":
+        hint = "apply it by map(), or hand in dataset.with_format(None)"
+        raise broken(name, f"the data set has a transform, which is not applied here: {hint}")
+    rows = dataset.to_list()
+    for column, feature in dataset.features.items():
+        if names := getattr(feature, "names", None):
+            for number, row in enumerate(rows, 1):
+                value = row[column]
+                if value is not None and value >= len(names):
+                    raise DataError(name, [Problem(f"row {number}", f"its {column} {value} is none of {names}")])
+                row[column] = None if value is None or value < 0 else names[value]
+    return rows

@@ -1,0 +1,104 @@
+"""A whole evaluation: options -> rows and model, all checked -> records -> report. Behind `covo-rl eval` and Python."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from covo_rl.config import RewardConfig
+from covo_rl.data.files import file_sha256
+from covo_rl.evaluate.answer import CONDITIONS, PolicyAnswerer
+from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
+from covo_rl.evaluate.inputs import Inputs, read_inputs
+from covo_rl.evaluate.report import write_report
+from covo_rl.evaluate.runner import Request, answer_rows, run_predictions
+from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, load_set
+from covo_rl.records.folder import package_versions
+
+if TYPE_CHECKING:
+    from covo_rl.data.memory import Source
+
+#: what a number depends on; a predictions file depends on the first alone
+PACKAGES = ("covo-rl", "torch", "transformers", "peft", "numpy", "soxr")
+
+
+def run_request(
+    request: Request, *, rows: Source | None = None, eval_set: EvalSet | None = None,
+    answerer: PolicyAnswerer | None = None, quiet: bool = False,
+) -> None:  # fmt: skip
+    """One evaluation from options to report, which rank 0 writes, and shows unless `quiet`.
+
+    A program may hand over `rows` in place of a file, a set of its own, and the model that the request names, loaded.
+
+    Raises:
+        EvalInputError: everything wrong with options, data, clips and predictions, before a model is loaded.
+    """
+    if problems := request.problems():
+        raise EvalInputError(problems)
+    assert request.set_ is not None and request.output is not None
+    eval_set = eval_set or load_set(request.set_)
+    style = eval_set.style(request.prompt)
+    problems = request.model_problems()
+    try:
+        inputs = read_inputs(
+            eval_set, request.data if rows is None else rows, request.audio_dir, predictions=request.predictions,
+            limit=request.limit, allow_outside=request.allow_outside_audio, columns=request.columns,
+        )  # fmt: skip
+    except EvalInputError as error:
+        raise EvalInputError([*error.problems, *problems]) from error
+    if problems:
+        raise EvalInputError(problems)
+    settings = _settings(request, inputs, style)
+    ranks = joined_ranks()
+    with owned(request.output, ranks):
+        if request.model is None:
+            check_folder(request.output, settings, ranks, overwrite=request.overwrite)
+            claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
+            by_audio = (
+                {"real": run_predictions(inputs, request.output, request.reward_config())} if ranks.main else None
+            )
+        else:
+            conditions = CONDITIONS if request.listen else ("real",)
+            if answerer is not None:
+                answerer = replace(answerer, rollout_config=request.rollout_config(), style=style)
+            by_audio = answer_rows(request, inputs, settings, conditions, ranks, style=style, answerer=answerer)
+        if by_audio is not None:
+            write_report(inputs, by_audio, settings, request.output, plots=request.plots, quiet=quiet)
+
+
+def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
+    """What the figures depend on: a folder never mixes two."""
+    from covo_rl.policy.saved_adapter import read_adapter
+    from covo_rl.resolve import resolve_model
+
+    rewards = request.rewards or RewardConfig().rewards
+    if request.model is None:
+        packages = package_versions(PACKAGES[:1])
+        return {**inputs.meta, "set": inputs.eval_set.name, "rewards": rewards, "packages": packages}
+    notes = read_adapter(request.adapter, model=resolve_model(request.model)).notes if request.adapter else ()
+    return {
+        **inputs.meta,
+        **({"adapter_notes": notes} if notes else {}),
+        "model": request.model,
+        "model_sha256": _weights_sha256(resolve_model(request.model)),
+        "adapter": request.adapter,
+        "adapter_sha256": _weights_sha256(request.adapter) if request.adapter else None,
+        "dtype": str(request.dtype),
+        **({"load_in_4bit": True} if request.load_in_4bit else {}),
+        "prompt": {"name": request.prompt, **asdict(style or request.prompt_config())},
+        "decoding": {
+            "greedy": request.greedy, "num_generations": request.num_generations, "seed": request.seed,
+            "temperature": None if request.greedy else request.temperature, "top_p": request.top_p,
+            "max_completion_length": request.max_completion_length, "batch_size": request.batch_size,
+        },
+        "rewards": rewards,
+        "packages": package_versions([*PACKAGES, *(["bitsandbytes"] if request.load_in_4bit else [])]),
+    }  # fmt: skip
+
+
+def _weights_sha256(path: str) -> str | None:
+    """One hash over the weight files of a local folder; None for a hub name, whose revision is not known here."""
+    files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None

@@ -1,0 +1,55 @@
+"""From a checkpoint to a policy, the one way: weights, an adapter on them or what trains, then the policy over both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from covo_rl.config import AdapterConfig, ModelConfig
+from covo_rl.models import load_family
+from covo_rl.policy.policy import Policy
+from covo_rl.policy.trainable import Trainable, make_trainable
+from covo_rl.resolve import resolve_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from covo_rl.audio import ClipStore
+
+
+def trainable_policy(
+    model: ModelConfig, adapter: AdapterConfig, *, clips: ClipStore, device: torch.device, learning_rate: float,
+    **options: Any,
+) -> tuple[Policy, Trainable]:  # fmt: skip
+    """A policy whose `adapter` or parts train, and what that is; `options` are those of Policy.
+
+    Raises:
+        ModelError, AdapterError, PatternError, QuantisationError, OSError: what does not load or fit.
+    """
+    family = _family(model, adapter)
+    trainable = make_trainable(family, adapter, learning_rate=learning_rate)
+    family.model.to(device)
+    return Policy(family, peft_model=trainable.peft_model, clips=clips, **options), trainable
+
+
+def answering_policy(
+    model: ModelConfig, adapter: AdapterConfig, *, clips: ClipStore, device: torch.device
+) -> tuple[Policy, tuple[str, ...]]:
+    """A policy that only answers, with the saved adapter that `adapter` may name, and notes on it for the user.
+
+    Nothing trains, so that the features of a clip are kept. Raises as `trainable_policy`.
+    """
+    family = _family(model, adapter)
+    modes = make_trainable(family, AdapterConfig(adapter=adapter.adapter)) if adapter.adapter else None
+    backbone: Any = family.model
+    backbone.to(device)
+    backbone.requires_grad_(False)
+    policy = Policy(family, peft_model=modes.peft_model if modes else None, clips=clips)
+    policy.eval()
+    return policy, modes.notes if modes else ()
+
+
+def _family(model: ModelConfig, adapter: AdapterConfig) -> Any:
+    return load_family(
+        resolve_model(model.model), dtype=model.dtype, load_in_4bit=adapter.load_in_4bit,
+        attn_implementation=model.attn_implementation, trust_remote_code=model.trust_remote_code,
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""What a run takes where no configuration is named: the demo's for a shipped model, for another that of a real one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from covo_rl.config import flag_value, taught_prompt
+from covo_rl.resolve import BUILTIN, find
+
+#: said where rows are named and no model
+NO_MODEL = "no model is named, so this trains the demo's tiny model, which knows rendered sounds only"
+
+
+def default_config(model: str | None) -> Path:
+    """The configuration of recipes/configs that suits a model."""
+    demo = model is None or model.startswith(BUILTIN)
+    name = "tiny_zero" if model == f"{BUILTIN}tiny_zero" else "tiny" if demo else "own_model"
+    return find("recipes", f"configs/{name}.yaml")
+
+
+def taught_wording(model: str | None) -> dict[str, str]:
+    """The prompt options that MODEL/prompt.yaml says; none where there is no such file.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    path = Path(model or "") / "prompt.yaml"
+    wording = asdict(taught_prompt(path)) if model and path.is_file() else {}
+    return {name: value for name, value in wording.items() if value is not None}
+
+
+def with_defaults(words: list[str]) -> list[str]:
+    """The words of a command line, after the configuration and the wording that suit the model they name; flags win."""
+    if flag_value(words, "config") is not None:
+        return words
+    model = flag_value(words, "model")
+    if model is None and flag_value(words, "data") is not None:
+        print(f"grpo_mmau: {NO_MODEL}", flush=True)
+    wording = [word for name, value in taught_wording(model).items() for word in (f"--{name}", value)]
+    return ["--config", str(default_config(model)), *wording, *words]

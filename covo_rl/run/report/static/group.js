@@ -1,0 +1,204 @@
+// An open group: the question with its sound, its rollouts side by side, the same prompt over training.
+
+const groupName = (payload, group) =>
+  `${payload.runs.length > 1 ? runLetter(group.run) + " · " : ""}step ${group.step} · group ${group.group}`;
+
+function choices(group) {
+  if (!group.choices.length)
+    return group.answer === null
+      ? null
+      : el("p", {}, el("span", { class: "quiet" }, "key "), said("b", "key", group.answer));
+  const list = el(
+    "ul",
+    { class: "choices" },
+    group.choices.map((choice) => {
+      const key = choice === group.answer;
+      return el(
+        "li",
+        { class: key ? "key" : null },
+        said("span", "", choice),
+        key ? el("span", { class: "quiet" }, " key") : null,
+      );
+    }),
+  );
+  const elsewhere = group.answer !== null && !group.choices.includes(group.answer);
+  return elsewhere ? [list, el("p", {}, el("span", { class: "quiet" }, "key "), said("b", "key", group.answer))] : list;
+}
+
+/** Mean R of one row id at each step where it was drawn, one line per run; points open their groups. */
+function promptCurve(payload, groups, current, onOpen) {
+  const width = 560,
+    height = 100,
+    pad = 8,
+    edge = 40,
+    foot = 22;
+  const scored = groups.filter((group) => isNumber(group.mean));
+  if (scored.length < 2) return null;
+  const steps = scored.map((group) => group.step),
+    means = scored.map((group) => group.mean);
+  const [left, right, low, high] = [Math.min(...steps), Math.max(...steps), Math.min(...means), Math.max(...means)];
+  const x = (group) => edge + ((group.step - left) / (right - left || 1)) * (width - edge - pad);
+  const y = (group) => height - foot - ((group.mean - low) / (high - low || 1)) * (height - foot - pad);
+  const lines = payload.runs.map((_, run) => {
+    const path = scored
+      .filter((group) => group.run === run)
+      .sort((a, b) => a.step - b.step)
+      .map((group) => `${x(group)},${y(group)}`);
+    return svg("polyline", { points: path.join(" "), style: { stroke: `var(--c${run % 8})` }, class: "line" });
+  });
+  const points = scored.map((group) => {
+    return svg(
+      "circle",
+      {
+        cx: x(group),
+        cy: y(group),
+        r: group === current ? 6 : 4,
+        class: group === current ? "point now" : "point",
+        style: { fill: `var(--c${group.run % 8})` },
+        on: { click: () => onOpen(group) },
+      },
+      svg("title", {}, `${groupName(payload, group)}: mean R ${fixed(group.mean)}`),
+    );
+  });
+  const label = (at, to, anchor, text) => svg("text", { x: at, y: to, "text-anchor": anchor }, text);
+  const labels = [
+    ...(high > low ? [label(edge - 10, pad + 4, "end", fixed(high))] : []),
+    label(edge - 10, height - foot + 4, "end", fixed(low)),
+    label(edge, height - 4, "start", `step ${left}`),
+    ...(right > left ? [label(width - pad, height - 4, "end", `${right}`)] : []),
+  ];
+  return svg(
+    "svg",
+    {
+      viewBox: `0 0 ${width} ${height}`,
+      class: "prompt-curve",
+      role: "img",
+      "aria-label": `mean R from ${fixed(means[0])} to ${fixed(means.at(-1))}`,
+    },
+    labels,
+    lines,
+    points,
+  );
+}
+
+function promptHistory(payload, group, onOpen) {
+  const groups = payload.byPrompt.get(group.id);
+  if (groups.length < 2) return el("p", { class: "quiet history" }, "This prompt was drawn once.");
+  const links = groups.map((other) =>
+    button(
+      `${payload.runs.length > 1 ? runLetter(other.run) + " " : ""}${other.step}: ${fixed(other.mean)}`,
+      () => onOpen(other),
+      {
+        class: "visit",
+        "aria-current": other === group ? "true" : null,
+        "aria-label": `${groupName(payload, other)}, mean R ${fixed(other.mean)}`,
+      },
+    ),
+  );
+  return el(
+    "section",
+    { class: "history card" },
+    el(
+      "h3",
+      {},
+      `The same prompt over training`,
+      el("span", { class: "quiet" }, ` drawn ${groups.length} times, mean R`),
+    ),
+    promptCurve(payload, groups, group, onOpen),
+    el("div", { class: "visits" }, links),
+  );
+}
+
+/** Which other group of the same prompt stands beside the open one. */
+function besideChoice(payload, group, beside, onBeside) {
+  const others = payload.byPrompt.get(group.id).filter((other) => other !== group);
+  if (!others.length) return null;
+  const choose = el(
+    "select",
+    { id: "beside", on: { change: () => onBeside(choose.value === "" ? null : payload.groups[choose.value]) } },
+    el("option", { value: "" }, "nothing"),
+    others.map((other) => el("option", { value: other.index, selected: other === beside }, groupName(payload, other))),
+  );
+  return el("label", { class: "quiet beside", for: "beside" }, "same prompt beside: ", choose);
+}
+
+function summaryLine(group) {
+  const graded = group.rollouts.filter((rollout) => isNumber(rollout.rewards.accuracy));
+  const right = graded.filter((rollout) => rollout.rewards.accuracy >= 0.5).length;
+  return [
+    graded.length ? `${right} of ${graded.length} right` : "no accuracy",
+    `mean R ${fixed(group.mean)}`,
+    `spread ${fixed(group.spread)}`,
+  ].join(" · ");
+}
+
+const grid = (group, view, marked) =>
+  el(
+    "div",
+    { class: "rollouts" },
+    group.rollouts.map((rollout, g) => rolloutCard(rollout, g, view, marked)),
+  );
+
+function groupView(payload, group, { beside, text, marked }, handlers) {
+  const flags = (group.flags || [])
+    .filter((flag) => FLAGS[flag])
+    .map((flag) => el("span", { class: "flag", title: FLAGS[flag][1] }, FLAGS[flag][0]));
+  const facts = Object.entries(group.columns).map(([name, value]) =>
+    el(
+      "span",
+      { class: "fact", title: visible(value), on: { click: (event) => event.currentTarget.classList.toggle("whole") } },
+      said("span", "quiet", name),
+      " ",
+      said("span", "", value),
+    ),
+  );
+  const players = group.clips.map((key) => new Player(payload.clips[key]));
+  const modes = Object.entries(TEXTS).map(([mode, [label, title]]) =>
+    button(label, () => handlers.onText(mode), { "aria-pressed": mode === text, title }),
+  );
+  const head = (shown) =>
+    beside ? el("h3", {}, groupName(payload, shown), el("span", { class: "quiet" }, ` ${summaryLine(shown)}`)) : null;
+  const node = el(
+    "div",
+    { class: "group" },
+    el(
+      "div",
+      { class: "group-bar" },
+      payload.runs.length > 1 ? runBadge(group.run) : null,
+      el("h2", { tabindex: -1 }, groupName(payload, group)),
+      said("span", "quiet row-id", group.id),
+      flags,
+      el(
+        "span",
+        { class: "moves" },
+        button("↑", handlers.onPrevious, { "aria-label": "previous group", title: "previous group (k)" }),
+        button("↓", handlers.onNext, { "aria-label": "next group", title: "next group (j)" }),
+      ),
+    ),
+    el(
+      "section",
+      { class: "card prompt" },
+      said("p", "question", group.question),
+      choices(group),
+      players.map((player) => player.node),
+      facts.length ? el("div", { class: "facts" }, facts) : null,
+    ),
+    el(
+      "div",
+      { class: "toolbar" },
+      el("b", {}, summaryLine(group)),
+      el("div", { class: "segments", role: "group", "aria-label": "how completions are shown" }, modes),
+      text === "tokens" ? tokenLegend() : null,
+      besideChoice(payload, group, beside, handlers.onBeside),
+    ),
+    beside
+      ? el(
+          "div",
+          { class: "two" },
+          [group, beside].map((shown) => el("div", {}, head(shown), grid(shown, text, marked))),
+        )
+      : grid(group, text, marked),
+    promptHistory(payload, group, handlers.onOpen),
+  );
+  return { node, players };
+}
