@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 
 import pytest
 import typer
+from browser import chromium, missing, until
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from covo_rl.records.folder import Run
 from covo_rl.records.follow import GrowingLines, RunFollower, latest_timeline
 from covo_rl.records.lock import FolderLock
 from covo_rl.run import watch
-from covo_rl.run.watch_page import HOST, LiveReport, PageServer, PortTaken, linked_files
+from covo_rl.run.watch_page import HOST, LiveReport, PageServer, PortTaken, address_of, linked_files
 
 EVIL = "\x1b[31mred\u202e[bold]"
 
@@ -329,3 +330,42 @@ def test_links_to_sounds_of_the_same_name_in_two_folders_are_two(tmp_path):
     assert len(files) == 3 and {path.resolve() for path in files.values()} == {
         tmp_path / "clips" / "x.wav", tmp_path / "run" / "clips" / "x.wav", Path("/x")
     }  # fmt: skip
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_in_a_browser_the_page_follows_the_run_and_stays_where_the_reader_is(tmp_path):
+    """Reloaded when the run went on: at the same view, scrolled as before; a sound is played from its file."""
+    import numpy as np
+    import soundfile
+
+    clip = tmp_path / "a clip.wav"
+    soundfile.write(clip, 0.1 * np.sin(np.arange(16000) / 10), 16000)
+    rows = [{**row, "clips": [str(clip)], "advantage": 0.0, "mean_logp": -1.0, "problems": []} for row in rollouts(1)]
+    run = make_run(tmp_path / "run", 2)
+    run.log_rollouts(2, rows)
+    live = LiveReport([tmp_path / "run"])
+    with PageServer(live) as server, chromium() as driver:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        driver.get(server.url)
+        view = "const w = document.querySelector('iframe').contentWindow; "
+        drawn = "w.document.readyState === 'complete' && !w.document.getElementById('status')"
+        until(driver, f"{view} return {drawn}")
+        driver.execute_script(f"{view} w.location.hash = '#view=groups&at=0.2.0'; w.marked = true")
+        until(driver, f"{view} return w.document.querySelector('audio')")
+        high = "w.document.body.style.minHeight = '4000px'; w.scrollTo(0, 60); return w.scrollY"
+        place = driver.execute_script(view + high)
+        source = driver.execute_script(f"{view} return w.document.querySelector('audio').src")
+        assert place == 60 and source == server.url[:-1] + address_of(clip)
+        playing = f"{view} const a = w.document.querySelector('audio'); "
+        driver.execute_script(f"{playing} a.loop = true; a.play()")
+        until(driver, f"{playing} return a.currentTime > 0.1")
+        run.log_metrics(metrics(3))
+        live._rest = 0.0
+        until(driver, "return document.getElementById('status').textContent.includes('step 3/10')")
+        assert driver.execute_script(f"{view} return w.marked"), "not while a sound plays"
+        driver.execute_script(f"{playing} a.pause()")
+        until(driver, f"{view} return !w.marked && {drawn}")
+        assert driver.execute_script(f"{view} return w.location.hash").startswith("#view=groups")
+        assert driver.get_log("browser") == []
+        server.shutdown()
