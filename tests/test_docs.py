@@ -113,15 +113,13 @@ def as_click(app):
 
 def parses_as_covo_rl(words: list[str]) -> None:
     """Click reads the words as it does when they are typed; nothing runs, files need not exist."""
-    if not words or words[0] == "COMMAND":
+    if not words or words[0] in ("COMMAND", "--install-completion"):
         return
     module, attribute, _ = COMMANDS[words[0]]
     if words[0] == "train":
         return parses_as_recipe(words[1:])
     if words[0] == "sft":
         return parses_as_cold_start(words[1:])
-    if words[0] == "--install-completion":
-        return
     command, words = as_click(getattr(import_module(module), attribute)), words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
@@ -181,7 +179,7 @@ def command_flags(command) -> set[str]:
 
 def known_flags() -> set[str]:
     """Every flag that something in this project takes, written with dashes."""
-    flags = {f"--{name}" for name in option_names()} | {"--full", "--config", "--help"}
+    flags = {f"--{name}" for name in option_names()} | {"--full", "--config", "--help", "--install-completion"}
     flags |= {"--num_processes", "--mixed_precision", "--config_file", "--main_process_port"}  # of accelerate launch
     flags |= {"--cpu", "--train", "--validation", "--test"}  # of accelerate launch, and of python -m covo_rl.synth
     for source in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
