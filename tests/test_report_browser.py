@@ -217,6 +217,8 @@ def test_filters_are_buttons_that_combine_mark_the_rollouts_and_are_cleared(driv
     shown = content["groups"][expected[0]]["rollouts"]
     marked = [int(card.get_attribute("data-g")) for card in driver.find_elements("css selector", ".rollout.marked")]
     assert marked == [g for g, rollout in enumerate(shown) if {"truncated", "copy"} & set(rollout["flags"])]
+    order = [int(card.get_attribute("data-g")) for card in driver.find_elements("css selector", ".rollout")]
+    assert order == [*marked, *(g for g in range(8) if g not in marked)]
     one(driver, ".clear").click()
     assert len(driver.execute_script(LISTED)) == 60
 

@@ -132,12 +132,16 @@ function summaryLine(group) {
   ].join(" · ");
 }
 
-const grid = (group, view, marked) =>
-  el(
+/** The rollouts as cards, first those that a filter means. */
+function grid(group, view, marked) {
+  const first = ({ rollout }) => (rollout.bits & marked ? 0 : 1);
+  const order = group.rollouts.map((rollout, g) => ({ rollout, g })).sort((a, b) => first(a) - first(b) || a.g - b.g);
+  return el(
     "div",
     { class: "rollouts" },
-    group.rollouts.map((rollout, g) => rolloutCard(rollout, g, view, marked)),
+    order.map(({ rollout, g }) => rolloutCard(rollout, g, view, marked)),
   );
+}
 
 function groupView(payload, group, { beside, text, marked }, handlers) {
   const flags = (group.flags || [])
