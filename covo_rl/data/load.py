@@ -18,7 +18,7 @@ from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema
 from covo_rl.data.sources import read_rows, source_name
 from covo_rl.resolve import column_map, meant
-from covo_rl.types import Example
+from covo_rl.types import Example, visible
 
 if TYPE_CHECKING:
     from covo_rl.data.memory import Source
@@ -90,7 +90,8 @@ def load_examples(
         raise DataError(source_name(source), problems, examples)
     if texts := [row.id for row in examples if not row.choices and lists_options(row.question)]:
         what = "their questions list options in the text, which is left as it is: they are open questions, with the"
-        warnings.warn(f"rows {some(texts)}: {what} answer as it stands; write choices for options", stacklevel=2)
+        names = visible(some(texts))
+        warnings.warn(f"rows {names}: {what} answer as it stands; write choices for options", stacklevel=2)
     return examples
 
 

@@ -146,12 +146,12 @@ RULES: Sequence[MonitorRule] = (
     ),
     MonitorRule(
         "majority_collapses",
-        "reward_majority zero_variance_groups reward_accuracy",
+        "majority_unanimous reward_accuracy majority_right",
         {"steps": 5, "share": 0.9, "fall": 0.05},
         signs.unanimous,
-        "Rollouts of a prompt agree at {agreement:.0%} and {known}: `majority` pays agreement, and the policy agrees "
-        "with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), use more rows, "
-        "or add a reward that looks at the sound.",
+        "In {agreement:.0%} of the groups all rollouts give one answer, and {known}: `majority` pays agreement, and "
+        "the policy agrees with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), "
+        "use more rows, or add a reward that looks at the sound.",
     ),
     MonitorRule(
         "updates_skipped",

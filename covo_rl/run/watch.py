@@ -14,7 +14,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -100,16 +100,16 @@ def _watch_lines(run: RunFollower, every: float) -> None:
     """How it stands, then a line for every step, until the run is finished."""
     screen = console.console
     screen.print(Group(*frame(run, screen.width)))
-    shown, status = run.step, run.status
+    shown, status = run.metrics, run.status
     while run.status != "finished":
         time.sleep(every)
         run.read()
-        shown = min(shown, run.step)  # a resume from an earlier step
-        for row in run.metrics:
-            if row["step"] > shown:
-                left = "" if run.seconds_left is None else f"  {clock(run.seconds_left)} left"
-                screen.print(f"step {row['step']}/{run.total or '?'}  {_figures(row)}{left}", soft_wrap=True)
-        shown = run.step
+        pairs = zip(shown, run.metrics, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1] or pair[0] == pair[1], pairs))
+        for row in run.metrics[same:]:  # a resume begins again at an earlier step
+            left = "" if run.seconds_left is None else f"  {clock(run.seconds_left)} left"
+            screen.print(f"step {row['step']}/{run.total or '?'}  {_figures(row)}{left}", soft_wrap=True)
+        shown = run.metrics
         if run.status != status:
             status = run.status
             screen.print(f"{run.folder}: {status}", soft_wrap=True)
@@ -153,8 +153,9 @@ def _header(run: RunFollower, width: int) -> Text:
     total = run.total
     share = min(run.step / total, 1.0) if total else 0.0
     left = "" if run.seconds_left is None else f"  {clock(run.seconds_left)} left"
-    text = Text(f"{visible(run.folder)}  ", style="bold")
-    text.append(f"{visible(run.config.get('model', ''))}  {visible(run.status)}\n", style="not bold")
+    text = Text(visible(run.status), style="bold")  # a long path is cut, this not
+    text.append("".join(f"  {visible(part)}" for part in (run.config.get("model", ""), run.folder) if part) + "\n",
+                style="not bold")  # fmt: skip
     count = f"step {run.step}/{total or '?'}{left}"
     full = max(width - len(count) - 2, 4)
     done, rest = ("━", "─") if _unicode() else ("#", ".")

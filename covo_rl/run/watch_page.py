@@ -177,7 +177,7 @@ def serve(folders: Sequence[Path], *, port: int = 0, browser: bool = False) -> N
 def linked_files(payload: Mapping[str, Any], page: Path) -> dict[str, Path]:
     """Address below the server -> file, for every sound of a payload that its page, at `page`, links."""
     hrefs = [clip["href"] for clip in payload["clips"].values() if clip.get("href")]
-    return {unquote(urlsplit(urljoin("/report", href)).path): page.parent / unquote(href) for href in hrefs}
+    return {unquote(urlsplit(urljoin("http://host/report", href)).path): page.parent / unquote(href) for href in hrefs}
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
