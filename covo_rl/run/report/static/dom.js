@@ -66,7 +66,13 @@ function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 
-const fixed = (value) => (isNumber(value) ? value.toFixed(2).replace("-", "−") : "–");
+const fixed = (value) =>
+  isNumber(value)
+    ? value
+        .toFixed(2)
+        .replace(/^-0\.00$/, "0.00")
+        .replace("-", "−")
+    : "–";
 
 /** Two decimals with a sign; none for what rounds to zero. */
 function signed(value) {

@@ -111,7 +111,10 @@ function promptHistory(payload, group, onOpen) {
 
 /** Which other group of the same prompt stands beside the open one. */
 function besideChoice(payload, group, beside, onBeside) {
+  // another run's first, then those of near steps
+  const far = (other) => [other.run === group.run, Math.abs(other.step - group.step)];
   const others = payload.byPrompt.get(group.id).filter((other) => other !== group);
+  others.sort((a, b) => far(a)[0] - far(b)[0] || far(a)[1] - far(b)[1]);
   if (!others.length) return null;
   const choose = el(
     "select",
