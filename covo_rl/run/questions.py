@@ -17,7 +17,7 @@ from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.check import sound_of
 from covo_rl.data.memory import IN_MEMORY
-from covo_rl.data.read import some
+from covo_rl.data.read import data_notes, some
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
@@ -66,8 +66,12 @@ def read_questions(
 
     def load(name: str, audio_dir: str | None, columns: str | None) -> list[Example]:
         source, outside = memory.get(name, files[name]), config.allow_outside_audio
-        return load_examples(source, audio_dir, columns=columns, allow_outside=outside)
+        with data_notes() as lines:
+            examples = load_examples(source, audio_dir, columns=columns, allow_outside=outside)
+        about_rows.extend(visible(f"{name}: {line}") for line in lines)
+        return examples
 
+    about_rows: list[str] = []
     rows, held_out, notes = load("data", folder, columns), [], ()
     splits = options.eval.evaluate and "eval_data" not in files
     if not options.eval.evaluate:
@@ -89,7 +93,7 @@ def read_questions(
             what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
-    return Rows(rows, held_out, files, (*notes, *_system_notes([*rows, *held_out], options.prompt)))
+    return Rows(rows, held_out, files, (*notes, *about_rows, *_system_notes([*rows, *held_out], options.prompt)))
 
 
 def _system_notes(rows: Sequence[Example], config: PromptConfig) -> list[str]:
