@@ -133,8 +133,9 @@ class RowReader:
             if isinstance(item.get("bytes"), (bytes, bytearray)):
                 return Clip(data=bytes(item["bytes"]))
             if isinstance(item.get("array"), list) or hasattr(item.get("array"), "__array__"):
-                array, rate = _waveform(item["array"]), item.get("sampling_rate")
-                return Clip(array=array, sampling_rate=rate.item() if hasattr(rate, "item") else rate)
+                rate: Any = item.get("sampling_rate")
+                rate = rate.item() if hasattr(rate, "item") else rate
+                return Clip(array=_waveform(item["array"]), sampling_rate=rate)
             if isinstance(item.get("path"), (str, os.PathLike)):
                 return Clip(path=self.folder.resolve(os.fspath(item["path"])))
         raise ValueError(f"its audio ({field}) is {printable(item)}, not a path, bytes, or an object with one of them")

@@ -52,10 +52,7 @@ def read_questions(
         ConfigError: no row is left to train on, or the options name rows of another program.
     """
     config, memory = options.data, memory or {}
-    if absent := [name for name in ("data", "eval_data")
-                  if (getattr(config, name) or "").startswith(IN_MEMORY) and name not in memory]:  # fmt: skip
-        raise ConfigError([f"{name} {getattr(config, name)!r}: these rows were in the memory of a Python program: hand "
-                           "the same to GRPO, or write them to a file and name it" for name in absent])  # fmt: skip
+    _check_memory(config, memory)
     builtin = builtin_questions() if config.data is None else {}
     data, eval_data = config.data or builtin["train"], config.eval_data or builtin.get("test")
     files = {name: Path(path) for name, path in (("data", data), ("eval_data", eval_data)) if path is not None}
@@ -94,6 +91,14 @@ def read_questions(
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
     return Rows(rows, held_out, files, (*notes, *about_rows, *_system_notes([*rows, *held_out], options.prompt)))
+
+
+def _check_memory(config: DataConfig, memory: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the options name rows that no program hands over."""
+    if absent := [name for name in ("data", "eval_data")
+                  if (getattr(config, name) or "").startswith(IN_MEMORY) and name not in memory]:  # fmt: skip
+        raise ConfigError([f"{name} {getattr(config, name)!r}: these rows were in the memory of a Python program: hand "
+                           "the same to GRPO, or write them to a file and name it" for name in absent])  # fmt: skip
 
 
 def _system_notes(rows: Sequence[Example], config: PromptConfig) -> list[str]:
