@@ -44,6 +44,7 @@ def plain_run(words, tmp_path_factory):
 @pytest.fixture(scope="module")
 def watched(words, tmp_path_factory):
     """The same run with everything that watches, in two parts: four steps, and after a resume two more."""
+    pytest.importorskip("tensorboard")
     folder = tmp_path_factory.mktemp("watched") / "run"
     more = ["--max-steps", 6, "--listen-every", 2, "--listen-rows", 3, "--report-to", "tensorboard"]
     session = session_of(*words, *more, "--output", folder, "--checkpoint-every", 5)
