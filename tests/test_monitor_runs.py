@@ -117,7 +117,7 @@ def test_a_tracker_that_cannot_start_refuses_the_run_and_gives_the_folder_back(w
 
     monkeypatch.setattr(tracking.TensorBoardTracker, "start", start)
     more = ["--output", tmp_path / "run", "--max-steps", 1, "--report-to", "tensorboard"]
-    with pytest.raises(ConfigError, match="report_to tensorboard: RuntimeError: no login; log in or configure it"):
+    with pytest.raises(ConfigError, match="report_to tensorboard: RuntimeError: no login; log in, work offline"):
         session_of(*words, *more).accept()
     assert not (tmp_path / "run" / "lock.json").exists()
     monkeypatch.undo()

@@ -260,7 +260,8 @@ def test_a_tracker_that_cannot_start_is_a_problem_and_no_other_is_left_running(t
     assert trackers.active == {}
 
 
-def test_a_damaged_list_of_runs_is_named(tmp_path):
+def test_a_damaged_list_of_runs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "package_versions", lambda names: dict.fromkeys(names, "1"))
     (tmp_path / room.IDS).write_text('{"tensor')
     problem = Trackers(TrackerConfig(report_to="tensorboard"), tmp_path).start({}, resume=True)
     assert problem is not None and "trackers.json cannot be read, was it cut?" in problem
