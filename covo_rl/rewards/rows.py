@@ -90,14 +90,14 @@ def _as_group(row: Row, place: int) -> Any:
 
 
 def row_groups(rows: Sequence[Row]) -> list[list[int]]:
-    """Places of the rows that belong together: those of one `id`; of a run, each `rollout` of it once."""
+    """Places of the rows that belong together: those of one `id`; of a run, each `rollout` of a `group` once."""
     groups: dict[Any, list[int]] = {}
     seen: Counter[tuple[Any, ...]] = Counter()
     for i, row in enumerate(rows):
         key: tuple[Any, ...] = ("id", str(row["id"])) if "id" in row else ("row", i)
         if "advantage" in row and "rollout" in row:  # its row may have been taken again, in this step or another
-            place = (*key, str(row["rollout"]))
-            key = (*key, seen[place])
+            place = (*key, str(row.get("group")), str(row["rollout"]))
+            key = (*place[:-1], seen[place])
             seen[place] += 1
         groups.setdefault(key, []).append(i)
     return list(groups.values())
