@@ -130,10 +130,10 @@ def test_the_columns_of_a_rule_are_columns_of_a_real_run(name):
 
 def test_a_condition_is_said_again_only_after_it_was_gone_for_long_enough():
     def truncated(step):
-        return 0.9 if step <= 10 or 13 <= step <= 20 or step > 40 else 0.0
+        return 0.9 if step <= 10 or 20 <= step <= 25 or step > 50 else 0.0
 
     said = advice(changed(truncated=truncated))
-    assert [piece.step for piece in said] == [5, 42], "the pause of two steps is not gone, that of twenty is"
+    assert [piece.step for piece in said] == [5, 52], "a pause of ten steps is not gone, one of twenty-five is"
 
 
 def test_two_components_that_fail_are_two_pieces_of_advice():
@@ -200,7 +200,7 @@ def test_what_is_no_number_is_no_evidence(name):
 
 def test_a_resumed_history_that_goes_back_or_begins_late_is_read_on():
     history, _ = CASES["thinking_shrinks"]
-    again = history[:40] + history[25:]
+    again = history[:40] + history[5:]
     assert [piece.step for piece in advice(again)] == [36, 36], "after going back it was gone, and came again"
     assert advice(history[50:]) == [], "there is nothing to compare with"
     assert advice(healthy()[30:]) == []

@@ -195,7 +195,7 @@ def test_recordings_that_cannot_be_read_are_named_and_many_of_them_end_it(recipe
     t = np.arange(8000) / 8000
     files = []
     for i in range(41):
-        soundfile.write(tmp_path / f"{i}.wav", np.zeros(8000) if i == 0 else np.sin(2000 * t), 8000)
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(8000) if i == 0 else np.sin((900 + 9 * i) * t), 8000)
         files.append(recipe.recordings.Recording("animal", "animal", str(i), "train", tmp_path / f"{i}.wav"))
     sounds, problems = recipe.scenes.load_sounds(files)
     assert len(sounds) == 40 and len(problems) == 1 and "0.wav" in problems[0]
@@ -203,6 +203,19 @@ def test_recordings_that_cannot_be_read_are_named_and_many_of_them_end_it(recipe
         (tmp_path / f"{i}.wav").write_bytes(b"RIFF")
     with pytest.raises(AudioError, match="4 of 41 recordings cannot be used"):
         recipe.scenes.load_sounds(files)
+
+
+def test_one_sound_under_two_names_is_not_in_two_splits(recipe, tmp_path):
+    """Debian's ram and mountain goat are one recording, in two files of different bytes."""
+    t = np.arange(8000) / 8000
+    files = []
+    for name, split, subtype in (("goat", "test", "PCM_24"), ("ram", "train", "PCM_16"), ("cow", "test", "PCM_16")):
+        soundfile.write(tmp_path / f"{name}.wav", np.sin((3000 if name == "cow" else 2000) * t), 8000, subtype=subtype)
+        files.append(recipe.recordings.Recording("animal", "animal", name, split, tmp_path / f"{name}.wav"))
+    files += [recipe.recordings.Recording("animal", "animal", f"ram {i}", "train", files[1].path) for i in range(20)]
+    sounds, problems = recipe.scenes.load_sounds(files)
+    assert {r.source for r in sounds if r.split == "test"} == {"cow"} and len(sounds) == 22
+    assert problems == [f"{tmp_path / 'goat.wav'}: the same sound as ram.wav of the train split"]
 
 
 def test_instruments_of_a_kit_are_read_without_empty_ones(recipe, tmp_path):

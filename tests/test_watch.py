@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 import typer
-import yaml
+from browser import chromium, missing, until
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from covo_rl.records.folder import Run
 from covo_rl.records.follow import GrowingLines, RunFollower, latest_timeline
 from covo_rl.records.lock import FolderLock
 from covo_rl.run import watch
-from covo_rl.run.watch_page import HOST, LiveReport, PageServer, PortTaken, linked_files
+from covo_rl.run.watch_page import HOST, LiveReport, PageServer, PortTaken, address_of, linked_files
 
 EVIL = "\x1b[31mred\u202e[bold]"
 
@@ -248,15 +249,23 @@ def get(server, path, host=None, method="GET", **headers):
     return answer.status, body, dict(answer.getheaders())
 
 
+def clip_of(server):
+    """The address of the sound that the page links, as a browser makes it of the link."""
+    return urljoin(server.url + server.live.address[1:], "../clips/a%20b.wav").removeprefix(server.url[:-1])
+
+
 def test_the_page_is_made_anew_only_where_the_run_went_on(server, tmp_path):
-    assert get(server, "/report")[1] == get(server, "/report")[1] == b"<p>report 1</p>"
+    status, _, headers = get(server, "/report")
+    assert (status, headers["Location"]) == (302, server.live.address)
+    page = server.live.address
+    assert get(server, page)[1] == get(server, page)[1] == b"<p>report 1</p>"
     before = json.loads(get(server, "/version")[1])
     assert "step 2/10" in before["line"] and b"iframe" in get(server, "/")[1]
     Run(tmp_path / "run").log_metrics(metrics(3))
     server.live._rest = 0.0
     after = json.loads(get(server, "/version")[1])
     assert after["version"] != before["version"] and "step 3/10" in after["line"]
-    assert get(server, "/report")[1] == b"<p>report 2</p>"
+    assert get(server, page)[1] == b"<p>report 2</p>"
 
 
 def test_a_report_that_takes_long_is_not_made_all_the_time(tmp_path):
@@ -273,7 +282,7 @@ def test_a_report_that_takes_long_is_not_made_all_the_time(tmp_path):
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "127.0.0.1.evil.example", ""])
 def test_other_names_get_nothing(server, host):
     """A page of another site that its name server points at this machine."""
-    for path in ("/", "/version", "/report", "/clips/a%20b.wav"):
+    for path in ("/", "/version", "/report", server.live.address, clip_of(server)):
         status, body, _ = get(server, path, host or "-")
         assert status == 403 and b"report" not in body and b"0123" not in body
 
@@ -281,21 +290,21 @@ def test_other_names_get_nothing(server, host):
 @pytest.mark.parametrize(
     "path",
     ["/secret.txt", "/../secret.txt", "/clips/../secret.txt", "/config.yaml", "/run/config.yaml", "/etc/passwd",
-     "//etc/passwd", "/%2e%2e/secret.txt", "/clips/", "/clips/a%20b.wav/..", "/report/config.yaml"],
+     "//etc/passwd", "/%2e%2e/secret.txt", "/clips/", "/clips/a%20b.wav", "/report/config.yaml", "/at/etc/passwd"],
 )  # fmt: skip
 def test_no_other_file_is_reachable(server, path):
     assert get(server, path)[0] == 404
 
 
 def test_linked_sounds_are_served_whole_and_in_ranges(server):
-    status, body, headers = get(server, "/clips/a%20b.wav")
+    status, body, headers = get(server, clip_of(server))
     assert (status, body) == (200, b"0123456789") and headers["Content-Type"].startswith("audio/")
-    status, body, headers = get(server, "/clips/a%20b.wav", Range="bytes=2-4")
+    status, body, headers = get(server, clip_of(server), Range="bytes=2-4")
     assert (status, body, headers["Content-Range"]) == (206, b"234", "bytes 2-4/10")
-    assert get(server, "/clips/a%20b.wav", Range="bytes=8-")[1] == b"89"
+    assert get(server, clip_of(server), Range="bytes=8-")[1] == b"89"
     for odd in ("bytes=20-", "bytes=x-", "bytes=-3", "lines=1-2", "bytes=5-2"):
-        assert get(server, "/clips/a%20b.wav", Range=odd)[:2] == (200, b"0123456789")
-    assert get(server, "/clips/a%20b.wav", method="POST")[0] == 501
+        assert get(server, clip_of(server), Range=odd)[:2] == (200, b"0123456789")
+    assert get(server, clip_of(server), method="POST")[0] == 501
     assert server.server_address[0] == "127.0.0.1"
 
 
@@ -306,13 +315,57 @@ def test_a_port_in_use_is_one_message(server, tmp_path):
 
 def test_the_report_of_a_run_is_served(tmp_path):
     make_run(tmp_path / "run", 2)
-    (tmp_path / "run" / "environment.json").write_text("{}")
     page, files = LiveReport([tmp_path / "run"]).report()
     assert "<html" in page and files == {}
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["max_steps"] == 10
     empty, _ = LiveReport([tmp_path / "later"]).report()
     assert "<html" in empty, "a run that has not begun"
 
 
-def test_the_console_is_the_one_of_all_commands():
-    assert watch.console is console
+def test_links_to_sounds_of_the_same_name_in_two_folders_are_two(tmp_path):
+    page = tmp_path / "run" / "report.html"
+    payload = {
+        "clips": {"a": {"href": "../clips/x.wav"}, "b": {"href": "clips/x.wav"}, "c": {"href": "../" * 40 + "x"}}
+    }
+    files = linked_files(payload, page)
+    assert len(files) == 3 and {path.resolve() for path in files.values()} == {
+        tmp_path / "clips" / "x.wav", tmp_path / "run" / "clips" / "x.wav", Path("/x")
+    }  # fmt: skip
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_in_a_browser_the_page_follows_the_run_and_stays_where_the_reader_is(tmp_path):
+    """Reloaded when the run went on: at the same view, scrolled as before; a sound is played from its file."""
+    import numpy as np
+    import soundfile
+
+    clip = tmp_path / "a clip.wav"
+    soundfile.write(clip, 0.1 * np.sin(np.arange(16000) / 10), 16000)
+    rows = [{**row, "clips": [str(clip)], "advantage": 0.0, "mean_logp": -1.0, "problems": []} for row in rollouts(1)]
+    run = make_run(tmp_path / "run", 2)
+    run.log_rollouts(2, rows)
+    live = LiveReport([tmp_path / "run"])
+    with PageServer(live) as server, chromium() as driver:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        driver.get(server.url)
+        view = "const w = document.querySelector('iframe').contentWindow; "
+        drawn = "w.document.readyState === 'complete' && !w.document.getElementById('status')"
+        until(driver, f"{view} return {drawn}")
+        driver.execute_script(f"{view} w.location.hash = '#view=groups&at=0.2.0'; w.marked = true")
+        until(driver, f"{view} return w.document.querySelector('audio')")
+        high = "w.document.body.style.minHeight = '4000px'; w.scrollTo(0, 60); return w.scrollY"
+        place = driver.execute_script(view + high)
+        source = driver.execute_script(f"{view} return w.document.querySelector('audio').src")
+        assert place == 60 and source == server.url[:-1] + address_of(clip)
+        playing = f"{view} const a = w.document.querySelector('audio'); "
+        driver.execute_script(f"{playing} a.loop = true; a.play()")
+        until(driver, f"{playing} return a.currentTime > 0.1")
+        run.log_metrics(metrics(3))
+        live._rest = 0.0
+        until(driver, "return document.getElementById('status').textContent.includes('step 3/10')")
+        assert driver.execute_script(f"{view} return w.marked"), "not while a sound plays"
+        driver.execute_script(f"{playing} a.pause()")
+        until(driver, f"{view} return !w.marked && {drawn}")
+        assert driver.execute_script(f"{view} return w.location.hash").startswith("#view=groups")
+        assert driver.get_log("browser") == []
+        server.shutdown()

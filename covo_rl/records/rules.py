@@ -1,8 +1,8 @@
 """What the monitor looks for: one table of rules, each with its numbers and the sentence that it says.
 
-`steps` is how many steps a rule looks at, and how many it must be quiet before it speaks again; the other numbers are
-the limits of its sign (records/signs.py). The sentence says what is seen, what it usually means, and what to do, with
-the figures of the sign and the options of the run. docs/troubleshooting.md has a section of each rule's name.
+`steps` is how many steps a rule looks at, the other numbers are the limits of its sign (records/signs.py). The sentence
+says what is seen, what it usually means, and what to do, with the figures of the sign and the options of the run.
+docs/troubleshooting.md has a section of each rule's name.
 """
 
 from __future__ import annotations

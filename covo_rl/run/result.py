@@ -14,6 +14,7 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.data.files import plain, read_record
 from covo_rl.data.memory import IN_MEMORY
+from covo_rl.export.card import update_card
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import Component
@@ -61,6 +62,18 @@ def stored_before(run: Run, settings: Any) -> dict[str, Any] | None:
     return stored if stored.pop("settings", None) == settings else None
 
 
+def show_end(
+    run: Run, options: Options, exported: Path, evaluations: Mapping[str, Mapping[str, Any]] | None, seconds: float,
+    rows: Sequence[Example],
+) -> None:  # fmt: skip
+    """What a run ends with on the screen, result.json being written: figures, curves, and what to type next."""
+    if evaluations:
+        update_card(exported, run.folder)
+    facts = {"training": f"{seconds:.0f} s", "exported": exported, "result": run.folder / "result.json"}
+    show_result(run, evaluations, facts)
+    show_next(options, run.folder, exported, rows)
+
+
 def show_result(run: Run, evaluations: Mapping[str, Mapping[str, Any]] | None, rows: Mapping[str, Any]) -> None:
     """Print held-out figures before and after, and what was heard; draw curves.png. `rows` close the second table."""
     heard = []
@@ -84,7 +97,8 @@ def next_commands(options: Options, folder: Path, exported: Path, rows: Sequence
     policy = ["--model", options.model.model, "--adapter", exported] if lora else ["--model", exported]
     test_rows: list[Any] = ["--set", "builtin"]
     if data.data is not None:
-        own = "OTHER_ROWS.json" if data.eval_data in (None, IN_MEMORY) else data.eval_data
+        own = data.eval_data or IN_MEMORY
+        own = "OTHER_ROWS.json" if own.startswith(IN_MEMORY) else own
         audio = ["--audio-dir", data.eval_audio_dir] if data.eval_audio_dir else []
         test_rows = ["--set", "own", "--data", own, *audio]
     asked: list[Any] = ["--audio", "CLIP.wav", "--question", "What do you hear?"]

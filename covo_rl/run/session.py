@@ -24,7 +24,6 @@ from covo_rl.evaluate import Evaluation, evaluate
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import portable_name
-from covo_rl.export.card import update_card
 from covo_rl.export.exporting import export_run_adapter
 from covo_rl.models import family_at
 from covo_rl.models.text import special_token_notes
@@ -39,8 +38,8 @@ from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.observers import observers
-from covo_rl.run.result import before_settings, evaluated, show_next, show_result, stored_before, summary_rows
-from covo_rl.run.start import RunFinished, Start, look_at, own, run_origin
+from covo_rl.run.result import before_settings, evaluated, show_end, stored_before, summary_rows
+from covo_rl.run.start import own, run_origin, take_up
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
@@ -73,7 +72,7 @@ class Session:
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.run = Run(options.train.output, active=self.ranks.main)
-        self.start = self._look()
+        self.start = take_up(self.run, options, self.ranks)
         check_before_loading(options)
         self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
@@ -88,8 +87,8 @@ class Session:
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
         model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora)
-        with console.working(f"reading {len(self.rows.train) + len(self.rows.held_out)} rows and clips",
-                             active=self.ranks.main):  # fmt: skip
+        count = len(self.rows.train) + len(self.rows.held_out)
+        with console.working(f"reading {count} rows and clips", active=self.ranks.main):
             self._check_data(family_at(path).max_clip_seconds)
         device, beta, train = self.accelerator.device, options.loss.beta, options.train
         with console.working(f"loading {model.model}", active=self.ranks.main):
@@ -114,21 +113,6 @@ class Session:
         self.observers = observers(self, callbacks)
 
     # -- set-up --------------------------------------------------------------------------------------------------
-
-    def _look(self) -> Start:
-        """The run folder as it is, before anything is loaded.
-
-        Raises:
-            ConfigError: somebody else writes there, another run lies there, or --resume does not fit its checkpoint.
-            RunFinished: --resume of a run that has nothing left to do.
-        """
-        start = self.ranks.from_main(look_at(self.run, self.options, self.ranks.world) if self.ranks.main else None)
-        self._print(*start.notes)
-        if start.problems:
-            raise ConfigError(start.problems)
-        if start.finished:
-            raise RunFinished
-        return start
 
     def _check_data(self, longest: float | None) -> None:
         """Every clip is decoded for this, so the first process checks for all; then clips are fitted to `longest` s.
@@ -206,20 +190,12 @@ class Session:
         title = ", ".join([title, *([] if audio == "real" else [audio]), mode])
         with console.ProgressDisplay(title, len(self.held_out), active=self.ranks.main) as display:
             return evaluate(
-                self.policy,
-                self.held_out,
-                prompt_config=options.prompt,
-                rollout_config=options.rollout,
-                reward_config=replace(options.reward, rewards=self.terms),
-                clips=self.clips,
-                audio=audio,
-                greedy=mode == "greedy",
-                num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
-                seed=options.train.seed,
-                batch_size=options.eval.eval_batch_size,
-                ranks=self.ranks,
+                self.policy, self.held_out, prompt_config=options.prompt, rollout_config=options.rollout,
+                reward_config=replace(options.reward, rewards=self.terms), clips=self.clips, audio=audio,
+                greedy=mode == "greedy", num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
+                seed=options.train.seed, batch_size=options.eval.eval_batch_size, ranks=self.ranks,
                 progress=display.rated,
-            )
+            )  # fmt: skip
 
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what it wrote at first, if that is of these rows."""
@@ -267,9 +243,8 @@ class Session:
             observer.measure(metrics)
         start, groups = time.perf_counter(), batch.groups
         first = sum(self.ranks.gathered(len(groups))[: self.ranks.rank])
-        rows = self.ranks.joined(
-            rollout_rows(groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
-        )
+        rows = rollout_rows(groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+        rows = self.ranks.joined(rows)
         if self.ranks.main:
             for observer in self.observers:
                 observer.record(StepRecord(metrics["step"], metrics, rows))
@@ -309,11 +284,8 @@ class Session:
         self.run.catch_up()
         path = self.run.write_json("result.json", result)
         if self.ranks.main:
-            if evaluations:
-                update_card(exported, self.run.folder)
-            rows = {"training": f"{self.train_seconds:.0f} s", "exported": exported, "result": path}
-            show_result(self.run, evaluations, rows)
-            show_next(self.options, self.run.folder, exported, self.held_out or self.examples)
+            rows = self.held_out or self.examples
+            show_end(self.run, self.options, exported, evaluations, self.train_seconds, rows)
         self.close(result)
         return path
 

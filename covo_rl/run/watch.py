@@ -1,6 +1,6 @@
 """A run in the terminal while it goes on: `covo-rl watch RUN`; `--page` as a local page in the browser.
 
-progress, time left; curves of R and its components; seconds by phase; the latest rollouts
+progress, time left; curves of R and its components; seconds by phase; the last advice; the latest rollouts
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -28,7 +28,8 @@ from covo_rl.data.terminal import say
 from covo_rl.records import console
 from covo_rl.records.console import Figures, clock, column_names, number
 from covo_rl.records.folder import Run
-from covo_rl.records.follow import RECENT, RunFollower, phases
+from covo_rl.records.follow import RECENT, RunFollower, common_steps, phases
+from covo_rl.records.monitor import Advice
 from covo_rl.records.samples import sample_text, three_of
 from covo_rl.resolve import meant
 from covo_rl.types import visible
@@ -39,6 +40,8 @@ NAME, NUMBER = 13, 7
 #: figures that are drawn below R and its components, where a run has them: key of metrics.jsonl -> name
 DRAWN = {"eval_accuracy": "held-out", "completion_length": "length", "zero_variance_groups": "same",
          "truncated": "truncated", "kl": "KL", "entropy": "entropy"}  # fmt: skip
+#: pieces of advice that are shown, the latest
+LAST = 2
 #: seconds between two looks
 EVERY = 1.0
 
@@ -63,9 +66,9 @@ def watch_command(
         raise typer.BadParameter(f"{visible(run)}: no such folder{visible(meant(run))}")
     try:
         if page:
-            from covo_rl.run.watch_page import serve
+            from covo_rl.run.watch_page import serve_page
 
-            serve([run], port=port, browser=open_)
+            serve_page([run], port=port, browser=open_)
         else:
             _watch(RunFollower(run), once=once)
     except KeyboardInterrupt:
@@ -104,11 +107,12 @@ def _watch_lines(run: RunFollower, every: float) -> None:
     while run.status != "finished":
         time.sleep(every)
         run.read()
-        pairs = zip(shown, run.metrics, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1] or pair[0] == pair[1], pairs))
-        for row in run.metrics[same:]:  # a resume begins again at an earlier step
+        for row in run.metrics[common_steps(shown, run.metrics) :]:  # a resume begins again at an earlier step
             left = "" if run.seconds_left is None else f"  {clock(run.seconds_left)} left"
             screen.print(f"step {row['step']}/{run.total or '?'}  {_figures(row)}{left}", soft_wrap=True)
+            for piece in run.advice:
+                if piece.step == row["step"]:
+                    screen.print(_advice(piece), soft_wrap=True)
         shown = run.metrics
         if run.status != status:
             status = run.status
@@ -133,6 +137,7 @@ def frame(run: RunFollower, width: int, height: int | None = None) -> list[Text]
         parts.append(Text("no step is recorded yet"))
     for text in parts:
         text.no_wrap, text.overflow = True, "ellipsis"
+    parts += [_advice(piece) for piece in run.advice[-LAST:]]
     parts += [Text(f"note: {visible(note)}", style="yellow") for note in run.notes]
     path = Run(run.folder).rollouts_path(run.step)
     samples = [sample_text(name, row, path, width=width) for name, row in three_of(run.rollouts())]
@@ -143,6 +148,10 @@ def frame(run: RunFollower, width: int, height: int | None = None) -> list[Text]
         more = f" ({hidden} more on a higher screen)" if hidden else ""
         parts.append(Text(f"rollouts of step {run.step}{more}", style="bold"))
     return [*parts, *shown]
+
+
+def _advice(piece: Advice) -> Text:
+    return Text(visible(f"step {piece.step}, {piece.rule}: {piece.text} See {piece.link}"), style="yellow")
 
 
 def _lines(texts: Sequence[Text], width: int) -> int:

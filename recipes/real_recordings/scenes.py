@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import permutations
 
 import numpy as np
-from recordings import DRUMS, NUMBERS, VOICES, Recording
+from recordings import DRUMS, NUMBERS, SPLITS, VOICES, Recording
 
 from covo_rl.audio import AudioError, decode, resample
 from covo_rl.types import Clip
@@ -64,10 +64,13 @@ class Library:
 
 
 def load_sounds(recordings: Sequence[Recording]) -> tuple[dict[Recording, np.ndarray], list[str]]:
-    """(Recording -> its sound, why others are left out: damaged, or shorter than `SHORTEST` and `SHORTEST_SENTENCE`).
+    """(Recording -> its sound, why others are left out).
+
+    Left out are damaged recordings, those shorter than `SHORTEST` and `SHORTEST_SENTENCE`, and of one sound under two
+    names in two splits the held-out one.
 
     Raises:
-        AudioError: over a twentieth is left out: these are not the packages that they should be.
+        AudioError: over a twentieth is damaged: these are not the packages that they should be.
     """
     sounds, problems = {}, []
     for recording in recordings:
@@ -83,6 +86,12 @@ def load_sounds(recordings: Sequence[Recording]) -> tuple[dict[Recording, np.nda
             problems.append(f"{recording.path}: {len(wave) / RATE:.3f} s of sound")
     if len(problems) > len(recordings) / 20:
         raise AudioError(f"{len(problems)} of {len(recordings)} recordings cannot be used, first: {problems[0]}")
+    heard: dict[bytes, Recording] = {}
+    for recording in sorted(sounds, key=lambda r: SPLITS.index(r.split)):
+        first = heard.setdefault(np.round(sounds[recording] * 200).astype(np.int16).tobytes(), recording)
+        if first.split != recording.split:
+            del sounds[recording]
+            problems.append(f"{recording.path}: the same sound as {first.path.name} of the {first.split} split")
     return sounds, problems
 
 
