@@ -44,7 +44,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Look": {
         "report": "covo-rl report runs/tiny",
         "watch": "covo-rl watch runs/tiny --page --open",
-        "eval": "covo-rl eval --set builtin --model builtin:tiny --output runs/eval",
+        "eval": "covo-rl eval --set builtin --model PATH --output runs/eval",
     },
     "Use": {
         "generate": 'covo-rl generate --audio a.wav --question "How many beeps?"',
@@ -58,7 +58,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Machine": {
         "models": "covo-rl models builtin:tiny",
-        "doctor": "covo-rl doctor --config recipes/configs/own_model.yaml",
+        "doctor": "covo-rl doctor --config recipes/configs/tiny.yaml",
         "bench": "covo-rl bench grpo",
         "completion": "covo-rl --install-completion",
     },
@@ -69,7 +69,7 @@ RECIPES = {"train": "grpo_mmau.py", "sft": "sft_cot.py"}
 
 def usage() -> str:
     """The text of `covo-rl --help`."""
-    lines = ["usage: covo-rl COMMAND [OPTIONS]    covo-rl COMMAND --help    covo-rl --version"]
+    lines = ["usage: covo-rl COMMAND [OPTIONS]   covo-rl COMMAND --help   covo-rl --version"]
     width = max(map(len, COMMANDS)) + 2
     for group, examples in GROUPS.items():
         lines += ["", group]

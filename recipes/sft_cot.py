@@ -14,12 +14,14 @@ The demo's teacher is weak on purpose: what GRPO regains of it is mostly recover
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from covo_rl.config import ConfigError, unknown_names
+from covo_rl.data.terminal import say
 from covo_rl.supervised import load_config
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import user_errors, visible
@@ -36,6 +38,8 @@ def main(arguments: list[str] | None = None) -> Path:
             names = [name.replace("_", "-") for name in overrides]
             raise ConfigError(unknown_names([unknown[0].removeprefix("--")], names, "command line"))
         config = load_config(overrides.pop("config"), overrides)
+        if os.environ.get("RANK", "0") == "0":
+            say("loading torch and the model classes")  # which takes seconds in which nothing else is said
         from covo_rl.supervised.stages import run_stages  # after parsing, so that --help and typos answer at once
 
         return run_stages(config)
@@ -52,7 +56,8 @@ def parser() -> Parser:
     """The options of the command; all others are in the YAML."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", help="YAML with the stages, see recipes/configs/sft_tiny.yaml")
-    for name in ("model", "data", "audio-dir", "completion-column", "output"):
+    for name in ("model", "data", "audio-dir", "eval-data", "eval-audio-dir", "columns", "eval-columns",
+                 "completion-column", "output"):  # fmt: skip
         parser.add_argument(f"--{name}")
     for name in ("seed", "rows", "start-stage"):
         parser.add_argument(f"--{name}", type=int)

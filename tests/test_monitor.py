@@ -68,7 +68,7 @@ CASES = {
     "component_missing": (changed(none_thinking=0.8, reward_thinking=None), "80% of the rollouts"),
     "judge_fails": (changed(failed_thinking=0.1, none_thinking=0.1), "10% of the scores of thinking"),
     "majority_collapses": (
-        changed(reward_majority=1.0, none_majority=0.0, zero_variance_groups=0.95, reward_accuracy=None),
+        changed(majority_unanimous=0.95, zero_variance_groups=0.95, reward_accuracy=None),
         "there is no key",
     ),
     "updates_skipped": (changed(skipped_steps=lambda step: 2 * (step > 30)), "2 optimiser update(s)"),
@@ -120,7 +120,7 @@ def test_nothing_is_said_of_the_demo():
 def test_the_columns_of_a_rule_are_columns_of_a_real_run(name):
     """A metric that is renamed would silence its rule."""
     row = demo()[9]
-    present = {*row, *(f"seconds/{phase}" for phase in row["seconds"]), "reward_majority"}  # one that the demo has not
+    present = {*row, *(f"seconds/{phase}" for phase in row["seconds"]), "majority_unanimous", "majority_right"}
     (rule,) = [rule for rule in RULES if rule.name == name]
     optional = {"kl"}  # with beta alone: tests/test_monitor_runs.py
     for column in {*rule.columns.split()} - optional:
@@ -130,10 +130,10 @@ def test_the_columns_of_a_rule_are_columns_of_a_real_run(name):
 
 def test_a_condition_is_said_again_only_after_it_was_gone_for_long_enough():
     def truncated(step):
-        return 0.9 if step <= 10 or 13 <= step <= 20 or step > 40 else 0.0
+        return 0.9 if step <= 10 or 20 <= step <= 25 or step > 50 else 0.0
 
     said = advice(changed(truncated=truncated))
-    assert [piece.step for piece in said] == [5, 42], "the pause of two steps is not gone, that of twenty is"
+    assert [piece.step for piece in said] == [5, 52], "a pause of ten steps is not gone, one of twenty-five is"
 
 
 def test_two_components_that_fail_are_two_pieces_of_advice():
@@ -152,12 +152,13 @@ def test_the_options_of_the_run_are_those_of_the_sentence():
 
 
 def test_majority_with_a_key_is_a_collapse_only_where_accuracy_falls():
-    solved = changed(reward_majority=1.0, none_majority=0.0, zero_variance_groups=0.95, reward_accuracy=0.95)
+    solved = changed(majority_unanimous=0.95, zero_variance_groups=0.95, reward_accuracy=0.95)
     assert {piece.rule for piece in advice(solved)} == {"all_groups_right"}
-    fallen = changed(reward_majority=1.0, none_majority=0.0, zero_variance_groups=0.95,
-                     reward_accuracy=lambda step: 0.7 if step < 20 else 0.5)  # fmt: skip
-    (piece,) = [piece for piece in advice(fallen) if piece.rule == "majority_collapses"]
-    assert "accuracy fell from 70% to" in piece.text and piece.step > 20
+    for column in ("reward_accuracy", "majority_right"):
+        columns = {"reward_accuracy": None, column: lambda step: 0.7 if step < 20 else 0.5}
+        fallen = changed(majority_unanimous=0.95, **columns)
+        (piece,) = [piece for piece in advice(fallen) if piece.rule == "majority_collapses"]
+        assert "accuracy fell from 70% to" in piece.text and piece.step > 20
 
 
 def test_a_fall_of_accuracy_within_its_noise_is_none():
@@ -199,7 +200,7 @@ def test_what_is_no_number_is_no_evidence(name):
 
 def test_a_resumed_history_that_goes_back_or_begins_late_is_read_on():
     history, _ = CASES["thinking_shrinks"]
-    again = history[:40] + history[25:]
+    again = history[:40] + history[5:]
     assert [piece.step for piece in advice(again)] == [36, 36], "after going back it was gone, and came again"
     assert advice(history[50:]) == [], "there is nothing to compare with"
     assert advice(healthy()[30:]) == []

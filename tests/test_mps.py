@@ -19,7 +19,7 @@ from covo_rl.export.verify import ask_policy
 from covo_rl.policy.trainable import Trainable
 from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.rows import prepare_rows
-from covo_rl.supervised.trainer import train_tagging
+from covo_rl.supervised.tagging import train_tagging
 from covo_rl.train.guard import StoppedBySignal, StopSignals
 from covo_rl.train.launch import device_of, on_cpus
 

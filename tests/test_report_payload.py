@@ -10,6 +10,8 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +20,11 @@ import soundfile
 import yaml
 
 from covo_rl.audio import content_key
+from covo_rl.config import Options
+from covo_rl.records.folder import Run
 from covo_rl.records.sounds import KeptSounds
+from covo_rl.records.steps import StepRecord
+from covo_rl.run.observers import Recorder
 from covo_rl.run.report.page import render
 from covo_rl.run.report.payload import report_payload
 from covo_rl.run.report.pictures import mel_picture, peaks, png
@@ -415,6 +421,22 @@ def test_a_sound_in_memory_is_kept_by_the_run_and_played(tmp_path):
     assert payload["counts"]["sounds_embedded"] == 2
     shutil.rmtree(folder / "clips")
     assert "the run kept no copy" in payload_of(folder)["clips"][keys[0]]["note"]
+
+
+def test_a_run_keeps_the_sounds_of_the_rollouts_that_it_logs(tmp_path):
+    clip = Clip(data=b"RIFF" + bytes(100))
+    rows = [rollout_row(0, clips=["<bytes>"], clip_keys=[content_key(clip)])]
+    for log in (False, True):
+        options = Options()
+        options.train.log_rollouts = log
+        session = SimpleNamespace(run=Run(tmp_path), examples=[Example("row0", (clip,), "What?")], options=options)
+        recorder = Recorder(cast("Any", session))
+        recorder.begin(0)
+        recorder.record(StepRecord(1, {"step": 1}, rows))
+        recorder.end()
+        assert [path.name for path in tmp_path.glob("clips/*")] == [f"{content_key(clip)}.wav"] * log
+    Run(tmp_path).clear()
+    assert not (tmp_path / "clips").exists()
 
 
 def test_sounds_in_memory_are_kept_up_to_a_limit(tmp_path, monkeypatch):

@@ -157,7 +157,7 @@ def test_the_folded_statistics_standardise_what_the_first_convolution_sees(prepa
 
 
 def test_tagging_learns_the_facts_of_a_few_clips_and_moves_encoder_and_adapter_only(prepared):
-    from covo_rl.supervised import trainer as supervised
+    from covo_rl.supervised import tagging as supervised
 
     family, rows, _ = prepared
     before = {name: p.detach().clone() for name, p in family.model.named_parameters()}

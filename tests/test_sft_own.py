@@ -68,6 +68,7 @@ def test_a_tiny_model_is_cold_started_on_wav_files_of_ones_own(mine, capsys):
     """finding 42: rows from files have a path, and ended in "clip: array of dtype object"."""
     recipe("--config", mine / "c.yaml")
     said = capsys.readouterr().out
+    assert said.startswith("loading torch")
     assert said.index("reading") < said.index("9 rows, 3 held out") < said.index("held out: 3 rows")
     log = json.loads((mine / "out" / "training_log.json").read_text())
     assert [stage.get("kind") for stage in log] == ["tagging", "sft", "sft", None]
@@ -75,6 +76,63 @@ def test_a_tiny_model_is_cold_started_on_wav_files_of_ones_own(mine, capsys):
     from covo_rl.models import load_family
 
     assert load_family(str(mine / "out")).model_type == "covo_audio"
+
+
+def test_every_stage_is_measured_on_rows_of_another_file(mine, capsys):
+    """Speakers that no row of `data` has are a file of their own; facts after tagging, answers after each sft stage."""
+    rows = json.loads((mine / "rows.json").read_text())
+    (mine / "rows.json").write_text(json.dumps(rows[:8]))
+    (mine / "others.json").write_text(json.dumps(rows[8:]))
+    config = yaml.safe_load((mine / "c.yaml").read_text())
+    (mine / "c.yaml").write_text(yaml.safe_dump({**config, "held_out": None}))
+    recipe("--config", mine / "c.yaml", "--eval-data", mine / "others.json")
+    said = capsys.readouterr().out
+    order = ["stage 0 (tagging): 8 rows, 2 steps", "stage 0, held out: facts named", "stage 1, held out: 4 rows",
+             "stage 2, held out: 4 rows"]  # fmt: skip
+    assert [said.index(line) for line in order] == sorted(said.index(line) for line in order)
+    log = json.loads((mine / "out" / "training_log.json").read_text())
+    facts = log[0]["log"][-1]["held_out"]
+    assert facts["rows"] == 4 and facts["by_fact"].keys() == {"pitch.class"}
+    assert facts["by_fact"]["pitch.class"] == max(facts["fact_accuracy"], facts["pooled_accuracy"])
+    assert log[1]["held_out"]["rows"] == 4 and log[2]["held_out"] == log[3]["held_out"]
+
+
+def test_a_stage_that_was_measured_trains_on_as_if_it_had_not_been(mine):
+    """Measuring sets evaluation mode and the policy's attention; the stage after it is trained as without."""
+    from safetensors.torch import load_file
+
+    recipe("--config", mine / "c.yaml")
+    config = yaml.safe_load((mine / "c.yaml").read_text())
+    rows, held_out = stages.stage_rows.stage_examples(load_config(mine / "c.yaml"))
+    taught = {row.id for row in rows}
+    own = [row for row in json.loads((mine / "rows.json").read_text()) if row["id"] in taught]
+    assert len(own) == 9 and len(held_out) == 3
+    (mine / "taught.json").write_text(json.dumps(own))
+    alone = {**config, "data": str(mine / "taught.json"), "held_out": 0.0, "output": str(mine / "alone")}
+    (mine / "c.yaml").write_text(yaml.safe_dump(alone))
+    recipe("--config", mine / "c.yaml")
+    measured, plain = (load_file(mine / name / "model.safetensors") for name in ("out", "alone"))
+    assert all((measured[name] == plain[name]).all() for name in plain)
+
+
+def test_rows_with_other_names_are_mapped_as_in_grpo(mine, capsys):
+    names = {"question": "ask", "answer": "gold"}
+    rows = [{names.get(key, key): value for key, value in row.items()}
+            for row in json.loads((mine / "rows.json").read_text())]  # fmt: skip
+    (mine / "rows.json").write_text(json.dumps(rows))
+    recipe("--config", mine / "c.yaml", "--columns", "question=ask,answer=gold", "--dry-run")
+    assert "9 rows, 3 held out" in capsys.readouterr().out
+
+
+def test_held_out_rows_that_are_also_taught_are_named(mine, capsys):
+    (mine / "others.json").write_text((mine / "rows.json").read_text())
+    config = yaml.safe_load((mine / "c.yaml").read_text())
+    (mine / "c.yaml").write_text(yaml.safe_dump({**config, "held_out": None}))
+    with pytest.raises(SystemExit):
+        recipe("--config", mine / "c.yaml", "--eval-data", mine / "others.json")
+    said = capsys.readouterr().err
+    assert "others.json" in said and "tone-3: its sound is also taught, as tone-3" in said
+    assert not (mine / "out").exists()
 
 
 def test_rows_of_the_same_sound_in_any_order_are_on_one_side():
@@ -159,6 +217,8 @@ OPTIONS = {
     "a size in words": ({"tiny": {"decoder_width": "wide"}}, "tiny: decoder_width 'wide': expected a number"),
     "a small vocabulary": ({"tiny": {"vocab_size": 20}}, "tiny: vocab_size=20 is too small"),
     "held out": ({"held_out": 2}, "held_out 2.0: must be in [0, 1)"),
+    "held out twice": ({"eval_data": "others.json"}, "held_out 0.25 and eval_data 'others.json': give one of them"),
+    "clips of no rows": ({"eval_audio_dir": "clips"}, "eval_audio_dir needs eval_data"),
     "no such model": ({"tiny": None, "model": "./nowhere"}, "model './nowhere': no such folder"),
 }
 
@@ -181,7 +241,7 @@ def test_facts_may_have_dots_and_rows_may_know_different_values():
 
     import torch
 
-    from covo_rl.supervised.trainer import FactHeads
+    from covo_rl.supervised.tagging import FactHeads
 
     def row(value, values):
         columns = {"facts": {"a.b": value}, "fact_lexicon": {"a.b": values}}
@@ -225,3 +285,25 @@ def test_the_example_of_the_documentation_runs(mine, capsys, monkeypatch):
     recipe("--config", "d.yaml")
     assert "held out: 1 rows" in capsys.readouterr().out
     assert (mine / config["output"] / "prompt.yaml").is_file()
+
+
+def test_masks_hide_at_most_a_band_and_a_span_of_each_row_and_leave_the_features_alone():
+    import torch
+
+    from covo_rl.models.base import ClipFeatures
+    from covo_rl.supervised.masks import MaskError, Masks
+
+    features = torch.arange(2 * 20 * 50, dtype=torch.float32).reshape(2, 20, 50)
+    clip = ClipFeatures({"input_features": features.clone(), "lengths": torch.tensor([50, 50])}, 4)
+    masks, widest = Masks(Stage(mask_bins=4, mask_frames=10), seed=0), [0, 0]
+    for _ in range(100):
+        hidden = masks(clip).tensors["input_features"] != features
+        bins, frames = hidden.all(2).sum(1), hidden.all(1).sum(1)
+        widest = [max(widest[0], int(bins.max())), max(widest[1], int(frames.max()))]
+        assert (hidden.sum((1, 2)) == bins * 50 + frames * 20 - bins * frames).all()
+    assert widest == [4, 10] and torch.equal(clip.tensors["input_features"], features)
+    assert Masks(Stage(), seed=0)(clip) is clip
+    again = [Masks(Stage(mask_bins=4), seed=1)(clip).tensors["input_features"] for _ in range(2)]
+    assert torch.equal(*again)
+    with pytest.raises(MaskError, match="this family has codes"):
+        masks(ClipFeatures({"codes": features}, 4))

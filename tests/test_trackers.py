@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from covo_rl.config import TRACKERS, ConfigError, Options, TrackerConfig, option_problems
 from covo_rl.records import trackers as room
+from covo_rl.records.folder import Run
 from covo_rl.records.steps import StepRecord
 from covo_rl.records.trackers import Trackers, is_logged, table_rows
 
@@ -84,6 +85,14 @@ def test_tensorboard_holds_metrics_evaluations_text_and_sound(tmp_path):
     assert "\x1b" not in texts[0] and "\u202e" not in texts[0]
     (config,) = (tmp_path / "run" / "tensorboard").glob("*/hparams.yml")
     assert "learning_rate: 0.001" in config.read_text()
+    overwritten(tmp_path / "run", "tensorboard")
+
+
+def overwritten(folder, name):
+    """--overwrite deletes what the tracker wrote, and nothing else."""
+    (folder / name / "notes.txt").write_text("mine")
+    Run(folder).clear()
+    assert [str(path.relative_to(folder)) for path in folder.rglob("*")] == [name, f"{name}/notes.txt"]
 
 
 def leveldb_chunks(data):
@@ -139,6 +148,7 @@ def test_wandb_offline_holds_metrics_and_a_table_with_sound_under_one_id(tmp_pat
     paths = {entry.path: entry.local_path for entry in manifest.contents}
     (sound,) = [Path(local) for name, local in paths.items() if name.endswith(".wav")]
     assert sound.read_bytes()[:4] == b"RIFF" and "rollouts.table.json" in paths
+    overwritten(tmp_path / "run", "wandb")
 
 
 @pytest.mark.skipif(not find_spec("trackio"), reason="trackio is not installed")

@@ -50,7 +50,7 @@ class Request:
     """The options of `covo-rl eval`, and of `covo-rl data profile` where it has them."""
 
     set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
-    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, CSV, TSV, parquet")] = None
+    data: Annotated[Path | None, typer.Option(help="questions with answers: a file, a folder or hf:NAME:SPLIT")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
     columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
     model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None

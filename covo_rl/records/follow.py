@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from covo_rl.data.files import RecordError, json_values, read_record, whole_lines
 from covo_rl.records.lock import FolderLock
+from covo_rl.records.monitor import Advice, Monitor
 
 #: steps that the time left is told from
 RECENT = 20
@@ -70,6 +72,7 @@ class RunFollower:
         self._rollouts: tuple[tuple[int, int] | None, list[Mapping[str, Any]]] = (None, [])
         self.config: Mapping[str, Any] = {}
         self.metrics: list[Mapping[str, Any]] = []
+        self.advice: list[Advice] = []
         self.status, self.notes = "", []
 
     def read(self) -> bool:
@@ -81,9 +84,16 @@ class RunFollower:
         except RecordError as error:
             notes.append(str(error))
         if changed:
-            self.metrics = latest_timeline(self._lines.rows)
+            self._go_on(latest_timeline(self._lines.rows))
         earlier, self.notes, self.status = self.status, notes, self._status()
         return changed or self.status != earlier
+
+    def _go_on(self, metrics: list[Mapping[str, Any]]) -> None:
+        shared = common_steps(self.metrics, metrics)
+        if shared < len(self.metrics) or not self.metrics:  # another timeline
+            self._monitor, self.advice, shared = Monitor(self.config), [], 0
+        self.metrics = metrics
+        self.advice += [piece for row in metrics[shared:] for piece in self._monitor.see(row)]
 
     def _status(self) -> str:
         if holder := FolderLock(self.folder).holder():
@@ -137,6 +147,12 @@ def latest_timeline(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
                 steps.pop()
             steps.append(row)
     return steps
+
+
+def common_steps(earlier: Sequence[Mapping[str, Any]], later: Sequence[Mapping[str, Any]]) -> int:
+    """How many steps two timelines begin with together."""
+    pairs = zip(earlier, later, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1] or pair[0] == pair[1], pairs))
 
 
 def phases(row: Mapping[str, Any]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What the monitor looks for: one table of rules, each with its numbers and the sentence that it says.
 
-`steps` is how many steps a rule looks at, and how many it must be quiet before it speaks again; the other numbers are
-the limits of its sign (records/signs.py). The sentence says what is seen, what it usually means, and what to do, with
-the figures of the sign and the options of the run. docs/troubleshooting.md has a section of each rule's name.
+`steps` is how many steps a rule looks at, the other numbers are the limits of its sign (records/signs.py). The sentence
+says what is seen, what it usually means, and what to do, with the figures of the sign and the options of the run.
+docs/troubleshooting.md has a section of each rule's name.
 """
 
 from __future__ import annotations
@@ -146,12 +146,12 @@ RULES: Sequence[MonitorRule] = (
     ),
     MonitorRule(
         "majority_collapses",
-        "reward_majority zero_variance_groups reward_accuracy",
+        "majority_unanimous reward_accuracy majority_right",
         {"steps": 5, "share": 0.9, "fall": 0.05},
         signs.unanimous,
-        "Rollouts of a prompt agree at {agreement:.0%} and {known}: `majority` pays agreement, and the policy agrees "
-        "with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), use more rows, "
-        "or add a reward that looks at the sound.",
+        "In {agreement:.0%} of the groups all rollouts give one answer, and {known}: `majority` pays agreement, and "
+        "the policy agrees with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), "
+        "use more rows, or add a reward that looks at the sound.",
     ),
     MonitorRule(
         "updates_skipped",

@@ -22,7 +22,7 @@ INDENT = 12
 
 
 def three_of(rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """("best" | "median" | "worst", row of rollouts/step_N.jsonl) by R_total; of three questions where there are three.
+    """("best" | "median" | "worst", row of rollouts/step_N.jsonl) by R_total; of equal ones that of another question.
 
     Rows without a total, where a component could not be graded, come in only where there are no others.
     """
@@ -30,15 +30,17 @@ def three_of(rows: Sequence[Row]) -> list[tuple[str, Row]]:
     order = sorted(graded or rows, key=lambda row: _total(row) or 0.0)
     if not order:
         return []
-    middle = sorted(range(len(order)), key=lambda i: abs(i - len(order) // 2))
+    ranked = {"best": order[::-1], "worst": order}
+    if len(order) > 2:
+        ranked = {"median": [order[len(order) // 2]], **ranked}
     picks: dict[str, Row] = {}
-    for name, ranked in (("best", order[::-1]), ("worst", order), ("median", [order[i] for i in middle])):
+    for name, rows in ranked.items():
         taken = list(picks.values())
-        rest = [row for row in ranked if not any(row is other for other in taken)]
-        fresh = [row for row in rest if all(row.get("id") != other.get("id") for other in taken)]
-        same = [row for row in fresh if rest and _total(row) == _total(rest[0])]  # another question, as good or bad
+        rest = [row for row in rows if not any(row is other for other in taken)]
+        alike = [row for row in rest if _total(row) == _total(rest[0])]
+        asked = {str(row.get("id")) for row in taken}
         if rest:
-            picks[name] = (same or (fresh if name == "median" else None) or rest)[0]
+            picks[name] = next((row for row in alike if str(row.get("id")) not in asked), rest[0])
     return [(name, picks[name]) for name in ("best", "median", "worst") if name in picks]
 
 

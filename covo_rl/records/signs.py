@@ -164,10 +164,12 @@ def ungraded(prefix: str) -> Sign:
 
 
 def unanimous(past: Past, steps: int, share: float, fall: float) -> Iterator[Figures]:
-    agreement, alike = past.mean("reward_majority", steps), past.mean("zero_variance_groups", steps)
-    if agreement is None or alike is None or min(agreement, alike) < share:
+    """Nearly all groups agree, and accuracy (of the replies, or of the majority) falls or is not known."""
+    agreement = past.mean("majority_unanimous", steps)
+    if agreement is None or agreement < share:
         return
-    now, then = past.mean("reward_accuracy", steps), past.mean("reward_accuracy", steps, ago=2 * steps)
+    column = "reward_accuracy" if "reward_accuracy" in past.first else "majority_right"
+    now, then = past.mean(column, steps), past.mean(column, steps, ago=2 * steps)
     if now is None or (then is not None and then - now >= fall):
         known = "there is no key to compare with" if now is None else f"accuracy fell from {then:.0%} to {now:.0%}"
         yield {"agreement": agreement, "known": known}

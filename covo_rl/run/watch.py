@@ -1,6 +1,6 @@
 """A run in the terminal while it goes on: `covo-rl watch RUN`; `--page` as a local page in the browser.
 
-progress, time left; curves of R and its components; seconds by phase; the latest rollouts
+progress, time left; curves of R and its components; seconds by phase; the last advice; the latest rollouts
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from covo_rl.data.terminal import say
 from covo_rl.records import console
 from covo_rl.records.console import Figures, clock, column_names, number
 from covo_rl.records.folder import Run
-from covo_rl.records.follow import RECENT, RunFollower, phases
+from covo_rl.records.follow import RECENT, RunFollower, common_steps, phases
+from covo_rl.records.monitor import Advice
 from covo_rl.records.samples import sample_text, three_of
 from covo_rl.resolve import meant
 from covo_rl.types import visible
@@ -39,6 +40,8 @@ NAME, NUMBER = 13, 7
 #: figures that are drawn below R and its components, where a run has them: key of metrics.jsonl -> name
 DRAWN = {"eval_accuracy": "held-out", "completion_length": "length", "zero_variance_groups": "same",
          "truncated": "truncated", "kl": "KL", "entropy": "entropy"}  # fmt: skip
+#: pieces of advice that are shown, the latest
+LAST = 2
 #: seconds between two looks
 EVERY = 1.0
 
@@ -100,16 +103,17 @@ def _watch_lines(run: RunFollower, every: float) -> None:
     """How it stands, then a line for every step, until the run is finished."""
     screen = console.console
     screen.print(Group(*frame(run, screen.width)))
-    shown, status = run.step, run.status
+    shown, status = run.metrics, run.status
     while run.status != "finished":
         time.sleep(every)
         run.read()
-        shown = min(shown, run.step)  # a resume from an earlier step
-        for row in run.metrics:
-            if row["step"] > shown:
-                left = "" if run.seconds_left is None else f"  {clock(run.seconds_left)} left"
-                screen.print(f"step {row['step']}/{run.total or '?'}  {_figures(row)}{left}", soft_wrap=True)
-        shown = run.step
+        for row in run.metrics[common_steps(shown, run.metrics) :]:  # a resume begins again at an earlier step
+            left = "" if run.seconds_left is None else f"  {clock(run.seconds_left)} left"
+            screen.print(f"step {row['step']}/{run.total or '?'}  {_figures(row)}{left}", soft_wrap=True)
+            for piece in run.advice:
+                if piece.step == row["step"]:
+                    screen.print(_advice(piece), soft_wrap=True)
+        shown = run.metrics
         if run.status != status:
             status = run.status
             screen.print(f"{run.folder}: {status}", soft_wrap=True)
@@ -133,6 +137,7 @@ def frame(run: RunFollower, width: int, height: int | None = None) -> list[Text]
         parts.append(Text("no step is recorded yet"))
     for text in parts:
         text.no_wrap, text.overflow = True, "ellipsis"
+    parts += [_advice(piece) for piece in run.advice[-LAST:]]
     parts += [Text(f"note: {visible(note)}", style="yellow") for note in run.notes]
     path = Run(run.folder).rollouts_path(run.step)
     samples = [sample_text(name, row, path, width=width) for name, row in three_of(run.rollouts())]
@@ -145,6 +150,10 @@ def frame(run: RunFollower, width: int, height: int | None = None) -> list[Text]
     return [*parts, *shown]
 
 
+def _advice(piece: Advice) -> Text:
+    return Text(visible(f"step {piece.step}, {piece.rule}: {piece.text} See {piece.link}"), style="yellow")
+
+
 def _lines(texts: Sequence[Text], width: int) -> int:
     return sum((len(line) - 1) // width + 1 for text in texts for line in text.plain.split("\n"))
 
@@ -153,8 +162,9 @@ def _header(run: RunFollower, width: int) -> Text:
     total = run.total
     share = min(run.step / total, 1.0) if total else 0.0
     left = "" if run.seconds_left is None else f"  {clock(run.seconds_left)} left"
-    text = Text(f"{visible(run.folder)}  ", style="bold")
-    text.append(f"{visible(run.config.get('model', ''))}  {visible(run.status)}\n", style="not bold")
+    text = Text(visible(run.status), style="bold")  # a long path is cut, this not
+    text.append("".join(f"  {visible(part)}" for part in (run.config.get("model", ""), run.folder) if part) + "\n",
+                style="not bold")  # fmt: skip
     count = f"step {run.step}/{total or '?'}{left}"
     full = max(width - len(count) - 2, 4)
     done, rest = ("━", "─") if _unicode() else ("#", ".")

@@ -2,7 +2,8 @@
 
     /         a frame that asks for the version every few seconds, and loads the report anew where it changed
     /version  the version, and a line on how far the run is
-    /report   the report; beside it the sounds that it links, under the addresses that it has for them, and nothing else
+    /report   leads to the report, whose address is its path, so that its links to sounds lead to these, and to no
+              other file
 
 A page of another site may not read it: the server listens on 127.0.0.1, and answers requests to that name only.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -22,17 +24,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from covo_rl.data.terminal import say
 from covo_rl.records.console import clock
 from covo_rl.records.follow import RunFollower
+from covo_rl.run.report.page import render
+from covo_rl.run.report.payload import report_payload
 from covo_rl.types import UserError, visible
 
 HOST = "127.0.0.1"
 FRAME = Path(__file__).with_name("watch.html")
 #: the report's text, and the files that it links: address -> file
 Report = tuple[str, Mapping[str, Path]]
+#: MB of a page that is sent again and again
+MAX_MB = 6.0
 #: a report that took a second to make is not made again for so many: the run needs the processors too
 REST = 10.0
 #: where one of these changes, the report does
@@ -45,9 +51,9 @@ class PortTaken(UserError, OSError):
 
 def report_of(folders: Sequence[Path]) -> Report:
     """The report of run folders, and the sounds beside it."""
-    from covo_rl.run.report.page import report_page
-
-    return report_page(folders[0]), {}
+    page = folders[0] / "report.html"  # where its links are counted from
+    payload = report_payload(folders, page=page, max_mb=MAX_MB, sounds="none")  # they are played from their files
+    return render(payload), linked_files(payload, page)
 
 
 class LiveReport:
@@ -55,6 +61,8 @@ class LiveReport:
 
     def __init__(self, folders: Sequence[Path], build: Callable[[Sequence[Path]], Report] = report_of) -> None:
         self.folders, self.build = list(folders), build
+        self.page = self.folders[0] / "report.html"
+        self.address = address_of(self.page)
         self.followers = [RunFollower(folder) for folder in folders]
         self._lock = threading.Lock()
         self._made: tuple[str, Report] | None = None
@@ -111,8 +119,13 @@ class Handler(BaseHTTPRequestHandler):
             state = {"version": self.server.live.version(), "line": self.server.live.line()}
             self._answer(HTTPStatus.OK, json.dumps(state).encode(), "application/json")
         elif path == "/report":
+            self.send_response(HTTPStatus.FOUND)
+            self.send_header("Location", self.server.live.address)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif path == self.server.live.address:
             self._answer(HTTPStatus.OK, self.server.live.report()[0].encode(), "text/html; charset=utf-8")
-        elif (file := self.server.live.report()[1].get(unquote(path))) is not None and file.is_file():
+        elif (file := self.server.live.report()[1].get(path)) is not None and file.is_file():
             self._answer(HTTPStatus.OK, file.read_bytes(), guess_type(file.name)[0] or "application/octet-stream")
         else:
             self._answer(HTTPStatus.NOT_FOUND, b"there is nothing here", "text/plain")
@@ -174,10 +187,16 @@ def serve(folders: Sequence[Path], *, port: int = 0, browser: bool = False) -> N
         server.serve_forever(poll_interval=0.2)
 
 
+def address_of(page: Path) -> str:
+    """The path of a file as an address of the server: as deep as the file lies, so that no link leads above it."""
+    return "/at" + quote(os.fsencode(os.path.abspath(page)))
+
+
 def linked_files(payload: Mapping[str, Any], page: Path) -> dict[str, Path]:
-    """Address below the server -> file, for every sound of a payload that its page, at `page`, links."""
+    """Address -> file, for every sound of a payload that its page, the file `page`, links."""
     hrefs = [clip["href"] for clip in payload["clips"].values() if clip.get("href")]
-    return {unquote(urlsplit(urljoin("/report", href)).path): page.parent / unquote(href) for href in hrefs}
+    base = f"http://host{address_of(page)}"
+    return {urlsplit(urljoin(base, href)).path: page.parent / unquote(href) for href in hrefs}
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:

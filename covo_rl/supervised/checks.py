@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError
 from covo_rl.data import DataError, row_problems
+from covo_rl.data.check import sound_of
 from covo_rl.data.read import Problem
 from covo_rl.prompt import parse
 from covo_rl.supervised.config import ColdStartConfig, Stage
@@ -18,6 +20,17 @@ def check_rows(examples: Sequence[Example], source: str) -> None:
     if not examples:
         raise ConfigError([f"{source}: no rows"])
     if problems := row_problems(examples):
+        raise DataError(source, problems)
+
+
+def check_apart(train: Sequence[Example], held_out: Sequence[Example], source: str, clips: ClipStore) -> None:
+    """Raises DataError with every held-out row whose sound a stage would be taught."""
+    taught = {sound: row.id for row in train if (sound := sound_of(row, clips))}
+    problems = [
+        Problem(row.id, f"its sound is also taught, as {visible(taught[sound])}: held-out figures would say nothing")
+        for row in held_out if (sound := sound_of(row, clips)) in taught
+    ]  # fmt: skip
+    if problems:
         raise DataError(source, problems)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ DTYPES = ("auto", "float32", "bfloat16")  # to train in
 STAGE_LIMITS = {
     "[1, inf)": "rows steps batch_size gradient_accumulation_steps",
     "(0, inf)": "epochs learning_rate",
-    "[0, inf)": "first_row warmup_steps weight_decay max_grad_norm",
+    "[0, inf)": "first_row warmup_steps weight_decay max_grad_norm mask_bins mask_frames",
 }
 
 
@@ -47,6 +48,8 @@ class Stage:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    mask_bins: int = 0
+    mask_frames: int = 0
     train_parts: list[str] = field(default_factory=lambda: list(PARTS))
 
 
@@ -60,8 +63,11 @@ class ColdStartConfig:
     With `save_stages` every stage leaves `output/stage-N`; `start_stage: N + 1` with `model: output/stage-N` goes on
     from there with the same rows and seeds. `overwrite` replaces the checkpoint of an earlier cold start in `output`.
     `held_out` is the share of `data` (default 0.05), by clip, that no stage
-    sees and that the end is measured on; of the built-in set nothing is held out unless asked for. `dry_run` checks
-    rows, teachers and model, and trains nothing.
+    sees and that every stage is measured on; of the built-in set nothing is held out unless asked for. `eval_data`,
+    a file of rows with clips in `eval_audio_dir` (default `audio_dir`), takes its place: speakers or devices that no
+    row of `data` has. `columns` (`question=prompt,answer=label`) names the fields of rows that use others, and
+    `eval_columns` those of `eval_data` (default `columns`). `dry_run` checks rows, teachers and model, and trains
+    nothing.
     """
 
     output: str = "runs/cold_start"
@@ -76,6 +82,10 @@ class ColdStartConfig:
     completion_column: str = "completion"
     rows: int = 0
     held_out: float | None = None
+    eval_data: str | None = None
+    eval_audio_dir: str | None = None
+    columns: str | None = None
+    eval_columns: str | None = None
     feature_memory_mb: float = 2048
     synth_seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -86,7 +96,8 @@ class ColdStartConfig:
 
     @property
     def held_out_share(self) -> float:
-        return (HELD_OUT if self.data is not None else 0.0) if self.held_out is None else self.held_out
+        own = self.data is not None and self.eval_data is None
+        return (HELD_OUT if own else 0.0) if self.held_out is None else self.held_out
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> ColdStartConfig:
@@ -132,6 +143,11 @@ def _problems(config: ColdStartConfig) -> list[str]:
         (start or (config.model is None) != (config.tiny is None),
          "give either model (a path to start from) or tiny (sizes of a new small model)"),
         (0 <= config.held_out_share < 1, f"held_out {config.held_out}: must be in [0, 1)"),
+        (config.eval_data is None or not config.held_out,
+         f"held_out {config.held_out} and eval_data {config.eval_data!r}: give one of them"),
+        *((getattr(config, name) is None or config.eval_data is not None, f"{name} needs eval_data")
+          for name in ("eval_audio_dir", "eval_columns")),
+        (config.columns is None or config.data is not None, "columns needs data"),
         *((isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9,
            f"tiny: {name} {value!r}: expected a number") for name, value in (config.tiny or {}).items()),
         (config.data is not None or config.rows >= 1,
@@ -151,3 +167,9 @@ def _problems(config: ColdStartConfig) -> list[str]:
         ]  # fmt: skip
         rules += [(fine, f"stages[{i}]: {message}") for fine, message in own]
     return [message for fine, message in rules if not fine]
+
+
+def steps_of(stage: Stage, rows: int) -> int:
+    """Optimiser steps of a stage over so many rows, in one process."""
+    batch = stage.batch_size * (stage.gradient_accumulation_steps if stage.kind == "sft" else 1)
+    return stage.steps or math.ceil(stage.epochs * rows / batch)

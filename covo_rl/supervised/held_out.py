@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,12 +35,25 @@ def split_held_out(
     return sides
 
 
+@contextmanager
+def as_it_was(family: AudioFamily) -> Iterator[None]:
+    """Give the model its mode and the decoder its attention back: a policy sets its own."""
+    configs: list[Any] = [m.config for m in family.decoder.modules() if hasattr(m, "config")]
+    before, training = [config._attn_implementation for config in configs], family.model.training
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
+        family.model.train(training)
+
+
 def held_out_figures(
     family: AudioFamily, rows: Sequence[Example], prompt: PromptConfig, clips: ClipStore, *, length: int
 ) -> dict[str, float | int | None]:
     """Rows, share of right answers and of well-formed replies (None where nothing can be graded), greedy.
 
-    `length` bounds a reply in tokens. The decoder's attention is set for the policy from here on.
+    `length` bounds a reply in tokens. The model goes on as it was: in its mode and with its attention.
     """
     import torch
 
@@ -48,10 +62,11 @@ def held_out_figures(
     from covo_rl.prompt import build_prompt
     from covo_rl.rewards import score
 
-    policy = Policy(family.__class__(family.model, family.processor), None, clips=clips, feature_memory_mb=64).eval()
     config = RolloutConfig(num_generations=1, max_completion_length=min(length, LONGEST))
     tables = []
-    with torch.no_grad():
+    with torch.no_grad(), as_it_was(family):
+        policy = Policy(family.__class__(family.model, family.processor), None, clips=clips, feature_memory_mb=64)
+        policy.eval()
         for start in range(0, len(rows), BATCH):
             prompts = [build_prompt(row, family, clips, prompt) for row in rows[start : start + BATCH]]
             groups = own.sample(

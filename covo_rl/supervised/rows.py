@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from covo_rl.audio import ClipStore
 from covo_rl.policy.features import FeatureStore
 from covo_rl.prompt import build_prompt, reference_completion
-from covo_rl.supervised.checks import check_rows, check_stage_rows
+from covo_rl.supervised.checks import check_apart, check_rows, check_stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.held_out import split_held_out
 from covo_rl.types import Clip, Example, UserError, visible
@@ -56,27 +56,37 @@ def used_rows(config: ColdStartConfig) -> tuple[int, int | None]:
 
 def stage_examples(config: ColdStartConfig, clips: ClipStore | None = None) -> tuple[list[Example], list[Example]]:
     """(Rows that the stages use, held-out rows) of `data` or of the built-in train split; clips as files or arrays.
-    `clips` names those of `data` here.
+    `clips` names those of `data` here. The held-out rows are a share of `data`, or those of `eval_data`.
 
     Raises:
-        DataError: rows or clips that cannot be used, all named.
+        DataError: rows or clips that cannot be used, all named; sounds of `eval_data` that `data` has too.
         ConfigError: a stage asks for rows that there are not.
     """
     first, end = used_rows(config)
-    if config.data is None and not config.held_out_share:
+    if config.data is None and config.eval_data is None and not config.held_out_share:
         check_stage_rows(config, config.rows)
         return _rendered(config, range(first, min(end or config.rows, config.rows))), []
-    if config.data is not None:
-        from covo_rl.data import load_examples
-
-        rows = load_examples(config.data, config.audio_dir)
-        check_rows(rows, config.data)
-    else:
+    if config.data is None:
         rows = _rendered(config, range(config.rows))
+    else:
+        rows = _loaded(config.data, config.audio_dir, config.columns)
     clips = ClipStore(memory_mb=64) if clips is None else clips
-    train, held_out = split_held_out(rows, config.held_out_share, config.seed, clips)
+    if config.eval_data is not None:
+        columns = config.eval_columns or config.columns
+        train, held_out = rows, _loaded(config.eval_data, config.eval_audio_dir or config.audio_dir, columns)
+        check_apart(train, held_out, config.eval_data, clips)
+    else:
+        train, held_out = split_held_out(rows, config.held_out_share, config.seed, clips)
     check_stage_rows(config, len(train))
     return train[first:end], held_out
+
+
+def _loaded(source: str, audio_dir: str | None, columns: str | None) -> list[Example]:
+    from covo_rl.data import load_examples
+
+    rows = load_examples(source, audio_dir, columns=columns)
+    check_rows(rows, source)
+    return rows
 
 
 def examples(config: ColdStartConfig) -> list[Example]:

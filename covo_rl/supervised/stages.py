@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -33,9 +34,10 @@ from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import resolve_model
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.checks import fact_problems, unreadable
-from covo_rl.supervised.config import ColdStartConfig
+from covo_rl.supervised.config import ColdStartConfig, Stage, steps_of
 from covo_rl.supervised.held_out import held_out_figures
-from covo_rl.supervised.trainer import Collator, fine_tune, steps_of, train_tagging
+from covo_rl.supervised.tagging import train_tagging
+from covo_rl.supervised.trainer import Collator, fine_tune
 from covo_rl.train.launch import check_precision, process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
@@ -101,73 +103,111 @@ def _run_stages(config: ColdStartConfig) -> Path:
     _say(f"reading {config.data or f'{config.rows} built-in questions'}")
     clips = ClipStore(memory_mb=64)
     examples, held_out = stage_rows.stage_examples(config, clips)
-    start = stage_rows.used_rows(config)[0]
-    plan, problems = [], []
-    for i, stage in stages:  # texts are drawn before anything trains, so that a bad row stops the run at once
-        part = slice(stage.first_row - start, stage.rows and stage.first_row - start + stage.rows)
-        seed = config.seed + 1000 * i
-        sft = stage.kind == "sft"
-        texts = stage_rows.completions(examples[part], stage, seed, config.completion_column) if sft else []
-        problems += [] if sft else fact_problems(examples[part])
-        if odd := unreadable(examples[part], texts, stage) if sft else []:
-            _say(f"note: {len(odd)} of {len(texts)} completions do not follow the grammar, for example {odd[0]}")
-        plan.append((i, stage, part, seed, texts))
-    if problems:
-        raise DataError(config.data or "built-in questions", problems)
+    plan = _plan(config, stages, examples, held_out)
     family = starting_family(config, examples, clips)
     parameters = sum(p.numel() for p in family.model.parameters())
     _say(f"{len(examples)} rows, {len(held_out)} held out, {parameters / 1e6:.2f} M parameters")
     if any(p.dtype in HALF for p in family.model.parameters()):
         _say(f"dtype {config.dtype}: updates below 1/256 of a weight are lost; auto or float32 keeps them")
-    targets = [
-        pair for _, _, part, _, texts in plan for pair in zip((e.id for e in examples[part]), texts, strict=False)
-    ]
+    targets = [pair for step in plan for pair in zip((e.id for e in examples[step.part]), step.texts, strict=False)]
     for note in special_token_notes([*written_texts(examples, config.prompt), *targets], family.tokenizer):
         _say(note)
     used = examples[:8] if config.dry_run else examples
     rows = stage_rows.prepare_rows(used, family, config, partial(with_progress, "preparing clips"), clips)
-    for _, stage, part, _, texts in plan:
-        if stage.kind == "sft":
-            Collator(family, rows[part], texts[: len(rows[part])])  # what does not fit the model is said now
+    for step in plan:
+        if step.stage.kind == "sft":
+            Collator(family, rows[step.part], step.texts[: len(rows[step.part])])  # what does not fit is said now
     if config.dry_run:
-        for i, stage, part, _, _ in plan:
+        for i, stage, part, *_ in plan:
             _say(f"stage {i} ({stage.kind}): {len(examples[part])} rows, {steps_of(stage, len(examples[part]))} steps")
         _say("dry run: rows, teachers and model are fine; nothing was trained or written")
         return Path(config.output)
-    log, weights, folder = [], None, Path(config.output)
+    return _train(config, plan, family, rows, held_out, clips)
+
+
+class Planned(NamedTuple):
+    """A stage, the rows that it takes, its seed and the texts that it teaches."""
+
+    number: int
+    stage: Stage
+    part: slice
+    seed: int
+    texts: list[str]
+
+
+def _plan(
+    config: ColdStartConfig,
+    stages: Sequence[tuple[int, Stage]],
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+) -> list[Planned]:
+    """Texts are drawn before anything trains, so that a bad row stops the run at once."""
+    start = stage_rows.used_rows(config)[0]
+    plan, problems = [], []
+    for i, stage in stages:
+        part = slice(stage.first_row - start, stage.rows and stage.first_row - start + stage.rows)
+        seed = config.seed + 1000 * i
+        sft = stage.kind == "sft"
+        texts = stage_rows.completions(examples[part], stage, seed, config.completion_column) if sft else []
+        problems += [] if sft else [*fact_problems(examples[part]), *fact_problems(held_out)]
+        if odd := unreadable(examples[part], texts, stage) if sft else []:
+            _say(f"note: {len(odd)} of {len(texts)} completions do not follow the grammar, for example {odd[0]}")
+        plan.append(Planned(i, stage, part, seed, texts))
+    if problems:
+        raise DataError(config.data or "built-in questions", problems)
+    return plan
+
+
+def _train(
+    config: ColdStartConfig, plan: Sequence[Planned], family: AudioFamily, rows: Sequence[stage_rows.Row],
+    held_out: Sequence[Example], clips: ClipStore,
+) -> Path:  # fmt: skip
+    """All stages, each measured on the held-out rows; the checkpoint is written before the last is."""
+    log: list[dict[str, Any]] = []
+    weights, folder, measured = None, Path(config.output), None
+    taught = [text for step in plan for text in step.texts]
     for i, stage, part, seed, texts in plan:
         begun = time.perf_counter()
+        count = len(rows[part])
+        _say(f"stage {i} ({stage.kind}): {count} rows, {steps_of(stage, count)} steps")
         if stage.kind == "tagging":
-            history = train_tagging(family, rows[part], stage, seed)
+            unseen = stage_rows.prepare_rows(held_out, family, config, clips=clips)
+            history = train_tagging(family, rows[part], stage, seed, unseen)
         else:
             history, weights = fine_tune(family, rows[part], texts, stage, seed)
-        count, seconds = len(rows[part]), time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
         log.append({"stage": i, "kind": stage.kind, "rows": count, "seconds": seconds, "log": history})
         _say(f"stage {i} ({stage.kind}, {count} rows): {seconds:.0f} s")
+        last = i == plan[-1].number
         if config.save_stages:
             save_checkpoint(family, folder / f"stage-{i}", dataclasses.replace(config, save_dtype="auto"), weights)
-    save_checkpoint(family, folder, config, weights)
+        if last:
+            save_checkpoint(family, folder, config, weights)
+        if facts := history[-1].get("held_out") if stage.kind == "tagging" else None:
+            _say(f"stage {i}, held out: facts named {facts}")
+        # of sharded weights there is no whole model here; before any text was taught there are no answers
+        if held_out and weights is None and (stage.kind == "sft" or last) and process_state().is_main_process:
+            measured = log[-1]["held_out"] = _measured(family, held_out, taught, config, clips, f"stage {i}, ")
     if process_state().is_main_process:
-        if held_out and weights is None:  # of sharded weights there is no whole model here
-            texts = [text for *_, texts in plan for text in texts]
-            log.append({"held_out": _measured(family, held_out, texts, config, clips)})
+        if measured is not None:
+            log.append({"held_out": measured})
         write_json(folder / "training_log.json", log, indent=1)
     _say(f"checkpoint: {folder}")
     return folder
 
 
 def _measured(
-    family: AudioFamily, held_out: Sequence[Example], texts: Sequence[str], config: ColdStartConfig, clips: ClipStore
-) -> dict[str, float | int | str | None]:
+    family: AudioFamily, held_out: Sequence[Example], texts: Sequence[str], config: ColdStartConfig, clips: ClipStore,
+    stage: str,
+) -> dict[str, float | int | str | None]:  # fmt: skip
     """What the model makes of the held-out rows, with twice the room of the longest text that it was taught; said."""
     longest = max((len(family.tokenizer(text)["input_ids"]) for text in texts), default=0)
-    family.model.eval()
     try:
         figures = held_out_figures(family, held_out, config.prompt, clips, length=2 * longest or 64)
     except PromptError as error:  # a clip has changed since it was held out; the checkpoint is none the worse
-        _say(f"held out: not measured: {error}")
+        _say(f"{stage}held out: not measured: {error}")
         return {"rows": len(held_out), "error": str(error)}
-    _say(f"held out: {figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}")
+    _say(f"{stage}held out: {figures['rows']} rows, answers right {figures['accuracy']}, format {figures['format']}")
     return {**figures}
 
 

@@ -1,14 +1,11 @@
-"""The two kinds of a stage. `train_tagging` opens the ears, `fine_tune` teaches completions on any audio family.
+"""Stages of kind `sft`: `fine_tune` teaches completions on any audio family.
 
-Trained from scratch through the decoder's loss, an encoder stays deaf for minutes; a minute of naming the facts of a
-clip from its audio embeddings alone halves the time of everything after it. The heads of that task are thrown away.
-`fine_tune` is TRL's SFTTrainer with a collator that carries the audio.
+It is TRL's SFTTrainer with a collator that carries the audio.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,20 +15,17 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from covo_rl.data import DataError
-from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import text_ids
 from covo_rl.policy.products import float32_head
-from covo_rl.policy.trainable import adamw
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
-from covo_rl.supervised.checks import fact_problems
 from covo_rl.supervised.config import Stage
+from covo_rl.supervised.masks import Masks
 from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.train.launch import allow_tf32, computes_in_16_bits, on_cpus, process_state
 from covo_rl.types import visible
@@ -44,94 +38,6 @@ SAME_NAME = (
 )  # fmt: skip
 
 
-class FactHeads(nn.Module):
-    """Two linear classifiers per fact: on all slots side by side (zero-padded), and on their mean.
-
-    The first learns fast, because it may look for a fact at its own place; the second makes the encoder put the fact
-    where any slot can be read, which is what the decoder has to do later.
-    """
-
-    def __init__(self, rows: Sequence[Row], width: int) -> None:
-        super().__init__()
-        self.slots = max(row.slots[0] for row in rows)
-        self.values: dict[str, list[Any]] = {}
-        for row in rows:  # rows may know different values of a fact
-            for name, values in row.example.columns["fact_lexicon"].items():
-                known = self.values.setdefault(name, [])
-                known += [value for value in values or () if value not in known]
-        sizes = [len(known) for known in self.values.values()]
-        self.norm = nn.LayerNorm(width)
-        self.placed = nn.ModuleList([nn.Linear(self.slots * width, size) for size in sizes])
-        self.pooled = nn.ModuleList([nn.Linear(width, size) for size in sizes])
-
-    def forward(self, embeddings: Sequence[Tensor], facts: Sequence[dict[str, str]]) -> tuple[Tensor, Tensor]:
-        """Embeddings (S_i, D) per clip -> mean cross entropy over facts and heads, facts named right by (2,) heads."""
-        normed = [self.norm(e) for e in embeddings]
-        flat = torch.stack([functional.pad(e, (0, 0, 0, self.slots - len(e))).flatten() for e in normed])
-        mean = torch.stack([e.mean(0) for e in normed])
-        losses, right = [], torch.zeros(2, dtype=torch.long)
-        heads = zip(self.values.items(), self.placed, self.pooled, strict=True)
-        for (name, values), placed, pooled in heads:
-            named = [i for i, fact in enumerate(facts) if name in fact]
-            if not named:
-                continue
-            targets = torch.tensor([values.index(facts[i][name]) for i in named], device=flat.device)
-            for which, logits in enumerate((placed(flat[named]), pooled(mean[named]))):
-                losses.append(functional.cross_entropy(logits, targets, reduction="sum"))
-                right[which] += (logits.argmax(1) == targets).sum().cpu()
-        return torch.stack(losses).sum() / (2 * sum(len(fact) for fact in facts)), right
-
-
-def train_tagging(family: AudioFamily, rows: Sequence[Row], stage: Stage, seed: int) -> list[dict]:
-    """Train encoder and adapter in place on rows with `facts` and `fact_lexicon`; returns loss and accuracy by step.
-
-    Raises:
-        DataError: rows lack facts, have values outside their lexicon, or not exactly one clip; all are named.
-    """
-    if problems := fact_problems([row.example for row in rows]):
-        raise DataError("tagging", problems)
-    device: Any = process_state().device  # where `fine_tune` works too; the loader leaves the model on the CPU
-    family.model.to(device)
-    generator = torch.Generator().manual_seed(seed)
-    heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(device)
-    prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
-    parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
-    parameters += heads.parameters()
-    steps = steps_of(stage, len(rows))
-    optimizer = adamw(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, stage.learning_rate, total_steps=steps, pct_start=min(max(stage.warmup_steps / steps, 0.01), 0.5)
-    )
-    log, count, right, order = [], 0, torch.zeros(2), torch.empty(0, dtype=torch.long)
-    family.model.train()
-    for step in range(1, steps + 1):
-        while len(order) < stage.batch_size:
-            order = torch.cat([order, torch.randperm(len(rows), generator=generator)])
-        batch, order = [rows[int(i)] for i in order[: stage.batch_size]], order[stage.batch_size :]
-        facts = [dict(row.example.columns["facts"]) for row in batch]
-        loss, correct = heads(family.encode([row.clips[0] for row in batch]), facts)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        count, right = count + sum(map(len, facts)), right + correct
-        if process_state().is_main_process and step in (1, 10):
-            say({"step": step, "of": steps, "loss": float(loss.detach())})
-        if step % 50 == 0 or step == steps:
-            placed, pooled = (right / count).tolist()
-            log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
-            say(log[-1])
-            count, right = 0, torch.zeros(2)
-    return log
-
-
-def steps_of(stage: Stage, rows: int) -> int:
-    """Optimiser steps of a stage over so many rows, in one process."""
-    batch = stage.batch_size * (stage.gradient_accumulation_steps if stage.kind == "sft" else 1)
-    return stage.steps or math.ceil(stage.epochs * rows / batch)
-
-
 class Progress(TrainerCallback):
     """How far a stage is, on the main process: a bar, or a line now and then."""
 
@@ -139,22 +45,26 @@ class Progress(TrainerCallback):
         self.display = ProgressDisplay("sft", state.max_steps, active=state.is_world_process_zero).__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
-        loss = next((f"loss {entry['loss']}" for entry in reversed(state.log_history) if "loss" in entry), "")
-        self.display.update(state.global_step, loss)
+        losses = (float(entry["loss"]) for entry in reversed(state.log_history) if "loss" in entry)
+        self.display.update(state.global_step, next((f"loss {loss:.3f}" for loss in losses), ""))
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.display.__exit__()
+    def close(self) -> None:
+        """Training ended, well or not."""
+        if hasattr(self, "display"):
+            self.display.__exit__()
 
 
 class Collator:
     """Row numbers -> a batch, padded on the left so that every completion ends at the right edge.
 
     `input_ids`, `attention_mask`, `labels` (N, T) int64; labels are -100 on prompt and padding. Audio tensors keep the
-    names the family's model takes, rows of all clips one after the other.
+    names the family's model takes, rows of all clips one after the other; `masks` hides parts of them.
     """
 
-    def __init__(self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str]) -> None:
-        self.rows, self.pad = rows, family.pad_token_id
+    def __init__(
+        self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str], masks: Masks | None = None
+    ) -> None:
+        self.rows, self.pad, self.masks = rows, family.pad_token_id, masks
         self.completion_ids = []
         for row, text in zip(rows, completions, strict=True):
             try:
@@ -181,7 +91,7 @@ class Collator:
             "attention_mask": padded([[1] * (len(prompt) + len(answer)) for prompt, answer in pairs], 0),
             "labels": padded([[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED),
         }
-        clips = [clip for row in rows for clip in row.clips]
+        clips = [self.masks(clip) if self.masks else clip for row in rows for clip in row.clips]
         for name in clips[0].tensors if clips else ():
             tensors[name] = torch.cat([clip.tensors[name] for clip in clips])
         return tensors
@@ -244,14 +154,18 @@ def fine_tune(
         trainer = AudioSFTTrainer(
             model=family.model,
             args=config,
-            data_collator=Collator(family, rows, texts),  # type: ignore[arg-type]  # TRL asks for its own class
+            data_collator=Collator(family, rows, texts, Masks(stage, seed)),  # type: ignore[arg-type]  # TRL asks for its own class
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=family.tokenizer,
-            callbacks=[Progress()],
+            callbacks=[progress := Progress()],
         )
+        trainer.remove_callback(PrinterCallback)  # a dictionary a line
         narrow = computes_in_16_bits(trainer.accelerator, family.model)
         allow_tf32(trainer.accelerator.device, narrow, family.model)
-        trainer.train()
+        try:
+            trainer.train()
+        finally:
+            progress.close()
     state_dict: Any = None
     if trainer.is_fsdp_enabled:
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective: every rank takes part
