@@ -2,13 +2,14 @@
 
 Python blocks are executed, those of SESSIONS one after the other, and so is the notebook. Command lines are parsed by
 the command that they name and not run: they train, serve, or need files and devices of the user's; the tests of each
-command and tests/test_recipes.py run commands like them. YAML and JSON are parsed. Blocks without a language that name
+command and tests/test_recipes.py run commands like them. YAML, JSON and CSV are parsed. Blocks without a language that name
 no command show output and layouts, and nothing checks them.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import runpy
@@ -38,7 +39,7 @@ WORDS = ("covo-rl ", "make ", "python ", "accelerate ", ".venv/bin/")
 
 #: pages whose python blocks go on from one another
 SESSIONS = ("python.md",)
-LANGUAGES = {"", "bash", "python", "yaml", "json"}
+LANGUAGES = {"", "bash", "python", "yaml", "json", "csv"}
 
 
 def python_blocks():
@@ -73,7 +74,7 @@ def test_a_notebook_runs_from_top_to_bottom_and_is_stored_without_outputs(notebo
     assert all(cell.execution_count for cell in cells) and (tmp_path / "runs" / "tiny" / "report.html").is_file()
 
 
-def test_every_fence_says_what_it_holds_and_its_yaml_and_json_can_be_read():
+def test_every_fence_says_what_it_holds_and_its_yaml_json_and_csv_can_be_read():
     import yaml
 
     for page in PAGES:
@@ -81,6 +82,8 @@ def test_every_fence_says_what_it_holds_and_its_yaml_and_json_can_be_read():
             assert language in LANGUAGES, f"{page.name}: nothing tries a block of {language}"
             if language == "yaml":
                 assert yaml.safe_load(code), page.name
+            if language == "csv":
+                assert len({len(row) for row in csv.reader(code.splitlines())}) == 1, page.name
             if language == "json":
                 for line in filter(str.strip, code.splitlines()) if code.count("\n{") else [code]:
                     json.loads(line)

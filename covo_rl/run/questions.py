@@ -106,8 +106,8 @@ def _memory_name(rows: Sequence[Example], clips: ClipStore) -> str:
 
 
 def question_problems(rows: Rows, config: DataConfig, longest: float | None, clips: ClipStore) -> list[str]:
-    """Broken and over-long clips, duplicate ids, what training and held-out rows share, held-out rows with no other clip
-    to swap with; empty when all is well."""
+    """Broken and over-long clips, duplicate ids, what training and held-out rows share, held-out rows without another
+    clip to swap with; empty when all is well."""
     limit = longest if config.long_audio == "error" else None
     problems = [
         f"{name} row {problem}"
