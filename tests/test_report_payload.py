@@ -28,6 +28,7 @@ from covo_rl.run.observers import Recorder
 from covo_rl.run.report.page import render
 from covo_rl.run.report.payload import report_payload
 from covo_rl.run.report.pictures import mel_picture, peaks, png
+from covo_rl.run.report.sound import relative_url
 from covo_rl.run.report.values import MAX_TEXT
 from covo_rl.types import Clip, Example
 
@@ -372,6 +373,15 @@ def test_links_are_relative_to_the_page_and_quoted(tmp_path):
     payload = payload_of(folder, sounds="none", page=tmp_path / "pages" / "here" / "report.html")
     assert payload["clips"][clips[0][1]]["href"] == "../../data/clip%200%20%C3%BC%23%25.wav"
     assert payload["counts"]["sounds_linked"] == 1 and "1 sounds are not in the page but linked" in notes_of(payload)
+
+
+def test_a_link_to_another_drive_is_absolute(tmp_path, monkeypatch):
+    def refuse(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    assert relative_url(Path(os.fsdecode(b"/a/\xff b.wav")), "/a/c") == "../%FF%20b.wav"  # a name that is no UTF-8
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    assert relative_url(Path("/d/a b.wav"), "/c") == "file:///d/a%20b.wav"
 
 
 def test_sound_and_budget(tmp_path):

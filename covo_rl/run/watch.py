@@ -66,9 +66,9 @@ def watch_command(
         raise typer.BadParameter(f"{visible(run)}: no such folder{visible(meant(run))}")
     try:
         if page:
-            from covo_rl.run.watch_page import serve
+            from covo_rl.run.watch_page import serve_page
 
-            serve([run], port=port, browser=open_)
+            serve_page([run], port=port, browser=open_)
         else:
             _watch(RunFollower(run), once=once)
     except KeyboardInterrupt:

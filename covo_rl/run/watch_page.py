@@ -178,7 +178,7 @@ class PageServer(ThreadingHTTPServer):
             say("".join(traceback.format_exception(error)).rstrip(), err=True)
 
 
-def serve(folders: Sequence[Path], *, port: int = 0, browser: bool = False) -> None:
+def serve_page(folders: Sequence[Path], *, port: int = 0, browser: bool = False) -> None:
     """Serve until Ctrl-C."""
     with PageServer(LiveReport(folders), port) as server:
         say(f"{' and '.join(map(str, folders))} at {server.url}   (Ctrl-C ends it)")
