@@ -5,45 +5,95 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from covo_rl.data.terminal import say
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import user_errors
 
+if TYPE_CHECKING:
+    from covo_rl.run.completion import Words
+
 #: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "train": ("covo_rl.cli", "train", "GRPO on audio questions: runs recipes/grpo_mmau.py"),
-    "eval": (
-        "covo_rl.evaluate.cli",
-        "app",
-        "score a model or predictions on MMAU, MMAR, MMSU, built-in set",
-    ),
+    "train": ("covo_rl.cli", "train", "GRPO on audio questions"),
+    "sft": ("covo_rl.cli", "sft", "teach a model by examples before GRPO"),
+    "report": ("covo_rl.run.report.page", "app", "a run as one HTML page, with its sounds"),
+    "watch": ("covo_rl.run.watch", "watch_command", "follow a run as it goes on"),
+    "eval": ("covo_rl.evaluate.cli", "app", "score a model or replies on MMAU, MMAR, MMSU or own rows"),
     "generate": ("covo_rl.run.generate", "generate_command", "ask a model one question about a sound"),
     "chat": ("covo_rl.run.generate", "chat_command", "talk with a model about sounds"),
-    "export": ("covo_rl.export.cli", "export_command", "write a verified LoRA adapter or merged model from a run"),
-    "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an exported adapter take effect when served?"),
-    "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
+    "export": ("covo_rl.export.cli", "export_command", "a verified LoRA adapter or merged model from a run"),
+    "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an export take effect where it is served?"),
     "data": ("covo_rl.run.data_commands", "app", "check, profile and convert question sets"),
-    "report": ("covo_rl.run.report.page", "app", "one HTML page from a run folder"),
-    "doctor": ("covo_rl.run.doctor", "app", "estimate memory and time of a configuration"),
+    "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
+    "models": ("covo_rl.run.models_command", "models_command", "families and shipped models; what a folder is"),
+    "doctor": ("covo_rl.run.doctor", "app", "memory and time of a configuration, beforehand"),
     "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
+    "completion": ("covo_rl.cli", "completion_command", "a script that completes words in your shell"),
 }
+#: what belongs together -> word: an example
+GROUPS: dict[str, dict[str, str]] = {
+    "Train": {
+        "train": "covo-rl train --data rows.json --audio-dir clips --model PATH",
+        "sft": "covo-rl sft --model PATH --data rows.json --audio-dir clips",
+    },
+    "Look": {
+        "report": "covo-rl report runs/tiny",
+        "watch": "covo-rl watch runs/tiny --page --open",
+        "eval": "covo-rl eval --set builtin --model PATH --output runs/eval",
+    },
+    "Use": {
+        "generate": 'covo-rl generate --audio a.wav --question "How many beeps?"',
+        "chat": "covo-rl chat --model builtin:tiny --audio a.wav",
+        "export": "covo-rl export runs/tiny --merged model",
+        "serve-check": "covo-rl serve-check runs/tiny/adapter",
+    },
+    "Data and rewards": {
+        "data": "covo-rl data check rows.json --audio-dir clips",
+        "rewards": "covo-rl rewards check ./mine.py:score",
+    },
+    "Machine": {
+        "models": "covo-rl models builtin:tiny",
+        "doctor": "covo-rl doctor --config recipes/configs/tiny.yaml",
+        "bench": "covo-rl bench grpo",
+        "completion": "covo-rl --install-completion",
+    },
+}
+#: commands that are recipes, which parse their own words
+RECIPES = {"train": "grpo_mmau.py", "sft": "sft_cot.py"}
 
 
 def usage() -> str:
     """The text of `covo-rl --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {word:<{width}}  {help}" for word, (_, _, help) in COMMANDS.items()]
-    return "usage: covo-rl COMMAND [OPTIONS]   (covo-rl COMMAND --help)\n\n" + "\n".join(lines)
+    lines = ["usage: covo-rl COMMAND [OPTIONS]   covo-rl COMMAND --help   covo-rl --version"]
+    width = max(map(len, COMMANDS)) + 2
+    for group, examples in GROUPS.items():
+        lines += ["", group]
+        for word, example in examples.items():
+            lines += [f"  {word:<{width}}{COMMANDS[word][2]}", f"  {'':<{width}}$ {example}"]
+    return "\n".join(lines)
 
 
 def train(words: list[str]) -> None:
-    """Run the recipe, wherever the resolver finds it, as `python recipes/grpo_mmau.py` would."""
+    """GRPO: the recipe, wherever the resolver finds it, as `python recipes/grpo_mmau.py` would."""
+    _run_recipe("train", words)
+
+
+def sft(words: list[str]) -> None:
+    """Supervised stages before GRPO: the recipe, as `python recipes/sft_cot.py` would."""
+    _run_recipe("sft", words)
+
+
+def _run_recipe(word: str, words: list[str]) -> None:
     import runpy
 
     from covo_rl.resolve import find
 
-    recipe = str(find("recipes", "grpo_mmau.py"))
+    recipe = str(find("recipes", RECIPES[word]))
     sys.argv = [recipe, *words]
     runpy.run_path(recipe, run_name="__main__")
 
@@ -64,21 +114,16 @@ def main(words: list[str] | None = None) -> None:
 
         print(f"covo-rl {__version__}")
         return
+    if words[0] == "--install-completion":
+        words = ["completion", *words[1:], "--install"]
     if words[0] not in COMMANDS:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         sys.exit(f"covo-rl: there is no command {words[0]!r}; {hint}the commands are {', '.join(COMMANDS)}")
-    module, attribute, _ = COMMANDS[words[0]]
-    command = getattr(importlib.import_module(module), attribute)
-    if command is train:
-        train(words[1:])
+    if words[0] in RECIPES:
+        _run_recipe(words[0], words[1:])
         return
-    import typer
-
-    if not isinstance(command, typer.Typer):
-        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        app.command()(command)
-        command = app
+    command = command_app(words[0])
     with user_errors(f"covo-rl {words[0]}"):
         try:
             code = command(args=words[1:], prog_name=f"covo-rl {words[0]}", standalone_mode=False)
@@ -90,3 +135,47 @@ def main(words: list[str] | None = None) -> None:
             say(f"{error.format_message()}\nsee covo-rl {words[0]} --help", err=True)  # pyright: ignore
             sys.exit(2)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def command_app(word: str) -> Any:
+    """The typer app of a command that is no recipe."""
+    module, attribute, _ = COMMANDS[word]
+    command = getattr(importlib.import_module(module), attribute)
+    if isinstance(command, typer.Typer):
+        return command
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    return app
+
+
+# -- completion --------------------------------------------------------------------------------------------------------
+
+
+def completion_command(
+    shell: Annotated[str | None, typer.Argument(help="bash, zsh or fish; default: that of $SHELL")] = None,
+    install: Annotated[bool, typer.Option("--install", help="write it where the shell looks for it")] = False,
+) -> None:
+    """Print the script that completes covo-rl in a shell, or install it."""
+    from covo_rl.run.completion import completion_script, install_completion, named_shell
+
+    with user_errors("covo-rl completion"):
+        shell = named_shell(shell)
+        if install:
+            path, then = install_completion(all_words(), shell)
+            say(f"{path} is written; {then}")
+        else:
+            print(completion_script(shell, all_words()), end="")
+
+
+def all_words() -> Words:
+    """Words and options of all commands, read from their parsers; imports every command."""
+    from typer.main import get_command
+
+    from covo_rl.run.completion import Words, recipe_words, words_of
+
+    options = {"--help": None, "--version": None, "--install-completion": ("bash", "zsh", "fish")}
+    words = Words(options=options)
+    for name, (_, _, help) in COMMANDS.items():
+        page = recipe_words(name) if name in RECIPES else words_of(get_command(command_app(name)))
+        words.commands[name] = replace(page, help=help)
+    return words

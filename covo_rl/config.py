@@ -34,17 +34,19 @@ LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "vespo")
 SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
 )  # fmt: skip
+#: what `report_to` can name, each also the package that it needs
+TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 #: options whose text is a path, or may be one
 PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume")
 #: interval -> the numbers that must lie in it; all others only have to be finite
 LIMITS = {
-    "[1, inf)": "limit eval_limit max_completion_length decode_rows max_steps keep_last",
+    "[1, inf)": "limit eval_limit max_completion_length decode_rows max_steps keep_last listen_rows",
     "[1, 100000]": "lora_r num_generations prompts_per_step micro_batch_prompts steps_per_generation num_iterations "
     "eval_num_generations eval_batch_size",
     "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
     "[0, inf)": "top_k beta entropy_coef overlong_buffer micro_batch_rollouts warmup_steps weight_decay max_grad_norm "
     "dynamic_sampling feature_memory_mb checkpoint_every eval_every vespo_k_pos vespo_k_neg "
-    "vespo_lambda_pos vespo_lambda_neg",
+    "vespo_lambda_pos vespo_lambda_neg listen_every",
     "[0, 1]": "skipped_rows_limit min_p reward_failure_limit",
     "[0, 1)": "lora_dropout eval_fraction epsilon adam_beta1 adam_beta2",
     "(0, 1e9]": "reward_timeout",  # seconds, as many as threads can wait
@@ -250,6 +252,18 @@ class EvalConfig:
     eval_every: int = option(0, "steps between evaluations; 0: before and after only")
     eval_num_generations: int = option(1, "sampled completions per held-out row")
     eval_batch_size: int = option(64, "rows decoded at once")
+    listen_every: int = option(0, "steps between two looks whether the policy listens: accuracy with silence; 0 is off")
+    listen_rows: int = option(64, "held-out rows for that")
+
+
+@dataclass
+class TrackerConfig:
+    """Experiment trackers beside the run folder, with the names of TRL and transformers."""
+
+    report_to: str = option("none", f"none, all that are installed, or some of {','.join(TRACKERS)}")
+    project: str = option("covo_rl", "the trackers' project")
+    run_name: str | None = option(None, "the run's name there; default: the name of the output folder")
+    trackio_space_id: str | None = option(None, "Hugging Face Space that trackio sends to; default: this machine")
 
 
 @dataclass
@@ -265,6 +279,7 @@ class Options:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
     def flat(self) -> dict[str, Any]:
         """Option name -> value, the form of the YAML files."""
@@ -289,6 +304,11 @@ def flag_value(words: Sequence[str], name: str) -> str | None:
         if flag == f"--{name}":
             value = rest if equals else following
     return value
+
+
+def tracker_names(report_to: str) -> list[str]:
+    """The words of `report_to`, without none."""
+    return [name for word in report_to.split(",") if (name := word.strip()) not in ("none", "")]
 
 
 def taught_prompt(path: Path) -> PromptConfig:
@@ -421,6 +441,12 @@ def _contradictions(options: Options) -> list[str]:
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
         (loss.overlong_buffer <= rollout.max_completion_length,
          f"overlong_buffer {loss.overlong_buffer}: max_completion_length {rollout.max_completion_length} is shorter"),
+    ]  # fmt: skip
+    trackers, space = tracker_names(options.tracker.report_to), options.tracker.trackio_space_id
+    rules += [
+        ({*trackers} <= {"all", *TRACKERS},
+         f"report_to {options.tracker.report_to!r:.80}: choose none, all, or some of {', '.join(TRACKERS)}"),
+        (space is None or {"all", "trackio"} & {*trackers}, "trackio_space_id has no effect without report_to trackio"),
     ]  # fmt: skip
     return [message for fine, message in rules if not fine] + _loss_contradictions(loss)
 

@@ -243,12 +243,10 @@ def column_map(value: str | Mapping[str, str] | None, what: str = "columns") -> 
     """
     if value is None or value == "auto":
         return {}
-    if isinstance(value, Mapping):
-        pairs = list(value.items())
-    elif isinstance(value, str):
-        pairs = [tuple(map(str.strip, part.partition("=")[::2])) for part in value.split(",")]
-    else:
-        pairs = [(value, None)]
+    pairs: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, Mapping) else [(value, None)]
+    if isinstance(value, str):
+        parts = [part.partition("=") for part in value.split(",")]
+        pairs = [(name.strip(), column.strip()) for name, _, column in parts]
     example = f"write {what} question=prompt,answer=label"
     odd = [f"{name}={column}" for name, column in pairs if not (name and column and type(name) is type(column) is str)]
     problems = [f"{what}: cannot read {pair[:80]!r}; {example}, in YAML also a mapping" for pair in odd]

@@ -173,3 +173,7 @@ class RewardTable:
     metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     gate: str = "none"
+
+    def failures(self, name: str) -> list[str]:
+        """Why scores of this component failed (raised, took too long), leaving out those that are not gradeable."""
+        return [why for (_, _, c), why in self.missing.items() if c == name and why.startswith("failed")]

@@ -29,12 +29,16 @@ import sys
 
 from covo_rl.config import ConfigError, parse_options
 from covo_rl.run.defaults import with_defaults
+from covo_rl.run.options_page import options_page, wants_page
 from covo_rl.train.shutdown import exit_after
 
 
 def main(words: list[str]) -> None:
     """Parse, run, and end with one clear message where the user has to act."""
     try:
+        if wants_page(words):
+            print(options_page(words))
+            return
         options = parse_options(with_defaults(words))
     except ConfigError as error:
         sys.exit(f"grpo_mmau: {error}")

@@ -18,6 +18,7 @@ What it pays for is agreement, right or wrong: see that `majority_unanimous` doe
 from collections import Counter
 from itertools import groupby
 from statistics import fmean
+from typing import Any
 
 from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.rules.answers import grade, interpret
@@ -34,18 +35,19 @@ def majority(
     [1.0, 1.0, 0.0]
     """
     rows = completion_rows(completions, parsed, question, choices, answer_kind, answer)
-    bounds = completion_rows(completions, parsed, prompts, group_id, id, question, choices)
+    columns = (column for column in (prompts, group_id, id, question, choices) if column is not None)
+    keys = [repr(key) for key in zip(*columns, strict=True)] or [""] * len(rows)
     scores, reasons, figures = [], [], []
-    for group in _groups([repr(key) for _, *key in bounds], num_generations):
+    for group in _groups(keys, num_generations):
         rollouts = rows[group.start : group.stop]
         _, asked, options, kind, gold = rollouts[0]
         votes, agreeing, why = _vote([parts.answer for parts, *_ in rollouts], asked or "", options or (), kind)
-        for place in agreeing or ():
-            scores.append(float(place))
+        scores += map(float, agreeing or ())
         if agreeing is None:
             scores += [None] * len(rollouts)
-            for index in group if log_missing else ():
-                log_missing(index, why)
+            if log_missing:
+                for index in group:
+                    log_missing(index, why)
         reasons += [why] * len(rollouts)
         right = None
         if agreeing is not None and gold is not None:
@@ -54,8 +56,9 @@ def majority(
         figures.append((len(votes), max(votes, default=0) == len(rollouts) > 1, right))
     if log_extra:
         log_extra("majority_reason", reasons)
-    for name, value in _figures(figures).items() if log_metric else ():
-        log_metric(name, value)
+    if log_metric:
+        for name, value in _figures(figures).items():
+            log_metric(name, value)
     return scores
 
 
@@ -75,17 +78,15 @@ def _groups(keys, size):
 
 def _vote(answers, question, choices, kind):
     """(votes of every distinct answer, whether each answer agrees with the majority or None without one, why)."""
-    if choices and (kind or "choice") == "choice":
-        names = [interpret(answer, choices, question) for answer in answers]
-        ballots, agree = Counter(name for name in names if name is not None), int.__eq__
-        labels = {name: choices[name] for name in ballots}
-    else:
-        names = [loose_key(answer) if answer else None for answer in answers]
-        labels = dict(zip(reversed(names), reversed(answers), strict=True))  # of equal ones the first
-        ballots = Counter(name for name in names if name is not None)
+    options = choices if (kind or "choice") == "choice" else ()
+    names: list[Any] = []
+    for answer in answers:
+        names.append(interpret(answer, options, question) if options else loose_key(answer) if answer else None)
+    ballots = Counter(name for name in names if name is not None)
+    labels = {name: options[name] if options else answers[names.index(name)] for name in ballots}
 
-        def agree(a, b):
-            return a == b or grade(labels[a], labels[b], kind=kind, question=question) == 1.0
+    def agree(a, b):
+        return a == b or (not options and grade(labels[a], labels[b], kind=kind, question=question) == 1.0)
 
     voters = {name: [other for other in ballots if agree(other, name)] for name in ballots}
     votes = {name: sum(ballots[other] for other in others) for name, others in voters.items()}

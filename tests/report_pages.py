@@ -114,7 +114,8 @@ def run(name, steps, rng, **config):
         "environment": {"python": "3.12", "packages": {"torch": "2.12"}}, "result": {"steps": steps}, "notes": [],
         "metrics": metrics, "evaluations": evaluations,
         "advice": [{"step": 2, "rule": "no_variance", "text": "Half of the groups teach nothing.",
-                    "link": "https://example.org/troubleshooting.md#no-variance"}],
+                    "link": "https://example.org/troubleshooting.md#no-variance"},
+                   {"step": 4, "rule": "kl", "text": "KL runs away.", "link": "docs/troubleshooting.md#kl"}],
     }  # fmt: skip
 
 

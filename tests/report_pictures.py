@@ -14,9 +14,9 @@ from covo_rl.run.report.page import report_page
 #: name -> (part of the report, width, height, dark)
 PICTURES = {
     "report-light": ("view=overview", 1280, 860, False),
-    "report-groups": ("view=groups&flags=wrong_high_thinking", 1280, 900, False),
+    "report-groups": ("view=groups&flags=wrong_high_thinking&sort=spread", 1280, 900, False),
     "report-dark": ("view=groups&flags=biggest_change&text=tokens", 1280, 900, True),
-    "report-phone": ("view=groups&flags=wrong_high_thinking", 360, 780, True),
+    "report-phone": ("view=groups&flags=wrong_high_thinking&sort=spread", 360, 780, True),
 }
 
 

@@ -72,6 +72,7 @@ def test_a_solution_is_the_answer_and_stays_for_rewards(folder):
     (example,) = load(folder, swift(user, ("assistant", reply), solution="the cat"))
     assert (example.answer, example.columns) == ("the cat", {"completion": reply, "solution": "the cat"})
     assert load(folder, swift(user))[0].answer is None
+    assert load(folder, swift(user, ("assistant", None), solution="cat"))[0].answer == "cat"
     assert load(folder, swift(user, choices=["dog", "cat"], answer_letter="A"))[0].answer == "dog"
 
 

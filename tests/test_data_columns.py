@@ -78,6 +78,23 @@ def test_evaluation_of_a_table(tmp_path):
     assert result.exit_code == 2 and "did you mean answer?" in result.output
 
 
+def test_evaluation_of_a_folder_and_a_profile_that_needs_a_file(tmp_path):
+    from covo_rl.evaluate.cli import app
+
+    path = table(tmp_path / "set", "t")
+    path.rename(tmp_path / "set" / "metadata.csv")
+    replies = [{"id": f"t{n}", "response": "<think>It meows.</think><answer>cat</answer>"} for n in range(6)]
+    (tmp_path / "replies.json").write_text(json.dumps(replies))
+    words = ["--set", "own", "--data", path.parent, "--predictions", tmp_path / "replies.json", "--no-plots"]
+    result = run(app, *words, "--output", tmp_path / "a", "--columns", MAPPING)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["strict"]["accuracy"] == 1.0 and len(report["data_sha256"]) == 64
+    result = run(data_app, "profile", path.parent, "--output", tmp_path / "p", "--columns", MAPPING)
+    assert result.exit_code == 2 and "name one (metadata.csv of a folder)" in result.output
+    assert not (tmp_path / "p").exists()
+
+
 def test_profile_of_a_table_keeps_lines_as_they_are(tmp_path, monkeypatch):
     from covo_rl.evaluate.profile import run_profile
     from covo_rl.evaluate.records import group_from_text

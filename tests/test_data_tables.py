@@ -277,6 +277,9 @@ def test_a_mapping_goes_with_every_known_layout(folder):
     (example,) = load_examples(path, columns={"answer": "mine"})
     assert (example.choices, example.answer) == (("dog", "cat"), "cat")
     assert load_examples(path)[0].answer == "dog"
+    del row["answer_gt"]
+    path = write(folder / "q.json", json.dumps([{**row, "answer": "B"}]))
+    assert load_examples(path)[0].answer == "cat"
 
 
 def test_what_a_mapping_cannot_name(folder):

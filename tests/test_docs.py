@@ -1,8 +1,15 @@
-"""Everything that README and docs print can be typed: python runs as printed, options of commands exist."""
+"""Everything that README and docs print can be typed: python runs as printed, options of commands exist.
+
+Python blocks are executed, those of SESSIONS one after the other, and so is the notebook. Command lines are parsed by
+the command that they name and not run: they train, serve, or need files and devices of the user's; the tests of each
+command and tests/test_recipes.py run commands like them. YAML and JSON are parsed. Blocks without a language that name
+no command show output and layouts, and nothing checks them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -10,10 +17,12 @@ from importlib import import_module
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import soundfile
 import typer
 
-from covo_rl.cli import COMMANDS
+from covo_rl.cli import COMMANDS, RECIPES
 from covo_rl.config import option_names, parse_options
 
 ROOT = Path(__file__).parent.parent
@@ -27,18 +36,54 @@ DEFAULTS = re.compile(r"`?-*([a-z]+(?:[_-][a-z]+)+)`?[^\n`]*?\bdefault:? `?(\d[\
 WORDS = ("covo-rl ", "make ", "python ", "accelerate ", ".venv/bin/")
 
 
+#: pages whose python blocks go on from one another
+SESSIONS = ("python.md",)
+LANGUAGES = {"", "bash", "python", "yaml", "json"}
+
+
 def python_blocks():
     for page in PAGES:
-        for number, (language, code) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))):
-            if language == "python":
-                yield pytest.param(code, id=f"{page.name}-{number}")
+        text = re.sub("<!-- path -->.*?<!-- /path -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        fences = enumerate(FENCE.findall(text))  # the path is walked by .ci/stranger.py, after what it goes on from
+        blocks = [(number, code) for number, (language, code) in fences if language == "python"]
+        if page.name in SESSIONS:
+            blocks = [(0, "\n".join(code for _, code in blocks))]
+        for number, code in blocks:
+            yield pytest.param(code, id=f"{page.name}-{number}")
 
 
 @pytest.mark.parametrize("code", list(python_blocks()))
 def test_every_python_block_runs_as_printed(code, tmp_path, monkeypatch):
     """finding 41: snippets used names that are defined nowhere."""
     monkeypatch.chdir(tmp_path)
+    soundfile.write("clip.wav", np.sin(np.arange(16_000) / 9), 16_000)  # a reader's own
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+def test_a_notebook_runs_from_top_to_bottom_and_is_stored_without_outputs(notebook, tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel")
+    pytest.importorskip("ipykernel", reason="pip install nbclient ipykernel")
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+    cells = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells), "stored with outputs"
+    nbclient.NotebookClient(content, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert all(cell.execution_count for cell in cells) and (tmp_path / "runs" / "tiny" / "report.html").is_file()
+
+
+def test_every_fence_says_what_it_holds_and_its_yaml_and_json_can_be_read():
+    import yaml
+
+    for page in PAGES:
+        for language, code in FENCE.findall(page.read_text(encoding="utf-8")):
+            assert language in LANGUAGES, f"{page.name}: nothing tries a block of {language}"
+            if language == "yaml":
+                assert yaml.safe_load(code), page.name
+            if language == "json":
+                for line in filter(str.strip, code.splitlines()) if code.count("\n{") else [code]:
+                    json.loads(line)
 
 
 def command_lines():
@@ -68,11 +113,13 @@ def as_click(app):
 
 def parses_as_covo_rl(words: list[str]) -> None:
     """Click reads the words as it does when they are typed; nothing runs, files need not exist."""
-    if not words or words[0] == "COMMAND":
+    if not words or words[0] in ("COMMAND", "--install-completion"):
         return
     module, attribute, _ = COMMANDS[words[0]]
     if words[0] == "train":
         return parses_as_recipe(words[1:])
+    if words[0] == "sft":
+        return parses_as_cold_start(words[1:])
     command, words = as_click(getattr(import_module(module), attribute)), words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
@@ -84,6 +131,10 @@ def parses_as_recipe(words: list[str]) -> None:
     if "--help" not in words:
         words = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
         parse_options(words)
+
+
+def parses_as_cold_start(words: list[str]) -> None:
+    runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]().parse_args(words)
 
 
 def parses(line: str) -> None:
@@ -109,7 +160,7 @@ def parses(line: str) -> None:
     if scripts and words[scripts[0]] == "recipes/grpo_mmau.py":
         parses_as_recipe(words[scripts[0] + 1 :])
     if scripts and words[scripts[0]] == "recipes/sft_cot.py":
-        runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]().parse_args(words[scripts[0] + 1 :])
+        parses_as_cold_start(words[scripts[0] + 1 :])
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page}: {line[:60]}" for page, line in LINES])
@@ -128,13 +179,13 @@ def command_flags(command) -> set[str]:
 
 def known_flags() -> set[str]:
     """Every flag that something in this project takes, written with dashes."""
-    flags = {f"--{name}" for name in option_names()} | {"--full", "--config", "--help"}
+    flags = {f"--{name}" for name in option_names()} | {"--full", "--config", "--help", "--install-completion"}
     flags |= {"--num_processes", "--mixed_precision", "--config_file", "--main_process_port"}  # of accelerate launch
     flags |= {"--cpu", "--train", "--validation", "--test"}  # of accelerate launch, and of python -m covo_rl.synth
     for source in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         flags |= set(re.findall(r'(?:add_argument\(\s*|if )"(--[\w-]+)"', source.read_text(encoding="utf-8")))
     for word, (module, attribute, _) in COMMANDS.items():
-        if word != "train":
+        if word not in RECIPES:
             flags |= command_flags(as_click(getattr(import_module(module), attribute)))
     flags |= set(runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]()._option_string_actions)
     return {flag.replace("_", "-") for flag in flags}

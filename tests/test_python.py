@@ -108,6 +108,7 @@ def test_names_of_trl_mean_the_same_or_are_answered():
     assert set(HINTS) - theirs <= {"max_prompt_length", "generation_kwargs", "warmup_ratio"}
     made = GRPO(reward_funcs="format", output_dir="x", save_total_limit=3, resume_from_checkpoint=True).options
     assert made == GRPO(rewards="format", output="x", keep_last=3, resume="auto").options
+    assert GRPO(report_to=["tensorboard", "wandb"]).options == GRPO(report_to="tensorboard,wandb").options
     for name in HINTS:
         assert f"there is no {name}; " in problems_of(**{name: 1})[0]
     assert "are the same option" in problems_of(rewards="format", reward_funcs=["accuracy"])[0]

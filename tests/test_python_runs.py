@@ -194,7 +194,7 @@ def test_drawn_replies_depend_on_the_seed_and_their_logps_are_those_of_the_scori
     with torch.no_grad():
         scores = model.policy.logps([Group(prompt, rollouts)], model.policy.features([prompt]), temperature=1.0)
     for reply, logps, mask in zip(first, scores.logps_NC, scores.mask_NC, strict=True):
-        np.testing.assert_allclose(reply.logps, logps[mask].numpy(), atol=1e-4)
+        np.testing.assert_allclose(reply.logps, logps[mask].numpy(), atol=5e-3)  # its weights are float16
 
 
 def test_a_file_that_was_recorded_anew_is_heard_anew(model, test_rows, tmp_path):
@@ -207,7 +207,7 @@ def test_a_file_that_was_recorded_anew_is_heard_anew(model, test_rows, tmp_path)
     assert first.logps != second.logps
     with pytest.raises(PromptError, match=r"row 2: .*nowhere\.wav"):
         model.generate(["a", "b"], [a["audio_id"], "nowhere.wav"], max_completion_length=24)
-    with pytest.raises(PromptError, match=r"the model takes 2048 .max_position_embeddings"):
+    with pytest.raises(PromptError, match=r"the model takes 2048 \(max_position_embeddings\)"):
         model.generate("a", max_completion_length=10_000)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import policy_cases as cases
@@ -95,7 +95,8 @@ def test_a_metric_that_a_reward_logs_is_averaged_over_ranks_by_their_rollouts():
     def share(rollouts, value):
         rewards_PG = np.ones((1, rollouts))
         table = RewardTable(("a",), np.ones(1), rewards_PG[..., None], rewards_PG, metrics={"speech": value})
-        return StepShare(table, np.full(rollouts, 5.0), np.zeros(rollouts), np.zeros(rollouts), np.ones(1))
+        zeros, fives = np.zeros(rollouts), np.full(rollouts, 5.0)
+        return StepShare(table, fives, zeros, zeros, fives, fives, np.ones(1))
 
     metrics = step_metrics([share(3, 1.0), share(3, 4.0)])
     assert metrics["speech"] == 2.5 and metrics["completion_length"] == 5.0
@@ -119,10 +120,9 @@ def test_groups_are_numbered_over_the_ranks_of_a_step():
     seen = []
     observer = SimpleNamespace(measure=lambda metrics: None, record=seen.append)
     ranks = SimpleNamespace(rank=1, main=True, gathered=lambda value: [3, value, 1], joined=list)
-    session = SimpleNamespace(observers=[observer], ranks=ranks, decoder=None)
-    Session._after_step(
-        cast("Any", session), {"step": 7}, SimpleNamespace(groups=groups, table=table, advantages=shares)
-    )
+    session: Any = SimpleNamespace(observers=[observer], ranks=ranks, decoder=None, record_seconds=0.0)
+    batch: Any = SimpleNamespace(groups=groups, table=table, advantages=shares)
+    Session._after_step(session, {"step": 7, "seconds": {}}, batch)
     rows = seen[0].rollouts
     assert [(row["group"], row["rollout"]) for row in rows] == [(3, 0), (3, 1), (4, 0), (4, 1)]
     assert (

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,10 +20,15 @@ import soundfile
 import yaml
 
 from covo_rl.audio import content_key
+from covo_rl.config import Options
+from covo_rl.records.folder import Run
 from covo_rl.records.sounds import KeptSounds
+from covo_rl.records.steps import StepRecord
+from covo_rl.run.observers import Recorder
 from covo_rl.run.report.page import render
 from covo_rl.run.report.payload import report_payload
 from covo_rl.run.report.pictures import mel_picture, peaks, png
+from covo_rl.run.report.sound import relative_url
 from covo_rl.run.report.values import MAX_TEXT
 from covo_rl.types import Clip, Example
 
@@ -368,6 +375,15 @@ def test_links_are_relative_to_the_page_and_quoted(tmp_path):
     assert payload["counts"]["sounds_linked"] == 1 and "1 sounds are not in the page but linked" in notes_of(payload)
 
 
+def test_a_link_to_another_drive_is_absolute(tmp_path, monkeypatch):
+    def refuse(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    assert relative_url(Path(os.fsdecode(b"/a/\xff b.wav")), "/a/c") == "../%FF%20b.wav"  # a name that is no UTF-8
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    assert relative_url(Path("/d/a b.wav"), "/c") == "file:///d/a%20b.wav"
+
+
 def test_sound_and_budget(tmp_path):
     """A page of 0.23 MB has room for some of 40 sounds; `all` takes them all, and says what that takes."""
     folder, clips = sound_run(tmp_path, 40)
@@ -415,6 +431,22 @@ def test_a_sound_in_memory_is_kept_by_the_run_and_played(tmp_path):
     assert payload["counts"]["sounds_embedded"] == 2
     shutil.rmtree(folder / "clips")
     assert "the run kept no copy" in payload_of(folder)["clips"][keys[0]]["note"]
+
+
+def test_a_run_keeps_the_sounds_of_the_rollouts_that_it_logs(tmp_path):
+    clip = Clip(data=b"RIFF" + bytes(100))
+    rows = [rollout_row(0, clips=["<bytes>"], clip_keys=[content_key(clip)])]
+    for log in (False, True):
+        options = Options()
+        options.train.log_rollouts = log
+        session = SimpleNamespace(run=Run(tmp_path), examples=[Example("row0", (clip,), "What?")], options=options)
+        recorder = Recorder(cast("Any", session))
+        recorder.begin(0)
+        recorder.record(StepRecord(1, {"step": 1}, rows))
+        recorder.end()
+        assert [path.name for path in tmp_path.glob("clips/*")] == [f"{content_key(clip)}.wav"] * log
+    Run(tmp_path).clear()
+    assert not (tmp_path / "clips").exists()
 
 
 def test_sounds_in_memory_are_kept_up_to_a_limit(tmp_path, monkeypatch):

@@ -84,7 +84,8 @@ def test_majority_runs_in_grpo_trainer(tmp_path):
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     inner = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "bell": 2}, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -263,8 +264,9 @@ def test_a_row_that_a_step_took_twice_is_two_groups(tmp_path):
     run_row = {"id": "r", "choices": OPTIONS, "advantage": 0.0}
     texts = said("cat", "cat", "dog", "dog")
     rows = [{**run_row, "rollout": i % 2, "completion": text} for i, text in enumerate(texts)]
-    _, rows = scored(rows, tmp_path, "--rewards", "majority")
-    assert [row["rewards"]["majority"] for row in rows] == [1, 1, 1, 1]
+    for order in (rows, [rows[i] for i in (1, 0, 3, 2)]):
+        _, new = scored(order, tmp_path, "--rewards", "majority")
+        assert [row["rewards"]["majority"] for row in new] == [1, 1, 1, 1]
 
 
 def test_the_step_token_ids_and_columns_are_the_run_s(tmp_path):

@@ -58,6 +58,7 @@ def decode_media(data: bytes, kind: Media, limit: Callable[[int, int], int]) -> 
     """
     import av
     from av.codec.context import Flags2
+    from av.error import FFmpegError
 
     whole = _WALKS[kind.demuxer](data)
     # what FFmpeg would skip in silence is an error; no other file is opened for this one
@@ -77,7 +78,7 @@ def decode_media(data: bytes, kind: Media, limit: Callable[[int, int], int]) -> 
                 tracks[0].codec_context.flags2 |= Flags2.skip_manual
             values, rate, longest = _decoded(_frames(container, whole.packets), limit)
             expected = whole.seconds or _stated_seconds(container, tracks[0])
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise PartError(f"damaged, it cannot be decoded: {error.strerror}") from error
     slack = 0 if kind is _ASF else _SLACK_FRAMES * longest  # which keeps two frames of priming
     if len(values) + slack < expected * rate:

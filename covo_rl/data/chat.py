@@ -79,7 +79,7 @@ def _clips(user: _Turn, value: Any, field: str) -> list[Any]:
     Raises:
         ValueError: it has more or fewer places for audio.
     """
-    listed = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    listed = list(value) if isinstance(value, (list, tuple)) else [value] * (value is not None)
     if user.sounds and listed:
         raise ValueError(f"its messages hold sound, and so does {field}; leave one out")
     clips, tags = [*user.sounds, *listed], user.text.count(TAG)
@@ -96,8 +96,10 @@ def _messages(row: Row, name: str) -> list[Any] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    is_list = isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(v, Mapping) for v in value)
-    return list(value) if is_list else None
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, Mapping) for item in value):
+        return None
+    # an assistant that is still to speak says nothing
+    return [item for item in value if (item.get("role"), item.get("content")) != ("assistant", None)]
 
 
 def _turn(message: Mapping[str, Any]) -> _Turn:

@@ -18,7 +18,7 @@ from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema
 from covo_rl.data.sources import read_rows, source_name
 from covo_rl.resolve import column_map, meant
-from covo_rl.types import Example
+from covo_rl.types import Example, visible
 
 if TYPE_CHECKING:
     from covo_rl.data.memory import Source
@@ -70,17 +70,16 @@ def load_examples(
     bases = index_bases([(label, row, schema) for label, (_, row, schema) in zip(labels, rows, strict=True)], problems)
     reader = RowReader(folder, strict, bases)
     examples: list[Example] = []
-    homeless = []
+    homeless: list[str] = []
+    has_folder = audio_dir is None or os.path.isdir(audio_dir)
     for name, label, (_, row, schema) in zip(names, labels, rows, strict=True):
         example = reader.read(row, schema, name)
         problems += [Problem(label, what) for what in reader.problems]
         if example is None:
             continue
         examples.append(example)
-        if strict and (absent := [c.path for c in example.clips if c.path and not os.path.isfile(c.path)]):
-            what = f"its audio file {{}} does not exist; {folder.hint or 'check --audio-dir'}"
-            has_folder = audio_dir is None or os.path.isdir(audio_dir)
-            problems += [Problem(label, what.format(path)) for path in absent if has_folder]
+        if strict and (absent := _absent_files(label, example, folder.hint)):
+            problems += absent if has_folder else []
             homeless += [label] * (not has_folder)
     if homeless:
         missing = "is a file" if os.path.isfile(str(audio_dir)) else "does not exist"
@@ -88,10 +87,21 @@ def load_examples(
         problems.insert(0, Problem("file", what + meant(str(audio_dir))))
     if problems:
         raise DataError(source_name(source), problems, examples)
-    if texts := [row.id for row in examples if not row.choices and lists_options(row.question)]:
-        what = "their questions list options in the text, which is left as it is: they are open questions, with the"
-        warnings.warn(f"rows {some(texts)}: {what} answer as it stands; write choices for options", stacklevel=2)
+    if note := _options_note(examples):
+        warnings.warn(note, stacklevel=2)
     return examples
+
+
+def _absent_files(label: str, example: Example, hint: str) -> list[Problem]:
+    paths = [clip.path for clip in example.clips if clip.path and not os.path.isfile(clip.path)]
+    return [Problem(label, f"its audio file {path} does not exist; {hint or 'check --audio-dir'}") for path in paths]
+
+
+def _options_note(examples: Sequence[Example]) -> str:
+    """Which rows list options in their question, where nothing reads them; empty where none does."""
+    names = [row.id for row in examples if not row.choices and lists_options(row.question)]
+    what = "their questions list options in the text, which is left as it is: they are open questions, with the answer"
+    return f"rows {visible(some(names))}: {what} as it stands; write choices for options" if names else ""
 
 
 def audio_root(source: Source, audio_dir: str | Path | None) -> Path:

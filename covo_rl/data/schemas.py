@@ -4,7 +4,7 @@
 |----------|---------------------------------------------------------------------------------------|
 | mmau     | github.com/Sakshi113/MMAU; answers are option texts                                   |
 | mmar     | github.com/ddlBoJack/MMAR, MMAR-meta.jsonl; answers are option texts                  |
-| mmsu     | hf.co/datasets/ddwang2000/MMSU; options in four fields; answers are option texts      |
+| mmsu     | hf.co/datasets/ddwang2000/MMSU; options in four fields; answers are texts or letters    |
 | avqa     | AVQA in the layout of github.com/xiaomi-research/r1-aqa; a number is an index from 0  |
 | audiomcq | hf.co/datasets/inclusionAI/AudioMCQ; answers are option texts or letters              |
 | covo     | our own and most others; answers are option texts or letters                          |
@@ -71,7 +71,8 @@ SCHEMAS: Mapping[str, Schema] = {
         Schema("avqa", ("question_text", "multi_choice"), ("audio_path", "audio", "video_name"),
                question=("question_text",), choices=("multi_choice",), answers=("index", "text")),
         Schema("mmsu", ("question", "choice_a", "choice_b"), ("audio", "audio_path"), choices=(),
-               answer=("answer_gt",), options=("choice_a", "choice_b", "choice_c", "choice_d")),
+               answer=("answer_gt", "answer"), answers=("text", "letter"),
+               options=("choice_a", "choice_b", "choice_c", "choice_d")),
         Schema("mmau", ("audio_id", "question", "choices"), ("audio_id", "audio")),
         Schema("audiomcq", ("source_dataset", "audio_path", "question", "choices"), ("audio_path", "audio"),
                answers=("text", "letter")),

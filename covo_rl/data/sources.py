@@ -152,9 +152,11 @@ def _metadata(path: Path, file: Path, columns: Mapping[str, str]) -> list[Row]:
         names = [name for name in row if name == "file_name" or str(name).endswith("_file_name")]
         if "audio" in columns or not isinstance(row, dict):
             continue
-        if len(names) != 1 and "file_name" not in names:
-            hint = f"say which: --columns audio={names[0]}" if names else "write one, the path of the sound"
-            problems.append(Problem(row_name(number, row), f"it has {len(names)} columns *file_name; {hint}"))
+        if not names:
+            continue
+        if len(names) > 1 and "file_name" not in names:
+            what = f"its sound may be in {', '.join(names)}; say which: --columns audio={names[0]}"
+            problems.append(Problem(row_name(number, row), what))
             continue
         name = "file_name" if "file_name" in names else names[0]
         if not row[name]:
@@ -167,12 +169,13 @@ def _metadata(path: Path, file: Path, columns: Mapping[str, str]) -> list[Row]:
 
 def _hub(name: str) -> list[Row]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     parts = re.split(r":(?![^\[]*\])", name.removeprefix("hf:"))  # not at the colon of a slice, `train[:100]`
     if len(parts) not in (2, 3) or not all(parts):
         raise broken(name, "a data set of the hub is named hf:OWNER/NAME:SPLIT or hf:OWNER/NAME:CONFIG:SPLIT")
     try:
         dataset = datasets.load_dataset(*parts[:-1], split=parts[-1])
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise broken(name, f"cannot be loaded: {error}") from error
     return dataset_rows(dataset, name)

@@ -119,7 +119,7 @@ def evaluate(
 
     `policy_or_sampler` is a Policy, or an object with `answer` (see Answerer). `audio` is real, silent, swapped or
     none; the reported reward of a row is the mean over its samples. `progress(done, total, accuracy)` is called
-    after every batch. Returns an Evaluation whose records are in the order of `examples`.
+    after every batch, with the rows of this rank. Returns an Evaluation whose records are in the order of `examples`.
 
     Several `ranks` deal the batches among them and all get all records. Where a policy's parameters are sharded every
     rank runs as many batches, some of them for nothing.
@@ -138,7 +138,8 @@ def evaluate(
     rows = with_audio(examples, audio, clips)
     records: dict[int, Record] = {}
     batches = plan_batches(examples, seconds, batch_size)
-    for batch in batches[ranks.rank :: ranks.world]:
+    mine = batches[ranks.rank :: ranks.world]
+    for batch in mine:
         answers = answer_batch(
             answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=IN_PROCESS,
             reward_config=reward_config, greedy=greedy, num_generations=num_generations, seed=seed,
@@ -146,7 +147,7 @@ def evaluate(
         records.update(zip(batch, answers, strict=True))
         if progress is not None:
             right = sum(bool(record["strict_correct"]) for record in records.values())
-            progress(len(records), len(rows), right / len(records))
+            progress(len(records), sum(map(len, mine)), right / len(records))
     if getattr(policy_or_sampler, "sharded", False) and 0 < len(batches) % ranks.world <= ranks.rank:
         answerer.answer([rows[batches[0][0]]], greedy=greedy, num_generations=num_generations, seed=seed)
     records = dict(ranks.joined(list(records.items())))

@@ -55,8 +55,8 @@ def read_inputs(
     predictions: str | Path | None = None, limit: int | None = None, allow_outside: bool = False,
     columns: str | Mapping[str, str] | None = None,
 ) -> Inputs:  # fmt: skip
-    """Read and check. Without `data` the set is prepared where it can be (builtin); rows in memory are read as for
-    training, by the fields that they have.
+    """Read and check. Without `data` the set is prepared where it can be (builtin); a folder, a set of the hub and rows
+    in memory are read as for training, by the fields that they have.
 
     Raises:
         EvalInputError: all problems at once: unreadable files, duplicate ids, a broken key, missing clips,
@@ -67,9 +67,9 @@ def read_inputs(
     if data is None:
         raise EvalInputError([f"--set {eval_set.name} needs --data FILE. {eval_set.how_to_get}"])
     names = column_map(columns, "--columns")
-    in_memory = not isinstance(data, str | os.PathLike)
-    path = Path(IN_MEMORY if in_memory else data)
-    if in_memory:
+    path = Path(data if isinstance(data, str | os.PathLike) else IN_MEMORY)
+    is_file = not (str(path) == IN_MEMORY or path.is_dir() or str(path).startswith("hf:"))
+    if not is_file:
         if eval_set.submission:
             raise EvalInputError([f"{eval_set.name} is submitted in the form of its own file: give that as data"])
         all_rows = _load(data, audio_dir, names, allow_outside=allow_outside, strict=False)
@@ -98,7 +98,7 @@ def read_inputs(
             warnings.append(f"no prediction for {count_rows(missing)}; counted as wrong")
     if errors:
         raise EvalInputError(errors)
-    sha256 = _memory_sha256(all_rows) if in_memory else file_sha256(path)
+    sha256 = file_sha256(path) if is_file else _rows_sha256(all_rows)
     meta = {"data": str(path), "data_sha256": sha256, "answer_key_sha256": key_sha256(all_rows),
             "version": version_of(eval_set, sha256, all_rows), "limit": limit, "problems": warnings}  # fmt: skip
     meta |= {"columns": names} if names else {}
@@ -212,7 +212,7 @@ def _read_examples(
     return [replace(e, clips=tuple(Clip(path=str(folder / (c.path or ""))) for c in e.clips)) for e in examples]
 
 
-def _memory_sha256(rows: Sequence[Example]) -> str:
+def _rows_sha256(rows: Sequence[Example]) -> str:
     from covo_rl.train.checkpoint.identity import rows_sha256  # torch, which scoring a file does without
 
     return rows_sha256(rows)

@@ -27,6 +27,7 @@ from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import Request, answer_rows
 from covo_rl.evaluate.sets import EvalInputError, EvalSet
 from covo_rl.evaluate.summary import pass_at_k
+from covo_rl.resolve import meant
 
 TRAINING_SET = EvalSet("profile", "training rows", fields={}, breakdown=())
 
@@ -64,6 +65,9 @@ def run_profile(
         EvalInputError: unreadable rows, duplicate ids, missing clips, a folder in use by another profile.
         TypeError: an option that covo-rl eval does not have.
     """
+    if not Path(data).is_file():
+        what = f"{data}: a profile writes rows again as they stand in a file: name one (metadata.csv of a folder)"
+        raise EvalInputError([what + meant(data)])
     inputs = read_inputs(
         TRAINING_SET, data, audio_dir, limit=options.get("limit"), allow_outside=allow_outside,
         columns=options.get("columns"),

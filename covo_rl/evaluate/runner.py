@@ -42,7 +42,7 @@ from covo_rl.types import Example, UserError
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
-SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, or a manifest file"
+SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, or a manifest file"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Request:
     """The options of `covo-rl eval`, and of `covo-rl data profile` where it has them."""
 
     set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
-    data: Annotated[Path | None, typer.Option(help="questions with answers: JSON, JSONL, CSV, TSV, parquet")] = None
+    data: Annotated[Path | None, typer.Option(help="questions with answers: a file, a folder or hf:NAME:SPLIT")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
     columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
     model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None

@@ -99,7 +99,8 @@ def _accuracy() -> Callable[..., list[float | None]]:
 # -- sets ------------------------------------------------------------------------------------------------------------
 
 #: set name -> file in eval_sets/ that describes it.
-FILES = {"mmau-test-mini": "mmau", "mmau-test": "mmau", "mmar": "mmar", "mmsu": "mmsu", "builtin": "builtin"}
+FILES = {"mmau-test-mini": "mmau", "mmau-test": "mmau", "mmar": "mmar", "mmsu": "mmsu", "builtin": "builtin",
+         "own": "own"}  # fmt: skip
 SCORERS: dict[str, Scorer] = {"token_set": token_set_match, "letter": letter_rule}
 #: MMAU's names of our nouns.
 FIELDS = {"id": "id", "audio": "audio_id", "question": "question", "choices": "choices", "answer": "answer"}

@@ -9,6 +9,7 @@ import typer
 
 from covo_rl.data.files import write_json
 from covo_rl.data.terminal import say
+from covo_rl.records.console import working
 from covo_rl.types import user_errors
 
 
@@ -50,16 +51,18 @@ def export_command(
         opened = None
         for kind, folder in folders.items():  # the adapter of a 4-bit run is checked on that base, and merged into none
             if opened is None or opened.load_in_4bit:
-                opened = open_policy(source, base_model=base_model, unquantised=kind == "merged")
+                with working(f"loading the policy of {source}"):
+                    opened = open_policy(source, base_model=base_model, unquantised=kind == "merged")
             base = published_base or portable_name(opened.base_model)
             if repository and base is None:
                 raise ExportError(f"the base is a folder of this machine ({opened.base_model}), which means nothing to "
                                   "others: give --published-base OWNER/NAME")  # fmt: skip
-            result = export_policy(
-                opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=base, dtype=dtype,
-                max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None,
-                allow_noop=allow_noop, replace=replace, wording=opened.wording, load_in_4bit=opened.load_in_4bit,
-            )  # fmt: skip
+            with working(f"{folder}: written, loaded in a fresh process, logits compared"):
+                result = export_policy(
+                    opened.modes, folder, kind=kind, run_folder=opened.run_folder, base_model=base, dtype=dtype,
+                    max_shard_bytes=int(max_shard_gb * 1e9) if max_shard_gb else None, allow_noop=allow_noop,
+                    replace=replace, wording=opened.wording, load_in_4bit=opened.load_in_4bit,
+                )  # fmt: skip
             say(
                 f"{folder}: verified in a fresh process on {len(result.prompts)} prompts ({result.dtype})\n"
                 f"  max |logit - trained|  {result.max_abs_logit_diff_trained:.3g}  (tolerance {result.tolerance:.3g})"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from covo_rl.data.noise import quiet_bars
 from covo_rl.types import UserError
 
 
@@ -24,6 +25,7 @@ def load_whole(model_class: Any, path: str, **options: Any) -> Any:
     Raises:
         WeightsError: files or tensors are missing (they would be random), of another shape, or hold NaN or infinities.
     """
+    quiet_bars()
     try:
         model, report = model_class.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options

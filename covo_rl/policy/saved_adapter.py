@@ -174,6 +174,7 @@ def put_on(family: AudioFamily, adapter: SavedAdapter) -> tuple[PeftModel, tuple
     name = family.model.name_or_path or "in memory"
     prefix = f"the adapter {adapter.folder} does not fit {family.model_type} ({name}): "
     adapter.config.inference_mode = False
+    adapter.config.base_model_name_or_path = family.model.name_or_path  # another base is noted by read_adapter
     with _by_peft(prefix):
         model: Any = inject(family.model, adapter.config)
         versions = {name: p._version for name, p in family.model.named_parameters()}

@@ -8,6 +8,7 @@ clips/             sounds of rows in memory, which have no file; records/sounds.
 before.json        the evaluation before training, and what it was made of
 result.json        before, after and the figures of the run; it is there once the run is finished
 curves.png         learning curves
+trackers.json      what trackers call this run, with --report_to; tensorboard/, wandb/, swanlog/ are theirs
 lock.json          who writes here, while somebody does
 """
 
@@ -51,6 +52,8 @@ FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", 
 CLEARED = (
     "checkpoints/step_[0-9]*", "checkpoints/.partial-step_*", "checkpoints/.trash-step_*", "rollouts/step_[0-9]*.jsonl",
     "debug/step_[0-9]*", "abandoned/[0-9]*", "clips/[0-9a-f]*.*", "clips/.partial-*", "curves.png", "report.html",
+    "trackers.json", "tensorboard/events.out.tfevents.*", "tensorboard/[0-9]*", "swanlog/run-*",
+    "wandb/*run-*", "wandb/latest-run", "wandb/debug*.log",
 )  # fmt: skip
 
 
@@ -198,10 +201,13 @@ class Run:
                 append_lines(self.metrics_path, self._unwritten)
                 self._unwritten.clear()
 
+    def rollouts_path(self, step: int) -> Path:
+        return self.folder / "rollouts" / f"step_{step:05d}.jsonl"
+
     def log_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the step's rollouts to rollouts/step_NNNNN.jsonl."""
         if self.active:
-            path = self.folder / "rollouts" / f"step_{step:05d}.jsonl"
+            path = self.rollouts_path(step)
             lines = [json_line(row) for row in rows]
             with self.going_on(f"the rollouts of step {step} are not in the log"):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,14 @@ class FolderLock:
         except OSError as error:
             return f"{self.path} cannot be opened: {error}"
 
+    def holder(self) -> str | None:
+        """The process that has the folder now, in words, or None; changes nothing."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                return _words(_owner(file)) if self._refusal(file) else None
+        except OSError:
+            return None
+
     def hold(self) -> str | None:
         """Take the lock, making the folder where there is none; returns why it cannot be had, or None."""
         try:

@@ -14,6 +14,9 @@ from typing import Any
 from covo_rl.records.rules import PAGE, RULES
 from covo_rl.records.signs import Past
 
+#: steps without a condition after which it may be said again
+QUIET = 20
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -28,7 +31,7 @@ class Advice:
 class Monitor:
     """Reads a run line by line, at the same small cost for each.
 
-    A condition that lasts is said once; again only after it was gone for as many steps as its rule looks at.
+    A condition that lasts, or comes and goes, is said once; again only after it was gone for `QUIET` steps.
 
     Args:
         options: flat, as in config.yaml; what is missing there has its default.
@@ -53,7 +56,7 @@ class Monitor:
                 self._gone[key] = -1
             for key in said:
                 self._gone[key] += 1
-                if self._gone[key] >= rule.numbers["steps"]:
+                if self._gone[key] >= QUIET:
                     del self._gone[key]
         return news
 

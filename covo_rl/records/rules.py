@@ -1,8 +1,8 @@
 """What the monitor looks for: one table of rules, each with its numbers and the sentence that it says.
 
-`steps` is how many steps a rule looks at, and how many it must be quiet before it speaks again; the other numbers are
-the limits of its sign (records/signs.py). The sentence says what is seen, what it usually means, and what to do, with
-the figures of the sign and the options of the run. docs/troubleshooting.md has a section of each rule's name.
+`steps` is how many steps a rule looks at, the other numbers are the limits of its sign (records/signs.py). The sentence
+says what is seen, what it usually means, and what to do, with the figures of the sign and the options of the run.
+docs/troubleshooting.md has a section of each rule's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PAGE = "docs/troubleshooting.md"
 
 
 @dataclass(frozen=True)
-class Rule:
+class MonitorRule:
     """`columns` are those of metrics.jsonl that the sign reads; `*` stands for each reward component or phase."""
 
     name: str
@@ -27,8 +27,8 @@ class Rule:
     text: str
 
 
-RULES: Sequence[Rule] = (
-    Rule(
+RULES: Sequence[MonitorRule] = (
+    MonitorRule(
         "format_never_rises",
         "reward_format",
         {"steps": 10, "low": 0.3, "rise": 0.1},
@@ -38,7 +38,7 @@ RULES: Sequence[Rule] = (
         "`covo-rl sft`, say the form in --instruction, or raise --max_completion_length ({max_completion_length}) "
         "where replies are cut.",
     ),
-    Rule(
+    MonitorRule(
         "all_groups_right",
         "zero_variance_groups reward_accuracy",
         {"steps": 5, "share": 0.9},
@@ -46,7 +46,7 @@ RULES: Sequence[Rule] = (
         "{alike:.0%} of the groups have no variance and accuracy is {accuracy:.0%}: these questions are solved and "
         "teach nothing more. Stop here, train on harder rows, or skip solved ones with --dynamic_sampling.",
     ),
-    Rule(
+    MonitorRule(
         "all_groups_wrong",
         "zero_variance_groups reward_accuracy",
         {"steps": 5, "share": 0.9},
@@ -55,7 +55,7 @@ RULES: Sequence[Rule] = (
         "is nothing to prefer. Check key and choices with `covo-rl data check`, train on easier rows first, raise "
         "--num_generations ({num_generations}) or --temperature ({temperature}), or begin with `covo-rl sft`.",
     ),
-    Rule(
+    MonitorRule(
         "deviation_nil",
         "zero_variance_groups reward_accuracy",
         {"steps": 5, "share": 0.9},
@@ -64,7 +64,7 @@ RULES: Sequence[Rule] = (
         "rollouts of a prompt are the same text (raise --temperature, now {temperature}, and --num_generations, now "
         "{num_generations}), or the rewards do not tell them apart (`covo-rl rewards check`).",
     ),
-    Rule(
+    MonitorRule(
         "kl_runs_away",
         "kl",
         {"steps": 5, "limit": 1.0, "floor": 0.3, "times": 5.0},
@@ -73,7 +73,7 @@ RULES: Sequence[Rule] = (
         "and its language may go. Read some rollouts; lower --learning_rate ({learning_rate}) or raise --beta "
         "({beta}).",
     ),
-    Rule(
+    MonitorRule(
         "engine_mismatch",
         "sampling/sampling_logp_difference/mean",
         {"steps": 5, "limit": 0.1, "floor": 0.03, "times": 5.0},
@@ -82,7 +82,7 @@ RULES: Sequence[Rule] = (
         "learns is no longer the one that speaks. Set --sampler_correction, use --dtype float32 where it fits, and "
         "check that an outside engine loads the adapter of each step.",
     ),
-    Rule(
+    MonitorRule(
         "entropy_collapses",
         "sampling/entropy reward_accuracy",
         {"steps": 5, "low": 0.03, "share": 0.25, "solved": 0.8},
@@ -91,7 +91,7 @@ RULES: Sequence[Rule] = (
         "solved: the policy says one thing and tries nothing else. Go back to an earlier checkpoint with --resume, "
         "then lower --learning_rate ({learning_rate}), raise --epsilon_high (0.28 is usual) or set --entropy_coef.",
     ),
-    Rule(
+    MonitorRule(
         "completions_hit_the_limit",
         "truncated",
         {"steps": 5, "limit": 0.3},
@@ -100,7 +100,7 @@ RULES: Sequence[Rule] = (
         "an answer. Raise it, teach brevity with --overlong_buffer, or leave cut ones out of the loss with "
         "--mask_truncated_completions.",
     ),
-    Rule(
+    MonitorRule(
         "thinking_shrinks",
         "thinking_words",
         {"steps": 5, "share": 0.25, "least": 4.0},
@@ -108,16 +108,16 @@ RULES: Sequence[Rule] = (
         "Reasoning shrank to {now:.1f} words from {start:.1f}: the policy found that the answer pays without it. Add "
         "consistency and thinking to --rewards, or weigh them more; look whether a reward favours short replies.",
     ),
-    Rule(
+    MonitorRule(
         "component_farmed",
         "reward_accuracy reward_*",
-        {"steps": 10, "rise": 0.1, "fall": 0.1},
+        {"steps": 10, "rise": 0.1, "fall": 0.1, "errors": 2.0},
         signs.farmed,
-        "R_{component} rose from {before:.2f} to {after:.2f} while accuracy fell from {then:.0%} to {now:.0%}: the "
-        "policy earns {component} without being right. Read rollouts with a high {component} and a wrong answer; "
-        "lower its weight in --rewards, or let it count only for right answers with --reward_gate accuracy.",
+        "R_{name} rose from {before:.2f} to {after:.2f} while accuracy fell from {then:.0%} to {now:.0%}: the policy "
+        "earns {name} without being right. Read rollouts with a high {name} and a wrong answer; lower its weight in "
+        "--rewards, or let it count only for right answers with --reward_gate accuracy.",
     ),
-    Rule(
+    MonitorRule(
         "stops_listening",
         "listen_real listen_silent",
         {"steps": 3, "gap": 0.05},
@@ -126,7 +126,7 @@ RULES: Sequence[Rule] = (
         "the text, not from the sound. Look for questions whose answer the text or the key's place gives away "
         "(`covo-rl data check`), and compare with the model before training (`covo-rl eval --listen`).",
     ),
-    Rule(
+    MonitorRule(
         "component_missing",
         "none_*",
         {"steps": 5, "limit": 0.5},
@@ -135,7 +135,7 @@ RULES: Sequence[Rule] = (
         "rest. Try it on a file with `covo-rl rewards score`; give it the columns that it needs, or take it out of "
         "--rewards.",
     ),
-    Rule(
+    MonitorRule(
         "judge_fails",
         "failed_*",
         {"steps": 5, "limit": 0.05},
@@ -144,16 +144,16 @@ RULES: Sequence[Rule] = (
         "learnt from. If it asks a judge (--judge, now {judge}), see that this answers; raise --reward_timeout "
         "({reward_timeout}), or try the reward with `covo-rl rewards try`.",
     ),
-    Rule(
+    MonitorRule(
         "majority_collapses",
-        "reward_majority zero_variance_groups reward_accuracy",
+        "majority_unanimous reward_accuracy majority_right",
         {"steps": 5, "share": 0.9, "fall": 0.05},
         signs.unanimous,
-        "Rollouts of a prompt agree at {agreement:.0%} and {known}: `majority` pays agreement, and the policy agrees "
-        "with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), use more rows, "
-        "or add a reward that looks at the sound.",
+        "In {agreement:.0%} of the groups all rollouts give one answer, and {known}: `majority` pays agreement, and "
+        "the policy agrees with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), "
+        "use more rows, or add a reward that looks at the sound.",
     ),
-    Rule(
+    MonitorRule(
         "updates_skipped",
         "skipped_steps",
         {"steps": 20},
@@ -162,7 +162,7 @@ RULES: Sequence[Rule] = (
         "harm; several mean that --learning_rate ({learning_rate}) is too high or --max_grad_norm ({max_grad_norm}) "
         "is off.",
     ),
-    Rule(
+    MonitorRule(
         "wrong_outranks_right",
         "rewards/wrong_outranks_right",
         {"steps": 10, "limit": 0.2},
@@ -171,7 +171,7 @@ RULES: Sequence[Rule] = (
         "the other components outvote accuracy. Raise its weight (--rewards accuracy=2,...) or set --reward_gate "
         "accuracy.",
     ),
-    Rule(
+    MonitorRule(
         "gradient_always_clipped",
         "grad_norm",
         {"steps": 20},
@@ -180,7 +180,7 @@ RULES: Sequence[Rule] = (
         "{least:.2g}): every update has the same length, whatever it says. Raise --max_grad_norm, or put more prompts "
         "into a step (--prompts_per_step {prompts_per_step}), which makes the gradient less noisy.",
     ),
-    Rule(
+    MonitorRule(
         "learning_rate_zero",
         "learning_rate",
         {"steps": 3},
@@ -189,7 +189,7 @@ RULES: Sequence[Rule] = (
         "(--lr_scheduler_type {lr_scheduler_type}) has ended; a longer run needs a larger --max_steps ({max_steps}) "
         "from its start.",
     ),
-    Rule(
+    MonitorRule(
         "gradient_nil",
         "grad_norm zero_variance_groups",
         {"steps": 5},
@@ -198,13 +198,14 @@ RULES: Sequence[Rule] = (
         "change. Look in the table of trainable parameters at the start whether --lora_target_modules or --train_parts "
         "name what the loss depends on.",
     ),
-    Rule(
+    MonitorRule(
         "one_phase_dominates",
         "seconds/step seconds/*",
-        {"steps": 10, "least": 2.0, "reward": 0.4, "prompt": 0.3, "encode": 0.5, "sample": 0.9},
+        {"steps": 10, "least": 2.0, "reward": 0.4, "prompt": 0.3, "encode": 0.5, "sample": 0.9, "records": 0.1},
         signs.phase_waits,
         "{share:.0%} of a step's {step:.1f} s go into the phase {component} ({seconds:.1f} s){part}. For reward: a "
         "faster or nearer --judge, a smaller --reward_timeout; for prompt: audio on a local disk, as wav or flac; for "
-        "encode: a larger --feature_memory_mb; for sample: a smaller --max_completion_length or larger --decode_rows.",
+        "encode: a larger --feature_memory_mb; for sample: a smaller --max_completion_length or larger --decode_rows; "
+        "for records: a slow disk, tracker or callback.",
     ),
 )

@@ -10,10 +10,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import Any
 
 from covo_rl.config import Options
+from covo_rl.records.steps import is_number, scalars
 
 #: values of a column that are remembered, and how many of its first ones
 LONGEST, FIRST = 60, 5
@@ -22,12 +23,8 @@ Figures = dict[str, Any]
 Sign = Callable[..., Iterator[Figures]]
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 class Past:
-    """What is remembered of the steps so far, column by column; `seconds.update` is the column `seconds/update`."""
+    """What is remembered of the steps so far, column by column; of the columns that `scalars` gives."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = {**Options().flat(), **{str(name): value for name, value in options.items()}}
@@ -38,12 +35,10 @@ class Past:
 
     def add(self, metrics: Mapping[str, Any]) -> bool:
         """The next line; False where it is none of a step."""
-        step, seconds = metrics.get("step"), metrics.get("seconds")
-        if not isinstance(step, int):
+        self.row = scalars(metrics)
+        if "step" not in self.row:
             return False
-        self.step, self.count = step, self.count + 1
-        phases = {f"seconds/{name}": value for name, value in seconds.items()} if isinstance(seconds, Mapping) else {}
-        self.row = {name: float(value) for name, value in {**metrics, **phases}.items() if is_number(value)}
+        self.step, self.count = int(self.row["step"]), self.count + 1
         for name, value in self.row.items():
             self.recent.setdefault(name, deque(maxlen=LONGEST)).append(value)
             first = self.first.setdefault(name, [])
@@ -133,14 +128,22 @@ def entropy_low(past: Past, steps: int, low: float, share: float, solved: float)
                 yield figures
 
 
-def farmed(past: Past, steps: int, rise: float, fall: float) -> Iterator[Figures]:
+def farmed(past: Past, steps: int, rise: float, fall: float, errors: float) -> Iterator[Figures]:
+    """Of the components that rose while accuracy fell, by more than `errors` standard errors: what rose most."""
     now, then = past.mean("reward_accuracy", steps), past.mean("reward_accuracy", steps, ago=2 * steps)
-    if now is None or then is None or then - now < fall:
+    if now is None or then is None:
         return
+    variance = sum(pvariance(past.last("reward_accuracy", steps, ago)) for ago in (0, 2 * steps))
+    if then - now < max(fall, errors * math.sqrt(variance / steps)):
+        return
+    levels = {}
     for name in past.components:
         after, before = past.mean(f"reward_{name}", steps), past.mean(f"reward_{name}", steps, ago=2 * steps)
         if name != "accuracy" and after is not None and before is not None and after - before >= rise:
-            yield {"component": name, "before": before, "after": after, "then": then, "now": now}
+            levels[name] = before, after
+    if levels:
+        name, (before, after) = max(levels.items(), key=lambda item: item[1][1] - item[1][0])
+        yield {"name": name, "before": before, "after": after, "then": then, "now": now}
 
 
 def stops_listening(past: Past, steps: int, gap: float) -> Iterator[Figures]:
@@ -161,10 +164,12 @@ def ungraded(prefix: str) -> Sign:
 
 
 def unanimous(past: Past, steps: int, share: float, fall: float) -> Iterator[Figures]:
-    agreement, alike = past.mean("reward_majority", steps), past.mean("zero_variance_groups", steps)
-    if agreement is None or alike is None or min(agreement, alike) < share:
+    """Nearly all groups agree, and accuracy (of the replies, or of the majority) falls or is not known."""
+    agreement = past.mean("majority_unanimous", steps)
+    if agreement is None or agreement < share:
         return
-    now, then = past.mean("reward_accuracy", steps), past.mean("reward_accuracy", steps, ago=2 * steps)
+    column = "reward_accuracy" if "reward_accuracy" in past.first else "majority_right"
+    now, then = past.mean(column, steps), past.mean(column, steps, ago=2 * steps)
     if now is None or (then is not None and then - now >= fall):
         known = "there is no key to compare with" if now is None else f"accuracy fell from {then:.0%} to {now:.0%}"
         yield {"agreement": agreement, "known": known}

@@ -44,6 +44,22 @@ class Clock:
         return time.perf_counter() - self.start
 
 
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a line of metrics.jsonl, those within `seconds` as `seconds/PHASE`."""
+    flat = {}
+    for name, value in metrics.items():
+        parts = (
+            {f"{name}/{part}": inner for part, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        flat |= {part: float(inner) for part, inner in parts.items() if is_number(inner)}
+    return flat
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value that a file holds is a number to compute with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """What is known of one step, over all ranks: its line of metrics.jsonl, and its rows of rollouts/step_N.jsonl."""
@@ -61,6 +77,8 @@ class StepShare:
     lengths_N: np.ndarray
     truncated_N: np.ndarray
     format_broken_N: np.ndarray
+    thinking_words_N: np.ndarray
+    surprisal_N: np.ndarray  # -log p of all tokens of a rollout, in nats
     informative_P: np.ndarray
 
     @classmethod
@@ -71,6 +89,8 @@ class StepShare:
             np.array([len(r.completion_ids) for r in rollouts], dtype=float),
             np.array([r.stop_reason == "length" for r in rollouts], dtype=float),
             np.array([bool(r.problems) for r in rollouts], dtype=float),
+            np.array([len((r.think or "").split()) for r in rollouts], dtype=float),
+            np.array([-sum(r.logps) for r in rollouts], dtype=float),
             advantages.informative_P.astype(float),
         )
 
@@ -78,6 +98,8 @@ class StepShare:
 def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The shares of all ranks -> figures over all rollouts of the step, keyed as in metrics.jsonl, after `others`.
 
+    `sampling/entropy` is the mean -log p of the sampled tokens: what sampling expects it to be is the entropy, at the
+    temperature of sampling, without a pass for it. `failed_NAME` is the part of `none_NAME` that raised or timed out.
     What rewards log by themselves is averaged over ranks by their rollouts; a name that is taken becomes `logged/NAME`.
     """
 
@@ -91,13 +113,16 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
         graded = table.rewards_PGR[..., r][np.isfinite(table.rewards_PGR[..., r])]
         metrics[f"reward_{name}"] = float(graded.mean()) if graded.size else None
         metrics[f"none_{name}"] = 1.0 - graded.size / max(table.rewards_PG.size, 1)
+        failures = sum(len(share.table.failures(name)) for share in shares)
+        metrics[f"failed_{name}"] = failures / max(table.rewards_PG.size, 1)
     whole_PG = concatenated([replace(share.table, rewards_PG=whole_sums(share.table)) for share in shares]).rewards_PG
     total = whole_PG[np.isfinite(whole_PG)]
     metrics["reward_total"] = float(total.mean()) if total.size else None
     metrics["none_total"] = 1.0 - np.isfinite(table.rewards_PG).sum().item() / max(table.rewards_PG.size, 1)
     metrics["zero_variance_groups"] = 1.0 - mean("informative_P") if table.rewards_PG.size else 0.0
     metrics["completion_length"], metrics["truncated"] = mean("lengths_N"), mean("truncated_N")
-    metrics["format_broken"] = mean("format_broken_N")
+    metrics["format_broken"], metrics["thinking_words"] = mean("format_broken_N"), mean("thinking_words_N")
+    metrics["sampling/entropy"] = mean("surprisal_N") / max(mean("lengths_N"), 1e-9)
     scores, logged = figures(table.names, table.rewards_PGR, whole_PG), {}
     for share in shares:
         weight = share.table.rewards_PG.size / max(table.rewards_PG.size, 1)

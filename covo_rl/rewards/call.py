@@ -22,6 +22,10 @@ SHOWN = 300  # characters of a foreign value or message
 _limits = threading.local()  # .until: when the component that runs in this thread is stopped, time.monotonic()
 
 
+class Interrupted(BaseException):
+    """Raised inside a function that was stopped: nobody waits for what it would return."""
+
+
 @dataclass
 class Outcome:
     """Scores of one component, NaN where there is none; `missing` says why, by completion."""
@@ -70,6 +74,8 @@ def call_reward(
         values = result.tolist() if hasattr(result, "tolist") else result
         values = list(values) if isinstance(values, (list, tuple)) else None
         scores = [math.nan if value is None else _number(value) for value in values or ()]
+    except Interrupted:
+        return Outcome.failed(n, f"{spec} was interrupted", time.perf_counter() - start)
     except BaseException as error:  # SystemExit would end the thread without a word
         what = ": ".join(filter(None, (type(error).__name__, shown(error))))
         return Outcome.failed(n, f"{spec} raised {what}{_locate(reward, columns, run)}", time.perf_counter() - start)

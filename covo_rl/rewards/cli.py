@@ -46,7 +46,8 @@ def list_rewards() -> None:
                 text = specs.load_file(Path(source.location)).__doc__ or text
         except specs.RewardError as error:
             text = f"does not load: {error}"
-        table.add_row(source.name, f"{source.place}: {source.location}", (text or "").strip().partition("\n")[0])
+        place = source.place if source.trusted else f"{source.place}: {source.location}"
+        table.add_row(source.name, place, (text or "").strip().partition("\n")[0])
     console.print(table)
     console.print("also ./file.py:function and package.module:function")
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from covo_rl.rewards.call import Interrupted
 from covo_rl.rewards.specs import Reward, Source
 
 
@@ -47,6 +48,6 @@ def _has_code(target: Any) -> bool:
 
 
 def interrupt(thread: threading.Thread) -> None:
-    """Raise SystemExit in a thread at its next line of Python; what C code does in it goes on until it returns."""
+    """Raise Interrupted in a thread at its next line of Python; what C code does in it goes on until it returns."""
     if thread.ident is not None and thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,14 +90,15 @@ def _as_group(row: Row, place: int) -> Any:
 
 
 def row_groups(rows: Sequence[Row]) -> list[list[int]]:
-    """Places of the rows that belong together: those of one `id`; of a run, from each `rollout` 0 to the next."""
+    """Places of the rows that belong together: those of one `id`; of a run, each `rollout` of a `group` once."""
     groups: dict[Any, list[int]] = {}
-    begun = 0
+    seen: Counter[tuple[Any, ...]] = Counter()
     for i, row in enumerate(rows):
         key: tuple[Any, ...] = ("id", str(row["id"])) if "id" in row else ("row", i)
-        if "advantage" in row and "rollout" in row:
-            begun += row["rollout"] == 0
-            key = (*key, begun)
+        if "advantage" in row and "rollout" in row:  # its row may have been taken again, in this step or another
+            place = (*key, str(row.get("group")), str(row["rollout"]))
+            key = (*place[:-1], seen[place])
+            seen[place] += 1
         groups.setdefault(key, []).append(i)
     return list(groups.values())
 

@@ -216,8 +216,7 @@ class FailureWindow:
         """One step, with the tables of all ranks; what is wrong by now, or ""."""
         problems = []
         for r, name in enumerate(tables[0].names):
-            failures = [why for table in tables for (_, _, c), why in table.missing.items()
-                        if c == name and why.startswith("failed")]  # fmt: skip
+            failures = [why for table in tables for why in table.failures(name)]
             scores = max(sum(table.rewards_PGR[..., r].size for table in tables), 1)
             shares = self.shares.setdefault(name, deque(maxlen=self.steps))
             shares.append(len(failures) / scores)

@@ -7,6 +7,7 @@ from covo_rl.models import family_at
 from covo_rl.models.quantised import check_quantisation
 from covo_rl.policy.patterns import check_parts, module_regex
 from covo_rl.policy.saved_adapter import read_adapter
+from covo_rl.records.trackers import installed_trackers
 from covo_rl.resolve import resolve_model
 from covo_rl.rewards import components
 from covo_rl.rewards.judge import judge_from_spec
@@ -28,6 +29,7 @@ def check_before_loading(options: Options) -> None:
         lambda: _check_model(options.model.model, adapter),
         lambda: adapter.adapter and read_adapter(adapter.adapter),
         lambda: adapter.lora_target_modules and module_regex(adapter.lora_target_modules),
+        lambda: installed_trackers(options.tracker),
     ]
     errors = []
     for check in checks:

@@ -95,7 +95,7 @@ class GRPO:
         options = self._options()
         folder = options.train.output
         try:
-            with _random_state_kept():
+            with _as_before():
                 complete(Session(options, callbacks=self.callbacks, memory=self.memory))
         except RunFinished:
             pass
@@ -140,9 +140,11 @@ def complete(session: Session) -> None:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """A run seeds the generators of Python, numpy and torch; a program's own draws go on as if there had been none."""
+def _as_before() -> Iterator[None]:
+    """A run seeds the generators of Python, numpy and torch, and fills the device's memory; the program goes on as if
+    there had been none."""
     import torch
+    from accelerate.utils.memory import clear_device_cache
 
     state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
@@ -151,3 +153,4 @@ def _random_state_kept() -> Iterator[None]:
         random.setstate(state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
+        clear_device_cache(garbage_collection=True)

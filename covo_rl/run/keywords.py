@@ -76,6 +76,8 @@ def read_keywords(config: str | os.PathLike[str] | None, given: Mapping[str, Any
         values["rewards"] = [values["rewards"]]
     elif isinstance(values.get("rewards"), tuple):
         values["rewards"] = list(values["rewards"])
+    if isinstance(values.get("report_to"), list | tuple):
+        values["report_to"] = ",".join(map(str, values["report_to"])) or "none"
     layers: dict[str, Mapping[str, Any]] = {}
     try:
         path = str(config) if config is not None else str(default_config(model))

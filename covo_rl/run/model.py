@@ -229,17 +229,16 @@ class Model:
         options = evaluation_options(options)
         if set_ is None and data is None:
             raise ConfigError(["evaluate: name a set (builtin, mmau-test-mini, mmar, mmsu ...), or give data"])
-        is_file = data is None or isinstance(data, str | os.PathLike)
+        rows = None if isinstance(data, str | os.PathLike) else data
         eval_set = IN_PROCESS if set_ is None else None
         with tempfile.TemporaryDirectory(prefix="covo_rl_eval_") as temporary:
             folder = Path(temporary if output is None else output)
             request = replace(
                 self.request, **options, set_=set_ or IN_PROCESS.name, output=folder,
-                data=Path(data) if is_file and data is not None else None,
+                data=Path(data) if isinstance(data, str | os.PathLike) else None,
                 audio_dir=Path(audio_dir) if audio_dir is not None else None,
             )  # fmt: skip
             self.clips.forget()
-            rows = None if is_file else data
             run_request(request, rows=rows, eval_set=eval_set, answerer=self.answerer, quiet=True)
             markdown = (folder / "report.md").read_text(encoding="utf-8")
             return EvaluationReport(read_record(folder / "report.json"), markdown, None if output is None else folder)

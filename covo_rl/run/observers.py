@@ -6,12 +6,21 @@ To add one, write a subclass of `Observer`, and its line into `observers`. What 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from covo_rl.config import ConfigError
+from covo_rl.data.files import plain, read_record
+from covo_rl.evaluate import evaluate
 from covo_rl.records import console
+from covo_rl.records.monitor import Advice, Monitor
+from covo_rl.records.samples import step_samples
 from covo_rl.records.sounds import KeptSounds
 from covo_rl.records.steps import StepRecord
+from covo_rl.records.trackers import Trackers, is_logged, table_rows
 
 if TYPE_CHECKING:
     from covo_rl.run.session import Session
@@ -20,11 +29,14 @@ if TYPE_CHECKING:
 class Observer:
     """Sees a run go by; every method may be left out.
 
-    `begin`, `measure` and `end` are called on every rank, `record` and `close` on the main process alone.
+    `begin`, `measure` and `end` are called on every rank, `start`, `record` and `close` on the main process alone.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
+
+    def start(self) -> str | None:
+        """All checks are passed and the folder is ours; what keeps the run from beginning, or None."""
 
     def begin(self, step: int) -> None:
         """Training starts, or goes on after `step` steps."""
@@ -48,7 +60,35 @@ class Evaluator(Observer):
     def measure(self, metrics: dict[str, Any]) -> None:
         every = self.session.options.eval.eval_every
         if every and metrics["step"] % every == 0 and self.session.held_out:
-            metrics["eval_accuracy"] = self.session.evaluate(modes=["greedy"])["greedy"]["accuracy"]
+            summaries = self.session.evaluate(modes=["greedy"], title=f"step {metrics['step']}")
+            metrics["eval_accuracy"] = summaries["greedy"]["accuracy"]
+
+
+class Listener(Observer):
+    """With `listen_every`, greedy accuracy on a few held-out rows, with their clips and with silence instead."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.options = session.options.eval
+        rows = [row for row in session.held_out if row.clips]
+        count = min(self.options.listen_rows, len(rows))
+        self.rows = [rows[i * len(rows) // count] for i in range(count)]  # of all kinds, where rows lie by kind
+        if self.options.listen_every and not rows:
+            raise ConfigError([f"listen_every {self.options.listen_every}: no held-out row has a clip to be silenced; "
+                               "give eval_data with audio, or leave it out"])  # fmt: skip
+
+    def measure(self, metrics: dict[str, Any]) -> None:
+        if not self.options.listen_every or metrics["step"] % self.options.listen_every:
+            return
+        session, start = self.session, time.perf_counter()
+        for audio in ("real", "silent"):
+            evaluation = evaluate(
+                session.policy, self.rows, prompt_config=session.options.prompt, reward_config=None,
+                rollout_config=session.options.rollout, clips=session.clips, audio=audio,
+                seed=session.options.train.seed, batch_size=self.options.eval_batch_size, ranks=session.ranks,
+            )  # fmt: skip
+            metrics[f"listen_{audio}"] = evaluation.summary()["accuracy"]
+        metrics["seconds"]["listen"] = time.perf_counter() - start
 
 
 class Recorder(Observer):
@@ -75,17 +115,84 @@ class Recorder(Observer):
 
 
 class Bar(Observer):
-    """How far training is, and the figures of the last step."""
+    """How far training is, the figures of each step, and three rollouts of the first and the last."""
 
     def begin(self, step: int) -> None:
-        total, main = self.session.options.train.max_steps, self.session.ranks.main
+        session = self.session
+        total, main = session.options.train.max_steps, session.ranks.main
+        self.sampled = (step + 1, total)
+        if main and step < total:
+            console.console.print(console.legend(term.name for term in session.terms))
         self.display = console.ProgressDisplay("GRPO", total, done=step, active=main, steps=5).__enter__()
 
     def record(self, record: StepRecord) -> None:
-        self.display.update(record.step, console.step_line(record.metrics))
+        self.display.update(record.step, console.step_figures(record.metrics))
+        if record.step in self.sampled:
+            run, logged = self.session.run, self.session.options.train.log_rollouts
+            for text in step_samples(record, run.rollouts_path(record.step) if logged else None):
+                console.console.print(text)
 
     def end(self) -> None:
         self.display.__exit__()
+
+
+class Adviser(Observer):
+    """What the monitor has to say: when it appears, and all of it at the end."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.monitor = Monitor(session.options.flat())
+        self.advice: list[Advice] = []
+
+    def begin(self, step: int) -> None:
+        if step and self.session.ranks.main:  # what was said before is not said again
+            self.advice = [piece for metrics in self.session.run.metrics() for piece in self.monitor.see(metrics)]
+
+    def record(self, record: StepRecord) -> None:
+        news = self.monitor.see(plain(record.metrics))
+        self.advice += news
+        for piece in news:
+            console.console.print(f"step {piece.step}, {piece.rule}: {piece.text} See {piece.link}", style="yellow")
+
+    def close(self, result: Mapping[str, Any] | None) -> None:
+        if self.advice:
+            rows = [(f"step {piece.step}", f"{piece.rule}, {piece.link}") for piece in self.advice]
+            console.console.print(console.summary_table("advice of this run", rows))
+
+
+class Tracking(Observer):
+    """With `report_to`, the run at experiment trackers."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.trackers = Trackers(session.options.tracker, session.run.folder)
+        self.rows = {row.id: row for row in session.examples}
+        self.step = 0
+
+    def start(self) -> str | None:
+        options, saved = self.session.options, self.session.start.saved
+        self.step = saved["trainer"]["step"] if saved else 0
+        return self.trackers.start(options.flat(), resume=options.train.resume is not None, step=self.step)
+
+    def begin(self, step: int) -> None:
+        if self.trackers.active and not step:
+            self.trackers.log_evaluation("", read_record(self.session.run.folder / "before.json"), 0)
+
+    def record(self, record: StepRecord) -> None:
+        self.step = record.step
+        self.trackers.log_step(record)
+        if self.trackers.active and is_logged(record.step, self.session.options.train.max_steps):
+            self.trackers.log_table(table_rows(record, self._waveforms), record.step)
+
+    def _waveforms(self, row: str) -> list[tuple[np.ndarray, int]]:
+        clips = self.session.clips
+        return [clips.waveform(clips.key(clip)) for clip in self.rows[row].clips]
+
+    def close(self, result: Mapping[str, Any] | None) -> None:
+        evaluations = (result or {}).get("details", {})
+        for name in ("after", "silent", "swapped"):
+            self.trackers.log_evaluation("" if name == "after" else name, evaluations.get(name, {}), self.step)
+        self.trackers.finish()
 
 
 class Callback(Observer):
@@ -101,5 +208,5 @@ class Callback(Observer):
 
 def observers(session: Session, callbacks: Sequence[Callable[[StepRecord], object]]) -> list[Observer]:
     """All of a run, in the order in which they are called."""
-    kinds = (Evaluator, Recorder, Bar)
+    kinds = (Evaluator, Listener, Recorder, Bar, Adviser, Tracking)
     return [*(kind(session) for kind in kinds), *(Callback(session, function) for function in callbacks)]

@@ -89,10 +89,13 @@ def read_questions(
             what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
-    if options.prompt.system_prompt and (own := [row.id for row in (*rows, *held_out) if row.system]):
-        what = "have a system message of their own, which takes the place of system_prompt"
-        notes = (*notes, visible(f"{len(own)} rows ({some(own)}) {what}"))
-    return Rows(rows, held_out, files, notes)
+    return Rows(rows, held_out, files, (*notes, *_system_notes([*rows, *held_out], options.prompt)))
+
+
+def _system_notes(rows: Sequence[Example], config: PromptConfig) -> list[str]:
+    own = [row.id for row in rows if row.system and config.system_prompt]
+    what = f"{len(own)} rows ({some(own)}) have a system message of their own, which takes the place of system_prompt"
+    return [visible(what)] * bool(own)
 
 
 def _memory_name(rows: Sequence[Example], clips: ClipStore) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.data.files import plain, read_record
 from covo_rl.data.memory import IN_MEMORY
+from covo_rl.export.card import update_card
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import Component
@@ -58,18 +62,63 @@ def stored_before(run: Run, settings: Any) -> dict[str, Any] | None:
     return stored if stored.pop("settings", None) == settings else None
 
 
-def show_result(run: Run, evaluations: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Any]) -> None:
+def show_end(
+    run: Run, options: Options, exported: Path, evaluations: Mapping[str, Mapping[str, Any]] | None, seconds: float,
+    rows: Sequence[Example],
+) -> None:  # fmt: skip
+    """What a run ends with on the screen, result.json being written: figures, curves, and what to type next."""
+    if evaluations:
+        update_card(exported, run.folder)
+    facts = {"training": f"{seconds:.0f} s", "exported": exported, "result": run.folder / "result.json"}
+    show_result(run, evaluations, facts)
+    show_next(options, run.folder, exported, rows)
+
+
+def show_result(run: Run, evaluations: Mapping[str, Mapping[str, Any]] | None, rows: Mapping[str, Any]) -> None:
     """Print held-out figures before and after, and what was heard; draw curves.png. `rows` close the second table."""
-    heard = [(f"{audio} audio, sampled", console.interval(evaluations[audio]["sampled"]))
-             for audio in ("silent", "swapped")]  # fmt: skip
+    heard = []
+    if evaluations:
+        heard = [(f"{audio} audio, sampled", console.interval(evaluations[audio]["sampled"]))
+                 for audio in ("silent", "swapped")]  # fmt: skip
+        console.console.print(console.before_after_table(evaluations["before"], evaluations["after"]), markup=False)
     try:
         picture: Any = curves(run.metrics(), run.folder / "curves.png")
     except (ImportError, OSError) as error:
         (run.folder / "curves.png").unlink(missing_ok=True)  # half of it
         picture = f"not drawn: {error}"
-    console.console.print(console.before_after_table(evaluations["before"], evaluations["after"]), markup=False)
     table = console.summary_table("after training", [*heard, *rows.items(), ("curves", picture)])
     console.console.print(table, markup=False)
+
+
+def next_commands(options: Options, folder: Path, exported: Path, rows: Sequence[Example] = ()) -> list[str]:
+    """What to type after a run in `folder` whose policy was `exported`: a line each, quoted for the shell. The model is
+    asked the question of the first of `rows` whose clip is a file."""
+    data, lora = options.data, options.adapter.lora
+    policy = ["--model", options.model.model, "--adapter", exported] if lora else ["--model", exported]
+    test_rows: list[Any] = ["--set", "builtin"]
+    if data.data is not None:
+        own = data.eval_data or IN_MEMORY
+        own = "OTHER_ROWS.json" if own.startswith(IN_MEMORY) else own
+        audio = ["--audio-dir", data.eval_audio_dir] if data.eval_audio_dir else []
+        test_rows = ["--set", "own", "--data", own, *audio]
+    asked: list[Any] = ["--audio", "CLIP.wav", "--question", "What do you hear?"]
+    if row := next((row for row in rows if row.clips and all(clip.path for clip in row.clips)), None):
+        asked = [word for clip in row.clips for word in ("--audio", clip.path)]
+        asked += ["--question", row.question, *(word for choice in row.choices for word in ("--choice", choice))]
+    commands: list[list[Any]] = [
+        ["report", folder],
+        ["generate", *policy, *asked],
+        ["eval", *test_rows, *policy, "--output", f"{folder}-eval", "--listen"],
+        *([["export", folder, "--merged", f"{folder}-merged"]] if lora else []),
+    ]
+    return [f"covo-rl {' '.join(shlex.quote(str(word)) for word in words)}" for words in commands]
+
+
+def show_next(options: Options, folder: Path, exported: Path, rows: Sequence[Example]) -> None:
+    """Print `next_commands`, each in a line of its own, however long."""
+    console.console.print(Text("next", style="bold"))
+    for command in next_commands(options, folder, exported, rows):
+        console.console.print(f"  {command}", soft_wrap=True)
 
 
 def evaluated(evaluations: dict[str, dict[str, Any]]) -> dict[str, Any]:

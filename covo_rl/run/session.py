@@ -20,11 +20,10 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
 from covo_rl.engines.base import TextDecoder
 from covo_rl.engines.health import self_check
-from covo_rl.evaluate import evaluate
+from covo_rl.evaluate import Evaluation, evaluate
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
 from covo_rl.export.adapter import portable_name
-from covo_rl.export.card import update_card
 from covo_rl.export.exporting import export_run_adapter
 from covo_rl.models import family_at
 from covo_rl.models.text import special_token_notes
@@ -39,8 +38,8 @@ from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.observers import observers
-from covo_rl.run.result import before_settings, evaluated, show_result, stored_before, summary_rows
-from covo_rl.run.start import RunFinished, Start, look_at, own, run_origin
+from covo_rl.run.result import before_settings, evaluated, show_end, stored_before, summary_rows
+from covo_rl.run.start import own, run_origin, take_up
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
@@ -73,7 +72,7 @@ class Session:
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.run = Run(options.train.output, active=self.ranks.main)
-        self.start = self._look()
+        self.start = take_up(self.run, options, self.ranks)
         check_before_loading(options)
         self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
@@ -88,13 +87,16 @@ class Session:
             raise ConfigError([str(finding) for finding in findings])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
         model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora)
-        self._check_data(family_at(path).max_clip_seconds)
+        count = len(self.rows.train) + len(self.rows.held_out)
+        with console.working(f"reading {count} rows and clips", active=self.ranks.main):
+            self._check_data(family_at(path).max_clip_seconds)
         device, beta, train = self.accelerator.device, options.loss.beta, options.train
-        self.policy, self.trainable = trainable_policy(
-            model, options.adapter, clips=self.clips, device=device, learning_rate=train.learning_rate,
-            feature_memory_mb=train.feature_memory_mb, gradient_checkpointing=train.gradient_checkpointing,
-            recompute=train.recompute, keep_reference=bool(beta),
-        )  # fmt: skip
+        with console.working(f"loading {model.model}", active=self.ranks.main):
+            self.policy, self.trainable = trainable_policy(
+                model, options.adapter, clips=self.clips, device=device, learning_rate=train.learning_rate,
+                feature_memory_mb=train.feature_memory_mb, gradient_checkpointing=train.gradient_checkpointing,
+                recompute=train.recompute, keep_reference=bool(beta),
+            )  # fmt: skip
         self.family = self.policy.family
         self.decoder = TextDecoder(self.family) if train.log_token_logps else None
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
@@ -107,25 +109,10 @@ class Session:
         needed = main and (self.start.saved or not options.train.dry_run)
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if needed else None
         self._refuse(self.start.changes(options, self.contents))
-        self.accepted, self.train_seconds = False, 0.0
+        self.accepted, self.train_seconds, self.record_seconds = False, 0.0, 0.0
         self.observers = observers(self, callbacks)
 
     # -- set-up --------------------------------------------------------------------------------------------------
-
-    def _look(self) -> Start:
-        """The run folder as it is, before anything is loaded.
-
-        Raises:
-            ConfigError: somebody else writes there, another run lies there, or --resume does not fit its checkpoint.
-            RunFinished: --resume of a run that has nothing left to do.
-        """
-        start = self.ranks.from_main(look_at(self.run, self.options, self.ranks.world) if self.ranks.main else None)
-        self._print(*start.notes)
-        if start.problems:
-            raise ConfigError(start.problems)
-        if start.finished:
-            raise RunFinished
-        return start
 
     def _check_data(self, longest: float | None) -> None:
         """Every clip is decoded for this, so the first process checks for all; then clips are fitted to `longest` s.
@@ -158,7 +145,8 @@ class Session:
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
         self._print(console.summary_table("run", rows), render_report(self.trainable.report), *notes)
-        self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
+        with console.working("self-check: does scoring equal sampling?", active=self.ranks.main):
+            self.self_check = asdict(self_check(self.policy, self._prompts(4), options.rollout))
         self._print(console.summary_table("self-check", list(self.self_check.items())))
         if not options.train.dry_run:
             self.accept()
@@ -173,6 +161,10 @@ class Session:
             files, more = run_origin(self.terms, self.rows.files, self.in_memory)
             if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
+            problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []
+            if problems := self.ranks.from_main(problems):
+                self.close()
+                raise ConfigError(problems)
         self.accepted = True
 
     def _prompts(self, count: int) -> list[Prompt]:
@@ -186,26 +178,24 @@ class Session:
 
     # -- phases --------------------------------------------------------------------------------------------------
 
-    def evaluate(self, *, audio: str = "real", modes: Sequence[str] = ("greedy", "sampled")) -> dict[str, Any]:
-        """Summaries on the held-out rows, one per mode; `audio` may be real, silent or swapped."""
+    def evaluate(
+        self, *, audio: str = "real", modes: Sequence[str] = ("greedy", "sampled"), title: str = ""
+    ) -> dict[str, Any]:
+        """Summaries on the held-out rows, one per mode; `audio` may be real, silent or swapped; `title` is shown."""
+        title = title or ("after" if self.train_seconds else "before")
+        return {mode: self._evaluation(title, audio, mode).summary() for mode in modes}
+
+    def _evaluation(self, title: str, audio: str, mode: str) -> Evaluation:
         options = self.options
-        return {
-            mode: evaluate(
-                self.policy,
-                self.held_out,
-                prompt_config=options.prompt,
-                rollout_config=options.rollout,
-                reward_config=replace(options.reward, rewards=self.terms),
-                clips=self.clips,
-                audio=audio,
-                greedy=mode == "greedy",
-                num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
-                seed=options.train.seed,
-                batch_size=options.eval.eval_batch_size,
-                ranks=self.ranks,
-            ).summary()
-            for mode in modes
-        }
+        title = ", ".join([title, *([] if audio == "real" else [audio]), mode])
+        with console.ProgressDisplay(title, len(self.held_out), active=self.ranks.main) as display:
+            return evaluate(
+                self.policy, self.held_out, prompt_config=options.prompt, rollout_config=options.rollout,
+                reward_config=replace(options.reward, rewards=self.terms), clips=self.clips, audio=audio,
+                greedy=mode == "greedy", num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
+                seed=options.train.seed, batch_size=options.eval.eval_batch_size, ranks=self.ranks,
+                progress=display.rated,
+            )  # fmt: skip
 
     def before(self) -> dict[str, Any]:
         """`evaluate` of the untrained policy; a resumed run reads what it wrote at first, if that is of these rows."""
@@ -248,15 +238,17 @@ class Session:
 
     def _after_step(self, metrics: dict[str, Any], batch: Batch) -> float | None:
         """Show a step to the observers; its held-out accuracy, where that was measured."""
+        metrics["seconds"]["records"] = self.record_seconds  # of the step before, its own are not known yet
         for observer in self.observers:
             observer.measure(metrics)
-        first = sum(self.ranks.gathered(len(batch.groups))[: self.ranks.rank])
-        rows = self.ranks.joined(
-            rollout_rows(batch.groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
-        )
+        start, groups = time.perf_counter(), batch.groups
+        first = sum(self.ranks.gathered(len(groups))[: self.ranks.rank])
+        rows = rollout_rows(groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+        rows = self.ranks.joined(rows)
         if self.ranks.main:
             for observer in self.observers:
                 observer.record(StepRecord(metrics["step"], metrics, rows))
+        self.record_seconds = time.perf_counter() - start
         return metrics.get("eval_accuracy")
 
     def export(self, folder: Path | None = None) -> Path:
@@ -265,10 +257,11 @@ class Session:
         Raises:
             ExportError: on every rank, where the check failed or training changed nothing; nothing is left.
         """
-        return export_run_adapter(
-            self.trainable, self.run.folder, self._prompts(2), self.clips,
-            base_model=portable_name(self.options.model.model), folder=folder, wording=self.options.prompt,
-        )  # fmt: skip
+        with console.working("export: written, loaded in a fresh process, logits compared", active=self.ranks.main):
+            return export_run_adapter(
+                self.trainable, self.run.folder, self._prompts(2), self.clips,
+                base_model=portable_name(self.options.model.model), folder=folder, wording=self.options.prompt,
+            )  # fmt: skip
 
     def _export_step(self, checkpoint: Path) -> None:
         """RUN/exports/step_N of a checkpoint just saved; an export that fails is reported, and training goes on."""
@@ -290,10 +283,9 @@ class Session:
         }
         self.run.catch_up()
         path = self.run.write_json("result.json", result)
-        if evaluations and self.ranks.main:
-            update_card(exported, self.run.folder)
-            rows = {"training": f"{self.train_seconds:.0f} s", "exported": exported, "result": path}
-            show_result(self.run, evaluations, rows)
+        if self.ranks.main:
+            rows = self.held_out or self.examples
+            show_end(self.run, self.options, exported, evaluations, self.train_seconds, rows)
         self.close(result)
         return path
 

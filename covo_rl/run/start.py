@@ -9,6 +9,7 @@ from typing import Any
 
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import RecordError, plain
+from covo_rl.records.console import console
 from covo_rl.records.folder import Run, environment
 from covo_rl.resolve import reward_files
 from covo_rl.rewards import Component, RewardError
@@ -23,6 +24,7 @@ from covo_rl.train.checkpoint.identity import (
 )
 from covo_rl.train.checkpoint.store import read_values
 from covo_rl.train.checkpoint.timeline import ASIDE, PLAN, logged_bytes
+from covo_rl.train.ranks import Ranks
 
 
 class RunFinished(SystemExit):
@@ -54,6 +56,23 @@ def continues(run: Run, options: Options) -> bool:
     """Whether --resume goes on with the run in this folder, and not from a checkpoint that lies elsewhere."""
     source = options.train.resume
     return source == "auto" or bool(source and Path(source).resolve().is_relative_to(run.folder.resolve()))
+
+
+def take_up(run: Run, options: Options, ranks: Ranks) -> Start:
+    """The run folder as it is, before anything is loaded, by the main process for all.
+
+    Raises:
+        ConfigError: somebody else writes there, another run lies there, or --resume does not fit its checkpoint.
+        RunFinished: --resume of a run that has nothing left to do.
+    """
+    start = ranks.from_main(look_at(run, options, ranks.world) if ranks.main else None)
+    for note in start.notes if ranks.main else ():
+        console.print(note)
+    if start.problems:
+        raise ConfigError(start.problems)
+    if start.finished:
+        raise RunFinished
+    return start
 
 
 def look_at(run: Run, options: Options, world: int) -> Start:

@@ -21,6 +21,7 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, unknown_names
 from covo_rl.data import DataError
 from covo_rl.data.files import write_atomically, write_json
+from covo_rl.data.noise import quiet_bars
 from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.text import special_token_notes
@@ -275,6 +276,7 @@ def save_checkpoint(
     weights = family.model.state_dict() if state_dict is None else state_dict
     dtype = next(iter(weights.values())).dtype if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
     weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+    quiet_bars()
     family.model.save_pretrained(folder, state_dict=weights)
     model_config = copy.deepcopy(family.model.config)
     model_config.dtype = dtype  # save_pretrained names the model's own

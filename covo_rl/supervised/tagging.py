@@ -117,11 +117,12 @@ def train_tagging(
         schedule.step()
         count, right = count + sum(map(len, facts)), right + correct
         if process_state().is_main_process and step in (1, 10):
-            say({"step": step, "of": steps, "loss": float(loss.detach())})
+            say(f"tagging: {step}/{steps}  loss {float(loss.detach()):.3f}")
         if step % 50 == 0 or step == steps:
             placed, pooled = (right / count).tolist()
             log.append({"step": step, "loss": float(loss.detach()), "fact_accuracy": placed, "pooled_accuracy": pooled})
-            say(log[-1])
+            named = f"facts named {placed:.1%}, from the mean alone {pooled:.1%}"
+            say(f"tagging: {step}/{steps}  loss {log[-1]['loss']:.3f}  {named}")
             count, right = 0, torch.zeros(2)
     if held_out and process_state().is_main_process:
         family.model.eval()

@@ -15,7 +15,7 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -45,11 +45,13 @@ class Progress(TrainerCallback):
         self.display = ProgressDisplay("sft", state.max_steps, active=state.is_world_process_zero).__enter__()
 
     def on_step_end(self, args, state, control, **kwargs):
-        loss = next((f"loss {entry['loss']}" for entry in reversed(state.log_history) if "loss" in entry), "")
-        self.display.update(state.global_step, loss)
+        losses = (float(entry["loss"]) for entry in reversed(state.log_history) if "loss" in entry)
+        self.display.update(state.global_step, next((f"loss {loss:.3f}" for loss in losses), ""))
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.display.__exit__()
+    def close(self) -> None:
+        """Training ended, well or not."""
+        if hasattr(self, "display"):
+            self.display.__exit__()
 
 
 class Collator:
@@ -155,11 +157,15 @@ def fine_tune(
             data_collator=Collator(family, rows, texts, Masks(stage, seed)),  # type: ignore[arg-type]  # TRL asks for its own class
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=family.tokenizer,
-            callbacks=[Progress()],
+            callbacks=[progress := Progress()],
         )
+        trainer.remove_callback(PrinterCallback)  # a dictionary a line
         narrow = computes_in_16_bits(trainer.accelerator, family.model)
         allow_tf32(trainer.accelerator.device, narrow, family.model)
-        trainer.train()
+        try:
+            trainer.train()
+        finally:
+            progress.close()
     state_dict: Any = None
     if trainer.is_fsdp_enabled:
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective: every rank takes part

@@ -41,7 +41,7 @@ from covo_rl.train.batch import (
 from covo_rl.train.guard import StepGuard, memory_explained, out_of_memory_advice
 from covo_rl.train.memory import MicroBatch, within_memory
 from covo_rl.train.ranks import Ranks
-from covo_rl.train.schedule import schedule_of
+from covo_rl.train.schedule import advance_schedule, schedule_of
 from covo_rl.types import Group
 
 
@@ -156,7 +156,7 @@ class Learner:
         """
         if not all(self.ranks.gathered(finite_logps(batch, members))):
             self.guard.failed(step, {"log_probs": math.nan}, lambda: update_details(batch, members, self.policy))
-            self.schedule.step()
+            advance_schedule(self.schedule)
             return {}
         normalizer = self._normalizer(batch, members)
         self.policy.train()
@@ -168,7 +168,7 @@ class Learner:
         over_ranks = {f"reduce_{how}": partial(self.ranks.reduced, how=how) for how in ("sum", "max")}
         metrics = summarise(parts or [self._mismatch(batch, members, normalizer)], **over_ranks)
         metrics["grad_norm"] = self._apply(batch, members, metrics, step) if parts else 0.0
-        self.schedule.step()
+        advance_schedule(self.schedule)
         return metrics
 
     def _backward(self, batch: Batch, members: list[int], normalizer: Normalizer) -> list[Metrics]:

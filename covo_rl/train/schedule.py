@@ -29,6 +29,11 @@ def schedule_of(name: str, optimizer: Optimizer, *, warmup_steps: int, steps: in
     return LambdaLR(optimizer, [lambda updates, factor=factor: factor(updates + 1) for factor in factors])
 
 
+def advance_schedule(schedule: LambdaLR) -> None:
+    """`schedule.step()`, which warns where the first update was left out: not finite, or nothing to learn from."""
+    place_schedule(schedule, schedule.last_epoch + 1)
+
+
 def place_schedule(schedule: LambdaLR, updates: int) -> None:
     """Put it after `updates` updates, with the rates of this run's options."""
     rates = [base * factor(updates) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+from covo_rl.data.noise import quiet
 from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import visible
@@ -43,6 +44,7 @@ def exit_after(main: Callable[[], object]) -> NoReturn:
     if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)).rstrip("\n"), err=True)
+    quiet()
     format_warning = warnings.formatwarning
     warnings.formatwarning = lambda *words, **options: visible(format_warning(*words, **options), LAYOUT)
     code: object = 0

@@ -29,13 +29,13 @@ _MEANINGS = {
     "wrong": "不对 不正确 不成立 不合适 不合理 说不通 错的 不可信",
     "except": "除了 除去",
     "unlike": "不同于 有别于 区别于",
-    "might": "可能 有可能 也许 或许 说不定 疑似 以为 误以为 看似 貌似 乍听",
+    "might": "可能 有可能 也许 或许 说不定 疑似 以为 误以为 看似 貌似 乍听 有人说 有人认为",
     "perhaps": "大概",
     "if": "如果 假如 假设 倘若 若是",
     "whether": "是否 是不是 有没有 会不会 能不能",
     "either": "要么",
     "unsure": "不确定 不清楚 不能确定 无法确定 难以确定 无法判断 难以判断 拿不准 说不准",
-    "therefore": "所以 因此 因而 故而 于是 可见 由此 由此可见 综上 综上所述 综合 总之 总而言之 那么 也就是说",
+    "therefore": "所以 因此 因而 故而 于是 可见 由此 由此可见 综上 综上所述 综合 总之 总而言之 那么 那就是 也就是说",
     "conclude": "结论 得出 判断 判定 断定 认定 确定 确认 推断 可知 说明 表明 证明 意味着",
     "answer": "答案",
     "must": "应该 应当 应是 应为 必然 必定 一定 肯定 只能 不得不",
@@ -74,6 +74,8 @@ _PIECE = re.compile(
     r"|(?P<char>[\u3400-\u9fff\uf900-\ufaff])"
     rf"|(?P<other>[^{_MARK}\u3400-\u9fff\uf900-\ufaff]+|{_MARK})"
 )
+#: between names of which the same is said
+JOINED = frozenset(((), ("和",), ("与",), ("及",), ("跟",), ("或",), ("以", "及"), ("都",)))
 _COUNTS = re.compile("[只仅共才]")
 _CONCLUDES = re.compile(
     "|".join(word for meaning in ("therefore", "conclude", "answer", "must", "clearly", "finally", "correct", "choose")
@@ -97,6 +99,7 @@ _REWRITES = [
     (re.compile("不(?:能|可以|可)?排除"), "可能"),  # cannot be ruled out
     (re.compile("大概(?=[0-9]|" + _NUMERAL + ")"), "约"),
     (re.compile("^(?:等等|等一下|不对)"), "其实"),
+    (re.compile("选项(?:里|中)?(?:有|包括|包含|分别是|为)"), "是否"),  # a list of them asserts none
     (re.compile("^故(?!事|障|意|乡)"), "所以"),
 ]
 _RATHER = re.compile("与其说([^，,]{1,20}?)[，,]?(?:还|倒)?不如说")

@@ -15,6 +15,7 @@ from typing import Any
 from covo_rl.prompt import option_letter
 from covo_rl.rewards.rules.answers import interpret
 from covo_rl.rewards.rules.chinese import (
+    JOINED,
     asks,
     chinese_tokens,
     is_chinese,
@@ -154,14 +155,19 @@ def mentions(clause: Clause, index: Index) -> list[Mention]:
         for at, token in enumerate(tokens)
         if at not in inside and (token in _NEGATORS or tokens[max(at - 1, 0) : at + 1] in _INSTEAD_OF)
     }
-    result = []
-    for (name, start, end), stop in zip(spans, [*(start for _, start, _ in spans), len(tokens)][1:], strict=True):
-        after = tokens[stop : stop + 1] if clause.scope == _CHINESE_SCOPE else ()  # 是钟声不是敲门声
-        ahead = pairwise((*tokens[end : min(stop, end + clause.scope // 2)], *(after or ("",))))
-        rejected = any(word in _REJECTED or (word in _NOT and following in _AFTER_NOT) for word, following in ahead)
+    result: list[Mention] = []
+    chinese, rejected = clause.scope == _CHINESE_SCOPE, False
+    stops = [*(start for _, start, _ in spans), len(tokens)][1:]
+    for (name, start, end), stop in reversed([*zip(spans, stops, strict=True)]):
+        joined = chinese and rejected and tokens[end:stop] in JOINED  # 甲和乙都不对
+        after = (chinese and tokens[stop : stop + 1]) or ("",)  # 是甲不是乙
+        ahead = pairwise((*tokens[end : min(stop, end + clause.scope // 2)], *after))
+        rejected = joined or any(
+            word in _REJECTED or (word in _NOT and following in _AFTER_NOT) for word, following in ahead
+        )
         denied = rejected or not negations.isdisjoint(range(start - clause.scope, start))
         result.append(Mention(name, start, end, denied))
-    return result
+    return result[::-1]
 
 
 @lru_cache(maxsize=4096)

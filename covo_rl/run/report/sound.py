@@ -68,10 +68,10 @@ class Sounds:
                 note = f"its file is missing: {readable(path)}"
             else:
                 self._paths[entry] = path
-            self.entries[entry] = {
-                "name": readable(os.path.basename(name)), "seconds": None, "src": None, "peaks": None, "mel": None,
-                "href": relative_url(path, self.page) if entry in self._paths else None, "note": note,
-            }  # fmt: skip
+            href = relative_url(path, self.page) if entry in self._paths else None
+            name = "a sound in memory" if name in _IN_MEMORY else readable(os.path.basename(name))
+            made = dict.fromkeys(("seconds", "src", "peaks", "mel"))  # by `embed`
+            self.entries[entry] = {"name": name, "href": href, "note": note, **made}
         return entry
 
     def embed(self, entry: str, room: float) -> float:

@@ -48,8 +48,9 @@ def readable_start(text: str) -> str:
 
 def finite(value: object) -> float | None:
     """A number that JSON and every reader can hold, else None."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and abs(value) < 1e300 else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) < 1e300 else None
 
 
 def json_ready(value: Any, depth: int = _DEPTH) -> Any:

@@ -26,8 +26,7 @@ FREE = frozenset(
     output resume checkpoint_every checkpoint_minutes keep_last keep_best export_checkpoints allow_changed_config
     allow_overlap allow_outside_audio dry_run log_rollouts log_token_logps oom_retry check_rewards reward_timeout
     evaluate eval_every eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_columns
-    eval_limit
-    feature_memory_mb overwrite
+    eval_limit feature_memory_mb overwrite listen_every listen_rows report_to project run_name trackio_space_id
     """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
 )
 #: options that change only how the same gradient is computed: a resume is right, but not bit for bit

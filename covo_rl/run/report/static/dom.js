@@ -47,10 +47,10 @@ function said(name, className, text) {
 const button = (label, handler, attributes = {}) =>
   el("button", { type: "button", ...attributes, on: { click: handler } }, label);
 
-/** A link that leaves the page; addresses other than http(s) or relative ones stay text. */
+/** A link that leaves the page; what is no http(s) address, as a page of the docs, stays text. */
 function link(text, href) {
-  const safe = /^https?:\/\//i.test(href) || /^(?!\/\/)[\w./#-]+$/.test(href);
-  return safe ? el("a", { href, rel: "noopener noreferrer", target: "_blank" }, visible(text)) : said("span", "", text);
+  if (!/^https?:\/\//i.test(href)) return said("span", "quiet", href);
+  return el("a", { href, rel: "noopener noreferrer", target: "_blank" }, visible(text));
 }
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
@@ -66,7 +66,13 @@ function number(value, digits = 3) {
   return text.replace("-", "−");
 }
 
-const fixed = (value) => (isNumber(value) ? value.toFixed(2).replace("-", "−") : "–");
+const fixed = (value) =>
+  isNumber(value)
+    ? value
+        .toFixed(2)
+        .replace(/^-0\.00$/, "0.00")
+        .replace("-", "−")
+    : "–";
 
 /** Two decimals with a sign; none for what rounds to zero. */
 function signed(value) {

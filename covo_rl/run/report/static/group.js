@@ -111,7 +111,10 @@ function promptHistory(payload, group, onOpen) {
 
 /** Which other group of the same prompt stands beside the open one. */
 function besideChoice(payload, group, beside, onBeside) {
+  // another run's first, then those of near steps
+  const far = (other) => [other.run === group.run, Math.abs(other.step - group.step)];
   const others = payload.byPrompt.get(group.id).filter((other) => other !== group);
+  others.sort((a, b) => far(a)[0] - far(b)[0] || far(a)[1] - far(b)[1]);
   if (!others.length) return null;
   const choose = el(
     "select",
@@ -132,12 +135,16 @@ function summaryLine(group) {
   ].join(" · ");
 }
 
-const grid = (group, view, marked) =>
-  el(
+/** The rollouts as cards, first those that a filter means. */
+function grid(group, view, marked) {
+  const first = ({ rollout }) => (rollout.bits & marked ? 0 : 1);
+  const order = group.rollouts.map((rollout, g) => ({ rollout, g })).sort((a, b) => first(a) - first(b) || a.g - b.g);
+  return el(
     "div",
     { class: "rollouts" },
-    group.rollouts.map((rollout, g) => rolloutCard(rollout, g, view, marked)),
+    order.map(({ rollout, g }) => rolloutCard(rollout, g, view, marked)),
   );
+}
 
 function groupView(payload, group, { beside, text, marked }, handlers) {
   const flags = (group.flags || [])

@@ -54,7 +54,7 @@ class Player {
       this.head,
     );
     if (!clip.peaks && !mel) this.track.classList.add("bare");
-    const from = clip.src ? "" : clip.href ? "linked, not embedded" : "not here";
+    const from = clip.src || clip.note ? "" : clip.href ? "linked, not embedded" : "not here";
     this.node = el(
       "div",
       { class: "player" },
@@ -129,7 +129,7 @@ class Player {
   show() {
     const at = this.audio?.currentTime || 0;
     this.head.style.left = `${this.seconds ? (100 * at) / this.seconds : 0}%`;
-    this.time.textContent = `${clock(at)} / ${clock(this.seconds)}`;
+    this.time.textContent = this.seconds ? `${clock(at)} / ${clock(this.seconds)}` : "";
     this.toggleButton.textContent = this.audio && !this.audio.paused ? "❚❚" : "▶";
     this.track.setAttribute("aria-valuemax", this.seconds.toFixed(1));
     this.track.setAttribute("aria-valuenow", at.toFixed(1));
