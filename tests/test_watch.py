@@ -263,20 +263,34 @@ def test_the_page_is_made_anew_only_where_the_run_went_on(server, tmp_path):
     assert "step 2/10" in before["line"] and b"iframe" in get(server, "/")[1]
     Run(tmp_path / "run").log_metrics(metrics(3))
     server.live._rest = 0.0
-    after = json.loads(get(server, "/version")[1])
-    assert after["version"] != before["version"] and "step 3/10" in after["line"]
+    end = time.monotonic() + 30
+    while (after := json.loads(get(server, "/version")[1]))["version"] == before["version"]:
+        assert "step 3/10" in after["line"] and time.monotonic() < end
     assert get(server, page)[1] == b"<p>report 2</p>"
 
 
-def test_a_report_that_takes_long_is_not_made_all_the_time(tmp_path):
+def test_a_report_that_takes_long_is_not_made_all_the_time_and_nobody_waits_for_the_next(tmp_path):
     make_run(tmp_path, 1)
-    live = LiveReport([tmp_path], lambda folders: (time.sleep(0.1), ("x", {}))[1])
-    live.report()
-    seen = live.version()
+    go, made = threading.Event(), []
+
+    def build(folders):
+        made.append(1)
+        time.sleep(0.05)
+        assert len(made) == 1 or go.wait(30)
+        return f"report {len(made)}", {}
+
+    live = LiveReport([tmp_path], build)
+    assert live.version() == "" and live.report()[0] == "report 1"
+    first = live.version()
     Run(tmp_path).log_metrics(metrics(2))
-    assert live.version() == seen, "for ten times as long"
+    assert live.version() == first and len(made) == 1, "for ten times as long"
     live._rest = 0.0
-    assert live.version() != seen
+    assert live.version() == live.version() == first and live.report()[0] == "report 1", "while the next is made"
+    go.set()
+    end = time.monotonic() + 30
+    while live.version() == first and time.monotonic() < end:
+        time.sleep(0.01)
+    assert live.report()[0] == "report 2" and len(made) == 2
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "127.0.0.1.evil.example", ""])
@@ -347,14 +361,14 @@ def test_in_a_browser_the_page_follows_the_run_and_stays_where_the_reader_is(tmp
     live = LiveReport([tmp_path / "run"])
     with PageServer(live) as server, chromium() as driver:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        driver.set_window_size(900, 420)
         driver.get(server.url)
         view = "const w = document.querySelector('iframe').contentWindow; "
         drawn = "w.document.readyState === 'complete' && !w.document.getElementById('status')"
         until(driver, f"{view} return {drawn}")
         driver.execute_script(f"{view} w.location.hash = '#view=groups&at=0.2.0'; w.marked = true")
-        until(driver, f"{view} return w.document.querySelector('audio')")
-        high = "w.document.body.style.minHeight = '4000px'; w.scrollTo(0, 60); return w.scrollY"
-        place = driver.execute_script(view + high)
+        until(driver, f"{view} return !!w.document.querySelector('audio')")
+        place = driver.execute_script(f"{view} w.scrollTo(0, 60); return w.scrollY")
         source = driver.execute_script(f"{view} return w.document.querySelector('audio').src")
         assert place == 60 and source == server.url[:-1] + address_of(clip)
         playing = f"{view} const a = w.document.querySelector('audio'); "
@@ -367,5 +381,6 @@ def test_in_a_browser_the_page_follows_the_run_and_stays_where_the_reader_is(tmp
         driver.execute_script(f"{playing} a.pause()")
         until(driver, f"{view} return !w.marked && {drawn}")
         assert driver.execute_script(f"{view} return w.location.hash").startswith("#view=groups")
+        until(driver, f"{view} return w.scrollY === 60")
         assert driver.get_log("browser") == []
         server.shutdown()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from covo_rl.data.noise import quiet_bars
+from covo_rl.data.noise import quiet, quiet_bars
 from covo_rl.types import UserError
 
 
@@ -25,6 +25,7 @@ def load_whole(model_class: Any, path: str, **options: Any) -> Any:
     Raises:
         WeightsError: files or tensors are missing (they would be random), of another shape, or hold NaN or infinities.
     """
+    quiet()  # for programs and notebooks; commands have called it
     quiet_bars()
     try:
         model, report = model_class.from_pretrained(

@@ -38,7 +38,7 @@ class Words:
 
     def walk(self, path: str = "") -> dict[str, Words]:
         """Path ("", "data", "data check") -> its words, of this command and all below it."""
-        pages = {path: self}
+        pages: dict[str, Words] = {path: self}
         for name, words in self.commands.items():
             pages |= words.walk(f"{path} {name}".strip())
         return pages

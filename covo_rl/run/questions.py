@@ -114,8 +114,9 @@ def _memory_name(rows: Sequence[Example], clips: ClipStore) -> str:
     return f"{IN_MEMORY}: {len(rows)}, sha256 {rows_sha256(rows, clips.key)}"
 
 
-def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> list[str]:
-    """Broken and over-long clips, duplicate ids, and what training and held-out rows share; empty when all is well."""
+def question_problems(rows: Rows, config: DataConfig, longest: float | None, clips: ClipStore) -> list[str]:
+    """Broken and over-long clips, duplicate ids, what training and held-out rows share, held-out rows without another
+    clip to swap with; empty when all is well."""
     limit = longest if config.long_audio == "error" else None
     problems = [
         f"{name} row {problem}"
@@ -124,6 +125,10 @@ def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> 
     ]
     if rows.held_out and not config.allow_overlap:
         problems += [str(item) for item in overlap(rows.train, rows.held_out) if item.serious]
+    sounding = [row for row in rows.held_out if row.clips]
+    if sounding and not problems and len({tuple(map(clips.key, row.clips)) for row in sounding}) == 1:
+        problems.append(f"held-out rows: the {len(sounding)} with audio share one clip, so that none can be asked with "
+                        "another's: name eval_data with more, raise eval_fraction, or set evaluate false")  # fmt: skip
     return problems
 
 

@@ -57,21 +57,56 @@ def report_of(folders: Sequence[Path]) -> Report:
 
 
 class LiveReport:
-    """The report of `folders`, made anew by `build` where a run went on since the last time."""
+    """The report of `folders`, made anew by `build`, aside, where a run went on since the last time."""
 
     def __init__(self, folders: Sequence[Path], build: Callable[[Sequence[Path]], Report] = report_of) -> None:
         self.folders, self.build = list(folders), build
         self.page = self.folders[0] / "report.html"
         self.address = address_of(self.page)
         self.followers = [RunFollower(folder) for folder in folders]
-        self._lock = threading.Lock()
+        self._reading, self._making = threading.Lock(), threading.Lock()
         self._made: tuple[str, Report] | None = None
         self._rest = 0.0
 
     def version(self) -> str:
-        """Another text where a file of a run is another, but for a while after a report was made that took long."""
-        if self._made and time.monotonic() < self._rest:
-            return self._made[0]
+        """Of the report that can be had now; where a file of a run is another, the next one is begun, but for a while
+        after one that took long."""
+        if self._made is None:
+            return ""
+        if self._made[0] != self._state() and time.monotonic() >= self._rest and not self._making.locked():
+            threading.Thread(target=self._make, daemon=True).start()
+        return self._made[0]
+
+    def report(self) -> Report:
+        """The last one, or the first."""
+        if self._made is None:
+            self._make()
+        assert self._made is not None
+        return self._made[1]
+
+    def line(self) -> str:
+        """How far the runs are."""
+        lines = []
+        with self._reading:
+            for run in self.followers:
+                run.read()
+                left = "" if run.seconds_left is None else f", {clock(run.seconds_left)} left"
+                lines.append(f"{run.folder}: step {run.step}/{run.total or '?'}, {run.status}{left}")
+        return visible("; ".join(lines))
+
+    def _make(self) -> None:
+        with self._making:
+            if self._made is not None and self._made[0] == self._state():
+                return
+            state, start = self._state(), time.monotonic()
+            try:
+                self._made = state, self.build(self.folders)
+            finally:
+                end = time.monotonic()
+                self._rest = end + REST * (end - start)
+
+    def _state(self) -> str:
+        """Another text where a file of a run is another."""
         states = []
         for path in (folder / name for folder in self.folders for name in SOURCES):
             try:
@@ -80,26 +115,6 @@ class LiveReport:
             except OSError:
                 states.append((str(path), 0, 0))
         return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
-
-    def line(self) -> str:
-        """How far the runs are."""
-        lines = []
-        with self._lock:
-            for run in self.followers:
-                run.read()
-                left = "" if run.seconds_left is None else f", {clock(run.seconds_left)} left"
-                lines.append(f"{run.folder}: step {run.step}/{run.total or '?'}, {run.status}{left}")
-        return visible("; ".join(lines))
-
-    def report(self) -> Report:
-        version = self.version()
-        with self._lock:
-            if self._made is None or self._made[0] != version:
-                start = time.monotonic()
-                self._made = version, self.build(self.folders)
-                end = time.monotonic()
-                self._rest = end + REST * (end - start)
-            return self._made[1]
 
 
 class Handler(BaseHTTPRequestHandler):
