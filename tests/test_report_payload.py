@@ -22,9 +22,11 @@ import yaml
 from covo_rl.audio import content_key
 from covo_rl.config import Options
 from covo_rl.records.folder import Run
+from covo_rl.records.rules import RULES
 from covo_rl.records.sounds import KeptSounds
 from covo_rl.records.steps import StepRecord
 from covo_rl.run.observers import Recorder
+from covo_rl.run.report import overview, sound
 from covo_rl.run.report.page import render
 from covo_rl.run.report.payload import report_payload
 from covo_rl.run.report.pictures import mel_picture, peaks, png
@@ -152,7 +154,21 @@ def test_advice_of_the_monitor_is_in_the_report(tmp_path):
     folder = made_run(tmp_path / "run", 30)
     rows = [{"step": step, "reward_total": 1.0, "zero_variance_groups": 1.0} for step in range(1, 31)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [piece["rule"] for piece in payload_of(folder)["runs"][0]["advice"]] != []
+    pieces = payload_of(folder)["runs"][0]["advice"]
+    assert [piece["rule"] for piece in pieces] != []
+    assert all(piece["help"].startswith("Looks at `zero_variance_groups`") for piece in pieces)
+
+
+def test_the_docs_have_a_section_for_each_rule_and_no_other_page_is_quoted(tmp_path, monkeypatch):
+    """From the checkout or the bundled copy; a page of that name where the command runs is somebody else's."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "troubleshooting.md").write_text("### `kl_runs_away`\n\nmine\n")
+    monkeypatch.chdir(tmp_path)
+    sections = overview.sections.__wrapped__("troubleshooting.md")
+    assert {rule.name for rule in RULES} <= sections.keys() and "mine" not in sections["kl_runs_away"]
+    assert not any("](" in text or "\n#" in text for text in sections.values())
+    monkeypatch.setattr(overview, "folders", lambda kind: [("working directory", tmp_path / kind)])
+    assert overview.sections.__wrapped__("troubleshooting.md") == {}
 
 
 # -- flags -------------------------------------------------------------------------------------------------------
@@ -405,6 +421,33 @@ def test_sounds_of_groups_to_look_at_come_first(tmp_path):
     payload = payload_of(folder, max_mb=0.28)
     embedded = {step for step, (_, key) in enumerate(clips, 1) if payload["clips"][key]["src"]}
     assert 7 in embedded and 40 in embedded and 1 not in embedded and len(embedded) < 40
+
+
+def test_threads_do_not_show_in_the_page(tmp_path, monkeypatch):
+    folder, _ = sound_run(tmp_path, 30)
+    several = payload_of(folder, max_mb=0.25)
+    assert 0 < several["counts"]["sounds_embedded"] < 30
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(sound, "_TOGETHER", 1)
+    one = payload_of(folder, max_mb=0.25)
+    played = [{key: clip["src"] for key, clip in payload["clips"].items()} for payload in (several, one)]
+    assert played[0] == played[1] and several["groups"] == one["groups"]
+
+
+def test_a_large_file_is_made_alone(tmp_path, monkeypatch):
+    folder, clips = sound_run(tmp_path, 5)
+    size = os.path.getsize(clips[0][0])
+    monkeypatch.setattr(sound, "_MAX_TOGETHER", 2 * size)
+    said = []
+    assert payload_of(folder, progress=said.append)["counts"]["sounds_embedded"] == 5
+    assert [line for line in said if "sounds:" in line] == [f"sounds: {n} of at most 5" for n in (2, 4, 5)]
+
+
+def test_how_far_it_is_is_told_before_each_part(tmp_path):
+    folder, _ = sound_run(tmp_path)
+    said = []
+    payload_of(folder, progress=said.append)
+    assert said == ["rollouts: 1 of at most 1 steps", "sounds: 2 of at most 2", "links to sounds"]
 
 
 def test_what_is_no_sound_is_said(tmp_path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import read_record, whole_lines
+from covo_rl.resolve import folders
 from covo_rl.run.report.values import Notes, finite, json_ready, mapping, readable
 
 #: (key of `details` in result.json, when, audio)
@@ -67,8 +70,20 @@ def _advice(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
 
     pieces = advice(metrics, config)
     return [
-        {"step": piece.step, "rule": piece.rule, "text": readable(piece.text), "link": piece.link} for piece in pieces
-    ]
+        {"step": piece.step, "rule": piece.rule, "text": readable(piece.text), "link": piece.link,
+         "help": sections(Path(piece.link.partition("#")[0]).name).get(piece.rule)} for piece in pieces
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def sections(page: str) -> dict[str, str]:
+    """Rule -> what our page of docs/ says of it, for a report lies beside no docs; none where the page is not here."""
+    for place, folder in folders("docs"):
+        if place != "working directory" and (folder / page).is_file():
+            text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", (folder / page).read_text("utf-8"))  # links lead nowhere
+            _, *parts = re.split(r"^##+ (.+)\n", text, flags=re.M)
+            return {title.strip("`"): body.strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    return {}
 
 
 def _evaluations(details: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,12 @@ function intervalBar(share) {
 const intervalText = ({ accuracy, ci95 }) =>
   (isNumber(accuracy) ? percent(accuracy) : "–") + (ci95 ? ` [${percent(ci95[0])}, ${percent(ci95[1])}]` : "");
 
+/** of a run that goes on, or stopped early, how far it is */
+function stepsDone({ metrics }, steps) {
+  const last = metrics.findLast((row) => isNumber(row.step))?.step ?? 0;
+  return last === steps ? plural(steps, "step") : `${last} of ${plural(steps, "step")}`;
+}
+
 /** accuracy before -> after with intervals; R; what silence and swapped sounds leave */
 function verdictCard(run, r, several) {
   const figure = (label, before, after, show, scale) =>
@@ -86,12 +92,30 @@ function verdictCard(run, r, several) {
       said(
         "span",
         "quiet",
-        [model, data ?? "built-in questions", steps && `${steps} steps`].filter(Boolean).join(" · "),
+        [model, data ?? "built-in questions", steps && stepsDone(run, steps)].filter(Boolean).join(" · "),
       ),
     ),
     parts.length ? el("div", { class: "figures" }, parts) : el("p", { class: "quiet" }, "The run was not evaluated."),
   );
 }
+
+/** A section of docs/troubleshooting.md: paragraphs, lists as they stand, `code`. */
+const adviceHelp = (text) =>
+  el(
+    "details",
+    {},
+    el("summary", {}, "what to do"),
+    text.split(/\n{2,}/).map((paragraph) =>
+      el(
+        "p",
+        {},
+        paragraph
+          .replace(/\n(?!- )\s*/g, " ")
+          .split("`")
+          .map((part, i) => (i % 2 ? said("code", "", part) : visible(part))),
+      ),
+    ),
+  );
 
 function adviceCard(payload, onStep) {
   const rows = payload.runs.flatMap((run, r) =>
@@ -100,10 +124,10 @@ function adviceCard(payload, onStep) {
         "li",
         {},
         payload.runs.length > 1 ? runBadge(r) : null,
-        button(`step ${advice.step}`, () => onStep(advice.step), { class: "step-link" }),
+        button(`step ${advice.step}`, () => onStep(advice.step, r), { class: "step-link" }),
         said("span", "", advice.text),
         " ",
-        advice.link ? link("what to do", advice.link) : null,
+        advice.help ? adviceHelp(advice.help) : advice.link ? link("what to do", advice.link) : null,
       ),
     ),
   );
@@ -191,7 +215,7 @@ function setupTables(payload) {
   const letters = payload.runs.map((run, r) => (payload.runs.length > 1 ? `${runLetter(r)} ${run.name}` : "value"));
   const rowsOf = (part) => {
     const flat = payload.runs.map((run) => new Map(flatten(run[part])));
-    return [...new Set(flat.flatMap((map) => [...map.keys()]))].map((key) => [
+    return [...new Set(flat.flatMap((map) => [...map.keys()]))].filter(Boolean).map((key) => [
       key,
       ...flat.map((map) => map.get(key) ?? null),
     ]);
