@@ -7,7 +7,7 @@ const PANELS = [
   [
     "Accuracy",
     "of rollouts while training, and on held-out questions",
-    ["reward_accuracy", "eval_accuracy", "eval_*"],
+    ["reward_accuracy", "reward_accuracy(*", "eval_accuracy", "eval_*"],
     true,
   ],
   [

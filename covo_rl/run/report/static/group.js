@@ -126,8 +126,9 @@ function besideChoice(payload, group, beside, onBeside) {
 }
 
 function summaryLine(group) {
-  const graded = group.rollouts.filter((rollout) => isNumber(rollout.rewards.accuracy));
-  const right = graded.filter((rollout) => rollout.rewards.accuracy >= 0.5).length;
+  const kinds = group.rollouts.map((rollout) => verdict(rollout)[0]);
+  const right = kinds.filter((kind) => kind === "right").length;
+  const graded = kinds.filter((kind) => kind !== "ungraded");
   return [
     graded.length ? `${right} of ${graded.length} right` : "no accuracy",
     `mean R ${fixed(group.mean)}`,
