@@ -121,6 +121,29 @@ def test_the_head_tells_accuracy_before_and_after_with_intervals_notes_and_advic
         assert opened(driver).startswith(f"step {step} ·")
 
 
+def test_rows_of_two_data_sets_with_one_id_are_two_prompts(driver, tmp_path):
+    content = payload(runs=2, steps=1, groups=1)
+    content["groups"][0].update(id="1", question="Which bell?")
+    content["groups"][1].update(id="1", question="Which dog?")
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html", "view=groups&beside=1.1.0")
+    assert "drawn once" in one(driver, ".history").text
+    assert not driver.find_elements("css selector", "#beside") and not driver.find_elements("css selector", ".two")
+
+
+def test_a_long_fact_of_the_row_is_unfolded_by_a_key(driver, tmp_path):
+    from selenium.webdriver import Keys
+
+    content = payload(steps=1, groups=1)
+    content["groups"][0]["columns"] = {"task": "sound", "facts": "bell, " * 40}
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html", "view=groups")
+    short, long = driver.find_elements("css selector", ".fact")
+    assert short.tag_name == "span" and long.size["height"] == short.size["height"]
+    long.send_keys(Keys.ENTER)
+    assert long.size["height"] > short.size["height"] and long.get_attribute("aria-expanded") == "true"
+
+
 def test_a_run_that_is_not_at_its_end_says_how_far_it_is(driver, tmp_path):
     content = payload(steps=4, groups=1)
     content["runs"][0]["config"]["max_steps"] = 120

@@ -94,7 +94,7 @@ def test_the_command_writes_one_run_as_report_and_several_as_comparison(tmp_path
     assert done.exit_code == 0, done.output
     assert done.output.startswith(str(runs[0] / "report.html"))
     assert opened == [(runs[0] / "report.html").as_uri()]
-    assert "MB): 0 rollouts of 0 steps, 0 sounds, 0 linked, 0 missing; 3 notes on what is" in done.output
+    assert "MB): 0 rollouts of 0 steps, 0 sounds, 0 linked, 0 missing; notes in its overview: 3" in done.output
     done = CliRunner().invoke(page.app, [*map(str, runs)])
     assert done.exit_code == 0, done.output
     content = packed((runs[0] / "compare.html").read_text())

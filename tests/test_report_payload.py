@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import yaml
 from covo_rl.audio import content_key
 from covo_rl.config import Options
 from covo_rl.records.folder import Run
+from covo_rl.records.lock import FolderLock
 from covo_rl.records.rules import RULES
 from covo_rl.records.sounds import KeptSounds
 from covo_rl.records.steps import StepRecord
@@ -248,11 +250,16 @@ def test_a_run_under_way_shows_what_it_has_logged(tmp_path):
     folder = made_run(tmp_path / "run")
     (folder / "before.json").write_text(json.dumps({"greedy": summary(1, 4), "settings": []}))
     (folder / "result.json").unlink()
-    (folder / "lock.json").write_text("{}")
     with open(folder / "rollouts" / "step_00003.jsonl.partial", "w") as file:
         file.write('{"completion": "half')
+    lock = FolderLock(folder)
+    assert lock.hold() is None
     payload = payload_of(folder)
-    assert "it is under way; 3 steps are logged" in notes_of(payload)
+    assert re.search(r"it is under way \(.+\); 3 steps are logged", notes_of(payload))
+    left = (folder / "lock.json").read_text()
+    lock.release()
+    (folder / "lock.json").write_text(left)  # as a killed process leaves it
+    assert "it was stopped; 3 steps are logged" in notes_of(payload_of(folder))
     assert [block["name"] for block in payload["runs"][0]["evaluations"]] == ["before, greedy"]
 
 
@@ -592,3 +599,6 @@ def test_runs_are_compared_where_they_differ(tmp_path):
     payload = payload_of(one, other)
     assert {"option": "sha256 of data", "values": ["aa", "bb"]} in payload["comparison"]["config"]
     assert "the runs were evaluated on different rows" in notes_of(payload)
+    assert "different rewards" not in notes_of(payload)
+    gated = made_run(tmp_path / "c", rewards={"accuracy": 1.0}, reward_gate="accuracy")
+    assert "the runs have different rewards" in notes_of(payload_of(one, gated))

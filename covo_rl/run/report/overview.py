@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import read_record, whole_lines
+from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import folders
 from covo_rl.run.report.values import Notes, finite, json_ready, mapping, readable
 
@@ -18,6 +20,8 @@ EVALUATIONS = (("before", "before", "real"), ("after", "after", "real"), ("silen
                ("swapped", "after", "swapped"))  # fmt: skip
 #: options of where and how a run is written, in which two runs differ anyway
 _PLACES = ("output", "overwrite", "resume")
+#: options of what R is
+_OF_R = ("rewards", "reward_gate", "overlong_buffer")
 
 
 def run_overview(folder: Path, notes: Notes) -> dict[str, Any]:
@@ -37,8 +41,7 @@ def run_overview(folder: Path, notes: Notes) -> dict[str, Any]:
     details = mapping(result.get("details")) or {"before": before}
     evaluations = list(_evaluations(details))
     if not result:
-        state = "it is under way" if (folder / "lock.json").is_file() else "it was stopped, or is still under way"
-        notes.add(f"the run has no result yet: {state}; {len(metrics)} steps are logged")
+        notes.add(f"the run has no result yet: {_state(folder)}; {len(metrics)} steps are logged")
     elif not evaluations:
         notes.add("the run was not evaluated")
     for aside in sorted(folder.glob("abandoned/[0-9]*")):
@@ -54,6 +57,13 @@ def run_overview(folder: Path, notes: Notes) -> dict[str, Any]:
         "advice": _advice(metrics, config),
         "evaluations": evaluations,
     }
+
+
+def _state(folder: Path) -> str:
+    if owner := FolderLock(folder).holder():
+        return f"it is under way ({owner})"
+    is_left = (folder / "lock.json").is_file()  # by a process that was killed
+    return "it was stopped" if is_left else "it was stopped, or is still under way"
 
 
 def _record(path: Path, notes: Notes) -> dict[str, Any]:
@@ -138,6 +148,8 @@ def comparison(runs: Sequence[Mapping[str, Any]], notes: Notes) -> dict[str, Any
     rows = {values.get("sha256 of eval_data") or values.get("sha256 of data") for values in settings}
     if len(rows) > 1 or len({tuple(filter(None, row["n"])) for row in evaluations}) > 1:
         notes.add("the runs were evaluated on different rows, or on different numbers of them: compare with care")
+    if len({json.dumps([values.get(name) for name in _OF_R]) for values in settings}) > 1:
+        notes.add("the runs have different rewards: compare accuracy and components, not R")
     differing = [row for row in table if any(value != row["values"][0] for value in row["values"])]
     return {"config": differing, "evaluations": evaluations}
 

@@ -98,7 +98,7 @@ def _contents(payload: Mapping[str, Any]) -> str:
     return (
         f"{counts['rollouts']:,} rollouts of {counts['steps']:,} steps, {counts['sounds_embedded']:,} sounds, "
         f"{counts['sounds_linked']:,} linked, {counts['sounds_missing']:,} missing; "
-        + (f"{notes} notes on what is damaged or left out are in its overview" if notes else "nothing is left out")
+        + (f"notes in its overview: {notes}" if notes else "nothing is left out")
     )
 
 

@@ -143,7 +143,7 @@ class Browser {
         const view = groupView(
           this.payload,
           group,
-          { beside: beside?.id === group.id ? beside : null, text, marked: bits(flags) },
+          { beside: beside?.prompt === group.prompt ? beside : null, text, marked: bits(flags) },
           {
             onOpen: (opened) => this.open(opened),
             onBeside: (shown) => this.go({ beside: shown && address(shown) }),
