@@ -144,6 +144,23 @@ def test_a_long_fact_of_the_row_is_unfolded_by_a_key(driver, tmp_path):
     assert long.size["height"] > short.size["height"] and long.get_attribute("aria-expanded") == "true"
 
 
+def test_names_that_every_object_of_the_browser_has_are_names(driver, tmp_path):
+    """A metric that only one run has, and a component without a reason."""
+    content = payload(runs=2, steps=2, groups=1)
+    names = ("constructor", "__proto__", "toString")
+    for row in content["runs"][0]["metrics"]:
+        row |= dict.fromkeys(names, 0.25 * row["step"])
+    rollout = content["groups"][0]["rollouts"][0]
+    rollout["rewards"] = {"accuracy": 1.0, **dict.fromkeys(names, 0.5)}
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html")
+    one(driver, ".others summary").click()
+    until(driver, "return [...document.querySelectorAll('.others strong')].some((n) => n.textContent === 'toString')")
+    visit(driver, tmp_path / "page.html", "view=groups")
+    card = one(driver, ".rollout").text
+    assert all(f"{name}\n0.50" in card for name in names) and "native code" not in card
+
+
 def test_a_run_that_is_not_at_its_end_says_how_far_it_is(driver, tmp_path):
     content = payload(steps=4, groups=1)
     content["runs"][0]["config"]["max_steps"] = 120

@@ -499,6 +499,14 @@ def test_a_run_keeps_the_sounds_of_the_rollouts_that_it_logs(tmp_path):
     assert not (tmp_path / "clips").exists()
 
 
+def test_a_folder_of_kept_sounds_is_listed_once(tmp_path, monkeypatch):
+    """5,000 of them, listed for each sound, take a minute."""
+    rows = [rollout_row(p, clips=["<bytes>"], clip_keys=[f"{p:064x}"]) for p in range(20)]
+    folder, listed, glob = made_run(tmp_path / "run", 1, rows=rows), [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: listed.append(path.name) or glob(path, pattern))
+    assert payload_of(folder)["counts"]["sounds_missing"] == 20 and listed.count("clips") == 1
+
+
 def test_sounds_in_memory_are_kept_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr("covo_rl.records.sounds.LIMIT", 20_000)
     clips = [Clip(data=b"RIFF" + bytes([i]) * 9_000) for i in range(4)]
@@ -600,5 +608,7 @@ def test_runs_are_compared_where_they_differ(tmp_path):
     assert {"option": "sha256 of data", "values": ["aa", "bb"]} in payload["comparison"]["config"]
     assert "the runs were evaluated on different rows" in notes_of(payload)
     assert "different rewards" not in notes_of(payload)
+    (other / "environment.json").write_text(json.dumps({"sha256": {"data": ["b"]}}))  # of another program
+    assert "the runs were evaluated on different rows" in notes_of(payload_of(one, other))
     gated = made_run(tmp_path / "c", rewards={"accuracy": 1.0}, reward_gate="accuracy")
     assert "the runs have different rewards" in notes_of(payload_of(one, gated))

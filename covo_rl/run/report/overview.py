@@ -145,7 +145,7 @@ def comparison(runs: Sequence[Mapping[str, Any]], notes: Notes) -> dict[str, Any
         shares = [blocks.get(name, {}) for blocks in by_name]
         columns = {key: [share.get(key) for share in shares] for key in ("n", "accuracy", "ci95")}
         evaluations.append({"name": name, **columns})
-    rows = {values.get("sha256 of eval_data") or values.get("sha256 of data") for values in settings}
+    rows = {str(values.get("sha256 of eval_data") or values.get("sha256 of data")) for values in settings}
     if len(rows) > 1 or len({tuple(filter(None, row["n"])) for row in evaluations}) > 1:
         notes.add("the runs were evaluated on different rows, or on different numbers of them: compare with care")
     if len({json.dumps([values.get(name) for name in _OF_R]) for values in settings}) > 1:

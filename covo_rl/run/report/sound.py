@@ -60,13 +60,14 @@ class Sounds:
         self.page, self.notes = os.path.abspath(page), notes
         self.entries: dict[str, dict[str, Any]] = {}
         self._paths: dict[str, Path] = {}
+        self._copies: dict[Path, dict[str, Path]] = {}
 
     def add(self, name: str, key: str, run: Path) -> str:
         """Its key in `clips`. The file is looked for, and not yet read."""
         key = key if _KEY.fullmatch(key) else ""
         entry = key or f"unchecked {readable(name)}"
         if entry not in self._paths:
-            path, note = _kept(run, key) or Path(os.path.abspath(name)), None if key else _OLD
+            path, note = self._copy(run, key) or Path(os.path.abspath(name)), None if key else _OLD
             if name in _IN_MEMORY and path.name == name:
                 note = "it was a sound in memory, of which the run kept no copy"
             elif not _is_file(path):
@@ -78,6 +79,13 @@ class Sounds:
             made = dict.fromkeys(("seconds", "src", "peaks", "mel"))  # by `embed`
             self.entries[entry] = {"name": name, "href": href, "note": note, **made}
         return entry
+
+    def _copy(self, run: Path, key: str) -> Path | None:
+        """The copy of a sound in memory that the run kept; a link in its place is not followed out of the run."""
+        if run not in self._copies:
+            self._copies[run] = {path.name.partition(".")[0]: path for path in (run / SOUNDS).glob("[0-9a-f]*.*")}
+        path = self._copies[run].get(key)
+        return Path(os.path.abspath(path)) if path and _is_inside(path, run) else None
 
     def embed(self, entries: Sequence[str], room: float, progress: Progress) -> None:
         """Put clips into the page, in this order, each that fits into what is left of `room` bytes.
@@ -182,12 +190,6 @@ def relative_url(path: Path, folder: str) -> str:
 
 def data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _kept(run: Path, key: str) -> Path | None:
-    """The copy of a sound in memory that the run kept; a link in its place is not followed out of the run."""
-    paths = sorted((run / SOUNDS).glob(f"{key}.*")) if key else []
-    return next((Path(os.path.abspath(path)) for path in paths if _is_inside(path, run)), None)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -65,7 +65,7 @@ function texts(rollout, view) {
 
 function components(rollout) {
   const rows = Object.entries(rollout.rewards).map(([name, value]) => {
-    const reason = rollout.reasons[name];
+    const reason = Object.hasOwn(rollout.reasons, name) && rollout.reasons[name];
     return el(
       "div",
       { class: "component" },
