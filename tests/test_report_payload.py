@@ -446,15 +446,16 @@ def test_a_large_file_is_made_alone(tmp_path, monkeypatch):
     size = os.path.getsize(clips[0][0])
     monkeypatch.setattr(sound, "_MAX_TOGETHER", 2 * size)
     said = []
-    assert payload_of(folder, progress=said.append)["counts"]["sounds_embedded"] == 5
-    assert [line for line in said if "sounds:" in line] == [f"sounds: {n} of at most 5" for n in (2, 4, 5)]
+    payload = payload_of(folder, progress=lambda *how_far: said.append(how_far))
+    assert payload["counts"]["sounds_embedded"] == 5
+    assert [how_far for how_far in said if how_far[0] == "sounds"] == [("sounds", n, 5) for n in (0, 2, 4, 5)]
 
 
 def test_how_far_it_is_is_told_before_each_part(tmp_path):
     folder, _ = sound_run(tmp_path)
     said = []
-    payload_of(folder, progress=said.append)
-    assert said == ["rollouts: 1 of at most 1 steps", "sounds: 2 of at most 2", "links to sounds"]
+    payload_of(folder, progress=lambda *how_far: said.append(how_far))
+    assert said == [("rollouts", 0, 1), ("rollouts", 1, 1), ("sounds", 0, 2), ("sounds", 2, 2)]
 
 
 def test_what_is_no_sound_is_said(tmp_path):

@@ -14,6 +14,7 @@ import hashlib
 import json
 import webbrowser
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -22,7 +23,8 @@ import typer
 from markupsafe import Markup
 
 from covo_rl.data.files import write_atomically
-from covo_rl.data.terminal import LAYOUT, Terminal, say
+from covo_rl.data.terminal import LAYOUT, say
+from covo_rl.records.console import ProgressDisplay
 from covo_rl.run.report.payload import Sounds, report_payload
 from covo_rl.types import visible
 
@@ -45,8 +47,17 @@ def report_page(
 
 
 def _payload(folders: Sequence[str | Path], **options: Any) -> dict[str, Any]:
-    with Terminal(stderr=True).status("rollouts") as status:
-        return report_payload(folders, progress=status.update, **options)
+    """The payload, with a bar for each part of it."""
+    bars: dict[str, ProgressDisplay] = {}
+    with ExitStack() as shown:
+
+        def progress(part: str, done: int, total: int) -> None:
+            if part not in bars:
+                shown.close()
+                bars[part] = shown.enter_context(ProgressDisplay(part, total, stderr=True))
+            bars[part].update(done, "")
+
+        return report_payload(folders, progress=progress, **options)
 
 
 def render(payload: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ class _Run:
 
 def report_payload(
     folders: Sequence[str | Path], *, max_mb: float = 20.0, sounds: Sounds = "interest",
-    page: str | Path | None = None, progress: Progress = lambda text: None,
+    page: str | Path | None = None, progress: Progress = lambda part, done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a report of these run folders shows, JSON-ready.
 
@@ -62,7 +62,7 @@ def report_payload(
             `notes`, with counts.
         max_mb: MB of 10^6 bytes that the page may weigh.
         page: the file that the page will be; links to sounds are relative to its folder. Default: in the first run.
-        progress: is told in words how far it is.
+        progress: is told how far it is, often.
     """
     notes, runs = Notes(), [_opened(number, Path(folder)) for number, folder in enumerate(folders)]
     compared = comparison([run.overview for run in runs], notes)
@@ -122,8 +122,8 @@ def _read(runs: Sequence[_Run], room: float, progress: Progress) -> tuple[float,
             if step is None:
                 del waiting[run.number]
                 continue
+            progress("rollouts", number, total)
             number += 1
-            progress(f"rollouts: {number:,} of at most {total:,} steps")
             groups = step_groups(run.files[step], run.number, step, run.generations, run.notes)
             if not groups:
                 run.notes.count("rollouts files are empty, or were gone when they were read")
@@ -137,6 +137,8 @@ def _read(runs: Sequence[_Run], room: float, progress: Progress) -> tuple[float,
             clips |= new
             tokens += _packed([unpack_tokens(rollout) for group in groups for rollout in group["rollouts"]])
             run.groups += groups
+    if number:
+        progress("rollouts", total, total)
     for run in runs:
         run.groups.sort(key=lambda group: (group["step"], group["group"]))
     return text, tokens
@@ -197,7 +199,6 @@ def _add_sounds(runs: Sequence[_Run], clips: Clips, room: float, sounds: Sounds,
     groups.sort(key=lambda group: (-_interest(group, group["rollouts"]), -group["step"]))
     room = {"interest": room, "none": 0.0, "all": float("inf")}[sounds]
     clips.embed(list(dict.fromkeys(entry for group in groups for entry in group["clips"])), room, progress)
-    progress("links to sounds")
     clips.check_links()
 
 

@@ -96,13 +96,15 @@ class Sounds:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for batch in self._batches(entries):
                 if room <= _SPREAD * _PICTURES:
-                    return
+                    break
+                progress("sounds", number, len(entries))
                 number += len(batch)
-                progress(f"sounds: {number:,} of at most {len(entries):,}")
                 for entry, (taken, parts) in zip(batch, pool.map(partial(self._parts, room=room), batch), strict=True):
                     if parts and max(taken, self._estimate(entry)) <= room:
                         room -= taken
                         self.entries[entry] |= parts
+        if number:
+            progress("sounds", len(entries), len(entries))
 
     def _batches(self, entries: Sequence[str]) -> Iterator[list[str]]:
         batch, size = [], 0

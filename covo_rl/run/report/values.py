@@ -14,8 +14,8 @@ from covo_rl.types import visible
 MAX_TEXT = 100_000
 _DEPTH = 6
 
-#: is told how far a report is
-Progress = Callable[[str], object]
+#: is told how far a report is: part, steps or sounds of it that are done, all of them
+Progress = Callable[[str, int, int], object]
 
 
 class Notes:
