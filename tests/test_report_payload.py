@@ -212,6 +212,9 @@ def test_the_biggest_change_is_of_one_row_between_two_appearances(tmp_path):
         logged(folder, step, [rollout_row(p, 0, reward_total=mean) for p, mean in enumerate(means)])
     flagged = [(g["step"], g["id"]) for g in payload_of(folder)["groups"] if "biggest_change" in g["flags"]]
     assert flagged == [(4, "row0"), (7, "row0")]
+    logged(folder, 7, [rollout_row(0, 0, reward_total=1.6), rollout_row(1, 0, id="row0", reward_total=4.0)])
+    groups = [g for g in payload_of(folder)["groups"] if "biggest_change" in g["flags"]]
+    assert [(g["step"], g["id"]) for g in groups] == [(1, "row0"), (4, "row0")]  # not within step 7
 
 
 # -- what is not there -------------------------------------------------------------------------------------------

@@ -60,8 +60,7 @@ function verdictCard(run, r, several) {
     parts.push(figure(`held-out accuracy, ${mode}, %`, before?.accuracy, after?.accuracy, percent, rows));
   }
   const [before, after] = ["before", "after"].map((when) => evaluation(run, when, "sampled")?.rewards);
-  const total = (rewards) => rewards?.total ?? rewards?.reward_total;
-  if (isNumber(total(after))) parts.push(figure("mean R, sampled", total(before), total(after), fixed, null));
+  if (isNumber(after?.total)) parts.push(figure("mean R, sampled", before?.total, after.total, fixed, null));
   const deaf = run.evaluations.filter((row) => row.audio !== "real");
   if (deaf.length)
     parts.push(
@@ -172,9 +171,8 @@ function evaluationTables(payload) {
   const order = [...new Set(columns.map(({ row }) => row.name))];
   columns.sort((a, b) => order.indexOf(a.row.name) - order.indexOf(b.row.name)); // runs one below the other
   const names = [...new Set(columns.flatMap(({ row }) => Object.keys(row.rewards)))];
-  const short = (name) => (name.startsWith("reward_") ? name.slice(7) : name);
   const main = table(
-    ["evaluation", "n", "accuracy %, 95 % Wilson interval", "", ...names.map(short)],
+    ["evaluation", "n", "accuracy %, 95 % Wilson interval", "", ...names],
     columns.map(({ row, label }) => [
       label,
       number(row.n),
