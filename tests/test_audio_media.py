@@ -147,6 +147,16 @@ def test_several_tracks_and_channels_are_refused_and_a_film_has_one_track(tmp_pa
         decode(Clip(path=str(six)))
 
 
+def test_channels_that_a_damaged_header_claims_are_not_looked_for(tmp_path):
+    """Reading the planes of eight channels where there is one ends the process."""
+    data = bytearray(encoded(tmp_path, "ipod", "aac", 44_100, noise(44_100)))
+    place = data.find(b"\x05\x80\x80\x80\x05") + 6  # of AudioSpecificConfig the byte with the channels
+    assert place > 6 and data[place] >> 3 & 15 == 1
+    data[place] = data[place] & 0x87 | 7 << 3
+    with pytest.raises(AudioError, match="it has 8 channels, one or two are read"):
+        decode(Clip(data=bytes(data)))
+
+
 def test_the_rules_of_two_channels_and_of_length_hold(tmp_path, monkeypatch):
     sound = noise(16_000)
     data = encoded(tmp_path, "ipod", "alac", 16_000, np.concatenate([sound, -sound]))

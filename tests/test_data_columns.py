@@ -1,6 +1,7 @@
 """`columns` wherever rows are read: the commands, a run, a resumed run."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -154,6 +155,18 @@ def test_the_option_is_checked_before_anything_is_read(tmp_path):
         with pytest.raises(ConfigError, match="did you mean question"):
             parse_options(words)
     assert parse_options([]).data.columns is None
+
+
+def test_what_is_worth_knowing_is_a_note_of_the_run_and_of_the_check(tmp_path):
+    message = [{"role": "user", "content": "Which? A. dog B. cat"}]
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": "a", "messages": message, "solution": "B"}) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        words = ["--data", str(tmp_path / "q.jsonl"), "--eval_fraction", "0"]
+        (note,) = [note for note in read_questions(parse_options(words)).notes if "options" in note]
+        assert note.startswith("data: rows a: their questions list options in the text")
+        report = json.loads(run(data_app, "check", tmp_path / "q.jsonl", "--json").stdout)
+    assert note == f"data: {report['notes']['data'][0]}"
 
 
 def test_a_changed_mapping_is_noticed_by_a_resume(tmp_path):

@@ -37,6 +37,12 @@ def messages(source, *arguments, **options):
     return [str(problem) for problem in caught.value.problems]
 
 
+def torch_tensor(value):
+    import torch
+
+    return torch.as_tensor(value)
+
+
 AUDIO = {
     "bytes": lambda path: wav(0),
     "mapping of bytes": lambda path: {"bytes": wav(0), "path": "elsewhere.wav"},
@@ -46,6 +52,7 @@ AUDIO = {
     "list": lambda path: {"array": tone(0).tolist(), "sampling_rate": RATE},
     "two channels first": lambda path: {"array": np.stack([tone(0), tone(0)]), "sampling_rate": RATE},
     "two channels last": lambda path: {"array": np.stack([tone(0), tone(0)], axis=1), "sampling_rate": RATE},
+    "tensor": lambda path: {"array": torch_tensor(tone(0)), "sampling_rate": torch_tensor(np.int64(RATE))},
     "path": lambda path: path,
     "text of a path": str,
     "mapping of a path": lambda path: {"bytes": None, "path": str(path)},

@@ -2,8 +2,8 @@
 
 Python blocks are executed, those of SESSIONS one after the other, and so is the notebook. Command lines are parsed by
 the command that they name and not run: they train, serve, or need files and devices of the user's; the tests of each
-command and tests/test_recipes.py run commands like them. YAML and JSON are parsed. Blocks without a language that name
-no command show output and layouts, and nothing checks them.
+command and tests/test_recipes.py run commands like them. YAML and JSON are parsed, the layouts of docs/data.md read by
+tests/test_data_docs.py. Blocks without a language that name no command show output, and nothing checks them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORDS = ("covo-rl ", "make ", "python ", "accelerate ", ".venv/bin/")
 
 #: pages whose python blocks go on from one another
 SESSIONS = ("python.md",)
-LANGUAGES = {"", "bash", "python", "yaml", "json"}
+LANGUAGES = {"", "bash", "python", "yaml", "json", "csv", "tsv"}
 
 
 def python_blocks():
@@ -95,7 +95,7 @@ def command_lines():
         inline = re.findall(r"`([^`]+)`", rest)
         indented = re.findall(r"^    (\S(?:.*\\\n)*.*)", rest, re.MULTILINE)
         for code in [*fenced, *inline, *indented]:
-            for line in code.replace("\\\n", " ").splitlines():
+            for line in code.replace("\\\n", " ").replace(" && ", "\n").splitlines():
                 line = re.sub(r"\s+#\s.*|\s\.\.\.$", "", line).strip()
                 if line.startswith(WORDS):
                     yield page.name, " ".join(line.split())

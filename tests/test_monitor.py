@@ -270,6 +270,16 @@ def test_the_messages_that_the_page_explains_are_those_of_the_code():
     assert len(messages) > 10 and [message for message in messages if message not in sources] == []
 
 
+def test_the_columns_of_a_run_are_explained():
+    page = (ROOT / PAGE).read_text(encoding="utf-8").partition("## Columns of metrics.jsonl")[2].partition("\n## ")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)}
+    patterns = [re.compile(re.escape(name).replace("NAME", r"\w+").replace(r"\.\.\.", ".+") + "$") for name in named]
+    more = {f"sampling/{kind}/{part}" for kind in ("sampling_logp_difference", "importance_sampling_ratio")
+            for part in ("min", "mean", "max")}  # fmt: skip
+    columns = {column for row in demo() for column in row}
+    assert [c for c in columns - more if not any(pattern.match(c) for pattern in patterns)] == []
+
+
 def test_every_option_and_command_that_a_sentence_names_exists():
     from test_docs import known_flags, parses
 

@@ -146,6 +146,13 @@ def test_a_failed_run_gives_its_folder_back_and_the_next_one_works(tmp_path):
         dry.result  # noqa: B018
 
 
+def test_too_few_held_out_clips_are_told_before_training_not_after(tmp_path, test_rows):
+    rows = rows_of_split("train", 3)
+    with pytest.raises(ConfigError, match="the 1 with audio share one clip"):
+        GRPO("builtin:tiny", data=rows, eval_data=test_rows[:1], output=tmp_path / "run", **SMALL).train()
+    assert not (tmp_path / "run").exists()
+
+
 # -- asking ----------------------------------------------------------------------------------------------------------
 
 

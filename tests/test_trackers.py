@@ -66,6 +66,7 @@ def tracked(folder, name):
     return again
 
 
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
 def test_tensorboard_holds_metrics_evaluations_text_and_sound(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -125,6 +126,7 @@ def wandb_records(folder):
     return records
 
 
+@pytest.mark.skipif(not find_spec("wandb"), reason="wandb is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_offline_holds_metrics_and_a_table_with_sound_under_one_id(tmp_path):
     made = tracked(tmp_path / "run", "wandb")
@@ -195,8 +197,10 @@ def test_an_unknown_tracker_is_named_before_anything_else():
     assert option_problems(options) == ["trackio_space_id has no effect without report_to trackio"]
 
 
-class Broken:
-    """accelerate's interface over a network that is down from the second call on."""
+class Network:
+    """accelerate's interface to a server."""
+
+    down = False
 
     def __init__(self, *names, **options):
         self.calls = 0
@@ -209,19 +213,26 @@ class Broken:
 
     def log(self, values, step=None):
         self.calls += 1
-        if self.calls > 1:
+        if self.down and self.calls > 1:
             raise ConnectionError("no route\x1b[31m to host")
 
     def finish(self):
         pass
 
 
+class Broken(Network):
+    """It is down from the second call on."""
+
+    down = True
+
+
 def test_a_tracker_that_fails_is_said_once_counted_and_left_alone(tmp_path, monkeypatch, capsys):
     from accelerate import tracking
 
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "swanlab", Broken)
+    for name, kind in {"swanlab": Broken, "trackio": Network}.items():
+        monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, kind)
     monkeypatch.setattr(room, "package_versions", lambda names: dict.fromkeys(names, "1"))
-    trackers = started(tmp_path, "swanlab,tensorboard")
+    trackers = started(tmp_path, "swanlab,trackio")
     broken = trackers.active["swanlab"]
     for step in range(1, 11):
         trackers.log({"loss": 1.0}, step)
@@ -230,25 +241,27 @@ def test_a_tracker_that_fails_is_said_once_counted_and_left_alone(tmp_path, monk
     trackers.finish()  # twice does nothing
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("training goes on") == 1 and printed.count("no route") == 2 and "\x1b[31m" not in printed
-    assert "swanlab: 9 record(s) did not get there" in printed and "tensorboard" not in printed
+    assert "swanlab: 9 record(s) did not get there" in printed and "trackio" not in printed
 
 
 def test_a_tracker_that_cannot_start_is_a_problem_and_no_other_is_left_running(tmp_path, monkeypatch):
     from accelerate import tracking
 
-    class Refusing(Broken):
+    class Refusing(Network):
         def start(self):
             raise RuntimeError("no API key")
 
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "swanlab", Refusing)
+    for name, kind in {"swanlab": Refusing, "trackio": Network}.items():
+        monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, kind)
     monkeypatch.setattr(room, "package_versions", lambda names: dict.fromkeys(names, "1"))
-    trackers = Trackers(TrackerConfig(report_to="tensorboard,swanlab"), tmp_path)
+    trackers = Trackers(TrackerConfig(report_to="trackio,swanlab"), tmp_path)
     problem = trackers.start({})
     assert problem is not None and problem.startswith("report_to swanlab: RuntimeError: no API key; log in")
     assert trackers.active == {}
 
 
-def test_a_damaged_list_of_runs_is_named(tmp_path):
+def test_a_damaged_list_of_runs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "package_versions", lambda names: dict.fromkeys(names, "1"))
     (tmp_path / room.IDS).write_text('{"tensor')
     problem = Trackers(TrackerConfig(report_to="tensorboard"), tmp_path).start({}, resume=True)
     assert problem is not None and "trackers.json cannot be read, was it cut?" in problem

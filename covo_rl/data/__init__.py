@@ -1,9 +1,10 @@
-"""Question sets in and out, and what is wrong with them: JSON, JSONL, parquet, datasets folders; no torch.
+"""Question sets in and out, and what is wrong with them: files, folders, the hub, rows in memory; no torch.
 
-    rows of a file -> load_examples -> list[Example] -> row_problems, overlap -> training
+    rows of a source -> load_examples -> list[Example] -> row_problems, overlap -> training
                                        list[Example] -> to_rows, write -> another schema
 
-MMAU, MMAR, MMSU, AVQA, AudioMCQ and our own field names are read; see `schemas.SCHEMAS`.
+MMAU, MMAR, MMSU, AVQA, AudioMCQ and our own field names are read (`schemas.SCHEMAS`), conversations (`chat.py`), tables
+of text (`delimited.py`), and columns under other names; docs/data.md shows each.
 """
 
 from covo_rl.data.check import Overlap, clip_notes, duplicate_rows, overlap, row_problems

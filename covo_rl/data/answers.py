@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from covo_rl.data.read import Problem, Row, some
+from covo_rl.data.read import DataNote, Problem, Row, some
 from covo_rl.data.rows import answer_of, first_value, option_list, place_number
 from covo_rl.data.schemas import Schema
 
@@ -75,6 +75,8 @@ def _index_base(field: str, numbers: Sequence[_Number], *, may_be_text: bool) ->
         return None, ""
     size = max(len(number.choices) for number in numbers)
     if fits_1 and not differs and {number.value for number in numbers} == set(range(1, size + 1)):
-        warnings.warn(f"{field}: 1 to {size} occur and 0 does not, so places are counted from 1", stacklevel=4)
+        warnings.warn(
+            f"{field}: 1 to {size} occur and 0 does not, so places are counted from 1", DataNote, stacklevel=4
+        )
         return 1, ""
     return 0, ""

@@ -75,6 +75,8 @@ def _records(path: Path) -> list[_Record]:
             line = reader.line_num
     except csv.Error as error:
         problems.append(Problem(f"line {line + 1}", f"cannot be read: {error}; is a quote missing, or one too many?"))
+    if not records and not problems:
+        raise broken(path, "it holds no rows")
     width = len(records[0].cells) if records else 0
     names = [name.strip() for record in records[:1] for name in record.cells]
     for place, name in enumerate(names, 1):

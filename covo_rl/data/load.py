@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from covo_rl.data.answers import index_bases
 from covo_rl.data.chat import is_chat, lists_options, plain_row
 from covo_rl.data.folder import AudioFolder
-from covo_rl.data.read import DataError, Problem, Row, printable, row_name, some
+from covo_rl.data.read import DataError, DataNote, Problem, Row, printable, row_name, some
 from covo_rl.data.rows import RowReader, audio_references, row_id
 from covo_rl.data.schemas import SCHEMAS, Schema
 from covo_rl.data.sources import read_rows, source_name
@@ -88,7 +88,7 @@ def load_examples(
     if problems:
         raise DataError(source_name(source), problems, examples)
     if note := _options_note(examples):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, DataNote, stacklevel=2)
     return examples
 
 
@@ -148,7 +148,7 @@ def _with_schemas(rows: Sequence[Row], format: str, columns: Mapping[str, str], 
         problems.append(Problem(names[0], what + more))
     for note, names in notes.items():
         if note:
-            warnings.warn(f"{some(names)}: {note}", stacklevel=3)
+            warnings.warn(f"{some(names)}: {note}", DataNote, stacklevel=3)
     return readable
 
 

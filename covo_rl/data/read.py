@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,25 @@ class DataError(UserError, ValueError):
         if count > SHOWN:
             lines.append(f"  ... and {count - SHOWN} more")
         return "\n".join(lines)
+
+
+class DataNote(UserWarning):
+    """What is worth knowing about rows that can be used."""
+
+
+@contextmanager
+def data_notes() -> Iterator[list[str]]:
+    """What `load_examples` warns of meanwhile, for a command to say in its own place; other warnings are shown."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as records:
+        warnings.simplefilter("always", DataNote)
+        try:
+            yield notes
+        finally:
+            notes += [str(record.message) for record in records if issubclass(record.category, DataNote)]
+    for record in records:
+        if not issubclass(record.category, DataNote):
+            warnings.showwarning(record.message, record.category, record.filename, record.lineno)
 
 
 def printable(value: object, limit: int = 80) -> str:

@@ -63,7 +63,7 @@ class RowReader:
         for item in _items(audio):
             try:
                 clips.append(self._clip(item, audio_field))
-            except (ValueError, TypeError, OverflowError) as error:
+            except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # the last of tensors and decoders
                 self.problems.append(str(error))
         if self.problems:
             return None
@@ -133,7 +133,9 @@ class RowReader:
             if isinstance(item.get("bytes"), (bytes, bytearray)):
                 return Clip(data=bytes(item["bytes"]))
             if isinstance(item.get("array"), list) or hasattr(item.get("array"), "__array__"):
-                return Clip(array=_waveform(item["array"]), sampling_rate=item.get("sampling_rate"))
+                rate: Any = item.get("sampling_rate")
+                rate = rate.item() if hasattr(rate, "item") else rate
+                return Clip(array=_waveform(item["array"]), sampling_rate=rate)
             if isinstance(item.get("path"), (str, os.PathLike)):
                 return Clip(path=self.folder.resolve(os.fspath(item["path"])))
         raise ValueError(f"its audio ({field}) is {printable(item)}, not a path, bytes, or an object with one of them")
@@ -145,7 +147,7 @@ def _waveform(values: Any) -> np.ndarray:
     Raises:
         ValueError: which axis holds the channels is unclear.
     """
-    array = np.array(values, dtype=np.float32 if isinstance(values, list) else None)
+    array = np.asarray(values, dtype=np.float32 if isinstance(values, list) else None).copy()
     if array.ndim != 2:
         return array
     few = [axis for axis, size in enumerate(array.shape) if size in (1, 2)]

@@ -27,6 +27,9 @@ class Advice:
     text: str
     link: str
 
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.rule}: {self.text} See {self.link}"
+
 
 class Monitor:
     """Reads a run line by line, at the same small cost for each.

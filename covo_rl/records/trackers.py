@@ -86,7 +86,7 @@ class Trackers:
                 self.active[name] = self._started(name, options, step)
             except Exception as error:  # whatever a library raises: the run has not begun and can be refused
                 self.finish()
-                return f"report_to {name}: {_said(error)}; log in or configure it, or leave it out of report_to"
+                return f"report_to {name}: {_said(error)}; log in, work offline (docs/tracking.md), or leave it out"
         return None
 
     def _settle_ids(self, resume: bool) -> None:

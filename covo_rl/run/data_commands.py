@@ -18,7 +18,7 @@ from covo_rl import data
 from covo_rl.data import DataError, Overlap, load_examples
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.load import audio_root
-from covo_rl.data.read import some
+from covo_rl.data.read import data_notes, some
 from covo_rl.data.terminal import say
 from covo_rl.prompt import CONTROL
 from covo_rl.records.console import console, summary_table
@@ -59,13 +59,15 @@ def check_command(
     show: Annotated[int, typer.Option(min=1, help="rows per table")] = 30,
 ) -> None:
     """Missing, broken and over-long clips, duplicates, bad answers, overlap with held-out rows. Exit code 1 if any."""
-    examples, part = _checked(file, audio_dir, columns, format, allow_outside_audio, max_seconds)
-    report, overlaps, notes = {"data": part}, [], {"data": _notes(examples)}
+    examples, part, lines = _checked(file, audio_dir, columns, format, allow_outside_audio, max_seconds)
+    report, overlaps, notes = {"data": part}, [], {"data": lines}
     if against is not None:
         folder = against_audio_dir or audio_dir
         names = against_columns or columns
-        held_out, report["against"] = _checked(against, folder, names, against_format, allow_outside_audio, None)
-        overlaps, notes["against"] = data.overlap(examples, held_out, near=near), _notes(held_out)
+        held_out, report["against"], notes["against"] = _checked(
+            against, folder, names, against_format, allow_outside_audio, None
+        )
+        overlaps = data.overlap(examples, held_out, near=near)
     ok = not any(part["problems"] or part["duplicates"] for part in report.values())
     ok = ok and not any(item.serious for item in overlaps)
     if as_json:
@@ -96,12 +98,15 @@ def convert_command(
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise _stop(f"{visible(target)} is the file that is read: give another OUT")
     try:
-        examples = load_examples(
-            source, folder, columns=columns, format=from_, allow_outside=allow_outside_audio, strict=False
-        )
+        with data_notes() as notes:
+            examples = load_examples(
+                source, folder, columns=columns, format=from_, allow_outside=allow_outside_audio, strict=False
+            )
         data.write(data.to_rows(examples, to, folder), target)
     except ValueError as error:  # DataError is one
         raise _stop(str(error)) from error
+    for note in notes:
+        say(f"note: {note}")
     say(f"{len(examples)} rows written to {target} as {to}; audio paths start from {folder}")
 
 
@@ -152,18 +157,19 @@ def _stop(message: str) -> typer.Exit:
 
 def _checked(
     file: str, folder: Path | None, columns: str | None, format: str, outside: bool, longest: float | None
-) -> tuple[list[Example], dict[str, Any]]:
-    """The rows of a file that can be read; counts, lengths and problems, ready for JSON."""
-    problems = []
+) -> tuple[list[Example], dict[str, Any], list[str]]:
+    """The rows of a file that can be read; counts, lengths and problems, ready for JSON; notes."""
+    problems, notes = [], []
     try:
-        examples = load_examples(file, folder, columns=columns, format=format, allow_outside=outside, strict=False)
+        with data_notes() as notes:
+            examples = load_examples(file, folder, columns=columns, format=format, allow_outside=outside, strict=False)
     except DataError as error:
         examples, problems = list(error.examples), list(error.problems)
     except ValueError as error:
         raise _stop(str(error)) from error
     decoded = [facts for clips in facts_by_row(examples) for facts in clips if facts.error is None]
     lengths = {facts.fingerprint: facts.seconds for facts in decoded}
-    return examples, {
+    counts = {
         "file": file,
         "rows": len(examples),
         "rows_without_answer": sum(example.answer is None for example in examples),
@@ -177,6 +183,7 @@ def _checked(
         "problems": [vars(problem) for problem in [*problems, *data.row_problems(examples, max_clip_seconds=longest)]],
         "duplicates": [vars(problem) for problem in data.duplicate_rows(examples)],
     }
+    return examples, counts, [*notes, *_notes(examples)]
 
 
 def _notes(examples: list[Example]) -> list[str]:

@@ -55,7 +55,7 @@ def generate_command(
         num_generations=num_generations, max_completion_length=max_completion_length, seed=seed,
     )  # fmt: skip
     for reply in replies if num_generations == 1 else replies[0]:
-        say(json.dumps(asdict(reply), ensure_ascii=False) if as_json else reply.text)
+        say(json.dumps(asdict(reply)) if as_json else reply.text)
         if reply.problems and not as_json:
             say(f"note: {'; '.join(reply.problems)}", err=True)
 

@@ -135,6 +135,7 @@ def complete(session: Session) -> None:
                 audio: session.evaluate(audio=audio, modes=["sampled"]) for audio in ("silent", "swapped")
             }
         session.finish(exported, trainer.step, evaluations)
+        session.ranks.wait()  # nobody reads result.json before it is there
     finally:
         session.close()
 

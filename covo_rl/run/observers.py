@@ -152,7 +152,7 @@ class Adviser(Observer):
         news = self.monitor.see(plain(record.metrics))
         self.advice += news
         for piece in news:
-            console.console.print(f"step {piece.step}, {piece.rule}: {piece.text} See {piece.link}", style="yellow")
+            console.console.print(str(piece), style="yellow")
 
     def close(self, result: Mapping[str, Any] | None) -> None:
         if self.advice:

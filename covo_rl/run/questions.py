@@ -17,7 +17,7 @@ from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.check import sound_of
 from covo_rl.data.memory import IN_MEMORY
-from covo_rl.data.read import some
+from covo_rl.data.read import data_notes, some
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
 from covo_rl.train.ranks import Ranks
@@ -52,10 +52,7 @@ def read_questions(
         ConfigError: no row is left to train on, or the options name rows of another program.
     """
     config, memory = options.data, memory or {}
-    if absent := [name for name in ("data", "eval_data")
-                  if (getattr(config, name) or "").startswith(IN_MEMORY) and name not in memory]:  # fmt: skip
-        raise ConfigError([f"{name} {getattr(config, name)!r}: these rows were in the memory of a Python program: hand "
-                           "the same to GRPO, or write them to a file and name it" for name in absent])  # fmt: skip
+    _check_memory(config, memory)
     builtin = builtin_questions() if config.data is None else {}
     data, eval_data = config.data or builtin["train"], config.eval_data or builtin.get("test")
     files = {name: Path(path) for name, path in (("data", data), ("eval_data", eval_data)) if path is not None}
@@ -66,8 +63,12 @@ def read_questions(
 
     def load(name: str, audio_dir: str | None, columns: str | None) -> list[Example]:
         source, outside = memory.get(name, files[name]), config.allow_outside_audio
-        return load_examples(source, audio_dir, columns=columns, allow_outside=outside)
+        with data_notes() as lines:
+            examples = load_examples(source, audio_dir, columns=columns, allow_outside=outside)
+        about_rows.extend(visible(f"{name}: {line}") for line in lines)
+        return examples
 
+    about_rows: list[str] = []
     rows, held_out, notes = load("data", folder, columns), [], ()
     splits = options.eval.evaluate and "eval_data" not in files
     if not options.eval.evaluate:
@@ -89,7 +90,15 @@ def read_questions(
             what = f"eval_fraction {config.eval_fraction} holds out all {len(rows)} rows, which have too few clips"
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
-    return Rows(rows, held_out, files, (*notes, *_system_notes([*rows, *held_out], options.prompt)))
+    return Rows(rows, held_out, files, (*notes, *about_rows, *_system_notes([*rows, *held_out], options.prompt)))
+
+
+def _check_memory(config: DataConfig, memory: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the options name rows that no program hands over."""
+    if absent := [name for name in ("data", "eval_data")
+                  if (getattr(config, name) or "").startswith(IN_MEMORY) and name not in memory]:  # fmt: skip
+        raise ConfigError([f"{name} {getattr(config, name)!r}: these rows were in the memory of a Python program: hand "
+                           "the same to GRPO, or write them to a file and name it" for name in absent])  # fmt: skip
 
 
 def _system_notes(rows: Sequence[Example], config: PromptConfig) -> list[str]:
@@ -105,8 +114,9 @@ def _memory_name(rows: Sequence[Example], clips: ClipStore) -> str:
     return f"{IN_MEMORY}: {len(rows)}, sha256 {rows_sha256(rows, clips.key)}"
 
 
-def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> list[str]:
-    """Broken and over-long clips, duplicate ids, and what training and held-out rows share; empty when all is well."""
+def question_problems(rows: Rows, config: DataConfig, longest: float | None, clips: ClipStore) -> list[str]:
+    """Broken and over-long clips, duplicate ids, what training and held-out rows share, held-out rows without another
+    clip to swap with; empty when all is well."""
     limit = longest if config.long_audio == "error" else None
     problems = [
         f"{name} row {problem}"
@@ -115,6 +125,10 @@ def question_problems(rows: Rows, config: DataConfig, longest: float | None) -> 
     ]
     if rows.held_out and not config.allow_overlap:
         problems += [str(item) for item in overlap(rows.train, rows.held_out) if item.serious]
+    sounding = [row for row in rows.held_out if row.clips]
+    if sounding and not problems and len({tuple(map(clips.key, row.clips)) for row in sounding}) == 1:
+        problems.append(f"held-out rows: the {len(sounding)} with audio share one clip, so that none can be asked with "
+                        "another's: name eval_data with more, raise eval_fraction, or set evaluate false")  # fmt: skip
     return problems
 
 

@@ -84,7 +84,8 @@ class Session:
         self.in_memory = {name: str(self.rows.files[name]) for name in memory or {} if name in self.rows.files}
         options.data = replace(options.data, **self.in_memory)
         if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
-            raise ConfigError([str(finding) for finding in findings])
+            advice = "check_rewards false trains with it all the same"
+            raise ConfigError([*map(str, findings), advice])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
         model.dtype, self.notes = training_dtype(model.dtype, path, full=not lora)
         count = len(self.rows.train) + len(self.rows.held_out)
@@ -121,7 +122,7 @@ class Session:
             ConfigError: broken and over-long clips and overlap, all together, before anything is loaded.
         """
         data = self.options.data
-        self._refuse(questions.question_problems(self.rows, data, longest) if self.ranks.main else [])
+        self._refuse(questions.question_problems(self.rows, data, longest, self.clips) if self.ranks.main else [])
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
         self._print(*self.rows.notes, *notes, *more)
