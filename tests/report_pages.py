@@ -117,8 +117,8 @@ def run(name, steps, rng, **config):
                     "link": "https://example.org/troubleshooting.md#no-variance", "help": None},
                    {"step": 4, "rule": "kl", "text": "KL runs away.", "link": "docs/troubleshooting.md#kl",
                     "help": None},
-                   {"step": 99, "rule": "entropy", "text": "Entropy falls.", "link": "docs/troubleshooting.md#entropy",
-                    "help": "It `tries`\nnothing.\n\n- One.\n- Two."}],
+                   {"step": 99, "rule": "entropy", "text": "Entropy falls: `covo-rl sft`.",
+                    "link": "docs/troubleshooting.md#entropy", "help": "It `tries`\nnothing.\n\n- One.\n- Two."}],
     }  # fmt: skip
 
 

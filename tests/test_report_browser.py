@@ -114,6 +114,7 @@ def test_the_head_tells_accuracy_before_and_after_with_intervals_notes_and_advic
     links = [a.get_attribute("href") for a in driver.find_elements("css selector", ".advice a")]
     assert links == [content["runs"][0]["advice"][0]["link"]]
     assert "KL runs away. docs/troubleshooting.md#kl" in text  # no link: it leads nowhere from a run folder
+    assert texts(driver, ".advice li > code") == ["covo-rl sft"]
     one(driver, ".advice summary").click()
     assert one(driver, ".advice details").text == "what to do\nIt tries nothing.\n- One.\n- Two."
     for button, step in zip(driver.find_elements("css selector", ".step-link"), (2, 4, 6), strict=True):

@@ -71,6 +71,7 @@ def test_the_chart_library_is_the_published_file_and_its_licence_travels_with_ea
         ([".", "--sounds", "loud"], "the choices are interest, none, all"),
         ([".", "--max-mb", "0"], "0.5"),
         ([".", "--output", "missing/report.html"], "give another --output"),
+        ([".", "--output", "."], ". is a folder; give --output a file, as report.html"),
         ([], "Missing argument"),
     ],
 )

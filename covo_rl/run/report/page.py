@@ -130,6 +130,10 @@ def report_command(
     path = Path(output) if output else Path(runs[0]) / ("compare.html" if len(runs) > 1 else "report.html")
     if not path.parent.is_dir():
         raise typer.BadParameter(f"{visible(path.parent)} is no folder; give another --output")
+    if path.is_dir():
+        raise typer.BadParameter(
+            f"{visible(path)} is a folder; give --output a file, as {visible(path / 'report.html')}"
+        )
     payload = _payload(runs, max_mb=max_mb, sounds=cast(Sounds, sounds), page=path)
     text = render(payload)
     try:

@@ -98,22 +98,19 @@ function verdictCard(run, r, several) {
   );
 }
 
-/** A section of docs/troubleshooting.md: paragraphs, lists as they stand, `code`. */
+/** Text in which `code` is set apart. */
+function coded(text) {
+  const parts = text.split("`");
+  return parts.length % 2 ? parts.map((part, i) => said(i % 2 ? "code" : "span", "", part)) : said("span", "", text);
+}
+
+/** A section of docs/troubleshooting.md: paragraphs, and lists as they stand. */
 const adviceHelp = (text) =>
   el(
     "details",
     {},
     el("summary", {}, "what to do"),
-    text.split(/\n{2,}/).map((paragraph) =>
-      el(
-        "p",
-        {},
-        paragraph
-          .replace(/\n(?!- )\s*/g, " ")
-          .split("`")
-          .map((part, i) => (i % 2 ? said("code", "", part) : visible(part))),
-      ),
-    ),
+    text.split(/\n{2,}/).map((paragraph) => el("p", {}, coded(paragraph.replace(/\n(?!- )\s*/g, " ")))),
   );
 
 function adviceCard(payload, onStep) {
@@ -124,7 +121,7 @@ function adviceCard(payload, onStep) {
         {},
         payload.runs.length > 1 ? runBadge(r) : null,
         button(`step ${advice.step}`, () => onStep(advice.step, r), { class: "step-link" }),
-        said("span", "", advice.text),
+        coded(advice.text),
         " ",
         advice.help ? adviceHelp(advice.help) : advice.link ? link("what to do", advice.link) : null,
       ),
