@@ -87,14 +87,15 @@ def load_examples(
         problems.insert(0, Problem("file", what + meant(str(audio_dir))))
     if problems:
         raise DataError(source_name(source), problems, examples)
-    if note := _options_note(examples):
+    for note in filter(None, (_options_note(examples), _missing_note(examples))):
         warnings.warn(note, DataNote, stacklevel=2)
     return examples
 
 
 def _absent_files(label: str, example: Example, hint: str) -> list[Problem]:
     paths = [clip.path for clip in example.clips if clip.path and not os.path.isfile(clip.path)]
-    return [Problem(label, f"its audio file {path} does not exist; {hint or 'check --audio-dir'}") for path in paths]
+    hint = "write / instead of backslashes" if any("\\" in path for path in paths) else hint or "check --audio-dir"
+    return [Problem(label, f"its audio file {path} does not exist; {hint}") for path in paths]
 
 
 def _options_note(examples: Sequence[Example]) -> str:
@@ -102,6 +103,27 @@ def _options_note(examples: Sequence[Example]) -> str:
     names = [row.id for row in examples if not row.choices and lists_options(row.question)]
     what = "their questions list options in the text, which is left as it is: they are open questions, with the answer"
     return f"rows {visible(some(names))}: {what} as it stands; write choices for options" if names else ""
+
+
+def _missing_note(examples: Sequence[Example]) -> str:
+    """That no row has an answer, or choices, although columns may be them; empty where nothing seems to be missing."""
+    columns = list(dict.fromkeys(name for example in examples for name in example.columns))
+    letters = [name for name in columns if len(name) == 1]
+    options = [name for name in columns if _field_of(name) == "choices"] or letters * ({"a", "b"} <= {*letters})
+    parts = []
+    if not any(example.answer for example in examples) and columns:
+        parts.append(f"no row has an answer; if one of {visible(some(columns))} is it: --columns answer=NAME")
+    if not any(example.choices for example in examples) and options:
+        what = f"no row has choices, and {visible(some(options))} are further columns; if they are options"
+        parts.append(f"{what}: --columns choices=NAME, or one option a column, named A, B, ...")
+    return "; ".join(parts)
+
+
+def _field_of(column: str) -> str:
+    """The field whose name a column has but for case and blanks, `Question`; empty where it is none."""
+    name, schema = "_".join(column.casefold().split()), SCHEMAS["covo"]
+    fields = ("id", "audio", "question", "choices", "answer")
+    return next((field for field in fields if name in getattr(schema, field)), "")
 
 
 def audio_root(source: Source, audio_dir: str | Path | None) -> Path:
@@ -165,7 +187,10 @@ def _unreadable(row: Row, schema: Schema, format: str, columns: Mapping[str, str
         return f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
     marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
     ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
-    hint = "or say which columns they are: --columns question=NAME,audio=NAME,answer=NAME"
+    names = {field: name for name in row if (field := _field_of(str(name)))} or dict.fromkeys(
+        ("question", "audio", "answer"), "NAME"
+    )
+    hint = f"or say which columns they are: --columns {','.join(f'{field}={name}' for field, name in names.items())}"
     return f"unknown fields {fields}; {marks}; any other row needs {ours}, {hint}"
 
 

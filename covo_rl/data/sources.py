@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from covo_rl.data.delimited import SUFFIXES, delimited_rows
-from covo_rl.data.memory import IN_MEMORY, dataset_rows, memory_rows
+from covo_rl.data.memory import IN_MEMORY, dataset_rows, memory_rows, name_labels
 from covo_rl.data.read import DataError, Problem, Row, broken, is_url, json_rows, printable, row_name
+from covo_rl.data.schemas import SCHEMAS
 from covo_rl.resolve import meant
 
 if TYPE_CHECKING:
@@ -74,10 +77,22 @@ def _parquet(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path).read().to_pylist()
+        table = pyarrow.parquet.ParquetFile(path).read()
+        rows = table.to_pylist()
     # ArrowException covers damage of every kind; OSError the file, ValueError values that Python cannot hold.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise broken(path, f"not a readable parquet file: {error}") from error
+    name_labels(rows, _label_names(table.schema.metadata), str(path))
+    return rows
+
+
+def _label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The names of the columns that `datasets` wrote as labels, numbers from 0."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: [*map(str, kind["names"])] for name, kind in features.items() if kind["_type"] == "ClassLabel"}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -98,7 +113,7 @@ def _folder(path: Path, columns: Mapping[str, str]) -> list[Row]:
     for shard in shards:
         for part in shard.relative_to(path).parts:
             if match := _SPLIT.match(part):
-                splits.setdefault(_SPLITS.get(match[1].lower(), match[1].lower()), shard)
+                splits.setdefault(_split_name(match), shard)
     if len(splits) > 1:
         what = f"it holds several splits ({', '.join(sorted(splits))}); name the files or the folder of one"
         raise broken(path, f"{what}, e.g. {splits[min(splits)]}, or hf:{path}:{min(splits)}")
@@ -108,6 +123,11 @@ def _folder(path: Path, columns: Mapping[str, str]) -> list[Row]:
         if missing := [n for n in range(count) if (stem, n, count) not in names]:
             raise broken(path, f"of the {count} shards of {stem} these are missing: {', '.join(map(str, missing))}")
     return [row for shard in shards for row in _parquet(shard)]
+
+
+def _split_name(match: re.Match[str]) -> str:
+    """`train`, `test` or `validation`."""
+    return _SPLITS.get(match[1].lower(), match[1].lower())
 
 
 def _saved(path: Path) -> list[Row]:
@@ -148,22 +168,34 @@ def _metadata(path: Path, file: Path, columns: Mapping[str, str]) -> list[Row]:
     if others:
         raise broken(path, f"it has several files of metadata: {_listed([file, *others])}; name one, or its folder")
     rows, problems = _file(file, columns), []
+    splits: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        names = [name for name in row if name == "file_name" or str(name).endswith("_file_name")]
-        if "audio" in columns or not isinstance(row, dict):
+        if not isinstance(row, dict):
             continue
-        if not names:
-            continue
-        if len(names) > 1 and "file_name" not in names:
-            what = f"its sound may be in {', '.join(names)}; say which: --columns audio={names[0]}"
+        names = [name for name in row if str(name).endswith("_file_name")]
+        names = ["file_name"] if "file_name" in row else names
+        # another field that is read first would take the place of the file
+        others = takewhile(lambda name: name != "file_name", SCHEMAS["covo"].audio)
+        rivals = [*names, *(name for name in others if row.get(name) not in (None, row.get(names[0])))] if names else []
+        if "audio" in columns or not names:
+            name = columns.get("audio", "")
+        elif len(rivals) > 1:
+            what = f"its sound may be in {', '.join(rivals)}; say which: --columns audio={rivals[0]}"
             problems.append(Problem(row_name(number, row), what))
             continue
-        name = "file_name" if "file_name" in names else names[0]
-        if not row[name]:
-            problems.append(Problem(row_name(number, row), f"its {name} is empty"))
-        row["file_name"] = row[name]
+        else:
+            name = names[0]
+            if not row[name]:
+                problems.append(Problem(row_name(number, row), f"its {name} is empty"))
+            row["file_name"] = row[name]
+        reference = row.get(name)
+        if isinstance(reference, str) and (match := _SPLIT.match(reference.removeprefix("./"))) and "/" in reference:
+            splits.setdefault(_split_name(match), reference)
     if problems:
         raise DataError(str(path), problems)
+    if len(splits) > 1:
+        what = f"its files are of several splits ({', '.join(splits[name] for name in sorted(splits))})"
+        raise broken(path, f"{what}; write a table for each, or name the file to read all of them as one set: {file}")
     return rows
 
 
