@@ -199,8 +199,10 @@ def test_labels_of_a_parquet_file_have_their_names(folder):
     assert [example.answer for example in load_examples(folder / "q.parquet")] == answers == ["bell", "knock", None]
 
 
-@pytest.mark.parametrize("note", [b"{", b"[]", b'{"info": {"features": {"answer": 3}}}', b'{"info": null}',
-                                  b'{"info": {"features": {"answer": {"_type": "ClassLabel", "names": 3}}}}'])  # fmt: skip
+NAMES = b'{"info": {"features": {"answer": {"_type": "ClassLabel", "names": 3}}}}'
+
+
+@pytest.mark.parametrize("note", [b"{", b"[]", b'{"info": {"features": {"answer": 3}}}', b'{"info": null}', NAMES])
 def test_damaged_notes_of_a_table_change_nothing(folder, note):
     import pyarrow.parquet
 
