@@ -40,7 +40,7 @@ def wer(completions, answer, parsed=None, unit="auto", explain=None, log_extra=N
         raise ValueError(f"unit {unit!r}: there are {' and '.join(UNITS)}")
     scores, reasons = [], []
     for index, (parts, gold) in enumerate(completion_rows(completions, parsed, answer)):
-        golds = [gold] if isinstance(gold, str) or gold is None else list(gold)
+        golds = gold if isinstance(gold, list | tuple) else [gold]
         references = [spoken for text in golds if text is not None and (spoken := spoken_words(str(text), unit))]
         said = spoken_words(parts.answer or "", unit)
         rates = [error_rate(reference, said) for reference in references]

@@ -157,6 +157,7 @@ def test_a_length_that_cannot_be_is_said_before_training():
         ("wer", "안녕하세요", "안녕하세오", 0.8),
         ("wer(unit='char')", "cat", "cut", 2 / 3),
         ("wer", "hello", ["goodbye", "hello"], 1),
+        ("wer", "3", 3, 1),  # of a file that a reward alone reads
         ("wer", "hello", "", None),
         ("wer", "hello", "...", None),
         ("wer", "hello", None, None),
@@ -258,6 +259,12 @@ def test_groups_of_a_file_are_rows_of_one_id_wherever_they_stand(tmp_path, monke
     result, rows = scored(rows, tmp_path, "--rewards", "majority")
     assert result.exit_code == 0 and [row["rewards"]["majority"] for row in rows] == [1, 1, 1, 1, 0, 0]
     assert "majority_answers: 2.0000" in result.output
+
+
+def test_rows_whose_id_is_null_are_no_group(tmp_path):
+    rows = [{"id": None, "completion": text, "choices": OPTIONS} for text in said("cat", "cat")]
+    _, rows = scored(rows, tmp_path, "--rewards", "majority")
+    assert [row["rewards"]["majority"] for row in rows] == [None, None]
 
 
 def test_a_row_that_a_step_took_twice_is_two_groups(tmp_path):
