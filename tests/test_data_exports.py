@@ -131,6 +131,8 @@ def test_the_mapping_of_a_header_in_other_letters_is_named(folder):
     mapping = said.rpartition("--columns ")[2]
     assert mapping == "id=ID,audio=Audio,question=Question,choices=Choices,answer=Answer"
     assert facts(path, columns=mapping) == PLAIN
+    said = problem(write(folder / "q.csv", "wav,prompt,options,label\na.wav,Q?,dog|cat,cat\n"))
+    assert said.endswith("--columns question=NAME,answer=NAME")
 
 
 @pytest.mark.parametrize(

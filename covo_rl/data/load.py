@@ -187,10 +187,12 @@ def _unreadable(row: Row, schema: Schema, format: str, columns: Mapping[str, str
         return f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
     marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
     ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
-    names = {field: name for name in row if (field := _field_of(str(name)))} or dict.fromkeys(
-        ("question", "audio", "answer"), "NAME"
-    )
-    hint = f"or say which columns they are: --columns {','.join(f'{field}={name}' for field, name in names.items())}"
+    parts = []
+    for field in ("id", "audio", "question", "choices", "answer"):
+        if not any(name in row for name in getattr(schema, field)):
+            near = next((name for name in row if _field_of(str(name)) == field), None)
+            parts += [f"{field}={near or 'NAME'}"] if near or field in ("audio", "question", "answer") else []
+    hint = f"or say which columns they are: --columns {','.join(parts)}"
     return f"unknown fields {fields}; {marks}; any other row needs {ours}, {hint}"
 
 
