@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -52,6 +53,15 @@ def test_the_majority_of_options(answers, scores):
 )
 def test_open_answers_agree_as_accuracy_would_have_it(answers, scores):
     assert majority(answers, choices=None) == scores
+
+
+def test_rambling_answers_are_compared_in_no_time():
+    """64 different answers of 9,000 characters, as of a policy that has lost its way; two pairs agree."""
+    texts = [f"bell {i // 2 if i < 4 else i} " * 1_000 for i in range(64)]
+    start = time.process_time()
+    assert load_reward("majority")(said(*texts)) == [None] * 64
+    assert time.process_time() - start < 3
+    assert load_reward("majority")(said(*texts[1:9])) == [0, 1, 1] + [0] * 5
 
 
 def test_the_key_is_never_looked_at():
