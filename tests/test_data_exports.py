@@ -118,11 +118,28 @@ def test_what_seems_to_be_missing_is_noted(folder):
     (note,) = notes("audio,question,A,B,Correct Answer\na.wav,Q?,dog,cat,B\n")
     assert "no row has an answer; if one of Correct Answer is it" in note
     (note,) = notes("audio,question,a,b,answer\na.wav,Q?,dog,cat,b\n")
-    assert "no row has choices, and a, b are further columns" in note
+    assert "no row has choices; if a, b are options" in note
     (note,) = notes("audio,question,Choices,answer\na.wav,Q?,dog|cat,cat\n")
-    assert "no row has choices, and Choices are further columns" in note
-    assert notes("audio,question,answer,x,y\na.wav,Q?,dog,1,2\n") == []
+    assert "no row has choices; if Choices are options" in note
+    assert notes("audio,question,answer,x,t0\na.wav,Q?,dog,1,2\n") == []
     assert notes("audio,question\na.wav,Q?\n") == []
+
+
+def test_options_in_columns_of_a_file_that_is_no_table_are_noted_and_none_is_dropped(folder):
+    row = {"audio": "a.wav", "question": "Q?", "answer": "v"}
+    for names in (("A", "B"), ("option_1", "option_2")):
+        path = write(folder / "q.jsonl", json.dumps({**row, **dict(zip(names, "vw", strict=True))}))
+        with pytest.warns(DataNote, match=f"if {', '.join(names)} are options, write them as a list"):
+            load_examples(path)
+    five = {f"choice_{letter}": option for letter, option in zip("abcde", "vwxyz", strict=True)}
+    said = problem(write(path, json.dumps({**row, **five, "answer_gt": "v"})))
+    assert "the options choice_a, choice_b, choice_c, choice_d, and the row choice_e as well" in said
+
+
+def test_conversations_as_pandas_writes_them(folder):
+    messages = [{"role": "user", "content": '<audio>What\'s "up"?'}, {"role": "assistant", "content": "x"}]
+    pd.DataFrame([{"messages": messages, "audios": ["a.wav"]}]).to_csv(folder / "q.csv", index=False)
+    assert facts(folder / "q.csv") == (["a.wav"], 'What\'s "up"?', (), "x")
 
 
 def test_the_mapping_of_a_header_in_other_letters_is_named(folder):

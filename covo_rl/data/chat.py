@@ -9,12 +9,12 @@ assistant says; of `<think>...</think><answer>...</answer>` the answer. Clips co
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from covo_rl.data.read import Row, printable
+from covo_rl.data.rows import option_list
 from covo_rl.data.schemas import SCHEMAS
 
 TAG = "<audio>"
@@ -93,13 +93,8 @@ def _clips(user: _Turn, value: Any, field: str) -> list[Any]:
 
 
 def _messages(row: Row, name: str) -> list[Any] | None:
-    """The messages of a field, which a CSV holds as JSON; None where it has none."""
-    value = row.get(name)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+    """The messages of a field, which a CSV holds as JSON or as Python writes a list; None where it has none."""
+    value = option_list(row.get(name))
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, Mapping) for item in value):
         return None
     # an assistant that is still to speak says nothing

@@ -153,7 +153,7 @@ def _read_options(rows: Sequence[Row], header: Sequence[str], columns: Mapping[s
     if "choices" in columns:
         return _split_cells(rows, columns["choices"])
     cells = [name for name in SCHEMAS["covo"].choices if name in header]
-    groups = _option_columns(header)
+    groups = option_columns(header, small=False)
     ways = [*cells, *(", ".join(names) for names in groups)]
     if len(ways) > 1:
         hint = f"say which: --columns choices={cells[0] if cells else 'NAME'}, or leave the others out"
@@ -180,11 +180,14 @@ def _read_options(rows: Sequence[Row], header: Sequence[str], columns: Mapping[s
     return problems
 
 
-def _option_columns(header: Sequence[str]) -> list[list[str]]:
-    """Columns that hold one option each: groups of two or more with the same words, and letters or numbers."""
+def option_columns(header: Sequence[str], *, small: bool = True) -> list[list[str]]:
+    """Columns that hold one option each: groups of two or more with the same words, and letters or numbers.
+
+    With `small` also single letters that are small.
+    """
     groups = defaultdict(list)
     for name in header:
-        if (match := _OPTION.fullmatch(name)) and (match[1] or match[3].isupper()):
+        if (match := _OPTION.fullmatch(name)) and (match[1] or match[3].isupper() or (small and name.isalpha())):
             groups[(match[1] or "").lower(), match[2], match[3].isdigit()].append(name)
     return [names for names in groups.values() if len(names) > 1]
 

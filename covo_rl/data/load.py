@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from covo_rl.data.answers import index_bases
 from covo_rl.data.chat import is_chat, lists_options, plain_row
+from covo_rl.data.delimited import option_columns
 from covo_rl.data.folder import AudioFolder
 from covo_rl.data.read import DataError, DataNote, Problem, Row, printable, row_name, some
 from covo_rl.data.rows import RowReader, audio_references, row_id
@@ -108,14 +109,13 @@ def _options_note(examples: Sequence[Example]) -> str:
 def _missing_note(examples: Sequence[Example]) -> str:
     """That no row has an answer, or choices, although columns may be them; empty where nothing seems to be missing."""
     columns = list(dict.fromkeys(name for example in examples for name in example.columns))
-    letters = [name for name in columns if len(name) == 1]
-    options = [name for name in columns if _field_of(name) == "choices"] or letters * ({"a", "b"} <= {*letters})
+    options = [name for name in columns if _field_of(name) == "choices"] or next(iter(option_columns(columns)), [])
     parts = []
     if not any(example.answer for example in examples) and columns:
         parts.append(f"no row has an answer; if one of {visible(some(columns))} is it: --columns answer=NAME")
     if not any(example.choices for example in examples) and options:
-        what = f"no row has choices, and {visible(some(options))} are further columns; if they are options"
-        parts.append(f"{what}: --columns choices=NAME, or one option a column, named A, B, ...")
+        what = f"no row has choices; if {visible(some(options))} are options"
+        parts.append(f"{what}, write them as a list (--columns choices=NAME), in a CSV also one a column: A, B, ...")
     return "; ".join(parts)
 
 
@@ -181,6 +181,13 @@ def _unreadable(row: Row, schema: Schema, format: str, columns: Mapping[str, str
         near = [close[0] for name in columns.values() if name not in row if (close := get_close_matches(name, row, 1))]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         return f"it has no column {', '.join(absent)}; it has {fields}{hint}"
+    if schema.options and (
+        more := [n for names in option_columns(list(row)) for n in names if n not in schema.options]
+    ):
+        what = (
+            f"schema {schema.name} has the options {', '.join(schema.options)}, and the row {', '.join(more)} as well"
+        )
+        return what + "; write a list: choices"
     if not (missing := schema.missing(row)):
         return ""
     if format != "auto" or schema.marks:

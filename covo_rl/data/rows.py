@@ -24,8 +24,8 @@ from covo_rl.types import Clip, Example
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.ASCII | re.DOTALL)
 _PLACE = re.compile(r"(\d{1,3})(?:\.0)?", re.ASCII)
-#: A list of options written as one string is at most this long.
-_MAX_LIST = 20_000
+#: Characters of a list as Python writes it, whose parser is slow and deep.
+_MAX_LITERAL = 20_000
 
 
 def normalized(text: str) -> str:
@@ -230,11 +230,11 @@ def _is_text_or_number(value: object) -> bool:
 
 def option_list(value: Any) -> Any:
     """A list of options; also {"A": ..., "B": ...} and a list written as one string. Anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= _MAX_LIST:
+    if isinstance(value, str) and value.lstrip().startswith("["):
         # Literals only: nothing is evaluated.
         for parse, text in ((json.loads, value), (ast.literal_eval, value.strip())):
             try:
-                if parse is json.loads or not _joins_texts(text):
+                if parse is json.loads or (len(text) <= _MAX_LITERAL and not _joins_texts(text)):
                     return parse(text)
             except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
                 pass
