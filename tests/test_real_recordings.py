@@ -209,12 +209,14 @@ def test_one_sound_under_two_names_is_not_in_two_splits(recipe, tmp_path):
     """Debian's ram and mountain goat are one recording, in two files of different bytes."""
     t = np.arange(8000) / 8000
     files = []
-    for name, split, subtype in (("goat", "test", "PCM_24"), ("ram", "train", "PCM_16"), ("cow", "test", "PCM_16")):
-        soundfile.write(tmp_path / f"{name}.wav", np.sin((3000 if name == "cow" else 2000) * t), 8000, subtype=subtype)
-        files.append(recipe.recordings.Recording("animal", "animal", name, split, tmp_path / f"{name}.wav"))
+    for name, split in (("goat.wav", "test"), ("ram.wav", "train"), ("cow.wav", "test")):
+        wave = 0.5 * np.sin((3000 if name == "cow.wav" else 2000) * t)
+        wave = np.append(wave, np.zeros(800)) if name == "goat.wav" else wave
+        soundfile.write(tmp_path / name, wave, 8000, subtype="PCM_16")
+        files.append(recipe.recordings.Recording("animal", "animal", name, split, tmp_path / name))
     files += [recipe.recordings.Recording("animal", "animal", f"ram {i}", "train", files[1].path) for i in range(20)]
     sounds, problems = recipe.scenes.load_sounds(files)
-    assert {r.source for r in sounds if r.split == "test"} == {"cow"} and len(sounds) == 22
+    assert {r.source for r in sounds if r.split == "test"} == {"cow.wav"} and len(sounds) == 22
     assert problems == [f"{tmp_path / 'goat.wav'}: the same sound as ram.wav of the train split"]
 
 

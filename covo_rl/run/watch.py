@@ -151,7 +151,7 @@ def frame(run: RunFollower, width: int, height: int | None = None) -> list[Text]
 
 
 def _advice(piece: Advice) -> Text:
-    return Text(visible(f"step {piece.step}, {piece.rule}: {piece.text} See {piece.link}"), style="yellow")
+    return Text(visible(piece), style="yellow")
 
 
 def _lines(texts: Sequence[Text], width: int) -> int:

@@ -16,7 +16,7 @@ from itertools import permutations
 import numpy as np
 from recordings import DRUMS, NUMBERS, SPLITS, VOICES, Recording
 
-from covo_rl.audio import AudioError, decode, resample
+from covo_rl.audio import AudioError, audio_fingerprint, decode, resample
 from covo_rl.types import Clip
 
 RATE = 8000  # Hz, of asterisk's recordings; wider ones are brought down
@@ -86,9 +86,9 @@ def load_sounds(recordings: Sequence[Recording]) -> tuple[dict[Recording, np.nda
             problems.append(f"{recording.path}: {len(wave) / RATE:.3f} s of sound")
     if len(problems) > len(recordings) / 20:
         raise AudioError(f"{len(problems)} of {len(recordings)} recordings cannot be used, first: {problems[0]}")
-    heard: dict[bytes, Recording] = {}
+    heard: dict[str, Recording] = {}
     for recording in sorted(sounds, key=lambda r: SPLITS.index(r.split)):
-        first = heard.setdefault(np.round(sounds[recording] * 200).astype(np.int16).tobytes(), recording)
+        first = heard.setdefault(audio_fingerprint(sounds[recording], RATE), recording)
         if first.split != recording.split:
             del sounds[recording]
             problems.append(f"{recording.path}: the same sound as {first.path.name} of the {first.split} split")
