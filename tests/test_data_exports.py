@@ -121,7 +121,7 @@ def test_what_seems_to_be_missing_is_noted(folder):
     assert "no row has choices; if a, b are options" in note
     (note,) = notes("audio,question,Choices,answer\na.wav,Q?,dog|cat,cat\n")
     assert "no row has choices; if Choices are options" in note
-    assert notes("audio,question,answer,x,t0\na.wav,Q?,dog,1,2\n") == []
+    assert notes("audio,question,answer,x,y\na.wav,Q?,dog,1,2\n") == []
     assert notes("audio,question\na.wav,Q?\n") == []
 
 

@@ -109,7 +109,8 @@ def _options_note(examples: Sequence[Example]) -> str:
 def _missing_note(examples: Sequence[Example]) -> str:
     """That no row has an answer, or choices, although columns may be them; empty where nothing seems to be missing."""
     columns = list(dict.fromkeys(name for example in examples for name in example.columns))
-    options = [name for name in columns if _field_of(name) == "choices"] or next(iter(option_columns(columns)), [])
+    groups = [names for names in option_columns(columns) if names[0][-1] in "aA01"]
+    options = [name for name in columns if _field_of(name) == "choices"] or next(iter(groups), [])
     parts = []
     if not any(example.answer for example in examples) and columns:
         parts.append(f"no row has an answer; if one of {visible(some(columns))} is it: --columns answer=NAME")
@@ -181,13 +182,10 @@ def _unreadable(row: Row, schema: Schema, format: str, columns: Mapping[str, str
         near = [close[0] for name in columns.values() if name not in row if (close := get_close_matches(name, row, 1))]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         return f"it has no column {', '.join(absent)}; it has {fields}{hint}"
-    if schema.options and (
-        more := [n for names in option_columns(list(row)) for n in names if n not in schema.options]
-    ):
-        what = (
-            f"schema {schema.name} has the options {', '.join(schema.options)}, and the row {', '.join(more)} as well"
-        )
-        return what + "; write a list: choices"
+    of_options = [name for names in option_columns(list(row)) for name in names] if schema.options else []
+    if more := [name for name in of_options if name not in schema.options]:
+        what = f"schema {schema.name} has the options {', '.join(schema.options)}"
+        return f"{what}, and the row {', '.join(more)} as well; write a list: choices"
     if not (missing := schema.missing(row)):
         return ""
     if format != "auto" or schema.marks:
