@@ -176,13 +176,13 @@ def test_samples_without_a_rate_are_one_problem():
 
 
 def test_a_table_over_several_splits_is_refused_unless_it_is_named(folder):
-    lines = ["file_name,question,answer", "train/a.wav,Q?,x", "./test/b.wav,Q?,y"]
+    lines = ["file_name,question,answer", "train/a.wav,Q?,x", "./data/test/b.wav,Q?,y"]
     path = write(folder / "set" / "metadata.csv", "\n".join(lines))
-    for split, name in (("train", "a"), ("test", "b")):
-        (folder / "set" / split).mkdir()
+    for split, name in (("train", "a"), ("data/test", "b")):
+        (folder / "set" / split).mkdir(parents=True)
         (folder / f"{name}.wav").rename(folder / "set" / split / f"{name}.wav")
     said = problem(folder / "set")
-    assert "of several splits (./test/b.wav, train/a.wav)" in said and str(path) in said
+    assert "of several splits (./data/test/b.wav, train/a.wav)" in said and str(path) in said
     assert len(load_examples(path)) == 2
     write(path, "\n".join(lines[:2]))
     assert facts(folder / "set") == (["a.wav"], "Q?", (), "x")

@@ -79,9 +79,8 @@ def _records(path: Path) -> list[_Record]:
                 records.append(_Record(line + first, cells, "".join(lines[line : reader.line_num])))
             line = reader.line_num
     except csv.Error as error:
-        problems.append(
-            Problem(f"line {line + first}", f"cannot be read: {error}; is a quote missing, or one too many?")
-        )
+        what = f"cannot be read: {error}; is a quote missing, or one too many?"
+        problems.append(Problem(f"line {line + first}", what))
     if not records and not problems:
         raise broken(path, "it holds no rows")
     width = len(records[0].cells) if records else 0

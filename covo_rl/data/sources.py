@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from covo_rl.data.delimited import SUFFIXES, delimited_rows
 from covo_rl.data.memory import IN_MEMORY, dataset_rows, memory_rows, name_labels
@@ -101,7 +101,7 @@ def _label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]
 def _folder(path: Path, columns: Mapping[str, str]) -> list[Row]:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path)
-    if files := _metadata_files(path):
+    if files := [path / name for name in _METADATA if (path / name).is_file()]:
         return _metadata(path, files[0], columns)
     shards = sorted(path.rglob("*.parquet"))
     if not shards:
@@ -150,10 +150,6 @@ def _saved(path: Path) -> list[Row]:
     return dataset_rows(dataset, str(path))
 
 
-def _metadata_files(path: Path) -> list[Path]:
-    return [path / name for name in _METADATA if (path / name).is_file()]
-
-
 def _listed(folders: Iterable[Path]) -> str:
     return ", ".join(map(str, sorted(folders)))
 
@@ -170,33 +166,41 @@ def _metadata(path: Path, file: Path, columns: Mapping[str, str]) -> list[Row]:
     rows, problems = _file(file, columns), []
     splits: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
+        try:
+            reference = _file_of(row, columns) if isinstance(row, dict) else None
+        except ValueError as error:
+            problems.append(Problem(row_name(number, row), str(error)))
             continue
-        names = [name for name in row if str(name).endswith("_file_name")]
-        names = ["file_name"] if "file_name" in row else names
-        # another field that is read first would take the place of the file
-        others = takewhile(lambda name: name != "file_name", SCHEMAS["covo"].audio)
-        rivals = [*names, *(name for name in others if row.get(name) not in (None, row.get(names[0])))] if names else []
-        if "audio" in columns or not names:
-            name = columns.get("audio", "")
-        elif len(rivals) > 1:
-            what = f"its sound may be in {', '.join(rivals)}; say which: --columns audio={rivals[0]}"
-            problems.append(Problem(row_name(number, row), what))
-            continue
-        else:
-            name = names[0]
-            if not row[name]:
-                problems.append(Problem(row_name(number, row), f"its {name} is empty"))
-            row["file_name"] = row[name]
-        reference = row.get(name)
-        if isinstance(reference, str) and (match := _SPLIT.match(reference.removeprefix("./"))) and "/" in reference:
-            splits.setdefault(_split_name(match), reference)
+        folders = str(reference).split("/")[:-1]
+        if match := next(filter(None, map(_SPLIT.match, folders)), None):
+            splits.setdefault(_split_name(match), str(reference))
     if problems:
         raise DataError(str(path), problems)
     if len(splits) > 1:
         what = f"its files are of several splits ({', '.join(splits[name] for name in sorted(splits))})"
         raise broken(path, f"{what}; write a table for each, or name the file to read all of them as one set: {file}")
     return rows
+
+
+def _file_of(row: Row, columns: Mapping[str, str]) -> Any:
+    """What a row of metadata names as its file, which becomes its `file_name`; None where it names none.
+
+    Raises:
+        ValueError: it names none in its column, or another field would be taken for the sound.
+    """
+    if "audio" in columns:
+        return row.get(columns["audio"])
+    names = ["file_name"] if "file_name" in row else [name for name in row if str(name).endswith("_file_name")]
+    if not names:
+        return None
+    before = takewhile(lambda name: name != "file_name", SCHEMAS["covo"].audio)  # read before it
+    names += [name for name in before if row.get(name) not in (None, row[names[0]])]
+    if len(names) > 1:
+        raise ValueError(f"its sound may be in {', '.join(names)}; say which: --columns audio={names[0]}")
+    if not row[names[0]]:
+        raise ValueError(f"its {names[0]} is empty")
+    row["file_name"] = row[names[0]]
+    return row["file_name"]
 
 
 def _hub(name: str) -> list[Row]:
