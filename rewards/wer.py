@@ -47,7 +47,8 @@ def wer(completions, answer, parsed=None, unit="auto", explain=None, log_extra=N
         scores.append(1.0 - min(rates) if rates else None)
         reasons.append(f"error rate {min(rates):.3f}" if rates else "")
         if not rates and log_missing:
-            log_missing(index, f"the row's transcript {str(gold)!r:.80} holds no word")
+            why = "the row has no answer" if gold is None else f"the row's transcript {str(gold)!r:.80} holds no word"
+            log_missing(index, why)
     if explain and log_extra:
         log_extra("wer_reason", reasons)
     return scores

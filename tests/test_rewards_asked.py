@@ -261,6 +261,23 @@ def test_the_output_is_never_the_input(tmp_path):
     assert path.read_text() == '{"completion": "x"}\n'
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [
+        ("rows.jsonl", "none/out.jsonl", "none does not exist"),
+        ("rows.jsonl", ".", "is a folder: name a file"),
+        (".", "out.jsonl", "is a folder: name one of its files"),
+    ],
+)
+def test_a_path_that_cannot_be_is_said_before_a_reward_is_asked(tmp_path, source, target, says):
+    plugin = tmp_path / "p.py"
+    plugin.write_text(f"def f(completions, **kw):\n    open({str(tmp_path / 'asked')!r}, 'w')\n    return [1.0]\n")
+    (tmp_path / "rows.jsonl").write_text('{"completion": "x"}\n')
+    arguments = ["--rewards", f"{plugin}:f", "--input", str(tmp_path / source), "--output", str(tmp_path / target)]
+    result = CliRunner().invoke(app, ["score", *arguments])
+    assert result.exit_code == 2 and says in result.stderr and not (tmp_path / "asked").exists()
+
+
 def test_groups_of_a_file_are_rows_of_one_id_wherever_they_stand(tmp_path, monkeypatch):
     """Three passes over two rows, and a batch that is smaller than a group."""
     monkeypatch.setattr("covo_rl.rewards.rows.BATCH", 2)
