@@ -6,8 +6,11 @@ import collections
 import numpy as np
 import pytest
 
-from covo_rl.config import Options
+from covo_rl.algo.advantage import advantages
+from covo_rl.config import LossConfig, Options
 from covo_rl.records.monitor import advice
+from covo_rl.records.steps import StepShare, step_metrics
+from covo_rl.types import Group, RewardTable, Rollout
 
 
 def drawn(seed, steps, prompts, generations, own_scale=1.0):
@@ -132,3 +135,15 @@ def test_a_history_of_an_older_version_is_read():
     """Before thinking_words, failed_NAME and sampling/entropy were logged."""
     old = flat(30, none_accuracy=0.0, reward_accuracy=0.0, zero_variance_groups=1.0, truncated=0.9, loss=0.0)
     assert rules(old) == ["all_groups_wrong", "completions_hit_the_limit"]
+
+
+def test_what_a_reward_logs_is_not_taken_for_a_measurement_of_the_run():
+    table = RewardTable(("accuracy",), np.ones(1), np.ones((1, 2, 1)), np.ones((1, 2)),
+                        metrics={"kl": 9.0, "listen_real": 0.5, "listen_silent": 0.5, "mine": 1.0})  # fmt: skip
+    rollouts = (Rollout((1,), (-0.5,), "", "stop", think="我听到三声钟响"), Rollout((1,), (-0.5,), "", "stop"))
+    share = StepShare.of([Group(None, rollouts)], table, advantages(table, LossConfig()))  # type: ignore[arg-type]
+    metrics = step_metrics([share], {"step": 1})
+    assert not {"kl", "listen_real", "listen_silent", "eval_accuracy"} & {*metrics} and metrics["mine"] == 1.0
+    assert metrics["logged/kl"] == 9.0 and next(iter(metrics)) == "step"
+    assert step_metrics([share], {"step": 1, "kl": 0.1})["kl"] == 0.1
+    assert metrics["thinking_words"] == 7 / 2, "a Chinese character counts as a word"

@@ -82,11 +82,14 @@ class Listener(Observer):
             return
         session, start = self.session, time.perf_counter()
         for audio in ("real", "silent"):
-            evaluation = evaluate(
-                session.policy, self.rows, prompt_config=session.options.prompt, reward_config=None,
-                rollout_config=session.options.rollout, clips=session.clips, audio=audio,
-                seed=session.options.train.seed, batch_size=self.options.eval_batch_size, ranks=session.ranks,
-            )  # fmt: skip
+            title = f"step {metrics['step']}, listening, {audio}"
+            with console.ProgressDisplay(title, len(self.rows), active=session.ranks.main) as display:
+                evaluation = evaluate(
+                    session.policy, self.rows, prompt_config=session.options.prompt, reward_config=None,
+                    rollout_config=session.options.rollout, clips=session.clips, audio=audio,
+                    seed=session.options.train.seed, batch_size=self.options.eval_batch_size, ranks=session.ranks,
+                    progress=display.rated,
+                )  # fmt: skip
             metrics[f"listen_{audio}"] = evaluation.summary()["accuracy"]
         metrics["seconds"]["listen"] = time.perf_counter() - start
 
