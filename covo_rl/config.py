@@ -249,7 +249,7 @@ class EvalConfig:
     """The table before and after."""
 
     evaluate: bool = option(True, "evaluate before and after training")
-    eval_every: int = option(0, "steps between evaluations; 0: before and after only")
+    eval_every: int = option(0, "steps between evaluations; 0 is off")
     eval_num_generations: int = option(1, "sampled completions per held-out row")
     eval_batch_size: int = option(64, "rows decoded at once")
     listen_every: int = option(0, "steps between two looks whether the policy listens: accuracy with silence; 0 is off")

@@ -169,3 +169,18 @@ def test_what_watches_a_step_takes_less_than_two_percent_of_it(tmp_path):
     records = [after - before for before, after in zip(times[2::2], times[3::2], strict=True)]
     shares = [record / step for record, step in zip(records, steps, strict=True)][:-1]  # the last has a table
     assert len(shares) == 2 and statistics.median(shares) < 0.02, shares
+
+
+def test_without_evaluations_before_and_after_those_of_the_steps_are_made_all_the_same(words, tmp_path):
+    """On rows that the test set or a share of the data gives; without any, eval_every is refused."""
+    more = ["--evaluate", "false", "--max-steps", 2, "--output", tmp_path / "run", "--listen-rows", 2]
+    session = session_of(*words, *more, "--eval-every", 2, "--listen-every", 1)
+    session.train()
+    session.close()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["listen_real" in row for row in rows] == [True, True]
+    assert ["eval_accuracy" in row for row in rows] == [False, True] and not (tmp_path / "run" / "before.json").exists()
+    alone = [*words[: words.index("--eval-data")], *words[words.index("--eval-data") + 2 :], "--evaluate", "false"]
+    with pytest.raises(ConfigError, match="eval_every 2: no row is held out"):
+        session_of(*alone, "--output", tmp_path / "other", "--eval-every", 2, "--eval-fraction", 0)
+    assert session_of(*alone, "--output", tmp_path / "other", "--limit", 9).held_out == []

@@ -57,9 +57,14 @@ class Observer:
 class Evaluator(Observer):
     """With `eval_every`, the held-out accuracy of a step, among its metrics."""
 
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        if (every := session.options.eval.eval_every) and not session.held_out:
+            raise ConfigError([f"eval_every {every}: no row is held out; give eval_data, or raise eval_fraction"])
+
     def measure(self, metrics: dict[str, Any]) -> None:
         every = self.session.options.eval.eval_every
-        if every and metrics["step"] % every == 0 and self.session.held_out:
+        if every and metrics["step"] % every == 0:
             summaries = self.session.evaluate(modes=["greedy"], title=f"step {metrics['step']}")
             metrics["eval_accuracy"] = summaries["greedy"]["accuracy"]
 
