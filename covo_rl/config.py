@@ -506,12 +506,8 @@ def _inside(value: float, interval: str) -> bool:
     return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
 
-def loss_problems(config: LossConfig) -> list[str]:
-    """Contradictions in the objective's options, each with what to write instead; empty when all is well."""
-    return value_problems(config) or _loss_contradictions(config)
-
-
 def _loss_contradictions(c: LossConfig) -> list[str]:
+    """Of the objective's options, each with what to write instead."""
     high = c.epsilon if c.epsilon_high is None else c.epsilon_high
     hint = "; GSPO is importance_sampling_level: sequence" if c.loss_type == "gspo" else ""
     rules = [

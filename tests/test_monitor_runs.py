@@ -184,3 +184,16 @@ def test_without_evaluations_before_and_after_those_of_the_steps_are_made_all_th
     with pytest.raises(ConfigError, match="eval_every 2: no row is held out"):
         session_of(*alone, "--output", tmp_path / "other", "--eval-every", 2, "--eval-fraction", 0)
     assert session_of(*alone, "--output", tmp_path / "other", "--limit", 9).held_out == []
+
+
+def test_what_observers_say_at_the_end_stands_above_the_last_lines(words, tmp_path, monkeypatch):
+    session, order = session_of(*words, "--output", tmp_path / "run", "--max-steps", 1), []
+    session.accept()
+    for observer in session.observers:
+        monkeypatch.setattr(observer, "close", lambda result: order.append(result["steps"]))
+    count = len(session.observers)
+    monkeypatch.setattr("covo_rl.run.session.show_end", lambda *_: order.append("last lines"))
+    session.self_check = {}
+    session.finish(tmp_path / "run" / "adapter", 1)
+    session.close()
+    assert order == [1] * count + ["last lines"] and not (tmp_path / "run" / "lock.json").exists()

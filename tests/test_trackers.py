@@ -298,6 +298,12 @@ def test_a_reward_named_like_a_column_of_the_table_hides_nothing():
     assert [cells[f"reward/{name}"] for name in rewards] == [*rewards.values()]
 
 
+def test_a_clip_that_resampling_made_louder_than_full_level_is_cut_to_it():
+    loud = (np.array([0.5, 1.2, -1.01], dtype=np.float32), 16000)
+    _, sounds = table_rows(StepRecord(1, {}, [rollout("row0", 2.0)]), lambda row: [loud])[0]
+    assert sounds[0][0].tolist() == [0.5, 1.0, -1.0], "tensorboard warns on the console otherwise"
+
+
 def test_the_clips_of_a_prompt_are_read_once_for_a_table():
     asked = []
     table_rows(

@@ -179,8 +179,9 @@ RULES: Sequence[MonitorRule] = (
         {"steps": 20},
         signs.always_clipped,
         "The gradient norm was above --max_grad_norm {max_grad_norm} in each of the last {steps} steps (at least "
-        "{least:.2g}): every update has the same length, whatever it says. Raise --max_grad_norm, or put more prompts "
-        "into a step (--prompts_per_step {prompts_per_step}), which makes the gradient less noisy.",
+        "{least:.2g}): noisy updates count as much as clear ones. AdamW makes this mostly harmless; where the "
+        "curves are rough raise --max_grad_norm, or put more prompts into a step (--prompts_per_step "
+        "{prompts_per_step}), which makes the gradient less noisy.",
     ),
     MonitorRule(
         "learning_rate_zero",

@@ -34,7 +34,8 @@ COLUMNS = ("clips", "question", "choices", "answer", "completion", "stop_reason"
 #: failures in a row after which a tracker is left alone: each may have waited for a network
 PATIENCE = 3
 
-#: one row of the table: text and numbers by column, and the waveforms (float32 (samples,), rate in Hz) of its clips
+#: one row of the table: text and numbers by column, and of its clips the waveforms (float32 (samples,), in [-1, 1]) and
+#: rates in Hz
 Row = tuple[dict[str, Any], Sequence[tuple[np.ndarray, int]]]
 
 
@@ -189,7 +190,7 @@ def table_rows(
     for name, rollouts in list(by_prompt.items())[: limit // 2]:
         ranked = sorted(rollouts, key=lambda rollout: -float(rollout["advantage"]))
         try:
-            sounds, change = waveforms(name), {}
+            sounds, change = [(np.clip(waveform, -1, 1), rate) for waveform, rate in waveforms(name)], {}
         except AudioError as error:  # of a file that changed: training skips and counts its row
             sounds, change = [], {"clips": str(error)}
         for rollout in (ranked[0], ranked[-1]):
@@ -238,7 +239,7 @@ def _trackio_table(tracker: Any, rows: Sequence[Row], step: int) -> None:
     import trackio  # pyright: ignore[reportMissingImports]  # an extra
 
     def audio(waveform: np.ndarray, rate: int) -> Any:  # floats it would scale to full level
-        return trackio.Audio((np.clip(waveform, -1, 1) * 32767).astype(np.int16), sample_rate=rate)
+        return trackio.Audio((waveform * 32767).astype(np.int16), sample_rate=rate)
 
     coded = [({key: _code(value) if isinstance(value, str) else value for key, value in cells.items()}, waveforms)
              for cells, waveforms in rows]  # fmt: skip
