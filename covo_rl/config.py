@@ -253,7 +253,7 @@ class EvalConfig:
     eval_num_generations: int = option(1, "sampled completions per held-out row")
     eval_batch_size: int = option(64, "rows decoded at once")
     listen_every: int = option(0, "steps between two looks whether the policy listens: accuracy with silence; 0 is off")
-    listen_rows: int = option(64, "held-out rows for that")
+    listen_rows: int = option(64, "held-out rows for that; of fewer than 16 the monitor draws no conclusion")
 
 
 @dataclass

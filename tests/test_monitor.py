@@ -120,7 +120,13 @@ def test_nothing_is_said_of_the_demo():
 def test_the_columns_of_a_rule_are_columns_of_a_real_run(name):
     """A metric that is renamed would silence its rule."""
     row = demo()[9]
-    present = {*row, *(f"seconds/{phase}" for phase in row["seconds"]), "majority_unanimous", "majority_right"}
+    present = {
+        *row,
+        *(f"seconds/{phase}" for phase in row["seconds"]),
+        "majority_unanimous",
+        "majority_right",
+        "listen_rows",
+    }
     (rule,) = [rule for rule in RULES if rule.name == name]
     optional = {"kl"}  # with beta alone: tests/test_monitor_runs.py
     for column in {*rule.columns.split()} - optional:

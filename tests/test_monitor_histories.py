@@ -90,6 +90,8 @@ def test_one_step_of_huge_kl_is_no_runaway_and_a_lasting_one_is():
 def test_a_model_that_answers_nothing_is_not_said_to_answer_from_the_text():
     assert rules(flat(10, listen_real=0.0, listen_silent=0.0)) == []
     assert rules(flat(10, listen_real=0.3, listen_silent=0.3)) == ["stops_listening"]
+    assert rules(flat(10, listen_real=0.5, listen_silent=0.5, listen_rows=2)) == [], "two rows say nothing"
+    assert rules(flat(10, listen_real=0.5, listen_silent=0.5, listen_rows=16)) == ["stops_listening"]
 
 
 def test_a_policy_that_mostly_stops_listening_is_noticed():

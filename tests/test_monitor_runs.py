@@ -69,7 +69,7 @@ def test_what_watches_changes_nothing(plain_run, watched):
     rows, parameters = plain_run
     _, watched_rows, watched_parameters = watched
     assert [row["step"] for row in watched_rows] == [1, 2, 3, 4, 5, 6]
-    own = {"listen_real", "listen_silent", "seconds"}
+    own = {"listen_real", "listen_silent", "listen_rows", "seconds"}
     assert [{k: v for k, v in row.items() if k not in own} for row in watched_rows] == [
         {k: v for k, v in row.items() if k not in own} for row in rows
     ]
@@ -81,7 +81,7 @@ def test_listening_is_measured_every_so_many_steps_on_a_few_rows(watched):
     assert [row["step"] for row in rows if "listen_real" in row] == [2, 4, 6]
     for row in (row for row in rows if "listen_real" in row):
         assert {row["listen_real"] * 3, row["listen_silent"] * 3} <= {0.0, 1.0, 2.0, 3.0}
-        assert row["seconds"]["listen"] > 0
+        assert row["seconds"]["listen"] > 0 and row["listen_rows"] == 3
     assert all(row["seconds"]["records"] > 0 for row in rows[1:5]) and "kl" in rows[0]
 
 

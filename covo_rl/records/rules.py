@@ -122,8 +122,8 @@ RULES: Sequence[MonitorRule] = (
     ),
     MonitorRule(
         "stops_listening",
-        "listen_real listen_silent",
-        {"steps": 3, "gap": 0.05, "share": 0.3, "least": 0.1},
+        "listen_real listen_silent listen_rows",
+        {"steps": 3, "gap": 0.05, "share": 0.3, "least": 0.1, "rows": 16},
         signs.stops_listening,
         "With silence instead of the clip accuracy is {silent:.0%}, with the clip {real:.0%} (the clip brought "
         "{start:.0%} at first): most answers come from the text, not from the sound. Look for questions whose answer "

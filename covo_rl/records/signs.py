@@ -164,10 +164,11 @@ def farmed(past: Past, steps: int, rise: float, fall: float, errors: float) -> I
             return
 
 
-def stops_listening(past: Past, steps: int, gap: float, share: float, least: float) -> Iterator[Figures]:
-    """The clips bring less than `gap`, or than `share` of what they brought, to an accuracy of `least` or more."""
+def stops_listening(past: Past, steps: int, gap: float, share: float, least: float, rows: int) -> Iterator[Figures]:
+    """The clips bring less than `gap`, or than `share` of what they brought, to an accuracy of `least` or more, on as
+    many `rows` at least."""
     real, silent = past.mean("listen_real", steps), past.mean("listen_silent", steps)
-    if real is None or silent is None or real < least:
+    if real is None or silent is None or real < least or (past.mean("listen_rows", 1) or rows) < rows:
         return
     start = past.start("listen_real") - past.start("listen_silent")
     if real - silent < max(gap, share * start):

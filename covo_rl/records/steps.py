@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 #: columns that only some steps or runs have; what a reward logs under such a name is not taken for them
-SOMETIMES = ("eval_accuracy", "listen_real", "listen_silent", "kl")
+SOMETIMES = ("eval_accuracy", "listen_real", "listen_silent", "listen_rows", "kl")
 
 
 class Clock:

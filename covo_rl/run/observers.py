@@ -96,6 +96,7 @@ class Listener(Observer):
                     progress=display.rated,
                 )  # fmt: skip
             metrics[f"listen_{audio}"] = evaluation.summary()["accuracy"]
+        metrics["listen_rows"] = len(self.rows)
         metrics["seconds"]["listen"] = time.perf_counter() - start
 
 
