@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test gpu install lint types clean
 
 demo: install  ## GRPO on the built-in questions: about three CPU minutes
-	$(BIN)/accelerate launch recipes/grpo_mmau.py $(ARGS)
+	$(BIN)/covo-rl train $(ARGS)
 
 test: install  ## the whole suite, two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -88,7 +88,7 @@ def test_a_resume_with_another_sound_is_refused(tmp_path):
 
 
 def test_a_changed_reward_file_is_noticed(tmp_path, monkeypatch):
-    """finding 05: the same name, another function; live functions are compared by name alone."""
+    """finding 05: the same name, another function; a live function is known by its source."""
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.py"
     code = "def mine(completions, **columns):\n    return [1.0 for _ in completions]\n"
@@ -100,7 +100,8 @@ def test_a_changed_reward_file_is_noticed(tmp_path, monkeypatch):
     same = {"config": {}, "data": data_fingerprint([])}
     serious, _ = differences({**same, "rewards": before}, {**same, "rewards": after})
     assert len(serious) == 1 and "rewards: the file has changed (./mine.py:mine" in serious[0]
-    assert reward_fingerprint({cases.vowels: 1.0}) == {}
+    live = reward_fingerprint({cases.vowels: 1.0})
+    assert list(live) == ["vowels"] and live == reward_fingerprint({cases.vowels: 2.0})
 
 
 def test_the_adapter_to_start_from_may_lie_elsewhere_but_not_change(tmp_path):
