@@ -198,6 +198,12 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def resized(folder, **values):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = {name: {**config[name], **value} if isinstance(value, dict) else value for name, value in values.items()}
+    (folder / "config.json").write_text(json.dumps(config | values), encoding="utf-8")
+
+
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}})
 DAMAGE = {
     "a missing tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json or tokenizer.model"),
@@ -206,6 +212,12 @@ DAMAGE = {
     "a missing shard": (lambda f: (f / "model.safetensors.index.json").write_text(INDEX), "model-1.safetensors is"),
     "no config": (lambda f: (f / "config.json").unlink(), "a model folder has a config.json"),
     "another family": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "'bert' has no family"),
+    "no name of a family": (lambda f: (f / "config.json").write_text('{"model_type": ["x"]}'), "has no family"),
+    "endless brackets": (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
+    "a word for a part": (lambda f: resized(f, encoder_config="x"), "does not load (TypeError"),
+    "a word for a size": (lambda f: resized(f, llm_config={"hidden_size": "x"}), "'hidden_size' expected int"),
+    "no heads": (lambda f: resized(f, llm_config={"num_attention_heads": 0}), "does not load (ZeroDivisionError"),
+    "a size below nothing": (lambda f: resized(f, llm_config={"hidden_size": -1}), "negative dimension"),
 }  # fmt: skip
 
 

@@ -13,10 +13,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from covo_rl import GRPO
-from covo_rl.audio import content_key
+from covo_rl.audio import content_key, decode
 from covo_rl.config import ConfigError, option_names, parse_options
 from covo_rl.data.files import plain
 from covo_rl.data.memory import IN_MEMORY
@@ -74,6 +75,22 @@ def test_everything_wrong_with_the_options_is_said_at_once():
         assert words in problems
     assert "model is a object: give the folder or hub name" in problems_of(model=object())[0]
     assert "on_step 'print' is no function" in problems_of(on_step=["print"])[0]
+
+
+def test_values_of_another_kind_are_told_when_a_run_is_made(rows):
+    class DataFrame:
+        pass
+
+    for wrong, words in (
+        ({"model": rows, "data": "builtin:tiny"}, "model is rows, which are data=..."),
+        ({"data": DataFrame()}, "data: a DataFrame is no list of rows; hand in frame.to_dict('records')"),
+        ({"data": (row for row in rows)}, "data: a generator is no list of rows"),
+        ({"eval_data": {"question": "q"}}, "eval_data: a dict is no list of rows"),
+        ({"rewards": {"accuracy", "format"}}, "rewards is a set: give a name, a function"),
+        ({"rewards": 3}, "rewards is a int"),
+    ):
+        assert words in "\n".join(problems_of(**wrong))
+    assert GRPO("builtin:tiny", tuple(rows), on_step=None).callbacks == []
 
 
 def test_without_a_configuration_a_model_takes_what_the_recipe_takes_for_it(tmp_path):
@@ -278,20 +295,52 @@ def test_each_question_of_a_list_has_its_own_sounds_and_options(rows):
         (("p", ([0.0], None)), "give a path, bytes"),
         (("", a), "question 1 is ''"),
         ((3, a), "question is a int"),
+        ((b"p", a), "question is a bytes"),
+        (("p", a, {"x", "y"}), "choices are a set"),  # without an order
+        (("p", a, (name for name in "xy")), "choices are a generator"),  # checked, it would be empty
+        ((["p"], a, [{"x": 1}]), "the choices of question 1 are {'x': 1}"),
+        (("p", ""), "audio is ''"),
+        (("p", "https://host/a.wav"), "is an address: fetch it"),
+        (("p", ([0.0], 8000.5)), "audio is a tuple"),
+        (("p", {"bytes": None, "path": None}), "audio is None"),
     ):
         with pytest.raises(ConfigError, match=words):
             rows_of(*wrong)
 
 
+def test_a_waveform_keeps_its_type_and_may_be_a_tensor_with_its_channels_first():
+    import torch
+
+    stereo = np.array([[0, 16384], [-32768, 0], [8192, 8192]], dtype=np.int16).repeat(200, axis=0)
+    scaled = torch.tensor(stereo / 32768)
+    kinds = {
+        "samples": stereo, "channels first": stereo.T, "tensor": torch.from_numpy(stereo.T.copy()),
+        "gradient": scaled.clone().requires_grad_(), "half": scaled.bfloat16(),
+    }  # fmt: skip
+    for name, waveform in kinds.items():
+        (row,) = rows_of("p", (waveform, 8000.0))
+        samples, rate = decode(row.clips[0])
+        mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+        np.testing.assert_allclose(mono[[0, 200, 400]], [0.25, -0.5, 0.25], atol=1e-3, err_msg=name)
+        assert rate == 8000
+
+
 def test_decoding_options_that_contradict_each_other_are_refused():
     assert decoding_of(None, None, 1, 8, {})[1] is True and decoding_of(None, 0.7, 2, 8, {})[1] is False
     assert decoding_of(False, None, 2, 8, {"top_p": 0.9})[0].top_p == 0.9
+    config, _ = decoding_of(None, 0.7, 2, 8, {"top_k": 5.0})
+    assert type(config.top_k) is int, "as torch takes it"
     for given, words in (
         ((True, 0.7, 1, 8, {}), "temperature would have no effect"),
         ((None, None, 3, 8, {}), "greedy replies are equal"),
         ((None, None, 1, 8, {"top_k": 3}), "top_k would have no effect"),
         ((None, 0.7, 1, 0, {}), "max_completion_length 0: must be at least 1"),
         ((None, 0.7, 1, 8, {"topp": 1}), "did you mean top_p"),
+        ((None, 0.0, 1, 8, {}), "temperature 0.0: sampling needs at least 0.001; greedy is without one"),
+        (("no", None, 1, 8, {}), "greedy 'no': expected true or false"),
+        ((None, 0.7, 1, 8, {"top_k": 2.5}), "top_k 2.5: expected a whole number"),
+        ((None, 0.7, 1, 8, {"max_new_tokens": 5}), "no max_new_tokens; write max_completion_length"),
+        ((None, 0.7, 1, 8, {}, "1"), "seed '1': expected a whole number"),
     ):
         with pytest.raises(ConfigError, match=words):
             decoding_of(*given)

@@ -146,6 +146,20 @@ def test_a_failed_run_gives_its_folder_back_and_the_next_one_works(tmp_path):
         dry.result  # noqa: B018
 
 
+def test_what_is_no_run_model_or_set_is_one_message(model, test_rows, tmp_path):
+    with pytest.raises(RunError, match="the run has not begun"):
+        TrainedRun(tmp_path / "nowhere").report()
+    for wrong in (None, torch.nn.Linear(1, 1)):
+        with pytest.raises(ConfigError, match=r"load: model is a (NoneType|Linear): give the folder or hub name"):
+            load(wrong)
+    with pytest.raises(ConfigError, match="a list is no set's name; give rows as data="):
+        model.evaluate(test_rows)
+    with pytest.raises(ConfigError, match="a question has one reply"):
+        model.chat(temperature=1.0, num_generations=2)
+    with pytest.raises(ConfigError, match="seed 'x': expected a whole number"):
+        model.chat(seed="x")
+
+
 def test_too_few_held_out_clips_are_told_before_training_not_after(tmp_path, test_rows):
     rows = rows_of_split("train", 3)
     with pytest.raises(ConfigError, match="the 1 with audio share one clip"):

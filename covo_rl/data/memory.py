@@ -28,23 +28,35 @@ def memory_rows(source: Any) -> list[Row]:
     Raises:
         DataError: it is something else, several splits, or rows are not mappings with texts as names.
     """
-    datasets: Any = sys.modules.get("datasets")  # where it was never imported, nobody has one of its data sets
-    if datasets is not None:
-        if isinstance(source, datasets.Dataset):
-            return dataset_rows(source, IN_MEMORY)
-        if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-            raise broken(IN_MEMORY, f"a DatasetDict holds several splits; hand in one: {', '.join(map(repr, source))}")
-    if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
-        # what is missing there is NaN, also among texts
+    if problems := source_problems(source):
+        raise broken(IN_MEMORY, problems[0])
+    if _is_frame(source):  # what is missing there is NaN, also among texts
         source = source.astype(object).where(source.notna(), None).to_dict("records")
-    if not isinstance(source, Sequence) or isinstance(source, (str, bytes, bytearray)):
-        hints = {"DataFrame": "hand in frame.to_dict('records')", "IterableDataset": "hand in list(dataset.take(N))"}
-        hint = hints.get(type(source).__name__, "hand in a list of rows, each a mapping of field: value")
-        raise broken(IN_MEMORY, f"a {type(source).__name__} is no list of rows; {hint}")
+    if not isinstance(source, Sequence):
+        return dataset_rows(source, IN_MEMORY)
     problems = [Problem(f"row {number}", what) for number, row in enumerate(source, 1) if (what := _fault(row))]
     if problems:
         raise DataError(IN_MEMORY, problems)
     return [{name: v.item() if isinstance(v, np.generic) else v for name, v in row.items()} for row in source]
+
+
+def source_problems(source: Any) -> list[str]:
+    """Why something holds no rows, by its type alone; nothing where it may."""
+    datasets: Any = sys.modules.get("datasets")  # where it was never imported, nobody has one of its data sets
+    if datasets is not None:
+        if isinstance(source, datasets.Dataset):
+            return []
+        if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+            return [f"a DatasetDict holds several splits; hand in one: {', '.join(map(repr, source))}"]
+    if _is_frame(source) or (isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray))):
+        return []
+    hints = {"DataFrame": "hand in frame.to_dict('records')", "IterableDataset": "hand in list(dataset.take(N))"}
+    hint = hints.get(type(source).__name__, "hand in a list of rows, each a mapping of field: value")
+    return [f"a {type(source).__name__} is no list of rows; {hint}"]
+
+
+def _is_frame(source: Any) -> bool:
+    return "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame)
 
 
 def _fault(row: object) -> str:

@@ -7,7 +7,8 @@ subclass of `AudioFamily` and one line in `FAMILIES`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,9 @@ class ModelError(UserError, ValueError):
     """A model that cannot be used here; the message says what exists."""
 
 
-def family_class(model_type: str) -> type[AudioFamily]:
+def family_class(model_type: object) -> type[AudioFamily]:
     """The family of a `model_type`; raises ModelError that lists what exists."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ModelError(
             f"model_type {model_type!r} has no family; there are {', '.join(FAMILIES)}. To add one, subclass "
             "covo_rl.models.base.AudioFamily and name it in covo_rl.models.FAMILIES"
@@ -68,7 +69,6 @@ def load_family(path: str, dtype: str = "auto", *, load_in_4bit: bool = False, *
     QuantisationError where 4 bits cannot be had.
     """
     import torch
-    from safetensors import SafetensorError
 
     from covo_rl.models.quantised import check_quantisation, keep_one_arithmetic, quantisation_of
 
@@ -82,14 +82,26 @@ def load_family(path: str, dtype: str = "auto", *, load_in_4bit: bool = False, *
         check_quantisation()
         products = (_stated_dtype(config) or "float32") if dtype == "auto" else dtype
         options["quantization_config"] = quantisation_of(family.parts, products)
-    try:
+    with damage_named(path):
         loaded = family.load(path, dtype=dtype, **options)
         keep_one_arithmetic(loaded.model)
         return loaded
-    except (SafetensorError, ValueError, RuntimeError, ImportError) as error:  # damaged files, sizes that do not fit
+
+
+@contextmanager
+def damage_named(path: str) -> Iterator[None]:
+    """Turns what damaged files, and sizes that no model can have, raise in other packages into a ModelError."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        SafetensorError, StrictDataclassError, ValueError, TypeError, ArithmeticError, RuntimeError, ImportError,
+    ) as error:  # fmt: skip
         if isinstance(error, UserError):
             raise
-        text = str(error).strip().split("\n", 1)[0]
+        text = " ".join(str(error).split())[:300]
         raise ModelError(
             f"model {path} does not load ({type(error).__name__}: {text})"
             + ("" if isinstance(error, ImportError) else "; is every file of it whole?")
@@ -121,7 +133,7 @@ def _check_folder(folder: Path) -> None:
     if (folder / "config.json").is_file():
         try:
             content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"model {folder}: config.json is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise ModelError(f"model {folder}: config.json is a {type(content).__name__}, not an object of options")

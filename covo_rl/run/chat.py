@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from covo_rl.config import ConfigError
 from covo_rl.prompt import messages
 from covo_rl.run.calls import decoding_of, rows_of
 from covo_rl.types import Clip
@@ -20,12 +21,13 @@ class Chat:
 
     def __init__(self, model: Model, options: Mapping[str, Any]) -> None:
         self.model = model
-        names = ("greedy", "temperature", "max_completion_length")
-        plain = {"greedy": None, "temperature": None, "max_completion_length": 1024}
-        decoding = {**plain, **{name: value for name, value in options.items() if name in names}}
-        rest = {name: value for name, value in options.items() if name not in (*names, "seed")}
-        self.config, self.greedy = decoding_of(**decoding, num_generations=1, sampling=rest)
-        self.seed = int(options.get("seed", 0))
+        plain = {"greedy": None, "temperature": None, "num_generations": 1, "max_completion_length": 1024, "seed": 0}
+        decoding = {name: options.get(name, value) for name, value in plain.items()}
+        sampling = {name: value for name, value in options.items() if name not in plain}
+        self.config, self.greedy = decoding_of(**decoding, sampling=sampling)
+        if self.config.num_generations != 1:
+            raise ConfigError(["chat: num_generations: a question has one reply"])
+        self.seed = decoding["seed"]
         self.reset()
 
     def reset(self) -> None:

@@ -59,13 +59,13 @@ class GRPO:
         rewards: Rewards | None = None,
         eval_data: Source | None = None,
         *,
-        on_step: OnStep | Sequence[OnStep] = (),
+        on_step: OnStep | Sequence[OnStep] | None = None,
         config: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         named = {"model": model, "data": data, "rewards": rewards, "eval_data": eval_data}
         named = {name: value for name, value in named.items() if value is not None}
-        self.callbacks = [on_step] if callable(on_step) else list(on_step)
+        self.callbacks = [on_step] if callable(on_step) else list(on_step or ())
         if others := [function for function in self.callbacks if not callable(function)]:
             raise ConfigError([f"GRPO: on_step {others[0]!r:.80} is no function"])
         self.options, self.memory = read_keywords(config, {**named, **options})

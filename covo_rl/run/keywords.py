@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from covo_rl.config import PATHS, ConfigError, Options, options_from
-from covo_rl.data.memory import IN_MEMORY
+from covo_rl.data.memory import IN_MEMORY, source_problems
 from covo_rl.resolve import read_yaml
 from covo_rl.run.defaults import default_config, taught_wording
 
@@ -68,14 +68,13 @@ def read_keywords(config: str | os.PathLike[str] | None, given: Mapping[str, Any
         if isinstance(values.get(name), os.PathLike):
             values[name] = os.fspath(values[name])
     model = values.get("model")
-    if model is not None and not isinstance(model, str):
-        values.pop("model")
-        problems.append(f"GRPO: model is a {type(model).__name__}: give the folder or hub name that it was loaded from")
+    if model is not None and (wrong := model_problems("GRPO", model)):
+        problems += wrong
+        del values["model"]
         model = None
-    if callable(values.get("rewards")):
-        values["rewards"] = [values["rewards"]]
-    elif isinstance(values.get("rewards"), tuple):
-        values["rewards"] = list(values["rewards"])
+    for name, source in memory.items():
+        problems += [f"GRPO: {name}: {what}" for what in source_problems(source)]
+    _list_rewards(values, problems)
     if isinstance(values.get("report_to"), list | tuple):
         values["report_to"] = ",".join(map(str, values["report_to"])) or "none"
     layers: dict[str, Mapping[str, Any]] = {}
@@ -93,6 +92,27 @@ def read_keywords(config: str | os.PathLike[str] | None, given: Mapping[str, Any
     if problems:
         raise ConfigError(problems)
     return options, memory
+
+
+def model_problems(where: str, model: object) -> list[str]:
+    """What is wrong with the name of a model."""
+    if isinstance(model, str | os.PathLike):
+        return []
+    what = "rows, which are data=..." if isinstance(model, list) else f"a {type(model).__name__}"
+    return [f"{where}: model is {what}: give the folder or hub name that it was loaded from"]
+
+
+def _list_rewards(values: dict[str, Any], problems: list[str]) -> None:
+    """One function, or a tuple, as the list that it stands for."""
+    rewards = values.get("rewards")
+    if callable(rewards):
+        values["rewards"] = [rewards]
+    elif isinstance(rewards, tuple):
+        values["rewards"] = list(rewards)
+    elif rewards is not None and not isinstance(rewards, str | list | Mapping):
+        values.pop("rewards")
+        problems.append(f"GRPO: rewards is a {type(rewards).__name__}: give a name, a function, a list of these, or "
+                        "{reward: weight}")  # fmt: skip
 
 
 def _own_names(given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

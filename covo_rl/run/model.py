@@ -29,6 +29,7 @@ from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import PromptError, chat_prompt, length_problem, messages, position_limit, written_texts
 from covo_rl.run.calls import decoding_of, evaluation_options, rows_of
 from covo_rl.run.chat import Chat
+from covo_rl.run.keywords import model_problems
 from covo_rl.types import Example, Prompt, Rollout, visible
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def load(
         ConfigError: a value that no option has, or what is wrong with model, adapter and device: all at once.
         UserError, OSError: weights that do not load.
     """
-    problems = []
+    problems = model_problems("load", model)
+    model = "builtin:tiny" if problems else model
     if dtype not in list(Dtype):
         problems.append(f"dtype {dtype!r}: choose {', '.join(Dtype)}")
         dtype = "auto"
@@ -153,11 +155,11 @@ class Model:
             PromptError: audio that cannot be read, is too long, or does not fit.
         """
         rows = rows_of(question, audio, choices)
-        config, greedy = decoding_of(greedy, temperature, num_generations, max_completion_length, sampling)
+        config, greedy = decoding_of(greedy, temperature, num_generations, max_completion_length, sampling, seed)
         self.clips.forget()  # a file is heard as it is now
         prompts = [self.prompt(row, messages(row, self.answerer.prompt_config), config) for row in rows]
         replies = self.reply(prompts, config, greedy, seed)
-        shaped = [part[0] if num_generations == 1 else part for part in replies]
+        shaped = [part[0] if config.num_generations == 1 else part for part in replies]
         return shaped[0] if isinstance(question, str) else shaped
 
     def prompt(self, row: Example, chat: Sequence[Mapping[str, Any]], config: RolloutConfig) -> Prompt:
@@ -227,6 +229,8 @@ class Model:
             EvalInputError: everything that is wrong with options, rows and clips.
         """
         options = evaluation_options(options)
+        if not isinstance(set_, str | os.PathLike | None):
+            raise ConfigError([f"evaluate: a {type(set_).__name__} is no set's name; give rows as data=..."])
         if set_ is None and data is None:
             raise ConfigError(["evaluate: name a set (builtin, mmau-test-mini, mmar, mmsu ...), or give data"])
         rows = None if isinstance(data, str | os.PathLike) else data
@@ -234,7 +238,7 @@ class Model:
         with tempfile.TemporaryDirectory(prefix="covo_rl_eval_") as temporary:
             folder = Path(temporary if output is None else output)
             request = replace(
-                self.request, **options, set_=set_ or IN_PROCESS.name, output=folder,
+                self.request, **options, set_=os.fspath(set_ or IN_PROCESS.name), output=folder,
                 data=Path(data) if isinstance(data, str | os.PathLike) else None,
                 audio_dir=Path(audio_dir) if audio_dir is not None else None,
             )  # fmt: skip

@@ -64,12 +64,13 @@ def _list() -> None:
 
 
 def _model(folder: str) -> tuple[Rows, list[str]]:
-    from covo_rl.models import family_class
+    from covo_rl.models import damage_named, family_class
     from covo_rl.run.doctor import shape_of, sizes_of
 
-    config = sizes_of(folder)
-    family = family_class(config.model_type)
-    shape, full = shape_of(config, AdapterConfig()), shape_of(config, AdapterConfig(lora=False))
+    with damage_named(folder):
+        config = sizes_of(folder)
+        family = family_class(config.model_type)
+        shape, full = shape_of(config, AdapterConfig()), shape_of(config, AdapterConfig(lora=False))
     longest = family.max_clip_seconds
     rows: Rows = [
         ("family", f"{config.model_type} ({family.__module__})"),

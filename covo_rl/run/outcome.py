@@ -56,9 +56,15 @@ class TrainedRun:
         return whole_lines(self.folder / "metrics.jsonl")[0]
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the page of the run to `path`, by default into its folder; returns where it lies."""
+        """Write the page of the run to `path`, by default into its folder; returns where it lies.
+
+        Raises:
+            RunError: there is no such folder.
+        """
         from covo_rl.run.report.page import report_page
 
+        if not self.folder.is_dir():
+            raise RunError(f"{self.folder} is not there: the run has not begun, or was a dry run")
         target = Path(path) if path is not None else self.folder / "report.html"
         page = report_page(self.folder)
         write_atomically(target, lambda file: file.write(page))
