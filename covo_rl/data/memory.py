@@ -23,7 +23,7 @@ IN_MEMORY = "rows in memory"
 
 
 def memory_rows(source: Any) -> list[Row]:
-    """The rows of a sequence of mappings or a `datasets.Dataset`.
+    """The rows of a sequence of mappings, a `datasets.Dataset` or a pandas DataFrame.
 
     Raises:
         DataError: it is something else, several splits, or rows are not mappings with texts as names.
@@ -34,6 +34,9 @@ def memory_rows(source: Any) -> list[Row]:
             return dataset_rows(source, IN_MEMORY)
         if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
             raise broken(IN_MEMORY, f"a DatasetDict holds several splits; hand in one: {', '.join(map(repr, source))}")
+    if "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame):
+        # what is missing there is NaN, also among texts
+        source = source.astype(object).where(source.notna(), None).to_dict("records")
     if not isinstance(source, Sequence) or isinstance(source, (str, bytes, bytearray)):
         hints = {"DataFrame": "hand in frame.to_dict('records')", "IterableDataset": "hand in list(dataset.take(N))"}
         hint = hints.get(type(source).__name__, "hand in a list of rows, each a mapping of field: value")
@@ -64,11 +67,20 @@ def dataset_rows(dataset: datasets.Dataset, name: str) -> list[Row]:
         hint = "apply it by map(), or hand in dataset.with_format(None)"
         raise broken(name, f"the data set has a transform, which is not applied here: {hint}")
     rows = dataset.to_list()
-    for column, feature in dataset.features.items():
-        if names := getattr(feature, "names", None):
-            for number, row in enumerate(rows, 1):
-                value = row[column]
-                if value is not None and value >= len(names):
-                    raise DataError(name, [Problem(f"row {number}", f"its {column} {value} is none of {names}")])
-                row[column] = None if value is None or value < 0 else names[value]
+    labels = {column: names for column, feature in dataset.features.items() if (names := getattr(feature, "names", ()))}
+    name_labels(rows, labels, name)
     return rows
+
+
+def name_labels(rows: Sequence[Row], labels: Mapping[str, Sequence[str]], source: str) -> None:
+    """Put the names of labels in the place of their numbers; -1 is none.
+
+    Raises:
+        DataError: a number without a name.
+    """
+    for column, names in labels.items():
+        for number, row in enumerate(rows, 1):
+            value = row.get(column)
+            if value is not None and not (isinstance(value, int) and value < len(names)):
+                raise DataError(source, [Problem(f"row {number}", f"its {column} {value} is none of {names}")])
+            row[column] = None if value is None or value < 0 else names[value]
