@@ -249,11 +249,11 @@ class EvalConfig:
     """The table before and after."""
 
     evaluate: bool = option(True, "evaluate before and after training")
-    eval_every: int = option(0, "steps between evaluations; 0: before and after only")
+    eval_every: int = option(0, "steps between evaluations; 0 is off")
     eval_num_generations: int = option(1, "sampled completions per held-out row")
     eval_batch_size: int = option(64, "rows decoded at once")
     listen_every: int = option(0, "steps between two looks whether the policy listens: accuracy with silence; 0 is off")
-    listen_rows: int = option(64, "held-out rows for that")
+    listen_rows: int = option(64, "held-out rows for that; of fewer than 16 the monitor draws no conclusion")
 
 
 @dataclass
@@ -506,12 +506,8 @@ def _inside(value: float, interval: str) -> bool:
     return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
 
-def loss_problems(config: LossConfig) -> list[str]:
-    """Contradictions in the objective's options, each with what to write instead; empty when all is well."""
-    return value_problems(config) or _loss_contradictions(config)
-
-
 def _loss_contradictions(c: LossConfig) -> list[str]:
+    """Of the objective's options, each with what to write instead."""
     high = c.epsilon if c.epsilon_high is None else c.epsilon_high
     hint = "; GSPO is importance_sampling_level: sequence" if c.loss_type == "gspo" else ""
     rules = [

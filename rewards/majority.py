@@ -24,6 +24,9 @@ from covo_rl.rewards.columns import completion_rows
 from covo_rl.rewards.rules.answers import grade, interpret
 from covo_rl.rewards.rules.normalize import loose_key
 
+#: Characters of a number, formula or quantity that is worth reading; longer answers agree word by word, or not.
+LONGEST_VALUE = 400
+
 
 def majority(
     completions, prompts=None, group_id=None, id=None, question=None, choices=None, answer_kind=None, answer=None,
@@ -86,7 +89,8 @@ def _vote(answers, question, choices, kind):
     labels = {name: options[name] if options else answers[names.index(name)] for name in ballots}
 
     def agree(a, b):
-        return a == b or (not options and grade(labels[a], labels[b], kind=kind, question=question) == 1.0)
+        is_value = kind == "wer" or max(len(labels[a]), len(labels[b])) <= LONGEST_VALUE
+        return a == b or (not options and is_value and grade(labels[a], labels[b], kind=kind, question=question) == 1.0)
 
     voters = {name: [other for other in ballots if agree(other, name)] for name in ballots}
     votes = {name: sum(ballots[other] for other in others) for name, others in voters.items()}

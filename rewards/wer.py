@@ -40,14 +40,15 @@ def wer(completions, answer, parsed=None, unit="auto", explain=None, log_extra=N
         raise ValueError(f"unit {unit!r}: there are {' and '.join(UNITS)}")
     scores, reasons = [], []
     for index, (parts, gold) in enumerate(completion_rows(completions, parsed, answer)):
-        golds = [gold] if isinstance(gold, str) or gold is None else list(gold)
+        golds = gold if isinstance(gold, list | tuple) else [gold]
         references = [spoken for text in golds if text is not None and (spoken := spoken_words(str(text), unit))]
         said = spoken_words(parts.answer or "", unit)
         rates = [error_rate(reference, said) for reference in references]
         scores.append(1.0 - min(rates) if rates else None)
         reasons.append(f"error rate {min(rates):.3f}" if rates else "")
         if not rates and log_missing:
-            log_missing(index, f"the row's transcript {str(gold)!r:.80} holds no word")
+            why = "the row has no answer" if gold is None else f"the row's transcript {str(gold)!r:.80} holds no word"
+            log_missing(index, why)
     if explain and log_extra:
         log_extra("wer_reason", reasons)
     return scores

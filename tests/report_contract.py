@@ -55,7 +55,7 @@ RUN = {
     "result": dict,  # result.json without its details, which are the evaluations
     "notes": [str],
     "metrics": [dict],  # the lines of metrics.jsonl, NaN as null
-    "advice": [{"step": int, "rule": str, "text": str, "link": str}],
+    "advice": [{"step": int, "rule": str, "text": str, "link": str, "help": "str?"}],  # help: its section of docs
     "evaluations": [EVALUATION],
 }
 CLIP = {

@@ -114,8 +114,11 @@ def run(name, steps, rng, **config):
         "environment": {"python": "3.12", "packages": {"torch": "2.12"}}, "result": {"steps": steps}, "notes": [],
         "metrics": metrics, "evaluations": evaluations,
         "advice": [{"step": 2, "rule": "no_variance", "text": "Half of the groups teach nothing.",
-                    "link": "https://example.org/troubleshooting.md#no-variance"},
-                   {"step": 4, "rule": "kl", "text": "KL runs away.", "link": "docs/troubleshooting.md#kl"}],
+                    "link": "https://example.org/troubleshooting.md#no-variance", "help": None},
+                   {"step": 4, "rule": "kl", "text": "KL runs away.", "link": "docs/troubleshooting.md#kl",
+                    "help": None},
+                   {"step": 99, "rule": "entropy", "text": "Entropy falls: `covo-rl sft`.",
+                    "link": "docs/troubleshooting.md#entropy", "help": "It `tries`\nnothing.\n\n- One.\n- Two."}],
     }  # fmt: skip
 
 
@@ -173,7 +176,10 @@ def harmful(content):
     run, group = content["runs"][0], content["groups"][0]
     run["name"], run["config"]["evil" + EVIL], run["config"]["data"] = EVIL, EVIL, EVIL
     run["metrics"][0]["reward_" + EVIL], run["notes"], content["notes"] = 0.5, [EVIL], [EVIL]
-    run["advice"] = [{"step": 1, "rule": EVIL, "text": EVIL, "link": "javascript:window.hacked=1"}]
+    run["advice"] = [
+        {"step": 1, "rule": EVIL, "text": EVIL, "link": "javascript:window.hacked=1", "help": None},
+        {"step": 2, "rule": EVIL, "text": EVIL, "link": "", "help": f"{EVIL} `{EVIL}`"},
+    ]
     run["evaluations"][0]["name"], run["evaluations"][0]["breakdown"][0]["value"] = EVIL, EVIL
     group.update(question=EVIL, id=EVIL, choices=[EVIL, "no"], answer=EVIL, columns={EVIL: EVIL})
     content["clips"]["clip0"]["name"] = EVIL

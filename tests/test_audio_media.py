@@ -1,6 +1,7 @@
 """m4a, mp4, mov, webm, mkv, wma and aac by PyAV: the whole sound, or an error. Small files are encoded here."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -155,6 +156,13 @@ def test_channels_that_a_damaged_header_claims_are_not_looked_for(tmp_path):
     data[place] = data[place] & 0x87 | 7 << 3
     with pytest.raises(AudioError, match="it has 8 channels, one or two are read"):
         decode(Clip(data=bytes(data)))
+
+
+def test_many_small_boxes_take_no_longer_than_their_bytes():
+    start = time.process_time()
+    with pytest.raises(AudioError, match="moov"):
+        decode(Clip(data=b"\0\0\0\x10ftypM4A \0\0\0\0" + b"\0\0\0\x08free" * 250_000))
+    assert time.process_time() - start < 5
 
 
 def test_the_rules_of_two_channels_and_of_length_hold(tmp_path, monkeypatch):

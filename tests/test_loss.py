@@ -8,7 +8,7 @@ import torch
 from covo_rl.algo.loss import LOSSES, kl_divergence, mask_truncated, policy_loss
 from covo_rl.algo.metrics import summarise
 from covo_rl.algo.normalizer import Normalizer, entropy_threshold
-from covo_rl.config import LOSS_TYPES, LossConfig, loss_problems
+from covo_rl.config import LOSS_TYPES, LossConfig, Options, option_problems
 
 LN2 = math.log(2)
 # two completions of 1 and 3 tokens; ratios 2 | 1, 0.5, 1; advantages +1 and -1
@@ -322,13 +322,13 @@ def test_half_precision_log_probs_are_scored_in_float32():
     ],
 )
 def test_contradictions_are_named_with_what_to_write(options, words):
-    problems = loss_problems(LossConfig(**options))
+    problems = option_problems(Options(loss=LossConfig(**options)))
     assert len(problems) == 1 and words in problems[0]
 
 
 def test_defaults_and_the_recommended_cispo_are_fine():
-    assert loss_problems(LossConfig()) == []
-    assert loss_problems(LossConfig(loss_type="cispo", epsilon_high=5.0)) == []
+    assert option_problems(Options()) == []
+    assert option_problems(Options(loss=LossConfig(loss_type="cispo", epsilon_high=5.0))) == []
 
 
 @pytest.mark.parametrize(

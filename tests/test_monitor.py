@@ -58,14 +58,14 @@ CASES = {
     "all_groups_right": (changed(reward_accuracy=0.98, zero_variance_groups=0.95), "accuracy is 98%"),
     "all_groups_wrong": (changed(reward_accuracy=0.01, zero_variance_groups=0.95), "accuracy is 1%"),
     "deviation_nil": (changed(reward_accuracy=0.5, zero_variance_groups=0.97), "97%"),
-    "kl_runs_away": (changed(kl=lambda step: 0.002 * math.exp(step / 8)), "0.30 a token"),
+    "kl_runs_away": (changed(kl=lambda step: 0.002 * math.exp(step / 8)), "0.34 a token"),
     "engine_mismatch": (changed(**{"sampling/sampling_logp_difference/mean": lambda step: 0.004 * step}), "0.064 nats"),
     "entropy_collapses": (changed(**{"sampling/entropy": lambda step: 0.3 * math.exp(-step / 10)}), "0.027 nats"),
     "completions_hit_the_limit": (changed(truncated=lambda step: step / 60), "max_completion_length 1024"),
     "thinking_shrinks": (changed(thinking_words=lambda step: max(11.0 - step / 4, 0.0)), "2.5 words"),
     "component_farmed": (changed(reward_accuracy=lambda step: 0.6 - step / 120), "R_format rose from"),
     "stops_listening": (changed(listen_real=0.41, listen_silent=0.4), "accuracy is 40%, with the clip 41%"),
-    "component_missing": (changed(none_thinking=0.8, reward_thinking=None), "80% of the rollouts"),
+    "component_missing": (changed(none_thinking=0.8, none_total=0.8, reward_thinking=None), "80% of the rollouts"),
     "judge_fails": (changed(failed_thinking=0.1, none_thinking=0.1), "10% of the scores of thinking"),
     "majority_collapses": (
         changed(majority_unanimous=0.95, zero_variance_groups=0.95, reward_accuracy=None),
@@ -120,7 +120,13 @@ def test_nothing_is_said_of_the_demo():
 def test_the_columns_of_a_rule_are_columns_of_a_real_run(name):
     """A metric that is renamed would silence its rule."""
     row = demo()[9]
-    present = {*row, *(f"seconds/{phase}" for phase in row["seconds"]), "majority_unanimous", "majority_right"}
+    present = {
+        *row,
+        *(f"seconds/{phase}" for phase in row["seconds"]),
+        "majority_unanimous",
+        "majority_right",
+        "listen_rows",
+    }
     (rule,) = [rule for rule in RULES if rule.name == name]
     optional = {"kl"}  # with beta alone: tests/test_monitor_runs.py
     for column in {*rule.columns.split()} - optional:
@@ -208,7 +214,7 @@ def test_a_resumed_history_that_goes_back_or_begins_late_is_read_on():
 
 def test_advice_is_data_whatever_a_component_is_called():
     name = "{0.__class__}<script>\x1b[31m"
-    history = changed(**{f"reward_{name}": 0.5, f"none_{name}": 0.9, f"failed_{name}": 0.0})
+    history = changed(**{f"reward_{name}": 0.5, f"none_{name}": 0.9, f"failed_{name}": 0.0}, none_total=0.9)
     (piece,) = advice(history)
     assert name in piece.text and isinstance(piece, Advice)
 
@@ -293,5 +299,5 @@ def test_every_option_and_command_that_a_sentence_names_exists():
         assert len(rule.text.split(". ")) >= 2 or ": " in rule.text, "what is seen, then what to do"
         assert {*re.findall(r"\{(\w+)", rule.text)} - {*texts} <= {
             "now", "start", "count", "alike", "accuracy", "component", "before", "after", "then", "real", "silent",
-            "name", "agreement", "known", "new", "least", "share", "step", "seconds", "part",
+            "name", "agreement", "known", "new", "least", "share", "step", "seconds", "part", "reading", "effect",
         }  # fmt: skip

@@ -2,6 +2,8 @@
 
 import json
 import re
+import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,7 @@ def test_what_watches_changes_nothing(plain_run, watched):
     rows, parameters = plain_run
     _, watched_rows, watched_parameters = watched
     assert [row["step"] for row in watched_rows] == [1, 2, 3, 4, 5, 6]
-    own = {"listen_real", "listen_silent", "seconds"}
+    own = {"listen_real", "listen_silent", "listen_rows", "seconds"}
     assert [{k: v for k, v in row.items() if k not in own} for row in watched_rows] == [
         {k: v for k, v in row.items() if k not in own} for row in rows
     ]
@@ -79,7 +81,7 @@ def test_listening_is_measured_every_so_many_steps_on_a_few_rows(watched):
     assert [row["step"] for row in rows if "listen_real" in row] == [2, 4, 6]
     for row in (row for row in rows if "listen_real" in row):
         assert {row["listen_real"] * 3, row["listen_silent"] * 3} <= {0.0, 1.0, 2.0, 3.0}
-        assert row["seconds"]["listen"] > 0
+        assert row["seconds"]["listen"] > 0 and row["listen_rows"] == 3
     assert all(row["seconds"]["records"] > 0 for row in rows[1:5]) and "kl" in rows[0]
 
 
@@ -142,3 +144,56 @@ def test_listening_without_sound_to_silence_is_refused(words, tmp_path):
     with pytest.raises(ConfigError, match="listen_every 2: no held-out row has a clip to be silenced"):
         session_of(*words, "--output", tmp_path / "run", "--eval-data", tmp_path / "rows.json", "--listen-every", 2)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_watches_a_step_takes_less_than_two_percent_of_it(tmp_path):
+    """CPU seconds of a step, and of all that records it, monitor and tracker included, at the size of the shipped run:
+    256 rollouts. Steps without a table of rollouts: with one (each tenth) tensorboard takes 5 to 10 %."""
+    pytest.importorskip("tensorboard")
+    questions = synth.render_set(tmp_path, seed=7, train=44, validation=11, test=11)
+    session = session_of("--config", CONFIG, "--data", questions["train"], "--eval-data", questions["test"],
+                         "--evaluate", "false", "--max-steps", 4, "--report-to", "tensorboard",
+                         "--output", tmp_path / "run")  # fmt: skip
+    times, after_step = [], session._after_step
+
+    def timed(metrics, batch):
+        times.append(time.process_time())
+        score = after_step(metrics, batch)
+        times.append(time.process_time())
+        return score
+
+    session._after_step = timed
+    session.train()
+    session.close()
+    steps = [after - before for before, after in zip(times[1::2], times[2::2], strict=False)]  # 2 to 4
+    records = [after - before for before, after in zip(times[2::2], times[3::2], strict=True)]
+    shares = [record / step for record, step in zip(records, steps, strict=True)][:-1]  # the last has a table
+    assert len(shares) == 2 and statistics.median(shares) < 0.02, shares
+
+
+def test_without_evaluations_before_and_after_those_of_the_steps_are_made_all_the_same(words, tmp_path):
+    """On rows that the test set or a share of the data gives; without any, eval_every is refused."""
+    more = ["--evaluate", "false", "--max-steps", 2, "--output", tmp_path / "run", "--listen-rows", 2]
+    session = session_of(*words, *more, "--eval-every", 2, "--listen-every", 1)
+    session.train()
+    session.close()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["listen_real" in row for row in rows] == [True, True]
+    assert ["eval_accuracy" in row for row in rows] == [False, True] and not (tmp_path / "run" / "before.json").exists()
+    alone = [*words[: words.index("--eval-data")], *words[words.index("--eval-data") + 2 :], "--evaluate", "false"]
+    with pytest.raises(ConfigError, match="eval_every 2: no row is held out"):
+        session_of(*alone, "--output", tmp_path / "other", "--eval-every", 2, "--eval-fraction", 0)
+    assert session_of(*alone, "--output", tmp_path / "other", "--limit", 9).held_out == []
+
+
+def test_what_observers_say_at_the_end_stands_above_the_last_lines(words, tmp_path, monkeypatch):
+    session, order = session_of(*words, "--output", tmp_path / "run", "--max-steps", 1), []
+    session.accept()
+    for observer in session.observers:
+        monkeypatch.setattr(observer, "close", lambda result: order.append(result["steps"]))
+    count = len(session.observers)
+    monkeypatch.setattr("covo_rl.run.session.show_end", lambda *_: order.append("last lines"))
+    session.self_check = {}
+    session.finish(tmp_path / "run" / "adapter", 1)
+    session.close()
+    assert order == [1] * count + ["last lines"] and not (tmp_path / "run" / "lock.json").exists()

@@ -65,7 +65,8 @@ assert "site" in covo_rl.__file__, covo_rl.__file__
 gold = {"question": ["?"], "choices": [["cat", "dog"]], "answer": ["dog"]}
 said = ["<think>It barks.</think><answer>dog</answer>"]
 assert load_reward("accuracy")(prompts=["?"], completions=said, **gold) == [1.0]
-for kind, name in [("recipes", "grpo_mmau.py"), ("eval_sets", "mmau.py"), ("checkpoints", "tiny")]:
+for kind, name in [("recipes", "grpo_mmau.py"), ("eval_sets", "mmau.py"), ("checkpoints", "tiny"),
+                   ("docs", "troubleshooting.md")]:
     assert "_bundled" in str(find(kind, name)), find(kind, name)
 """
     elsewhere = tmp_path / "elsewhere"

@@ -114,6 +114,76 @@ def test_the_head_tells_accuracy_before_and_after_with_intervals_notes_and_advic
     links = [a.get_attribute("href") for a in driver.find_elements("css selector", ".advice a")]
     assert links == [content["runs"][0]["advice"][0]["link"]]
     assert "KL runs away. docs/troubleshooting.md#kl" in text  # no link: it leads nowhere from a run folder
+    assert texts(driver, ".advice li > code") == ["covo-rl sft"]
+    one(driver, ".advice summary").click()
+    assert one(driver, ".advice details").text == "what to do\nIt tries nothing.\n- One.\n- Two."
+    for button, step in zip(driver.find_elements("css selector", ".step-link"), (2, 4, 6), strict=True):
+        driver.execute_script("arguments[0].click()", button)  # of the step, or of the nearest that was logged
+        assert opened(driver).startswith(f"step {step} ·")
+
+
+def test_rows_of_two_data_sets_with_one_id_are_two_prompts(driver, tmp_path):
+    content = payload(runs=2, steps=1, groups=1)
+    content["groups"][0].update(id="1", question="Which bell?")
+    content["groups"][1].update(id="1", question="Which dog?")
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html", "view=groups&beside=1.1.0")
+    assert "drawn once" in one(driver, ".history").text
+    assert not driver.find_elements("css selector", "#beside") and not driver.find_elements("css selector", ".two")
+
+
+def test_a_long_fact_of_the_row_is_unfolded_by_a_key(driver, tmp_path):
+    from selenium.webdriver import Keys
+
+    content = payload(steps=1, groups=1)
+    content["groups"][0]["columns"] = {"task": "sound", "facts": "bell, " * 40}
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html", "view=groups")
+    short, long = driver.find_elements("css selector", ".fact")
+    assert short.tag_name == "span" and long.size["height"] == short.size["height"]
+    long.send_keys(Keys.ENTER)
+    assert long.size["height"] > short.size["height"] and long.get_attribute("aria-expanded") == "true"
+
+
+def test_names_that_every_object_of_the_browser_has_are_names(driver, tmp_path):
+    """A metric that only one run has, and a component without a reason."""
+    content = payload(runs=2, steps=2, groups=1)
+    names = ("constructor", "__proto__", "toString")
+    for row in content["runs"][0]["metrics"]:
+        row |= dict.fromkeys(names, 0.25 * row["step"])
+    rollout = content["groups"][0]["rollouts"][0]
+    rollout["rewards"] = {"accuracy": 1.0, **dict.fromkeys(names, 0.5)}
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html")
+    one(driver, ".others summary").click()
+    until(driver, "return [...document.querySelectorAll('.others strong')].some((n) => n.textContent === 'toString')")
+    visit(driver, tmp_path / "page.html", "view=groups")
+    card = one(driver, ".rollout").text
+    assert all(f"{name}\n0.50" in card for name in names) and "native code" not in card
+
+
+def test_a_run_that_is_not_at_its_end_says_how_far_it_is(driver, tmp_path):
+    content = payload(steps=4, groups=1)
+    content["runs"][0]["config"]["max_steps"] = 120
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html")
+    assert "4 of 120 steps" in one(driver, ".verdict-card").text
+
+
+def test_accuracy_with_arguments_is_accuracy(driver, tmp_path):
+    content = payload(steps=1, groups=1)
+    rollouts = content["groups"][0]["rollouts"]
+    right = sum(rollout["rewards"]["accuracy"] for rollout in rollouts)
+    for rollout in rollouts:
+        rollout["rewards"] = {"accuracy(strict=True)": rollout["rewards"]["accuracy"]}
+    for row in content["runs"][0]["metrics"]:
+        row["reward_accuracy(strict=True)"] = row.pop("reward_accuracy")
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html", "view=groups")
+    assert f"{right:.0f} of 8 right" in one(driver, ".toolbar").text
+    assert len(driver.find_elements("css selector", ".rollout.right")) == right
+    press(driver, "1")
+    assert "Accuracy" in texts(driver, ".chart strong")
 
 
 def test_curves_are_those_that_the_metrics_have_and_a_click_opens_the_step(driver, page):
@@ -366,6 +436,39 @@ def test_everything_is_reached_by_tab_and_the_focus_is_seen(driver, page):
         ".filter((node) => !(node.textContent.trim() || node.getAttribute('aria-label'))).map((node) => node.outerHTML)"
     )
     assert unnamed == []
+
+
+@pytest.mark.parametrize(
+    ("control", "keys", "name"),
+    [
+        ("[aria-label='next group']", "ENTER ENTER", "aria-label"),
+        (".segments button:nth-child(2)", "ENTER ENTER", "textContent"),
+        ("#beside", "ARROW_DOWN ARROW_DOWN", "id"),
+        (".visit:not([aria-current])", "ENTER", "aria-label"),
+        ("[data-flag=copy]", "ENTER ENTER", "data-flag"),
+        (".play", "j", "className"),
+        (".clear", "ENTER", "className"),
+    ],
+)
+def test_a_control_keeps_the_focus_when_what_it_changes_is_drawn_anew(driver, page, control, keys, name):
+    """A reader with a keyboard presses it again; where the control is gone, the focus stays in its part."""
+    from selenium.webdriver import Keys
+
+    path, content = page(steps=6)
+    ids = [group["id"] for group in content["groups"]]
+    group = next(g for g in content["groups"][1:-1] if ids.count(g["id"]) >= 3 and "away" not in g["clips"])
+    flags = "&flags=truncated" if control == ".clear" else ""
+    visit(driver, path, f"view=groups&at=0.{group['step']}.{group['group']}{flags}")
+    driver.execute_script("document.querySelector(arguments[0]).focus()", control)
+    what = "const n = document.activeElement; return n[arguments[0]] || n.getAttribute(arguments[0])"
+    before, hashes = driver.execute_script(what, name), [driver.execute_script("return location.hash")]
+    for key in keys.split():
+        press(driver, getattr(Keys, key, key))
+        hashes.append(driver.execute_script("return location.hash"))
+    assert hashes[0] != hashes[1]
+    assert name == "className" or driver.execute_script(what, name) == before
+    part = ".filters" if control in (".clear", "[data-flag=copy]") else ".detail"
+    assert driver.execute_script("return Boolean(document.activeElement.closest(arguments[0]))", part)
 
 
 def test_the_address_holds_the_state(driver, page):

@@ -71,6 +71,7 @@ def test_the_chart_library_is_the_published_file_and_its_licence_travels_with_ea
         ([".", "--sounds", "loud"], "the choices are interest, none, all"),
         ([".", "--max-mb", "0"], "0.5"),
         ([".", "--output", "missing/report.html"], "give another --output"),
+        ([".", "--output", "."], ". is a folder; give --output a file, as report.html"),
         ([], "Missing argument"),
     ],
 )
@@ -93,6 +94,12 @@ def test_the_command_writes_one_run_as_report_and_several_as_comparison(tmp_path
     done = CliRunner().invoke(page.app, [str(runs[0]), "--open"])
     assert done.exit_code == 0, done.output
     assert done.output.startswith(str(runs[0] / "report.html"))
+    assert "MB): 0 rollouts of 0 steps, 0 sounds, 0 linked, 0 missing; notes in its overview: 3" in done.output
+    assert not done.stderr  # of nothing there is no bar
+    (runs[0] / "rollouts").mkdir()
+    (runs[0] / "rollouts" / "step_00001.jsonl").write_text('{"completion": "x"}\n')
+    done = CliRunner().invoke(page.app, [str(runs[0])])
+    assert "1 rollouts of 1 steps" in done.stdout and re.fullmatch(r"rollouts: 1/1 +done\n", done.stderr)
     assert opened == [(runs[0] / "report.html").as_uri()]
     done = CliRunner().invoke(page.app, [*map(str, runs)])
     assert done.exit_code == 0, done.output

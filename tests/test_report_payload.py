@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,12 @@ import yaml
 from covo_rl.audio import content_key
 from covo_rl.config import Options
 from covo_rl.records.folder import Run
+from covo_rl.records.lock import FolderLock
+from covo_rl.records.rules import RULES
 from covo_rl.records.sounds import KeptSounds
 from covo_rl.records.steps import StepRecord
 from covo_rl.run.observers import Recorder
+from covo_rl.run.report import overview, sound
 from covo_rl.run.report.page import render
 from covo_rl.run.report.payload import report_payload
 from covo_rl.run.report.pictures import mel_picture, peaks, png
@@ -152,7 +156,21 @@ def test_advice_of_the_monitor_is_in_the_report(tmp_path):
     folder = made_run(tmp_path / "run", 30)
     rows = [{"step": step, "reward_total": 1.0, "zero_variance_groups": 1.0} for step in range(1, 31)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [piece["rule"] for piece in payload_of(folder)["runs"][0]["advice"]] != []
+    pieces = payload_of(folder)["runs"][0]["advice"]
+    assert [piece["rule"] for piece in pieces] != []
+    assert all(piece["help"].startswith("Looks at `zero_variance_groups`") for piece in pieces)
+
+
+def test_the_docs_have_a_section_for_each_rule_and_no_other_page_is_quoted(tmp_path, monkeypatch):
+    """From the checkout or the bundled copy; a page of that name where the command runs is somebody else's."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "troubleshooting.md").write_text("### `kl_runs_away`\n\nmine\n")
+    monkeypatch.chdir(tmp_path)
+    sections = overview.sections.__wrapped__("troubleshooting.md")
+    assert {rule.name for rule in RULES} <= sections.keys() and "mine" not in sections["kl_runs_away"]
+    assert not any("](" in text or "\n#" in text for text in sections.values())
+    monkeypatch.setattr(overview, "folders", lambda kind: [("working directory", tmp_path / kind)])
+    assert overview.sections.__wrapped__("troubleshooting.md") == {}
 
 
 # -- flags -------------------------------------------------------------------------------------------------------
@@ -194,6 +212,9 @@ def test_the_biggest_change_is_of_one_row_between_two_appearances(tmp_path):
         logged(folder, step, [rollout_row(p, 0, reward_total=mean) for p, mean in enumerate(means)])
     flagged = [(g["step"], g["id"]) for g in payload_of(folder)["groups"] if "biggest_change" in g["flags"]]
     assert flagged == [(4, "row0"), (7, "row0")]
+    logged(folder, 7, [rollout_row(0, 0, reward_total=1.6), rollout_row(1, 0, id="row0", reward_total=4.0)])
+    groups = [g for g in payload_of(folder)["groups"] if "biggest_change" in g["flags"]]
+    assert [(g["step"], g["id"]) for g in groups] == [(1, "row0"), (4, "row0")]  # not within step 7
 
 
 # -- what is not there -------------------------------------------------------------------------------------------
@@ -232,11 +253,16 @@ def test_a_run_under_way_shows_what_it_has_logged(tmp_path):
     folder = made_run(tmp_path / "run")
     (folder / "before.json").write_text(json.dumps({"greedy": summary(1, 4), "settings": []}))
     (folder / "result.json").unlink()
-    (folder / "lock.json").write_text("{}")
     with open(folder / "rollouts" / "step_00003.jsonl.partial", "w") as file:
         file.write('{"completion": "half')
+    lock = FolderLock(folder)
+    assert lock.hold() is None
     payload = payload_of(folder)
-    assert "it is under way; 3 steps are logged" in notes_of(payload)
+    assert re.search(r"it is under way \(.+\); 3 steps are logged", notes_of(payload))
+    left = (folder / "lock.json").read_text()
+    lock.release()
+    (folder / "lock.json").write_text(left)  # as a killed process leaves it
+    assert "it was stopped; 3 steps are logged" in notes_of(payload_of(folder))
     assert [block["name"] for block in payload["runs"][0]["evaluations"]] == ["before, greedy"]
 
 
@@ -407,6 +433,34 @@ def test_sounds_of_groups_to_look_at_come_first(tmp_path):
     assert 7 in embedded and 40 in embedded and 1 not in embedded and len(embedded) < 40
 
 
+def test_threads_do_not_show_in_the_page(tmp_path, monkeypatch):
+    folder, _ = sound_run(tmp_path, 30)
+    several = payload_of(folder, max_mb=0.25)
+    assert 0 < several["counts"]["sounds_embedded"] < 30
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(sound, "_TOGETHER", 1)
+    one = payload_of(folder, max_mb=0.25)
+    played = [{key: clip["src"] for key, clip in payload["clips"].items()} for payload in (several, one)]
+    assert played[0] == played[1] and several["groups"] == one["groups"]
+
+
+def test_a_large_file_is_made_alone(tmp_path, monkeypatch):
+    folder, clips = sound_run(tmp_path, 5)
+    size = os.path.getsize(clips[0][0])
+    monkeypatch.setattr(sound, "_MAX_TOGETHER", 2 * size)
+    said = []
+    payload = payload_of(folder, progress=lambda *how_far: said.append(how_far))
+    assert payload["counts"]["sounds_embedded"] == 5
+    assert [how_far for how_far in said if how_far[0] == "sounds"] == [("sounds", n, 5) for n in (0, 2, 4, 5)]
+
+
+def test_how_far_it_is_is_told_before_each_part(tmp_path):
+    folder, _ = sound_run(tmp_path)
+    said = []
+    payload_of(folder, progress=lambda *how_far: said.append(how_far))
+    assert said == [("rollouts", 0, 1), ("rollouts", 1, 1), ("sounds", 0, 2), ("sounds", 2, 2)]
+
+
 def test_what_is_no_sound_is_said(tmp_path):
     path = tmp_path / "notes.wav"
     path.write_text("not a sound")
@@ -447,6 +501,14 @@ def test_a_run_keeps_the_sounds_of_the_rollouts_that_it_logs(tmp_path):
         assert [path.name for path in tmp_path.glob("clips/*")] == [f"{content_key(clip)}.wav"] * log
     Run(tmp_path).clear()
     assert not (tmp_path / "clips").exists()
+
+
+def test_a_folder_of_kept_sounds_is_listed_once(tmp_path, monkeypatch):
+    """5,000 of them, listed for each sound, take a minute."""
+    rows = [rollout_row(p, clips=["<bytes>"], clip_keys=[f"{p:064x}"]) for p in range(20)]
+    folder, listed, glob = made_run(tmp_path / "run", 1, rows=rows), [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: listed.append(path.name) or glob(path, pattern))
+    assert payload_of(folder)["counts"]["sounds_missing"] == 20 and listed.count("clips") == 1
 
 
 def test_sounds_in_memory_are_kept_up_to_a_limit(tmp_path, monkeypatch):
@@ -549,3 +611,8 @@ def test_runs_are_compared_where_they_differ(tmp_path):
     payload = payload_of(one, other)
     assert {"option": "sha256 of data", "values": ["aa", "bb"]} in payload["comparison"]["config"]
     assert "the runs were evaluated on different rows" in notes_of(payload)
+    assert "different rewards" not in notes_of(payload)
+    (other / "environment.json").write_text(json.dumps({"sha256": {"data": ["b"]}}))  # of another program
+    assert "the runs were evaluated on different rows" in notes_of(payload_of(one, other))
+    gated = made_run(tmp_path / "c", rewards={"accuracy": 1.0}, reward_gate="accuracy")
+    assert "the runs have different rewards" in notes_of(payload_of(one, gated))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -52,6 +53,15 @@ def test_the_majority_of_options(answers, scores):
 )
 def test_open_answers_agree_as_accuracy_would_have_it(answers, scores):
     assert majority(answers, choices=None) == scores
+
+
+def test_rambling_answers_are_compared_in_no_time():
+    """64 different answers of 9,000 characters, as of a policy that has lost its way; two pairs agree."""
+    texts = [f"bell {i // 2 if i < 4 else i} " * 1_000 for i in range(64)]
+    start = time.process_time()
+    assert load_reward("majority")(said(*texts)) == [None] * 64
+    assert time.process_time() - start < 3
+    assert load_reward("majority")(said(*texts[1:9])) == [0, 1, 1] + [0] * 5
 
 
 def test_the_key_is_never_looked_at():
@@ -157,6 +167,7 @@ def test_a_length_that_cannot_be_is_said_before_training():
         ("wer", "안녕하세요", "안녕하세오", 0.8),
         ("wer(unit='char')", "cat", "cut", 2 / 3),
         ("wer", "hello", ["goodbye", "hello"], 1),
+        ("wer", "3", 3, 1),  # of a file that a reward alone reads
         ("wer", "hello", "", None),
         ("wer", "hello", "...", None),
         ("wer", "hello", None, None),
@@ -250,6 +261,23 @@ def test_the_output_is_never_the_input(tmp_path):
     assert path.read_text() == '{"completion": "x"}\n'
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [
+        ("rows.jsonl", "none/out.jsonl", "none does not exist"),
+        ("rows.jsonl", ".", "is a folder: name a file"),
+        (".", "out.jsonl", "is a folder: name one of its files"),
+    ],
+)
+def test_a_path_that_cannot_be_is_said_before_a_reward_is_asked(tmp_path, source, target, says):
+    plugin = tmp_path / "p.py"
+    plugin.write_text(f"def f(completions, **kw):\n    open({str(tmp_path / 'asked')!r}, 'w')\n    return [1.0]\n")
+    (tmp_path / "rows.jsonl").write_text('{"completion": "x"}\n')
+    arguments = ["--rewards", f"{plugin}:f", "--input", str(tmp_path / source), "--output", str(tmp_path / target)]
+    result = CliRunner().invoke(app, ["score", *arguments])
+    assert result.exit_code == 2 and says in result.stderr and not (tmp_path / "asked").exists()
+
+
 def test_groups_of_a_file_are_rows_of_one_id_wherever_they_stand(tmp_path, monkeypatch):
     """Three passes over two rows, and a batch that is smaller than a group."""
     monkeypatch.setattr("covo_rl.rewards.rows.BATCH", 2)
@@ -258,6 +286,12 @@ def test_groups_of_a_file_are_rows_of_one_id_wherever_they_stand(tmp_path, monke
     result, rows = scored(rows, tmp_path, "--rewards", "majority")
     assert result.exit_code == 0 and [row["rewards"]["majority"] for row in rows] == [1, 1, 1, 1, 0, 0]
     assert "majority_answers: 2.0000" in result.output
+
+
+def test_rows_whose_id_is_null_are_no_group(tmp_path):
+    rows = [{"id": None, "completion": text, "choices": OPTIONS} for text in said("cat", "cat")]
+    _, rows = scored(rows, tmp_path, "--rewards", "majority")
+    assert [row["rewards"]["majority"] for row in rows] == [None, None]
 
 
 def test_a_row_that_a_step_took_twice_is_two_groups(tmp_path):

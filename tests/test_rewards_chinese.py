@@ -111,7 +111,22 @@ def test_degenerate_chinese_text(text, what):
 
 
 @pytest.mark.parametrize(
-    "text", ["不是", "在", "与其说", "一", "，", "先后", "钟声的可能性", "A选项", "答案应该", "三声", "\ue000A"]
+    "text",
+    [
+        "不是",
+        "在",
+        "与其说",
+        "一",
+        "，",
+        "先后",
+        "钟声的可能性",
+        "A选项",
+        "答案应该",
+        "三声",
+        "\ue000A",
+        "除了",
+        "在之前是",
+    ],
 )
 def test_no_text_takes_long(text):
     start = time.process_time()

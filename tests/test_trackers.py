@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 import warnings
 from importlib.util import find_spec
@@ -286,3 +288,54 @@ def test_names_of_any_shape_reach_every_tracker(tmp_path):
         assert trackers.lost == {}
         trackers.finish()
     assert os.environ["WANDB_MODE"] == "offline"
+
+
+def test_a_reward_named_like_a_column_of_the_table_hides_nothing():
+    rewards = {"question": 0.5, "id": 1.0, "total": 0.25, "clips": None}
+    record = StepRecord(1, {}, [{**rollout("row0", 2.0), "rewards": rewards}])
+    cells, _ = table_rows(record, lambda name: [])[0]
+    assert (cells["question"], cells["id"], cells["total"], cells["clips"]) == ("What?", "row0", 2.0, "a.wav")
+    assert [cells[f"reward/{name}"] for name in rewards] == [*rewards.values()]
+
+
+def test_a_clip_that_resampling_made_louder_than_full_level_is_cut_to_it():
+    loud = (np.array([0.5, 1.2, -1.01], dtype=np.float32), 16000)
+    _, sounds = table_rows(StepRecord(1, {}, [rollout("row0", 2.0)]), lambda row: [loud])[0]
+    assert sounds[0][0].tolist() == [0.5, 1.0, -1.0], "tensorboard warns on the console otherwise"
+
+
+def test_the_clips_of_a_prompt_are_read_once_for_a_table():
+    asked = []
+    table_rows(
+        StepRecord(1, {}, [rollout(f"row{i % 3}", float(i)) for i in range(12)]), lambda row: asked.append(row) or []
+    )
+    assert asked == ["row0", "row1", "row2"]
+
+
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
+def test_a_full_disk_costs_the_tracker_its_records_and_not_the_run(tmp_path):
+    """In a process of its own, which may write 20 kB to a file."""
+    code = f"""
+import resource, signal, sys, time
+from pathlib import Path
+from accelerate import PartialState
+PartialState(cpu=True)
+from covo_rl.config import TrackerConfig
+from covo_rl.records.trackers import Trackers
+trackers = Trackers(TrackerConfig(report_to="tensorboard"), Path({str(tmp_path)!r}))
+assert trackers.start({{}}) is None
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for step in range(400):
+    trackers.log({{f"name{{i}}": 1.0 for i in range(10)}}, step)
+    time.sleep(0.001)
+for tracker in trackers.active.values():
+    time.sleep(0.5)
+trackers.log({{"last": 1.0}}, 400)
+trackers.finish()
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    printed = " ".join(done.stdout.split())
+    assert done.returncode == 0 and "went on" in printed
+    assert "tensorboard: OSError: [Errno 27]" in printed and "record(s) did not get there" in printed

@@ -152,8 +152,8 @@ class _Whole(NamedTuple):
 
 def _walk_boxes(data: bytes) -> _Whole:
     """ISO base media: boxes of a size and a name up to the end."""
-    place, kinds = 0, []
-    while place < len(data) and data[place:].strip(b"\0"):
+    place, kinds, end = 0, [], len(data.rstrip(b"\0"))  # what fills a file up is no box
+    while place < end:
         size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         if size == 1:
             size = int.from_bytes(data[place + 8 : place + 16], "big")

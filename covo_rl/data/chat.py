@@ -9,12 +9,12 @@ assistant says; of `<think>...</think><answer>...</answer>` the answer. Clips co
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from covo_rl.data.read import Row, printable
+from covo_rl.data.rows import option_list
 from covo_rl.data.schemas import SCHEMAS
 
 TAG = "<audio>"
@@ -60,7 +60,10 @@ def plain_row(row: Row, columns: Mapping[str, str]) -> tuple[Row, str]:
     system, user, assistant = _roles([*(_turn(message) for message in _messages(row, chats[0]) or ()), *completion])
     question, note = _without_tags(user.text)
     names = (columns["audio"],) if "audio" in columns else _SOUNDS
-    field = next((name for name in names if row.get(name) is not None), names[0])
+    filled = [name for name in names if row.get(name) is not None]
+    if len(filled) > 1:
+        raise ValueError(f"it has {' and '.join(filled)}; leave one out, or say which: --columns audio={filled[0]}")
+    field = filled[0] if filled else names[0]
     clips = _clips(user, row.get(field), field)
     plain = {name: value for name, value in row.items() if name not in (*chats, field, *_SYSTEM)}
     if completion:
@@ -84,18 +87,14 @@ def _clips(user: _Turn, value: Any, field: str) -> list[Any]:
         raise ValueError(f"its messages hold sound, and so does {field}; leave one out")
     clips, tags = [*user.sounds, *listed], user.text.count(TAG)
     if tags != len(clips):
-        raise ValueError(f"its user message has {tags} places for audio ({TAG}), the row has {len(clips)} clips")
+        what = f"its user message has {tags} places for audio ({TAG}), the row has {len(clips)} clips"
+        raise ValueError(f"{what}; write one {TAG} for each clip, before the text")
     return clips
 
 
 def _messages(row: Row, name: str) -> list[Any] | None:
-    """The messages of a field, which a CSV holds as JSON; None where it has none."""
-    value = row.get(name)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+    """The messages of a field, which a CSV holds as JSON or as Python writes a list; None where it has none."""
+    value = option_list(row.get(name))
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, Mapping) for item in value):
         return None
     # an assistant that is still to speak says nothing

@@ -28,6 +28,8 @@ SUFFIXES: Mapping[str, str] = {".csv": ",;", ".tsv": "\t"}
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 #: Longer cells are no text of a question: a quote that is never closed, or sound.
 MAX_CELL = 100_000
+#: The line that Excel reads, and that some programs write for it, before the header.
+_EXCEL = re.compile(r'"?sep=([,;\t|])"?\r?\n')
 _OPTION = re.compile(r"(?:(choice|option|opt)([ _-]?))?([A-Za-z]|\d{1,2})", re.IGNORECASE | re.ASCII)
 
 
@@ -65,31 +67,38 @@ def selected_text(path: Path, places: Iterable[int]) -> str:
 def _records(path: Path) -> list[_Record]:
     """Header and rows, all with as many cells; see `delimited_rows`."""
     text = read_text(path, "CSV and TSV are read as UTF-8")
-    delimiter, lines = _delimiter(path, text), io.StringIO(text, newline="").readlines()
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    start = _EXCEL.match(text)
+    text = text[start.end() :] if start else text
+    delimiter = start[1] if start and start[1] in SUFFIXES[path.suffix.lower()] else _delimiter(path, text)
+    lines, first = io.StringIO(text, newline="").readlines(), 2 if start else 1
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=True)
     records, problems, line = [], [], 0
     try:
         for cells in reader:
             if any(cells):
-                records.append(_Record(line + 1, cells, "".join(lines[line : reader.line_num])))
+                records.append(_Record(line + first, cells, "".join(lines[line : reader.line_num])))
             line = reader.line_num
     except csv.Error as error:
-        problems.append(Problem(f"line {line + 1}", f"cannot be read: {error}; is a quote missing, or one too many?"))
+        what = f"cannot be read: {error}; is a quote missing, or one too many?"
+        problems.append(Problem(f"line {line + first}", what))
     if not records and not problems:
         raise broken(path, "it holds no rows")
     width = len(records[0].cells) if records else 0
     names = [name.strip() for record in records[:1] for name in record.cells]
-    for place, name in enumerate(names, 1):
-        if not name:
+    # Excel writes columns without name or content for cells that were once used
+    content = {place for record in records for place, cell in enumerate(record.cells) if cell.strip()}
+    for place, name in enumerate(names):
+        if not name and place in content:
             hint = "write one (pandas leaves its index nameless: to_csv(..., index=False))"
-            problems.append(Problem("line 1", f"column {place} has no name in the header; {hint}"))
-        elif name in names[: place - 1]:
-            problems.append(Problem("line 1", f"the column {printable(name)} occurs twice in the header"))
+            problems.append(Problem(f"line {first}", f"column {place + 1} has no name in the header; {hint}"))
+        elif name and name in names[:place]:
+            problems.append(Problem(f"line {first}", f"the column {printable(name)} occurs twice in the header"))
     for record in records:
         problems += [Problem(f"line {record.line}", what) for what in _faults(record.cells, width, delimiter)]
     if problems:
         raise DataError(str(path), sorted(problems, key=lambda problem: int(problem.row_id.split()[1])))
-    return records
+    return [record._replace(cells=[cell for name, cell in zip(names, record.cells, strict=True) if name])
+            for record in records]  # fmt: skip
 
 
 def _faults(cells: Sequence[str], width: int, delimiter: str) -> Iterator[str]:
@@ -143,7 +152,7 @@ def _read_options(rows: Sequence[Row], header: Sequence[str], columns: Mapping[s
     if "choices" in columns:
         return _split_cells(rows, columns["choices"])
     cells = [name for name in SCHEMAS["covo"].choices if name in header]
-    groups = _option_columns(header)
+    groups = option_columns(header, small=False)
     ways = [*cells, *(", ".join(names) for names in groups)]
     if len(ways) > 1:
         hint = f"say which: --columns choices={cells[0] if cells else 'NAME'}, or leave the others out"
@@ -170,11 +179,14 @@ def _read_options(rows: Sequence[Row], header: Sequence[str], columns: Mapping[s
     return problems
 
 
-def _option_columns(header: Sequence[str]) -> list[list[str]]:
-    """Columns that hold one option each: groups of two or more with the same words, and letters or numbers."""
+def option_columns(header: Sequence[str], *, small: bool = True) -> list[list[str]]:
+    """Columns that hold one option each: groups of two or more with the same words, and letters or numbers.
+
+    With `small` also single letters that are small.
+    """
     groups = defaultdict(list)
     for name in header:
-        if (match := _OPTION.fullmatch(name)) and (match[1] or match[3].isupper()):
+        if (match := _OPTION.fullmatch(name)) and (match[1] or match[3].isupper() or (small and name.isalpha())):
             groups[(match[1] or "").lower(), match[2], match[3].isdigit()].append(name)
     return [names for names in groups.values() if len(names) > 1]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from covo_rl.data.answers import index_bases
 from covo_rl.data.chat import is_chat, lists_options, plain_row
+from covo_rl.data.delimited import option_columns
 from covo_rl.data.folder import AudioFolder
 from covo_rl.data.read import DataError, DataNote, Problem, Row, printable, row_name, some
 from covo_rl.data.rows import RowReader, audio_references, row_id
@@ -87,14 +88,15 @@ def load_examples(
         problems.insert(0, Problem("file", what + meant(str(audio_dir))))
     if problems:
         raise DataError(source_name(source), problems, examples)
-    if note := _options_note(examples):
+    for note in filter(None, (_options_note(examples), _missing_note(examples))):
         warnings.warn(note, DataNote, stacklevel=2)
     return examples
 
 
 def _absent_files(label: str, example: Example, hint: str) -> list[Problem]:
     paths = [clip.path for clip in example.clips if clip.path and not os.path.isfile(clip.path)]
-    return [Problem(label, f"its audio file {path} does not exist; {hint or 'check --audio-dir'}") for path in paths]
+    hint = "write / instead of backslashes" if any("\\" in path for path in paths) else hint or "check --audio-dir"
+    return [Problem(label, f"its audio file {path} does not exist; {hint}") for path in paths]
 
 
 def _options_note(examples: Sequence[Example]) -> str:
@@ -102,6 +104,27 @@ def _options_note(examples: Sequence[Example]) -> str:
     names = [row.id for row in examples if not row.choices and lists_options(row.question)]
     what = "their questions list options in the text, which is left as it is: they are open questions, with the answer"
     return f"rows {visible(some(names))}: {what} as it stands; write choices for options" if names else ""
+
+
+def _missing_note(examples: Sequence[Example]) -> str:
+    """That no row has an answer, or choices, although columns may be them; empty where nothing seems to be missing."""
+    columns = list(dict.fromkeys(name for example in examples for name in example.columns))
+    groups = [names for names in option_columns(columns) if names[0][-1] in "aA01"]
+    options = [name for name in columns if _field_of(name) == "choices"] or next(iter(groups), [])
+    parts = []
+    if not any(example.answer for example in examples) and columns:
+        parts.append(f"no row has an answer; if one of {visible(some(columns))} is it: --columns answer=NAME")
+    if not any(example.choices for example in examples) and options:
+        what = f"no row has choices; if {visible(some(options))} are options"
+        parts.append(f"{what}, write them as a list (--columns choices=NAME), in a CSV also one a column: A, B, ...")
+    return "; ".join(parts)
+
+
+def _field_of(column: str) -> str:
+    """The field whose name a column has but for case and blanks, `Question`; empty where it is none."""
+    name, schema = "_".join(column.casefold().split()), SCHEMAS["covo"]
+    fields = ("id", "audio", "question", "choices", "answer")
+    return next((field for field in fields if name in getattr(schema, field)), "")
 
 
 def audio_root(source: Source, audio_dir: str | Path | None) -> Path:
@@ -159,13 +182,22 @@ def _unreadable(row: Row, schema: Schema, format: str, columns: Mapping[str, str
         near = [close[0] for name in columns.values() if name not in row if (close := get_close_matches(name, row, 1))]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         return f"it has no column {', '.join(absent)}; it has {fields}{hint}"
+    of_options = [name for names in option_columns(list(row)) for name in names] if schema.options else []
+    if more := [name for name in of_options if name not in schema.options]:
+        what = f"schema {schema.name} has the options {', '.join(schema.options)}"
+        return f"{what}, and the row {', '.join(more)} as well; write a list: choices"
     if not (missing := schema.missing(row)):
         return ""
     if format != "auto" or schema.marks:
         return f"schema {schema.name} needs {', '.join(missing)}; it has {fields}"
     marks = "; ".join(f"{other.name} has {', '.join(other.marks)}" for other in SCHEMAS.values() if other.marks)
     ours = f"one of {', '.join(schema.audio)} and {' or '.join(schema.question)}"
-    hint = "or say which columns they are: --columns question=NAME,audio=NAME,answer=NAME"
+    parts = []
+    for field in ("id", "audio", "question", "choices", "answer"):
+        if not any(name in row for name in getattr(schema, field)):
+            near = next((name for name in row if _field_of(str(name)) == field), None)
+            parts += [f"{field}={near or 'NAME'}"] if near or field in ("audio", "question", "answer") else []
+    hint = f"or say which columns they are: --columns {','.join(parts)}"
     return f"unknown fields {fields}; {marks}; any other row needs {ours}, {hint}"
 
 

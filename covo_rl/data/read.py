@@ -115,13 +115,16 @@ def json_rows(path: Path) -> list[Row]:
         DataError: not UTF-8 or damaged, no list of rows; every damaged line is named.
     """
     text = read_text(path, "JSON, JSONL, CSV, TSV and parquet are read")
-    if path.suffix in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _lines(path, text)
     try:
         content = _parse(text)
     except (ValueError, RecursionError) as error:
         if _looks_like_lines(text):
             return _lines(path, text)
+        if path.suffix.lower() not in (".json", ".jsonl", ".ndjson"):
+            what = f"a file that ends in {path.suffix!r} is read as JSON, which it is not: {error}"
+            raise broken(path, f"{what}; .json, .jsonl, .csv, .tsv and .parquet are read") from error
         raise broken(path, f"not valid JSON: {error}; is it half-written?") from error
     lists = [content]
     if isinstance(content, dict):  # the only one of its fields that is a list of rows

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import os
 import re
+import tokenize
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,9 @@ from covo_rl.types import Clip, Example
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.ASCII | re.DOTALL)
-_ADJACENT = re.compile(r"""['"]\s*['"]""")
-#: A list of options written as one string is at most this long.
-_MAX_LIST = 20_000
+_PLACE = re.compile(r"(\d{1,3})(?:\.0)?", re.ASCII)
+#: Characters of a list as Python writes it, whose parser is slow and deep.
+_MAX_LITERAL = 20_000
 
 
 def normalized(text: str) -> str:
@@ -65,6 +68,8 @@ class RowReader:
                 clips.append(self._clip(item, audio_field))
             except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # the last of tensors and decoders
                 self.problems.append(str(error))
+                if isinstance(item, (int, float)):  # samples, thousands of them
+                    break
         if self.problems:
             return None
         columns = {name: value for name, value in row.items() if name not in used - schema.renamed}
@@ -93,7 +98,8 @@ class RowReader:
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         if not _is_text_or_number(value):
-            self.problems.append(f"its answer is {printable(value)}, not a text, letter or index")
+            hint = "; what is missing is None (hand in pandas' frame itself)" if value != value else ""
+            self.problems.append(f"its answer is {printable(value)}, not a text, letter or index{hint}")
             return None
         text = self._clean(str(value), "answer")
         if not choices and "text" in kinds and not (kinds[0] == "index" and isinstance(value, int)):
@@ -113,7 +119,7 @@ class RowReader:
             hint = "; if it is a letter, read the file with format covo"
         elif number is not None:
             hint = f"; places count from {base or 0}: if those of this set do not, write the texts of the options"
-        elif isinstance(value, int):
+        elif isinstance(value, (int, str)) and str(value).isdigit() and kinds != ("index",):
             hint = "; call the field answer_index if it counts from 0"
         what = f"its answer {printable(value)} is not among the choices ({listed}), read as {' or '.join(kinds)}{hint}"
         self.problems.append(what)
@@ -138,7 +144,10 @@ class RowReader:
                 return Clip(array=_waveform(item["array"]), sampling_rate=rate)
             if isinstance(item.get("path"), (str, os.PathLike)):
                 return Clip(path=self.folder.resolve(os.fspath(item["path"])))
-        raise ValueError(f"its audio ({field}) is {printable(item)}, not a path, bytes, or an object with one of them")
+        is_samples = isinstance(item, (int, float, np.ndarray))
+        hint = '; samples need their rate: {"array": ..., "sampling_rate": ...}' * is_samples
+        what = f"its audio ({field}) is {printable(item)}, not a path, bytes, or an object with one of them"
+        raise ValueError(what + hint)
 
 
 def _waveform(values: Any) -> np.ndarray:
@@ -187,9 +196,12 @@ def answer_of(row: Row, schema: Schema) -> tuple[str | None, Any, Sequence[Answe
 
 
 def place_number(value: Any, kinds: Sequence[AnswerKind]) -> int | None:
-    """The number of an answer that may be the place of an option; digits are one where nothing else is meant."""
-    if kinds == ("index",) and isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 4:
-        return int(value)
+    """The number of an answer that may be the place of an option; digits are one where nothing else is meant.
+
+    There 1.0 is 1: pandas makes such numbers of a column in which one is missing.
+    """
+    if kinds == ("index",) and isinstance(value, (str, float)) and (match := _PLACE.fullmatch(str(value))):
+        return int(match[1])
     return value if "index" in kinds and isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -218,14 +230,13 @@ def _is_text_or_number(value: object) -> bool:
 
 def option_list(value: Any) -> Any:
     """A list of options; also {"A": ..., "B": ...} and a list written as one string. Anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and len(value) <= _MAX_LIST:
+    if isinstance(value, str) and value.lstrip().startswith("["):
         # Literals only: nothing is evaluated.
         for parse, text in ((json.loads, value), (ast.literal_eval, value.strip())):
-            if parse is ast.literal_eval and _ADJACENT.search(text):  # numpy's, of which Python makes one text
-                break
             try:
-                return parse(text)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                if parse is json.loads or (len(text) <= _MAX_LITERAL and not _joins_texts(text)):
+                    return parse(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
                 pass
     if isinstance(value, Mapping):
         letters = [chr(ord("A") + i) for i in range(len(value))]
@@ -233,6 +244,12 @@ def option_list(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return value.tolist()
     return list(value or ()) if value is None or isinstance(value, tuple) else value
+
+
+def _joins_texts(literal: str) -> bool:
+    """Whether texts follow one another without a comma, as numpy writes an array: Python makes one text of them."""
+    kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(literal).readline) if token.string.strip()]
+    return (tokenize.STRING, tokenize.STRING) in pairwise(kinds)
 
 
 def _choice(value: Any, kind: AnswerKind, choices: tuple[str, ...]) -> str | None:

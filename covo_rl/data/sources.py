@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from covo_rl.data.delimited import SUFFIXES, delimited_rows
-from covo_rl.data.memory import IN_MEMORY, dataset_rows, memory_rows
+from covo_rl.data.memory import IN_MEMORY, dataset_rows, memory_rows, name_labels
 from covo_rl.data.read import DataError, Problem, Row, broken, is_url, json_rows, printable, row_name
+from covo_rl.data.schemas import SCHEMAS
 from covo_rl.resolve import meant
 
 if TYPE_CHECKING:
@@ -74,10 +77,22 @@ def _parquet(path: Path) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path).read().to_pylist()
+        table = pyarrow.parquet.ParquetFile(path).read()
+        rows = table.to_pylist()
     # ArrowException covers damage of every kind; OSError the file, ValueError values that Python cannot hold.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise broken(path, f"not a readable parquet file: {error}") from error
+    name_labels(rows, _label_names(table.schema.metadata), str(path))
+    return rows
+
+
+def _label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The names of the columns that `datasets` wrote as labels, numbers from 0."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: [*map(str, kind["names"])] for name, kind in features.items() if kind["_type"] == "ClassLabel"}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -86,7 +101,7 @@ def _parquet(path: Path) -> list[Row]:
 def _folder(path: Path, columns: Mapping[str, str]) -> list[Row]:
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved(path)
-    if files := _metadata_files(path):
+    if files := [path / name for name in _METADATA if (path / name).is_file()]:
         return _metadata(path, files[0], columns)
     shards = sorted(path.rglob("*.parquet"))
     if not shards:
@@ -98,7 +113,7 @@ def _folder(path: Path, columns: Mapping[str, str]) -> list[Row]:
     for shard in shards:
         for part in shard.relative_to(path).parts:
             if match := _SPLIT.match(part):
-                splits.setdefault(_SPLITS.get(match[1].lower(), match[1].lower()), shard)
+                splits.setdefault(_split_name(match), shard)
     if len(splits) > 1:
         what = f"it holds several splits ({', '.join(sorted(splits))}); name the files or the folder of one"
         raise broken(path, f"{what}, e.g. {splits[min(splits)]}, or hf:{path}:{min(splits)}")
@@ -108,6 +123,11 @@ def _folder(path: Path, columns: Mapping[str, str]) -> list[Row]:
         if missing := [n for n in range(count) if (stem, n, count) not in names]:
             raise broken(path, f"of the {count} shards of {stem} these are missing: {', '.join(map(str, missing))}")
     return [row for shard in shards for row in _parquet(shard)]
+
+
+def _split_name(match: re.Match[str]) -> str:
+    """`train`, `test` or `validation`."""
+    return _SPLITS.get(match[1].lower(), match[1].lower())
 
 
 def _saved(path: Path) -> list[Row]:
@@ -130,10 +150,6 @@ def _saved(path: Path) -> list[Row]:
     return dataset_rows(dataset, str(path))
 
 
-def _metadata_files(path: Path) -> list[Path]:
-    return [path / name for name in _METADATA if (path / name).is_file()]
-
-
 def _listed(folders: Iterable[Path]) -> str:
     return ", ".join(map(str, sorted(folders)))
 
@@ -148,23 +164,43 @@ def _metadata(path: Path, file: Path, columns: Mapping[str, str]) -> list[Row]:
     if others:
         raise broken(path, f"it has several files of metadata: {_listed([file, *others])}; name one, or its folder")
     rows, problems = _file(file, columns), []
+    splits: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        names = [name for name in row if name == "file_name" or str(name).endswith("_file_name")]
-        if "audio" in columns or not isinstance(row, dict):
+        try:
+            reference = _file_of(row, columns) if isinstance(row, dict) else None
+        except ValueError as error:
+            problems.append(Problem(row_name(number, row), str(error)))
             continue
-        if not names:
-            continue
-        if len(names) > 1 and "file_name" not in names:
-            what = f"its sound may be in {', '.join(names)}; say which: --columns audio={names[0]}"
-            problems.append(Problem(row_name(number, row), what))
-            continue
-        name = "file_name" if "file_name" in names else names[0]
-        if not row[name]:
-            problems.append(Problem(row_name(number, row), f"its {name} is empty"))
-        row["file_name"] = row[name]
+        folders = str(reference).split("/")[:-1]
+        if match := next(filter(None, map(_SPLIT.match, folders)), None):
+            splits.setdefault(_split_name(match), str(reference))
     if problems:
         raise DataError(str(path), problems)
+    if len(splits) > 1:
+        what = f"its files are of several splits ({', '.join(splits[name] for name in sorted(splits))})"
+        raise broken(path, f"{what}; write a table for each, or name the file to read all of them as one set: {file}")
     return rows
+
+
+def _file_of(row: Row, columns: Mapping[str, str]) -> Any:
+    """What a row of metadata names as its file, which becomes its `file_name`; None where it names none.
+
+    Raises:
+        ValueError: it names none in its column, or another field would be taken for the sound.
+    """
+    if "audio" in columns:
+        return row.get(columns["audio"])
+    names = ["file_name"] if "file_name" in row else [name for name in row if str(name).endswith("_file_name")]
+    if not names:
+        return None
+    before = takewhile(lambda name: name != "file_name", SCHEMAS["covo"].audio)  # read before it
+    names += [name for name in before if row.get(name) not in (None, row[names[0]])]
+    if len(names) > 1:
+        raise ValueError(f"its sound may be in {', '.join(names)}; say which: --columns audio={names[0]}")
+    if not row[names[0]]:
+        raise ValueError(f"its {names[0]} is empty")
+    row["file_name"] = row[names[0]]
+    return row["file_name"]
 
 
 def _hub(name: str) -> list[Row]:

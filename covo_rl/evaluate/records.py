@@ -16,6 +16,7 @@ from typing import Any
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import append_lines, json_lines, plain, write_atomically
 from covo_rl.evaluate.sets import EvalSet, strict_match
+from covo_rl.rewards.rules.criteria import words
 from covo_rl.types import Example, Group, Prompt, Rollout
 
 Record = dict[str, Any]
@@ -78,7 +79,7 @@ def _record(group: Group, seconds: float | None, rewards: dict[str, list[float |
         "problems": [list(r.problems) for r in rollouts],
         "stop_reasons": [r.stop_reason for r in rollouts],
         "completion_tokens": [len(r.completion_ids) for r in rollouts],
-        "thinking_words": [len(r.think.split()) if r.think is not None else None for r in rollouts],
+        "thinking_words": [None if r.think is None else len(words(r.think, None)) for r in rollouts],
         "verdicts": verdicts,
         "rewards": rewards,
         "seconds": None if seconds is None else round(seconds, 3),

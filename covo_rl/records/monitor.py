@@ -42,6 +42,7 @@ class Monitor:
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.past = Past(options or {})
+        self._words = {name: _word(value) for name, value in self.past.options.items()}
         self._gone: dict[tuple[str, str], int] = {}  # what was said -> steps without it since then
 
     def see(self, metrics: Mapping[str, Any]) -> list[Advice]:
@@ -54,7 +55,7 @@ class Monitor:
             for figures in rule.sign(self.past, **rule.numbers):
                 key = rule.name, str(figures.get("component", ""))
                 if key not in self._gone:
-                    text = rule.text.format_map({**self.past.options, **rule.numbers, **figures})
+                    text = rule.text.format_map({**self._words, **rule.numbers, **figures})
                     news.append(Advice(self.past.step, rule.name, text, f"{PAGE}#{rule.name}"))
                 self._gone[key] = -1
             for key in said:
@@ -62,6 +63,11 @@ class Monitor:
                 if self._gone[key] >= QUIET:
                     del self._gone[key]
         return news
+
+
+def _word(value: Any) -> Any:
+    """An option's value within a sentence."""
+    return {None: "none", True: "on", False: "off"}[value] if value is None or isinstance(value, bool) else value
 
 
 def advice(history: Iterable[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> list[Advice]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from covo_rl.records import signs
 from covo_rl.records.signs import Sign
@@ -33,33 +34,34 @@ RULES: Sequence[MonitorRule] = (
         "reward_format",
         {"steps": 10, "low": 0.3, "rise": 0.1},
         signs.format_flat,
-        "R_format is {now:.2f} after {count} steps and began at {start:.2f}: the policy does not find the tags by "
-        "itself. A model that never writes them cannot be rewarded for them: start from one that was taught by "
-        "`covo-rl sft`, say the form in --instruction, or raise --max_completion_length ({max_completion_length}) "
-        "where replies are cut.",
+        "R_format is {now:.2f} after {count} steps and began at {start:.2f}: the policy {reading}. A model that does "
+        "not write them cannot be rewarded for them: start from one that was taught by `covo-rl sft`, say the form in "
+        "--instruction, or raise --max_completion_length ({max_completion_length}) where replies are cut. If it wrote "
+        "them before, go back to an earlier checkpoint and lower --learning_rate ({learning_rate}).",
     ),
     MonitorRule(
         "all_groups_right",
         "zero_variance_groups reward_accuracy",
         {"steps": 5, "share": 0.9},
-        signs.groups_alike(0.9, 1.0),
+        signs.groups_alike(0.9, inf),
         "{alike:.0%} of the groups have no variance and accuracy is {accuracy:.0%}: these questions are solved and "
-        "teach nothing more. Stop here, train on harder rows, or skip solved ones with --dynamic_sampling.",
+        "teach nothing more. Stop here, train on harder rows, or skip solved ones with --dynamic_sampling (now "
+        "{dynamic_sampling}).",
     ),
     MonitorRule(
         "all_groups_wrong",
         "zero_variance_groups reward_accuracy",
         {"steps": 5, "share": 0.9},
-        signs.groups_alike(0.0, 0.1),
-        "{alike:.0%} of the groups have no variance and accuracy is {accuracy:.0%}: no rollout is ever right, so there "
-        "is nothing to prefer. Check key and choices with `covo-rl data check`, train on easier rows first, raise "
-        "--num_generations ({num_generations}) or --temperature ({temperature}), or begin with `covo-rl sft`.",
+        signs.groups_alike(-inf, 0.1),
+        "{alike:.0%} of the groups have no variance and accuracy is {accuracy:.0%}: hardly a rollout is right, so "
+        "there is nothing to prefer. Check key and choices with `covo-rl data check`, train on easier rows first, "
+        "raise --num_generations ({num_generations}) or --temperature ({temperature}), or begin with `covo-rl sft`.",
     ),
     MonitorRule(
         "deviation_nil",
         "zero_variance_groups reward_accuracy",
         {"steps": 5, "share": 0.9},
-        signs.groups_alike(0.101, 0.899),
+        signs.groups_alike(0.1, 0.9),
         "In {alike:.0%} of the groups all rollouts have the same R_total, so almost nothing is learnt from. Either "
         "rollouts of a prompt are the same text (raise --temperature, now {temperature}, and --num_generations, now "
         "{num_generations}), or the rewards do not tell them apart (`covo-rl rewards check`).",
@@ -79,17 +81,18 @@ RULES: Sequence[MonitorRule] = (
         {"steps": 5, "limit": 0.1, "floor": 0.03, "times": 5.0},
         signs.runs_away("sampling/sampling_logp_difference/mean"),
         "Log-probs of sampling and of scoring differ by {now:.3f} nats a token ({start:.3f} at first): the policy that "
-        "learns is no longer the one that speaks. Set --sampler_correction, use --dtype float32 where it fits, and "
-        "check that an outside engine loads the adapter of each step.",
+        "learns is no longer the one that speaks. Set --sampler_correction (now {sampler_correction}), use --dtype "
+        "float32 where it fits, and check that an outside engine loads the adapter of each step.",
     ),
     MonitorRule(
         "entropy_collapses",
         "sampling/entropy reward_accuracy",
         {"steps": 5, "low": 0.03, "share": 0.25, "solved": 0.8},
         signs.entropy_low,
-        "The entropy of sampling fell to {now:.3f} nats a token from {start:.3f} although the questions are not "
-        "solved: the policy says one thing and tries nothing else. Go back to an earlier checkpoint with --resume, "
-        "then lower --learning_rate ({learning_rate}), raise --epsilon_high (0.28 is usual) or set --entropy_coef.",
+        "The entropy of sampling fell to {now:.3f} nats a token from {start:.3f}, and {known}: the policy says one "
+        "thing and tries nothing else. Go back to an earlier checkpoint with --resume, then lower --learning_rate "
+        "({learning_rate}), raise --epsilon_high (now {epsilon_high}; 0.28 is usual) or --entropy_coef (now "
+        "{entropy_coef}).",
     ),
     MonitorRule(
         "completions_hit_the_limit",
@@ -97,8 +100,8 @@ RULES: Sequence[MonitorRule] = (
         {"steps": 5, "limit": 0.3},
         signs.above("truncated"),
         "{now:.0%} of the completions are cut at --max_completion_length {max_completion_length}, most of them before "
-        "an answer. Raise it, teach brevity with --overlong_buffer, or leave cut ones out of the loss with "
-        "--mask_truncated_completions.",
+        "an answer. Raise it, teach brevity with --overlong_buffer (now {overlong_buffer}), or leave cut ones out of "
+        "the loss with --mask_truncated_completions.",
     ),
     MonitorRule(
         "thinking_shrinks",
@@ -111,7 +114,7 @@ RULES: Sequence[MonitorRule] = (
     MonitorRule(
         "component_farmed",
         "reward_accuracy reward_*",
-        {"steps": 10, "rise": 0.1, "fall": 0.1, "errors": 2.0},
+        {"steps": 10, "rise": 0.1, "fall": 0.1, "errors": 3.0},
         signs.farmed,
         "R_{name} rose from {before:.2f} to {after:.2f} while accuracy fell from {then:.0%} to {now:.0%}: the policy "
         "earns {name} without being right. Read rollouts with a high {name} and a wrong answer; lower its weight in "
@@ -119,21 +122,21 @@ RULES: Sequence[MonitorRule] = (
     ),
     MonitorRule(
         "stops_listening",
-        "listen_real listen_silent",
-        {"steps": 3, "gap": 0.05},
+        "listen_real listen_silent listen_rows",
+        {"steps": 3, "gap": 0.05, "share": 0.3, "least": 0.1, "rows": 16},
         signs.stops_listening,
-        "With silence instead of the clip accuracy is {silent:.0%}, with the clip {real:.0%}: the answers come from "
-        "the text, not from the sound. Look for questions whose answer the text or the key's place gives away "
-        "(`covo-rl data check`), and compare with the model before training (`covo-rl eval --listen`).",
+        "With silence instead of the clip accuracy is {silent:.0%}, with the clip {real:.0%} (the clip brought "
+        "{start:.0%} at first): most answers come from the text, not from the sound. Look for questions whose answer "
+        "the text or the key's place gives away (`covo-rl data check`), and compare with the model before training "
+        "(`covo-rl eval --listen`).",
     ),
     MonitorRule(
         "component_missing",
-        "none_*",
-        {"steps": 5, "limit": 0.5},
-        signs.ungraded("none"),
-        "{now:.0%} of the rollouts have no score of {component}: they leave their group, and little is learnt from the "
-        "rest. Try it on a file with `covo-rl rewards score`; give it the columns that it needs, or take it out of "
-        "--rewards.",
+        "none_* none_total",
+        {"steps": 5, "limit": 0.5, "lost": 0.25, "never": 0.99},
+        signs.missing,
+        "{now:.0%} of the rollouts have no score of {component}: {effect}. Try it on a file with `covo-rl rewards "
+        "score`; give it the columns that it needs, or take it out of --rewards.",
     ),
     MonitorRule(
         "judge_fails",
@@ -147,20 +150,19 @@ RULES: Sequence[MonitorRule] = (
     MonitorRule(
         "majority_collapses",
         "majority_unanimous reward_accuracy majority_right",
-        {"steps": 5, "share": 0.9, "fall": 0.05},
+        {"steps": 5, "share": 0.9, "fall": 0.05, "errors": 3.0},
         signs.unanimous,
         "In {agreement:.0%} of the groups all rollouts give one answer, and {known}: `majority` pays agreement, and "
-        "the policy agrees with itself whatever it hears. Stop at the best checkpoint (--keep_best with --eval_every), "
-        "use more rows, or add a reward that looks at the sound.",
+        "the policy may agree with itself whatever it hears. Stop at the best checkpoint (--keep_best with "
+        "--eval_every), use more rows, or add a reward that looks at the sound.",
     ),
     MonitorRule(
         "updates_skipped",
         "skipped_steps",
         {"steps": 20},
         signs.updates_skipped,
-        "{new:.0f} optimiser update(s) were not finite and were skipped; RUN/debug says in which rows. One is no "
-        "harm; several mean that --learning_rate ({learning_rate}) is too high or --max_grad_norm ({max_grad_norm}) "
-        "is off.",
+        "{new:.0f} optimiser update(s) were not finite and were skipped; RUN/debug says in which rows. One is no harm; "
+        "several mean that --learning_rate ({learning_rate}) is too high or --max_grad_norm ({max_grad_norm}) is off.",
     ),
     MonitorRule(
         "wrong_outranks_right",
@@ -169,7 +171,7 @@ RULES: Sequence[MonitorRule] = (
         signs.above("rewards/wrong_outranks_right"),
         "In {now:.0%} of the pairs of a right and a wrong answer to one prompt the wrong one has the higher R_total: "
         "the other components outvote accuracy. Raise its weight (--rewards accuracy=2,...) or set --reward_gate "
-        "accuracy.",
+        "accuracy (now {reward_gate}).",
     ),
     MonitorRule(
         "gradient_always_clipped",
@@ -177,17 +179,17 @@ RULES: Sequence[MonitorRule] = (
         {"steps": 20},
         signs.always_clipped,
         "The gradient norm was above --max_grad_norm {max_grad_norm} in each of the last {steps} steps (at least "
-        "{least:.2g}): every update has the same length, whatever it says. Raise --max_grad_norm, or put more prompts "
-        "into a step (--prompts_per_step {prompts_per_step}), which makes the gradient less noisy.",
+        "{least:.2g}): noisy updates count as much as clear ones. AdamW makes this mostly harmless; where the "
+        "curves are rough raise --max_grad_norm, or put more prompts into a step (--prompts_per_step "
+        "{prompts_per_step}), which makes the gradient less noisy.",
     ),
     MonitorRule(
         "learning_rate_zero",
         "learning_rate",
         {"steps": 3},
         signs.rate_zero,
-        "The learning rate is 0 in the last {steps} steps: nothing changes any more. The schedule "
-        "(--lr_scheduler_type {lr_scheduler_type}) has ended; a longer run needs a larger --max_steps ({max_steps}) "
-        "from its start.",
+        "The learning rate is 0 in the last {steps} steps: nothing changes any more. The schedule (--lr_scheduler_type "
+        "{lr_scheduler_type}) has ended; a longer run needs a larger --max_steps ({max_steps}) from its start.",
     ),
     MonitorRule(
         "gradient_nil",

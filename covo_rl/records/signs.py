@@ -10,14 +10,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from statistics import fmean, pvariance
+from statistics import fmean, median, variance
 from typing import Any
 
 from covo_rl.config import Options
 from covo_rl.records.steps import is_number, scalars
 
-#: values of a column that are remembered, and how many of its first ones
-LONGEST, FIRST = 60, 5
+#: values of a column that are remembered, how many of its first ones, and those of them that say what it was at first
+LONGEST, FIRST, START = 60, 10, 5
 
 Figures = dict[str, Any]
 Sign = Callable[..., Iterator[Figures]]
@@ -58,7 +58,13 @@ class Past:
 
     def start(self, column: str) -> float:
         """Mean of the first values of a column that is there."""
-        return fmean(self.first[column])
+        return fmean(self.first[column][:START])
+
+    def earlier(self, column: str, count: int) -> list[list[float]]:
+        """What the last `count` values can be compared with: the `count` before them, those before, and the first;
+        each empty where the column has not as many."""
+        before = self.last(column, count, count)
+        return [before, self.last(column, count, 2 * count), self.first[column][:count] if before else []]
 
     @property
     def components(self) -> list[str]:
@@ -80,29 +86,31 @@ def above(column: str) -> Sign:
 
 def format_flat(past: Past, steps: int, low: float, rise: float) -> Iterator[Figures]:
     now = past.mean("reward_format", steps)
-    if now is not None and past.count >= 2 * steps and now < low and now - past.start("reward_format") < rise:
-        yield {"now": now, "start": past.start("reward_format"), "count": past.count}
+    if now is None or past.count < 2 * steps or now >= low:
+        return
+    if now - (start := past.start("reward_format")) < rise:
+        reading = "does not find the tags by itself" if start < low else "has lost the tags that it wrote"
+        yield {"now": now, "start": start, "count": past.count, "reading": reading}
 
 
 def groups_alike(low: float, high: float) -> Sign:
-    """Nearly all groups have no variance while accuracy lies in [low, high]; one that is not measured counts as 0.5."""
+    """Nearly all groups have no variance while accuracy lies in [low, high); one that is not measured counts as 0.5."""
 
     def sign(past: Past, steps: int, share: float) -> Iterator[Figures]:
         alike, accuracy = past.mean("zero_variance_groups", steps), past.mean("reward_accuracy", steps)
-        if alike is not None and alike >= share and low <= (0.5 if accuracy is None else accuracy) <= high:
+        if alike is not None and alike >= share and low <= (0.5 if accuracy is None else accuracy) < high:
             yield {"alike": alike, "accuracy": accuracy}
 
     return sign
 
 
 def runs_away(column: str) -> Sign:
-    """A column is above `limit`, or above `floor` and `times` what it was."""
+    """A column is above `limit`, or above `floor` and `times` what it was, in most of the steps: one may be a spike."""
 
     def sign(past: Past, steps: int, limit: float, floor: float, times: float) -> Iterator[Figures]:
-        now = past.mean(column, steps)
-        if now is None:
+        if not (values := past.last(column, steps)):
             return
-        start = past.start(column)
+        now, start = median(values), past.start(column)
         if now > limit or (past.count > 2 * steps and now > floor and now > times * start):
             yield {"now": now, "start": start}
 
@@ -123,33 +131,48 @@ def shrinks(column: str) -> Sign:
 def entropy_low(past: Past, steps: int, low: float, share: float, solved: float) -> Iterator[Figures]:
     accuracy = past.mean("reward_accuracy", steps)
     if accuracy is None or accuracy < solved:
+        known = "nothing measures accuracy" if accuracy is None else f"accuracy is {accuracy:.0%}"
         for figures in shrinks("sampling/entropy")(past, steps, share, 0.0):
             if figures["now"] < low:
-                yield figures
+                yield {"known": known, **figures}
+
+
+def moved(before: list[float], now: list[float], by: float, errors: float) -> tuple[float, float] | None:
+    """The means of two windows, if the second is higher by `by` (lower, where that is negative) or more, and by more
+    than `errors` standard errors: a few groups a step make noise."""
+    if len(before) < 2 or len(now) < 2:
+        return None
+    noise = math.sqrt(variance(before) / len(before) + variance(now) / len(now))
+    change = math.copysign(1.0, by) * (fmean(now) - fmean(before))
+    return (fmean(before), fmean(now)) if change >= max(abs(by), errors * noise) else None
 
 
 def farmed(past: Past, steps: int, rise: float, fall: float, errors: float) -> Iterator[Figures]:
-    """Of the components that rose while accuracy fell, by more than `errors` standard errors: what rose most."""
-    now, then = past.mean("reward_accuracy", steps), past.mean("reward_accuracy", steps, ago=2 * steps)
-    if now is None or then is None:
-        return
-    variance = sum(pvariance(past.last("reward_accuracy", steps, ago)) for ago in (0, 2 * steps))
-    if then - now < max(fall, errors * math.sqrt(variance / steps)):
-        return
-    levels = {}
-    for name in past.components:
-        after, before = past.mean(f"reward_{name}", steps), past.mean(f"reward_{name}", steps, ago=2 * steps)
-        if name != "accuracy" and after is not None and before is not None and after - before >= rise:
-            levels[name] = before, after
-    if levels:
-        name, (before, after) = max(levels.items(), key=lambda item: item[1][1] - item[1][0])
-        yield {"name": name, "before": before, "after": after, "then": then, "now": now}
+    """Of the components that rose while accuracy fell, by more than their noise: what rose most."""
+    now = past.last("reward_accuracy", steps)
+    for i, before in enumerate(past.earlier("reward_accuracy", steps) if now else ()):
+        if (accuracy := moved(before, now, -fall, errors)) is None:
+            continue
+        levels = {}
+        for name in past.components:
+            if name != "accuracy" and (values := past.last(column := f"reward_{name}", steps)):
+                level = moved(past.earlier(column, steps)[i], values, rise, errors)
+                levels |= {} if level is None else {name: level}
+        if levels:
+            name, (low, high) = max(levels.items(), key=lambda item: item[1][1] - item[1][0])
+            yield {"name": name, "before": low, "after": high, "then": accuracy[0], "now": accuracy[1]}
+            return
 
 
-def stops_listening(past: Past, steps: int, gap: float) -> Iterator[Figures]:
+def stops_listening(past: Past, steps: int, gap: float, share: float, least: float, rows: int) -> Iterator[Figures]:
+    """The clips bring less than `gap`, or than `share` of what they brought, to an accuracy of `least` or more, on as
+    many `rows` at least."""
     real, silent = past.mean("listen_real", steps), past.mean("listen_silent", steps)
-    if real is not None and silent is not None and real - silent < gap:
-        yield {"real": real, "silent": silent}
+    if real is None or silent is None or real < least or (past.mean("listen_rows", 1) or rows) < rows:
+        return
+    start = past.start("listen_real") - past.start("listen_silent")
+    if real - silent < max(gap, share * start):
+        yield {"real": real, "silent": silent, "start": start}
 
 
 def ungraded(prefix: str) -> Sign:
@@ -163,20 +186,38 @@ def ungraded(prefix: str) -> Sign:
     return sign
 
 
-def unanimous(past: Past, steps: int, share: float, fall: float) -> Iterator[Figures]:
-    """Nearly all groups agree, and accuracy (of the replies, or of the majority) falls or is not known."""
+def missing(past: Past, steps: int, limit: float, lost: float, never: float) -> Iterator[Figures]:
+    """A component is missing above `limit`, and rollouts leave their groups for it, or it is (nearly) never there.
+
+    That rows of another kind have no score of it is no fault: it is left out for the whole group.
+    """
+    total = past.mean("none_total", steps)
+    for figures in ungraded("none")(past, steps, limit):
+        if total is None or total > lost:
+            share = "such rollouts" if total is None else f"{total:.0%} of all rollouts"
+            yield {"effect": f"{share} leave their group, and little is learnt from the rest", **figures}
+        elif figures["now"] >= never:
+            yield {"effect": "it counts for nothing", **figures}
+
+
+def unanimous(past: Past, steps: int, share: float, fall: float, errors: float) -> Iterator[Figures]:
+    """Nearly all groups agree, and accuracy (of the replies, or of the majority) fell or is not known."""
     agreement = past.mean("majority_unanimous", steps)
     if agreement is None or agreement < share:
         return
     column = "reward_accuracy" if "reward_accuracy" in past.first else "majority_right"
-    now, then = past.mean(column, steps), past.mean(column, steps, ago=2 * steps)
-    if now is None or (then is not None and then - now >= fall):
-        known = "there is no key to compare with" if now is None else f"accuracy fell from {then:.0%} to {now:.0%}"
-        yield {"agreement": agreement, "known": known}
+    if not (now := past.last(column, steps)):
+        yield {"agreement": agreement, "known": "there is no key to compare with"}
+    for before in past.earlier(column, steps) if now else ():
+        if accuracy := moved(before, now, -fall, errors):
+            yield {"agreement": agreement, "known": "accuracy fell from {:.0%} to {:.0%}".format(*accuracy)}
+            return
 
 
 def updates_skipped(past: Past, steps: int) -> Iterator[Figures]:
-    values = [0.0] * (past.count <= steps) + (past.last("skipped_steps", steps) or past.first.get("skipped_steps", []))
+    values = [*past.recent.get("skipped_steps", ())][-steps:]
+    if past.step <= len(values):  # the run began within them
+        values.insert(0, 0.0)
     if values and values[-1] > values[0]:
         yield {"new": values[-1] - values[0]}
 

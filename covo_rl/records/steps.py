@@ -14,11 +14,16 @@ import numpy as np
 
 from covo_rl.algo.advantage import Advantages, concatenated
 from covo_rl.data.files import plain
+from covo_rl.rewards.rules.criteria import words
 from covo_rl.rewards.scoring import beside, figures, whole_sums
 from covo_rl.types import Group, RewardTable, Rollout
 
 if TYPE_CHECKING:
     from covo_rl.engines.base import TextDecoder
+
+
+#: columns that only some steps or runs have; what a reward logs under such a name is not taken for them
+SOMETIMES = ("eval_accuracy", "listen_real", "listen_silent", "listen_rows", "kl")
 
 
 class Clock:
@@ -89,7 +94,7 @@ class StepShare:
             np.array([len(r.completion_ids) for r in rollouts], dtype=float),
             np.array([r.stop_reason == "length" for r in rollouts], dtype=float),
             np.array([bool(r.problems) for r in rollouts], dtype=float),
-            np.array([len((r.think or "").split()) for r in rollouts], dtype=float),
+            np.array([len(words(r.think or "", None)) for r in rollouts], dtype=float),
             np.array([-sum(r.logps) for r in rollouts], dtype=float),
             advantages.informative_P.astype(float),
         )
@@ -130,10 +135,9 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
             if name not in scores:  # those are of the scores of all ranks
                 logged[name] = logged.get(name, 0.0) + value * weight
     metrics |= {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
-    metrics["eval_accuracy"] = None  # of a name that the session adds at some steps
-    metrics = beside(metrics, logged)
-    del metrics["eval_accuracy"]
-    return metrics
+    absent = [name for name in SOMETIMES if name not in metrics]
+    metrics = beside(metrics | dict.fromkeys(absent), logged)
+    return {name: value for name, value in metrics.items() if name not in absent}
 
 
 def rollout_rows(

@@ -23,6 +23,7 @@ from covo_rl.data.terminal import LAYOUT
 from covo_rl.records.console import console
 from covo_rl.records.folder import package_versions
 from covo_rl.records.steps import StepRecord, is_number, scalars
+from covo_rl.rewards.scoring import beside
 from covo_rl.types import visible
 
 #: the names of runs that a resume continues
@@ -33,7 +34,8 @@ COLUMNS = ("clips", "question", "choices", "answer", "completion", "stop_reason"
 #: failures in a row after which a tracker is left alone: each may have waited for a network
 PATIENCE = 3
 
-#: one row of the table: text and numbers by column, and the waveforms (float32 (samples,), rate in Hz) of its clips
+#: one row of the table: text and numbers by column, and of its clips the waveforms (float32 (samples,), in [-1, 1]) and
+#: rates in Hz
 Row = tuple[dict[str, Any], Sequence[tuple[np.ndarray, int]]]
 
 
@@ -115,10 +117,11 @@ class Trackers:
         title = self.config.run_name or self.folder.resolve().name
         if name == "tensorboard":
             return {"purge_step": step + 1} if name in self.continued else {}
-        if name == "wandb":
-            return {"name": title, "id": self.ids[name], "resume": "allow", "dir": str(self.folder)}
+        run = {"name": title, "id": self.ids[name], "resume": "allow"}
+        if name == "wandb":  # quiet: without its own curves at the end
+            return {**run, "dir": str(self.folder), "settings": {"quiet": True}}
         if name == "swanlab":
-            return {"name": title, "id": self.ids[name], "resume": "allow", "log_dir": str(self.folder / "swanlog")}
+            return {**run, "log_dir": str(self.folder / "swanlog")}
         space = self.config.trackio_space_id
         return {"name": f"{title}-{self.ids[name]}", "resume": "allow", "embed": False, "space_id": space}
 
@@ -186,15 +189,15 @@ def table_rows(
     rows: list[Row] = []
     for name, rollouts in list(by_prompt.items())[: limit // 2]:
         ranked = sorted(rollouts, key=lambda rollout: -float(rollout["advantage"]))
+        try:
+            sounds, change = [(np.clip(waveform, -1, 1), rate) for waveform, rate in waveforms(name)], {}
+        except AudioError as error:  # of a file that changed: training skips and counts its row
+            sounds, change = [], {"clips": str(error)}
         for rollout in (ranked[0], ranked[-1]):
-            numbers = {**rollout["rewards"], "total": rollout["reward_total"], "advantage": rollout["advantage"]}
-            text = {key: rollout[key] for key in COLUMNS}
-            try:
-                sounds = waveforms(name)
-            except AudioError as error:  # of a file that changed: training skips and counts its row
-                sounds, text["clips"] = [], str(error)
-            cells = {"id": name, **text, **{key: plain(value) for key, value in numbers.items()}}
-            rows.append(({key: _cell(value) for key, value in cells.items()}, sounds))
+            cells = {"id": name, **{key: rollout[key] for key in COLUMNS}, **change}
+            cells |= {"total": rollout["reward_total"], "advantage": rollout["advantage"]}
+            cells = beside(cells, rollout["rewards"], "reward")
+            rows.append(({key: _cell(plain(value)) for key, value in cells.items()}, sounds))
     return rows
 
 
@@ -236,7 +239,7 @@ def _trackio_table(tracker: Any, rows: Sequence[Row], step: int) -> None:
     import trackio  # pyright: ignore[reportMissingImports]  # an extra
 
     def audio(waveform: np.ndarray, rate: int) -> Any:  # floats it would scale to full level
-        return trackio.Audio((np.clip(waveform, -1, 1) * 32767).astype(np.int16), sample_rate=rate)
+        return trackio.Audio((waveform * 32767).astype(np.int16), sample_rate=rate)
 
     coded = [({key: _code(value) if isinstance(value, str) else value for key, value in cells.items()}, waveforms)
              for cells, waveforms in rows]  # fmt: skip

@@ -150,8 +150,7 @@ def score_rewards(
     if problems := value_problems(config):
         raise ConfigError(problems)
     terms = components(rewards)  # complains before anything is read
-    if output.exists() and input.exists() and output.samefile(input):
-        raise specs.RewardError(f"--output {output} is the input: write to another file")
+    _check_paths(input, output)
     rows = list(_rows(input))
     scores = score_rows(rows, config, terms, input)
     prefix = _free_prefix(rows)
@@ -173,6 +172,21 @@ def score_rewards(
         other = sum(map(_differ, [row.get("rewards") for row in rows], scores.rewards))
         say(f"{before} rows had scores, which are kept; {other} of them differ from the new {prefix}rewards")
     say(f"{len(rows)} rows -> {output}")
+
+
+def _check_paths(input: Path, output: Path) -> None:
+    """Before anything is scored, which may take a judge minutes.
+
+    Raises:
+        RewardError: a folder in the place of a file, no folder to write into, or the output is the input.
+    """
+    if input.is_dir():
+        raise specs.RewardError(f"--input {input} is a folder: name one of its files, or put them into one (cat)")
+    if output.exists() and input.exists() and output.samefile(input):
+        raise specs.RewardError(f"--output {output} is the input: write to another file")
+    if output.is_dir() or not output.parent.is_dir():
+        what = "is a folder: name a file" if output.is_dir() else f"has no folder: {output.parent} does not exist"
+        raise specs.RewardError(f"--output {output} {what}")
 
 
 def _free_prefix(rows: list[dict[str, Any]]) -> str:

@@ -94,7 +94,7 @@ def row_groups(rows: Sequence[Row]) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
     seen: Counter[tuple[Any, ...]] = Counter()
     for i, row in enumerate(rows):
-        key: tuple[Any, ...] = ("id", str(row["id"])) if "id" in row else ("row", i)
+        key: tuple[Any, ...] = ("id", str(row["id"])) if row.get("id") is not None else ("row", i)
         if "advantage" in row and "rollout" in row:  # its row may have been taken again, in this step or another
             place = (*key, str(row.get("group")), str(row["rollout"]))
             key = (*place[:-1], seen[place])

@@ -212,7 +212,7 @@ def _print_problems(title: str, problems: list[tuple[str, str]], show: int) -> N
     if not problems:
         return
     columns = (Column(name, overflow="fold") for name in ("row", "problem"))
-    table = Table(*columns, title=f"{title}: {len(problems)} problems", title_justify="left")
+    table = Table(*columns, title=f"{title}: {len(problems)} problem{'s' * (len(problems) != 1)}", title_justify="left")
     for row, what in problems[:show]:
         table.add_row(visible(row), visible(what))
     console.print(table)

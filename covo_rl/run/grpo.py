@@ -126,7 +126,7 @@ def complete(session: Session) -> None:
         if session.options.train.dry_run:
             session.show_budget()
             return
-        before = session.before() if session.held_out else None
+        before = session.before() if session.held_out and session.options.eval.evaluate else None
         trainer = session.train()
         exported = session.export()
         evaluations = None

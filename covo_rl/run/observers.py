@@ -57,9 +57,14 @@ class Observer:
 class Evaluator(Observer):
     """With `eval_every`, the held-out accuracy of a step, among its metrics."""
 
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        if (every := session.options.eval.eval_every) and not session.held_out:
+            raise ConfigError([f"eval_every {every}: no row is held out; give eval_data, or raise eval_fraction"])
+
     def measure(self, metrics: dict[str, Any]) -> None:
         every = self.session.options.eval.eval_every
-        if every and metrics["step"] % every == 0 and self.session.held_out:
+        if every and metrics["step"] % every == 0:
             summaries = self.session.evaluate(modes=["greedy"], title=f"step {metrics['step']}")
             metrics["eval_accuracy"] = summaries["greedy"]["accuracy"]
 
@@ -82,12 +87,16 @@ class Listener(Observer):
             return
         session, start = self.session, time.perf_counter()
         for audio in ("real", "silent"):
-            evaluation = evaluate(
-                session.policy, self.rows, prompt_config=session.options.prompt, reward_config=None,
-                rollout_config=session.options.rollout, clips=session.clips, audio=audio,
-                seed=session.options.train.seed, batch_size=self.options.eval_batch_size, ranks=session.ranks,
-            )  # fmt: skip
+            title = f"step {metrics['step']}, listening, {audio}"
+            with console.ProgressDisplay(title, len(self.rows), active=session.ranks.main) as display:
+                evaluation = evaluate(
+                    session.policy, self.rows, prompt_config=session.options.prompt, reward_config=None,
+                    rollout_config=session.options.rollout, clips=session.clips, audio=audio,
+                    seed=session.options.train.seed, batch_size=self.options.eval_batch_size, ranks=session.ranks,
+                    progress=display.rated,
+                )  # fmt: skip
             metrics[f"listen_{audio}"] = evaluation.summary()["accuracy"]
+        metrics["listen_rows"] = len(self.rows)
         metrics["seconds"]["listen"] = time.perf_counter() - start
 
 

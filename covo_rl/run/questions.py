@@ -43,9 +43,9 @@ def read_questions(
 ) -> Rows:
     """Training and held-out rows. Without `data` the built-in set, rendered on first use.
 
-    Without `eval_data` a share of the user's rows is held out, all rows of a clip on the same side. `clips` names
-    every file of them here, which rank 0 alone reads for it. `memory` maps data and eval_data to rows that a program
-    hands over, where the options say IN_MEMORY.
+    Where held-out rows are asked for and there is no `eval_data`, a share of the user's rows is held out, all rows of a
+    clip on the same side. `clips` names every file of them here, which rank 0 alone reads for it. `memory` maps data
+    and eval_data to rows that a program hands over, where the options say IN_MEMORY.
 
     Raises:
         DataError: rows that cannot be used, all named.
@@ -70,8 +70,9 @@ def read_questions(
 
     about_rows: list[str] = []
     rows, held_out, notes = load("data", folder, columns), [], ()
-    splits = options.eval.evaluate and "eval_data" not in files
-    if not options.eval.evaluate:
+    measured = options.eval.evaluate or options.eval.eval_every or options.eval.listen_every
+    splits = measured and "eval_data" not in files
+    if not measured:
         files = {"data": files["data"]}
     elif not splits:
         held_out = load("eval_data", eval_folder, eval_columns)

@@ -284,16 +284,18 @@ class Session:
         }
         self.run.catch_up()
         path = self.run.write_json("result.json", result)
+        self._let_go(result)  # first: what observers say stands above the table
         if self.ranks.main:
-            rows = self.held_out or self.examples
-            show_end(self.run, self.options, exported, evaluations, self.train_seconds, rows)
-        self.close(result)
+            show_end(self.run, self.options, exported, evaluations, self.train_seconds, self.held_out or self.examples)
+        self.close()
         return path
 
-    def close(self, result: Mapping[str, Any] | None = None) -> None:
-        """Give the folder back, and let every observer go; a second call does nothing. Without a `result` the run did
-        not come to its end."""
+    def _let_go(self, result: Mapping[str, Any] | None = None) -> None:
         watching, self.observers = self.observers, []
         for observer in watching if self.ranks.main else ():
             observer.close(result)
+
+    def close(self) -> None:
+        """Let every observer go, and give the folder back; a second call does nothing."""
+        self._let_go()
         self.run.lock.release()

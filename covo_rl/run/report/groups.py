@@ -239,7 +239,12 @@ def _most_changed(groups: Iterable[Group]) -> Iterator[Group]:
         totals = [rollout["total"] for rollout in group["rollouts"] if rollout["total"] is not None]
         if totals:
             appearances[group["id"]].append((sum(totals) / len(totals), group))
-    pairs = [(abs(b[0] - a[0]), a[1], b[1]) for row in appearances.values() for a, b in pairwise(row)]
+    pairs = [
+        (abs(b[0] - a[0]), a[1], b[1])
+        for row in appearances.values()
+        for a, b in pairwise(row)
+        if a[1]["step"] != b[1]["step"]  # of few rows a step draws one more than once
+    ]
     pairs.sort(key=lambda pair: -pair[0])
     for change, one, other in pairs[: min(_MAX_CHANGES, max(1, int(_CHANGES_SHARE * len(pairs))))]:
         if change > 0:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import read_record, whole_lines
+from covo_rl.records.lock import FolderLock
+from covo_rl.resolve import folders
 from covo_rl.run.report.values import Notes, finite, json_ready, mapping, readable
 
 #: (key of `details` in result.json, when, audio)
@@ -15,6 +20,8 @@ EVALUATIONS = (("before", "before", "real"), ("after", "after", "real"), ("silen
                ("swapped", "after", "swapped"))  # fmt: skip
 #: options of where and how a run is written, in which two runs differ anyway
 _PLACES = ("output", "overwrite", "resume")
+#: options of what R is
+_OF_R = ("rewards", "reward_gate", "overlong_buffer")
 
 
 def run_overview(folder: Path, notes: Notes) -> dict[str, Any]:
@@ -34,8 +41,7 @@ def run_overview(folder: Path, notes: Notes) -> dict[str, Any]:
     details = mapping(result.get("details")) or {"before": before}
     evaluations = list(_evaluations(details))
     if not result:
-        state = "it is under way" if (folder / "lock.json").is_file() else "it was stopped, or is still under way"
-        notes.add(f"the run has no result yet: {state}; {len(metrics)} steps are logged")
+        notes.add(f"the run has no result yet: {_state(folder)}; {len(metrics)} steps are logged")
     elif not evaluations:
         notes.add("the run was not evaluated")
     for aside in sorted(folder.glob("abandoned/[0-9]*")):
@@ -53,6 +59,13 @@ def run_overview(folder: Path, notes: Notes) -> dict[str, Any]:
     }
 
 
+def _state(folder: Path) -> str:
+    if owner := FolderLock(folder).holder():
+        return f"it is under way ({owner})"
+    is_left = (folder / "lock.json").is_file()  # by a process that was killed
+    return "it was stopped" if is_left else "it was stopped, or is still under way"
+
+
 def _record(path: Path, notes: Notes) -> dict[str, Any]:
     """A JSON or YAML mapping; empty where there is none, and with a note where it is damaged."""
     try:
@@ -67,8 +80,20 @@ def _advice(metrics: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
 
     pieces = advice(metrics, config)
     return [
-        {"step": piece.step, "rule": piece.rule, "text": readable(piece.text), "link": piece.link} for piece in pieces
-    ]
+        {"step": piece.step, "rule": piece.rule, "text": readable(piece.text), "link": piece.link,
+         "help": sections(Path(piece.link.partition("#")[0]).name).get(piece.rule)} for piece in pieces
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def sections(page: str) -> dict[str, str]:
+    """Rule -> what our page of docs/ says of it, for a report lies beside no docs; none where the page is not here."""
+    for place, folder in folders("docs"):
+        if place != "working directory" and (folder / page).is_file():
+            text = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", (folder / page).read_text("utf-8"))  # links lead nowhere
+            _, *parts = re.split(r"^##+ (.+)\n", text, flags=re.M)
+            return {title.strip("`"): body.strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    return {}
 
 
 def _evaluations(details: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -120,9 +145,11 @@ def comparison(runs: Sequence[Mapping[str, Any]], notes: Notes) -> dict[str, Any
         shares = [blocks.get(name, {}) for blocks in by_name]
         columns = {key: [share.get(key) for share in shares] for key in ("n", "accuracy", "ci95")}
         evaluations.append({"name": name, **columns})
-    rows = {values.get("sha256 of eval_data") or values.get("sha256 of data") for values in settings}
+    rows = {str(values.get("sha256 of eval_data") or values.get("sha256 of data")) for values in settings}
     if len(rows) > 1 or len({tuple(filter(None, row["n"])) for row in evaluations}) > 1:
         notes.add("the runs were evaluated on different rows, or on different numbers of them: compare with care")
+    if len({json.dumps([values.get(name) for name in _OF_R]) for values in settings}) > 1:
+        notes.add("the runs have different rewards: compare accuracy and components, not R")
     differing = [row for row in table if any(value != row["values"][0] for value in row["values"])]
     return {"config": differing, "evaluations": evaluations}
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import webbrowser
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -22,7 +23,8 @@ import typer
 from markupsafe import Markup
 
 from covo_rl.data.files import write_atomically
-from covo_rl.data.terminal import LAYOUT, Terminal, say
+from covo_rl.data.terminal import LAYOUT, say
+from covo_rl.records.console import ProgressDisplay
 from covo_rl.run.report.payload import Sounds, report_payload
 from covo_rl.types import visible
 
@@ -41,7 +43,21 @@ def report_page(
 ) -> str:  # fmt: skip
     """The HTML text of the report of one run folder, or of several, compared; see `report_payload`."""
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    return render(report_payload(folders, max_mb=max_mb, sounds=sounds, page=page))
+    return render(_payload(folders, max_mb=max_mb, sounds=sounds, page=page))
+
+
+def _payload(folders: Sequence[str | Path], **options: Any) -> dict[str, Any]:
+    """The payload, with a bar for each part of it."""
+    bars: dict[str, ProgressDisplay] = {}
+    with ExitStack() as shown:
+
+        def progress(part: str, done: int, total: int) -> None:
+            if part not in bars:
+                shown.close()
+                bars[part] = shown.enter_context(ProgressDisplay(part, total, stderr=True))
+            bars[part].update(done, "")
+
+        return report_payload(folders, progress=progress, **options)
 
 
 def render(payload: Mapping[str, Any]) -> str:
@@ -88,6 +104,15 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
+def _contents(payload: Mapping[str, Any]) -> str:
+    counts, notes = payload["counts"], len(payload["notes"]) + sum(len(run["notes"]) for run in payload["runs"])
+    return (
+        f"{counts['rollouts']:,} rollouts of {counts['steps']:,} steps, {counts['sounds_embedded']:,} sounds, "
+        f"{counts['sounds_linked']:,} linked, {counts['sounds_missing']:,} missing; "
+        + (f"notes in its overview: {notes}" if notes else "nothing is left out")
+    )
+
+
 @app.command()
 def report_command(
     runs: list[str] = typer.Argument(..., metavar="RUN [RUN_B ...]", help="run folders; several are compared"),
@@ -105,12 +130,16 @@ def report_command(
     path = Path(output) if output else Path(runs[0]) / ("compare.html" if len(runs) > 1 else "report.html")
     if not path.parent.is_dir():
         raise typer.BadParameter(f"{visible(path.parent)} is no folder; give another --output")
-    with Terminal(stderr=True).status("reading rollouts and sounds"):
-        text = report_page(runs, max_mb=max_mb, sounds=cast(Sounds, sounds), page=path)
+    if path.is_dir():
+        raise typer.BadParameter(
+            f"{visible(path)} is a folder; give --output a file, as {visible(path / 'report.html')}"
+        )
+    payload = _payload(runs, max_mb=max_mb, sounds=cast(Sounds, sounds), page=path)
+    text = render(payload)
     try:
         write_atomically(path, lambda file: file.write(text))
     except OSError as error:
         raise typer.BadParameter(f"{error}; give another --output") from error
-    say(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
+    say(f"{path}  ({path.stat().st_size / 1e6:.1f} MB): {_contents(payload)}")
     if open_page and not webbrowser.open(path.resolve().as_uri()):
         say("no browser could be opened", err=True)

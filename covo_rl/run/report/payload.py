@@ -20,7 +20,7 @@ from typing import Any, Literal
 from covo_rl.run.report.groups import Group, flag_run, step_groups, unpack_tokens
 from covo_rl.run.report.overview import comparison, run_overview
 from covo_rl.run.report.sound import Sounds as Clips
-from covo_rl.run.report.values import Notes, finite
+from covo_rl.run.report.values import Notes, Progress, finite
 
 #: which sounds go into the page: by interest as far as the budget goes, none, or all whatever they take
 Sounds = Literal["interest", "none", "all"]
@@ -52,8 +52,9 @@ class _Run:
 
 
 def report_payload(
-    folders: Sequence[str | Path], *, max_mb: float = 20.0, sounds: Sounds = "interest", page: str | Path | None = None
-) -> dict[str, Any]:
+    folders: Sequence[str | Path], *, max_mb: float = 20.0, sounds: Sounds = "interest",
+    page: str | Path | None = None, progress: Progress = lambda part, done, total: None,
+) -> dict[str, Any]:  # fmt: skip
     """Everything that a report of these run folders shows, JSON-ready.
 
     Args:
@@ -61,11 +62,12 @@ def report_payload(
             `notes`, with counts.
         max_mb: MB of 10^6 bytes that the page may weigh.
         page: the file that the page will be; links to sounds are relative to its folder. Default: in the first run.
+        progress: is told how far it is, often.
     """
     notes, runs = Notes(), [_opened(number, Path(folder)) for number, folder in enumerate(folders)]
     compared = comparison([run.overview for run in runs], notes)
     room = max_mb * 1e6 - _PAGE - _packed([[run.overview for run in runs], compared])
-    text, tokens = _read(runs, room)
+    text, tokens = _read(runs, room, progress)
     for run in runs:
         flag_run(run.groups)
     groups = [group for run in runs for group in run.groups]
@@ -73,7 +75,7 @@ def report_payload(
     room -= text
     tokens, tokens_left_out = _with_tokens(groups, tokens, room - _FOR_SOUNDS * has_sounds * max_mb * 1e6)
     clips = Clips(Path(page).parent if page else folders[0], notes)
-    _add_sounds(runs, clips, room - tokens, sounds)
+    _add_sounds(runs, clips, room - tokens, sounds, progress)
     payload = {
         "version": 1,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -103,7 +105,7 @@ def _opened(number: int, folder: Path) -> _Run:
 # -- what goes in ------------------------------------------------------------------------------------------------
 
 
-def _read(runs: Sequence[_Run], room: float) -> tuple[float, float]:
+def _read(runs: Sequence[_Run], room: float, progress: Progress) -> tuple[float, float]:
     """Read steps into `groups` until their text fills the room: the last one, the first, then evenly between.
 
     The last step of a run is always there.
@@ -113,12 +115,15 @@ def _read(runs: Sequence[_Run], room: float) -> tuple[float, float]:
     """
     text, tokens, clips = 0.0, 0.0, set()
     waiting = {run.number: _spread(list(run.files)) for run in runs}
+    number, total = 0, sum(len(run.files) for run in runs)
     while waiting:
         for run in [run for run in runs if run.number in waiting]:
             step = next(waiting[run.number], None)
             if step is None:
                 del waiting[run.number]
                 continue
+            progress("rollouts", number, total)
+            number += 1
             groups = step_groups(run.files[step], run.number, step, run.generations, run.notes)
             if not groups:
                 run.notes.count("rollouts files are empty, or were gone when they were read")
@@ -132,6 +137,8 @@ def _read(runs: Sequence[_Run], room: float) -> tuple[float, float]:
             clips |= new
             tokens += _packed([unpack_tokens(rollout) for group in groups for rollout in group["rollouts"]])
             run.groups += groups
+    if number:
+        progress("rollouts", total, total)
     for run in runs:
         run.groups.sort(key=lambda group: (group["step"], group["group"]))
     return text, tokens
@@ -183,7 +190,7 @@ def _interest(group: Group, rollouts: Iterable[dict[str, Any]]) -> int:
     return 2 * ("biggest_change" in group["flags"]) + len(set(flags))
 
 
-def _add_sounds(runs: Sequence[_Run], clips: Clips, room: float, sounds: Sounds) -> None:
+def _add_sounds(runs: Sequence[_Run], clips: Clips, room: float, sounds: Sounds, progress: Progress) -> None:
     """Name the clips of all groups, and embed them: those of groups to look at first, then of the last steps."""
     for run in runs:
         for group in run.groups:
@@ -191,10 +198,7 @@ def _add_sounds(runs: Sequence[_Run], clips: Clips, room: float, sounds: Sounds)
     groups = [group for run in runs for group in run.groups]
     groups.sort(key=lambda group: (-_interest(group, group["rollouts"]), -group["step"]))
     room = {"interest": room, "none": 0.0, "all": float("inf")}[sounds]
-    for entry in dict.fromkeys(entry for group in groups for entry in group["clips"]):
-        if room <= 0:
-            break
-        room -= clips.embed(entry, room)
+    clips.embed(list(dict.fromkeys(entry for group in groups for entry in group["clips"])), room, progress)
     clips.check_links()
 
 

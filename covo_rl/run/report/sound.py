@@ -16,6 +16,9 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,12 +31,14 @@ from covo_rl.audio.decode import decode_stored, stored_bytes
 from covo_rl.records.sounds import ARRAY, SOUNDS
 from covo_rl.resolve import cache_folder
 from covo_rl.run.report.pictures import mel_picture, peaks
-from covo_rl.run.report.values import Notes, readable
+from covo_rl.run.report.values import Notes, Progress, readable
 from covo_rl.types import Clip
 
 RATE = 16_000
 #: bytes of a file that is embedded, and of all files that are read only to check a link
 _MAX_FILE, _MAX_CHECKED = 100_000_000, 1_000_000_000
+#: clips, and bytes of their files, that are made ready together; a larger file alone, for what it holds is larger still
+_TOGETHER, _MAX_TOGETHER = 64, 20_000_000
 #: bytes of the page for one byte: base64 in JSON, of which packing undoes most, and base64 of all
 _SPREAD = 1.37
 #: estimates of a clip's bytes: of a second of mp3, and of its pictures
@@ -55,13 +60,14 @@ class Sounds:
         self.page, self.notes = os.path.abspath(page), notes
         self.entries: dict[str, dict[str, Any]] = {}
         self._paths: dict[str, Path] = {}
+        self._copies: dict[Path, dict[str, Path]] = {}
 
     def add(self, name: str, key: str, run: Path) -> str:
         """Its key in `clips`. The file is looked for, and not yet read."""
         key = key if _KEY.fullmatch(key) else ""
         entry = key or f"unchecked {readable(name)}"
         if entry not in self._paths:
-            path, note = _kept(run, key) or Path(os.path.abspath(name)), None if key else _OLD
+            path, note = self._copy(run, key) or Path(os.path.abspath(name)), None if key else _OLD
             if name in _IN_MEMORY and path.name == name:
                 note = "it was a sound in memory, of which the run kept no copy"
             elif not _is_file(path):
@@ -74,31 +80,79 @@ class Sounds:
             self.entries[entry] = {"name": name, "href": href, "note": note, **made}
         return entry
 
-    def embed(self, entry: str, room: float) -> float:
-        """Put a clip into the page, if it takes at most `room` bytes of it; what it takes, 0 where it is not there."""
-        clip, path = self.entries[entry], self._paths.get(entry)
-        is_known = _KEY.fullmatch(entry) or (path and _is_inside(path, cache_folder()))
-        if path is None or not is_known:
-            return 0
+    def _copy(self, run: Path, key: str) -> Path | None:
+        """The copy of a sound in memory that the run kept; a link in its place is not followed out of the run."""
+        if run not in self._copies:
+            self._copies[run] = {path.name.partition(".")[0]: path for path in (run / SOUNDS).glob("[0-9a-f]*.*")}
+        path = self._copies[run].get(key)
+        return Path(os.path.abspath(path)) if path and _is_inside(path, run) else None
+
+    def embed(self, entries: Sequence[str], room: float, progress: Progress) -> None:
+        """Put clips into the page, in this order, each that fits into what is left of `room` bytes.
+
+        Encoding is nearly all of a report's time and needs no lock of Python's: threads do it, some clips ahead.
+        """
+        number = 0
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for batch in self._batches(entries):
+                if room <= _SPREAD * _PICTURES:
+                    break
+                progress("sounds", number, len(entries))
+                number += len(batch)
+                for entry, (taken, parts) in zip(batch, pool.map(partial(self._parts, room=room), batch), strict=True):
+                    if parts and max(taken, self._estimate(entry)) <= room:
+                        room -= taken
+                        self.entries[entry] |= parts
+        if number:
+            progress("sounds", len(entries), len(entries))
+
+    def _batches(self, entries: Sequence[str]) -> Iterator[list[str]]:
+        batch, size = [], 0
+        for entry in entries:
+            more = self._size(entry)
+            if more is None or more > _MAX_FILE:
+                continue
+            if len(batch) == _TOGETHER or (batch and size + more > _MAX_TOGETHER):
+                yield batch
+                batch, size = [], 0
+            batch.append(entry)
+            size += more
+        if batch:
+            yield batch
+
+    def _size(self, entry: str) -> int | None:
+        """Bytes of a file that may be embedded."""
+        path = self._paths.get(entry)
+        if path is None or not (_KEY.fullmatch(entry) or _is_inside(path, cache_folder())):
+            return None
         try:
-            if path.stat().st_size > _MAX_FILE:
-                return 0
+            return path.stat().st_size
+        except OSError as error:
+            self._drop(entry, str(error))
+            return None
+
+    def _estimate(self, entry: str) -> float:
+        """Bytes of the page that a clip of known length takes at most, mostly."""
+        return _SPREAD * (_SECOND * self.entries[entry]["seconds"] + _PICTURES)
+
+    def _parts(self, entry: str, room: float) -> tuple[float, dict[str, Any]]:
+        """(bytes of the page, what the entry has when embedded); nothing where it takes over `room`, or is no sound."""
+        clip = self.entries[entry]
+        try:
             waveform, rate = decode_stored(self._content(entry), clip["name"])
         except (AudioError, OSError) as error:
             self._drop(entry, str(error))
-            return 0
+            return 0, {}
         clip["seconds"] = round(len(waveform) / rate, 3)
-        if _SPREAD * (_SECOND * clip["seconds"] + _PICTURES) > room:
-            return 0
+        if self._estimate(entry) > room:
+            return 0, {}
         sound = resample(waveform, rate, RATE)
         content, kind = _encoded(sound)
         picture = mel_picture(sound, RATE)
         taken = _SPREAD * (len(content) + len(picture["png"])) + 1_000
-        if taken > room:
-            return 0
-        clip |= {"src": data_url(content, kind), "href": None, "peaks": peaks(waveform), "note": None}
-        clip["mel"] = {**picture, "png": data_url(picture["png"], "image/png")}
-        return taken
+        picture["png"] = data_url(picture["png"], "image/png")
+        parts = {"src": data_url(content, kind), "href": None, "peaks": peaks(waveform), "note": None, "mel": picture}
+        return taken, parts
 
     def check_links(self) -> None:
         """Hold the files that are linked to what the run heard, as long as they are no gigabyte together."""
@@ -138,12 +192,6 @@ def relative_url(path: Path, folder: str) -> str:
 
 def data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _kept(run: Path, key: str) -> Path | None:
-    """The copy of a sound in memory that the run kept; a link in its place is not followed out of the run."""
-    paths = sorted((run / SOUNDS).glob(f"{key}.*")) if key else []
-    return next((Path(os.path.abspath(path)) for path in paths if _is_inside(path, run)), None)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from covo_rl.data.terminal import LAYOUT
@@ -13,6 +13,9 @@ from covo_rl.types import visible
 #: characters of one text in the page; the file has all of them
 MAX_TEXT = 100_000
 _DEPTH = 6
+
+#: is told how far a report is: part, steps or sounds of it that are done, all of them
+Progress = Callable[[str, int, int], object]
 
 
 class Notes:

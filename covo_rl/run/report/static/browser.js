@@ -1,5 +1,19 @@
 // The group browser: search, filters, steps and the list on one side, the open group on the other.
 
+/** What a key of this element is found by after its part of the page was drawn anew. */
+const focusName = (node) => node.dataset.flag ?? (node.id || node.getAttribute("aria-label") || node.textContent);
+
+/** Draw a part anew without taking the focus from its reader: to the same control, else to the part's first place. */
+function keepFocus(part, draw) {
+  const focus = part.contains(document.activeElement) && focusName(document.activeElement);
+  draw();
+  if (focus === false) return;
+  const places = [...part.querySelectorAll("button:enabled, select, input, [tabindex]")];
+  (places.find((node) => focusName(node) === focus) ?? part.querySelector("h2") ?? places[0])?.focus({
+    preventScroll: true,
+  });
+}
+
 class Browser {
   constructor(root, payload, go) {
     Object.assign(this, { root, payload, go, players: [], shown: null, group: null, timer: null });
@@ -83,7 +97,6 @@ class Browser {
 
   showFilters(counts) {
     const { flags, only } = this.state;
-    const focus = document.activeElement?.dataset?.flag;
     const chips = this.payload.flags.map((flag) =>
       button(
         FLAGS[flag][0],
@@ -115,8 +128,7 @@ class Browser {
       flags.length || only !== null || this.state.q
         ? [button("clear", () => this.go({ flags: [], only: null, q: "" }), { class: "clear" })]
         : [];
-    this.filters.replaceChildren(...runs, ...chips, ...clear);
-    if (focus) [...this.filters.children].find((chip) => chip.dataset.flag === focus)?.focus();
+    keepFocus(this.filters, () => this.filters.replaceChildren(...runs, ...chips, ...clear));
   }
 
   showGroup(group) {
@@ -131,7 +143,7 @@ class Browser {
         const view = groupView(
           this.payload,
           group,
-          { beside: beside?.id === group.id ? beside : null, text, marked: bits(flags) },
+          { beside: beside?.prompt === group.prompt ? beside : null, text, marked: bits(flags) },
           {
             onOpen: (opened) => this.open(opened),
             onBeside: (shown) => this.go({ beside: shown && address(shown) }),
@@ -141,7 +153,7 @@ class Browser {
           },
         );
         this.players = view.players;
-        this.detail.replaceChildren(view.node);
+        keepFocus(this.detail, () => this.detail.replaceChildren(view.node));
         if (other) this.detail.scrollTop = 0;
       } else {
         this.players = [];

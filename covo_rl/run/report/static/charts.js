@@ -7,7 +7,7 @@ const PANELS = [
   [
     "Accuracy",
     "of rollouts while training, and on held-out questions",
-    ["reward_accuracy", "eval_accuracy", "eval_*"],
+    ["reward_accuracy", "reward_accuracy(*", "eval_accuracy", "eval_*"],
     true,
   ],
   [
@@ -56,7 +56,7 @@ function columns(run) {
     for (const [name, value] of Object.entries(all)) if (isNumber(value)) names.add(name);
     return all;
   });
-  const series = {};
+  const series = Object.create(null); // a metric may be called constructor
   for (const name of names) series[name] = flat.map((row) => (isNumber(row[name]) ? row[name] : null));
   return { steps: rows.map((row) => row.step), series };
 }

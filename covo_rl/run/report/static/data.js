@@ -34,9 +34,9 @@ function index(payload) {
     group.bits = group.rollouts.reduce((sum, rollout) => sum | rollout.bits, bits(group.flags));
     group.mean = mean(totals);
     group.spread = totals.length ? Math.sqrt(mean(totals.map((total) => (total - group.mean) ** 2))) : null;
-    const key = group.id;
-    if (byPrompt.has(key)) byPrompt.get(key).push(group);
-    else byPrompt.set(key, [group]);
+    group.prompt = JSON.stringify([group.id, group.question]); // "1" may be a row of two data sets
+    if (byPrompt.has(group.prompt)) byPrompt.get(group.prompt).push(group);
+    else byPrompt.set(group.prompt, [group]);
   });
   payload.byPrompt = byPrompt;
   payload.steps = [...new Set(payload.groups.map((group) => group.step))].sort((a, b) => a - b);

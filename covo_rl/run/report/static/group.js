@@ -82,7 +82,7 @@ function promptCurve(payload, groups, current, onOpen) {
 }
 
 function promptHistory(payload, group, onOpen) {
-  const groups = payload.byPrompt.get(group.id);
+  const groups = payload.byPrompt.get(group.prompt);
   if (groups.length < 2) return el("p", { class: "quiet history" }, "This prompt was drawn once.");
   const links = groups.map((other) =>
     button(
@@ -113,7 +113,7 @@ function promptHistory(payload, group, onOpen) {
 function besideChoice(payload, group, beside, onBeside) {
   // another run's first, then those of near steps
   const far = (other) => [other.run === group.run, Math.abs(other.step - group.step)];
-  const others = payload.byPrompt.get(group.id).filter((other) => other !== group);
+  const others = payload.byPrompt.get(group.prompt).filter((other) => other !== group);
   others.sort((a, b) => far(a)[0] - far(b)[0] || far(a)[1] - far(b)[1]);
   if (!others.length) return null;
   const choose = el(
@@ -126,8 +126,9 @@ function besideChoice(payload, group, beside, onBeside) {
 }
 
 function summaryLine(group) {
-  const graded = group.rollouts.filter((rollout) => isNumber(rollout.rewards.accuracy));
-  const right = graded.filter((rollout) => rollout.rewards.accuracy >= 0.5).length;
+  const kinds = group.rollouts.map((rollout) => verdict(rollout)[0]);
+  const right = kinds.filter((kind) => kind === "right").length;
+  const graded = kinds.filter((kind) => kind !== "ungraded");
   return [
     graded.length ? `${right} of ${graded.length} right` : "no accuracy",
     `mean R ${fixed(group.mean)}`,
@@ -146,18 +147,21 @@ function grid(group, view, marked) {
   );
 }
 
+/** What the row says besides; a press shows the whole of one that is cut. */
+function fact(...parts) {
+  const toggle = () => node.setAttribute("aria-expanded", node.classList.toggle("whole"));
+  const length = parts.reduce((sum, part) => sum + (part.textContent ?? part).length, 0);
+  const node = length > 40 ? button(parts, toggle, { "aria-expanded": false }) : el("span", {}, parts);
+  node.classList.add("fact");
+  return node;
+}
+
 function groupView(payload, group, { beside, text, marked }, handlers) {
   const flags = (group.flags || [])
     .filter((flag) => FLAGS[flag])
     .map((flag) => el("span", { class: "flag", title: FLAGS[flag][1] }, FLAGS[flag][0]));
   const facts = Object.entries(group.columns).map(([name, value]) =>
-    el(
-      "span",
-      { class: "fact", title: visible(value), on: { click: (event) => event.currentTarget.classList.toggle("whole") } },
-      said("span", "quiet", name),
-      " ",
-      said("span", "", value),
-    ),
+    fact(said("span", "quiet", name), " ", said("span", "", value)),
   );
   const players = group.clips.map((key) => new Player(payload.clips[key]));
   const modes = Object.entries(TEXTS).map(([mode, [label, title]]) =>

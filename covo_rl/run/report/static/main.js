@@ -32,7 +32,7 @@ class Page {
     this.payload = payload;
     this.parts = Object.fromEntries(VIEWS.map((view) => [view, document.getElementById(view)]));
     this.go = this.go.bind(this);
-    const toStep = (step) => this.toStep(step);
+    const toStep = (step, run) => this.toStep(step, run);
     const several = payload.runs.length > 1;
     this.parts.overview.prepend(...payload.runs.map((run, r) => verdictCard(run, r, several)));
     const advice = adviceCard(payload, toStep);
@@ -57,8 +57,14 @@ class Page {
     this.render();
   }
 
-  toStep(step) {
-    const group = this.payload.groups.find((one) => one.step === step);
+  /** The first group of the step, or of the one nearest to it that was logged; of a run, if it has any. */
+  toStep(step, run) {
+    const groups = this.payload.groups.filter((one) => one.run === run);
+    const far = (one) => Math.abs(one.step - step);
+    const group = (groups.length ? groups : this.payload.groups).reduce(
+      (nearest, one) => (nearest && far(nearest) <= far(one) ? nearest : one),
+      null,
+    );
     this.go({ view: "groups", at: group ? address(group) : null, beside: null, q: "", flags: [], only: null });
   }
 

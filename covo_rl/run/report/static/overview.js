@@ -23,6 +23,12 @@ function intervalBar(share) {
 const intervalText = ({ accuracy, ci95 }) =>
   (isNumber(accuracy) ? percent(accuracy) : "–") + (ci95 ? ` [${percent(ci95[0])}, ${percent(ci95[1])}]` : "");
 
+/** of a run that goes on, or stopped early, how far it is */
+function stepsDone({ metrics }, steps) {
+  const last = metrics.findLast((row) => isNumber(row.step))?.step ?? 0;
+  return last === steps ? plural(steps, "step") : `${last} of ${plural(steps, "step")}`;
+}
+
 /** accuracy before -> after with intervals; R; what silence and swapped sounds leave */
 function verdictCard(run, r, several) {
   const figure = (label, before, after, show, scale) =>
@@ -54,8 +60,7 @@ function verdictCard(run, r, several) {
     parts.push(figure(`held-out accuracy, ${mode}, %`, before?.accuracy, after?.accuracy, percent, rows));
   }
   const [before, after] = ["before", "after"].map((when) => evaluation(run, when, "sampled")?.rewards);
-  const total = (rewards) => rewards?.total ?? rewards?.reward_total;
-  if (isNumber(total(after))) parts.push(figure("mean R, sampled", total(before), total(after), fixed, null));
+  if (isNumber(after?.total)) parts.push(figure("mean R, sampled", before?.total, after.total, fixed, null));
   const deaf = run.evaluations.filter((row) => row.audio !== "real");
   if (deaf.length)
     parts.push(
@@ -86,12 +91,27 @@ function verdictCard(run, r, several) {
       said(
         "span",
         "quiet",
-        [model, data ?? "built-in questions", steps && `${steps} steps`].filter(Boolean).join(" · "),
+        [model, data ?? "built-in questions", steps && stepsDone(run, steps)].filter(Boolean).join(" · "),
       ),
     ),
     parts.length ? el("div", { class: "figures" }, parts) : el("p", { class: "quiet" }, "The run was not evaluated."),
   );
 }
+
+/** Text in which `code` is set apart. */
+function coded(text) {
+  const parts = text.split("`");
+  return parts.length % 2 ? parts.map((part, i) => said(i % 2 ? "code" : "span", "", part)) : said("span", "", text);
+}
+
+/** A section of docs/troubleshooting.md: paragraphs, and lists as they stand. */
+const adviceHelp = (text) =>
+  el(
+    "details",
+    {},
+    el("summary", {}, "what to do"),
+    text.split(/\n{2,}/).map((paragraph) => el("p", {}, coded(paragraph.replace(/\n(?!- )\s*/g, " ")))),
+  );
 
 function adviceCard(payload, onStep) {
   const rows = payload.runs.flatMap((run, r) =>
@@ -100,10 +120,10 @@ function adviceCard(payload, onStep) {
         "li",
         {},
         payload.runs.length > 1 ? runBadge(r) : null,
-        button(`step ${advice.step}`, () => onStep(advice.step), { class: "step-link" }),
-        said("span", "", advice.text),
+        button(`step ${advice.step}`, () => onStep(advice.step, r), { class: "step-link" }),
+        coded(advice.text),
         " ",
-        advice.link ? link("what to do", advice.link) : null,
+        advice.help ? adviceHelp(advice.help) : advice.link ? link("what to do", advice.link) : null,
       ),
     ),
   );
@@ -148,9 +168,8 @@ function evaluationTables(payload) {
   const order = [...new Set(columns.map(({ row }) => row.name))];
   columns.sort((a, b) => order.indexOf(a.row.name) - order.indexOf(b.row.name)); // runs one below the other
   const names = [...new Set(columns.flatMap(({ row }) => Object.keys(row.rewards)))];
-  const short = (name) => (name.startsWith("reward_") ? name.slice(7) : name);
   const main = table(
-    ["evaluation", "n", "accuracy %, 95 % Wilson interval", "", ...names.map(short)],
+    ["evaluation", "n", "accuracy %, 95 % Wilson interval", "", ...names],
     columns.map(({ row, label }) => [
       label,
       number(row.n),
@@ -191,7 +210,7 @@ function setupTables(payload) {
   const letters = payload.runs.map((run, r) => (payload.runs.length > 1 ? `${runLetter(r)} ${run.name}` : "value"));
   const rowsOf = (part) => {
     const flat = payload.runs.map((run) => new Map(flatten(run[part])));
-    return [...new Set(flat.flatMap((map) => [...map.keys()]))].map((key) => [
+    return [...new Set(flat.flatMap((map) => [...map.keys()]))].filter(Boolean).map((key) => [
       key,
       ...flat.map((map) => map.get(key) ?? null),
     ]);

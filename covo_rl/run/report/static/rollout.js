@@ -7,9 +7,12 @@ const TEXTS = {
   raw: ["raw", "as the model wrote it"],
 };
 
-/** right, wrong or ungraded, by the component `accuracy` */
+/** The component `accuracy`, which may have been given with arguments. */
+const accuracyOf = ({ rewards }) => rewards[Object.keys(rewards).find((name) => name.split("(")[0] === "accuracy")];
+
+/** right, wrong or ungraded */
 function verdict(rollout) {
-  const accuracy = rollout.rewards.accuracy;
+  const accuracy = accuracyOf(rollout);
   if (!isNumber(accuracy)) return ["ungraded", "–", "not graded"];
   return accuracy >= 0.5 ? ["right", "✓", "right"] : ["wrong", "✗", "wrong"];
 }
@@ -62,7 +65,7 @@ function texts(rollout, view) {
 
 function components(rollout) {
   const rows = Object.entries(rollout.rewards).map(([name, value]) => {
-    const reason = rollout.reasons[name];
+    const reason = Object.hasOwn(rollout.reasons, name) && rollout.reasons[name];
     return el(
       "div",
       { class: "component" },
