@@ -30,10 +30,11 @@ def memory_rows(source: Any) -> list[Row]:
     """
     if problems := source_problems(source):
         raise broken(IN_MEMORY, problems[0])
-    if _is_frame(source):  # what is missing there is NaN, also among texts
-        source = source.astype(object).where(source.notna(), None).to_dict("records")
-    if not isinstance(source, Sequence):
+    if _is_of(source, "datasets", "Dataset"):
         return dataset_rows(source, IN_MEMORY)
+    if _is_of(source, "pandas", "DataFrame"):
+        # what is missing there is NaN, also among texts
+        source = source.astype(object).where(source.notna(), None).to_dict("records")
     problems = [Problem(f"row {number}", what) for number, row in enumerate(source, 1) if (what := _fault(row))]
     if problems:
         raise DataError(IN_MEMORY, problems)
@@ -42,21 +43,21 @@ def memory_rows(source: Any) -> list[Row]:
 
 def source_problems(source: Any) -> list[str]:
     """Why something holds no rows, by its type alone; nothing where it may."""
-    datasets: Any = sys.modules.get("datasets")  # where it was never imported, nobody has one of its data sets
-    if datasets is not None:
-        if isinstance(source, datasets.Dataset):
-            return []
-        if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-            return [f"a DatasetDict holds several splits; hand in one: {', '.join(map(repr, source))}"]
-    if _is_frame(source) or (isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray))):
+    if _is_of(source, "datasets", "Dataset") or _is_of(source, "pandas", "DataFrame"):
+        return []
+    if _is_of(source, "datasets", "DatasetDict", "IterableDatasetDict"):
+        return [f"a DatasetDict holds several splits; hand in one: {', '.join(map(repr, source))}"]
+    if isinstance(source, Sequence) and not isinstance(source, (str, bytes, bytearray)):
         return []
     hints = {"DataFrame": "hand in frame.to_dict('records')", "IterableDataset": "hand in list(dataset.take(N))"}
     hint = hints.get(type(source).__name__, "hand in a list of rows, each a mapping of field: value")
     return [f"a {type(source).__name__} is no list of rows; {hint}"]
 
 
-def _is_frame(source: Any) -> bool:
-    return "pandas" in sys.modules and isinstance(source, sys.modules["pandas"].DataFrame)
+def _is_of(source: Any, module: str, *names: str) -> bool:
+    """Whether it is of one of these classes; where the package was never imported, nobody has one."""
+    package = sys.modules.get(module)
+    return package is not None and isinstance(source, tuple(getattr(package, name) for name in names))
 
 
 def _fault(row: object) -> str:

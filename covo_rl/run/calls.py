@@ -113,9 +113,9 @@ def _clip(sound: Any) -> Clip:
         if re.match(r"[a-z]+://", path):
             raise ConfigError([f"generate: audio {path!r:.80} is an address: fetch it, and give the file's path"])
         return Clip(path=path)
-    rate = sound[1] if isinstance(sound, tuple) and len(sound) == 2 else None
+    waveform, rate = sound if isinstance(sound, tuple) and len(sound) == 2 else (None, None)
     if isinstance(rate, int | float | np.number) and math.isfinite(rate) and int(rate) == rate:
-        return Clip(array=_samples(sound[0]), sampling_rate=int(rate))
+        return Clip(array=_samples(waveform), sampling_rate=int(rate))
     what = f"{sound!r:.60}" if isinstance(sound, str | int | float | None) else f"a {type(sound).__name__}"
     raise ConfigError([f"generate: audio is {what}: give a path, bytes, or (waveform, rate in Hz); a list of several"])
 
