@@ -8,13 +8,13 @@ Importing this pulls in no torch; the two names are imported when they are first
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from covo_rl.run.grpo import GRPO
-    from covo_rl.run.model import load
+    from covo_rl.run.python.grpo import GRPO
+    from covo_rl.run.python.model import load
 
 __version__ = "0.1.0"
 __all__ = ["GRPO", "__version__", "load"]
 
-_HOMES = {"GRPO": "covo_rl.run.grpo", "load": "covo_rl.run.model"}
+_HOMES = {"GRPO": "covo_rl.run.python.grpo", "load": "covo_rl.run.python.model"}
 
 
 def __getattr__(name: str) -> Any:

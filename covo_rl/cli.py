@@ -15,22 +15,22 @@ from covo_rl.train.shutdown import exit_after
 from covo_rl.types import user_errors
 
 if TYPE_CHECKING:
-    from covo_rl.run.completion import Words
+    from covo_rl.run.commands.completion import Words
 
 #: word -> (module, attribute, one line of help). A typer app or a plain function taking the remaining words.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("covo_rl.cli", "train", "GRPO on audio questions"),
     "sft": ("covo_rl.cli", "sft", "teach a model by examples before GRPO"),
     "report": ("covo_rl.run.report.page", "app", "a run as one HTML page, with its sounds"),
-    "watch": ("covo_rl.run.watch", "watch_command", "follow a run as it goes on"),
+    "watch": ("covo_rl.run.watch.command", "watch_command", "follow a run as it goes on"),
     "eval": ("covo_rl.evaluate.cli", "app", "score a model or replies on MMAU, MMAR, MMSU or own rows"),
-    "generate": ("covo_rl.run.generate", "generate_command", "ask a model one question about a sound"),
-    "chat": ("covo_rl.run.generate", "chat_command", "talk with a model about sounds"),
+    "generate": ("covo_rl.run.commands.generate", "generate_command", "ask a model one question about a sound"),
+    "chat": ("covo_rl.run.commands.generate", "chat_command", "talk with a model about sounds"),
     "export": ("covo_rl.export.cli", "export_command", "a verified LoRA adapter or merged model from a run"),
     "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an export take effect where it is served?"),
-    "data": ("covo_rl.run.data_commands", "app", "check, profile and convert question sets"),
+    "data": ("covo_rl.run.commands.data", "app", "check, profile and convert question sets"),
     "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
-    "models": ("covo_rl.run.models_command", "models_command", "families and shipped models; what a folder is"),
+    "models": ("covo_rl.run.commands.models", "models_command", "families and shipped models; what a folder is"),
     "doctor": ("covo_rl.run.doctor", "app", "memory and time of a configuration, beforehand"),
     "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
     "completion": ("covo_rl.cli", "completion_command", "a script that completes words in your shell"),
@@ -156,7 +156,7 @@ def completion_command(
     install: Annotated[bool, typer.Option("--install", help="write it where the shell looks for it")] = False,
 ) -> None:
     """Print the script that completes covo-rl in a shell, or install it."""
-    from covo_rl.run.completion import completion_script, install_completion, named_shell
+    from covo_rl.run.commands.completion import completion_script, install_completion, named_shell
 
     with user_errors("covo-rl completion"):
         shell = named_shell(shell)
@@ -171,7 +171,7 @@ def all_words() -> Words:
     """Words and options of all commands, read from their parsers; imports every command."""
     from typer.main import get_command
 
-    from covo_rl.run.completion import Words, recipe_words, words_of
+    from covo_rl.run.commands.completion import Words, recipe_words, words_of
 
     options = {"--help": None, "--version": None, "--install-completion": ("bash", "zsh", "fish")}
     words = Words(options=options)

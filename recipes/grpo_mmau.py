@@ -28,8 +28,8 @@ step from evidence to answer.
 import sys
 
 from covo_rl.config import ConfigError, parse_options
+from covo_rl.run.commands.options_page import options_page, wants_page
 from covo_rl.run.defaults import with_defaults
-from covo_rl.run.options_page import options_page, wants_page
 from covo_rl.train.shutdown import exit_after
 
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
         options = parse_options(with_defaults(words))
     except ConfigError as error:
         sys.exit(f"grpo_mmau: {error}")
-    from covo_rl.run.grpo import complete  # after parsing, so that --help and typos answer at once
+    from covo_rl.run.python.grpo import complete  # after parsing, so that --help and typos answer at once
     from covo_rl.run.session import USER_ERRORS, Session
 
     try:

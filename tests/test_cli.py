@@ -14,9 +14,9 @@ import pytest
 from covo_rl import cli
 from covo_rl.config import Options, rooms
 from covo_rl.resolve import find, read_yaml
-from covo_rl.run.completion import SHELLS, UnknownShell, completion_script, install_completion, named_shell
-from covo_rl.run.models_command import models_command
-from covo_rl.run.options_page import CONFIGS, FIRST, options_page, shown_value
+from covo_rl.run.commands.completion import SHELLS, UnknownShell, completion_script, install_completion, named_shell
+from covo_rl.run.commands.models import models_command
+from covo_rl.run.commands.options_page import CONFIGS, FIRST, options_page, shown_value
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "checkpoints" / "tiny"

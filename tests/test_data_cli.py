@@ -8,7 +8,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from covo_rl.data import load_examples
-from covo_rl.run.data_commands import app
+from covo_rl.run.commands.data import app
 
 RATE = 16_000
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from covo_rl.config import Options, parse_options
 from covo_rl.data import DataError, load_examples
 from covo_rl.resolve import ConfigError
-from covo_rl.run.data_commands import app as data_app
+from covo_rl.run.commands.data import app as data_app
 from covo_rl.run.questions import read_questions
 from covo_rl.train.checkpoint.identity import data_fingerprint, differences
 

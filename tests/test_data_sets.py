@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from covo_rl.audio import AudioError, ClipStore
 from covo_rl.config import ConfigError, Options
 from covo_rl.data import DataError, clip_notes, load_examples
-from covo_rl.run.data_commands import app
+from covo_rl.run.commands.data import app
 from covo_rl.run.questions import fit_clips, hold_out, read_questions
 from covo_rl.train.checkpoint.identity import data_fingerprint
 from covo_rl.train.ranks import Ranks

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LIGHT = [
     "covo_rl", "covo_rl.config", "covo_rl.types", "covo_rl.prompt", "covo_rl.data", "covo_rl.audio", "covo_rl.rewards",
     "covo_rl.resolve", "covo_rl.synth", "covo_rl.cli", "covo_rl.rewards.cli", "covo_rl.evaluate.cli",
-    "covo_rl.run.data_commands", "covo_rl.run.report.page",
+    "covo_rl.run.commands.data", "covo_rl.run.report.page",
     "covo_rl.export.cli", "covo_rl.bench.cli", "covo_rl.run.doctor",
 ]  # fmt: skip
 

@@ -26,9 +26,9 @@ from covo_rl.evaluate.sets import EvalInputError, EvalSet, load_set
 from covo_rl.rewards import components
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
 from covo_rl.rewards.worker import run_components
-from covo_rl.run.calls import decoding_of, evaluation_options, rows_of
 from covo_rl.run.defaults import with_defaults
-from covo_rl.run.keywords import ALIASES, HINTS
+from covo_rl.run.python.calls import decoding_of, evaluation_options, rows_of
+from covo_rl.run.python.keywords import ALIASES, HINTS
 from covo_rl.run.questions import read_questions
 from covo_rl.synth import builtin_questions
 from covo_rl.train.checkpoint.identity import reward_fingerprint

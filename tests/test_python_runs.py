@@ -21,9 +21,9 @@ from covo_rl.cli import main
 from covo_rl.config import ConfigError
 from covo_rl.prompt import PromptError
 from covo_rl.records.lock import FolderLock
-from covo_rl.run.chat import Chat
-from covo_rl.run.generate import talk
-from covo_rl.run.outcome import RunError, TrainedRun
+from covo_rl.run.commands.generate import talk
+from covo_rl.run.python.chat import Chat
+from covo_rl.run.python.outcome import RunError, TrainedRun
 from covo_rl.synth import builtin_questions
 from covo_rl.types import Clip
 
@@ -205,7 +205,7 @@ def test_drawn_replies_depend_on_the_seed_and_their_logps_are_those_of_the_scori
     assert first != model.generate(row["question"], **ask, num_generations=3, seed=6)
     assert len({reply.text for reply in first}) > 1 and not all(reply.problems == () for reply in first)
     from covo_rl.prompt import messages
-    from covo_rl.run.calls import decoding_of, rows_of
+    from covo_rl.run.python.calls import decoding_of, rows_of
     from covo_rl.types import Group, Rollout
 
     (example,) = rows_of(row["question"], row["audio_id"], row["choices"])

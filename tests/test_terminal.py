@@ -112,7 +112,7 @@ def test_no_encoding_of_the_terminal_is_an_error(encoding):
 
 def test_the_check_of_a_data_set_shows_ids_as_text(tmp_path):
     """finding 27: ids with ANSI, markup, bidi marks and line breaks, in the tables and in --json."""
-    from covo_rl.run.data_commands import app
+    from covo_rl.run.commands.data import app
 
     ids = [text for text in EVIL if "\ud83d" not in text] + ["a\nb"]
     rows = [{"id": name, "audio": "no[/].wav", "question": "q", "choices": ["a"], "answer": "a"} for name in ids]

@@ -24,8 +24,8 @@ from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.follow import GrowingLines, RunFollower, latest_timeline
 from covo_rl.records.lock import FolderLock
-from covo_rl.run import watch
-from covo_rl.run.watch_page import HOST, LiveReport, PageServer, PortTaken, address_of, linked_files
+from covo_rl.run.watch import command as watch
+from covo_rl.run.watch.page import HOST, LiveReport, PageServer, PortTaken, address_of, linked_files
 
 EVIL = "\x1b[31mred\u202e[bold]"
 

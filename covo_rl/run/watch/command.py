@@ -66,7 +66,7 @@ def watch_command(
         raise typer.BadParameter(f"{visible(run)}: no such folder{visible(meant(run))}")
     try:
         if page:
-            from covo_rl.run.watch_page import serve_page
+            from covo_rl.run.watch.page import serve_page
 
             serve_page([run], port=port, browser=open_)
         else:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from covo_rl.config import ConfigError
 from covo_rl.prompt import messages
-from covo_rl.run.calls import decoding_of, rows_of
+from covo_rl.run.python.calls import decoding_of, rows_of
 from covo_rl.types import Clip
 
 if TYPE_CHECKING:
-    from covo_rl.run.model import Model, Reply
+    from covo_rl.run.python.model import Model, Reply
 
 
 class Chat:

@@ -23,8 +23,8 @@ from covo_rl.config import ConfigError, Options
 from covo_rl.data.terminal import say
 from covo_rl.records.folder import Run
 from covo_rl.run.defaults import NO_MODEL
-from covo_rl.run.keywords import read_keywords
-from covo_rl.run.outcome import TrainedRun
+from covo_rl.run.python.keywords import read_keywords
+from covo_rl.run.python.outcome import TrainedRun
 
 if TYPE_CHECKING:
     from covo_rl.data.memory import Source

@@ -16,7 +16,7 @@ from typing import Any
 from covo_rl.config import rooms
 from covo_rl.data.files import write_atomically
 from covo_rl.resolve import find
-from covo_rl.run.options_page import default_of
+from covo_rl.run.commands.options_page import default_of
 from covo_rl.types import UserError
 
 SHELLS = ("bash", "zsh", "fish")

@@ -27,14 +27,14 @@ from covo_rl.evaluate.evaluation import run_request
 from covo_rl.evaluate.runner import Dtype, Request, load_answerer
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import PromptError, chat_prompt, length_problem, messages, position_limit, written_texts
-from covo_rl.run.calls import decoding_of, evaluation_options, rows_of
-from covo_rl.run.chat import Chat
-from covo_rl.run.keywords import model_problems
+from covo_rl.run.python.calls import decoding_of, evaluation_options, rows_of
+from covo_rl.run.python.chat import Chat
+from covo_rl.run.python.keywords import model_problems
 from covo_rl.types import Example, Prompt, Rollout, visible
 
 if TYPE_CHECKING:
     from covo_rl.data.memory import Source
-    from covo_rl.run.calls import Sound
+    from covo_rl.run.python.calls import Sound
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from covo_rl.resolve import ConfigError, meant
 from covo_rl.types import UserError
 
 if TYPE_CHECKING:
-    from covo_rl.run.chat import Chat
-    from covo_rl.run.model import Model
+    from covo_rl.run.python.chat import Chat
+    from covo_rl.run.python.model import Model
 
 ModelName = Annotated[str, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")]
@@ -84,7 +84,7 @@ def _loaded(
     """The model, once every sound is there."""
     if absent := [f"--audio {path}: no such file{meant(path)}" for path in audio or () if not path.is_file()]:
         raise ConfigError(absent)
-    from covo_rl.run.model import load
+    from covo_rl.run.python.model import load
 
     return load(model, adapter, device=device, instruction=instruction)
 

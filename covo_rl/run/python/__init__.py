@@ -1,0 +1,1 @@
+"""GRPO and loaded models from Python, with the options of the command line."""

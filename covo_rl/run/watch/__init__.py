@@ -1,0 +1,1 @@
+"""`covo-rl watch`: a run as it goes on."""
