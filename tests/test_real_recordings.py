@@ -233,7 +233,7 @@ def test_instruments_of_a_kit_are_read_without_empty_ones(recipe, tmp_path):
 def test_both_configurations_are_read_and_belong_together():
     cold_start = load_config(RECIPE / "cold_start.yaml")
     grpo = parse_options(["--config", str(RECIPE / "grpo.yaml")])
-    assert [stage.kind for stage in cold_start.stages] == ["tagging", "sft", "sft", "sft"]
+    assert [stage.kind for stage in cold_start.stages] == ["tagging"] + ["sft"] * 4
     assert grpo.model.model == cold_start.output and grpo.data.data == cold_start.data
     assert {cold_start.data, cold_start.eval_data, grpo.data.eval_data} == {
         f"data/real/{split}.json" for split in SPLITS
