@@ -379,7 +379,7 @@ def test_in_a_browser_the_page_follows_the_run_and_stays_where_the_reader_is(tmp
         until(driver, "return document.getElementById('status').textContent.includes('step 3/10')")
         assert driver.execute_script(f"{view} return w.marked"), "not while a sound plays"
         driver.execute_script(f"{playing} a.pause()")
-        until(driver, f"{view} return !w.marked && {drawn}")
+        until(driver, f"{view} return !w.marked && {drawn}", 60.0)
         assert driver.execute_script(f"{view} return w.location.hash").startswith("#view=groups")
         until(driver, f"{view} return w.scrollY === 60")
         assert driver.get_log("browser") == []

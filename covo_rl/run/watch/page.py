@@ -174,6 +174,7 @@ class PageServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 64  # a browser asks for all sounds of a group at once
 
     def __init__(self, live: LiveReport, port: int = 0) -> None:
         self.live = live
