@@ -39,6 +39,7 @@ FAMILIES = {
     "qwen3_omni_moe": _OURS + "qwen_omni:Qwen3OmniMoe",
     "qwen3_omni_moe_thinker": _OURS + "qwen_omni:Qwen3OmniMoe",
     "granite_speech": _OURS + "granite_speech:GraniteSpeech",
+    "granite_speech_plus": _OURS + "granite_speech:GraniteSpeechPlus",
     "gemma4": _OURS + "gemma:Gemma4",
     "gemma3n": _OURS + "gemma:Gemma3n",
     "phi4_multimodal": _OURS + "phi4_multimodal:Phi4Multimodal",
