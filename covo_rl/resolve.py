@@ -79,17 +79,6 @@ def find(kind: str, name: str) -> Path:
     )
 
 
-def resolve_model(name: str) -> str:
-    """`builtin:NAME` -> folder of the shipped checkpoint; any other name is returned as it is.
-
-    Raises:
-        FileNotFoundError: no shipped checkpoint has this name; the message lists those that exist.
-    """
-    if not name.startswith(BUILTIN):
-        return name
-    return str(find("checkpoints", name.removeprefix(BUILTIN)))
-
-
 def reward_files(names: Iterable[str]) -> dict[str, Path]:
     """Reward name -> its file, for those that live in one; their hashes go into the run record."""
     files = {}
@@ -106,7 +95,7 @@ def reward_files(names: Iterable[str]) -> dict[str, Path]:
 
 
 def cache_folder() -> Path:
-    """Where rendered clips and judge replies are kept: COVO_RL_CACHE, or ~/.cache/covo_rl."""
+    """Where rendered clips, tiny models and judge replies are kept: COVO_RL_CACHE, or ~/.cache/covo_rl."""
     return Path(os.environ.get("COVO_RL_CACHE") or Path.home() / ".cache" / "covo_rl")
 
 

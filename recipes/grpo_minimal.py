@@ -24,10 +24,10 @@ from covo_rl.config import AdapterConfig, LossConfig, PromptConfig, RewardConfig
 from covo_rl.data import load_examples
 from covo_rl.engines.own import OwnEngine
 from covo_rl.models import load_family
+from covo_rl.models.builtin import resolve_model
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable
 from covo_rl.prompt import build_prompt
-from covo_rl.resolve import resolve_model
 from covo_rl.rewards import score
 from covo_rl.synth import builtin_questions
 from covo_rl.train.sampler import PromptSampler

@@ -7,9 +7,10 @@ import pytest
 import torch
 from covo_reference import FOLDER, read_json
 
-from covo_rl.models.covo_audio import CovoAudioFeatureExtractor, waveform
+from covo_rl.models import waveform
+from covo_rl.models.covo_audio import CovoAudioFeatureExtractor
 from covo_rl.models.covo_audio.features import mel_filters
-from covo_rl.models.covo_audio.waveform import mono_float, resampling_kernel, sinc_resample
+from covo_rl.models.waveform import mono_float, resampling_kernel, sinc_resample
 
 EXTRACTOR = CovoAudioFeatureExtractor()
 SHORT = CovoAudioFeatureExtractor(segment_frames=300)  # three-second segments

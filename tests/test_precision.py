@@ -22,9 +22,9 @@ from covo_rl.config import ConfigError, RolloutConfig, parse_options
 from covo_rl.engines import decoding, own
 from covo_rl.engines.decoder import FusedDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, draw
+from covo_rl.models.builtin import resolve_model
 from covo_rl.policy import FeatureStore
 from covo_rl.policy.trainable import adamw, training_dtype
-from covo_rl.resolve import resolve_model
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage, load_config
 from covo_rl.supervised.rows import TeacherError

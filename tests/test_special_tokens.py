@@ -15,12 +15,12 @@ from covo_rl.config import PromptConfig
 from covo_rl.data import load_examples
 from covo_rl.engines.base import TextDecoder
 from covo_rl.models import load_family
+from covo_rl.models.builtin import resolve_model
 from covo_rl.models.covo_audio.conversation import Conversation
 from covo_rl.models.slots import expand_placeholders
 from covo_rl.models.text import shielded, special_token_notes, special_tokens, text_ids, token_ids
 from covo_rl.policy.features import FeatureStore
 from covo_rl.prompt import CUT, PromptError, build_prompt, parse, written_texts
-from covo_rl.resolve import resolve_model
 from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.supervised.trainer import Collator
 from covo_rl.types import Example

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -112,6 +113,24 @@ def write_atomically(path: Path, write: Callable[[TextIO], object]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def fill_folder(folder: Path, write: Callable[[Path], object]) -> Path:
+    """`folder`, made on first use: `write(partial)` fills a neighbour that is renamed when whole, so never half of it.
+
+    Processes that start at once may each fill one; the first to rename it wins, and the others are dropped.
+    """
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name, ignore_cleanup_errors=True) as partial:
+            write(Path(partial))
+            os.chmod(partial, 0o755)  # it was made with 700
+            try:
+                os.replace(partial, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    return folder
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> Path:

@@ -70,8 +70,8 @@ def run_request(
 
 def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
     """What the figures depend on: a folder never mixes two."""
+    from covo_rl.models.builtin import resolve_model
     from covo_rl.policy.saved_adapter import read_adapter
-    from covo_rl.resolve import resolve_model
 
     rewards = request.rewards or RewardConfig().rewards
     if request.model is None:

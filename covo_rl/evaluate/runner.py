@@ -85,7 +85,7 @@ class Request:
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
         flags win."""
-        from covo_rl.resolve import resolve_model
+        from covo_rl.models.builtin import resolve_model
 
         paths = (Path(resolve_model(folder)) / "prompt.yaml" for folder in (self.adapter, self.model) if folder)
         path = next((path for path in paths if path.is_file()), None)
@@ -140,9 +140,9 @@ class Request:
         if self.model is None:
             return []
         from covo_rl.models import model_config
+        from covo_rl.models.builtin import resolve_model
         from covo_rl.models.quantised import check_quantisation
         from covo_rl.policy.saved_adapter import read_adapter
-        from covo_rl.resolve import resolve_model
         from covo_rl.train.launch import device_of
 
         checks = [("--model", lambda: model_config(resolve_model(str(self.model))))]

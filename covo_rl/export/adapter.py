@@ -33,12 +33,13 @@ from covo_rl.export.merged import (
     write_shards,
 )
 from covo_rl.models import load_family
+from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.patterns import prefixes
 from covo_rl.policy.saved_adapter import kind_of
 from covo_rl.policy.sharding import TensorPieces, is_sharded, local_tensor, own_part, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.records.folder import BEGUN
-from covo_rl.resolve import meant, resolve_model
+from covo_rl.resolve import meant
 from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of, read_manifest
 from covo_rl.train.checkpoint.tensors import saved_tensors
 from covo_rl.train.ranks import Ranks

@@ -1,7 +1,7 @@
 """Audio language models behind one interface.
 
 `load_family` reads the model type of a checkpoint and returns its family. A further family is one module with a
-subclass of `AudioFamily` and one line in `FAMILIES`.
+subclass of `TransformersFamily` and one line in `FAMILIES`; a user's own needs no line (models/registry.py).
 """
 
 from __future__ import annotations
@@ -9,38 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from covo_rl.models.registry import FAMILIES, ModelError, family_class, use_family
 from covo_rl.resolve import meant
 from covo_rl.types import UserError
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
 
-#: model_type -> "module:class"
-FAMILIES = {
-    "covo_audio": "covo_rl.models.covo_audio.family:CovoAudio",
-    "qwen2_audio": "covo_rl.models.qwen2_audio:Qwen2Audio",
-}
+__all__ = [
+    "FAMILIES", "ModelError", "checkpoint_dtype", "damage_named", "family_at", "family_class", "load_family",
+    "model_config", "use_family",
+]  # fmt: skip
+
 #: the hint where no folder has a name like the one given
 SHIPPED = "; builtin:tiny is the shipped model"
-
-
-class ModelError(UserError, ValueError):
-    """A model that cannot be used here; the message says what exists."""
-
-
-def family_class(model_type: object) -> type[AudioFamily]:
-    """The family of a `model_type`; raises ModelError that lists what exists."""
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ModelError(
-            f"model_type {model_type!r} has no family; there are {', '.join(FAMILIES)}. To add one, subclass "
-            "covo_rl.models.base.AudioFamily and name it in covo_rl.models.FAMILIES"
-        )
-    module, name = FAMILIES[model_type].split(":")
-    return getattr(import_module(module), name)
 
 
 def checkpoint_dtype(path: str) -> str | None:

@@ -56,6 +56,12 @@ class AudioFamily(ABC):
     max_clip_seconds: float | None = None
     #: replaces the processor's own template, or None.
     chat_template: ClassVar[str | None] = None
+    #: last names of the decoder's Linears that LoRA adapts by default; None: every Linear inside its layers.
+    lora_leaves: ClassVar[tuple[str, ...] | None] = None
+    #: False where a packed row would leak from one completion into another (Mamba, linear attention, convolutions).
+    packable: ClassVar[bool] = True
+    #: rows of several clips may share a call of the encoder: all padded to one length, and masked.
+    rows_independent: ClassVar[bool] = False
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -88,7 +94,7 @@ class AudioFamily(ABC):
 
     @abstractmethod
     def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
-        """One (S_i, D) embedding per clip, all rows in one encoder call, gradients where parts train."""
+        """One (S_i, D) embedding per clip, the same alone and beside others; gradients where parts train."""
 
     # -- text and ids --------------------------------------------------------------------------------------------
 
@@ -125,6 +131,24 @@ class AudioFamily(ABC):
     # -- the language model --------------------------------------------------------------------------------------
 
     @property
+    def unsampled_ids(self) -> tuple[int, ...]:
+        """Ids that are never drawn, and masked in scoring alike: the decoder would embed them otherwise than we do."""
+        return ()
+
+    def embeddable(self, ids_L: torch.Tensor) -> torch.Tensor:
+        """The ids with a pad in place of an audio id that `embed_tokens` has no row for; slots are filled after it.
+
+        An audio id that has a row stays: a model that draws it is told so by that row, as in its own `generate`.
+        """
+        if self.audio_token_id < self.embed_tokens.num_embeddings:
+            return ids_L
+        return ids_L.masked_fill(ids_L == self.audio_token_id, self.pad_token_id)
+
+    def decoder_inputs(self, ids_L: torch.Tensor, embeds_LD: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Further keyword arguments of the decoder, (L, ...) each, from packed ids and filled embeddings."""
+        return {}
+
+    @property
     def embed_tokens(self) -> nn.Embedding:
         return cast("nn.Embedding", self.model.get_input_embeddings())
 
@@ -135,4 +159,5 @@ class AudioFamily(ABC):
 
     @property
     def lm_head(self) -> nn.Module:
+        """Hidden states (..., D) -> logits (..., V): a Linear, or a module around one that scales or caps."""
         return self.model.get_output_embeddings()

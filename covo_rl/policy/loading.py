@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from covo_rl.config import AdapterConfig, ModelConfig
 from covo_rl.models import load_family
+from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.policy import Policy
 from covo_rl.policy.trainable import Trainable, make_trainable
-from covo_rl.resolve import resolve_model
 
 if TYPE_CHECKING:
     import torch

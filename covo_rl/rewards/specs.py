@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from covo_rl.data.files import file_sha256
+from covo_rl.data.module import FileImportError, import_file
 from covo_rl.resolve import names
 from covo_rl.types import UserError
 
@@ -256,39 +255,11 @@ def _imported(source: Source, alone: bool) -> Any:
 
 
 def load_file(file: Path, *, alone: bool = False) -> ModuleType:
-    """Import a file under a name of its own, once for each content; what lies beside it can be imported by it.
-
-    `alone`: its own name if no other module has it, so that processes that it spawns find its functions.
-
-    Raises:
-        RewardError: there is no such file, or it raises while it is imported.
-    """
-    if not file.is_file():
-        there = sorted(path.name for path in file.parent.glob("*.py"))[:20] if file.parent.is_dir() else []
-        near = difflib.get_close_matches(file.name, there, n=1)
-        hint = f"did you mean {file.parent / near[0]}?" if near else f"{file.parent} has {', '.join(there) or 'none'}"
-        raise RewardError(f"reward file {file} does not exist (looked in {Path.cwd()}); {hint}")
-    file = file.resolve()
-    name = f"covo_rl_file_{file.stem}_{hashlib.sha256(str(file).encode() + file.read_bytes()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if alone and file.stem.isidentifier() and file.stem not in sys.modules and not importlib.util.find_spec(file.stem):
-        name = file.stem
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))  # last: it hides nothing
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    """`data.module.import_file` of a file of rewards. Raises RewardError for what cannot be imported."""
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, (KeyboardInterrupt, RewardError)):
-            raise
-        hint = "; a file of a package is named package.module:function" if "relative import" in str(error) else ""
-        what = f"raises {type(error).__name__} while it is imported: {error}{hint}"
-        raise RewardError(f"reward file {file} {what}") from error
-    return module
+        return import_file(file, alone=alone)
+    except FileImportError as error:
+        raise RewardError(f"reward {error}") from error.__cause__
 
 
 def available_rewards() -> list[Source]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from covo_rl.config import AdapterConfig, ConfigError, Options, RewardConfig, number_map
 from covo_rl.models import family_at
+from covo_rl.models.builtin import resolve_model
 from covo_rl.models.quantised import check_quantisation
 from covo_rl.policy.patterns import check_parts, module_regex
 from covo_rl.policy.saved_adapter import read_adapter
 from covo_rl.records.trackers import installed_trackers
-from covo_rl.resolve import resolve_model
 from covo_rl.rewards import components
 from covo_rl.rewards.judge import judge_from_spec
 from covo_rl.types import UserError

@@ -270,7 +270,7 @@ def sizes_of(model: str) -> Any:
 
     import covo_rl.models.covo_audio  # noqa: F401  (registers its configuration)
     from covo_rl.models import model_config
-    from covo_rl.resolve import resolve_model
+    from covo_rl.models.builtin import resolve_model
 
     if model in PUBLISHED and not Path(model).exists():
         kind, values = PUBLISHED[model]

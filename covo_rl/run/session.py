@@ -26,6 +26,7 @@ from covo_rl.export import ExportError
 from covo_rl.export.adapter import portable_name
 from covo_rl.export.exporting import export_run_adapter
 from covo_rl.models import family_at
+from covo_rl.models.builtin import resolve_model
 from covo_rl.models.text import special_token_notes
 from covo_rl.policy.loading import trainable_policy
 from covo_rl.policy.trainable import render_report, training_dtype
@@ -33,7 +34,6 @@ from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.steps import StepRecord, rollout_rows
-from covo_rl.resolve import resolve_model
 from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading

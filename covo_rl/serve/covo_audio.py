@@ -35,7 +35,7 @@ from vllm.sequence import IntermediateTensors
 from covo_rl.models.covo_audio import CovoAudioConfig, CovoAudioFeatureExtractor, CovoAudioProcessor
 from covo_rl.models.covo_audio.modeling import CovoAudioAdapter
 from covo_rl.models.covo_audio.processing import AUDIO_BOS_TOKEN, AUDIO_EOS_TOKEN, AUDIO_TOKEN
-from covo_rl.models.covo_audio.waveform import mono_float, sinc_resample
+from covo_rl.models.waveform import mono_float, sinc_resample
 
 PLACEHOLDER = AUDIO_BOS_TOKEN + AUDIO_TOKEN + AUDIO_EOS_TOKEN
 #: Length of the clip that vLLM measures its memory with. Longer ones run while they fit max_num_batched_tokens.

@@ -24,6 +24,7 @@ from covo_rl.data.files import write_atomically, write_json
 from covo_rl.data.noise import quiet_bars
 from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.builtin import resolve_model
 from covo_rl.models.text import special_token_notes
 from covo_rl.models.tiny import fold_feature_statistics, tiny_covo_audio, tiny_tokenizer
 from covo_rl.policy.products import HALF
@@ -31,7 +32,6 @@ from covo_rl.policy.trainable import training_dtype
 from covo_rl.prompt import PromptError, messages, written_texts
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.records.lock import FolderLock
-from covo_rl.resolve import resolve_model
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.checks import fact_problems, unreadable
 from covo_rl.supervised.config import ColdStartConfig, Stage, steps_of

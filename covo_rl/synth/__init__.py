@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from covo_rl.data.files import fill_folder
 from covo_rl.resolve import cache_folder
 from covo_rl.synth.scenes import SCENES, TASKS
 from covo_rl.synth.sounds import RATE, pcm16
@@ -112,12 +111,5 @@ def builtin_questions() -> dict[str, Path]:
     """
     name = f"questions-v{VERSION}-seed{BUILTIN_SEED}-{'-'.join(map(str, BUILTIN.values()))}"
     folder = cache_folder() / name
-    paths = {split: folder / f"{split}.json" for split in BUILTIN}
-    if all(path.is_file() for path in paths.values()):
-        return paths
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=name, ignore_cleanup_errors=True) as partial:
-        render_set(partial, seed=BUILTIN_SEED, **BUILTIN)
-        if not folder.exists():
-            os.replace(partial, folder)
-    return paths
+    fill_folder(folder, lambda partial: render_set(partial, seed=BUILTIN_SEED, **BUILTIN))
+    return {split: folder / f"{split}.json" for split in BUILTIN}

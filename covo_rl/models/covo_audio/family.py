@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from covo_rl.models.base import AudioFamily, ClipFeatures
 from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration, CovoAudioProcessor
+from covo_rl.models.covo_audio.processing import AUDIO_TOKEN
+from covo_rl.models.transformers_family import TransformersFamily
 
 
-class CovoAudio(AudioFamily):
+class CovoAudio(TransformersFamily):
     """The published model or a tiny one; clips of any length, as several segments."""
 
+    title: ClassVar[str] = "Covo-Audio"
     model_type: ClassVar[str] = "covo_audio"
     model_class: ClassVar[Any] = CovoAudioForConditionalGeneration
     processor_class: ClassVar[Any] = CovoAudioProcessor
+    audio_token: ClassVar[str] = AUDIO_TOKEN
+    rows_independent: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {
         "encoder": "encoder.",
         "audio_adapter": "audio_adapter.",
@@ -31,17 +35,14 @@ class CovoAudio(AudioFamily):
         config = self.model.config
         return tuple(dict.fromkeys((config.turn_end_token_id, config.text_end_token_id)))
 
-    def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
-        features, mask = self.processor.feature_extractor.clip(waveform, sampling_rate)
-        return ClipFeatures({"input_features": features, "input_features_mask": mask}, slots=int(mask.sum()))
+    def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
+        features, mask = self.processor.feature_extractor.clip(samples_T, self.sampling_rate)
+        return {"input_features": features, "input_features_mask": mask}
 
-    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
+    def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
+        return int(tensors["input_features_mask"].sum())
+
+    def slot_count(self, samples: int) -> int:
         extractor = self.processor.feature_extractor
-        return sum(extractor.slot_counts(extractor.waveform(waveform, sampling_rate).shape[0]))
-
-    def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
-        if not clips:
-            return []
-        fields = {name: torch.cat([clip.tensors[name] for clip in clips]) for name in clips[0].tensors}
-        rows = self.model.get_audio_features(**fields).pooler_output
-        return list(rows.split([clip.slots for clip in clips]))
+        frames = samples // extractor.frame_samples
+        return sum(extractor.slot_counts(extractor.frame_samples * (frames + frames % 2)))

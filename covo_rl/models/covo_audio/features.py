@@ -19,7 +19,7 @@ from transformers import BatchFeature
 from transformers.audio_utils import hertz_to_mel, mel_filter_bank, mel_to_hertz
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from covo_rl.models.covo_audio.waveform import mono_float, sinc_resample
+from covo_rl.models.waveform import mono_float, sinc_resample
 
 FRAMES_PER_SECOND = 100
 

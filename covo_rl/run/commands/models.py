@@ -14,9 +14,10 @@ import typer
 
 from covo_rl.config import AdapterConfig
 from covo_rl.data.files import read_record
+from covo_rl.models.builtin import resolve_model
 from covo_rl.records.console import console, summary_table
 from covo_rl.records.folder import BEGUN
-from covo_rl.resolve import BUILTIN, folders, resolve_model
+from covo_rl.resolve import BUILTIN, folders
 from covo_rl.types import UserError, user_errors, visible
 
 Rows = list[tuple[str, Any]]

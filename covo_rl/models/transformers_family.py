@@ -1,0 +1,201 @@
+"""The shared part of the families of transformers: a further one states its names, and how a clip becomes features.
+
+A clip is encoded on its own, whatever else is in the batch: beside a longer clip an encoder without masks would give it
+other embeddings (logits move by up to 2), and so would the padding of its front end.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from covo_rl.models.base import AudioFamily, ClipFeatures
+from covo_rl.models.processor import AudioProcessor
+from covo_rl.models.waveform import mono_float, sinc_resample
+from covo_rl.models.weights import load_whole
+from covo_rl.types import UserError
+
+
+class MissingClassError(UserError, ImportError):
+    """The installed transformers lacks a class that the family needs."""
+
+
+def parts_under(prefix: str = "model.", projector: str = "multi_modal_projector.") -> dict[str, str]:
+    """The usual layout: everything but the head under `model.`."""
+    return {
+        "encoder": f"{prefix}audio_tower.",
+        "audio_adapter": f"{prefix}{projector}",
+        "llm": f"{prefix}language_model.",
+        "lm_head": "lm_head.",
+    }
+
+
+class TransformersFamily(AudioFamily):
+    """A family by names: `model_type`, `model_class`, `parts`, `audio_token`, `extract` and `slots`.
+
+    `model_class` (and `processor_class`, where the stock processor needs no image library) name a class of
+    transformers, looked up when a model is loaded, or are one.
+    """
+
+    model_class: ClassVar[Any]
+    processor_class: ClassVar[Any] = None
+    parts: ClassVar[Mapping[str, str]] = parts_under()
+    #: layouts of other releases of transformers; the one whose prefixes are all there is taken.
+    other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    #: the text that stands for a clip in a rendered prompt.
+    audio_token: ClassVar[str]
+    #: how messages call the model; the class's name where it says nothing.
+    title: ClassVar[str] = ""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor)
+        names = {name for name, _ in model.named_modules()}
+        for parts in (self.parts, *self.other_parts):
+            if all(prefix.rstrip(".") in names for prefix in parts.values()):
+                self.parts = parts  # pyright: ignore[reportAttributeAccessIssue]
+                break
+        self._slots: dict[int, int] = {}
+
+    @classmethod
+    def load(
+        cls, path: str, *, dtype: str = "auto", attn_implementation: str | None = None, trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> Self:  # fmt: skip
+        if attn_implementation is not None:
+            kwargs["attn_implementation"] = attn_implementation
+        remote = {"trust_remote_code": True} if trust_remote_code else {}
+        model = load_whole(named_class(cls.model_class, cls), path, dtype=dtype, **remote, **kwargs)
+        return cls(model, cls.load_processor(path, **remote))
+
+    @classmethod
+    def load_processor(cls, path: str, **options: Any) -> Any:
+        """Feature extractor, tokenizer and template of a folder or hub name."""
+        if cls.processor_class is None:
+            return AudioProcessor.from_pretrained(path, cls.audio_token, **options)
+        return named_class(cls.processor_class, cls).from_pretrained(path, **options)
+
+    # -- what it hears -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
+        """Mono float32 at `sampling_rate` -> tensors of this one clip, the first axis its rows."""
+
+    @abstractmethod
+    def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
+        """Positions that the clip of these tensors fills."""
+
+    @property
+    def sampling_rate(self) -> int:
+        """Hz of what `extract` takes."""
+        return self.processor.feature_extractor.sampling_rate
+
+    def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
+        """What `extract` made, on the encoder's device and in its dtype -> embeddings (S, D)."""
+        return self.model.get_audio_features(**tensors).pooler_output
+
+    def windows(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
+        """The extractor's windows (30 s of Whisper) as rows, the last one padded: features and mask of the frames."""
+        extractor = self.processor.feature_extractor
+        rows = [samples_T[i : i + extractor.n_samples] for i in range(0, len(samples_T), extractor.n_samples)]
+        options = {"return_attention_mask": True, "padding": "max_length", "return_tensors": "pt"}
+        out = extractor(rows, sampling_rate=self.sampling_rate, **options)
+        return {"input_features": out["input_features"], "input_features_mask": out["attention_mask"]}
+
+    def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
+        """Raises ValueError for a clip that cannot be read, is too long, or too short for one slot."""
+        samples = mono_float(waveform)
+        self._check_length(samples.shape[0] / sampling_rate)
+        tensors = self.extract(sinc_resample(samples, sampling_rate, self.sampling_rate).numpy())
+        return ClipFeatures(tensors, self._checked(self.slots(tensors), samples.shape[0] / sampling_rate))
+
+    def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
+        """As many as `clip_features` says; they depend on the length alone, so of each length it is asked once."""
+        samples = mono_float(waveform)
+        self._check_length(samples.shape[0] / sampling_rate)
+        count = -(-samples.shape[0] * self.sampling_rate // sampling_rate)
+        if count not in self._slots:
+            self._slots[count] = self.slot_count(count)
+        return self._checked(self._slots[count], samples.shape[0] / sampling_rate)
+
+    def slot_count(self, samples: int) -> int:
+        """Slots of a clip of so many samples at `sampling_rate`; a family that needs no features for it says how."""
+        return self.slots(self.extract(np.zeros(samples, np.float32)))
+
+    def _check_length(self, seconds: float) -> None:
+        limit = self.max_clip_seconds
+        if limit is not None and seconds > limit:
+            raise ValueError(
+                f"a clip of {seconds:.2f} s: {self.title or type(self).__name__} takes {limit:g} s and would cut the "
+                "rest without a word; crop or chunk it first (--long_audio)"
+            )
+
+    def _checked(self, slots: int, seconds: float) -> int:
+        if slots < 1:
+            name = self.title or type(self).__name__
+            raise ValueError(f"a clip of {1000 * seconds:.1f} ms is too short for one audio slot of {name}")
+        return slots
+
+    def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
+        if not clips:
+            return []
+        encoder = self.model.get_submodule(self.parts["encoder"].rstrip("."))
+        weight = next(parameter for parameter in encoder.parameters() if parameter.is_floating_point())
+        # matrix products of another height differ in the last bit, and a CPU gains nothing by them
+        together = self.rows_independent and weight.device.type != "cpu"
+        calls = [list(clips)] if together else [[clip] for clip in clips]
+        return [rows for call in calls for rows in self._encoded(call, weight)]
+
+    def _encoded(self, clips: Sequence[ClipFeatures], weight: torch.Tensor) -> Sequence[torch.Tensor]:
+        """One call of the encoder for these clips."""
+        fields = {name: torch.cat([clip.tensors[name] for clip in clips]) for name in clips[0].tensors}
+        for name, value in fields.items():
+            fields[name] = value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
+        slots = [clip.slots for clip in clips]
+        rows = self.audio_embeddings(fields, sum(slots))
+        if len(rows) != sum(slots):
+            raise ValueError(f"{type(self).__name__}: {len(rows)} embeddings for {sum(slots)} audio slots")
+        return rows.split(slots)
+
+    # -- text and ids --------------------------------------------------------------------------------------------
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        ends = self.model.generation_config.eos_token_id
+        ids = ends if isinstance(ends, (list, tuple)) else [ends, self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+class WindowedFamily(TransformersFamily):
+    """Whisper's windows of 30 s as rows, whose frames alone say how many slots they fill."""
+
+    def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
+        return self.windows(samples_T)
+
+    def slot_count(self, samples: int) -> int:
+        extractor = self.processor.feature_extractor
+        window, hop = extractor.n_samples, extractor.hop_length
+        counts = torch.tensor([min(window, samples - start) for start in range(0, samples, window)])
+        mask = torch.arange(window // hop)[None, :] < -(-counts[:, None] // hop)
+        return self.slots({"input_features_mask": mask})
+
+
+def named_class(value: Any, family: type) -> Any:
+    """A class of transformers by its name, or the class itself.
+
+    Raises:
+        MissingClassError: the installed transformers has none of this name.
+    """
+    import transformers
+
+    if not isinstance(value, str):
+        return value
+    if not hasattr(transformers, value):
+        raise MissingClassError(
+            f"{family.__name__} needs {value}, which transformers {transformers.__version__} does not have: "
+            "pip install -U transformers"
+        )
+    return getattr(transformers, value)
