@@ -107,7 +107,7 @@ def _loaded(spec: str, what: str) -> type[AudioFamily]:
     if not (place and colon and name.isidentifier()):
         raise ModelError(f"{what}: write ./file.py:Class or package.module:Class")
     try:
-        module = import_file(Path(place).expanduser()) if place.endswith(".py") else import_module(place)
+        module = import_file(Path(place).expanduser(), noun="Class") if place.endswith(".py") else import_module(place)
     except FileImportError as error:
         raise ModelError(f"{what}: {error}") from error
     except Exception as error:  # whatever a module does while it is imported
