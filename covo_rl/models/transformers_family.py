@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -202,7 +203,7 @@ class WindowedFamily(TransformersFamily):
 
 
 def named_class(value: Any, family: type) -> Any:
-    """A class of transformers by its name, or the class itself.
+    """A class of transformers by its name, of another module by "module:Name", or the class itself.
 
     Raises:
         MissingClassError: the installed transformers has none of this name.
@@ -211,6 +212,9 @@ def named_class(value: Any, family: type) -> Any:
 
     if not isinstance(value, str):
         return value
+    module, _, name = value.rpartition(":")
+    if module:
+        return getattr(import_module(module), name)
     if not hasattr(transformers, value):
         raise MissingClassError(
             f"{family.__name__} needs {value}, which transformers {transformers.__version__} does not have: "
