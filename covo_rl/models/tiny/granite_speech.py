@@ -23,8 +23,8 @@ BINS = 16
 def tiny_granite_speech(*, seed: int = 0) -> tuple[Any, Any]:
     """A GraniteSpeechForConditionalGeneration (float32) and its processor; 10 slots for each second.
 
-    Its audio id lies outside the table of embeddings, as in the first published ones; its logits are halved, as they are
-    divided by 8 or 16 there. Weights are larger than elsewhere: with a tied head it would repeat its last token.
+    Its audio id lies outside the table of embeddings, as in the first published ones. Its logits are halved, where
+    those are divided by 8 or 16; weights are larger than elsewhere: with a tied head it would repeat its last token.
     """
     token = GraniteSpeech.audio_token
     tokenizer = tiny_tokenizer(audio_tokens=(ROLE, SAID), template=ROLES_TEMPLATE)
