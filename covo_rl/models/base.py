@@ -119,10 +119,16 @@ class AudioFamily(ABC):
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Chat template -> text with ONE audio token per clip; special tokens that the messages spell hold a CUT."""
-        rows = shielded_messages(messages, self.tokenizer)
         return self.processor.apply_chat_template(
-            rows, self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+            self.template_messages(messages),
+            self.chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
+
+    def template_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the chat template gets: a copy whose texts hold a CUT in the special tokens that they spell."""
+        return shielded_messages(messages, self.tokenizer)
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
         """Text with one audio token per clip -> ids with `slots[i]` audio ids for clip i; what CUT parts stays text."""

@@ -31,12 +31,14 @@ class AudioProcessor:
         self.source = source
 
     @classmethod
-    def from_pretrained(cls, path: str, audio_token: str, **options: Any) -> Self:
+    def from_pretrained(
+        cls, path: str, audio_token: str, extractor_class: Any, tokenizer_class: Any, **options: Any
+    ) -> Self:
         """From a folder or hub name. Raises OSError and ValueError of transformers for files that do not fit."""
-        from transformers import AutoFeatureExtractor, AutoTokenizer, ProcessorMixin
+        from transformers import ProcessorMixin
 
-        extractor = AutoFeatureExtractor.from_pretrained(path, **options)
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        extractor = extractor_class.from_pretrained(path, **options)
+        tokenizer = tokenizer_class.from_pretrained(path, **options)
         stated, _ = ProcessorMixin.get_processor_dict(path)
         template = stated.get("chat_template")
         template = template.get("default") if isinstance(template, Mapping) else template

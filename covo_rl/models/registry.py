@@ -39,6 +39,7 @@ FAMILIES = {
     "qwen3_omni_moe": _OURS + "qwen_omni:Qwen3OmniMoe",
     "qwen3_omni_moe_thinker": _OURS + "qwen_omni:Qwen3OmniMoe",
     "granite_speech": _OURS + "granite_speech:GraniteSpeech",
+    "granite_speech_plus": _OURS + "granite_speech:GraniteSpeechPlus",
     "gemma4": _OURS + "gemma:Gemma4",
     "gemma3n": _OURS + "gemma:Gemma3n",
     "phi4_multimodal": _OURS + "phi4_multimodal:Phi4Multimodal",
@@ -106,7 +107,7 @@ def _loaded(spec: str, what: str) -> type[AudioFamily]:
     if not (place and colon and name.isidentifier()):
         raise ModelError(f"{what}: write ./file.py:Class or package.module:Class")
     try:
-        module = import_file(Path(place).expanduser()) if place.endswith(".py") else import_module(place)
+        module = import_file(Path(place).expanduser(), noun="Class") if place.endswith(".py") else import_module(place)
     except FileImportError as error:
         raise ModelError(f"{what}: {error}") from error
     except Exception as error:  # whatever a module does while it is imported

@@ -44,11 +44,16 @@ class TransformersFamily(AudioFamily):
 
     model_class: ClassVar[Any]
     processor_class: ClassVar[Any] = None
+    #: of a processor that is not the stock one: what reads the feature extractor's and the tokenizer's files.
+    extractor_class: ClassVar[Any] = "AutoFeatureExtractor"
+    tokenizer_class: ClassVar[Any] = "AutoTokenizer"
     parts: ClassVar[Mapping[str, str]] = parts_under()
     #: layouts of other releases of transformers; the one whose prefixes are all there is taken.
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
     #: the text that stands for a clip in a rendered prompt.
     audio_token: ClassVar[str]
+    #: the template takes one text per message: the audio token stands in it for a clip.
+    text_content: ClassVar[bool] = False
     #: how messages call the model; the class's name where it says nothing.
     title: ClassVar[str] = ""
 
@@ -76,7 +81,8 @@ class TransformersFamily(AudioFamily):
     def load_processor(cls, path: str, **options: Any) -> Any:
         """Feature extractor, tokenizer and template of a folder or hub name."""
         if cls.processor_class is None:
-            return AudioProcessor.from_pretrained(path, cls.audio_token, **options)
+            readers = named_class(cls.extractor_class, cls), named_class(cls.tokenizer_class, cls)
+            return AudioProcessor.from_pretrained(path, cls.audio_token, *readers, **options)
         return named_class(cls.processor_class, cls).from_pretrained(path, **options)
 
     # -- what it hears -------------------------------------------------------------------------------------------
@@ -162,6 +168,14 @@ class TransformersFamily(AudioFamily):
         return rows.split(slots)
 
     # -- text and ids --------------------------------------------------------------------------------------------
+
+    def template_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        rows = super().template_messages(messages)
+        for row in rows if self.text_content else ():
+            if not isinstance(row["content"], str):
+                token = self.processor.audio_token
+                row["content"] = "".join(token if p["type"] == "audio" else p["text"] for p in row["content"])
+        return rows
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
