@@ -54,6 +54,8 @@ class TransformersFamily(AudioFamily):
     audio_token: ClassVar[str]
     #: the template takes one text per message: the audio token stands in it for a clip.
     text_content: ClassVar[bool] = False
+    #: folder of the checkpoint in which it ships a LoRA of its own, which is merged (models/weights.py).
+    adapter_folder: ClassVar[str] = ""
     #: how messages call the model; the class's name where it says nothing.
     title: ClassVar[str] = ""
 
@@ -74,7 +76,9 @@ class TransformersFamily(AudioFamily):
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
         remote = {"trust_remote_code": True} if trust_remote_code else {}
-        model = load_whole(named_class(cls.model_class, cls), path, dtype=dtype, **remote, **kwargs)
+        model = load_whole(
+            named_class(cls.model_class, cls), path, adapter_folder=cls.adapter_folder, dtype=dtype, **remote, **kwargs
+        )
         return cls(model, cls.load_processor(path, **remote))
 
     @classmethod
