@@ -34,7 +34,7 @@ from covo_rl.export.merged import (
 )
 from covo_rl.models import load_family
 from covo_rl.models.builtin import resolve_model
-from covo_rl.policy.patterns import prefixes
+from covo_rl.policy.lora import adapted_modules
 from covo_rl.policy.saved_adapter import kind_of
 from covo_rl.policy.sharding import TensorPieces, is_sharded, local_tensor, own_part, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
@@ -88,8 +88,7 @@ def save_policy(
             config: Any = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
             config.inference_mode = True
             config.base_model_name_or_path = base_reference(modes) if base is None else base
-            if isinstance(config.target_modules, str):
-                config.target_modules = _both_namings(modes, config.target_modules)
+            config.target_modules = _both_namings(model) or config.target_modules
             config.save_pretrained(str(folder))
     return folder
 
@@ -116,18 +115,15 @@ def _names_in_memory(modes: Trainable) -> dict[str, str]:
     return {PREFIX + key: name for name, key in (keys | {name: name for name in modes.replaced}).items()}
 
 
-def _both_namings(modes: Trainable, pattern: str) -> str:
-    """The pattern, with the decoder's path also as published where it differs in memory.
+def _both_namings(model: Any) -> list[str]:
+    """Names of the adapted modules, in memory and as published where they differ.
 
-    Other versions of transformers hold the same model under other names: the pattern then still finds its modules.
+    Other versions of transformers hold the same model under other names: PEFT then still finds its modules. No regular
+    expression: for mixtures of experts PEFT 0.21 reads one as last names, which the audio encoder has too.
     """
-    path = prefixes(modes.family)["llm"]
-    name = next(n for n, _ in modes.family.model.named_parameters() if n.startswith(f"{path}.") and base_name(n) == n)
-    published = published_names(modes.family.model, [name])[name].removesuffix(name.removeprefix(path))
-    here, there = re.escape(path), re.escape(published)
-    if path == published or not pattern.startswith(here) or not published:
-        return pattern
-    return f"(?:{here}|{there}){pattern.removeprefix(here)}"
+    adapted = adapted_modules(model)
+    published = published_names(model, [f"{name}.weight" for name in adapted]).values()
+    return sorted({*adapted, *(name.removesuffix(".weight") for name in published)})
 
 
 def load_policy_state(modes: Trainable, folder: str | Path) -> None:

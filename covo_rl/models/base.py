@@ -52,6 +52,8 @@ class AudioFamily(ABC):
     processor_class: ClassVar[Any]
     #: part name -> prefix of its parameters in `model`: encoder, audio_adapter, llm, lm_head.
     parts: ClassVar[Mapping[str, str]]
+    #: last names of the decoder's Linears that LoRA adapts by default; None: every Linear inside its layers.
+    lora_leaves: ClassVar[tuple[str, ...] | None] = None
     #: longest clip in seconds the family takes, or None where it has no limit.
     max_clip_seconds: float | None = None
     #: replaces the processor's own template, or None.

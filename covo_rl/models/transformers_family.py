@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -53,6 +54,8 @@ class TransformersFamily(AudioFamily):
     audio_token: ClassVar[str]
     #: the template takes one text per message: the audio token stands in it for a clip.
     text_content: ClassVar[bool] = False
+    #: folder of the checkpoint in which it ships a LoRA of its own, which is merged (models/weights.py).
+    adapter_folder: ClassVar[str] = ""
     #: how messages call the model; the class's name where it says nothing.
     title: ClassVar[str] = ""
 
@@ -73,7 +76,9 @@ class TransformersFamily(AudioFamily):
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
         remote = {"trust_remote_code": True} if trust_remote_code else {}
-        model = load_whole(named_class(cls.model_class, cls), path, dtype=dtype, **remote, **kwargs)
+        model = load_whole(
+            named_class(cls.model_class, cls), path, adapter_folder=cls.adapter_folder, dtype=dtype, **remote, **kwargs
+        )
         return cls(model, cls.load_processor(path, **remote))
 
     @classmethod
@@ -198,7 +203,7 @@ class WindowedFamily(TransformersFamily):
 
 
 def named_class(value: Any, family: type) -> Any:
-    """A class of transformers by its name, or the class itself.
+    """A class of transformers by its name, of another module by "module:Name", or the class itself.
 
     Raises:
         MissingClassError: the installed transformers has none of this name.
@@ -207,6 +212,9 @@ def named_class(value: Any, family: type) -> Any:
 
     if not isinstance(value, str):
         return value
+    module, _, name = value.rpartition(":")
+    if module:
+        return getattr(import_module(module), name)
     if not hasattr(transformers, value):
         raise MissingClassError(
             f"{family.__name__} needs {value}, which transformers {transformers.__version__} does not have: "
