@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -16,22 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from covo_rl.config import AdapterConfig, PromptConfig, taught_prompt
 from covo_rl.data.files import read_record
 from covo_rl.export import ExportError
-from covo_rl.export.merged import (
-    ADAPTER,
-    base_name,
-    entry_of,
-    published_names,
-    published_state,
-    renamed,
-    stored_tensors,
-    write_config,
-    write_shards,
-)
+from covo_rl.export.merged import entry_of, published_entries, stored_tensors, write_config, write_shards
+from covo_rl.export.names import ADAPTER, published_names, published_state, renamed, stacked
 from covo_rl.models import load_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.lora import adapted_modules
@@ -74,16 +63,16 @@ def save_policy(
     names = _names_in_memory(modes)
     state = model.state_dict(keep_vars=True)
     if is_sharded(model):
-        for name in names.values():
+        for name in dict.fromkeys(names.values()):
             full = whole(state[name])  # every rank takes part, rank 0 keeps it
             state[name] = full.cpu() if main else torch.empty(0)
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-        entries = [entry_of(key, state[name], dtype) for key, name in names.items()]
         if modes.peft_model is None:
-            write_shards(entries, folder)
+            write_shards(published_entries(model, state, dtype), folder)
             write_config(model, folder, dtype)
         else:
+            entries = [entry_of(key, state[name], dtype) for key, name in names.items()]
             write_shards(entries, folder, sys.maxsize, stem=STEM)
             config: Any = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
             config.inference_mode = True
@@ -94,10 +83,10 @@ def save_policy(
 
 
 def _names_in_memory(modes: Trainable) -> dict[str, str]:
-    """Key in the policy's files -> name in `modes.family.model`."""
+    """Key in the policy's files -> name in `modes.family.model`; several keys with one name are parts of that tensor."""
     model = modes.family.model
     if modes.peft_model is None:
-        return published_state(model)
+        return {key: origin.name for key, origin in published_state(model).items()}
     from peft import get_peft_model_state_dict
 
     def chosen_by_peft(state: dict[str, torch.Tensor]) -> Mapping[str, Any]:
@@ -146,14 +135,15 @@ def load_policy_state(modes: Trainable, folder: str | Path) -> None:
 
 
 def read_into(
-    model: nn.Module,
+    model: Any,
     tensors: Mapping[str, Callable[[], torch.Tensor | TensorPieces]],
     names: Mapping[str, str],
     source: Path,
 ) -> None:
     """Copy full tensors into parameters and buffers, sharded or not, whatever their precision.
 
-    `tensors`: key -> reader; `names`: key -> name in the model, all of which must be there.
+    `tensors`: key -> reader; `names`: key -> name in the model, all of which must be there; keys with one name are
+    the parts of that tensor.
 
     Raises:
         ExportError: keys are missing or unexpected, or shapes differ.
@@ -165,11 +155,15 @@ def read_into(
             f"{unexpected[:5]} ({len(unexpected)} in all); were rank, targets or modules_to_save changed?"
         )
     state = model.state_dict()
-    for key, read in tensors.items():
-        tensor, place = read(), state[names[key]]
+    keys: dict[str, list[str]] = {}
+    for key, name in names.items():
+        keys.setdefault(name, []).append(key)
+    for name, (key, *others) in keys.items():
+        place = state[name]
+        tensor: Any = stacked(model, {k: tensors[k]() for k in (key, *others)}) if others else tensors[key]()
         if place.shape != tensor.shape:
             raise ExportError(
-                f"{source} does not fit the policy in memory: {names[key]} has shape {tuple(place.shape)} in memory "
+                f"{source} does not fit the policy in memory: {name} has shape {tuple(place.shape)} in memory "
                 f"and {tuple(tensor.shape)} in the file"
             )
         local_tensor(place.detach()).copy_(own_part(place, tensor))
