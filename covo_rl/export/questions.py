@@ -82,7 +82,7 @@ def write_questions(
         "module": kind.__module__ if is_ours(family) else "transformers", "class": kind.__name__,
         "base": weights_alone(base, alone), "shipped": str(shipped_adapter(base, family.adapter_folder) or ""),
         "divisor": family.stock_logits_divisor, "whole_processor": not isinstance(family.processor, AudioProcessor),
-        "keep": KEEP, "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
+        "keep": KEEP, "messages": [family.template_messages(prompt.messages) for prompt in prompts],
         "targets": [vars(target) | {"folder": str(target.folder.resolve()), "base": target.base,
                                     "device": device_with_room(family, target)} for target in targets],
     }  # fmt: skip
