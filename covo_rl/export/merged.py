@@ -12,13 +12,12 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -27,11 +26,15 @@ from transformers import PreTrainedModel
 from covo_rl.export import ExportError
 from covo_rl.export.names import ADAPTER, TWICE, Parts, published_state
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.processor import local_folder
+from covo_rl.models.weights import ADAPTER_FILES
 
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
+#: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
+NOT_CARRIED = (ADAPTER_FILES, "consolidated")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -143,11 +146,38 @@ def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> dict[str, Ca
     return readers
 
 
-def carried_over(base: Path, entries: list[Entry]) -> list[Entry]:
-    """Tensors of the base checkpoint that the model class does not hold: carried along, so that none gets lost."""
+def base_tensors(base: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Name -> reader of a checkpoint's tensors; not of a LoRA beside them (merged on loading), nor of Mistral's copy."""
+    files = [path.name for path in base.glob("*.safetensors") if not path.name.startswith(NOT_CARRIED)]
+    return {name: read for file in sorted(files) for name, read in stored_tensors(base, file).items()}
+
+
+def completed(base: Path, entries: list[Entry], prefix: str) -> list[Entry]:
+    """The entries as the base calls them, and its tensors that the model class does not hold, so that none gets lost.
+
+    `prefix`: what transformers 5.17 leaves out of the names of a model that is a part of its checkpoint.
+
+    Raises:
+        ExportError: a tensor would be there twice, under two names.
+    """
+    stored = base_tensors(base)
+    entries = [
+        replace(entry, name=whole) if entry.name not in stored and (whole := f"{prefix}.{entry.name}") in stored else
+        entry for entry in entries
+    ]  # fmt: skip
     names = {entry.name for entry in entries}
-    readers = stored_tensors(base).items()
-    return [entry_of(name, read(), make=read) for name, read in readers if TWICE.sub(r"\1.", name) not in names]
+    others = {name: read for name, read in stored.items() if TWICE.sub(r"\1.", name) not in names}
+    own = names - stored.keys()
+    if twice := next((name for name in others if own & {name[i + 1 :] for i in _dots(name)}), None):
+        raise ExportError(
+            f"{base} holds {twice}, which the export would call otherwise and hold twice; export the adapter instead, "
+            "or merge with another release of transformers"
+        )
+    return entries + [entry_of(name, read(), make=read) for name, read in others.items()]
+
+
+def _dots(name: str) -> list[int]:
+    return [i for i, letter in enumerate(name) if letter == "."]
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -200,28 +230,37 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     config.save_pretrained(str(folder))
 
 
+def within_whole_config(folder: Path, base: Path) -> None:
+    """Where the base's config.json is that of a larger model, puts the one in `folder` back to its place in it."""
+    own, whole = (json.loads((path / "config.json").read_text(encoding="utf-8")) for path in (folder, base))
+    kinds = {key: part.get("model_type") for key, part in whole.items() if isinstance(part, dict)}
+    place = next((key for key, kind in kinds.items() if kind == own["model_type"]), None)
+    if whole.get("model_type") == own["model_type"] or place is None:
+        return
+    whole |= {place: own, **{name: own["dtype"] for name in ("dtype", "torch_dtype") if name in whole}}
+    (folder / "config.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+
+
 def write_merged(
     family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None
 ) -> None:
     """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
     model, entries = family.model, merged_entries(family.model, dtype)
-    name = model.name_or_path or ""
-    # where the base checkpoint lies: the folder itself, or in the hub's cache; a model made in memory has none
-    base = Path(name) if name and Path(name).is_dir() else None
-    if name and base is None:
-        cached = try_to_load_from_cache(name, "config.json")
-        base = Path(cached).parent if isinstance(cached, str) else None
+    base = local_folder(model.name_or_path) if model.name_or_path else None  # a model made in memory has none
     if base is not None:
-        entries += carried_over(base, entries)
+        entries = completed(base, entries, model.base_model_prefix)
     write_shards(entries, folder, max_shard_bytes)
     write_config(model, folder, dtype)
+    if base is not None:
+        within_whole_config(folder, base)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(folder))
     save_processor(family, folder)
     for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        if not (weights or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+        merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
+        if not (weights or merged or source.name.startswith(".") or source.name == "README.md" or target.exists()):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
