@@ -6,6 +6,7 @@ That they answer as the policy does in a fresh process is point 8 of the conform
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import published
 import pytest
@@ -19,6 +20,7 @@ from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_model
 from covo_rl.policy.lora import adapted_modules
 from covo_rl.policy.patterns import part_of
+from covo_rl.policy.sharding import layer_classes
 from covo_rl.policy.trainable import make_trainable
 
 TABLES = published.tables()
@@ -58,6 +60,12 @@ def stored(folder):
     return tensors
 
 
+def weights_of(family, paths):
+    """Published names of the adapted weights. PEFT on transformers 5.17 knows a thinker without its prefix alone."""
+    prefix = "" if hasattr(family.model.model, "language_model") or not family.other_parts else "thinker."
+    return {f"{prefix}{path}.weight" for path in paths}
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_lora_reaches_the_layers_of_the_decoder_alone(name, bases):
     modes = trained(bases(name)[0])
@@ -74,6 +82,17 @@ def test_lora_reaches_the_layers_of_the_decoder_alone(name, bases):
 
 
 @pytest.mark.parametrize("name", TABLES)
+def test_fsdp_gives_every_layer_of_encoder_and_decoder_a_unit(name, bases):
+    """By classes that are there (accelerate refuses others), no layer within another."""
+    family = load_family(str(bases(name)[0]))
+    wrapped = [path for path, m in family.model.named_modules() if type(m).__name__ in layer_classes(family.model)]
+    assert not [path for path in wrapped for other in wrapped if path.startswith(f"{other}.")]
+    counts = Counter(part_of(path, family) for path in wrapped)
+    assert counts["llm"] == family.model.config.get_text_config().num_hidden_layers
+    assert counts["encoder"] == 2
+
+
+@pytest.mark.parametrize("name", TABLES)
 def test_an_adapter_has_the_names_of_the_published_checkpoint(name, bases, tmp_path):
     folder, tensors = bases(name)
     modes = trained(folder)
@@ -81,7 +100,7 @@ def test_an_adapter_has_the_names_of_the_published_checkpoint(name, bases, tmp_p
     keys = load_file(tmp_path / "adapter_model.safetensors")
     paths = {key.removeprefix("base_model.model.").split(".lora_")[0] for key in keys}
     assert len(paths) == len(modes.targets)
-    assert {f"{path}.weight" for path in paths} <= tensors.keys()
+    assert weights_of(modes.family, paths) <= tensors.keys()
     targets = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))["target_modules"]
     assert set(targets) == {*modes.targets, *paths}, "by full name, in memory and as published"
 
@@ -96,7 +115,8 @@ def test_merged_weights_are_the_published_checkpoint_with_other_numbers(name, ba
     moved = {key for key in before if not torch.equal(after[key], before[key].to(after[key].dtype))}
     save_policy(modes, tmp_path / "adapter")
     keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert moved == {key.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for key in keys}
+    paths = {key.removeprefix("base_model.model.").split(".lora_")[0] for key in keys}
+    assert moved == weights_of(modes.family, paths)
     config, base = (json.loads((path / "config.json").read_text(encoding="utf-8")) for path in (tmp_path, folder))
     assert config["model_type"] == base["model_type"] and config["dtype"] == "bfloat16"
     assert config.keys() >= base.keys()

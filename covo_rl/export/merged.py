@@ -147,7 +147,7 @@ def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> dict[str, Ca
 
 
 def base_tensors(base: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """Name -> reader of a checkpoint's tensors; not of a LoRA beside them (merged on loading), nor of Mistral's copy."""
+    """Name -> reader of a checkpoint's tensors; not of a LoRA beside them (merged on loading) or of Mistral's copy."""
     files = [path.name for path in base.glob("*.safetensors") if not path.name.startswith(NOT_CARRIED)]
     return {name: read for file in sorted(files) for name, read in stored_tensors(base, file).items()}
 
