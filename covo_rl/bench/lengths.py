@@ -17,6 +17,7 @@ from covo_rl.bench.variants import Ours
 from covo_rl.config import RolloutConfig
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.packing import pack
+from covo_rl.policy.rows import packed_hidden
 
 #: the byte that becomes the end token
 END_ID = 0
@@ -75,7 +76,9 @@ def _end_row(case: Workload, probability: float) -> torch.Tensor:
     packed = pack(case.groups()[:1], policy.family.audio_token_id, policy.device)
     with policy.evaluating():
         embeds_LD = policy.embedder.embed(packed, policy.features(case.prompts[:1]), policy.family)
-        hidden_LD = policy.hidden_states(policy.family, embeds_LD, packed.position_ids_L, PackedLayout(packed))
+        hidden_LD = packed_hidden(
+            policy.family, packed.input_ids_L, embeds_LD, packed.position_ids_L, PackedLayout(packed)
+        )
     hidden_MD = hidden_LD[packed.predictors_M[:256]]
     others_M = policy.family.lm_head(hidden_MD).float().logsumexp(-1)
     mean_D = hidden_MD.float().mean(0)

@@ -49,14 +49,19 @@ class Grid:
         for block in self.blocks:
             block.arrange([block.number[p] for p in prompt_of_row if p in block.number])
 
-    def attend(self, layer: int, q_RHd: torch.Tensor, own_2RKCd: torch.Tensor, mask_RC, scale: float) -> torch.Tensor:
-        """(R, H, d) queries -> (R, H, d); `own_2RKCd` keys and values, `mask_RC` is added to own scores."""
+    def attend(
+        self, layer: int, q_RHd: torch.Tensor, own_2RKCd: torch.Tensor, mask_RC, scale: float, first_R=None
+    ) -> torch.Tensor:
+        """(R, H, d) queries -> (R, H, d); `own_2RKCd` keys and values, `mask_RC` is added to own scores.
+
+        `first_R`: the first position of its sequence that a row sees, None for all.
+        """
         outs, start = [], 0
         for block in self.blocks:
             part = slice(start, start := start + block.rows)
             if block.rows:
-                mask = None if mask_RC is None else mask_RC[part]
-                outs.append(block.attend(layer, q_RHd[part], own_2RKCd[:, part], mask, scale))
+                mask, first = (None if x is None else x[part] for x in (mask_RC, first_R))
+                outs.append(block.attend(layer, q_RHd[part], own_2RKCd[:, part], mask, scale, first))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
@@ -104,9 +109,11 @@ class _Block(_TwoParts):
             rows[cells] = torch.arange(self.rows)
             self.row_of_cell, self.cell_of_row = rows.to(self.device), cells.to(self.device)
 
-    def attend(self, layer: int, q_RHd, own_2RKCd, mask_RC, scale: float) -> torch.Tensor:
-        fused = q_RHd.device.type == "cpu" and q_RHd.dtype in HALF
-        return (self._merged if fused else self._joint)(layer, q_RHd, own_2RKCd, mask_RC, scale)
+    def attend(self, layer: int, q_RHd, own_2RKCd, mask_RC, scale: float, first_R=None) -> torch.Tensor:
+        # a window may leave a row nothing of its prompt, and flash has no softmax over nothing
+        if first_R is None and q_RHd.device.type == "cpu" and q_RHd.dtype in HALF:
+            return self._merged(layer, q_RHd, own_2RKCd, mask_RC, scale)
+        return self._joint(layer, q_RHd, own_2RKCd, mask_RC, scale, first_R)
 
     def _merged(self, layer: int, q_RHd, own_2RKCd, mask_RC, scale: float) -> torch.Tensor:
         """Two flash calls; softmax over both parts is their mean, weighted by sigmoid of the difference of the lse."""
@@ -121,13 +128,13 @@ class _Block(_TwoParts):
             out, lse = (x.reshape(len(cells), *x.shape[2:]).index_select(0, self.cell_of_row) for x in (out, lse))
         return self.joined(out, lse, own_RH1d[:, :, 0].view(out.shape), own_RH1.view(lse.shape)).view(q_RHd.shape)
 
-    def _joint(self, layer: int, q_RHd, own_2RKCd, mask_RC, scale: float) -> torch.Tensor:
+    def _joint(self, layer: int, q_RHd, own_2RKCd, mask_RC, scale: float, first_R) -> torch.Tensor:
         """One softmax over [scores of the prompt | scores of the own keys], in float32 for 16-bit operands."""
         prompt_k, prompt_v = self.keys[layer]
         P, K, T, d = prompt_k.shape
         if self.row_of_cell is not None:
             q_RHd, own_2RKCd = q_RHd.index_select(0, self.row_of_cell), own_2RKCd.index_select(1, self.row_of_cell)
-            mask_RC = None if mask_RC is None else mask_RC.index_select(0, self.row_of_cell)
+            mask_RC, first_R = (None if x is None else x.index_select(0, self.row_of_cell) for x in (mask_RC, first_R))
         G, heads = self.columns, q_RHd.shape[1]
         share, own = heads // K, own_2RKCd.shape[3]
         own_k, own_v = (x.view(-1, own, d) for x in own_2RKCd)
@@ -139,6 +146,9 @@ class _Block(_TwoParts):
         scores = batched_product(q, prompt_k.view(P * K, T, d).transpose(1, 2)).view(P, K, G, share, T)
         if self.padding is not None:
             scores += self.padding[..., None, :]
+        if first_R is not None:
+            beyond = torch.arange(T, device=self.device) < first_R[:, None]
+            scores.masked_fill_(beyond.view(P, 1, G, 1, T), -torch.inf)
         own_scores = batched_product(q_RHd.view(-1, share, d), own_k.transpose(1, 2)).view(P, G, K, share, own)
         if mask_RC is not None:
             own_scores += mask_RC.view(P, G, 1, 1, own)
@@ -170,26 +180,52 @@ class Varlen(_TwoParts):
         self.lengths_P = torch.tensor([end - start for start, end in spans], dtype=torch.int32, device=device)
         self.rows_P1 = torch.zeros(len(spans) + 1, dtype=torch.int32, device=device)
         self.each_R1 = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self.prompt_R = torch.zeros(rows, dtype=torch.int64, device=device)
         # a row's keys lie as (heads, positions): taken as positions x heads, the next row starts heads * limit later
-        self.own_R1 = self.each_R1 * (any_key.shape[1] * limit)
+        self.own_R1 = {heads: self.each_R1 * (heads * limit) for heads in {k.shape[1] for k, _ in keys.values()}}
 
     def arrange(self, prompt_of_row: Sequence[int]) -> None:
         counts = Counter(prompt_of_row)
         ends = accumulate((counts[p] for p in range(len(self.lengths_P))), initial=0)
         self.rows_P1.copy_(torch.tensor(list(ends), dtype=torch.int32, device=self.rows_P1.device))
+        self.prompt_R[: len(prompt_of_row)] = torch.tensor(prompt_of_row, dtype=torch.int64, device=self.prompt_R.device)
 
-    def attend(self, layer: int, q_RHd: torch.Tensor, own_2RKCd: torch.Tensor, used_R, scale: float) -> torch.Tensor:
-        """(R, H, d) queries -> (R, H, d); `used_R` int32: how many own keys each row has."""
+    def attend(
+        self, layer: int, q_RHd: torch.Tensor, own_2RKCd: torch.Tensor, used_R, scale: float, first_R=None
+    ) -> torch.Tensor:
+        """(R, H, d) queries -> (R, H, d); `used_R` int32: how many own keys each row has.
+
+        `first_R`: the first position of its sequence that a row sees, None for all.
+        """
         k, v = self.keys[layer]
-        out_RHd, lse_HR = flash.varlen(
-            q_RHd, k, v, self.rows_P1, self.starts_P1, self.widest, self.longest, causal=False, scale=scale,
-            used_k=self.lengths_P,
-        )  # fmt: skip
         _, rows, heads, limit, width = own_2RKCd.shape
+        each_R1, own_R1 = self.each_R1[: rows + 1], self.own_R1[heads][: rows + 1]
+        prompts, used, widest, gone_R = (self.rows_P1, self.starts_P1), self.lengths_P, self.widest, None
+        if first_R is not None:
+            prompts, used, own_R1, used_R, gone_R = self._within(first_R, own_R1, used_R)
+            widest = 1
+        out_RHd, lse_HR = flash.varlen(
+            q_RHd, k, v, *prompts, widest, self.longest, causal=False, scale=scale, used_k=used
+        )
+        if gone_R is not None:
+            lse_HR = lse_HR.masked_fill(gone_R, -torch.inf)
         size, stride = ((rows * heads - heads + 1) * limit, heads, width), (width, limit * width, 1)
         own_k, own_v = (x.as_strided(size, stride) for x in own_2RKCd)
-        each_R1, own_R1 = self.each_R1[: rows + 1], self.own_R1[: rows + 1]
         own_RHd, own_HR = flash.varlen(
             q_RHd, own_k, own_v, each_R1, own_R1, 1, limit, causal=False, scale=scale, used_k=used_R
         )
         return self.joined(out_RHd, lse_HR.t(), own_RHd, own_HR.t())
+
+    def _within(self, first_R: torch.Tensor, own_R1: torch.Tensor, used_R: torch.Tensor) -> tuple:
+        """The places of the keys from `first_R` on, each row a segment of its own: (queries, prompt keys), how many
+        prompt keys, own keys, how many, and rows that see nothing of their prompt: they are given a key to be ignored.
+        """
+        rows = len(first_R)
+        starts_R, lengths_R = (x[self.prompt_R[:rows]] for x in (self.starts_P1, self.lengths_P))
+        first_R = first_R.int()
+        skipped_R = torch.minimum(first_R.clamp(min=0), lengths_R - 1)
+        keys_R1 = torch.cat((starts_R + skipped_R, self.starts_P1[-1:]))
+        own_skipped_R = (first_R - lengths_R).clamp(min=0)
+        own_R1 = torch.cat((own_R1[:-1] + own_skipped_R, own_R1[-1:]))
+        places = self.each_R1[: rows + 1], keys_R1
+        return places, lengths_R - skipped_R, own_R1, used_R - own_skipped_R, first_R >= lengths_R

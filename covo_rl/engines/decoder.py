@@ -17,10 +17,12 @@ from torch import nn
 
 from covo_rl.engines.decode_weights import DecodeLinear, base_linear, can_pack, is_plain
 from covo_rl.engines.key_values import KeyMemory
+from covo_rl.models.base import AudioFamily
+from covo_rl.policy.head import head_of
 from covo_rl.policy.products import float32_logits, operand_dtype
+from covo_rl.policy.rows import packed_hidden
 
 if TYPE_CHECKING:
-    from covo_rl.models.base import AudioFamily
     from covo_rl.policy.policy import Policy
 
 #: transformers' families whose decoder layer is the one below; Qwen3 norms queries and keys by head
@@ -49,10 +51,11 @@ class ModuleDecoder:
 
     def hidden(self, ids_R: torch.Tensor, positions_R: torch.Tensor, memory: KeyMemory) -> torch.Tensor:
         family = self.policy.family
-        return self.policy.hidden_states(family, family.embed_tokens(ids_R), positions_R, memory)
+        embeds_RD = family.embed_tokens(family.embeddable(ids_R))
+        return packed_hidden(family, ids_R, embeds_RD, positions_R, memory)
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        return float32_logits(self.policy.family.lm_head, hidden_RD)
+        return float32_logits(head_of(self.policy.family), hidden_RD)
 
 
 @dataclass
@@ -67,6 +70,7 @@ class _Layer:
     q_norm: Any
     k_norm: Any
     scale: float
+    window: int | None
 
 
 class FusedDecoder:
@@ -92,6 +96,7 @@ class FusedDecoder:
                 layer.input_layernorm, linear(part.q_proj, part.k_proj, part.v_proj), linear(part.o_proj),
                 layer.post_attention_layernorm, linear(mlp.gate_proj, mlp.up_proj), linear(mlp.down_proj), mlp.act_fn,
                 getattr(part, "q_norm", None), getattr(part, "k_norm", None), part.scaling,
+                _window(part),
             )
             for layer, part, mlp in ((layer, layer.self_attn, layer.mlp) for layer in decoder.layers)
         ]  # fmt: skip
@@ -100,12 +105,12 @@ class FusedDecoder:
         half = self.width // 2
         # x cos + turn(x) sin, where turn swaps the halves and negates the first: the sign goes into the table
         self.cos_TD, self.sin_TD = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
-        head: Any = family.lm_head
+        head = self.whole_head = head_of(family)
         packs = fold and is_plain(head) and base_linear(head) is head and can_pack(head.weight)
         self.head = DecodeLinear([head], self.dtype, fold=True, rows=rows) if packs else None
 
     def hidden(self, ids_R: torch.Tensor, positions_R: torch.Tensor, memory: KeyMemory) -> torch.Tensor:
-        x_RD = self.family.embed_tokens(ids_R)
+        x_RD = self.family.embed_tokens(self.family.embeddable(ids_R))
         cos_R1d, sin_R1d = (table.index_select(0, positions_R)[:, None] for table in (self.cos_TD, self.sin_TD))
         kv, heads = self.kv_heads, self.heads
         with torch.autocast(x_RD.device.type, enabled=False):
@@ -118,7 +123,7 @@ class FusedDecoder:
                 qk_RXd = qkv_RXd[:, : heads + kv]
                 turned_RXd = qk_RXd.roll(self.width // 2, -1)
                 qk_RXd.mul_(cos_R1d).addcmul_(turned_RXd, sin_R1d)
-                out_RHd = memory.attend_fused(index, qkv_RXd, kv, layer.scale)
+                out_RHd = memory.attend_fused(index, qkv_RXd, kv, layer.scale, layer.window)
                 layer.out.add_to(x_RD, out_RHd.reshape(-1, heads * self.width))
                 gate_up_RI = layer.gate_up(self.normed(layer.mlp_norm, x_RD))
                 inner = gate_up_RI.shape[1] // 2
@@ -131,12 +136,17 @@ class FusedDecoder:
         return y if y.dtype == self.dtype else y.to(self.dtype)
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        return float32_logits(self.family.lm_head, hidden_RD) if self.head is None else self.head(hidden_RD)
+        return float32_logits(self.whole_head, hidden_RD) if self.head is None else self.head(hidden_RD)
 
 
 def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     """In float32, rounded once to the dtype of `x`."""
     return torch.ops.aten._fused_rms_norm(x, [norm.weight.shape[0]], norm.weight, norm.variance_epsilon)[0]
+
+
+def _window(attention: Any) -> int | None:
+    """The layer's sliding window; Mistral's layers read it from their configuration."""
+    return getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
 
 
 def _linear_layers(decoder: Any) -> Iterator[nn.Module]:
@@ -146,7 +156,7 @@ def _linear_layers(decoder: Any) -> Iterator[nn.Module]:
 
 
 def _is_known(decoder: Any) -> bool:
-    """Modules of KNOWN alone, in the places where they are used here, with no window and nothing hooked in."""
+    """Modules of KNOWN alone, in the places where they are used here, with nothing hooked in."""
     homes = {f"transformers.models.{name}.modeling_{name}" for name in KNOWN}
     layers = list(getattr(decoder, "layers", []))
     ours = [decoder, getattr(decoder, "norm", None), getattr(decoder, "rotary_emb", None), *layers]
@@ -155,8 +165,6 @@ def _is_known(decoder: Any) -> bool:
         norms = (getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm"))
         ours += [attention, mlp, *norms]
         ours += [n for n in (getattr(attention, name, None) for name in ("q_norm", "k_norm")) if n is not None]
-        if getattr(attention, "sliding_window", None) is not None:
-            return False
     if not layers or any(type(module).__module__ not in homes for module in ours):
         return False
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in ours):
@@ -167,9 +175,10 @@ def _is_known(decoder: Any) -> bool:
 
 
 def decoder_for(policy: Policy, *, rows: int, longest: int) -> Decoder:
-    """The fused one for a decoder of KNOWN that is whole on this rank, else the modules."""
+    """The fused one for a decoder of KNOWN that is whole on this rank and takes embeddings alone, else the modules."""
     decoder: Any = policy.family.decoder
-    if not policy.fused_decode or policy.sharded or not _is_known(decoder):
+    takes_more = getattr(type(policy.family), "decoder_inputs", None) is not AudioFamily.decoder_inputs
+    if not policy.fused_decode or policy.sharded or takes_more or not _is_known(decoder):
         return ModuleDecoder(policy)
     weight = base_linear(decoder.layers[0].self_attn.q_proj).weight
     dtype = operand_dtype(weight)

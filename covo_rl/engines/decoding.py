@@ -17,21 +17,20 @@ from covo_rl.engines.decoder import Decoder, FusedDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, draw, noise_dtype, prompt_noise
 from covo_rl.engines.graphs import StepGraphs
 from covo_rl.engines.key_values import KeyMemory
+from covo_rl.engines.plain import CacheDecoder, CacheMemory, prefill_alone
+from covo_rl.engines.prefill import prefill
 from covo_rl.policy import flash
-from covo_rl.policy.attention import KeyValues, PackedLayout
+from covo_rl.policy.attention import KeyValues
 from covo_rl.policy.features import Features
-from covo_rl.policy.packing import Span, identity, pack, unique_prompts
+from covo_rl.policy.packable import PackingError
+from covo_rl.policy.packing import Span, identity, unique_prompts
 from covo_rl.policy.policy import PromptCache
 from covo_rl.policy.sharding import most
-from covo_rl.types import Group
 
 if TYPE_CHECKING:
     from covo_rl.config import RolloutConfig
     from covo_rl.policy.policy import Policy
     from covo_rl.types import Prompt
-
-#: prompt positions in one prefill call
-PREFILL_POSITIONS = 2**16
 
 #: finished rows leave once they are more than this share of the rows that are written
 DROP_SHARE = 0.25
@@ -128,8 +127,8 @@ class DecodeRows:
 
 def decode_rollouts(
     rows: DecodeRows,
-    memory: KeyMemory,
-    decoder: Decoder,
+    memory: KeyMemory | CacheMemory,
+    decoder: Decoder | CacheDecoder,
     prompt_of_row: Sequence[int],
     first_ND: torch.Tensor,
     *,
@@ -210,6 +209,8 @@ def sample_draws(
     prompt_of_row = [p for p in index for _ in range(generations)]
     capacity = len(prompt_of_row) if sharded else min(len(prompt_of_row), config.decode_rows)
     ends = torch.tensor(sorted({*policy.family.eos_token_ids}), dtype=torch.int64, device=device)
+    if not policy.family.packable:
+        return plain_draws(policy, unique, prompt_of_row, features, noise_NC, ends, how, capacity)
     with policy.evaluating():
         keys, spans, last_PD = prefill(policy, unique, features)
         lengths_N = torch.tensor([spans[p][1] - spans[p][0] for p in prompt_of_row], device=device)
@@ -238,50 +239,38 @@ def _key_memory(
     """Prompt keys and room for own ones, and which of the prompts each row reads."""
     if not config.shared_decode:  # every row with a copy of its prompt's keys, as `generate` has
         spans, prompt_of_row = [spans[p] for p in prompt_of_row], list(range(len(prompt_of_row)))
-    any_key, limit = next(iter(keys.values()))[0], config.max_completion_length - 1
-    varlen = flash.available(any_key.device, any_key.dtype, any_key.shape[-1])
+    limit = config.max_completion_length - 1
+    kinds = {(k.device, k.dtype, k.shape[-1]) for k, _ in keys.values()}  # layers may have heads of other widths
+    varlen = all(flash.available(*kind) for kind in kinds)
     widest = max(Counter(prompt_of_row).values())
     return KeyMemory(keys, spans, rows=capacity, limit=limit, widest=widest, varlen=varlen), prompt_of_row
 
 
-def prefill(
-    policy: Policy, prompts: Sequence[Prompt], features: Features
-) -> tuple[KeyValues, list[Span], torch.Tensor]:
-    """Keys and values of all prompts, packed per layer (L, K, d), their spans, and their last hidden states (P, D)."""
-    parts: list[KeyValues] = []
-    spans: list[Span] = []
-    last: list[torch.Tensor] = []
-    offset = 0
-    # sharded ranks must make the same number of calls, so they take all prompts at once
-    for part in [list(prompts)] if policy.sharded else _within(prompts, PREFILL_POSITIONS):
-        packed = pack([Group(prompt, ()) for prompt in part], policy.family.audio_token_id, policy.device)
-        capture: KeyValues = {}
-        embeds_LD = policy.embedder.embed(packed, features, policy.family)
-        hidden_LD = policy.hidden_states(
-            policy.family, embeds_LD, packed.position_ids_L, PackedLayout(packed, capture=capture)
+def plain_draws(
+    policy: Policy, prompts: Sequence[Prompt], prompt_of_row: Sequence[int], features: Features,
+    noise_NC: torch.Tensor, ends: torch.Tensor, how: Drawing, capacity: int,
+) -> Draws:  # fmt: skip
+    """The same for a decoder that cannot be packed: prompt by prompt, at most `capacity` rows at a time.
+
+    Raises PackingError with sharded weights, whose ranks must make the same number of calls.
+    """
+    if policy.sharded:
+        raise PackingError(
+            f"{type(policy.family.decoder).__name__} cannot be packed, so it samples prompt by prompt, and ranks that "
+            "share its weights in pieces would wait for one another: launch without FSDP and without ZeRO-3"
         )
-        policy.count(packed)
-        last.append(hidden_LD[[end - 1 for _, end in packed.prompt_spans]])
-        spans += [(start + offset, end + offset) for start, end in packed.prompt_spans]
-        offset += packed.prompt_positions
-        parts.append(capture)
-    keys = parts[0]
-    if len(parts) > 1:
-        keys = {
-            layer: (torch.cat([part[layer][0] for part in parts]), torch.cat([part[layer][1] for part in parts]))
-            for layer in parts[0]
-        }
-    return keys, spans, torch.cat(last)
-
-
-def _within(prompts: Sequence[Prompt], positions: int) -> list[list[Prompt]]:
-    """Consecutive prompts, at most `positions` together."""
-    parts: list[list[Prompt]] = [[]]
-    total = 0
-    for prompt in prompts:
-        if parts[-1] and total + len(prompt.input_ids) > positions:
-            parts.append([])
-            total = 0
-        parts[-1].append(prompt)
-        total += len(prompt.input_ids)
-    return parts
+    decoder, blocks, parts = CacheDecoder(policy.family), [], []
+    with policy.evaluating():
+        for p, prompt in enumerate(prompts):
+            mine = [n for n, of in enumerate(prompt_of_row) if of == p]
+            for block in (mine[i : i + capacity] for i in range(0, len(mine), capacity)):
+                memory, last_1D = prefill_alone(policy, decoder, prompt, features)
+                lengths_R = torch.full((len(block),), len(prompt.input_ids), device=policy.device)
+                rows = DecodeRows(noise_NC[block], lengths_R, ends, how, len(block))
+                policy.counters.decode_positions += decode_rollouts(
+                    rows, memory, decoder, [0] * len(block), last_1D.expand(len(block), -1), capacity=len(block)
+                )
+                blocks += block
+                parts.append(rows.draws())
+    order = torch.tensor(blocks).argsort()
+    return Draws(*(torch.cat(tensors)[order] for tensors in zip(*parts, strict=True)))

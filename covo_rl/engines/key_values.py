@@ -53,7 +53,10 @@ class KeyMemory:
         self.own = {layer: k.new_zeros(2, rows, k.shape[1], room, k.shape[2]) for layer, (k, _) in keys.items()}
         self.each_R = torch.arange(rows, device=device)
         self.places_C = torch.arange(limit, device=device)
+        self.prompt_lengths_P = torch.tensor([end - start for start, end in spans], device=device)
+        self.prompt_lengths_R = torch.zeros(rows, dtype=torch.int64, device=device)
         self.used: torch.Tensor | None = None
+        self.views: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.rows, self.positions = 0, 0
 
     @property
@@ -72,11 +75,14 @@ class KeyMemory:
                 else:
                     self.own[layer] = moved  # the room of finished rows is free
         self.rows = len(sources)
+        prompt_R = torch.tensor(prompt_of_row, dtype=torch.int64, device=self.each_R.device)
+        self.prompt_lengths_R[: self.rows] = self.prompt_lengths_P[prompt_R]
         self.attention.arrange(prompt_of_row)
 
     def begin(self, counts_R: torch.Tensor, positions: int, *, equal: bool) -> None:
         """A step with keys number `counts_R` of each row; `positions` is the largest, `equal` says that all are."""
         self.places_R, self.positions = counts_R - 1, self.limit if self.varlen else positions
+        self.views = {}
         room = next(iter(self.own.values())).shape[3]
         if self.positions > room:
             more = min(self.limit, max(self.positions, room + GROWTH)) - room
@@ -90,15 +96,36 @@ class KeyMemory:
             beyond = self.places_C[: self.positions] >= counts_R[:, None]
             self.used = torch.zeros(beyond.shape, device=beyond.device).masked_fill_(beyond, -torch.inf)
 
-    def attend_fused(self, layer: int, heads_RXd: torch.Tensor, kv_heads: int, scale: float) -> torch.Tensor:
+    def _view(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(`used`, the first position of each row's sequence that it sees, None for all) of a layer with this window.
+
+        A row's query is its last own position; made once a step for all such layers.
+        """
+        if window is None or window >= self.longest:
+            return self.used, None
+        if window not in self.views:
+            counts_R = self.places_R + 1
+            used = self.used
+            if not self.varlen:
+                beyond = self.places_C[: self.positions] < counts_R[:, None] - window
+                mask = torch.zeros(beyond.shape, device=beyond.device).masked_fill_(beyond, -torch.inf)
+                used = mask if used is None else mask.add_(used)
+            assert used is not None
+            self.views[window] = used, self.prompt_lengths_R[: self.rows] + counts_R - window
+        return self.views[window]
+
+    def attend_fused(
+        self, layer: int, heads_RXd: torch.Tensor, kv_heads: int, scale: float, window: int | None = None
+    ) -> torch.Tensor:
         """[query | key | value] heads (R, H + 2K, d) of a step -> attention output (R, H, d)."""
         own, split = self.own[layer][:, : self.rows], heads_RXd.shape[1] - 2 * kv_heads
         own[:, self.each_R[: self.rows], :, self.places_R] = heads_RXd[:, split:].view(
             -1, 2, kv_heads, heads_RXd.shape[2]
         )
         own = own[:, :, :, : self.positions]
-        return self.attention.attend(layer, heads_RXd[:, :split], own, self.used, scale)
+        used, first_R = self._view(window)
+        return self.attention.attend(layer, heads_RXd[:, :split], own, used, scale, first_R)
 
-    def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
+    def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float, window: int | None = None) -> torch.Tensor:
         """The same of separate heads, as policy.attention asks a layout."""
-        return self.attend_fused(layer, torch.cat((q_LHd, k_LKd, v_LKd), 1), k_LKd.shape[1], scale)
+        return self.attend_fused(layer, torch.cat((q_LHd, k_LKd, v_LKd), 1), k_LKd.shape[1], scale, window)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -77,7 +78,9 @@ class TransformersFamily(AudioFamily):
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
         remote = _remote_options(cls, path, trust_remote_code)
-        model = load_whole(named_class(cls.model_class, cls), path, dtype=dtype, **remote, **kwargs)
+        model = load_whole(
+            named_class(cls.model_class, cls), path, adapter_folder=cls.adapter_folder, dtype=dtype, **remote, **kwargs
+        )
         return cls(model, cls.load_processor(path, **remote))
 
     @classmethod
@@ -219,7 +222,7 @@ def _remote_options(family: type[TransformersFamily], path: str, trusted: bool) 
 
 
 def named_class(value: Any, family: type) -> Any:
-    """A class of transformers by its name, or the class itself.
+    """A class of transformers by its name, of another module by "module:Name", or the class itself.
 
     Raises:
         MissingClassError: the installed transformers has none of this name.
@@ -228,6 +231,9 @@ def named_class(value: Any, family: type) -> Any:
 
     if not isinstance(value, str):
         return value
+    module, _, name = value.rpartition(":")
+    if module:
+        return getattr(import_module(module), name)
     if not hasattr(transformers, value):
         raise MissingClassError(
             f"{family.__name__} needs {value}, which transformers {transformers.__version__} does not have: "

@@ -7,7 +7,8 @@ Three exact ways to compute the same thing:
     varlen  own part and prompt part as two flash calls a layer over one softmax (flash.py). CUDA in 16 bits.
     split   the same parts as flash calls by bucket and by prompt. CPU.
     concat  prompt keys put before each completion's own, one masked SDPA per bucket: public functions and autograd
-            only. CUDA in float32, cards and torch versions without the kernel, other devices.
+            only. CUDA in float32, cards and torch versions without the kernel, other devices; and everywhere the
+            layers whose sliding window is shorter than a sequence, with the window in the mask.
 """
 
 from __future__ import annotations
@@ -31,13 +32,11 @@ NAME = "covo_grouped"
 class Layout(Protocol):
     """What the attention function needs to know of the row that is being computed."""
 
-    @property
-    def longest(self) -> int:
-        """Positions of the longest sequence."""
-        ...
+    def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float, window: int | None = None) -> torch.Tensor:
+        """(L, H, d) queries and (L, K, d) keys and values of one layer -> (L, H, d).
 
-    def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
-        """(L, H, d) queries and (L, K, d) keys and values of one layer -> (L, H, d)."""
+        `layer` is the one that made the keys. With a `window` position q sees k where 0 <= q - k < window.
+        """
         ...
 
 
@@ -51,18 +50,27 @@ def grouped_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    window = kwargs.get("sliding_window")
-    if dropout or kwargs.get("softcap") or (window is not None and window < covo_layout.longest):
+    if dropout or kwargs.get("softcap") or kwargs.get("s_aux") is not None:
         raise NotImplementedError(
             f"the grouped pass has no attention dropout ({dropout}), no softcap ({kwargs.get('softcap')}) and no "
-            f"sliding window ({window}) shorter than the sequence ({covo_layout.longest}); turn it off in the config"
+            "attention sinks; turn the dropout off in the config, or let the family say packable = False"
         )
     tensors, device = (query, key, value), query.device.type
     if torch.is_autocast_enabled(device):  # as SDPA's: rotary positions made queries and keys float32 again
         tensors = (tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
     q_LHd, k_LKd, v_LKd = (tensor.squeeze(0).transpose(0, 1) for tensor in tensors)  # [0] would copy in the backward
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return covo_layout.attend(module.layer_idx, q_LHd, k_LKd, v_LKd, scale)[None], None  # pyright: ignore
+    out_LHd = covo_layout.attend(key_layer(module), q_LHd, k_LKd, v_LKd, scale, kwargs.get("sliding_window"))
+    return out_LHd[None], None
+
+
+def key_layer(attention: Any) -> int:
+    """The layer whose keys this attention reads: its own, or that of the same type from which Gemma shares them."""
+    if not getattr(attention, "is_kv_shared_layer", False):
+        return attention.layer_idx
+    config = attention.config
+    types = config.layer_types[: config.num_hidden_layers - config.num_kv_shared_layers]
+    return len(types) - 1 - types[::-1].index(config.layer_types[attention.layer_idx])
 
 
 # Known to transformers on import: the attention function, and how to mask when it falls back.
@@ -87,6 +95,8 @@ class PackedLayout:
         self.device, self.method = packed.input_ids_L.device, method
         self.capture, self.prompt_keys = capture, prompt_keys
         self.prompt_positions, self.prompt_spans = packed.prompt_positions, packed.prompt_spans
+        self._parts: dict[str, tuple[Part, Part | None]] = {}
+        self._bands: dict[tuple[int, int, int], torch.Tensor] = {}
         lengths = [end - start for start, end in packed.prompt_spans]
         #: completion inputs of each prompt, in the order of the row
         self.groups: list[list[Span]] = [[] for _ in lengths]
@@ -95,29 +105,39 @@ class PackedLayout:
             self.groups[prompt] += [span] if span[1] > span[0] else []
             self.longest = max(self.longest, lengths[prompt] + span[1] - span[0])
 
-    def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float) -> torch.Tensor:
-        if self.capture is not None:
+    def attend(self, layer: int, q_LHd, k_LKd, v_LKd, scale: float, window: int | None = None) -> torch.Tensor:
+        if self.capture is not None and layer not in self.capture:
             end = self.prompt_positions
             self.capture[layer] = (k_LKd[:end].detach().contiguous(), v_LKd[:end].detach().contiguous())
         if self.prompt_keys is not None and torch.is_grad_enabled():
             raise RuntimeError("cached prompt keys carry no gradient: score under torch.no_grad()")
-        if self.method is None and available(self.device, q_LHd.dtype, q_LHd.shape[-1]):
-            self.method = "varlen"
-        self.method = self.method or ("split" if self.device.type == "cpu" else "concat")
         end = self.prompt_positions
         prompt_k, prompt_v = (k_LKd[:end], v_LKd[:end]) if self.prompt_keys is None else self.prompt_keys[layer]
-        if self.method == "concat":
-            return _concat_attention(q_LHd, k_LKd, v_LKd, prompt_k, prompt_v, self, scale)
-        return _MergedAttention.apply(q_LHd, k_LKd, v_LKd, prompt_k.detach(), prompt_v.detach(), self, scale)
+        window = None if window is None or window >= self.longest else window
+        method = "concat" if window is not None else self.method or self._default_method(q_LHd)
+        if method == "concat":
+            return _concat_attention(q_LHd, k_LKd, v_LKd, prompt_k, prompt_v, self, scale, window)
+        parts = self.parts(method)
+        return _MergedAttention.apply(q_LHd, k_LKd, v_LKd, prompt_k.detach(), prompt_v.detach(), self, parts, scale)
 
-    @cached_property
-    def parts(self) -> tuple[Part, Part | None]:
-        """Own part of all positions, and prompt part of the completions where there are any."""
+    def _default_method(self, q_LHd: torch.Tensor) -> str:
+        """Of heads of this width: those of Gemma's layers differ, and not every one has a kernel."""
+        if available(self.device, q_LHd.dtype, q_LHd.shape[-1]):
+            return "varlen"
+        return "split" if self.device.type == "cpu" else "concat"
+
+    def parts(self, method: str) -> tuple[Part, Part | None]:
+        """Own part of all positions, and prompt part of the completions where there are any, for split or varlen."""
+        if method not in self._parts:
+            self._parts[method] = self._made_parts(split=method == "split")
+        return self._parts[method]
+
+    def _made_parts(self, *, split: bool) -> tuple[Part, Part | None]:
         start, runs = 0, []
         for spans in self.groups:
             runs.append((start, start + sum(end - begin for begin, end in spans)))
             start = runs[-1][1]
-        cached, split = self.prompt_keys is not None, self.method == "split"
+        cached = self.prompt_keys is not None
         own = [*(() if cached else self.prompt_spans), *(span for spans in self.groups for span in spans)]
         causal = OwnBuckets(own, self.device) if split else Segments.of(own, own, self.device, causal=True)
         if start == 0:
@@ -134,6 +154,16 @@ class PackedLayout:
         groups = zip(self.prompt_spans, self.groups, strict=True)
         return prompts, [(keys, bucket) for keys, spans in groups for bucket in buckets(spans, self.device)]
 
+    def band(self, before: int, length: int, window: int) -> torch.Tensor:
+        """(length, before + length) bool: what queries see of `before` keys and of their own, one mask for all layers.
+
+        The last `window` keys, the query's own among them.
+        """
+        if (before, length, window) not in self._bands:
+            ones = torch.ones(length, before + length, dtype=torch.bool, device=self.device)
+            self._bands[before, length, window] = ones.tril_(before).triu_(before - window + 1)
+        return self._bands[before, length, window]
+
 
 class _MergedAttention(torch.autograd.Function):
     """Own part and prompt part as calls over one softmax; the prompt's keys are read once per group, never copied.
@@ -144,8 +174,8 @@ class _MergedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float):  # pyright: ignore
-        own, cross = layout.parts
+    def forward(ctx: Any, q, k, v, prompt_k, prompt_v, layout: PackedLayout, parts, scale: float):  # pyright: ignore
+        own, cross = parts
         out, lse = own.forward(q, k, v, scale)
         if cross is not None:
             here = slice(layout.prompt_positions, None)
@@ -156,14 +186,14 @@ class _MergedAttention(torch.autograd.Function):
             torch.add(*terms, out=out[here])
             lse[:, here] = joint
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.parts, ctx.scale = layout, parts, scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out):  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, out, lse = ctx.saved_tensors
-        own, cross = ctx.layout.parts
+        own, cross = ctx.parts
         dq, dk, dv = own.backward(grad_out, q, k, v, out, lse, ctx.scale)
         if cross is not None:
             end = ctx.layout.prompt_positions
@@ -171,10 +201,12 @@ class _MergedAttention(torch.autograd.Function):
             grads = cross.backward(*rows, k[:end], v[:end], out[end:], lse[:, end:], ctx.scale)
             for target, grad in zip((dq[end:], dk[:end], dv[:end]), grads, strict=True):
                 target += grad
-        return dq, dk, dv, None, None, None, None
+        return dq, dk, dv, *[None] * 5
 
 
-def _concat_attention(q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float) -> torch.Tensor:
+def _concat_attention(
+    q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float, window: int | None
+) -> torch.Tensor:
     """Public SDPA and autograd only."""
     repeats = q.shape[1] // k.shape[1]
 
@@ -186,25 +218,17 @@ def _concat_attention(q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: 
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     prompts, groups = layout.buckets
     for bucket in prompts:
-        bucket.put(out, attention(bucket.take(q), bucket.take(k), bucket.take(v), is_causal=True))
-    for keys, bucket in groups:
+        whole = window is None or window >= bucket.length
+        mask = {"is_causal": True} if whole else {"attn_mask": layout.band(0, bucket.length, window)}
+        bucket.put(out, attention(bucket.take(q), bucket.take(k), bucket.take(v), **mask))
+    for (start, end), bucket in groups:
+        # older prompt keys are beyond the window of a completion's first position already
+        keys = (start if window is None else max(start, end - window + 1), end)
         n, length = keys[1] - keys[0], bucket.length
-        mask = torch.ones(length, n + length, dtype=torch.bool, device=q.device).tril(n)
+        mask = layout.band(n, length, window or n + length)
         both = [
             torch.cat((one_run(prompt, keys).expand(bucket.rows, -1, -1, -1), bucket.take(own)), 2)
             for prompt, own in ((prompt_k, k), (prompt_v, v))
         ]
         bucket.put(out, attention(bucket.take(q), *both, attn_mask=mask))
     return out
-
-
-def use_grouped_attention(decoder: torch.nn.Module) -> None:
-    """Set the attention function on every configuration object that the decoder's layers read."""
-    configs = [m.config for m in decoder.modules() if hasattr(m, "config") and hasattr(m, "layer_idx")]
-    if not configs:
-        raise TypeError(
-            f"{type(decoder).__name__} has no attention layers that read transformers' AttentionInterface "
-            "(modules with `config` and `layer_idx`)"
-        )
-    for config in (*configs, decoder.config):
-        config._attn_implementation = NAME  # pyright: ignore

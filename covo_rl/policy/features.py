@@ -269,7 +269,7 @@ class Embedder:
         Raises KeyError for features made for other prompts, ValueError that names the row where slots and features
         do not match.
         """
-        embeds_LD = family.embed_tokens(packed.input_ids_L)
+        embeds_LD = family.embed_tokens(family.embeddable(packed.input_ids_L))
         if reference and not self.frozen:
             audio = self.embeddings(features.keys, reference=True)
         else:

@@ -10,7 +10,8 @@ gradient is a small difference, `(p - onehot) @ W`, of which rounding any larger
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from covo_rl.policy.products import HALF, add_outer, float32_logits, logits_of, operand, operand_dtype, weight_sum
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily
 
 #: float32 logits held at once, in elements: 64 MiB
 CHUNK_ELEMENTS = 2**24
@@ -38,8 +42,34 @@ def chunk_elements(device: torch.device | None = None) -> int:
     return min(CUDA_CHUNK_ELEMENTS, int(size * CUDA_CHUNK_SHARE) // 4)
 
 
+#: a logit that leaves its id no share of the softmax; finite, so that p log p is 0 and not nan
+NEVER = -1e30
+
+
+def head_of(family: AudioFamily) -> nn.Module | _SampledIds:
+    """What makes logits of hidden states: the family's head, without the ids that are never drawn where there are any.
+
+    Sampling and scoring both take this one, so that their distributions are the same.
+    """
+    return _SampledIds(family.lm_head, family.unsampled_ids) if family.unsampled_ids else family.lm_head
+
+
+class _SampledIds:
+    """A head whose logits of `ids` are NEVER. No module: what it calls stays where it is."""
+
+    def __init__(self, head: nn.Module, ids: Sequence[int]) -> None:
+        self.head = head
+        self.ids_U = torch.tensor(ids, device=next(head.parameters()).device)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden).index_fill(-1, self.ids_U, NEVER)
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.head.modules()
+
+
 def token_logps(
-    hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module, *,
+    hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module | _SampledIds, *,
     temperature: float = 1.0, entropy: bool = False, chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """log softmax(head(hidden) / temperature)[target] and, if asked for, the entropy in nats: (M,) float32 each.
@@ -48,8 +78,8 @@ def token_logps(
     the number of positions at a time (default: at most `chunk_elements` logits, but at least 16 positions).
     """
     linear = _linear_layer(head)
-    width = int(getattr(linear or head, "out_features", 2**17))
-    chunk = chunk or max(16, chunk_elements(hidden_MD.device) // width)
+    width = linear.out_features if linear else max((getattr(m, "out_features", 0) for m in head.modules()), default=0)
+    chunk = chunk or max(16, chunk_elements(hidden_MD.device) // (width or 2**17))
     if linear is None:
         return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
     dtype = operand_dtype(linear.weight)
@@ -202,7 +232,7 @@ class _LogitsLogps(torch.autograd.Function):
 
 
 def _module_logps(
-    hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: nn.Module, temperature: float, entropy: bool, chunk: int
+    hidden_MD: torch.Tensor, targets_M: torch.Tensor, head: Any, temperature: float, entropy: bool, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     def one(hidden_cD: torch.Tensor, targets_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return _LogitsLogps.apply(float32_logits(head, hidden_cD) / temperature, targets_c, entropy)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from covo_rl.types import Group, Prompt
+from covo_rl.types import Group, Prompt, visible
 
 Span = tuple[int, int]
 
@@ -107,6 +107,18 @@ def pack(
         audio_positions_S=tensor(audio), prompt_positions=prompt_positions,
         audio_keys=tuple(key for prompt in packed_prompts for key in prompt.clip_keys),
     )  # fmt: skip
+
+
+def check_sampled(groups: Sequence[Group], unsampled_ids: Sequence[int]) -> None:
+    """Raises ValueError that names the row where a completion holds an id that the family never draws."""
+    never = set(unsampled_ids)
+    for group in groups if never else ():
+        for rollout in group.rollouts:
+            if ids := never.intersection(rollout.completion_ids):
+                raise ValueError(
+                    f"row {visible(group.prompt.example.id)}: a completion holds ids {sorted(ids)[:8]}, which this model "
+                    "never draws: they stand for sound or images, and have no log-prob"
+                )
 
 
 @dataclass(frozen=True)

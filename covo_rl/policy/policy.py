@@ -9,6 +9,7 @@ draws    = policy(sample_draws, prompts, features, ...)          any function of
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,17 +18,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from covo_rl.policy.attention import KeyValues, Layout, PackedLayout, use_grouped_attention
+from covo_rl.policy.attention import KeyValues, PackedLayout
 from covo_rl.policy.features import Embedder, Features, FeatureStore
-from covo_rl.policy.head import token_logps
-from covo_rl.policy.packing import Packed, Span, identity, pack
+from covo_rl.policy.head import head_of, token_logps
+from covo_rl.policy.packable import use_grouped_attention
+from covo_rl.policy.packing import Packed, Span, check_sampled, identity, pack
 from covo_rl.policy.recompute import recompute_activations
+from covo_rl.policy.rows import PlainRows, packed_hidden
 from covo_rl.policy.sharding import is_sharded
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.models.base import AudioFamily
     from covo_rl.types import Group, Prompt
+
+
+#: said once, where a decoder cannot be packed
+PLAIN_ROWS = (
+    "{} cannot be packed (its family says packable = False): every completion is scored and sampled as a row of its own, "
+    "so that each prompt is computed once per completion. Exact, and slower"
+)
 
 
 class LogProbs(NamedTuple):
@@ -84,7 +94,10 @@ class Policy(nn.Module):
         self._no_split_modules = getattr(family.model, "_no_split_modules", None)
         self.prompt_cache: PromptCache | None = None
         self.autocast_seen = False
-        use_grouped_attention(family.decoder)
+        if family.packable:
+            use_grouped_attention(family.decoder)
+        else:
+            warnings.warn(PLAIN_ROWS.format(type(family.decoder).__name__), stacklevel=2)
         if gradient_checkpointing:
             recompute_activations(family.decoder, recompute)
         keeps = keep_reference and not self.has_adapter
@@ -153,11 +166,25 @@ class Policy(nn.Module):
             self._reference() if reference else nullcontext(self.family) as family,
             nullcontext() if torch.is_grad_enabled() else self.evaluating(),
         ):
+            check_sampled(groups, family.unsampled_ids)
             packed = pack(groups, family.audio_token_id, self.device)
             embeds_LD = self.embedder.embed(packed, features, family, reference=reference)
-            hidden_LD = self.hidden_states(family, embeds_LD, packed.position_ids_L, PackedLayout(packed))
-            self.count(packed)
-            return self._scores(family, packed, hidden_LD, temperature, entropy)
+            hidden_XD, packed = self._pass(family, packed, embeds_LD)
+            return self._scores(family, packed, hidden_XD, temperature, entropy)
+
+    def _pass(self, family: AudioFamily, packed: Packed, embeds_LD: torch.Tensor) -> tuple[torch.Tensor, Packed]:
+        """Hidden states of the packed row, or of plain rows, and the row with the places of its predictors in them."""
+        ids_L, repeats = packed.input_ids_L, 0
+        if family.packable:
+            hidden_XD = packed_hidden(family, ids_L, embeds_LD, packed.position_ids_L, PackedLayout(packed))
+        else:
+            rows = PlainRows.of(packed)
+            hidden_XD = rows.hidden(family, ids_L, embeds_LD)
+            repeats = int(rows.mask_NT.sum()) - len(ids_L)
+            packed = replace(packed, predictors_M=rows.predictors_M)
+        self.count(packed)
+        self.counters.prompt_positions += repeats
+        return hidden_XD, packed
 
     def old_logps(
         self, groups: Sequence[Group], features: Features, *, temperature: float = 1.0, reuse_prompts: bool = True
@@ -177,24 +204,13 @@ class Policy(nn.Module):
             packed = replace(packed, prompt_spans=tuple(cache.spans[p] for p in places))
             hidden_LD = cache.last_PD[places]
             if packed.input_ids_L.numel():
-                embeds_LD = self.family.embed_tokens(packed.input_ids_L)
+                ids_L = packed.input_ids_L
+                embeds_LD = self.family.embed_tokens(self.family.embeddable(ids_L))
                 layout = PackedLayout(packed, prompt_keys=cache.keys)
-                own_LD = self.hidden_states(self.family, embeds_LD, packed.position_ids_L, layout)
+                own_LD = packed_hidden(self.family, ids_L, embeds_LD, packed.position_ids_L, layout)
                 hidden_LD = torch.cat((hidden_LD, own_LD))
             self.count(packed)
             return self._scores(self.family, packed, hidden_LD, temperature, False)
-
-    def hidden_states(
-        self, family: AudioFamily, embeds_LD: torch.Tensor, position_ids_L: torch.Tensor, layout: Layout
-    ) -> torch.Tensor:
-        """Packed embeddings through the decoder -> hidden states (L, D)."""
-        # a ready 4D mask is passed through untouched; the layout says who attends to whom
-        mask = embeds_LD.new_zeros(1, 1, 1, 1)
-        out = family.decoder(
-            inputs_embeds=embeds_LD[None], position_ids=position_ids_L[None], attention_mask=mask, use_cache=False,
-            covo_layout=layout,
-        )  # fmt: skip
-        return out.last_hidden_state.squeeze(0)
 
     @staticmethod
     def _scores(
@@ -202,7 +218,7 @@ class Policy(nn.Module):
     ) -> LogProbs:
         hidden_MD = hidden_LD.index_select(0, packed.predictors_M)
         logps_M, entropy_M = token_logps(
-            hidden_MD, packed.targets_M, family.lm_head, temperature=temperature, entropy=entropy
+            hidden_MD, packed.targets_M, head_of(family), temperature=temperature, entropy=entropy
         )
         mask_NC = packed.mask_NC
 
