@@ -54,8 +54,6 @@ class TransformersFamily(AudioFamily):
     audio_token: ClassVar[str]
     #: the template takes one text per message: the audio token stands in it for a clip.
     text_content: ClassVar[bool] = False
-    #: folder of the checkpoint in which it ships a LoRA of its own, which is merged (models/weights.py).
-    adapter_folder: ClassVar[str] = ""
     #: how messages call the model; the class's name where it says nothing.
     title: ClassVar[str] = ""
 
