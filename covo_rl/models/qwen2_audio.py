@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from covo_rl.models.transformers_family import WindowedFamily
@@ -39,8 +40,13 @@ class Qwen2Audio(WindowedFamily):
     rows_independent: ClassVar[bool] = True
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
 
+    def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
+        features, mask = self.windows(samples_T).values()
+        return {"input_features": features, "feature_attention_mask": mask}  # as its own forward calls them
+
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        return int(_pooled(tensors["input_features_mask"]).sum())
+        *_, frames = tensors.values()
+        return int(_pooled(frames).sum())
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
         from transformers.masking_utils import create_bidirectional_mask
