@@ -1,7 +1,7 @@
 """May completions lie in one packed row? Only where layers mix positions by attention, and that through the interface.
 
-why = packing_obstacle(family.decoder)      ""  or what stands against it, read off the modules
-nats = completion_leak(family)              how far log-probs of a completion move when another one changes
+    why = packing_obstacle(family.decoder)      ""  or what stands against it, read off the modules
+    nats = completion_leak(family)              how far log-probs of a completion move when another one changes
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def packing_obstacle(decoder: Any) -> str:
         return f"its configuration has layers of type {', '.join(other)}"
     if getattr(decoder.config, "attn_logit_softcapping", None) is not None:
         return "its attention caps scores (attn_logit_softcapping)"
-    layers = getattr(decoder, "layers", None) or [
-        m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)
-    ]
+    layers = getattr(decoder, "layers", None) or [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not len(layers):
         return "it has no layers (a list `layers`, or modules of GradientCheckpointingLayer)"
     for number, layer in enumerate(layers):
