@@ -64,8 +64,12 @@ class GraniteSpeech(TransformersFamily):
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         # GraniteForCausalLM and vLLM divide; without it sampling would run at temperature 1 / scale
-        scale = model.config.get_text_config().logits_scaling
+        scale = self.stock_logits_divisor
         model.lm_head.register_forward_hook(lambda head, inputs, logits: logits / scale)
+
+    @property
+    def stock_logits_divisor(self) -> float:
+        return self.model.config.get_text_config().logits_scaling
 
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         return {"input_features": self.processor.feature_extractor(samples_T)}

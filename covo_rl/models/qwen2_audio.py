@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from covo_rl.models.transformers_family import WindowedFamily
@@ -36,17 +35,13 @@ class Qwen2Audio(WindowedFamily):
     model_class: ClassVar[Any] = "Qwen2AudioForConditionalGeneration"
     processor_class: ClassVar[Any] = "Qwen2AudioProcessor"
     audio_token: ClassVar[str] = "<|AUDIO|>"
+    mask_field: ClassVar[str] = "feature_attention_mask"
     max_clip_seconds: float | None = 30.0
     rows_independent: ClassVar[bool] = True
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
 
-    def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
-        features, mask = self.windows(samples_T).values()
-        return {"input_features": features, "feature_attention_mask": mask}  # as its own forward calls them
-
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        *_, frames = tensors.values()
-        return int(_pooled(frames).sum())
+        return int(_pooled(tensors[self.mask_field]).sum())
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
         from transformers.masking_utils import create_bidirectional_mask
