@@ -99,7 +99,7 @@ def policy_logits(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> torc
     """Logits (KEEP, V) float32 at the last prompt positions, the way rollouts and scoring compute them."""
     device: Any = family.embed_tokens.weight.device
     ids = torch.tensor([prompt.input_ids], device=device)
-    embeds = family.embed_tokens(ids)
+    embeds = family.embed_tokens(family.embeddable(ids))
     if prompt.clip_keys:
         audio = family.encode([family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys])
         slots = (ids == family.audio_token_id)[..., None]

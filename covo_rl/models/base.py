@@ -58,6 +58,8 @@ class AudioFamily(ABC):
     processor_class: ClassVar[Any]
     #: part name -> prefix of its parameters in `model`: encoder, audio_adapter, llm, lm_head.
     parts: ClassVar[Mapping[str, str]]
+    #: last names of the decoder's Linears that LoRA adapts by default; None: every Linear inside its layers.
+    lora_leaves: ClassVar[tuple[str, ...] | None] = None
     #: longest clip in seconds the family takes, or None where it has no limit.
     max_clip_seconds: float | None = None
     #: replaces the processor's own template, or None.
@@ -68,6 +70,9 @@ class AudioFamily(ABC):
     packable: ClassVar[bool] = True
     #: rows of several clips may share a call of the encoder: all padded to one length, and masked.
     rows_independent: ClassVar[bool] = False
+
+    #: folder of the checkpoint in which it ships a LoRA of its own, which is merged on loading (models/weights.py).
+    adapter_folder: ClassVar[str] = ""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -177,6 +182,11 @@ class AudioFamily(ABC):
     def decoder(self) -> nn.Module:
         """Takes inputs_embeds, attention_mask, position_ids, past_key_values; returns last_hidden_state."""
         return self.model.get_decoder()
+
+    @property
+    def stock_logits_divisor(self) -> float:
+        """What the logits of the model's own class, as others load it, are to be divided by; 1 where it is right."""
+        return 1.0
 
     @property
     def lm_head(self) -> nn.Module:

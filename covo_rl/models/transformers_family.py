@@ -78,7 +78,9 @@ class TransformersFamily(AudioFamily):
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
         remote = _remote_options(cls, path, trust_remote_code)
-        model = load_whole(named_class(cls.model_class, cls), path, dtype=dtype, **remote, **kwargs)
+        model = load_whole(
+            named_class(cls.model_class, cls), path, adapter_folder=cls.adapter_folder, dtype=dtype, **remote, **kwargs
+        )
         return cls(model, cls.load_processor(path, **remote))
 
     @classmethod
