@@ -64,13 +64,10 @@ class AudioFamily(ABC):
     max_clip_seconds: float | None = None
     #: replaces the processor's own template, or None.
     chat_template: ClassVar[str | None] = None
-    #: last names of the decoder's Linears that LoRA adapts by default; None: every Linear inside its layers.
-    lora_leaves: ClassVar[tuple[str, ...] | None] = None
     #: False where a packed row would leak from one completion into another (Mamba, linear attention, convolutions).
     packable: ClassVar[bool] = True
     #: rows of several clips may share a call of the encoder: all padded to one length, and masked.
     rows_independent: ClassVar[bool] = False
-
     #: folder of the checkpoint in which it ships a LoRA of its own, which is merged on loading (models/weights.py).
     adapter_folder: ClassVar[str] = ""
 

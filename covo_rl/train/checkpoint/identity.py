@@ -108,7 +108,7 @@ def adapter_fingerprint(folder: str | None) -> dict[str, str]:
 def run_contents(
     options: Options, rows: Sequence[Example], policy: nn.Module, key: Callable[[Clip], str] = content_key
 ) -> dict[str, Any]:
-    """What a checkpoint says of its run beside the options, by content: `data`, `rewards`, `base`, `adapter`, `family`."""
+    """What a checkpoint says of its run beside the options, by content."""
     return {
         "data": data_fingerprint(rows, key),
         "rewards": reward_fingerprint(options.reward.rewards),
