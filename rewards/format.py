@@ -4,13 +4,16 @@
 
 The grammar is anchored and strict (covo_rl/prompt.py). `format(pattern='loose')` is the pattern that published
 audio-GRPO code searches for anywhere in the completion; it pays for text around the blocks, for two answers and for
-tags inside the reasoning, and is here only to compare with.
+tags inside the reasoning, and is here only to compare with. `format(pattern='tags')` is a quarter for each of the four
+tags that is there exactly once, wherever it stands: for a model that never writes the whole grammar by itself, to start
+with.
 """
 
 import re
 
 from covo_rl.prompt import parse
 from covo_rl.rewards.columns import completion_text
+from covo_rl.types import TAG_TOKENS
 
 MIDDLE = re.compile(r"</think>\s*<answer>")
 
@@ -20,12 +23,16 @@ def format(completions, parsed=None, stop_reason=None, pattern="strict", explain
     >>> format(["<think>It rings.</think><answer>bell</answer>", "<answer>bell</answer>"])
     [1.0, 0.0]
     """
-    if pattern not in ("strict", "loose"):
-        raise ValueError(f"pattern {pattern!r}: there are strict and loose")
+    if pattern not in ("strict", "loose", "tags"):
+        raise ValueError(f"pattern {pattern!r}: there are strict, loose and tags")
     texts = [completion_text(completion) for completion in completions]
     if pattern == "loose":
         scores = [float(loose(text)) for text in texts]
         reasons = ["the pattern is there" if score else "the pattern is nowhere" for score in scores]
+    elif pattern == "tags":
+        counts = [{tag: text.count(tag) for tag in TAG_TOKENS} for text in texts]
+        scores = [sum(count == 1 for count in tags.values()) / len(TAG_TOKENS) for tags in counts]
+        reasons = [", ".join(f"{count} {tag}" for tag, count in tags.items()) for tags in counts]
     else:
         parsed = parsed or list(map(parse, texts, stop_reason or ["stop"] * len(texts)))
         scores = [float(parts.ok) for parts in parsed]

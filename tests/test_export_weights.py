@@ -19,7 +19,6 @@ from covo_rl.export.card import update_card
 from covo_rl.export.exporting import staging, torch_dtype
 from covo_rl.export.merged import (
     Entry,
-    base_name,
     carried_over,
     merged_entries,
     merged_parameter,
@@ -27,6 +26,7 @@ from covo_rl.export.merged import (
     write_merged,
     write_shards,
 )
+from covo_rl.export.names import base_name
 from covo_rl.export.verify import Expected, Target, compare_logits, largest_gap, update_kept
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.qwen2_audio import Qwen2Audio

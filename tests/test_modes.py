@@ -27,7 +27,7 @@ def covo(dtype: torch.dtype = torch.float32):
                              audio_token_index=40, adapter_hidden_dim=8)  # fmt: skip
     parts = {"encoder": "encoder.", "audio_adapter": "audio_adapter.", "llm": "llm.model.", "lm_head": "llm.lm_head."}
     return SimpleNamespace(
-        model=CovoAudioForConditionalGeneration(config).to(dtype), parts=parts, model_type="covo_audio"
+        model=CovoAudioForConditionalGeneration(config).to(dtype), parts=parts, model_type="covo_audio", lora_leaves=None
     )
 
 
@@ -40,7 +40,8 @@ def qwen2_audio():
     )
     parts = {"encoder": "model.audio_tower", "audio_adapter": "model.multi_modal_projector",
              "llm": "model.language_model", "lm_head": "lm_head"}  # fmt: skip
-    return SimpleNamespace(model=Qwen2AudioForConditionalGeneration(config), parts=parts, model_type="qwen2_audio")
+    model = Qwen2AudioForConditionalGeneration(config)
+    return SimpleNamespace(model=model, parts=parts, model_type="qwen2_audio", lora_leaves=None)
 
 
 FAMILIES = pytest.mark.parametrize("make", [covo, qwen2_audio])

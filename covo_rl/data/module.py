@@ -16,10 +16,11 @@ class FileImportError(UserError, ValueError):
     """A file cannot be imported; the message says why, or which files there are."""
 
 
-def import_file(file: Path, *, alone: bool = False) -> ModuleType:
+def import_file(file: Path, *, alone: bool = False, noun: str = "function") -> ModuleType:
     """Import a file under a name of its own, once for each content; what lies beside it can be imported by it.
 
-    `alone`: its own name if no other module has it, so that processes that it spawns find its functions.
+    `alone`: its own name if no other module has it, so that processes that it spawns find its functions. `noun`: what
+    is looked for in it.
 
     Raises:
         FileImportError: there is no such file, or it raises while it is imported. A UserError that it raises comes out.
@@ -46,7 +47,7 @@ def import_file(file: Path, *, alone: bool = False) -> ModuleType:
         del sys.modules[name]
         if isinstance(error, (KeyboardInterrupt, UserError)):
             raise
-        hint = "; a file of a package is named package.module:name" if "relative import" in str(error) else ""
+        hint = f"; a file of a package is named package.module:{noun}" if "relative import" in str(error) else ""
         raise FileImportError(
             f"file {file} raises {type(error).__name__} while it is imported: {error}{hint}"
         ) from error

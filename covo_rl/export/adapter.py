@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -16,25 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from covo_rl.config import AdapterConfig, PromptConfig, taught_prompt
 from covo_rl.data.files import read_record
 from covo_rl.export import ExportError
-from covo_rl.export.merged import (
-    ADAPTER,
-    base_name,
-    entry_of,
-    published_names,
-    published_state,
-    renamed,
-    stored_tensors,
-    write_config,
-    write_shards,
-)
+from covo_rl.export.merged import entry_of, published_entries, stored_tensors, write_config, write_shards
+from covo_rl.export.names import ADAPTER, published_names, published_state, renamed, stacked
 from covo_rl.models import load_family
 from covo_rl.models.builtin import resolve_model
-from covo_rl.policy.patterns import prefixes
+from covo_rl.policy.lora import adapted_modules
 from covo_rl.policy.saved_adapter import kind_of
 from covo_rl.policy.sharding import TensorPieces, is_sharded, local_tensor, own_part, whole
 from covo_rl.policy.trainable import Trainable, make_trainable
@@ -74,31 +63,30 @@ def save_policy(
     names = _names_in_memory(modes)
     state = model.state_dict(keep_vars=True)
     if is_sharded(model):
-        for name in names.values():
+        for name in dict.fromkeys(names.values()):
             full = whole(state[name])  # every rank takes part, rank 0 keeps it
             state[name] = full.cpu() if main else torch.empty(0)
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-        entries = [entry_of(key, state[name], dtype) for key, name in names.items()]
         if modes.peft_model is None:
-            write_shards(entries, folder)
+            write_shards(published_entries(model, state, dtype), folder)
             write_config(model, folder, dtype)
         else:
+            entries = [entry_of(key, state[name], dtype) for key, name in names.items()]
             write_shards(entries, folder, sys.maxsize, stem=STEM)
             config: Any = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
             config.inference_mode = True
             config.base_model_name_or_path = base_reference(modes) if base is None else base
-            if isinstance(config.target_modules, str):
-                config.target_modules = _both_namings(modes, config.target_modules)
+            config.target_modules = _both_namings(model) or config.target_modules
             config.save_pretrained(str(folder))
     return folder
 
 
 def _names_in_memory(modes: Trainable) -> dict[str, str]:
-    """Key in the policy's files -> name in `modes.family.model`."""
+    """Key in the policy's files -> name in `modes.family.model`; several keys with one name are parts of that tensor."""
     model = modes.family.model
     if modes.peft_model is None:
-        return published_state(model)
+        return {key: origin.name for key, origin in published_state(model).items()}
     from peft import get_peft_model_state_dict
 
     def chosen_by_peft(state: dict[str, torch.Tensor]) -> Mapping[str, Any]:
@@ -116,18 +104,15 @@ def _names_in_memory(modes: Trainable) -> dict[str, str]:
     return {PREFIX + key: name for name, key in (keys | {name: name for name in modes.replaced}).items()}
 
 
-def _both_namings(modes: Trainable, pattern: str) -> str:
-    """The pattern, with the decoder's path also as published where it differs in memory.
+def _both_namings(model: Any) -> list[str]:
+    """Names of the adapted modules, in memory and as published where they differ.
 
-    Other versions of transformers hold the same model under other names: the pattern then still finds its modules.
+    Other versions of transformers hold the same model under other names: PEFT then still finds its modules. No regular
+    expression: for mixtures of experts PEFT 0.21 reads one as last names, which the audio encoder has too.
     """
-    path = prefixes(modes.family)["llm"]
-    name = next(n for n, _ in modes.family.model.named_parameters() if n.startswith(f"{path}.") and base_name(n) == n)
-    published = published_names(modes.family.model, [name])[name].removesuffix(name.removeprefix(path))
-    here, there = re.escape(path), re.escape(published)
-    if path == published or not pattern.startswith(here) or not published:
-        return pattern
-    return f"(?:{here}|{there}){pattern.removeprefix(here)}"
+    adapted = adapted_modules(model)
+    published = published_names(model, [f"{name}.weight" for name in adapted]).values()
+    return sorted({*adapted, *(name.removesuffix(".weight") for name in published)})
 
 
 def load_policy_state(modes: Trainable, folder: str | Path) -> None:
@@ -150,14 +135,15 @@ def load_policy_state(modes: Trainable, folder: str | Path) -> None:
 
 
 def read_into(
-    model: nn.Module,
+    model: Any,
     tensors: Mapping[str, Callable[[], torch.Tensor | TensorPieces]],
     names: Mapping[str, str],
     source: Path,
 ) -> None:
     """Copy full tensors into parameters and buffers, sharded or not, whatever their precision.
 
-    `tensors`: key -> reader; `names`: key -> name in the model, all of which must be there.
+    `tensors`: key -> reader; `names`: key -> name in the model, all of which must be there; keys with one name are
+    the parts of that tensor.
 
     Raises:
         ExportError: keys are missing or unexpected, or shapes differ.
@@ -169,11 +155,15 @@ def read_into(
             f"{unexpected[:5]} ({len(unexpected)} in all); were rank, targets or modules_to_save changed?"
         )
     state = model.state_dict()
-    for key, read in tensors.items():
-        tensor, place = read(), state[names[key]]
+    keys: dict[str, list[str]] = {}
+    for key, name in names.items():
+        keys.setdefault(name, []).append(key)
+    for name, (key, *others) in keys.items():
+        place = state[name]
+        tensor: Any = stacked(model, {k: tensors[k]() for k in (key, *others)}) if others else tensors[key]()
         if place.shape != tensor.shape:
             raise ExportError(
-                f"{source} does not fit the policy in memory: {names[key]} has shape {tuple(place.shape)} in memory "
+                f"{source} does not fit the policy in memory: {name} has shape {tuple(place.shape)} in memory "
                 f"and {tuple(tensor.shape)} in the file"
             )
         local_tensor(place.detach()).copy_(own_part(place, tensor))
@@ -263,7 +253,9 @@ def portable_name(model: str | None) -> str | None:
     return model if model and not Path(model).is_dir() else None
 
 
-def open_policy(path: str | Path, *, base_model: str | None = None, unquantised: bool = False) -> Opened:
+def open_policy(
+    path: str | Path, *, base_model: str | None = None, unquantised: bool = False, trust_remote_code: bool = False
+) -> Opened:
     """Load the base in the run's precision and put the saved policy on it, on the CPU.
 
     `base_model` overrides what the run or the adapter records. A base that was held in 4 bits is so again (where torch
@@ -282,7 +274,9 @@ def open_policy(path: str | Path, *, base_model: str | None = None, unquantised:
     name = base_model or options.get("model") or base_of(folder)
     in_4bit = bool(options.get("load_in_4bit") or read_record(folder / "export.json").get("load_in_4bit"))
     dtype = options.get("dtype") or "auto"
-    family = load_family(resolve_model(name), dtype=dtype, load_in_4bit=in_4bit and not unquantised)
+    family = load_family(
+        resolve_model(name), dtype=dtype, load_in_4bit=in_4bit and not unquantised, trust_remote_code=trust_remote_code
+    )
     if kind == "adapter":
         modes = make_trainable(family, AdapterConfig(adapter=str(folder)))
     elif kind == "checkpoint":

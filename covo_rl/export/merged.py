@@ -9,88 +9,29 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from covo_rl.export import ExportError
+from covo_rl.export.names import ADAPTER, TWICE, Parts, base_folder, published_state, whole_around
 from covo_rl.models.base import AudioFamily
 
-ADAPTER = "default"
-#: in names of tensors that the plain model does not have
-ADAPTER_MARKS = (".modules_to_save.", ".original_module.", ".lora_", ".trainable_tokens_")
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
-#: transformers 5.17 undoes the renaming of Qwen2-Audio's decoder twice; the published name has one `model`.
-TWICE = re.compile(r"^(language_model\.model)\.model\.")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
-
-# -- names -------------------------------------------------------------------------------------------------------
-
-
-def renamed(names: Iterable[str], rename: Callable[[dict[str, torch.Tensor]], Mapping[str, Any]]) -> dict[str, str]:
-    """Old key -> new key under a function that renames state dicts; keys that it drops are left out."""
-    markers = {name: torch.empty(0) for name in names}
-    new = {id(marker): name for name, marker in rename(dict(markers)).items()}
-    return {name: new[id(marker)] for name, marker in markers.items() if id(marker) in new}
-
-
-def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """Parameter name in memory -> name in the published checkpoint, by transformers' own conversion table.
-
-    Raises:
-        ExportError: the conversion does more than rename.
-    """
-    names = list(names)
-    published = renamed(names, lambda state: revert_weight_conversion(model, state))
-    lost = [name for name in names if name not in published]
-    if lost:
-        raise ExportError(
-            f"transformers converts {len(lost)} tensors of {type(model).__name__} by more than a renaming "
-            f"({lost[0]!r} for example); export the adapter instead and merge it with PEFT"
-        )
-    return {name: TWICE.sub(r"\1.", new) for name, new in published.items()}
-
-
-def base_name(name: str) -> str | None:
-    """Name that a tensor of a PEFT-injected model has in the plain model; None for adapter-only tensors.
-
-    A trained copy (modules_to_save) takes the place of its original.
-    """
-    for wrapper in (".token_adapter.base_layer.", ".base_layer.", f".modules_to_save.{ADAPTER}."):
-        if wrapper in name:
-            return name.replace(wrapper, ".")
-    return None if any(mark in name for mark in ADAPTER_MARKS) else name
-
-
-def published_state(model: PreTrainedModel) -> dict[str, str]:
-    """Published name -> name in memory of every tensor of the plain model; of tied ones the original only.
-
-    Raises:
-        ExportError: the names cannot be published.
-    """
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    names = {name: plain for name in model.state_dict() if (plain := base_name(name)) is not None and plain not in tied}
-    published = published_names(model, names.values())
-    state = {published[plain]: name for name, plain in names.items()}
-    if len(state) != len(names):
-        raise ExportError(f"two tensors of {type(model).__name__} have the same published name")
-    return state
-
 
 # -- tensors -----------------------------------------------------------------------------------------------------
 
@@ -119,17 +60,46 @@ def entry_of(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None, 
     return Entry(name, tuple(tensor.shape), precision, make or tensor.detach)
 
 
+def published_entries(
+    model: PreTrainedModel, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None,
+    merge: Callable[[str], Callable[[], torch.Tensor] | None] = lambda name: None,
+) -> list[Entry]:  # fmt: skip
+    """Every tensor of the plain model under its published name, from `state`, or as `merge(name)` makes it."""
+    parts, entries = Parts(model), []
+    for key, origin in published_state(model).items():
+        tensor = state[origin.name]
+        entry = entry_of(key, tensor, dtype, merge(origin.name))
+        if origin.part is not None:
+            entry = Entry(key, origin.part, entry.dtype, partial(parts.get, key, origin.name, entry.make))
+        entries.append(entry)
+    return entries
+
+
 def merged_entries(model: PreTrainedModel, dtype: torch.dtype | None = None) -> list[Entry]:
     """Every tensor of the plain model with the adapter merged in, under its published name.
 
     `dtype`: precision of floating-point tensors; None keeps that of the weights in memory.
     """
-    state, entries = model.state_dict(), []
-    for published, name in published_state(model).items():
-        path, adapted, leaf = name.rpartition(".base_layer.")
-        make = partial(merged_parameter, model.get_submodule(path), leaf) if adapted else None
-        entries.append(entry_of(published, state[name], dtype, make))
-    return entries
+
+    def merge(name: str) -> Callable[[], torch.Tensor] | None:
+        layer, leaf = adapter_on(model, name)
+        return None if layer is None else partial(merged_parameter, layer, leaf)
+
+    return published_entries(model, model.state_dict(), dtype, merge)
+
+
+def adapter_on(model: nn.Module, name: str) -> tuple[Any, str]:
+    """The PEFT layer that adapts a parameter, None where there is none, and the parameter's last name.
+
+    Several may be wrapped around one module of stacked experts, one for each of its parameters.
+    """
+    path, _, leaf = name.rpartition(".base_layer.")
+    while path:
+        layer = model.get_submodule(path)
+        if getattr(layer, "parameter_name", leaf) == leaf:
+            return layer, leaf
+        path = path.removesuffix(".base_layer") if path.endswith(".base_layer") else ""
+    return None, leaf
 
 
 @torch.no_grad()
@@ -219,7 +189,11 @@ def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = Non
 
 
 def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
-    """config.json, with `dtype` (None: as it is) in the config and its sub-configs."""
+    """config.json, with `dtype` (None: as it is) in the config and its sub-configs.
+
+    Of a model that is a part of its checkpoint (an Omni's thinker) it is the whole one's, with its own inside, as vLLM
+    and the class of the whole want it.
+    """
     config: Any = copy.deepcopy(model.config)
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})):
         if dtype is not None and part is not None:
@@ -227,6 +201,9 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     # `fully_shard` puts an FSDP class of its own in front of the model's
     config.architectures = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
     config.save_pretrained(str(folder))
+    path = folder / "config.json"
+    whole = whole_around(model, json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def write_merged(
@@ -234,12 +211,7 @@ def write_merged(
 ) -> None:
     """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
     model, entries = family.model, merged_entries(family.model, dtype)
-    name = model.name_or_path or ""
-    # where the base checkpoint lies: the folder itself, or in the hub's cache; a model made in memory has none
-    base = Path(name) if name and Path(name).is_dir() else None
-    if name and base is None:
-        cached = try_to_load_from_cache(name, "config.json")
-        base = Path(cached).parent if isinstance(cached, str) else None
+    base = base_folder(model)  # a model made in memory has none
     if base is not None:
         entries += carried_over(base, entries)
     write_shards(entries, folder, max_shard_bytes)

@@ -9,11 +9,7 @@ weights, which the base has too.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,20 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import PromptConfig
-from covo_rl.export import ExportError
+from covo_rl.export.questions import KEEP, Target, answer_questions, is_ours, read_answers, write_questions
 from covo_rl.export.serve_check import RATE, fixed_sounds
 from covo_rl.models.base import AudioFamily
-from covo_rl.models.quantised import element_count
 from covo_rl.policy.lora import peft_products
 from covo_rl.policy.trainable import Trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Prompt
 
-KEEP = 8  # last positions compared: each of them has heard all the audio
 EXACT = 1e-4
 #: dtype -> largest difference of a logit, as long as no logit exceeds USUAL_LOGIT
 FLAT_TOLERANCE = {"float32": EXACT, "bfloat16": 5e-2, "float16": 1e-2}
@@ -46,22 +39,6 @@ NOOP = (
     "learning rate of 0, or rewards without differences, where beta has nothing to pull at either); covo-rl export "
     "--allow-noop writes it all the same"
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """One folder to check: an `adapter` on the base, or a `merged` model; its base quantised where that is said."""
-
-    name: str
-    kind: str
-    folder: Path
-    dtype: str
-    quantization_config: Mapping[str, Any] | None = None
-
-    @property
-    def base(self) -> str:
-        """Name of the logits of the base that it is compared with."""
-        return f"base.{self.dtype}{'.4bit' if self.quantization_config else ''}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +99,7 @@ def policy_logits(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> torc
     """Logits (KEEP, V) float32 at the last prompt positions, the way rollouts and scoring compute them."""
     device: Any = family.embed_tokens.weight.device
     ids = torch.tensor([prompt.input_ids], device=device)
-    embeds = family.embed_tokens(ids)
+    embeds = family.embed_tokens(family.embeddable(ids))
     if prompt.clip_keys:
         audio = family.encode([family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys])
         slots = (ids == family.audio_token_id)[..., None]
@@ -155,17 +132,6 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
 # -- what a fresh process says -----------------------------------------------------------------------------------
 
 
-def device_with_room(family: AudioFamily, target: Target) -> str:
-    """The policy's own device where a second copy of the model fits as `target` holds it, else cpu."""
-    parameters = list(family.model.parameters())
-    if (device := parameters[0].device).type != "cuda":
-        return "cpu"
-    width, held = getattr(torch, target.dtype).itemsize, target.quantization_config
-    size = sum(p.numel() * p.element_size() if held else element_count(p) * width for p in parameters)
-    torch.cuda.empty_cache()  # what only torch holds counts as taken
-    return str(device) if torch.cuda.mem_get_info(device)[0] > 1.3 * size else "cpu"
-
-
 def run_fresh(
     family: AudioFamily, base: str, targets: Sequence[Target], prompts: Sequence[Prompt], clips: ClipStore
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -176,38 +142,10 @@ def run_fresh(
     Raises:
         ExportError: the process failed; the message ends with what it printed.
     """
-    kind = type(family.model)
-    own = kind.__module__.startswith("covo_rl.")
-    spec = {
-        "module": kind.__module__ if own else "transformers", "class": kind.__name__, "base": base, "keep": KEEP,
-        "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
-        "targets": [vars(target) | {"folder": str(target.folder.resolve()), "base": target.base,
-                                    "device": device_with_room(family, target)} for target in targets],
-    }  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
-    environment["TOKENIZERS_PARALLELISM"] = "false"
-    if own:  # a checkout that was not installed is found as well
-        package = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory(prefix="covo-rl-verify-") as scratch:
-        work = Path(scratch)
-        inputs = {}
-        for i, prompt in enumerate(prompts):  # the plain model's: ids, mask, and audio tensors (rows of all clips)
-            ids = torch.tensor([prompt.input_ids])
-            inputs |= {f"{i}.input_ids": ids, f"{i}.attention_mask": torch.ones_like(ids)}
-            features = [family.clip_features(*clips.waveform(key)).tensors for key in prompt.clip_keys]
-            for name in features[0] if features else ():
-                inputs[f"{i}.{name}"] = torch.cat([clip[name] for clip in features]).contiguous()
-        save_file(inputs, work / "prompts.safetensors")
-        (work / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, *([] if own else ["-I"]), str(Path(__file__).with_name("fresh.py")), scratch],
-            env=environment, capture_output=True, text=True, timeout=3600, check=False, cwd=os.sep,
-        )  # fmt: skip
-        if done.returncode:
-            tail = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
-            raise ExportError(f"the export does not load in a fresh process (exit code {done.returncode}):\n{tail}")
-        return load_file(work / "logits.safetensors"), json.loads((work / "notes.json").read_text(encoding="utf-8"))
+        write_questions(Path(scratch), family, base, targets, prompts, clips)
+        answer_questions([Path(scratch)], own=is_ours(family))
+        return read_answers(Path(scratch))
 
 
 # -- the verdict -------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ def resolve_model(name: str) -> str:
     """
     if not name.startswith(BUILTIN):
         return name
-    name = name.removeprefix(BUILTIN)
-    if name.startswith(_TINY) and name.removeprefix(_TINY) in TINY_MODELS:
+    random, name = is_random(name), name.removeprefix(BUILTIN)
+    if random:
         return str(_tiny_folder(name))
     try:
         return str(find("checkpoints", name))
@@ -52,6 +52,11 @@ def resolve_model(name: str) -> str:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {BUILTIN}{near[0]}? " if near else ""
         raise FileNotFoundError(f"there is no {BUILTIN}{name}; {hint}there are {', '.join(names)}") from None
+
+
+def is_random(model: str | None) -> bool:
+    """Whether it names a tiny model with random weights."""
+    return model in {f"{BUILTIN}{_TINY}{name}" for name in TINY_MODELS}
 
 
 def builtin_names() -> list[str]:

@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from covo_rl.data.files import file_sha256
 from covo_rl.data.module import FileImportError, import_file
 from covo_rl.types import UserError, visible
 
@@ -39,6 +40,7 @@ FAMILIES = {
     "qwen3_omni_moe": _OURS + "qwen_omni:Qwen3OmniMoe",
     "qwen3_omni_moe_thinker": _OURS + "qwen_omni:Qwen3OmniMoe",
     "granite_speech": _OURS + "granite_speech:GraniteSpeech",
+    "granite_speech_plus": _OURS + "granite_speech:GraniteSpeechPlus",
     "gemma4": _OURS + "gemma:Gemma4",
     "gemma3n": _OURS + "gemma:Gemma3n",
     "phi4_multimodal": _OURS + "phi4_multimodal:Phi4Multimodal",
@@ -62,6 +64,13 @@ def use_family(spec: str | None) -> None:
         return
     family = _loaded(spec, f"--family {visible(spec)}")
     _CHOSEN[family.model_type] = family
+
+
+def family_fingerprint(spec: str | None) -> dict[str, str]:
+    """sha256 of the file that `--family` names; empty where it names none, or one that is not there."""
+    place = (spec or "").rpartition(":")[0]
+    file = Path(place).expanduser()
+    return {place: file_sha256(file)} if place.endswith(".py") and file.is_file() else {}
 
 
 def family_class(model_type: object) -> type[AudioFamily]:
@@ -106,7 +115,7 @@ def _loaded(spec: str, what: str) -> type[AudioFamily]:
     if not (place and colon and name.isidentifier()):
         raise ModelError(f"{what}: write ./file.py:Class or package.module:Class")
     try:
-        module = import_file(Path(place).expanduser()) if place.endswith(".py") else import_module(place)
+        module = import_file(Path(place).expanduser(), noun="Class") if place.endswith(".py") else import_module(place)
     except FileImportError as error:
         raise ModelError(f"{what}: {error}") from error
     except Exception as error:  # whatever a module does while it is imported

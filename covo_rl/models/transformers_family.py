@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -22,6 +23,10 @@ from covo_rl.types import UserError
 
 class MissingClassError(UserError, ImportError):
     """The installed transformers lacks a class that the family needs."""
+
+
+class RemoteCodeError(UserError, ValueError):
+    """A checkpoint ships code that nobody has allowed to run."""
 
 
 def parts_under(prefix: str = "model.", projector: str = "multi_modal_projector.") -> dict[str, str]:
@@ -43,11 +48,16 @@ class TransformersFamily(AudioFamily):
 
     model_class: ClassVar[Any]
     processor_class: ClassVar[Any] = None
+    #: of a processor that is not the stock one: what reads the feature extractor's and the tokenizer's files.
+    extractor_class: ClassVar[Any] = "AutoFeatureExtractor"
+    tokenizer_class: ClassVar[Any] = "AutoTokenizer"
     parts: ClassVar[Mapping[str, str]] = parts_under()
     #: layouts of other releases of transformers; the one whose prefixes are all there is taken.
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
     #: the text that stands for a clip in a rendered prompt.
     audio_token: ClassVar[str]
+    #: the template takes one text per message: the audio token stands in it for a clip.
+    text_content: ClassVar[bool] = False
     #: how messages call the model; the class's name where it says nothing.
     title: ClassVar[str] = ""
 
@@ -67,15 +77,18 @@ class TransformersFamily(AudioFamily):
     ) -> Self:  # fmt: skip
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
-        remote = {"trust_remote_code": True} if trust_remote_code else {}
-        model = load_whole(named_class(cls.model_class, cls), path, dtype=dtype, **remote, **kwargs)
+        remote = _remote_options(cls, path, trust_remote_code)
+        model = load_whole(
+            named_class(cls.model_class, cls), path, adapter_folder=cls.adapter_folder, dtype=dtype, **remote, **kwargs
+        )
         return cls(model, cls.load_processor(path, **remote))
 
     @classmethod
     def load_processor(cls, path: str, **options: Any) -> Any:
         """Feature extractor, tokenizer and template of a folder or hub name."""
         if cls.processor_class is None:
-            return AudioProcessor.from_pretrained(path, cls.audio_token, **options)
+            readers = named_class(cls.extractor_class, cls), named_class(cls.tokenizer_class, cls)
+            return AudioProcessor.from_pretrained(path, cls.audio_token, *readers, **options)
         return named_class(cls.processor_class, cls).from_pretrained(path, **options)
 
     # -- what it hears -------------------------------------------------------------------------------------------
@@ -162,6 +175,14 @@ class TransformersFamily(AudioFamily):
 
     # -- text and ids --------------------------------------------------------------------------------------------
 
+    def template_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        rows = super().template_messages(messages)
+        for row in rows if self.text_content else ():
+            if not isinstance(row["content"], str):
+                token = self.processor.audio_token
+                row["content"] = "".join(token if p["type"] == "audio" else p["text"] for p in row["content"])
+        return rows
+
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         ends = self.model.generation_config.eos_token_id
@@ -183,8 +204,25 @@ class WindowedFamily(TransformersFamily):
         return self.slots({"input_features_mask": mask})
 
 
+def _remote_options(family: type[TransformersFamily], path: str, trusted: bool) -> dict[str, bool]:
+    """For an Auto class, which may find a model's code in its checkpoint; the classes of transformers need none.
+
+    Raises:
+        RemoteCodeError: the checkpoint ships code, and may not run it.
+    """
+    from transformers import PreTrainedConfig
+
+    if not str(family.model_class).startswith("Auto"):
+        return {}
+    if not trusted and "auto_map" in PreTrainedConfig.get_config_dict(path)[0]:
+        raise RemoteCodeError(
+            f"model {path}: its code ships with the checkpoint; --trust_remote_code true runs it on this machine"
+        )
+    return {"trust_remote_code": trusted}
+
+
 def named_class(value: Any, family: type) -> Any:
-    """A class of transformers by its name, or the class itself.
+    """A class of transformers by its name, of another module by "module:Name", or the class itself.
 
     Raises:
         MissingClassError: the installed transformers has none of this name.
@@ -193,6 +231,9 @@ def named_class(value: Any, family: type) -> Any:
 
     if not isinstance(value, str):
         return value
+    module, _, name = value.rpartition(":")
+    if module:
+        return getattr(import_module(module), name)
     if not hasattr(transformers, value):
         raise MissingClassError(
             f"{family.__name__} needs {value}, which transformers {transformers.__version__} does not have: "

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import get_peft_model
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
 if TYPE_CHECKING:
@@ -82,3 +83,9 @@ def inject(model: nn.Module, config: LoraConfig) -> PeftModel:
             _round_products(layer)
             layer.__class__ = RoundedLora
     return peft_model
+
+
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Full names of the modules that carry LoRA; those where it is on single parameters (stacked experts) left out."""
+    modules = model.named_modules()
+    return [name for name, m in modules if isinstance(m, LoraLayer) and not isinstance(m, ParamWrapper)]

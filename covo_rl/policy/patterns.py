@@ -45,22 +45,43 @@ def check_parts(names: Iterable[str], family: AudioFamily | type[AudioFamily], o
             )
 
 
-def _decoder_linears(family: AudioFamily) -> tuple[list[str], list[str]]:
-    """Full names of the decoder's Linear modules, and their last words; raises PatternError where there are none."""
-    modules = family.model.named_modules()
-    names = [name for name, m in modules if isinstance(m, nn.Linear) and part_of(name, family) == "llm"]
+def decoder_linears(family: AudioFamily) -> list[str]:
+    """Full names of what LoRA adapts by default: the Linears inside the decoder's layers, or those of its `lora_leaves`.
+
+    Raises PatternError where there are none.
+    """
+    regex = re.compile(decoder_pattern(family))
+    names = [name for name in _linears_in_layers(family) if regex.fullmatch(name)]
     if not names:
         raise PatternError(
-            f"no Linear module lies under the decoder prefix {prefixes(family)['llm']!r} of {family.model_type}; "
-            f"top modules are {', '.join(name for name, _ in family.model.named_children())}"
+            f"no Linear module in the layers of {family.model_type} is called {' or '.join(family.lora_leaves or ())}; "
+            f"there are {', '.join(_leaves(family))}: correct lora_leaves of {type(family).__name__}"
         )
-    return names, sorted({name.rsplit(".", 1)[-1] for name in names})
+    return names
 
 
 def decoder_pattern(family: AudioFamily) -> str:
-    """Regex over full module names that matches every Linear of the decoder and nothing else; PatternError if none."""
-    leaves = "|".join(map(re.escape, _decoder_linears(family)[1]))
-    return rf"{re.escape(prefixes(family)['llm'])}\.(?:.+\.)?(?:{leaves})"
+    """Regex over full module names that matches `decoder_linears` and nothing else; PatternError if there are none."""
+    leaves = "|".join(map(re.escape, family.lora_leaves or _leaves(family)))
+    return rf"{re.escape(prefixes(family)['llm'])}\.(?:.+\.)?\d+\.(?:.+\.)?(?:{leaves})"
+
+
+def _linears_in_layers(family: AudioFamily) -> list[str]:
+    """Linears of the decoder that lie inside an entry of a list of modules; PatternError where there are none."""
+    path, modules = prefixes(family)["llm"], family.model.named_modules()
+    inside = re.compile(rf"{re.escape(path)}\.(?:.+\.)?\d+\..+")
+    linears = (name for name, module in modules if isinstance(module, nn.Linear) and inside.fullmatch(name))
+    names = [name for name in linears if part_of(name, family) == "llm"]
+    if not names:
+        raise PatternError(
+            f"no Linear module lies in a layer under the decoder prefix {path!r} of {family.model_type}; "
+            f"top modules are {', '.join(name for name, _ in family.model.named_children())}"
+        )
+    return names
+
+
+def _leaves(family: AudioFamily) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name in _linears_in_layers(family)})
 
 
 def module_regex(pattern: str) -> re.Pattern[str]:
@@ -72,7 +93,7 @@ def module_regex(pattern: str) -> re.Pattern[str]:
 
 
 def matched_modules(pattern: str, family: AudioFamily) -> list[str]:
-    """Linear modules whose full name the regex matches in full, as PEFT matches it.
+    """Modules that LoRA can adapt whose full name the regex matches in full, as PEFT matches it.
 
     Raises PatternError: not a regex; matches nothing; or reaches the encoder although the pattern does not name it.
     """
@@ -103,7 +124,7 @@ def _unasked_encoder(modules: Sequence[str], text: str, family: AudioFamily) -> 
 
 
 def _no_match(pattern: str, family: AudioFamily) -> str:
-    names, leaves = _decoder_linears(family)
+    names, leaves = _linears_in_layers(family), _leaves(family)
     words = {word for name, _ in family.model.named_modules() for word in name.split(".")}
     unknown = [word for word in re.findall(r"[A-Za-z]\w+", pattern) if word not in words]
     near = [f"{word}: {', '.join(m)}" for word in unknown if (m := difflib.get_close_matches(word, words, n=3))]

@@ -129,17 +129,28 @@ def _overruled(config: AdapterConfig, saved: LoraConfig) -> list[str]:
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
     from peft import LoraConfig
 
-    from covo_rl.policy.lora import inject
+    from covo_rl.policy.lora import adapted_modules, inject
 
-    pattern = config.lora_target_modules or patterns.decoder_pattern(family)
-    targets = tuple(patterns.matched_modules(pattern, family))
+    pattern = config.lora_target_modules
+    targets = patterns.matched_modules(pattern, family) if pattern else patterns.decoder_linears(family)
     alpha: Any = config.lora_alpha  # PEFT multiplies, a float is fine
     lora = LoraConfig(
-        r=config.lora_r, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=pattern,
+        r=config.lora_r, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=targets,
         modules_to_save=patterns.saved_modules(config.modules_to_save, family) or None,
         use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM",
     )  # fmt: skip
-    return inject(family.model, lora), targets
+    model = inject(family.model, lora)
+    adapted = adapted_modules(family.model)
+    if set(adapted) != set(targets):
+        missed, more = sorted(set(targets) - set(adapted)), sorted(set(adapted) - set(targets))
+        shown = "; ".join(f"{what} {len(names)}, for example {names[0]!r}"
+                          for what, names in (("left out", missed), ("also took", more)) if names)  # fmt: skip
+        raise PatternError(
+            f"LoRA was to adapt {len(targets)} modules of {family.model_type}, and PEFT {shown}. A module that "
+            "modules_to_save trains in full takes no LoRA, nor can PEFT adapt router, gate_proj, up_proj and down_proj "
+            "of a mixture of experts; narrow lora_target_modules"
+        )
+    return model, tuple(targets)
 
 
 def _train_parts(family: AudioFamily, parts: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from covo_rl.config import flag_value, taught_prompt
+from covo_rl.models.builtin import is_random
 from covo_rl.resolve import BUILTIN, find
 
 #: said where rows are named and no model
@@ -16,26 +17,28 @@ def default_config(model: str | None) -> Path:
     """The configuration of recipes/configs that suits a model."""
     demo = model is None or model.startswith(BUILTIN)
     name = "tiny_zero" if model == f"{BUILTIN}tiny_zero" else "tiny" if demo else "own_model"
-    return find("recipes", f"configs/{name}.yaml")
+    return find("recipes", f"configs/{'tiny_random' if is_random(model) else name}.yaml")
 
 
-def taught_wording(model: str | None) -> dict[str, str]:
-    """The prompt options that MODEL/prompt.yaml says; none where there is no such file.
+def options_of_model(model: str | None) -> dict[str, str]:
+    """What one model adds to that: the prompt options that MODEL/prompt.yaml says, a random one's own run folder.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: prompt.yaml is damaged.
     """
+    if model and is_random(model):
+        return {"output": f"runs/{model.removeprefix(BUILTIN)}"}
     path = Path(model or "") / "prompt.yaml"
     wording = asdict(taught_prompt(path)) if model and path.is_file() else {}
     return {name: value for name, value in wording.items() if value is not None}
 
 
 def with_defaults(words: list[str]) -> list[str]:
-    """The words of a command line, after the configuration and the wording that suit the model they name; flags win."""
+    """The words of a command line, after the configuration and the options that suit the model they name; flags win."""
     if flag_value(words, "config") is not None:
         return words
     model = flag_value(words, "model")
     if model is None and flag_value(words, "data") is not None:
         print(f"grpo_mmau: {NO_MODEL}", flush=True)
-    wording = [word for name, value in taught_wording(model).items() for word in (f"--{name}", value)]
-    return ["--config", str(default_config(model)), *wording, *words]
+    own = [word for name, value in options_of_model(model).items() for word in (f"--{name}", value)]
+    return ["--config", str(default_config(model)), *own, *words]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.text import Text
@@ -14,13 +16,54 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.data.files import plain, read_record
 from covo_rl.data.memory import IN_MEMORY
+from covo_rl.export import ExportError
 from covo_rl.export.card import update_card
+from covo_rl.export.verify import NOOP
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import Component
 from covo_rl.run.report.curves import curves
 from covo_rl.train.checkpoint.identity import data_fingerprint
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
+
+#: a share of completions above which their limit is named
+MOSTLY = 0.5
+
+
+@contextmanager
+def noop_explained(run: Run, options: Options, ranks: Ranks) -> Iterator[None]:
+    """Where an export is refused because it changes nothing, and no step had anything to learn from, that is said.
+
+    Raises:
+        ExportError: on every rank, the one of the block or the one that says why.
+    """
+    try:
+        yield
+    except ExportError as error:
+        why = _nothing_learned(run, options) if ranks.main and NOOP in str(error) else None
+        if why := ranks.from_main(why):
+            raise ExportError(why) from error
+        raise
+
+
+def _nothing_learned(run: Run, options: Options) -> str | None:
+    """Why a run left the weights as they were, if no step had a gradient: every group of rollouts got one reward."""
+    steps = run.metrics()
+    if not steps or any(step.get("grad_norm") != 0 or step.get("zero_variance_groups") != 1 for step in steps):
+        return None
+    names = [name for name in steps[0] if name.startswith("reward_")]
+    means = {name: [step[name] for step in steps if step.get(name) is not None] for name in names}
+    said = ", ".join(f"{name} {fmean(values):.3g}" for name, values in means.items() if values)
+    count, cut = options.rollout.num_generations, fmean(step.get("truncated") or 0 for step in steps)
+    limit = f" {cut:.0%} of the completions were cut: raise --max_completion_length." if cut > MOSTLY else ""
+    return (
+        f"nothing was learned: in all {len(steps)} steps the {count} rollouts of every question got the same reward "
+        f"({said or 'none could be graded'}), so there was no gradient, the weights are as they were, and no "
+        f"adapter was written. Texts and scores are in {run.folder / 'rollouts'}. What tells rollouts apart: rewards "
+        "that pay in part (format(pattern='tags') for a model that never writes the grammar), easier rows, more "
+        f"--num_generations, a higher --temperature, or a cold start first (covo-rl sft).{limit}"
+    )
 
 
 def summary_rows(

@@ -38,7 +38,7 @@ from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.observers import observers
-from covo_rl.run.result import before_settings, evaluated, show_end, stored_before, summary_rows
+from covo_rl.run.result import before_settings, evaluated, noop_explained, show_end, stored_before, summary_rows
 from covo_rl.run.start import own, run_origin, take_up
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
@@ -159,7 +159,7 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            files, more = run_origin(self.terms, self.rows.files, self.in_memory)
+            files, more = run_origin(self.options, self.terms, self.rows.files, self.in_memory)
             if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
             problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []
@@ -258,7 +258,8 @@ class Session:
         Raises:
             ExportError: on every rank, where the check failed or training changed nothing; nothing is left.
         """
-        with console.working("export: written, loaded in a fresh process, logits compared", active=self.ranks.main):
+        doing = console.working("export: written, loaded in a fresh process, logits compared", active=self.ranks.main)
+        with doing, noop_explained(self.run, self.options, self.ranks):
             return export_run_adapter(
                 self.trainable, self.run.folder, self._prompts(2), self.clips,
                 base_model=portable_name(self.options.model.model), folder=folder, wording=self.options.prompt,

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from covo_rl.data.noise import quiet_bars
 from covo_rl.models.builtin import TINY_MODELS
 from covo_rl.models.tiny.covo_audio import fold_feature_statistics, tiny_covo_audio
 from covo_rl.models.tiny.qwen2_audio import QWEN2_AUDIO_TOKENS, tiny_qwen2_audio
@@ -47,6 +48,7 @@ def tiny_model(name: str, *, seed: int = 0) -> tuple[Any, Any]:
 
 def write_tiny(name: str, folder: str | Path, *, seed: int = 0) -> None:
     """Write `tiny_model` as a checkpoint folder, like a published one."""
+    quiet_bars()
     model, processor = tiny_model(name, seed=seed)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -22,7 +22,10 @@ FIRST = (
     "dry_run", "seed",
 )  # fmt: skip
 #: configuration that the recipe takes by itself -> for which model
-CONFIGS = {"tiny": "builtin:tiny, or no --model", "tiny_zero": "builtin:tiny_zero", "own_model": "any other model"}
+CONFIGS = {
+    "tiny": "builtin:tiny, or no --model", "tiny_zero": "builtin:tiny_zero",
+    "tiny_random": "builtin:tiny_NAME, random weights of a family", "own_model": "any other model",
+}  # fmt: skip
 USAGE = """usage: covo-rl train [--config FILE.yaml] [--OPTION VALUE ...]
 
 GRPO on audio questions: checks everything, evaluates, trains, exports a
@@ -73,7 +76,7 @@ def _title(kind: type) -> str:
 
 
 def _explained() -> str:
-    lines = [f"  {name:<10} {when}" for name, when in CONFIGS.items()]
+    lines = [f"  {name:<11} {when}" for name, when in CONFIGS.items()]
     return ("Beside an option stands its default. Without --config the model's configuration\n"
             "of recipes/configs is taken; where it says otherwise, that is in brackets:\n"
             + "\n".join(lines) + "\n")  # fmt: skip

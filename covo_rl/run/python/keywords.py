@@ -11,7 +11,7 @@ from typing import Any
 from covo_rl.config import PATHS, ConfigError, Options, options_from
 from covo_rl.data.memory import IN_MEMORY, source_problems
 from covo_rl.resolve import read_yaml
-from covo_rl.run.defaults import default_config, taught_wording
+from covo_rl.run.defaults import default_config, options_of_model
 
 #: TRL's name -> ours, where both mean the same
 ALIASES = {
@@ -82,7 +82,7 @@ def read_keywords(config: str | os.PathLike[str] | None, given: Mapping[str, Any
         path = str(config) if config is not None else str(default_config(model))
         layers[path] = read_yaml(path)
         if config is None:
-            layers[f"{model}/prompt.yaml"] = taught_wording(model)
+            layers[f"{model}/prompt.yaml"] = options_of_model(model)
     except ConfigError as error:
         problems += error.problems
     try:

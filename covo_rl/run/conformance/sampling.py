@@ -1,0 +1,61 @@
+"""Point 6: what is sampled is what is scored, greedy is `generate`, and the audio is heard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from covo_rl.config import RolloutConfig
+from covo_rl.engines.health import self_check
+from covo_rl.engines.own import sample
+from covo_rl.export.questions import stock_inputs
+from covo_rl.run.conformance.outcome import Figure, Gap
+from covo_rl.run.conformance.subject import Subject
+
+#: ids of a completion
+LENGTH = 12
+HEARD = 1e-3
+
+
+@torch.no_grad()
+def sampling(subject: Subject) -> Iterator[Figure | Gap]:
+    """Sampling = scoring; greedy = `generate`; removing and swapping the audio change log-probs."""
+    config = RolloutConfig(num_generations=2, max_completion_length=LENGTH)
+    check = self_check(subject.policy, subject.prompts, config)
+    yield Figure("sampling against scoring, difference", check.sampling_vs_scoring, subject.exact,
+                 "the decode step sees other keys, positions or ids than the packed pass")  # fmt: skip
+    for name, change in (("without", check.without_audio), ("with swapped", check.swapped_audio)):
+        yield Figure(f"log-probs {name} audio, change", change or 0.0, HEARD, "the audio embeddings are not used",
+                     least=True)  # fmt: skip
+    differing, first = greedy_differences(subject)
+    if subject.dtype == torch.float32:
+        yield Figure(f"greedy ids of {LENGTH} that `generate` writes otherwise", differing, 0,
+                     "`generate` masks or penalises ids that sampling does not: unsampled_ids")  # fmt: skip
+    else:
+        yield Figure("first greedy ids that `generate` writes otherwise", first, 0,
+                     "`generate` masks or penalises ids that sampling does not: unsampled_ids")  # fmt: skip
+        yield Gap("greedy ids after the first", f"{subject.dtype} rounds, so two kernels may part at a near tie")
+
+
+def greedy_differences(subject: Subject) -> tuple[int, int]:
+    """Over all prompts: greedy ids that differ from those of the model's own `generate`; of the first ids alone."""
+    from transformers import GenerationConfig
+
+    policy, family = subject.policy, subject.family
+    config = RolloutConfig(num_generations=1, max_completion_length=LENGTH)
+    groups = sample(policy, subject.prompts, policy.features(subject.prompts), config, seed=0, greedy=True)
+    how = GenerationConfig(
+        do_sample=False, max_new_tokens=LENGTH, eos_token_id=list(family.eos_token_ids),
+        pad_token_id=family.pad_token_id, suppress_tokens=list(family.unsampled_ids) or None,
+    )  # fmt: skip
+    model: Any = family.model
+    differing = first = 0
+    for prompt, group in zip(subject.prompts, groups, strict=True):
+        inputs = subject.placed(stock_inputs(prompt, family, subject.clips))
+        ours = list(group.rollouts[0].completion_ids)
+        theirs = model.generate(**inputs, generation_config=how)[0, len(prompt.input_ids) :].tolist()
+        differing += sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+        first += ours[0] != theirs[0]
+    return differing, first
