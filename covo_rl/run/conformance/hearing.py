@@ -46,7 +46,7 @@ def weights(subject: Subject) -> Iterator[Figure | Gap]:
     outside = [name for name in names if part_of(name, family) == "other" and not is_unheard(name)]
     yield Figure("parameters outside every part", len(outside), 0, f"`parts` misses {', '.join(outside[:3])}")
     counts = Counter(part_of(name, family) for name in names)
-    tied = family.model.config.get_text_config().tie_word_embeddings
+    tied = getattr(family.model.config.get_text_config(), "tie_word_embeddings", False)  # Qwen3-Omni says nothing
     empty = [part for part in family.parts if not counts[part] and not (part == "lm_head" and tied)]
     yield Figure("parts without a parameter", len(empty), 0, f"wrong prefix of {', '.join(empty)}")
 
