@@ -35,18 +35,18 @@ class Qwen2Audio(WindowedFamily):
     model_class: ClassVar[Any] = "Qwen2AudioForConditionalGeneration"
     processor_class: ClassVar[Any] = "Qwen2AudioProcessor"
     audio_token: ClassVar[str] = "<|AUDIO|>"
+    mask_field: ClassVar[str] = "feature_attention_mask"
     max_clip_seconds: float | None = 30.0
-    mask_name: ClassVar[str] = "feature_attention_mask"
     rows_independent: ClassVar[bool] = True
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        return int(_pooled(tensors[self.mask_name]).sum())
+        return int(_pooled(tensors[self.mask_field]).sum())
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
         from transformers.masking_utils import create_bidirectional_mask
 
-        tower, features, frames = self.model.model.audio_tower, tensors["input_features"], tensors[self.mask_name]
+        tower, features, frames = self.model.model.audio_tower, *tensors.values()
         positions = _positions(features.shape[-1])
         valid = torch.arange(positions, device=features.device)[None, :] < _positions(frames.sum(1))[:, None]
         inputs = features.new_zeros(len(features), positions, 1)
