@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from covo_rl.export import ExportError
-from covo_rl.export.names import ADAPTER, TWICE, Parts, published_state
+from covo_rl.export.names import ADAPTER, TWICE, Parts, base_folder, published_state, whole_around
 from covo_rl.models.base import AudioFamily
-from covo_rl.models.processor import local_folder
 from covo_rl.models.weights import ADAPTER_FILES
 
 MAX_SHARD_BYTES = 4 << 30
@@ -152,19 +151,13 @@ def base_tensors(base: Path) -> dict[str, Callable[[], torch.Tensor]]:
     return {name: read for file in sorted(files) for name, read in stored_tensors(base, file).items()}
 
 
-def completed(base: Path, entries: list[Entry], prefix: str) -> list[Entry]:
-    """The entries as the base calls them, and its tensors that the model class does not hold, so that none gets lost.
-
-    `prefix`: what transformers 5.17 leaves out of the names of a model that is a part of its checkpoint.
+def carried_over(base: Path, entries: list[Entry]) -> list[Entry]:
+    """Tensors of the base checkpoint that the model class does not hold: carried along, so that none gets lost.
 
     Raises:
         ExportError: a tensor would be there twice, under two names.
     """
     stored = base_tensors(base)
-    entries = [
-        replace(entry, name=whole) if entry.name not in stored and (whole := f"{prefix}.{entry.name}") in stored else
-        entry for entry in entries
-    ]  # fmt: skip
     names = {entry.name for entry in entries}
     others = {name: read for name, read in stored.items() if TWICE.sub(r"\1.", name) not in names}
     own = names - stored.keys()
@@ -173,7 +166,7 @@ def completed(base: Path, entries: list[Entry], prefix: str) -> list[Entry]:
             f"{base} holds {twice}, which the export would call otherwise and hold twice; export the adapter instead, "
             "or merge with another release of transformers"
         )
-    return entries + [entry_of(name, read(), make=read) for name, read in others.items()]
+    return [entry_of(name, read(), make=read) for name, read in others.items()]
 
 
 def _dots(name: str) -> list[int]:
@@ -220,7 +213,11 @@ def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = Non
 
 
 def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
-    """config.json, with `dtype` (None: as it is) in the config and its sub-configs."""
+    """config.json, with `dtype` (None: as it is) in the config and its sub-configs.
+
+    Of a model that is a part of its checkpoint (an Omni's thinker) it is the whole one's, with its own inside, as vLLM
+    and the class of the whole want it.
+    """
     config: Any = copy.deepcopy(model.config)
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})):
         if dtype is not None and part is not None:
@@ -228,17 +225,9 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     # `fully_shard` puts an FSDP class of its own in front of the model's
     config.architectures = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
     config.save_pretrained(str(folder))
-
-
-def within_whole_config(folder: Path, base: Path) -> None:
-    """Where the base's config.json is that of a larger model, puts the one in `folder` back to its place in it."""
-    own, whole = (json.loads((path / "config.json").read_text(encoding="utf-8")) for path in (folder, base))
-    kinds = {key: part.get("model_type") for key, part in whole.items() if isinstance(part, dict)}
-    place = next((key for key, kind in kinds.items() if kind == own["model_type"]), None)
-    if whole.get("model_type") == own["model_type"] or place is None:
-        return
-    whole |= {place: own, **{name: own["dtype"] for name in ("dtype", "torch_dtype") if name in whole}}
-    (folder / "config.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    path = folder / "config.json"
+    whole = whole_around(model, json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def write_merged(
@@ -246,13 +235,11 @@ def write_merged(
 ) -> None:
     """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
     model, entries = family.model, merged_entries(family.model, dtype)
-    base = local_folder(model.name_or_path) if model.name_or_path else None  # a model made in memory has none
+    base = base_folder(model)  # a model made in memory has none
     if base is not None:
-        entries = completed(base, entries, model.base_model_prefix)
+        entries += carried_over(base, entries)
     write_shards(entries, folder, max_shard_bytes)
     write_config(model, folder, dtype)
-    if base is not None:
-        within_whole_config(folder, base)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(str(folder))
     save_processor(family, folder)
