@@ -210,11 +210,16 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
 
 
 def position_limit(config: Any) -> int | None:
-    """Positions that a decoder of this configuration was made for, None where it does not say."""
+    """Positions that a decoder of this configuration was made for, None where it does not say.
+
+    Of longrope those before its angles change: for all rows of a pass at once, and not for keys that are in memory.
+    """
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     scaled = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     if limit and (original := scaled.get("original_max_position_embeddings")):
+        if scaled.get("rope_type") == "longrope":
+            return int(original)
         limit = max(limit, int(original * (scaled.get("factor") or 1)))
     return limit
 

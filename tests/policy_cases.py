@@ -119,7 +119,7 @@ def oracle_logits(made: Policy, prompt: Prompt, ids: Sequence[int], *, left_pad:
     """Plain forward of one row [padding | prompt | completion]: logits (C, V) that predict the completion."""
     fam = made.family
     row = torch.tensor([[*prompt.input_ids, *ids]], device=made.device)
-    embeds = fam.embed_tokens(row)
+    embeds = fam.embed_tokens(fam.embeddable(row))
     clips = [fam.clip_features(*made.clips.waveform(key)) for key in prompt.clip_keys]
     if clips:
         audio = torch.cat([fam.encode([c])[0] for c in clips])

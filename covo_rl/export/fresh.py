@@ -33,6 +33,8 @@ def answers(spec, cls, prompts):
         for module in model.modules():  # else a CPU may multiply in bfloat16, see covo_rl/models/quantised.py
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
+        if spec["shipped"] and folder == spec["base"]:  # the LoRA of the checkpoint itself, under ours
+            model = peft.PeftModel.from_pretrained(model, spec["shipped"]).merge_and_unload()
         problems = {kind: sorted(map(str, info.get(kind, ()))) for kind in ("missing_keys", "mismatched_keys")}
         return model.to(target["device"]).eval(), problems
 
@@ -41,7 +43,8 @@ def answers(spec, cls, prompts):
         rows = []
         for prompt in prompts:
             inputs = {key: tensor.to(model.device) for key, tensor in prompt.items()}
-            rows.append(model(**inputs, use_cache=False).logits[0, -spec["keep"] :].float().cpu())
+            logits = model(**inputs, use_cache=False).logits[0, -spec["keep"] :].float()
+            rows.append((logits / spec["divisor"]).cpu())
         return torch.stack(rows)
 
     for target in spec["targets"]:
@@ -59,7 +62,9 @@ def answers(spec, cls, prompts):
         else:
             model = None
             model, notes[name] = load(folder, target)
-            render = transformers.AutoProcessor.from_pretrained(folder).apply_chat_template
+            # the stock processors of models that also see import torchvision; the template is the tokenizer's too
+            reader = transformers.AutoProcessor if spec["whole_processor"] else transformers.AutoTokenizer
+            render = reader.from_pretrained(folder).apply_chat_template
             notes[name]["rendered"] = [render(m, tokenize=False, add_generation_prompt=True) for m in spec["messages"]]
         logits[name] = ask(model)
     return logits, notes

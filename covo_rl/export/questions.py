@@ -22,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from covo_rl.audio import ClipStore
 from covo_rl.export import ExportError
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.processor import AudioProcessor
 from covo_rl.models.quantised import element_count
+from covo_rl.models.weights import shipped_adapter, weights_alone
 from covo_rl.types import Prompt
 
 KEEP = 8  # last positions compared: each of them has heard all the audio
@@ -74,10 +76,13 @@ def write_questions(
     work: Path, family: AudioFamily, base: str, targets: Sequence[Target], prompts: Sequence[Prompt], clips: ClipStore
 ) -> None:
     """What a fresh process needs to answer for one family, into the folder `work`."""
-    kind = type(family.model)
+    kind, alone = type(family.model), work / "base"
+    alone.mkdir()
     spec = {
-        "module": kind.__module__ if is_ours(family) else "transformers", "class": kind.__name__, "base": base,
-        "keep": KEEP, "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
+        "module": kind.__module__ if is_ours(family) else "transformers", "class": kind.__name__,
+        "base": weights_alone(base, alone), "shipped": str(shipped_adapter(base, family.adapter_folder) or ""),
+        "divisor": family.stock_logits_divisor, "whole_processor": not isinstance(family.processor, AudioProcessor),
+        "keep": KEEP, "messages": [family.template_messages(prompt.messages) for prompt in prompts],
         "targets": [vars(target) | {"folder": str(target.folder.resolve()), "base": target.base,
                                     "device": device_with_room(family, target)} for target in targets],
     }  # fmt: skip

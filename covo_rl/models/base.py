@@ -65,6 +65,9 @@ class AudioFamily(ABC):
     #: rows of several clips may share a call of the encoder: all padded to one length, and masked.
     rows_independent: ClassVar[bool] = False
 
+    #: folder of the checkpoint in which it ships a LoRA of its own, which is merged on loading (models/weights.py).
+    adapter_folder: ClassVar[str] = ""
+
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
 
@@ -164,6 +167,11 @@ class AudioFamily(ABC):
     def decoder(self) -> nn.Module:
         """Takes inputs_embeds, attention_mask, position_ids, past_key_values; returns last_hidden_state."""
         return self.model.get_decoder()
+
+    @property
+    def stock_logits_divisor(self) -> float:
+        """What the logits of the model's own class, as others load it, are to be divided by; 1 where it is right."""
+        return 1.0
 
     @property
     def lm_head(self) -> nn.Module:

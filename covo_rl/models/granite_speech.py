@@ -23,7 +23,9 @@ class GraniteMel(SequenceFeatureExtractor):
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
 
     def __call__(self, samples_T: np.ndarray) -> torch.Tensor:
-        """Mono float32 -> (1, F, 2 M): two frames of 10 ms side by side, an odd last one left out."""
+        """Mono float32 -> (1, F, 2 M): two frames of 10 ms side by side, an odd last one left out; none of a click."""
+        if len(samples_T) <= N_FFT // 2:  # too short to be mirrored at its ends
+            return torch.zeros(1, 0, 2 * self.feature_size)
         wave_T, window = torch.as_tensor(samples_T), torch.hann_window(WINDOW)
         power_BF = torch.stft(wave_T, N_FFT, HOP, WINDOW, window, return_complex=True).abs().pow(2)
         mel_FM = (power_BF.T @ self.filters_BM()).clip(min=1e-10).log10()
@@ -62,8 +64,12 @@ class GraniteSpeech(TransformersFamily):
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
         # GraniteForCausalLM and vLLM divide; without it sampling would run at temperature 1 / scale
-        scale = model.config.get_text_config().logits_scaling
+        scale = self.stock_logits_divisor
         model.lm_head.register_forward_hook(lambda head, inputs, logits: logits / scale)
+
+    @property
+    def stock_logits_divisor(self) -> float:
+        return self.model.config.get_text_config().logits_scaling
 
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         return {"input_features": self.processor.feature_extractor(samples_T)}
@@ -72,7 +78,7 @@ class GraniteSpeech(TransformersFamily):
         return self._slots_of(tensors["input_features"].shape[1])
 
     def slot_count(self, samples: int) -> int:
-        return self._slots_of((samples // HOP + 1) // 2)
+        return self._slots_of((samples // HOP + 1) // 2 if samples > N_FFT // 2 else 0)
 
     def _slots_of(self, frames: int) -> int:
         config = self.model.config

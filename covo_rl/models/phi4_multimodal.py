@@ -41,6 +41,9 @@ class Phi4Multimodal(TransformersFamily):
 
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         extractor = self.processor.feature_extractor
+        if len(samples_T) < extractor.win_length:
+            none = torch.zeros(1, 0, extractor.feature_size)
+            return {"audio_input_features": none, "audio_embed_sizes": torch.zeros(1, dtype=torch.long)}
         return dict(extractor(samples_T, sampling_rate=self.sampling_rate, return_tensors="pt"))
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:

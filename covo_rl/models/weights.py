@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +19,10 @@ from safetensors import SafetensorError
 
 from covo_rl.data.noise import quiet, quiet_bars
 from covo_rl.types import UserError
+
+
+#: how the files of a LoRA begin that lies beside the weights
+ADAPTER_FILES = "adapter_"
 
 
 class WeightsError(UserError, OSError):
@@ -45,9 +48,9 @@ def load_whole(model_class: Any, path: str, *, adapter_folder: str = "", **optio
             "load_in_4bit out"
         )
     try:
-        with _weights_alone(path) as folder:
+        with tempfile.TemporaryDirectory(prefix="covo-rl-weights-") as scratch:
             model, report = model_class.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                weights_alone(path, Path(scratch)), output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except (SafetensorError, UnpicklingError, EOFError, OSError, TypeError) as error:  # TypeError: a strange index
         text = str(error).strip().split("\n", 1)[0] or type(error).__name__
@@ -85,21 +88,21 @@ def shipped_adapter(path: str, subfolder: str = "") -> Path | None:
     return Path(config).parent
 
 
-@contextmanager
-def _weights_alone(path: str) -> Iterator[str]:
-    """The checkpoint without a LoRA in its own folder: transformers would add it, and then report on nothing else."""
+def weights_alone(path: str, scratch: Path) -> str:
+    """The checkpoint without a LoRA in its own folder: transformers would add it, and then report on nothing else.
+
+    Links to its files in `scratch`, an empty folder; `path` itself where there is no such LoRA.
+    """
     if (adapter := shipped_adapter(path)) is None:
-        yield path
-        return
+        return path
     if not Path(path).is_dir():
         from huggingface_hub import snapshot_download
 
         adapter = Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
-    with tempfile.TemporaryDirectory(prefix="covo-rl-weights-") as folder:
-        for entry in adapter.resolve().iterdir():
-            if not entry.name.startswith("adapter_"):
-                os.symlink(entry.resolve(), Path(folder) / entry.name)
-        yield folder
+    for entry in adapter.resolve().iterdir():
+        if not entry.name.startswith(ADAPTER_FILES):
+            os.symlink(entry.resolve(), scratch / entry.name)
+    return str(scratch)
 
 
 def merge_adapter(model: Any, folder: Path) -> None:

@@ -59,13 +59,14 @@ def tiny_gemma3n(*, seed: int = 0) -> tuple[Any, Any]:
         },
         audio_config={
             "hidden_size": 32, "input_feat_size": MEL_BINS, "conf_num_hidden_layers": 2, "conf_num_attention_heads": 4,
-            "sscp_conv_channel_size": [8, 4], "vocab_offset": audio_offset, "vocab_size": len(AUDIO_TOKENS),
+            "sscp_conv_channel_size": [8, 4], "conf_reduction_factor": 8, "vocab_offset": audio_offset, "vocab_size": len(AUDIO_TOKENS),
         },
         vision_config={
             "hidden_size": 16, "vocab_offset": vision_offset, "vocab_size": len(PICTURE_TOKENS), "num_labels": 2,
         },
-        boa_token_id=tokenizer.convert_tokens_to_ids("<start_of_audio>"), eoi_token_id=vision_offset,
-        image_token_id=vision_offset + 1, eoa_token_id=audio_offset, audio_token_id=audio_offset + 1, dtype="float32",
+        audio_soft_tokens_per_image=94, boa_token_id=tokenizer.convert_tokens_to_ids("<start_of_audio>"),
+        eoi_token_id=vision_offset, image_token_id=vision_offset + 1, eoa_token_id=audio_offset,
+        audio_token_id=audio_offset + 1, dtype="float32",
     )  # fmt: skip
     model = _model(Gemma3nForConditionalGeneration, config, seed)
     return model, AudioProcessor(Gemma3nAudioFeatureExtractor(feature_size=MEL_BINS), tokenizer, Gemma3n.audio_token)

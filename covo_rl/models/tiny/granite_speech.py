@@ -9,7 +9,7 @@ import transformers
 from covo_rl.models.granite_speech import GraniteMel, GraniteSpeech
 from covo_rl.models.processor import AudioProcessor
 from covo_rl.models.tiny.tokenizer import TURN_END, tiny_tokenizer
-from covo_rl.models.tiny.weights import decoder_sizes, random_weights
+from covo_rl.models.tiny.weights import SCALE, decoder_sizes, random_weights
 
 ROLE, SAID = "<|start_of_role|>", "<|end_of_role|>"
 #: adds texts, as the published one, so that a content of several parts is an error
@@ -23,7 +23,8 @@ BINS = 16
 def tiny_granite_speech(*, seed: int = 0) -> tuple[Any, Any]:
     """A GraniteSpeechForConditionalGeneration (float32) and its processor; 10 slots for each second.
 
-    Its audio id lies outside the table of embeddings, as in the first published ones; its logits are divided by 8.
+    Its audio id lies outside the table of embeddings, as in the first published ones. Its logits are halved, where
+    those are divided by 8 or 16; weights are larger than elsewhere: with a tied head it would repeat its last token.
     """
     token = GraniteSpeech.audio_token
     tokenizer = tiny_tokenizer(audio_tokens=(ROLE, SAID), template=ROLES_TEMPLATE)
@@ -32,8 +33,8 @@ def tiny_granite_speech(*, seed: int = 0) -> tuple[Any, Any]:
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = transformers.GraniteSpeechConfig(
         text_config={
-            "model_type": "granite", **decoder_sizes(), "vocab_size": known, **ends, "logits_scaling": 8.0,
-            "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 1 / 16,
+            "model_type": "granite", **decoder_sizes(), "vocab_size": known, **ends, "logits_scaling": 2.0,
+            "embedding_multiplier": 2.0, "residual_multiplier": 0.8, "attention_multiplier": 0.25,
         },
         encoder_config={
             "input_dim": 2 * BINS, "num_layers": 2, "hidden_dim": 32, "feedforward_mult": 2, "num_heads": 4,
@@ -45,6 +46,6 @@ def tiny_granite_speech(*, seed: int = 0) -> tuple[Any, Any]:
         },
         audio_token_index=tokenizer.convert_tokens_to_ids(token), has_lora_adapter=False, dtype="float32",
     )  # fmt: skip
-    model = random_weights(transformers.GraniteSpeechForConditionalGeneration, config, seed)
+    model = random_weights(transformers.GraniteSpeechForConditionalGeneration, config, seed, 2 * SCALE)
     model.generation_config.update(**ends)
     return model, AudioProcessor(GraniteMel(BINS), tokenizer, token)
