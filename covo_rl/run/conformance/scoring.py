@@ -78,16 +78,20 @@ def causal_model(subject: Subject) -> tuple[Any, str]:
     head = family.model.get_output_embeddings()
     weights = {f"model.{name}": value for name, value in _base_weights(family.decoder)}
     weights |= {f"lm_head.{name}": value for name, value in _base_weights(head)}
-    wanted = {name for name, _ in plain.named_parameters()}
+    wanted = set(plain.state_dict())
     if lacking := sorted(wanted - weights.keys()):
-        return None, f"{type(plain).__name__} has {len(lacking)} other parameters, {lacking[0]} for example"
+        return None, f"{type(plain).__name__} has {len(lacking)} other tensors, {lacking[0]} for example"
     plain.load_state_dict({name: weights[name] for name in wanted}, assign=True, strict=False)
     return plain.to(subject.policy.device).eval(), ""
 
 
-def _base_weights(module: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of a module without its adapters, under the names that it has without them."""
-    for name, value in module.named_parameters(remove_duplicate=False):
+def _base_weights(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a module without its adapters, under the names that it has without them.
+
+    Buffers too (Gemma 4 scales its layers by one), and apart from the parameters: what is assigned elsewhere would
+    ask for gradients there.
+    """
+    for name, value in module.state_dict().items():
         if "lora_" not in name:
             yield name.replace(".base_layer.", "."), value
 
