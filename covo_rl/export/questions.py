@@ -7,6 +7,7 @@ logits, notes = read_answers(work)
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -63,12 +64,22 @@ def is_ours(family: AudioFamily) -> bool:
 
 
 def stock_inputs(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
-    """What the plain model's own forward takes: ids, mask, and audio tensors (rows of all clips), on the CPU."""
+    """What the plain model's own forward takes: ids, mask, and audio tensors (rows of all clips), on the CPU.
+
+    Raises:
+        ExportError: the forward has no argument of the name that the family gives a tensor.
+    """
     ids = torch.tensor([prompt.input_ids])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     features = [family.clip_features(*clips.waveform(key)).tensors for key in prompt.clip_keys]
     for name in features[0] if features else ():
         inputs[name] = torch.cat([clip[name] for clip in features]).contiguous()
+    names = inspect.signature(type(family.model).forward).parameters
+    if unknown := sorted(inputs.keys() - names):
+        raise ExportError(
+            f"{type(family.model).__name__} takes no {', '.join(unknown)}: extract() of {type(family).__name__} must "
+            f"name its tensors as the model's forward does ({', '.join(n for n in names if 'feature' in n)})"
+        )
     return inputs
 
 
