@@ -348,11 +348,15 @@ def _recorded(advance):
     return replay
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-def test_a_recorded_step_is_the_plain_step_bit_for_bit(half, monkeypatch):
+@pytest.mark.parametrize(
+    ("half", "window"), [(False, None), (True, None), (False, 6)], ids=["float32", "bfloat16", "window"]
+)
+def test_a_recorded_step_is_the_plain_step_bit_for_bit(half, window, monkeypatch):
     """What a CUDA graph needs: no value on the host, no tensor that moves, nothing that depends on the step's number;
     also while rows leave and others begin."""
     made = cases.with_likely_end(cases.policy(dtype=torch.bfloat16) if half else cases.policy(), 3.0)
+    for layer in made.family.decoder.layers:
+        layer.self_attn.sliding_window = window
     prompts = cases.prompts(made)
     config = dataclasses.replace(CONFIG, decode_rows=6)
     monkeypatch.setattr(decoding, "flash", SimpleNamespace(available=lambda *device: True))

@@ -56,6 +56,8 @@ class TransformersFamily(AudioFamily):
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
     #: the text that stands for a clip in a rendered prompt.
     audio_token: ClassVar[str]
+    #: what the model's own forward calls the mask of `windows`.
+    mask_field: ClassVar[str] = "input_features_mask"
     #: the template takes one text per message: the audio token stands in it for a clip.
     text_content: ClassVar[bool] = False
     #: how messages call the model; the class's name where it says nothing.
@@ -116,7 +118,7 @@ class TransformersFamily(AudioFamily):
         rows = [samples_T[i : i + extractor.n_samples] for i in range(0, len(samples_T), extractor.n_samples)]
         options = {"return_attention_mask": True, "padding": "max_length", "return_tensors": "pt"}
         out = extractor(rows, sampling_rate=self.sampling_rate, **options)
-        return {"input_features": out["input_features"], "input_features_mask": out["attention_mask"]}
+        return {"input_features": out["input_features"], self.mask_field: out["attention_mask"]}
 
     def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
         """Raises ValueError for a clip that cannot be read, is too long, or too short for one slot."""
@@ -201,7 +203,7 @@ class WindowedFamily(TransformersFamily):
         window, hop = extractor.n_samples, extractor.hop_length
         counts = torch.tensor([min(window, samples - start) for start in range(0, samples, window)])
         mask = torch.arange(window // hop)[None, :] < -(-counts[:, None] // hop)
-        return self.slots({"input_features_mask": mask})
+        return self.slots({self.mask_field: mask})
 
 
 def _remote_options(family: type[TransformersFamily], path: str, trusted: bool) -> dict[str, bool]:
