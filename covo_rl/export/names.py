@@ -70,8 +70,7 @@ def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
             f"transformers converts {len(lost)} tensors of {type(model).__name__} by more than a renaming "
             f"({lost[0]!r} for example); export the adapter instead and merge it with PEFT"
         )
-    prefix = _forgotten_prefix(model)
-    return {name: prefix + TWICE.sub(r"\1.", new) for name, new in published.items()}
+    return {name: TWICE.sub(r"\1.", new) for name, new in published.items()}
 
 
 def base_folder(model: PreTrainedModel) -> Path | None:
@@ -101,7 +100,10 @@ def _place(model: PreTrainedModel, whole: Mapping[str, Any]) -> str:
 
 
 def _forgotten_prefix(model: PreTrainedModel) -> str:
-    """transformers 5.17 finds a part of a checkpoint by its prefix (`thinker.`), and leaves it out on the way back."""
+    """transformers 5.17 finds a part of a checkpoint by its prefix (`thinker.`), and leaves it out on the way back.
+
+    Of weights alone: the PEFT beside it looks for adapters without it.
+    """
     prefix = model.base_model_prefix
     return f"{prefix}." if prefix and not hasattr(model, prefix) and whole_config(model) else ""
 
