@@ -59,6 +59,8 @@ def _renamed(
 def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """Parameter name in memory -> name in the published checkpoint, by transformers' own conversion table.
 
+    These are the names by which PEFT finds the modules of the model again, with this release of transformers.
+
     Raises:
         ExportError: the conversion does more than rename.
     """

@@ -24,7 +24,7 @@ def packed(subject: Subject) -> Iterator[Figure | Gap]:
     """Log-probs and gradients against the model's own forward, one row per rollout."""
     gap, gradient = subject.compare(subject.groups)
     yield Figure("log-probs, difference", gap, subject.exact,
-                 "the decoder takes something else than ids and positions, or the head is more than a Linear")  # fmt: skip
+                 "the decoder takes more than embeddings and positions, or the head is more than a Linear")  # fmt: skip
     yield Figure("gradients, relative difference", gradient, subject.exact_gradient,
                  "a part of the decoder is outside autograd in one of the passes")  # fmt: skip
     with subject.short_windows(WINDOW) as layers:
@@ -78,16 +78,17 @@ def causal_model(subject: Subject) -> tuple[Any, str]:
     head = family.model.get_output_embeddings()
     weights = {f"model.{name}": value for name, value in _base_weights(family.decoder)}
     weights |= {f"lm_head.{name}": value for name, value in _base_weights(head)}
-    wanted = {name for name, _ in plain.named_parameters()}
+    wanted = set(plain.state_dict())
     if lacking := sorted(wanted - weights.keys()):
-        return None, f"{type(plain).__name__} has {len(lacking)} other parameters, {lacking[0]} for example"
+        return None, f"{type(plain).__name__} has {len(lacking)} other tensors, {lacking[0]} for example"
+    plain.requires_grad_(False)  # assigned tensors take over what it says, and they are the policy's own
     plain.load_state_dict({name: weights[name] for name in wanted}, assign=True, strict=False)
     return plain.to(subject.policy.device).eval(), ""
 
 
-def _base_weights(module: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of a module without its adapters, under the names that it has without them."""
-    for name, value in module.named_parameters(remove_duplicate=False):
+def _base_weights(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers of a module without its adapters, under the names that it has without them."""
+    for name, value in module.state_dict(keep_vars=True).items():
         if "lora_" not in name:
             yield name.replace(".base_layer.", "."), value
 
