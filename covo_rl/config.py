@@ -77,6 +77,9 @@ class ModelConfig:
         "auto", "precision of the weights (in float16 gradients vanish)", ["auto", "float32", "bfloat16"]
     )  # fmt: skip
     attn_implementation: str | None = option(None, "attention of the encoder (the decoder's is set by covo_rl)")
+    family: str | None = option(
+        None, "a family of your own, ./mine.py:Class or package.module:Class; default: by the checkpoint's model_type"
+    )
     trust_remote_code: bool = option(False, "run code that ships with the checkpoint")
 
 

@@ -8,6 +8,7 @@ import policy_cases as cases
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from text_families import TextFamily
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LlamaConfig,
@@ -125,7 +126,7 @@ def test_decoders_of_other_makes_step_as_their_own_forward(make):
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
-    family = SimpleNamespace(decoder=model.model, embed_tokens=model.model.embed_tokens, lm_head=model.lm_head)
+    family = TextFamily(model, None)
     ids_RT = torch.randint(0, 90, (3, 12))
     with torch.inference_mode():
         cache = model(ids_RT[:1, :7], use_cache=True).past_key_values
@@ -146,12 +147,10 @@ def test_decoders_of_other_makes_step_as_their_own_forward(make):
 
 
 def test_what_is_not_known_is_left_to_the_modules():
-    """A hook, a window, DoRA, another class: their calls do more than the fused step knows. A weight that is a slice of
+    """A hook, DoRA, another class: their calls do more than the fused step knows. A weight that is a slice of
     DeepSpeed's flat tensor must stay there."""
     hooked = cases.policy()
     hooked.family.decoder.layers[1].mlp.register_forward_hook(lambda module, args, out: out)
-    window = cases.policy()
-    window.family.decoder.layers[0].self_attn.sliding_window = 5
     other = cases.policy()
     norm = other.family.decoder.layers[0].input_layernorm
     norm.__class__ = type("Other", (type(norm),), {"__module__": "elsewhere"})
@@ -159,7 +158,6 @@ def test_what_is_not_known_is_left_to_the_modules():
     flat.family.decoder.layers[0].mlp.up_proj.weight._hp_mapping = None
     for made in (
         hooked,
-        window,
         other,
         flat,
         cases.policy(adapter={"use_dora": True}),
@@ -350,11 +348,15 @@ def _recorded(advance):
     return replay
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-def test_a_recorded_step_is_the_plain_step_bit_for_bit(half, monkeypatch):
+@pytest.mark.parametrize(
+    ("half", "window"), [(False, None), (True, None), (False, 6)], ids=["float32", "bfloat16", "window"]
+)
+def test_a_recorded_step_is_the_plain_step_bit_for_bit(half, window, monkeypatch):
     """What a CUDA graph needs: no value on the host, no tensor that moves, nothing that depends on the step's number;
     also while rows leave and others begin."""
     made = cases.with_likely_end(cases.policy(dtype=torch.bfloat16) if half else cases.policy(), 3.0)
+    for layer in made.family.decoder.layers:
+        layer.self_attn.sliding_window = window
     prompts = cases.prompts(made)
     config = dataclasses.replace(CONFIG, decode_rows=6)
     monkeypatch.setattr(decoding, "flash", SimpleNamespace(available=lambda *device: True))

@@ -264,7 +264,7 @@ def test_decode_attention_of_any_heads_and_prompts(kv_heads, heads, lengths, dty
             assert _error(out_RHd[row][None], expected[None]) < 0.005
 
 
-def test_a_sliding_window_shorter_than_what_is_written_is_refused():
+def test_a_sliding_window_shorter_than_what_is_written_is_held():
     """finding 20: only the prompt's length was looked at, so that decoding saw more than the model does."""
     made = cases.policy()
     prompts = cases.prompts(made)
@@ -272,9 +272,15 @@ def test_a_sliding_window_shorter_than_what_is_written_is_refused():
     for layer in made.family.decoder.layers:
         layer.self_attn.sliding_window = window
     features = made.features(prompts)
-    sample(made, prompts, features, RolloutConfig(max_completion_length=3, num_generations=2), seed=0)
-    with pytest.raises(NotImplementedError, match=rf"sliding window \({window}\) shorter than the sequence"):
-        sample(made, prompts, features, RolloutConfig(max_completion_length=12, num_generations=2), seed=0)
+    groups = sample(made, prompts, features, RolloutConfig(max_completion_length=12, num_generations=2), seed=0)
+    sampled = cases.padded([torch.tensor(r.logps) for g in groups for r in g.rollouts])
+    with torch.no_grad():
+        scored = made("logps", groups, features).logps_NC
+        for layer in made.family.decoder.layers:
+            layer.self_attn.sliding_window = None
+        without = made("logps", groups, features).logps_NC
+    torch.testing.assert_close(sampled, scored, atol=1e-5, rtol=0)
+    assert (sampled - without).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("method", ["split", "concat", "varlen"])

@@ -120,7 +120,7 @@ def fill_folder(folder: Path, write: Callable[[Path], object]) -> Path:
 
     Processes that start at once may each fill one; the first to rename it wins, and the others are dropped.
     """
-    if not folder.exists():
+    if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name, ignore_cleanup_errors=True) as partial:
             write(Path(partial))

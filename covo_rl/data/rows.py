@@ -24,6 +24,8 @@ from covo_rl.types import Clip, Example
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?", re.ASCII)
 _LETTER_AND_TEXT = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)", re.ASCII | re.DOTALL)
 _PLACE = re.compile(r"(\d{1,3})(?:\.0)?", re.ASCII)
+#: Columns that show what a model here cannot see; `--columns audio=video` hears the sound of one.
+PICTURES = ("image", "images", "video", "videos")
 #: Characters of a list as Python writes it, whose parser is slow and deep.
 _MAX_LITERAL = 20_000
 
@@ -51,6 +53,10 @@ class RowReader:
         id_field, _ = first_value(row, schema.id)
         system_field, system = first_value(row, schema.system_prompt)
         used = {id_field, question_field, choices_field, answer_field, audio_field, system_field, *schema.options}
+        for name in PICTURES:
+            if name not in used and not _is_empty(row.get(name)):
+                what = "which no prompt can hold here: drop the column where the sound alone can answer"
+                self.problems.append(f"it has {name} ({printable(row[name])}), {what}")
         if isinstance(question, str) and question.strip():
             self._clean(question, "question")
         else:
@@ -217,6 +223,12 @@ def _audio_of(row: Row, schema: Schema) -> tuple[str | None, Any]:
     sounds = [name for name in schema.audio if isinstance(row.get(name), Mapping)]
     sounds = [name for name in sounds if any(row[name].get(key) is not None for key in ("bytes", "array"))]
     return first_value(row, sounds or schema.audio)
+
+
+def _is_empty(value: Any) -> bool:
+    """None, "", [], and the NaN that pandas makes of a missing value."""
+    has_length = isinstance(value, (str, bytes, list, tuple, Mapping, np.ndarray))
+    return value is None or (isinstance(value, float) and math.isnan(value)) or (has_length and len(value) == 0)
 
 
 def _items(value: Any) -> Sequence[Any]:

@@ -188,7 +188,9 @@ class Varlen(_TwoParts):
         counts = Counter(prompt_of_row)
         ends = accumulate((counts[p] for p in range(len(self.lengths_P))), initial=0)
         self.rows_P1.copy_(torch.tensor(list(ends), dtype=torch.int32, device=self.rows_P1.device))
-        self.prompt_R[: len(prompt_of_row)] = torch.tensor(prompt_of_row, dtype=torch.int64, device=self.prompt_R.device)
+        self.prompt_R[: len(prompt_of_row)] = torch.tensor(
+            prompt_of_row, dtype=torch.int64, device=self.prompt_R.device
+        )
 
     def attend(
         self, layer: int, q_RHd: torch.Tensor, own_2RKCd: torch.Tensor, used_R, scale: float, first_R=None

@@ -70,6 +70,7 @@ def run_request(
 
 def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
     """What the figures depend on: a folder never mixes two."""
+    from covo_rl.models import family_fingerprint
     from covo_rl.models.builtin import resolve_model
     from covo_rl.policy.saved_adapter import read_adapter
 
@@ -87,6 +88,7 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         "adapter_sha256": _weights_sha256(request.adapter) if request.adapter else None,
         "dtype": str(request.dtype),
         **({"load_in_4bit": True} if request.load_in_4bit else {}),
+        **({"family": request.family, "family_sha256": family_fingerprint(request.family)} if request.family else {}),
         "prompt": {"name": request.prompt, **asdict(style or request.prompt_config())},
         "decoding": {
             "greedy": request.greedy, "num_generations": request.num_generations, "seed": request.seed,

@@ -77,6 +77,9 @@ class Request:
     rewards: Annotated[str | None, typer.Option(help="reward components to report; none: none")] = None
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="PNG plots (needs matplotlib)")] = True
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a used --output")] = False
+    family: Annotated[str | None, typer.Option(help="a family of your own: ./mine.py:Class, package.module:Class")] = (
+        None
+    )
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False
     allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
         False
@@ -139,13 +142,14 @@ class Request:
         """What is wrong with model, adapter and device, as far as it can be known without loading them."""
         if self.model is None:
             return []
-        from covo_rl.models import model_config
+        from covo_rl.models import model_config, use_family
         from covo_rl.models.builtin import resolve_model
         from covo_rl.models.quantised import check_quantisation
         from covo_rl.policy.saved_adapter import read_adapter
         from covo_rl.train.launch import device_of
 
-        checks = [("--model", lambda: model_config(resolve_model(str(self.model))))]
+        checks = [("--family", partial(use_family, self.family))]
+        checks += [("--model", lambda: model_config(resolve_model(str(self.model))))]
         checks += [("--adapter", partial(read_adapter, self.adapter))] if self.adapter else []
         checks += [("--device", partial(device_of, self.device))] if self.device else []
         checks += [("--load-in-4bit", check_quantisation)] if self.load_in_4bit else []
@@ -165,7 +169,9 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
 
     assert request.model is not None
     policy, notes = answering_policy(
-        ModelConfig(request.model, str(request.dtype), trust_remote_code=request.trust_remote_code),
+        ModelConfig(
+            request.model, str(request.dtype), family=request.family, trust_remote_code=request.trust_remote_code
+        ),
         AdapterConfig(adapter=request.adapter, load_in_4bit=request.load_in_4bit),
         clips=clips, device=device_of(request.device),
     )  # fmt: skip

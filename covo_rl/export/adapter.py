@@ -253,7 +253,9 @@ def portable_name(model: str | None) -> str | None:
     return model if model and not Path(model).is_dir() else None
 
 
-def open_policy(path: str | Path, *, base_model: str | None = None, unquantised: bool = False) -> Opened:
+def open_policy(
+    path: str | Path, *, base_model: str | None = None, unquantised: bool = False, trust_remote_code: bool = False
+) -> Opened:
     """Load the base in the run's precision and put the saved policy on it, on the CPU.
 
     `base_model` overrides what the run or the adapter records. A base that was held in 4 bits is so again (where torch
@@ -272,7 +274,9 @@ def open_policy(path: str | Path, *, base_model: str | None = None, unquantised:
     name = base_model or options.get("model") or base_of(folder)
     in_4bit = bool(options.get("load_in_4bit") or read_record(folder / "export.json").get("load_in_4bit"))
     dtype = options.get("dtype") or "auto"
-    family = load_family(resolve_model(name), dtype=dtype, load_in_4bit=in_4bit and not unquantised)
+    family = load_family(
+        resolve_model(name), dtype=dtype, load_in_4bit=in_4bit and not unquantised, trust_remote_code=trust_remote_code
+    )
     if kind == "adapter":
         modes = make_trainable(family, AdapterConfig(adapter=str(folder)))
     elif kind == "checkpoint":

@@ -19,6 +19,8 @@ def export_command(
     merged: Path | None = typer.Option(None, help="write merged weights under published names here"),
     dtype: str = typer.Option("auto", help="precision of what is written: auto, float32, bfloat16, float16"),
     base_model: str | None = typer.Option(None, help="base model, where the run or the adapter records none"),
+    family: str | None = typer.Option(None, help="a family of your own: ./mine.py:Class, package.module:Class"),
+    trust_remote_code: bool = typer.Option(False, "--trust-remote-code", help="run the base model's code"),
     max_shard_gb: float | None = typer.Option(
         None, min=0.001, help="largest shard in GB (default: an eighth of the model, 4 GiB)"
     ),
@@ -40,9 +42,11 @@ def export_command(
     from covo_rl.export.adapter import open_policy, portable_name
     from covo_rl.export.exporting import check_target, export_policy, torch_dtype
     from covo_rl.export.hub import check_hub, push
+    from covo_rl.models import use_family
 
     with user_errors("covo-rl export", code=1):
         torch_dtype(dtype)
+        use_family(family)
         if adapter == merged:
             raise ExportError(f"--adapter and --merged are both {adapter}: give two folders")
         for folder in folders.values():  # before the model is loaded
@@ -52,7 +56,10 @@ def export_command(
         for kind, folder in folders.items():  # the adapter of a 4-bit run is checked on that base, and merged into none
             if opened is None or opened.load_in_4bit:
                 with working(f"loading the policy of {source}"):
-                    opened = open_policy(source, base_model=base_model, unquantised=kind == "merged")
+                    opened = open_policy(
+                        source, base_model=base_model, unquantised=kind == "merged",
+                        trust_remote_code=trust_remote_code,
+                    )  # fmt: skip
             base = published_base or portable_name(opened.base_model)
             if repository and base is None:
                 raise ExportError(f"the base is a folder of this machine ({opened.base_model}), which means nothing to "

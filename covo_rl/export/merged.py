@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from covo_rl.export import ExportError
-from covo_rl.export.names import ADAPTER, TWICE, Parts, published_state
+from covo_rl.export.names import ADAPTER, TWICE, Parts, base_folder, published_state, whole_around
 from covo_rl.models.base import AudioFamily
 
 MAX_SHARD_BYTES = 4 << 30
@@ -190,7 +189,11 @@ def write_shards(entries: list[Entry], folder: Path, max_bytes: int | None = Non
 
 
 def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
-    """config.json, with `dtype` (None: as it is) in the config and its sub-configs."""
+    """config.json, with `dtype` (None: as it is) in the config and its sub-configs.
+
+    Of a model that is a part of its checkpoint (an Omni's thinker) it is the whole one's, with its own inside, as vLLM
+    and the class of the whole want it.
+    """
     config: Any = copy.deepcopy(model.config)
     for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {})):
         if dtype is not None and part is not None:
@@ -198,6 +201,9 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
     # `fully_shard` puts an FSDP class of its own in front of the model's
     config.architectures = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
     config.save_pretrained(str(folder))
+    path = folder / "config.json"
+    whole = whole_around(model, json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 def write_merged(
@@ -205,12 +211,7 @@ def write_merged(
 ) -> None:
     """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
     model, entries = family.model, merged_entries(family.model, dtype)
-    name = model.name_or_path or ""
-    # where the base checkpoint lies: the folder itself, or in the hub's cache; a model made in memory has none
-    base = Path(name) if name and Path(name).is_dir() else None
-    if name and base is None:
-        cached = try_to_load_from_cache(name, "config.json")
-        base = Path(cached).parent if isinstance(cached, str) else None
+    base = base_folder(model)  # a model made in memory has none
     if base is not None:
         entries += carried_over(base, entries)
     write_shards(entries, folder, max_shard_bytes)

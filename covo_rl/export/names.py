@@ -3,13 +3,16 @@
 published_state(model)                    published name -> Origin, the tensor in memory that holds it
 Parts(model).get(key, name, tensor)       that published tensor, where it is a part of the one in memory
 stacked(model, parts)                     back again: the tensor in memory that such parts make
+whole_config(model)                       the configuration around it, where the checkpoint holds more than this model
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +27,7 @@ from transformers.core_model_loading import (
 )
 
 from covo_rl.export import ExportError
+from covo_rl.models.processor import local_folder
 
 ADAPTER = "default"
 #: in names of tensors that the plain model does not have
@@ -66,7 +70,40 @@ def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
             f"transformers converts {len(lost)} tensors of {type(model).__name__} by more than a renaming "
             f"({lost[0]!r} for example); export the adapter instead and merge it with PEFT"
         )
-    return {name: TWICE.sub(r"\1.", new) for name, new in published.items()}
+    prefix = _forgotten_prefix(model)
+    return {name: prefix + TWICE.sub(r"\1.", new) for name, new in published.items()}
+
+
+def base_folder(model: PreTrainedModel) -> Path | None:
+    """Where the checkpoint lies that the model was loaded from: its folder, or its place in the hub's cache."""
+    return local_folder(model.name_or_path) if model.name_or_path else None
+
+
+def whole_config(model: PreTrainedModel) -> dict[str, Any]:
+    """config.json of a checkpoint that the model is a part of (an Omni's thinker); empty where it is all of it."""
+    folder = base_folder(model)
+    path = folder / "config.json" if folder else None
+    whole = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+    return whole if _place(model, whole) else {}
+
+
+def whole_around(model: PreTrainedModel, config: dict[str, Any]) -> dict[str, Any]:
+    """`whole_config` with the model's own configuration, and its dtype, in their places; or that alone."""
+    if not (whole := whole_config(model)):
+        return config
+    whole.pop("torch_dtype", None)  # as older releases say it
+    return {**whole, "dtype": config.get("dtype"), _place(model, whole): config}
+
+
+def _place(model: PreTrainedModel, whole: Mapping[str, Any]) -> str:
+    kind = model.config.model_type
+    return next((key for key, part in whole.items() if isinstance(part, dict) and part.get("model_type") == kind), "")
+
+
+def _forgotten_prefix(model: PreTrainedModel) -> str:
+    """transformers 5.17 finds a part of a checkpoint by its prefix (`thinker.`), and leaves it out on the way back."""
+    prefix = model.base_model_prefix
+    return f"{prefix}." if prefix and not hasattr(model, prefix) and whole_config(model) else ""
 
 
 def base_name(name: str) -> str | None:
@@ -91,11 +128,11 @@ def published_state(model: PreTrainedModel) -> dict[str, Origin]:
             # ZeRO-3 leaves nothing of a tensor but this
             shapes[plain] = torch.empty(getattr(tensor, "ds_shape", tensor.shape), device="meta")
             names[plain] = name
-    published = _renamed(shapes, lambda state: revert_weight_conversion(model, state))
-    state = [(TWICE.sub(r"\1.", key), Origin(names[plain])) for plain, key in published.items()]
+    published, prefix = _renamed(shapes, lambda state: revert_weight_conversion(model, state)), _forgotten_prefix(model)
+    state = [(prefix + TWICE.sub(r"\1.", key), Origin(names[plain])) for plain, key in published.items()]
     for plain in (plain for plain in names if plain not in published):
         parts = revert_weight_conversion(model, {plain: shapes[plain]})
-        state += [(key, Origin(names[plain], tuple(part.shape))) for key, part in parts.items()]
+        state += [(prefix + key, Origin(names[plain], tuple(part.shape))) for key, part in parts.items()]
     if len(dict(state)) != len(state):
         raise ExportError(f"two tensors of {type(model).__name__} have the same published name")
     return dict(state)
@@ -111,7 +148,8 @@ class Parts:
         """The published tensor `key`, a part of what is called `name` in memory, and made by `tensor`."""
         if name != self.name:
             self.parts = {}  # not two of them at a time
-            self.parts = revert_weight_conversion(self.model, {base_name(name) or name: tensor()})
+            parts = revert_weight_conversion(self.model, {base_name(name) or name: tensor()})
+            self.parts = {_forgotten_prefix(self.model) + part: value for part, value in parts.items()}
             self.name = name
         return self.parts[key].clone()  # of its own storage, as safetensors wants it
 

@@ -7,6 +7,7 @@ logits, notes = read_answers(work)
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -63,12 +64,22 @@ def is_ours(family: AudioFamily) -> bool:
 
 
 def stock_inputs(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
-    """What the plain model's own forward takes: ids, mask, and audio tensors (rows of all clips), on the CPU."""
+    """What the plain model's own forward takes: ids, mask, and audio tensors (rows of all clips), on the CPU.
+
+    Raises:
+        ExportError: the forward has no argument of the name that the family gives a tensor.
+    """
     ids = torch.tensor([prompt.input_ids])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     features = [family.clip_features(*clips.waveform(key)).tensors for key in prompt.clip_keys]
     for name in features[0] if features else ():
         inputs[name] = torch.cat([clip[name] for clip in features]).contiguous()
+    names = inspect.signature(type(family.model).forward).parameters
+    if unknown := sorted(inputs.keys() - names):
+        raise ExportError(
+            f"{type(family.model).__name__} takes no {', '.join(unknown)}: extract() of {type(family).__name__} must "
+            f"name its tensors as the model's forward does ({', '.join(n for n in names if 'feature' in n)})"
+        )
     return inputs
 
 
@@ -82,7 +93,7 @@ def write_questions(
         "module": kind.__module__ if is_ours(family) else "transformers", "class": kind.__name__,
         "base": weights_alone(base, alone), "shipped": str(shipped_adapter(base, family.adapter_folder) or ""),
         "divisor": family.stock_logits_divisor, "whole_processor": not isinstance(family.processor, AudioProcessor),
-        "keep": KEEP, "messages": [[dict(message) for message in prompt.messages] for prompt in prompts],
+        "keep": KEEP, "messages": [family.template_messages(prompt.messages) for prompt in prompts],
         "targets": [vars(target) | {"folder": str(target.folder.resolve()), "base": target.base,
                                     "device": device_with_room(family, target)} for target in targets],
     }  # fmt: skip

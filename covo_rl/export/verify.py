@@ -46,12 +46,14 @@ class Expected:
     """What the policy in memory, of precision `dtype`, says to prompts: logits (P, KEEP, V) float32.
 
     `base` holds the logits with the adapter disabled; None in full mode, where only the fresh base can tell.
+    `texts`: the prompts as the chat template writes them.
     """
 
     prompts: Sequence[Prompt]
     dtype: str
     trained: torch.Tensor
     base: torch.Tensor | None
+    texts: Sequence[str] = ()
 
 
 @dataclass
@@ -104,8 +106,9 @@ def policy_logits(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> torc
         audio = family.encode([family.clip_features(*clips.waveform(key)) for key in prompt.clip_keys])
         slots = (ids == family.audio_token_id)[..., None]
         embeds = embeds.masked_scatter(slots, torch.cat(audio).to(embeds))
+    more = {name: value[None] for name, value in family.decoder_inputs(ids[0], embeds[0]).items()}
     hidden = family.decoder(
-        inputs_embeds=embeds, attention_mask=torch.ones_like(ids), use_cache=False
+        inputs_embeds=embeds, attention_mask=torch.ones_like(ids), use_cache=False, **more
     ).last_hidden_state
     return family.lm_head(hidden[0, -KEEP:]).float().cpu()
 
@@ -126,7 +129,8 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
                 base = logits()
     finally:
         model.train(was_training)
-    return Expected(prompts, str(next(model.parameters()).dtype).removeprefix("torch."), trained, base)
+    texts = [AudioFamily.render(modes.family, prompt.messages) for prompt in prompts]
+    return Expected(prompts, str(next(model.parameters()).dtype).removeprefix("torch."), trained, base, texts)
 
 
 # -- what a fresh process says -----------------------------------------------------------------------------------
@@ -212,7 +216,7 @@ def compare_logits(
             f"take effect" + ("" if target.dtype == "float32" else f", or {target.dtype} rounds it away: use float32")
         )
     loading = dict(notes.get(target.name, {}))
-    rendered, texts = loading.pop("rendered", None), [prompt.text for prompt in expected.prompts]
+    rendered, texts = loading.pop("rendered", None), list(expected.texts)
     problems += [f"{kind} on loading: {', '.join(keys[:5])}" for kind, keys in loading.items() if keys]
     if rendered is not None and rendered != texts:
         problems.append(f"the exported chat template renders {rendered[0]!r}, training used {texts[0]!r}")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covo_rl.models.registry import FAMILIES, ModelError, family_class, use_family
+from covo_rl.models.registry import FAMILIES, ModelError, family_class, family_fingerprint, use_family
 from covo_rl.resolve import meant
 from covo_rl.types import UserError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
 
 __all__ = [
-    "FAMILIES", "ModelError", "checkpoint_dtype", "damage_named", "family_at", "family_class", "load_family",
-    "model_config", "use_family",
+    "FAMILIES", "ModelError", "checkpoint_dtype", "damage_named", "family_at", "family_class", "family_fingerprint",
+    "load_family", "model_config", "use_family",
 ]  # fmt: skip
 
 #: the hint where no folder has a name like the one given

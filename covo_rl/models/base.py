@@ -8,7 +8,7 @@ a model that carries an adapter.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -39,6 +39,12 @@ class ClipFeatures:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+def part_kinds(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The type of every part of the contents that are lists, in order."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return [str(part.get("type")) for content in contents for part in content]
+
+
 class AudioFamily(ABC):
     """One loaded audio language model: encoder -> adapter -> decoder -> head.
 
@@ -58,13 +64,10 @@ class AudioFamily(ABC):
     max_clip_seconds: float | None = None
     #: replaces the processor's own template, or None.
     chat_template: ClassVar[str | None] = None
-    #: last names of the decoder's Linears that LoRA adapts by default; None: every Linear inside its layers.
-    lora_leaves: ClassVar[tuple[str, ...] | None] = None
     #: False where a packed row would leak from one completion into another (Mamba, linear attention, convolutions).
     packable: ClassVar[bool] = True
     #: rows of several clips may share a call of the encoder: all padded to one length, and masked.
     rows_independent: ClassVar[bool] = False
-
     #: folder of the checkpoint in which it ships a LoRA of its own, which is merged on loading (models/weights.py).
     adapter_folder: ClassVar[str] = ""
 
@@ -123,16 +126,25 @@ class AudioFamily(ABC):
         return self.eos_token_ids[0] if pad is None else pad
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Chat template -> text with ONE audio token per clip; special tokens that the messages spell hold a CUT."""
-        return self.processor.apply_chat_template(
-            self.template_messages(messages),
-            self.chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
+        """Chat template -> text with ONE audio token per clip; special tokens that the messages spell hold a CUT.
+
+        Raises:
+            ValueError: a part of a message is neither text nor audio; the template writes more or fewer audio tokens
+                than there are clips, or today's date.
+        """
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        text = self.processor.apply_chat_template(self.template_messages(messages), self.chat_template, **options)
+        clips, tokens = part_kinds(messages).count("audio"), text.count(self.processor.audio_token)
+        if tokens != clips:
+            hint = "; it has place for one in a message" if 0 < tokens < clips else ""
+            token = self.processor.audio_token
+            raise ValueError(f"the chat template writes {tokens} audio tokens ({token}) for {clips} clips{hint}")
+        return text
 
     def template_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the chat template gets: a copy whose texts hold a CUT in the special tokens that they spell."""
+        if others := {*part_kinds(messages)} - {"text", "audio"}:
+            raise ValueError(f"a message holds {', '.join(sorted(others))}; only text and audio can be taken here")
         return shielded_messages(messages, self.tokenizer)
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:

@@ -47,10 +47,10 @@ class AudioProcessor:
     def apply_chat_template(
         self, conversation: Sequence[Mapping[str, Any]], chat_template: str | None = None, **options: Any
     ) -> str:
-        """The rendered text, by the given template or the checkpoint's."""
-        return self.tokenizer.apply_chat_template(
-            conversation, chat_template=chat_template or self.chat_template, **{"tokenize": False, **options}
-        )
+        """The rendered text, by the given template or the checkpoint's; ValueError where that writes today's date."""
+        options = {"tokenize": False, "strftime_now": _no_date, **options}
+        template = chat_template or self.chat_template
+        return self.tokenizer.apply_chat_template(conversation, chat_template=template, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Everything that loads it again; the settings of `source` go over unchanged."""
@@ -64,6 +64,14 @@ class AudioProcessor:
             self.feature_extractor.save_pretrained(folder)
         if self.chat_template:
             (folder / TEMPLATES[0]).write_text(self.chat_template, encoding="utf-8")
+
+
+def _no_date(form: str) -> str:
+    raise ValueError(
+        f"the chat template writes today's date ({form}), so that the same row would be another prompt tomorrow: "
+        "give a system message of your own (--system_prompt), with the date of your choice in it, or a model folder "
+        "whose chat_template.jinja has a fixed one"
+    )
 
 
 def local_folder(path: str) -> Path | None:

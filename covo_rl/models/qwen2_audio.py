@@ -35,12 +35,13 @@ class Qwen2Audio(WindowedFamily):
     model_class: ClassVar[Any] = "Qwen2AudioForConditionalGeneration"
     processor_class: ClassVar[Any] = "Qwen2AudioProcessor"
     audio_token: ClassVar[str] = "<|AUDIO|>"
+    mask_field: ClassVar[str] = "feature_attention_mask"
     max_clip_seconds: float | None = 30.0
     rows_independent: ClassVar[bool] = True
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        return int(_pooled(tensors["input_features_mask"]).sum())
+        return int(_pooled(tensors[self.mask_field]).sum())
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
         from transformers.masking_utils import create_bidirectional_mask

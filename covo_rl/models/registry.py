@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from covo_rl.data.files import file_sha256
 from covo_rl.data.module import FileImportError, import_file
 from covo_rl.types import UserError, visible
 
@@ -63,6 +64,13 @@ def use_family(spec: str | None) -> None:
         return
     family = _loaded(spec, f"--family {visible(spec)}")
     _CHOSEN[family.model_type] = family
+
+
+def family_fingerprint(spec: str | None) -> dict[str, str]:
+    """sha256 of the file that `--family` names; empty where it names none, or one that is not there."""
+    place = (spec or "").rpartition(":")[0]
+    file = Path(place).expanduser()
+    return {place: file_sha256(file)} if place.endswith(".py") and file.is_file() else {}
 
 
 def family_class(model_type: object) -> type[AudioFamily]:

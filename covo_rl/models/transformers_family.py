@@ -25,6 +25,10 @@ class MissingClassError(UserError, ImportError):
     """The installed transformers lacks a class that the family needs."""
 
 
+class RemoteCodeError(UserError, ValueError):
+    """A checkpoint ships code that nobody has allowed to run."""
+
+
 def parts_under(prefix: str = "model.", projector: str = "multi_modal_projector.") -> dict[str, str]:
     """The usual layout: everything but the head under `model.`."""
     return {
@@ -52,6 +56,8 @@ class TransformersFamily(AudioFamily):
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
     #: the text that stands for a clip in a rendered prompt.
     audio_token: ClassVar[str]
+    #: what the model's own forward calls the mask of `windows`.
+    mask_field: ClassVar[str] = "input_features_mask"
     #: the template takes one text per message: the audio token stands in it for a clip.
     text_content: ClassVar[bool] = False
     #: how messages call the model; the class's name where it says nothing.
@@ -73,7 +79,7 @@ class TransformersFamily(AudioFamily):
     ) -> Self:  # fmt: skip
         if attn_implementation is not None:
             kwargs["attn_implementation"] = attn_implementation
-        remote = {"trust_remote_code": True} if trust_remote_code else {}
+        remote = _remote_options(cls, path, trust_remote_code)
         model = load_whole(
             named_class(cls.model_class, cls), path, adapter_folder=cls.adapter_folder, dtype=dtype, **remote, **kwargs
         )
@@ -112,7 +118,7 @@ class TransformersFamily(AudioFamily):
         rows = [samples_T[i : i + extractor.n_samples] for i in range(0, len(samples_T), extractor.n_samples)]
         options = {"return_attention_mask": True, "padding": "max_length", "return_tensors": "pt"}
         out = extractor(rows, sampling_rate=self.sampling_rate, **options)
-        return {"input_features": out["input_features"], "input_features_mask": out["attention_mask"]}
+        return {"input_features": out["input_features"], self.mask_field: out["attention_mask"]}
 
     def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
         """Raises ValueError for a clip that cannot be read, is too long, or too short for one slot."""
@@ -197,7 +203,24 @@ class WindowedFamily(TransformersFamily):
         window, hop = extractor.n_samples, extractor.hop_length
         counts = torch.tensor([min(window, samples - start) for start in range(0, samples, window)])
         mask = torch.arange(window // hop)[None, :] < -(-counts[:, None] // hop)
-        return self.slots({"input_features_mask": mask})
+        return self.slots({self.mask_field: mask})
+
+
+def _remote_options(family: type[TransformersFamily], path: str, trusted: bool) -> dict[str, bool]:
+    """For an Auto class, which may find a model's code in its checkpoint; the classes of transformers need none.
+
+    Raises:
+        RemoteCodeError: the checkpoint ships code, and may not run it.
+    """
+    from transformers import PreTrainedConfig
+
+    if not str(family.model_class).startswith("Auto"):
+        return {}
+    if not trusted and "auto_map" in PreTrainedConfig.get_config_dict(path)[0]:
+        raise RemoteCodeError(
+            f"model {path}: its code ships with the checkpoint; --trust_remote_code true runs it on this machine"
+        )
+    return {"trust_remote_code": trusted}
 
 
 def named_class(value: Any, family: type) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.config import AdapterConfig, ModelConfig
-from covo_rl.models import load_family
+from covo_rl.models import load_family, use_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.policy import Policy
 from covo_rl.policy.trainable import Trainable, make_trainable
@@ -49,6 +49,7 @@ def answering_policy(
 
 
 def _family(model: ModelConfig, adapter: AdapterConfig) -> Any:
+    use_family(model.family)
     return load_family(
         resolve_model(model.model), dtype=model.dtype, load_in_4bit=adapter.load_in_4bit,
         attn_implementation=model.attn_implementation, trust_remote_code=model.trust_remote_code,

@@ -115,10 +115,8 @@ def check_sampled(groups: Sequence[Group], unsampled_ids: Sequence[int]) -> None
     for group in groups if never else ():
         for rollout in group.rollouts:
             if ids := never.intersection(rollout.completion_ids):
-                raise ValueError(
-                    f"row {visible(group.prompt.example.id)}: a completion holds ids {sorted(ids)[:8]}, which this model "
-                    "never draws: they stand for sound or images, and have no log-prob"
-                )
+                row, ids = visible(group.prompt.example.id), sorted(ids)[:8]
+                raise ValueError(f"row {row}: a completion holds ids {ids}, which this model never draws")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ draws    = policy(sample_draws, prompts, features, ...)          any function of
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from torch import nn
 from covo_rl.policy.attention import KeyValues, PackedLayout
 from covo_rl.policy.features import Embedder, Features, FeatureStore
 from covo_rl.policy.head import head_of, token_logps
-from covo_rl.policy.packable import use_grouped_attention
+from covo_rl.policy.packable import prepare_attention
 from covo_rl.policy.packing import Packed, Span, check_sampled, identity, pack
 from covo_rl.policy.recompute import recompute_activations
 from covo_rl.policy.rows import PlainRows, packed_hidden
@@ -31,13 +30,6 @@ if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.models.base import AudioFamily
     from covo_rl.types import Group, Prompt
-
-
-#: said once, where a decoder cannot be packed
-PLAIN_ROWS = (
-    "{} cannot be packed (its family says packable = False): every completion is scored and sampled as a row of its own, "
-    "so that each prompt is computed once per completion. Exact, and slower"
-)
 
 
 class LogProbs(NamedTuple):
@@ -94,10 +86,7 @@ class Policy(nn.Module):
         self._no_split_modules = getattr(family.model, "_no_split_modules", None)
         self.prompt_cache: PromptCache | None = None
         self.autocast_seen = False
-        if family.packable:
-            use_grouped_attention(family.decoder)
-        else:
-            warnings.warn(PLAIN_ROWS.format(type(family.decoder).__name__), stacklevel=2)
+        prepare_attention(family)
         if gradient_checkpointing:
             recompute_activations(family.decoder, recompute)
         keeps = keep_reference and not self.has_adapter

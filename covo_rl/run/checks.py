@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from covo_rl.config import AdapterConfig, ConfigError, Options, RewardConfig, number_map
-from covo_rl.models import family_at
+from covo_rl.models import family_at, use_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.quantised import check_quantisation
 from covo_rl.policy.patterns import check_parts, module_regex
@@ -26,6 +26,7 @@ def check_before_loading(options: Options) -> None:
         lambda: _check_rewards(options.reward),
         lambda: judge and judge_from_spec(judge, options.reward.judge_audio),
         lambda: adapter.load_in_4bit and check_quantisation(),
+        lambda: use_family(options.model.family),
         lambda: _check_model(options.model.model, adapter),
         lambda: adapter.adapter and read_adapter(adapter.adapter),
         lambda: adapter.lora_target_modules and module_regex(adapter.lora_target_modules),

@@ -290,9 +290,11 @@ def doctor(
 ) -> None:
     """Estimate memory and time of a configuration."""
     from covo_rl.config import parse_options
+    from covo_rl.models import use_family
 
     with user_errors("covo-rl doctor"):
         options = parse_options(["--config", str(config)])
+        use_family(options.model.family)
         options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)
         if completion is not None:
             options.rollout.max_completion_length = completion

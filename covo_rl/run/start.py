@@ -9,6 +9,7 @@ from typing import Any
 
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import RecordError, plain
+from covo_rl.models import family_fingerprint
 from covo_rl.records.console import console
 from covo_rl.records.folder import Run, environment
 from covo_rl.resolve import reward_files
@@ -96,7 +97,8 @@ def look_at(run: Run, options: Options, world: int) -> Start:
     except (CheckpointError, RewardError) as error:
         return Start((str(error),))
     saved = {**state, "update": about["update"]}
-    now = {"config": plain(options.flat()), "data": saved["data"], "rewards": rewards, "adapter": adapter}
+    now = {"config": plain(options.flat()), "data": saved["data"], "rewards": rewards, "adapter": adapter,
+           "family": family_fingerprint(options.model.family)}  # fmt: skip
     problems = _refused(saved, now, options)
     if not problems and here and about["step"] >= train.max_steps and (run.folder / "result.json").is_file():
         note = (f"{run.folder} holds this run, finished: nothing to do. `covo-rl eval` evaluates it on other rows, a "
@@ -116,7 +118,7 @@ def _refused(saved: Mapping[str, Any], now: Mapping[str, Any], options: Options)
 
 
 def run_origin(
-    terms: Sequence[Component], files: Mapping[str, Path], in_memory: Mapping[str, str]
+    options: Options, terms: Sequence[Component], files: Mapping[str, Path], in_memory: Mapping[str, str]
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """What environment.json says of rows and rewards: (files, which are hashed there; source and hash of functions that
     no file holds, and what the rows in memory were)."""
@@ -125,6 +127,7 @@ def run_origin(
     code = {name: {"sha256": reward.sha256, "code": reward.code} for name, reward in functions.items()}
     more = {"in_memory": dict(in_memory), "reward_functions": code}
     files = {**files, **{f"reward:{name}": path for name, path in rewards.items()}}
+    files |= {f"family:{path}": Path(path).expanduser() for path in family_fingerprint(options.model.family)}
     return files, {name: content for name, content in more.items() if content}
 
 

@@ -57,6 +57,8 @@ class Stage:
 class ColdStartConfig:
     """`rows` questions are rendered from `synth_seed` where `data` is not given.
 
+    `family` is one of your own (`./mine.py:Class`); by default the checkpoint's `model_type` says which.
+
     `dtype: auto` is the checkpoint's, but float32 where that has 16 bits: whole parts train. `feature_memory_mb` bounds
     the audio features that each process keeps; others are made again in every epoch.
 
@@ -74,6 +76,7 @@ class ColdStartConfig:
     overwrite: bool = False
     seed: int = 0
     model: str | None = None
+    family: str | None = None
     dtype: str = "auto"
     save_dtype: str = "auto"
     tiny: dict[str, Any] | None = None

@@ -218,6 +218,7 @@ def _say(line: str) -> None:
 
 def check_model(config: ColdStartConfig) -> None:
     """Raises ConfigError or OSError for a model that is not there, or sizes that a new one does not have."""
+    models.use_family(config.family)
     if config.model is not None:
         models.model_config(resolve_model(config.model))
         return

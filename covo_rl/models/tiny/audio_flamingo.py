@@ -24,8 +24,8 @@ def tiny_musicflamingo(*, seed: int = 0) -> tuple[Any, Any]:
 def _tiny(name: str, seed: int) -> tuple[Any, Any]:
     tokens = ("<sound>", "<|sound_bos|>", "<|sound_eos|>")
     tokenizer = tiny_tokenizer(audio_tokens=tokens, template=TEMPLATE.replace("AUDIO", tokens[0]))
-    names = ("audio_token_id", "audio_bos_token_id", "audio_eos_token_id")
-    sounds = dict(zip(names, tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
+    names, vocab = ("audio_token_id", "audio_bos_token_id", "audio_eos_token_id"), tokenizer.get_vocab()
+    sounds = {name: vocab[token] for name, token in zip(names, tokens, strict=True)}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = getattr(transformers, f"{name}Config")(
         text_config={

@@ -23,7 +23,7 @@ def tiny_glmasr(*, seed: int = 0) -> tuple[Any, Any]:
             "model_type": "glmasr_encoder", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
             "intermediate_size": 128, "num_mel_bins": 16,
         },
-        audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN), dtype="float32",
+        audio_token_id=tokenizer.get_vocab()[AUDIO_TOKEN], dtype="float32",
     )  # fmt: skip
     model = random_weights(transformers.GlmAsrForConditionalGeneration, config, seed)
     model.generation_config.update(**ends)

@@ -30,6 +30,8 @@ Temperature = Annotated[float | None, typer.Option(min=1e-6, help="of sampling; 
 Length = Annotated[int, typer.Option(min=1, help="limit in tokens")]
 Seed = Annotated[int, typer.Option(help="of sampling")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; found by itself")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")]
+Family = Annotated[str | None, typer.Option(help="a family of your own: ./mine.py:Class, package.module:Class")]
 Instruction = Annotated[str | None, typer.Option(help="last line; default: the checkpoint's, else ours")]
 COMMANDS = "/audio FILE adds a sound, /reset forgets everything, /quit ends"
 
@@ -46,10 +48,15 @@ def generate_command(
     seed: Seed = 0,
     device: Device = None,
     instruction: Instruction = None,
+    family: Family = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a reply: parts, tokens, log-probs")] = False,
 ) -> None:
     """Ask a model one question about a sound."""
-    loaded = _loaded(model, adapter, device, instruction, audio)
+    loaded = _loaded(
+        audio, model, adapter=adapter, device=device, instruction=instruction, family=family,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     replies = loaded.generate(
         [question], audio=[list(audio or [])], choices=[choice or []], temperature=temperature,
         num_generations=num_generations, max_completion_length=max_completion_length, seed=seed,
@@ -69,24 +76,27 @@ def chat_command(
     seed: Seed = 0,
     device: Device = None,
     instruction: Instruction = None,
+    family: Family = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with a model about sounds; later questions see what was asked, heard and replied before."""
-    loaded = _loaded(model, adapter, device, instruction, audio)
+    loaded = _loaded(
+        audio, model, adapter=adapter, device=device, instruction=instruction, family=family,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     options = {"temperature": temperature, "max_completion_length": max_completion_length, "seed": seed}
     conversation = loaded.chat(**options)
     say(f"{loaded!r}: ask about the sounds; {COMMANDS}", err=True)
     talk(conversation, _lines(), [*(audio or [])])
 
 
-def _loaded(
-    model: str, adapter: str | None, device: str | None, instruction: str | None, audio: list[Path] | None
-) -> Model:
-    """The model, once every sound is there."""
+def _loaded(audio: list[Path] | None, model: str, **options: Any) -> Model:
+    """The model, once every sound is there; `options` are those of `load`."""
     if absent := [f"--audio {path}: no such file{meant(path)}" for path in audio or () if not path.is_file()]:
         raise ConfigError(absent)
     from covo_rl.run.python.model import load
 
-    return load(model, adapter, device=device, instruction=instruction)
+    return load(model, **options)
 
 
 def talk(conversation: Chat, lines: Iterator[str], sounds: list[Any]) -> None:

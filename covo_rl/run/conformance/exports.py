@@ -8,6 +8,7 @@ exports_judged(subject, folder)                   the figures
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,23 +27,27 @@ KINDS = ("adapter", "merged")
 LIGHT = 2 * 2**30
 
 
-def exports(subject: Subject, scratch: Path, *, asked: bool = False) -> Iterator[Figure | Gap]:
+def exports(subject: Subject) -> Iterator[Figure | Gap]:
     """Both equal the policy within the tolerance of their precision, and differ from the base."""
-    if why := no_room(subject, scratch, asked):
-        yield Gap("adapter and merged export", why)
-        return
-    yield from write_exports(subject, scratch)
-    answer_questions([scratch], own=is_ours(subject.family))
-    yield from exports_judged(subject, scratch)
+    with tempfile.TemporaryDirectory(prefix="covo-rl-check-") as folder:
+        scratch = Path(folder)
+        if why := _no_room(subject, scratch):
+            yield Gap("adapter and merged export", why)
+            return
+        yield from write_exports(subject, scratch)
+        answer_questions([scratch], own=is_ours(subject.family))
+        yield from exports_judged(subject, scratch)
 
 
-def no_room(subject: Subject, scratch: Path, asked: bool) -> str:
+def _no_room(subject: Subject, scratch: Path) -> str:
     """Why nothing is exported here, or nothing."""
     size = subject.nbytes
     if subject.folder is None:
         return "the model was made in memory, and an export needs a base in a folder"
-    if size > LIGHT and not asked:
-        return f"{size / 1e9:.1f} GB more of memory and of disk are needed; --exports does it"
+    if subject.exports is False:
+        return "left out, as asked"
+    if size > LIGHT and not subject.exports:
+        return f"it needs {size / 1e9:.1f} GB more of memory and of disk; --exports does it"
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(scratch).free
     if 1.2 * size > memory:
         return f"a second copy needs {1.2 * size / 1e9:.1f} GB of memory, {memory / 1e9:.1f} GB are free"

@@ -105,7 +105,7 @@ def builtin_prompts(subject: Subject) -> list[Prompt]:
 def step_loss(subject: Subject, prompts: Sequence[Prompt], *, seed: int) -> tuple[torch.Tensor, int]:
     """The loss of one step, and how many groups have any variance.
 
-    The reward is the share of different ids of a completion, so that a model that writes noise has one to learn from.
+    The reward is arithmetic on a completion's ids, so that a model that writes noise has one to learn from.
     """
     policy, config = subject.policy, LossConfig(loss_type="grpo")
     rollout = RolloutConfig(num_generations=GENERATIONS, max_completion_length=LENGTH)
@@ -125,8 +125,8 @@ def step_loss(subject: Subject, prompts: Sequence[Prompt], *, seed: int) -> tupl
 
 
 def _table(groups: Sequence[Group]) -> RewardTable:
-    rewards_PG = np.array([[len(set(r.completion_ids)) / LENGTH for r in group.rollouts] for group in groups])
-    return RewardTable(("distinct",), np.ones(1), rewards_PG[..., None], rewards_PG)
+    rewards_PG = np.array([[np.mean(np.array(r.completion_ids) % 8) / 7 for r in group.rollouts] for group in groups])
+    return RewardTable(("ids",), np.ones(1), rewards_PG[..., None], rewards_PG)
 
 
 def checksums(parameters: dict[str, Any]) -> dict[str, int]:

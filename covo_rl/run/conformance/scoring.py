@@ -24,7 +24,7 @@ def packed(subject: Subject) -> Iterator[Figure | Gap]:
     """Log-probs and gradients against the model's own forward, one row per rollout."""
     gap, gradient = subject.compare(subject.groups)
     yield Figure("log-probs, difference", gap, subject.exact,
-                 "the decoder takes something else than ids and positions, or the head is more than a Linear")  # fmt: skip
+                 "the decoder takes more than embeddings and positions, or the head is more than a Linear")  # fmt: skip
     yield Figure("gradients, relative difference", gradient, subject.exact_gradient,
                  "a part of the decoder is outside autograd in one of the passes")  # fmt: skip
     with subject.short_windows(WINDOW) as layers:
@@ -81,17 +81,14 @@ def causal_model(subject: Subject) -> tuple[Any, str]:
     wanted = set(plain.state_dict())
     if lacking := sorted(wanted - weights.keys()):
         return None, f"{type(plain).__name__} has {len(lacking)} other tensors, {lacking[0]} for example"
+    plain.requires_grad_(False)  # assigned tensors take over what it says, and they are the policy's own
     plain.load_state_dict({name: weights[name] for name in wanted}, assign=True, strict=False)
     return plain.to(subject.policy.device).eval(), ""
 
 
 def _base_weights(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors of a module without its adapters, under the names that it has without them.
-
-    Buffers too (Gemma 4 scales its layers by one), and apart from the parameters: what is assigned elsewhere would
-    ask for gradients there.
-    """
-    for name, value in module.state_dict().items():
+    """Parameters and buffers of a module without its adapters, under the names that it has without them."""
+    for name, value in module.state_dict(keep_vars=True).items():
         if "lora_" not in name:
             yield name.replace(".base_layer.", "."), value
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +33,16 @@ Gradients = dict[str, torch.Tensor]
 
 
 class Subject:
-    """A loaded family whose points are to be checked. `folder` is where it was loaded from."""
+    """A loaded family whose points are to be checked.
 
-    def __init__(self, family: AudioFamily, folder: str | None, *, seed: int = 0) -> None:
-        self.family, self.folder, self.seed = family, folder, seed
+    `folder` is where it was loaded from, None: made in memory. `exports` None exports what is light, True whatever
+    there is room for, False nothing.
+    """
+
+    def __init__(
+        self, family: AudioFamily, folder: str | None, *, exports: bool | None = None, seed: int = 0
+    ) -> None:  # fmt: skip
+        self.family, self.folder, self.exports, self.seed = family, folder, exports, seed
         self.clips = ClipStore()
         family.model.eval()
 
@@ -208,8 +213,3 @@ def relative_difference(ours: Gradients, theirs: Gradients) -> float:
     """Largest norm of a difference over the largest norm of a gradient."""
     top = max(float(gradient.norm()) for gradient in theirs.values())
     return max(float((ours[name] - theirs[name]).norm()) for name in theirs) / top
-
-
-def parent(folder: str | None) -> Path | None:
-    """The folder, where it is one on this disk."""
-    return Path(folder) if folder and Path(folder).is_dir() else None

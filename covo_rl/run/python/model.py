@@ -81,11 +81,12 @@ def load(
     load_in_4bit: bool = False,
     instruction: str | None = None,
     choice_style: str | None = None,
+    family: str | None = None,
     trust_remote_code: bool = False,
 ) -> Model:
     """Load a folder, hub name or builtin:tiny, with a PEFT adapter on it if one is named.
 
-    `instruction` and `choice_style` replace those of prompt.yaml.
+    `instruction` and `choice_style` replace those of prompt.yaml; `family` is one of your own, `./mine.py:Class`.
 
     Raises:
         ConfigError: a value that no option has, or what is wrong with model, adapter and device: all at once.
@@ -98,7 +99,8 @@ def load(
         dtype = "auto"
     request = Request(
         model=os.fspath(model), adapter=os.fspath(adapter) if adapter is not None else None, dtype=Dtype(dtype),
-        device=device, load_in_4bit=load_in_4bit, instruction=instruction, trust_remote_code=trust_remote_code,
+        device=device, load_in_4bit=load_in_4bit, instruction=instruction, family=family,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     request = replace(request, choice_style=choice_style)
     if choice_style is not None:

@@ -16,6 +16,7 @@ from torch import nn
 from covo_rl.audio import AudioError, content_key
 from covo_rl.config import ConfigError, Options
 from covo_rl.data.files import file_sha256, plain
+from covo_rl.models import family_fingerprint
 from covo_rl.policy.sharding import is_sharded
 from covo_rl.rewards import components
 from covo_rl.types import Clip, Example
@@ -107,12 +108,13 @@ def adapter_fingerprint(folder: str | None) -> dict[str, str]:
 def run_contents(
     options: Options, rows: Sequence[Example], policy: nn.Module, key: Callable[[Clip], str] = content_key
 ) -> dict[str, Any]:
-    """What a checkpoint says of its run beside the options: `data`, `rewards`, `base` and `adapter`, by content."""
+    """What a checkpoint says of its run beside the options, by content."""
     return {
         "data": data_fingerprint(rows, key),
         "rewards": reward_fingerprint(options.reward.rewards),
         "base": base_fingerprint(policy),
         "adapter": adapter_fingerprint(options.adapter.adapter),
+        "family": family_fingerprint(options.model.family),
     }
 
 
@@ -136,6 +138,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
         serious.append(f"training data: {what} ({parts})")
     if "rewards" in now and (names := _changed(saved["rewards"], now["rewards"])):
         serious.append(f"rewards: the file has changed ({names})")
+    if "family" in now and (names := _changed(saved.get("family", {}), now["family"])):
+        serious.append(f"family: its file has changed ({names})")
     if None not in (bases := [side.get("base") for side in (saved, now)]) and bases[0] != bases[1]:
         serious.append("base model: its frozen weights are others than in the checkpoint's run")
     return serious, rounding
