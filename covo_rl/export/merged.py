@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -247,17 +246,18 @@ def write_merged(
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
         merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
-        if not (weights or merged or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+        # transformers prefers the older chat_template.json, which would hide the template that training used
+        replaced = source.name in ("README.md", "chat_template.json") or target.exists()
+        if not (weights or merged or replaced or source.name.startswith(".")):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
 def save_processor(family: AudioFamily, folder: Path) -> None:
     """The processor with the chat template that training used, which may be the family's own."""
     processor = family.processor
-    own = getattr(sys.modules[type(family).__module__], "CHAT_TEMPLATE", None)
     before = getattr(processor, "chat_template", None)
     try:
-        processor.chat_template = own or before or getattr(family.tokenizer, "chat_template", None)
+        processor.chat_template = family.chat_template or before or getattr(family.tokenizer, "chat_template", None)
         processor.save_pretrained(str(folder))
     finally:
         processor.chat_template = before
