@@ -31,6 +31,8 @@ MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
+#: of a base that is kept back: its card, and what supervised stages leave beside a checkpoint
+NOT_CARRIED = (".*", "README.md", "stage-*", "training_log.json")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -207,10 +209,15 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
 
 
 def write_merged(
-    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None
-) -> None:
-    """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
-    model, entries = family.model, merged_entries(family.model, dtype)
+    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None, *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Weights, config, generation config, processor with chat template, and the base's companions, unverified.
+
+    `state` are the whole weights of a model without adapter that is held in shards.
+    """
+    model = family.model
+    entries = merged_entries(model, dtype) if state is None else published_entries(model, state, dtype)
     base = base_folder(model)  # a model made in memory has none
     if base is not None:
         entries += carried_over(base, entries)
@@ -222,7 +229,8 @@ def write_merged(
     for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        if not (weights or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+        own = weights or any(source.match(pattern) for pattern in NOT_CARRIED)
+        if not (own or target.exists()):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from covo_rl.data.noise import quiet, quiet_bars
 from covo_rl.types import UserError
 
-
 #: how the files of a LoRA begin that lies beside the weights
 ADAPTER_FILES = "adapter_"
 
