@@ -81,6 +81,7 @@ def causal_model(subject: Subject) -> tuple[Any, str]:
     wanted = set(plain.state_dict())
     if lacking := sorted(wanted - weights.keys()):
         return None, f"{type(plain).__name__} has {len(lacking)} other tensors, {lacking[0]} for example"
+    plain.requires_grad_(False)  # assigned tensors take over what it says, and they are the policy's own
     plain.load_state_dict({name: weights[name] for name in wanted}, assign=True, strict=False)
     return plain.to(subject.policy.device).eval(), ""
 
