@@ -6,15 +6,18 @@ That they answer as the policy does in a fresh process is point 8 of the conform
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 import published
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from covo_rl.config import AdapterConfig
 from covo_rl.export.adapter import save_policy
+from covo_rl.export.exporting import export_adapter, export_merged
 from covo_rl.export.merged import write_merged
 from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_model
@@ -77,8 +80,9 @@ def test_lora_reaches_the_layers_of_the_decoder_alone(name, bases):
     known = {"qwen3_omni_moe": {"q_proj", "k_proj", "v_proj", "o_proj"},  # experts are stacked, no modules
              "phi4_multimodal": {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}}  # fmt: skip
     assert leaves == known.get(name, usual)
-    layers = family.model.config.get_text_config().num_hidden_layers
-    assert len(modes.targets) == layers * len(leaves)
+    text = family.model.config.get_text_config()
+    shared = getattr(text, "num_kv_shared_layers", 0)  # Gemma's last layers have no k_proj and v_proj of their own
+    assert len(modes.targets) == text.num_hidden_layers * len(leaves) - 2 * shared
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -123,3 +127,45 @@ def test_merged_weights_are_the_published_checkpoint_with_other_numbers(name, ba
     again = load_family(str(tmp_path))
     assert again.embed_tokens.weight.dtype == torch.bfloat16
     assert type(again) is family_class(base["model_type"])
+
+
+# -- a LoRA that the checkpoint itself ships ---------------------------------------------------------------------------
+
+SHIPPED = {"granite_speech": "", "phi4_multimodal": "speech-lora"}  # folder of the checkpoint -> its LoRA for speech
+
+
+@pytest.fixture(params=SHIPPED)
+def shipped(request, bases, tmp_path):
+    """A base that ships a LoRA of its own, as the published Granite Speech 3.x and Phi-4-multimodal do."""
+    name, base = request.param, tmp_path / "base"
+    shutil.copytree(bases(name)[0], base)
+    plain = load_family(str(base)).model
+    targets = [target for target in trained(base).targets if target.endswith("o_proj")]
+    model = get_peft_model(plain, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    model.save_pretrained(str(base / SHIPPED[name]))
+    return base
+
+
+def test_the_lora_of_the_checkpoint_is_in_its_merged_export_once(shipped, tmp_path):
+    before = {name: tensor.clone() for name, tensor in load_family(str(shipped)).model.state_dict().items()}
+    bare = stored(shipped)
+    modes = make_trainable(load_family(str(shipped)), AdapterConfig(lora_r=2))  # B is zero: nothing of ours
+    (tmp_path / "merged").mkdir()
+    write_merged(modes.family, tmp_path / "merged")
+    after = stored(tmp_path / "merged")
+    assert after.keys() == {name for name in bare if ".lora_" not in name}
+    moved = [name for name in after if not torch.equal(after[name], bare[name])]
+    assert moved and all(name.endswith("o_proj.weight") for name in moved)
+    again = load_family(str(tmp_path / "merged")).model.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+    assert not list((tmp_path / "merged").rglob("adapter_*"))
+
+
+@pytest.mark.slow
+def test_an_adapter_beside_the_checkpoints_own_is_verified_on_both(shipped, tmp_path):
+    """In a fresh process: the base, its own LoRA merged, ours on it."""
+    modes = trained(shipped)
+    result = export_adapter(modes, tmp_path / "adapter")
+    assert result.max_abs_logit_diff_trained <= 1e-5 < 1e-2 < result.max_abs_logit_diff_base
+    result = export_merged(modes, tmp_path / "merged")
+    assert result.max_abs_logit_diff_trained <= 1e-4 < 1e-2 < result.max_abs_logit_diff_base
