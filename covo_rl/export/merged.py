@@ -26,13 +26,16 @@ from transformers import PreTrainedModel
 from covo_rl.export import ExportError
 from covo_rl.export.names import ADAPTER, TWICE, Parts, base_folder, published_state, whole_around
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.weights import ADAPTER_FILES
 
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
-#: of a base that is kept back: its card, and what supervised stages leave beside a checkpoint
-NOT_CARRIED = (".*", "README.md", "stage-*", "training_log.json")
+#: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
+NOT_CARRIED = (ADAPTER_FILES, "consolidated")
+#: files beside the weights that are kept back: hidden ones, the card, what supervised stages leave
+KEPT_BACK = (".*", "README.md", "stage-*", "training_log.json")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -144,11 +147,32 @@ def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> dict[str, Ca
     return readers
 
 
+def base_tensors(base: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Name -> reader of a checkpoint's tensors; not of a LoRA beside them (merged on loading) or of Mistral's copy."""
+    files = [path.name for path in base.glob("*.safetensors") if not path.name.startswith(NOT_CARRIED)]
+    return {name: read for file in sorted(files) for name, read in stored_tensors(base, file).items()}
+
+
 def carried_over(base: Path, entries: list[Entry]) -> list[Entry]:
-    """Tensors of the base checkpoint that the model class does not hold: carried along, so that none gets lost."""
+    """Tensors of the base checkpoint that the model class does not hold: carried along, so that none gets lost.
+
+    Raises:
+        ExportError: a tensor would be there twice, under two names.
+    """
+    stored = base_tensors(base)
     names = {entry.name for entry in entries}
-    readers = stored_tensors(base).items()
-    return [entry_of(name, read(), make=read) for name, read in readers if TWICE.sub(r"\1.", name) not in names]
+    others = {name: read for name, read in stored.items() if TWICE.sub(r"\1.", name) not in names}
+    own = names - stored.keys()
+    if twice := next((name for name in others if own & {name[i + 1 :] for i in _dots(name)}), None):
+        raise ExportError(
+            f"{base} holds {twice}, which the export would call otherwise and hold twice; export the adapter instead, "
+            "or merge with another release of transformers"
+        )
+    return [entry_of(name, read(), make=read) for name, read in others.items()]
+
+
+def _dots(name: str) -> list[int]:
+    return [i for i, letter in enumerate(name) if letter == "."]
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -229,7 +253,8 @@ def write_merged(
     for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        own = weights or any(source.match(pattern) for pattern in NOT_CARRIED)
+        merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
+        own = weights or merged or any(source.match(pattern) for pattern in KEPT_BACK)
         if not (own or target.exists()):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 

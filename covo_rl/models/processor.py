@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-#: what a published folder says of its processor, beside the tokenizer's files
-SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+#: what a published folder says of its processor, beside the tokenizer's files; tekken.json is what vLLM reads of Voxtral
+SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tekken.json")
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 

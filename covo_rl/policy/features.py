@@ -184,14 +184,14 @@ class FeatureStore:
         return result
 
     def calls(self, keys: Iterable[str]) -> Iterator[list[str]]:
-        """The encoder calls for these clips: up to 64 rows each, but clip by clip where embeddings are stored on a CPU
-        or under `torch.use_deterministic_algorithms`.
+        """The encoder calls for these clips: up to 64 rows each, but clip by clip on a CPU, where the family's rows
+        depend on those beside them, and where embeddings are stored under `torch.use_deterministic_algorithms`.
 
         There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
         products of another height differ in the last bit.
         """
-        repeats = self.family.model.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-        limit = 1 if self.frozen and repeats else 64
+        alone = self.family.model.device.type == "cpu" or not self.family.rows_independent
+        limit = 1 if alone or (self.frozen and torch.are_deterministic_algorithms_enabled()) else 64
         part, rows = [], 0
         for key in keys:
             count = _rows(self.clip_features(key))
