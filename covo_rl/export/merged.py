@@ -34,6 +34,8 @@ SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
 #: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
 NOT_CARRIED = (ADAPTER_FILES, "consolidated")
+#: files beside the weights that are kept back: hidden ones, the card, what supervised stages leave
+KEPT_BACK = (".*", "README.md", "stage-*", "training_log.json")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -231,10 +233,15 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
 
 
 def write_merged(
-    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None
-) -> None:
-    """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
-    model, entries = family.model, merged_entries(family.model, dtype)
+    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None, *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Weights, config, generation config, processor with chat template, and the base's companions, unverified.
+
+    `state` are the whole weights of a model without adapter that is held in shards.
+    """
+    model = family.model
+    entries = merged_entries(model, dtype) if state is None else published_entries(model, state, dtype)
     base = base_folder(model)  # a model made in memory has none
     if base is not None:
         entries += carried_over(base, entries)
@@ -247,7 +254,8 @@ def write_merged(
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
         merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
-        if not (weights or merged or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+        own = weights or merged or any(source.match(pattern) for pattern in KEPT_BACK)
+        if not (own or target.exists()):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
