@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +33,9 @@ SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
 #: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
 NOT_CARRIED = (ADAPTER_FILES, "consolidated")
-#: files beside the weights that are kept back: hidden ones, the card, what supervised stages leave
-KEPT_BACK = (".*", "README.md", "stage-*", "training_log.json")
+#: files beside the weights that are kept back: hidden ones, the card, what supervised stages leave, and the older form
+#: of a template, which transformers would prefer to the one that training used
+KEPT_BACK = (".*", "README.md", "chat_template.json", "stage-*", "training_log.json")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -262,10 +262,9 @@ def write_merged(
 def save_processor(family: AudioFamily, folder: Path) -> None:
     """The processor with the chat template that training used, which may be the family's own."""
     processor = family.processor
-    own = getattr(sys.modules[type(family).__module__], "CHAT_TEMPLATE", None)
     before = getattr(processor, "chat_template", None)
     try:
-        processor.chat_template = own or before or getattr(family.tokenizer, "chat_template", None)
+        processor.chat_template = family.chat_template or before or getattr(family.tokenizer, "chat_template", None)
         processor.save_pretrained(str(folder))
     finally:
         processor.chat_template = before
