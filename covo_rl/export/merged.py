@@ -33,9 +33,9 @@ SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
 #: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
 NOT_CARRIED = (ADAPTER_FILES, "consolidated")
-#: files beside the weights that are kept back: hidden ones, the card, what supervised stages leave, and the older form
-#: of a template, which transformers would prefer to the one that training used
-KEPT_BACK = (".*", "README.md", "chat_template.json", "stage-*", "training_log.json")
+#: of a base that is kept back: its card, a template that would hide the exported one (transformers prefers the older
+#: chat_template.json), and what supervised stages leave beside a checkpoint
+KEPT_BACK = (".*", "README.md", "chat_template.json", "stage-*", "training_log.json", f"{ADAPTER_FILES}*")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -253,8 +253,7 @@ def write_merged(
     for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
-        own = weights or merged or any(source.match(pattern) for pattern in KEPT_BACK)
+        own = weights or source.name == family.adapter_folder or any(source.match(name) for name in KEPT_BACK)
         if not (own or target.exists()):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
