@@ -257,7 +257,7 @@ def plain_draws(
     if policy.sharded:
         raise PackingError(
             f"{type(policy.family.decoder).__name__} cannot be packed, so it samples prompts of one length at a time, "
-            "and ranks that hold its weights in pieces would wait for one another: launch without FSDP and without ZeRO-3"
+            "and ranks with pieces of its weights would wait for one another: launch without FSDP and without ZeRO-3"
         )
     decoder, parts = CacheDecoder(policy.family), []
     blocks = blocks_of_one_length([len(prompts[p].input_ids) for p in prompt_of_row], capacity)
