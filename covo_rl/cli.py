@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an export take effect where it is served?"),
     "data": ("covo_rl.run.commands.data", "app", "check, profile and convert question sets"),
     "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
-    "models": ("covo_rl.run.commands.models", "models_command", "families and shipped models; what a folder is"),
+    "models": ("covo_rl.run.commands.models", "app", "families and models; whether they are exact"),
     "doctor": ("covo_rl.run.doctor", "app", "memory and time of a configuration, beforehand"),
     "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
     "completion": ("covo_rl.cli", "completion_command", "a script that completes words in your shell"),
@@ -57,7 +57,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "rewards": "covo-rl rewards check ./mine.py:score",
     },
     "Machine": {
-        "models": "covo-rl models builtin:tiny",
+        "models": "covo-rl models check builtin:tiny",
         "doctor": "covo-rl doctor --config recipes/configs/tiny.yaml",
         "bench": "covo-rl bench grpo",
         "completion": "covo-rl --install-completion",

@@ -40,8 +40,7 @@ def published_name(name: str, names: list[list[str]]) -> str:
     """The published name, or pattern with `#`, of a tensor; raises KeyError where no line fits."""
     for published, ours in names:
         if match := re.fullmatch("(.+)".join(map(re.escape, ours.split("*"))), name):
-            parts = published.split(" + ")
-            return " + ".join(_filled(part, match.groups()) for part in parts)
+            return " + ".join(_filled(part, match.groups()) for part in published.split(" + "))
     raise KeyError(f"no line of the table fits {name}")
 
 

@@ -51,6 +51,19 @@ def test_a_tiny_model_is_made_once_in_the_cache_for_these_versions(tmp_path, mon
     assert (made.parent / other / "model.safetensors").read_bytes() == weights.read_bytes()  # a seed makes it
 
 
+def test_a_second_rank_that_is_the_quickest_writes_all_of_it(tmp_path, monkeypatch):
+    """transformers 5.23 saves on rank 0 alone: two ranks were left with a folder without weights."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.setenv("COVO_RL_CACHE", str(tmp_path))
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        load_family(resolve_model("builtin:tiny_glmasr"))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_processes_that_start_at_once_fill_one_folder(tmp_path):
     both, folder = threading.Barrier(2), tmp_path / "models" / "tiny"
 

@@ -28,7 +28,7 @@ from covo_rl.policy.trainable import adamw, training_dtype
 from covo_rl.supervised import rows as stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage, load_config
 from covo_rl.supervised.rows import TeacherError
-from covo_rl.supervised.trainer import Collator, completion_loss
+from covo_rl.supervised.trainer import Collator, completion_loss, family_forward
 from covo_rl.train.guard import TrainingStopped
 from covo_rl.train.launch import allow_tf32, computes_in_16_bits, join
 from covo_rl.train.loop import Trainer
@@ -303,7 +303,8 @@ def test_the_supervised_loss_takes_float32_logits(autocast):
     seen = []
     family.lm_head.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        completion_loss(family.model, batch).backward()
+        with family_forward(family) as model:
+            completion_loss(model, batch).backward()
     hidden, logits = seen[0]
     assert logits.dtype == torch.float32 and "forward" not in vars(family.lm_head)
     expected = hidden.bfloat16().float() @ family.lm_head.weight.bfloat16().float().t()

@@ -123,24 +123,26 @@ def test_the_collator_supervises_the_completion_and_its_end_and_nothing_else(pre
         ids = batch["input_ids"][i][batch["attention_mask"][i] == 1].tolist()
         assert ids == [*rows[i].prompt_ids, *supervised]
         assert (batch["input_ids"][i] == family.audio_token_id).sum() == rows[i].clips[0].slots
-    assert batch["input_features"].shape[0] == 2
+    assert [slots for _, slots in batch["clips"]] == [rows[0].clips[0].slots, rows[1].clips[0].slots]
 
 
 def test_the_loss_is_that_of_each_row_on_its_own(prepared):
-    """Left padding and the cut logits change nothing: the mean over tokens of the plain per-row loss."""
-    from covo_rl.supervised.trainer import IGNORED, Collator, completion_loss
+    """Left padding and the cut logits change nothing: the mean over tokens of the plain per-row loss, by the model's
+    own forward."""
+    from covo_rl.supervised.trainer import IGNORED, Collator, completion_loss, family_forward
 
     family, rows, _ = prepared
     family.model.eval()
     texts = [completion(row.example, Stage(), random.Random(0)) for row in rows[:3]]
     collate = Collator(family, rows[:3], texts)
     with torch.no_grad():
-        together = completion_loss(family.model, collate([{"row": i} for i in range(3)]))
+        with family_forward(family) as model:
+            together = completion_loss(model, collate([{"row": i} for i in range(3)]))
         total, tokens = 0.0, 0
         for i in range(3):
             batch = collate([{"row": i}])
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            logps = family.model(**inputs).logits[0].log_softmax(-1)
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            logps = family.model(**inputs, **batch["clips"][0][0]).logits[0].log_softmax(-1)
             for t in range(1, batch["labels"].shape[1]):
                 if batch["labels"][0, t] != IGNORED:
                     total -= float(logps[t - 1, batch["labels"][0, t]])

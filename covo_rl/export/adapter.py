@@ -83,7 +83,7 @@ def save_policy(
 
 
 def _names_in_memory(modes: Trainable) -> dict[str, str]:
-    """Key in the policy's files -> name in `modes.family.model`; several keys with one name are parts of that tensor."""
+    """Key in the files -> name in `modes.family.model`; several keys with one name are the parts of that tensor."""
     model = modes.family.model
     if modes.peft_model is None:
         return {key: origin.name for key, origin in published_state(model).items()}

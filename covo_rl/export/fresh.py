@@ -63,8 +63,7 @@ def answers(spec, cls, prompts):
             model = None
             model, notes[name] = load(folder, target)
             # the stock processors of models that also see import torchvision; the template is the tokenizer's too
-            reader = transformers.AutoProcessor if spec["whole_processor"] else transformers.AutoTokenizer
-            render = reader.from_pretrained(folder).apply_chat_template
+            render = getattr(transformers, spec["reader"]).from_pretrained(folder).apply_chat_template
             notes[name]["rendered"] = [render(m, tokenize=False, add_generation_prompt=True) for m in spec["messages"]]
         logits[name] = ask(model)
     return logits, notes

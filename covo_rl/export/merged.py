@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +25,14 @@ from transformers import PreTrainedModel
 from covo_rl.export import ExportError
 from covo_rl.export.names import ADAPTER, TWICE, Parts, base_folder, published_state, whole_around
 from covo_rl.models.base import AudioFamily
+from covo_rl.models.weights import ADAPTER_FILES
 
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
 SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
+#: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
+NOT_CARRIED = (ADAPTER_FILES, "consolidated")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -142,11 +144,32 @@ def stored_tensors(folder: Path, pattern: str = "*.safetensors") -> dict[str, Ca
     return readers
 
 
+def base_tensors(base: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Name -> reader of a checkpoint's tensors; not of a LoRA beside them (merged on loading) or of Mistral's copy."""
+    files = [path.name for path in base.glob("*.safetensors") if not path.name.startswith(NOT_CARRIED)]
+    return {name: read for file in sorted(files) for name, read in stored_tensors(base, file).items()}
+
+
 def carried_over(base: Path, entries: list[Entry]) -> list[Entry]:
-    """Tensors of the base checkpoint that the model class does not hold: carried along, so that none gets lost."""
+    """Tensors of the base checkpoint that the model class does not hold: carried along, so that none gets lost.
+
+    Raises:
+        ExportError: a tensor would be there twice, under two names.
+    """
+    stored = base_tensors(base)
     names = {entry.name for entry in entries}
-    readers = stored_tensors(base).items()
-    return [entry_of(name, read(), make=read) for name, read in readers if TWICE.sub(r"\1.", name) not in names]
+    others = {name: read for name, read in stored.items() if TWICE.sub(r"\1.", name) not in names}
+    own = names - stored.keys()
+    if twice := next((name for name in others if own & {name[i + 1 :] for i in _dots(name)}), None):
+        raise ExportError(
+            f"{base} holds {twice}, which the export would call otherwise and hold twice; export the adapter instead, "
+            "or merge with another release of transformers"
+        )
+    return [entry_of(name, read(), make=read) for name, read in others.items()]
+
+
+def _dots(name: str) -> list[int]:
+    return [i for i, letter in enumerate(name) if letter == "."]
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -222,17 +245,19 @@ def write_merged(
     for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        if not (weights or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+        merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
+        # transformers prefers the older chat_template.json, which would hide the template that training used
+        replaced = source.name in ("README.md", "chat_template.json") or target.exists()
+        if not (weights or merged or replaced or source.name.startswith(".")):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
 def save_processor(family: AudioFamily, folder: Path) -> None:
     """The processor with the chat template that training used, which may be the family's own."""
     processor = family.processor
-    own = getattr(sys.modules[type(family).__module__], "CHAT_TEMPLATE", None)
     before = getattr(processor, "chat_template", None)
     try:
-        processor.chat_template = own or before or getattr(family.tokenizer, "chat_template", None)
+        processor.chat_template = family.chat_template or before or getattr(family.tokenizer, "chat_template", None)
         processor.save_pretrained(str(folder))
     finally:
         processor.chat_template = before

@@ -59,6 +59,8 @@ def _renamed(
 def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """Parameter name in memory -> name in the published checkpoint, by transformers' own conversion table.
 
+    These are the names by which PEFT finds the modules of the model again, with this release of transformers.
+
     Raises:
         ExportError: the conversion does more than rename.
     """
@@ -70,8 +72,7 @@ def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
             f"transformers converts {len(lost)} tensors of {type(model).__name__} by more than a renaming "
             f"({lost[0]!r} for example); export the adapter instead and merge it with PEFT"
         )
-    prefix = _forgotten_prefix(model)
-    return {name: prefix + TWICE.sub(r"\1.", new) for name, new in published.items()}
+    return {name: TWICE.sub(r"\1.", new) for name, new in published.items()}
 
 
 def base_folder(model: PreTrainedModel) -> Path | None:

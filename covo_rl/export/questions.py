@@ -83,6 +83,13 @@ def stock_inputs(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[
     return inputs
 
 
+def _reader(family: AudioFamily) -> str:
+    """Class of transformers that renders the template of an export: the stock processor, or where that imports
+    torchvision the tokenizer's class."""
+    stock = not isinstance(family.processor, AudioProcessor)
+    return "AutoProcessor" if stock else str(getattr(family, "tokenizer_class", "AutoTokenizer"))
+
+
 def write_questions(
     work: Path, family: AudioFamily, base: str, targets: Sequence[Target], prompts: Sequence[Prompt], clips: ClipStore
 ) -> None:
@@ -92,7 +99,7 @@ def write_questions(
     spec = {
         "module": kind.__module__ if is_ours(family) else "transformers", "class": kind.__name__,
         "base": weights_alone(base, alone), "shipped": str(shipped_adapter(base, family.adapter_folder) or ""),
-        "divisor": family.stock_logits_divisor, "whole_processor": not isinstance(family.processor, AudioProcessor),
+        "divisor": family.stock_logits_divisor, "reader": _reader(family),
         "keep": KEEP, "messages": [family.template_messages(prompt.messages) for prompt in prompts],
         "targets": [vars(target) | {"folder": str(target.folder.resolve()), "base": target.base,
                                     "device": device_with_room(family, target)} for target in targets],

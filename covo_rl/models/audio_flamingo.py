@@ -34,9 +34,9 @@ class MusicFlamingo(AudioFlamingo3):
     model_class: ClassVar[Any] = "MusicFlamingoForConditionalGeneration"
     max_clip_seconds: float | None = 1200.0
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        text = super().render(messages, add_generation_prompt=add_generation_prompt)
-        return text.replace(self.audio_token, f"<|sound_bos|>{self.audio_token}<|sound_eos|>")
+    def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
+        # the stock processor puts them there too, the template does not
+        return super().tokenize(text.replace(self.audio_token, f"<|sound_bos|>{self.audio_token}<|sound_eos|>"), slots)
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
         # its clock, read from the ids, takes a last window too short for a slot for that of the next clip

@@ -7,12 +7,14 @@ inside `embed_tokens`; audio is put in after that. Their extractors take a list 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
+from covo_rl.models.registry import ModelError
 from covo_rl.models.transformers_family import TransformersFamily, parts_under
 
 
@@ -83,6 +85,13 @@ class Gemma4(Gemma):
     model_class: ClassVar[Any] = "Gemma4ForConditionalGeneration"
     audio_token: ClassVar[str] = "<|audio|>"
     frame: ClassVar[tuple[str, str]] = ("<|audio>", "<audio|>")
+
+    @classmethod
+    def load(cls, path: str, **options: Any) -> Self:
+        """Raises ModelError for one without an audio tower, before its weights are read."""
+        if PreTrainedConfig.get_config_dict(path)[0].get("audio_config") is None:
+            raise ModelError(f"model {path}: this Gemma 4 has no audio tower (audio_config); E2B and E4B have one")
+        return super().load(path, **options)
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
         return int(tensors["input_features_mask"][:, ::4].sum())  # two convolutions of stride 2

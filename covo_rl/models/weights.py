@@ -112,7 +112,9 @@ def merge_adapter(model: Any, folder: Path) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    names_in_files = getattr(model, "_weight_conversions", None)  # an export asks for them
     report = model.load_adapter(str(folder), adapter_name="shipped")
+    model._weight_conversions = names_in_files  # and not for the LoRA's
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if names := sorted(map(str, getattr(report, what))):
             raise WeightsError(f"{folder}: {what.replace('_', ' ')} of its LoRA: {_shown(names)}")

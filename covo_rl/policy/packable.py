@@ -35,8 +35,8 @@ PACKED_KINDS = ("full_attention", "sliding_attention")
 PLAIN_ROWS = (
     "{} cannot be packed (its family says packable = False): every completion is scored and sampled as a row of its "
     "own, so that each prompt is computed once per completion. Exact, and slower: with 8 completions of 100 on a "
-    "prompt of 400, 3 times in the update (measured on a small decoder); while sampling, 1.3 times where prompts have one "
-    "length, 4 times where they do not, since only those of one length are written together"
+    "prompt of 400, 3 times in the update (measured on a small decoder); while sampling, 1.3 times where prompts have "
+    "one length, 4 times where they do not, since only those of one length are written together"
 )
 
 

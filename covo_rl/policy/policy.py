@@ -24,7 +24,7 @@ from covo_rl.policy.packable import prepare_attention
 from covo_rl.policy.packing import Packed, Span, check_sampled, identity, pack
 from covo_rl.policy.recompute import recompute_activations
 from covo_rl.policy.rows import PlainRows, evaluation_mode, packed_hidden
-from covo_rl.policy.sharding import is_sharded
+from covo_rl.policy.sharding import is_sharded, layer_classes
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
@@ -83,7 +83,7 @@ class Policy(nn.Module):
         self.model: nn.Module = family.model if peft_model is None else peft_model
         self.has_adapter = peft_model is not None
         self.counters = Counters()
-        self._no_split_modules = getattr(family.model, "_no_split_modules", None)
+        self._no_split_modules = layer_classes(family.model)
         self.prompt_cache: PromptCache | None = None
         self.autocast_seen = False
         prepare_attention(family)

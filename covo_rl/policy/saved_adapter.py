@@ -176,6 +176,9 @@ def put_on(family: AudioFamily, adapter: SavedAdapter) -> tuple[PeftModel, tuple
     adapter.config.inference_mode = False
     adapter.config.base_model_name_or_path = family.model.name_or_path  # another base is noted by read_adapter
     with _by_peft(prefix):
+        if isinstance(pattern := adapter.config.target_modules, str):  # of a mixture of experts PEFT reads last names
+            hits = [name for name, _ in family.model.named_modules() if re.fullmatch(pattern, name)]
+            adapter.config.target_modules = hits or pattern
         model: Any = inject(family.model, adapter.config)
         versions = {name: p._version for name, p in family.model.named_parameters()}
         result = set_peft_model_state_dict(model, dict(adapter.tensors))

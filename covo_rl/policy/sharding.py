@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,17 @@ def is_sharded(module: nn.Module) -> bool:
     """Parameters live in pieces on several ranks: FSDP2 (DTensor) or DeepSpeed ZeRO-3."""
     pieces = any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in module.parameters())
     return pieces or bool(_fsdp_modules(module))  # whose parameters are plain while they are gathered
+
+
+def layer_classes(model: nn.Module) -> list[str]:
+    """Names of the classes in the model's lists of layers, of encoder and decoder: FSDP2 gives each layer a unit.
+
+    What transformers names for it (`_no_split_modules`) holds classes that an audio family does not load, which
+    accelerate refuses, and lacks the encoders of some.
+    """
+    lists = [m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and not re.search(r"\.\d+\.", name)]
+    entries = [entry for modules in lists for entry in modules if next(entry.children(), None) is not None]
+    return sorted({type(entry).__name__ for entry in entries})
 
 
 def most(value: int, device: torch.device) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError
 from covo_rl.data import DataError, row_problems
 from covo_rl.data.check import sound_of
 from covo_rl.data.read import Problem
+from covo_rl.policy.patterns import check_parts
 from covo_rl.prompt import parse
-from covo_rl.supervised.config import ColdStartConfig, Stage
+from covo_rl.supervised.config import PARTS, ColdStartConfig, Stage
 from covo_rl.types import Example, visible
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily
 
 
 def check_rows(examples: Sequence[Example], source: str) -> None:
@@ -75,6 +79,20 @@ def _outside(facts: Mapping[str, Any], lexicon: Mapping[str, Any]) -> list[str]:
         elif value not in values:
             texts.append(f"fact {name!r} is {value!r}, which is not in its lexicon {list(values)!r}")
     return texts
+
+
+def trained_parts(family: AudioFamily, stage: Stage) -> set[str]:
+    """Parts of the family that the stage trains; its default, all of PARTS, means those that there are.
+
+    Raises:
+        PatternError: the stage names a part that this family does not have.
+    """
+    if stage.kind == "tagging":
+        return {"encoder", "audio_adapter"} & set(family.parts)
+    parts = set(stage.train_parts or PARTS)
+    if parts != set(PARTS):
+        check_parts(stage.train_parts, family, "train_parts")
+    return parts & set(family.parts)
 
 
 def unreadable(rows: Sequence[Example], texts: Sequence[str], stage: Stage) -> list[str]:

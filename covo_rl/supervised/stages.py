@@ -33,7 +33,7 @@ from covo_rl.prompt import PromptError, messages, written_texts
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.records.lock import FolderLock
 from covo_rl.supervised import rows as stage_rows
-from covo_rl.supervised.checks import fact_problems, unreadable
+from covo_rl.supervised.checks import fact_problems, trained_parts, unreadable
 from covo_rl.supervised.config import ColdStartConfig, Stage, steps_of
 from covo_rl.supervised.held_out import held_out_figures
 from covo_rl.supervised.tagging import train_tagging
@@ -115,6 +115,7 @@ def _run_stages(config: ColdStartConfig) -> Path:
     used = examples[:8] if config.dry_run else examples
     rows = stage_rows.prepare_rows(used, family, config, partial(with_progress, "preparing clips"), clips)
     for step in plan:
+        trained_parts(family, step.stage)
         if step.stage.kind == "sft":
             Collator(family, rows[step.part], step.texts[: len(rows[step.part])])  # what does not fit is said now
     if config.dry_run:

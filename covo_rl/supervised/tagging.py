@@ -16,8 +16,9 @@ from torch.nn import functional
 from covo_rl.data import DataError
 from covo_rl.data.terminal import say
 from covo_rl.models.base import AudioFamily
+from covo_rl.policy.patterns import part_of
 from covo_rl.policy.trainable import adamw
-from covo_rl.supervised.checks import fact_problems
+from covo_rl.supervised.checks import fact_problems, trained_parts
 from covo_rl.supervised.config import Stage, steps_of
 from covo_rl.supervised.masks import Masks
 from covo_rl.supervised.rows import Row
@@ -94,8 +95,8 @@ def train_tagging(
     family.model.to(device)
     generator, masks = torch.Generator().manual_seed(seed), Masks(stage, seed)
     heads = FactHeads(rows, family.embed_tokens.weight.shape[1]).to(device)
-    prefixes = (family.parts["encoder"], family.parts["audio_adapter"])
-    parameters = [p for name, p in family.model.named_parameters() if name.startswith(prefixes)]
+    parts = trained_parts(family, stage)
+    parameters = [p for name, p in family.model.named_parameters() if part_of(name, family) in parts]
     parameters += heads.parameters()
     steps = steps_of(stage, len(rows))
     optimizer = adamw(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)

@@ -5,13 +5,13 @@ It is TRL's SFTTrainer with a collator that carries the audio.
 
 from __future__ import annotations
 
-import inspect
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,11 +19,15 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from covo_rl.models.base import AudioFamily
+from covo_rl.models.base import AudioFamily, ClipFeatures
 from covo_rl.models.text import text_ids
+from covo_rl.policy.head import head_of
+from covo_rl.policy.patterns import part_of
 from covo_rl.policy.products import float32_head
+from covo_rl.policy.rows import decoder_call
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
+from covo_rl.supervised.checks import trained_parts
 from covo_rl.supervised.config import Stage
 from covo_rl.supervised.masks import Masks
 from covo_rl.supervised.rows import Row, TeacherError
@@ -57,8 +61,8 @@ class Progress(TrainerCallback):
 class Collator:
     """Row numbers -> a batch, padded on the left so that every completion ends at the right edge.
 
-    `input_ids`, `attention_mask`, `labels` (N, T) int64; labels are -100 on prompt and padding. Audio tensors keep the
-    names the family's model takes, rows of all clips one after the other; `masks` hides parts of them.
+    `input_ids`, `attention_mask`, `labels` (N, T) int64; labels are -100 on prompt and padding. `clips` are the tensors
+    and slots of all clips one after the other; `masks` hides parts of them.
     """
 
     def __init__(
@@ -79,47 +83,68 @@ class Collator:
         ]:  # fmt: skip
             raise TeacherError("\n".join([*problems[:10], f"{len(problems)} rows do not fit"]))
 
-    def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Tensor]:
+    def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
             rows = [torch.tensor(sequence) for sequence in sequences]
             return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
 
         rows = [self.rows[item["row"]] for item in items]
         pairs = [(row.prompt_ids, self.completion_ids[item["row"]]) for row, item in zip(rows, items, strict=True)]
-        tensors = {
+        clips = [self.masks(clip) if self.masks else clip for row in rows for clip in row.clips]
+        return {
             "input_ids": padded([[*prompt, *answer] for prompt, answer in pairs], self.pad),
             "attention_mask": padded([[1] * (len(prompt) + len(answer)) for prompt, answer in pairs], 0),
             "labels": padded([[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED),
+            "clips": [(dict(clip.tensors), clip.slots) for clip in clips],  # what a wrapper of the model looks into
         }
-        clips = [self.masks(clip) if self.masks else clip for row in rows for clip in row.clips]
-        for name in clips[0].tensors if clips else ():
-            tensors[name] = torch.cat([clip.tensors[name] for clip in clips])
-        return tensors
+
+
+def last_logits(
+    family: AudioFamily, input_ids: Tensor, attention_mask: Tensor, clips: Sequence[tuple[dict, int]], keep: int
+) -> Tensor:
+    """Logits (N, keep, V) float32 at the last positions of rows (N, T), clips encoded as they are for rollouts.
+
+    Not by the model's own forward: that of many a class pads the clips of a batch to one length, which changes them.
+    """
+    embeds_NTD = family.embed_tokens(family.embeddable(input_ids))
+    if clips:
+        audio_SD = torch.cat(family.encode([ClipFeatures(*clip) for clip in clips]))
+        slots_NT1 = (input_ids == family.audio_token_id)[..., None]
+        embeds_NTD = embeds_NTD.masked_scatter(slots_NT1, audio_SD.to(embeds_NTD))
+    positions_NT = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    hidden_NTD = decoder_call(
+        family, input_ids, embeds_NTD, attention_mask=attention_mask, position_ids=positions_NT, use_cache=False
+    )
+    with float32_head(family.model.get_output_embeddings()):
+        return head_of(family)(hidden_NTD[:, -keep:]).float()
+
+
+@contextmanager
+def family_forward(family: AudioFamily) -> Iterator[nn.Module]:
+    """Inside, `last_logits` is the model's forward, so that whatever wraps the model sees a call of it."""
+    family.model.forward = partial(last_logits, family)
+    try:
+        yield family.model
+    finally:
+        del family.model.forward  # also what accelerate put around it
 
 
 def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any = None) -> Tensor:
     """Cross entropy over the completion tokens, summed and divided by `num_items` (default: their number).
 
-    Logits are asked for at completion positions only, where the model can (`logits_to_keep`).
+    `model` is one inside `family_forward`. Logits are made at completion positions only.
     """
     labels = batch["labels"]
     span = int((labels != IGNORED).sum(1).max()) + 1
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    bare: Any = extract_model_from_parallel(model)
-    if "logits_to_keep" in inspect.signature(bare.forward).parameters:
-        inputs["logits_to_keep"] = span
-    with float32_head(bare.get_output_embeddings()):
-        logits = model(**inputs, use_cache=False).logits[:, -span:-1].float().flatten(0, 1)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "clips")}
+    logits = model(**inputs, keep=span)[:, :-1].flatten(0, 1)
     targets = labels[:, -span + 1 :].to(logits.device).flatten()
     total = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return total / ((targets != IGNORED).sum() if num_items is None else num_items)
 
 
 class AudioSFTTrainer(SFTTrainer):
-    """TRL's trainer, except that the loss is taken through the model's own forward.
-
-    TRL's fused head calls the bare text backbone, which has no place for audio tensors.
-    """
+    """TRL's trainer, except that the loss is ours: TRL's calls the bare text backbone, which has no place for audio."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = completion_loss(model, inputs, num_items_in_batch)
@@ -135,9 +160,9 @@ def fine_tune(
 
     Returns the trainer's log, and the gathered weights where FSDP left `family.model` in shards.
     """
-    prefixes = tuple(family.parts[part] for part in stage.train_parts)
+    parts = trained_parts(family, stage)
     for name, parameter in family.model.named_parameters():
-        parameter.requires_grad_(not prefixes or name.startswith(prefixes))
+        parameter.requires_grad_(part_of(name, family) in parts)
     device: Any = process_state().device
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(  # nothing is saved or reported by the trainer itself
@@ -163,7 +188,8 @@ def fine_tune(
         narrow = computes_in_16_bits(trainer.accelerator, family.model)
         allow_tf32(trainer.accelerator.device, narrow, family.model)
         try:
-            trainer.train()
+            with family_forward(family):
+                trainer.train()
         finally:
             progress.close()
     state_dict: Any = None

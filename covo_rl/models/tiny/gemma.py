@@ -82,17 +82,22 @@ def _decoder(tokenizer: Any) -> dict[str, Any]:
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "hidden_size_per_layer_input": 8,
         "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2, "sliding_window": 16,
-        "final_logit_softcapping": 4.0, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.pad_token_id,
+        "final_logit_softcapping": 4.0, "initializer_range": 0.1, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
 
 
 def _model(model_class: Any, config: Any, seed: int) -> Any:
-    """Random in every number: vectors, layer scales and clip bounds start as ones, zeros and infinities."""
+    """Random in every number: vectors, layer scales and clip bounds start as ones, zeros and infinities.
+
+    Queries and what a layer adds are kept small, or four random layers would make ten times the rounding of it.
+    """
     model, generator = random_weights(model_class, config, seed), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for vector in (parameter for parameter in model.parameters() if parameter.ndim == 1):
+        for name, vector in ((name, p) for name, p in model.named_parameters() if p.ndim == 1):
             vector.add_(0.3 * torch.randn(vector.shape, generator=generator))
+            if ".language_model.layers." in name and ("q_norm" in name or ".post_" in name):
+                vector.mul_(0.3)
         for name, bound in model.named_buffers():
             if name.endswith(("_min", "_max")):
                 bound.fill_(4.0 if name.endswith("max") else -4.0)

@@ -12,11 +12,12 @@ from covo_rl.models.tiny.weights import decoder_sizes, encoder_sizes, random_wei
 
 #: also those of Qwen3-Omni
 QWEN3_AUDIO_TOKENS = ("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>")
+NAMES = dict(zip(("audio_bos_token", "audio_token", "audio_eos_token"), QWEN3_AUDIO_TOKENS, strict=True))
 
 
 def tiny_qwen3_asr(*, seed: int = 0) -> tuple[Any, Any]:
     """A Qwen3ASRForConditionalGeneration with random weights (float32) and its processor."""
-    tokenizer = tiny_tokenizer(audio_tokens=QWEN3_AUDIO_TOKENS)
+    tokenizer = tiny_tokenizer(audio_tokens=QWEN3_AUDIO_TOKENS, **NAMES)
     ends = {"eos_token_id": [tokenizer.pad_token_id, tokenizer.eos_token_id], "pad_token_id": tokenizer.eos_token_id}
     config = transformers.Qwen3ASRConfig(
         text_config={

@@ -33,13 +33,14 @@ TEMPLATE = (
 
 def tiny_tokenizer(
     texts: Sequence[str] = BUILTIN_TEXTS, vocab_size: int = 512, *, audio_tokens: Sequence[str] = COVO_AUDIO_TOKENS,
-    template: str | None = None,
+    template: str | None = None, **names: str,
 ) -> transformers.PreTrainedTokenizerFast:  # fmt: skip
     """Byte-level BPE trained on `texts`: any text round-trips, frequent words are one token.
 
     `vocab_size` bounds the whole vocabulary, special tokens and tags included. `audio_tokens` are special tokens; by
     default they are, joined, what an audio part of a message renders to, in ChatML; `template` is another chat
-    template. Raises ValueError where `vocab_size` has no room for the 256 bytes and the added tokens.
+    template; `names` are attributes by which stock processors ask for a token (audio_token). Raises ValueError where
+    `vocab_size` has no room for the 256 bytes and the added tokens.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -62,5 +63,5 @@ def tiny_tokenizer(
         template = CHAT_TEMPLATE if ours else TEMPLATE.replace("AUDIO", "".join(audio_tokens))
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=END_OF_TEXT, padding_side="left",
-        chat_template=template, clean_up_tokenization_spaces=False,
+        chat_template=template, clean_up_tokenization_spaces=False, **names,
     )  # fmt: skip

@@ -1,20 +1,26 @@
-"""`covo-rl models`: the families and shipped checkpoints; `covo-rl models PATH`: what a folder is, by its files alone.
+"""`covo-rl models`: the families and shipped checkpoints, what a name or folder is, whether a family is exact.
 
-Weights are never loaded: their names, shapes and precision stand in the heads of the safetensors files.
+    covo-rl models list                   families, and models of covo_rl's own
+    covo-rl models show NAME              a family, or what a folder is by its files alone; `covo-rl models NAME` too
+    covo-rl models check PATH             the ten points of covo_rl/run/conformance on a checkpoint
+
+`list` and `show` load no weights: their names, shapes and precision stand in the heads of the safetensors files.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from covo_rl.config import AdapterConfig
 from covo_rl.data.files import read_record
-from covo_rl.models.builtin import resolve_model
+from covo_rl.models.builtin import builtin_names, resolve_model
 from covo_rl.records.console import console, summary_table
 from covo_rl.records.folder import BEGUN
 from covo_rl.resolve import BUILTIN, folders
@@ -30,38 +36,124 @@ class DamagedModel(UserError, ValueError):
     """Files are missing, or cut short."""
 
 
+class ShowByDefault(TyperGroup):
+    """A first word that is no command is what `show` is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        word = args[0] if args and args[0] in self.commands else "show"
+        return word, self.commands[word], args[1:] if args and args[0] in self.commands else args
+
+
+app = typer.Typer(
+    cls=ShowByDefault, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help=f"Families, models, and whether they are exact. {__doc__.split(chr(10), 1)[0]}",
+)  # fmt: skip
+FamilyOption = Annotated[str | None, typer.Option("--family", help="a family of your own: ./mine.py:Class")]
+
+
+@app.callback(invoke_without_command=True)
+def begin(context: typer.Context) -> None:
+    """List, show and check model families; without a word: list."""
+    if context.invoked_subcommand is None:
+        models_command()
+
+
+@app.command("list")
+def list_command() -> None:
+    """The families by model_type, and the models that covo_rl brings."""
+    models_command()
+
+
+@app.command("show")
 def models_command(
-    path: Annotated[str | None, typer.Argument(help="model, adapter or run folder, hub name, builtin:tiny")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="a family, or a model, adapter or run folder, hub name, builtin:tiny")
+    ] = None,
 ) -> None:
-    """List what there is, or say what PATH is: family, parameters, what would train, missing files."""
+    """Say what NAME is: family, parameters, what would train, missing files. No weights are loaded."""
+    from covo_rl.models.registry import family_types
+
     with user_errors("covo-rl models", code=1):
-        if path is None:
+        if name is None:
             _list()
-            return
-        folder = Path(resolve_model(path))
-        if (folder / "adapter_config.json").is_file():
-            title, rows, problems = "a PEFT adapter", *_adapter(folder)
-        elif all((folder / name).is_file() for name in BEGUN):
-            title, rows, problems = "a run", *_run(folder)
+        elif name in family_types() and not Path(name).exists():
+            console.print(summary_table(f"{name}: a family", _family(name)))
         else:
-            title, rows, problems = "a model", *_model(str(folder))
-        console.print(summary_table(f"{visible(path)}: {title}", rows))
-        if problems:
-            raise DamagedModel("\n  - ".join([f"{path} cannot be used as it is:", *problems]))
+            _show(name)
+
+
+def _show(path: str) -> None:
+    folder = Path(resolve_model(path))
+    if (folder / "adapter_config.json").is_file():
+        title, rows, problems = "a PEFT adapter", *_adapter(folder)
+    elif all((folder / name).is_file() for name in BEGUN):
+        title, rows, problems = "a run", *_run(folder)
+    else:
+        title, rows, problems = "a model", *_model(str(folder))
+    console.print(summary_table(f"{visible(path)}: {title}", rows))
+    if problems:
+        raise DamagedModel("\n  - ".join([f"{path} cannot be used as it is:", *problems]))
+
+
+@app.command("check")
+def check_command(
+    path: Annotated[str, typer.Argument(help="model folder, hub name, builtin:NAME; with --random also a family")],
+    random: Annotated[bool, typer.Option("--random", help="a tiny random model of the same family instead")] = False,
+    family: FamilyOption = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32 (held to exact limits), bfloat16, float16")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    exports: Annotated[
+        bool | None, typer.Option(help="adapter and merged, in a fresh process; default: up to 2 GB of weights")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="run code of the checkpoint")] = False,
+) -> None:
+    """Hold a model to the ten points of the conformance suite; the exit code is 1 where one fails."""
+    from covo_rl.run.conformance.command import check_model, random_model
+
+    with user_errors("covo-rl models check", code=1):
+        model = random_model(path) if random else path
+        outcomes = check_model(
+            model, family=family, dtype=dtype, device=device, exports=exports, trust_remote_code=trust_remote_code
+        )
+    if any(outcome.state == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 def _list() -> None:
-    from covo_rl.models import FAMILIES
+    from covo_rl.models.registry import family_types
     from covo_rl.run.doctor import PUBLISHED
 
-    known = {kind: [name for name, (model_type, _) in PUBLISHED.items() if model_type == kind] for kind in FAMILIES}
+    known = {kind: [name for name, (model_type, _) in PUBLISHED.items() if model_type == kind]
+             for kind in family_types()}  # fmt: skip
     console.print(summary_table("families, by model_type of config.json",
                                 [(kind, ", ".join(names) or "-") for kind, names in known.items()]))  # fmt: skip
     shipped = {path.parent.name: place for place, folder in reversed(folders("checkpoints"))
                for path in folder.glob("*/config.json")}  # fmt: skip
-    rows = [(f"{BUILTIN}{name}", place) for name, place in sorted(shipped.items())]
-    console.print(summary_table("shipped checkpoints", rows))
-    console.print("covo-rl models PATH says what a folder is; another family is one class: docs/architecture.md")
+    rows = [(f"{BUILTIN}{name}", shipped.get(name, "random weights, made on first use")) for name in builtin_names()]
+    console.print(summary_table("models of covo_rl's own", rows))
+    console.print("covo-rl models show NAME says what one is, covo-rl models check PATH whether it is exact; another "
+                  "family is one class: docs/models.md")  # fmt: skip
+
+
+def _family(kind: str) -> Rows:
+    from covo_rl.models import family_class
+    from covo_rl.models.builtin import TINY_MODELS
+    from covo_rl.run.doctor import PUBLISHED
+
+    family = family_class(kind)
+    limit, leaves = family.max_clip_seconds, family.lora_leaves
+    published = [name for name, (model_type, _) in PUBLISHED.items() if model_type == kind]
+    tiny = f"covo-rl models check {BUILTIN}tiny_{kind}" if kind in TINY_MODELS else "none under this model_type"
+    return [
+        ("class", f"{family.__module__}:{family.__name__}"),
+        ("what", " ".join((inspect.getdoc(family) or "-").split("\n\n")[0].split())),
+        ("clips", f"up to {limit:g} s" if limit else "of any length"),
+        ("parts", ", ".join(f"{part} {prefix.rstrip('.')}" for part, prefix in family.parts.items())),
+        ("LoRA adapts", ", ".join(leaves) if leaves else "every Linear inside the decoder's layers"),
+        ("a group is", "one packed row" if family.packable else "a plain row for every completion, which is slower"),
+        ("published", ", ".join(published) or "-"),
+        ("random weights", tiny),
+    ]  # fmt: skip
 
 
 def _model(folder: str) -> tuple[Rows, list[str]]:
