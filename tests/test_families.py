@@ -25,12 +25,14 @@ from covo_rl.run.conformance import POINTS, Subject, check_family
 from covo_rl.run.conformance.exports import exports_judged, write_exports
 from covo_rl.run.conformance.hearing import is_unheard, unread_tensors
 from covo_rl.run.conformance.outcome import Figure, Gap, Outcome, outcome_of
+from covo_rl.run.conformance.subject import RATE
 from covo_rl.run.conformance.table import plain_text, verdict
+from covo_rl.run.sizes import audio_positions, shape_of, sizes_of
 
 #: families whose stock processor does not load here, and why: it draws pictures, resamples with torchaudio, or takes
 #: audio in its own template only
 NO_STOCK_PROCESSOR = {
-    "voxtral", "qwen3_asr", "qwen2_5_omni", "qwen3_omni_moe", "granite_speech", "gemma4", "gemma3n", "phi4_multimodal",
+    "voxtral", "qwen2_5_omni", "qwen3_omni_moe", "granite_speech", "gemma4", "gemma3n", "phi4_multimodal",
 }  # fmt: skip
 
 
@@ -212,3 +214,26 @@ def test_what_could_not_be_looked_at_is_never_passed():
     assert not Figure("a", 1e-3, 1e-3 + 1e-9, "x", least=True).ok and Figure("a", 2e-3, 1e-3, "x", least=True).ok
     assert verdict([Outcome("p", (good,), (gap,)), Outcome("q", (bad,))]) == "1 failed, 1 in part, of 2 points"
     assert json.dumps(str(bad)).count("nan") == 1
+
+
+# -- sizes without weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_the_doctor_counts_positions_as_the_family_does(name):
+    subject = subject_of(name)
+    config = subject.family.model.config
+    for seconds in (3.0, 20.0):
+        slots = subject.family.clip_slots(subject.clip(0, seconds).array, RATE)
+        assert audio_positions(config, seconds) == pytest.approx(slots, abs=2), seconds
+
+
+#: billions of parameters: what the cards say, less a vision tower where they have one
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("nvidia/audio-flamingo-3-hf", 8.3), ("mistralai/Voxtral-Mini-3B-2507", 4.7), ("Qwen/Qwen2.5-Omni-7B", 8.9 - 0.7),
+     ("mistralai/Voxtral-Small-24B-2507", 24.3), ("Qwen/Qwen3-Omni-30B-A3B-Instruct", 31.7 - 0.5),
+     ("google/gemma-3n-E4B-it", 7.85 - 0.3), ("ibm-granite/granite-speech-3.3-8b", 8.7)],
+)  # fmt: skip
+def test_published_sizes_add_up_to_what_the_cards_say(name, billions):
+    assert shape_of(sizes_of(name)).total / 1e9 == pytest.approx(billions, rel=0.02)

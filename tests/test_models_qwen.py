@@ -108,7 +108,7 @@ def test_features_and_slots_are_those_of_the_stock_processor(name, family_of):
         assert clip.slots == slots == family.clip_slots(samples, RATE), seconds
         with torch.no_grad():
             assert family.encode([clip])[0].shape == (slots, 64)
-        if name == "qwen2_5_omni" and seconds in (1.0, 29.99, 30.0):
+        if name == "qwen2_5_omni" and seconds not in (2.35, 41.0):
             continue  # 300 s each
         theirs, count = stock_features(family, samples)
         ours = clip.tensors["input_features"]

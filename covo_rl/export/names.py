@@ -102,7 +102,10 @@ def _place(model: PreTrainedModel, whole: Mapping[str, Any]) -> str:
 
 
 def _forgotten_prefix(model: PreTrainedModel) -> str:
-    """transformers 5.17 finds a part of a checkpoint by its prefix (`thinker.`), and leaves it out on the way back."""
+    """transformers 5.17 finds a part of a checkpoint by its prefix (`thinker.`), and leaves it out on the way back.
+
+    Of weights alone: the PEFT beside it looks for adapters without it.
+    """
     prefix = model.base_model_prefix
     return f"{prefix}." if prefix and not hasattr(model, prefix) and whole_config(model) else ""
 

@@ -15,19 +15,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from covo_rl.data.terminal import say
+from covo_rl.run.sizes import Shape, audio_positions, shape_of, sizes_of
 from covo_rl.run.speed import MIB, Speed, measure_speed
 from covo_rl.types import user_errors
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
-    from covo_rl.config import AdapterConfig, Options
+    from covo_rl.config import Options
     from covo_rl.types import Example
 
 #: room for allocator fragmentation, libraries and the CUDA context
@@ -35,35 +36,7 @@ OVERHEAD = 1.1
 #: a decode step over the time that reading its weights and keys takes. What decoding is built for, not a measurement
 DECODE_FACTOR = 1.6
 BYTES = {"float32": 4, "bfloat16": 2}
-#: published models: hub name -> (model type, what its config.json says beside the class's defaults); no hub is asked
-PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
-    "tencent/Covo-Audio-Chat": ("covo_audio", {"dtype": "bfloat16"}),
-    "Qwen/Qwen2-Audio-7B-Instruct": (
-        "qwen2_audio",
-        {"dtype": "bfloat16", "audio_token_index": 151646, "text_config": {
-            "model_type": "qwen2", "intermediate_size": 11008, "vocab_size": 156032, "max_position_embeddings": 8192}},
-    ),
-}  # fmt: skip
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the estimates need of a model: parameters by part, and the decoder's widths."""
-
-    parameters: dict[str, int]
-    layers: int
-    width: int
-    mlp_width: int
-    kv_width: int
-    vocabulary: int
-    linear_parameters: int
-    trainable: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(self.parameters.values())
 
 
 @dataclass(frozen=True)
@@ -86,54 +59,6 @@ class Plan:
     def peak(self) -> float:
         """Bytes."""
         return OVERHEAD * (sum(self.memory.values()) + max(sum(self.sampling.values()), sum(self.loss.values())))
-
-
-def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
-    """Count the parameters of a transformers configuration, and those that train, without storage for them.
-
-    Raises ModelError for a model type without a family, PatternError for an adapter's pattern that does not fit.
-    """
-    import torch
-    import transformers
-
-    import covo_rl.models.covo_audio  # noqa: F401  (registers its classes)
-    from covo_rl.models import family_class
-    from covo_rl.policy.saved_adapter import read_adapter
-    from covo_rl.policy.trainable import make_trainable
-
-    family = family_class(model_config.model_type)
-    prefixes = family.parts
-    with torch.device("meta"):
-        model = transformers.AutoModelForMultimodalLM.from_config(model_config)
-    parts = dict.fromkeys([*prefixes, "other"], 0)
-    for name, parameter in model.named_parameters():
-        parts[next((p for p, prefix in prefixes.items() if name.startswith(prefix)), "other")] += parameter.numel()
-    linear = [m for n, m in model.named_modules() if n.startswith(prefixes["llm"]) and isinstance(m, torch.nn.Linear)]
-    decoder = model_config.get_text_config()
-    trainable = 0
-    if adapter is not None and adapter.adapter:
-        trainable = sum(tensor.numel() for tensor in read_adapter(adapter.adapter).tensors.values())
-    elif adapter is not None:
-        with torch.device("meta"):
-            trainable = make_trainable(family(model, None), replace(adapter, load_in_4bit=False)).trainable_parameters
-    head_dim = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
-    return Shape(
-        parameters=parts,
-        layers=decoder.num_hidden_layers,
-        width=decoder.hidden_size,
-        mlp_width=decoder.intermediate_size,
-        kv_width=decoder.num_key_value_heads * head_dim,
-        vocabulary=decoder.vocab_size,
-        linear_parameters=sum(m.weight.numel() for m in linear),
-        trainable=trainable,
-    )
-
-
-def audio_positions(model_config: Any, seconds: float) -> int:
-    """Decoder positions that one clip fills."""
-    if model_config.model_type == "covo_audio":
-        return -(-round(seconds * 100) // model_config.slot_frames)
-    return round(seconds * 25)  # Qwen2-Audio: 750 for 30 s
 
 
 def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: Speed | None = None) -> Plan:
@@ -185,6 +110,8 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     crowded = not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size
     note = "activations outweigh the weights: gradient_checkpointing or a smaller micro_batch_prompts helps"
     notes = (*((note,) if crowded else ()), *((_rates(speed, dtype),) if speed else ()))
+    if speed and shape.expert_parameters:
+        notes += ("the seconds leave the products and the reading of the experts out",)
     positions = {"prompts": prompts * prompt_positions, "completions": rows * completion, "micro-batch": micro}
     return Plan(memory, sampling, loss, seconds, positions, trainable, notes)
 
@@ -258,25 +185,6 @@ def plan_options(
     """The plan of a run's options, on one rank, for clips of `seconds` and questions of `text_positions` tokens."""
     config = sizes_of(options.model.model)
     return plan(config, options, prompt_positions=audio_positions(config, seconds) + text_positions, speed=speed)
-
-
-def sizes_of(model: str) -> Any:
-    """The transformers configuration of a model: of a folder its config.json, of a published name what is known here.
-
-    Raises:
-        OSError, ModelError: neither, and the hub does not give it.
-    """
-    from transformers import AutoConfig
-
-    import covo_rl.models.covo_audio  # noqa: F401  (registers its configuration)
-    from covo_rl.models import model_config
-    from covo_rl.models.builtin import resolve_model
-
-    if model in PUBLISHED and not Path(model).exists():
-        kind, values = PUBLISHED[model]
-        return AutoConfig.for_model(kind, **values)
-    model_config(resolve_model(model))
-    return AutoConfig.from_pretrained(resolve_model(model))
 
 
 @app.command()

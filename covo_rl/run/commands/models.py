@@ -121,7 +121,7 @@ def check_command(
 
 def _list() -> None:
     from covo_rl.models.registry import family_types
-    from covo_rl.run.doctor import PUBLISHED
+    from covo_rl.run.published import PUBLISHED
 
     known = {kind: [name for name, (model_type, _) in PUBLISHED.items() if model_type == kind]
              for kind in family_types()}  # fmt: skip
@@ -138,7 +138,7 @@ def _list() -> None:
 def _family(kind: str) -> Rows:
     from covo_rl.models import family_class
     from covo_rl.models.builtin import TINY_MODELS
-    from covo_rl.run.doctor import PUBLISHED
+    from covo_rl.run.published import PUBLISHED
 
     family = family_class(kind)
     limit, leaves = family.max_clip_seconds, family.lora_leaves
@@ -158,7 +158,7 @@ def _family(kind: str) -> Rows:
 
 def _model(folder: str) -> tuple[Rows, list[str]]:
     from covo_rl.models import damage_named, family_class
-    from covo_rl.run.doctor import shape_of, sizes_of
+    from covo_rl.run.sizes import shape_of, sizes_of
 
     with damage_named(folder):
         config = sizes_of(folder)
