@@ -51,6 +51,19 @@ def test_a_tiny_model_is_made_once_in_the_cache_for_these_versions(tmp_path, mon
     assert (made.parent / other / "model.safetensors").read_bytes() == weights.read_bytes()  # a seed makes it
 
 
+def test_a_second_rank_that_is_the_quickest_writes_all_of_it(tmp_path, monkeypatch):
+    """transformers 5.23 saves on rank 0 alone: two ranks were left with a folder without weights."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    monkeypatch.setenv("COVO_RL_CACHE", str(tmp_path))
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        load_family(resolve_model("builtin:tiny_glmasr"))
+    finally:
+        dist.destroy_process_group()
+
+
 def test_processes_that_start_at_once_fill_one_folder(tmp_path):
     both, folder = threading.Barrier(2), tmp_path / "models" / "tiny"
 
@@ -119,5 +132,5 @@ def test_a_run_in_which_nothing_could_be_learned_says_so(tmp_path, gradient):
         assert "nothing was learned: in all 2 steps the 4 rollouts of every question got the same reward" in said
         assert "reward_accuracy 0, reward_total 0.5" in said and "75% of the completions were cut" in said
         assert "no-op" not in said and str(tmp_path / "rollouts") in said
-    with pytest.raises(ExportError, match="^the disk is full$"), noop_explained(run, options, Ranks(0, 1)):
+    with pytest.raises(ExportError, match=r"^the disk is full$"), noop_explained(run, options, Ranks(0, 1)):
         raise ExportError("the disk is full")

@@ -130,6 +130,30 @@ def test_ids_frame_a_clip_as_the_stock_processor_does_and_text_that_spells_the_t
     assert f"what is {family.audio_token}?" in family.tokenizer.decode(ids)
 
 
+def test_ids_and_features_of_gemma3n_are_those_of_its_stock_processor():
+    try:
+        from transformers import SiglipImageProcessor
+
+        pictures = SiglipImageProcessor()
+    except ImportError:
+        pytest.skip(f"the processor of Gemma 3n in transformers {transformers.__version__} needs torchvision")
+    family, wave = _family("gemma3n"), _clip(0.7)
+    names = {"audio": AUDIO_TOKENS[1], "boa": "<start_of_audio>", "eoa": AUDIO_TOKENS[0], "image": PICTURE_TOKENS[1]}
+    for name, token in {**names, "boi": "<start_of_audio>", "eoi": PICTURE_TOKENS[0]}.items():
+        setattr(family.tokenizer, f"{name}_token", token)  # as those of published tokenizers
+        setattr(family.tokenizer, f"{name}_token_id", family.tokenizer.convert_tokens_to_ids(token))
+    stock = transformers.Gemma3nProcessor(
+        family.processor.feature_extractor, pictures, family.tokenizer, audio_seq_length=94,
+        chat_template=family.processor.chat_template,
+    )  # fmt: skip
+    parts = [{"type": "text", "text": "Listen:\n"}, {"type": "audio"}, {"type": "text", "text": "\nWhat is it?"}]
+    text = family.render([{"role": "user", "content": parts}])
+    clip = family.clip_features(wave, RATE)
+    theirs = stock(text=[text], audio=[wave], return_tensors="pt")
+    assert theirs["input_ids"][0].tolist() == family.tokenize(text, [clip.slots])
+    assert all(torch.equal(theirs[name], value) for name, value in clip.tensors.items())
+
+
 def test_placeholders_are_never_drawn():
     four, three = _family("gemma4"), _family("gemma3n")
     tokens = four.tokenizer.convert_ids_to_tokens(list(four.unsampled_ids))

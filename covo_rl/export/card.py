@@ -20,6 +20,8 @@ from covo_rl.resolve import BUILTIN
 from covo_rl.types import Clip, Example
 
 CARD = "model_card.md.jinja"
+#: what the export.json of older releases does not say
+OLDER = {"load_in_4bit": False, "stock_processor": True, "shipped_adapter": "", "stock_logits_divisor": 1}
 AUDIO_CHECKS = {"after_silent_audio": "silence", "after_swapped_audio": "another row's audio"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -48,7 +50,7 @@ def update_card(folder: str | Path, run_folder: str | Path | None) -> Path:
         academic = record["model_type"] == "covo_audio" and not str(config.get("model", "")).startswith(BUILTIN)
         named = yaml.safe_dump({"base_model": base}, allow_unicode=True, width=10_000).strip()
         card = jinja.get_template(CARD).render(
-            **{"load_in_4bit": False, **record, "base_model": without_paths(base)},
+            **{**OLDER, **record, "base_model": without_paths(base)},
             on_hub=on_hub, shipped=base.startswith(BUILTIN), front_matter=named if on_hub else "",
             example=_example(folder), has_template=(folder / "chat_template.jinja").is_file(),
             academic_only=academic, covo_rl_version=environment.get("covo_rl") or __version__,

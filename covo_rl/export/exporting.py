@@ -26,6 +26,8 @@ from covo_rl.export import ExportError, verify
 from covo_rl.export.adapter import base_reference, open_policy, policy_kind, save_policy
 from covo_rl.export.card import update_card
 from covo_rl.export.merged import write_merged
+from covo_rl.models.processor import AudioProcessor
+from covo_rl.models.weights import shipped_adapter
 from covo_rl.policy.sharding import is_sharded, torch_linear
 from covo_rl.policy.trainable import Trainable
 from covo_rl.records.folder import export_files
@@ -246,10 +248,14 @@ def _describe(
     if result.kind == "adapter" and (template := modes.family.chat_template):  # the base's processor has another
         (stage / "chat_template.jinja").write_text(template, encoding="utf-8")
     files = sorted({*os.listdir(stage), "README.md", "export.json", "verification.json"})
-    held = quantisation_in(modes)
+    held, family = quantisation_in(modes), modes.family
+    shipped = shipped_adapter(base_reference(modes), family.adapter_folder)
     record = {"kind": result.kind, "base_model": result.base_model, "model_type": modes.family.model_type,
               "model_class": name, "model_module": package, "load_in_4bit": load_in_4bit or held is not None,
-              "quantization_config": held, "files": files}  # fmt: skip
+              "quantization_config": held, "files": files,
+              "stock_processor": not isinstance(family.processor, AudioProcessor),
+              "shipped_adapter": (family.adapter_folder or ".") if shipped else "",
+              "stock_logits_divisor": family.stock_logits_divisor}  # fmt: skip
     for file, content in (("verification.json", asdict(result)), ("export.json", record)):
         (stage / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     update_card(stage, run_folder)

@@ -10,7 +10,6 @@ import copy
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,9 @@ SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
 #: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
 NOT_CARRIED = (ADAPTER_FILES, "consolidated")
+#: of a base that is kept back: its card, a template that would hide the exported one (transformers prefers the older
+#: chat_template.json), and what supervised stages leave beside a checkpoint
+KEPT_BACK = (".*", "README.md", "chat_template.json", "stage-*", "training_log.json", f"{ADAPTER_FILES}*")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -231,10 +233,15 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
 
 
 def write_merged(
-    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None
-) -> None:
-    """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
-    model, entries = family.model, merged_entries(family.model, dtype)
+    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None, *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Weights, config, generation config, processor with chat template, and the base's companions, unverified.
+
+    `state` are the whole weights of a model without adapter that is held in shards.
+    """
+    model = family.model
+    entries = merged_entries(model, dtype) if state is None else published_entries(model, state, dtype)
     base = base_folder(model)  # a model made in memory has none
     if base is not None:
         entries += carried_over(base, entries)
@@ -246,18 +253,17 @@ def write_merged(
     for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
-        if not (weights or merged or source.name.startswith(".") or source.name == "README.md" or target.exists()):
+        own = weights or source.name == family.adapter_folder or any(source.match(name) for name in KEPT_BACK)
+        if not (own or target.exists()):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
 def save_processor(family: AudioFamily, folder: Path) -> None:
     """The processor with the chat template that training used, which may be the family's own."""
     processor = family.processor
-    own = getattr(sys.modules[type(family).__module__], "CHAT_TEMPLATE", None)
     before = getattr(processor, "chat_template", None)
     try:
-        processor.chat_template = own or before or getattr(family.tokenizer, "chat_template", None)
+        processor.chat_template = family.chat_template or before or getattr(family.tokenizer, "chat_template", None)
         processor.save_pretrained(str(folder))
     finally:
         processor.chat_template = before

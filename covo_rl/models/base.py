@@ -45,6 +45,14 @@ def part_kinds(messages: Iterable[Mapping[str, Any]]) -> list[str]:
     return [str(part.get("type")) for content in contents for part in content]
 
 
+def _no_date(form: str) -> str:
+    raise ValueError(
+        f"the chat template writes today's date ({form}), so that the same row would be another prompt tomorrow: "
+        "give a system message of your own (--system_prompt), with the date of your choice in it, or a model folder "
+        "whose chat_template.jinja has a fixed one"
+    )
+
+
 class AudioFamily(ABC):
     """One loaded audio language model: encoder -> adapter -> decoder -> head.
 
@@ -132,8 +140,9 @@ class AudioFamily(ABC):
             ValueError: a part of a message is neither text nor audio; the template writes more or fewer audio tokens
                 than there are clips, or today's date.
         """
-        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-        text = self.processor.apply_chat_template(self.template_messages(messages), self.chat_template, **options)
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "strftime_now": _no_date}
+        template = self.chat_template or self.processor.chat_template
+        text = self.tokenizer.apply_chat_template(self.template_messages(messages), chat_template=template, **options)
         clips, tokens = part_kinds(messages).count("audio"), text.count(self.processor.audio_token)
         if tokens != clips:
             hint = "; it has place for one in a message" if 0 < tokens < clips else ""

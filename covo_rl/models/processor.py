@@ -6,13 +6,12 @@ Stock processors of models that also see import torchvision for pictures, which 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 #: what a published folder says of its processor, beside the tokenizer's files; tekken.json is what vLLM reads of Voxtral
 SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tekken.json")
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 class AudioProcessor:
@@ -44,14 +43,6 @@ class AudioProcessor:
         template = template.get("default") if isinstance(template, Mapping) else template
         return cls(extractor, tokenizer, audio_token, chat_template=template, source=local_folder(path))
 
-    def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, Any]], chat_template: str | None = None, **options: Any
-    ) -> str:
-        """The rendered text, by the given template or the checkpoint's; ValueError where that writes today's date."""
-        options = {"tokenize": False, "strftime_now": _no_date, **options}
-        template = chat_template or self.chat_template
-        return self.tokenizer.apply_chat_template(conversation, chat_template=template, **options)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Everything that loads it again; the settings of `source` go over unchanged."""
         folder = Path(folder)
@@ -59,19 +50,12 @@ class AudioProcessor:
         settings = [self.source / name for name in SETTINGS] if self.source else []
         settings = [path for path in settings if path.is_file()]
         for path in settings:
-            shutil.copy2(path, folder)
+            if path.resolve() != (folder / path.name).resolve():
+                shutil.copy2(path, folder)
         if not settings:
             self.feature_extractor.save_pretrained(folder)
         if self.chat_template:
-            (folder / TEMPLATES[0]).write_text(self.chat_template, encoding="utf-8")
-
-
-def _no_date(form: str) -> str:
-    raise ValueError(
-        f"the chat template writes today's date ({form}), so that the same row would be another prompt tomorrow: "
-        "give a system message of your own (--system_prompt), with the date of your choice in it, or a model folder "
-        "whose chat_template.jinja has a fixed one"
-    )
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
 
 def local_folder(path: str) -> Path | None:

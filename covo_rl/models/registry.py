@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from functools import lru_cache
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -78,7 +78,7 @@ def family_class(model_type: object) -> type[AudioFamily]:
     if isinstance(model_type, str):
         if model_type in _CHOSEN:
             return _CHOSEN[model_type]
-        points = [point for point in _points() if point.name == model_type]
+        points = entry_points(group=GROUP, name=model_type)
         specs = {**({FAMILIES[model_type]: "covo_rl"} if model_type in FAMILIES else {}), **_packages(points)}
         if len(specs) > 1:
             claims = ", ".join(f"{spec} of {package}" for spec, package in specs.items())
@@ -97,15 +97,10 @@ def family_class(model_type: object) -> type[AudioFamily]:
 def family_types() -> dict[str, str]:
     """model_type -> where its family is: "module:class", of all that can be named here."""
     chosen = {kind: f"{family.__module__}:{family.__name__}" for kind, family in _CHOSEN.items()}
-    return {**FAMILIES, **{point.name: point.value for point in _points()}, **chosen}
+    return {**FAMILIES, **{point.name: point.value for point in entry_points(group=GROUP)}, **chosen}
 
 
-@lru_cache(maxsize=1)
-def _points() -> tuple[EntryPoint, ...]:
-    return tuple(entry_points(group=GROUP))
-
-
-def _packages(points: list[EntryPoint]) -> dict[str, str]:
+def _packages(points: Iterable[EntryPoint]) -> dict[str, str]:
     return {point.value: point.dist.name if point.dist else "an installed package" for point in points}
 
 

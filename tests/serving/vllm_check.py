@@ -1,6 +1,7 @@
 """Do exports answer on vLLM as the trained policy does? Run in an environment with vLLM; docs/serving.md says how.
 
-    python tests/serving/vllm_check.py                          # both families, merged and LoRA; about 3 CPU minutes
+    python tests/serving/vllm_check.py                          # every family below, merged and LoRA
+    python tests/serving/vllm_check.py --family granite_speech
     python tests/serving/vllm_check.py --keep tiny-exports      # leaves base, adapter and merged for `vllm serve`
 
 For each family a tiny random base gets a LoRA adapter with random weights. Adapter and merged weights are exported
@@ -25,7 +26,10 @@ TOLERANCE = 1e-4  # float32 log-probs
 SECONDS = (1.0, 2.35, 7.2)  # tiny Covo-Audio has segments of 3 s: one, one, three
 QUESTION = "What do you hear?"
 #: vLLM's own Qwen2-Audio takes no adapters; our plug-in has one that does.
-OVERRIDES = {"covo_audio": {}, "qwen2_audio": {"architectures": ["Qwen2AudioWithLoRA"]}}
+OVERRIDES: dict[str, dict] = {
+    "covo_audio": {}, "qwen2_audio": {"architectures": ["Qwen2AudioWithLoRA"]}, "audioflamingo3": {}, "glmasr": {},
+    "qwen3_asr": {}, "qwen2_5_omni": {}, "qwen3_omni_moe": {}, "granite_speech": {}, "gemma4": {}, "voxtral": {},
+}  # fmt: skip
 
 
 def clip(seconds: float, rate: int) -> np.ndarray:
@@ -42,13 +46,21 @@ def write_base(name: str, folder: Path) -> None:
     """A tiny random checkpoint under published names."""
     from covo_rl.export.merged import merged_entries, save_processor, write_shards
     from covo_rl.models import family_class
-    from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
+    from covo_rl.models.tiny import decoder_sizes, tiny_covo_audio, tiny_model, tiny_qwen2_audio, tiny_tokenizer
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import published
 
     if name == "covo_audio":
         tokenizer = tiny_tokenizer([QUESTION])
         model, processor = tiny_covo_audio(tokenizer, audio_codes=16, decoder_width=256, encoder_layers=1)
-    else:  # vLLM's attention kernels want heads of 32 and more, its encoder 128 mel bins
+    elif name == "qwen2_audio":  # vLLM's attention kernels want heads of 32 and more, its encoder 128 mel bins
         model, processor = tiny_qwen2_audio(encoder_width=256, encoder_layers=1, decoder_width=256, mel_bins=128)
+    else:
+        decoder_sizes.__defaults__ = (256, 2, 4)
+        folder.mkdir(parents=True)
+        published.write_published(*tiny_model(name), published.tables()[name], folder)
+        return
     model.save_pretrained(folder)
     write_shards(merged_entries(model), folder)
     save_processor(family_class(name)(model, processor), folder)
