@@ -9,9 +9,11 @@ import pytest
 import torch
 from published import tables, write_published
 from safetensors.torch import load_file, save_file
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from covo_rl.config import AdapterConfig, PromptConfig
 from covo_rl.models import ModelError, load_family
+from covo_rl.models.quantised import quantisation_of
 from covo_rl.models.tiny import tiny_model
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable
@@ -58,7 +60,7 @@ def wave(seconds, seed=0):
 def test_the_published_layout_holds_every_weight(name, folders, family_of):
     model, _ = tiny_model(name)
     theirs, ours = model.state_dict(), family_of(name).model.state_dict()
-    assert {key for key in theirs if "visual." not in key} == set(ours)
+    assert theirs.keys() == ours.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     shapes = {re.sub(r"(?<=\.)\d+(?=\.)", "N", key) for key in load_file(folders[name] / "model.safetensors")}
     heard = {shape for shape in shapes if shape.startswith("thinker.") and ".visual." not in shape}
@@ -228,3 +230,12 @@ def test_the_other_layout_of_qwen3_asr_is_refused_by_name(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_asr", "thinker_config": config}))
     with pytest.raises(ModelError, match=r"layout of the qwen-asr package.*whose name ends in -hf"):
         load_family(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", THINKERS)
+def test_four_bits_hold_no_encoder_whatever_transformers_calls_it(name, family_of):
+    kind = type(family_of(name))
+    skip = quantisation_of(kind.parts, "float32", kind.other_parts).llm_int8_skip_modules
+    linears = [key for key, module in family_of(name).model.named_modules() if isinstance(module, torch.nn.Linear)]
+    whole = {key for key in linears if not should_convert_module(key, skip)}
+    assert len(whole) > 10 and whole == {key for key in linears if "audio_tower" in key or key == "lm_head"}
