@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "covo_rl"
 #: a room may import itself and those before it
 ROOMS = (
     "types", "resolve", "config", "audio", "data", "synth", "prompt", "models", "policy", "engines", "rewards", "algo",
-    "records", "train", "supervised", "speech", "duplex", "evaluate", "export", "serve", "interop", "run", "bench",
+    "records", "train", "speech", "duplex", "evaluate", "export", "supervised", "serve", "interop", "run", "bench",
     "cli",
 )  # fmt: skip
 ROOT_MODULES = {"__init__", "types", "config", "prompt", "resolve", "cli"}

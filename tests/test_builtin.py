@@ -132,5 +132,5 @@ def test_a_run_in_which_nothing_could_be_learned_says_so(tmp_path, gradient):
         assert "nothing was learned: in all 2 steps the 4 rollouts of every question got the same reward" in said
         assert "reward_accuracy 0, reward_total 0.5" in said and "75% of the completions were cut" in said
         assert "no-op" not in said and str(tmp_path / "rollouts") in said
-    with pytest.raises(ExportError, match="^the disk is full$"), noop_explained(run, options, Ranks(0, 1)):
+    with pytest.raises(ExportError, match=r"^the disk is full$"), noop_explained(run, options, Ranks(0, 1)):
         raise ExportError("the disk is full")

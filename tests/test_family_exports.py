@@ -65,7 +65,7 @@ def stored(folder):
 
 def weights_of(family, paths):
     """Published names of the adapted weights. PEFT on transformers 5.17 knows a thinker without its prefix alone."""
-    prefix = "" if hasattr(family.model.model, "language_model") or not family.other_parts else "thinker."
+    prefix = "thinker." if family.parts in getattr(family, "other_parts", ()) else ""
     return {f"{prefix}{path}.weight" for path in paths}
 
 

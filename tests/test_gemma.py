@@ -72,7 +72,9 @@ def test_the_decoder_is_given_what_the_stock_forward_gives_it(name):
             torch.testing.assert_close(ours[field], value, atol=2e-6, rtol=0, msg=lambda text, f=field: f"{f}: {text}")
         hidden = family.decoder(**{field: value[None] for field, value in ours.items()}).last_hidden_state[0]
         torch.testing.assert_close(family.lm_head(hidden), logits, atol=5e-5, rtol=0)
-        plain = family.decoder(inputs_embeds=ours["inputs_embeds"][None], per_layer_inputs=0 * theirs["per_layer_inputs"][None])
+        plain = family.decoder(
+            inputs_embeds=ours["inputs_embeds"][None], per_layer_inputs=0 * theirs["per_layer_inputs"][None]
+        )
         assert (family.lm_head(plain.last_hidden_state[0]) - logits).abs().max() > 1e-2, "per-layer inputs are used"
 
 
@@ -122,12 +124,38 @@ def test_ids_frame_a_clip_as_the_stock_processor_does_and_text_that_spells_the_t
     family = _family(name)
     before, after = family.frame
     text = f"hear{family.audio_token}this"
-    expected = family.tokenizer(f"hear{before}{2 * family.audio_token}{after}this", add_special_tokens=False)["input_ids"]
+    expected = family.tokenizer(f"hear{before}{2 * family.audio_token}{after}this", add_special_tokens=False)[
+        "input_ids"
+    ]
     assert family.tokenize(text, [2]) == expected
     rendered = family.render([{"role": "user", "content": f"what is {family.audio_token}?"}])
     ids = family.tokenize(rendered, [])
     assert family.audio_token_id not in ids
     assert f"what is {family.audio_token}?" in family.tokenizer.decode(ids)
+
+
+def test_ids_and_features_of_gemma3n_are_those_of_its_stock_processor():
+    try:
+        from transformers import SiglipImageProcessor
+
+        pictures = SiglipImageProcessor()
+    except ImportError:
+        pytest.skip(f"the processor of Gemma 3n in transformers {transformers.__version__} needs torchvision")
+    family, wave = _family("gemma3n"), _clip(0.7)
+    names = {"audio": AUDIO_TOKENS[1], "boa": "<start_of_audio>", "eoa": AUDIO_TOKENS[0], "image": PICTURE_TOKENS[1]}
+    for name, token in {**names, "boi": "<start_of_audio>", "eoi": PICTURE_TOKENS[0]}.items():
+        setattr(family.tokenizer, f"{name}_token", token)  # as those of published tokenizers
+        setattr(family.tokenizer, f"{name}_token_id", family.tokenizer.convert_tokens_to_ids(token))
+    stock = transformers.Gemma3nProcessor(
+        family.processor.feature_extractor, pictures, family.tokenizer, audio_seq_length=94,
+        chat_template=family.processor.chat_template,
+    )  # fmt: skip
+    parts = [{"type": "text", "text": "Listen:\n"}, {"type": "audio"}, {"type": "text", "text": "\nWhat is it?"}]
+    text = family.render([{"role": "user", "content": parts}])
+    clip = family.clip_features(wave, RATE)
+    theirs = stock(text=[text], audio=[wave], return_tensors="pt")
+    assert theirs["input_ids"][0].tolist() == family.tokenize(text, [clip.slots])
+    assert all(torch.equal(theirs[name], value) for name, value in clip.tensors.items())
 
 
 def test_placeholders_are_never_drawn():

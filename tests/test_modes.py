@@ -27,7 +27,10 @@ def covo(dtype: torch.dtype = torch.float32):
                              audio_token_index=40, adapter_hidden_dim=8)  # fmt: skip
     parts = {"encoder": "encoder.", "audio_adapter": "audio_adapter.", "llm": "llm.model.", "lm_head": "llm.lm_head."}
     return SimpleNamespace(
-        model=CovoAudioForConditionalGeneration(config).to(dtype), parts=parts, model_type="covo_audio", lora_leaves=None
+        model=CovoAudioForConditionalGeneration(config).to(dtype),
+        parts=parts,
+        model_type="covo_audio",
+        lora_leaves=None,
     )
 
 

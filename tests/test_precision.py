@@ -302,9 +302,8 @@ def test_the_supervised_loss_takes_float32_logits(autocast):
     family.model.to(dtype)
     seen = []
     family.lm_head.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        with family_forward(family) as model:
-            completion_loss(model, batch).backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), family_forward(family) as model:
+        completion_loss(model, batch).backward()
     hidden, logits = seen[0]
     assert logits.dtype == torch.float32 and "forward" not in vars(family.lm_head)
     expected = hidden.bfloat16().float() @ family.lm_head.weight.bfloat16().float().t()

@@ -119,7 +119,7 @@ def test_the_collator_supervises_the_completion_and_its_end_and_nothing_else(pre
     for i in range(2):
         supervised = batch["labels"][i][batch["labels"][i] != IGNORED].tolist()
         assert family.tokenizer.decode(supervised) == texts[i] + "<|im_end|>"
-        assert batch["labels"][i, -1] == family.eos_token_ids[0]
+        assert supervised[-1] == family.eos_token_ids[0]
         ids = batch["input_ids"][i][batch["attention_mask"][i] == 1].tolist()
         assert ids == [*rows[i].prompt_ids, *supervised]
         assert (batch["input_ids"][i] == family.audio_token_id).sum() == rows[i].clips[0].slots
@@ -127,7 +127,7 @@ def test_the_collator_supervises_the_completion_and_its_end_and_nothing_else(pre
 
 
 def test_the_loss_is_that_of_each_row_on_its_own(prepared):
-    """Left padding and the cut logits change nothing: the mean over tokens of the plain per-row loss, by the model's
+    """Padding and the cut logits change nothing: the mean over tokens of the plain per-row loss, by the model's
     own forward."""
     from covo_rl.supervised.trainer import IGNORED, Collator, completion_loss, family_forward
 

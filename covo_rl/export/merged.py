@@ -33,6 +33,9 @@ SHARD_SHARE = 0.125
 MIN_SHARD_BYTES = 64 << 20  # below this, pieces are only a nuisance
 #: the LoRA that a checkpoint ships, and the second copy of its weights in Mistral's own format
 NOT_CARRIED = (ADAPTER_FILES, "consolidated")
+#: of a base that is kept back: its card, a template that would hide the exported one (transformers prefers the older
+#: chat_template.json), and what supervised stages leave beside a checkpoint
+KEPT_BACK = (".*", "README.md", "chat_template.json", "stage-*", "training_log.json", f"{ADAPTER_FILES}*")
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------
@@ -230,10 +233,15 @@ def write_config(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None
 
 
 def write_merged(
-    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None
-) -> None:
-    """Weights, config, generation config, processor with chat template, and the base's companions, unverified."""
-    model, entries = family.model, merged_entries(family.model, dtype)
+    family: AudioFamily, folder: Path, dtype: torch.dtype | None = None, max_shard_bytes: int | None = None, *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Weights, config, generation config, processor with chat template, and the base's companions, unverified.
+
+    `state` are the whole weights of a model without adapter that is held in shards.
+    """
+    model = family.model
+    entries = merged_entries(model, dtype) if state is None else published_entries(model, state, dtype)
     base = base_folder(model)  # a model made in memory has none
     if base is not None:
         entries += carried_over(base, entries)
@@ -245,10 +253,8 @@ def write_merged(
     for source in sorted(base.iterdir()) if base is not None else ():  # vocoder, licence, ...: what was not written
         target = folder / source.name
         weights = source.is_file() and any(source.match(pattern) for pattern in WEIGHT_FILES)
-        merged = source.name.startswith(ADAPTER_FILES) or source.name == family.adapter_folder
-        # transformers prefers the older chat_template.json, which would hide the template that training used
-        replaced = source.name in ("README.md", "chat_template.json") or target.exists()
-        if not (weights or merged or replaced or source.name.startswith(".")):
+        own = weights or source.name == family.adapter_folder or any(source.match(name) for name in KEPT_BACK)
+        if not (own or target.exists()):
             shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 

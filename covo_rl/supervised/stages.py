@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import os
@@ -21,8 +20,9 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, unknown_names
 from covo_rl.data import DataError
 from covo_rl.data.files import write_atomically, write_json
-from covo_rl.data.noise import quiet_bars
 from covo_rl.data.terminal import say
+from covo_rl.export.exporting import torch_dtype
+from covo_rl.export.merged import write_merged
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.text import special_token_notes
@@ -221,7 +221,10 @@ def check_model(config: ColdStartConfig) -> None:
     """Raises ConfigError or OSError for a model that is not there, or sizes that a new one does not have."""
     models.use_family(config.family)
     if config.model is not None:
-        models.model_config(resolve_model(config.model))
+        path = resolve_model(config.model)
+        models.model_config(path)
+        if Path(path).resolve() == Path(config.output).resolve():
+            raise ConfigError([f"output {config.output} is the model that the stages start from: choose another"])
         return
     known = ["vocab_size", *list(inspect.signature(tiny_covo_audio).parameters)[1:]]
     if problems := unknown_names([name for name in config.tiny or {} if name not in known], known, "tiny"):
@@ -269,21 +272,15 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example], clips: Cli
 def save_checkpoint(
     family: AudioFamily, folder: Path, config: ColdStartConfig, state_dict: Mapping[str, torch.Tensor] | None
 ) -> None:
-    """Weights (in `save_dtype`), processor, `prompt.yaml` for later stages and `cold_start.yaml`, what was run.
+    """The model (in `save_dtype`), `prompt.yaml` for later stages and `cold_start.yaml`, what was run.
 
     `state_dict` replaces the model's own weights where those are shards. The main process writes.
     """
     if not process_state().is_main_process:
         return
-    weights = family.model.state_dict() if state_dict is None else state_dict
-    dtype = next(iter(weights.values())).dtype if config.save_dtype == "auto" else getattr(torch, config.save_dtype)
-    weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
-    quiet_bars()
-    family.model.save_pretrained(folder, state_dict=weights)
-    model_config = copy.deepcopy(family.model.config)
-    model_config.dtype = dtype  # save_pretrained names the model's own
-    model_config.save_pretrained(folder)
-    family.processor.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch_dtype(config.save_dtype) or next(family.model.parameters()).dtype
+    write_merged(family, folder, dtype, state=state_dict)
     for name, options in (("prompt.yaml", config.prompt), ("cold_start.yaml", config)):
         text = yaml.safe_dump(dataclasses.asdict(options), sort_keys=False)
         write_atomically(folder / name, lambda file, text=text: file.write(text))

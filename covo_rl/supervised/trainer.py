@@ -60,7 +60,7 @@ class Progress(TrainerCallback):
 
 
 class Collator:
-    """Row numbers -> a batch, padded on the left so that every completion ends at the right edge.
+    """Row numbers -> a batch, padded on the right: no position looks at padding, whatever the layers are made of.
 
     `input_ids`, `attention_mask`, `labels` (N, T) int64; labels are -100 on prompt and padding. `clips` are the tensors
     and slots of all clips one after the other; `masks` hides parts of them.
@@ -87,7 +87,7 @@ class Collator:
     def __call__(self, items: Sequence[Mapping[str, int]]) -> dict[str, Any]:
         def padded(sequences: list[list[int]], padding: int) -> Tensor:
             rows = [torch.tensor(sequence) for sequence in sequences]
-            return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding, padding_side="left")
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
 
         rows = [self.rows[item["row"]] for item in items]
         pairs = [(row.prompt_ids, self.completion_ids[item["row"]]) for row, item in zip(rows, items, strict=True)]
@@ -100,10 +100,10 @@ class Collator:
         }
 
 
-def last_logits(
-    family: AudioFamily, input_ids: Tensor, attention_mask: Tensor, clips: Sequence[tuple[dict, int]], keep: int
+def predicted_logits(
+    family: AudioFamily, input_ids: Tensor, attention_mask: Tensor, clips: Sequence[tuple[dict, int]], places: Tensor
 ) -> Tensor:
-    """Logits (N, keep, V) float32 at the last positions of rows (N, T), clips encoded as they are for rollouts.
+    """Logits (M, V) float32 at `places` (N, T) bool of rows (N, T), whose clips are encoded as they are for rollouts.
 
     Not by the model's own forward: that of many a class pads the clips of a batch to one length, which changes them.
     """
@@ -112,18 +112,18 @@ def last_logits(
         audio_SD = torch.cat(family.encode([ClipFeatures(*clip) for clip in clips]))
         slots_NT1 = (input_ids == family.audio_token_id)[..., None]
         embeds_NTD = embeds_NTD.masked_scatter(slots_NT1, audio_SD.to(embeds_NTD))
-    positions_NT = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    positions_NT = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     hidden_NTD = decoder_call(
         family, input_ids, embeds_NTD, attention_mask=attention_mask, position_ids=positions_NT, use_cache=False
     )
     with float32_head(family.model.get_output_embeddings()):
-        return head_of(family)(hidden_NTD[:, -keep:]).float()
+        return head_of(family)(hidden_NTD[places]).float()
 
 
 @contextmanager
 def family_forward(family: AudioFamily) -> Iterator[nn.Module]:
-    """Inside, `last_logits` is the model's forward, so that whatever wraps the model sees a call of it."""
-    family.model.forward = partial(last_logits, family)
+    """Inside, `predicted_logits` is the model's forward, so that whatever wraps the model sees a call of it."""
+    family.model.forward = partial(predicted_logits, family)
     try:
         yield family.model
     finally:
@@ -133,15 +133,15 @@ def family_forward(family: AudioFamily) -> Iterator[nn.Module]:
 def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any = None) -> Tensor:
     """Cross entropy over the completion tokens, summed and divided by `num_items` (default: their number).
 
-    `model` is one inside `family_forward`. Logits are made at completion positions only.
+    `model` is one inside `family_forward`. Logits are made at the places that predict completion tokens only.
     """
-    labels = batch["labels"]
-    span = int((labels != IGNORED).sum(1).max()) + 1
+    targets_NT = batch["labels"].roll(-1, 1)  # the first label, of a prompt, is none
+    places_NT = targets_NT != IGNORED
+    targets_M = targets_NT[places_NT]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "clips")}
-    logits = model(**inputs, keep=span)[:, :-1].flatten(0, 1)
-    targets = labels[:, -span + 1 :].to(logits.device).flatten()
-    total = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-    return total / ((targets != IGNORED).sum() if num_items is None else num_items)
+    logits_MV = model(**inputs, places=places_NT)
+    total = functional.cross_entropy(logits_MV, targets_M.to(logits_MV.device), reduction="sum")
+    return total / (len(targets_M) if num_items is None else num_items)
 
 
 class AudioSFTTrainer(SFTTrainer):

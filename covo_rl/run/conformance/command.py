@@ -60,8 +60,8 @@ def random_model(name: str) -> str:
     """
     kind = name if name in family_types() else str(model_config(resolve_model(name)).get("model_type"))
     same = family_class(kind)
-    for tiny in (kind, *TINY_MODELS):  # the thinker alone has the model type of the whole with a word behind it
-        if tiny in TINY_MODELS and family_class(tiny) is same:
+    for tiny in (kind, *TINY_MODELS):  # a thinker alone, and variants, have model types of their own
+        if tiny in TINY_MODELS and issubclass(same, family_class(tiny)):
             return f"{BUILTIN}tiny_{tiny}"
     raise ModelError(
         f"{name}: there is no tiny random model of {kind}, there are {', '.join(TINY_MODELS)}. For a family of your "
