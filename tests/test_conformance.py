@@ -21,7 +21,8 @@ from covo_rl.models.builtin import TINY_MODELS, resolve_model
 from covo_rl.policy import policy
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.rows import packed_hidden
-from covo_rl.run.conformance import POINTS, Subject, check_family
+from covo_rl.run.conformance import POINTS, Subject, check_family, exports, learning
+from covo_rl.run.conformance import subject as subject_module
 from covo_rl.run.conformance.command import random_model
 from covo_rl.run.conformance.outcome import Figure, Gap, Outcome, outcome_of
 from covo_rl.run.conformance.table import plain_text, verdict
@@ -143,6 +144,29 @@ def test_what_a_family_raises_is_a_failure_with_its_place_and_the_next_points_go
     text = plain_text(outcomes)
     assert "KeyError" in text and "test_conformance.py" in text and "\x1b" not in text
     assert "failed" in verdict(outcomes)
+
+
+def test_a_large_model_is_checked_with_its_layers_recomputed_and_exported_on_request_only(monkeypatch):
+    for module in (subject_module, learning, exports):
+        monkeypatch.setattr(module, "LIGHT", 0)
+    subject = subject_of("qwen3_asr")
+    subject.exports, modes = None, []
+    layer = subject.family.decoder.layers[0]
+    layer.self_attn.register_forward_hook(lambda *_: modes.append(layer.training and layer.gradient_checkpointing))
+    states = {outcome.point: outcome for outcome in check_family(subject)}
+    assert any(modes) and states["exports"].state == "not run" and "--exports does it" in str(states["exports"].gaps[0])
+    others = {name: outcome.state for name, outcome in states.items() if name != "exports"}
+    assert set(others.values()) == {"passed"}, plain_text(list(states.values()))
+    assert not any(module.training for module in subject.family.model.modules())
+
+
+def test_16_bits_are_held_to_what_rounding_makes():
+    subject = subject_of("qwen3_asr")
+    subject.family.model.to(torch.bfloat16)
+    outcomes = list(check_family(subject))
+    assert not [outcome for outcome in outcomes if outcome.state == "failed"], plain_text(outcomes)
+    text = plain_text(outcomes)
+    assert "(at most 0.15)" in text and "greedy ids after the first: not run: torch.bfloat16 rounds" in text
 
 
 def test_what_could_not_be_looked_at_is_never_passed():

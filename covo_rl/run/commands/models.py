@@ -46,7 +46,7 @@ class ShowByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=ShowByDefault, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-    help=f"Families, models, and whether they are exact. {__doc__.split(chr(10), 1)[0]}",
+    help="Families and models: what there is, what one is, whether it is exact.",
 )  # fmt: skip
 FamilyOption = Annotated[str | None, typer.Option("--family", help="a family of your own: ./mine.py:Class")]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from covo_rl.run.conformance import hearing, learning, sampling, scoring
-from covo_rl.run.conformance.exports import exports
+from covo_rl.run.conformance import exports, hearing, learning, sampling, scoring
 from covo_rl.run.conformance.outcome import Figure, Gap, Outcome, outcome_of
 from covo_rl.run.conformance.subject import Subject
 
@@ -22,7 +21,7 @@ POINTS: dict[str, Callable[[Subject], Iterable[Figure | Gap]]] = {
     "text = CausalLM": scoring.text,
     "sampling, greedy, hearing": sampling.sampling,
     "what trains": learning.targets,
-    "exports": exports,
+    "exports": exports.round_trip,
     "no leak": scoring.leaks,
     "three GRPO steps": learning.steps,
 }
