@@ -72,7 +72,9 @@ def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
 class ModelConfig:
     """Which audio language model, and how it is held."""
 
-    model: str = option("builtin:tiny", "folder or hub name of the model; builtin:tiny is the shipped one")
+    model: str = option(
+        "builtin:tiny", "folder, hub name, builtin:tiny (shipped), or builtin:tiny_NAME: random weights of a family"
+    )
     dtype: str = option(
         "auto", "precision of the weights (in float16 gradients vanish)", ["auto", "float32", "bfloat16"]
     )  # fmt: skip

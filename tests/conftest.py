@@ -8,6 +8,8 @@ import os
 import re
 import sys
 
+import pytest
+
 HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ZE_AFFINITY_MASK": ""}
 
 
@@ -24,3 +26,12 @@ def pytest_configure(config):
     os.environ.update(HIDDEN)
     if sys.platform == "darwin":  # no variable hides mps from torch; this one names accelerate's device
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+
+
+@pytest.fixture(autouse=True)
+def one_precision():
+    """accelerate keeps one state per process: a trainer in bf16 (TRL's default) would leave it to the next tests."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+        state.AcceleratorState._reset_state(True)

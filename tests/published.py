@@ -69,6 +69,7 @@ def write_published(model: Any, processor: Any, table: dict[str, Any], folder: P
     pieces = [piece for name, tensor in ours.items() for piece in published_tensors(name, tensor, table["names"])]
     state = {name: tensor.contiguous() for name, tensor in pieces}
     assert len(state) == len(pieces), "two tensors have the same published name"
+    model.config.architectures = [type(model).__name__]  # which servers go by
     model.config.save_pretrained(str(folder))
     own = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (config := table.get("config")) is not None:

@@ -22,7 +22,7 @@ from covo_rl.export.merged import write_merged
 from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_model
 from covo_rl.policy.lora import adapted_modules
-from covo_rl.policy.patterns import part_of
+from covo_rl.policy.patterns import PatternError, decoder_pattern, part_of
 from covo_rl.policy.sharding import layer_classes
 from covo_rl.policy.trainable import make_trainable
 
@@ -65,7 +65,7 @@ def stored(folder):
 
 def weights_of(family, paths):
     """Published names of the adapted weights. PEFT on transformers 5.17 knows a thinker without its prefix alone."""
-    prefix = "" if hasattr(family.model.model, "language_model") or not family.other_parts else "thinker."
+    prefix = "thinker." if family.parts in getattr(family, "other_parts", ()) else ""
     return {f"{prefix}{path}.weight" for path in paths}
 
 
@@ -83,6 +83,29 @@ def test_lora_reaches_the_layers_of_the_decoder_alone(name, bases):
     text = family.model.config.get_text_config()
     shared = getattr(text, "num_kv_shared_layers", 0)  # Gemma's last layers have no k_proj and v_proj of their own
     assert len(modes.targets) == text.num_hidden_layers * len(leaves) - 2 * shared
+
+
+def test_a_pattern_saved_elsewhere_reaches_what_it_says_in_a_mixture_of_experts(bases, tmp_path):
+    """Trap: PEFT 0.21 makes last names of it, here {q,k,v,o}_proj, three of which the audio encoder has too."""
+    folder, _ = bases("qwen3_omni_moe")
+    modes = trained(folder)
+    save_policy(modes, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    bare = load_family(str(folder))
+    pattern = decoder_pattern(bare)
+    file.write_text(json.dumps({**config, "target_modules": pattern}), encoding="utf-8")
+    again = make_trainable(load_family(str(folder)), AdapterConfig(adapter=str(tmp_path)))
+    assert adapted_modules(again.family.model) == list(modes.targets) and len(modes.targets) == 8
+    reached = adapted_modules(get_peft_model(bare.model, LoraConfig(target_modules=pattern)))
+    assert [name for name in reached if "audio_tower" in name], "PEFT does as it says: the detour can go"
+
+
+def test_what_peft_leaves_out_is_an_error(bases):
+    """A module that is trained in full takes no LoRA: asked for both, it would silently have the one."""
+    path = "model.language_model.layers.0.self_attn.q_proj"
+    with pytest.raises(PatternError, match=rf"adapt 14 modules of glmasr, and PEFT left out 1, for example '{path}'"):
+        trained(bases("glmasr")[0], AdapterConfig(modules_to_save=[path]))
 
 
 @pytest.mark.parametrize("name", TABLES)

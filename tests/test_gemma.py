@@ -72,7 +72,9 @@ def test_the_decoder_is_given_what_the_stock_forward_gives_it(name):
             torch.testing.assert_close(ours[field], value, atol=2e-6, rtol=0, msg=lambda text, f=field: f"{f}: {text}")
         hidden = family.decoder(**{field: value[None] for field, value in ours.items()}).last_hidden_state[0]
         torch.testing.assert_close(family.lm_head(hidden), logits, atol=5e-5, rtol=0)
-        plain = family.decoder(inputs_embeds=ours["inputs_embeds"][None], per_layer_inputs=0 * theirs["per_layer_inputs"][None])
+        plain = family.decoder(
+            inputs_embeds=ours["inputs_embeds"][None], per_layer_inputs=0 * theirs["per_layer_inputs"][None]
+        )
         assert (family.lm_head(plain.last_hidden_state[0]) - logits).abs().max() > 1e-2, "per-layer inputs are used"
 
 
@@ -122,7 +124,9 @@ def test_ids_frame_a_clip_as_the_stock_processor_does_and_text_that_spells_the_t
     family = _family(name)
     before, after = family.frame
     text = f"hear{family.audio_token}this"
-    expected = family.tokenizer(f"hear{before}{2 * family.audio_token}{after}this", add_special_tokens=False)["input_ids"]
+    expected = family.tokenizer(f"hear{before}{2 * family.audio_token}{after}this", add_special_tokens=False)[
+        "input_ids"
+    ]
     assert family.tokenize(text, [2]) == expected
     rendered = family.render([{"role": "user", "content": f"what is {family.audio_token}?"}])
     ids = family.tokenize(rendered, [])

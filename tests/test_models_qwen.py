@@ -9,9 +9,12 @@ import pytest
 import torch
 from published import tables, write_published
 from safetensors.torch import load_file, save_file
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from covo_rl.config import AdapterConfig, PromptConfig
+from covo_rl.export.merged import write_merged
 from covo_rl.models import ModelError, load_family
+from covo_rl.models.quantised import quantisation_of
 from covo_rl.models.tiny import tiny_model
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable
@@ -58,7 +61,7 @@ def wave(seconds, seed=0):
 def test_the_published_layout_holds_every_weight(name, folders, family_of):
     model, _ = tiny_model(name)
     theirs, ours = model.state_dict(), family_of(name).model.state_dict()
-    assert {key for key in theirs if "visual." not in key} == set(ours)
+    assert theirs.keys() == ours.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     shapes = {re.sub(r"(?<=\.)\d+(?=\.)", "N", key) for key in load_file(folders[name] / "model.safetensors")}
     heard = {shape for shape in shapes if shape.startswith("thinker.") and ".visual." not in shape}
@@ -75,6 +78,20 @@ def test_a_thinker_alone_is_the_same_model(name, family_of, tmp_path):
     assert type(alone) is type(full) and alone.parts == full.parts and alone.eos_token_ids == full.eos_token_ids
     theirs = full.model.state_dict()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in alone.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", THINKERS)
+def test_a_merged_export_holds_what_was_never_read(name, folders, family_of, tmp_path):
+    write_merged(family_of(name), tmp_path)
+    before, after = load_file(folders[name] / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], before[key]) or bool(after[key].isnan().all()) for key in before)
+    assert sum(bool(tensor.isnan().any()) for tensor in after.values()) == 3  # talker and vocoders, as they were
+    was, config = (json.loads((folder / "config.json").read_text()) for folder in (folders[name], tmp_path))
+    assert config["thinker_config"]["model_type"] == f"{name}_thinker"
+    assert {key: value for key, value in config.items() if key != "thinker_config"} == {
+        key: value for key, value in was.items() if key != "thinker_config"
+    }
 
 
 def stock_features(family, samples):
@@ -228,3 +245,12 @@ def test_the_other_layout_of_qwen3_asr_is_refused_by_name(folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_asr", "thinker_config": config}))
     with pytest.raises(ModelError, match=r"layout of the qwen-asr package.*whose name ends in -hf"):
         load_family(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", THINKERS)
+def test_four_bits_hold_no_encoder_whatever_transformers_calls_it(name, family_of):
+    kind = type(family_of(name))
+    skip = quantisation_of(kind.parts, "float32", kind.other_parts).llm_int8_skip_modules
+    linears = [key for key, module in family_of(name).model.named_modules() if isinstance(module, torch.nn.Linear)]
+    whole = {key for key in linears if not should_convert_module(key, skip)}
+    assert len(whole) > 10 and whole == {key for key in linears if "audio_tower" in key or key == "lm_head"}

@@ -113,7 +113,9 @@ def test_a_spec_that_names_no_family_says_what_is_there(checkpoint, spec, messag
 
 def test_an_entry_point_names_a_family_unless_two_claim_its_type(checkpoint, tmp_path, monkeypatch):
     shutil.copy(checkpoint / "mine.py", tmp_path / "some_package.py")
-    installed(tmp_path, "some-package", mine="some_package:Mine", broken="some_package:Nothing", glmasr="some_package:X")
+    installed(
+        tmp_path, "some-package", mine="some_package:Mine", broken="some_package:Nothing", glmasr="some_package:X"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert models.family_class("mine").__name__ == "Mine"
     assert registry.family_types()["mine"] == "some_package:Mine"
@@ -140,5 +142,7 @@ def test_an_unknown_type_is_told_the_nearest_ones():
 
 def test_a_class_that_the_installed_transformers_lacks_is_named():
     gone = type("Gone", (models.family_class("glmasr"),), {"model_class": "GlmAsr9ForConditionalGeneration"})
-    with pytest.raises(ImportError, match=r"Gone needs GlmAsr9ForConditionalGeneration, which transformers [\d.]+ does"):
+    with pytest.raises(
+        ImportError, match=r"Gone needs GlmAsr9ForConditionalGeneration, which transformers [\d.]+ does"
+    ):
         gone.load("anywhere")

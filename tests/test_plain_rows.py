@@ -10,6 +10,7 @@ from text_families import TextFamily, expected_logps, own_forward, text_family, 
 
 from covo_rl.config import RolloutConfig
 from covo_rl.engines.decoding import sample_draws
+from covo_rl.engines.plain import blocks_of_one_length
 from covo_rl.policy import Policy
 from covo_rl.policy.packable import PackingError, completion_leak, packing_obstacle
 from covo_rl.types import Group, Rollout
@@ -161,3 +162,9 @@ def test_sharded_ranks_are_told_to_launch_otherwise(monkeypatch):
     monkeypatch.setattr(Policy, "sharded", True)
     with pytest.raises(PackingError, match=r"Lfm2Model cannot be packed.*launch without FSDP and without ZeRO-3"):
         made(sample_draws, [text_prompt(5)], made.features([]), RolloutConfig(), seed=0, generations=1)
+
+
+def test_rows_are_written_together_where_their_prompts_have_one_length():
+    """Blocks of at most the capacity, and of so many that their prompts fit a prefill."""
+    assert blocks_of_one_length([5, 7, 5, 5, 7], 2) == [[0, 2], [3], [1, 4]]
+    assert blocks_of_one_length([2**15 + 1] * 3 + [2**20], 8) == [[0], [1], [2], [3]]

@@ -171,6 +171,8 @@ def test_reasons_reach_no_plugin_and_no_training(tmp_path):
     [
         (["format(pattern='loose')", "format"], ROW, f"Hm {GOOD}",
          ["loose'): 1  the pattern is there", "format: 0  text outside the blocks: 'Hm'"]),
+        (["format(pattern='tags')"], ROW, "a</think>b<think><answer><answer>",
+         ["tags'): 0.5  1 <think>, 1 </think>, 2 <answer>, 0 </answer>"]),
         (["accuracy(kind='text')"], ROW, GOOD, ["accuracy(kind='text'): 0  'A' against 'bell'"]),
         (["accuracy"], {**ROW, "question": "What rings?"}, "<answer>The bell rings.</answer>",
          ["accuracy: 1  the answer names 'bell'; right is 'bell'"]),

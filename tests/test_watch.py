@@ -364,7 +364,8 @@ def test_in_a_browser_the_page_follows_the_run_and_stays_where_the_reader_is(tmp
         driver.set_window_size(900, 420)
         driver.get(server.url)
         view = "const w = document.querySelector('iframe').contentWindow; "
-        drawn = "w.document.readyState === 'complete' && !w.document.getElementById('status')"
+        loaded = "w.location.pathname.startsWith('/at/') && w.document.readyState === 'complete'"
+        drawn = f"{loaded} && !w.document.getElementById('status')"
         until(driver, f"{view} return {drawn}")
         driver.execute_script(f"{view} w.location.hash = '#view=groups&at=0.2.0'; w.marked = true")
         until(driver, f"{view} return !!w.document.querySelector('audio')")

@@ -43,19 +43,18 @@ class Decoder(Protocol):
         ...
 
 
-@dataclass
 class ModuleDecoder:
     """Every call of every module."""
 
-    policy: Policy
+    def __init__(self, family: AudioFamily) -> None:
+        self.family, self.head = family, head_of(family)
 
     def hidden(self, ids_R: torch.Tensor, positions_R: torch.Tensor, memory: KeyMemory) -> torch.Tensor:
-        family = self.policy.family
-        embeds_RD = family.embed_tokens(family.embeddable(ids_R))
-        return packed_hidden(family, ids_R, embeds_RD, positions_R, memory)
+        embeds_RD = self.family.embed_tokens(self.family.embeddable(ids_R))
+        return packed_hidden(self.family, ids_R, embeds_RD, positions_R, memory)
 
     def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        return float32_logits(head_of(self.policy.family), hidden_RD)
+        return float32_logits(self.head, hidden_RD)
 
 
 @dataclass
@@ -179,12 +178,12 @@ def decoder_for(policy: Policy, *, rows: int, longest: int) -> Decoder:
     decoder: Any = policy.family.decoder
     takes_more = getattr(type(policy.family), "decoder_inputs", None) is not AudioFamily.decoder_inputs
     if not policy.fused_decode or policy.sharded or takes_more or not _is_known(decoder):
-        return ModuleDecoder(policy)
+        return ModuleDecoder(policy.family)
     weight = base_linear(decoder.layers[0].self_attn.q_proj).weight
     dtype = operand_dtype(weight)
     copy_bytes = dtype.itemsize * sum(base_linear(layer).weight.numel() for layer in _linear_layers(decoder))
     copies = copy_bytes <= policy.decode_weights_mb * 2**20
     if dtype != weight.dtype and not copies:  # autocast would need one of every weight
-        return ModuleDecoder(policy)
+        return ModuleDecoder(policy.family)
     fold = dtype == torch.float32 and copies
     return FusedDecoder(policy.family, dtype, rows=rows, longest=longest, fold=fold)

@@ -17,7 +17,7 @@ from covo_rl.engines.decoder import Decoder, FusedDecoder, decoder_for
 from covo_rl.engines.draws import Drawing, draw, noise_dtype, prompt_noise
 from covo_rl.engines.graphs import StepGraphs
 from covo_rl.engines.key_values import KeyMemory
-from covo_rl.engines.plain import CacheDecoder, CacheMemory, prefill_alone
+from covo_rl.engines.plain import CacheDecoder, CacheMemory, blocks_of_one_length, prefill_caches
 from covo_rl.engines.prefill import prefill
 from covo_rl.policy import flash
 from covo_rl.policy.attention import KeyValues
@@ -250,27 +250,26 @@ def plain_draws(
     policy: Policy, prompts: Sequence[Prompt], prompt_of_row: Sequence[int], features: Features,
     noise_NC: torch.Tensor, ends: torch.Tensor, how: Drawing, capacity: int,
 ) -> Draws:  # fmt: skip
-    """The same for a decoder that cannot be packed: prompt by prompt, at most `capacity` rows at a time.
+    """The same for a decoder that cannot be packed: prompts of one length together, at most `capacity` rows at a time.
 
     Raises PackingError with sharded weights, whose ranks must make the same number of calls.
     """
     if policy.sharded:
         raise PackingError(
-            f"{type(policy.family.decoder).__name__} cannot be packed, so it samples prompt by prompt, and ranks that "
-            "share its weights in pieces would wait for one another: launch without FSDP and without ZeRO-3"
+            f"{type(policy.family.decoder).__name__} cannot be packed, so it samples prompts of one length at a time, "
+            "and ranks with pieces of its weights would wait for one another: launch without FSDP and without ZeRO-3"
         )
-    decoder, blocks, parts = CacheDecoder(policy.family), [], []
+    decoder, parts = CacheDecoder(policy.family), []
+    blocks = blocks_of_one_length([len(prompts[p].input_ids) for p in prompt_of_row], capacity)
     with policy.evaluating():
-        for p, prompt in enumerate(prompts):
-            mine = [n for n, of in enumerate(prompt_of_row) if of == p]
-            for block in (mine[i : i + capacity] for i in range(0, len(mine), capacity)):
-                memory, last_1D = prefill_alone(policy, decoder, prompt, features)
-                lengths_R = torch.full((len(block),), len(prompt.input_ids), device=policy.device)
-                rows = DecodeRows(noise_NC[block], lengths_R, ends, how, len(block))
-                policy.counters.decode_positions += decode_rollouts(
-                    rows, memory, decoder, [0] * len(block), last_1D.expand(len(block), -1), capacity=len(block)
-                )
-                blocks += block
-                parts.append(rows.draws())
-    order = torch.tensor(blocks).argsort()
+        for block in blocks:
+            mine, index = unique_prompts([prompts[prompt_of_row[n]] for n in block])
+            memory, last_PD = prefill_caches(policy, decoder, mine, features)
+            lengths_R = torch.full((len(block),), len(mine[0].input_ids), device=policy.device)
+            rows = DecodeRows(noise_NC[block], lengths_R, ends, how, len(block))
+            policy.counters.decode_positions += decode_rollouts(
+                rows, memory, decoder, index, last_PD[index], capacity=len(block)
+            )
+            parts.append(rows.draws())
+    order = torch.tensor([n for block in blocks for n in block]).argsort()
     return Draws(*(torch.cat(tensors)[order] for tensors in zip(*parts, strict=True)))

@@ -1,6 +1,6 @@
-"""Decoding for decoders that cannot be packed: prompt by prompt, every row with the model's own cache.
+"""Decoding for decoders that cannot be packed: every row with the model's own cache, prompts of one length together.
 
-The rows of a prompt have the same length, so that nothing is padded and whatever state the layers keep is theirs alone.
+So nothing is padded, and whatever state the layers keep is that of the row alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from covo_rl.engines.prefill import PREFILL_POSITIONS
 from covo_rl.policy.head import head_of
-from covo_rl.policy.packing import Packed, pack
+from covo_rl.policy.packing import pack
 from covo_rl.policy.products import float32_logits
 from covo_rl.policy.rows import decoder_call
 from covo_rl.types import Group
@@ -25,17 +26,18 @@ if TYPE_CHECKING:
 
 
 class CacheMemory:
-    """The model's own cache of one prompt, once for each row; takes the place of a KeyMemory in the decode loop."""
+    """The model's own cache of some prompts, a copy for each row; takes the place of a KeyMemory in the decode loop."""
 
-    rank = (0,)
-
-    def __init__(self, cache: DynamicCache, device: torch.device) -> None:
-        self.cache, self.device, self.rows = cache, device, 0
+    def __init__(self, cache: DynamicCache, prompts: int, device: torch.device) -> None:
+        self.cache, self.device = cache, device
+        self.rank = range(prompts)
+        self.rows: int | None = None
 
     def arrange(self, sources: Sequence[int], prompt_of_row: Sequence[int]) -> None:
-        """The rows from now on: `sources` are present rows, or all of them -1 at the start, copies of the prompt's."""
-        if list(sources) != list(range(self.rows)):
-            self.cache.reorder_cache(torch.tensor([max(source, 0) for source in sources], device=self.device))
+        """The rows from now on: `sources` are present rows; at the start all are -1, copies of their prompts."""
+        index = prompt_of_row if self.rows is None else sources
+        if list(index) != list(range(self.rows or len(self.rank))):
+            self.cache.reorder_cache(torch.tensor(index, device=self.device))
         self.rows = len(sources)
 
     def begin(self, counts_R: torch.Tensor, positions: int, *, equal: bool) -> None:
@@ -48,16 +50,12 @@ class CacheDecoder:
     def __init__(self, family: AudioFamily) -> None:
         self.family, self.head = family, head_of(family)
 
-    def prefill(self, packed: Packed, embeds_LD: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
-        """The cache of the one prompt in the row, and its last hidden state (1, D)."""
-        cache = DynamicCache(config=self.family.decoder.config)
-        return cache, self._call(packed.input_ids_L[None], embeds_LD[None], packed.position_ids_L[None], cache)
-
     def hidden(self, ids_R: torch.Tensor, positions_R: torch.Tensor, memory: Any) -> torch.Tensor:
         embeds_R1D = self.family.embed_tokens(self.family.embeddable(ids_R))[:, None]
-        return self._call(ids_R[:, None], embeds_R1D, positions_R[:, None], memory.cache)
+        return self.last(ids_R[:, None], embeds_R1D, positions_R[:, None], memory.cache)
 
-    def _call(self, ids_RT, embeds_RTD, positions_RT, cache: DynamicCache) -> torch.Tensor:
+    def last(self, ids_RT, embeds_RTD, positions_RT, cache: DynamicCache) -> torch.Tensor:
+        """Hidden states (R, D) of the last of these positions, which come after those of the cache."""
         hidden_RTD = decoder_call(
             self.family, ids_RT, embeds_RTD, position_ids=positions_RT, past_key_values=cache, use_cache=True
         )
@@ -67,12 +65,24 @@ class CacheDecoder:
         return float32_logits(self.head, hidden_RD)
 
 
-def prefill_alone(
-    policy: Policy, decoder: CacheDecoder, prompt: Prompt, features: Features
+def blocks_of_one_length(prompt_lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows that are written together: their prompts have the same length, and at most PREFILL_POSITIONS in all."""
+    rows: dict[int, list[int]] = {}
+    for row, length in enumerate(prompt_lengths):
+        rows.setdefault(length, []).append(row)
+    rooms = {length: max(1, min(capacity, PREFILL_POSITIONS // length)) for length in rows}
+    return [part[i : i + rooms[n]] for n, part in rows.items() for i in range(0, len(part), rooms[n])]
+
+
+def prefill_caches(
+    policy: Policy, decoder: CacheDecoder, prompts: Sequence[Prompt], features: Features
 ) -> tuple[CacheMemory, torch.Tensor]:
-    """Memory of one prompt, and its last hidden state (1, D)."""
-    packed = pack([Group(prompt, ())], policy.family.audio_token_id, policy.device)
+    """Memory of these prompts, all of one length, and their last hidden states (P, D)."""
+    packed = pack([Group(prompt, ()) for prompt in prompts], policy.family.audio_token_id, policy.device)
     embeds_LD = policy.embedder.embed(packed, features, policy.family)
-    cache, last_1D = decoder.prefill(packed, embeds_LD)
+    cache = DynamicCache(config=policy.family.decoder.config)
+    shape = (len(prompts), -1)
+    fields = (x.unflatten(0, shape) for x in (packed.input_ids_L, embeds_LD, packed.position_ids_L))
+    last_PD = decoder.last(*fields, cache)
     policy.count(packed)
-    return CacheMemory(cache, policy.device), last_1D
+    return CacheMemory(cache, len(prompts), policy.device), last_PD

@@ -66,7 +66,7 @@ def load_family(path: str, dtype: str = "auto", *, load_in_4bit: bool = False, *
     if load_in_4bit:
         check_quantisation()
         products = (_stated_dtype(config) or "float32") if dtype == "auto" else dtype
-        options["quantization_config"] = quantisation_of(family.parts, products)
+        options["quantization_config"] = quantisation_of(family.parts, products, getattr(family, "other_parts", ()))
     with damage_named(path):
         loaded = family.load(path, dtype=dtype, **options)
         keep_one_arithmetic(loaded.model)

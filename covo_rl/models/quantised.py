@@ -5,7 +5,7 @@ On a card it saves memory. On a CPU every product unpacks its weight first, so i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,11 +39,15 @@ def check_quantisation() -> None:
         )
 
 
-def quantisation_of(parts: Mapping[str, str], dtype: str) -> Any:
-    """The `quantization_config` that holds the decoder's linear layers in NF4 and nothing else; products in `dtype`."""
+def quantisation_of(parts: Mapping[str, str], dtype: str, others: Iterable[Mapping[str, str]] = ()) -> Any:
+    """The `quantization_config` that holds the decoder's linear layers in NF4, and no other part; products in `dtype`.
+
+    `others`: the same parts as other releases of transformers call them.
+    """
     from transformers import BitsAndBytesConfig
 
-    skip = [prefix.rstrip(".") for part, prefix in parts.items() if part != "llm"]
+    layouts = (parts, *others)
+    skip = list(dict.fromkeys(prefix.rstrip(".") for p in layouts for part, prefix in p.items() if part != "llm"))
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype), llm_int8_skip_modules=skip,

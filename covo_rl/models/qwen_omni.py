@@ -1,8 +1,9 @@
 """The thinkers of Qwen2.5-Omni and Qwen3-Omni (transformers): audio in, text out.
 
 They load from a full published checkpoint (config.json with a thinker_config) and from a thinker alone. Talker and
-vocoder are never read, and the vision tower is let go: rows with pictures are refused. A merged export carries them
-over. With audio alone M-RoPE has the same plain position in all its axes.
+vocoder are not read; a merged export carries them over. The vision tower is loaded, frozen and idle (rows with pictures
+are refused): 0.7 of the 8.9 billion parameters at 7B, so that every checkpoint that is written is whole. With audio
+alone M-RoPE has the same plain position in all its axes.
 """
 
 from __future__ import annotations
@@ -28,12 +29,6 @@ class _Thinker(TransformersFamily):
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = (
         {"encoder": "audio_tower.", "llm": "model.", "lm_head": "lm_head."},
     )
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
-        for holder in (model, model.model):
-            if hasattr(holder, "visual"):
-                del holder.visual
 
     @abstractmethod
     def frames(self, samples: int) -> int:
@@ -67,7 +62,7 @@ class _Thinker(TransformersFamily):
 
 
 class Qwen25Omni(_Thinker):
-    """Qwen2.5-Omni: 25 positions a second, at most 300 s, in chunks of 2 s that do not see each other."""
+    """Qwen2.5-Omni's thinker: 25 positions a second, in chunks of 2 s that do not see each other. No talker."""
 
     model_type: ClassVar[str] = "qwen2_5_omni"
     model_class: ClassVar[Any] = "Qwen2_5OmniThinkerForConditionalGeneration"
@@ -88,9 +83,10 @@ class Qwen25Omni(_Thinker):
 
 
 class Qwen3OmniMoe(_Thinker):
-    """Qwen3-Omni: 13 positions a second, chunks of one second, attention over windows of 8 s; experts in the decoder.
+    """Qwen3-Omni's thinker: 13 positions a second, attention over windows of 8 s, an MoE decoder. No talker.
 
-    Its extractor is Whisper's of 30 s, which cuts unless told not to.
+    LoRA reaches its attention alone: the experts are stacked tensors, no modules. Its extractor is Whisper's of 30 s,
+    which cuts unless told not to.
     """
 
     model_type: ClassVar[str] = "qwen3_omni_moe"
@@ -100,9 +96,9 @@ class Qwen3OmniMoe(_Thinker):
 
     def frames(self, samples: int) -> int:
         extractor = self.processor.feature_extractor
-        return (
-            samples // extractor.hop_length if samples > extractor.n_fft // 2 else 0
-        )  # its STFT reflects half a window
+        if samples <= extractor.n_fft // 2:  # its STFT reflects half a window
+            return 0
+        return samples // extractor.hop_length
 
     def positions(self, frames: int) -> int:
         return chunked_positions(frames, self.model.config.audio_config.n_window)

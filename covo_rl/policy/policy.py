@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +23,7 @@ from covo_rl.policy.head import head_of, token_logps
 from covo_rl.policy.packable import prepare_attention
 from covo_rl.policy.packing import Packed, Span, check_sampled, identity, pack
 from covo_rl.policy.recompute import recompute_activations
-from covo_rl.policy.rows import PlainRows, packed_hidden
+from covo_rl.policy.rows import PlainRows, evaluation_mode, packed_hidden
 from covo_rl.policy.sharding import is_sharded, layer_classes
 
 if TYPE_CHECKING:
@@ -228,17 +228,9 @@ class Policy(nn.Module):
 
     # -- states --------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """No dropout, no checkpointing; the modes come back as they were."""
-        training = [module for module in self.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+        return evaluation_mode(self)
 
     @contextmanager
     def _reference(self) -> Iterator[AudioFamily]:

@@ -10,16 +10,32 @@ last and positions look back only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
     from covo_rl.policy.attention import Layout
     from covo_rl.policy.packing import Packed
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """No dropout, no checkpointing; the modes come back as they were."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def packed_hidden(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -38,13 +38,13 @@ def split_held_out(
 @contextmanager
 def as_it_was(family: AudioFamily) -> Iterator[None]:
     """Give the model its mode and the decoder its attention back: a policy sets its own."""
-    configs: list[Any] = [m.config for m in family.decoder.modules() if hasattr(m, "config")]
-    before, training = [config._attn_implementation for config in configs], family.model.training
+    from covo_rl.policy.packable import restored_attention
+
+    training = family.model.training
     try:
-        yield
+        with restored_attention(family.decoder):
+            yield
     finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
         family.model.train(training)
 
 

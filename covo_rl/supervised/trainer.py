@@ -25,6 +25,7 @@ from covo_rl.policy.head import head_of
 from covo_rl.policy.patterns import part_of
 from covo_rl.policy.products import float32_head
 from covo_rl.policy.rows import decoder_call
+from covo_rl.policy.sharding import layer_classes
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import trained_parts
@@ -176,6 +177,7 @@ def fine_tune(
         )  # fmt: skip
         # one process on several GPUs would cut ids and audio into equal shares: clips of other rows
         config._n_gpu = min(config.n_gpu, 1)
+        family.model._no_split_modules = layer_classes(family.model)  # what FSDP2 wraps
         trainer = AudioSFTTrainer(
             model=family.model,
             args=config,

@@ -19,7 +19,7 @@ SYSTEM = (
 )
 #: named by the published configurations beside the fields of the class, whose own forward asks for them
 VISION_IDS = {"vision_start_token_id": 151652, "vision_end_token_id": 151653}
-#: the class has a vision tower, which the family lets go
+#: the class has a vision tower, which idles
 VISION = {
     "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64, "patch_size": 2,
 }  # fmt: skip

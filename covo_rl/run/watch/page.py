@@ -69,13 +69,12 @@ class LiveReport:
         self._rest = 0.0
 
     def version(self) -> str:
-        """Of the report that can be had now; where a file of a run is another, the next one is begun, but for a while
-        after one that took long."""
-        if self._made is None:
-            return ""
-        if self._made[0] != self._state() and time.monotonic() >= self._rest and not self._making.locked():
+        """Of the report that can be had now, "" before the first; where a file of a run is another, the next one is
+        begun, but for a while after one that took long."""
+        version = self._made[0] if self._made else ""
+        if version != self._state() and time.monotonic() >= self._rest and not self._making.locked():
             threading.Thread(target=self._make, daemon=True).start()
-        return self._made[0]
+        return version
 
     def report(self) -> Report:
         """The last one, or the first."""
