@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from covo_rl import GRPO
 from covo_rl.config import parse_options
 from covo_rl.data.files import append_lines, fill_folder, json_line
 from covo_rl.export import ExportError
@@ -28,9 +29,7 @@ def test_a_name_is_a_shipped_folder_a_tiny_model_or_what_it_was():
 
 
 def test_a_name_that_is_not_there_names_the_nearest_and_all():
-    with pytest.raises(
-        FileNotFoundError, match=r"did you mean builtin:tiny_voxtral\? there are tiny, tiny_zero, tiny_"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'tiny_voxtral'\? there are tiny, tiny_zero, tiny_"):
         resolve_model("builtin:tiny_voxtrl")
     with pytest.raises(OutsideFolderError, match="must be a name inside"):
         resolve_model("builtin:../tiny")
@@ -134,3 +133,13 @@ def test_a_run_in_which_nothing_could_be_learned_says_so(tmp_path, gradient):
         assert "no-op" not in said and str(tmp_path / "rollouts") in said
     with pytest.raises(ExportError, match=r"^the disk is full$"), noop_explained(run, options, Ranks(0, 1)):
         raise ExportError("the disk is full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_the_demo_of_every_family_learns_from_its_noise_and_exports(name, tmp_path):
+    run = GRPO(f"builtin:tiny_{name}", max_steps=3, output=tmp_path / "run", evaluate=False).train()
+    steps = Run(tmp_path / "run").metrics()
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert all(step["grad_norm"] > 0 and step["zero_variance_groups"] < 1 for step in steps)
+    assert (run.adapter / "adapter_model.safetensors").is_file()  # compared with the policy in a fresh process

@@ -50,8 +50,8 @@ def resolve_model(name: str) -> str:
     except FileNotFoundError:
         names = builtin_names()
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {BUILTIN}{near[0]}? " if near else ""
-        raise FileNotFoundError(f"there is no {BUILTIN}{name}; {hint}there are {', '.join(names)}") from None
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise FileNotFoundError(f"there is no builtin model {name!r}; {hint}there are {', '.join(names)}") from None
 
 
 def is_random(model: str | None) -> bool:
