@@ -33,7 +33,7 @@ def is_unheard(name: str) -> bool:
 # -- 1. weights --------------------------------------------------------------------------------------------------------
 
 
-def weights(subject: Subject) -> Iterator[Figure | Gap]:
+def weights_and_parts(subject: Subject) -> Iterator[Figure | Gap]:
     """Loads from its folder; every key is read; the parts cover all parameters but vision."""
     family = subject.family
     if subject.folder is None:

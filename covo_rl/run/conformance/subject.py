@@ -208,12 +208,13 @@ class Subject:
     @contextmanager
     def recomputing(self) -> Iterator[None]:
         """In training mode, whole layers made again in the backward pass."""
+        policy = self.policy  # PEFT, put into a model that recomputes, would make a graph of the encoder
         recompute_activations(self.family.decoder, "layer")
-        self.policy.train()
+        policy.train()
         try:
             yield
         finally:
-            self.policy.eval()
+            policy.eval()
             keep_activations(self.family.decoder)
 
     @contextmanager
