@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from covo_rl.config import AdapterConfig, PromptConfig
+from covo_rl.export.merged import write_merged
 from covo_rl.models import ModelError, load_family
 from covo_rl.models.quantised import quantisation_of
 from covo_rl.models.tiny import tiny_model
@@ -77,6 +78,20 @@ def test_a_thinker_alone_is_the_same_model(name, family_of, tmp_path):
     assert type(alone) is type(full) and alone.parts == full.parts and alone.eos_token_ids == full.eos_token_ids
     theirs = full.model.state_dict()
     assert all(torch.equal(tensor, theirs[key]) for key, tensor in alone.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", THINKERS)
+def test_a_merged_export_holds_what_was_never_read(name, folders, family_of, tmp_path):
+    write_merged(family_of(name), tmp_path)
+    before, after = load_file(folders[name] / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], before[key]) or bool(after[key].isnan().all()) for key in before)
+    assert sum(bool(tensor.isnan().any()) for tensor in after.values()) == 3  # talker and vocoders, as they were
+    was, config = (json.loads((folder / "config.json").read_text()) for folder in (folders[name], tmp_path))
+    assert config["thinker_config"]["model_type"] == f"{name}_thinker"
+    assert {key: value for key, value in config.items() if key != "thinker_config"} == {
+        key: value for key, value in was.items() if key != "thinker_config"
+    }
 
 
 def stock_features(family, samples):

@@ -21,7 +21,8 @@ from covo_rl.types import Clip, Example
 
 CARD = "model_card.md.jinja"
 #: what the export.json of older releases does not say
-OLDER = {"load_in_4bit": False, "stock_processor": True, "shipped_adapter": "", "stock_logits_divisor": 1}
+OLDER = {"load_in_4bit": False, "trust_remote_code": False, "stock_processor": True, "shipped_adapter": "",
+         "stock_logits_divisor": 1}  # fmt: skip
 AUDIO_CHECKS = {"after_silent_audio": "silence", "after_swapped_audio": "another row's audio"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

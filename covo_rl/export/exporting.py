@@ -26,6 +26,7 @@ from covo_rl.export import ExportError, verify
 from covo_rl.export.adapter import base_reference, open_policy, policy_kind, save_policy
 from covo_rl.export.card import update_card
 from covo_rl.export.merged import write_merged
+from covo_rl.export.questions import stock_class
 from covo_rl.models.processor import AudioProcessor
 from covo_rl.models.weights import shipped_adapter
 from covo_rl.policy.sharding import is_sharded, torch_linear
@@ -240,8 +241,8 @@ def _describe(
     wording: PromptConfig | None, load_in_4bit: bool,
 ) -> None:  # fmt: skip
     """prompt.yaml, the chat template, verification.json, the model card, and export.json, which lists the files."""
-    name, module = type(modes.family.model).__name__, type(modes.family.model).__module__
-    package = module.rpartition(".")[0] if module.startswith("covo_rl") else "transformers"
+    module, name, has_code = stock_class(modes.family)
+    package = module.rpartition(".")[0] if module.startswith("covo_rl") else module
     if wording is not None:
         text = yaml.safe_dump(asdict(wording), sort_keys=False, allow_unicode=True)
         (stage / "prompt.yaml").write_text(text, encoding="utf-8")
@@ -251,7 +252,8 @@ def _describe(
     held, family = quantisation_in(modes), modes.family
     shipped = shipped_adapter(base_reference(modes), family.adapter_folder)
     record = {"kind": result.kind, "base_model": result.base_model, "model_type": modes.family.model_type,
-              "model_class": name, "model_module": package, "load_in_4bit": load_in_4bit or held is not None,
+              "model_class": name, "model_module": package, "trust_remote_code": has_code,
+              "load_in_4bit": load_in_4bit or held is not None,
               "quantization_config": held, "files": files,
               "stock_processor": not isinstance(family.processor, AudioProcessor),
               "shipped_adapter": (family.adapter_folder or ".") if shipped else "",

@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 def answers(spec, cls, prompts):
     """Logits (P, keep, V) float32 of every target and of its base, and notes, by name."""
     logits, notes = {}, {}
+    trusted = {"trust_remote_code": True} if spec["trust_remote_code"] else {}  # as whoever trained it has allowed
 
     def load(folder, target):
         """Model in eval mode, and the keys that were missing or had another shape."""
-        options = {"dtype": getattr(torch, target["dtype"]), "output_loading_info": True}
+        options = {"dtype": getattr(torch, target["dtype"]), "output_loading_info": True, **trusted}
         if target["quantization_config"]:
             held = transformers.BitsAndBytesConfig.from_dict(target["quantization_config"])
             options |= {"quantization_config": held, "device_map": {"": target["device"]}}
@@ -63,7 +64,7 @@ def answers(spec, cls, prompts):
             model = None
             model, notes[name] = load(folder, target)
             # the stock processors of models that also see import torchvision; the template is the tokenizer's too
-            render = getattr(transformers, spec["reader"]).from_pretrained(folder).apply_chat_template
+            render = getattr(transformers, spec["reader"]).from_pretrained(folder, **trusted).apply_chat_template
             notes[name]["rendered"] = [render(m, tokenize=False, add_generation_prompt=True) for m in spec["messages"]]
         logits[name] = ask(model)
     return logits, notes

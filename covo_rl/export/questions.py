@@ -63,6 +63,14 @@ def is_ours(family: AudioFamily) -> bool:
     return type(family.model).__module__.startswith("covo_rl.")
 
 
+def stock_class(family: AudioFamily) -> tuple[str, str, bool]:
+    """(module, class, whether code of the checkpoint runs) by which others load the model."""
+    kind = type(family.model)
+    if kind.__module__.startswith("transformers_modules."):
+        return "transformers", str(family.model_class), True
+    return kind.__module__ if is_ours(family) else "transformers", kind.__name__, False
+
+
 def stock_inputs(prompt: Prompt, family: AudioFamily, clips: ClipStore) -> dict[str, torch.Tensor]:
     """What the plain model's own forward takes: ids, mask, and audio tensors (rows of all clips), on the CPU.
 
@@ -94,10 +102,10 @@ def write_questions(
     work: Path, family: AudioFamily, base: str, targets: Sequence[Target], prompts: Sequence[Prompt], clips: ClipStore
 ) -> None:
     """What a fresh process needs to answer for one family, into the folder `work`."""
-    kind, alone = type(family.model), work / "base"
+    alone, (module, name, has_code) = work / "base", stock_class(family)
     alone.mkdir()
     spec = {
-        "module": kind.__module__ if is_ours(family) else "transformers", "class": kind.__name__,
+        "module": module, "class": name, "trust_remote_code": has_code,
         "base": weights_alone(base, alone), "shipped": str(shipped_adapter(base, family.adapter_folder) or ""),
         "divisor": family.stock_logits_divisor, "reader": _reader(family),
         "keep": KEEP, "messages": [family.template_messages(prompt.messages) for prompt in prompts],

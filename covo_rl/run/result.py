@@ -138,6 +138,8 @@ def next_commands(options: Options, folder: Path, exported: Path, rows: Sequence
     asked the question of the first of `rows` whose clip is a file."""
     data, lora = options.data, options.adapter.lora
     policy = ["--model", options.model.model, "--adapter", exported] if lora else ["--model", exported]
+    code = ["--family", options.model.family] if options.model.family else []
+    code += ["--trust-remote-code"] if options.model.trust_remote_code else []
     test_rows: list[Any] = ["--set", "builtin"]
     if data.data is not None:
         own = data.eval_data or IN_MEMORY
@@ -150,9 +152,9 @@ def next_commands(options: Options, folder: Path, exported: Path, rows: Sequence
         asked += ["--question", row.question, *(word for choice in row.choices for word in ("--choice", choice))]
     commands: list[list[Any]] = [
         ["report", folder],
-        ["generate", *policy, *asked],
-        ["eval", *test_rows, *policy, "--output", f"{folder}-eval", "--listen"],
-        *([["export", folder, "--merged", f"{folder}-merged"]] if lora else []),
+        ["generate", *policy, *code, *asked],
+        ["eval", *test_rows, *policy, *code, "--output", f"{folder}-eval", "--listen"],
+        *([["export", folder, *code, "--merged", f"{folder}-merged"]] if lora else []),
     ]
     return [f"covo-rl {' '.join(shlex.quote(str(word)) for word in words)}" for words in commands]
 
