@@ -161,3 +161,25 @@ def test_an_adapter_is_pushed_to_a_hub_as_it_was_verified(tmp_path):
     shutil.rmtree(out)
     offline = export(tmp_path / "mine", "--adapter", out, "--push-to-hub", "bells", HF_HUB_OFFLINE="1", HF_TOKEN="x")
     assert offline.returncode == 1 and "HF_HUB_OFFLINE is set" in offline.stderr
+
+
+VERIFIED = {"fresh_process_imports_covo_rl": False, "prompts": ["a", "b"], "dtype": "float32", "update_kept": 1.0,
+            "max_abs_logit_diff_trained": 1e-6, "tolerance": 1e-4, "max_abs_logit_diff_base": 0.5}  # fmt: skip
+
+
+def test_a_card_says_what_the_stock_class_leaves_out(tmp_path):
+    """Its processor imports more than audio wants, its logits are not divided, and the base has a LoRA of its own."""
+    record = {"kind": "adapter", "base_model": "ibm-granite/granite-speech-3.3-2b", "model_type": "granite_speech",
+              "model_class": "GraniteSpeechForConditionalGeneration", "model_module": "transformers",
+              "stock_processor": False, "shipped_adapter": ".", "stock_logits_divisor": 8.0}  # fmt: skip
+    for name, content in (("export.json", record), ("verification.json", VERIFIED)):
+        (tmp_path / name).write_text(json.dumps(content))
+    card = update_card(tmp_path, None).read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    compile(code, "card", "exec")
+    assert 'model = covo_rl.load(BASE, adapter=FOLDER)\nreply = model.generate("How many' in code
+    assert "verified as such, after the base's own LoRA was merged into it with PEFT." in card
+    assert "does not divide its logits by 8" in card and "ask for 8 T" in card
+    (tmp_path / "export.json").write_text(json.dumps({**record, "stock_logits_divisor": 1, "shipped_adapter": ""}))
+    card = update_card(tmp_path, None).read_text()
+    assert "divide" not in card and "as such. Clips" in card

@@ -72,11 +72,11 @@ def installed(folder, package, **points):
 
 def test_a_family_of_ones_own_loads_code_from_the_checkpoint_once_that_is_allowed(checkpoint):
     path = str(checkpoint / "model")
-    with pytest.raises(models.ModelError, match="model_type 'mine' has no family.*--family ./mine.py:Mine"):
+    with pytest.raises(models.ModelError, match=r"model_type 'mine' has no family.*--family ./mine.py:Mine"):
         models.load_family(path)
     models.use_family(f"{checkpoint}/mine.py:Mine")
     assert models.family_at(path).model_type == "mine"  # no weights, no code of the checkpoint
-    with pytest.raises(ValueError, match="its code ships with the checkpoint; --trust_remote_code true runs it"):
+    with pytest.raises(ValueError, match=r"its code ships with the checkpoint; --trust-remote-code runs it on this"):
         models.load_family(path)
     family = models.load_family(path, trust_remote_code=True)
     assert type(family.model).__name__ == "MineForAudio"
@@ -127,7 +127,7 @@ def test_an_entry_point_names_a_family_unless_two_claim_its_type(checkpoint, tmp
     models.use_family("covo_rl.models.glm_asr:GlmAsr")
     assert models.family_class("glmasr").title == "GLM-ASR"
     installed(tmp_path, "another", mine="another:Mine")
-    with pytest.raises(models.ModelError, match="some_package:Mine of some-package, another:Mine of another|another:M"):
+    with pytest.raises(models.ModelError, match="'mine' has several families: "):
         models.family_class("mine")
 
 

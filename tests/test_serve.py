@@ -55,7 +55,7 @@ def vllm_python() -> str | None:
 @pytest.mark.slow
 @pytest.mark.skipif(vllm_python() is None, reason="vLLM is not importable; set COVO_RL_VLLM_PYTHON (docs/serving.md)")
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("family", ["covo_audio", "qwen2_audio"])
+@pytest.mark.parametrize("family", ["covo_audio", "qwen2_audio", "audioflamingo3", "glmasr"])
 def test_exports_answer_on_vllm_as_the_policy_does(family):
     script = ROOT / "tests" / "serving" / "vllm_check.py"
     done = subprocess.run(

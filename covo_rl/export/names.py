@@ -158,7 +158,7 @@ class Parts:
         return self.parts[key].clone()  # of its own storage, as safetensors wants it
 
 
-def stacked(model: PreTrainedModel, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def stacked(model: PreTrainedModel, parts: Mapping[str, Any]) -> torch.Tensor:
     """The one tensor in memory that published tensors are the parts of, as transformers makes it on loading.
 
     Raises:

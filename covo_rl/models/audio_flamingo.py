@@ -21,6 +21,7 @@ class AudioFlamingo3(WindowedFamily):
     model_class: ClassVar[Any] = "AudioFlamingo3ForConditionalGeneration"
     audio_token: ClassVar[str] = "<sound>"
     max_clip_seconds: float | None = 600.0
+    rows_independent: ClassVar[bool] = True
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
         return int(_window_slots(tensors["input_features_mask"]).sum())
@@ -33,6 +34,7 @@ class MusicFlamingo(AudioFlamingo3):
     model_type: ClassVar[str] = "musicflamingo"
     model_class: ClassVar[Any] = "MusicFlamingoForConditionalGeneration"
     max_clip_seconds: float | None = 1200.0
+    rows_independent: ClassVar[bool] = False  # the ids of one clip are its clock
 
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
         # the stock processor puts them there too, the template does not

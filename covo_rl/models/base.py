@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
+import jinja2
+
 from covo_rl.models.slots import expand_placeholders
 from covo_rl.models.text import shielded_messages, token_ids
 from covo_rl.models.weights import load_whole
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+#: in front of a chat template: instead of today's date an error, whose text tells what to do
+NO_DATE = """{%- macro strftime_now(form) -%}{{ raise_exception(
+    "it would write today's date (" ~ form ~ "), and the same row be another prompt tomorrow: give a system message of "
+    "your own (--system_prompt), with the date of your choice in it, or a model folder whose chat_template.jinja has a "
+    "fixed one") }}{%- endmacro -%}"""
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,6 @@ def part_kinds(messages: Iterable[Mapping[str, Any]]) -> list[str]:
     """The type of every part of the contents that are lists, in order."""
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
     return [str(part.get("type")) for content in contents for part in content]
-
-
-def _no_date(form: str) -> str:
-    raise ValueError(
-        f"the chat template writes today's date ({form}), so that the same row would be another prompt tomorrow: "
-        "give a system message of your own (--system_prompt), with the date of your choice in it, or a model folder "
-        "whose chat_template.jinja has a fixed one"
-    )
 
 
 class AudioFamily(ABC):
@@ -137,12 +137,17 @@ class AudioFamily(ABC):
         """Chat template -> text with ONE audio token per clip; special tokens that the messages spell hold a CUT.
 
         Raises:
-            ValueError: a part of a message is neither text nor audio; the template writes more or fewer audio tokens
-                than there are clips, or today's date.
+            ValueError: a part of a message is neither text nor audio; the template cannot take the conversation, would
+                write today's date, or writes more or fewer audio tokens than there are clips.
         """
-        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt, "strftime_now": _no_date}
-        template = self.chat_template or self.processor.chat_template
-        text = self.tokenizer.apply_chat_template(self.template_messages(messages), chat_template=template, **options)
+        template, rows = self.chat_template or self.processor.chat_template, self.template_messages(messages)
+        if "strftime_now" in (template or ""):
+            template = NO_DATE + template
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        try:
+            text = self.tokenizer.apply_chat_template(rows, chat_template=template, **options)
+        except jinja2.TemplateError as error:  # also what a template raises of its own
+            raise ValueError(f"the chat template cannot take this conversation: {error}") from error
         clips, tokens = part_kinds(messages).count("audio"), text.count(self.processor.audio_token)
         if tokens != clips:
             hint = "; it has place for one in a message" if 0 < tokens < clips else ""

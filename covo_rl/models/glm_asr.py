@@ -17,6 +17,7 @@ class GlmAsr(WindowedFamily):
     model_type: ClassVar[str] = "glmasr"
     model_class: ClassVar[Any] = "GlmAsrForConditionalGeneration"
     audio_token: ClassVar[str] = "<|pad|>"
+    rows_independent: ClassVar[bool] = True
     max_clip_seconds: float | None = 630.0  # whole windows in 655 s: the stock processor takes no more
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-#: what a published folder says of its processor, beside the tokenizer's files; tekken.json is what vLLM reads of Voxtral
+#: what a published folder says of its processor, beside the tokenizer's files; vLLM reads Voxtral's tekken.json
 SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tekken.json")
 
 

@@ -218,7 +218,8 @@ def _remote_options(family: type[TransformersFamily], path: str, trusted: bool) 
         return {}
     if not trusted and "auto_map" in PreTrainedConfig.get_config_dict(path)[0]:
         raise RemoteCodeError(
-            f"model {path}: its code ships with the checkpoint; --trust_remote_code true runs it on this machine"
+            f"model {path}: its code ships with the checkpoint; --trust-remote-code runs it on this machine (in the "
+            "options of a run: --trust_remote_code true)"
         )
     return {"trust_remote_code": trusted}
 

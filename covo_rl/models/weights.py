@@ -76,7 +76,7 @@ def load_whole(model_class: Any, path: str, *, adapter_folder: str = "", **optio
 
 def shipped_adapter(path: str, subfolder: str = "") -> Path | None:
     """The folder of the LoRA that a checkpoint (folder or hub name) ships in this folder of its own, or None."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     quietly = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors")}
     config = cached_file(path, "adapter_config.json", subfolder=subfolder, **quietly)

@@ -58,6 +58,7 @@ class ColdStartConfig:
     """`rows` questions are rendered from `synth_seed` where `data` is not given.
 
     `family` is one of your own (`./mine.py:Class`); by default the checkpoint's `model_type` says which.
+    `trust_remote_code` runs code that ships with the checkpoint.
 
     `dtype: auto` is the checkpoint's, but float32 where that has 16 bits: whole parts train. `feature_memory_mb` bounds
     the audio features that each process keeps; others are made again in every epoch.
@@ -77,6 +78,7 @@ class ColdStartConfig:
     seed: int = 0
     model: str | None = None
     family: str | None = None
+    trust_remote_code: bool = False
     dtype: str = "auto"
     save_dtype: str = "auto"
     tiny: dict[str, Any] | None = None

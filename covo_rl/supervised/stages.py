@@ -246,7 +246,8 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example], clips: Cli
     convolution, so that the front end stays as specified.
     """
     if config.model is not None:
-        return models.load_family(resolve_model(config.model), dtype=config.dtype)
+        allowed = config.trust_remote_code
+        return models.load_family(resolve_model(config.model), dtype=config.dtype, trust_remote_code=allowed)
     texts = ["user", "assistant", "system"]  # everything that a prompt or a completion can say
     for row in rows[:TOKENIZER_ROWS]:
         for message in messages(row, config.prompt):

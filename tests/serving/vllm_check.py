@@ -1,7 +1,7 @@
 """Do exports answer on vLLM as the trained policy does? Run in an environment with vLLM; docs/serving.md says how.
 
     python tests/serving/vllm_check.py                          # every family below, merged and LoRA
-    python tests/serving/vllm_check.py --family granite_speech
+    python tests/serving/vllm_check.py --family audioflamingo3
     python tests/serving/vllm_check.py --keep tiny-exports      # leaves base, adapter and merged for `vllm serve`
 
 For each family a tiny random base gets a LoRA adapter with random weights. Adapter and merged weights are exported
@@ -28,7 +28,6 @@ QUESTION = "What do you hear?"
 #: vLLM's own Qwen2-Audio takes no adapters; our plug-in has one that does.
 OVERRIDES: dict[str, dict] = {
     "covo_audio": {}, "qwen2_audio": {"architectures": ["Qwen2AudioWithLoRA"]}, "audioflamingo3": {}, "glmasr": {},
-    "qwen3_asr": {}, "qwen2_5_omni": {}, "qwen3_omni_moe": {}, "granite_speech": {}, "gemma4": {}, "voxtral": {},
 }  # fmt: skip
 
 
