@@ -21,10 +21,11 @@ from covo_rl.models.builtin import TINY_MODELS, resolve_model
 from covo_rl.policy import policy
 from covo_rl.policy.attention import PackedLayout
 from covo_rl.policy.rows import packed_hidden
-from covo_rl.run.conformance import POINTS, Subject, check_family
-from covo_rl.run.conformance.command import random_model
-from covo_rl.run.conformance.outcome import Figure, Gap, Outcome, outcome_of
-from covo_rl.run.conformance.table import plain_text, verdict
+from covo_rl.run.conformance import POINTS, Subject, check_family, exports, learning
+from covo_rl.run.conformance import subject as subject_module
+from covo_rl.run.conformance.command import tiny_of
+from covo_rl.run.conformance.outcome import Figure, Gap, PointOutcome, outcome_of
+from covo_rl.run.conformance.table import plain_text, tally
 
 # -- the points find what they are there for ---------------------------------------------------------------------------
 
@@ -142,17 +143,40 @@ def test_what_a_family_raises_is_a_failure_with_its_place_and_the_next_points_go
     assert states["slots"] == states["three GRPO steps"] == "failed" and states["weights and parts"] == "passed"
     text = plain_text(outcomes)
     assert "KeyError" in text and "test_conformance.py" in text and "\x1b" not in text
-    assert "failed" in verdict(outcomes)
+    assert "failed" in tally(outcomes)
+
+
+def test_a_large_model_is_checked_with_its_layers_recomputed_and_exported_on_request_only(monkeypatch):
+    for module in (subject_module, learning, exports):
+        monkeypatch.setattr(module, "LIGHT", 0)
+    subject = subject_of("qwen3_asr")
+    subject.exports, modes = None, []
+    layer = subject.family.decoder.layers[0]
+    layer.self_attn.register_forward_hook(lambda *_: modes.append(layer.training and layer.gradient_checkpointing))
+    states = {outcome.point: outcome for outcome in check_family(subject)}
+    assert any(modes) and states["exports"].state == "not run" and "--exports does it" in str(states["exports"].gaps[0])
+    others = {name: outcome.state for name, outcome in states.items() if name != "exports"}
+    assert set(others.values()) == {"passed"}, plain_text(list(states.values()))
+    assert not any(module.training for module in subject.family.model.modules())
+
+
+def test_16_bits_are_held_to_what_rounding_makes():
+    subject = subject_of("qwen3_asr")
+    subject.family.model.to(torch.bfloat16)
+    outcomes = list(check_family(subject))
+    assert not [outcome for outcome in outcomes if outcome.state == "failed"], plain_text(outcomes)
+    text = plain_text(outcomes)
+    assert "(at most 0.15)" in text and "greedy ids after the first: not run: torch.bfloat16 rounds" in text
 
 
 def test_what_could_not_be_looked_at_is_never_passed():
     good, bad = Figure("a", 0.0, 1e-5, "x"), Figure("a", float("nan"), 1e-5, "x")
     gap = Gap("exports", "9 GB are free")
-    assert Outcome("p", (good,)).state == "passed" and Outcome("p", (good, bad)).state == "failed"
-    assert Outcome("p", (good,), (gap,)).state == "in part" and Outcome("p", (), (gap,)).state == "not run"
-    assert Outcome("p").state == "not run"
+    assert PointOutcome("p", (good,)).state == "passed" and PointOutcome("p", (good, bad)).state == "failed"
+    assert PointOutcome("p", (good,), (gap,)).state == "in part" and PointOutcome("p", (), (gap,)).state == "not run"
+    assert PointOutcome("p").state == "not run"
     assert not Figure("a", 1e-3, 1e-3 + 1e-9, "x", least=True).ok and Figure("a", 2e-3, 1e-3, "x", least=True).ok
-    assert verdict([Outcome("p", (good,), (gap,)), Outcome("q", (bad,))]) == "1 failed, 1 in part, of 2 points"
+    assert tally([PointOutcome("p", (good,), (gap,)), PointOutcome("q", (bad,))]) == "1 failed, 1 in part, of 2 points"
     assert json.dumps(str(bad)).count("nan") == 1
 
 
@@ -208,6 +232,4 @@ def test_what_models_shows_of_a_name_and_of_none(capsys):
 
 @pytest.mark.parametrize("name", ["qwen3_omni_moe_thinker", "qwen2_5_omni", "granite_speech_plus"])
 def test_random_means_the_tiny_model_of_the_same_family(name):
-    assert random_model(name) in (
-        f"builtin:tiny_{kind}" for kind in ("qwen3_omni_moe", "qwen2_5_omni", "granite_speech")
-    )
+    assert tiny_of(name) in (f"builtin:tiny_{kind}" for kind in ("qwen3_omni_moe", "qwen2_5_omni", "granite_speech"))

@@ -84,7 +84,7 @@ def test_the_doctor_counts_positions_as_the_family_does(name):
     subject = subject_of(name)
     config = subject.family.model.config
     for seconds in (3.0, 20.0):
-        slots = subject.family.clip_slots(subject.clip(0, seconds).array, RATE)
+        slots = subject.family.clip_slots(subject.wave(0, seconds), RATE)
         assert audio_positions(config, seconds) == pytest.approx(slots, abs=2), seconds
 
 

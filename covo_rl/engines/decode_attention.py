@@ -202,12 +202,12 @@ class Varlen(_TwoParts):
         k, v = self.keys[layer]
         _, rows, heads, limit, width = own_2RKCd.shape
         each_R1, own_R1 = self.each_R1[: rows + 1], self.own_R1[heads][: rows + 1]
-        prompts, used, widest, gone_R = (self.rows_P1, self.starts_P1), self.lengths_P, self.widest, None
+        cu_q, cu_k, used, widest, gone_R = self.rows_P1, self.starts_P1, self.lengths_P, self.widest, None
         if first_R is not None:
-            prompts, used, own_R1, used_R, gone_R = self._within(first_R, own_R1, used_R)
-            widest = 1
+            cu_q, widest = each_R1, 1
+            cu_k, used, own_R1, used_R, gone_R = self._within(first_R, own_R1, used_R)
         out_RHd, lse_HR = flash.varlen(
-            q_RHd, k, v, *prompts, widest, self.longest, causal=False, scale=scale, used_k=used
+            q_RHd, k, v, cu_q, cu_k, widest, self.longest, causal=False, scale=scale, used_k=used
         )
         if gone_R is not None:
             lse_HR = lse_HR.masked_fill(gone_R, -torch.inf)
@@ -218,9 +218,9 @@ class Varlen(_TwoParts):
         )
         return self.joined(out_RHd, lse_HR.t(), own_RHd, own_HR.t())
 
-    def _within(self, first_R: torch.Tensor, own_R1: torch.Tensor, used_R: torch.Tensor) -> tuple:
-        """The places of the keys from `first_R` on, each row a segment of its own: (queries, prompt keys), how many
-        prompt keys, own keys, how many, and rows that see nothing of their prompt: they are given a key to be ignored.
+    def _within(self, first_R: torch.Tensor, own_R1: torch.Tensor, used_R: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Keys from `first_R` on, each row a segment of its own: where its prompt's start and how many, where its own
+        start and how many, and which rows see nothing of their prompt: they are given a key to be ignored.
         """
         rows = len(first_R)
         starts_R, lengths_R = (x[self.prompt_R[:rows]] for x in (self.starts_P1, self.lengths_P))
@@ -229,5 +229,4 @@ class Varlen(_TwoParts):
         keys_R1 = torch.cat((starts_R + skipped_R, self.starts_P1[-1:]))
         own_skipped_R = (first_R - lengths_R).clamp(min=0)
         own_R1 = torch.cat((own_R1[:-1] + own_skipped_R, own_R1[-1:]))
-        places = self.each_R1[: rows + 1], keys_R1
-        return places, lengths_R - skipped_R, own_R1, used_R - own_skipped_R, first_R >= lengths_R
+        return keys_R1, lengths_R - skipped_R, own_R1, used_R - own_skipped_R, first_R >= lengths_R

@@ -34,7 +34,7 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 class Decoder(Protocol):
     """Tokens of the rows in, what predicts the next ones out."""
 
-    def hidden(self, ids_R: torch.Tensor, positions_R: torch.Tensor, memory: KeyMemory) -> torch.Tensor:
+    def hidden(self, ids_R: torch.Tensor, positions_R: torch.Tensor, memory: Any) -> torch.Tensor:
         """Hidden states (R, D) of a step; their keys go into `memory`, whose step has begun."""
         ...
 
@@ -104,7 +104,8 @@ class FusedDecoder:
         half = self.width // 2
         # x cos + turn(x) sin, where turn swaps the halves and negates the first: the sign goes into the table
         self.cos_TD, self.sin_TD = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
-        head = self.whole_head = head_of(family)
+        head: Any = head_of(family)
+        self.whole_head = head
         packs = fold and is_plain(head) and base_linear(head) is head and can_pack(head.weight)
         self.head = DecodeLinear([head], self.dtype, fold=True, rows=rows) if packs else None
 

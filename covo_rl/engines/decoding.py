@@ -128,7 +128,7 @@ class DecodeRows:
 def decode_rollouts(
     rows: DecodeRows,
     memory: KeyMemory | CacheMemory,
-    decoder: Decoder | CacheDecoder,
+    decoder: Decoder,
     prompt_of_row: Sequence[int],
     first_ND: torch.Tensor,
     *,

@@ -37,7 +37,8 @@ class CacheMemory:
         """The rows from now on: `sources` are present rows; at the start all are -1, copies of their prompts."""
         index = prompt_of_row if self.rows is None else sources
         if list(index) != list(range(self.rows or len(self.rank))):
-            self.cache.reorder_cache(torch.tensor(index, device=self.device))
+            places: Any = torch.tensor(index, device=self.device)
+            self.cache.reorder_cache(places)
         self.rows = len(sources)
 
     def begin(self, counts_R: torch.Tensor, positions: int, *, equal: bool) -> None:
@@ -80,9 +81,11 @@ def prefill_caches(
     """Memory of these prompts, all of one length, and their last hidden states (P, D)."""
     packed = pack([Group(prompt, ()) for prompt in prompts], policy.family.audio_token_id, policy.device)
     embeds_LD = policy.embedder.embed(packed, features, policy.family)
-    cache = DynamicCache(config=policy.family.decoder.config)
-    shape = (len(prompts), -1)
-    fields = (x.unflatten(0, shape) for x in (packed.input_ids_L, embeds_LD, packed.position_ids_L))
-    last_PD = decoder.last(*fields, cache)
+    model: Any = policy.family.decoder
+    cache = DynamicCache(config=model.config)
+    ids_PT, embeds_PTD, positions_PT = (
+        x.unflatten(0, (len(prompts), -1)) for x in (packed.input_ids_L, embeds_LD, packed.position_ids_L)
+    )
+    last_PD = decoder.last(ids_PT, embeds_PTD, positions_PT, cache)
     policy.count(packed)
     return CacheMemory(cache, len(prompts), policy.device), last_PD

@@ -113,8 +113,8 @@ class PackedLayout:
             raise RuntimeError("cached prompt keys carry no gradient: score under torch.no_grad()")
         end = self.prompt_positions
         prompt_k, prompt_v = (k_LKd[:end], v_LKd[:end]) if self.prompt_keys is None else self.prompt_keys[layer]
-        window = None if window is None or window >= self.longest else window
-        method = "concat" if window is not None else self.method or self._default_method(q_LHd)
+        window = self.longest if window is None else window
+        method = "concat" if window < self.longest else self.method or self._default_method(q_LHd)
         if method == "concat":
             return _concat_attention(q_LHd, k_LKd, v_LKd, prompt_k, prompt_v, self, scale, window)
         parts = self.parts(method)
@@ -204,9 +204,7 @@ class _MergedAttention(torch.autograd.Function):
         return dq, dk, dv, *[None] * 5
 
 
-def _concat_attention(
-    q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float, window: int | None
-) -> torch.Tensor:
+def _concat_attention(q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: float, window: int) -> torch.Tensor:
     """Public SDPA and autograd only."""
     repeats = q.shape[1] // k.shape[1]
 
@@ -218,14 +216,14 @@ def _concat_attention(
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     prompts, groups = layout.buckets
     for bucket in prompts:
-        whole = window is None or window >= bucket.length
-        mask = {"is_causal": True} if whole else {"attn_mask": layout.band(0, bucket.length, window)}
+        narrow = window < bucket.length
+        mask = {"attn_mask": layout.band(0, bucket.length, window)} if narrow else {"is_causal": True}
         bucket.put(out, attention(bucket.take(q), bucket.take(k), bucket.take(v), **mask))
     for (start, end), bucket in groups:
         # older prompt keys are beyond the window of a completion's first position already
-        keys = (start if window is None else max(start, end - window + 1), end)
+        keys = (max(start, end - window + 1), end)
         n, length = keys[1] - keys[0], bucket.length
-        mask = layout.band(n, length, window or n + length)
+        mask = layout.band(n, length, window)
         both = [
             torch.cat((one_run(prompt, keys).expand(bucket.rows, -1, -1, -1), bucket.take(own)), 2)
             for prompt, own in ((prompt_k, k), (prompt_v, v))

@@ -55,14 +55,14 @@ def head_of(family: AudioFamily) -> nn.Module | _SampledIds:
 
 
 class _SampledIds:
-    """A head whose logits of `ids` are NEVER. No module: what it calls stays where it is."""
+    """A head whose logits of `ids` are NEVER, in float32. No module: what it calls stays where it is."""
 
     def __init__(self, head: nn.Module, ids: Sequence[int]) -> None:
         self.head = head
         self.ids_U = torch.tensor(ids, device=next(head.parameters()).device)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(hidden).index_fill(-1, self.ids_U, NEVER)
+        return self.head(hidden).float().index_fill(-1, self.ids_U, NEVER)
 
     def modules(self) -> Iterator[nn.Module]:
         return self.head.modules()
@@ -79,13 +79,13 @@ def token_logps(
     """
     linear = _linear_layer(head)
     width = linear.out_features if linear else max((getattr(m, "out_features", 0) for m in head.modules()), default=0)
-    chunk = chunk or max(16, chunk_elements(hidden_MD.device) // (width or 2**17))
+    rows = chunk or max(16, chunk_elements(hidden_MD.device) // (width or 2**17))
     if linear is None:
-        return _module_logps(hidden_MD, targets_M, head, temperature, entropy, chunk)
+        return _module_logps(hidden_MD, targets_M, head, temperature, entropy, rows)
     dtype = operand_dtype(linear.weight)
     with torch.autocast(hidden_MD.device.type, enabled=False):  # of entropies it would make 16-bit products
         logps_M, entropy_M = _LinearLogps.apply(
-            hidden_MD, linear.weight, linear.bias, targets_M, temperature, entropy, chunk, dtype
+            hidden_MD, linear.weight, linear.bias, targets_M, temperature, entropy, rows, dtype
         )
     return logps_M, entropy_M if entropy else None
 

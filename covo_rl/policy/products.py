@@ -6,7 +6,7 @@ float32 copies are multiplied, of BLOCK_ELEMENTS of a weight at a time. Other dt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any
@@ -175,7 +175,7 @@ def float32_head(head: nn.Module) -> Iterator[None]:
             head.forward = own
 
 
-def float32_logits(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def float32_logits(head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
     """`head(hidden).float()`, whatever the head is made of (adapters, shards), without rounding to 16 bits first."""
     with _Float32Linear():
         return head(hidden).float()

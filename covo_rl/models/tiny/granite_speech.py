@@ -27,10 +27,10 @@ def tiny_granite_speech(*, seed: int = 0) -> tuple[Any, Any]:
     those are divided by 8 or 16; weights are larger than elsewhere: with a tied head it would repeat its last token.
     """
     token = GraniteSpeech.audio_token
-    tokenizer = tiny_tokenizer(audio_tokens=(ROLE, SAID), template=ROLES_TEMPLATE)
+    tokenizer: Any = tiny_tokenizer(audio_tokens=(ROLE, SAID), template=ROLES_TEMPLATE)
     known = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = transformers.GraniteSpeechConfig(
         text_config={
             "model_type": "granite", **decoder_sizes(), "vocab_size": known, **ends, "logits_scaling": 2.0,

@@ -21,9 +21,9 @@ BINS = 16
 
 def tiny_phi4_multimodal(*, seed: int = 0) -> tuple[Any, Any]:
     """A Phi4MultimodalForCausalLM (float32) and its processor; 12.5 slots for each second."""
-    tokenizer = tiny_tokenizer(audio_tokens=SPECIAL, template=TEMPLATE)
+    tokenizer: Any = tiny_tokenizer(audio_tokens=SPECIAL, template=TEMPLATE)
     image, audio = tokenizer.convert_tokens_to_ids(list(SPECIAL[-2:]))
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     rope = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [1.0, 1.5, 2.0, 4.0, 8.0, 16.0]}
     config = transformers.Phi4MultimodalConfig(
         **decoder_sizes(), **ends, bos_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer), dtype="float32",

@@ -16,8 +16,8 @@ SPECIAL = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[BEGIN_A
 
 def tiny_voxtral(*, seed: int = 0) -> tuple[Any, Any]:
     """A VoxtralForConditionalGeneration (float32) and its processor; 375 slots for every started 30 s."""
-    tokenizer = tiny_tokenizer(audio_tokens=SPECIAL, template=TEMPLATE)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    tokenizer: Any = tiny_tokenizer(audio_tokens=SPECIAL, template=TEMPLATE)
+    ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = transformers.VoxtralConfig(
         text_config={"model_type": "llama", **decoder_sizes(), "head_dim": 16, "vocab_size": len(tokenizer), **ends},
         audio_config={"model_type": "voxtral_encoder", **encoder_sizes(32, 2, 4, 128, 16)},

@@ -46,7 +46,7 @@ class ShowByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=ShowByDefault, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-    help=f"Families, models, and whether they are exact. {__doc__.split(chr(10), 1)[0]}",
+    help="Families and models: what there is, what one is, whether it is exact.",
 )  # fmt: skip
 FamilyOption = Annotated[str | None, typer.Option("--family", help="a family of your own: ./mine.py:Class")]
 
@@ -96,7 +96,7 @@ def _show(path: str) -> None:
 
 
 @app.command("check")
-def check_command(
+def check_exactness(
     path: Annotated[str, typer.Argument(help="model folder, hub name, builtin:NAME; with --random also a family")],
     random: Annotated[bool, typer.Option("--random", help="a tiny random model of the same family instead")] = False,
     family: FamilyOption = None,
@@ -108,11 +108,11 @@ def check_command(
     trust_remote_code: Annotated[bool, typer.Option(help="run code of the checkpoint")] = False,
 ) -> None:
     """Hold a model to the ten points of the conformance suite; the exit code is 1 where one fails."""
-    from covo_rl.run.conformance.command import check_model, random_model
+    from covo_rl.run.conformance.command import check_checkpoint, tiny_of
 
     with user_errors("covo-rl models check", code=1):
-        model = random_model(path) if random else path
-        outcomes = check_model(
+        model = tiny_of(path) if random else path
+        outcomes = check_checkpoint(
             model, family=family, dtype=dtype, device=device, exports=exports, trust_remote_code=trust_remote_code
         )
     if any(outcome.state == "failed" for outcome in outcomes):

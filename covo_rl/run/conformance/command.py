@@ -11,16 +11,16 @@ from covo_rl.models.builtin import TINY_MODELS, resolve_model
 from covo_rl.models.registry import family_types
 from covo_rl.records.console import console
 from covo_rl.resolve import BUILTIN
-from covo_rl.run.conformance import POINTS, Outcome, Subject, outcome_of
-from covo_rl.run.conformance.table import outcome_table, verdict
+from covo_rl.run.conformance import POINTS, PointOutcome, Subject, outcome_of
+from covo_rl.run.conformance.table import outcome_table, tally
 from covo_rl.train.launch import device_of
 from covo_rl.types import visible
 
 
-def check_model(
+def check_checkpoint(
     path: str, *, family: str | None = None, dtype: str = "auto", device: str = "auto", exports: bool | None = None,
     trust_remote_code: bool = False,
-) -> list[Outcome]:  # fmt: skip
+) -> list[PointOutcome]:  # fmt: skip
     """Print what every point measures on the model at `path`; nothing of it is changed, and nothing is left behind.
 
     Raises:
@@ -48,11 +48,11 @@ def check_model(
         outcomes.append(outcome_of(name, point(subject)))
         say(f"  {name}: {outcomes[-1].state}, {outcomes[-1].seconds:.1f} s", err=True)
     console.print(outcome_table(visible(path), outcomes))
-    say(verdict(outcomes))
+    say(tally(outcomes))
     return outcomes
 
 
-def random_model(name: str) -> str:
+def tiny_of(name: str) -> str:
     """`builtin:tiny_NAME` of a family, by its name or by a model of it.
 
     Raises:

@@ -20,14 +20,12 @@ from covo_rl.export.merged import write_merged
 from covo_rl.export.questions import Target, answer_questions, is_ours, read_answers, write_questions
 from covo_rl.export.verify import ask_policy, compare_logits
 from covo_rl.run.conformance.outcome import Figure, Gap
-from covo_rl.run.conformance.subject import Subject
+from covo_rl.run.conformance.subject import LIGHT, Subject
 
 KINDS = ("adapter", "merged")
-#: weights above this are exported only where that was asked for: a second copy in memory, another on disk
-LIGHT = 2 * 2**30
 
 
-def exports(subject: Subject) -> Iterator[Figure | Gap]:
+def round_trip(subject: Subject) -> Iterator[Figure | Gap]:
     """Both equal the policy within the tolerance of their precision, and differ from the base."""
     with tempfile.TemporaryDirectory(prefix="covo-rl-check-") as folder:
         scratch = Path(folder)

@@ -33,7 +33,7 @@ def is_unheard(name: str) -> bool:
 # -- 1. weights --------------------------------------------------------------------------------------------------------
 
 
-def weights(subject: Subject) -> Iterator[Figure | Gap]:
+def weights_and_parts(subject: Subject) -> Iterator[Figure | Gap]:
     """Loads from its folder; every key is read; the parts cover all parameters but vision."""
     family = subject.family
     if subject.folder is None:
@@ -80,41 +80,48 @@ def _quiet() -> Iterator[None]:
 
 def slots(subject: Subject) -> Iterator[Figure | Gap]:
     """Slots = rows of `encode` = audio ids of the prompt, at seven lengths; longer ones are refused by row id."""
-    family, wrong, accepted = subject.family, [], []
-    stock, why = stock_processor(subject)
-    gaps_of_features, counts = [], []
-    for seconds in SECONDS:
-        clip = subject.clip(7, seconds)
-        if family.max_clip_seconds is not None and seconds > family.max_clip_seconds:
-            accepted += [] if _refused(subject, clip, seconds) else [seconds]
-            continue
-        features = family.clip_features(clip.array, RATE)
-        with torch.no_grad():
-            rows = len(family.encode([features])[0])
-        row = Example(f"{seconds} s", (clip,), "What do you hear?")
-        ids = build_prompt(row, family, subject.clips, PromptConfig(instruction="")).input_ids
-        seen = (features.slots, family.clip_slots(clip.array, RATE), rows, ids.count(family.audio_token_id))
-        wrong += [f"{seconds} s: slots {seen[0]}, clip_slots {seen[1]}, encode {seen[2]}, ids {seen[3]}"] * (
-            len(set(seen)) > 1)  # fmt: skip
-        if stock is not None:
-            count, theirs = stock(clip.array)
-            if theirs.keys() <= {"input_ids", "attention_mask"}:
-                stock, why = None, "it takes audio in its own template only"
-                continue
-            counts.append(abs(count - features.slots))
-            gaps_of_features.append(_difference(features, theirs))
+    limit = subject.family.max_clip_seconds
+    features = {seconds: subject.family.clip_features(subject.wave(7, seconds), RATE) for seconds in SECONDS
+                if not limit or seconds <= limit}  # fmt: skip
+    wrong = [text for seconds, clip in features.items() if (text := _disagreement(subject, seconds, clip))]
     yield Figure("lengths whose counts disagree", len(wrong), 0, "; ".join(wrong))
-    if limit := family.max_clip_seconds:
-        beyond = Clip(array=np.zeros(round((limit + 1.0) * RATE), np.float32), sampling_rate=RATE)
-        if not _refused(subject, beyond, limit + 1.0):
-            accepted.append(limit + 1.0)
-        yield Figure("lengths beyond the limit that are taken", len(accepted), 0,
-                     f"max_clip_seconds {limit:g} is not held at {accepted} s: the rest is cut silently")  # fmt: skip
-    if stock is None:
+    if limit:
+        beyond = {seconds: subject.clip(7, seconds) for seconds in SECONDS if seconds > limit}
+        beyond[limit + 1.0] = Clip(array=np.zeros(round((limit + 1.0) * RATE), np.float32), sampling_rate=RATE)
+        taken = [seconds for seconds, clip in beyond.items() if not _refused(subject, clip, seconds)]
+        yield Figure("lengths beyond the limit that are taken", len(taken), 0,
+                     f"max_clip_seconds {limit:g} is not held at {taken} s: the rest is cut silently")  # fmt: skip
+    yield from _as_stock(subject, features)
+
+
+def _disagreement(subject: Subject, seconds: float, clip: ClipFeatures) -> str:
+    """What the four counts of a clip are, where they are not one."""
+    family = subject.family
+    with torch.no_grad():
+        rows = len(family.encode([clip])[0])
+    row = Example(f"{seconds} s", (subject.clip(7, seconds),), "What do you hear?")
+    ids = build_prompt(row, family, subject.clips, PromptConfig(instruction="")).input_ids
+    counted, placed = family.clip_slots(subject.wave(7, seconds), RATE), ids.count(family.audio_token_id)
+    same = clip.slots == counted == rows == placed
+    return "" if same else f"{seconds} s: slots {clip.slots}, clip_slots {counted}, encode {rows}, ids {placed}"
+
+
+def _as_stock(subject: Subject, features: Mapping[float, ClipFeatures]) -> Iterator[Figure | Gap]:
+    """Counts and features against the stock processor's."""
+    stock, why = stock_processor(subject)
+    counts, differences = [], []
+    for seconds, clip in features.items() if stock is not None else ():
+        count, theirs = stock(subject.wave(7, seconds))
+        if theirs.keys() <= {"input_ids", "attention_mask"}:
+            why = "it takes audio in its own template only"
+            break
+        counts.append(abs(count - clip.slots))
+        differences.append(_difference(clip, theirs))
+    if why:
         yield Gap("the stock processor", why)
         return
     yield Figure("slots of the stock processor, difference", max(counts), 0, "`slots` counts other positions")
-    yield Figure("features of the stock processor, difference", max(gaps_of_features), 1e-5,
+    yield Figure("features of the stock processor, difference", max(differences), 1e-5,
                  "`extract` pads, cuts or normalises otherwise")  # fmt: skip
 
 
@@ -131,11 +138,13 @@ def _refused(subject: Subject, clip: Clip, seconds: float) -> bool:
 def stock_processor(subject: Subject) -> tuple[Any, str]:
     """waveform -> (audio ids, fields by name) of the checkpoint's own processor; or None and why there is none."""
     import transformers
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.processing_auto import (
+        PROCESSOR_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
     if subject.folder is None:
         return None, "the model was made in memory"
-    kind = PROCESSOR_MAPPING_NAMES.get(subject.family.model_type, "AutoProcessor")
+    kind = str(PROCESSOR_MAPPING_NAMES.get(subject.family.model_type, "AutoProcessor"))
     try:
         with _quiet():
             processor: Any = getattr(transformers, kind).from_pretrained(subject.folder)
@@ -167,7 +176,7 @@ def _difference(features: ClipFeatures, theirs: Mapping[str, torch.Tensor]) -> f
 def company(subject: Subject) -> Iterator[Figure | Gap]:
     """A clip's embedding, alone, beside two others, and a second time."""
     family = subject.family
-    clips = [family.clip_features(subject.clip(seed, seconds).array, RATE)
+    clips = [family.clip_features(subject.wave(seed, seconds), RATE)
              for seed, seconds in enumerate((0.8, 2.35, 0.3))]  # fmt: skip
     with torch.no_grad():
         alone = [family.encode([clip])[0] for clip in clips]

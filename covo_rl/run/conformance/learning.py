@@ -14,15 +14,15 @@ from covo_rl.algo.normalizer import Normalizer
 from covo_rl.config import LossConfig, PromptConfig, RolloutConfig
 from covo_rl.engines.own import sample
 from covo_rl.policy.patterns import part_of
-from covo_rl.policy.recompute import keep_activations, recompute_activations
 from covo_rl.prompt import build_prompt
 from covo_rl.run.conformance.outcome import Figure, Gap
-from covo_rl.run.conformance.subject import RATE, Subject, largest_difference, relative_difference
+from covo_rl.run.conformance.subject import LIGHT, RATE, Subject, largest_difference, relative_difference
 from covo_rl.synth import RATE as BUILTIN_RATE
 from covo_rl.synth import samples
 from covo_rl.types import Clip, Example, Group, Prompt, RewardTable
 
 STEPS, PROMPTS, GENERATIONS, LENGTH = 3, 2, 4, 8
+LOSS = LossConfig(loss_type="grpo")
 
 
 # -- 7. targets --------------------------------------------------------------------------------------------------------
@@ -39,24 +39,20 @@ def targets(subject: Subject) -> Iterator[Figure | Gap]:
     outside = [name for name in adapted if part_of(name, family) != "llm"]
     yield Figure("adapted modules outside the decoder", len(outside), 0, f"{outside[:2]}: name full modules to PEFT")
     yield Figure("adapted modules", len(adapted), 1, "no Linear lies inside the decoder's layers", least=True)
-    clip = family.clip_features(subject.clip(3, 0.5).array, RATE)
+    clip = family.clip_features(subject.wave(3, 0.5), RATE)
     graph = family.encode([clip])[0].requires_grad
     yield Figure("frozen encoders that make a graph", int(graph), 0, "something of it still asks for gradients")
     yield from _recomputation(subject)
 
 
 def _recomputation(subject: Subject) -> Iterator[Figure | Gap]:
-    groups, policy, decoder = subject.groups[:2], subject.policy, subject.family.decoder
+    groups = [group for group in subject.groups if subject.nbytes <= LIGHT or not group.prompt.clip_keys]
+    weights = subject.weights(groups)
     plain_logps = subject.packed_logps(groups)
-    plain = subject.gradients(plain_logps)
-    recompute_activations(decoder, "layer")
-    policy.train()
-    try:
+    plain = subject.gradients(plain_logps, weights)
+    with subject.recomputing():
         logps = subject.packed_logps(groups)
-        again = subject.gradients(logps)
-    finally:
-        policy.eval()
-        keep_activations(decoder)
+        again = subject.gradients(logps, weights)
     limit = 1e-6 if subject.dtype == torch.float32 else subject.exact_gradient
     yield Figure("gradients with recomputation, relative difference", relative_difference(again, plain), limit,
                  "a layer gives another result the second time (dropout, state)")  # fmt: skip
@@ -76,12 +72,14 @@ def steps(subject: Subject) -> Iterator[Figure | Gap]:
     prompts = builtin_prompts(subject)
     losses, informative = [], 0
     for step in range(STEPS):
-        loss, groups = step_loss(subject, prompts, seed=step)
-        loss.backward()
+        groups, count = sampled(subject, prompts, seed=step)
+        with subject.thrift():
+            loss = step_loss(subject, groups)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-        informative += groups
+        informative += count
     policy.eval()
     yield Figure("losses that are not finite", sum(not np.isfinite(loss) for loss in losses), 0, f"they are {losses}")
     yield Figure(f"groups with variance of {STEPS * PROMPTS}", informative, 1,
@@ -102,29 +100,32 @@ def builtin_prompts(subject: Subject) -> list[Prompt]:
     return [build_prompt(row, subject.family, subject.clips, PromptConfig(instruction="")) for row in rows]
 
 
-def step_loss(subject: Subject, prompts: Sequence[Prompt], *, seed: int) -> tuple[torch.Tensor, int]:
-    """The loss of one step, and how many groups have any variance.
-
-    The reward is arithmetic on a completion's ids, so that a model that writes noise has one to learn from.
-    """
-    policy, config = subject.policy, LossConfig(loss_type="grpo")
+def sampled(subject: Subject, prompts: Sequence[Prompt], *, seed: int) -> tuple[list[Group], int]:
+    """Groups of a step, and how many of them have any variance."""
+    policy = subject.policy
     rollout = RolloutConfig(num_generations=GENERATIONS, max_completion_length=LENGTH)
     policy.eval()
     with torch.no_grad():
         groups = sample(policy, prompts, policy.features(prompts), rollout, seed=seed)
-    table = _table(groups)
-    found = advantages(table, config)
+    return groups, int(advantages(reward_table(groups), LOSS).informative_P.sum())
+
+
+def step_loss(subject: Subject, groups: Sequence[Group]) -> torch.Tensor:
+    """The loss of these groups, on policy."""
+    policy = subject.policy
     policy.train()
-    scored = policy("logps", groups, policy.features(prompts))
+    scored = policy("logps", groups, policy.features([group.prompt for group in groups]))
+    advantages_PG = advantages(reward_table(groups), LOSS).advantages_PG
     lengths = [len(rollout.completion_ids) for group in groups for rollout in group.rollouts]
     loss, _ = policy_loss(
-        scored.logps_NC, None, torch.from_numpy(found.advantages_PG.ravel()).float().to(scored.logps_NC.device),
-        scored.mask_NC, config, normalizer=Normalizer.from_lengths(lengths), max_completion_length=LENGTH,
+        scored.logps_NC, None, torch.from_numpy(advantages_PG.ravel()).float().to(scored.logps_NC.device),
+        scored.mask_NC, LOSS, normalizer=Normalizer.from_lengths(lengths), max_completion_length=LENGTH,
     )  # fmt: skip
-    return loss, int(found.informative_P.sum())
+    return loss
 
 
-def _table(groups: Sequence[Group]) -> RewardTable:
+def reward_table(groups: Sequence[Group]) -> RewardTable:
+    """Arithmetic on a completion's ids, so that a model that writes noise has something to learn from."""
     rewards_PG = np.array([[np.mean(np.array(r.completion_ids) % 8) / 7 for r in group.rollouts] for group in groups])
     return RewardTable(("ids",), np.ones(1), rewards_PG[..., None], rewards_PG)
 

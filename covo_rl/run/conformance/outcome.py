@@ -51,7 +51,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PointOutcome:
     """One point: its figures, its gaps, and what was raised instead."""
 
     point: str
@@ -76,7 +76,7 @@ class Outcome:
         return [*([self.error] if self.error else []), *bad, *map(str, self.gaps), *good]
 
 
-def outcome_of(point: str, findings: Iterable[Figure | Gap]) -> Outcome:
+def outcome_of(point: str, findings: Iterable[Figure | Gap]) -> PointOutcome:
     """Run a point to its end, or to what it raises."""
     start, figures, gaps, error = perf_counter(), [], [], None
     steps: Iterator[Figure | Gap] = iter(findings)
@@ -91,4 +91,4 @@ def outcome_of(point: str, findings: Iterable[Figure | Gap]) -> Outcome:
             error = visible(f"{type(problem).__name__}: {text} ({where.filename}:{where.lineno})")
             break
         (gaps if isinstance(finding, Gap) else figures).append(finding)
-    return Outcome(point, tuple(figures), tuple(gaps), error, perf_counter() - start)
+    return PointOutcome(point, tuple(figures), tuple(gaps), error, perf_counter() - start)

@@ -15,6 +15,7 @@ from covo_rl.config import AdapterConfig, PromptConfig
 from covo_rl.export.questions import stock_inputs
 from covo_rl.models.base import AudioFamily
 from covo_rl.policy import Policy
+from covo_rl.policy.recompute import keep_activations, recompute_activations
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Group, Prompt, Rollout
@@ -24,6 +25,8 @@ RATE = 16_000
 CLIPS = ((1.1,), (0.4,), (0.7, 0.7), ())
 #: ids in each of their completions
 LENGTHS = ((9, 1, 17, 5), (3, 7), (6, 2), (4, 11))
+#: bytes of weights up to which a second copy and all activations are nothing to ask about
+LIGHT = 2 * 2**30
 #: layers up to which float32 is held to 1e-5; deeper ones round more
 SHALLOW = 8
 #: largest difference of a log-prob that rounding makes, by dtype
@@ -67,11 +70,15 @@ class Subject:
 
     # -- what it is asked ----------------------------------------------------------------------------------------
 
-    def clip(self, seed: int, seconds: float) -> Clip:
-        """Noise under a tone, the same for a seed."""
+    def wave(self, seed: int, seconds: float) -> np.ndarray:
+        """Noise under a tone at RATE, float32, the same for a seed."""
         rng, times = np.random.default_rng(seed), np.arange(round(RATE * seconds)) / RATE
         wave = 0.2 * np.sin(2 * np.pi * (200 + 90 * seed) * times) + rng.normal(size=len(times)) * 0.05
-        return Clip(array=wave.astype(np.float32), sampling_rate=RATE)
+        return wave.astype(np.float32)
+
+    def clip(self, seed: int, seconds: float) -> Clip:
+        """The same as a clip of a row."""
+        return Clip(array=self.wave(seed, seconds), sampling_rate=RATE)
 
     def prompt(self, name: str, seconds: Sequence[float], question: str = "What do you hear?") -> Prompt:
         clips = tuple(self.clip(len(name) + place, length) for place, length in enumerate(seconds))
@@ -123,7 +130,7 @@ class Subject:
 
     @cached_property
     def policy(self) -> Policy:
-        return Policy(self.family, self.trainable.peft_model, clips=self.clips)
+        return Policy(self.family, self.trainable.peft_model, clips=self.clips, decode_weights_mb=512)
 
     @property
     def adapter(self) -> dict[str, torch.nn.Parameter]:
@@ -164,21 +171,51 @@ class Subject:
         scored = self.policy("logps", groups, features, **options)
         return [row[mask] for row, mask in zip(scored.logps_NC, scored.mask_NC, strict=True)]
 
-    def gradients(self, logps: Sequence[torch.Tensor]) -> Gradients:
-        """Of a random weighting of the log-probs, by name; the model's own are cleared."""
+    def gradients(self, logps: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> Gradients:
+        """Of the weighted log-probs, by name of what trains."""
+        loss = torch.stack([(w.to(row.device) * row).sum() for w, row in zip(weights, logps, strict=True)]).sum()
+        return dict(zip(self.adapter, torch.autograd.grad(loss, list(self.adapter.values())), strict=True))
+
+    def weights(self, groups: Sequence[Group]) -> list[torch.Tensor]:
+        """A random weight for every id of every rollout, so that their sum tests every path of the gradient."""
         generator = torch.Generator().manual_seed(self.seed + 3)
-        weights = [torch.randn(len(row), generator=generator).to(row.device) for row in logps]
-        loss = torch.stack([(weight * row).sum() for weight, row in zip(weights, logps, strict=True)]).sum()
-        grads = torch.autograd.grad(loss, list(self.adapter.values()))
-        return dict(zip(self.adapter, grads, strict=True))
+        return [torch.randn(len(r.completion_ids), generator=generator) for group in groups for r in group.rollouts]
 
     def compare(self, groups: Sequence[Group]) -> tuple[float, float]:
         """(largest difference of a log-prob, of a gradient relative to the largest): packed pass against stock rows."""
-        ours = self.packed_logps(groups)
-        ours_by_name = self.gradients(ours)
-        theirs = [self.stock_logps(group.prompt, r.completion_ids) for group in groups for r in group.rollouts]
-        gap = largest_difference([row.detach() for row in ours], [row.detach() for row in theirs])
-        return gap, relative_difference(ours_by_name, self.gradients(theirs))
+        weights, rows = self.weights(groups), [(group.prompt, r) for group in groups for r in group.rollouts]
+        with self.thrift():
+            packed = self.packed_logps(groups)
+            ours, packed = self.gradients(packed, weights), [row.detach() for row in packed]
+            theirs = {name: torch.zeros_like(value) for name, value in ours.items()}
+            plain = []
+            for (prompt, rollout), weight in zip(rows, weights, strict=True):  # one row's graph at a time
+                logps = self.stock_logps(prompt, rollout.completion_ids)
+                for name, gradient in self.gradients([logps], [weight]).items():
+                    theirs[name] += gradient
+                plain.append(logps.detach())
+        return largest_difference(packed, plain), relative_difference(ours, theirs)
+
+    @contextmanager
+    def thrift(self) -> Iterator[None]:
+        """Of a large model the layers are recomputed: their activations would be gigabytes."""
+        if self.nbytes <= LIGHT:
+            yield
+            return
+        with self.recomputing():
+            yield
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """In training mode, whole layers made again in the backward pass."""
+        policy = self.policy  # PEFT, put into a model that recomputes, would make a graph of the encoder
+        recompute_activations(self.family.decoder, "layer")
+        policy.train()
+        try:
+            yield
+        finally:
+            policy.eval()
+            keep_activations(self.family.decoder)
 
     @contextmanager
     def short_windows(self, window: int) -> Iterator[int]:

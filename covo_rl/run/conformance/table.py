@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from covo_rl.run.conformance.outcome import Outcome
+from covo_rl.run.conformance.outcome import PointOutcome
 
 STYLES = {"passed": "green", "failed": "bold red", "in part": "yellow", "not run": "yellow"}
 
 
-def outcome_table(title: str, outcomes: Sequence[Outcome]) -> Table:
+def outcome_table(title: str, outcomes: Sequence[PointOutcome]) -> Table:
     """Point, state, seconds, and every figure with its limit."""
     table = Table(title=title, title_justify="left", show_lines=True)
     for name in ("point", "result", "s"):
@@ -23,14 +23,14 @@ def outcome_table(title: str, outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def verdict(outcomes: Sequence[Outcome]) -> str:
+def tally(outcomes: Sequence[PointOutcome]) -> str:
     """One line: how many points passed, in part, were not run, failed."""
     states = [outcome.state for outcome in outcomes]
     counts = {state: states.count(state) for state in STYLES}
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) + f", of {len(states)} points"
 
 
-def plain_text(outcomes: Sequence[Outcome]) -> str:
+def plain_text(outcomes: Sequence[PointOutcome]) -> str:
     """For messages of tests and logs."""
     return "\n".join(f"{number} {outcome.point}: {outcome.state}\n" + "\n".join(f"    {line}" for line in
                      outcome.lines()) for number, outcome in enumerate(outcomes, 1))  # fmt: skip
