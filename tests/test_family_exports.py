@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from covo_rl.config import AdapterConfig
 from covo_rl.export.adapter import save_policy
 from covo_rl.export.exporting import export_adapter, export_merged
-from covo_rl.export.merged import write_merged
+from covo_rl.export.merged import merged_entries, write_merged
 from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_model
 from covo_rl.policy.lora import adapted_modules
-from covo_rl.policy.patterns import PatternError, decoder_pattern, part_of
+from covo_rl.policy.patterns import PatternError, decoder_linears, decoder_pattern, part_of
 from covo_rl.policy.sharding import layer_classes
 from covo_rl.policy.trainable import make_trainable
 
@@ -99,6 +99,30 @@ def test_a_pattern_saved_elsewhere_reaches_what_it_says_in_a_mixture_of_experts(
     assert adapted_modules(again.family.model) == list(modes.targets) and len(modes.targets) == 8
     reached = adapted_modules(get_peft_model(bare.model, LoraConfig(target_modules=pattern)))
     assert [name for name in reached if "audio_tower" in name], "PEFT does as it says: the detour can go"
+
+
+def test_lora_on_stacked_experts_made_elsewhere_is_read_merged_and_written(bases, tmp_path):
+    """PEFT's `target_parameters`: one wrapper around another, for the two tensors of one module."""
+    folder, tensors = bases("qwen3_omni_moe")
+    family = load_family(str(folder))
+    attention = [target for target in decoder_linears(family) if target.endswith("q_proj")]
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(r=2, target_modules=attention, target_parameters=experts, init_lora_weights=False)
+    theirs = get_peft_model(family.model, config)
+    theirs.save_pretrained(tmp_path)
+    modes = make_trainable(load_family(str(folder)), AdapterConfig(adapter=str(tmp_path)))
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(modes.family.model.eval()(input_ids=ids).logits, theirs.eval()(input_ids=ids).logits)
+    merged = {entry.name: entry.tensor() for entry in merged_entries(modes.family.model)}
+    plain = {entry.name: entry.tensor() for entry in merged_entries(theirs.merge_and_unload())}
+    assert merged.keys() == plain.keys() and all(torch.equal(merged[name], plain[name]) for name in plain)
+    moved = {name.rsplit(".", 2)[1] for name in merged if not torch.equal(merged[name], tensors[name])}
+    assert moved == {"q_proj", "gate_proj", "up_proj", "down_proj"}
+    save_policy(modes, tmp_path / "again")
+    again = make_trainable(load_family(str(folder)), AdapterConfig(adapter=str(tmp_path / "again")))
+    state = modes.family.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.family.model.state_dict().items())
 
 
 def test_what_peft_leaves_out_is_an_error(bases):

@@ -20,7 +20,7 @@ from covo_rl.config import AdapterConfig, PromptConfig, taught_prompt
 from covo_rl.data.files import read_record
 from covo_rl.export import ExportError
 from covo_rl.export.merged import entry_of, published_entries, stored_tensors, write_config, write_shards
-from covo_rl.export.names import ADAPTER, published_names, published_state, renamed, stacked
+from covo_rl.export.names import ADAPTER, published_names, published_state, renamed, stack_parts
 from covo_rl.models import load_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.lora import adapted_modules
@@ -160,7 +160,7 @@ def read_into(
         keys.setdefault(name, []).append(key)
     for name, (key, *others) in keys.items():
         place = state[name]
-        tensor: Any = stacked(model, {k: tensors[k]() for k in (key, *others)}) if others else tensors[key]()
+        tensor: Any = stack_parts(model, {k: tensors[k]() for k in (key, *others)}) if others else tensors[key]()
         if place.shape != tensor.shape:
             raise ExportError(
                 f"{source} does not fit the policy in memory: {name} has shape {tuple(place.shape)} in memory "

@@ -2,7 +2,7 @@
 
 published_state(model)                    published name -> Origin, the tensor in memory that holds it
 Parts(model).get(key, name, tensor)       that published tensor, where it is a part of the one in memory
-stacked(model, parts)                     back again: the tensor in memory that such parts make
+stack_parts(model, parts)                 back again: the tensor in memory that such parts make
 whole_config(model)                       the configuration around it, where the checkpoint holds more than this model
 """
 
@@ -158,7 +158,7 @@ class Parts:
         return self.parts[key].clone()  # of its own storage, as safetensors wants it
 
 
-def stacked(model: PreTrainedModel, parts: Mapping[str, Any]) -> torch.Tensor:
+def stack_parts(model: PreTrainedModel, parts: Mapping[str, Any]) -> torch.Tensor:
     """The one tensor in memory that published tensors are the parts of, as transformers makes it on loading.
 
     Raises:

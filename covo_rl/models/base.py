@@ -177,9 +177,15 @@ class AudioFamily(ABC):
 
         An audio id that has a row stays: a model that draws it is told so by that row, as in its own `generate`.
         """
-        if self.audio_token_id < self.embed_tokens.num_embeddings:
+        if self.audio_token_id < self.embedded_ids:
             return ids_L
         return ids_L.masked_fill(ids_L == self.audio_token_id, self.pad_token_id)
+
+    @property
+    def embedded_ids(self) -> int:
+        """How many ids `embed_tokens` has a row for, also under an adapter, and where ZeRO-3 shares the rows out."""
+        weight = self.embed_tokens.weight
+        return getattr(weight, "ds_shape", weight.shape)[0]
 
     def decoder_inputs(self, ids_L: torch.Tensor, embeds_LD: torch.Tensor) -> dict[str, torch.Tensor]:
         """Further keyword arguments of the decoder, (L, ...) each, from packed ids and filled embeddings."""

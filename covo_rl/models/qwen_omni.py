@@ -90,6 +90,7 @@ class Qwen3OmniMoe(_Thinker):
     """
 
     model_type: ClassVar[str] = "qwen3_omni_moe"
+    lora_leaves: ClassVar[tuple[str, ...] | None] = ("q_proj", "k_proj", "v_proj", "o_proj")  # experts are no modules
     model_class: ClassVar[Any] = "Qwen3OmniMoeThinkerForConditionalGeneration"
     title: ClassVar[str] = "Qwen3-Omni"
     audio_token: ClassVar[str] = "<|audio_pad|>"

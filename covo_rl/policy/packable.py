@@ -122,7 +122,7 @@ def completion_leak(family: AudioFamily, *, prompt_length: int = 9, length: int 
     decoder, device = family.decoder, family.embed_tokens.weight.device
     generator = torch.Generator().manual_seed(seed)
     refused = {family.audio_token_id, *family.unsampled_ids}
-    allowed = torch.tensor([i for i in range(family.embed_tokens.num_embeddings) if i not in refused])
+    allowed = torch.tensor([i for i in range(family.embedded_ids) if i not in refused])
 
     def draw(count: int) -> tuple[int, ...]:
         return tuple(allowed[torch.randint(len(allowed), (count,), generator=generator)].tolist())

@@ -26,7 +26,7 @@ def tiny_qwen3_asr(*, seed: int = 0) -> tuple[Any, Any]:
         },
         audio_config={"model_type": "qwen3_asr_encoder", **encoder_sizes(32, 2, 2, 64, 16), "output_dim": 64,
                       "downsample_hidden_size": 8},
-        audio_token_id=tokenizer.convert_tokens_to_ids("<|audio_pad|>"), dtype="float32", **ends,
+        audio_token_id=tokenizer.get_vocab()["<|audio_pad|>"], dtype="float32", **ends,
     )  # fmt: skip
     model = random_weights(transformers.Qwen3ASRForConditionalGeneration, config, seed)
     extractor = transformers.Qwen3ASRFeatureExtractor(feature_size=16)

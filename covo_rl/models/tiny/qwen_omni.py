@@ -18,7 +18,7 @@ SYSTEM = (
     "{% endif %}"
 )
 #: named by the published configurations beside the fields of the class, whose own forward asks for them
-VISION_IDS = {"vision_start_token_id": 151652, "vision_end_token_id": 151653}
+VISION_IDS: dict[str, Any] = {"vision_start_token_id": 151652, "vision_end_token_id": 151653}
 #: the class has a vision tower, which idles
 VISION = {
     "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64, "patch_size": 2,
@@ -33,7 +33,7 @@ def tiny_qwen2_5_omni(*, seed: int = 0) -> tuple[Any, Any]:
         text_config=_text(tokenizer, {}),
         audio_config={**encoder_sizes(32, 2, 2, 64, 16), "output_dim": 64},
         vision_config={**VISION, "fullatt_block_indexes": [0]},
-        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"), dtype="float32", **VISION_IDS,
+        audio_token_index=tokenizer.get_vocab()["<|AUDIO|>"], dtype="float32", **VISION_IDS,
     )  # fmt: skip
     model = random_weights(transformers.Qwen2_5OmniThinkerForConditionalGeneration, config, seed)
     extractor = transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=300)
@@ -48,7 +48,7 @@ def tiny_qwen3_omni_moe(*, seed: int = 0) -> tuple[Any, Any]:
         text_config={**_text(tokenizer, {"mrope_interleaved": True}), **experts},
         audio_config={**encoder_sizes(32, 2, 2, 64, 16), "output_dim": 64, "downsample_hidden_size": 8},
         vision_config={**VISION, "num_position_embeddings": 4, "deepstack_visual_indexes": [0]},
-        audio_token_id=tokenizer.convert_tokens_to_ids("<|audio_pad|>"), dtype="float32", **VISION_IDS,
+        audio_token_id=tokenizer.get_vocab()["<|audio_pad|>"], dtype="float32", **VISION_IDS,
     )  # fmt: skip
     model = random_weights(transformers.Qwen3OmniMoeThinkerForConditionalGeneration, config, seed)
     return model, AudioProcessor(transformers.WhisperFeatureExtractor(feature_size=16), tokenizer, "<|audio_pad|>")
