@@ -71,6 +71,11 @@ class GraniteSpeech(TransformersFamily):
     def stock_logits_divisor(self) -> float:
         return self.model.config.get_text_config().logits_scaling
 
+    @property
+    def unsampled_ids(self) -> tuple[int, ...]:
+        """The audio id where it has a row: the model's own forward embeds id 0 in its place."""
+        return tuple(i for i in (self.audio_token_id,) if i < self.embedded_ids)
+
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         return {"input_features": self.processor.feature_extractor(samples_T)}
 

@@ -16,7 +16,7 @@ import torch
 
 from covo_rl.models.base import AudioFamily, ClipFeatures
 from covo_rl.models.processor import AudioProcessor
-from covo_rl.models.waveform import mono_float, sinc_resample
+from covo_rl.models.waveform import mono_float, sinc_resample, whole_rate
 from covo_rl.models.weights import load_whole
 from covo_rl.types import UserError
 
@@ -123,35 +123,39 @@ class TransformersFamily(AudioFamily):
     def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
         """Raises ValueError for a clip that cannot be read, is too long, or too short for one slot."""
         samples = mono_float(waveform)
-        self._check_length(samples.shape[0] / sampling_rate)
+        seconds = self._seconds(len(samples), sampling_rate)
         tensors = self.extract(sinc_resample(samples, sampling_rate, self.sampling_rate).numpy())
-        return ClipFeatures(tensors, self._checked(self.slots(tensors), samples.shape[0] / sampling_rate))
+        return ClipFeatures(tensors, self._checked(self.slots(tensors), seconds))
 
     def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
         """As many as `clip_features` says; they depend on the length alone, so of each length it is asked once."""
-        samples = mono_float(waveform)
-        self._check_length(samples.shape[0] / sampling_rate)
-        count = -(-samples.shape[0] * self.sampling_rate // sampling_rate)
+        length = len(mono_float(waveform))
+        seconds = self._seconds(length, sampling_rate)
+        count = -(-length * self.sampling_rate // int(sampling_rate))
         if count not in self._slots:
             self._slots[count] = self.slot_count(count)
-        return self._checked(self._slots[count], samples.shape[0] / sampling_rate)
+        return self._checked(self._slots[count], seconds)
 
     def slot_count(self, samples: int) -> int:
         """Slots of a clip of so many samples at `sampling_rate`; a family that needs no features for it says how."""
         return self.slots(self.extract(np.zeros(samples, np.float32)))
 
-    def _check_length(self, seconds: float) -> None:
-        limit = self.max_clip_seconds
+    @property
+    def _name(self) -> str:
+        return self.title or type(self).__name__
+
+    def _seconds(self, samples: int, sampling_rate: int) -> float:
+        seconds, limit = samples / whole_rate(sampling_rate), self.max_clip_seconds
         if limit is not None and seconds > limit:
             raise ValueError(
-                f"a clip of {seconds:.2f} s: {self.title or type(self).__name__} takes {limit:g} s and would cut the "
-                "rest without a word; crop or chunk it first (--long_audio)"
+                f"a clip of {seconds:.2f} s: {self._name} takes {limit:g} s and would cut the rest without a word; crop or "
+                "chunk it first (--long_audio)"
             )
+        return seconds
 
     def _checked(self, slots: int, seconds: float) -> int:
         if slots < 1:
-            name = self.title or type(self).__name__
-            raise ValueError(f"a clip of {1000 * seconds:.1f} ms is too short for one audio slot of {name}")
+            raise ValueError(f"a clip of {1000 * seconds:.1f} ms is too short for one audio slot of {self._name}")
         return slots
 
     def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:

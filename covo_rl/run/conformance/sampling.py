@@ -17,6 +17,8 @@ from covo_rl.run.conformance.subject import Subject
 #: ids of a completion
 LENGTH = 12
 HEARD = 1e-3
+#: special ids that are looked at; some tokenizers have thousands
+MOST_SPECIAL = 256
 
 
 @torch.no_grad()
@@ -29,6 +31,8 @@ def sampling(subject: Subject) -> Iterator[Figure | Gap]:
     for name, change in (("without", check.without_audio), ("with swapped", check.swapped_audio)):
         yield Figure(f"log-probs {name} audio, change", change or 0.0, HEARD, "the audio embeddings are not used",
                      least=True)  # fmt: skip
+    yield Figure("special ids that its own forward embeds otherwise", len(strange := strange_ids(subject)), 0,
+                 f"a completion may hold {strange[:3]}: list them as unsampled_ids")  # fmt: skip
     differing, first = greedy_differences(subject)
     if subject.dtype == torch.float32:
         yield Figure(f"greedy ids of {LENGTH} that `generate` writes otherwise", differing, 0,
@@ -37,6 +41,33 @@ def sampling(subject: Subject) -> Iterator[Figure | Gap]:
         yield Figure("first greedy ids that `generate` writes otherwise", first, 0,
                      "`generate` masks or penalises ids that sampling does not: unsampled_ids")  # fmt: skip
         yield Gap("greedy ids after the first", f"{subject.dtype} rounds, so two kernels may part at a near tie")
+
+
+def strange_ids(subject: Subject) -> list[int]:
+    """Special ids that can be drawn, and are not to the decoder what they are in the model's own step of `generate`."""
+    family, device = subject.family, subject.policy.device
+    never = {*family.unsampled_ids, *subject.plain_ids.tolist()}
+    some = sorted({*subject.special_ids} - never)[:MOST_SPECIAL]
+    ids_N = torch.tensor([i for i in some if 0 <= i < family.embedded_ids], device=device)
+    own: dict[str, torch.Tensor] = {}
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        own.update({name: value for name, value in kwargs.items() if name in ("inputs_embeds", "per_layer_inputs")})
+
+    before_N1 = torch.full((len(ids_N), 1), int(subject.plain_ids[0]), device=device)
+    model: Any = family.model
+    memory = model(input_ids=before_N1, attention_mask=torch.ones_like(before_N1), use_cache=True).past_key_values
+    hook = family.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        model(input_ids=ids_N[:, None], attention_mask=torch.ones_like(before_N1).expand(-1, 2), past_key_values=memory)
+    finally:
+        hook.remove()
+    embeds_ND = family.embed_tokens(family.embeddable(ids_N))
+    ours = {"inputs_embeds": embeds_ND, **family.decoder_inputs(ids_N, embeds_ND)}
+    same_N = torch.ones_like(ids_N, dtype=torch.bool)
+    for name, value in ours.items():
+        same_N &= (own[name][:, 0] - value).flatten(1).abs().amax(1) <= subject.exact
+    return ids_N[~same_N].tolist()
 
 
 def greedy_differences(subject: Subject) -> tuple[int, int]:
