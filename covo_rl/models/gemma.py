@@ -49,6 +49,7 @@ class Gemma(TransformersFamily):
     """What both have in common; `frame` is what their processors write around the slots of a clip."""
 
     parts: ClassVar[Mapping[str, str]] = parts_under(projector="embed_audio.")
+    unheard: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
     max_clip_seconds: float | None = 30.0
     lora_leaves: ClassVar[tuple[str, ...] | None] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",

@@ -26,11 +26,11 @@ class Phi4Multimodal(TransformersFamily):
     extractor_class: ClassVar[Any] = "Phi4MultimodalFeatureExtractor"
     audio_token: ClassVar[str] = "<|audio|>"
     text_content: ClassVar[bool] = True
+    unheard: ClassVar[tuple[str, ...]] = (_EXTEND + "image_embed",)
     adapter_folder: ClassVar[str] = "speech-lora"
     parts: ClassVar[Mapping[str, str]] = {
         "encoder": _EXTEND + "audio_embed.encoder.",
         "audio_adapter": _EXTEND + "audio_embed.",
-        "vision": _EXTEND + "image_embed.",
         "llm": "model.",
         "lm_head": "lm_head.",
     }

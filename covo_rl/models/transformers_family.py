@@ -54,6 +54,8 @@ class TransformersFamily(AudioFamily):
     parts: ClassVar[Mapping[str, str]] = parts_under()
     #: layouts of other releases of transformers; the one whose prefixes are all there is taken.
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    #: modules that see, let go after loading, whatever a release calls them; exports carry their tensors over.
+    unheard: ClassVar[tuple[str, ...]] = ()
     #: the text that stands for a clip in a rendered prompt.
     audio_token: ClassVar[str]
     #: what the model's own forward calls the mask of `windows`.
@@ -71,6 +73,8 @@ class TransformersFamily(AudioFamily):
                 self.parts = parts  # pyright: ignore[reportAttributeAccessIssue]
                 break
         self._slots: dict[int, int] = {}
+        for holder, _, name in (path.rpartition(".") for path in self.unheard if path in names):
+            delattr(model.get_submodule(holder), name)
 
     @classmethod
     def load(
@@ -148,8 +152,8 @@ class TransformersFamily(AudioFamily):
         seconds, limit = samples / whole_rate(sampling_rate), self.max_clip_seconds
         if limit is not None and seconds > limit:
             raise ValueError(
-                f"a clip of {seconds:.2f} s: {self._name} takes {limit:g} s and would cut the rest without a word; crop or "
-                "chunk it first (--long_audio)"
+                f"a clip of {seconds:.2f} s: {self._name} takes {limit:g} s and would cut the rest without a word; "
+                "crop or chunk it first (--long_audio)"
             )
         return seconds
 

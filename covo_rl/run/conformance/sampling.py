@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,26 +49,22 @@ def strange_ids(subject: Subject) -> list[int]:
     family, device = subject.family, subject.policy.device
     never = {*family.unsampled_ids, *subject.plain_ids.tolist()}
     some = sorted({*subject.special_ids} - never)[:MOST_SPECIAL]
-    ids_N = torch.tensor([i for i in some if 0 <= i < family.embedded_ids], device=device)
-    own: dict[str, torch.Tensor] = {}
-
-    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        own.update({name: value for name, value in kwargs.items() if name in ("inputs_embeds", "per_layer_inputs")})
-
-    before_N1 = torch.full((len(ids_N), 1), int(subject.plain_ids[0]), device=device)
+    ids_N1 = torch.tensor([[i] for i in some if 0 <= i < family.embedded_ids], device=device)
+    before_N1, ones_N1 = torch.full_like(ids_N1, int(subject.plain_ids[0])), torch.ones_like(ids_N1)
     model: Any = family.model
-    memory = model(input_ids=before_N1, attention_mask=torch.ones_like(before_N1), use_cache=True).past_key_values
-    hook = family.decoder.register_forward_pre_hook(note, with_kwargs=True)
+    memory = model(input_ids=before_N1, attention_mask=ones_N1, use_cache=True).past_key_values
+    step = {"attention_mask": ones_N1.expand(-1, 2), "position_ids": ones_N1}
+    own: list[torch.Tensor] = []
+    hook = family.decoder.register_forward_hook(lambda module, args, output: own.append(output.last_hidden_state))
     try:
-        model(input_ids=ids_N[:, None], attention_mask=torch.ones_like(before_N1).expand(-1, 2), past_key_values=memory)
+        model(input_ids=ids_N1, past_key_values=copy.deepcopy(memory), **step)
     finally:
         hook.remove()
-    embeds_ND = family.embed_tokens(family.embeddable(ids_N))
-    ours = {"inputs_embeds": embeds_ND, **family.decoder_inputs(ids_N, embeds_ND)}
-    same_N = torch.ones_like(ids_N, dtype=torch.bool)
-    for name, value in ours.items():
-        same_N &= (own[name][:, 0] - value).flatten(1).abs().amax(1) <= subject.exact
-    return ids_N[~same_N].tolist()
+    embeds_N1D = family.embed_tokens(family.embeddable(ids_N1))
+    step |= family.decoder_inputs(ids_N1, embeds_N1D)
+    ours = family.decoder(inputs_embeds=embeds_N1D, past_key_values=memory, **step).last_hidden_state
+    apart_N = (own[0] - ours).flatten(1).abs().amax(1) > subject.exact
+    return ids_N1[apart_N, 0].tolist()
 
 
 def greedy_differences(subject: Subject) -> tuple[int, int]:
