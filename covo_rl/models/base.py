@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 #: in front of a chat template: instead of today's date an error, whose text tells what to do
 NO_DATE = """{%- macro strftime_now(format) -%}{{ raise_exception(
     "it would write today's date (" ~ format ~ "), and the same row be another prompt tomorrow: give a system message "
-    "of your own (--system_prompt), with the date of your choice in it, or a model folder whose chat_template.jinja has a "
-    "fixed one") }}{%- endmacro -%}"""
+    "of your own (--system_prompt), with the date of your choice in it, or a model folder whose chat_template.jinja "
+    "has a fixed one") }}{%- endmacro -%}"""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from covo_rl.models.registry import ModelError
-from covo_rl.models.transformers_family import TransformersFamily, parts_under
+from covo_rl.models.transformers_family import TransformersFamily, parts_at
 
 
 class CappedHead(nn.Module):
@@ -48,7 +48,7 @@ class HardTokens(nn.Module):
 class Gemma(TransformersFamily):
     """What both have in common; `frame` is what their processors write around the slots of a clip."""
 
-    parts: ClassVar[Mapping[str, str]] = parts_under(projector="embed_audio.")
+    parts: ClassVar[Mapping[str, str]] = parts_at(adapter="model.embed_audio.")
     unheard: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
     max_clip_seconds: float | None = 30.0
     lora_leaves: ClassVar[tuple[str, ...] | None] = (

@@ -29,14 +29,12 @@ class RemoteCodeError(UserError, ValueError):
     """A checkpoint ships code that nobody has allowed to run."""
 
 
-def parts_under(prefix: str = "model.", projector: str = "multi_modal_projector.") -> dict[str, str]:
-    """The usual layout: everything but the head under `model.`."""
-    return {
-        "encoder": f"{prefix}audio_tower.",
-        "audio_adapter": f"{prefix}{projector}",
-        "llm": f"{prefix}language_model.",
-        "lm_head": "lm_head.",
-    }
+def parts_at(
+    encoder: str = "model.audio_tower.", adapter: str = "model.multi_modal_projector.",
+    llm: str = "model.language_model.",
+) -> dict[str, str]:  # fmt: skip
+    """`parts` of a model with an adapter; the usual layout by default."""
+    return {"encoder": encoder, "audio_adapter": adapter, "llm": llm, "lm_head": "lm_head."}
 
 
 class TransformersFamily(AudioFamily):
@@ -51,7 +49,7 @@ class TransformersFamily(AudioFamily):
     #: of a processor that is not the stock one: what reads the feature extractor's and the tokenizer's files.
     extractor_class: ClassVar[Any] = "AutoFeatureExtractor"
     tokenizer_class: ClassVar[Any] = "AutoTokenizer"
-    parts: ClassVar[Mapping[str, str]] = parts_under()
+    parts: ClassVar[Mapping[str, str]] = parts_at()
     #: layouts of other releases of transformers; the one whose prefixes are all there is taken.
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
     #: modules that see, let go after loading, whatever a release calls them; exports carry their tensors over.
