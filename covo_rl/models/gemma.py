@@ -106,7 +106,7 @@ class Gemma4(Gemma):
             return {}
         placeholder_L = torch.isin(ids_L, torch.tensor(self.unsampled_ids, device=ids_L.device))
         ids_L = ids_L.masked_fill(placeholder_L, self.text_config.pad_token_id)
-        return {"per_layer_inputs": self.decoder.get_per_layer_inputs(ids_L, None)}
+        return {"per_layer_inputs": self.model.get_decoder().get_per_layer_inputs(ids_L, None)}
 
 
 class Gemma3n(Gemma):
@@ -137,4 +137,4 @@ class Gemma3n(Gemma):
 
     def decoder_inputs(self, ids_L: torch.Tensor, embeds_LD: torch.Tensor) -> dict[str, torch.Tensor]:
         beyond_L = ids_L >= self.text_config.vocab_size_per_layer_input
-        return {"per_layer_inputs": self.decoder.get_per_layer_inputs(ids_L.masked_fill(beyond_L, 0))}
+        return {"per_layer_inputs": self.model.get_decoder().get_per_layer_inputs(ids_L.masked_fill(beyond_L, 0))}
