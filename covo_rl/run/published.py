@@ -78,3 +78,10 @@ PER_SECOND = {
     "qwen2_audio": 25.0, "audioflamingo3": 25.0, "musicflamingo": 25.0, "glmasr": 12.5, "qwen3_asr": 13.0,
     "qwen2_5_omni": 25.0, "qwen3_omni_moe": 13.0, "granite_speech": 10.0, "gemma4": 25.0, "phi4_multimodal": 12.5,
 }  # fmt: skip
+
+
+def published_of(kind: str) -> list[str]:
+    """Hub names of a model type; a whole model with a voice and the thinker in it are the same checkpoint."""
+    return [
+        name for name, (held, _) in PUBLISHED.items() if held.removesuffix("_thinker") == kind.removesuffix("_thinker")
+    ]
