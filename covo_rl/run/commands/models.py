@@ -108,12 +108,14 @@ def check_exactness(
     trust_remote_code: Annotated[bool, typer.Option(help="run code of the checkpoint")] = False,
 ) -> None:
     """Hold a model to the ten points of the conformance suite; the exit code is 1 where one fails."""
+    from covo_rl.models import use_family
     from covo_rl.run.conformance.command import check_checkpoint, tiny_of
 
     with user_errors("covo-rl models check", code=1):
+        use_family(family)
         model = tiny_of(path) if random else path
         outcomes = check_checkpoint(
-            model, family=family, dtype=dtype, device=device, exports=exports, trust_remote_code=trust_remote_code
+            model, dtype=dtype, device=device, exports=exports, trust_remote_code=trust_remote_code
         )
     if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from covo_rl.data.noise import quiet, quiet_bars
 from covo_rl.data.terminal import say
-from covo_rl.models import ModelError, family_class, load_family, model_config, use_family
+from covo_rl.models import ModelError, family_class, load_family, model_config
 from covo_rl.models.builtin import TINY_MODELS, resolve_model
 from covo_rl.models.registry import family_types
 from covo_rl.records.console import console
@@ -19,7 +19,7 @@ from covo_rl.types import visible
 
 
 def check_checkpoint(
-    path: str, *, family: str | None = None, dtype: str = "auto", device: str = "auto", exports: bool | None = None,
+    path: str, *, dtype: str = "auto", device: str = "auto", exports: bool | None = None,
     trust_remote_code: bool = False,
 ) -> list[PointOutcome]:  # fmt: skip
     """Print what every point measures on the model at `path`; nothing of it is changed, and nothing is left behind.
@@ -34,7 +34,6 @@ def check_checkpoint(
     quiet()
     quiet_bars()
     place = device_of(device)
-    use_family(family)
     folder = resolve_model(path)
     check_room(folder, dtype)
     loaded = load_family(folder, dtype, trust_remote_code=trust_remote_code)

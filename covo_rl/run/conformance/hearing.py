@@ -41,7 +41,11 @@ def weights_and_parts(subject: Subject) -> Iterator[Figure | Gap]:
     if subject.folder is None:
         yield Gap("tensors in the files", "the model was made in memory")
     else:
-        left = [name for name in unread_tensors(type(family.model), subject.folder) if not is_unheard(name)]
+        left = [
+            name
+            for name in unread_tensors(type(family.model), subject.folder, **subject.trusted)
+            if not is_unheard(name)
+        ]
         yield Figure("tensors in the files that nothing reads", len(left), 0,
                      f"the class has no place for them: {', '.join(left[:3])}")  # fmt: skip
     names = [name for name, _ in family.model.named_parameters()]
@@ -53,10 +57,10 @@ def weights_and_parts(subject: Subject) -> Iterator[Figure | Gap]:
     yield Figure("parts without a parameter", len(empty), 0, f"wrong prefix of {', '.join(empty)}")
 
 
-def unread_tensors(model_class: Any, folder: str) -> list[str]:
+def unread_tensors(model_class: Any, folder: str, **trusted: bool) -> list[str]:
     """Tensors of a checkpoint that `model_class` has no place for; read without memory for them."""
     with _quiet():
-        _, report = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True)
+        _, report = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True, **trusted)
     return sorted(report["unexpected_keys"])
 
 
@@ -161,9 +165,11 @@ def stock_processor(subject: Subject) -> tuple[Any, str]:
     kind = str(PROCESSOR_MAPPING_NAMES.get(subject.family.model_type, "AutoProcessor"))
     try:
         with _quiet():
-            processor: Any = getattr(transformers, kind).from_pretrained(subject.folder)
+            processor: Any = getattr(transformers, kind).from_pretrained(subject.folder, **subject.trusted)
     except (ImportError, OSError, ValueError, TypeError, AttributeError) as error:
         return None, f"{kind}: {' '.join(str(error).split())[:160]}"
+    if isinstance(processor, transformers.PreTrainedTokenizerBase):
+        return None, f"{kind} finds a tokenizer alone"
     token = subject.family.processor.audio_token
 
     def ask(wave: np.ndarray) -> tuple[int, Mapping[str, torch.Tensor]]:
