@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import covo_rl.run.conformance.command  # noqa: F401
 from covo_rl import models
 from covo_rl.cli import main
 from covo_rl.models import registry
 from covo_rl.models.tiny import tiny_model
-from covo_rl.run import conformance
+from covo_rl.run.conformance import POINTS, command
 
 RATE = 16_000
 CLIP = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
@@ -101,8 +100,8 @@ def test_a_family_and_code_of_ones_own_are_checked_to_the_exports_from_a_folder_
     """The fresh process works in another folder, and nobody is asked twice whether the code may run."""
     monkeypatch.chdir(checkpoint)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked again"))
-    monkeypatch.setattr(conformance.command, "POINTS", {
-        name: conformance.POINTS[name] for name in ("weights and parts", "slots", "exports")})  # fmt: skip
+    monkeypatch.setattr(command, "POINTS", {
+        name: POINTS[name] for name in ("weights and parts", "slots", "exports")})  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         main(["models", "check", "model", "--family", "./mine.py:Mine", "--trust-remote-code"])
     text = " ".join(capsys.readouterr().out.split())
