@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from family_cases import subject_of
 from safetensors.torch import load_file, save_file
 
 from covo_rl.cli import main
-from covo_rl.models import load_family
+from covo_rl.models import family_class, load_family
 from covo_rl.models.builtin import TINY_MODELS, resolve_model
 from covo_rl.policy import policy
 from covo_rl.policy.attention import PackedLayout
@@ -46,7 +47,7 @@ def failures(point: str, subject: Subject) -> str:
 
 
 def test_slots_that_are_one_too_many(name="covo_audio"):
-    kind = type(subject_of(name).family)
+    kind = family_class(name)
     wrong = broken(name, slots=lambda self, tensors: kind.slots(self, tensors) + 1)
     assert "embeddings for" in failures("slots", wrong)
     counted = broken(name, slot_count=lambda self, samples: kind.slot_count(self, samples) + 1)
@@ -67,6 +68,21 @@ def test_a_clip_that_hears_the_next():
         return [rows + 1e-6 * len(clips) for rows in alone]
 
     assert "rows_independent = False" in failures("embeddings in any company", broken("qwen3_asr", encode=encode))
+
+
+@pytest.mark.parametrize("name", ["voxtral", "phi4_multimodal"])
+def test_a_clip_that_is_cut_without_a_word(name):
+    """Their stock processors do not load here, and every count is of what was left."""
+    kind = family_class(name)
+    wrong = broken(name, extract=lambda self, samples: kind.extract(self, samples[: 30 * 16_000]))
+    assert "the last 0.5 s of 41 s silent, change 0 (at least 1e-06)" in failures("slots", wrong)
+
+
+def test_rows_that_are_not_independent_though_the_family_says_so():
+    """On a CPU clips are encoded one by one all the same, on a GPU not."""
+    assert "in one call, as on a GPU" in failures(
+        "embeddings in any company", broken("musicflamingo", rows_independent=True)
+    )
 
 
 def test_a_head_that_forgets_to_scale_agrees_with_its_own_forward_and_is_found_all_the_same():
@@ -228,8 +244,19 @@ def test_what_models_shows_of_a_name_and_of_none(capsys):
     assert all(f"builtin:tiny_{name}" in text for name in TINY_MODELS) and "qwen3_omni_moe_thinker" in text
     code, text = models(capsys, "check", "no_such_family", "--random")
     assert code == 1 and "no such folder" in text
+    _, text = models(capsys, "show", "qwen3_omni_moe")  # what config.json of the whole checkpoint says
+    assert "Qwen/Qwen3-Omni-30B-A3B-Instruct" in text and "covo-rl models check builtin:tiny_qwen3_omni_moe" in text
+    _, text = models(capsys, "show", "granite_speech_plus")
+    assert "builtin:tiny_granite_speech, of granite_speech" in text
     _, text = models(capsys, "builtin:tiny_qwen2_5_omni")
     assert "qwen2_5_omni_thinker" in text and "LoRA trains" in text
+
+
+def test_a_model_that_memory_does_not_hold_is_refused_before_it_is_loaded(capsys, monkeypatch):
+    free = namedtuple("Memory", "available")(available=500_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    code, text = models(capsys, "check", "builtin:tiny_glmasr")
+    assert code == 1 and re.search(r"weights of 0\.\d+ GB in float32, and 0\.0 GB of memory are free", text), text
 
 
 @pytest.mark.parametrize("name", ["qwen3_omni_moe_thinker", "qwen2_5_omni", "granite_speech_plus"])

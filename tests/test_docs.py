@@ -24,6 +24,7 @@ import typer
 
 from covo_rl.cli import COMMANDS, RECIPES
 from covo_rl.config import option_names, parse_options
+from covo_rl.models.builtin import TINY_MODELS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "checkpoints" / "README.md",
@@ -249,3 +250,17 @@ def test_the_time_that_the_demo_takes_is_said_in_one_way():
     pages = [ROOT / "README.md", ROOT / "Makefile", ROOT / "recipes" / "grpo_mmau.py", ROOT / "recipes" / "README.md"]
     times = [re.findall(r"(\w+) (?:CPU )?minutes", page.read_text(encoding="utf-8")) for page in pages]
     assert [set(found) - {"15"} for found in times] == [{"three"}] * 4
+
+
+def test_what_ran_on_vllm_is_the_same_on_both_pages_and_has_a_release():
+    """docs/models.md by model type, docs/serving.md by title, in the order of the registry."""
+    models, serving = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("models.md", "serving.md"))
+    rows = re.findall(r"^\| `(\w+)` \| (ran.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", models, re.MULTILINE)
+    assert [row[0] for row in rows] == list(TINY_MODELS)
+    cells = [cell for row in rows for cell in row[1:]]
+    assert all(re.match(r"ran with .*\d+\.\d+\.\d+|read|not tried$", cell) for cell in cells), cells
+    table = re.findall(r"^\| ([A-Z].*?) \| (.*?) \| (.*?) \|$", serving.split("## What was run")[0], re.MULTILINE)
+    for (name, *_, merged, lora), (title, *there) in zip(rows, table, strict=True):
+        for here, cell in zip((merged, lora), there, strict=True):
+            assert here.startswith("ran") == cell.endswith("(ran)"), (name, title)
+            assert bool(re.search(r": (no\b(?!t)|not in)", here)) == cell.startswith("no"), (name, title)

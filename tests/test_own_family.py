@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from covo_rl import models
+from covo_rl.cli import main
 from covo_rl.models import registry
 from covo_rl.models.tiny import tiny_model
+from covo_rl.run.conformance import POINTS, command
 
 RATE = 16_000
 CLIP = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
@@ -96,6 +98,24 @@ def test_a_family_of_ones_own_loads_code_from_the_checkpoint_once_that_is_allowe
         )
         got = family.lm_head(family.decoder(inputs_embeds=embeds_LD[None]).last_hidden_state)
     assert torch.equal(got, want)
+
+
+def test_a_family_and_code_of_ones_own_are_checked_to_the_exports_from_a_folder_beside_one(
+    checkpoint, monkeypatch, capsys
+):
+    """The fresh process works in another folder, and nobody is asked twice whether the code may run."""
+    monkeypatch.chdir(checkpoint)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(command, "POINTS", {
+        name: POINTS[name] for name in ("weights and parts", "slots", "exports")})  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        main(["models", "check", "model", "--family", "./mine.py:Mine", "--trust-remote-code"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert not stop.value.code and "2 passed, 1 in part, of 3 points" in text, text
+    assert "AutoProcessor finds a tokenizer alone" in " ".join(text.replace("│", " ").split())
+    with pytest.raises(SystemExit):
+        main(["models", "check", "model", "--family", "./mine.py:Mine", "--random", "--device", "none"])
+    assert "mine has no tiny model of its own: what is checked is audioflamingo3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

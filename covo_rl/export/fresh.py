@@ -1,6 +1,6 @@
 """Runs alone in a fresh process: load what was exported with plain transformers and PEFT, and write its logits.
 
-    python -I fresh.py FOLDER...    spec.json, prompts.safetensors -> logits.safetensors, notes.json, in each of them
+    python -P fresh.py FOLDER...    spec.json, prompts.safetensors -> logits.safetensors, notes.json, in each of them
 
 It imports nothing of covo_rl, and lets nobody do so, unless the model's class is ours (a family that transformers does
 not ship). The calling process judges the numbers.

@@ -129,9 +129,9 @@ def answer_questions(folders: Sequence[Path], *, own: bool) -> None:
     if own:  # a checkout that was not installed is found as well
         package = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    script, isolated = str(Path(__file__).with_name("fresh.py")), [] if own else ["-I"]
+    script = str(Path(__file__).with_name("fresh.py"))
     done = subprocess.run(
-        [sys.executable, *isolated, script, *map(str, folders)],
+        [sys.executable, "-P", script, *map(str, folders)],
         env=environment, capture_output=True, text=True, timeout=3600, check=False, cwd=os.sep,
     )  # fmt: skip
     if done.returncode:

@@ -141,7 +141,7 @@ def run_fresh(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Logits (P, KEEP, V) float32 by target name and `Target.base`, and notes, from a process that starts from nothing.
 
-    Families of transformers run isolated (`python -I`) with covo_rl forbidden.
+    Families of transformers run with covo_rl forbidden, on the packages that this process has.
 
     Raises:
         ExportError: the process failed; the message ends with what it printed.

@@ -163,15 +163,15 @@ class TransformersFamily(AudioFamily):
     def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:
         if not clips:
             return []
+        # matrix products of another height differ in the last bit, and a CPU gains nothing by them
+        together = self.rows_independent and self.embed_tokens.weight.device.type != "cpu"
+        calls = [list(clips)] if together else [[clip] for clip in clips]
+        return [rows for call in calls for rows in self.encode_call(call)]
+
+    def encode_call(self, clips: Sequence[ClipFeatures]) -> Sequence[torch.Tensor]:
+        """`encode` by one call of the encoder, which only `rows_independent` makes right for several clips."""
         encoder = self.model.get_submodule(self.parts["encoder"].rstrip("."))
         weight = next(parameter for parameter in encoder.parameters() if parameter.is_floating_point())
-        # matrix products of another height differ in the last bit, and a CPU gains nothing by them
-        together = self.rows_independent and weight.device.type != "cpu"
-        calls = [list(clips)] if together else [[clip] for clip in clips]
-        return [rows for call in calls for rows in self._encoded(call, weight)]
-
-    def _encoded(self, clips: Sequence[ClipFeatures], weight: torch.Tensor) -> Sequence[torch.Tensor]:
-        """One call of the encoder for these clips."""
         fields = {name: torch.cat([clip.tensors[name] for clip in clips]) for name in clips[0].tensors}
         for name, value in fields.items():
             fields[name] = value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)

@@ -47,11 +47,13 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen/Qwen3-ASR-1.7B-hf": ("qwen3_asr", _BF16),
     "Qwen/Qwen2.5-Omni-7B": (
         "qwen2_5_omni_thinker",
-        {**_BF16, "text_config": {**_QWEN2_7B, "model_type": "qwen2_5_omni_text", "vocab_size": 152064}},
+        {**_BF16, "vision_config": {"hidden_size": 1280},
+         "text_config": {**_QWEN2_7B, "model_type": "qwen2_5_omni_text", "vocab_size": 152064}},
     ),
     "Qwen/Qwen2.5-Omni-3B": (
         "qwen2_5_omni_thinker",
-        {**_BF16, "audio_config": {"output_dim": 2048}, "text_config": {
+        {**_BF16, "audio_config": {"output_dim": 2048}, "vision_config": {"hidden_size": 1280, "out_hidden_size": 2048},
+         "text_config": {
             "hidden_size": 2048, "num_hidden_layers": 36, "intermediate_size": 11008, "num_attention_heads": 16,
             "num_key_value_heads": 2, "vocab_size": 151936}},
     ),
@@ -78,3 +80,10 @@ PER_SECOND = {
     "qwen2_audio": 25.0, "audioflamingo3": 25.0, "musicflamingo": 25.0, "glmasr": 12.5, "qwen3_asr": 13.0,
     "qwen2_5_omni": 25.0, "qwen3_omni_moe": 13.0, "granite_speech": 10.0, "gemma4": 25.0, "phi4_multimodal": 12.5,
 }  # fmt: skip
+
+
+def published_of(kind: str) -> list[str]:
+    """Hub names of a model type; a whole model with a voice and the thinker in it are the same checkpoint."""
+    return [
+        name for name, (held, _) in PUBLISHED.items() if held.removesuffix("_thinker") == kind.removesuffix("_thinker")
+    ]

@@ -61,9 +61,7 @@ def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
     elif adapter is not None:
         with torch.device("meta"):
             trainable = make_trainable(family, replace(adapter, load_in_4bit=False)).trainable_parameters
-    head_dim = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
-    widths = decoder.intermediate_size  # of some decoders one for each layer
-    mlp_width = widths if isinstance(widths, int) else max(widths)
+    mlp_width, kv_width = widths_of(decoder)
     if active := getattr(decoder, "num_experts_per_tok", None):
         mlp_width = active * decoder.moe_intermediate_size
     return Shape(
@@ -71,12 +69,21 @@ def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
         layers=decoder.num_hidden_layers,
         width=decoder.hidden_size,
         mlp_width=mlp_width,
-        kv_width=decoder.num_key_value_heads * head_dim,
+        kv_width=kv_width,
         vocabulary=decoder.vocab_size,
         linear_parameters=sum(m.weight.numel() for m in linear),
         expert_parameters=sum(p.numel() for n, p in model.named_parameters() if ".experts." in n),
         trainable=trainable,
     )
+
+
+def widths_of(decoder: Any) -> tuple[int, int]:
+    """The largest of its MLPs, and of its keys; in some decoders (Gemma 4) layers have widths of their own."""
+    layers = [*(getattr(decoder, "per_layer_config", None) or [decoder])]
+    mlps = [layer.intermediate_size for layer in layers]
+    heads = [getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads for layer in layers]
+    keys = [layer.num_key_value_heads * head for layer, head in zip(layers, heads, strict=True)]
+    return max(width if isinstance(width, int) else max(width) for width in mlps), max(keys)
 
 
 def audio_positions(model_config: Any, seconds: float) -> int:

@@ -108,12 +108,14 @@ def check_exactness(
     trust_remote_code: Annotated[bool, typer.Option(help="run code of the checkpoint")] = False,
 ) -> None:
     """Hold a model to the ten points of the conformance suite; the exit code is 1 where one fails."""
+    from covo_rl.models import use_family
     from covo_rl.run.conformance.command import check_checkpoint, tiny_of
 
     with user_errors("covo-rl models check", code=1):
+        use_family(family)
         model = tiny_of(path) if random else path
         outcomes = check_checkpoint(
-            model, family=family, dtype=dtype, device=device, exports=exports, trust_remote_code=trust_remote_code
+            model, dtype=dtype, device=device, exports=exports, trust_remote_code=trust_remote_code
         )
     if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(1)
@@ -121,12 +123,10 @@ def check_exactness(
 
 def _list() -> None:
     from covo_rl.models.registry import family_types
-    from covo_rl.run.published import PUBLISHED
+    from covo_rl.run.published import published_of
 
-    known = {kind: [name for name, (model_type, _) in PUBLISHED.items() if model_type == kind]
-             for kind in family_types()}  # fmt: skip
-    console.print(summary_table("families, by model_type of config.json",
-                                [(kind, ", ".join(names) or "-") for kind, names in known.items()]))  # fmt: skip
+    known = [(kind, ", ".join(published_of(kind)) or "-") for kind in family_types()]
+    console.print(summary_table("families, by model_type of config.json; published models whose sizes we know", known))
     shipped = {path.parent.name: place for place, folder in reversed(folders("checkpoints"))
                for path in folder.glob("*/config.json")}  # fmt: skip
     rows = [(f"{BUILTIN}{name}", shipped.get(name, "random weights, made on first use")) for name in builtin_names()]
@@ -137,13 +137,12 @@ def _list() -> None:
 
 def _family(kind: str) -> Rows:
     from covo_rl.models import family_class
-    from covo_rl.models.builtin import TINY_MODELS
-    from covo_rl.run.published import PUBLISHED
+    from covo_rl.run.conformance.command import tiny_kind
+    from covo_rl.run.published import published_of
 
     family = family_class(kind)
-    limit, leaves = family.max_clip_seconds, family.lora_leaves
-    published = [name for name, (model_type, _) in PUBLISHED.items() if model_type == kind]
-    tiny = f"covo-rl models check {BUILTIN}tiny_{kind}" if kind in TINY_MODELS else "none under this model_type"
+    limit, leaves, tiny = family.max_clip_seconds, family.lora_leaves, tiny_kind(kind)
+    of = "" if tiny and family_class(tiny) is family else f", of {tiny}, which this one extends"
     return [
         ("class", f"{family.__module__}:{family.__name__}"),
         ("what", " ".join((inspect.getdoc(family) or "-").split("\n\n")[0].split())),
@@ -151,8 +150,8 @@ def _family(kind: str) -> Rows:
         ("parts", ", ".join(f"{part} {prefix.rstrip('.')}" for part, prefix in family.parts.items())),
         ("LoRA adapts", ", ".join(leaves) if leaves else "every Linear inside the decoder's layers"),
         ("a group is", "one packed row" if family.packable else "a plain row for every completion, which is slower"),
-        ("published", ", ".join(published) or "-"),
-        ("random weights", tiny),
+        ("published", ", ".join(published_of(kind)) or "none whose sizes we know"),
+        ("random weights", f"covo-rl models check {BUILTIN}tiny_{tiny}{of}" if tiny else "none"),
     ]  # fmt: skip
 
 

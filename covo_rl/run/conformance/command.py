@@ -6,19 +6,20 @@ from typing import Any
 
 from covo_rl.data.noise import quiet, quiet_bars
 from covo_rl.data.terminal import say
-from covo_rl.models import ModelError, family_class, load_family, model_config, use_family
+from covo_rl.models import ModelError, family_class, load_family, model_config
 from covo_rl.models.builtin import TINY_MODELS, resolve_model
 from covo_rl.models.registry import family_types
 from covo_rl.records.console import console
 from covo_rl.resolve import BUILTIN
 from covo_rl.run.conformance import POINTS, PointOutcome, Subject, outcome_of
 from covo_rl.run.conformance.table import outcome_table, tally
+from covo_rl.run.sizes import shape_of, sizes_of
 from covo_rl.train.launch import device_of
 from covo_rl.types import visible
 
 
 def check_checkpoint(
-    path: str, *, family: str | None = None, dtype: str = "auto", device: str = "auto", exports: bool | None = None,
+    path: str, *, dtype: str = "auto", device: str = "auto", exports: bool | None = None,
     trust_remote_code: bool = False,
 ) -> list[PointOutcome]:  # fmt: skip
     """Print what every point measures on the model at `path`; nothing of it is changed, and nothing is left behind.
@@ -33,8 +34,8 @@ def check_checkpoint(
     quiet()
     quiet_bars()
     place = device_of(device)
-    use_family(family)
     folder = resolve_model(path)
+    check_room(folder, dtype)
     loaded = load_family(folder, dtype, trust_remote_code=trust_remote_code)
     model: Any = loaded.model
     model.to(place)
@@ -52,6 +53,33 @@ def check_checkpoint(
     return outcomes
 
 
+def check_room(folder: str, dtype: str) -> None:
+    """Raises ModelError where memory does not hold the weights; of code in the checkpoint that is not known."""
+    import psutil
+    import torch
+
+    kind = family_class(model_config(folder).get("model_type"))
+    if str(kind.model_class).startswith("Auto"):
+        return
+    config = sizes_of(folder)
+    name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.") if dtype == "auto" else dtype
+    need, free = shape_of(config).total * getattr(torch, name).itemsize, psutil.virtual_memory().available
+    if need > free:
+        raise ModelError(
+            f"{folder}: weights of {need / 1e9:.1f} GB in {name}, and {free / 1e9:.1f} GB of memory are free. Check it "
+            "on a larger machine, or its family here: --random"
+        )
+
+
+def tiny_kind(kind: str) -> str | None:
+    """The tiny random model of a family or, where it has none, of the one that it extends."""
+    same = family_class(kind)
+    for tiny in (kind, *TINY_MODELS):  # a thinker alone, and variants, have model types of their own
+        if tiny in TINY_MODELS and issubclass(same, family_class(tiny)):
+            return tiny
+    return None
+
+
 def tiny_of(name: str) -> str:
     """`builtin:tiny_NAME` of a family, by its name or by a model of it.
 
@@ -59,11 +87,11 @@ def tiny_of(name: str) -> str:
         ModelError, OSError: no such family or model, or no tiny one of it.
     """
     kind = name if name in family_types() else str(model_config(resolve_model(name)).get("model_type"))
-    same = family_class(kind)
-    for tiny in (kind, *TINY_MODELS):  # a thinker alone, and variants, have model types of their own
-        if tiny in TINY_MODELS and issubclass(same, family_class(tiny)):
-            return f"{BUILTIN}tiny_{tiny}"
-    raise ModelError(
-        f"{name}: there is no tiny random model of {kind}, there are {', '.join(TINY_MODELS)}. For a family of your "
-        "own make a folder with few layers and random weights, and check that"
-    )
+    if (tiny := tiny_kind(kind)) is None:
+        raise ModelError(
+            f"{name}: there is no tiny random model of {kind}, there are {', '.join(TINY_MODELS)}. For a family of "
+            "your own make a folder with few layers and random weights, and check that"
+        )
+    if family_class(tiny) is not family_class(kind):
+        say(f"{kind} has no tiny model of its own: what is checked is {tiny}, which it extends", err=True)
+    return f"{BUILTIN}tiny_{tiny}"

@@ -21,6 +21,8 @@ from covo_rl.run.conformance.subject import RATE, Subject, largest_difference
 from covo_rl.types import Clip, Example
 
 SECONDS = (0.1, 1.0, 2.35, 29.99, 30.0, 30.01, 41.0)
+#: seconds at the end of the longest of them that must be heard
+END = 0.5
 #: words of parameter names of what no family here uses: seeing, and speaking
 UNHEARD = ("vision", "visual", "image", "video", "talker", "token2wav", "code2wav")
 
@@ -39,7 +41,11 @@ def weights_and_parts(subject: Subject) -> Iterator[Figure | Gap]:
     if subject.folder is None:
         yield Gap("tensors in the files", "the model was made in memory")
     else:
-        left = [name for name in unread_tensors(type(family.model), subject.folder) if not is_unheard(name)]
+        left = [
+            name
+            for name in unread_tensors(type(family.model), subject.folder, **subject.trusted)
+            if not is_unheard(name)
+        ]
         yield Figure("tensors in the files that nothing reads", len(left), 0,
                      f"the class has no place for them: {', '.join(left[:3])}")  # fmt: skip
     names = [name for name, _ in family.model.named_parameters()]
@@ -51,10 +57,10 @@ def weights_and_parts(subject: Subject) -> Iterator[Figure | Gap]:
     yield Figure("parts without a parameter", len(empty), 0, f"wrong prefix of {', '.join(empty)}")
 
 
-def unread_tensors(model_class: Any, folder: str) -> list[str]:
+def unread_tensors(model_class: Any, folder: str, **trusted: bool) -> list[str]:
     """Tensors of a checkpoint that `model_class` has no place for; read without memory for them."""
     with _quiet():
-        _, report = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True)
+        _, report = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True, **trusted)
     return sorted(report["unexpected_keys"])
 
 
@@ -91,7 +97,19 @@ def slots(subject: Subject) -> Iterator[Figure | Gap]:
         taken = [seconds for seconds, clip in beyond.items() if not _refused(subject, clip, seconds)]
         yield Figure("lengths beyond the limit that are taken", len(taken), 0,
                      f"max_clip_seconds {limit:g} is not held at {taken} s: the rest is cut silently")  # fmt: skip
+    longest = max(features)
+    yield Figure(f"embeddings with the last {END:g} s of {longest:g} s silent, change", end_heard(subject, longest),
+                 1e-6, "`extract` cuts the clip silently", least=True)  # fmt: skip
     yield from _as_stock(subject, features)
+
+
+@torch.no_grad()
+def end_heard(subject: Subject, seconds: float) -> float:
+    """Largest change of a clip's embeddings when its end falls silent."""
+    family, wave = subject.family, subject.wave(7, seconds)
+    silent = np.where(np.arange(len(wave)) < len(wave) - round(END * RATE), wave, np.float32(0))
+    whole, cut = (family.encode([family.clip_features(samples, RATE)])[0] for samples in (wave, silent))
+    return float((whole - cut).abs().max()) if whole.shape == cut.shape else float("nan")
 
 
 def _disagreement(subject: Subject, seconds: float, clip: ClipFeatures) -> str:
@@ -147,9 +165,11 @@ def stock_processor(subject: Subject) -> tuple[Any, str]:
     kind = str(PROCESSOR_MAPPING_NAMES.get(subject.family.model_type, "AutoProcessor"))
     try:
         with _quiet():
-            processor: Any = getattr(transformers, kind).from_pretrained(subject.folder)
+            processor: Any = getattr(transformers, kind).from_pretrained(subject.folder, **subject.trusted)
     except (ImportError, OSError, ValueError, TypeError, AttributeError) as error:
         return None, f"{kind}: {' '.join(str(error).split())[:160]}"
+    if isinstance(processor, transformers.PreTrainedTokenizerBase):
+        return None, f"{kind} finds a tokenizer alone"
     token = subject.family.processor.audio_token
 
     def ask(wave: np.ndarray) -> tuple[int, Mapping[str, torch.Tensor]]:
@@ -182,9 +202,12 @@ def company(subject: Subject) -> Iterator[Figure | Gap]:
         alone = [family.encode([clip])[0] for clip in clips]
         again = [family.encode([clip])[0] for clip in clips]
         together = family.encode(clips)
+        shared = getattr(family, "encode_call", family.encode)(clips) if family.rows_independent else together
+    cause = "clips share an encoder call that does not mask them: rows_independent = False"
     yield Figure("a second time, difference", largest_difference(alone, again), 0, "the encoder draws random numbers")
     limit = 0.0 if not (family.rows_independent and alone[0].device.type != "cpu") else subject.exact
-    yield Figure("in a batch of three, difference", largest_difference(alone, together), limit,
-                 "clips share an encoder call that does not mask them: rows_independent = False")  # fmt: skip
+    yield Figure("in a batch of three, difference", largest_difference(alone, together), limit, cause)
+    if family.rows_independent:
+        yield Figure("in one call, as on a GPU, difference", largest_difference(alone, shared), subject.exact, cause)
     yield Figure("largest value of an embedding", float(alone[0].abs().max()), 1e-6, "the encoder gives zeros",
                  least=True)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, PromptConfig
-from covo_rl.export.questions import stock_inputs
+from covo_rl.export.questions import stock_class, stock_inputs
 from covo_rl.models.base import AudioFamily
 from covo_rl.policy import Policy
 from covo_rl.policy.recompute import keep_activations, recompute_activations
@@ -45,9 +46,16 @@ class Subject:
     def __init__(
         self, family: AudioFamily, folder: str | None, *, exports: bool | None = None, seed: int = 0
     ) -> None:  # fmt: skip
-        self.family, self.folder, self.exports, self.seed = family, folder, exports, seed
+        self.family, self.exports, self.seed = family, exports, seed
+        # a fresh process works elsewhere
+        self.folder = str(Path(folder).resolve()) if folder and Path(folder).is_dir() else folder
         self.clips = ClipStore()
         family.model.eval()
+
+    @property
+    def trusted(self) -> dict[str, bool]:
+        """What loads more of a checkpoint whose code runs already, for transformers not to ask again."""
+        return {"trust_remote_code": True} if stock_class(self.family)[2] else {}
 
     @property
     def dtype(self) -> torch.dtype:
