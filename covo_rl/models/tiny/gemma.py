@@ -59,7 +59,8 @@ def tiny_gemma3n(*, seed: int = 0) -> tuple[Any, Any]:
         },
         audio_config={
             "hidden_size": 32, "input_feat_size": MEL_BINS, "conf_num_hidden_layers": 2, "conf_num_attention_heads": 4,
-            "sscp_conv_channel_size": [8, 4], "conf_reduction_factor": 8, "vocab_offset": audio_offset, "vocab_size": len(AUDIO_TOKENS),
+            "sscp_conv_channel_size": [8, 4], "conf_reduction_factor": 8, "vocab_offset": audio_offset,
+            "vocab_size": len(AUDIO_TOKENS),
         },
         vision_config={
             "hidden_size": 16, "vocab_offset": vision_offset, "vocab_size": len(PICTURE_TOKENS), "num_labels": 2,
@@ -82,7 +83,8 @@ def _decoder(tokenizer: Any) -> dict[str, Any]:
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "hidden_size_per_layer_input": 8,
         "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2, "sliding_window": 16,
-        "final_logit_softcapping": 4.0, "initializer_range": 0.1, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.pad_token_id,
+        "final_logit_softcapping": 4.0, "initializer_range": 0.1, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
 

@@ -109,17 +109,17 @@ def _disagreement(subject: Subject, seconds: float, clip: ClipFeatures) -> str:
 def _as_stock(subject: Subject, features: Mapping[float, ClipFeatures]) -> Iterator[Figure | Gap]:
     """Counts and features against the stock processor's."""
     stock, why = stock_processor(subject)
-    counts, differences = [], []
-    for seconds, clip in features.items() if stock is not None else ():
-        count, theirs = stock(subject.wave(7, seconds))
-        if theirs.keys() <= {"input_ids", "attention_mask"}:
-            why = "it takes audio in its own template only"
-            break
-        counts.append(abs(count - clip.slots))
-        differences.append(_difference(clip, theirs))
-    if why:
+    if stock is None:
         yield Gap("the stock processor", why)
         return
+    counts, differences = [], []
+    for seconds, clip in features.items():
+        count, theirs = stock(subject.wave(7, seconds))
+        if theirs.keys() <= {"input_ids", "attention_mask"}:
+            yield Gap("the stock processor", "it takes audio in its own template only")
+            return
+        counts.append(abs(count - clip.slots))
+        differences.append(_difference(clip, theirs))
     yield Figure("slots of the stock processor, difference", max(counts), 0, "`slots` counts other positions")
     yield Figure("features of the stock processor, difference", max(differences), 1e-5,
                  "`extract` pads, cuts or normalises otherwise")  # fmt: skip
