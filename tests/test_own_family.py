@@ -9,8 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from covo_rl import models
+from covo_rl.config import ModelConfig, Options
 from covo_rl.models import registry
+from covo_rl.models.builtin import resolve_model
 from covo_rl.models.tiny import tiny_model
+from covo_rl.run.checks import check_before_loading
 
 RATE = 16_000
 CLIP = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
@@ -146,3 +149,12 @@ def test_a_class_that_the_installed_transformers_lacks_is_named():
         ImportError, match=r"Gone needs GlmAsr9ForConditionalGeneration, which transformers [\d.]+ does"
     ):
         gone.load("anywhere")
+
+
+def test_a_family_for_another_model_type_than_the_checkpoints_is_refused(checkpoint):
+    """Without it the checkpoint would load, by the family that its model_type has."""
+    spec, path = f"{checkpoint}/mine.py:Mine", resolve_model("builtin:tiny_glmasr")
+    options = Options(model=ModelConfig(path, family=spec))
+    for use in (lambda: models.use_family(spec, path), lambda: check_before_loading(options)):
+        with pytest.raises(models.ModelError, match=r"Mine is for the model_type 'mine', and model .* is a 'glmasr'"):
+            use()

@@ -132,6 +132,15 @@ def test_both_decoders_see_through_the_window(fused, varlen, monkeypatch):
         assert error < 0.5
 
 
+def test_a_window_that_the_modules_ignore_is_ignored():
+    """Llama's configuration may say one, left over from another model; its layers do not read it."""
+    made, own = _policy("llama", 7)
+    assert type(decoder_for(made, rows=3, longest=30)) is FusedDecoder
+    assert made.model.config.sliding_window == 7
+    error, _ = _sampled_error(made, own, 16)
+    assert error < 1e-5
+
+
 def test_a_decoder_that_takes_more_than_embeddings_is_left_to_the_modules():
     for name in ("gemma3n", "gemma4"):
         made, _ = _policy(name, 7)

@@ -158,8 +158,9 @@ class PackedLayout:
         return prompts, [(keys, bucket) for keys, spans in groups for bucket in buckets(spans, self.device)]
 
     def band(self, before: int, length: int, window: int, dtype: torch.dtype) -> torch.Tensor:
-        """(length, before + length) to add to scores, one for all layers: -inf but for what queries see of `before` keys
-        and of their own, the last `window` keys, the query's own among them.
+        """(length, before + length), added to scores: -inf but for what queries see of `before` keys and of their own.
+
+        The last `window` keys, the query's own among them; one mask for all layers.
         """
         key, width = (before, length, window, dtype), before + length
         if key not in self._bands:

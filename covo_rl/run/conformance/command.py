@@ -33,8 +33,8 @@ def check_checkpoint(
     quiet()
     quiet_bars()
     place = device_of(device)
-    use_family(family)
     folder = resolve_model(path)
+    use_family(family, folder)
     loaded = load_family(folder, dtype, trust_remote_code=trust_remote_code)
     model: Any = loaded.model
     model.to(place)
