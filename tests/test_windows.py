@@ -179,10 +179,11 @@ def test_ids_that_are_never_drawn_have_no_share_of_the_softmax():
     """Gemma's last ten here. Greedy or hot, none of them is drawn, and the others' log-probs sum to 1."""
     made, own = _policy("gemma4", 5)
     ids = set()
-    for temperature in (0.1, 1.0, 50.0):
-        prompts = [text_prompt(11)]
-        config = RolloutConfig(max_completion_length=40, num_generations=8, temperature=temperature)
-        draws = made(sample_draws, prompts, made.features([]), config, seed=1, generations=8)
+    cuts = [{"top_k": 85}, {"top_p": 0.9999}, {"min_p": 1e-9}, {"greedy": True}]  # more than there are to draw
+    for temperature, how in [(0.1, {}), (1.0, {}), (50.0, {}), *((50.0, cut) for cut in cuts)]:
+        prompts, greedy = [text_prompt(11)], how.pop("greedy", False)
+        config = RolloutConfig(max_completion_length=40, num_generations=8, temperature=temperature, **how)
+        draws = made(sample_draws, prompts, made.features([]), config, seed=1, generations=8, greedy=greedy)
         ids |= set(draws.ids_NC.flatten().tolist())
         first_logits = own(torch.tensor([prompts[0].input_ids]))[0, -1] / temperature
         torch.testing.assert_close(
