@@ -10,10 +10,11 @@ import torch
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, PromptConfig, RolloutConfig
+from covo_rl.models import family_class
 from covo_rl.models.base import AudioFamily
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.qwen2_audio import Qwen2Audio
-from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
+from covo_rl.models.tiny import tiny_covo_audio, tiny_model, tiny_qwen2_audio, tiny_tokenizer
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable as build_modes
 from covo_rl.prompt import build_prompt
@@ -33,6 +34,8 @@ def family(name: str = "covo_audio", seed: int = 0, sizes: dict | None = None) -
 
     `sizes` replace those of the Covo-Audio.
     """
+    if name not in ("covo_audio", "qwen2_audio"):
+        return family_class(name)(*tiny_model(name, seed=seed))
     if name == "covo_audio":
         defaults = {
             "encoder_width": 32, "encoder_layers": 1, "encoder_heads": 2, "decoder_width": 32, "decoder_layers": 2,

@@ -29,6 +29,9 @@ TRAIN_ALL = {"train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]}
 CASES: dict[str, tuple[str, dict]] = {
     "ddp, qwen2-audio, lora": ("ddp", {"name": "qwen2_audio", "lora": True}),
     "fsdp2, qwen2-audio, full": ("fsdp2", {"name": "qwen2_audio", "lora": False, "gradient_checkpointing": True}),
+    "ddp, gemma 4, lora": ("ddp", {"name": "gemma4", "lora": True}),
+    "fsdp2, gemma 4, full": ("fsdp2", {"name": "gemma4", "lora": False, "gradient_checkpointing": True}),
+    "fsdp2, qwen3-omni-moe, lora": ("fsdp2", {"name": "qwen3_omni_moe", "lora": True}),
     "ddp, lora": ("ddp", {"lora": True}),
     "ddp, full with encoder": ("ddp", {"lora": False, "adapter": TRAIN_ALL}),
     "fsdp2, lora, checkpointing": ("fsdp2", {"lora": True, "gradient_checkpointing": True}),
@@ -38,17 +41,17 @@ CASES: dict[str, tuple[str, dict]] = {
 
 def end_bias(made) -> None:
     """Rows, and so ranks, finish at different steps."""
-    bias = torch.zeros(made.family.lm_head.out_features)
+    head = made.family.model.get_output_embeddings()
+    bias = torch.zeros(head.out_features)
     bias[made.family.eos_token_ids[0]] = 4.0
-    made.family.lm_head.register_forward_hook(lambda module, args, out: out + bias)
+    head.register_forward_hook(lambda module, args, out: out + bias)
 
 
 def shard(made) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    encoder = made.family.model.get_submodule(made.family.parts["encoder"].rstrip("."))
-    for layers in (made.family.decoder.layers, encoder.layers):
-        for layer in layers:
-            fully_shard(layer, mesh=mesh)
+    layers = [m for m in made.family.model.modules() if type(m).__name__ in made._no_split_modules]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
     fully_shard(made, mesh=mesh)
 
 

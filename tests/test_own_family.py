@@ -10,8 +10,11 @@ from safetensors.torch import save_file
 
 from covo_rl import models
 from covo_rl.cli import main
+from covo_rl.config import ModelConfig, Options
 from covo_rl.models import registry
+from covo_rl.models.builtin import resolve_model
 from covo_rl.models.tiny import tiny_model
+from covo_rl.run.checks import check_before_loading
 from covo_rl.run.conformance import POINTS, command
 
 RATE = 16_000
@@ -177,3 +180,12 @@ def test_a_class_that_the_installed_transformers_lacks_is_named():
         ImportError, match=r"Gone needs GlmAsr9ForConditionalGeneration, which transformers [\d.]+ does"
     ):
         gone.load("anywhere")
+
+
+def test_a_family_for_another_model_type_than_the_checkpoints_is_refused(checkpoint):
+    """Without it the checkpoint would load, by the family that its model_type has."""
+    spec, path = f"{checkpoint}/mine.py:Mine", resolve_model("builtin:tiny_glmasr")
+    options = Options(model=ModelConfig(path, family=spec))
+    for use in (lambda: models.use_family(spec, path), lambda: check_before_loading(options)):
+        with pytest.raises(models.ModelError, match=r"Mine is for the model_type 'mine', and model .* is a 'glmasr'"):
+            use()

@@ -8,11 +8,14 @@ import torch
 import transformers
 from text_families import TextFamily, expected_logps, own_forward, text_family, text_groups, text_prompt
 
-from covo_rl.config import RolloutConfig
+from covo_rl.config import Options, RolloutConfig
 from covo_rl.engines.decoding import sample_draws
 from covo_rl.engines.plain import blocks_of_one_length
+from covo_rl.models import family_class
 from covo_rl.policy import Policy
 from covo_rl.policy.packable import PackingError, completion_leak, packing_obstacle
+from covo_rl.run.doctor import plan
+from covo_rl.run.sizes import sizes_of
 from covo_rl.types import Group, Rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be packed:UserWarning")
@@ -65,12 +68,16 @@ def test_what_stands_against_packing_is_named():
         assert packing_obstacle(cases.policy(name).family.decoder) == "", "with adapters on it"
 
 
-def test_plain_rows_are_said_once():
+def test_plain_rows_are_said_once_and_by_one_rank(monkeypatch):
     family = text_family("lfm2")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
             Policy(family)
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+        warnings.simplefilter("always")
+        Policy(family)
     assert len([w for w in caught if "computed once per completion" in str(w.message)]) == 1
 
 
@@ -109,6 +116,21 @@ def test_plain_rows_count_what_they_compute():
     each = sum(len(g.prompt.input_ids) * len(g.rollouts) for g in groups)
     inputs = sum(len(r.completion_ids) - 1 for g in groups for r in g.rollouts)
     assert (made.counters.prompt_positions, made.counters.completion_positions) == (each, inputs)
+
+
+def test_doctor_counts_a_prompt_for_every_plain_row(monkeypatch):
+    """8 rollouts of a prompt of 400: a micro-batch of 8 x (400 + 100) positions instead of 400 + 8 x 100."""
+    options = Options()
+    options.model.model = "builtin:tiny"
+    options.train.prompts_per_step = options.train.micro_batch_prompts = 1
+    options.rollout.num_generations, options.rollout.max_completion_length = 8, 100
+    config = sizes_of("builtin:tiny")
+    packed = plan(config, options, prompt_positions=400)
+    monkeypatch.setattr(family_class(config.model_type), "packable", False)
+    plain = plan(config, options, prompt_positions=400)
+    assert packed.positions["micro-batch"] == 1200 and plain.positions["micro-batch"] == 4000
+    assert plain.sampling["prompt keys"] == 8 * packed.sampling["prompt keys"]
+    assert plain.loss["activations"] > 3 * packed.loss["activations"]
 
 
 def test_a_hybrid_samples_what_it_scores_and_greedily_what_generate_writes():

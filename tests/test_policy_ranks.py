@@ -15,7 +15,7 @@ def test_two_ranks_equal_one_process():
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and lines, done.stderr[-4000:]
     results = json.loads(lines[0].removeprefix("RESULT "))
-    assert len(results) == 6
+    assert len(results) == 9
     for case, found in results.items():
         assert found["same_tokens"] == 1.0, case
         assert found["logps"] < 1e-5 and found["reference"] < 1e-5, (case, found)

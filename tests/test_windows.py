@@ -14,8 +14,10 @@ from covo_rl.config import RolloutConfig
 from covo_rl.engines import decoding
 from covo_rl.engines.decoder import FusedDecoder, ModuleDecoder, decoder_for
 from covo_rl.engines.decoding import sample_draws
-from covo_rl.policy import Policy
+from covo_rl.policy import Policy, attention
 from covo_rl.policy.attention import PackedLayout, key_layer
+from covo_rl.policy.packing import pack
+from covo_rl.policy.rows import packed_hidden
 from covo_rl.types import Group, Rollout
 
 #: one key, shorter than completion and prompt, as long as them, one more, as long as the longest row, one more
@@ -130,6 +132,15 @@ def test_both_decoders_see_through_the_window(fused, varlen, monkeypatch):
         assert error < 0.5
 
 
+def test_a_window_that_the_modules_ignore_is_ignored():
+    """Llama's configuration may say one, left over from another model; its layers do not read it."""
+    made, own = _policy("llama", 7)
+    assert type(decoder_for(made, rows=3, longest=30)) is FusedDecoder
+    assert made.model.config.sliding_window == 7
+    error, _ = _sampled_error(made, own, 16)
+    assert error < 1e-5
+
+
 def test_a_decoder_that_takes_more_than_embeddings_is_left_to_the_modules():
     for name in ("gemma3n", "gemma4"):
         made, _ = _policy(name, 7)
@@ -168,10 +179,11 @@ def test_ids_that_are_never_drawn_have_no_share_of_the_softmax():
     """Gemma's last ten here. Greedy or hot, none of them is drawn, and the others' log-probs sum to 1."""
     made, own = _policy("gemma4", 5)
     ids = set()
-    for temperature in (0.1, 1.0, 50.0):
-        prompts = [text_prompt(11)]
-        config = RolloutConfig(max_completion_length=40, num_generations=8, temperature=temperature)
-        draws = made(sample_draws, prompts, made.features([]), config, seed=1, generations=8)
+    cuts = [{"top_k": 85}, {"top_p": 0.9999}, {"min_p": 1e-9}, {"greedy": True}]  # more than there are to draw
+    for temperature, how in [(0.1, {}), (1.0, {}), (50.0, {}), *((50.0, cut) for cut in cuts)]:
+        prompts, greedy = [text_prompt(11)], how.pop("greedy", False)
+        config = RolloutConfig(max_completion_length=40, num_generations=8, temperature=temperature, **how)
+        draws = made(sample_draws, prompts, made.features([]), config, seed=1, generations=8, greedy=greedy)
         ids |= set(draws.ids_NC.flatten().tolist())
         first_logits = own(torch.tensor([prompts[0].input_ids]))[0, -1] / temperature
         torch.testing.assert_close(
@@ -197,3 +209,31 @@ def test_audio_ids_outside_the_table_are_embedded_as_padding():
         group = replace(text_groups()[0], prompt=replace(prompt, input_ids=ids))
         scores.append(made("logps", [group], made.features([])).logps_NC)
     torch.testing.assert_close(*scores, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("window", [3, 12])
+def test_a_window_taken_in_pieces_is_the_window(window, monkeypatch):
+    """Pieces that end inside prompts of 11 and completions of 9, the last one shorter."""
+    groups = text_groups()
+    made, own = _policy("mistral", window)
+    scores = []
+    for piece in (256, 4):
+        monkeypatch.setattr(attention, "PIECE", piece)
+        scored = made("logps", groups, made.features([])).logps_NC
+        torch.testing.assert_close(scored, expected_logps(own, groups), atol=1e-5, rtol=0)
+        (scored * cases.weights(groups)).sum().backward()
+        scores.append(cases.gradients(made))
+    assert cases.relative_difference(*scores) < 1e-4
+
+
+def test_masks_of_a_window_do_not_grow_with_the_prompt():
+    """By the elements of the masks: as wide as a piece and its window, not as the prompt."""
+    made, _ = _policy("mistral", 16)
+    packed = pack([Group(text_prompt(900), text_groups()[0].rollouts)], 5000, "cpu")
+    layout = PackedLayout(packed)
+    with torch.no_grad():
+        packed_hidden(
+            made.family, packed.input_ids_L, made.family.embed_tokens(packed.input_ids_L), packed.position_ids_L, layout
+        )
+    assert layout._bands
+    assert sum(mask.numel() for mask in layout._bands.values()) < 900 * 900 / 3

@@ -98,6 +98,7 @@ def _lfm2(window: int):
 MAKES = {
     "mistral": (TextFamily, partial(_layers, "Mistral")),
     "qwen2": (TextFamily, partial(_layers, "Qwen2")),
+    "llama": (TextFamily, partial(_layers, "Llama")),
     "gemma3": (TextFamily, partial(_gemma, "Gemma3")),
     "gemma3n": (
         GemmaFamily,

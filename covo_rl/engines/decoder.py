@@ -145,8 +145,9 @@ def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _window(attention: Any) -> int | None:
-    """The layer's sliding window; Mistral's layers read it from their configuration."""
-    return getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    """The layer's sliding window; Mistral's layers read it from their configuration, and Llama's have none there."""
+    own = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    return getattr(own, "sliding_window", None)
 
 
 def _linear_layers(decoder: Any) -> Iterator[nn.Module]:

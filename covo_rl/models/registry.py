@@ -54,16 +54,26 @@ class ModelError(UserError, ValueError):
     """A model that cannot be used here; the message says what exists."""
 
 
-def use_family(spec: str | None) -> None:
+def use_family(spec: str | None, path: str | None = None) -> None:
     """From now on a user's own family is the one of its `model_type`, in this process; None changes nothing.
 
     Raises:
-        ModelError: `spec` is no `./file.py:Class` or `package.module:Class`, does not import, or is no family.
+        ModelError: `spec` is no `./file.py:Class` or `package.module:Class`, does not import, is no family, or is one
+            of another model_type than the checkpoint at `path`, which would load without it.
     """
     if spec is None:
         return
     family = _loaded(spec, f"--family {visible(spec)}")
     _CHOSEN[family.model_type] = family
+    if path is not None:
+        from covo_rl.models import model_config
+
+        kind = model_config(path)["model_type"]
+        if kind != family.model_type:
+            raise ModelError(
+                f"--family {visible(spec)} is for the model_type {visible(family.model_type)!r}, and model {path} is a "
+                f"{visible(kind)!r}: write that into the class"
+            )
 
 
 def family_fingerprint(spec: str | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -27,6 +28,8 @@ from covo_rl.policy.flash import available
 from covo_rl.policy.packing import Bucket, Packed, Span, buckets
 
 NAME = "covo_grouped"
+#: queries that a layer with a window takes at once, where the window is no longer
+PIECE = 256
 
 
 class Layout(Protocol):
@@ -96,7 +99,7 @@ class PackedLayout:
         self.capture, self.prompt_keys = capture, prompt_keys
         self.prompt_positions, self.prompt_spans = packed.prompt_positions, packed.prompt_spans
         self._parts: dict[str, tuple[Part, Part | None]] = {}
-        self._bands: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._bands: dict[tuple[int, int, int, torch.dtype], torch.Tensor] = {}
         lengths = [end - start for start, end in packed.prompt_spans]
         #: completion inputs of each prompt, in the order of the row
         self.groups: list[list[Span]] = [[] for _ in lengths]
@@ -154,15 +157,17 @@ class PackedLayout:
         groups = zip(self.prompt_spans, self.groups, strict=True)
         return prompts, [(keys, bucket) for keys, spans in groups for bucket in buckets(spans, self.device)]
 
-    def band(self, before: int, length: int, window: int) -> torch.Tensor:
-        """(length, before + length) bool: what queries see of `before` keys and of their own, one mask for all layers.
+    def band(self, before: int, length: int, window: int, dtype: torch.dtype) -> torch.Tensor:
+        """(length, before + length), added to scores: -inf but for what queries see of `before` keys and of their own.
 
-        The last `window` keys, the query's own among them.
+        The last `window` keys, the query's own among them; one mask for all layers.
         """
-        if (before, length, window) not in self._bands:
-            ones = torch.ones(length, before + length, dtype=torch.bool, device=self.device)
-            self._bands[before, length, window] = ones.tril_(before).triu_(before - window + 1)
-        return self._bands[before, length, window]
+        key, width = (before, length, window, dtype), before + length
+        if key not in self._bands:
+            hidden = torch.ones(length, -(-width // 16) * 16, dtype=torch.bool, device=self.device)  # CUDA's alignment
+            hidden = ~hidden.tril_(before).triu_(before - window + 1)
+            self._bands[key] = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, :width]
+        return self._bands[key]
 
 
 class _MergedAttention(torch.autograd.Function):
@@ -208,25 +213,33 @@ def _concat_attention(q, k, v, prompt_k, prompt_v, layout: PackedLayout, scale: 
     """Public SDPA and autograd only."""
     repeats = q.shape[1] // k.shape[1]
 
-    def attention(q_BHLd: torch.Tensor, k_BKLd: torch.Tensor, v_BKLd: torch.Tensor, **mask: Any) -> torch.Tensor:
+    def attention(q_BHLd: torch.Tensor, k_BKTd: torch.Tensor, v_BKTd: torch.Tensor) -> torch.Tensor:
+        """Queries are the last ones of the keys; in pieces, so that scores and masks are two windows wide."""
+        length, total = q_BHLd.shape[2], k_BKTd.shape[2]
         if repeats > 1:
-            k_BKLd, v_BKLd = (x.repeat_interleave(repeats, 1) for x in (k_BKLd, v_BKLd))
-        return torch.nn.functional.scaled_dot_product_attention(q_BHLd, k_BKLd, v_BKLd, scale=scale, **mask)
+            k_BKTd, v_BKTd = (x.repeat_interleave(repeats, 1) for x in (k_BKTd, v_BKTd))
+        piece, outs = length if window >= total else max(window, PIECE), []
+        for start in range(0, length, piece):
+            end = min(start + piece, length)
+            queries, last = q_BHLd[:, :, start:end], total - length + end
+            first = max(0, last - (end - start) - window + 1)
+            keys, values = (x[:, :, first:last] for x in (k_BKTd, v_BKTd))
+            before = last - first - (end - start)
+            causal = before == 0 and window >= end
+            mask = None if causal else layout.band(before, end - start, window, q.dtype)
+            outs.append(scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal, scale=scale))
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     prompts, groups = layout.buckets
     for bucket in prompts:
-        narrow = window < bucket.length
-        mask = {"attn_mask": layout.band(0, bucket.length, window)} if narrow else {"is_causal": True}
-        bucket.put(out, attention(bucket.take(q), bucket.take(k), bucket.take(v), **mask))
+        bucket.put(out, attention(bucket.take(q), bucket.take(k), bucket.take(v)))
     for (start, end), bucket in groups:
         # older prompt keys are beyond the window of a completion's first position already
         keys = (max(start, end - window + 1), end)
-        n, length = keys[1] - keys[0], bucket.length
-        mask = layout.band(n, length, window)
         both = [
             torch.cat((one_run(prompt, keys).expand(bucket.rows, -1, -1, -1), bucket.take(own)), 2)
             for prompt, own in ((prompt_k, k), (prompt_v, v))
         ]
-        bucket.put(out, attention(bucket.take(q), *both, attn_mask=mask))
+        bucket.put(out, attention(bucket.take(q), *both))
     return out

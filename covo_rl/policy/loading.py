@@ -49,8 +49,9 @@ def answering_policy(
 
 
 def _family(model: ModelConfig, adapter: AdapterConfig) -> Any:
-    use_family(model.family)
+    path = resolve_model(model.model)
+    use_family(model.family, path)
     return load_family(
-        resolve_model(model.model), dtype=model.dtype, load_in_4bit=adapter.load_in_4bit,
+        path, dtype=model.dtype, load_in_4bit=adapter.load_in_4bit,
         attn_implementation=model.attn_implementation, trust_remote_code=model.trust_remote_code,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -78,13 +79,14 @@ def attention_configs(decoder: Any) -> list[Any]:
 
 
 def prepare_attention(family: AudioFamily) -> None:
-    """Set the grouped attention function, or say once that rows are plain.
+    """Set the grouped attention function, or say once, on one rank, that rows are plain.
 
     Raises PackingError for a decoder that the family calls packable and whose completions would change one another.
     """
     decoder: Any = family.decoder
     if not family.packable:
-        warnings.warn(PLAIN_ROWS.format(type(decoder).__name__), stacklevel=3)
+        if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+            warnings.warn(PLAIN_ROWS.format(type(decoder).__name__), stacklevel=3)
         return
     if obstacle := packing_obstacle(decoder):
         raise PackingError(

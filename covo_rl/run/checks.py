@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from covo_rl.config import AdapterConfig, ConfigError, Options, RewardConfig, number_map
+from covo_rl.config import AdapterConfig, ConfigError, ModelConfig, Options, RewardConfig, number_map
 from covo_rl.models import family_at, use_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.quantised import check_quantisation
@@ -26,8 +26,7 @@ def check_before_loading(options: Options) -> None:
         lambda: _check_rewards(options.reward),
         lambda: judge and judge_from_spec(judge, options.reward.judge_audio),
         lambda: adapter.load_in_4bit and check_quantisation(),
-        lambda: use_family(options.model.family),
-        lambda: _check_model(options.model.model, adapter),
+        lambda: _check_model(options.model, adapter),
         lambda: adapter.adapter and read_adapter(adapter.adapter),
         lambda: adapter.lora_target_modules and module_regex(adapter.lora_target_modules),
         lambda: installed_trackers(options.tracker),
@@ -50,8 +49,10 @@ def _check_rewards(reward: RewardConfig) -> None:
         raise ConfigError([f"reward_gate {reward.reward_gate!r} is not among the rewards: {', '.join(names)}"])
 
 
-def _check_model(name: str, adapter: AdapterConfig) -> None:
-    family = family_at(resolve_model(name))
+def _check_model(model: ModelConfig, adapter: AdapterConfig) -> None:
+    path = resolve_model(model.model)
+    use_family(model.family, path)
+    family = family_at(path)
     rates = number_map(adapter.part_learning_rates, what="part_learning_rates")
     check_parts(rates, family, "part_learning_rates")
     check_parts([] if adapter.lora else adapter.train_parts, family, "train_parts")

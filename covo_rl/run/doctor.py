@@ -80,7 +80,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     rows, micro_prompts = prompts * rollout.num_generations, min(train.micro_batch_prompts, prompts)
     together = min(rows, rollout.decode_rows)
     micro_rows = micro_prompts * min(train.micro_batch_rollouts or rollout.num_generations, rollout.num_generations)
-    micro = micro_prompts * prompt_positions + micro_rows * completion
+    micro = _prompt_copies(shape, micro_prompts, micro_rows) * prompt_positions + micro_rows * completion
     memory = {
         "weights": (shape.total - quantised) * size + quantised * BYTES_IN_4BIT + trainable * 4 * adapter.lora,
         "gradients": trainable * train_size,
@@ -92,7 +92,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     folds = dtype == "float32" and shape.linear_parameters * 4 <= limit_mb * MIB
     sampling = {
         # packed as the prefill left them, and padded as the decoding reads them
-        "prompt keys": 2 * prompts * prompt_positions * key_values,
+        "prompt keys": 2 * _prompt_copies(shape, prompts, together) * prompt_positions * key_values,
         "completion keys": together * completion * key_values,
         "logits and probabilities": 3 * together * shape.vocabulary * 4,
         "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
@@ -114,6 +114,11 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
         notes += ("the seconds leave the products and the reading of the experts out",)
     positions = {"prompts": prompts * prompt_positions, "completions": rows * completion, "micro-batch": micro}
     return Plan(memory, sampling, loss, seconds, positions, trainable, notes)
+
+
+def _prompt_copies(shape: Shape, prompts: int, rows: int) -> int:
+    """How often a prompt is computed and kept: once for all its rows, or for each of them where rows are plain."""
+    return prompts if shape.packable else rows
 
 
 def _rates(speed: Speed, dtype: str) -> str:
@@ -156,7 +161,8 @@ def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Spee
     prefill = forward(prompts * prompt, prompts * prompt**2 / 2)
     decode = forward(rows * completion, rows * (completion * prompt + completion**2 / 2))
     decode += rows * completion * 2.0 * shape.width * shape.vocabulary
-    one_pass = (prefill + decode) / speed.flops
+    copies = _prompt_copies(shape, prompts, rows)
+    one_pass = (forward(copies * prompt, copies * prompt**2 / 2) + decode) / speed.flops
     together = min(rows, options.rollout.decode_rows)
     read = decode_bytes(shape, prompt_positions=prompts * prompt, rows=together, completion=completion, size=size)
     steps = completion * rows / together

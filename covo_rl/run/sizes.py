@@ -26,6 +26,7 @@ class Shape:
     linear_parameters: int
     trainable: int = 0
     expert_parameters: int = 0
+    packable: bool = True
 
     @property
     def total(self) -> int:
@@ -74,6 +75,7 @@ def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
         linear_parameters=sum(m.weight.numel() for m in linear),
         expert_parameters=sum(p.numel() for n, p in model.named_parameters() if ".experts." in n),
         trainable=trainable,
+        packable=kind.packable,
     )
 
 

@@ -219,9 +219,9 @@ def _say(line: str) -> None:
 
 def check_model(config: ColdStartConfig) -> None:
     """Raises ConfigError or OSError for a model that is not there, or sizes that a new one does not have."""
-    models.use_family(config.family)
-    if config.model is not None:
-        path = resolve_model(config.model)
+    path = None if config.model is None else resolve_model(config.model)
+    models.use_family(config.family, path)
+    if path is not None:
         models.model_config(path)
         if Path(path).resolve() == Path(config.output).resolve():
             raise ConfigError([f"output {config.output} is the model that the stages start from: choose another"])

@@ -112,7 +112,7 @@ def check_exactness(
     from covo_rl.run.conformance.command import check_checkpoint, tiny_of
 
     with user_errors("covo-rl models check", code=1):
-        use_family(family)
+        use_family(family, None if random else resolve_model(path))
         model = tiny_of(path) if random else path
         outcomes = check_checkpoint(
             model, dtype=dtype, device=device, exports=exports, trust_remote_code=trust_remote_code
