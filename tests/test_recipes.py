@@ -23,11 +23,21 @@ def questions(tmp_path_factory):
     return synth.render_set(tmp_path_factory.mktemp("questions"), seed=7, train=176, validation=11, test=66)
 
 
-def run_recipe(*words, timeout=280, launch=True):
+def run_recipe(*words, timeout=280, launch=False):
+    """In a process of its own; with `launch` by accelerate, whose launcher takes as long to start as the recipe."""
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     start = LAUNCH if launch else [sys.executable]
     command = [*start, str(ROOT / "recipes" / "grpo_mmau.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=timeout)
+
+
+def run_here(*words):
+    """The recipe in this process: what it ends with, None or its message."""
+    main = runpy.run_path(str(ROOT / "recipes" / "grpo_mmau.py"))["main"]
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as stop:
+        return stop.code
 
 
 def data_flags(questions):
@@ -37,7 +47,7 @@ def data_flags(questions):
 
 def test_the_main_job_learns_and_leaves_a_complete_run_folder(questions, tmp_path):
     run = tmp_path / "run"
-    done = run_recipe(*data_flags(questions), "--output", run, "--max-steps", 12, "--prompts-per-step", 16)
+    done = run_recipe(*data_flags(questions), "--output", run, "--max-steps", 12, "--prompts-per-step", 16, launch=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(1, 13))
@@ -81,11 +91,10 @@ def test_full_parameter_training_learns_too(questions, tmp_path):
     assert halfway["max_abs_logit_diff_base"] != end["max_abs_logit_diff_base"]
 
 
-def test_dry_run_checks_everything_and_starts_nothing(questions, tmp_path):
+def test_dry_run_checks_everything_and_starts_nothing(questions, tmp_path, capsys):
     run = tmp_path / "run"
-    done = run_recipe(*data_flags(questions), "--output", run, "--dry-run")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "dry run" in done.stdout
+    assert run_here(*data_flags(questions), "--output", run, "--dry-run") is None
+    assert "dry run" in capsys.readouterr().out
     assert not (run / "metrics.jsonl").exists() and not (run / "result.json").exists()
 
 
@@ -96,7 +105,7 @@ def test_bad_rows_are_reported_with_their_ids_before_training(questions, tmp_pat
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(rows))
     words = ["--data", file, "--audio-dir", questions["train"].parent, "--output", tmp_path / "run"]
-    done = run_recipe(*words, launch=False)
+    done = run_recipe(*words)
     assert done.returncode != 0
     assert rows[1]["id"] in done.stderr and rows[2]["id"] in done.stderr
     assert "Traceback" not in done.stderr
@@ -105,9 +114,8 @@ def test_bad_rows_are_reported_with_their_ids_before_training(questions, tmp_pat
 def test_training_on_the_held_out_clips_is_refused(questions, tmp_path):
     train = questions["train"]
     flags = ["--data", train, "--audio-dir", train.parent, "--eval-data", train, "--eval-audio-dir", train.parent]
-    done = run_recipe(*flags, "--output", tmp_path / "run", "--dry-run")
-    assert done.returncode != 0
-    assert "train-7-00000" in done.stderr
+    message = run_here(*flags, "--output", tmp_path / "run", "--dry-run")
+    assert isinstance(message, str) and "train-7-00000" in message
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda p: p.name)
