@@ -55,7 +55,9 @@ def test_slots_that_are_one_too_many(name="covo_audio"):
 
 
 def test_a_limit_that_is_not_held():
-    text = failures("slots", broken("qwen3_asr", max_clip_seconds=20.0, _check_length=lambda self, seconds: None))
+    text = failures(
+        "slots", broken("qwen3_asr", max_clip_seconds=20.0, _seconds=lambda self, samples, rate: samples / rate)
+    )
     assert "max_clip_seconds 20 is not held" in text and "cut silently" in text
 
 

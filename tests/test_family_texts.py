@@ -12,6 +12,7 @@ from covo_rl.config import PromptConfig
 from covo_rl.data import DataError, load_examples
 from covo_rl.export.merged import write_merged
 from covo_rl.models import family_class, load_family
+from covo_rl.models.processor import AudioProcessor
 from covo_rl.models.tiny import tiny_model
 from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.types import Clip, Example
@@ -58,8 +59,34 @@ def test_what_a_template_refuses_is_said_with_the_row():
         build_prompt(Example("r1", (), "What?"), family, ClipStore(), PromptConfig())
 
 
-def test_a_template_never_writes_todays_date():
-    family = flamingo(DATED)
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 'x' + messages[0]['content'] }}", "{{ 1 / 0 }}", "{% for i in range(10**9) %}x{% endfor %}",
+     "{% include 'x' %}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ messages[0].none.more }}", 5],
+)  # fmt: skip
+def test_a_template_that_fails_is_named_with_the_row(template):
+    with pytest.raises(PromptError, match="row r1: the chat template cannot take this conversation: "):
+        build_prompt(Example("r1", (), "What?"), flamingo(template), ClipStore(), PromptConfig())
+
+
+def test_of_named_templates_the_default_one_is_taken():
+    model, processor = tiny_model("audioflamingo3")
+    processor.tokenizer.chat_template = {"tool_use": "{{ 'no' }}", "default": PUBLISHED}
+    named = AudioProcessor(processor.feature_extractor, processor.tokenizer, "<sound>")
+    assert family_class("audioflamingo3")(model, named).render(ONE).count("<sound>") == 1
+
+
+@pytest.mark.parametrize("rate", [0, -8000, 16_000.5, float("nan"), None, "16000"])
+def test_a_rate_that_is_none_is_refused_by_count_and_by_features(rate):
+    family = flamingo(PUBLISHED)
+    for make in (family.clip_slots, family.clip_features):
+        with pytest.raises(ValueError, match="is not a positive whole number of Hz"):
+            make(np.ones(16_000, np.float32), rate)
+
+
+@pytest.mark.parametrize("date", ["strftime_now('%d %B %Y')", "strftime_now(format='%d %B %Y')"])
+def test_a_template_never_writes_todays_date(date):
+    family = flamingo(DATED.replace("strftime_now('%d %B %Y')", date))
     row = Example("r7", (Clip(array=np.zeros(16_000, np.float32), sampling_rate=16_000),), "What?")
     with pytest.raises(PromptError, match=r"row r7: .* it would write today's date \(%d %B %Y\).*--system_prompt"):
         build_prompt(row, family, ClipStore(), PromptConfig(instruction=""))

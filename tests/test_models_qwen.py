@@ -61,7 +61,7 @@ def wave(seconds, seed=0):
 def test_the_published_layout_holds_every_weight(name, folders, family_of):
     model, _ = tiny_model(name)
     theirs, ours = model.state_dict(), family_of(name).model.state_dict()
-    assert theirs.keys() == ours.keys()
+    assert {key for key in theirs if "visual." not in key} == ours.keys()  # the tower that sees is let go
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     shapes = {re.sub(r"(?<=\.)\d+(?=\.)", "N", key) for key in load_file(folders[name] / "model.safetensors")}
     heard = {shape for shape in shapes if shape.startswith("thinker.") and ".visual." not in shape}

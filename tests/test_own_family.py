@@ -24,6 +24,12 @@ class Mine(AudioFlamingo3):
 
 class Unfinished(AudioFlamingo3.__mro__[2]):
     model_type = "unfinished"
+
+class Numbered(AudioFlamingo3):
+    model_type = ["a", "b"]
+
+class Nameless(AudioFlamingo3.__mro__[2]):
+    model_type, model_class, extract, slots = "nameless", "AudioFlamingo3ForConditionalGeneration", print, print
 '''
 CODE = """
 from transformers import AudioFlamingo3Config, AudioFlamingo3ForConditionalGeneration
@@ -100,13 +106,18 @@ def test_a_family_of_ones_own_loads_code_from_the_checkpoint_once_that_is_allowe
         ("{}/mine.py:Yours", "there is no Yours; its families are AudioFlamingo3, Mine"),
         ("{}/mine.py:FAMILY", "there is no FAMILY"),
         ("{}/mine.py:Unfinished", "Unfinished does not say extract, slots"),
+        ("{}/mine.py:Numbered", r"Numbered has the model_type \['a', 'b'\]; it is a text"),
+        ("{}/mine.py:Nameless", "Nameless does not say audio_token"),
+        ("leaving:Mine", "cannot import 'leaving': SystemExit: 3"),
         ("json:JSONDecoder", "JSONDecoder is no subclass of covo_rl.models.base.AudioFamily"),
         ("no_such_package:Mine", "cannot import 'no_such_package': ModuleNotFoundError"),
         ("{}/broken.py:Mine", r"broken\.py raises ZeroDivisionError while it is imported"),
     ],
 )
-def test_a_spec_that_names_no_family_says_what_is_there(checkpoint, spec, message):
+def test_a_spec_that_names_no_family_says_what_is_there(checkpoint, spec, message, monkeypatch):
     (checkpoint / "broken.py").write_text("1 / 0\n")
+    (checkpoint / "leaving.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(checkpoint)
     with pytest.raises(models.ModelError, match=message):
         models.use_family(spec.format(checkpoint))
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
-import jinja2
-
 from covo_rl.models.slots import expand_placeholders
 from covo_rl.models.text import shielded_messages, token_ids
 from covo_rl.models.weights import load_whole
@@ -25,10 +23,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: in front of a chat template: instead of today's date an error, whose text tells what to do
-NO_DATE = """{%- macro strftime_now(form) -%}{{ raise_exception(
-    "it would write today's date (" ~ form ~ "), and the same row be another prompt tomorrow: give a system message of "
-    "your own (--system_prompt), with the date of your choice in it, or a model folder whose chat_template.jinja has a "
-    "fixed one") }}{%- endmacro -%}"""
+NO_DATE = """{%- macro strftime_now(format) -%}{{ raise_exception(
+    "it would write today's date (" ~ format ~ "), and the same row be another prompt tomorrow: give a system message "
+    "of your own (--system_prompt), with the date of your choice in it, or a model folder whose chat_template.jinja "
+    "has a fixed one") }}{%- endmacro -%}"""
 
 
 @dataclass(frozen=True)
@@ -141,17 +139,17 @@ class AudioFamily(ABC):
                 write today's date, or writes more or fewer audio tokens than there are clips.
         """
         template, rows = self.chat_template or self.processor.chat_template, self.template_messages(messages)
-        if "strftime_now" in (template or ""):
-            template = NO_DATE + template
         options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
+            if "strftime_now" in (template or ""):
+                template = NO_DATE + template
             text = self.tokenizer.apply_chat_template(rows, chat_template=template, **options)
-        except jinja2.TemplateError as error:  # also what a template raises of its own
+        except Exception as error:  # a template is code of the checkpoint
             raise ValueError(f"the chat template cannot take this conversation: {error}") from error
-        clips, tokens = part_kinds(messages).count("audio"), text.count(self.processor.audio_token)
+        token = self.processor.audio_token
+        clips, tokens = part_kinds(messages).count("audio"), text.count(token)
         if tokens != clips:
             hint = "; it has place for one in a message" if 0 < tokens < clips else ""
-            token = self.processor.audio_token
             raise ValueError(f"the chat template writes {tokens} audio tokens ({token}) for {clips} clips{hint}")
         return text
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from covo_rl.models.registry import ModelError
-from covo_rl.models.transformers_family import TransformersFamily, parts_under
+from covo_rl.models.transformers_family import TransformersFamily, parts_at
 
 
 class CappedHead(nn.Module):
@@ -48,7 +48,8 @@ class HardTokens(nn.Module):
 class Gemma(TransformersFamily):
     """What both have in common; `frame` is what their processors write around the slots of a clip."""
 
-    parts: ClassVar[Mapping[str, str]] = parts_under(projector="embed_audio.")
+    parts: ClassVar[Mapping[str, str]] = parts_at(adapter="model.embed_audio.")
+    unheard: ClassVar[tuple[str, ...]] = ("model.vision_tower",)
     max_clip_seconds: float | None = 30.0
     lora_leaves: ClassVar[tuple[str, ...] | None] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
@@ -105,7 +106,7 @@ class Gemma4(Gemma):
             return {}
         placeholder_L = torch.isin(ids_L, torch.tensor(self.unsampled_ids, device=ids_L.device))
         ids_L = ids_L.masked_fill(placeholder_L, self.text_config.pad_token_id)
-        return {"per_layer_inputs": self.decoder.get_per_layer_inputs(ids_L, None)}
+        return {"per_layer_inputs": self.model.get_decoder().get_per_layer_inputs(ids_L, None)}
 
 
 class Gemma3n(Gemma):
@@ -136,4 +137,4 @@ class Gemma3n(Gemma):
 
     def decoder_inputs(self, ids_L: torch.Tensor, embeds_LD: torch.Tensor) -> dict[str, torch.Tensor]:
         beyond_L = ids_L >= self.text_config.vocab_size_per_layer_input
-        return {"per_layer_inputs": self.decoder.get_per_layer_inputs(ids_L.masked_fill(beyond_L, 0))}
+        return {"per_layer_inputs": self.model.get_decoder().get_per_layer_inputs(ids_L.masked_fill(beyond_L, 0))}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import SequenceFeatureExtractor
 
-from covo_rl.models.transformers_family import TransformersFamily
+from covo_rl.models.transformers_family import TransformersFamily, parts_at
 
 N_FFT, WINDOW, HOP = 512, 400, 160
 
@@ -54,12 +54,7 @@ class GraniteSpeech(TransformersFamily):
     extractor_class: ClassVar[Any] = GraniteMel
     audio_token: ClassVar[str] = "<|audio|>"
     text_content: ClassVar[bool] = True
-    parts: ClassVar[Mapping[str, str]] = {
-        "encoder": "model.encoder.",
-        "audio_adapter": "model.projector.",
-        "llm": "model.language_model.",
-        "lm_head": "lm_head.",
-    }
+    parts: ClassVar[Mapping[str, str]] = parts_at("model.encoder.", "model.projector.")
 
     def __init__(self, model: Any, processor: Any) -> None:
         super().__init__(model, processor)
@@ -70,6 +65,11 @@ class GraniteSpeech(TransformersFamily):
     @property
     def stock_logits_divisor(self) -> float:
         return self.model.config.get_text_config().logits_scaling
+
+    @property
+    def unsampled_ids(self) -> tuple[int, ...]:
+        """The audio id where it has a row: the model's own forward embeds id 0 in its place."""
+        return tuple(i for i in (self.audio_token_id,) if i < self.embedded_ids)
 
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         return {"input_features": self.processor.feature_extractor(samples_T)}

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from covo_rl.models.transformers_family import TransformersFamily
+from covo_rl.models.transformers_family import TransformersFamily, parts_at
 
 _EXTEND = "model.embed_tokens_extend."
+_AUDIO = _EXTEND + "audio_embed."
 
 
 class Phi4Multimodal(TransformersFamily):
@@ -26,14 +27,9 @@ class Phi4Multimodal(TransformersFamily):
     extractor_class: ClassVar[Any] = "Phi4MultimodalFeatureExtractor"
     audio_token: ClassVar[str] = "<|audio|>"
     text_content: ClassVar[bool] = True
+    unheard: ClassVar[tuple[str, ...]] = (_EXTEND + "image_embed",)
     adapter_folder: ClassVar[str] = "speech-lora"
-    parts: ClassVar[Mapping[str, str]] = {
-        "encoder": _EXTEND + "audio_embed.encoder.",
-        "audio_adapter": _EXTEND + "audio_embed.",
-        "vision": _EXTEND + "image_embed.",
-        "llm": "model.",
-        "lm_head": "lm_head.",
-    }
+    parts: ClassVar[Mapping[str, str]] = parts_at(_AUDIO + "encoder.", _AUDIO, "model.")
 
     @property
     def audio_token_id(self) -> int:
@@ -50,6 +46,6 @@ class Phi4Multimodal(TransformersFamily):
         return int(tensors["audio_embed_sizes"])
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
-        audio = self.model.get_submodule(_EXTEND + "audio_embed")
+        audio = self.model.get_submodule(_AUDIO.rstrip("."))
         ids = torch.full((1, slots), self.audio_token_id, device=self.embed_tokens.weight.device)
         return audio(ids, self.embed_tokens.weight.new_zeros(1, slots, self.embed_tokens.embedding_dim), **tensors)[0]

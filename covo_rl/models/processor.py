@@ -26,7 +26,8 @@ class AudioProcessor:
         source: Path | None = None,
     ) -> None:  # fmt: skip
         self.feature_extractor, self.tokenizer, self.audio_token = feature_extractor, tokenizer, audio_token
-        self.chat_template = chat_template or tokenizer.chat_template
+        template = chat_template or tokenizer.chat_template
+        self.chat_template = template.get("default") if isinstance(template, Mapping) else template  # named ones
         self.source = source
 
     @classmethod
@@ -40,7 +41,6 @@ class AudioProcessor:
         tokenizer = tokenizer_class.from_pretrained(path, **options)
         stated, _ = ProcessorMixin.get_processor_dict(path)
         template = stated.get("chat_template")
-        template = template.get("default") if isinstance(template, Mapping) else template
         return cls(extractor, tokenizer, audio_token, chat_template=template, source=local_folder(path))
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -1,9 +1,8 @@
 """The thinkers of Qwen2.5-Omni and Qwen3-Omni (transformers): audio in, text out.
 
 They load from a full published checkpoint (config.json with a thinker_config) and from a thinker alone. Talker and
-vocoder are not read; a merged export carries them over. The vision tower is loaded, frozen and idle (rows with pictures
-are refused): 0.7 of the 8.9 billion parameters at 7B, so that every checkpoint that is written is whole. With audio
-alone M-RoPE has the same plain position in all its axes.
+vocoder are not read, and the vision tower (0.7 of the 8.9 billion parameters at 7B) is let go, as rows with pictures
+are refused; whatever is written carries them over. With audio alone M-RoPE has the same plain position in all its axes.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ class _Thinker(TransformersFamily):
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = (
         {"encoder": "audio_tower.", "llm": "model.", "lm_head": "lm_head."},
     )
+
+    unheard: ClassVar[tuple[str, ...]] = ("model.visual", "visual")
 
     @abstractmethod
     def frames(self, samples: int) -> int:

@@ -111,14 +111,14 @@ def _loaded(spec: str, what: str) -> type[AudioFamily]:
         raise ModelError(f"{what}: write ./file.py:Class or package.module:Class")
     try:
         module = import_file(Path(place).expanduser(), noun="Class") if place.endswith(".py") else import_module(place)
+        value = getattr(module, name, None)
     except FileImportError as error:
         raise ModelError(f"{what}: {error}") from error
-    except Exception as error:  # whatever a module does while it is imported
+    except (Exception, SystemExit) as error:  # whatever a module does while it is imported
         if isinstance(error, UserError):
             raise
         hint = "; a file is named with its .py" if "/" in place else ""
         raise ModelError(f"{what}: cannot import {place!r}: {type(error).__name__}: {error}{hint}") from error
-    value = getattr(module, name, None)
     if problem := _problem(value, name, module):
         raise ModelError(f"{what}: {problem}")
     return value  # type: ignore[return-value]
@@ -126,6 +126,7 @@ def _loaded(spec: str, what: str) -> type[AudioFamily]:
 
 def _problem(value: object, name: str, module: object) -> str:
     from covo_rl.models.base import AudioFamily
+    from covo_rl.models.transformers_family import TransformersFamily
 
     def is_family(entry: object) -> bool:
         return inspect.isclass(entry) and issubclass(entry, AudioFamily) and not inspect.isabstract(entry)
@@ -137,5 +138,8 @@ def _problem(value: object, name: str, module: object) -> str:
         return (
             f"{name} is no subclass of covo_rl.models.base.AudioFamily; its families are {', '.join(there) or 'none'}"
         )
-    lacks = [*sorted(value.__abstractmethods__), *([] if hasattr(value, "model_type") else ["model_type"])]
+    stated = ("model_type", "model_class", *(["audio_token"] if issubclass(value, TransformersFamily) else []))
+    lacks = [*sorted(value.__abstractmethods__), *(entry for entry in stated if not hasattr(value, entry))]
+    if not lacks and not isinstance(kind := value.model_type, str):
+        return f"{name} has the model_type {kind!r:.80}; it is a text, what config.json says"
     return f"{name} does not say {', '.join(lacks)}" if lacks else ""

@@ -16,7 +16,7 @@ import torch
 
 from covo_rl.models.base import AudioFamily, ClipFeatures
 from covo_rl.models.processor import AudioProcessor
-from covo_rl.models.waveform import mono_float, sinc_resample
+from covo_rl.models.waveform import mono_float, sinc_resample, whole_rate
 from covo_rl.models.weights import load_whole
 from covo_rl.types import UserError
 
@@ -29,14 +29,12 @@ class RemoteCodeError(UserError, ValueError):
     """A checkpoint ships code that nobody has allowed to run."""
 
 
-def parts_under(prefix: str = "model.", projector: str = "multi_modal_projector.") -> dict[str, str]:
-    """The usual layout: everything but the head under `model.`."""
-    return {
-        "encoder": f"{prefix}audio_tower.",
-        "audio_adapter": f"{prefix}{projector}",
-        "llm": f"{prefix}language_model.",
-        "lm_head": "lm_head.",
-    }
+def parts_at(
+    encoder: str = "model.audio_tower.", adapter: str = "model.multi_modal_projector.",
+    llm: str = "model.language_model.",
+) -> dict[str, str]:  # fmt: skip
+    """`parts` of a model with an adapter; the usual layout by default."""
+    return {"encoder": encoder, "audio_adapter": adapter, "llm": llm, "lm_head": "lm_head."}
 
 
 class TransformersFamily(AudioFamily):
@@ -51,9 +49,11 @@ class TransformersFamily(AudioFamily):
     #: of a processor that is not the stock one: what reads the feature extractor's and the tokenizer's files.
     extractor_class: ClassVar[Any] = "AutoFeatureExtractor"
     tokenizer_class: ClassVar[Any] = "AutoTokenizer"
-    parts: ClassVar[Mapping[str, str]] = parts_under()
+    parts: ClassVar[Mapping[str, str]] = parts_at()
     #: layouts of other releases of transformers; the one whose prefixes are all there is taken.
     other_parts: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    #: modules that see, let go after loading, whatever a release calls them; exports carry their tensors over.
+    unheard: ClassVar[tuple[str, ...]] = ()
     #: the text that stands for a clip in a rendered prompt.
     audio_token: ClassVar[str]
     #: what the model's own forward calls the mask of `windows`.
@@ -71,6 +71,8 @@ class TransformersFamily(AudioFamily):
                 self.parts = parts  # pyright: ignore[reportAttributeAccessIssue]
                 break
         self._slots: dict[int, int] = {}
+        for holder, _, name in (path.rpartition(".") for path in self.unheard if path in names):
+            delattr(model.get_submodule(holder), name)
 
     @classmethod
     def load(
@@ -123,35 +125,39 @@ class TransformersFamily(AudioFamily):
     def clip_features(self, waveform: np.ndarray, sampling_rate: int) -> ClipFeatures:
         """Raises ValueError for a clip that cannot be read, is too long, or too short for one slot."""
         samples = mono_float(waveform)
-        self._check_length(samples.shape[0] / sampling_rate)
+        seconds = self._seconds(len(samples), sampling_rate)
         tensors = self.extract(sinc_resample(samples, sampling_rate, self.sampling_rate).numpy())
-        return ClipFeatures(tensors, self._checked(self.slots(tensors), samples.shape[0] / sampling_rate))
+        return ClipFeatures(tensors, self._checked(self.slots(tensors), seconds))
 
     def clip_slots(self, waveform: np.ndarray, sampling_rate: int) -> int:
         """As many as `clip_features` says; they depend on the length alone, so of each length it is asked once."""
-        samples = mono_float(waveform)
-        self._check_length(samples.shape[0] / sampling_rate)
-        count = -(-samples.shape[0] * self.sampling_rate // sampling_rate)
+        length = len(mono_float(waveform))
+        seconds = self._seconds(length, sampling_rate)
+        count = -(-length * self.sampling_rate // int(sampling_rate))
         if count not in self._slots:
             self._slots[count] = self.slot_count(count)
-        return self._checked(self._slots[count], samples.shape[0] / sampling_rate)
+        return self._checked(self._slots[count], seconds)
 
     def slot_count(self, samples: int) -> int:
         """Slots of a clip of so many samples at `sampling_rate`; a family that needs no features for it says how."""
         return self.slots(self.extract(np.zeros(samples, np.float32)))
 
-    def _check_length(self, seconds: float) -> None:
-        limit = self.max_clip_seconds
+    @property
+    def _name(self) -> str:
+        return self.title or type(self).__name__
+
+    def _seconds(self, samples: int, sampling_rate: int) -> float:
+        seconds, limit = samples / whole_rate(sampling_rate), self.max_clip_seconds
         if limit is not None and seconds > limit:
             raise ValueError(
-                f"a clip of {seconds:.2f} s: {self.title or type(self).__name__} takes {limit:g} s and would cut the "
-                "rest without a word; crop or chunk it first (--long_audio)"
+                f"a clip of {seconds:.2f} s: {self._name} takes {limit:g} s and would cut the rest without a word; "
+                "crop or chunk it first (--long_audio)"
             )
+        return seconds
 
     def _checked(self, slots: int, seconds: float) -> int:
         if slots < 1:
-            name = self.title or type(self).__name__
-            raise ValueError(f"a clip of {1000 * seconds:.1f} ms is too short for one audio slot of {name}")
+            raise ValueError(f"a clip of {1000 * seconds:.1f} ms is too short for one audio slot of {self._name}")
         return slots
 
     def encode(self, clips: Sequence[ClipFeatures]) -> list[torch.Tensor]:

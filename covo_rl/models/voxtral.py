@@ -6,7 +6,7 @@ transformers reads the file without it; the template is written out here, and ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,12 +14,15 @@ import torch
 
 from covo_rl.models.transformers_family import TransformersFamily
 
+# It refuses a system message beside audio, as mistral-common does: Voxtral never saw one.
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
+    "{{ bos_token }}{% set told = messages | selectattr('role', 'equalto', 'system') | list %}"
+    "{% for message in messages %}"
     "{% set opens, ends = {'user': ('[INST]', '[/INST]'), 'system': ('[SYSTEM_PROMPT]', '[/SYSTEM_PROMPT]')}"
     ".get(message['role'], ('', eos_token)) %}{{ opens }}"
     "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
+    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'audio' and told %}{{ raise_exception("
+    "'Voxtral takes no system message beside audio; put its text into the question (instruction)') }}{% endif %}"
     "{{ '[BEGIN_AUDIO][AUDIO]' if part['type'] == 'audio' else part['text'] }}"
     "{% endfor %}{% endif %}{{ ends }}{% endfor %}"
 )
@@ -54,20 +57,5 @@ class Voxtral(TransformersFamily):
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
         config = self.model.config.audio_config  # as many positions go into a slot as fill the projector's input
-        return (
-            len(tensors["input_features"])
-            * config.max_source_positions
-            * config.hidden_size
-            // config.intermediate_size
-        )
-
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Raises ValueError for a system message beside audio, as mistral-common does: Voxtral never saw one."""
-        parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
-        audio = any(part["type"] == "audio" for part in parts)
-        ours = self.processor.chat_template == TEMPLATE
-        if ours and audio and any(message["role"] == "system" for message in messages):
-            raise ValueError(
-                "Voxtral takes no system message beside audio; put its text into the question (instruction)"
-            )
-        return super().render(messages, add_generation_prompt=add_generation_prompt)
+        width = len(tensors["input_features"]) * config.max_source_positions * config.hidden_size
+        return width // config.intermediate_size

@@ -61,6 +61,13 @@ def mono_float(waveform: Any, name: str = "clip") -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def whole_rate(rate: Any) -> int:
+    """A sampling rate in Hz; raises ValueError for one that is not a positive whole number."""
+    if not (isinstance(rate, (int, float, np.integer, np.floating)) and rate > 0 and not rate % 1):
+        raise ValueError(f"sampling rate {rate!r} is not a positive whole number of Hz")
+    return int(rate)
+
+
 @lru_cache(maxsize=32)
 def resampling_kernel(old: int, new: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Taps (m, 1, 2 W + o) float32 for rates already divided by their gcd; computed in `dtype`.
@@ -92,13 +99,11 @@ def sinc_resample(
 
     Raises ValueError for a rate that is not a positive whole number.
     """
-    for value in (rate, new_rate):
-        if value <= 0 or value != int(value):
-            raise ValueError(f"sampling rate {value!r} is not a positive whole number of Hz")
+    rate, new_rate = whole_rate(rate), whole_rate(new_rate)
     if rate == new_rate:
         return waveform
-    divisor = math.gcd(int(rate), int(new_rate))
-    old, new = int(rate) // divisor, int(new_rate) // divisor
+    divisor = math.gcd(rate, new_rate)
+    old, new = rate // divisor, new_rate // divisor
     length = math.ceil(new * waveform.shape[-1] / old)
     _, half_width = _reach(old, new)
     if new * (2 * half_width + old) > MAX_KERNEL_NUMEL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from covo_rl.run.conformance.subject import Subject
 #: ids of a completion
 LENGTH = 12
 HEARD = 1e-3
+#: special ids that are looked at; some tokenizers have thousands
+MOST_SPECIAL = 256
 
 
 @torch.no_grad()
@@ -29,6 +32,8 @@ def sampling(subject: Subject) -> Iterator[Figure | Gap]:
     for name, change in (("without", check.without_audio), ("with swapped", check.swapped_audio)):
         yield Figure(f"log-probs {name} audio, change", change or 0.0, HEARD, "the audio embeddings are not used",
                      least=True)  # fmt: skip
+    yield Figure("special ids that its own forward embeds otherwise", len(strange := strange_ids(subject)), 0,
+                 f"a completion may hold {strange[:3]}: list them as unsampled_ids")  # fmt: skip
     differing, first = greedy_differences(subject)
     if subject.dtype == torch.float32:
         yield Figure(f"greedy ids of {LENGTH} that `generate` writes otherwise", differing, 0,
@@ -37,6 +42,29 @@ def sampling(subject: Subject) -> Iterator[Figure | Gap]:
         yield Figure("first greedy ids that `generate` writes otherwise", first, 0,
                      "`generate` masks or penalises ids that sampling does not: unsampled_ids")  # fmt: skip
         yield Gap("greedy ids after the first", f"{subject.dtype} rounds, so two kernels may part at a near tie")
+
+
+def strange_ids(subject: Subject) -> list[int]:
+    """Special ids that can be drawn, and are not to the decoder what they are in the model's own step of `generate`."""
+    family, device = subject.family, subject.policy.device
+    never = {*family.unsampled_ids, *subject.plain_ids.tolist()}
+    some = sorted({*subject.special_ids} - never)[:MOST_SPECIAL]
+    ids_N1 = torch.tensor([[i] for i in some if 0 <= i < family.embedded_ids], device=device)
+    before_N1, ones_N1 = torch.full_like(ids_N1, int(subject.plain_ids[0])), torch.ones_like(ids_N1)
+    model: Any = family.model
+    memory = model(input_ids=before_N1, attention_mask=ones_N1, use_cache=True).past_key_values
+    step = {"attention_mask": ones_N1.expand(-1, 2), "position_ids": ones_N1}
+    own: list[torch.Tensor] = []
+    hook = family.decoder.register_forward_hook(lambda module, args, output: own.append(output.last_hidden_state))
+    try:
+        model(input_ids=ids_N1, past_key_values=copy.deepcopy(memory), **step)
+    finally:
+        hook.remove()
+    embeds_N1D = family.embed_tokens(family.embeddable(ids_N1))
+    step |= family.decoder_inputs(ids_N1, embeds_N1D)
+    ours = family.decoder(inputs_embeds=embeds_N1D, past_key_values=memory, **step).last_hidden_state
+    apart_N = (own[0] - ours).flatten(1).abs().amax(1) > subject.exact
+    return ids_N1[apart_N, 0].tolist()
 
 
 def greedy_differences(subject: Subject) -> tuple[int, int]:

@@ -92,15 +92,19 @@ class Subject:
         return [self.prompt(f"check{'-' * place}", seconds, f"What do you hear?{more[place]}")
                 for place, seconds in enumerate(CLIPS)]  # fmt: skip
 
-    @cached_property
-    def plain_ids(self) -> np.ndarray:
-        """Ids of ordinary text, which no model treats otherwise."""
+    @property
+    def special_ids(self) -> set[int]:
+        """Ids that a model may treat otherwise than ordinary text."""
         family = self.family
         values = family.model.config.to_dict()
         stated = {value for name, value in values.items() if name.endswith(("token_id", "token_index"))
                   and isinstance(value, int)}  # fmt: skip
-        special = {*family.tokenizer.all_special_ids, *family.unsampled_ids, family.audio_token_id, *stated}
-        size = min(len(family.tokenizer), family.embed_tokens.num_embeddings, 5000)
+        return {*family.tokenizer.all_special_ids, *family.unsampled_ids, family.audio_token_id, *stated}
+
+    @cached_property
+    def plain_ids(self) -> np.ndarray:
+        """Ids of ordinary text."""
+        size, special = min(len(self.family.tokenizer), self.family.embedded_ids, 5000), self.special_ids
         return np.array([i for i in range(size) if i not in special])
 
     def group(self, prompt: Prompt, lengths: Sequence[int], seed: int = 0) -> Group:
