@@ -59,6 +59,8 @@ def parser() -> Parser:
     for name in ("model", "data", "audio-dir", "eval-data", "eval-audio-dir", "columns", "eval-columns",
                  "completion-column", "output"):  # fmt: skip
         parser.add_argument(f"--{name}")
+    parser.add_argument("--family", help="a family of your own: ./mine.py:Class, package.module:Class")
+    parser.add_argument("--trust-remote-code", action="store_true", default=None, help="run the checkpoint's code")
     for name in ("seed", "rows", "start-stage"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--held-out", type=float, help="share of the data that no stage sees (default 0.05)")

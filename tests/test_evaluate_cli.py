@@ -16,6 +16,7 @@ from covo_rl.evaluate.cli import app
 
 FIXTURES = Path(__file__).parent / "fixtures" / "scoring"
 PETS = ["dog", "cat", "cow", "hen"]
+PATIENCE_S = 240  # starting a process takes 3 s on an idle machine and over a minute on a busy one
 
 
 def cli(*words):
@@ -307,15 +308,18 @@ class Store:
 
 class Fake:
     clips = Store()
+    def __init__(self, log, pause=0.0):
+        self.log, self.pause = log, pause
     def answer(self, examples, *, greedy, num_generations, seed):
-        time.sleep(float(sys.argv[2]))
-        with open(sys.argv[1], "a") as log:
+        time.sleep(self.pause)
+        with open(self.log, "a") as log:
             log.writelines(e.id + "\\n" for e in examples)
         said = [e.choices[(seed + len(e.id) + int(e.id[1:])) % 4] for e in examples]
         texts = [f"<think>Heard {a}.</think><answer>{a}</answer>" for a in said]
         return [group_from_text(e, [text]) for e, text in zip(examples, texts)]
-
-runner.load_answerer = lambda *args, **options: Fake()
+"""
+FAKE_PROCESS = """
+runner.load_answerer = lambda *args, **options: Fake(sys.argv[1], float(sys.argv[2]))
 app(sys.argv[3:])
 """
 
@@ -336,36 +340,48 @@ def two_hundred(tmp_path):
     return write(tmp_path / "data.json", [mmau_row(f"r{i}", PETS[i % 4]) for i in range(200)])
 
 
+def fake_words(data, out, *words):
+    return ["--set", "mmau-test-mini", "--data", data, "--model", "builtin:tiny", "--output", out, "--batch-size", 8,
+            "--no-plots", *words]  # fmt: skip
+
+
 def start(data, out, log, *words, pause=0.0, env=None):
-    words = [
-        "--set",
-        "mmau-test-mini",
-        "--data",
-        data,
-        "--model",
-        "builtin:tiny",
-        "--output",
-        out,
-        "--batch-size",
-        8,
-        "--no-plots",
-        *words,
+    command = [
+        sys.executable,
+        "-c",
+        FAKE + FAKE_PROCESS,
+        str(log),
+        str(pause),
+        *map(str, fake_words(data, out, *words)),
     ]
-    command = [sys.executable, "-c", FAKE, str(log), str(pause), *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(env or {})})
 
 
+@pytest.fixture
+def answered_here(monkeypatch):
+    """(rows, output folder, log, more words): what `start` does, in this process."""
+    names = {}
+    exec(FAKE, names)
+
+    def run(data, out, log, *words):
+        monkeypatch.setattr(names["runner"], "load_answerer", lambda *args, **options: names["Fake"](log))
+        result = cli(*fake_words(data, out, *words))
+        assert result.exit_code == 0, result.output
+
+    return run
+
+
 def finish(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err.decode()
     return out.decode()
 
 
-def test_killed_and_restarted_gives_the_same_report(tmp_path, two_hundred):
+def test_killed_and_restarted_gives_the_same_report(tmp_path, two_hundred, answered_here):
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
-    finish(start(two_hundred, whole, tmp_path / "log-whole"))
+    answered_here(two_hundred, whole, tmp_path / "log-whole")
     process = start(two_hundred, cut, log, pause=0.03)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + PATIENCE_S
     while not (cut / "rows.jsonl").is_file() or (cut / "rows.jsonl").read_bytes().count(b"\n") < 64:
         assert process.poll() is None and time.monotonic() < limit, "the run ended before it could be killed"
         time.sleep(0.01)
@@ -383,13 +399,13 @@ def test_killed_and_restarted_gives_the_same_report(tmp_path, two_hundred):
     assert len(finished) + len(again) == 200
     for name in ("report.json", "rows.jsonl", "report.md"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
-    finish(start(two_hundred, cut, log))
+    answered_here(two_hundred, cut, log)
     assert len(log.read_text().split()) == len(answered) + len(again), "a finished evaluation answers nothing again"
 
 
-def test_listening_figures_and_a_folder_that_refuses_other_settings(tmp_path, two_hundred):
+def test_listening_figures_and_a_folder_that_refuses_other_settings(tmp_path, two_hundred, answered_here):
     out, log = tmp_path / "out", tmp_path / "log"
-    finish(start(two_hundred, out, log, "--limit", 16, "--listen"))
+    answered_here(two_hundred, out, log, "--limit", 16, "--listen")
     audio = report(out)["audio"]
     conditions = {"real", "silent", "swapped", "none"}
     assert set(audio) == conditions | {"real_minus_silent", "real_minus_swapped", "real_minus_none"}

@@ -146,6 +146,7 @@ def test_listening_without_sound_to_silence_is_refused(words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # seven steps of full size, for a figure that a busy machine blurs
 def test_what_watches_a_step_takes_less_than_two_percent_of_it(tmp_path):
     """CPU seconds of a step, and of all that records it, monitor and tracker included, at the size of the shipped run:
     256 rollouts. Steps without a table of rollouts: with one (each tenth) tensorboard takes 5 to 10 %."""

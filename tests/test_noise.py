@@ -125,6 +125,26 @@ def test_only_the_listed_log_messages_are_left_out(caplog, monkeypatch):
     assert not logger.filter(record) and logger.filter(other)
 
 
+def test_the_config_of_phi4_is_read_without_advice_to_its_publisher(caplog, monkeypatch):
+    from transformers import Phi4MultimodalConfig
+    from transformers.utils import logging as transformers_logging
+
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    logger = logging.getLogger("transformers.modeling_rope_utils")
+    monkeypatch.setattr(logger, "filters", [])
+    logger.addHandler(caplog.handler)
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    said = []
+    for quiet in (lambda: None, noise.quiet):
+        quiet()
+        transformers_logging.warning_once.cache_clear()
+        caplog.clear()
+        Phi4MultimodalConfig(hidden_size=64, num_attention_heads=4, partial_rotary_factor=1.0, rope_parameters=rope)
+        said.append(sum("original_max_position_embeddings" in record.getMessage() for record in caplog.records))
+    logger.removeHandler(caplog.handler)
+    assert said[0] > 0 and said[1] == 0
+
+
 def test_bars_of_downloads_stay(monkeypatch):
     from transformers.utils import logging as transformers_logging
 

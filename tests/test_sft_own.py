@@ -205,6 +205,17 @@ def test_rows_that_a_stage_cannot_use_are_named_together_before_training(mine, c
     assert "stage 0" not in said.out and not (mine / "out").exists()
 
 
+def test_a_family_of_ones_own_is_named_on_the_command_line(mine, capsys, monkeypatch):
+    monkeypatch.setattr("covo_rl.models.registry._CHOSEN", {})
+    code = "from covo_rl.models.qwen3_asr import Qwen3Asr\n\n\nclass Mine(Qwen3Asr):\n    max_clip_seconds = 0.25\n"
+    (mine / "mine.py").write_text(code)
+    (mine / "c.yaml").write_text(yaml.safe_dump(yaml.safe_load((mine / "c.yaml").read_text()) | {"tiny": None}))
+    words = ["--config", mine / "c.yaml", "--model", "builtin:tiny_qwen3_asr", "--trust-remote-code", "--dry-run"]
+    with pytest.raises(SystemExit):
+        recipe(*words, "--family", f"{mine}/mine.py:Mine")
+    assert "row tone-0: a clip of 0.50 s: Qwen3-ASR takes 0.25 s" in capsys.readouterr().err
+
+
 OPTIONS = {
     "sft_tiny's rows": ({"stages": [{"rows": 6000}]}, "stages[0]: rows 0 to 5999: the data has 9 rows"),
     "first row": ({"stages": [{"first_row": 50}]}, "stages[0]: first_row 50: the data has 9 rows"),

@@ -110,6 +110,7 @@ def row_problems(examples: Sequence[Example], max_clip_seconds: float | None = N
             what = facts.error
             if max_clip_seconds is not None and facts.seconds > max_clip_seconds:
                 what = f"{facts.clip.name}: {facts.seconds:.2f} s long, at most {max_clip_seconds:g} s can be taken"
+                what += ": shorten it, or train with --long_audio crop or chunk"
             if what is not None:
                 problems.append(Problem(example.id, what))
     return problems

@@ -24,6 +24,8 @@ LOGS = {
     ("transformers.generation.utils", "Setting `pad_token_id`"): "a judge's batch is padded as its tokenizer says",
     ("transformers.generation.configuration_utils", "The following generation flags are not valid"):
         "sampling flags of a checkpoint's generation_config, where a judge decodes greedily",
+    ("transformers.modeling_rope_utils", "This model config has set a `rope_parameters['original_max_position_emb"):
+        "Phi-4 is published so, and the factor that is asked for is the ratio that is taken",
 }  # fmt: skip
 #: progress bars of transformers about files on this disk; those of downloads stay
 BARS = ("Loading weights", "Writing model shards", "Loading checkpoint shards")
