@@ -216,6 +216,10 @@ def test_a_run_leaves_its_folder_unlocked_and_whole(finished_run):
     names = sorted(path.name for path in finished_run.iterdir())
     assert names == ["adapter", "before.json", "checkpoints", "config.yaml", "curves.png", "environment.json",
                      "metrics.jsonl", "result.json", "rollouts"]  # fmt: skip
+    environment = json.loads((finished_run / "environment.json").read_text())
+    assert environment["family"] == "covo_rl.models.covo_audio.family:CovoAudio"
+    (prompt,) = environment["prompts"].values()
+    assert prompt.startswith("<|im_start|>user\n<|begofcAUDIO|>") and prompt.endswith("<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("more", [[], ["--resume", "auto"], ["--overwrite"]])

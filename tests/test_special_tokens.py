@@ -296,6 +296,6 @@ def test_a_megabyte_is_read_in_seconds(made):
     import time
 
     for piece in ("<|im_end|>", "<|", "<", "<think>", "what do you hear "):
-        start = time.perf_counter()
+        start = time.process_time()
         assert prompt_of(made, piece * (2**20 // len(piece)), clips=0)
-        assert time.perf_counter() - start < 20
+        assert time.process_time() - start < 20

@@ -1,7 +1,7 @@
 """The run folder: everything needed to read, repeat and resume a run.
 
 config.yaml        resolved options
-environment.json   versions, commit, hashes of data and reward files
+environment.json   versions, commit, family, a prompt as the model reads it, hashes of data and reward files
 metrics.jsonl      one object a step
 rollouts/          step_00000.jsonl: row, completion, components, advantage, log-probs by token; never waveforms
 clips/             sounds of rows in memory, which have no file; records/sounds.py

@@ -159,7 +159,8 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            files, more = run_origin(self.options, self.terms, self.rows.files, self.in_memory)
+            origin = self.rows.files, self.in_memory, self._prompts(1), self.family
+            files, more = run_origin(self.options, self.terms, *origin)
             if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
                 raise ConfigError([problem])
             problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []

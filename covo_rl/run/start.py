@@ -26,6 +26,7 @@ from covo_rl.train.checkpoint.identity import (
 from covo_rl.train.checkpoint.store import read_values
 from covo_rl.train.checkpoint.timeline import ASIDE, PLAN, logged_bytes
 from covo_rl.train.ranks import Ranks
+from covo_rl.types import Prompt
 
 
 class RunFinished(SystemExit):
@@ -118,14 +119,17 @@ def _refused(saved: Mapping[str, Any], now: Mapping[str, Any], options: Options)
 
 
 def run_origin(
-    options: Options, terms: Sequence[Component], files: Mapping[str, Path], in_memory: Mapping[str, str]
-) -> tuple[dict[str, Path], dict[str, Any]]:
+    options: Options, terms: Sequence[Component], files: Mapping[str, Path], in_memory: Mapping[str, str],
+    prompts: Sequence[Prompt], family: object,
+) -> tuple[dict[str, Path], dict[str, Any]]:  # fmt: skip
     """What environment.json says of rows and rewards: (files, which are hashed there; source and hash of functions that
-    no file holds, and what the rows in memory were)."""
+    no file holds, what the rows in memory were, the family's class, and `prompts` as its chat template writes them)."""
     functions = {term.name: term.reward for term in terms if isinstance(term.reward, FunctionReward)}
     rewards = reward_files([term.name for term in terms if term.name not in functions])
     code = {name: {"sha256": reward.sha256, "code": reward.code} for name, reward in functions.items()}
-    more = {"in_memory": dict(in_memory), "reward_functions": code}
+    more = {"in_memory": dict(in_memory), "reward_functions": code,
+            "family": f"{type(family).__module__}:{type(family).__name__}",
+            "prompts": {prompt.example.id: prompt.text for prompt in prompts}}  # fmt: skip
     files = {**files, **{f"reward:{name}": path for name, path in rewards.items()}}
     files |= {f"family:{path}": Path(path).expanduser() for path in family_fingerprint(options.model.family)}
     return files, {name: content for name, content in more.items() if content}
