@@ -20,6 +20,8 @@ def wants_gpu(expression: str) -> bool:
 
 
 def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # xdist would end with files of few tests, some of them long
+        config.option.loadscopereorder = False
     if wants_gpu(config.option.markexpr):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic kernels need it, from the start
         return

@@ -33,6 +33,14 @@ PATIENCE_S = 200  # starting two ranks takes 5 s on an idle machine and a minute
 SLOW_STEPS = ["--steps", "200", "--num-iterations", "2", "--steps-per-generation", "2", "--update-seconds", "0.02"]
 
 
+@pytest.fixture(autouse=True)
+def not_under_nohup():
+    """A suite started by nohup ignores SIGHUP, and so would the processes that these tests start and hang up."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_is_noted_and_the_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals() as stop:
