@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from covo_rl.models.transformers_family import WindowedFamily
+from covo_rl.models.transformers_family import WindowedFamily, paired_positions
 
 
 class AudioFlamingo3(WindowedFamily):
@@ -24,7 +24,7 @@ class AudioFlamingo3(WindowedFamily):
     rows_independent: ClassVar[bool] = True
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        return int(_window_slots(tensors["input_features_mask"]).sum())
+        return int(paired_positions(tensors["input_features_mask"].sum(-1)).sum())
 
 
 class MusicFlamingo(AudioFlamingo3):
@@ -42,12 +42,7 @@ class MusicFlamingo(AudioFlamingo3):
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
         # its clock, read from the ids, takes a last window too short for a slot for that of the next clip
-        filled = _window_slots(tensors["input_features_mask"]) > 0
+        filled = paired_positions(tensors["input_features_mask"].sum(-1)) > 0
         rows = {name: value[filled] for name, value in tensors.items()}
         ids = torch.full((1, slots), self.audio_token_id, device=filled.device)
         return self.model.get_audio_features(**rows, input_ids=ids).pooler_output
-
-
-def _window_slots(mask: torch.Tensor) -> torch.Tensor:
-    """Mel frames (rows, F) -> slots of each window: a convolution of stride 2, then the mean of two."""
-    return (((mask.sum(-1) - 1) // 2 + 1) - 2) // 2 + 1

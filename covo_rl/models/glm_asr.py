@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from covo_rl.models.transformers_family import WindowedFamily
+from covo_rl.models.transformers_family import WindowedFamily, conv_positions
 
 
 class GlmAsr(WindowedFamily):
@@ -21,5 +21,5 @@ class GlmAsr(WindowedFamily):
     max_clip_seconds: float | None = 630.0  # whole windows in 655 s: the stock processor takes no more
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        positions = (tensors["input_features_mask"].sum(-1) - 1) // 2 + 1
+        positions = conv_positions(tensors["input_features_mask"].sum(-1))
         return int((positions // 4).sum())

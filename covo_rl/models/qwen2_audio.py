@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from covo_rl.models.transformers_family import WindowedFamily
+from covo_rl.models.transformers_family import WindowedFamily, conv_positions, paired_positions
 
 # The template of the published checkpoints without their default system message, so that prompts say what they say.
 CHAT_TEMPLATE = (
@@ -41,25 +41,16 @@ class Qwen2Audio(WindowedFamily):
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:
-        return int(_pooled(tensors[self.mask_field]).sum())
+        return int(paired_positions(tensors[self.mask_field].sum(1)).sum())
 
     def audio_embeddings(self, tensors: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
         from transformers.masking_utils import create_bidirectional_mask
 
-        tower, features, frames = self.model.model.audio_tower, *tensors.values()
-        positions = _positions(features.shape[-1])
-        valid = torch.arange(positions, device=features.device)[None, :] < _positions(frames.sum(1))[:, None]
+        tower, features, mask_RF = self.model.model.audio_tower, *tensors.values()
+        frames_R1 = mask_RF.sum(1)[:, None]
+        positions = conv_positions(features.shape[-1])
+        valid = torch.arange(positions, device=features.device)[None, :] < conv_positions(frames_R1)
         inputs = features.new_zeros(len(features), positions, 1)
         mask = create_bidirectional_mask(config=tower.config, inputs_embeds=inputs, attention_mask=valid.long())
         rows = self.model.model.multi_modal_projector(tower(features, attention_mask=mask).last_hidden_state)
-        return rows[torch.arange(rows.shape[1], device=rows.device)[None, :] < _pooled(frames)[:, None]]
-
-
-def _positions(frames: Any) -> Any:
-    """Mel frames (a number or a tensor) -> positions after the convolution of stride 2."""
-    return (frames - 1) // 2 + 1
-
-
-def _pooled(mask: torch.Tensor) -> torch.Tensor:
-    """Mask of the mel frames (rows, F) -> slots of each row, after the average pooling."""
-    return (_positions(mask.sum(1)) - 2) // 2 + 1
+        return rows[torch.arange(rows.shape[1], device=rows.device)[None, :] < paired_positions(frames_R1)]

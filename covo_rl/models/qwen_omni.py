@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from covo_rl.models.qwen3_asr import chunked_positions
-from covo_rl.models.transformers_family import TransformersFamily
+from covo_rl.models.transformers_family import TransformersFamily, paired_positions
 
 
 class _Thinker(TransformersFamily):
@@ -75,7 +75,7 @@ class Qwen25Omni(_Thinker):
         return -(-samples // self.processor.feature_extractor.hop_length)
 
     def positions(self, frames: int) -> int:
-        return ((frames - 1) // 2 + 1 - 2) // 2 + 1
+        return paired_positions(frames)
 
     def options(self, frames: int) -> dict[str, Any]:
         """Silence for one more window, as the last frame sees it in the stock padding to 300 s (15 MB a clip)."""

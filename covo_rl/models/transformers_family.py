@@ -249,3 +249,13 @@ def named_class(value: Any, family: type) -> Any:
             "pip install -U transformers"
         )
     return getattr(transformers, value)
+
+
+def conv_positions(frames: Any) -> Any:
+    """Mel frames (a number or a tensor) -> positions after Whisper's convolution of stride 2."""
+    return (frames - 1) // 2 + 1
+
+
+def paired_positions(frames: Any) -> Any:
+    """The same, after the mean of two positions that Qwen's and NVIDIA's encoders end with."""
+    return (conv_positions(frames) - 2) // 2 + 1
