@@ -103,7 +103,7 @@ def test_answers_become_a_group_that_passes_the_one_check(policy):
 
 @pytest.mark.parametrize(
     ("ids", "reason", "message"),
-    [((5, 6), "length", "after 2 of 4 ids"), ((5, 6), "abort", "'abort'"), ((5,), None, "'None'"),
+    [((5, 6), "length", "after 2 of 4 ids"), ((5, 6), "abort", "'abort'"), ((5,), None, "reason None"),
      ((5,) * 4, "error\x1b[2J", r"error\\x1b")],
 )  # fmt: skip
 def test_a_completion_that_ended_for_another_reason_names_the_row(policy, ids, reason, message):
