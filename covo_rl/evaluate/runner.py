@@ -168,7 +168,7 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
     from covo_rl.train.launch import device_of
 
     assert request.model is not None
-    policy, notes = answering_policy(
+    policy, saved = answering_policy(
         ModelConfig(
             request.model, str(request.dtype), family=request.family, trust_remote_code=request.trust_remote_code
         ),
@@ -176,7 +176,7 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
         clips=clips, device=device_of(request.device),
     )  # fmt: skip
     if Ranks.current().main:
-        for note in notes:
+        for note in saved.notes if saved else ():
             say(f"note: {note}", err=True)
     return PolicyAnswerer(policy, clips, request.prompt_config(), request.rollout_config(), style)
 
