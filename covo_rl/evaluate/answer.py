@@ -120,13 +120,13 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluate in this process, as the trainer does before and after.
 
-    `policy_or_sampler` is a Policy, which `engine` may sample for, or an object with `answer` (see Answerer). `audio` is
-    real, silent, swapped or none; the reported reward of a row is the mean over its samples. `progress(done, total,
+    `policy_or_sampler` is a Policy, which `engine` may sample for, or an object with `answer` (see Answerer). `audio`
+    is real, silent, swapped or none; the reported reward of a row is the mean over its samples. `progress(done, total,
     accuracy)` is called after every batch, with the rows of this rank. Returns an Evaluation whose records are in the
     order of `examples`.
 
-    Several `ranks` deal the batches among them and all get all records. Where ranks sample together (a policy in shards,
-    an engine of several GPUs) every one runs as many batches, some of them for nothing.
+    Several `ranks` deal the batches among them and all get all records. Where ranks sample together (a policy in
+    shards, an engine of several GPUs) every one runs as many batches, some of them for nothing.
 
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
