@@ -252,5 +252,3 @@ class Servers:
 
     def close(self) -> None:
         self.over.set()
-
-

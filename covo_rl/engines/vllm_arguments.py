@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.engines.base import EngineError
+from covo_rl.policy.saved_adapter import largest_rank
 from covo_rl.resolve import option_map
 
 if TYPE_CHECKING:
@@ -20,7 +21,14 @@ BATCHED_TOKENS = 8192
 
 
 def engine_arguments(
-    options: Options, family: Any, *, path: str, dtype: str, max_model_len: int, lora_rank: int | None, cpu: bool = False
+    options: Options,
+    family: Any,
+    *,
+    path: str,
+    dtype: str,
+    max_model_len: int,
+    lora_rank: int | None,
+    cpu: bool = False,
 ) -> dict[str, Any]:
     """Name -> value; `vllm_options` come last. `lora_rank` None serves full weights.
 
@@ -56,7 +64,4 @@ def engine_arguments(
 
 def adapter_rank(peft_model: Any) -> int | None:
     """The largest rank of an adapter; None where there is none."""
-    if peft_model is None:
-        return None
-    config = peft_model.peft_config["default"]
-    return max([config.r, *config.rank_pattern.values()])
+    return largest_rank(peft_model.peft_config["default"]) if peft_model is not None else None

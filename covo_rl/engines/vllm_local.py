@@ -64,7 +64,9 @@ class VLLMColocate:
             "seed": rank // self.tensor_parallel,  # one schedule in all ranks of an engine
         }
         self.decoder = TextDecoder(self.family)
-        self.files = AdapterFiles(trainable, engine.vllm_adapter_dir, dtype=dtype, each_machine=True) if peft_model else None
+        self.files = (
+            AdapterFiles(trainable, engine.vllm_adapter_dir, dtype=dtype, each_machine=True) if peft_model else None
+        )
         self.process = VLLMProcess(self.arguments, rank=rank)
         self.asleep, self.version, self.loads, self.restarts = False, 0, 0, 0
         self.adapter: Any = None
