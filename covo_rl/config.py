@@ -20,6 +20,7 @@ from covo_rl.resolve import (
     ConfigError,
     column_map,
     number_map,
+    option_map,
     read_yaml,
     typed_values,
     unknown_names,
@@ -37,21 +38,30 @@ SCHEDULES = (
 #: what `report_to` can name, each also the package that it needs
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 #: options whose text is a path, or may be one
-PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume")
+PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume",
+         "vllm_adapter_dir")  # fmt: skip
+#: what covo_rl says to vLLM itself, and the option that decides it
+VLLM_OWN = {
+    "model": "model", "tokenizer": "model", "dtype": "dtype", "seed": "seed", "trust_remote_code": "trust_remote_code",
+    "max_model_len": "vllm_max_model_length", "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+    "tensor_parallel_size": "vllm_tensor_parallel_size", "enable_sleep_mode": "vllm_enable_sleep_mode",
+    "enable_lora": "lora", "max_lora_rank": "lora_r", "logprobs_mode": "temperature",
+}  # fmt: skip
 #: interval -> the numbers that must lie in it; all others only have to be finite
 LIMITS = {
-    "[1, inf)": "limit eval_limit max_completion_length decode_rows max_steps keep_last listen_rows",
+    "[1, inf)": "limit eval_limit max_completion_length decode_rows max_steps keep_last listen_rows "
+    "vllm_max_model_length",
     "[1, 100000]": "lora_r num_generations prompts_per_step micro_batch_prompts steps_per_generation num_iterations "
-    "eval_num_generations eval_batch_size",
+    "eval_num_generations eval_batch_size vllm_tensor_parallel_size",
     "(0, inf)": "lora_alpha learning_rate sampler_correction_cap",
     "[0, inf)": "top_k beta entropy_coef overlong_buffer micro_batch_rollouts warmup_steps weight_decay max_grad_norm "
     "dynamic_sampling feature_memory_mb checkpoint_every eval_every vespo_k_pos vespo_k_neg "
-    "vespo_lambda_pos vespo_lambda_neg listen_every",
-    "[0, 1]": "skipped_rows_limit min_p reward_failure_limit",
+    "vespo_lambda_pos vespo_lambda_neg listen_every engine_probe_tolerance",
+    "[0, 1]": "skipped_rows_limit min_p reward_failure_limit rollout_ahead failed_groups_limit",
     "[0, 1)": "lora_dropout eval_fraction epsilon adam_beta1 adam_beta2",
-    "(0, 1e9]": "reward_timeout",  # seconds, as many as threads can wait
-    "[0, 1e9]": "checkpoint_minutes",
-    "(0, 1]": "top_p top_entropy_quantile",
+    "(0, 1e9]": "reward_timeout vllm_server_timeout",  # seconds, as many as threads can wait
+    "[0, 1e9]": "checkpoint_minutes engine_patience",
+    "(0, 1]": "top_p top_entropy_quantile vllm_gpu_memory_utilization",
 }
 
 #: in no file name, variable or prompt; from \udc80 on stand bytes of a file name that is not UTF-8
@@ -152,6 +162,40 @@ class RolloutConfig:
     min_p: float = option(0.0, "0 is off")
     shared_decode: bool = option(True, "read the shared prompt keys once per group while decoding")
     decode_rows: int = option(256, "completions that are written at once; others begin as these finish")
+
+
+@dataclass
+class EngineConfig:
+    """Who samples: the policy itself (default), or vLLM. Names with vllm_ are TRL's where TRL has the option."""
+
+    use_vllm: bool = option(False, "sample with vLLM in place of the policy's own decoder (docs/rollouts.md)")
+    vllm_mode: str = option(
+        "colocate", "vLLM in the training processes, or servers that run elsewhere", ["colocate", "server"]
+    )  # fmt: skip
+    vllm_server_base_url: str | None = option(
+        None, "addresses of the servers: http://HOST:PORT, several with commas; their key is VLLM_API_KEY"
+    )
+    vllm_server_timeout: float = option(240.0, "seconds that a server may take to answer")
+    vllm_gpu_memory_utilization: float = option(0.3, "share of the GPU's memory for a colocated engine")
+    vllm_tensor_parallel_size: int = option(1, "GPUs of one colocated engine")
+    vllm_enable_sleep_mode: bool = option(True, "a colocated engine gives its memory back during the update")
+    vllm_max_model_length: int | None = option(
+        None, "positions of prompt and completion that vLLM makes room for; default: the longest prompt of the rows "
+        "and max_completion_length"
+    )  # fmt: skip
+    vllm_options: str | None = option(
+        None, "more of vLLM's engine arguments: name=value,name=value; in YAML also a mapping"
+    )
+    vllm_adapter_transport: str = option(
+        "folder", "how servers get the adapter: from a folder that they see too, or over HTTP", ["folder", "http"]
+    )  # fmt: skip
+    vllm_adapter_dir: str | None = option(None, "that folder; default: one in memory, of this machine")
+    rollout_ahead: int = option(0, "1: the next step's rollouts are sampled during the update, one version behind")
+    engine_probe_tolerance: float = option(
+        0.0, "largest difference of log-probs between engine and policy; 0: 1e-4 in float32, 0.3 in 16 bits"
+    )
+    engine_patience: float = option(600.0, "seconds to wait for a server, when none answers, before the run stops")
+    failed_groups_limit: float = option(0.05, "share of a step's groups that may fail to be sampled")
 
 
 @dataclass
@@ -280,6 +324,7 @@ class Options:
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -453,7 +498,34 @@ def _contradictions(options: Options) -> list[str]:
          f"report_to {options.tracker.report_to!r:.80}: choose none, all, or some of {', '.join(TRACKERS)}"),
         (space is None or {"all", "trackio"} & {*trackers}, "trackio_space_id has no effect without report_to trackio"),
     ]  # fmt: skip
-    return [message for fine, message in rules if not fine] + _loss_contradictions(loss)
+    return (
+        [message for fine, message in rules if not fine] + _loss_contradictions(loss) + engine_contradictions(options)
+    )
+
+
+def engine_contradictions(options: Options) -> list[str]:
+    """Of the engine's options, each with what to write instead."""
+    engine = options.engine
+    served, urls = engine.use_vllm and engine.vllm_mode == "server", server_urls(engine)
+    own = [f"vllm_options: covo_rl sets {name} itself, from {VLLM_OWN[name]}"
+           for name in option_map(engine.vllm_options, "vllm_options") if name in VLLM_OWN]  # fmt: skip
+    rules = [
+        (urls or not served, "vllm_mode server needs vllm_server_base_url: http://HOST:PORT, several with commas"),
+        (served or not (engine.use_vllm and urls), "vllm_server_base_url has no effect without vllm_mode server"),
+        (len({*urls}) == len(urls), "vllm_server_base_url: one address stands there twice"),
+        (not (engine.use_vllm and engine.rollout_ahead) or served,
+         "rollout_ahead 1 needs vllm_mode server: a colocated engine shares the GPU with the update, so nothing would "
+         "overlap"),
+        (served or not engine.use_vllm or engine.vllm_adapter_transport == "folder",
+         "vllm_adapter_transport http is for vllm_mode server: a colocated engine reads the folder"),
+    ]  # fmt: skip
+    return own + [message for fine, message in rules if not fine]
+
+
+def server_urls(engine: EngineConfig) -> list[str]:
+    """The addresses in `vllm_server_base_url`, without the slash at their end."""
+    words = (engine.vllm_server_base_url or "").split(",")
+    return [url for word in words if (url := word.strip().rstrip("/"))]
 
 
 def value_problems(config: Any, limits: Mapping[str, str] = LIMITS) -> list[str]:
@@ -472,6 +544,8 @@ def _wrong_values(config: Any, limits: Mapping[str, str]) -> dict[str, str]:
         try:
             if name in COLUMNS:
                 column_map(value, name)
+            elif name == "vllm_options":
+                option_map(value, name)
             elif name in MAPPINGS and not isinstance(value, list):
                 numbers = number_map(value, what=name, default=1.0 if name == "rewards" else None)
                 if name == "part_learning_rates" and min(numbers.values(), default=1) <= 0:

@@ -202,7 +202,7 @@ def _check_nodes(node: Any, sizes: dict[int, int], above: tuple[int, ...] = ()) 
 
 #: options that YAML may also give as a mapping: name: number, or field: column
 COLUMNS = ("columns", "eval_columns")
-MAPPINGS = {"rewards", "part_learning_rates", *COLUMNS}
+MAPPINGS = {"rewards", "part_learning_rates", "vllm_options", *COLUMNS}
 #: what a column of a question set can be read as
 FIELDS = ("id", "audio", "question", "choices", "answer", "answer_letter", "answer_index", "system_prompt")
 
@@ -222,6 +222,35 @@ def number_map(value: str | Mapping[str, float] | None, *, what: str, default: f
             part = f"{name}={number}"[:80]
             raise ConfigError([f"{what}: cannot read {part!r} ({error}); write name=number,name=number"]) from None
     return result
+
+
+def option_map(value: str | Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    """`name=value,name=value` or a mapping -> {name: value}; a value that JSON reads is a number, true, false or null.
+
+    Raises:
+        ConfigError: what is no pair, no name, or occurs twice.
+    """
+    if isinstance(value, Mapping):
+        pairs: list[tuple[Any, Any]] = list(value.items())
+    else:
+        parts = [part.partition("=") for part in (value or "").split(",") if part.strip()]
+        pairs = [(name.strip(), _plain_value(text.strip()) if equals else None) for name, equals, text in parts]
+        if odd := [name for name, equals, _ in parts if not equals]:
+            raise ConfigError([f"{what}: cannot read {odd[0]!r:.80}; write name=value,name=value, lists in YAML"])
+    names = [name for name, _ in pairs]
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ConfigError([f"{what}: {name!r:.80} is no name of an argument; write it with underscores"])
+        if names.count(name) > 1:
+            raise ConfigError([f"{what}: {name} occurs twice; give it one value"])
+    return dict(pairs)
+
+
+def _plain_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def column_map(value: str | Mapping[str, str] | None, what: str = "columns") -> dict[str, str]:

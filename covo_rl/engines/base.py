@@ -4,18 +4,20 @@
     groups = engine.collect(pending)                                              one per prompt, in order
     engine.sync(version)                                                          from now on, sample with this policy
 
-`own` (own.py) is the policy itself. Another engine implements the same six methods and is held to the same checks.
+`own` (own.py) is the policy itself. Another engine implements the same methods and is held to the same checks.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from covo_rl.models.text import special_tokens
-from covo_rl.types import TAG_TOKENS, Group, Prompt, UserError, visible
+from covo_rl.prompt import parse
+from covo_rl.types import TAG_TOKENS, Group, Prompt, Rollout, StopReason, UserError, visible
 
 if TYPE_CHECKING:
     from covo_rl.config import RolloutConfig
@@ -26,17 +28,33 @@ class EngineError(UserError, RuntimeError):
     """An engine failed, or returned something that cannot be a rollout of this policy; the message names the row."""
 
 
+class EngineLost(EngineError):
+    """Nothing answers any more: the run saves a checkpoint and ends with 75, as after a signal."""
+
+
 @dataclass(frozen=True)
 class SyncReport:
-    """`version` of the policy that the engine samples with from now on, and how long it took to get it there."""
+    """`version` of the policy that the engine samples with from now on.
+
+    `seconds` by phase: save, load. `probe_abs`: largest difference of log-probs between engine and policy afterwards.
+    """
 
     version: int
-    seconds: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    probe_abs: float | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A prompt without its group: the row's id, and what every try ended with."""
+
+    row: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Pending:
-    """Groups on their way. `version` is the policy they are sampled with, `work` the engine's own handle."""
+    """Groups on their way. `version` is the policy they are sampled with, `work` the engine's handle, say a future."""
 
     prompts: tuple[Prompt, ...]
     generations: int
@@ -45,15 +63,25 @@ class Pending:
 
 
 class RolloutEngine(Protocol):
-    """Samples completions. `exact`: its log-probs are those of the scoring pass, so no correction is needed."""
+    """Samples completions. `exact`: its log-probs are those of the scoring pass, so no correction is needed.
+
+    `failed`: the prompts of the last collection whose groups did not come.
+    """
 
     name: str
+    failed: Sequence[Failed]
 
     @property
     def exact(self) -> bool: ...
 
     def sync(self, version: int) -> SyncReport:
-        """From now on, sample with this version of the policy."""
+        """From now on, sample with this version of the policy; what was submitted before keeps its own.
+
+        Under sharding a collective, as `submit` and `collect` are for the policy's own decoder.
+
+        Raises:
+            EngineError: the engine does not run the policy.
+        """
         ...
 
     def submit(
@@ -63,9 +91,10 @@ class RolloutEngine(Protocol):
         ...
 
     def collect(self, pending: Pending) -> list[Group]:
-        """The groups, in the order of the prompts.
+        """The groups, in the order of the prompts, without those in `failed`.
 
         Raises:
+            EngineLost: nothing answers any more.
             EngineError: sampling failed, or a group is not one of this policy.
         """
         ...
@@ -83,16 +112,41 @@ class RolloutEngine(Protocol):
         ...
 
 
-def check_groups(groups: Sequence[Group], pending: Pending, family: AudioFamily, *, finite: bool = True) -> None:
-    """Are these the groups that were asked for? `finite` False leaves non-finite log-probs to the step guard.
+def rollout_of(
+    ids: Sequence[int], logps: Sequence[float], stop_reason: StopReason, decoder: TextDecoder, version: int
+) -> Rollout:
+    """A completion, end token included, with its text and what that says."""
+    text = decoder(ids)
+    parsed = parse(text, stop_reason)
+    return Rollout(
+        tuple(ids), tuple(logps), text, stop_reason, parsed.think, parsed.answer, parsed.problems, version
+    )  # fmt: skip
+
+
+def check_groups(
+    groups: Sequence[Group],
+    pending: Pending,
+    family: AudioFamily,
+    *,
+    finite: bool = True,
+    failed: Sequence[Failed] = (),
+) -> None:
+    """Are these the groups that were asked for, but for the `failed`? `finite` False leaves non-finite log-probs to
+    the step guard.
 
     Raises:
         EngineError: other prompts, another number of rollouts or version, ids beyond the vocabulary, log-probs that
             are missing or not finite, an end token without `stop` or the other way round. Nothing is repaired.
     """
-    if [group.prompt.input_ids for group in groups] != [prompt.input_ids for prompt in pending.prompts]:
+    missing, expected = Counter(one.row for one in failed), []
+    for prompt in pending.prompts:
+        if missing[prompt.example.id]:
+            missing[prompt.example.id] -= 1  # a row that is there twice is the same prompt twice
+        else:
+            expected.append(prompt.input_ids)
+    if missing.total() or [group.prompt.input_ids for group in groups] != expected:
         raise EngineError(f"the engine returned {len(groups)} groups of other prompts than the {len(pending.prompts)} "
-                          "it was given, or in another order")  # fmt: skip
+                          f"it was given, or in another order; {len(failed)} failed")  # fmt: skip
     vocabulary, ends = family.model.config.get_text_config().vocab_size, set(family.eos_token_ids)
     for group in groups:
         row = visible(group.prompt.example.id)

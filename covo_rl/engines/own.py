@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from covo_rl.engines.base import Pending, SyncReport, TextDecoder, check_groups
+from covo_rl.engines.base import Failed, Pending, SyncReport, TextDecoder, check_groups, rollout_of
 from covo_rl.engines.decoding import sample_draws
-from covo_rl.prompt import parse
-from covo_rl.types import Group, Prompt, Rollout
+from covo_rl.types import Group, Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +37,7 @@ class OwnEngine:
     """
 
     name = "own"
+    failed: Sequence[Failed] = ()
 
     def __init__(
         self,
@@ -124,12 +124,8 @@ def sample(
     decoder = TextDecoder(family)
     lengths, stopped = draws.lengths_N.tolist(), draws.stopped_N.tolist()
     all_ids, all_logps = draws.ids_NC.tolist(), draws.logps_NC.tolist()
-    rollouts = []
-    for ids, logps, length, stop in zip(all_ids, all_logps, lengths, stopped, strict=True):
-        ids, reason = tuple(ids[:length]), "stop" if stop else "length"
-        text = decoder(ids)
-        parsed = parse(text, reason)
-        rollouts.append(
-            Rollout(ids, tuple(logps[:length]), text, reason, parsed.think, parsed.answer, parsed.problems, version)
-        )
+    rollouts = [
+        rollout_of(ids[:length], logps[:length], "stop" if stop else "length", decoder, version)
+        for ids, logps, length, stop in zip(all_ids, all_logps, lengths, stopped, strict=True)
+    ]
     return [Group(prompt, tuple(rollouts[p * generations : (p + 1) * generations])) for p, prompt in enumerate(prompts)]

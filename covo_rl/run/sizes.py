@@ -32,6 +32,10 @@ class Shape:
     def total(self) -> int:
         return sum(self.parameters.values())
 
+    def copies(self, prompts: int, rows: int) -> int:
+        """How often a prompt is computed and kept: once for all its rows, or for each of them where rows are plain."""
+        return prompts if self.packable else rows
+
 
 def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
     """Count the parameters of a transformers configuration, and those that train, without storage for them.

@@ -36,7 +36,6 @@ HINTS = {
     "eval_strategy": "eval_every; evaluate says whether before and after",
     "load_best_model_at_end": "keep_best keeps the checkpoint of the best evaluation",
     "max_prompt_length": "no prompt is ever cut; rows that do not fit are named before training",
-    "use_vllm": "the policy samples by itself",
     "bf16": "dtype, or mixed precision of accelerate launch",
     "fp16": "in float16 gradients vanish; dtype, or bf16 of accelerate launch",
     "peft_config": "lora_r, lora_alpha, lora_target_modules ...; adapter starts from a saved one",

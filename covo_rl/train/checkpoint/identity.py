@@ -28,13 +28,15 @@ FREE = frozenset(
     allow_overlap allow_outside_audio dry_run log_rollouts log_token_logps oom_retry check_rewards reward_timeout
     evaluate eval_every eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_columns
     eval_limit feature_memory_mb overwrite listen_every listen_rows report_to project run_name trackio_space_id
+    vllm_server_base_url vllm_server_timeout vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_adapter_transport
+    vllm_adapter_dir engine_probe_tolerance engine_patience failed_groups_limit
     """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
 )
 #: options that change only how the same gradient is computed: a resume is right, but not bit for bit
 ROUNDING = frozenset(
     """
     micro_batch_prompts micro_batch_rollouts gradient_checkpointing recompute shared_decode decode_rows
-    attn_implementation
+    attn_implementation vllm_mode vllm_tensor_parallel_size vllm_max_model_length vllm_options
     """.split()  # noqa: SIM905
 )
 #: options of the update alone: they can change in the middle of a generated batch, whose rollouts do not depend on them
