@@ -7,6 +7,7 @@
 # the end of this script or of a connection. Keys travel by standard input, where no list of processes shows them.
 set -euo pipefail
 role=$1
+[ "$role" = trainers ] || : "${SERVERS:?name the file that will hold the URLs of the servers}"
 mapfile -t hosts < <(grep -v '^ *\(#\|$\)' "$2")
 shift 2
 export PORT=${PORT:-$([ "$role" = servers ] && echo 8000 || echo 29500)} MACHINES=${#hosts[@]} HEAD=${HEAD:-${hosts[0]}}
@@ -24,19 +25,19 @@ remote() { # what machine $1 reads: variables, the command, and how it ends when
 }
 
 tail -f /dev/null --pid=$$ & keeper=$! # while it lives, so does the input of every machine
+end() { kill $keeper 2> /dev/null || true; }
 sessions=()
 for rank in "${!hosts[@]}"; do
-    ssh -o BatchMode=yes "${hosts[rank]}" bash -s < <(remote "$rank" "$@"; exec tail -f /dev/null --pid=$keeper) &
+    ssh -o BatchMode=yes "${hosts[rank]}" bash -s < <(remote "$rank" "$@"; exec tail -f /dev/null --pid=$keeper) ||
+        { code=$?; end; exit $code; } & # one that fails ends all
     sessions+=($!)
 done
-trap 'kill $keeper 2> /dev/null' TERM INT HUP EXIT
+trap end TERM INT HUP EXIT
 if [ "$role" = servers ]; then
-    : "${SERVERS:?name the file that will hold their URLs}"
-    (bash recipes/machines/wait.sh "${hosts[@]}" || kill $keeper) &
+    bash recipes/machines/wait.sh "${hosts[@]}" || end &
 fi
 code=0
-for _ in "${sessions[@]}"; do
-    wait -n "${sessions[@]}" || { code=$?; kill $keeper 2> /dev/null || true; } # one that failed ends all
-done
-wait "${sessions[@]}" || true
+for session in "${sessions[@]}"; do wait "$session" || code=$?; done
+end
+wait # for those that a signal, which ends one `wait` above, has left
 exit "$code"
