@@ -72,20 +72,28 @@ class VLLMColocate:
         self.adapter: Any = None
         self.seconds: dict[str, float] = {}
         self.figures: dict[str, float] = {}
-        self.probe = Probe(policy, probe_prompt, engine.engine_probe_tolerance)
+        self.counted: Mapping[str, float] = {}
+        self.probe = Probe(policy, probe_prompt, engine.engine_probe_tolerance, dtype=dtype)
+        if trainable is not None:
+            self.probe.check_random(self)
         self.sync(0)
 
     def sync(self, version: int) -> SyncReport:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.version
         self._wake()
         self.loads += 1
         self.version = version
         folder = self.files.write(version) if self.files else None
         written = time.perf_counter()
-        if folder:
+        if self.files and folder:
             self.adapter = self.process.load_adapter(f"policy-{version}-{self.loads}", self.loads, str(folder))
+            if before != version:
+                self.files.release(before)
         seconds = {"save": written - start, "load": time.perf_counter() - written}
-        return SyncReport(version, seconds, self.probe.check(self, version))
+        figures, phases = self.figures, dict(self.seconds)
+        report = SyncReport(version, seconds, self.probe.check(self, version))
+        self.figures, self.seconds = figures, phases  # of rollouts, not of the probe's
+        return report
 
     def submit(
         self, prompts: Sequence[Prompt], config: RolloutConfig, *, seed: int, generations: int, greedy: bool = False
@@ -96,7 +104,7 @@ class VLLMColocate:
     def collect(self, pending: Pending) -> list[Group]:
         self._wake()
         adapter, load, drawing = pending.work
-        start, counters, encoded = time.perf_counter(), self.process.counters(), self.process.encoded
+        start, self.counted = time.perf_counter(), self.process.counters()
         requests = [self._request(prompt, load) for prompt in pending.prompts]
         seeds = prompt_seeds(pending.prompts, drawing.pop("seed"))
         fields = [sampling_fields(family=self.family, seed=seed, **drawing) for seed in seeds]
@@ -110,7 +118,7 @@ class VLLMColocate:
         ]  # fmt: skip
         check_groups(groups, pending, self.family)
         self.seconds["sample"] = time.perf_counter() - start
-        self._measure(pending, counters, encoded)
+        self._measure(pending)
         return groups
 
     def _request(self, prompt: Prompt, load: int) -> dict[str, Any]:
@@ -149,7 +157,7 @@ class VLLMColocate:
             warnings.warn(f"{error}; it is started again", stacklevel=2)
         try:
             self.process.close()
-            self.process = VLLMProcess(self.arguments, rank=self.rank)
+            self.process, self.counted = VLLMProcess(self.arguments, rank=self.rank), {}
             self.restarts += 1
             if adapter is not None:
                 self.process.load_adapter(adapter.lora_name, adapter.lora_int_id, adapter.lora_path)
@@ -177,13 +185,13 @@ class VLLMColocate:
         if self.files:
             self.files.close()
 
-    def _measure(self, pending: Pending, before: Mapping[str, float], encoded: int) -> None:
-        after = self.process.counters()
-        asked, hits = (after[f"prefix_cache_{name}"] - before[f"prefix_cache_{name}"] for name in ("queries", "hits"))
+    def _measure(self, pending: Pending) -> None:
+        counters = self.process.counters()
+        new = {name: value - self.counted.get(name, 0.0) for name, value in counters.items()}
         self.figures = {
             "clips": float(len({key for prompt in pending.prompts for key in prompt.clip_keys})),
-            "encoder_runs": float(self.process.encoded - encoded),
-            "prefix_hit_rate": hits / asked if asked else 0.0,
+            "encoder_runs": new["encoder_runs"],
+            "prefix_hit_rate": new["prefix_cache_hits"] / max(new["prefix_cache_queries"], 1.0),
             "restarts": float(self.restarts),
         }
 
