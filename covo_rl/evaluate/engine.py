@@ -56,15 +56,15 @@ def engine_settings(engine: EngineConfig) -> dict[str, Any]:
 
 def run_options(request: Request) -> Options:
     """The options of a run that would sample as `request` asks for."""
-    from covo_rl.policy.saved_adapter import read_adapter
+    from covo_rl.policy.saved_adapter import largest_rank, read_adapter
 
     model = ModelConfig(
         str(request.model), str(request.dtype), family=request.family, trust_remote_code=request.trust_remote_code
     )
     adapter = AdapterConfig(lora=False, load_in_4bit=request.load_in_4bit)
     if request.adapter:
-        config = read_adapter(request.adapter).config
-        adapter = AdapterConfig(adapter=request.adapter, lora_r=max(config.r, *(config.rank_pattern or {}).values()))
+        rank = largest_rank(read_adapter(request.adapter).config)
+        adapter = AdapterConfig(adapter=request.adapter, lora_r=rank)
     return Options(model=model, adapter=adapter, rollout=request.rollout_config(), engine=request.engine)
 
 
