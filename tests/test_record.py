@@ -96,7 +96,7 @@ def test_a_metric_that_a_reward_logs_is_averaged_over_ranks_by_their_rollouts():
         rewards_PG = np.ones((1, rollouts))
         table = RewardTable(("a",), np.ones(1), rewards_PG[..., None], rewards_PG, metrics={"speech": value})
         zeros, fives = np.zeros(rollouts), np.full(rollouts, 5.0)
-        return StepShare(table, fives, zeros, zeros, fives, fives, np.ones(1))
+        return StepShare(table, fives, zeros, zeros, fives, fives, np.ones(1), zeros)
 
     metrics = step_metrics([share(3, 1.0), share(3, 4.0)])
     assert metrics["speech"] == 2.5 and metrics["completion_length"] == 5.0

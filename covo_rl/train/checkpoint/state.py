@@ -170,7 +170,7 @@ def pack_batch(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
         {"example": group.prompt.example.id, "prompt_tokens": len(group.prompt.input_ids),
          "rollouts": [vars(rollout) for rollout in group.rollouts]}
         for group in batch.groups
-    ]}  # fmt: skip
+    ], "version": batch.version}  # fmt: skip
     tensors: dict[str, Tensor] = {}
     for part in ("table", "advantages"):
         values = dict(vars(getattr(batch, part)))
@@ -211,7 +211,9 @@ def unpack_batch(
     missing = {(p, g, name): why for p, g, name, why in about["table"]["missing"]}
     table = RewardTable(**_with_tuples({**values("table"), "missing": missing}))
     logps = {name: [x.to(device) for x in under(name).values()] or None for name in ("old_logps", "ref_logps")}
-    return Batch(groups, table, Advantages(**values("advantages")), **logps)
+    sampled_by = next((rollout.version for group in groups for rollout in group.rollouts), 0)
+    version = about.get("version", sampled_by)  # before it was saved, the two were the same
+    return Batch(groups, table, Advantages(**values("advantages")), **logps, version=version)
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
