@@ -121,7 +121,7 @@ def test_groups_are_numbered_over_the_ranks_of_a_step():
     observer = SimpleNamespace(measure=lambda metrics: None, record=seen.append)
     ranks = SimpleNamespace(rank=1, main=True, gathered=lambda value: [3, value, 1], joined=list)
     session: Any = SimpleNamespace(observers=[observer], ranks=ranks, decoder=None, record_seconds=0.0)
-    batch: Any = SimpleNamespace(groups=groups, table=table, advantages=shares)
+    batch: Any = SimpleNamespace(groups=groups, table=table, advantages=shares, version=0)
     Session._after_step(session, {"step": 7, "seconds": {}}, batch)
     rows = seen[0].rollouts
     assert [(row["group"], row["rollout"]) for row in rows] == [(3, 0), (3, 1), (4, 0), (4, 1)]
