@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from covo_rl.algo.advantage import Advantages, advantages, concatenated
+from covo_rl.algo.correction import MISMATCH
 from covo_rl.audio import AudioError, ClipStore
 from covo_rl.config import Options
 from covo_rl.engines.base import EngineLost, RolloutEngine
@@ -125,9 +126,9 @@ class Trainer:
         return self.metrics(batch, update, clock), batch
 
     def update_means(self) -> dict[str, float]:
-        """Over the updates that are done; how sampling and scoring differ was measured in the first."""
+        """Over the updates that are done; how engine and policy differ was measured in the first."""
         return {
-            name: total / (1 if name.startswith("sampling/") else self.update_index)
+            name: total / (1 if name.startswith(MISMATCH) else self.update_index)
             for name, total in self.update_totals.items()
         }
 
@@ -140,22 +141,19 @@ class Trainer:
         order, applied = self.order(self.step), self.learner.applied
         self.pipeline.submit(order, applied, clock)
         groups = self.pipeline.collect(order, clock)
-        if (ahead := self.options.engine.rollout_ahead) and self.step + 1 < self.options.train.max_steps:
+        if self.options.engine.rollout_ahead and self.step + 1 < self.options.train.max_steps:
             self.pipeline.submit(self.order(self.step + 1), applied, clock)  # by the policy as it is now
         self.figures = dict(order.figures)
-        if ahead or not self.pipeline.in_line:
-            self.figures["engine/lag"] = applied - order.version
         groups, scores = self.resample(groups, self.scores(groups, clock), clock)
         with clock("score"):
-            exact = self.engine.exact and order.version == applied
-            old_logps = self.learner.old_logps(groups, exact=exact)
+            old_logps = self.learner.old_logps(groups, exact=self.engine.exact)
             self.engine.rest()  # its memory is the update's now
             ref_logps = self.learner.ref_logps(groups)
         table = scores()
         if problem := self.reward_failures.add(self.ranks.gathered(table)):
             raise TrainingStopped(f"step {self.step}: {problem}")
         self.pipeline.orders.remove(order)
-        return Batch(groups, table, self.advantages_of(groups, table), old_logps, ref_logps)
+        return Batch(groups, table, self.advantages_of(groups, table), old_logps, ref_logps, applied)
 
     def order(self, step: int) -> Order:
         """The rollouts of a step, which may have been asked for one step ahead; else of the next rows."""
@@ -225,8 +223,8 @@ class Trainer:
     def update(self, batch: Batch, saver: Saver | None = None) -> None:
         """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-        `update_totals` sums up their metrics; how sampling and scoring differ is the first one's, made by the policy
-        that sampled.
+        `update_totals` sums up their metrics; how engine and policy differ is the first one's, before which
+        nothing has changed.
         """
         parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
         seed = hash_seed(self.options.train.seed, self.step, "order")
@@ -234,7 +232,7 @@ class Trainer:
         while self.update_index < updates:
             members = sorted(share(order, self.update_index % parts, parts))
             for name, value in self.learner.update(batch, members, self.step).items():
-                if name.startswith("sampling/"):
+                if name.startswith(MISMATCH):
                     self.update_totals.setdefault(name, value)
                 else:
                     self.update_totals[name] = self.update_totals.get(name, 0.0) + value
@@ -291,7 +289,7 @@ class Trainer:
 
     def metrics(self, batch: Batch, update: Mapping[str, float], clock: Clock) -> dict[str, Any]:
         """The step over all ranks, keyed as in metrics.jsonl."""
-        shares = self.ranks.gathered(StepShare.of(batch.groups, batch.table, batch.advantages))
+        shares = self.ranks.gathered(StepShare.of(batch.groups, batch.table, batch.advantages, batch.version))
         rewards = {f"reward_{name}": value for name, value in batch.table.seconds.items()}
         others = {
             "step": self.step,

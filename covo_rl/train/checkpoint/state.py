@@ -190,7 +190,7 @@ def unpack_groups(about: Sequence[Mapping[str, Any]], prompt_of: Callable[[str],
 
 def pack_batch(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Rollouts, rewards, advantages and log-probs -> (JSON-ready, tensors)."""
-    about: dict[str, Any] = {"groups": pack_groups(batch.groups)}
+    about: dict[str, Any] = {"groups": pack_groups(batch.groups), "version": batch.version}
     tensors: dict[str, Tensor] = {}
     for part in ("table", "advantages"):
         values = dict(vars(getattr(batch, part)))
@@ -219,7 +219,9 @@ def unpack_batch(
     table = RewardTable(**_with_tuples({**values("table"), "missing": missing}))
     logps = {name: [x.to(device) for x in under(name).values()] or None for name in ("old_logps", "ref_logps")}
     groups = unpack_groups(about["groups"], prompt_of)
-    return Batch(groups, table, Advantages(**values("advantages")), **logps)
+    sampled_by = next((rollout.version for group in groups for rollout in group.rollouts), 0)
+    version = about.get("version", sampled_by)  # before it was saved, the two were the same
+    return Batch(groups, table, Advantages(**values("advantages")), **logps, version=version)
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
