@@ -42,7 +42,7 @@ class VLLMProcess:
     def __init__(self, arguments: Mapping[str, Any], *, rank: int = 0) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report to its makers
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
         from vllm.engine.arg_utils import EngineArgs
 
         known = [item.name for item in fields(EngineArgs)]
@@ -77,6 +77,14 @@ class VLLMProcess:
             if not self.llm.llm_engine.add_lora(request):
                 raise VLLMFailure(f"vLLM has an adapter number {number} already, and would serve its old weights")
         return request
+
+    def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """All weights, by published name; then forget what was computed with others, which vLLM does not."""
+        with _failures("it cannot load the policy's weights"):
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            if not self.llm.reset_prefix_cache():
+                raise VLLMFailure("vLLM would go on with the keys of older weights: it is still sampling")
+            self.llm.llm_engine.reset_encoder_cache()
 
     def complete(
         self, requests: Sequence[Mapping[str, Any]], fields: Sequence[Mapping[str, Any]], adapter: Any
