@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class ServedFiles:
         self._own = {url: _address_towards(url) for url in servers}
         one_way = len({*self._own.values()}) == 1
         self._server = _Server((self._own[servers[0]] if one_way else "", 0), folder, key)
-        threading.Thread(target=self._server.serve_forever, name="covo-rl-files", daemon=True).start()
+        serve = partial(self._server.serve_forever, poll_interval=0.05)
+        threading.Thread(target=serve, name="covo-rl-files", daemon=True).start()
 
     def url(self, path: Path, server: str) -> str:
         """The address of a file or folder as that server reaches it."""
@@ -72,7 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         """A file below the folder."""
         if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), self.server.expected):
             return self.send_error(401)
-        path = (self.server.folder / unquote(self.path).lstrip("/")).resolve()
+        name = unquote(self.path).lstrip("/").replace("\0", "/")  # no path holds that
+        path = (self.server.folder / name).resolve()
         if not (path.is_relative_to(self.server.folder) and path.suffix in SUFFIXES and path.is_file()):
             return self.send_error(404)
         with open(path, "rb") as file:
