@@ -165,7 +165,7 @@ def install(monkeypatch: Any, policy: Policy) -> list[FakeLLM]:
         "vllm.lora.request": {"LoRARequest": LoRARequest},
         "vllm.exceptions": {"VLLMError": VLLMError},
         "vllm.v1.engine.core": {"cleanup_dist_env_and_memory": cleanup},
-        **dict.fromkeys(("vllm.engine", "vllm.lora", "vllm.v1", "vllm.v1.engine"), {}),
+        **{name: {} for name in ("vllm.engine", "vllm.lora", "vllm.v1", "vllm.v1.engine")},
     }
     for name, content in contents.items():
         module = types.ModuleType(name)
