@@ -510,11 +510,12 @@ def _contradictions(options: Options) -> list[str]:
     corrects = corrects_sampler(loss.sampler_correction, engine.use_vllm, engine.rollout_ahead)
     loss = replace(loss, sampler_correction=corrects)
     return (
-        [message for fine, message in rules if not fine] + _loss_contradictions(loss) + _engine_contradictions(options)
+        [message for fine, message in rules if not fine] + _loss_contradictions(loss) + engine_contradictions(options)
     )
 
 
-def _engine_contradictions(options: Options) -> list[str]:
+def engine_contradictions(options: Options) -> list[str]:
+    """Of the engine's options, each with what to write instead."""
     engine = options.engine
     served, urls = engine.use_vllm and engine.vllm_mode == "server", server_urls(engine)
     own = [f"vllm_options: covo_rl sets {name} itself, from {VLLM_OWN[name]}"

@@ -17,17 +17,8 @@ from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable
-from covo_rl.run.doctor import (
-    DECODE_FACTOR,
-    activation_bytes,
-    audio_positions,
-    decode_bytes,
-    layer_values,
-    plan,
-    render_plan,
-    shape_of,
-)
-from covo_rl.run.speed import Speed, measure_speed
+from covo_rl.run.doctor import activation_bytes, audio_positions, layer_values, plan, render_plan, shape_of
+from covo_rl.run.speed import DECODE_FACTOR, Speed, decode_bytes, measure_speed
 
 SMALL = Sizes(decoder_layers=2, decoder_width=64, decoder_heads=2, encoder_layers=1, encoder_width=64, vocabulary=512)
 

@@ -23,9 +23,9 @@ from covo_rl.config import ConfigError, Options
 from covo_rl.data.terminal import say
 from covo_rl.policy import Policy
 from covo_rl.policy.recompute import keep_activations
-from covo_rl.run.doctor import decode_bytes, plan
+from covo_rl.run.doctor import plan
 from covo_rl.run.sizes import Shape, shape_of
-from covo_rl.run.speed import Speed, measure_speed
+from covo_rl.run.speed import Speed, decode_bytes, measure_speed
 from covo_rl.types import Group
 
 

@@ -27,10 +27,12 @@ from covo_rl.evaluate.records import Record, judge_groups
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
 from covo_rl.evaluate.summary import summarize
 from covo_rl.train.ranks import Ranks
-from covo_rl.types import Clip, Example, Group, Prompt
+from covo_rl.types import Clip, Example, Group, Prompt, visible
 
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
+    from covo_rl.engines.base import RolloutEngine
+    from covo_rl.policy.trainable import Trainable
 
 #: Rows that a program hands over: in MMAU's columns, graded by its rule.
 IN_PROCESS = EvalSet("in-process", "rows of a program")
@@ -57,14 +59,17 @@ class Answerer(Protocol):
 
 @dataclass
 class PolicyAnswerer:
-    """A policy, its prompts (in the set's published wording where `style` is given) and its sampler. Each clip is
-    encoded once while the feature store holds it."""
+    """A policy, its prompts (in the set's published wording where `style` is given) and what samples for it: the policy
+    itself, or an `engine` that runs it. `saved` is the adapter on the policy. Each clip is encoded once while the
+    feature store holds it."""
 
     policy: Any
     clips: ClipStore
     prompt_config: PromptConfig
     rollout_config: RolloutConfig
     style: PromptStyle | None = None
+    engine: RolloutEngine | None = None
+    saved: Trainable | None = None
 
     @property
     def max_clip_seconds(self) -> float | None:
@@ -84,16 +89,16 @@ class PolicyAnswerer:
         )
 
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
-        import torch
+        from covo_rl.engines.base import EngineError
+        from covo_rl.engines.own import OwnEngine
 
-        from covo_rl.engines import own
-
+        engine = self.engine or OwnEngine(self.policy)
         prompts = [self.prompt(example) for example in examples]
-        with torch.no_grad():
-            return own.sample(
-                self.policy, prompts, self.policy.features(prompts), self.rollout_config,
-                seed=seed, greedy=greedy, num_generations=num_generations,
-            )  # fmt: skip
+        pending = engine.submit(prompts, self.rollout_config, seed=seed, generations=num_generations, greedy=greedy)
+        groups = engine.collect(pending)
+        if failed := engine.failed:  # a figure over the rows that came would be of another set
+            raise EngineError(f"{len(failed)} rows were not answered; row {visible(failed[0].row)}: {failed[0].reason}")
+        return groups
 
 
 @dataclass(frozen=True)
@@ -114,15 +119,17 @@ def evaluate(
     rollout_config: RolloutConfig, reward_config: RewardConfig | None, clips: ClipStore | None,
     audio: str = "real", greedy: bool = True, num_generations: int = 1, seed: int = 0, batch_size: int = 64,
     progress: Callable[[int, int, float], object] | None = None, ranks: Ranks | None = None,
+    engine: RolloutEngine | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate in this process, as the trainer does before and after.
 
-    `policy_or_sampler` is a Policy, or an object with `answer` (see Answerer). `audio` is real, silent, swapped or
-    none; the reported reward of a row is the mean over its samples. `progress(done, total, accuracy)` is called
-    after every batch, with the rows of this rank. Returns an Evaluation whose records are in the order of `examples`.
+    `policy_or_sampler` is a Policy, which `engine` may sample for, or an object with `answer` (see Answerer). `audio`
+    is real, silent, swapped or none; the reported reward of a row is the mean over its samples. `progress(done, total,
+    accuracy)` is called after every batch, with the rows of this rank. Returns an Evaluation whose records are in the
+    order of `examples`.
 
-    Several `ranks` deal the batches among them and all get all records. Where a policy's parameters are sharded every
-    rank runs as many batches, some of them for nothing.
+    Several `ranks` deal the batches among them and all get all records. Where ranks sample together (a policy in
+    shards, an engine of several GPUs) every one runs as many batches, some of them for nothing.
 
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
@@ -132,7 +139,7 @@ def evaluate(
     if not hasattr(policy_or_sampler, "answer"):
         assert clips is not None, "a policy needs the ClipStore that its feature store reads from"
         config = replace(rollout_config, num_generations=num_generations)
-        answerer = PolicyAnswerer(policy_or_sampler, clips, prompt_config, config)
+        answerer = PolicyAnswerer(policy_or_sampler, clips, prompt_config, config, engine=engine)
     ranks = ranks or Ranks()
     seconds = [audio_seconds(e.clips, clips) for e in examples]
     rows = with_audio(examples, audio, clips)
@@ -148,7 +155,8 @@ def evaluate(
         if progress is not None:
             right = sum(bool(record["strict_correct"]) for record in records.values())
             progress(len(records), sum(map(len, mine)), right / len(records))
-    if getattr(policy_or_sampler, "sharded", False) and 0 < len(batches) % ranks.world <= ranks.rank:
+    together = engine is not None or getattr(policy_or_sampler, "sharded", False)
+    if together and 0 < len(batches) % ranks.world <= ranks.rank:
         answerer.answer([rows[batches[0][0]]], greedy=greedy, num_generations=num_generations, seed=seed)
     records = dict(ranks.joined(list(records.items())))
     return Evaluation(tuple(records[i] for i in range(len(rows))), audio=audio, greedy=greedy)

@@ -76,6 +76,8 @@ class AudioFamily(ABC):
     rows_independent: ClassVar[bool] = False
     #: folder of the checkpoint in which it ships a LoRA of its own, which is merged on loading (models/weights.py).
     adapter_folder: ClassVar[str] = ""
+    #: the class of vLLM that takes adapters, where it is not the one that the checkpoint names.
+    vllm_architecture: ClassVar[str] = ""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -162,6 +164,11 @@ class AudioFamily(ABC):
     def tokenize(self, text: str, slots: Sequence[int]) -> list[int]:
         """Text with one audio token per clip -> ids with `slots[i]` audio ids for clip i; what CUT parts stays text."""
         return token_ids(self.tokenizer, expand_placeholders(text.split(CUT), slots, self.processor.audio_token))
+
+    def unexpanded_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A conversation's ids with ONE audio id per clip, as servers want them: they expand it, frame and all."""
+        text = self.render(messages)
+        return AudioFamily.tokenize(self, text, [1] * text.count(self.processor.audio_token))
 
     # -- the language model --------------------------------------------------------------------------------------
 

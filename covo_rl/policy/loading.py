@@ -33,19 +33,19 @@ def trainable_policy(
 
 def answering_policy(
     model: ModelConfig, adapter: AdapterConfig, *, clips: ClipStore, device: torch.device
-) -> tuple[Policy, tuple[str, ...]]:
-    """A policy that only answers, with the saved adapter that `adapter` may name, and notes on it for the user.
+) -> tuple[Policy, Trainable | None]:
+    """A policy that only answers, and the saved adapter on it, which `adapter` may name.
 
     Nothing trains, so that the features of a clip are kept. Raises as `trainable_policy`.
     """
     family = _family(model, adapter)
-    modes = make_trainable(family, AdapterConfig(adapter=adapter.adapter)) if adapter.adapter else None
+    saved = make_trainable(family, AdapterConfig(adapter=adapter.adapter)) if adapter.adapter else None
     backbone: Any = family.model
     backbone.to(device)
     backbone.requires_grad_(False)
-    policy = Policy(family, peft_model=modes.peft_model if modes else None, clips=clips)
+    policy = Policy(family, peft_model=saved.peft_model if saved else None, clips=clips)
     policy.eval()
-    return policy, modes.notes if modes else ()
+    return policy, saved
 
 
 def _family(model: ModelConfig, adapter: AdapterConfig) -> Any:

@@ -23,7 +23,8 @@ import typer
 
 from covo_rl.data.terminal import say
 from covo_rl.run.sizes import Shape, audio_positions, shape_of, sizes_of
-from covo_rl.run.speed import MIB, Speed, measure_speed
+from covo_rl.run.speed import DECODE_FACTOR, MIB, Speed, gpu_memory, measure_speed, step_seconds
+from covo_rl.run.vllm_memory import vllm_memory
 from covo_rl.types import user_errors
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 #: room for allocator fragmentation, libraries and the CUDA context
 OVERHEAD = 1.1
-#: a decode step over the time that reading its weights and keys takes. What decoding is built for, not a measurement
-DECODE_FACTOR = 1.6
 BYTES = {"float32": 4, "bfloat16": 2}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,10 +60,13 @@ class Plan:
         return OVERHEAD * (sum(self.memory.values()) + max(sum(self.sampling.values()), sum(self.loss.values())))
 
 
-def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: Speed | None = None) -> Plan:
+def plan(
+    model_config: Any, options: Options, *, prompt_positions: int, speed: Speed | None = None,
+    gpu_bytes: float | None = None,
+) -> Plan:  # fmt: skip
     """Estimate one step on one rank; `prompt_positions` includes the audio, completions have their full length.
 
-    Without `speed` there are no seconds.
+    Without `speed` there are no seconds. `gpu_bytes`: all memory of the GPU, of which a colocated vLLM takes a share.
     """
     from covo_rl.models.quantised import BYTES_IN_4BIT
     from covo_rl.policy import Policy
@@ -80,7 +82,7 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     rows, micro_prompts = prompts * rollout.num_generations, min(train.micro_batch_prompts, prompts)
     together = min(rows, rollout.decode_rows)
     micro_rows = micro_prompts * min(train.micro_batch_rollouts or rollout.num_generations, rollout.num_generations)
-    micro = _prompt_copies(shape, micro_prompts, micro_rows) * prompt_positions + micro_rows * completion
+    micro = shape.copies(micro_prompts, micro_rows) * prompt_positions + micro_rows * completion
     memory = {
         "weights": (shape.total - quantised) * size + quantised * BYTES_IN_4BIT + trainable * 4 * adapter.lora,
         "gradients": trainable * train_size,
@@ -92,11 +94,17 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
     folds = dtype == "float32" and shape.linear_parameters * 4 <= limit_mb * MIB
     sampling = {
         # packed as the prefill left them, and padded as the decoding reads them
-        "prompt keys": 2 * _prompt_copies(shape, prompts, together) * prompt_positions * key_values,
+        "prompt keys": 2 * shape.copies(prompts, together) * prompt_positions * key_values,
         "completion keys": together * completion * key_values,
         "logits and probabilities": 3 * together * shape.vocabulary * 4,
         "decoding weights": shape.linear_parameters * 4 if folds else 0.0,
     }
+    engine, elsewhere = options.engine, []
+    if engine.use_vllm:
+        size_of = {"prompt_positions": prompt_positions, "size": size, "gpu_bytes": gpu_bytes}
+        sampling, elsewhere = vllm_memory(shape, options, **size_of)
+        if not engine.vllm_enable_sleep_mode:
+            memory, sampling = {**memory, **sampling}, {}
     chunk = min(max(chunk_elements(), 16 * shape.vocabulary), micro_rows * completion * shape.vocabulary)
     head_trains = not adapter.lora and "lm_head" in adapter.train_parts
     loss = {
@@ -106,19 +114,14 @@ def plan(model_config: Any, options: Options, *, prompt_positions: int, speed: S
         "head": micro_rows * completion * shape.width * size + (4 if head_trains else 1) * 4.0 * chunk,
         "head gradient in use": shape.parameters.get("lm_head", 0) * 4.0 if head_trains else 0.0,
     }
-    seconds = _seconds(shape, options, prompt_positions, size, speed) if speed else {}
+    seconds = step_seconds(shape, options, prompt_positions, size, speed) if speed else {}
     crowded = not train.gradient_checkpointing and loss["activations"] > 2 * shape.total * size
     note = "activations outweigh the weights: gradient_checkpointing or a smaller micro_batch_prompts helps"
-    notes = (*((note,) if crowded else ()), *((_rates(speed, dtype),) if speed else ()))
+    notes = (*elsewhere, *((note,) if crowded else ()), *((_rates(speed, dtype),) if speed else ()))
     if speed and shape.expert_parameters:
         notes += ("the seconds leave the products and the reading of the experts out",)
     positions = {"prompts": prompts * prompt_positions, "completions": rows * completion, "micro-batch": micro}
     return Plan(memory, sampling, loss, seconds, positions, trainable, notes)
-
-
-def _prompt_copies(shape: Shape, prompts: int, rows: int) -> int:
-    """How often a prompt is computed and kept: once for all its rows, or for each of them where rows are plain."""
-    return prompts if shape.packable else rows
 
 
 def _rates(speed: Speed, dtype: str) -> str:
@@ -149,48 +152,14 @@ def activation_bytes(shape: Shape, positions: int, size: int, *, recompute: str 
     return float(positions * size * (shape.layers * layer_values(shape, recompute) + again))
 
 
-def _seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Speed) -> dict[str, float]:
-    """Products over the device's rate; a decode step waits for the reading of weights and keys."""
-    prompts, completion = options.train.prompts_per_step, options.rollout.max_completion_length
-    rows, updates = prompts * options.rollout.num_generations, options.train.num_iterations
-
-    def forward(queries: float, pairs: float) -> float:
-        return 2.0 * shape.linear_parameters * queries + 4.0 * shape.layers * shape.width * pairs
-
-    encoder = shape.parameters.get("encoder", 0) + shape.parameters.get("audio_adapter", 0)
-    prefill = forward(prompts * prompt, prompts * prompt**2 / 2)
-    decode = forward(rows * completion, rows * (completion * prompt + completion**2 / 2))
-    decode += rows * completion * 2.0 * shape.width * shape.vocabulary
-    copies = _prompt_copies(shape, prompts, rows)
-    one_pass = (forward(copies * prompt, copies * prompt**2 / 2) + decode) / speed.flops
-    together = min(rows, options.rollout.decode_rows)
-    read = decode_bytes(shape, prompt_positions=prompts * prompt, rows=together, completion=completion, size=size)
-    steps = completion * rows / together
-    again = 4 / 3 if options.train.gradient_checkpointing else 1.0
-    return {
-        "encode": prompts * 2.0 * encoder * 1500 / speed.flops,  # 1500 positions in 30 s
-        "prefill": prefill / speed.flops,
-        "decode": max(decode / speed.flops, DECODE_FACTOR * steps * read / speed.bandwidth),
-        "old": one_pass if updates > 1 and size < 4 else 0.0,
-        "reference": one_pass if options.loss.beta else 0.0,
-        "loss": updates * 2.2 * one_pass * again,
-    }
-
-
-def decode_bytes(shape: Shape, *, prompt_positions: int, rows: int, completion: int, size: int) -> float:
-    """Bytes that one decode step reads at the least, a mean over the steps: the weights of decoder and head, keys and
-    values of every prompt (`prompt_positions` in all) once, and the rows' own; `size` bytes per value.
-    """
-    keys = 2 * shape.layers * shape.kv_width * (prompt_positions + rows * completion / 2)
-    return size * (shape.linear_parameters + shape.width * shape.vocabulary + keys)
-
-
 def plan_options(
-    options: Options, *, seconds: float = 30.0, text_positions: int = 100, speed: Speed | None = None
-) -> Plan:
+    options: Options, *, seconds: float = 30.0, text_positions: int = 100, speed: Speed | None = None,
+    gpu_bytes: float | None = None,
+) -> Plan:  # fmt: skip
     """The plan of a run's options, on one rank, for clips of `seconds` and questions of `text_positions` tokens."""
     config = sizes_of(options.model.model)
-    return plan(config, options, prompt_positions=audio_positions(config, seconds) + text_positions, speed=speed)
+    positions = audio_positions(config, seconds) + text_positions
+    return plan(config, options, prompt_positions=positions, speed=speed, gpu_bytes=gpu_bytes)
 
 
 @app.command()
@@ -201,6 +170,7 @@ def doctor(
     completion: Annotated[int | None, typer.Option(min=1, help="typical completion; default: the limit")] = None,
     ranks: Annotated[int, typer.Option(min=1, help="processes that share prompts_per_step")] = 1,
     device: Annotated[str, typer.Option(help="whose speed is measured: auto, cpu, cuda")] = "auto",
+    gpu_gb: Annotated[float | None, typer.Option(min=0.1, help="GPU that vLLM shares; default: the device")] = None,
 ) -> None:
     """Estimate memory and time of a configuration."""
     from covo_rl.config import parse_options
@@ -213,14 +183,17 @@ def doctor(
         if completion is not None:
             options.rollout.max_completion_length = completion
         speed = measure_speed(device, weights_dtype(sizes_of(options.model.model), options))
-        estimate = plan_options(options, seconds=seconds, text_positions=text_positions, speed=speed)
+        gpu_bytes = gpu_memory(device) if gpu_gb is None else gpu_gb * 1e9
+        size = {"seconds": seconds, "text_positions": text_positions, "gpu_bytes": gpu_bytes}
+        estimate = plan_options(options, **size, speed=speed)
     say(render_plan(estimate))
 
 
 def budget(options: Options, rows: Sequence[Example], clips: ClipStore) -> str:
     """`render_plan` for a run whose clips are as long as the longest of these rows."""
     waveforms = [clips.waveform(clips.key(row.clips[0])) for row in rows if row.clips]
-    return render_plan(plan_options(options, seconds=max((len(w) / rate for w, rate in waveforms), default=0.0)))
+    seconds = max((len(w) / rate for w, rate in waveforms), default=0.0)
+    return render_plan(plan_options(options, seconds=seconds, gpu_bytes=gpu_memory("auto")))
 
 
 def render_plan(estimate: Plan) -> str:

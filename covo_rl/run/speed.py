@@ -1,12 +1,18 @@
-"""How fast this machine is, measured in a second: products in a dtype, and copies."""
+"""How fast this machine is, measured in a second: products in a dtype, and copies; and what a step takes at that."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from covo_rl.config import Options
+    from covo_rl.run.sizes import Shape
 
 MIB = 2**20
+#: a decode step over the time that reading its weights and keys takes. What decoding is built for, not a measurement
+DECODE_FACTOR = 1.6
 
 
 class Speed(NamedTuple):
@@ -53,3 +59,53 @@ def device_drained(device: Any) -> None:
 
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def gpu_memory(device: str = "auto") -> float | None:
+    """Bytes of a CUDA device, None of others."""
+    import torch
+
+    from covo_rl.train.launch import device_of
+
+    chosen = device_of(device)
+    return float(torch.cuda.get_device_properties(chosen).total_memory) if chosen.type == "cuda" else None
+
+
+def step_seconds(shape: Shape, options: Options, prompt: int, size: int, speed: Speed) -> dict[str, float]:
+    """Of a step by phase: products over the device's rate; a decode step waits for the reading of weights and keys.
+
+    Servers sample elsewhere.
+    """
+    prompts, completion = options.train.prompts_per_step, options.rollout.max_completion_length
+    rows, updates = prompts * options.rollout.num_generations, options.train.num_iterations
+
+    def forward(queries: float, pairs: float) -> float:
+        return 2.0 * shape.linear_parameters * queries + 4.0 * shape.layers * shape.width * pairs
+
+    encoder = shape.parameters.get("encoder", 0) + shape.parameters.get("audio_adapter", 0)
+    prefill = forward(prompts * prompt, prompts * prompt**2 / 2)
+    decode = forward(rows * completion, rows * (completion * prompt + completion**2 / 2))
+    decode += rows * completion * 2.0 * shape.width * shape.vocabulary
+    copies = shape.copies(prompts, rows)
+    one_pass = (forward(copies * prompt, copies * prompt**2 / 2) + decode) / speed.flops
+    together = min(rows, options.rollout.decode_rows)
+    read = decode_bytes(shape, prompt_positions=prompts * prompt, rows=together, completion=completion, size=size)
+    steps = completion * rows / together
+    again = 4 / 3 if options.train.gradient_checkpointing else 1.0
+    here = not (options.engine.use_vllm and options.engine.vllm_mode == "server")
+    return {
+        "encode": prompts * 2.0 * encoder * 1500 / speed.flops,  # 1500 positions in 30 s
+        "prefill": here * prefill / speed.flops,
+        "decode": here * max(decode / speed.flops, DECODE_FACTOR * steps * read / speed.bandwidth),
+        "old": one_pass if options.engine.use_vllm or (updates > 1 and size < 4) else 0.0,
+        "reference": one_pass if options.loss.beta else 0.0,
+        "loss": updates * 2.2 * one_pass * again,
+    }
+
+
+def decode_bytes(shape: Shape, *, prompt_positions: int, rows: int, completion: int, size: int) -> float:
+    """Bytes that one decode step reads at the least, a mean over the steps: the weights of decoder and head, keys and
+    values of every prompt (`prompt_positions` in all) once, and the rows' own; `size` bytes per value.
+    """
+    keys = 2 * shape.layers * shape.kv_width * (prompt_positions + rows * completion / 2)
+    return size * (shape.linear_parameters + shape.width * shape.vocabulary + keys)

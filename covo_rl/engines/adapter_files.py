@@ -1,0 +1,94 @@
+"""The policy's adapter as a folder that an engine of other memory reads: published key names, a new name a version.
+
+    files = AdapterFiles(trainable, dtype=torch.bfloat16)
+    path = files.write(12)           .../covo-rl-engine-x7/policy-12: adapter_model.safetensors, adapter_config.json
+    files.release(11)
+
+vLLM knows prompt blocks by an adapter's name and path, so one that keeps both is served stale. Unlike an export nothing
+is verified here: the probe (probe.py) asks the engine itself.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from covo_rl.data.files import fill_folder
+from covo_rl.engines.base import EngineError
+from covo_rl.engines.memory_folder import MemoryFolder, agreed
+from covo_rl.policy.entries import entry_of
+from covo_rl.policy.published_adapter import STEM, adapter_config, names_in_memory, whole_state
+from covo_rl.policy.sharding import whole_shape
+from covo_rl.policy.trainable import Trainable
+
+COPIES = 3  # the adapter in use, the next one, and one that is being written
+
+
+def adapter_name(version: int) -> str:
+    """What an engine calls the adapter of a version of the policy."""
+    return f"policy-{version}"
+
+
+class AdapterFiles:
+    """Writes the adapter of each version into a folder of its own, below `folder` (default: in memory).
+
+    Making one and `write` are collectives: all ranks call them. Rank 0 writes, for engines that see its folder; with
+    `each_machine` one rank of every machine does, for engines in the training processes. LoRA is trained in float32:
+    `dtype` is what the engine computes in, `rounding` the largest change that this made to a number of the last write,
+    `seconds` how long that took.
+    """
+
+    def __init__(
+        self, trainable: Trainable, folder: str | Path | None = None, *, dtype: torch.dtype | None = None,
+        each_machine: bool = False,
+    ) -> None:  # fmt: skip
+        if trainable.peft_model is None:
+            raise EngineError("a policy without an adapter has no adapter files: its weights are sent whole")
+        self.trainable, self.dtype = trainable, dtype
+        self.rounding = self.seconds = 0.0
+        self._names, state = names_in_memory(trainable), trainable.family.model.state_dict(keep_vars=True)
+        self._written: dict[int, int] = {}  # version -> state of the weights that it was written with
+        size = sum(4 * math.prod(whole_shape(state[name])) for name in self._names.values())
+        self.folder = MemoryFolder(folder, COPIES * size, each_machine=each_machine)
+
+    def write(self, version: int) -> Path:
+        """The folder of this version's adapter, whole.
+
+        Raises:
+            EngineError: on every rank: it could not be written, or it was, with other weights.
+        """
+        start, model = time.perf_counter(), self.trainable.family.model
+        path = self.folder.path / adapter_name(version)
+        weights = sum(p._version for p in model.parameters() if p.requires_grad)
+        if self._written.get(version, weights) != weights:
+            raise EngineError(f"version {version} was written with other weights: an engine that has loaded those "
+                              "would go on with them")  # fmt: skip
+        state = whole_state(model, self._names.values(), keep=self.folder.writes)
+        agreed(partial(fill_folder, path, partial(self._fill, state)) if self.folder.writes else None)
+        self._written[version], self.seconds = weights, time.perf_counter() - start
+        return path
+
+    def release(self, version: int) -> None:
+        """Remove a version that no engine will load again."""
+        if self._written.pop(version, None) is not None and self.folder.writes:
+            shutil.rmtree(self.folder.path / adapter_name(version))
+
+    def close(self) -> None:
+        """Remove everything."""
+        self.folder.close()
+
+    def _fill(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+        entries = [entry_of(key, state[name], self.dtype) for key, name in self._names.items()]
+        tensors = {entry.name: entry.tensor() for entry in entries}
+        changes = [(tensors[key].float() - state[name].detach().cpu().float()).abs().max()
+                   for key, name in self._names.items() if tensors[key].dtype != state[name].dtype]  # fmt: skip
+        self.rounding = float(max(changes, default=0.0))
+        save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
+        adapter_config(self.trainable).save_pretrained(str(folder))
