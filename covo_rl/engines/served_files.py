@@ -11,10 +11,11 @@ import shutil
 import socket
 import threading
 from collections.abc import Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from covo_rl.engines.base import EngineError
 
@@ -23,21 +24,17 @@ IDLE_SECONDS = 60  # of a connection
 
 
 class ServedFiles:
-    """Serves what lies below `folder` until `close`, on the address of this machine that `servers` (URLs) see."""
+    """Serves what lies below `folder` until `close`. `roots`: its address as each of `servers` (URLs) reaches it."""
 
     def __init__(self, folder: Path, key: str, servers: Sequence[str]) -> None:
         if not key:
             raise EngineError("vllm_adapter_transport http needs VLLM_API_KEY, here and at the servers: without it "
                               "anybody could fetch the policy")  # fmt: skip
-        self.folder = folder
-        self._own = {url: _address_towards(url) for url in servers}
-        one_way = len({*self._own.values()}) == 1
-        self._server = _Server((self._own[servers[0]] if one_way else "", 0), folder, key)
-        threading.Thread(target=self._server.serve_forever, name="covo-rl-files", daemon=True).start()
-
-    def url(self, path: Path, server: str) -> str:
-        """The address of a file or folder as that server reaches it."""
-        return f"http://{self._own[server]}:{self._server.server_port}/{quote(str(path.relative_to(self.folder)))}"
+        ways = {url: _address_towards(url) for url in servers}
+        self._server = _Server((ways[servers[0]] if len({*ways.values()}) == 1 else "", 0), folder, key)
+        self.roots = {url: f"http://{address}:{self._server.server_port}" for url, address in ways.items()}
+        serve = partial(self._server.serve_forever, poll_interval=0.05)
+        threading.Thread(target=serve, name="covo-rl-files", daemon=True).start()
 
     def close(self) -> None:
         """Stop serving."""
@@ -72,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         """A file below the folder."""
         if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), self.server.expected):
             return self.send_error(401)
-        path = (self.server.folder / unquote(self.path).lstrip("/")).resolve()
+        name = unquote(self.path).lstrip("/").replace("\0", "/")  # no path holds that
+        path = (self.server.folder / name).resolve()
         if not (path.is_relative_to(self.server.folder) and path.suffix in SUFFIXES and path.is_file()):
             return self.send_error(404)
         with open(path, "rb") as file:
