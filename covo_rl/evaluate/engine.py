@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from covo_rl.config import AdapterConfig, EngineConfig, ModelConfig, Options
-from covo_rl.prompt import position_limit
 
 if TYPE_CHECKING:
     from covo_rl.engines.base import RolloutEngine
@@ -81,14 +80,12 @@ def sampling_engine(
         yield None
         return
     from covo_rl.engines.choose import rollout_engine
+    from covo_rl.engines.vllm_checks import needed_positions
 
     prompts = [answerer.prompt(example) for example in examples]
-    slots = max(sum(prompt.slots) for prompt in prompts)  # of any row: swapped rows hear another's clips
-    longest = slots + max(len(prompt.input_ids) - sum(prompt.slots) for prompt in prompts)
-    limit = position_limit(answerer.policy.family.model.config)
-    positions = longest + request.max_completion_length
+    positions = needed_positions(prompts, request.max_completion_length, answerer.policy.family)
     engine = rollout_engine(
-        run_options(request), answerer.policy, answerer.saved, max_model_len=min(positions, limit or positions),
+        run_options(request), answerer.policy, answerer.saved, max_model_len=positions,
         probe_prompt=next((prompt for prompt in prompts if prompt.clip_keys), prompts[0]),
         rank=ranks.rank, world=ranks.world,
     )  # fmt: skip
