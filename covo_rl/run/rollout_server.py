@@ -28,6 +28,7 @@ from covo_rl.prompt import build_prompt
 from covo_rl.run import questions
 from covo_rl.run.doctor import weights_dtype
 from covo_rl.run.sizes import sizes_of, weightless_family
+from covo_rl.serve import WEIGHT_BACKEND
 from covo_rl.train.launch import device_of
 from covo_rl.types import visible
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 #: fails where there is no key, before anything listens
 KEY = 'VLLM_API_KEY="${VLLM_API_KEY:?one secret for servers and trainers, e.g. of: openssl rand -hex 32}"'
+#: wants that key at every endpoint, and fetches adapters over HTTP
+GATE = "covo_rl.serve.gate.Gate"
 
 
 def serve_command(options: Options, host: str, port: int, *, cpu: bool = False) -> str:
@@ -48,7 +51,7 @@ def serve_command(options: Options, host: str, port: int, *, cpu: bool = False) 
     arguments = served_arguments(options, cpu=cpu)
     program = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if cpu else ["vllm", "serve"]
     words = " ".join([*_environment(options, cpu=cpu), *program, shlex.quote(arguments.pop("model"))])
-    flags = [f"--host {shlex.quote(host)} --port {port}", "--enable-scale-out"]
+    flags = [f"--host {shlex.quote(host)} --port {port}", "--enable-scale-out", f"--middleware {GATE}"]
     flags += [_flag(name, value) for name, value in arguments.items() if value is not None]
     return " \\\n    ".join([words, *flags])
 
@@ -63,6 +66,8 @@ def served_arguments(options: Options, *, cpu: bool = False) -> dict[str, Any]:
         options, family_at(path), path=path, dtype=weights_dtype(sizes_of(options.model.model), options),
         max_model_len=needed_length(options), lora_rank=rank if adapter.lora else None, cpu=cpu,
     )  # fmt: skip
+    if not adapter.lora:
+        arguments["weight_transfer_config"] = {"backend": WEIGHT_BACKEND}
     if options.engine.vllm_tensor_parallel_size > 1:
         arguments["tensor_parallel_size"] = options.engine.vllm_tensor_parallel_size
     return arguments
@@ -163,16 +168,13 @@ def _environment(options: Options, *, cpu: bool) -> list[str]:
     return [KEY, *(f"{name}={value}" for name, value in variables.items())]
 
 
-def serve_notes(options: Options, host: str) -> list[str]:
+def serve_notes(host: str) -> list[str]:
     """What to know beside the command."""
     notes = ["run this in an environment with vLLM and covo_rl (docs/rollouts.md)"]
-    is_open = False
     with suppress(ValueError):  # a name may be anybody's
         address = ipaddress.ip_address(host)
-        is_open = address.is_unspecified or not address.is_private
-    if is_open:
-        notes.append(f"note: whoever reaches {host} and knows the key can load weights there: choose a private address")
-    if not options.adapter.lora:
-        endpoints = "note: full weights need vLLM's development endpoints, which ask for no key"
-        notes.append(f"{endpoints}: whoever reaches {host} can replace the weights")
+        if address.is_unspecified or not address.is_private:
+            notes.append(
+                f"note: whoever reaches {host} and has the key can replace the weights: take a private address"
+            )
     return notes
