@@ -42,7 +42,7 @@ class VLLMProcess:
     def __init__(self, arguments: Mapping[str, Any], *, rank: int = 0) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report to its makers
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
         from vllm.engine.arg_utils import EngineArgs
 
         known = [item.name for item in fields(EngineArgs)]
@@ -54,7 +54,7 @@ class VLLMProcess:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         local_rank = str(torch.cuda.current_device() if torch.cuda.is_available() else rank)
-        with _failures("it does not start"), _generators(), _environment(RANK=str(rank), LOCAL_RANK=local_rank):
+        with _failures("it does not start"), _untouched(), _environment(RANK=str(rank), LOCAL_RANK=local_rank):
             self.llm: Any = LLM(**arguments, distributed_executor_backend="external_launcher", disable_log_stats=False)
         self.llm.apply_model(self._count)
 
@@ -78,6 +78,14 @@ class VLLMProcess:
                 raise VLLMFailure(f"vLLM has an adapter number {number} already, and would serve its old weights")
         return request
 
+    def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """All weights, by published name; then forget what was computed with others, which vLLM does not."""
+        with _failures("it cannot load the policy's weights"):
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            if not self.llm.reset_prefix_cache():
+                raise VLLMFailure("vLLM would go on with the keys of older weights: it is still sampling")
+            self.llm.llm_engine.reset_encoder_cache()
+
     def complete(
         self, requests: Sequence[Mapping[str, Any]], fields: Sequence[Mapping[str, Any]], adapter: Any
     ) -> list[tuple[list[int], list[Completion]]]:
@@ -98,9 +106,10 @@ class VLLMProcess:
         self.llm.wake_up()
 
     def counters(self) -> dict[str, float]:
-        """vLLM's own counters since its start, without the prefix of their names."""
-        values = {metric.name: getattr(metric, "value", None) for metric in self.llm.get_metrics()}
-        return {name.removeprefix("vllm:"): float(value) for name, value in values.items() if value is not None}
+        """Since its start: clips that were encoded, prompt positions asked for, and those that were there already."""
+        values = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
+        names = ("prefix_cache_queries", "prefix_cache_hits")
+        return {"encoder_runs": float(self.encoded), **{name: float(values[f"vllm:{name}"]) for name in names}}
 
     def close(self) -> None:
         """End the engine. vLLM would end torch's process group with it, which is the launcher's."""
@@ -132,10 +141,10 @@ def _failures(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _generators() -> Iterator[None]:
-    """vLLM seeds the generators of Python, numpy and torch; they go on as if it had not."""
+def _untouched() -> Iterator[None]:
+    """vLLM seeds the generators of Python, numpy and torch, and on a CPU takes torch's number of threads over."""
     state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), patch.object(torch, "set_num_threads", torch.set_num_threads):
         yield
     random.setstate(state)
     np.random.set_state(numpy_state)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, engine_contradictions
-from covo_rl.data.transport import exchange
+from covo_rl.data.transport import address_problem, exchange, hidden
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.choose import rollout_engine
 from covo_rl.engines.probe import Probe
@@ -23,6 +23,7 @@ from covo_rl.models import family_at, use_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.loading import trainable_policy
 from covo_rl.policy.saved_adapter import largest_rank, read_adapter
+from covo_rl.policy.trainable import training_dtype
 from covo_rl.prompt import build_prompt
 from covo_rl.run import questions
 from covo_rl.run.doctor import weights_dtype
@@ -105,6 +106,10 @@ def check_server(options: Options, url: str) -> Iterator[str]:
     )
     if problems := engine_contradictions(options):
         raise ConfigError(problems)
+    if problem := address_problem(url):
+        raise ConfigError([f"--check {hidden(url)}: {problem}"])
+    model = options.model
+    model.dtype, _ = training_dtype(model.dtype, resolve_model(model.model), full=not options.adapter.lora)
     length = needed_length(options)
     yield from _facts(url)
     clips = ClipStore()
@@ -119,8 +124,8 @@ def check_server(options: Options, url: str) -> Iterator[str]:
         difference = probe.check(engine, 0)
     finally:
         engine.close()
-    yield visible(f"{url}: runs this policy and takes what trains: log-probs on row {prompt.example.id} differ by at most "
-                  f"{difference:.2g} nats, limit {probe.tolerance:g}")  # fmt: skip
+    gap = f"log-probs on row {prompt.example.id} differ by at most {difference:.2g} nats, limit {probe.tolerance:g}"
+    yield visible(f"{url}: runs this policy and takes what trains: {gap}")
 
 
 def _facts(url: str) -> Iterator[str]:

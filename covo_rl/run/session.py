@@ -248,7 +248,9 @@ class Session:
             observer.measure(metrics)
         start, groups = time.perf_counter(), batch.groups
         first = sum(self.ranks.gathered(len(groups))[: self.ranks.rank])
-        rows = rollout_rows(groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+        rows = rollout_rows(
+            groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder, version=batch.version
+        )
         rows = self.ranks.joined(rows)
         if self.ranks.main:
             for observer in self.observers:
