@@ -28,7 +28,7 @@ def shelf(tmp_path):
     (tmp_path / "run" / "lock").write_text("")
     (folder / "out.json").symlink_to(tmp_path / "secret.json")
     files = ServedFiles(tmp_path / "run", KEY, [SERVER])
-    yield files, folder, files.url(folder, SERVER)
+    yield files, folder, f"{files.roots[SERVER]}/policy-1"
     files.close()
 
 

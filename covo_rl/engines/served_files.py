@@ -15,7 +15,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from covo_rl.engines.base import EngineError
 
@@ -24,22 +24,17 @@ IDLE_SECONDS = 60  # of a connection
 
 
 class ServedFiles:
-    """Serves what lies below `folder` until `close`, on the address of this machine that `servers` (URLs) see."""
+    """Serves what lies below `folder` until `close`. `roots`: its address as each of `servers` (URLs) reaches it."""
 
     def __init__(self, folder: Path, key: str, servers: Sequence[str]) -> None:
         if not key:
             raise EngineError("vllm_adapter_transport http needs VLLM_API_KEY, here and at the servers: without it "
                               "anybody could fetch the policy")  # fmt: skip
-        self.folder = folder
-        self._own = {url: _address_towards(url) for url in servers}
-        one_way = len({*self._own.values()}) == 1
-        self._server = _Server((self._own[servers[0]] if one_way else "", 0), folder, key)
+        ways = {url: _address_towards(url) for url in servers}
+        self._server = _Server((ways[servers[0]] if len({*ways.values()}) == 1 else "", 0), folder, key)
+        self.roots = {url: f"http://{address}:{self._server.server_port}" for url, address in ways.items()}
         serve = partial(self._server.serve_forever, poll_interval=0.05)
         threading.Thread(target=serve, name="covo-rl-files", daemon=True).start()
-
-    def url(self, path: Path, server: str) -> str:
-        """The address of a file or folder as that server reaches it."""
-        return f"http://{self._own[server]}:{self._server.server_port}/{quote(str(path.relative_to(self.folder)))}"
 
     def close(self) -> None:
         """Stop serving."""

@@ -6,20 +6,19 @@ prefix cache nor a server that was left behind can answer with another one's wei
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from covo_rl.config import server_urls
-from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.engines.base import EngineError, Failed, Pending, SyncReport, TextDecoder, check_groups
 from covo_rl.engines.draws import prompt_seeds
 from covo_rl.engines.probe import Probe
 from covo_rl.engines.server_answers import GENERATE, data_uri, read_answer
 from covo_rl.engines.server_calls import Server, Unanswered
-from covo_rl.engines.server_probe import AllServers, served_base, served_models
+from covo_rl.engines.server_probe import AllServers, served_base
+from covo_rl.engines.server_weights import SentAdapters, SentWeights
 from covo_rl.engines.servers import RequestFailed, Servers
 from covo_rl.engines.vllm_requests import clip_uuid, clip_waveform, group_of, prompt_ids, sampling_fields
 from covo_rl.engines.workers import Workers
@@ -62,10 +61,11 @@ class VLLMServer:
             server_urls(engine), self._restore, first=rank, timeout=engine.vllm_server_timeout,
             patience=engine.engine_patience,
         )  # fmt: skip
-        self.base, self.run = self.from_main(lambda: (served_base(self.servers, max_model_len), secrets.token_hex(4)))
-        dtype = policy.family.embed_tokens.weight.dtype
-        self.files = None if trainable is None else AdapterFiles(trainable, engine.vllm_adapter_dir, dtype=dtype)
-        self.folders: dict[int, str] = {}  # version -> where its adapter lies, newest last
+        self.base = self.from_main(lambda: served_base(self.servers, max_model_len))
+        self.sender: SentAdapters | SentWeights | None = None
+        if trainable is not None:
+            kind = SentWeights if trainable.peft_model is None else SentAdapters
+            self.sender = kind(self, trainable, engine, policy.family.embed_tokens.weight.dtype)
         self.version = 0
         self.workers = Workers(CONCURRENCY)
         self.probe = Probe(policy, probe_prompt, engine.engine_probe_tolerance)
@@ -73,45 +73,20 @@ class VLLMServer:
         self.seconds: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         self.counts = dict.fromkeys(COUNTERS, 0.0)
-        if self.files is not None:
+        if self.sender is not None:
             self.probe.check_random(self)
         self.sync(0)
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
     def sync(self, version: int) -> SyncReport:
-        """Write the adapter, load it on every server that is up, and see that they run the policy."""
-        start = time.perf_counter()
-        if self.files is not None:
-            folder = str(self.files.write(version))
-            self.folders[version] = self.from_main(lambda: folder)
-        saved = time.perf_counter()
+        """Send this version to every server that is up, and see that they run it."""
         self.version, self.everyone.group = version, None
-        if self.files is not None:
-            self.adopt(self.from_main(self._load_everywhere))
-        loaded = time.perf_counter()
+        seconds = self.sender.send(version) if self.sender else {}
         difference = self.probe.check(self.everyone, version)
-        for old in list(self.folders)[:-2]:  # the version before this one may still be at work
-            self._release(old)
-        return SyncReport(version, {"save": saved - start, "load": loaded - saved}, difference)
-
-    def _load_everywhere(self) -> list[str]:
-        """Rank 0: what is wrong with each server, "" where it is up with this version."""
-        servers, asked = self.servers, self.servers.up
-        load = partial(self._load, version=self.version)
-        results = servers.together(lambda server: servers.insist(server, load), asked)
-        refusals = [str(result) for result in results if isinstance(result, Unanswered) and result.status]
-        if refusals and len(refusals) == len(asked):
-            raise EngineError(
-                f"no server takes the adapter: {'; '.join(refusals)}. Each must see {self.folders[self.version]} "
-                "(vllm_adapter_dir), and have been started with --enable-lora, --max-lora-rank of lora_r or more, and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
-            )
-        for server, result in zip(asked, results, strict=True):
-            if isinstance(result, Unanswered):
-                servers.take_down(server, server.life, str(result))
-        servers.wait_for_one()
-        return servers.problems
+        if self.sender:
+            self.sender.release()
+        return SyncReport(version, seconds, difference)
 
     def adopt(self, problems: Sequence[str]) -> None:
         """What rank 0 knows of the servers."""
@@ -121,37 +96,15 @@ class VLLMServer:
             elif not server.up:
                 self.servers.bring_up(server)
 
-    def _load(self, server: Server, version: int) -> None:
-        """Have the server read the adapter of a version under its name."""
-        asked = {"lora_name": self._model(version), "lora_path": self.folders[version]}
-        try:
-            self.servers.call(server, "/v1/load_lora_adapter", asked)
-        except Unanswered as error:
-            if error.status != 400 or "already been loaded" not in str(error):
-                raise
-
-    def _release(self, version: int) -> None:
-        del self.folders[version]
-        assert self.files is not None
-        if self.main:
-            asked = {"lora_name": self._model(version)}
-            # one that does not answer, or was restarted, has nothing to forget
-            self.servers.together(lambda server: self.servers.call(server, "/v1/unload_lora_adapter", asked, seconds=5),
-                                  self.servers.up)  # fmt: skip
-        self.files.release(version)
-
     def _restore(self, server: Server) -> None:
         """Bring a server that was away up to date, and compare it with the others."""
-        served = {str(card.get("id")) for card in served_models(self.servers, server)}
-        if server.poisoned and served & {self._model(version) for version in self.folders}:
-            raise Unanswered(server.problem)  # not restarted yet
-        for version in list(self.folders):
-            self._load(server, version)
+        if self.sender:
+            self.sender.restore(server)
         self.everyone.compare(server)
 
-    def _model(self, version: int) -> str:
+    def model(self, version: int) -> str:
         """The name under which a version is served; what is sent nothing is the base."""
-        return f"policy-{self.run}-{version}" if self.files else self.base
+        return self.sender.name(version) if self.sender else self.base
 
     def from_main(self, action: Callable[[], T]) -> T:
         """What `action` returns on rank 0, everywhere; what it raises, too."""
@@ -218,11 +171,13 @@ class VLLMServer:
             Unanswered: there is none, or it is another version's, which is thrown away.
             EngineError: it is not an answer of this policy to this prompt.
         """
-        name, length = self._model(version), body["sampling_params"]["max_tokens"]
+        name, length = self.model(version), body["sampling_params"]["max_tokens"]
         limit = 65_536 + 16 * len(prompt.input_ids) + 512 * generations * length  # bytes; an id takes about 150
         answer = self.servers.call_json(server, GENERATE, {**body, "model": name}, limit=limit)
         if answer.get("model") != name:
             raise Unanswered(f"{server.url} answered as {shown(answer.get('model'))!r}, not as {name}", stale=True)
+        if self.sender:
+            self.sender.confirm(server)
         used, completions = read_answer(answer, f"{server.url}, row {visible(prompt.example.id)}")
         return group_of(prompt, used, completions, generations=generations, limit=length, decoder=self.decoder,
                         version=version)  # fmt: skip
@@ -239,11 +194,9 @@ class VLLMServer:
         """Its memory is elsewhere."""
 
     def close(self) -> None:
-        for version in list(self.folders):
-            self._release(version)
+        if self.sender:
+            self.sender.close()
         self.servers.close()
-        if self.files is not None:
-            self.files.close()
 
     def metrics(self) -> Mapping[str, float]:
         """Since the last collection; `prefix_hit_rate` is that of all requests of all ranks."""
