@@ -1,4 +1,4 @@
-"""Two ratios kept apart, pi / pi_old and pi_old / pi_engine: against slow float64 arithmetic, in pieces, and in runs."""
+"""Two ratios kept apart, pi / pi_old and pi_old / pi_engine: against slow float64 sums, in pieces, and in runs."""
 
 import dataclasses
 import itertools
@@ -90,7 +90,11 @@ def in_pieces(mode, tensors, advantages_N, mask_NC, ranks):
         mismatch(report, config, lambda value: [sent.append(value), value][1:])
     figures = [mismatch(report, config, lambda value: sent) for report in reports]
     assert all(each == figures[0] for each in figures), "every rank knows the same"
-    return torch.stack(shares).sum().item(), leaf_NC.grad, summarise(sum(reports, [])) | figures[0]
+    return (
+        torch.stack(shares).sum().item(),
+        leaf_NC.grad,
+        summarise([part for report in reports for part in report]) | figures[0],
+    )
 
 
 @pytest.mark.parametrize(("mode", "dtype"), list(itertools.product(MODES, [torch.float32, torch.bfloat16])))

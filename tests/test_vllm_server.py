@@ -121,7 +121,7 @@ def test_groups_are_those_of_the_policy_that_was_synced(parts, start, engine):
     assert one.encoded == len(clips) and len(one.adapters) == len(two.adapters) == 2
     assert made.metrics()["servers_up"] == 2 and made.failed == []
     made.close()
-    assert one.adapters == two.adapters == [] and not list(made.files.folder.parent.glob(made.files.folder.name))
+    assert one.adapters == two.adapters == [] and not made.sender.files.folder.path.exists()
 
 
 def test_submit_returns_at_once_and_what_was_asked_keeps_its_version(parts, start, engine):

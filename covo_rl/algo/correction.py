@@ -61,7 +61,7 @@ def mismatch_metrics(
 def mismatch(
     parts: Sequence[Metrics], config: LossConfig, gathered: Callable[[Any], list[Any]] = lambda value: [value]
 ) -> dict[str, float]:
-    """How far engine and policy are apart over all micro-batches and, by `gathered`, ranks; empty where no token counts.
+    """How far engine and policy are apart over all micro-batches and, by `gathered`, ranks; empty if no token counts.
 
     With d = log pi_old - log pi_engine of a token of the engine, `kl_k1` (mean of -d) and `kl_k3` (mean of
     e^d - 1 - d, never negative) estimate KL(pi_engine || pi_old) in nats a token (http://joschu.net/blog/kl-approx.html).

@@ -103,8 +103,9 @@ class OwnEngine:
 
 
 def samples_exactly(policy: Policy) -> bool:
-    """Sampling log-probs equal the scoring pass (1e-5): float32 weights and no autocast seen while sampling."""
-    return {p.dtype for p in policy.family.decoder.parameters()} == {torch.float32} and not policy.autocast_seen
+    """Sampling log-probs equal the scoring pass (1e-5): float32 weights, no TF32, no autocast seen while sampling."""
+    whole = torch.get_float32_matmul_precision() == "highest" and not policy.autocast_seen
+    return whole and {p.dtype for p in policy.family.decoder.parameters()} == {torch.float32}
 
 
 def sample(

@@ -73,6 +73,7 @@ class VLLMColocate:
         self.adapter: Any = None
         self.asleep = False
         self.seconds: dict[str, float] = {}
+        self.moves: dict[str, float] = {}  # seconds of sleep and wake-up since the last rollouts
         self.figures: dict[str, float] = {}
         self.counted: Mapping[str, float] = {}
         self.probe = Probe(policy, probe_prompt, engine.engine_probe_tolerance, dtype=self.dtype)
@@ -96,9 +97,9 @@ class VLLMColocate:
         if self.files and before != version:
             self.files.release(before)
         seconds = {"save": saved - start, "load": time.perf_counter() - saved}
-        figures, phases = self.figures, dict(self.seconds)
+        known = self.figures, self.seconds, self.moves
         difference = self.probe.check(self, version)
-        self.figures, self.seconds = figures, phases  # of rollouts, not of the probe's
+        self.figures, self.seconds, self.moves = known  # of rollouts, not of the probe's
         return SyncReport(version, seconds, difference)
 
     def _load(self, name: str, number: int, folder: str) -> None:
@@ -130,7 +131,7 @@ class VLLMColocate:
             for prompt, one, answer in zip(pending.prompts, fields, answers, strict=True)
         ]  # fmt: skip
         check_groups(groups, pending, self.family)
-        self.seconds["sample"] = time.perf_counter() - start
+        self.seconds, self.moves = {**self.moves, "sample": time.perf_counter() - start}, {}
         self._measure(pending)
         return groups
 
@@ -184,7 +185,7 @@ class VLLMColocate:
         if self.asleep:
             self.process.wake()
             self.asleep = False
-            self.seconds["wake"] = time.perf_counter() - start
+            self.moves["wake"] = time.perf_counter() - start
 
     def rest(self) -> None:
         start = time.perf_counter()
@@ -192,7 +193,7 @@ class VLLMColocate:
         if self.sleeps and not self.asleep:
             self.process.sleep()
             self.asleep = True
-            self.seconds["sleep"] = time.perf_counter() - start
+            self.moves["sleep"] = time.perf_counter() - start
 
     def close(self) -> None:
         self.process.close()
@@ -211,5 +212,5 @@ class VLLMColocate:
 
     def metrics(self) -> Mapping[str, float]:
         """Of the last rollouts: clips, how many were encoded, share of prompt positions that were not computed again;
-        seconds of sampling, sleep and wake-up; and how often the engine was started again."""
+        seconds of sampling, and of sleep and wake-up before it; and how often the engine was started again."""
         return {**self.figures, **{f"{phase}_s": seconds for phase, seconds in self.seconds.items()}}

@@ -150,7 +150,8 @@ def rollout_rows(
     """One JSON-ready row per rollout; clips by name and content, never by waveform.
 
     `group` counts from `first_group`: over the ranks of a step. A column of the data with the name of one of ours
-    becomes `row/NAME`. `version` is that of the policy that the step began with. With a `decoder`, `token_logps` is [characters of the completion, 1/100 nat] by token.
+    becomes `row/NAME`. With a `decoder`, `token_logps` is [characters of the completion, 1/100 nat] by token. `version`
+    is that of the policy that the step began with.
     """
     rows: list[Mapping[str, Any]] = []
     rewards, totals, shares = map(plain, (table.rewards_PGR, table.rewards_PG, advantages.advantages_PG))

@@ -110,6 +110,10 @@ class Trainer:
         if saver:
             saver.finish(self)
 
+    def sync(self) -> None:
+        """Have the engine sample with the policy as it is, for an evaluation between steps."""
+        self.pipeline.sync(self.learner.applied)
+
     # -- the arrow -----------------------------------------------------------------------------------------------
 
     def train_step(self, saver: Saver | None = None) -> tuple[dict[str, Any], Batch]:
