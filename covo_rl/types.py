@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 StopReason = Literal["stop", "length"]
 #: the tags of a completion (prompt.py): tokens of their own in some tokenizers
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+SHOWN = 300  # characters of a foreign value or message
 
 
 def visible(text: object, keep: str = "") -> str:
@@ -38,6 +39,15 @@ def visible(text: object, keep: str = "") -> str:
     return "".join(
         c if c in keep or c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
     )
+
+
+def shown(value: Any, limit: int = SHOWN) -> str:
+    """A foreign value for a message: cut, and whatever its own `repr` does."""
+    try:
+        text = str(value) if isinstance(value, (str, BaseException)) else repr(value)
+    except BaseException as error:  # a plugin's own __repr__, or an integer of too many digits
+        text = f"{type(value).__name__} (its repr raises {type(error).__name__})"
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 class UserError(Exception):

@@ -49,8 +49,9 @@ def write_base(folder: Path, width: int, layers: int, dtype: str) -> None:
     """A checkpoint with random weights, streamed: no model of this size is ever held."""
     import torch
 
-    from covo_rl.export.merged import Entry, write_shards
+    from covo_rl.export.merged import write_shards
     from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
+    from covo_rl.policy.entries import Entry
 
     with torch.device("meta"):
         model, processor = tiny_covo_audio(

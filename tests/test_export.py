@@ -25,10 +25,11 @@ from covo_rl.export.adapter import load_policy_state, open_policy, save_policy, 
 from covo_rl.export.card import update_card
 from covo_rl.export.cli import app
 from covo_rl.export.exporting import export_adapter, export_merged, export_run_adapter, staging
-from covo_rl.export.merged import merged_entries, write_merged, write_shards
+from covo_rl.export.merged import write_merged, write_shards
 from covo_rl.export.verify import Target, Verification, ask_policy, compare_logits, run_fresh, synthetic_prompts
 from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
+from covo_rl.policy.entries import merged_entries
 from covo_rl.policy.trainable import make_trainable
 from covo_rl.run.questions import readable_prompts
 from covo_rl.train.checkpoint.manifest import write_manifest

@@ -20,9 +20,10 @@ from covo_rl.data.files import write_json
 from covo_rl.export.card import update_card, without_paths
 from covo_rl.export.exporting import export_policy
 from covo_rl.export.hub import local_paths
-from covo_rl.export.merged import merged_entries, write_shards
+from covo_rl.export.merged import write_shards
 from covo_rl.models import load_family
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
+from covo_rl.policy.entries import merged_entries
 from covo_rl.policy.trainable import make_trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example

@@ -17,20 +17,13 @@ from covo_rl.export import ExportError
 from covo_rl.export.adapter import load_policy_state, policy_folder, run_of, save_policy
 from covo_rl.export.card import update_card
 from covo_rl.export.exporting import staging, torch_dtype
-from covo_rl.export.merged import (
-    Entry,
-    carried_over,
-    merged_entries,
-    merged_parameter,
-    shards,
-    write_merged,
-    write_shards,
-)
-from covo_rl.export.names import base_name
+from covo_rl.export.merged import carried_over, write_merged, write_shards
 from covo_rl.export.verify import Expected, Target, compare_logits, largest_gap, update_kept
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.qwen2_audio import Qwen2Audio
 from covo_rl.models.tiny import tiny_covo_audio, tiny_qwen2_audio, tiny_tokenizer
+from covo_rl.policy.entries import Entry, merged_entries, merged_parameter, shards
+from covo_rl.policy.published import base_name
 from covo_rl.policy.trainable import make_trainable
 
 SIZES = {"encoder_width": 16, "encoder_layers": 1, "decoder_width": 32, "decoder_layers": 2, "mel_bins": 16}

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from covo_rl.config import AdapterConfig
 from covo_rl.export.adapter import save_policy
 from covo_rl.export.exporting import export_adapter, export_merged
-from covo_rl.export.merged import merged_entries, write_merged
+from covo_rl.export.merged import write_merged
 from covo_rl.models import family_class, load_family
 from covo_rl.models.tiny import tiny_model
+from covo_rl.policy.entries import merged_entries
 from covo_rl.policy.lora import adapted_modules
 from covo_rl.policy.patterns import PatternError, decoder_linears, decoder_pattern, part_of
 from covo_rl.policy.sharding import layer_classes

@@ -221,7 +221,8 @@ def test_gemma3n_loads_without_timm_and_without_the_tensors_of_its_vision_tower(
 def test_an_export_of_gemma3n_carries_the_vision_tower_over(tmp_path):
     from safetensors.torch import save_file
 
-    from covo_rl.export.merged import carried_over, merged_entries
+    from covo_rl.export.merged import carried_over
+    from covo_rl.policy.entries import merged_entries
 
     model, _ = tiny_gemma3n()
     tower = {"model.vision_tower.timm_model.conv_stem.conv.weight": torch.ones(2, 2)}

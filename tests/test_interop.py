@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from covo_rl import synth
 from covo_rl.evaluate.cli import app
-from covo_rl.export.merged import merged_entries, write_shards
+from covo_rl.export.merged import write_shards
 from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration
 from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
+from covo_rl.policy.entries import merged_entries
 
 
 def elsewhere(base: Path, folder: Path, seed: int) -> Path:

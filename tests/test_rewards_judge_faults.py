@@ -15,10 +15,10 @@ import pytest
 from test_rewards_judge import GOOD, ROW, verdict
 
 from covo_rl.config import RewardConfig
+from covo_rl.data.transport import hidden, local, origin
 from covo_rl.rewards import RewardError, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.judge import EndpointJudge, JudgeError, LocalJudge, judge_from_spec, local_device
-from covo_rl.rewards.transport import hidden, local, origin
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 

@@ -32,15 +32,23 @@ class Drawing:
         return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
 
-def prompt_noise(prompts: Sequence[Prompt], seed: int, generations: int, length: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1), (P, G, C) float64, seeded by (seed, row id, ids, clips, occurrence in this call)."""
+def prompt_seeds(prompts: Sequence[Prompt], seed: int) -> list[int]:
+    """63 bits for each prompt, of (seed, row id, ids, clips, occurrence in this call)."""
     occurrences: dict[tuple, int] = {}
-    blocks = []
+    seeds = []
     for prompt in prompts:
         name = (prompt.example.id, prompt.input_ids, prompt.clip_keys)
         occurrences[name] = occurrences.get(name, -1) + 1
         digest = hashlib.sha256(repr((seed, *name, occurrences[name])).encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        seeds.append(int.from_bytes(digest[:8], "big") >> 1)
+    return seeds
+
+
+def prompt_noise(prompts: Sequence[Prompt], seed: int, generations: int, length: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1), (P, G, C) float64, from `prompt_seeds`."""
+    blocks = []
+    for number in prompt_seeds(prompts, seed):
+        generator = torch.Generator().manual_seed(number)
         blocks.append(torch.rand(generations, length, generator=generator, dtype=torch.float64))
     return torch.stack(blocks) if blocks else torch.zeros(0, generations, length, dtype=torch.float64)
 

@@ -1,12 +1,7 @@
-"""The policy on disk: a PEFT adapter, or all weights under their published names; written, found and read back.
-
-LoRA keys are in checkpoint naming, so that a plain PEFT on the published model, and servers that know only published
-names, find every module. Trained copies (modules_to_save) keep the name in memory, which is where PEFT looks for them.
-"""
+"""The policy on disk: a PEFT adapter, or all weights under their published names; written, found and read back."""
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,28 +14,19 @@ import torch
 from covo_rl.config import AdapterConfig, PromptConfig, taught_prompt
 from covo_rl.data.files import read_record
 from covo_rl.export import ExportError
-from covo_rl.export.merged import entry_of, published_entries, stored_tensors, write_config, write_shards
-from covo_rl.export.names import ADAPTER, published_names, published_state, renamed, stack_parts
+from covo_rl.export.merged import stored_tensors, write_config, write_shards
 from covo_rl.models import load_family
 from covo_rl.models.builtin import resolve_model
-from covo_rl.policy.lora import adapted_modules
-from covo_rl.policy.saved_adapter import kind_of
-from covo_rl.policy.sharding import TensorPieces, is_sharded, local_tensor, own_part, whole
+from covo_rl.policy.entries import entry_of, published_entries
+from covo_rl.policy.published import stack_parts
+from covo_rl.policy.published_adapter import STEM, adapter_config, names_in_memory, whole_state
+from covo_rl.policy.sharding import TensorPieces, local_tensor, own_part
 from covo_rl.policy.trainable import Trainable, make_trainable
 from covo_rl.records.folder import BEGUN
 from covo_rl.resolve import meant
 from covo_rl.train.checkpoint.manifest import MANIFEST, damage, moment_of, read_manifest
 from covo_rl.train.checkpoint.tensors import saved_tensors
 from covo_rl.train.ranks import Ranks
-
-STEM = "adapter_model"
-PREFIX = "base_model.model."
-
-
-def base_reference(modes: Trainable) -> str:
-    """Where the base model was loaded from: a folder as absolute path, or a hub name."""
-    name = modes.family.model.name_or_path or ""
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 def save_policy(
@@ -60,12 +46,8 @@ def save_policy(
         ExportError: the disk is full.
     """
     folder, model, main = Path(folder), modes.family.model, Ranks.current().main
-    names = _names_in_memory(modes)
-    state = model.state_dict(keep_vars=True)
-    if is_sharded(model):
-        for name in dict.fromkeys(names.values()):
-            full = whole(state[name])  # every rank takes part, rank 0 keeps it
-            state[name] = full.cpu() if main else torch.empty(0)
+    names = names_in_memory(modes)
+    state = whole_state(model, names.values(), keep=main)
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         if modes.peft_model is None:
@@ -74,45 +56,8 @@ def save_policy(
         else:
             entries = [entry_of(key, state[name], dtype) for key, name in names.items()]
             write_shards(entries, folder, sys.maxsize, stem=STEM)
-            config: Any = copy.deepcopy(modes.peft_model.peft_config[ADAPTER])
-            config.inference_mode = True
-            config.base_model_name_or_path = base_reference(modes) if base is None else base
-            config.target_modules = _both_namings(model) or config.target_modules
-            config.save_pretrained(str(folder))
+            adapter_config(modes, base).save_pretrained(str(folder))
     return folder
-
-
-def _names_in_memory(modes: Trainable) -> dict[str, str]:
-    """Key in the files -> name in `modes.family.model`; several keys with one name are the parts of that tensor."""
-    model = modes.family.model
-    if modes.peft_model is None:
-        return {key: origin.name for key, origin in published_state(model).items()}
-    from peft import get_peft_model_state_dict
-
-    def chosen_by_peft(state: dict[str, torch.Tensor]) -> Mapping[str, Any]:
-        prefixed = {PREFIX + name: tensor for name, tensor in state.items()}
-        return get_peft_model_state_dict(modes.peft_model, state_dict=prefixed, save_embedding_layers=False)
-
-    held = [name for name, _ in model.named_parameters() if kind_of(name)]
-    keys = {name: key.removeprefix(PREFIX) for name, key in renamed(held, chosen_by_peft).items()}
-    paths = {key.split(".lora_", 1)[0] for key in keys.values() if ".lora_" in key}
-    published = published_names(model, [f"{path}.weight" for path in paths])
-    for name, key in keys.items():
-        path, lora, leaf = key.partition(".lora_")
-        if lora:  # PEFT maps the published path of the module back to the one in memory
-            keys[name] = published[f"{path}.weight"].removesuffix(".weight") + lora + leaf
-    return {PREFIX + key: name for name, key in (keys | {name: name for name in modes.replaced}).items()}
-
-
-def _both_namings(model: Any) -> list[str]:
-    """Names of the adapted modules, in memory and as published where they differ.
-
-    Other versions of transformers hold the same model under other names: PEFT then still finds its modules. No regular
-    expression: for mixtures of experts PEFT 0.21 reads one as last names, which the audio encoder has too.
-    """
-    adapted = adapted_modules(model)
-    published = published_names(model, [f"{name}.weight" for name in adapted]).values()
-    return sorted({*adapted, *(name.removesuffix(".weight") for name in published)})
 
 
 def load_policy_state(modes: Trainable, folder: str | Path) -> None:
@@ -131,7 +76,7 @@ def load_policy_state(modes: Trainable, folder: str | Path) -> None:
             f"{folder}: no {pattern}, which a {'LoRA' if adapter else 'full-parameter'} policy is saved as; "
             f"found {content}"
         )
-    read_into(modes.family.model, tensors, _names_in_memory(modes), folder)
+    read_into(modes.family.model, tensors, names_in_memory(modes), folder)
 
 
 def read_into(

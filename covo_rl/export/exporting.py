@@ -23,12 +23,13 @@ from safetensors import SafetensorError
 from covo_rl.audio import ClipStore
 from covo_rl.config import PromptConfig
 from covo_rl.export import ExportError, verify
-from covo_rl.export.adapter import base_reference, open_policy, policy_kind, save_policy
+from covo_rl.export.adapter import open_policy, policy_kind, save_policy
 from covo_rl.export.card import update_card
 from covo_rl.export.merged import write_merged
 from covo_rl.export.questions import stock_class
 from covo_rl.models.processor import AudioProcessor
 from covo_rl.models.weights import shipped_adapter
+from covo_rl.policy.published_adapter import base_reference
 from covo_rl.policy.sharding import is_sharded, torch_linear
 from covo_rl.policy.trainable import Trainable
 from covo_rl.records.folder import export_files

@@ -163,6 +163,11 @@ class AudioFamily(ABC):
         """Text with one audio token per clip -> ids with `slots[i]` audio ids for clip i; what CUT parts stays text."""
         return token_ids(self.tokenizer, expand_placeholders(text.split(CUT), slots, self.processor.audio_token))
 
+    def unexpanded_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A conversation's ids with ONE audio id per clip, as servers want them: they expand it, frame and all."""
+        text = self.render(messages)
+        return AudioFamily.tokenize(self, text, [1] * text.count(self.processor.audio_token))
+
     # -- the language model --------------------------------------------------------------------------------------
 
     @property

@@ -42,6 +42,15 @@ def most(value: int, device: torch.device) -> int:
     return int(flag.item())
 
 
+def every_rank(value: Any) -> list[Any]:
+    """The values of all ranks, in rank order. A collective: every rank must call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of one that FSDP2 or ZeRO-3 shards (a collective: every rank must call it), or the tensor."""
     if hasattr(tensor, "ds_id"):

@@ -15,10 +15,9 @@ from typing import Any
 
 from covo_rl.data.files import plain
 from covo_rl.rewards.specs import Reward
-from covo_rl.types import visible
+from covo_rl.types import SHOWN, shown, visible
 
 LOCATE_SECONDS = 1.0  # spent on finding the row that a function raises on
-SHOWN = 300  # characters of a foreign value or message
 _limits = threading.local()  # .until: when the component that runs in this thread is stopped, time.monotonic()
 
 
@@ -50,15 +49,6 @@ class Outcome:
 def seconds_left() -> float:
     """Seconds until the component that calls this is stopped; infinity outside of one."""
     return getattr(_limits, "until", math.inf) - time.monotonic()
-
-
-def shown(value: Any, limit: int = SHOWN) -> str:
-    """A foreign value for a message: cut, and whatever its own `repr` does."""
-    try:
-        text = str(value) if isinstance(value, (str, BaseException)) else repr(value)
-    except BaseException as error:  # a plugin's own __repr__, or an integer of too many digits
-        text = f"{type(value).__name__} (its repr raises {type(error).__name__})"
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def call_reward(

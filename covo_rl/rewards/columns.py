@@ -14,9 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.prompt import Parsed, parse
-from covo_rl.rewards.call import shown
 from covo_rl.rewards.specs import RewardError
-from covo_rl.types import Clip, Example, Group, Prompt, Rollout, visible
+from covo_rl.types import Clip, Example, Group, Prompt, Rollout, shown, visible
 
 if TYPE_CHECKING:
     import numpy as np

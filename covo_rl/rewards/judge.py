@@ -25,22 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.audio import AudioError
+from covo_rl.data.transport import OriginError, exchange, hidden, message_in
 from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
-from covo_rl.rewards.call import seconds_left, shown
+from covo_rl.rewards.call import seconds_left
 from covo_rl.rewards.replies import CachedJudge, Judge, JudgeError, whole_text
 from covo_rl.rewards.specs import RewardError
-from covo_rl.rewards.transport import (
-    OriginError,
-    audio_parts,
-    check_address,
-    env_limit,
-    hidden,
-    judge_key,
-    message_in,
-    post,
-)  # fmt: skip
-from covo_rl.types import Clip
+from covo_rl.rewards.transport import HINTS, audio_parts, check_address, env_limit, judge_key
+from covo_rl.types import Clip, shown
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 MAX_TOKENS = 400  # of a reply
@@ -104,7 +96,7 @@ class EndpointJudge(CachedJudge):
             try:
                 reply = self._post(prompt, key, seconds, sounds)
             except urllib.error.HTTPError as error:
-                problem, more = f"HTTP {error.code}", f": {shown(error.msg)}"
+                problem, more = f"HTTP {error.code}", f": {shown(error.msg)}{HINTS.get(error.code, '')}"
                 if error.code not in RETRIED:
                     break
                 with suppress(ValueError):
@@ -131,7 +123,7 @@ class EndpointJudge(CachedJudge):
         messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        response = post(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
+        response = exchange(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
         try:
             reply = json.loads(response)["choices"][0]["message"]["content"]
         except (LookupError, TypeError):

@@ -15,11 +15,10 @@ from typing import Any
 from covo_rl.audio import AudioError, content_key
 from covo_rl.prompt import Parsed, option_letter
 from covo_rl.resolve import find
-from covo_rl.rewards.call import shown
 from covo_rl.rewards.columns import LazyClip
 from covo_rl.rewards.judge import Judge, JudgeError
 from covo_rl.rewards.rules.criteria import CRITERIA
-from covo_rl.types import Clip
+from covo_rl.types import Clip, shown
 
 #: component -> what the judge is asked to say yes or no to
 KEYS = {"consistency": ("consistent",), "thinking": CRITERIA}

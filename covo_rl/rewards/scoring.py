@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from covo_rl.config import ConfigError, RewardConfig, number_map
-from covo_rl.rewards.call import Outcome, shown
+from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import reward_columns
 from covo_rl.rewards.functions import FunctionReward
 from covo_rl.rewards.specs import Reward, RewardError
 from covo_rl.rewards.worker import reward_of, run_components
-from covo_rl.types import Group, RewardTable, visible
+from covo_rl.types import Group, RewardTable, shown, visible
 
 logger = logging.getLogger("covo_rl.rewards")
 WINDOW = 10  # steps over which failures are judged

@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.data.files import file_sha256
-from covo_rl.rewards.call import SHOWN, Outcome, call_reward, shown
+from covo_rl.rewards.call import Outcome, call_reward
 from covo_rl.rewards.functions import FunctionReward, interrupt
 from covo_rl.rewards.specs import LOAD_SECONDS, PACKAGES, Reward, RewardError, Source, load_reward, source_of
+from covo_rl.types import SHOWN, shown
 
 logger = logging.getLogger("covo_rl.rewards")
 REPLY_BYTES = 64 << 20  # of a plugin's scores and of what it logs for a step

@@ -43,9 +43,10 @@ def clip(seconds: float, rate: int) -> np.ndarray:
 
 def write_base(name: str, folder: Path) -> None:
     """A tiny random checkpoint under published names."""
-    from covo_rl.export.merged import merged_entries, save_processor, write_shards
+    from covo_rl.export.merged import save_processor, write_shards
     from covo_rl.models import family_class
     from covo_rl.models.tiny import decoder_sizes, tiny_covo_audio, tiny_model, tiny_qwen2_audio, tiny_tokenizer
+    from covo_rl.policy.entries import merged_entries
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import published

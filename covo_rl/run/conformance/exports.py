@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from covo_rl.export import ExportError
 from covo_rl.export.adapter import save_policy
 from covo_rl.export.merged import write_merged
 from covo_rl.export.questions import Target, answer_questions, is_ours, read_answers, write_questions
 from covo_rl.export.verify import ask_policy, compare_logits
 from covo_rl.run.conformance.outcome import Figure, Gap
 from covo_rl.run.conformance.subject import LIGHT, Subject
+from covo_rl.types import UserError
 
 KINDS = ("adapter", "merged")
 
@@ -66,7 +66,7 @@ def write_exports(subject: Subject, scratch: Path) -> Iterator[Gap]:
                 save_policy(subject.trainable, folder)
             else:
                 write_merged(subject.family, folder)
-        except ExportError as error:
+        except UserError as error:
             yield Gap(f"{kind} export", str(error))
             continue
         targets.append(Target(kind, kind, folder, name))

@@ -26,8 +26,8 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
-from covo_rl.export import ExportError
 from covo_rl.models.processor import local_folder
+from covo_rl.types import UserError
 
 ADAPTER = "default"
 #: in names of tensors that the plain model does not have
@@ -35,6 +35,10 @@ ADAPTER_MARKS = (".modules_to_save.", ".original_module.", ".lora_", ".trainable
 _WRAPPERS = re.compile(rf"(?:\.token_adapter)?(?:\.base_layer)+\.|\.modules_to_save\.{ADAPTER}\.")
 #: transformers 5.17 undoes the renaming of Qwen2-Audio's decoder twice; the published name has one `model`.
 TWICE = re.compile(r"^(language_model\.model)\.model\.")
+
+
+class PublishedError(UserError, RuntimeError):
+    """The policy has no exact form under published names; the message says which tensor and what to do."""
 
 
 class Origin(NamedTuple):
@@ -62,13 +66,13 @@ def published_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     These are the names by which PEFT finds the modules of the model again, with this release of transformers.
 
     Raises:
-        ExportError: the conversion does more than rename.
+        PublishedError: the conversion does more than rename.
     """
     names = list(names)
     published = renamed(names, lambda state: revert_weight_conversion(model, state))
     lost = [name for name in names if name not in published]
     if lost:
-        raise ExportError(
+        raise PublishedError(
             f"transformers converts {len(lost)} tensors of {type(model).__name__} by more than a renaming "
             f"({lost[0]!r} for example); export the adapter instead and merge it with PEFT"
         )
@@ -123,7 +127,7 @@ def published_state(model: PreTrainedModel) -> dict[str, Origin]:
     """Published name -> origin of every tensor of the plain model; of tied ones the original only.
 
     Raises:
-        ExportError: two tensors have the same published name.
+        PublishedError: two tensors have the same published name.
     """
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     shapes, names = {}, {}
@@ -138,7 +142,7 @@ def published_state(model: PreTrainedModel) -> dict[str, Origin]:
         parts = revert_weight_conversion(model, {plain: shapes[plain]})
         state += [(prefix + key, Origin(names[plain], tuple(part.shape))) for key, part in parts.items()]
     if len(dict(state)) != len(state):
-        raise ExportError(f"two tensors of {type(model).__name__} have the same published name")
+        raise PublishedError(f"two tensors of {type(model).__name__} have the same published name")
     return dict(state)
 
 
@@ -162,7 +166,7 @@ def stack_parts(model: PreTrainedModel, parts: Mapping[str, Any]) -> torch.Tenso
     """The one tensor in memory that published tensors are the parts of, as transformers makes it on loading.
 
     Raises:
-        ExportError: they are not the parts of one.
+        PublishedError: they are not the parts of one.
     """
     conversions = getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model)
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
@@ -172,11 +176,11 @@ def stack_parts(model: PreTrainedModel, parts: Mapping[str, Any]) -> torch.Tenso
     for key in sorted(parts, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters)
         if pattern is None:
-            raise ExportError(f"{key} is no part of a tensor of {type(model).__name__}")
+            raise PublishedError(f"{key} is no part of a tensor of {type(model).__name__}")
         jobs.setdefault(name, copy.deepcopy(by_pattern[pattern])).add_tensor(name, key, pattern, parts[key])
     made = [
         value for name, job in jobs.items() for value in job.convert(name, model=model, config=model.config).values()
     ]
     if len(made) != 1:
-        raise ExportError(f"{', '.join(list(parts)[:3])} are the parts of {len(made)} tensors, not of one")
+        raise PublishedError(f"{', '.join(list(parts)[:3])} are the parts of {len(made)} tensors, not of one")
     return made[0][0] if isinstance(made[0], list) else made[0]

@@ -1,0 +1,115 @@
+"""What a vLLM engine is asked and what it answers, in this process or over HTTP: prompt, clips, sampling, groups.
+
+Nothing here imports vLLM. Its rules: one audio id per clip, which it expands itself; clips named by content, so that
+none is hashed, preprocessed or encoded twice; `n` completions in one request, so that they share the prompt's blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from covo_rl.engines.base import EngineError, TextDecoder, rollout_of
+from covo_rl.models.waveform import mono_float, sinc_resample
+from covo_rl.types import Group, Prompt, visible
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from covo_rl.audio import ClipStore
+    from covo_rl.config import RolloutConfig
+
+#: temperatures that vLLM samples with: it raises lower ones to the first without an error, and refuses higher ones
+TEMPERATURES = (0.01, 2.0)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer of an engine: ids, their log-probs in nats, and why it ended, in its words."""
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    finish_reason: str | None
+
+
+def sampling_problems(config: RolloutConfig) -> list[str]:
+    """Options that vLLM does not sample with."""
+    low, high = TEMPERATURES
+    if low <= config.temperature <= high:
+        return []
+    return [f"temperature {config.temperature:g}: vLLM samples with {low:g} to {high:g}"]
+
+
+def clip_uuid(key: str, version: int | None = None) -> str:
+    """The name of a clip in an engine's caches; with a `version`, where what encodes it trains, of these weights."""
+    return key if version is None else f"{key}:{version}"
+
+
+def clip_waveform(key: str, clips: ClipStore, family: Any) -> tuple[np.ndarray, int]:
+    """A clip as the family hears it: float32 (samples,), and its rate in Hz, at which no engine resamples it again."""
+    samples, rate = clips.waveform(key)
+    return sinc_resample(mono_float(samples), rate, family.sampling_rate).numpy(), family.sampling_rate
+
+
+def prompt_ids(prompt: Prompt, family: Any) -> list[int]:
+    """The prompt's ids with ONE audio id per clip."""
+    return family.unexpanded_ids(prompt.messages)
+
+
+def sampling_fields(
+    config: RolloutConfig, family: Any, *, generations: int, seed: int, greedy: bool = False
+) -> dict[str, Any]:
+    """The fields of vLLM's SamplingParams; `seed` is one of `prompt_seeds`, and completion g of a prompt has seed + g.
+
+    A greedy completion is asked for once, and its log-probs are those of temperature 1.
+    """
+    drawing = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k, "min_p": config.min_p}
+    fields: dict[str, Any] = {
+        "n": 1 if greedy else generations,
+        **({"temperature": 0.0} if greedy else drawing),
+        "max_tokens": config.max_completion_length,
+        "seed": seed,
+        "logprobs": 0,  # of the id that was drawn alone
+        "stop_token_ids": sorted(family.eos_token_ids),
+        "ignore_eos": True,  # the checkpoint's own list may be another
+        "detokenize": False,
+    }
+    if unsampled := family.unsampled_ids:
+        fields["logit_bias"] = dict.fromkeys(unsampled, -100.0)  # as low as vLLM goes
+    return fields
+
+
+def group_of(
+    prompt: Prompt, used_ids: Sequence[int], completions: Sequence[Completion], *, generations: int, limit: int,
+    decoder: TextDecoder, version: int,
+) -> Group:  # fmt: skip
+    """The group of a prompt, for `check_groups` to check; one greedy completion stands for all of them.
+
+    Raises:
+        EngineError: the engine's own expansion `used_ids` of the prompt is not ours, or it ended a completion for
+            another reason than an end token or `limit` ids.
+    """
+    row = f"row {visible(prompt.example.id)}"
+    if tuple(used_ids) != prompt.input_ids:
+        raise EngineError(f"{row}: the engine used another prompt: {_difference(used_ids, prompt.input_ids)}")
+    rollouts = []
+    for g, completion in enumerate(completions):
+        count, stopped = len(completion.ids), completion.finish_reason == "stop"
+        if not stopped and (completion.finish_reason != "length" or count != limit):
+            raise EngineError(
+                f"{row}, rollout {g}: the engine ended it after {count} of {limit} ids for the reason "
+                f"{completion.finish_reason!r:.80}; its room (vllm_max_model_length) must hold prompt and "
+                "completion"
+            )
+        reason = "stop" if stopped else "length"
+        rollouts.append(rollout_of(completion.ids, completion.logps, reason, decoder, version))
+    return Group(prompt, tuple(rollouts * generations if len(rollouts) == 1 else rollouts))
+
+
+def _difference(used: Sequence[int], ours: Sequence[int]) -> str:
+    """Where two lists of ids part."""
+    at = next((i for i, (a, b) in enumerate(zip(used, ours, strict=False)) if a != b), min(len(used), len(ours)))
+    around = slice(max(0, at - 2), at + 3)
+    return (f"{len(used)} ids, ours has {len(ours)}; from id {around.start} on {list(used[around])} for "
+            f"{list(ours[around])}. Model, tokenizer and chat template of the engine must be the policy's")  # fmt: skip
