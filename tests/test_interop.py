@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from covo_rl import synth
 from covo_rl.evaluate.cli import app
 from covo_rl.export.merged import write_shards
+from covo_rl.models import family_class
 from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration
-from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
+from covo_rl.models.tiny import tiny_covo_audio, tiny_model, tiny_tokenizer
+from covo_rl.policy.saved_adapter import put_on, read_adapter
 from covo_rl.policy.entries import merged_entries
 
 
@@ -53,3 +56,28 @@ def test_adapters_trained_elsewhere_are_evaluated_and_compared(tmp_path):
         words = ["compare", *(str(tmp_path / name) for name in pair), "--output", str(tmp_path / "c.json")]
         assert CliRunner().invoke(app, words).exit_code == 0
         assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["strict"]["n"] == 4
+
+
+def test_an_adapter_of_an_older_transformers_finds_the_encoder_too(tmp_path):
+    """ms-swift with transformers 4 names the encoder of Qwen2-Audio as published, without the `model.` of today."""
+    model, processor = tiny_model("qwen2_audio")
+    plain = get_peft_model(model, LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.3)
+    plain.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    older = {
+        name.replace("model.model.audio_tower", "model.audio_tower")
+        .replace("model.model.language_model.", "model.language_model.model."): tensor
+        for name, tensor in tensors.items()
+    }
+    assert sum("model.audio_tower" in name for name in older) == sum("language_model" in name for name in older) == 8
+    save_file(older, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    family = family_class("qwen2_audio")(*tiny_model("qwen2_audio"))
+    loaded, _ = put_on(family, read_adapter(tmp_path))
+    state, wanted = loaded.state_dict(), plain.state_dict()
+    places = [name for name in state if ".lora_" in name]
+    assert len(places) == 16 and all(torch.equal(state[name], wanted[name]) for name in places)

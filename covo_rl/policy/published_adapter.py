@@ -15,7 +15,7 @@ import torch
 
 from covo_rl.policy.lora import adapted_modules
 from covo_rl.policy.published import ADAPTER, published_names, published_state, renamed
-from covo_rl.policy.saved_adapter import kind_of
+from covo_rl.policy.saved_adapter import PREFIX, kind_of
 from covo_rl.policy.sharding import is_sharded, whole
 from covo_rl.policy.trainable import Trainable
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 STEM = "adapter_model"
-PREFIX = "base_model.model."
 
 
 def base_reference(modes: Trainable) -> str:
