@@ -16,8 +16,8 @@ from covo_rl.export.merged import write_shards
 from covo_rl.models import family_class
 from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration
 from covo_rl.models.tiny import tiny_covo_audio, tiny_model, tiny_tokenizer
-from covo_rl.policy.saved_adapter import put_on, read_adapter
 from covo_rl.policy.entries import merged_entries
+from covo_rl.policy.saved_adapter import put_on, read_adapter
 
 
 def elsewhere(base: Path, folder: Path, seed: int) -> Path:
@@ -60,7 +60,7 @@ def test_adapters_trained_elsewhere_are_evaluated_and_compared(tmp_path):
 
 def test_an_adapter_of_an_older_transformers_finds_the_encoder_too(tmp_path):
     """ms-swift with transformers 4 names the encoder of Qwen2-Audio as published, without the `model.` of today."""
-    model, processor = tiny_model("qwen2_audio")
+    model, _ = tiny_model("qwen2_audio")
     plain = get_peft_model(model, LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
     torch.manual_seed(0)
     with torch.no_grad():
@@ -70,8 +70,9 @@ def test_an_adapter_of_an_older_transformers_finds_the_encoder_too(tmp_path):
     plain.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     older = {
-        name.replace("model.model.audio_tower", "model.audio_tower")
-        .replace("model.model.language_model.", "model.language_model.model."): tensor
+        name.replace("model.model.audio_tower", "model.audio_tower").replace(
+            "model.model.language_model.", "model.language_model.model."
+        ): tensor
         for name, tensor in tensors.items()
     }
     assert sum("model.audio_tower" in name for name in older) == sum("language_model" in name for name in older) == 8

@@ -1,11 +1,14 @@
-"""Rows and rewards for other trainers. Where those are installed, tests/interop/ runs the real ones (docs/interop.md)."""
+"""Rows and rewards for other trainers; the slow test runs the real ones, where they are installed (docs/interop.md)."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+import types
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from typer.testing import CliRunner
 
 from covo_rl.config import PromptConfig, RewardConfig
 from covo_rl.data import DataError, load_examples
+from covo_rl.data.read import DataNote
 from covo_rl.interop.rows import TRAINERS, trainer_rows
 from covo_rl.interop.scoring import lone_scores, lone_terms
 from covo_rl.rewards import RewardError, score
@@ -105,7 +109,9 @@ def test_scores_are_those_of_a_run(tmp_path, examples):
 
 
 def test_a_reward_reads_the_columns_of_its_row(tmp_path, examples):
-    (tmp_path / "mine.py").write_text("def mine(completions, facts, **columns):\n    return [f['n'] / 4 for f in facts]\n")
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, facts, **columns):\n    return [f['n'] / 4 for f in facts]\n"
+    )
     rows = [told(row) for row in trainer_rows(examples[1:2], "swift", tmp_path, PromptConfig())]
     assert lone_scores(rows, ["?"], rewards=f"{tmp_path}/mine.py:mine")[0]["score"] == 0.5
 
@@ -158,4 +164,117 @@ def test_the_command_writes_them(tmp_path):
     done = run(tmp_path / "out.json", "--to", "mmau", "--choice-style", "lines")
     assert done.exit_code == 2 and "leave out --choice-style" in done.output
     assert run(tmp_path / "swift.jsonl", "--to", "swift").exit_code == 0
-    assert [example.answer for example in load_examples(tmp_path / "swift.jsonl")] == ["cat", None]
+    with pytest.warns(DataNote, match="their questions list options"):
+        assert [example.answer for example in load_examples(tmp_path / "swift.jsonl")] == ["cat", None]
+
+
+# -- the plug-ins: beside what stands in for their trainers, and beside the real ones where those are ---------------
+
+
+def plug_in(monkeypatch, name, **modules):
+    """Import covo_rl.interop.NAME among stand-ins: dotted module names with __ for dots, and what is in them."""
+    for dotted, content in modules.items():
+        path = dotted.replace("__", ".")
+        for part in (path.rsplit(".", n)[0] for n in range(path.count("."), 0, -1)):
+            if part not in sys.modules:
+                monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+        module = types.ModuleType(path)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, path, module)
+    monkeypatch.delitem(sys.modules, f"covo_rl.interop.{name}", raising=False)
+    return importlib.import_module(f"covo_rl.interop.{name}")
+
+
+def test_the_plug_in_of_verl(monkeypatch, tmp_path, examples):
+    class RLHFDataset:
+        @classmethod
+        def _process_multi_modal_info(cls, messages, image_patch_size, config):
+            return None, None, [part["audio"] for part in messages[0]["content"] if part["type"] == "audio"] or None
+
+    verl = plug_in(monkeypatch, "verl", verl__utils__dataset__rl_dataset={"RLHFDataset": RLHFDataset})
+    row = trainer_rows(examples[:1], "verl", tmp_path, PromptConfig())[0]
+    chat = [{"role": "user", "content": [{"type": "audio", "audio": row["audios"][0]}, {"type": "text", "text": "?"}]}]
+    for config, rate in (({}, 16_000), ({"mm_processor_kwargs": {"sampling_rate": 8000}}, 8000)):
+        _, _, (wave,) = verl.AudioQuestions._process_multi_modal_info(chat, 14, config)
+        assert wave.dtype == np.float32 and len(wave) == rate  # one second
+    assert verl.AudioQuestions._process_multi_modal_info([{"content": []}], 14, {}) == (None, None, None)
+    score = verl.compute_score("covo_rl", GOOD, "cat", row["extra_info"] | {"num_turns": 2}, rewards="accuracy=2")
+    assert score == {"score": 2.0, "accuracy": 1.0}
+    with pytest.raises(RewardError, match="covo-rl data convert"):
+        verl.compute_score("gsm8k", GOOD, "cat", None)
+
+
+def test_the_plug_in_of_ms_swift(monkeypatch, tmp_path, examples):
+    orms = {"accuracy": None}
+    swift = plug_in(monkeypatch, "swift", swift__rewards={"ORM": type("ORM", (), {}), "orms": orms})
+    swift.register("covo_total", "accuracy=1,format=0.5", reward_gate="accuracy")
+    with pytest.raises(RewardError, match="give ours another name, for example covo_accuracy"):
+        swift.register("accuracy", "accuracy")
+    with pytest.raises(RewardError, match="majority needs"):
+        swift.register("covo_majority", "majority")
+    reward = orms["covo_total"]()
+    assert type(reward).__name__ == "covo_total" and set(orms) == {"accuracy", "covo_total"}
+    rows = [row["covo_row"] for row in trainer_rows(examples[:1] * 3, "swift", tmp_path, PromptConfig())]
+    reasons = ["stop", "stop", "length"]
+    assert reward([GOOD, WRONG, GOOD], covo_row=rows, finish_reason=reasons, solution=["cat"] * 3) == [1.5, 0.0, 1.0]
+    with pytest.raises(RewardError, match="covo-rl data convert"):
+        reward([GOOD])
+
+
+def test_the_plug_in_of_nemo_rl(monkeypatch, tmp_path, examples):
+    import torch
+
+    from covo_rl.data import write
+
+    class RawDataset:
+        def split_train_validation(self, test_size, seed):
+            self.split = test_size, seed
+
+    def vlm_hf_data_processor(datum, spec, processor, limit, number):
+        return {"said": datum, "extra_env_info": {"ground_truth": "x"}, "task_name": datum["task_name"], "idx": number}
+
+    names = "observations metadata next_stop_strings rewards terminateds answers"
+    nemo = plug_in(
+        monkeypatch, "nemo_rl", ray={"remote": lambda cls: cls},
+        nemo_rl__data__datasets__raw_dataset={"RawDataset": RawDataset},
+        nemo_rl__data__processors={"vlm_hf_data_processor": vlm_hf_data_processor},
+        nemo_rl__distributed__ray_actor_environment_registry={"ACTOR_ENVIRONMENT_REGISTRY": {}},
+        nemo_rl__distributed__virtual_cluster={"PY_EXECUTABLES": None},
+        nemo_rl__environments__utils={"ENV_REGISTRY": {}},
+        nemo_rl__environments__interfaces={
+            "EnvironmentInterface": object, "EnvironmentReturn": namedtuple("EnvironmentReturn", names)},
+    )  # fmt: skip
+    write(trainer_rows([examples[0], examples[2]], "nemo-rl", tmp_path, PromptConfig()), tmp_path / "rows.jsonl")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = nemo.AudioRows(data_path=str(tmp_path / "rows.jsonl"), dataset_name="x", split_validation_size=1, seed=3)
+    rows.set_processor()
+    assert (rows.split, len(rows.dataset), rows.task_name) == ((1, 3), 2, "covo")
+    ears = types.SimpleNamespace(feature_extractor=types.SimpleNamespace(sampling_rate=16_000))
+    spoken, silent = (rows.processor(row, None, ears, 99, i) for i, row in enumerate(rows.dataset))
+    parts = spoken["said"]["messages"][0]["content"]
+    assert len(parts[0]["audio"]) == 16_000 and parts[1]["text"].startswith("Which animal?\nA. dog")
+    assert [part["type"] for part in silent["said"]["messages"][0]["content"]] == ["text"]
+    assert spoken["task_name"] == "covo" and silent["idx"] == 1
+    env = nemo.AudioRewards({"num_workers": 8, "covo": {"rewards": "accuracy=1,format=0.5"}})
+    logs = [[{"role": "user", "content": "?"}, {"role": "assistant", "content": text}] for text in (GOOD, LOOSE)]
+    result = env.step(logs, [spoken["extra_env_info"], silent["extra_env_info"]])
+    assert result.rewards.tolist() == [1.5, 0.0] and result.terminateds.tolist() == [1, 1]
+    assert result.next_stop_strings == [None, None] and len(result.observations) == 2
+    batch = {"rewards": result.rewards, "is_end": torch.tensor([1, 0])}
+    assert env.global_post_process_and_metrics(batch) == (
+        batch, {"reward": 0.75, "fraction_of_samples_properly_ended": 0.5})  # fmt: skip
+    with pytest.raises(RewardError, match="covo-rl data convert"):
+        env.step(logs, [{"ground_truth": "cat"}] * 2)
+    with pytest.raises(RewardError, match="majority needs"):
+        nemo.AudioRewards({"covo": {"rewards": "majority"}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer, variable", [("verl", "COVO_RL_VERL_PYTHON"), ("swift", "COVO_RL_SWIFT_PYTHON")])
+def test_the_real_trainers_load_our_rows_and_rewards(trainer, variable):
+    python = os.environ.get(variable)
+    if python is None:
+        pytest.skip(f"set {variable} to a Python that has it (docs/interop.md)")
+    script = ROOT / "tests" / "interop" / f"{trainer}_check.py"
+    done = subprocess.run([python, str(script)], capture_output=True, text=True, check=False, cwd=os.sep)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -121,7 +121,7 @@ def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
 
 
 def stored_path(clip: Clip, audio_dir: Path) -> str:
-    """A clip's absolute path. One without a file is written to `audio_dir`/converted: bytes as they are, else float wav."""
+    """A clip's absolute path. One without a file goes to `audio_dir`/converted: bytes as they are, an array as wav."""
     path = clip.path
     if path is None:
         folder, data = audio_dir / "converted", clip.data

@@ -2,18 +2,12 @@
 
     uv run python -m covo_rl.interop.nemo_rl examples/run_vlm_grpo.py --config mine.yaml
 
-runs their script with our environment in the place of theirs. In mine.yaml, beside their audio recipe's settings:
-
-    data: {train: {dataset_name: covo_rl.interop.nemo_rl.AudioRows, data_path: train.jsonl}}
-    env: {vlm: {covo: {rewards: "accuracy=1,format=1"}}}
-
-with rows of `covo-rl data convert IN train.jsonl --to nemo-rl` (docs/interop.md).
+runs their script with our environment in the place of theirs; docs/interop.md has mine.yaml, and how rows are made.
 """
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-import json
 import runpy
 import sys
 from typing import Any
@@ -31,17 +25,14 @@ from nemo_rl.environments.utils import ENV_REGISTRY
 from covo_rl.data.chat import TAG
 from covo_rl.interop.rows import waveform_at
 from covo_rl.interop.scoring import lone_scores, lone_terms
-from covo_rl.prompt import parse
 
 
 def audio_processor(datum: dict[str, Any], spec: Any, processor: Any, limit: int, number: int) -> dict[str, Any]:
-    """A converted row through NeMo RL's own processor, with the row for the environment."""
+    """A converted row through NeMo RL's own processor, which takes tasks that it knows: audiomcq, formatted already."""
     rate, clips = processor.feature_extractor.sampling_rate, datum["audios"]
-    text = datum["messages"][0]["content"].removeprefix(TAG * len(clips))
-    heard = [{"type": "audio", "audio": waveform_at(path, rate)} for path in clips]
-    chat = [{"role": "user", "content": [*heard, {"type": "text", "text": text}]},
-            {"role": "assistant", "content": datum["solution"]}]  # fmt: skip
-    # it takes the tasks that it knows; this one is of rows that need no formatting
+    parts: list[Any] = [{"type": "audio", "audio": waveform_at(path, rate)} for path in clips]
+    parts.append({"type": "text", "text": datum["messages"][0]["content"].removeprefix(TAG * len(clips))})
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": datum["solution"]}]
     result = vlm_hf_data_processor({"messages": chat, "task_name": "audiomcq"}, spec, processor, limit, number)
     return result | {"task_name": datum["task_name"], "extra_env_info": {"covo_row": datum["covo_row"]}}
 
@@ -64,25 +55,24 @@ class AudioRewards(EnvironmentInterface):
     """One turn: the assistant's text is scored, the episode ends. `cfg["covo"]`: options of `lone_scores`."""
 
     def __init__(self, cfg: dict[str, Any]) -> None:
-        self.options = dict(cfg.get("covo") or {})
-        lone_terms(self.options.get("rewards", "accuracy,format"))
+        self.options = {"rewards": "accuracy,format", **(cfg.get("covo") or {})}
+        lone_terms(self.options["rewards"])
 
     def step(self, message_log_batch: list[Any], metadata: list[dict[str, Any]]) -> EnvironmentReturn:
         texts = ["".join(turn["content"] for turn in log if turn["role"] == "assistant") for log in message_log_batch]
         scores = lone_scores([each.get("covo_row") for each in metadata], texts, **self.options)
-        rewards = torch.tensor([each["score"] for each in scores])
-        said = [{"role": "environment", "content": json.dumps(each)} for each in scores]
-        answers = [parse(text).answer for text in texts]
-        return EnvironmentReturn(said, metadata, [None] * len(texts), rewards, torch.ones(len(texts)), answers)
+        said = [{"role": "environment", "content": "Environment: scored"} for _ in texts]
+        rewards, done = torch.tensor([each["score"] for each in scores]), torch.ones(len(texts))
+        return EnvironmentReturn(said, metadata, [None] * len(texts), rewards, done, None)
 
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
-        ended = batch["is_end"].float().mean().item()
-        return batch, {"reward": batch["rewards"].mean().item(), "fraction_of_samples_properly_ended": ended}
+        shares = {"reward": batch["rewards"], "fraction_of_samples_properly_ended": batch["is_end"]}
+        return batch, {name: values.float().mean().item() for name, values in shares.items()}
 
 
 if __name__ == "__main__":
-    name = "covo_rl.interop.nemo_rl.AudioRewards"
-    ENV_REGISTRY["vlm"] = {"actor_class_fqn": name}
-    ACTOR_ENVIRONMENT_REGISTRY[name] = PY_EXECUTABLES.SYSTEM
+    environment = "covo_rl.interop.nemo_rl.AudioRewards"
+    ENV_REGISTRY["vlm"] = {"actor_class_fqn": environment}
+    ACTOR_ENVIRONMENT_REGISTRY[environment] = PY_EXECUTABLES.SYSTEM
     del sys.argv[0]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -76,10 +77,9 @@ def lone_scores(
 
 def _row(text: Any) -> dict[str, Any]:
     """Raises RewardError for what `covo-rl data convert` did not write."""
-    try:
-        row = json.loads(text)
-        if isinstance(row, dict):
+    with suppress(TypeError, ValueError):
+        if isinstance(row := json.loads(text), dict):
             return row
-    except (TypeError, ValueError):
-        pass
-    raise RewardError("a row has no covo_row: write the rows with `covo-rl data convert IN OUT --to verl|swift|nemo-rl`")
+    raise RewardError(
+        "a row has no covo_row: write the rows with `covo-rl data convert IN OUT --to verl|swift|nemo-rl`"
+    )

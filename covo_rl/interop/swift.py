@@ -37,8 +37,8 @@ def register(name: str, rewards: str, **options: Any) -> None:
             self, completions: Sequence[str], covo_row: Sequence[Any] | None = None,
             finish_reason: Sequence[str | None] | None = None, **columns: Any,
         ) -> list[float]:  # fmt: skip
-            reasons = ["length" if reason == "length" else "stop" for reason in finish_reason or [None] * len(completions)]
-            rows = covo_row or [None] * len(completions)
+            nothing = [None] * len(completions)
+            rows, reasons = covo_row or nothing, [reason or "stop" for reason in finish_reason or nothing]
             scores = lone_scores(rows, completions, rewards=rewards, stop_reasons=reasons, **options)
             return [each["score"] for each in scores]
 

@@ -1,11 +1,10 @@
 """verl as it is installed: its dataset reads our rows, its reward manager loads our rewards and scores with them.
 
-    PYTHON_OF_VERL tests/interop/verl_check.py      needs verl 0.9, soxr, sympy; prints the scores it got
+PYTHON_OF_VERL tests/interop/verl_check.py      needs verl 0.9, soxr, sympy; prints the scores it got
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import tempfile
@@ -69,7 +68,8 @@ def main() -> None:
     manager = {"source": "register", "name": "naive"}
     config = OmegaConf.create({"reward": {"custom_reward_function": function, "reward_manager": manager}})
     manager = load_reward_manager(config, letters)
-    results = [manager.loop.run_until_complete(manager.run_single(batch(row, text))) for row, text in zip(rows, TEXTS)]
+    batches = [batch(row, text) for row, text in zip(rows, TEXTS, strict=True)]
+    results = [manager.loop.run_until_complete(manager.run_single(each)) for each in batches]
     print(json.dumps(results))
     assert [result["reward_score"] for result in results] == WANTED
     assert results[1]["reward_extra_info"] == {"score": 0.5, "accuracy": 0.0, "format": 1.0}

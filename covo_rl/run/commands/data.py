@@ -109,7 +109,8 @@ def convert_command(
     texts = {"system_prompt": system_prompt, "instruction": instruction, "choice_style": choice_style}
     texts = {name: text for name, text in texts.items() if text is not None}
     if texts and to not in TRAINERS:
-        raise _stop(f"--to {to} writes no prompts: leave out {', '.join('--' + name.replace('_', '-') for name in texts)}")
+        flags = ", ".join("--" + name.replace("_", "-") for name in texts)
+        raise _stop(f"--to {to} writes no prompts: leave out {flags}")
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise _stop(f"{visible(target)} is the file that is read: give another OUT")
     try:
