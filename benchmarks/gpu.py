@@ -60,8 +60,8 @@ RUNS = {
 class Measurement:
     """The parts, for one size and device."""
 
-    def __init__(self, size: str, device: torch.device, commit: str | None) -> None:
-        self.size, self.device, self.commit = size, device, commit
+    def __init__(self, size: str, device: torch.device, commit: str | None, *, stock: bool = True) -> None:
+        self.size, self.device, self.commit, self.stock = size, device, commit, stock
         self.dtype = torch.bfloat16
         shapes, self.prompts, self.completion = SHAPES[size]
         self.cells = [Cell(188, g, c, clips=4 if size == "7b" else 2) for g, c in shapes]
@@ -76,7 +76,7 @@ class Measurement:
             yield f"speed_{dtype}", measure_speed(str(self.device), dtype)._asdict()
 
     def decode(self, left: Callable[[], float]) -> Iterator[tuple[str, Any]]:
-        longest_stock = min(cell.completion for cell in self.cells)
+        longest_stock = min(cell.completion for cell in self.cells) if self.stock else 0
         rows = sized_rows(self.cells, self.size, self.device, self.dtype, stock_up_to=longest_stock)
         yield from ((f"G{row['G']}_C{row['C']}", row) for row in rows)
 
@@ -134,11 +134,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", default="", help="parts, separated by commas")
     parser.add_argument("--limit", type=float, default=840, help="seconds after which no part begins")
+    parser.add_argument("--no-stock", action="store_true", help="leave out the stock rows of decode, 70 s of it at 7B")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--commit", help="commit of the code, where it is not a git checkout")
     args = parser.parse_args()
     device = device_of(args.device)
-    measure = Measurement(args.size, device, args.commit)
+    measure = Measurement(args.size, device, args.commit, stock=not args.no_stock)
     names = ("environment", "decode", "profile", "tests", "recipe", "lengths", "runs")
     path = args.json or result_path(device, args.size)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rewards": ("covo_rl.rewards.cli", "app", "list, try, check and score with reward functions"),
     "models": ("covo_rl.run.commands.models", "app", "families and models; whether they are exact"),
     "doctor": ("covo_rl.run.doctor", "app", "memory and time of a configuration, beforehand"),
+    "rollout-server": ("covo_rl.run.commands.rollout_server", "app", "the vllm command of a run, and its check"),
     "bench": ("covo_rl.bench.cli", "app", "measure our step against the stock one"),
     "completion": ("covo_rl.cli", "completion_command", "a script that completes words in your shell"),
 }
@@ -59,6 +60,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Machine": {
         "models": "covo-rl models check builtin:tiny",
         "doctor": "covo-rl doctor --config recipes/configs/tiny.yaml",
+        "rollout-server": "covo-rl rollout-server --config recipes/configs/tiny.yaml",
         "bench": "covo-rl bench grpo",
         "completion": "covo-rl --install-completion",
     },

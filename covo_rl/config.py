@@ -68,9 +68,9 @@ LIMITS = {
 _UNFIT = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
 
 
-def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
-    """A dataclass field with a help text for the command line."""
-    metadata: dict[str, Any] = {"help": help}
+def option(default: Any, help: str, choices: list[str] | None = None, **more: Any) -> Any:
+    """A dataclass field with a help text for the command line, and what else argparse is to know of it."""
+    metadata: dict[str, Any] = {"help": help, **more}
     if choices:
         metadata["choices"] = choices
     if isinstance(default, (list, dict)):
@@ -241,7 +241,10 @@ class LossConfig:
     vespo_lambda_pos: float = option(3.0, "VESPO decay, advantages >= 0")
     vespo_lambda_neg: float = option(2.0, "VESPO decay, negative advantages")
     overlong_buffer: int = option(0, "soft over-long penalty over the last n tokens (DAPO); 0 is off")
-    sampler_correction: bool = option(False, "importance sampling for a sampler whose log-probs differ")
+    sampler_correction: bool | None = option(
+        None, "weigh tokens by the policy's probability over the engine's; default: with use_vllm or rollout_ahead",
+        nargs="?", const=True,
+    )  # fmt: skip
     sampler_correction_mode: str = option(
         "token_truncate", "ratio per token or of the whole sequence; above the cap it is cut to it or masked to 0",
         ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"],
@@ -334,6 +337,11 @@ class Options:
     def flat(self) -> dict[str, Any]:
         """Option name -> value, the form of the YAML files."""
         return {name: value for room in asdict(self).values() for name, value in room.items()}
+
+
+def corrects_sampler(sampler_correction: bool | None, use_vllm: bool, rollout_ahead: int) -> bool:
+    """The option, by default on where what samples is not just the policy: vLLM, or a policy one step older."""
+    return use_vllm or bool(rollout_ahead) if sampler_correction is None else sampler_correction
 
 
 def rooms() -> dict[str, type]:
@@ -498,12 +506,16 @@ def _contradictions(options: Options) -> list[str]:
          f"report_to {options.tracker.report_to!r:.80}: choose none, all, or some of {', '.join(TRACKERS)}"),
         (space is None or {"all", "trackio"} & {*trackers}, "trackio_space_id has no effect without report_to trackio"),
     ]  # fmt: skip
+    engine = options.engine
+    corrects = corrects_sampler(loss.sampler_correction, engine.use_vllm, engine.rollout_ahead)
+    loss = replace(loss, sampler_correction=corrects)
     return (
-        [message for fine, message in rules if not fine] + _loss_contradictions(loss) + _engine_contradictions(options)
+        [message for fine, message in rules if not fine] + _loss_contradictions(loss) + engine_contradictions(options)
     )
 
 
-def _engine_contradictions(options: Options) -> list[str]:
+def engine_contradictions(options: Options) -> list[str]:
+    """Of the engine's options, each with what to write instead."""
     engine = options.engine
     served, urls = engine.use_vllm and engine.vllm_mode == "server", server_urls(engine)
     own = [f"vllm_options: covo_rl sets {name} itself, from {VLLM_OWN[name]}"

@@ -96,7 +96,7 @@ def test_a_metric_that_a_reward_logs_is_averaged_over_ranks_by_their_rollouts():
         rewards_PG = np.ones((1, rollouts))
         table = RewardTable(("a",), np.ones(1), rewards_PG[..., None], rewards_PG, metrics={"speech": value})
         zeros, fives = np.zeros(rollouts), np.full(rollouts, 5.0)
-        return StepShare(table, fives, zeros, zeros, fives, fives, np.ones(1))
+        return StepShare(table, fives, zeros, zeros, fives, fives, np.ones(1), zeros)
 
     metrics = step_metrics([share(3, 1.0), share(3, 4.0)])
     assert metrics["speech"] == 2.5 and metrics["completion_length"] == 5.0
@@ -121,7 +121,7 @@ def test_groups_are_numbered_over_the_ranks_of_a_step():
     observer = SimpleNamespace(measure=lambda metrics: None, record=seen.append)
     ranks = SimpleNamespace(rank=1, main=True, gathered=lambda value: [3, value, 1], joined=list)
     session: Any = SimpleNamespace(observers=[observer], ranks=ranks, decoder=None, record_seconds=0.0)
-    batch: Any = SimpleNamespace(groups=groups, table=table, advantages=shares)
+    batch: Any = SimpleNamespace(groups=groups, table=table, advantages=shares, version=0)
     Session._after_step(session, {"step": 7, "seconds": {}}, batch)
     rows = seen[0].rollouts
     assert [(row["group"], row["rollout"]) for row in rows] == [(3, 0), (3, 1), (4, 0), (4, 1)]

@@ -29,20 +29,30 @@ class Registry:
     def register_model(self, name, place):
         self.calls.append((name, place))
 
+    def register_engine(self, name, module, cls):
+        """As much of vLLM's WeightTransferEngineFactory."""
+        if name in {known for known, _ in self.calls}:
+            raise ValueError(f"Weight transfer engine '{name}' is already registered.")
+        self.calls.append((name, f"{module}:{cls}"))
+
 
 def test_every_architecture_is_registered_once(monkeypatch):
-    registry = Registry()
-    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(ModelRegistry=registry))
+    models, engines = Registry(), Registry()
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(ModelRegistry=models))
+    monkeypatch.setitem(sys.modules, "vllm.distributed", types.ModuleType("distributed"))
+    transfer = types.SimpleNamespace(WeightTransferEngineFactory=engines)
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer", transfer)
     serve.register()
     serve.register()  # vLLM loads its plug-ins in every process, and more than once
-    assert dict(registry.calls) == serve.ARCHITECTURES
-    assert len(registry.calls) == len(serve.ARCHITECTURES)
+    assert dict(models.calls) == serve.ARCHITECTURES
+    assert len(models.calls) == len(serve.ARCHITECTURES)
+    assert engines.calls == [(serve.WEIGHT_BACKEND, ":".join(serve.WEIGHT_ENGINE))]
 
 
-@pytest.mark.parametrize("name", serve.ARCHITECTURES)
-def test_an_architecture_is_a_class_of_that_name_in_its_module(name):
+@pytest.mark.parametrize("place", [*serve.ARCHITECTURES.values(), ":".join(serve.WEIGHT_ENGINE)])
+def test_what_is_registered_is_a_class_of_that_name_in_its_module(place):
     """vLLM imports the string much later, in another process."""
-    module, cls = serve.ARCHITECTURES[name].split(":")
+    module, cls = place.split(":")
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
     assert cls in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
 

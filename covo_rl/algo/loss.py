@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from covo_rl.algo.correction import mismatch_metrics, sampler_weights
 from covo_rl.algo.metrics import Metrics, clip_metrics, extreme_metric, mean_metric, sum_metric
 from covo_rl.algo.normalizer import (
     Normalizer,
@@ -71,7 +72,7 @@ def policy_loss(
             from the old log-probs is only logged, or with `on_policy` (the trained policy sampled) from `logps_NC`.
 
     Returns:
-        float32 scalar, and detached sums, counts, minima and maxima for `summarise`.
+        float32 scalar, and detached sums, counts, minima and maxima for `summarise`, differences for `mismatch`.
 
     Raises:
         ValueError: a tensor is missing that the configuration needs, or shapes disagree.
@@ -89,9 +90,9 @@ def policy_loss(
         scored_NC = logps_NC.detach() if on_policy else old_NC
         mismatch_NC = torch.nan_to_num(scored_NC - sampler_NC, nan=0.0)
         if config.sampler_correction:
-            correction_NC = _sampler_correction(old_NC - sampler_NC, mask_NC, config)
+            correction_NC = sampler_weights(old_NC - sampler_NC, mask_NC, config)
         weights_NC = mismatch_NC.exp() if correction_NC is None else correction_NC
-        _sampling_metrics(metrics, mismatch_NC, weights_NC, mask_NC)
+        mismatch_metrics(metrics, mismatch_NC, weights_NC, mask_NC, config)
     ratio = _ratio(logps_NC - old_NC, mask_NC, config, metrics)
     surrogate, share_of_step = LOSSES[config.loss_type]
     tokens = Tokens(logps_NC, old_NC, ratio, advantages_N1, mask_NC, correction_NC)
@@ -245,28 +246,6 @@ def _entropy_bonus(entropy_NC: Tensor, used_NC: Tensor, mask_NC: Tensor, normali
         return total / max(normalizer.entropy_tokens, 1.0)
     share = mask_NC.sum() / max(normalizer.tokens, 1.0)
     return total / used_NC.sum().clamp(min=1) * share
-
-
-def _sampler_correction(difference_NC: Tensor, mask_NC: Tensor, config: LossConfig) -> Tensor:
-    """pi_old / pi_sampler per token, or their product over the sequence in every place; 1 for unreported tokens.
-
-    Above the cap it is the cap (truncate; TIS) or 0 (mask; IcePop, MIS), as TRL's `vllm_importance_sampling_mode`.
-    """
-    exponent_NC = difference_NC = torch.nan_to_num(difference_NC, nan=0.0).detach()
-    level, _, above = config.sampler_correction_mode.partition("_")
-    if level == "sequence":
-        exponent_NC = (difference_NC * mask_NC).sum(-1, keepdim=True).expand_as(difference_NC)
-    ratio_NC, cap = exponent_NC.exp(), config.sampler_correction_cap
-    return ratio_NC.clamp(max=cap) if above == "truncate" else ratio_NC.masked_fill(ratio_NC > cap, 0.0)
-
-
-def _sampling_metrics(metrics: Metrics, mismatch_NC: Tensor, weights_NC: Tensor, mask_NC: Tensor) -> None:
-    """How scoring and sampling differ, in nats, and the weights that it makes; TRL's names."""
-    mean_metric(metrics, "sampling/sampling_logp_difference/mean", mismatch_NC.abs(), mask_NC)
-    extreme_metric(metrics, "sampling/sampling_logp_difference/max.max", mismatch_NC.abs(), mask_NC)
-    mean_metric(metrics, "sampling/importance_sampling_ratio/mean", weights_NC, mask_NC)
-    extreme_metric(metrics, "sampling/importance_sampling_ratio/max.max", weights_NC, mask_NC)
-    extreme_metric(metrics, "sampling/importance_sampling_ratio/min.min", weights_NC, mask_NC)
 
 
 def _clean(values_NC: Tensor, mask_NC: Tensor) -> Tensor:

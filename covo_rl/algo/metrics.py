@@ -2,6 +2,7 @@
 
 A micro-batch's metrics are a flat dict of scalar tensors on the device. The last part of a key says how to merge:
 `kl.sum` and `kl.count` become the mean `kl`; `loss.sum` without a count stays a sum; `.min` and `.max` are extremes.
+`.values` are single values, of which correction.py makes quantiles.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def summarise(
     sums: dict[str, float] = {}
     maxima: dict[str, float] = {}
     for entry in metrics:
-        keys = list(entry)
+        keys = [key for key in entry if not key.endswith(".values")]
         values = torch.stack([entry[key].detach().float() for key in keys]).cpu().double().tolist()
         for key, value in zip(keys, values, strict=True):
             if key.endswith((".sum", ".count")):

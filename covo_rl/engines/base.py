@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,6 +61,10 @@ class Pending:
     generations: int
     version: int
     work: Any = None
+
+    def ready(self, seconds: float) -> bool:
+        """Whether `collect` would not wait; waits for that at most so many seconds."""
+        return not (isinstance(self.work, Future) and wait([self.work], seconds).not_done)
 
 
 class RolloutEngine(Protocol):

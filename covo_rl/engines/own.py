@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 class OwnEngine:
     """Samples with the policy itself, in line: `collect` does the work, and `sync` has nothing to move.
 
+    With `ahead` it is `submit` that does it, before an update changes the policy: what an engine of its own memory
+    samples meanwhile, at the same lag.
+
     `wrapped` is the policy as accelerate returned it, where parameters live in pieces that its hooks gather.
     `full_precision` False says that a wrapper casts what the policy holds in float32. With `keep_prompts` the prompts'
     keys stay for `Policy.old_logps` until `rest`, where log-probs are not exact and that pass is needed.
@@ -46,11 +48,13 @@ class OwnEngine:
         *,
         full_precision: bool = True,
         keep_prompts: bool = False,
+        ahead: bool = False,
     ) -> None:
         self.policy = policy
         self.model = policy if wrapped is None else wrapped
         self.full_precision = full_precision
-        self.keep_prompts = keep_prompts
+        self.keep_prompts = keep_prompts and not ahead
+        self.ahead = ahead
         self.version = 0
         self.seconds: dict[str, float] = {}
 
@@ -65,19 +69,24 @@ class OwnEngine:
     def submit(
         self, prompts: Sequence[Prompt], config: RolloutConfig, *, seed: int, generations: int, greedy: bool = False
     ) -> Pending:
-        work = partial(
-            sample, self.model, config=config, seed=seed, num_generations=generations, greedy=greedy,
-            keep_prompts=self.keep_prompts and not self.exact, version=self.version,
-        )  # fmt: skip
-        return Pending(tuple(prompts), generations, self.version, work)
+        prompts, version = tuple(prompts), self.version
+
+        def work() -> list[Group]:
+            start = time.perf_counter()
+            with torch.no_grad():
+                features = self.policy.features(prompts)
+            encoded = time.perf_counter()
+            groups = sample(
+                self.model, prompts, features, config, seed=seed, num_generations=generations, greedy=greedy,
+                keep_prompts=self.keep_prompts and not self.exact, version=version,
+            )  # fmt: skip
+            self.seconds = {"encode": encoded - start, "sample": time.perf_counter() - encoded}
+            return groups
+
+        return Pending(prompts, generations, version, work() if self.ahead else work)
 
     def collect(self, pending: Pending) -> list[Group]:
-        start = time.perf_counter()
-        with torch.no_grad():
-            features = self.policy.features(pending.prompts)
-        encoded = time.perf_counter()
-        groups = pending.work(pending.prompts, features)
-        self.seconds = {"encode": encoded - start, "sample": time.perf_counter() - encoded}
+        groups = pending.work if self.ahead else pending.work()
         # the policy is the engine: what is not finite here is not finite in the update, whose guard reports it
         check_groups(groups, pending, self.policy.family, finite=False)
         return groups
@@ -94,8 +103,9 @@ class OwnEngine:
 
 
 def samples_exactly(policy: Policy) -> bool:
-    """Sampling log-probs equal the scoring pass (1e-5): float32 weights and no autocast seen while sampling."""
-    return {p.dtype for p in policy.family.decoder.parameters()} == {torch.float32} and not policy.autocast_seen
+    """Sampling log-probs equal the scoring pass (1e-5): float32 weights, no TF32, no autocast seen while sampling."""
+    whole = torch.get_float32_matmul_precision() == "highest" and not policy.autocast_seen
+    return whole and {p.dtype for p in policy.family.decoder.parameters()} == {torch.float32}
 
 
 def sample(

@@ -110,6 +110,8 @@ class Probe:
         Raises:
             EngineError: as `check`, or no such weights change the policy's answers enough to be told apart.
         """
+        if not any(p.requires_grad for p in self.policy.family.model.parameters()):
+            return 0.0  # it only answers, with an adapter that is none of zeros: `check` is enough
         fixed = self._group(self.policy.family.tokenizer(FIXED_TEXT, add_special_tokens=False)["input_ids"][:TOKENS])
         before = self._logps(fixed)
         with random_weights(self.policy.family.model) as draw:

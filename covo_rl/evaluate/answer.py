@@ -32,6 +32,7 @@ from covo_rl.types import Clip, Example, Group, Prompt, visible
 if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.engines.base import RolloutEngine
+    from covo_rl.policy.trainable import Trainable
 
 #: Rows that a program hands over: in MMAU's columns, graded by its rule.
 IN_PROCESS = EvalSet("in-process", "rows of a program")
@@ -59,7 +60,8 @@ class Answerer(Protocol):
 @dataclass
 class PolicyAnswerer:
     """A policy, its prompts (in the set's published wording where `style` is given) and what samples for it: the policy
-    itself, or an `engine` that runs it. Each clip is encoded once while the feature store holds it."""
+    itself, or an `engine` that runs it. `saved` is the adapter on the policy. Each clip is encoded once while the
+    feature store holds it."""
 
     policy: Any
     clips: ClipStore
@@ -67,6 +69,7 @@ class PolicyAnswerer:
     rollout_config: RolloutConfig
     style: PromptStyle | None = None
     engine: RolloutEngine | None = None
+    saved: Trainable | None = None
 
     @property
     def max_clip_seconds(self) -> float | None:

@@ -15,6 +15,7 @@ import typer
 
 from covo_rl.data.files import write_json
 from covo_rl.data.terminal import say
+from covo_rl.evaluate.engine import with_engine_options
 from covo_rl.evaluate.evaluation import run_request
 from covo_rl.evaluate.report import compare_runs, comparison_markdown
 from covo_rl.evaluate.runner import Request
@@ -37,7 +38,7 @@ def evaluate_command(context: typer.Context, **options: Any) -> None:
 _context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 _options = inspect.signature(Request, eval_str=True).parameters.values()
 evaluate_command.__signature__ = inspect.Signature([_context, *_options])  # pyright: ignore[reportFunctionMemberAccess]
-app.callback()(evaluate_command)
+app.callback()(with_engine_options(evaluate_command))
 
 
 @app.command("compare")

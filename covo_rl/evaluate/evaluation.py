@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import file_sha256
 from covo_rl.evaluate.answer import CONDITIONS, PolicyAnswerer
+from covo_rl.evaluate.engine import engine_settings
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import write_report
@@ -95,6 +96,7 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
             "temperature": None if request.greedy else request.temperature, "top_p": request.top_p,
             "max_completion_length": request.max_completion_length, "batch_size": request.batch_size,
         },
+        **engine_settings(request.engine),
         "rewards": rewards,
         "packages": package_versions([*PACKAGES, *(["bitsandbytes"] if request.load_in_4bit else [])]),
     }  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any
 
 from covo_rl.data.delimited import SUFFIXES, selected_text
 from covo_rl.data.files import plain, write_atomically, write_json
+from covo_rl.evaluate.engine import engine_settings
 from covo_rl.evaluate.folder import joined_ranks, owned
 from covo_rl.evaluate.inputs import Inputs, read_inputs, read_json_rows
 from covo_rl.evaluate.records import Record
@@ -76,10 +77,11 @@ def run_profile(
         data=Path(data), model=model, adapter=adapter, output=Path(output), rewards="none",
         **{"greedy": False, "num_generations": 8, **options},
     )  # fmt: skip
-    if problems := request.model_problems():
+    if problems := request.engine_problems() + request.model_problems():
         raise EvalInputError(problems)
-    recorded = plain({name: value for name, value in options.items() if name != "overwrite"})
+    recorded = plain({name: value for name, value in options.items() if name not in ("overwrite", "engine")})
     settings = {**inputs.meta, "model": model, "adapter": adapter, "options": recorded}
+    settings |= engine_settings(request.engine)
     ranks, folder = joined_ranks(), Path(output)
     with owned(folder, ranks):
         by_audio = answer_rows(request, inputs, settings, ("real", "silent"), ranks)

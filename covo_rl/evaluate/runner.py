@@ -9,7 +9,7 @@ report.json, report.md, plots, submission.json
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,18 @@ import typer
 
 from covo_rl.audio import AudioError, ClipStore
 from covo_rl.config import (
-    AdapterConfig,
-    ModelConfig,
+    EngineConfig,
+    Options,
     PromptConfig,
     RewardConfig,
     RolloutConfig,
+    engine_contradictions,
     taught_prompt,
     value_problems,
 )
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.engine import run_options, sampling_engine
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.lengths import audio_seconds
@@ -84,6 +86,7 @@ class Request:
     allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
         False
     )
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def prompt_config(self) -> PromptConfig:
         """The wording that the adapter or checkpoint was trained with where its folder has a prompt.yaml, else ours;
@@ -126,9 +129,10 @@ class Request:
             (replies and self.load_in_4bit, f"--load-in-4bit {scored_as_is}"),
             (self._writes_over_predictions(), f"--output {self.output} would write over --predictions"),
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
+            (replies and self.engine.use_vllm, f"--use-vllm {scored_as_is}"),
         )
         problems = [text for broken, text in rules if broken]
-        problems += value_problems(self.rollout_config())
+        problems += value_problems(self.rollout_config()) + self.engine_problems()
         if (config := self.reward_config()) is not None:
             from covo_rl import rewards
 
@@ -137,6 +141,17 @@ class Request:
             except rewards.RewardError as error:
                 problems.append(f"--rewards: {error}")
         return problems
+
+    def engine_problems(self) -> list[str]:
+        """What is wrong with the engine's options, by themselves and for an evaluation."""
+        engine = self.engine
+        rules = (
+            (engine.use_vllm and self.load_in_4bit, "--load-in-4bit: vLLM would run the base in its own precision"),
+            (engine.vllm_tensor_parallel_size > 1 and engine.vllm_mode == "colocate",
+             "--vllm-tensor-parallel-size: here each process answers rows of its own; use --vllm-mode server"),
+        )  # fmt: skip
+        problems = value_problems(engine) or engine_contradictions(Options(engine=engine))
+        return [*problems, *(text for broken, text in rules if broken)]
 
     def model_problems(self) -> list[str]:
         """What is wrong with model, adapter and device, as far as it can be known without loading them."""
@@ -168,17 +183,12 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
     from covo_rl.train.launch import device_of
 
     assert request.model is not None
-    policy, saved = answering_policy(
-        ModelConfig(
-            request.model, str(request.dtype), family=request.family, trust_remote_code=request.trust_remote_code
-        ),
-        AdapterConfig(adapter=request.adapter, load_in_4bit=request.load_in_4bit),
-        clips=clips, device=device_of(request.device),
-    )  # fmt: skip
+    options = run_options(request)
+    policy, saved = answering_policy(options.model, options.adapter, clips=clips, device=device_of(request.device))
     if Ranks.current().main:
         for note in saved.notes if saved else ():
             say(f"note: {note}", err=True)
-    return PolicyAnswerer(policy, clips, request.prompt_config(), request.rollout_config(), style)
+    return PolicyAnswerer(policy, clips, request.prompt_config(), request.rollout_config(), style, saved=saved)
 
 
 def answer_rows(
@@ -210,12 +220,14 @@ def answer_rows(
     check = getattr(answerer, "length_problems", None)
     if problems := ranks.from_main(check(inputs.examples) if check and ranks.main else []):
         raise EvalInputError(problems[:50])
-    claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
-    if ranks.main and isinstance(answerer, PolicyAnswerer):
-        texts = written_texts(inputs.examples, answerer.prompt_config)
-        for note in special_token_notes(texts, answerer.policy.family.tokenizer):
-            say(note, err=True)
-    by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
+    with sampling_engine(request, answerer, inputs.examples, ranks) as engine:
+        claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
+        if isinstance(answerer, PolicyAnswerer):
+            answerer = replace(answerer, engine=engine)
+            texts = written_texts(inputs.examples, answerer.prompt_config)
+            for note in special_token_notes(texts, answerer.policy.family.tokenizer) if ranks.main else ():
+                say(note, err=True)
+        by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
 
 

@@ -38,6 +38,7 @@ class Qwen2Audio(WindowedFamily):
     mask_field: ClassVar[str] = "feature_attention_mask"
     max_clip_seconds: float | None = 30.0
     rows_independent: ClassVar[bool] = True
+    vllm_architecture: ClassVar[str] = "Qwen2AudioWithLoRA"
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
 
     def slots(self, tensors: Mapping[str, torch.Tensor]) -> int:

@@ -7,7 +7,7 @@ it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from covo_rl.policy.published import ADAPTER, Parts, PublishedError, published_state
+from covo_rl.policy.sharding import whole
 
 MAX_SHARD_BYTES = 4 << 30
 #: A shard is at most this share of the model, so that model + shard stay under 1.3 x the model.
@@ -74,6 +75,16 @@ def merged_entries(model: PreTrainedModel, dtype: torch.dtype | None = None) -> 
         return None if layer is None else partial(merged_parameter, layer, leaf)
 
     return published_entries(model, model.state_dict(), dtype, merge)
+
+
+def published_weights(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Published name and whole tensor, one after the other, of a model without adapter; `dtype` as in `merged_entries`.
+
+    Where parameters are sharded each is gathered when it is asked for, so every rank must take all of them.
+    """
+    state = model.state_dict(keep_vars=True)
+    for entry in published_entries(model, state, dtype, lambda name: partial(whole, state[name])):
+        yield entry.name, entry.make().to(entry.dtype)
 
 
 def adapter_on(model: nn.Module, name: str) -> tuple[Any, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 HALF = (torch.bfloat16, torch.float16)
 #: elements of a weight that are copied to float32 at once, 128 MiB; of a gradient that CUDA adds at once, 1 GiB
 BLOCK_ELEMENTS, CUDA_SUM_ELEMENTS = 2**25, 2**28
+#: cuBLAS is 4 to 9 times slower where rows of a matrix do not begin at multiples of 16 bytes (Covo-Audio's vocabulary
+#: of 168,055: 1.3 ms instead of 0.3 ms for a decode step's logits on an H200)
+ALIGNED = 8
 
 
 def operand_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -50,24 +54,32 @@ def _product(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
     return batched_product(a_MK[None], b_KN[None])[0]
 
 
+def _product_into(out_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None:
+    if out_MN.device.type == "cuda":
+        with torch.autocast("cuda", enabled=False):
+            torch.mm(a_MK, b_KN, out_dtype=torch.float32, out=out_MN)
+    else:
+        out_MN.copy_(_product(a_MK, b_KN))
+
+
 def _blocks(weight_VD: torch.Tensor, elements_on_cuda: int | None = None) -> list[slice]:
-    """Rows of a weight that are multiplied at once."""
+    """Rows of a weight that are multiplied at once; those beyond the last multiple of ALIGNED apart from the others."""
     elements = (elements_on_cuda or weight_VD.numel()) if _takes_16_bits(weight_VD) else BLOCK_ELEMENTS
-    rows = max(1, elements // weight_VD.shape[1])
-    return [slice(start, start + rows) for start in range(0, weight_VD.shape[0], rows)]
+    total, step = weight_VD.shape[0], max(1, elements // weight_VD.shape[1])
+    step = step // ALIGNED * ALIGNED or step
+    whole = total // ALIGNED * ALIGNED
+    bounds = sorted({*range(0, whole, step), whole, total})
+    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 def logits_of(x_cD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype):
-    """x @ weight.T + bias of operands in `dtype`: (c, V) float32."""
+    """x @ weight.T + bias of operands in `dtype`: (c, V) float32, of 16-bit ones as part of a wider tensor."""
     if dtype not in HALF:
         return nn.functional.linear(x_cD, weight_VD, bias_V).float()
-    x_cD, blocks = x_cD.to(dtype), _blocks(weight_VD)
-    if len(blocks) == 1:
-        out_cV = _product(x_cD, weight_VD.to(dtype).t())
-    else:
-        out_cV = x_cD.new_empty(x_cD.shape[0], weight_VD.shape[0], dtype=torch.float32)
-        for block in blocks:
-            out_cV[:, block] = _product(x_cD, weight_VD[block].to(dtype).t())
+    x_cD, rows = x_cD.to(dtype), weight_VD.shape[0]
+    out_cV = x_cD.new_empty(x_cD.shape[0], rows + -rows % ALIGNED, dtype=torch.float32)[:, :rows]
+    for block in _blocks(weight_VD):
+        _product_into(out_cV[:, block], x_cD, weight_VD[block].to(dtype).t())
     return out_cV if bias_V is None else out_cV.add_(bias_V.to(dtype))
 
 
@@ -85,7 +97,7 @@ def add_outer(total_VD: torch.Tensor, slope_cV: torch.Tensor, x_cD: torch.Tensor
         total_VD.addmm_(slope_cV.t().to(dtype), x_cD.to(dtype))
         return
     for block in _blocks(total_VD, CUDA_SUM_ELEMENTS):
-        total_VD[block] += _product(slope_cV[:, block].t(), x_cD.to(dtype))
+        total_VD[block] += _product(slope_cV[:, block].contiguous().t(), x_cD.to(dtype))
 
 
 class _Linear(torch.autograd.Function):

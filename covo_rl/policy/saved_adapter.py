@@ -60,6 +60,11 @@ def kind_of(name: str) -> str:
     return "trained copy" if ".modules_to_save." in name else ""
 
 
+def largest_rank(config: LoraConfig) -> int:
+    """Of all its layers: what a server must make room for."""
+    return max([config.r, *(config.rank_pattern or {}).values()])
+
+
 def read_adapter(folder: str | Path, *, model: str | None = None) -> SavedAdapter:
     """Read a PEFT folder, before or after the base model is loaded; `model` is the base that it will be put on.
 

@@ -85,6 +85,17 @@ RULES: Sequence[MonitorRule] = (
         "float32 where it fits, and check that an outside engine loads the adapter of each step.",
     ),
     MonitorRule(
+        "rollouts_off_policy",
+        "engine/kl_k3 engine/ess",
+        {"steps": 5, "kl": 0.01, "ess": 0.8},
+        signs.off_policy,
+        "The rollouts are not those of the policy that learns: the engine's KL from it is {now:.3f} nats a token, and "
+        "they are worth {share:.0%} of their number. One step ahead (--rollout_ahead {rollout_ahead}): set it to 0, or "
+        "lower --learning_rate ({learning_rate}). On vLLM (--use_vllm {use_vllm}): its head should compute in float32, "
+        "and see that --top_p ({top_p}), --top_k ({top_k}) and --min_p ({min_p}) leave nothing out. Otherwise the "
+        "engine has other weights than the policy: look at engine/probe_abs.",
+    ),
+    MonitorRule(
         "entropy_collapses",
         "sampling/entropy reward_accuracy",
         {"steps": 5, "low": 0.03, "share": 0.25, "solved": 0.8},

@@ -13,7 +13,7 @@ from itertools import islice
 from statistics import fmean, median, variance
 from typing import Any
 
-from covo_rl.config import Options
+from covo_rl.config import Options, corrects_sampler
 from covo_rl.records.steps import is_number, scalars
 
 #: values of a column that are remembered, how many of its first ones, and those of them that say what it was at first
@@ -28,6 +28,8 @@ class Past:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = {**Options().flat(), **{str(name): value for name, value in options.items()}}
+        decisive = ("sampler_correction", "use_vllm", "rollout_ahead")
+        self.options["sampler_correction"] = corrects_sampler(*map(self.options.__getitem__, decisive))
         self.step = self.count = 0
         self.row: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
@@ -115,6 +117,13 @@ def runs_away(column: str) -> Sign:
             yield {"now": now, "start": start}
 
     return sign
+
+
+def off_policy(past: Past, steps: int, kl: float, ess: float) -> Iterator[Figures]:
+    """In most of the steps the engine's KL from the policy is above `kl`, or its sample worth less than `ess`."""
+    distances, shares = past.last("engine/kl_k3", steps), past.last("engine/ess", steps)
+    if distances and shares and (median(distances) > kl or median(shares) < ess):
+        yield {"now": median(distances), "share": median(shares)}
 
 
 def shrinks(column: str) -> Sign:

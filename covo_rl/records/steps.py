@@ -85,9 +85,10 @@ class StepShare:
     thinking_words_N: np.ndarray
     surprisal_N: np.ndarray  # -log p of all tokens of a rollout, in nats
     informative_P: np.ndarray
+    lags_N: np.ndarray  # optimiser updates between the policy that sampled and the one that the step began with
 
     @classmethod
-    def of(cls, groups: Sequence[Group], table: RewardTable, advantages: Advantages) -> StepShare:
+    def of(cls, groups: Sequence[Group], table: RewardTable, advantages: Advantages, version: int = 0) -> StepShare:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         return cls(
             table,
@@ -97,6 +98,7 @@ class StepShare:
             np.array([len(words(r.think or "", None)) for r in rollouts], dtype=float),
             np.array([-sum(r.logps) for r in rollouts], dtype=float),
             advantages.informative_P.astype(float),
+            np.array([version - r.version for r in rollouts], dtype=float),
         )
 
 
@@ -127,6 +129,7 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
     metrics["zero_variance_groups"] = 1.0 - mean("informative_P") if table.rewards_PG.size else 0.0
     metrics["completion_length"], metrics["truncated"] = mean("lengths_N"), mean("truncated_N")
     metrics["format_broken"], metrics["thinking_words"] = mean("format_broken_N"), mean("thinking_words_N")
+    metrics["engine/lag"] = mean("lags_N")
     metrics["sampling/entropy"] = mean("surprisal_N") / max(mean("lengths_N"), 1e-9)
     scores, logged = figures(table.names, table.rewards_PGR, whole_PG), {}
     for share in shares:
@@ -142,12 +145,13 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
 
 def rollout_rows(
     groups: Sequence[Group], table: RewardTable, advantages: Advantages, *, first_group: int = 0,
-    decoder: TextDecoder | None = None,
+    decoder: TextDecoder | None = None, version: int = 0,
 ) -> list[Mapping[str, Any]]:  # fmt: skip
     """One JSON-ready row per rollout; clips by name and content, never by waveform.
 
     `group` counts from `first_group`: over the ranks of a step. A column of the data with the name of one of ours
-    becomes `row/NAME`. With a `decoder`, `token_logps` is [characters of the completion, 1/100 nat] by token.
+    becomes `row/NAME`. With a `decoder`, `token_logps` is [characters of the completion, 1/100 nat] by token. `version`
+    is that of the policy that the step began with.
     """
     rows: list[Mapping[str, Any]] = []
     rewards, totals, shares = map(plain, (table.rewards_PGR, table.rewards_PG, advantages.advantages_PG))
@@ -175,6 +179,7 @@ def rollout_rows(
                 "reward_total": totals[p][g],
                 "advantage": shares[p][g],
                 "length": len(rollout.completion_ids),
+                "lag": version - rollout.version,
                 "mean_logp": plain(sum(rollout.logps) / max(len(rollout.logps), 1)),
                 "token_logps": _token_logps(rollout, decoder) if decoder else None,
             }

@@ -115,7 +115,7 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
     others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
     if "advantage" in row:  # a run's rollout
         others |= {"group", "rollout", "clip_keys", "parsed_answer", "problems", "missing", "advantage", "length",
-                   "mean_logp", "token_logps"}  # fmt: skip
+                   "lag", "mean_logp", "token_logps"}  # fmt: skip
     answer: Any = row.get("answer")  # an index or a list of right answers is allowed here
     columns = {name: value for name, value in row.items() if name not in others}
     paths = columns.get("clips")

@@ -93,7 +93,7 @@ class Listener(Observer):
                     session.policy, self.rows, prompt_config=session.options.prompt, reward_config=None,
                     rollout_config=session.options.rollout, clips=session.clips, audio=audio,
                     seed=session.options.train.seed, batch_size=self.options.eval_batch_size, ranks=session.ranks,
-                    progress=display.rated,
+                    progress=display.rated, engine=session.current_engine(),
                 )  # fmt: skip
             metrics[f"listen_{audio}"] = evaluation.summary()["accuracy"]
         metrics["listen_rows"] = len(self.rows)

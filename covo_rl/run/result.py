@@ -13,7 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from covo_rl.audio import ClipStore
-from covo_rl.config import Options
+from covo_rl.config import EngineConfig, LossConfig, Options, corrects_sampler
 from covo_rl.data.files import plain, read_record
 from covo_rl.data.memory import IN_MEMORY
 from covo_rl.export import ExportError
@@ -84,9 +84,20 @@ def summary_rows(
         ("R_total", terms + ("" if gate == "none" else f", gated by {gate}")),
         ("judge", options.reward.judge or "none: deterministic checkers"),
         ("loss", f"{options.loss.loss_type}, beta {options.loss.beta:g}, lr {train.learning_rate:g}"),
+        *_sampling_row(options.engine, options.loss),
         ("seed", train.seed),
         ("run folder", train.output),
     ]
+
+
+def _sampling_row(engine: EngineConfig, loss: LossConfig) -> list[tuple[str, str]]:
+    """Who samples and whether that is corrected, where it is not just the policy itself."""
+    if not (engine.use_vllm or engine.rollout_ahead):
+        return []
+    who = f"vLLM, {engine.vllm_mode}" if engine.use_vllm else "the policy's own decoder"
+    corrects = corrects_sampler(loss.sampler_correction, engine.use_vllm, engine.rollout_ahead)
+    how = f"{loss.sampler_correction_mode}, cap {loss.sampler_correction_cap:g}" if corrects else "none: it is off"
+    return [("sampling", f"{who}{', one step ahead' * engine.rollout_ahead}; sampler_correction {how}")]
 
 
 def before_settings(options: Options, rows: Sequence[Example], clips: ClipStore) -> Any:

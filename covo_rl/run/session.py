@@ -18,8 +18,10 @@ from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
-from covo_rl.engines.base import TextDecoder
+from covo_rl.engines.base import EngineLost, RolloutEngine, TextDecoder
+from covo_rl.engines.choose import rollout_engine
 from covo_rl.engines.health import self_check
+from covo_rl.engines.vllm_checks import fit_problems, needed_positions, server_problems, vllm_problems
 from covo_rl.evaluate import Evaluation, evaluate
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.export import ExportError
@@ -74,6 +76,8 @@ class Session:
         self.run = Run(options.train.output, active=self.ranks.main)
         self.start = take_up(self.run, options, self.ranks)
         check_before_loading(options)
+        self._refuse([*dict.fromkeys(self.ranks.joined(vllm_problems(options, self.ranks.world)))])
+        self._refuse(server_problems(options) if self.ranks.main and not options.train.dry_run else [])
         self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         if options.data.data is None:
@@ -104,6 +108,10 @@ class Session:
         rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main
         prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
         self._refuse(length_problems(rows, self.family, self.clips, prompt, limit) if main else [])
+        if options.engine.use_vllm:
+            prompts = [*map(prompt, rows)] if main else []
+            self._refuse(fit_problems(options, self.trainable, prompts) if main else [])
+            self.positions = self.ranks.from_main(needed_positions(prompts, limit, self.family) if main else 0)
         if self.trainable.replaced and beta:
             raise ConfigError([f"beta {beta}: the adapter replaced {self.trainable.replaced[0]} of the base, so there "
                                "is no reference without it: set beta 0 or merge it first"])  # fmt: skip
@@ -111,6 +119,8 @@ class Session:
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if needed else None
         self._refuse(self.start.changes(options, self.contents))
         self.accepted, self.train_seconds, self.record_seconds = False, 0.0, 0.0
+        self.engine: RolloutEngine | None = None  # vLLM, once all is accepted; None: the policy itself
+        self.trainer: Trainer | None = None
         self.observers = observers(self, callbacks)
 
     # -- set-up --------------------------------------------------------------------------------------------------
@@ -159,15 +169,38 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
+            self._start_engine()
             origin = self.rows.files, self.in_memory, self._prompts(1), self.family
             files, more = run_origin(self.options, self.terms, *origin)
             if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
+                self.close()
                 raise ConfigError([problem])
             problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []
             if problems := self.ranks.from_main(problems):
                 self.close()
                 raise ConfigError(problems)
         self.accepted = True
+
+    def _start_engine(self) -> None:
+        """vLLM as the options say, given the policy and held to it.
+
+        Raises:
+            EngineError: it cannot start, no server answers, or it does not run the policy.
+        """
+        if self.options.engine.use_vllm:
+            prompts = self._prompts(16)
+            with console.working("vLLM: started, given the policy, compared with it", active=self.ranks.main):
+                self.engine = rollout_engine(
+                    self.options, self.policy, self.trainable, max_model_len=self.positions,
+                    probe_prompt=next((prompt for prompt in prompts if prompt.clip_keys), prompts[0]),
+                    rank=self.ranks.rank, world=self.ranks.world,
+                )  # fmt: skip
+
+    def current_engine(self) -> RolloutEngine | None:
+        """What evaluations sample with, given the policy as it is; None: the policy itself."""
+        if self.engine is not None and self.trainer is not None:
+            self.trainer.sync()
+        return self.engine
 
     def _prompts(self, count: int) -> list[Prompt]:
         return questions.readable_prompts(self.examples, count, self.family, self.clips, self.options.prompt)
@@ -196,7 +229,7 @@ class Session:
                 reward_config=replace(options.reward, rewards=self.terms), clips=self.clips, audio=audio,
                 greedy=mode == "greedy", num_generations=1 if mode == "greedy" else options.eval.eval_num_generations,
                 seed=options.train.seed, batch_size=options.eval.eval_batch_size, ranks=self.ranks,
-                progress=display.rated,
+                progress=display.rated, engine=self.current_engine(),
             )  # fmt: skip
 
     def before(self) -> dict[str, Any]:
@@ -217,10 +250,12 @@ class Session:
         """Run GRPO, from a checkpoint if asked for, and record every step.
 
         Raises:
-            StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C came and a checkpoint was saved; a SystemExit with code 75.
+            StoppedBySignal: SIGTERM, SIGHUP or Ctrl-C came, or no engine answers any more, and a checkpoint was saved;
+                a SystemExit with code 75.
         """
         self.accept()
-        trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator)
+        trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator, self.engine)
+        self.trainer = trainer
         start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop, ExitStack() as ends:
             on_saved = self._export_step if train.export_checkpoints else None
@@ -241,16 +276,24 @@ class Session:
     def _after_step(self, metrics: dict[str, Any], batch: Batch) -> float | None:
         """Show a step to the observers; its held-out accuracy, where that was measured."""
         metrics["seconds"]["records"] = self.record_seconds  # of the step before, its own are not known yet
+        lost: EngineLost | None = None
         for observer in self.observers:
-            observer.measure(metrics)
+            try:
+                observer.measure(metrics)
+            except EngineLost as error:  # the step itself is done, and is recorded before the run ends
+                lost = error
         start, groups = time.perf_counter(), batch.groups
         first = sum(self.ranks.gathered(len(groups))[: self.ranks.rank])
-        rows = rollout_rows(groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder)
+        rows = rollout_rows(
+            groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder, version=batch.version
+        )
         rows = self.ranks.joined(rows)
         if self.ranks.main:
             for observer in self.observers:
                 observer.record(StepRecord(metrics["step"], metrics, rows))
         self.record_seconds = time.perf_counter() - start
+        if lost is not None:
+            raise lost
         return metrics.get("eval_accuracy")
 
     def export(self, folder: Path | None = None) -> Path:
@@ -298,6 +341,9 @@ class Session:
             observer.close(result)
 
     def close(self) -> None:
-        """Let every observer go, and give the folder back; a second call does nothing."""
+        """Let every observer and the engine go, and give the folder back; a second call does nothing."""
         self._let_go()
+        if self.engine is not None:
+            engine, self.engine = self.engine, None
+            engine.close()
         self.run.lock.release()

@@ -44,17 +44,11 @@ def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
     """
     import torch
 
-    from covo_rl.models import family_class
-    from covo_rl.models.transformers_family import named_class
     from covo_rl.policy.saved_adapter import read_adapter
     from covo_rl.policy.trainable import make_trainable
 
-    kind = family_class(model_config.model_type)
-    with torch.device("meta"):
-        # of a whole model with a voice, the half that listens
-        model = named_class(kind.model_class, kind)(getattr(model_config, "thinker_config", model_config))
-        family = kind(model, None)
-    prefixes = family.parts
+    family = weightless_family(model_config)
+    model, prefixes = family.model, family.parts
     parts = dict.fromkeys([*prefixes, "other"], 0)
     for name, parameter in model.named_parameters():
         parts[next((p for p, prefix in prefixes.items() if name.startswith(prefix)), "other")] += parameter.numel()
@@ -79,8 +73,22 @@ def shape_of(model_config: Any, adapter: AdapterConfig | None = None) -> Shape:
         linear_parameters=sum(m.weight.numel() for m in linear),
         expert_parameters=sum(p.numel() for n, p in model.named_parameters() if ".experts." in n),
         trainable=trainable,
-        packable=kind.packable,
+        packable=family.packable,
     )
+
+
+def weightless_family(model_config: Any, processor: Any = None) -> Any:
+    """The family of a transformers configuration, whose parameters have no storage."""
+    import torch
+
+    from covo_rl.models import family_class
+    from covo_rl.models.transformers_family import named_class
+
+    kind = family_class(model_config.model_type)
+    with torch.device("meta"):
+        # of a whole model with a voice, the half that listens
+        model = named_class(kind.model_class, kind)(getattr(model_config, "thinker_config", model_config))
+        return kind(model, processor)
 
 
 def widths_of(decoder: Any) -> tuple[int, int]:

@@ -20,13 +20,17 @@ from covo_rl.types import Group, RewardTable
 
 @dataclass
 class Batch:
-    """Groups, their scores, and what the loss needs (by group, never repeated by G)."""
+    """Groups, their scores, and what the loss needs (by group, never repeated by G).
+
+    `version` counts the optimiser updates behind the policy that the batch's first update changes.
+    """
 
     groups: list[Group]
     table: RewardTable
     advantages: Advantages
     old_logps: list[torch.Tensor] | None = None  # per group (G, C); None: the loss pass is the old policy
     ref_logps: list[torch.Tensor] | None = None
+    version: int = 0
 
 
 def hash_seed(*parts: Any) -> int:

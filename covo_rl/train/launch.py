@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
 from covo_rl.config import ConfigError
@@ -89,6 +90,9 @@ def join() -> Accelerator:
     _check_devices()
     if zero := _asked_for("DEEPSPEED"):
         require_deepspeed()
+    mesh = _mesh_sizes()
+    if mesh and on_cpus():  # accelerate would refuse it there, as it leaves FSDP2 off
+        del os.environ["ACCELERATE_USE_PARALLELISM_CONFIG"]
     accelerator = _complete(
         Accelerator(
             cpu=on_cpus(),
@@ -108,6 +112,8 @@ def join() -> Accelerator:
             plugin.set_mixed_precision(accelerator.mixed_precision)
         state.fsdp_plugin, state.distributed_type = plugin, DistributedType.FSDP
         PartialState().distributed_type = DistributedType.FSDP  # which accelerate copies to `state` again and again
+        if mesh:
+            state.parallelism_config, state.device_mesh = mesh, mesh.get_device_mesh("cpu")
     return accelerator
 
 
@@ -135,6 +141,22 @@ def device_of(name: str | None = None) -> torch.device:
 def _asked_for(kind: str) -> bool:
     """What the launcher says of `FSDP` or `DEEPSPEED`."""
     return os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true"
+
+
+def _mesh_sizes() -> ParallelismConfig | None:
+    """HSDP: over how many ranks parameters are sharded, and how many copies there are; None where nobody asks."""
+    if not _asked_for("PARALLELISM_CONFIG"):
+        return None
+    sizes = ParallelismConfig()  # from the launcher's environment
+    copies, shards, ranks = sizes.dp_replicate_size, sizes.dp_shard_size, launched_processes()
+    if sizes.non_data_parallel_size > 1:
+        raise ConfigError(["tensor, context and sequence parallelism of the launcher: this trainer has none of them; "
+                           "leave dp_replicate_size and dp_shard_size alone in parallelism_config"])  # fmt: skip
+    if copies * shards != ranks or shards == 1:
+        raise ConfigError([f"{copies} copies over {shards} shards each are {copies * shards} ranks, and {ranks} were "
+                           "started: set parallelism_config_dp_replicate_size to the number of machines and "
+                           "parallelism_config_dp_shard_size to the GPUs of each, 2 or more"])  # fmt: skip
+    return sizes
 
 
 def _complete(state: Any) -> Any:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from covo_rl.algo.correction import MISMATCH, mismatch
 from covo_rl.algo.loss import policy_loss
 from covo_rl.algo.metrics import Metrics, summarise
 from covo_rl.algo.normalizer import Normalizer, entropy_threshold
-from covo_rl.config import ConfigError, Options
+from covo_rl.config import ConfigError, Options, corrects_sampler
 from covo_rl.policy import LogProbs, Policy
 from covo_rl.policy.trainable import adamw, param_groups
 from covo_rl.train import zero
@@ -56,6 +57,9 @@ class Learner:
     def __init__(self, options: Options, policy: Policy, accelerator: Accelerator, idle_group: Group) -> None:
         self.options, self.policy, self.accelerator, self.idle_group = options, policy, accelerator, idle_group
         self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        loss, engine = options.loss, options.engine
+        corrects = corrects_sampler(loss.sampler_correction, engine.use_vllm, engine.rollout_ahead)
+        self.loss = replace(loss, sampler_correction=corrects)
         train = options.train
         if any(parameter.dtype == torch.float16 for parameter in policy.parameters()):
             raise ConfigError(["a float16 model cannot train, its gradients vanish: load it as bfloat16 or float32"])
@@ -96,23 +100,28 @@ class Learner:
 
     @property
     def needs_old_logps(self) -> bool:
-        """Later updates of a batch, and corrections of the sampler, compare with the policy that sampled."""
-        return self.updates_per_step > 1 or self.options.loss.sampler_correction
+        """Later updates of a batch, and corrections of the sampler, compare with the policy before the first one."""
+        return self.updates_per_step > 1 or bool(self.loss.sampler_correction)
 
     def old_logps(self, groups: Sequence[Group], *, exact: bool) -> list[torch.Tensor] | None:
-        """(G, C) of every group, or None if nothing needs them. Where sampling was exact, what it recorded.
+        """(G, C) of every group under the policy as it is, or None if nothing needs them.
 
-        Otherwise a pass, for which the engine may have kept the prompts' keys.
+        What sampling recorded, where that is `exact` and no rollout is of an older version on any rank. Otherwise a
+        pass, for which the engine may have kept the prompts' keys.
         """
         if not self.needs_old_logps:
             return None
-        if exact:
+        if exact and all(self.ranks.gathered(all(self._is_fresh(group) for group in groups))):
             return [sampling_logps(group, self.accelerator.device) for group in groups]
         return self._frozen_pass("old_logps", groups)
 
+    def _is_fresh(self, group: Group) -> bool:
+        """Sampled by the policy as it is."""
+        return all(rollout.version == self.applied for rollout in group.rollouts)
+
     def ref_logps(self, groups: Sequence[Group]) -> list[torch.Tensor] | None:
         """(G, C) of every group under the reference, or None without a KL term."""
-        return self._frozen_pass("logps", groups, reference=True) if self.options.loss.beta else None
+        return self._frozen_pass("logps", groups, reference=True) if self.loss.beta else None
 
     def _frozen_pass(self, method: str, groups: Sequence[Group], **kwargs: Any) -> list[torch.Tensor]:
         """Every rank makes as many passes as the one with the most groups."""
@@ -160,13 +169,14 @@ class Learner:
             return {}
         normalizer = self._normalizer(batch, members)
         self.policy.train()
-        if self.options.loss.top_entropy_quantile < 1:
+        if self.loss.top_entropy_quantile < 1:
             normalizer = self._with_entropy_threshold(batch, members, normalizer)
         parts = self._within_memory(lambda: self._backward(batch, members, normalizer), self.size)
         if self.retries and parts:
             self.ranks.average_gradients(self.policy)
         over_ranks = {f"reduce_{how}": partial(self.ranks.reduced, how=how) for how in ("sum", "max")}
-        metrics = summarise(parts or [self._mismatch(batch, members, normalizer)], **over_ranks)
+        measured = parts or [self._mismatch(batch, members, normalizer)]
+        metrics = summarise(measured, **over_ranks) | mismatch(measured, self.loss, self.ranks.gathered)
         metrics["grad_norm"] = self._apply(batch, members, metrics, step) if parts else 0.0
         advance_schedule(self.schedule)
         return metrics
@@ -190,18 +200,18 @@ class Learner:
         return parts
 
     def _mismatch(self, batch: Batch, members: list[int], normalizer: Normalizer) -> Metrics:
-        """How sampling and scoring differ, of one group, where no group has anything to learn from."""
+        """How engine and policy differ, of one group, where no group has anything to learn from."""
         with torch.no_grad():
             loss = self._loss(batch, [(members[0], slice(1))], normalizer) if members else self._idle(normalizer)
-        return {name: value for name, value in loss[1].items() if name.startswith("sampling/")}
+        return {name: value for name, value in loss[1].items() if name.startswith(MISMATCH)}
 
     def _carries_gradient(self, batch: Batch, p: int) -> bool:
         """A group whose rollouts all agree moves nothing, unless KL or entropy terms do."""
-        return bool(batch.advantages.informative_P[p]) or bool(self.options.loss.beta or self.options.loss.entropy_coef)
+        return bool(batch.advantages.informative_P[p]) or bool(self.loss.beta or self.loss.entropy_coef)
 
     def _with_entropy_threshold(self, batch: Batch, members: list[int], normalizer: Normalizer) -> Normalizer:
         """The quantile over every token of this update, on all ranks; takes a pass without gradient."""
-        loss = self.options.loss
+        loss = self.loss
 
         def work() -> np.ndarray:
             micro = self._micro_batches(members)
@@ -224,23 +234,25 @@ class Learner:
         return micro_batches(members, size.prompts, size.rollouts, self.options.rollout.num_generations)
 
     def _loss(self, batch: Batch, pieces: list[Piece], normalizer: Normalizer) -> tuple[torch.Tensor, Metrics]:
-        config = self.options.loss
+        config = self.loss
         groups = [group_piece(batch.groups, piece) for piece in pieces]
         scored = self._scored(groups)
         width, device = scored.logps_NC.shape[1], scored.logps_NC.device
         advantages_N = np.concatenate([batch.advantages.advantages_PG[p][rollouts] for p, rollouts in pieces])
-        sampled = [batch.groups[p] for p, _ in pieces]
+        old_NC = None if batch.old_logps is None else padded(batch.old_logps, pieces, width)
+        sampler_NC = padded({p: sampling_logps(batch.groups[p], device) for p, _ in pieces}, pieces, width)
         return policy_loss(
             scored.logps_NC,
-            None if batch.old_logps is None else padded(batch.old_logps, pieces, width),
+            old_NC,
             torch.as_tensor(advantages_N, device=device, dtype=torch.float32),
             loss_mask(groups, scored.mask_NC, config),
             config,
             normalizer=normalizer,
             ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, pieces, width),
             entropy_NC=scored.entropy_NC,
-            sampler_logps_NC=padded({p: sampling_logps(batch.groups[p], device) for p, _ in pieces}, pieces, width),
-            on_policy=all(r.version == self.applied for group in sampled for r in group.rollouts),
+            sampler_logps_NC=sampler_NC,
+            # old log-probs that sampling recorded cannot show how far it is off
+            on_policy=all(self._is_fresh(group) for group in groups) and (old_NC is None or old_NC.equal(sampler_NC)),
             max_completion_length=self.options.rollout.max_completion_length,
         )
 
@@ -249,13 +261,13 @@ class Learner:
         scored = self._scored([self.idle_group])
         zeros_NC = torch.zeros_like(scored.logps_NC)
         return policy_loss(
-            scored.logps_NC, None, zeros_NC[:, 0], zeros_NC, self.options.loss, normalizer=normalizer,
+            scored.logps_NC, None, zeros_NC[:, 0], zeros_NC, self.loss, normalizer=normalizer,
             ref_logps_NC=zeros_NC, entropy_NC=scored.entropy_NC, sampler_logps_NC=zeros_NC,
             max_completion_length=self.options.rollout.max_completion_length,
         )  # fmt: skip
 
     def _scored(self, groups: Sequence[Group]) -> LogProbs:
-        entropy = bool(self.options.loss.entropy_coef) or self.options.loss.top_entropy_quantile < 1
+        entropy = bool(self.loss.entropy_coef) or self.loss.top_entropy_quantile < 1
         features = self.policy.features([group.prompt for group in groups])
         return self.scorer("logps", groups, features, temperature=self.options.rollout.temperature, entropy=entropy)
 
@@ -281,7 +293,7 @@ class Learner:
 
     def _normalizer(self, batch: Batch, members: list[int]) -> Normalizer:
         """Counts over all ranks and micro-batches of this update, and of the generated batch."""
-        masked = self.options.loss.mask_truncated_completions
+        masked = self.loss.mask_truncated_completions
 
         def lengths(groups: Sequence[Group]) -> list[int]:
             rollouts = [rollout for group in groups for rollout in group.rollouts]

@@ -16,9 +16,10 @@ import torch
 from accelerate import Accelerator
 
 from covo_rl.algo.advantage import Advantages, advantages, concatenated
+from covo_rl.algo.correction import MISMATCH
 from covo_rl.audio import AudioError, ClipStore
 from covo_rl.config import Options
-from covo_rl.engines.base import RolloutEngine
+from covo_rl.engines.base import EngineLost, RolloutEngine
 from covo_rl.engines.own import OwnEngine
 from covo_rl.policy import Policy
 from covo_rl.policy.prefetch import Prefetch
@@ -28,9 +29,10 @@ from covo_rl.rewards import RewardError, Scoring, components
 from covo_rl.rewards.scoring import FailureWindow
 from covo_rl.train.batch import Batch, hash_seed, refill
 from covo_rl.train.checkpoint.saver import Saver
-from covo_rl.train.guard import TrainingStopped, memory_explained, sampling_advice
+from covo_rl.train.guard import TrainingStopped
 from covo_rl.train.launch import join
 from covo_rl.train.learner import Learner
+from covo_rl.train.pipeline import Order, Pipeline
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler, share
 from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout, visible
@@ -53,6 +55,7 @@ class Trainer:
         clips: ClipStore,
         examples: Sequence[Example],
         accelerator: Accelerator | None = None,
+        engine: RolloutEngine | None = None,
     ) -> None:
         self.options, self.policy, self.clips = options, policy, clips
         self.accelerator = accelerator or join()
@@ -70,13 +73,17 @@ class Trainer:
         idle_group = Group(self.prompt_of(examples[0].id), (end,))
         self.learner = Learner(options, policy, self.accelerator, idle_group)
         self.optimizer, self.schedule, self.guard = self.learner.optimizer, self.learner.schedule, self.learner.guard
-        self.engine: RolloutEngine = OwnEngine(
+        self.engine: RolloutEngine = engine or OwnEngine(
             policy,
             self.learner.wrapped if self.sharded else None,  # DDP's hooks have nothing to add to sampling
             # FSDP's mixed precision leaves float32 weights where the policy looks
             full_precision=self.accelerator.mixed_precision == "no",
             keep_prompts=self.learner.needs_old_logps,
+            ahead=bool(options.engine.rollout_ahead),
         )
+        together = self.learner.idle_group.prompt if self.sharded and engine is None else None
+        self.pipeline = Pipeline(self.engine, options, self.ranks, self.ordered_prompts, together)
+        self.figures: dict[str, float] = {}  # of the batch's rollouts
 
     def run(
         self, on_step: Callable[[dict[str, Any], Batch], float | None] | None = None, saver: Saver | None = None
@@ -84,15 +91,28 @@ class Trainer:
         """Train until `max_steps`. `saver` writes checkpoints between updates, after steps, and at the end.
 
         What `on_step` returns, if anything, is the step's score for `keep_best`: higher is better.
+
+        Raises:
+            StoppedBySignal: a signal came, or no engine answers any more, and a checkpoint was saved.
         """
+        self.engine.rest()  # whatever it was used for before, its memory is the update's
         with closing(self.prefetch):
             while self.step < self.options.train.max_steps:
-                metrics, batch = self.train_step(saver)
-                step_score = on_step(metrics, batch) if on_step else None
+                try:
+                    metrics, batch = self.train_step(saver)
+                    step_score = on_step(metrics, batch) if on_step else None
+                except EngineLost as lost:
+                    if saver is None:
+                        raise
+                    raise saver.stopped(self, f"the loss of the engine ({lost})") from lost
                 if saver:
                     saver.after_step(self, step_score)
         if saver:
             saver.finish(self)
+
+    def sync(self) -> None:
+        """Have the engine sample with the policy as it is, for an evaluation between steps."""
+        self.pipeline.sync(self.learner.applied)
 
     # -- the arrow -----------------------------------------------------------------------------------------------
 
@@ -106,14 +126,13 @@ class Trainer:
                 self.update(self.batch, saver)
         batch, update = self.batch, self.update_means()
         self.batch, self.update_index, self.update_totals = None, 0, {}
-        self.engine.sync(self.learner.applied)  # from now on, sample with this policy
         self.step += 1
         return self.metrics(batch, update, clock), batch
 
     def update_means(self) -> dict[str, float]:
-        """Over the updates that are done; how sampling and scoring differ was measured in the first."""
+        """Over the updates that are done; how engine and policy differ was measured in the first."""
         return {
-            name: total / (1 if name.startswith("sampling/") else self.update_index)
+            name: total / (1 if name.startswith(MISMATCH) else self.update_index)
             for name, total in self.update_totals.items()
         }
 
@@ -123,9 +142,13 @@ class Trainer:
         The rewards are at work while the device makes log-probs, unless other rows depend on them.
         """
         clock = clock or Clock()
-        rows = self.sampler.take(self.options.train.prompts_per_step)
-        groups, scores = self.rollouts(share(rows, self.ranks.rank, self.ranks.world), clock)
-        groups, scores = self.resample(groups, scores, clock)
+        order, applied = self.order(self.step), self.learner.applied
+        self.pipeline.submit(order, applied, clock)
+        groups = self.pipeline.collect(order, clock)
+        if self.options.engine.rollout_ahead and self.step + 1 < self.options.train.max_steps:
+            self.pipeline.submit(self.order(self.step + 1), applied, clock)  # by the policy as it is now
+        self.figures = dict(order.figures)
+        groups, scores = self.resample(groups, self.scores(groups, clock), clock)
         with clock("score"):
             old_logps = self.learner.old_logps(groups, exact=self.engine.exact)
             self.engine.rest()  # its memory is the update's now
@@ -133,45 +156,57 @@ class Trainer:
         table = scores()
         if problem := self.reward_failures.add(self.ranks.gathered(table)):
             raise TrainingStopped(f"step {self.step}: {problem}")
-        return Batch(groups, table, self.advantages_of(groups, table), old_logps, ref_logps)
+        self.pipeline.orders.remove(order)
+        return Batch(groups, table, self.advantages_of(groups, table), old_logps, ref_logps, applied)
 
-    def rollouts(self, rows: Sequence[Example], clock: Clock, attempt: int = 0) -> tuple[list[Group], Scores]:
-        """G rollouts of each row, and their scores, which are under way."""
-        with clock("prompt"):
+    def order(self, step: int) -> Order:
+        """The rollouts of a step, which may have been asked for one step ahead; else of the next rows."""
+        if not any(order.step == step for order in self.pipeline.orders):
+            rows = self.sampler.take(self.options.train.prompts_per_step)
+            self.pipeline.orders.append(Order(step, rows, self.share(rows)))
+        return next(order for order in self.pipeline.orders if order.step == step)
+
+    def ordered_prompts(self, order: Order) -> list[Prompt]:
+        """Of an order's share; the clips that are needed next are made ready meanwhile."""
+        if order.step == self.step:
             self.prefetch.turn(self.next_rows())
-            prompts = self.prompts_of(rows)
-        rollout = self.options.rollout
-        seed = hash_seed(self.options.train.seed, self.step, attempt)
-        # ranks that share out the parameters sample together: one without prompts samples for nothing
-        together = prompts or ([self.learner.idle_group.prompt] if self.sharded else [])
-        with memory_explained(sampling_advice(len(prompts), rollout)):
-            pending = self.engine.submit(together, rollout, seed=seed, generations=rollout.num_generations)
-            groups = self.engine.collect(pending)[: len(prompts)]
-        for name, value in self.engine.metrics().items():
-            if name.endswith("_s"):
-                clock.add(name.removesuffix("_s"), value)
+        prompts = self.prompts_of(order.share)
+        if order.step > self.step:
+            self.prefetch.turn(order.share)  # scored in a step's time
+        return prompts
+
+    def scores(self, groups: list[Group], clock: Clock) -> Scores:
+        """What the groups' rewards are, which are under way from now on."""
         with clock("reward"):
             scoring = Scoring(groups, self.options.reward, trainer_state={"step": self.step}, rewards=self.terms)
 
-        def scores() -> RewardTable:
+        def wait() -> RewardTable:
             with clock("reward"):
                 return self.ranks.together(scoring.table, RewardError)
 
-        return groups, scores
+        return wait
 
     def resample(self, groups: list[Group], scores: Scores, clock: Clock) -> tuple[list[Group], Scores]:
         """Dynamic sampling (DAPO, arXiv 2503.14476): other rows in the places of groups without variance."""
         if not self.options.train.dynamic_sampling:
             return groups, scores
-        table = scores()
+        table, position = scores(), self.sampler.state_dict()
         for attempt in range(1, self.options.train.dynamic_sampling + 1):
             keep_P = self.advantages_of(groups, table).informative_P
             counts = self.ranks.gathered(int((~keep_P).sum()))
             if not sum(counts):
                 break
             rows, start = self.sampler.take(sum(counts)), sum(counts[: self.ranks.rank])
-            more, more_scores = self.rollouts(rows[start : start + counts[self.ranks.rank]], clock, attempt)
-            groups, table = refill(groups, table, keep_P, more, more_scores())
+            order = Order(self.step, rows, rows[start : start + counts[self.ranks.rank]], attempt)
+            try:
+                self.pipeline.submit(order, self.learner.applied, clock)
+                more = self.pipeline.collect(order, clock)
+            except EngineLost:
+                self.sampler.load_state_dict(position)  # a resumed run draws these rows again
+                raise
+            for name in {"engine/failed_groups", "engine/tokens"} & {*order.figures}:
+                self.figures[name] += order.figures[name]
+            groups, table = refill(groups, table, keep_P, more, self.scores(more, clock)())
         return groups, lambda: table
 
     def advantages_of(self, groups: Sequence[Group], table: RewardTable) -> Advantages:
@@ -192,8 +227,8 @@ class Trainer:
     def update(self, batch: Batch, saver: Saver | None = None) -> None:
         """The batch's updates that are not done yet: `num_iterations` passes of `steps_per_generation` updates.
 
-        `update_totals` sums up their metrics; how sampling and scoring differ is the first one's, made by the policy
-        that sampled.
+        `update_totals` sums up their metrics; how engine and policy differ is the first one's, before which
+        nothing has changed.
         """
         parts, updates = self.options.train.steps_per_generation, self.learner.updates_per_step
         seed = hash_seed(self.options.train.seed, self.step, "order")
@@ -201,7 +236,7 @@ class Trainer:
         while self.update_index < updates:
             members = sorted(share(order, self.update_index % parts, parts))
             for name, value in self.learner.update(batch, members, self.step).items():
-                if name.startswith("sampling/"):
+                if name.startswith(MISMATCH):
                     self.update_totals.setdefault(name, value)
                 else:
                     self.update_totals[name] = self.update_totals.get(name, 0.0) + value
@@ -234,6 +269,10 @@ class Trainer:
         """This rank's rows of the next step, if no group is sampled again."""
         more = self.step + 1 < self.options.train.max_steps
         rows = self.sampler.peek(self.options.train.prompts_per_step) if more else []
+        return self.share(rows)
+
+    def share(self, rows: Sequence[Example]) -> list[Example]:
+        """This rank's of the rows of a step."""
         return share(rows, self.ranks.rank, self.ranks.world)
 
     def prompt_of(self, example_id: str) -> Prompt:
@@ -254,13 +293,13 @@ class Trainer:
 
     def metrics(self, batch: Batch, update: Mapping[str, float], clock: Clock) -> dict[str, Any]:
         """The step over all ranks, keyed as in metrics.jsonl."""
-        shares = self.ranks.gathered(StepShare.of(batch.groups, batch.table, batch.advantages))
+        shares = self.ranks.gathered(StepShare.of(batch.groups, batch.table, batch.advantages, batch.version))
         rewards = {f"reward_{name}": value for name, value in batch.table.seconds.items()}
         others = {
             "step": self.step,
             "epoch": self.sampler.epoch,
             **update,
-            **{f"engine/{name}": v for name, v in self.engine.metrics().items() if not name.endswith("_s")},
+            **self.figures,
             "learning_rate": self.schedule.get_last_lr()[0],
             "skipped_steps": self.guard.skipped,
             "skipped_rows": len(self.skipped_rows),
@@ -278,14 +317,25 @@ class Trainer:
             "guard": self.guard.state_dict(),
             "skipped_rows": self.skipped_rows,
             "sampler": self.sampler.state_dict(),
+            "figures": self.figures,
+            "orders": self.pipeline.state_dict(),
         }
+
+    def rank_state(self, patience: float | None) -> list[dict[str, Any] | None]:
+        """What this rank alone knows: rollouts of coming steps."""
+        return self.pipeline.rank_state(patience)
+
+    def load_rank_state(self, state: Sequence[Mapping[str, Any] | None] | None) -> None:
+        self.pipeline.load_rank_state(state or [], self.prompt_of)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         self.update_index = state["update_index"]
         self.update_totals = dict(state["update_totals"])
         self.learner.applied = state["optimizer_steps"]
-        self.engine.sync(self.learner.applied)
         self.guard.load_state_dict(state["guard"])
         self.skipped_rows = dict(state["skipped_rows"])
         self.sampler.load_state_dict(state["sampler"])
+        self.figures = dict(state.get("figures", {}))
+        rows = {row.id: row for row in self.sampler.examples}
+        self.pipeline.load_state_dict(state.get("orders", []), rows, self.share)

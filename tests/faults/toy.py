@@ -88,6 +88,12 @@ class ToyTrainer:
         self.totals = dict(state["totals"])
         self.sampler.load_state_dict(state["sampler"])
 
+    def rank_state(self, patience):
+        return None
+
+    def load_rank_state(self, state):
+        pass
+
     def run(self, saver: Saver | None = None, run: Run | None = None) -> None:
         train = self.options.train
         updates = train.num_iterations * train.steps_per_generation

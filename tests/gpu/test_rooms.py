@@ -136,16 +136,17 @@ def test_gradient_of_the_head_in_bfloat16(device, confidence, frozen):
     assert frozen or error(head.weight.grad, exact_w.grad) < 0.01
 
 
-def test_products_of_16_bits_are_summed_in_float32(device):
+@pytest.mark.parametrize("vocabulary", [1000, 1003])
+def test_products_of_16_bits_are_summed_in_float32(device, vocabulary):
     """Logits and the head's gradient to 1e-5; a float32 slope is rounded once, to 2^-8."""
     generator = torch.Generator().manual_seed(0)
-    x_cD, weight_VD = (torch.randn(n, 512, generator=generator).bfloat16() for n in (33, 1000))
-    slope_cV = torch.randn(33, 1000, generator=generator)
+    x_cD, weight_VD = (torch.randn(n, 512, generator=generator).bfloat16() for n in (33, vocabulary))
+    slope_cV = torch.randn(33, vocabulary, generator=generator)
     ours = products.logits_of(x_cD.to(device), weight_VD.to(device), None, torch.bfloat16)
     assert ours.dtype == torch.float32 and error(ours, x_cD.double() @ weight_VD.double().t()) < 1e-5
     ours = products.weight_sum(slope_cV.to(device), weight_VD.to(device), torch.bfloat16)
     assert ours.dtype == torch.float32 and error(ours, slope_cV.double() @ weight_VD.double()) < 2**-8
-    total = torch.zeros(1000, 512, device=device)
+    total = torch.zeros(vocabulary, 512, device=device)
     products.add_outer(total, slope_cV.to(device), x_cD.to(device), torch.bfloat16)
     assert error(total, slope_cV.double().t() @ x_cD.double()) < 2**-8
 

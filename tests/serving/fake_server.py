@@ -15,8 +15,10 @@ import base64
 import io
 import json
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
@@ -46,9 +48,10 @@ class Refused(Exception):
 
 
 class FakeServer:
-    """Faults of an answer: 500, drop, half, cut, hang, huge, wrong ids, wrong model, nan, no logprob, short, stale, miss.
+    """Faults of an answer: 500, drop, half, cut, hang, huge, wrong ids, wrong model, nan, no logprob, short,
+    stale, miss.
 
-    A fault may end in a place (`500 @2`): then it waits for the second request. `no_op`: adapters load and change nothing.
+    `no_op`: adapters load and change nothing. `sick`: /health says so. `kills`: seeds of groups that end the server.
     """
 
     def __init__(self, policy: Policy, *, key: str = "", max_model_len: int = 4096, delay: float = 0.0) -> None:
@@ -61,6 +64,8 @@ class FakeServer:
         self.requests: list[tuple[str, dict]] = []
         self.answered: Counter[int] = Counter()  # seed of a group -> whole answers
         self.encoded = 0
+        self.errors: list[str] = []
+        self.clips: dict[str, str] = {}  # uuid -> content of the first sound that came with it
         self.version = "0.31.0"
         self.weight_version: str | None = None
         self.lock = threading.Lock()
@@ -73,6 +78,7 @@ class FakeServer:
 
     def __exit__(self, *_: object) -> None:
         self.die()
+        assert not self.errors, self.errors[0]
 
     @property
     def url(self) -> str:
@@ -101,8 +107,10 @@ class FakeServer:
         class Server(ThreadingHTTPServer):
             daemon_threads, allow_reuse_address, block_on_close, request_queue_size = True, True, False, 128
 
-            def handle_error(self, *_: object) -> None:  # a client that went away
-                pass
+            def handle_error(self, *_: object) -> None:
+                error = sys.exception()
+                if not isinstance(error, OSError):  # of a client that went away
+                    fake.errors.append("".join(traceback.format_exception(error)))
 
         self.over.clear()
         self.connections: list[socket.socket] = []
@@ -125,7 +133,7 @@ class FakeServer:
         """Started anew at the same address, with no adapter and no clip."""
         self.weights = {BASE: self.weights[BASE]}
         self.weight_version = None
-        self.clips: dict[str, str] = {}
+        self.clips = {}
         self._begin()
 
     # -- HTTP ----------------------------------------------------------------------------------------------------
@@ -216,8 +224,6 @@ class FakeServer:
         return f"Success: LoRA adapter '{name}' added successfully."
 
     # -- sampling ------------------------------------------------------------------------------------------------
-
-    clips: dict[str, str] = {}  # noqa: RUF012  uuid -> content of the first sound that came with it
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return get_peft_model_state_dict(self.policy.model)

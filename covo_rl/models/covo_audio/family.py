@@ -22,6 +22,7 @@ class CovoAudio(TransformersFamily):
     processor_class: ClassVar[Any] = CovoAudioProcessor
     audio_token: ClassVar[str] = AUDIO_TOKEN
     rows_independent: ClassVar[bool] = True
+    vllm_architecture: ClassVar[str] = "CovoAudioForConditionalGeneration"
     parts: ClassVar[Mapping[str, str]] = {
         "encoder": "encoder.",
         "audio_adapter": "audio_adapter.",

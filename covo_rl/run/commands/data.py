@@ -15,12 +15,13 @@ import typer
 from rich.table import Column, Table
 
 from covo_rl import data
-from covo_rl.config import PromptConfig
+from covo_rl.config import EngineConfig, PromptConfig
 from covo_rl.data import DataError, Overlap, load_examples
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.load import audio_root
 from covo_rl.data.read import data_notes, some
 from covo_rl.data.terminal import say
+from covo_rl.evaluate.engine import with_engine_options
 from covo_rl.interop.rows import TRAINERS, trainer_rows
 from covo_rl.prompt import CONTROL
 from covo_rl.records.console import console, summary_table
@@ -134,6 +135,7 @@ def convert_command(
 
 
 @app.command("profile")
+@with_engine_options
 def profile_command(
     file: Annotated[Path, typer.Argument(help="training questions")],
     output: Annotated[Path, typer.Option(help="folder of profile.jsonl, profile.json and the filtered set")],
@@ -154,6 +156,7 @@ def profile_command(
     ] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace another profile in --output")] = False,
     allow_outside_audio: Outside = False,
+    engine: EngineConfig = EngineConfig(),
 ) -> None:
     """Answer every row n times with audio and with silence; write the rows that teach this policy something."""
     from covo_rl.evaluate.profile import Rule, run_profile
@@ -164,7 +167,7 @@ def profile_command(
             file, audio_dir, output, model=model, adapter=adapter, rule=Rule(min_rate, max_rate, max_silent_rate),
             allow_outside=allow_outside_audio, num_generations=n, limit=limit, temperature=temperature,
             max_completion_length=max_completion_length, batch_size=batch_size, seed=seed, overwrite=overwrite,
-            columns=columns,
+            columns=columns, engine=engine,
         )  # fmt: skip
     except EvalInputError as error:
         raise _stop(str(error)) from error

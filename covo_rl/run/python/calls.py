@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
-from covo_rl.config import COLDEST, ConfigError, RolloutConfig, value_problems
+from covo_rl.config import COLDEST, ConfigError, EngineConfig, RolloutConfig, value_problems
+from covo_rl.evaluate.engine import ENGINE_OPTIONS
 from covo_rl.evaluate.runner import Request
 from covo_rl.resolve import typed_values
 from covo_rl.types import Clip, Example
@@ -136,18 +137,19 @@ def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: unknown ones, with the nearest, and values that the command would refuse.
     """
-    hints = {name: hint for name, hint in get_type_hints(Request).items() if name not in _OF_THE_MODEL}
+    hints = {name: hint for name, hint in get_type_hints(Request).items() if name not in (*_OF_THE_MODEL, "engine")}
     problems: list[str] = []
-    values = typed_values(hints, options, problems, "evaluate")
+    values = typed_values(hints | ENGINE_OPTIONS, options, problems, "evaluate")
+    engine = {name: values.pop(name) for name in ENGINE_OPTIONS if name in values}
     for name, hint in get_type_hints(Request, include_extras=True).items():
-        info, value = hint.__metadata__[0], values.get(name)
+        value, info = values.get(name), getattr(hint, "__metadata__", [None])[0]
         if isinstance(value, int | float) and not isinstance(value, bool):
             low, high = (-math.inf if info.min is None else info.min), (math.inf if info.max is None else info.max)
             if not low <= value <= high:
                 problems.append(f"evaluate: {name} {value}: must be in [{low}, {high}]")
     if problems:
         raise ConfigError(problems)
-    return {"plots": False, **values}
+    return {"plots": False, **values, **({"engine": EngineConfig(**engine)} if engine else {})}
 
 
 #: of a Request: what the model is, and what `Model.evaluate` has arguments for

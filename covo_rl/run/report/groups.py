@@ -29,7 +29,7 @@ from covo_rl.run.report.values import MAX_TEXT, Notes, compact, finite, mapping,
 _OWN = frozenset(
     """
     id clips clip_keys question choices answer group rollout completion parsed_answer stop_reason problems rewards
-    missing reward_total advantage length mean_logp token_logps
+    missing reward_total advantage length lag mean_logp token_logps
     """.split()  # noqa: SIM905
 )
 #: what our rewards, and a judge, say of a score, as NAME_reason, ...; and what it reads like

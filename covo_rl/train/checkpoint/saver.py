@@ -33,6 +33,9 @@ from covo_rl.train.sampler import PromptSampler
 from covo_rl.train.schedule import place_schedule
 from covo_rl.types import Prompt
 
+#: seconds to wait for rollouts under way when a signal asks the run to stop: launchers kill it soon after
+SIGNAL_PATIENCE = 15.0
+
 
 class Resumable(Protocol):
     """What a trainer must show. `batch` is the generated batch under way, `update_index` its finished updates."""
@@ -50,6 +53,8 @@ class Resumable(Protocol):
     def state_dict(self) -> dict[str, Any]: ...  # JSON-ready counters and positions
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
     def prompt_of(self, example_id: str) -> Prompt: ...  # of a training row
+    def rank_state(self, patience: float | None) -> Any: ...  # JSON-ready; may wait so many seconds for an engine
+    def load_rank_state(self, state: Any) -> None: ...
 
 
 class Saver:
@@ -98,11 +103,15 @@ class Saver:
         """After the last step; raises CheckpointError if it cannot be written."""
         return self._save(trainer, None)
 
+    def stopped(self, trainer: Resumable, why: str) -> StoppedBySignal:
+        """What to raise where the run cannot go on for now, after a checkpoint."""
+        return StoppedBySignal(why, self._save(trainer, None))
+
     def _save_if(self, due: bool, trainer: Resumable, score: float | None = None) -> None:
         overdue = bool(self.every_seconds) and time.monotonic() - self._saved_at >= self.every_seconds
         wishes = self.ranks.gathered((self.stop.received, overdue))
         if signal := next((name for name, _ in wishes if name), None):
-            raise StoppedBySignal(signal, self._save(trainer, score))
+            raise StoppedBySignal(signal, self._save(trainer, score, SIGNAL_PATIENCE))
         if not due and not any(late for _, late in wishes):
             return
         try:
@@ -118,13 +127,13 @@ class Saver:
 
     # -- out -----------------------------------------------------------------------------------------------------
 
-    def _save(self, trainer: Resumable, score: float | None) -> Path:
+    def _save(self, trainer: Resumable, score: float | None, patience: float | None = None) -> Path:
         """Everything that `_restore` needs, as copies, on disk."""
+        rank: dict[str, Any] = {"trainer": trainer.rank_state(patience), "batch": None}
         main = self.ranks.main  # alone writes, and so holds, copies of what is not sharded
         reshard(trainer.policy)
         optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy, keep=main)
-        random, rank_tensors = state.random_state()
-        rank: dict[str, Any] = {"random": random, "batch": None}
+        rank["random"], rank_tensors = state.random_state()
         if trainer.batch is not None and trainer.update_index:
             rank["batch"], batch_tensors = state.pack_batch(trainer.batch)
             rank_tensors |= batch_tensors
@@ -205,6 +214,7 @@ class Saver:
         place_schedule(trainer.schedule, done)
         trainer.load_state_dict(shared["trainer"])
         if saved.rank:
+            trainer.load_rank_state(saved.rank.get("trainer"))
             state.load_random_state(saved.rank["random"], saved.rank_tensors)
             if batch := saved.rank["batch"]:
                 trainer.batch = state.unpack_batch(batch, saved.rank_tensors, trainer.prompt_of, trainer.device)
@@ -224,7 +234,8 @@ class Saver:
         if saved.shared["world"] != self.ranks.world:
             notes.append(
                 f"saved by {saved.shared['world']} ranks, now {self.ranks.world}: data order, weights and optimiser go "
-                "on exactly; sums over ranks round differently and dropout draws other numbers"
+                "on exactly; sums over ranks round differently and dropout draws other numbers; what was "
+                "sampled ahead is sampled again"
             )
         return notes
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -161,16 +161,36 @@ def load_random_state(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         torch.get_device_module(device).set_rng_state(tensors[f"random/{device.type}"])
 
 
-def pack_batch(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Rollouts, rewards, advantages and log-probs -> (JSON-ready, tensors).
-
-    Sampling log-probs are Python floats and survive JSON bit for bit. Prompts are rebuilt from the data set by id.
-    """
-    about: dict[str, Any] = {"groups": [
+def pack_groups(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """JSON-ready. Log-probs are Python floats and survive JSON bit for bit. Prompts are rebuilt from the data set."""
+    return [
         {"example": group.prompt.example.id, "prompt_tokens": len(group.prompt.input_ids),
          "rollouts": [vars(rollout) for rollout in group.rollouts]}
-        for group in batch.groups
-    ]}  # fmt: skip
+        for group in groups
+    ]  # fmt: skip
+
+
+def unpack_groups(about: Sequence[Mapping[str, Any]], prompt_of: Callable[[str], Prompt]) -> list[Group]:
+    """Inverse of `pack_groups`; `prompt_of` builds the prompt of an example id.
+
+    Raises:
+        CheckpointError: a prompt has another length than when it was sampled from.
+    """
+    groups = []
+    for saved in about:
+        prompt = prompt_of(saved["example"])
+        if len(prompt.input_ids) != saved["prompt_tokens"]:
+            raise CheckpointError(
+                f"row {saved['example']}: its prompt had {saved['prompt_tokens']} tokens when the rollouts in the "
+                f"checkpoint were sampled and has {len(prompt.input_ids)} now; resume from a checkpoint without a dot"
+            )
+        groups.append(Group(prompt, tuple(Rollout(**_with_tuples(rollout)) for rollout in saved["rollouts"])))
+    return groups
+
+
+def pack_batch(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Rollouts, rewards, advantages and log-probs -> (JSON-ready, tensors)."""
+    about: dict[str, Any] = {"groups": pack_groups(batch.groups), "version": batch.version}
     tensors: dict[str, Tensor] = {}
     for part in ("table", "advantages"):
         values = dict(vars(getattr(batch, part)))
@@ -187,11 +207,7 @@ def pack_batch(batch: Batch) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def unpack_batch(
     about: Mapping[str, Any], tensors: Mapping[str, Tensor], prompt_of: Callable[[str], Prompt], device: torch.device
 ) -> Batch:
-    """Inverse of `pack_batch`; `prompt_of` builds the prompt of an example id.
-
-    Raises:
-        CheckpointError: a prompt has another length than when it was sampled from.
-    """
+    """Inverse of `pack_batch`. Raises as `unpack_groups`."""
 
     def under(part: str) -> dict[str, Tensor]:
         return {key.partition("/")[2]: value for key, value in sorted(tensors.items()) if key.startswith(f"{part}/")}
@@ -199,19 +215,13 @@ def unpack_batch(
     def values(part: str) -> dict[str, Any]:
         return {**about[part], **{name: tensor.numpy() for name, tensor in under(part).items()}}
 
-    groups = []
-    for saved in about["groups"]:
-        prompt = prompt_of(saved["example"])
-        if len(prompt.input_ids) != saved["prompt_tokens"]:
-            raise CheckpointError(
-                f"row {saved['example']}: its prompt had {saved['prompt_tokens']} tokens when the rollouts in the "
-                f"checkpoint were sampled and has {len(prompt.input_ids)} now; resume from a checkpoint without a dot"
-            )
-        groups.append(Group(prompt, tuple(Rollout(**_with_tuples(rollout)) for rollout in saved["rollouts"])))
     missing = {(p, g, name): why for p, g, name, why in about["table"]["missing"]}
     table = RewardTable(**_with_tuples({**values("table"), "missing": missing}))
     logps = {name: [x.to(device) for x in under(name).values()] or None for name in ("old_logps", "ref_logps")}
-    return Batch(groups, table, Advantages(**values("advantages")), **logps)
+    groups = unpack_groups(about["groups"], prompt_of)
+    sampled_by = next((rollout.version for group in groups for rollout in group.rollouts), 0)
+    version = about.get("version", sampled_by)  # before it was saved, the two were the same
+    return Batch(groups, table, Advantages(**values("advantages")), **logps, version=version)
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,10 +32,12 @@ const PANELS = [
     "log-prob when sampled against when scored",
     ["sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max"],
   ],
+  ["Engine distance", "KL of the engine from the policy, nats per token: above 0.01 look at it", ["engine/kl_k3"]],
+  ["Effective sample", "what the rollouts are worth after weighing: 1 if the policy sampled", ["engine/ess"], true],
   [
     "Clipped ratios",
     "share of tokens",
-    ["clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean"],
+    ["clip_ratio/region_mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "engine/truncated_share"],
     true,
   ],
   ["Gradient norm", "before clipping", ["grad_norm"]],
