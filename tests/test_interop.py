@@ -6,18 +6,21 @@ import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from covo_rl import synth
+from covo_rl.config import AdapterConfig
 from covo_rl.evaluate.cli import app
+from covo_rl.export.adapter import save_policy
 from covo_rl.export.merged import write_shards
 from covo_rl.models import family_class
 from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration
 from covo_rl.models.tiny import tiny_covo_audio, tiny_model, tiny_tokenizer
 from covo_rl.policy.entries import merged_entries
 from covo_rl.policy.saved_adapter import put_on, read_adapter
+from covo_rl.policy.trainable import make_trainable
 
 
 def elsewhere(base: Path, folder: Path, seed: int) -> Path:
@@ -82,3 +85,17 @@ def test_an_adapter_of_an_older_transformers_finds_the_encoder_too(tmp_path):
     state, wanted = loaded.state_dict(), plain.state_dict()
     places = [name for name in state if ".lora_" in name]
     assert len(places) == 16 and all(torch.equal(state[name], wanted[name]) for name in places)
+
+
+def test_an_adapter_on_the_encoder_is_found_again_by_plain_peft(tmp_path):
+    """It was not: exports of Qwen2-Audio with LoRA on the encoder failed their check, at the end of a run."""
+    pattern = r"model\.(audio_tower|language_model).*q_proj"
+    modes = make_trainable(family_class("qwen2_audio")(*tiny_model("qwen2_audio")),
+                           AdapterConfig(lora_r=4, lora_target_modules=pattern))  # fmt: skip
+    save_policy(modes, tmp_path)
+    plain, _ = tiny_model("qwen2_audio")
+    again = PeftModel.from_pretrained(plain, tmp_path).state_dict()
+    state = modes.family.model.state_dict()
+    names = [name for name in state if ".lora_A" in name]
+    assert sum("audio_tower" in name for name in names) == sum("language_model" in name for name in names) == 2
+    assert all(torch.equal(again[f"base_model.model.{name}"], state[name]) for name in names)

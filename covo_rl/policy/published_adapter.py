@@ -48,8 +48,10 @@ def names_in_memory(modes: Trainable) -> dict[str, str]:
     published = published_names(model, [f"{path}.weight" for path in paths])
     for name, key in keys.items():
         path, lora, leaf = key.partition(".lora_")
-        if lora:  # PEFT maps the published path of the module back to the one in memory
-            keys[name] = published[f"{path}.weight"].removesuffix(".weight") + lora + leaf
+        known = published.get(f"{path}.weight", "").removesuffix(".weight")
+        # PEFT maps the published path of the module back to the one in memory, but adds no prefix that it lacks
+        if lora and not path.endswith(f".{known}"):
+            keys[name] = known + lora + leaf
     return {PREFIX + key: name for name, key in (keys | {name: name for name in modes.replaced}).items()}
 
 
