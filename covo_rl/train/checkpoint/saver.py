@@ -33,7 +33,7 @@ from covo_rl.train.sampler import PromptSampler
 from covo_rl.train.schedule import place_schedule
 from covo_rl.types import Prompt
 
-#: seconds to wait for rollouts under way when a signal asks the run to stop: launchers kill it soon after
+#: seconds that a run which has to stop waits for rollouts under way: after a signal launchers kill it soon
 SIGNAL_PATIENCE = 15.0
 
 
@@ -105,7 +105,7 @@ class Saver:
 
     def stopped(self, trainer: Resumable, why: str) -> StoppedBySignal:
         """What to raise where the run cannot go on for now, after a checkpoint."""
-        return StoppedBySignal(why, self._save(trainer, None))
+        return StoppedBySignal(why, self._save(trainer, None, SIGNAL_PATIENCE))
 
     def _save_if(self, due: bool, trainer: Resumable, score: float | None = None) -> None:
         overdue = bool(self.every_seconds) and time.monotonic() - self._saved_at >= self.every_seconds
