@@ -24,7 +24,7 @@ from covo_rl.engines import servers
 from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.evaluate.engine import ENGINE_OPTIONS
 from covo_rl.policy.loading import trainable_policy
-from covo_rl.run.rollout_server import GATE, longest_prompt, serve_command, serve_notes
+from covo_rl.run.rollout_server import GATE, counted_positions, serve_command, serve_notes
 
 KEY = "a-key-of-the-test"
 TINY = ["--config", "recipes/configs/tiny.yaml", "--limit", "4", "--eval_limit", "2"]
@@ -95,7 +95,7 @@ def test_the_command_starts_vllm_with_what_the_run_needs_and_nothing_without_a_k
     assert words[0] == "serve" and Path(words[1]).name == "tiny"
     assert (flags["--host"], flags["--port"]) == ("10.0.0.7", "8001")
     assert flags["--max-lora-rank"] == "32", "vLLM makes room for 16 or 32, not for 20"
-    assert int(flags["--max-model-len"]) == longest_prompt(made) + 50
+    assert int(flags["--max-model-len"]) == counted_positions(made)
     assert flags["--logprobs-mode"] == "processed_logprobs" and flags["--max-num-seqs"] == "64"
     assert "--enable-scale-out" in words and "--enable-lora" in words
     assert {*variables} == {f"VLLM_API_KEY={KEY}", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"}

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, engine_contradictions
-from covo_rl.data.transport import address_problem, exchange, hidden
+from covo_rl.data.transport import exchange
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.choose import rollout_engine
 from covo_rl.engines.probe import Probe
 from covo_rl.engines.servers import Servers, Unanswered
 from covo_rl.engines.vllm_arguments import engine_arguments
+from covo_rl.engines.vllm_checks import needed_positions, vllm_problems
 from covo_rl.models import family_at, use_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.loading import trainable_policy
@@ -48,6 +49,9 @@ def serve_command(options: Options, host: str, port: int, *, cpu: bool = False) 
     Raises:
         ConfigError, ModelError, OSError: options, rows or model that cannot be read, or what vLLM cannot serve.
     """
+    served = replace(options, engine=replace(options.engine, use_vllm=True, vllm_mode="server"))
+    if problems := vllm_problems(served):
+        raise ConfigError(problems)
     arguments = served_arguments(options, cpu=cpu)
     program = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if cpu else ["vllm", "serve"]
     words = " ".join([*_environment(options, cpu=cpu), *program, shlex.quote(arguments.pop("model"))])
@@ -75,12 +79,11 @@ def served_arguments(options: Options, *, cpu: bool = False) -> dict[str, Any]:
 
 def needed_length(options: Options) -> int:
     """Positions that the server must make room for."""
-    named = options.engine.vllm_max_model_length
-    return named or longest_prompt(options) + options.rollout.max_completion_length
+    return options.engine.vllm_max_model_length or counted_positions(options)
 
 
-def longest_prompt(options: Options) -> int:
-    """Positions of the longest prompt of the rows that train or are held out; no weight is loaded for it.
+def counted_positions(options: Options) -> int:
+    """As a run counts them over the rows that train or are held out; no weight is loaded for it.
 
     Raises:
         ConfigError, DataError, PromptError: rows that cannot be used, or a family that counts with a loaded model only.
@@ -90,8 +93,8 @@ def longest_prompt(options: Options) -> int:
         raise ConfigError([f"name vllm_max_model_length: only a loaded {kind.__name__} counts its prompts"])
     processor = kind.load_processor(resolve_model(options.model.model))
     family, clips = weightless_family(sizes_of(options.model.model), processor), ClipStore()
-    prompts = (build_prompt(row, family, clips, options.prompt) for row in read_rows(options, kind, clips))
-    return max(len(prompt.input_ids) for prompt in prompts)
+    prompts = [build_prompt(row, family, clips, options.prompt) for row in read_rows(options, kind, clips)]
+    return needed_positions(prompts, options.rollout.max_completion_length, family)
 
 
 def read_rows(options: Options, kind: Any, clips: ClipStore) -> list[Example]:
@@ -109,10 +112,8 @@ def check_server(options: Options, url: str) -> Iterator[str]:
     options.engine = replace(
         options.engine, use_vllm=True, vllm_mode="server", vllm_server_base_url=url, rollout_ahead=0
     )
-    if problems := engine_contradictions(options):
+    if problems := engine_contradictions(options) + vllm_problems(options):
         raise ConfigError(problems)
-    if problem := address_problem(url):
-        raise ConfigError([f"--check {hidden(url)}: {problem}"])
     model = options.model
     model.dtype, _ = training_dtype(model.dtype, resolve_model(model.model), full=not options.adapter.lora)
     length = needed_length(options)

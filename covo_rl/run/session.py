@@ -169,10 +169,11 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            self._start_engine()
+            problem = not_shared(self.run, self.ranks)
+            if not problem:
+                self._start_engine()
             origin = self.rows.files, self.in_memory, self._prompts(1), self.family
             files, more = run_origin(self.options, self.terms, *origin)
-            problem = not_shared(self.run, self.ranks)
             if problem := problem or self.ranks.from_main(
                 own(self.run, self.options, files, more) if self.ranks.main else None
             ):
