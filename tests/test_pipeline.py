@@ -83,7 +83,7 @@ def test_one_step_ahead_is_the_loop_that_anybody_would_write(tmp_path):
         totals.append(float(table.rewards_PG.mean()))
     assert same(weights(hand), weights(made))
     assert [line["reward_total"] for line in lines] == pytest.approx(totals, abs=1e-12)
-    on_policy = cases.trainer(cases.options(tmp_path, num_iterations=2, max_steps=2))
+    on_policy = cases.trainer(cases.options(tmp_path, num_iterations=2, max_steps=3))
     on_policy.run()
     assert not same(weights(on_policy), weights(made)), "a lag without effect would prove nothing"
 
