@@ -101,3 +101,15 @@ def test_exports_answer_on_vllm_as_the_policy_does(family):
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.count(": ok") == 3  # merged, adapter, base
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(vllm_python() is None, reason="vLLM is not importable; set COVO_RL_VLLM_PYTHON (docs/serving.md)")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("family", ["covo_audio", "qwen2_audio"])
+def test_what_is_sent_to_vllm_runs_there_and_stale_caches_show(family):
+    script = ROOT / "tests" / "serving" / "weights_check.py"
+    done = subprocess.run(
+        [vllm_python(), str(script), "--family", family], capture_output=True, text=True, check=False, cwd=os.sep
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
