@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "serving"))
 
 from fake_server import FakeServer
 
+from covo_rl import serve
 from covo_rl.audio import ClipStore
 from covo_rl.cli import main
 from covo_rl.config import AdapterConfig, EngineConfig, ModelConfig, parse_options
@@ -22,7 +24,7 @@ from covo_rl.engines import servers
 from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.evaluate.engine import ENGINE_OPTIONS
 from covo_rl.policy.loading import trainable_policy
-from covo_rl.run.rollout_server import longest_prompt, serve_command, serve_notes
+from covo_rl.run.rollout_server import GATE, counted_positions, serve_command, serve_notes
 
 KEY = "a-key-of-the-test"
 TINY = ["--config", "recipes/configs/tiny.yaml", "--limit", "4", "--eval_limit", "2"]
@@ -93,7 +95,7 @@ def test_the_command_starts_vllm_with_what_the_run_needs_and_nothing_without_a_k
     assert words[0] == "serve" and Path(words[1]).name == "tiny"
     assert (flags["--host"], flags["--port"]) == ("10.0.0.7", "8001")
     assert flags["--max-lora-rank"] == "32", "vLLM makes room for 16 or 32, not for 20"
-    assert int(flags["--max-model-len"]) == longest_prompt(made) + 50
+    assert int(flags["--max-model-len"]) == counted_positions(made)
     assert flags["--logprobs-mode"] == "processed_logprobs" and flags["--max-num-seqs"] == "64"
     assert "--enable-scale-out" in words and "--enable-lora" in words
     assert {*variables} == {f"VLLM_API_KEY={KEY}", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"}
@@ -105,15 +107,20 @@ def test_full_weights_ask_for_no_adapters_and_a_length_that_is_named_reads_no_ro
     command = serve_command(options("--full", "--vllm_max_model_length", "300", "--data", "absent.json"), "::1", 80)
     words, variables = started(command, tmp_path, VLLM_API_KEY=KEY)
     assert "--enable-lora" not in words and "300" in words and "VLLM_SERVER_DEV_MODE=1" in variables
+    assert json.loads(words[words.index("--weight-transfer-config") + 1]) == {"backend": serve.WEIGHT_BACKEND}
 
 
-@pytest.mark.parametrize(("host", "lora", "count"), [
-    ("127.0.0.1", True, 1), ("10.1.2.3", True, 1), ("gpu-7", True, 1), ("0.0.0.0", True, 2), ("8.8.8.8", True, 2),
-    ("8.8.8.8", False, 3),
-])  # fmt: skip
-def test_what_others_can_reach_is_said(host, lora, count):
-    notes = serve_notes(options("--lora", str(lora).lower()), host)
+@pytest.mark.parametrize(
+    ("host", "count"), [("127.0.0.1", 1), ("10.1.2.3", 1), ("gpu-7", 1), ("::1", 1), ("0.0.0.0", 2), ("8.8.8.8", 2)]
+)
+def test_an_address_that_others_can_reach_is_said(host, count):
+    notes = serve_notes(host)
     assert len(notes) == count and all(host in note for note in notes[1:])
+
+
+def test_the_middleware_of_the_command_is_there():
+    module, _, name = GATE.rpartition(".")
+    assert callable(getattr(import_module(module), name))
 
 
 def test_wrong_words_are_answered_as_by_train(run):

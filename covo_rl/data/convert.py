@@ -92,7 +92,9 @@ def _unfit(example: Example, target: Schema) -> list[str]:
 
 
 def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
-    audio: Any = [_reference(clip, audio_dir) for clip in example.clips]
+    root = os.path.abspath(audio_dir)
+    paths = [stored_path(clip, audio_dir) for clip in example.clips]
+    audio = [os.path.relpath(path, root) if os.path.commonpath([root, path]) == root else path for path in paths]
     row: dict[str, Any] = {target.id[0]: example.id}
     row[target.audio[0]] = audio[0] if len(audio) == 1 else audio
     row[target.question[0]] = example.question
@@ -118,11 +120,8 @@ def _row(example: Example, target: Schema, audio_dir: Path) -> dict[str, Any]:
     return row
 
 
-def _reference(clip: Clip, audio_dir: Path) -> str:
-    """A clip's path for a row, relative to `audio_dir` where it lies in it, else absolute.
-
-    A clip without a file is written first: bytes as they are, an array as float wav.
-    """
+def stored_path(clip: Clip, audio_dir: Path) -> str:
+    """A clip's absolute path. One without a file goes to `audio_dir`/converted: bytes as they are, an array as wav."""
     path = clip.path
     if path is None:
         folder, data = audio_dir / "converted", clip.data
@@ -139,6 +138,4 @@ def _reference(clip: Clip, audio_dir: Path) -> str:
                 soundfile.write(file.buffer, *decode(clip), format="WAV", subtype="FLOAT")
 
         write_atomically(Path(path), content)
-    root, absolute = os.path.abspath(audio_dir), os.path.abspath(path)
-    inside = os.path.commonpath([root, absolute]) == root
-    return os.path.relpath(absolute, root) if inside else absolute
+    return os.path.abspath(path)

@@ -27,13 +27,15 @@ def rollout_engine(
     """The engine of `options.engine`, started and checked, at version 0 of the policy. A collective of all ranks.
 
     `trainable` is what an engine of other memory is sent at every `sync`; None sends nothing: it holds the base that
-    options.model names. `max_model_len`: positions of the longest prompt and completion; `probe_prompt` has a clip.
+    options.model names. `max_model_len`: positions of the longest prompt and completion, if the options name no other
+    number; `probe_prompt` has a clip.
 
     Raises:
         EngineError, EngineLost: it cannot start, nothing answers, or it does not run the policy.
     """
     if not options.engine.use_vllm:
         return OwnEngine(policy)
+    max_model_len = options.engine.vllm_max_model_length or max_model_len
     if options.engine.vllm_mode == "server":
         from covo_rl.engines.vllm_server import VLLMServer as Engine
     else:

@@ -39,8 +39,8 @@ def vllm_problems(options: Options, world: int = 1) -> list[str]:
         urls = {hidden(url): address_problem(url) for url in server_urls(engine)}
         return problems + [f"vllm_server_base_url {url!r}: {problem}" for url, problem in urls.items() if problem]
     if world % engine.vllm_tensor_parallel_size:
-        problems.append(f"vllm_tensor_parallel_size {engine.vllm_tensor_parallel_size}: {world} rank(s) are no multiple "
-                        "of it; start so many that every engine has all its GPUs")  # fmt: skip
+        problems.append(f"vllm_tensor_parallel_size {engine.vllm_tensor_parallel_size}: {world} rank(s) are no "
+                        "multiple of it; start so many that every engine has all its GPUs")  # fmt: skip
     return problems + _package_problems()
 
 
@@ -53,9 +53,7 @@ def _package_problems() -> list[str]:
     if not there.startswith(VERSION):
         return [f"use_vllm: vLLM {there} is installed here: {advice}"]
     if not any(point.name == "covo_rl" for point in entry_points(group="vllm.general_plugins")):
-        return [
-            "use_vllm: vLLM does not see covo_rl's plug-in: install covo_rl (pip install -e .), a path alone will not do"
-        ]
+        return ["use_vllm: covo_rl is on the path but not installed (pip install -e .): vLLM does not see its plug-in"]
     return []
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from covo_rl.config import AdapterConfig, EngineConfig, ModelConfig, Options
+from covo_rl.config import AdapterConfig, ConfigError, EngineConfig, ModelConfig, Options
 
 if TYPE_CHECKING:
     from covo_rl.engines.base import RolloutEngine
@@ -74,20 +74,23 @@ def sampling_engine(
     """The engine that `request` names, started and checked, while the block runs; None where the policy samples.
 
     Raises:
+        ConfigError: it could not take the adapter or a row.
         EngineError: it cannot start, nothing answers, or it does not run the policy.
     """
     if not request.engine.use_vllm:
         yield None
         return
     from covo_rl.engines.choose import rollout_engine
-    from covo_rl.engines.vllm_checks import needed_positions
+    from covo_rl.engines.vllm_checks import fit_problems, needed_positions
 
+    options, family = run_options(request), answerer.policy.family
     prompts = [answerer.prompt(example) for example in examples]
-    positions = needed_positions(prompts, request.max_completion_length, answerer.policy.family)
+    if answerer.saved and (problems := fit_problems(options, answerer.saved, prompts)):
+        raise ConfigError(problems)
     engine = rollout_engine(
-        run_options(request), answerer.policy, answerer.saved, max_model_len=positions,
+        options, answerer.policy, answerer.saved, rank=ranks.rank, world=ranks.world,
+        max_model_len=needed_positions(prompts, request.max_completion_length, family),
         probe_prompt=next((prompt for prompt in prompts if prompt.clip_keys), prompts[0]),
-        rank=ranks.rank, world=ranks.world,
     )  # fmt: skip
     try:
         yield engine

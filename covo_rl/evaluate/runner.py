@@ -174,6 +174,10 @@ class Request:
                 check()
             except (UserError, OSError) as error:
                 problems += [f"{option}: {text}" for text in getattr(error, "problems", [error])]
+        if self.engine.use_vllm and not problems:
+            from covo_rl.engines.vllm_checks import vllm_problems
+
+            problems = vllm_problems(run_options(self), Ranks.current().world)
         return problems
 
 

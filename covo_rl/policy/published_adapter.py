@@ -15,7 +15,7 @@ import torch
 
 from covo_rl.policy.lora import adapted_modules
 from covo_rl.policy.published import ADAPTER, published_names, published_state, renamed
-from covo_rl.policy.saved_adapter import kind_of
+from covo_rl.policy.saved_adapter import PREFIX, kind_of
 from covo_rl.policy.sharding import is_sharded, whole
 from covo_rl.policy.trainable import Trainable
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 STEM = "adapter_model"
-PREFIX = "base_model.model."
 
 
 def base_reference(modes: Trainable) -> str:
@@ -49,8 +48,10 @@ def names_in_memory(modes: Trainable) -> dict[str, str]:
     published = published_names(model, [f"{path}.weight" for path in paths])
     for name, key in keys.items():
         path, lora, leaf = key.partition(".lora_")
-        if lora:  # PEFT maps the published path of the module back to the one in memory
-            keys[name] = published[f"{path}.weight"].removesuffix(".weight") + lora + leaf
+        known = published.get(f"{path}.weight", "").removesuffix(".weight")
+        # PEFT maps the published path of the module back to the one in memory, but adds no prefix that it lacks
+        if lora and not path.endswith(f".{known}"):
+            keys[name] = known + lora + leaf
     return {PREFIX + key: name for name, key in (keys | {name: name for name in modes.replaced}).items()}
 
 

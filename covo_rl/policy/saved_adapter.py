@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,9 +23,11 @@ from covo_rl.resolve import BUILTIN, meant
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
 
     from covo_rl.models.base import AudioFamily
 
+PREFIX = "base_model.model."
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 #: LoRA options that change more than weights: our passes over prompt and completions do not do what they ask for
 OTHER_FORWARD = ("alora_invocation_tokens", "layer_replication", "arrow_config")
@@ -187,6 +189,9 @@ def put_on(family: AudioFamily, adapter: SavedAdapter) -> tuple[PeftModel, tuple
         model: Any = inject(family.model, adapter.config)
         versions = {name: p._version for name, p in family.model.named_parameters()}
         result = set_peft_model_state_dict(model, dict(adapter.tensors))
+        if result.unexpected_keys:
+            tensors = _at_places(family.model, adapter.tensors, result.unexpected_keys)
+            result = set_peft_model_state_dict(model, tensors)
     places = {name for name, p in model.named_parameters() if p.requires_grad}
     misfits = [
         *_some("no place in the model for", result.unexpected_keys),
@@ -198,6 +203,27 @@ def put_on(family: AudioFamily, adapter: SavedAdapter) -> tuple[PeftModel, tuple
     if str(adapter.config.init_lora_weights).split("_")[0] in REWRITES_BASE:
         replaced += [n for n, _ in family.model.named_parameters() if n.endswith(".base_layer.weight")]
     return model, tuple(dict.fromkeys(replaced))
+
+
+def _at_places(
+    model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], misfits: Iterable[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors, those without a place under the names of the model in memory where they have published ones.
+
+    PEFT 0.21 maps less than transformers does: it adds no prefix that published names lack (Qwen2-Audio's encoder).
+    """
+    from covo_rl.policy.lora import adapted_modules
+    from covo_rl.policy.published import published_names
+
+    paths = adapted_modules(model)
+    published = published_names(model, [f"{path}.weight" for path in paths])
+    places = {published[f"{path}.weight"].removesuffix(".weight"): path for path in paths}
+    moved = {}
+    for key in misfits:
+        path, lora, leaf = key.removeprefix(PREFIX).partition(".lora_")
+        if key in tensors and path in places:
+            moved[key] = f"{PREFIX}{places[path]}{lora}{leaf}"
+    return {moved.get(key, key): tensor for key, tensor in tensors.items()}
 
 
 def _some(problem: str, names: list[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 The owner holds a kernel lock on FOLDER/lock.json, which names it. The kernel drops the lock when that process ends,
 even by SIGKILL, and a later process with the same pid does not have it: what a killed owner leaves is taken over. An
-owner on another host is not guessed about, as a shared file system may not share its locks.
+owner on another host is not guessed about, as a shared file system may not share its locks; but an earlier attempt of
+the same job of Slurm has ended.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ class FolderLock:
         except OSError as error:
             return f"{self.path} cannot be opened: {error}"
 
+    def content(self) -> str | None:
+        """The text of the file, which names the owner; None where there is none."""
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
     def holder(self) -> str | None:
         """The process that has the folder now, in words, or None; changes nothing."""
         try:
@@ -71,7 +79,8 @@ class FolderLock:
                     break
                 file.close()  # its owner ended, and removed it, between our opening and our locking it
             self._file, _HELD[self.path.resolve()] = file, self
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, **_attempt()}
             file.truncate(0)
             file.write(json.dumps(owner) + "\n")
             file.flush()
@@ -116,7 +125,7 @@ class FolderLock:
                 break
         owner = _owner(file)
         here = owner.get("host") == socket.gethostname()
-        if not owner or (here and (locked or not _is_alive(owner["pid"]))):
+        if not owner or _follows(owner) or (here and (locked or not _is_alive(owner["pid"]))):
             return None
         reason = "which may still run" if here else "which this machine cannot ask whether it still runs"
         return f"{self.folder} is locked by {_words(owner)}, {reason}: if it has ended, remove {self.path}"
@@ -148,6 +157,18 @@ def _owner(file: IO[str]) -> dict[str, Any]:
         return owner if isinstance(owner["pid"], int) and isinstance(owner["host"], str) else {}
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
+
+
+def _attempt() -> dict[str, str]:
+    """The job of Slurm that this process belongs to, and how often that has been queued again."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"job": job, "attempt": os.environ.get("SLURM_RESTART_COUNT", "0")} if job else {}
+
+
+def _follows(owner: dict[str, Any]) -> bool:
+    """Whether this is a later attempt of the owner's job, which begins when the earlier one has ended on all hosts."""
+    now = _attempt()
+    return bool(now) and owner.get("job") == now["job"] and owner.get("attempt") != now["attempt"]
 
 
 def _words(owner: dict[str, Any]) -> str:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, engine_contradictions
-from covo_rl.data.transport import address_problem, exchange, hidden
+from covo_rl.data.transport import exchange
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.choose import rollout_engine
 from covo_rl.engines.probe import Probe
 from covo_rl.engines.servers import Servers, Unanswered
 from covo_rl.engines.vllm_arguments import engine_arguments
+from covo_rl.engines.vllm_checks import needed_positions, vllm_problems
 from covo_rl.models import family_at, use_family
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.loading import trainable_policy
@@ -28,6 +29,7 @@ from covo_rl.prompt import build_prompt
 from covo_rl.run import questions
 from covo_rl.run.doctor import weights_dtype
 from covo_rl.run.sizes import sizes_of, weightless_family
+from covo_rl.serve import WEIGHT_BACKEND
 from covo_rl.train.launch import device_of
 from covo_rl.types import visible
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 #: fails where there is no key, before anything listens
 KEY = 'VLLM_API_KEY="${VLLM_API_KEY:?one secret for servers and trainers, e.g. of: openssl rand -hex 32}"'
+#: wants that key at every endpoint, and fetches adapters over HTTP
+GATE = "covo_rl.serve.gate.Gate"
 
 
 def serve_command(options: Options, host: str, port: int, *, cpu: bool = False) -> str:
@@ -45,10 +49,13 @@ def serve_command(options: Options, host: str, port: int, *, cpu: bool = False) 
     Raises:
         ConfigError, ModelError, OSError: options, rows or model that cannot be read, or what vLLM cannot serve.
     """
+    served = replace(options, engine=replace(options.engine, use_vllm=True, vllm_mode="server"))
+    if problems := vllm_problems(served):
+        raise ConfigError(problems)
     arguments = served_arguments(options, cpu=cpu)
     program = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if cpu else ["vllm", "serve"]
     words = " ".join([*_environment(options, cpu=cpu), *program, shlex.quote(arguments.pop("model"))])
-    flags = [f"--host {shlex.quote(host)} --port {port}", "--enable-scale-out"]
+    flags = [f"--host {shlex.quote(host)} --port {port}", "--enable-scale-out", f"--middleware {GATE}"]
     flags += [_flag(name, value) for name, value in arguments.items() if value is not None]
     return " \\\n    ".join([words, *flags])
 
@@ -63,6 +70,8 @@ def served_arguments(options: Options, *, cpu: bool = False) -> dict[str, Any]:
         options, family_at(path), path=path, dtype=weights_dtype(sizes_of(options.model.model), options),
         max_model_len=needed_length(options), lora_rank=rank if adapter.lora else None, cpu=cpu,
     )  # fmt: skip
+    if not adapter.lora:
+        arguments["weight_transfer_config"] = {"backend": WEIGHT_BACKEND}
     if options.engine.vllm_tensor_parallel_size > 1:
         arguments["tensor_parallel_size"] = options.engine.vllm_tensor_parallel_size
     return arguments
@@ -70,12 +79,11 @@ def served_arguments(options: Options, *, cpu: bool = False) -> dict[str, Any]:
 
 def needed_length(options: Options) -> int:
     """Positions that the server must make room for."""
-    named = options.engine.vllm_max_model_length
-    return named or longest_prompt(options) + options.rollout.max_completion_length
+    return options.engine.vllm_max_model_length or counted_positions(options)
 
 
-def longest_prompt(options: Options) -> int:
-    """Positions of the longest prompt of the rows that train or are held out; no weight is loaded for it.
+def counted_positions(options: Options) -> int:
+    """As a run counts them over the rows that train or are held out; no weight is loaded for it.
 
     Raises:
         ConfigError, DataError, PromptError: rows that cannot be used, or a family that counts with a loaded model only.
@@ -85,8 +93,8 @@ def longest_prompt(options: Options) -> int:
         raise ConfigError([f"name vllm_max_model_length: only a loaded {kind.__name__} counts its prompts"])
     processor = kind.load_processor(resolve_model(options.model.model))
     family, clips = weightless_family(sizes_of(options.model.model), processor), ClipStore()
-    prompts = (build_prompt(row, family, clips, options.prompt) for row in read_rows(options, kind, clips))
-    return max(len(prompt.input_ids) for prompt in prompts)
+    prompts = [build_prompt(row, family, clips, options.prompt) for row in read_rows(options, kind, clips)]
+    return needed_positions(prompts, options.rollout.max_completion_length, family)
 
 
 def read_rows(options: Options, kind: Any, clips: ClipStore) -> list[Example]:
@@ -104,10 +112,8 @@ def check_server(options: Options, url: str) -> Iterator[str]:
     options.engine = replace(
         options.engine, use_vllm=True, vllm_mode="server", vllm_server_base_url=url, rollout_ahead=0
     )
-    if problems := engine_contradictions(options):
+    if problems := engine_contradictions(options) + vllm_problems(options):
         raise ConfigError(problems)
-    if problem := address_problem(url):
-        raise ConfigError([f"--check {hidden(url)}: {problem}"])
     model = options.model
     model.dtype, _ = training_dtype(model.dtype, resolve_model(model.model), full=not options.adapter.lora)
     length = needed_length(options)
@@ -163,16 +169,13 @@ def _environment(options: Options, *, cpu: bool) -> list[str]:
     return [KEY, *(f"{name}={value}" for name, value in variables.items())]
 
 
-def serve_notes(options: Options, host: str) -> list[str]:
+def serve_notes(host: str) -> list[str]:
     """What to know beside the command."""
     notes = ["run this in an environment with vLLM and covo_rl (docs/rollouts.md)"]
-    is_open = False
     with suppress(ValueError):  # a name may be anybody's
         address = ipaddress.ip_address(host)
-        is_open = address.is_unspecified or not address.is_private
-    if is_open:
-        notes.append(f"note: whoever reaches {host} and knows the key can load weights there: choose a private address")
-    if not options.adapter.lora:
-        endpoints = "note: full weights need vLLM's development endpoints, which ask for no key"
-        notes.append(f"{endpoints}: whoever reaches {host} can replace the weights")
+        if address.is_unspecified or not address.is_private:
+            notes.append(
+                f"note: whoever reaches {host} and has the key can replace the weights: take a private address"
+            )
     return notes

@@ -41,7 +41,7 @@ from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading
 from covo_rl.run.observers import observers
 from covo_rl.run.result import before_settings, evaluated, noop_explained, show_end, stored_before, summary_rows
-from covo_rl.run.start import own, run_origin, take_up
+from covo_rl.run.start import not_shared, own, run_origin, take_up
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.checkpoint.saver import Saver
@@ -172,7 +172,10 @@ class Session:
             self._start_engine()
             origin = self.rows.files, self.in_memory, self._prompts(1), self.family
             files, more = run_origin(self.options, self.terms, *origin)
-            if problem := self.ranks.from_main(own(self.run, self.options, files, more) if self.ranks.main else None):
+            problem = not_shared(self.run, self.ranks)
+            if problem := problem or self.ranks.from_main(
+                own(self.run, self.options, files, more) if self.ranks.main else None
+            ):
                 self.close()
                 raise ConfigError([problem])
             problems = [problem for o in self.observers if (problem := o.start())] if self.ranks.main else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +135,26 @@ def run_origin(
     files = {**files, **{f"reward:{name}": path for name, path in rewards.items()}}
     files |= {f"family:{path}": Path(path).expanduser() for path in family_fingerprint(options.model.family)}
     return files, {name: content for name, content in more.items() if content}
+
+
+def not_shared(run: Run, ranks: Ranks, patience: float = 30.0) -> str | None:
+    """Why the ranks cannot write one run, or None; a collective. Each must see the lock that the main one takes, as its
+    part of every checkpoint lies beside it. `patience`: seconds after which a file system shows a file everywhere."""
+    if ranks.world == 1:
+        return None
+    why, content = ranks.from_main((run.lock.hold(), run.lock.content()) if ranks.main else None)
+    if why:
+        return why
+    end = time.monotonic() + patience
+    while (seen := run.lock.content()) != content and time.monotonic() < end:
+        time.sleep(0.2)
+    place = f"rank {ranks.rank} ({run.folder.absolute()} on {socket.gethostname()})"
+    blind = [other for other in ranks.gathered(None if seen == content else place) if other]
+    if not blind:
+        return None
+    run.lock.release()
+    return (f"{', '.join(blind[:3])}{' ...' * (len(blind) > 3)} cannot see what rank 0 writes: several machines need one "
+            "--output that all of them reach by the same path")  # fmt: skip
 
 
 def own(run: Run, options: Options, files: Mapping[str, Path], more: Mapping[str, Any] | None = None) -> str | None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One machine's share of a training on several: trainer.sh KIND OPTIONS OF THE RECIPE, with KIND one of ddp, hsdp, fsdp2,
-# zero2, zero3 in recipes/accelerate. recipes/slurm/trainers.sbatch and recipes/ssh/launch.sh run it on every machine with
+# One machine's share of a training on several: trainer.sh KIND OPTIONS OF THE RECIPE, with KIND one of ddp, hsdp,
+# fsdp2, zero2, zero3 in recipes/accelerate. recipes/slurm/trainers.sbatch and recipes/ssh/launch.sh run it with
 #   MACHINES MACHINE_RANK   how many machines there are, and which of them this is
 #   HEAD PORT               address of machine 0 as the others reach it, and a free port on it
 #   GPUS                    ranks on each machine (8)

@@ -2,9 +2,10 @@
 # Several machines without a scheduler, from the folder that holds recipes/ and has the same path on each of them:
 #   recipes/ssh/launch.sh servers HOSTS OPTIONS OF covo-rl rollout-server      and, in another terminal,
 #   recipes/ssh/launch.sh trainers HOSTS KIND OPTIONS OF THE RECIPE
-# HOSTS is a file with a machine a line, by the name that ssh and the other machines know it by; ssh asks for no password.
-# Variables: see recipes/machines/. Ctrl-C or SIGTERM reaches every machine as SIGTERM, after which trainers save; so does
-# the end of this script or of a connection. Keys travel by standard input, where no list of processes shows them.
+# HOSTS is a file with a machine a line, by the name that ssh and the other machines know it by; ssh must ask for no
+# password. Variables: see recipes/machines/. Ctrl-C or SIGTERM reaches every machine as SIGTERM, after which trainers
+# save; so does the end of this script or of a connection, and a machine that fails. Variables travel by standard input:
+# no list of processes shows a key.
 set -euo pipefail
 role=$1
 [ "$role" = trainers ] || : "${SERVERS:?name the file that will hold the URLs of the servers}"

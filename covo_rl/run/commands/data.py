@@ -15,13 +15,14 @@ import typer
 from rich.table import Column, Table
 
 from covo_rl import data
-from covo_rl.config import EngineConfig
+from covo_rl.config import EngineConfig, PromptConfig
 from covo_rl.data import DataError, Overlap, load_examples
 from covo_rl.data.check import facts_by_row
 from covo_rl.data.load import audio_root
 from covo_rl.data.read import data_notes, some
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.engine import with_engine_options
+from covo_rl.interop.rows import TRAINERS, trainer_rows
 from covo_rl.prompt import CONTROL
 from covo_rl.records.console import console, summary_table
 from covo_rl.types import Example, visible
@@ -39,6 +40,7 @@ Outside = Annotated[bool, typer.Option("--allow-outside-audio", help="let audio 
 _FORMATS = f"auto, {', '.join(data.SCHEMAS)}"
 _COLUMNS = "names that the rows use: question=prompt,answer=label,audio=wav,choices=options"
 Columns = Annotated[str | None, typer.Option(help=_COLUMNS)]
+_TRAINERS = "for a trainer's rows"
 _FILE = "questions: CSV, TSV, JSON, JSONL, parquet, a folder, hf:NAME:SPLIT"
 
 
@@ -89,14 +91,27 @@ def check_command(
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="IN", help="questions in any known layout")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".json, .jsonl or .parquet")],
-    to: Annotated[str, typer.Option("--to", help=f"field names to write: {', '.join(data.SCHEMAS)}")],
+    to: Annotated[
+        str, typer.Option("--to", help=f"rows to write: {', '.join(data.SCHEMAS)}; of a trainer: {', '.join(TRAINERS)}")
+    ],
     from_: Annotated[str, typer.Option("--from", help=f"field names to read: {_FORMATS}")] = "auto",
     audio_dir: AudioDir = None,
     columns: Columns = None,
     allow_outside_audio: Outside = False,
+    system_prompt: Annotated[str | None, typer.Option(help=f"{_TRAINERS}: as in training")] = None,
+    instruction: Annotated[str | None, typer.Option(help=f"{_TRAINERS}: as in training")] = None,
+    choice_style: Annotated[str | None, typer.Option(help=f"{_TRAINERS}: as in training")] = None,
 ) -> None:
-    """Write a question set with the field names of another. Audio stays where it is, further columns are kept."""
+    """Write a question set with the field names of another, or as rows of verl, ms-swift or NeMo RL.
+
+    Audio stays where it is, further columns are kept.
+    """
     folder = audio_root(source, audio_dir)
+    texts = {"system_prompt": system_prompt, "instruction": instruction, "choice_style": choice_style}
+    texts = {name: text for name, text in texts.items() if text is not None}
+    if texts and to not in TRAINERS:
+        flags = ", ".join("--" + name.replace("_", "-") for name in texts)
+        raise _stop(f"--to {to} writes no prompts: leave out {flags}")
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise _stop(f"{visible(target)} is the file that is read: give another OUT")
     try:
@@ -104,12 +119,19 @@ def convert_command(
             examples = load_examples(
                 source, folder, columns=columns, format=from_, allow_outside=allow_outside_audio, strict=False
             )
-        data.write(data.to_rows(examples, to, folder), target)
+        if to in TRAINERS:
+            rows = trainer_rows(examples, to, folder, PromptConfig(**texts))
+        else:
+            rows = data.to_rows(examples, to, folder)
+        data.write(rows, target)
     except ValueError as error:  # DataError is one
         raise _stop(str(error)) from error
     for note in notes:
         say(f"note: {note}")
-    say(f"{len(examples)} rows written to {target} as {to}; audio paths start from {folder}")
+    if to in TRAINERS and (lost := sum(example.answer is None for example in examples)):
+        say(f"note: {lost} rows have no answer: accuracy cannot grade them")
+    paths = "are absolute" if to in TRAINERS else f"start from {folder}"
+    say(f"{len(examples)} rows written to {target} as {to}; audio paths {paths}")
 
 
 @app.command("profile")

@@ -36,7 +36,7 @@ def rollout_server_command(
 
         if check is None:
             command = rollout_server.serve_command(options, host, port, cpu=cpu)
-            for note in rollout_server.serve_notes(options, host):
+            for note in rollout_server.serve_notes(host):
                 say(note, err=True)
             say(command)
             return
