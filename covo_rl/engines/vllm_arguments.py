@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.engines.base import EngineError
-from covo_rl.policy.saved_adapter import largest_rank
 from covo_rl.resolve import option_map
 
 if TYPE_CHECKING:
@@ -63,8 +62,3 @@ def engine_arguments(
         arguments |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1, "max_cpu_loras": 2}
     more = option_map(options.engine.vllm_options, "vllm_options")
     return arguments | more | {"hf_overrides": overrides | more.get("hf_overrides", {})}
-
-
-def adapter_rank(peft_model: Any) -> int | None:
-    """The largest rank of an adapter; None where there is none."""
-    return largest_rank(peft_model.peft_config["default"]) if peft_model is not None else None
