@@ -34,7 +34,8 @@ OVERRIDES: dict[str, dict] = {
 ALONE = {"granite_speech"}
 #: vLLM's attention wants heads of 32 and more: configuration of transformers, and what is larger than in the tiny model
 SIZES: dict[str, tuple[str, dict[str, dict]]] = {
-    "qwen3_asr": ("Qwen3ASRConfig", {"text_config": {"head_dim": 64}, "audio_config": {"output_dim": 256, "d_model": 128}}),
+    "qwen3_asr": ("Qwen3ASRConfig", {
+        "text_config": {"head_dim": 64}, "audio_config": {"output_dim": 256, "d_model": 128}}),
     "qwen2_5_omni": ("Qwen2_5OmniThinkerConfig", {
         "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}},
         "audio_config": {"output_dim": 256, "d_model": 128}, "vision_config": {"out_hidden_size": 256}}),
