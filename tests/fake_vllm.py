@@ -83,8 +83,10 @@ class FakeLLM:
         self.arguments, self.calls, self.asleep = arguments, [], False
         self.fake, self.numbers = FakeServer(policy), {}
         self.model = one(embed_multimodal=lambda clips: clips)
-        self.llm_engine = one(add_lora=self.add_lora, reset_encoder_cache=self.fake.clips.clear,
-                              engine_core=one(shutdown=self.shutdown))  # fmt: skip
+        self.llm_engine = one(
+            add_lora=self.add_lora, list_loras=lambda: {*self.numbers}, reset_encoder_cache=self.fake.clips.clear,
+            engine_core=one(shutdown=self.shutdown),
+        )  # fmt: skip
         self.queries = self.hits = 0
 
     def apply_model(self, function: Any) -> list[Any]:
@@ -94,7 +96,7 @@ class FakeLLM:
         assert not self.asleep
         self.calls.append(f"load {request.lora_name}")
         if request.lora_int_id in self.numbers:
-            return False
+            return True
         self.fake.no_op = self.no_op
         self.fake._load(request.lora_name, Path(request.lora_path), False)
         self.numbers[request.lora_int_id] = request.lora_name

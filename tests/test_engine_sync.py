@@ -3,10 +3,15 @@
 import fcntl
 import json
 import math
+import os
+import subprocess
+import sys
 
 import policy_cases as cases
 import pytest
+import sync_ranks_worker
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from covo_rl.config import AdapterConfig
@@ -287,3 +292,25 @@ def test_random_weights_change_what_trains_alone_and_go_without_a_trace(config):
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert changed == set(once)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# -- in pieces ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sync_ranks_worker.KINDS)
+def test_a_policy_in_pieces_sends_the_same(kind, tmp_path):
+    """One rank, every parameter a DTensor."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sync_ranks_worker.check(kind, tmp_path)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_policy_in_pieces_on_two_ranks_sends_the_same(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [sync_ranks_worker.__file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0 and done.stdout.count("of 2: equal") == 2, done.stderr[-4000:]

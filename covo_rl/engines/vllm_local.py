@@ -20,11 +20,13 @@ from covo_rl.engines.adapter_files import AdapterFiles, adapter_name
 from covo_rl.engines.base import EngineLost, Failed, Pending, SyncReport, TextDecoder, check_groups
 from covo_rl.engines.draws import prompt_seeds
 from covo_rl.engines.probe import Probe
-from covo_rl.engines.vllm_arguments import adapter_rank, engine_arguments
+from covo_rl.engines.vllm_arguments import engine_arguments
 from covo_rl.engines.vllm_process import VLLMFailure, VLLMProcess
 from covo_rl.engines.vllm_requests import clip_uuid, clip_waveform, group_of, prompt_ids, sampling_fields
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.entries import published_weights
+from covo_rl.policy.published import ADAPTER
+from covo_rl.policy.saved_adapter import largest_rank
 from covo_rl.types import Group, Prompt
 
 if TYPE_CHECKING:
@@ -57,9 +59,10 @@ class VLLMColocate:
         autocast = is_initialized() and AcceleratorState().mixed_precision == "bf16"
         self.dtype = torch.bfloat16 if autocast else self.family.embed_tokens.weight.dtype
         self.trainable, peft_model = trainable, trainable and trainable.peft_model
+        rank_of_lora = largest_rank(peft_model.peft_config[ADAPTER]) if peft_model else None
         self.arguments = engine_arguments(
             options, self.family, path=resolve_model(options.model.model), dtype=str(self.dtype).split(".")[1],
-            max_model_len=engine.vllm_max_model_length or max_model_len, lora_rank=adapter_rank(peft_model),
+            max_model_len=engine.vllm_max_model_length or max_model_len, lora_rank=rank_of_lora,
             cpu=policy.device.type == "cpu",
         )  # fmt: skip
         self.arguments |= {

@@ -74,8 +74,9 @@ class VLLMProcess:
 
         request = LoRARequest(name, number, folder)
         with _failures(f"it cannot load the adapter {name}"):
-            if not self.llm.llm_engine.add_lora(request):
-                raise VLLMFailure(f"vLLM has an adapter number {number} already, and would serve its old weights")
+            if number in self.llm.llm_engine.list_loras():
+                raise VLLMFailure(f"vLLM has an adapter number {number} already, and would go on with its weights")
+            self.llm.llm_engine.add_lora(request)
         return request
 
     def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:

@@ -109,7 +109,8 @@ class Session:
         prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
         self._refuse(length_problems(rows, self.family, self.clips, prompt, limit) if main else [])
         if options.engine.use_vllm:
-            prompts = [*map(prompt, rows)] if main else []
+            everything = rows, len(rows), self.family, self.clips, options.prompt
+            prompts = questions.readable_prompts(*everything) if main else []
             self._refuse(fit_problems(options, self.trainable, prompts) if main else [])
             self.positions = self.ranks.from_main(needed_positions(prompts, limit, self.family) if main else 0)
         if self.trainable.replaced and beta:
@@ -169,10 +170,11 @@ class Session:
             ConfigError: on every rank: another process was faster, or the folder cannot be written.
         """
         if not self.accepted:
-            self._start_engine()
+            problem = not_shared(self.run, self.ranks)
+            if not problem:
+                self._start_engine()
             origin = self.rows.files, self.in_memory, self._prompts(1), self.family
             files, more = run_origin(self.options, self.terms, *origin)
-            problem = not_shared(self.run, self.ranks)
             if problem := problem or self.ranks.from_main(
                 own(self.run, self.options, files, more) if self.ranks.main else None
             ):

@@ -5,14 +5,14 @@
 # HOSTS is a file with a machine a line, by the name that ssh and the other machines know it by; ssh must ask for no
 # password. Variables: see recipes/machines/. Ctrl-C or SIGTERM reaches every machine as SIGTERM, after which trainers
 # save; so does the end of this script or of a connection, and a machine that fails. Variables travel by standard input:
-# no list of processes shows a key.
+# no list of processes shows a key. PASS names more variables.
 set -euo pipefail
 role=$1
 [ "$role" = trainers ] || : "${SERVERS:?name the file that will hold the URLs of the servers}"
 mapfile -t hosts < <(grep -v '^ *\(#\|$\)' "$2")
 shift 2
 export PORT=${PORT:-$([ "$role" = servers ] && echo 8000 || echo 29500)} MACHINES=${#hosts[@]} HEAD=${HEAD:-${hosts[0]}}
-passed=(PORT MACHINES HEAD GPUS TP SERVERS VENV VLLM_VENV RECIPE VLLM_API_KEY PATIENCE ${PASS:-})
+passed=(PORT MACHINES HEAD GPUS TP SERVERS PAUSE VENV VLLM_VENV RECIPE LAUNCH VLLM_API_KEY PATIENCE ${PASS:-})
 
 remote() { # what machine $1 reads: variables, the command, and how it ends when this input does
     local rank=$1 name

@@ -40,6 +40,7 @@ RUNS = {
     "lora": (1, []),
     "full": (1, ["--lora", "false"]),
     "updates": (1, ["--num_iterations", "2", "--steps_per_generation", "2", "--dynamic_sampling", "1"]),
+    "ahead": (1, ["--rollout_ahead", "1", "--num_iterations", "2"]),
     "ranks": (2, []),
 }
 PATIENCE_S = 600

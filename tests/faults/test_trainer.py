@@ -29,6 +29,7 @@ VARIANTS = {
         "warmup_steps": 2,
         "max_steps": 3,
     },
+    "a step ahead": {"rollout_ahead": 1, "num_iterations": 2, "dynamic_sampling": 1, "max_steps": 3},
 }
 
 

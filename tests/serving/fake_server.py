@@ -29,11 +29,14 @@ from urllib.parse import urlsplit
 import soundfile
 import torch
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 
 from covo_rl.config import RolloutConfig
 from covo_rl.engines.own import sample
 from covo_rl.policy import Policy
+from covo_rl.policy.published import published_state
 from covo_rl.policy.saved_adapter import read_adapter
+from covo_rl.serve.fetch import ADAPTER, fetched, is_address
 from covo_rl.types import Clip, Example, Group, Prompt
 
 BASE = "base"
@@ -56,7 +59,12 @@ class FakeServer:
 
     def __init__(self, policy: Policy, *, key: str = "", max_model_len: int = 4096, delay: float = 0.0) -> None:
         self.policy, self.key, self.max_model_len, self.delay = policy, key, max_model_len, delay
-        self.weights = {BASE: {name: torch.zeros_like(t) for name, t in self._tensors().items()}}
+        lora = self._tensors() if policy.has_adapter else {}
+        self.weights = {BASE: {name: torch.zeros_like(t) for name, t in lora.items()}}
+        self.first = {} if lora else {name: t.clone() for name, t in policy.family.model.state_dict().items()}
+        self.updating = False
+        self.keeps_features = False  # of an encoder that has changed since, whatever it is told
+        self.takes: dict[str, int] = {}  # path -> how many more times it is answered before a 500
         self.faults: list[str] = []
         self.always = ""
         self.no_op = False
@@ -132,7 +140,9 @@ class FakeServer:
     def revive(self) -> None:
         """Started anew at the same address, with no adapter and no clip."""
         self.weights = {BASE: self.weights[BASE]}
-        self.weight_version = None
+        self.weight_version, self.updating = None, False
+        self.policy.family.model.load_state_dict(self.first, strict=False)
+        self.policy.store.clear()
         self.clips = {}
         self._begin()
 
@@ -193,7 +203,9 @@ class FakeServer:
             rows = [{"id": BASE, "root": BASE, "parent": None, "max_model_len": self.max_model_len}]
             return {"object": "list", "data": rows + [{"id": name, "parent": BASE} for name in self.adapters]}
         if path == "/v1/load_lora_adapter":
-            return self._load(asked["lora_name"], Path(asked["lora_path"]), bool(asked.get("load_inplace")))
+            path = asked["lora_path"]  # an address goes through covo_rl's gate first
+            folder = fetched(path, ADAPTER) if is_address(path) else Path(path)
+            return self._load(asked["lora_name"], folder, bool(asked.get("load_inplace")))
         if path == "/v1/unload_lora_adapter":
             if self.weights.pop(asked["lora_name"], None) is None:
                 raise Refused(404, f"The lora adapter '{asked['lora_name']}' cannot be found.")
@@ -202,14 +214,33 @@ class FakeServer:
             return {"success": True}
         if path in ("/reset_mm_cache", "/reset_encoder_cache"):
             self.clips.clear()
+            if not self.keeps_features:
+                self.policy.store.clear()
             return ""
-        if path == "/finish_weight_update":
-            self.weight_version = asked.get("weight_version")
         if path == "/weight_info":
             return {"weight_version": self.weight_version}
-        if path in ("/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"):
-            return {"message": "done"}
+        if path in ("/start_weight_update", "/update_weights", "/finish_weight_update"):
+            return self._update(path, asked)
         raise Refused(404, "Not Found")
+
+    def _update(self, path: str, asked: dict) -> object:
+        left = self.takes.get(path)
+        if left is not None:
+            self.takes[path] = max(left - 1, 0)
+        if left == 0 or self.updating == (path == "/start_weight_update"):
+            self.updating = False
+            raise Refused(500, f"{path} out of order or failed")
+        self.updating = path != "/finish_weight_update"
+        if path == "/update_weights":
+            source = asked["update_info"]["source"]
+            parent, _, name = source.rpartition("/")
+            file = (fetched(parent, [name]) if is_address(source) else Path(parent)) / name
+            names, state = published_state(self.policy.family.model), self.policy.family.model.state_dict()
+            for key, value in load_file(file).items():
+                state[names[key].name].copy_(value)
+        elif path == "/finish_weight_update":
+            self.weight_version = asked.get("weight_version")
+        return {"message": "done"}
 
     def _load(self, name: str, folder: Path, in_place: bool) -> str:
         if name in self.weights and not in_place:
@@ -279,7 +310,8 @@ class FakeServer:
             temperature=how["temperature"] or 1.0, top_p=how.get("top_p", 1.0), top_k=max(how.get("top_k", 0), 0),
             min_p=how.get("min_p", 0.0), max_completion_length=how["max_tokens"],
         )  # fmt: skip
-        set_peft_model_state_dict(self.policy.model, self.weights[name])
+        if self.policy.has_adapter:
+            set_peft_model_state_dict(self.policy.model, self.weights[name])
         with torch.no_grad():
             return sample(
                 self.policy, [prompt], self.policy.features([prompt]), config, seed=how["seed"] or 0,
