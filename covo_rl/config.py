@@ -518,9 +518,10 @@ def engine_contradictions(options: Options) -> list[str]:
     """Of the engine's options, each with what to write instead."""
     engine = options.engine
     served, urls = engine.use_vllm and engine.vllm_mode == "server", server_urls(engine)
-    own = [f"vllm_options: covo_rl sets {name} itself, from {VLLM_OWN[name]}"
-           for name in option_map(engine.vllm_options, "vllm_options") if name in VLLM_OWN]  # fmt: skip
+    more = option_map(engine.vllm_options, "vllm_options")
+    own = [f"vllm_options: covo_rl sets {name} itself, from {VLLM_OWN[name]}" for name in more if name in VLLM_OWN]
     rules = [
+        (isinstance(more.get("hf_overrides", {}), Mapping), "vllm_options: hf_overrides must be a mapping: write YAML"),
         (urls or not served, "vllm_mode server needs vllm_server_base_url: http://HOST:PORT, several with commas"),
         (served or not (engine.use_vllm and urls), "vllm_server_base_url has no effect without vllm_mode server"),
         (len({*urls}) == len(urls), "vllm_server_base_url: one address stands there twice"),

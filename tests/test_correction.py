@@ -5,6 +5,7 @@ import itertools
 import math
 
 import numpy as np
+import policy_cases
 import pytest
 import torch
 import train_cases
@@ -13,7 +14,8 @@ from covo_rl.algo.correction import mismatch
 from covo_rl.algo.loss import policy_loss
 from covo_rl.algo.metrics import summarise
 from covo_rl.algo.normalizer import Normalizer
-from covo_rl.config import Options, corrects_sampler
+from covo_rl.config import Options, corrects_sampler, option_problems
+from covo_rl.engines.vllm_arguments import engine_arguments
 from covo_rl.records.steps import rollout_rows
 from covo_rl.run.result import summary_rows
 
@@ -154,7 +156,7 @@ def generated(tmp_path, lag, **changes):
     ask = lambda: made.engine.submit(prompts, made.options.rollout, seed=1, generations=3)  # noqa: E731
     older = made.engine.collect(ask())
     made.train_step()
-    assert made.learner.applied == made.engine.version == 1
+    assert made.learner.applied == made.engine.sync(1).version
     return made, older if lag else made.engine.collect(ask())
 
 
@@ -197,6 +199,14 @@ def test_a_step_with_rollouts_of_an_older_policy_weighs_them_and_says_how_old_th
     assert weight == pytest.approx(min(math.exp(largest), 2.0), rel=1e-4) and weight > 1.01
 
 
+def test_one_step_ahead_every_rollout_but_those_of_the_first_step_is_one_update_old_and_weighed(tmp_path):
+    train_cases.run(train_cases.options(tmp_path, max_steps=3, rollout_ahead=1), saver=False)
+    lines = train_cases.metrics(tmp_path)
+    assert [line["engine/lag"] for line in lines] == [0, 1, 1]
+    assert lines[0]["engine/max_abs"] < 1e-5 < 1e-3 < min(line["engine/max_abs"] for line in lines[1:])
+    assert all("engine/truncated_share" in line and line["ratio/max"] == pytest.approx(1, abs=1e-5) for line in lines)
+
+
 @pytest.mark.parametrize("full_precision", [True, False])
 def test_the_mismatch_of_the_own_engine_is_in_the_metrics(tmp_path, monkeypatch, full_precision):
     """Also where nothing corrects it, and in 16 bits, where it is not nothing."""
@@ -229,3 +239,14 @@ def test_correction_is_on_where_another_or_an_older_policy_samples(tmp_path, cho
         assert table["sampling"].endswith("token_truncate, cap 2" if expected else "sampler_correction none: it is off")
     else:
         assert "sampling" not in table
+
+
+def test_vllms_head_computes_in_float32_beside_what_a_user_overrides(tmp_path):
+    """Logits in bfloat16 are another policy than ours: 0.03 nats at a logit of 8."""
+    family, options = policy_cases.family("qwen2_audio"), Options()
+    make = lambda: engine_arguments(options, family, path="x", dtype="bfloat16", max_model_len=64, lora_rank=8)  # noqa: E731
+    assert make()["hf_overrides"] == {"head_dtype": "float32", "architectures": ["Qwen2AudioWithLoRA"]}
+    options.engine.vllm_options = {"hf_overrides": {"head_dtype": "model"}, "seed_": 1}
+    assert make()["hf_overrides"] == {"head_dtype": "model", "architectures": ["Qwen2AudioWithLoRA"]}
+    options.engine.use_vllm, options.engine.vllm_options = True, "hf_overrides=x"
+    assert any("hf_overrides must be a mapping" in problem for problem in option_problems(options))

@@ -55,13 +55,13 @@ def rows_by_step(folder, metrics, seen):
 
 
 def test_one_step_ahead_is_the_loop_that_anybody_would_write(tmp_path):
-    settings = cases.options(tmp_path, rollout_ahead=1, num_iterations=2)
+    settings = cases.options(tmp_path, rollout_ahead=1, num_iterations=2, max_steps=3)
     made = cases.trainer(settings)
     lines = []
     made.run(lambda metrics, batch: lines.append(metrics))
-    assert [line["engine/lag"] for line in lines] == [0, 2, 2, 2]  # updates; a step has two
+    assert [line["engine/lag"] for line in lines] == [0, 2, 2]  # updates; a step has two
 
-    hand = cases.trainer(cases.options(tmp_path, num_iterations=2, sampler_correction=True))
+    hand = cases.trainer(cases.options(tmp_path, num_iterations=2, max_steps=3, sampler_correction=True))
     seed, totals = settings.train.seed, []
 
     def sampled(step):
@@ -72,9 +72,9 @@ def test_one_step_ahead_is_the_loop_that_anybody_would_write(tmp_path):
                       version=hand.learner.applied)  # fmt: skip
 
     following = sampled(0)
-    for hand.step in range(4):
+    for hand.step in range(3):
         groups = following
-        following = sampled(hand.step + 1) if hand.step < 3 else []
+        following = sampled(hand.step + 1) if hand.step < 2 else []
         table = Scoring(groups, settings.reward, trainer_state={"step": hand.step}, rewards=hand.terms).table()
         old_logps = hand.learner.old_logps(groups, exact=True)  # scored anew, where they are of an older version
         batch = Batch(groups, table, hand.advantages_of(groups, table), old_logps, None, hand.learner.applied)
@@ -83,7 +83,7 @@ def test_one_step_ahead_is_the_loop_that_anybody_would_write(tmp_path):
         totals.append(float(table.rewards_PG.mean()))
     assert same(weights(hand), weights(made))
     assert [line["reward_total"] for line in lines] == pytest.approx(totals, abs=1e-12)
-    on_policy = cases.trainer(cases.options(tmp_path, num_iterations=2))
+    on_policy = cases.trainer(cases.options(tmp_path, num_iterations=2, max_steps=3))
     on_policy.run()
     assert not same(weights(on_policy), weights(made)), "a lag without effect would prove nothing"
 
@@ -103,7 +103,7 @@ class Recorder:
     def sync(self, version):
         self.calls.append(f"sync {version}")
         self.own.sync(version)
-        return SyncReport(version, {"save": 1.0, "load": 2.0}, 0.125)
+        return SyncReport(version, {"save": 1.0, "load": 2.0}, 0.125, 1 / 512)
 
     def submit(self, prompts, config, **options):
         self.calls.append(f"submit {self.own.version}")
@@ -151,6 +151,7 @@ def test_the_next_step_is_asked_for_before_this_one_is_scored(tmp_path):
     ]  # fmt: skip
     assert [line["engine/lag"] for line in lines] == [0, 1, 1]
     assert lines[1]["engine/probe_abs"] == 0.125 and lines[1]["seconds"]["sync_save"] == 1.0
+    assert lines[1]["engine/lora_rounding"] == 1 / 512
     assert lines[1]["engine/prefix_hit_rate"] == 0.75 and lines[1]["engine/failed_groups"] == 0
     assert lines[1]["engine/tokens"] == lines[1]["completion_length"] * 12 and lines[1]["engine/tokens_per_s"] > 0
     assert all(line["time/idle_trainer"] >= 0 and line["time/idle_engine"] >= 0 for line in lines)
@@ -293,7 +294,7 @@ def outcome(folder):
 
 def kill_and_resume(make, folder, monkeypatch, kills, seed, **changes):
     """Kills at random calls of all that matters, until there were enough; how often it was resumed, and the weights."""
-    places = [(Pipeline, name) for name in ("sync", "submit", "collect", "rank_state", "_figures")]
+    places = [(Pipeline, name) for name in ("sync", "submit", "collect", "settle", "_figures")]
     places += [(Trainer, name) for name in ("generate", "update", "metrics")] + [(Run, "log_metrics")]
     places += [(Saver, "_save"), (VLLMServer, "sync"), (VLLMServer, "submit"), (VLLMServer, "collect")]
     numbers, done, made = random.Random(seed), 0, None

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from covo_rl.data.files import fill_folder
 from covo_rl.engines.base import EngineError
@@ -54,7 +54,7 @@ class AdapterFiles:
         self.trainable, self.dtype = trainable, dtype
         self.rounding = self.seconds = 0.0
         self._names, state = names_in_memory(trainable), trainable.family.model.state_dict(keep_vars=True)
-        self._written: dict[int, int] = {}  # version -> state of the weights that it was written with
+        self._written: set[int] = set()
         size = sum(4 * math.prod(whole_shape(state[name])) for name in self._names.values())
         self.folder = MemoryFolder(folder, COPIES * size, each_machine=each_machine)
 
@@ -64,31 +64,37 @@ class AdapterFiles:
         Raises:
             EngineError: on every rank: it could not be written, or it was, with other weights.
         """
-        start, model = time.perf_counter(), self.trainable.family.model
-        path = self.folder.path / adapter_name(version)
-        weights = sum(p._version for p in model.parameters() if p.requires_grad)
-        if self._written.get(version, weights) != weights:
-            raise EngineError(f"version {version} was written with other weights: an engine that has loaded those "
-                              "would go on with them")  # fmt: skip
-        state = whole_state(model, self._names.values(), keep=self.folder.writes)
-        agreed(partial(fill_folder, path, partial(self._fill, state)) if self.folder.writes else None)
-        self._written[version], self.seconds = weights, time.perf_counter() - start
+        start, path = time.perf_counter(), self.folder.path / adapter_name(version)
+        state = whole_state(self.trainable.family.model, self._names.values(), keep=self.folder.writes)
+        agreed(partial(self._put, state, path) if self.folder.writes else None)
+        self._written.add(version)
+        self.seconds = time.perf_counter() - start
         return path
 
     def release(self, version: int) -> None:
         """Remove a version that no engine will load again."""
-        if self._written.pop(version, None) is not None and self.folder.writes:
+        if version in self._written and self.folder.writes:
             shutil.rmtree(self.folder.path / adapter_name(version))
+        self._written.discard(version)
 
     def close(self) -> None:
         """Remove everything."""
         self.folder.close()
 
-    def _fill(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    def _put(self, state: Mapping[str, torch.Tensor], path: Path) -> None:
         entries = [entry_of(key, state[name], self.dtype) for key, name in self._names.items()]
         tensors = {entry.name: entry.tensor() for entry in entries}
-        changes = [(tensors[key].float() - state[name].detach().cpu().float()).abs().max()
-                   for key, name in self._names.items() if tensors[key].dtype != state[name].dtype]  # fmt: skip
-        self.rounding = float(max(changes, default=0.0))
+        if not path.is_dir():
+            changes = [(tensors[key].float() - state[name].detach().cpu().float()).abs().max()
+                       for key, name in self._names.items() if tensors[key].dtype != state[name].dtype]  # fmt: skip
+            self.rounding = float(max(changes, default=0.0))
+            fill_folder(path, partial(self._fill, tensors))
+            return
+        there = load_file(path / f"{STEM}.safetensors")  # asked for again, as after a restart
+        if any(not torch.equal(there[key], tensor) for key, tensor in tensors.items()):
+            raise EngineError(f"{path.name} was written with other weights: an engine that has loaded those would go "
+                              "on with them")  # fmt: skip
+
+    def _fill(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
         adapter_config(self.trainable).save_pretrained(str(folder))

@@ -32,7 +32,8 @@ def engine_arguments(
     """Name -> value; `vllm_options` come last. `lora_rank` None serves full weights.
 
     A prompt's keys are shared in whole blocks alone, hence small blocks. On a CPU a seeded request must not be
-    prefilled in two parts (its generator cannot be set back), and nothing there is worth compiling.
+    prefilled in two parts (its generator cannot be set back), and nothing there is worth compiling. `hf_overrides` of
+    the options are added to ours.
 
     Raises:
         EngineError: vLLM has no room for this rank.
@@ -49,8 +50,9 @@ def engine_arguments(
         "limit_mm_per_prompt": {"image": 0, "video": 0},
         "trust_remote_code": options.model.trust_remote_code,
     }
+    overrides: dict[str, Any] = {"head_dtype": "float32"}  # as ours: in 16 bits rounded logits are another policy
     if family.vllm_architecture:
-        arguments["hf_overrides"] = {"architectures": [family.vllm_architecture]}
+        overrides["architectures"] = [family.vllm_architecture]
     if cpu:
         arguments |= {"enable_chunked_prefill": False, "enforce_eager": True}
     if lora_rank is not None:
@@ -58,4 +60,5 @@ def engine_arguments(
         if room is None:
             raise EngineError(f"lora_r {lora_rank}: vLLM has room for {LORA_RANKS[-1]} at most")
         arguments |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 1, "max_cpu_loras": 2}
-    return arguments | option_map(options.engine.vllm_options, "vllm_options")
+    more = option_map(options.engine.vllm_options, "vllm_options")
+    return arguments | more | {"hf_overrides": overrides | more.get("hf_overrides", {})}

@@ -86,7 +86,7 @@ class VLLMServer:
         difference = self.probe.check(self.everyone, version)
         if self.sender:
             self.sender.release()
-        return SyncReport(version, seconds, difference)
+        return SyncReport(version, seconds, difference, self.sender.rounding if self.sender else None)
 
     def adopt(self, problems: Sequence[str]) -> None:
         """What rank 0 knows of the servers."""

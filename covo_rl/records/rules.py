@@ -91,9 +91,9 @@ RULES: Sequence[MonitorRule] = (
         signs.off_policy,
         "The rollouts are not those of the policy that learns: the engine's KL from it is {now:.3f} nats a token, and "
         "they are worth {share:.0%} of their number. One step ahead (--rollout_ahead {rollout_ahead}): set it to 0, or "
-        "lower --learning_rate ({learning_rate}). On vLLM (--use_vllm {use_vllm}): its head should compute in float32, "
-        "and see that --top_p ({top_p}), --top_k ({top_k}) and --min_p ({min_p}) leave nothing out. Otherwise the "
-        "engine has other weights than the policy: look at engine/probe_abs.",
+        "lower --learning_rate ({learning_rate}). On vLLM (--use_vllm {use_vllm}): see that servers were started as "
+        "covo-rl rollout-server says, and that --top_p ({top_p}), --top_k ({top_k}) and --min_p ({min_p}) leave "
+        "nothing out. Otherwise the engine has other weights than the policy: look at engine/probe_abs.",
     ),
     MonitorRule(
         "entropy_collapses",

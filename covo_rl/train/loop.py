@@ -112,7 +112,7 @@ class Trainer:
 
     def sync(self) -> None:
         """Have the engine sample with the policy as it is, for an evaluation between steps."""
-        self.pipeline.sync(self.learner.applied)
+        self.pipeline.sync(self.learner.applied, Clock())
 
     # -- the arrow -----------------------------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ class Trainer:
         rows = self.sampler.peek(self.options.train.prompts_per_step) if more else []
         return self.share(rows)
 
-    def share(self, rows: Sequence[Example]) -> list[Example]:
+    def share(self, rows: Sequence) -> list:
         """This rank's of the rows of a step."""
         return share(rows, self.ranks.rank, self.ranks.world)
 
@@ -321,12 +321,9 @@ class Trainer:
             "orders": self.pipeline.state_dict(),
         }
 
-    def rank_state(self, patience: float | None) -> list[dict[str, Any] | None]:
-        """What this rank alone knows: rollouts of coming steps."""
-        return self.pipeline.rank_state(patience)
-
-    def load_rank_state(self, state: Sequence[Mapping[str, Any] | None] | None) -> None:
-        self.pipeline.load_rank_state(state or [], self.prompt_of)
+    def settle(self, patience: float | None) -> None:
+        """Before a checkpoint: wait for what is sampled ahead, with `patience` at most so many seconds."""
+        self.pipeline.settle(patience)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
@@ -338,4 +335,4 @@ class Trainer:
         self.sampler.load_state_dict(state["sampler"])
         self.figures = dict(state.get("figures", {}))
         rows = {row.id: row for row in self.sampler.examples}
-        self.pipeline.load_state_dict(state.get("orders", []), rows, self.share)
+        self.pipeline.load_state_dict(state.get("orders", []), rows, self.share, self.prompt_of)

@@ -62,15 +62,16 @@ class Pipeline:
         self.in_line = isinstance(engine, OwnEngine)  # nobody waits for it: its work is in the seconds of the step
         self.orders: list[Order] = []  # of this step, until its batch is made, and of the next
         self.version: int | None = None
-        self.probe_abs: float | None = None
+        self.sent: dict[str, float] = {}  # how the last sync went
         self._done: float | None = None  # since when the engine has nothing to do
 
-    def sync(self, version: int, clock: Clock | None = None) -> None:
+    def sync(self, version: int, clock: Clock) -> None:
         """From now on the engine samples with the policy as it is, which is called `version`."""
         if version != self.version:
             report = self._together(lambda: self.engine.sync(version))
-            self.version, self.probe_abs = version, report.probe_abs
-            for phase, seconds in report.seconds.items() if clock else ():
+            figures = {"engine/probe_abs": report.probe_abs, "engine/lora_rounding": report.rounding}
+            self.version, self.sent = version, {name: value for name, value in figures.items() if value is not None}
+            for phase, seconds in report.seconds.items():
                 clock.add(f"sync_{phase}", seconds)
 
     def submit(self, order: Order, version: int, clock: Clock) -> None:
@@ -84,12 +85,12 @@ class Pipeline:
         prompts = order.prompts or ([self.idle] if self.idle else [])
         order.version, order.times = version, {"begun": time.perf_counter()}
         with memory_explained(sampling_advice(len(order.prompts), rollout)):
-            order.pending = self._together(
+            pending: Pending = self._together(
                 lambda: self.engine.submit(prompts, rollout, seed=seed, generations=rollout.num_generations)
             )
-        order.times["idle"] = 0.0 if self._done is None else order.times["begun"] - self._done
-        if isinstance(order.pending.work, Future):
-            order.pending.work.add_done_callback(lambda _: order.times.setdefault("done", time.perf_counter()))
+        order.pending, order.times["idle"] = pending, order.times["begun"] - (self._done or order.times["begun"])
+        if isinstance(pending.work, Future):
+            pending.work.add_done_callback(lambda _: order.times.setdefault("done", time.perf_counter()))
 
     def collect(self, order: Order, clock: Clock) -> list[Group]:
         """The rollouts of an order; waits for them.
@@ -134,7 +135,7 @@ class Pipeline:
             "engine/failed_groups": len(failures),
             "time/idle_trainer": max(waited),
             "time/idle_engine": max(idle),
-            **({} if self.probe_abs is None else {"engine/probe_abs": self.probe_abs}),
+            **self.sent,
         }
 
     def _together(self, action: Callable[[], Any]) -> Any:
@@ -154,43 +155,46 @@ class Pipeline:
 
     # -- in a checkpoint -----------------------------------------------------------------------------------------
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The rows that were taken for orders, by step; so none is lost, whatever becomes of their rollouts."""
-        return [{"step": order.step, "rows": [row.id for row in order.rows]} for order in self.orders]
+    def settle(self, patience: float | None) -> None:
+        """Wait for the rollouts under way, with `patience` at most so many seconds.
 
-    def rank_state(self, patience: float | None) -> list[dict[str, Any] | None]:
-        """This rank's rollouts of the orders; those under way are waited for, with `patience` so many seconds.
-
-        None for an order whose rollouts do not come: a resumed run asks for them anew.
+        An order whose rollouts do not come is in a checkpoint as its rows alone: a resumed run asks for them anew.
         """
         for order in self.orders:
             late = order.pending is not None and patience is not None and not order.pending.ready(patience)
             try:
                 if any(self.ranks.gathered(late)):
                     raise EngineLost(f"not there within {patience:g} s")
-                if order.pending is not None or order.groups is not None:
+                if order.pending is not None:
                     self.collect(order, Clock())
             except EngineLost as lost:
                 if self.ranks.main:
                     say(f"step {order.step}: the checkpoint holds its rows without rollouts: {lost}", err=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The rows that were taken for each order, of all ranks, and their groups where they are here."""
         return [
-            None if order.groups is None else
-            {"groups": pack_groups(order.groups), "version": order.version, "figures": order.figures}
+            {"step": order.step, "rows": [row.id for row in order.rows], "version": order.version,
+             "groups": None if order.groups is None else self.ranks.joined(pack_groups(order.groups)),
+             "figures": order.figures}
             for order in self.orders
         ]  # fmt: skip
 
     def load_state_dict(
-        self, state: Sequence[Mapping[str, Any]], rows: Mapping[str, Example], share: Callable[[list], list]
-    ) -> None:
-        """Orders of these `rows`, by id, still to be asked for."""
+        self, state: Sequence[Mapping[str, Any]], rows: Mapping[str, Example], share: Callable[[Sequence], list],
+        prompt_of: Callable[[str], Prompt],
+    ) -> None:  # fmt: skip
+        """Orders of these `rows`, by id, and this rank's `share` of their groups, by whatever ranks they were saved."""
         self.orders = []
         for saved in state:
             mine = [rows[name] for name in saved["rows"]]
-            self.orders.append(Order(saved["step"], mine, share(mine)))
-
-    def load_rank_state(self, state: Sequence[Mapping[str, Any] | None], prompt_of: Callable[[str], Prompt]) -> None:
-        """The rollouts of `rank_state`, in the orders that are here."""
-        for order, saved in zip(self.orders, state, strict=True):
-            if saved is not None:
-                order.groups = unpack_groups(saved["groups"], prompt_of)
-                order.version, order.figures = saved["version"], dict(saved["figures"])
+            order = Order(saved["step"], mine, share(mine), version=saved["version"], figures=dict(saved["figures"]))
+            if saved["groups"] is not None:
+                here, groups = set(share(range(len(mine)))), iter([*saved["groups"], None])
+                following, packed = next(groups), []
+                for place, row in enumerate(mine):  # groups are in the order of the rows; of some there is none
+                    if following is not None and following["example"] == row.id:
+                        packed += [following] if place in here else []
+                        following = next(groups)
+                order.groups = unpack_groups(packed, prompt_of)
+            self.orders.append(order)

@@ -88,10 +88,7 @@ class ToyTrainer:
         self.totals = dict(state["totals"])
         self.sampler.load_state_dict(state["sampler"])
 
-    def rank_state(self, patience):
-        return None
-
-    def load_rank_state(self, state):
+    def settle(self, patience):
         pass
 
     def run(self, saver: Saver | None = None, run: Run | None = None) -> None:

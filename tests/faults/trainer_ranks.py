@@ -27,17 +27,22 @@ from covo_rl.train.shutdown import exit_after
 
 #: three prompts on two ranks are uneven; with micro-batches of one prompt the ranks make 2 and 1 passes
 UNEVEN = {"prompts_per_step": 3, "micro_batch_prompts": 1, "num_iterations": 2, "beta": 0.05}
+AHEAD = {**UNEVEN, "dynamic_sampling": 1, "rollout_ahead": 1}
 #: one prompt leaves the second rank without work, and steps_per_generation the first one in every second update
 IDLE = {"prompts_per_step": 1, "steps_per_generation": 2}
 FULL = {"lora": False, "train_parts": ["llm", "lm_head"], **UNEVEN}
 CASES = {
     "ddp": {
-        "uneven": {**UNEVEN, "dynamic_sampling": 1},
+        "uneven": AHEAD,
         "a rank without work": IDLE,
         # a quantile in no tie: first tokens of a prompt are equal but for rounding
         "full": {**FULL, "top_entropy_quantile": 0.67, "train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]},
     },
-    "fsdp2": {"uneven": {**UNEVEN, "dynamic_sampling": 1}, "a rank without work": IDLE, "full": FULL},
+    "fsdp2": {
+        "uneven": AHEAD,
+        "a rank without work": IDLE,
+        "full": FULL,
+    },
 }
 CASES |= {"zero2": CASES["fsdp2"], "zero3": CASES["fsdp2"]}
 APART = ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")

@@ -53,8 +53,7 @@ class Resumable(Protocol):
     def state_dict(self) -> dict[str, Any]: ...  # JSON-ready counters and positions
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
     def prompt_of(self, example_id: str) -> Prompt: ...  # of a training row
-    def rank_state(self, patience: float | None) -> Any: ...  # JSON-ready; may wait so many seconds for an engine
-    def load_rank_state(self, state: Any) -> None: ...
+    def settle(self, patience: float | None) -> None: ...  # before a save: wait, at most so many seconds, for rollouts
 
 
 class Saver:
@@ -129,11 +128,12 @@ class Saver:
 
     def _save(self, trainer: Resumable, score: float | None, patience: float | None = None) -> Path:
         """Everything that `_restore` needs, as copies, on disk."""
-        rank: dict[str, Any] = {"trainer": trainer.rank_state(patience), "batch": None}
+        trainer.settle(patience)
         main = self.ranks.main  # alone writes, and so holds, copies of what is not sharded
         reshard(trainer.policy)
         optimizer_tensors, optimizer = state.optimizer_state(trainer.optimizer, trainer.policy, keep=main)
-        rank["random"], rank_tensors = state.random_state()
+        random, rank_tensors = state.random_state()
+        rank: dict[str, Any] = {"random": random, "batch": None}
         if trainer.batch is not None and trainer.update_index:
             rank["batch"], batch_tensors = state.pack_batch(trainer.batch)
             rank_tensors |= batch_tensors
@@ -214,7 +214,6 @@ class Saver:
         place_schedule(trainer.schedule, done)
         trainer.load_state_dict(shared["trainer"])
         if saved.rank:
-            trainer.load_rank_state(saved.rank.get("trainer"))
             state.load_random_state(saved.rank["random"], saved.rank_tensors)
             if batch := saved.rank["batch"]:
                 trainer.batch = state.unpack_batch(batch, saved.rank_tensors, trainer.prompt_of, trainer.device)
@@ -234,8 +233,7 @@ class Saver:
         if saved.shared["world"] != self.ranks.world:
             notes.append(
                 f"saved by {saved.shared['world']} ranks, now {self.ranks.world}: data order, weights and optimiser go "
-                "on exactly; sums over ranks round differently and dropout draws other numbers; what was "
-                "sampled ahead is sampled again"
+                "on exactly; sums over ranks round differently and dropout draws other numbers"
             )
         return notes
 
