@@ -52,7 +52,11 @@ def recipe_steps(
         yield {
             "seconds": metrics["seconds"],
             "peak_gib": torch.cuda.max_memory_allocated() / GIB if cuda else None,
-            **{name: value for name, value in metrics.items() if name.startswith(("sampling/", "engine/", "grad", "loss"))},
+            **{
+                name: value
+                for name, value in metrics.items()
+                if name.startswith(("sampling/", "engine/", "grad", "loss"))
+            },
         }
 
 
