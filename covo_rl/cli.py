@@ -72,7 +72,7 @@ RECIPES = {"train": "grpo_mmau.py", "sft": "sft_cot.py"}
 def usage() -> str:
     """The text of `covo-rl --help`."""
     lines = ["usage: covo-rl COMMAND [OPTIONS]   covo-rl COMMAND --help   covo-rl --version"]
-    width = max(map(len, COMMANDS)) + 2
+    width = max(map(len, COMMANDS)) + 1
     for group, examples in GROUPS.items():
         lines += ["", group]
         for word, example in examples.items():

@@ -18,7 +18,9 @@ from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable
 from covo_rl.run.doctor import activation_bytes, audio_positions, layer_values, plan, render_plan, shape_of
+from covo_rl.run.sizes import Shape
 from covo_rl.run.speed import DECODE_FACTOR, Speed, decode_bytes, measure_speed
+from covo_rl.run.vllm_memory import vllm_memory
 
 SMALL = Sizes(decoder_layers=2, decoder_width=64, decoder_heads=2, encoder_layers=1, encoder_width=64, vocabulary=512)
 
@@ -263,6 +265,38 @@ def test_planned_seconds_are_below_those_of_a_gpu():
     for name in ("completion keys", "logits and probabilities"):
         assert few.sampling[name] == made.sampling[name] / 4, "and hold what 8 rows need"
     assert "lower bound: products at 790 TFLOP/s in bfloat16, copies at 4,300 GB/s" in render_plan(made)
+
+
+def test_planned_memory_of_vllm_by_hand():
+    """28 layers with keys and values of 512 in two bytes: 57,344 bytes a position; 7.6e9 parameters: 15.2 GB."""
+    shape = Shape({"llm": 7_600_000_000}, layers=28, width=3584, mlp_width=18_944, kv_width=512, vocabulary=151_936,
+                  linear_parameters=6_500_000_000)  # fmt: skip
+    words = {"prompts_per_step": 64, "num_generations": 8, "max_completion_length": 1024, "use_vllm": True}
+
+    def planned(gpu_bytes=None, **more):
+        made = vllm_memory(shape, run_options(**words, **more), prompt_positions=300, size=2, gpu_bytes=gpu_bytes)
+        return made[0], " ".join(made[1])
+
+    keys = (64 * 300 + 512 * 1024) * 57_344
+    assert planned()[0] == {"vLLM: weights": 15.2e9, "vLLM: keys": keys}
+    held, notes = planned(80e9, vllm_gpu_memory_utilization=0.3)
+    assert held == {"vLLM: 0.3 of the GPU": 24e9} and "sleeps" in notes and "(15.2 GB)" in notes
+    assert "writes 18 of 64 groups at once" in notes, "8.8 GB are 153,460 positions, a group has 8,492"
+    assert "at once" not in planned(200e9, vllm_gpu_memory_utilization=0.3)[1], "all 64 take 31 GB"
+    assert "weights and one group take 0.20" in planned(80e9, vllm_gpu_memory_utilization=0.15)[1]
+    assert "sleeps" not in planned(80e9, vllm_enable_sleep_mode=False)[1]
+    held, notes = planned(vllm_mode="server", rollout_ahead=1)
+    assert not held and "15.2 GB of weights" in notes and "one step ahead" in notes
+
+
+def test_an_engine_that_never_sleeps_stays_in_the_memory_of_the_update():
+    config = cases.family().model.config
+    sleeping, awake = (
+        plan(config, run_options(use_vllm=True, vllm_enable_sleep_mode=sleeps), prompt_positions=30, gpu_bytes=1e9)
+        for sleeps in (True, False)
+    )
+    assert sleeping.sampling == {"vLLM: 0.3 of the GPU": 3e8} and not awake.sampling
+    assert awake.memory == {**sleeping.memory, **sleeping.sampling}
 
 
 def test_speed_is_measured_in_the_dtype_of_the_run(tmp_path, monkeypatch):

@@ -126,6 +126,8 @@ def parses_as_covo_rl(words: list[str]) -> None:
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
     context = command.make_context("covo-rl", list(words), resilient_parsing=len(words) < 2)
+    if context.ignore_unknown_options:  # the rest are a run's
+        return parses_as_recipe(context.args)
     assert not context.args, f"left over: {context.args}"
 
 

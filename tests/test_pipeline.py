@@ -103,7 +103,7 @@ class Recorder:
     def sync(self, version):
         self.calls.append(f"sync {version}")
         self.own.sync(version)
-        return SyncReport(version, {"save": 1.0, "load": 2.0}, 0.125)
+        return SyncReport(version, {"save": 1.0, "load": 2.0}, 0.125, 1 / 512)
 
     def submit(self, prompts, config, **options):
         self.calls.append(f"submit {self.own.version}")
@@ -151,6 +151,7 @@ def test_the_next_step_is_asked_for_before_this_one_is_scored(tmp_path):
     ]  # fmt: skip
     assert [line["engine/lag"] for line in lines] == [0, 1, 1]
     assert lines[1]["engine/probe_abs"] == 0.125 and lines[1]["seconds"]["sync_save"] == 1.0
+    assert lines[1]["engine/lora_rounding"] == 1 / 512
     assert lines[1]["engine/prefix_hit_rate"] == 0.75 and lines[1]["engine/failed_groups"] == 0
     assert lines[1]["engine/tokens"] == lines[1]["completion_length"] * 12 and lines[1]["engine/tokens_per_s"] > 0
     assert all(line["time/idle_trainer"] >= 0 and line["time/idle_engine"] >= 0 for line in lines)

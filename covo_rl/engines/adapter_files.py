@@ -54,7 +54,7 @@ class AdapterFiles:
         self.trainable, self.dtype = trainable, dtype
         self.rounding = self.seconds = 0.0
         self._names, state = names_in_memory(trainable), trainable.family.model.state_dict(keep_vars=True)
-        self._written: set[int] = set()  # versions
+        self._written: set[int] = set()
         size = sum(4 * math.prod(whole_shape(state[name])) for name in self._names.values())
         self.folder = MemoryFolder(folder, COPIES * size, each_machine=each_machine)
 
@@ -64,10 +64,9 @@ class AdapterFiles:
         Raises:
             EngineError: on every rank: it could not be written, or it was, with other weights.
         """
-        start, model = time.perf_counter(), self.trainable.family.model
-        path = self.folder.path / adapter_name(version)
-        state = whole_state(model, self._names.values(), keep=self.folder.writes)
-        agreed(partial(self._write, version, path, state) if self.folder.writes else None)
+        start, path = time.perf_counter(), self.folder.path / adapter_name(version)
+        state = whole_state(self.trainable.family.model, self._names.values(), keep=self.folder.writes)
+        agreed(partial(self._put, state, path) if self.folder.writes else None)
         self._written.add(version)
         self.seconds = time.perf_counter() - start
         return path
@@ -82,21 +81,20 @@ class AdapterFiles:
         """Remove everything."""
         self.folder.close()
 
-    def _write(self, version: int, path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    def _put(self, state: Mapping[str, torch.Tensor], path: Path) -> None:
         entries = [entry_of(key, state[name], self.dtype) for key, name in self._names.items()]
         tensors = {entry.name: entry.tensor() for entry in entries}
-        if version not in self._written:
-            return fill_folder(path, partial(self._fill, state, tensors))
-        there = load_file(path / f"{STEM}.safetensors")
-        if not all(
-            torch.equal(tensor.view(torch.uint8), there[key].view(torch.uint8)) for key, tensor in tensors.items()
-        ):
-            raise EngineError(f"version {version} was written with other weights: an engine that has loaded those "
-                              "would go on with them")  # fmt: skip
+        if not path.is_dir():
+            changes = [(tensors[key].float() - state[name].detach().cpu().float()).abs().max()
+                       for key, name in self._names.items() if tensors[key].dtype != state[name].dtype]  # fmt: skip
+            self.rounding = float(max(changes, default=0.0))
+            fill_folder(path, partial(self._fill, tensors))
+            return
+        there = load_file(path / f"{STEM}.safetensors")  # asked for again, as after a restart
+        if any(not torch.equal(there[key], tensor) for key, tensor in tensors.items()):
+            raise EngineError(f"{path.name} was written with other weights: an engine that has loaded those would go "
+                              "on with them")  # fmt: skip
 
-    def _fill(self, state: Mapping[str, torch.Tensor], tensors: dict[str, torch.Tensor], folder: Path) -> None:
-        changes = [(tensors[key].float() - state[name].detach().cpu().float()).abs().max()
-                   for key, name in self._names.items() if tensors[key].dtype != state[name].dtype]  # fmt: skip
-        self.rounding = float(max(changes, default=0.0))
+    def _fill(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
         adapter_config(self.trainable).save_pretrained(str(folder))

@@ -38,11 +38,13 @@ class SyncReport:
     """`version` of the policy that the engine samples with from now on.
 
     `seconds` by phase: save, load. `probe_abs`: largest difference of log-probs between engine and policy afterwards.
+    `rounding`: the largest change of a number of the adapter, which is trained in float32, by the engine's precision.
     """
 
     version: int
     seconds: Mapping[str, float] = field(default_factory=dict)
     probe_abs: float | None = None
+    rounding: float | None = None
 
 
 @dataclass(frozen=True)

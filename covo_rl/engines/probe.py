@@ -114,7 +114,7 @@ class Probe:
             return 0.0  # it only answers, with an adapter that is none of zeros: `check` is enough
         fixed = self._group(self.policy.family.tokenizer(FIXED_TEXT, add_special_tokens=False)["input_ids"][:TOKENS])
         before = self._logps(fixed)
-        with random_weights(self.policy.family.model) as draw:
+        with weight_noise(self.policy.family.model) as draw:
             for scale in SCALES:
                 draw(scale)
                 changes = [abs(a - b) for a, b in zip(before, self._logps(fixed), strict=True)]
@@ -132,7 +132,7 @@ class Probe:
 
 
 @contextmanager
-def random_weights(model: nn.Module) -> Iterator[Callable[[float], None]]:
+def weight_noise(model: nn.Module) -> Iterator[Callable[[float], None]]:
     """Yields `draw(scale)`, which adds noise of that share to everything that trains; bit for bit as before at the end.
 
     The same on every rank and in every run. A collective under ZeRO-3.

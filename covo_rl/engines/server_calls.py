@@ -93,7 +93,8 @@ class Caller:
             raise EngineError(self._text(server, str(error))) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
-            raise Unanswered(self._text(server, shown(reason) or type(error).__name__)) from None
+            advice = "; vllm_server_timeout gives it more" if isinstance(reason, TimeoutError) else ""
+            raise Unanswered(self._text(server, (shown(reason) or type(error).__name__) + advice)) from None
 
     def call_json(self, server: Server, path: str, body: Any = None, **options: Any) -> dict[str, Any]:
         """The same where the answer must be an object. Raises Unanswered also where it is none, cut short say."""

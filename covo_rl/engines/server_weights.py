@@ -32,7 +32,12 @@ LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
 class Sender:
-    """Where the files of rank 0 are for each server. `run` keeps two runs on the same servers apart."""
+    """Where the files of rank 0 are for each server. `run` keeps two runs on the same servers apart.
+
+    `rounding` is that of the last adapter; weights are sent as they are, or in the precision that was asked for.
+    """
+
+    rounding: float | None = None
 
     def __init__(self, engine: VLLMServer, files: AdapterFiles | WeightFiles, transport: str) -> None:
         self.engine, self.servers, self.files = engine, engine.servers, files
@@ -77,7 +82,7 @@ class SentAdapters(Sender):
     def send(self, version: int) -> dict[str, float]:
         """Write the adapter and load it on every server that is up; seconds by phase. A collective."""
         start = time.perf_counter()
-        self.paths[version] = self.adapters.write(version)
+        self.paths[version], self.rounding = self.adapters.write(version), self.adapters.rounding
         written = time.perf_counter()
         self.engine.adopt(self.engine.from_main(partial(self._load_everywhere, version)))
         return {"save": written - start, "load": time.perf_counter() - written}

@@ -103,7 +103,7 @@ class VLLMColocate:
         known = self.figures, self.seconds, self.moves
         difference = self.probe.check(self, version)
         self.figures, self.seconds, self.moves = known  # of rollouts, not of the probe's
-        return SyncReport(version, seconds, difference)
+        return SyncReport(version, seconds, difference, self.files.rounding if self.files else None)
 
     def _load(self, name: str, number: int, folder: str) -> None:
         if folder:

@@ -86,7 +86,7 @@ class VLLMServer:
         difference = self.probe.check(self.everyone, version)
         if self.sender:
             self.sender.release()
-        return SyncReport(version, seconds, difference)
+        return SyncReport(version, seconds, difference, self.sender.rounding if self.sender else None)
 
     def adopt(self, problems: Sequence[str]) -> None:
         """What rank 0 knows of the servers."""
@@ -199,7 +199,11 @@ class VLLMServer:
         self.servers.close()
 
     def metrics(self) -> Mapping[str, float]:
-        """Since the last collection; `prefix_hit_rate` is that of all requests of all ranks."""
+        """Since the last collection, of this rank; on rank 0 `prefix_hit_rate` and `clips_prepared` of all ranks."""
         retries, self.servers.retries = self.servers.retries, 0
-        figures = {"retries": retries, "servers_up": len(self.servers.up), "failed_groups": len(self.failed)}
-        return {**figures, **self.rates, **{f"{phase}_s": seconds for phase, seconds in self.seconds.items()}}
+        return {
+            "retries": retries,
+            "servers_up": len(self.servers.up),
+            **self.rates,
+            **{f"{phase}_s": seconds for phase, seconds in self.seconds.items()},
+        }

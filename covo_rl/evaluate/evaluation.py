@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, replace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,14 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         },
         **engine_settings(request.engine),
         "rewards": rewards,
-        "packages": package_versions([*PACKAGES, *(["bitsandbytes"] if request.load_in_4bit else [])]),
+        "packages": package_versions([*PACKAGES, *_more_packages(request)]),
     }  # fmt: skip
+
+
+def _more_packages(request: Request) -> list[str]:
+    engine = request.engine
+    builds = packages_distributions().get("vllm", []) if engine.use_vllm and engine.vllm_mode == "colocate" else []
+    return [*builds, *(["bitsandbytes"] if request.load_in_4bit else [])]
 
 
 def _weights_sha256(path: str) -> str | None:

@@ -93,11 +93,11 @@ def counted_positions(options: Options) -> int:
         raise ConfigError([f"name vllm_max_model_length: only a loaded {kind.__name__} counts its prompts"])
     processor = kind.load_processor(resolve_model(options.model.model))
     family, clips = weightless_family(sizes_of(options.model.model), processor), ClipStore()
-    prompts = [build_prompt(row, family, clips, options.prompt) for row in read_rows(options, kind, clips)]
+    prompts = [build_prompt(row, family, clips, options.prompt) for row in all_rows(options, kind, clips)]
     return needed_positions(prompts, options.rollout.max_completion_length, family)
 
 
-def read_rows(options: Options, kind: Any, clips: ClipStore) -> list[Example]:
+def all_rows(options: Options, kind: Any, clips: ClipStore) -> list[Example]:
     """All rows of the run, clips as long as the family takes them."""
     rows = questions.read_questions(options, clips)
     return questions.fit_clips([*rows.train, *rows.held_out], kind.max_clip_seconds, options.data.long_audio)[0]
@@ -122,7 +122,7 @@ def check_server(options: Options, url: str) -> Iterator[str]:
     policy, trainable = trainable_policy(
         options.model, options.adapter, clips=clips, device=device_of(None), learning_rate=options.train.learning_rate
     )
-    rows = read_rows(options, policy.family, clips)
+    rows = all_rows(options, policy.family, clips)
     (prompt,) = questions.readable_prompts(rows, 1, policy.family, clips, options.prompt)
     engine = rollout_engine(options, policy, trainable, max_model_len=length, probe_prompt=prompt)
     try:

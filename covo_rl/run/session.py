@@ -109,7 +109,8 @@ class Session:
         prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
         self._refuse(length_problems(rows, self.family, self.clips, prompt, limit) if main else [])
         if options.engine.use_vllm:
-            prompts = [*map(prompt, rows)] if main else []
+            everything = rows, len(rows), self.family, self.clips, options.prompt
+            prompts = questions.readable_prompts(*everything) if main else []
             self._refuse(fit_problems(options, self.trainable, prompts) if main else [])
             self.positions = self.ranks.from_main(needed_positions(prompts, limit, self.family) if main else 0)
         if self.trainable.replaced and beta:
