@@ -70,7 +70,7 @@ class Pending:
 
 
 class Sampler(Protocol):
-    """Samples completions. `failed`: the prompts of the last collection whose groups did not come."""
+    """Prompts in, groups out. `failed`: the prompts of the last collection whose groups did not come."""
 
     failed: Sequence[Failed]
 
@@ -91,9 +91,7 @@ class Sampler(Protocol):
 
 
 class RolloutEngine(Sampler, Protocol):
-    """A sampler that follows the policy. `exact`: its log-probs are those of the scoring pass, so no correction is
-    needed.
-    """
+    """Samples completions. `exact`: its log-probs are those of the scoring pass, so no correction is needed."""
 
     name: str
 

@@ -28,6 +28,20 @@ QUESTION = "What do you hear?"
 #: vLLM's own Qwen2-Audio takes no adapters; our plug-in has one that does.
 OVERRIDES: dict[str, dict] = {
     "covo_audio": {}, "qwen2_audio": {"architectures": ["Qwen2AudioWithLoRA"]}, "audioflamingo3": {}, "glmasr": {},
+    "qwen3_asr": {}, "gemma4": {}, "gemma3n": {}, "granite_speech": {}, "qwen2_5_omni": {}, "qwen3_omni_moe": {},
+}  # fmt: skip
+#: encoded with clips of other lengths they get other features on vLLM, which pads them without a mask
+ALONE = {"granite_speech"}
+#: vLLM's attention wants heads of 32 and more: configuration of transformers, and what is larger than in the tiny model
+SIZES: dict[str, tuple[str, dict[str, dict]]] = {
+    "qwen3_asr": ("Qwen3ASRConfig", {
+        "text_config": {"head_dim": 64}, "audio_config": {"output_dim": 256, "d_model": 128}}),
+    "qwen2_5_omni": ("Qwen2_5OmniThinkerConfig", {
+        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}},
+        "audio_config": {"output_dim": 256, "d_model": 128}, "vision_config": {"out_hidden_size": 256}}),
+    "granite_speech": ("GraniteSpeechConfig", {"encoder_config": {"input_dim": 160}}),
+    "gemma4": ("Gemma4Config", {"text_config": {"head_dim": 32, "global_head_dim": 64}}),
+    "gemma3n": ("Gemma3nConfig", {"text_config": {"head_dim": 32}}),
 }  # fmt: skip
 
 
@@ -58,12 +72,27 @@ def write_base(name: str, folder: Path) -> None:
         model, processor = tiny_qwen2_audio(encoder_width=256, encoder_layers=1, decoder_width=256, mel_bins=128)
     else:
         decoder_sizes.__defaults__ = (256, 2, 4)
+        enlarge(name)
         folder.mkdir(parents=True)
         published.write_published(*tiny_model(name), published.tables()[name], folder)
         return
     model.save_pretrained(folder)
     write_shards(merged_entries(model), folder)
     save_processor(family_class(name)(model, processor), folder)
+
+
+def enlarge(name: str) -> None:
+    """Let the tiny model of this process have the sizes of the table."""
+    import transformers
+
+    from covo_rl.models.tiny import granite_speech
+
+    granite_speech.BINS = 80  # vLLM takes the stock features
+    if name in SIZES:
+        label, more = SIZES[name]
+        original = getattr(transformers, label)
+        setattr(transformers, label, lambda **parts: original(
+            **{part: {**value, **more[part]} if part in more else value for part, value in parts.items()}))  # fmt: skip
 
 
 def prepare(name: str, root: Path) -> None:
@@ -131,7 +160,8 @@ def ask_vllm(root: Path, kind: str, overrides: dict) -> None:
     found = {}
     for key, request in requests.items():
         start = time.perf_counter()
-        outputs = llm.generate(prompts, first, lora_request=request, use_tqdm=False)
+        calls = [[prompt] for prompt in prompts] if root.name in ALONE else [prompts]
+        outputs = [o for some in calls for o in llm.generate(some, first, lora_request=request, use_tqdm=False)]
         seconds[key] = round(time.perf_counter() - start, 1)
         rows = [{token: entry.logprob for token, entry in o.outputs[0].logprobs[0].items()} for o in outputs]
         found[key] = np.array([[row[token] for token in sorted(row)] for row in rows])
