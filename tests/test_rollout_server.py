@@ -185,7 +185,8 @@ def adapter(tmp_path_factory):
         for n, parameter in enumerate(p for p in policy.family.model.parameters() if p.requires_grad):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(n)))
     folder = tmp_path_factory.mktemp("saved")
-    return shutil.copytree(AdapterFiles(trainable, folder).write(1), folder / "adapter")
+    files = AdapterFiles(trainable, folder)  # which go with it
+    return shutil.copytree(files.write(1), folder / "adapter")
 
 
 @pytest.mark.parametrize("tuned", [False, True])
