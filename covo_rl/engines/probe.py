@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from covo_rl.config import RolloutConfig
-from covo_rl.engines.base import EngineError, RolloutEngine
+from covo_rl.engines.base import EngineError, RolloutEngine, Sampler
 from covo_rl.engines.own import samples_exactly
 from covo_rl.policy.sharding import every_rank, local_tensor, put, whole
 from covo_rl.types import Group, Prompt, Rollout, visible
@@ -57,7 +57,7 @@ class Probe:
         exact = samples_exactly(self.policy) and self.dtype in (None, torch.float32)
         return EXACT if exact else COARSE
 
-    def check(self, engine: RolloutEngine, version: int) -> float:
+    def check(self, engine: Sampler, version: int) -> float:
         """The largest absolute difference, in nats, over the engine's own greedy completion of the prompt.
 
         Raises:
@@ -84,7 +84,7 @@ class Probe:
             )
         return largest
 
-    def _completion(self, engine: RolloutEngine, version: int) -> Group:
+    def _completion(self, engine: Sampler, version: int) -> Group:
         pending = engine.submit([self.prompt], self.config, seed=0, generations=1, greedy=True)
         groups = engine.collect(pending)
         if not groups:

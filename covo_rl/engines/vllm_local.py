@@ -58,7 +58,8 @@ class VLLMColocate:
         self.sleeps = engine.vllm_enable_sleep_mode and policy.device.type == "cuda"
         autocast = is_initialized() and AcceleratorState().mixed_precision == "bf16"
         self.dtype = torch.bfloat16 if autocast else self.family.embed_tokens.weight.dtype
-        self.trainable, peft_model = trainable, trainable and trainable.peft_model
+        peft_model: Any = trainable and trainable.peft_model
+        self.trainable = trainable
         rank_of_lora = largest_rank(peft_model.peft_config[ADAPTER]) if peft_model else None
         self.arguments = engine_arguments(
             options, self.family, path=resolve_model(options.model.model), dtype=str(self.dtype).split(".")[1],

@@ -3,6 +3,7 @@
 The one module that imports vLLM for an engine of our own.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import gc
@@ -42,7 +43,7 @@ class VLLMProcess:
     def __init__(self, arguments: Mapping[str, Any], *, rank: int = 0) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report to its makers
-        from vllm import LLM  # pyright: ignore[reportMissingImports]
+        from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
 
         known = [item.name for item in fields(EngineArgs)]
@@ -52,7 +53,8 @@ class VLLMProcess:
         self.alone = not dist.is_initialized()
         if self.alone:  # vLLM wants a group, and an address for it where there is none
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # public, but not in its __all__
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
         local_rank = str(torch.cuda.current_device() if torch.cuda.is_available() else rank)
         with _failures("it does not start"), _untouched(), _environment(RANK=str(rank), LOCAL_RANK=local_rank):
             self.llm: Any = LLM(**arguments, distributed_executor_backend="external_launcher", disable_log_stats=False)

@@ -88,7 +88,7 @@ def counted_positions(options: Options) -> int:
     Raises:
         ConfigError, DataError, PromptError: rows that cannot be used, or a family that counts with a loaded model only.
     """
-    kind = family_at(resolve_model(options.model.model))
+    kind: Any = family_at(resolve_model(options.model.model))
     if not hasattr(kind, "load_processor"):
         raise ConfigError([f"name vllm_max_model_length: only a loaded {kind.__name__} counts its prompts"])
     processor = kind.load_processor(resolve_model(options.model.model))
