@@ -50,8 +50,9 @@ def commands(folder: Path, bodies: dict[str, str]) -> dict[str, str]:
 
 def recorder(folder: Path, *, stays: bool = False) -> str:
     """An environment (VENV) whose python notes its arguments by machine; `stays` until SIGTERM."""
-    wait = "trap 'echo saved >> $0.$MACHINE_RANK; exit 1' TERM; while true; do sleep 0.05; done" if stays else "exit 0"
-    commands(folder / "bin", {"python": f'printf "%s\\n" "$@" > "$0.$MACHINE_RANK"; {wait}'})
+    trap, wait = "trap 'echo saved >> $0.$MACHINE_RANK; exit 1' TERM", "while true; do sleep 0.05; done"
+    note = 'printf "%s\\n" "$@" > "$0.$MACHINE_RANK"'
+    commands(folder / "bin", {"python": "; ".join([trap, note, wait] if stays else [note])})
     return str(folder)
 
 
@@ -107,7 +108,7 @@ def test_before_the_time_limit_slurm_lets_the_ranks_save_and_queues_the_job_agai
     process = subprocess.Popen(["bash", "recipes/slurm/trainers.sbatch", "ddp"], cwd=ROOT, env=env)
     wait_until(lambda: len(noted(tmp_path / "venv")) == 2 and all(noted(tmp_path / "venv")))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) != 0
+    assert process.wait(60) != 0
     assert all(words[-1] == "saved" for words in noted(tmp_path / "venv"))
     log = (tmp_path / "bin" / "log").read_text().splitlines()
     assert log == ["scancel --signal=TERM 31.0", "scontrol requeue 31"]
@@ -125,7 +126,7 @@ def test_ssh_starts_every_machine_stops_all_of_them_and_shows_no_key(how, tmp_pa
     else:  # a launcher there ends by itself
         (pid,) = pids_with(str(tmp_path), "--machine_rank\x001\x00")
         os.kill(pid, signal.SIGTERM)
-    assert process.wait(30) != 0
+    assert process.wait(60) != 0
     for rank, lines in enumerate(noted(tmp_path / "venv")):
         args = launched(lines[:-1])
         assert (args.machine_rank, args.main_process_ip, lines[-1]) == (rank, "127.0.0.1", "saved")
@@ -146,7 +147,7 @@ def pids_with(*parts: str) -> list[int]:
     return [int(p.name) for p in Path("/proc").glob("[0-9]*") if all(part in line(p) for part in parts)]
 
 
-def wait_until(condition, seconds: float = 30) -> None:
+def wait_until(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -204,7 +205,7 @@ def test_servers_are_named_once_all_answer_started_anew_when_they_die_and_end_wi
         subprocess.run(["scancel", "30"], env=env, check=True)
     else:
         process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.wait(60)
     assert not any(map(answers, urls)) and not pids_with(str(tmp_path), "http.server")
 
 

@@ -148,13 +148,13 @@ def _mesh_sizes() -> ParallelismConfig | None:
     if not _asked_for("PARALLELISM_CONFIG"):
         return None
     sizes = ParallelismConfig()  # from the launcher's environment
-    copies, shards, ranks = sizes.dp_replicate_size, sizes.dp_shard_size, launched_processes()
+    copies, shards, wanted = sizes.dp_replicate_size, sizes.dp_shard_size, sizes.data_parallel_size
     if sizes.non_data_parallel_size > 1:
         raise ConfigError(["tensor, context and sequence parallelism of the launcher: this trainer has none of them; "
-                           "leave dp_replicate_size and dp_shard_size alone in parallelism_config"])  # fmt: skip
-    if copies * shards != ranks or shards == 1:
-        raise ConfigError([f"{copies} copies over {shards} shards each are {copies * shards} ranks, and {ranks} were "
-                           "started: set parallelism_config_dp_replicate_size to the number of machines and "
+                           "parallelism_config has dp_replicate_size and dp_shard_size, nothing else"])  # fmt: skip
+    if wanted != (ranks := launched_processes()) or shards == 1:
+        raise ConfigError([f"{copies} copies over {shards} shards each are {wanted} ranks, and {ranks} were started: "
+                           "set parallelism_config_dp_replicate_size to the number of machines and "
                            "parallelism_config_dp_shard_size to the GPUs of each, 2 or more"])  # fmt: skip
     return sizes
 
