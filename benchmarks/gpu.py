@@ -48,6 +48,7 @@ SMALL_RUN = ["recipes/grpo_mmau.py", "--max_steps", "2", "--prompts_per_step", "
 #: name -> (words for accelerate, words for the recipe, package it needs)
 RUNS = {
     "lora_bf16": ([], ["--dtype", "bfloat16"], None),
+    "ahead_bf16": ([], ["--dtype", "bfloat16", "--rollout_ahead", "1"], None),
     "full_bf16": (["--mixed_precision", "bf16"], ["--full"], None),
     "fsdp2_lora": (["--config_file", "recipes/accelerate/fsdp2.yaml"], [], None),
     "fsdp2_full": (["--config_file", "recipes/accelerate/fsdp2.yaml"], ["--full"], None),

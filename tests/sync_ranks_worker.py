@@ -20,7 +20,7 @@ from covo_rl.config import AdapterConfig
 from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.own import OwnEngine
-from covo_rl.engines.probe import Probe, random_weights
+from covo_rl.engines.probe import Probe, weight_noise
 from covo_rl.engines.weight_files import WeightFiles
 from covo_rl.policy import Policy
 from covo_rl.policy.sharding import every_rank, local_tensor
@@ -78,7 +78,7 @@ def check(kind: str, folder: Path) -> None:
 
     model = in_pieces.family.model
     before = [local_tensor(p).clone() for p in model.parameters()]
-    with random_weights(model) as draw:
+    with weight_noise(model) as draw:
         draw(0.1)
         moved = files_of(kind, in_pieces, folder)
         assert any(not torch.equal(moved[key], expected[key]) for key in moved)

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 import typer
+from accelerate.commands.launch import launch_command_parser
 
 from covo_rl.cli import COMMANDS, RECIPES
 from covo_rl.config import option_names, parse_options
@@ -34,7 +35,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 PATHS = re.compile(r"\b((?:covo_rl|recipes|tests|rewards|eval_sets|benchmarks|docs)/[\w/.-]*\w\.(?:py|yaml|md))")
 #: an option's name, then "default" and a number in the same line
 DEFAULTS = re.compile(r"`?-*([a-z]+(?:[_-][a-z]+)+)`?[^\n`]*?\bdefault:? `?(\d[\d.e-]*)\b")
-WORDS = ("covo-rl ", "make ", "python ", "accelerate ", ".venv/bin/")
+WORDS = ("covo-rl ", "make ", "python ", "accelerate ", ".venv/bin/", "sbatch ", "recipes/ssh/launch.sh ")
 
 
 #: pages whose python blocks go on from one another
@@ -140,8 +141,25 @@ def parses_as_cold_start(words: list[str]) -> None:
     runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]().parse_args(words)
 
 
+def parses_on_machines(words: list[str]) -> None:
+    """Options of Slurm, and hosts, are the reader's; what follows is the recipe's or covo-rl rollout-server's."""
+    script = next(word for word in words if word.startswith("recipes/"))
+    assert (ROOT / script).is_file(), f"{script} does not exist"
+    words = words[words.index(script) + 1 :]
+    role = Path(script).stem if script.endswith(".sbatch") else words[0]
+    words = words if script.endswith(".sbatch") else words[2:]
+    if role == "servers":
+        return parses_as_covo_rl(["rollout-server", *words])
+    assert role == "trainers" and (ROOT / "recipes" / "accelerate" / f"{words[0]}.yaml").is_file()
+    parses_as_recipe(words[1:])
+
+
 def parses(line: str) -> None:
     words = shlex.split(re.sub(r"\s\[.*\]", "", line))
+    if words[0] in ("sbatch", "recipes/ssh/launch.sh"):
+        return parses_on_machines(words)
+    if words[:2] == ["accelerate", "launch"] and len(words) > 3:  # not where a sentence names it
+        launch_command_parser().parse_args(words[2:])
     if words[0] == "covo-rl":
         return parses_as_covo_rl(words[1:])
     if words[0] == "make":
@@ -214,7 +232,7 @@ def test_every_name_in_running_code_is_in_the_code():
     """finding 41: `MAX_SAMPLES`, `n_missing`: a name with an underscore stands in the sources, or is a file there."""
     rooms = ("covo_rl", "rewards", "recipes", "eval_sets", "tests", "benchmarks")
     files = [path for room in rooms for path in (ROOT / room).rglob("*") if path != Path(__file__)]
-    sources = [path for path in files if path.suffix in (".py", ".yaml", ".jinja")]
+    sources = [path for path in files if path.suffix in (".py", ".yaml", ".jinja", ".sh", ".sbatch")]
     words = {path.stem for path in files} | {"no_proxy"}  # of every HTTP client
     words = words.union(*(re.findall(r"\w+", path.read_text("utf-8")) for path in sources))
     for page in [page for page in PAGES if page.name != "serving.md"]:  # whose names are vLLM's

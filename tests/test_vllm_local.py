@@ -20,7 +20,7 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, ConfigError, Options
 from covo_rl.engines import vllm_local
 from covo_rl.engines.base import EngineError, EngineLost
-from covo_rl.engines.probe import random_weights
+from covo_rl.engines.probe import weight_noise
 from covo_rl.engines.vllm_local import VLLMColocate
 from covo_rl.engines.vllm_process import VLLMFailure
 from covo_rl.policy import Policy
@@ -78,7 +78,7 @@ def test_every_version_is_sampled_with_its_own_weights_and_the_policy_is_what_it
     engine, prompts = start()
     assert all(torch.equal(a, b) for a, b in zip(before, trainable.family.model.parameters(), strict=True))
     seen = set()
-    with random_weights(trainable.family.model) as draw:
+    with weight_noise(trainable.family.model) as draw:
         for version, scale in enumerate((0.5, 1.0, 2.0), 1):
             draw(scale)
             report = engine.sync(version)
@@ -224,7 +224,7 @@ def test_an_adapter_that_is_served_stale_stops_the_run(start, trained, llms):
     llms[0].fake._load = lambda name, folder, in_place: llms[0].fake.weights.update(
         {name: llms[0].fake.weights["base"]}
     )
-    with random_weights(trained[1].family.model) as draw:
+    with weight_noise(trained[1].family.model) as draw:
         draw(1.0)
         with pytest.raises(EngineError, match="at version 1 its log-probs of"):
             engine.sync(1)

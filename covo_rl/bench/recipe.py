@@ -22,6 +22,9 @@ from covo_rl.train.loop import Trainer
 from covo_rl.types import Clip, Example
 
 
+REPORTED = ("sampling/", "engine/", "grad", "loss")
+
+
 def recipe_steps(
     size: str, *, steps: int = 3, prompts: int = 8, completion: int = 256, folder: Path
 ) -> Iterator[dict[str, Any]]:
@@ -52,7 +55,7 @@ def recipe_steps(
         yield {
             "seconds": metrics["seconds"],
             "peak_gib": torch.cuda.max_memory_allocated() / GIB if cuda else None,
-            **{name: value for name, value in metrics.items() if name.startswith(("sampling/", "engine/", "grad", "loss"))},
+            **{name: value for name, value in metrics.items() if name.startswith(REPORTED)},
         }
 
 

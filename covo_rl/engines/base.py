@@ -69,27 +69,10 @@ class Pending:
         return not (isinstance(self.work, Future) and wait([self.work], seconds).not_done)
 
 
-class RolloutEngine(Protocol):
-    """Samples completions. `exact`: its log-probs are those of the scoring pass, so no correction is needed.
+class Sampler(Protocol):
+    """Prompts in, groups out. `failed`: the prompts of the last collection whose groups did not come."""
 
-    `failed`: the prompts of the last collection whose groups did not come.
-    """
-
-    name: str
     failed: Sequence[Failed]
-
-    @property
-    def exact(self) -> bool: ...
-
-    def sync(self, version: int) -> SyncReport:
-        """From now on, sample with this version of the policy; what was submitted before keeps its own.
-
-        Under sharding a collective, as `submit` and `collect` are for the policy's own decoder.
-
-        Raises:
-            EngineError: the engine does not run the policy.
-        """
-        ...
 
     def submit(
         self, prompts: Sequence[Prompt], config: RolloutConfig, *, seed: int, generations: int, greedy: bool = False
@@ -103,6 +86,25 @@ class RolloutEngine(Protocol):
         Raises:
             EngineLost: nothing answers any more.
             EngineError: sampling failed, or a group is not one of this policy.
+        """
+        ...
+
+
+class RolloutEngine(Sampler, Protocol):
+    """Samples completions. `exact`: its log-probs are those of the scoring pass, so no correction is needed."""
+
+    name: str
+
+    @property
+    def exact(self) -> bool: ...
+
+    def sync(self, version: int) -> SyncReport:
+        """From now on, sample with this version of the policy; what was submitted before keeps its own.
+
+        Under sharding a collective, as `submit` and `collect` are for the policy's own decoder.
+
+        Raises:
+            EngineError: the engine does not run the policy.
         """
         ...
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from covo_rl.config import RolloutConfig
-from covo_rl.engines.base import EngineError, RolloutEngine
+from covo_rl.engines.base import EngineError, RolloutEngine, Sampler
 from covo_rl.engines.own import samples_exactly
 from covo_rl.policy.sharding import every_rank, local_tensor, put, whole
 from covo_rl.types import Group, Prompt, Rollout, visible
@@ -57,7 +57,7 @@ class Probe:
         exact = samples_exactly(self.policy) and self.dtype in (None, torch.float32)
         return EXACT if exact else COARSE
 
-    def check(self, engine: RolloutEngine, version: int) -> float:
+    def check(self, engine: Sampler, version: int) -> float:
         """The largest absolute difference, in nats, over the engine's own greedy completion of the prompt.
 
         Raises:
@@ -84,7 +84,7 @@ class Probe:
             )
         return largest
 
-    def _completion(self, engine: RolloutEngine, version: int) -> Group:
+    def _completion(self, engine: Sampler, version: int) -> Group:
         pending = engine.submit([self.prompt], self.config, seed=0, generations=1, greedy=True)
         groups = engine.collect(pending)
         if not groups:
@@ -114,7 +114,7 @@ class Probe:
             return 0.0  # it only answers, with an adapter that is none of zeros: `check` is enough
         fixed = self._group(self.policy.family.tokenizer(FIXED_TEXT, add_special_tokens=False)["input_ids"][:TOKENS])
         before = self._logps(fixed)
-        with random_weights(self.policy.family.model) as draw:
+        with weight_noise(self.policy.family.model) as draw:
             for scale in SCALES:
                 draw(scale)
                 changes = [abs(a - b) for a, b in zip(before, self._logps(fixed), strict=True)]
@@ -132,7 +132,7 @@ class Probe:
 
 
 @contextmanager
-def random_weights(model: nn.Module) -> Iterator[Callable[[float], None]]:
+def weight_noise(model: nn.Module) -> Iterator[Callable[[float], None]]:
     """Yields `draw(scale)`, which adds noise of that share to everything that trains; bit for bit as before at the end.
 
     The same on every rank and in every run. A collective under ZeRO-3.

@@ -137,7 +137,7 @@ class Caller:
 
     def figures(self, servers: Sequence[Server], names: Sequence[str]) -> dict[str, float]:
         """Counters of /metrics by name (`vllm:prefix_cache_hits`), over these servers; what one lacks counts 0."""
-        totals = dict.fromkeys(names, 0.0)
+        totals: dict[str, float] = dict.fromkeys(names, 0.0)
         for text in self.together(lambda server: self.call(server, "/metrics", seconds=FIGURE_SECONDS), servers):
             for line in text.decode(errors="replace").splitlines() if isinstance(text, bytes) else ():
                 name = line.partition("{")[0].removesuffix("_total")

@@ -56,13 +56,11 @@ def served_base(servers: Servers, max_model_len: int) -> str:
 
 
 class AllServers:
-    """The servers that are up as one engine for the probe: all must answer alike, and the first one's answer is taken.
+    """The servers that are up as one for the probe: all must answer alike, and the first one's answer is taken.
 
     What comes back later is asked the same again, and compared with that answer.
     """
 
-    name = "vllm_server"
-    exact = False
     failed: Sequence[Failed] = ()
 
     def __init__(self, engine: VLLMServer) -> None:

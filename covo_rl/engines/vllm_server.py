@@ -72,7 +72,7 @@ class VLLMServer:
         self.everyone = AllServers(self)
         self.seconds: dict[str, float] = {}
         self.rates: dict[str, float] = {}
-        self.counts = dict.fromkeys(COUNTERS, 0.0)
+        self.counts: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         if self.sender is not None:
             self.probe.check_random(self)
         self.sync(0)

@@ -153,8 +153,8 @@ def not_shared(run: Run, ranks: Ranks, patience: float = 30.0) -> str | None:
     if not blind:
         return None
     run.lock.release()
-    return (f"{', '.join(blind[:3])}{' ...' * (len(blind) > 3)} cannot see what rank 0 writes: several machines need one "
-            "--output that all of them reach by the same path")  # fmt: skip
+    return (f"{', '.join(blind[:3])}{' ...' * (len(blind) > 3)} cannot see what rank 0 writes: several machines need "
+            "one --output that all of them reach by the same path")  # fmt: skip
 
 
 def own(run: Run, options: Options, files: Mapping[str, Path], more: Mapping[str, Any] | None = None) -> str | None:

@@ -112,7 +112,7 @@ class Trainer:
 
     def sync(self) -> None:
         """Have the engine sample with the policy as it is, for an evaluation between steps."""
-        self.pipeline.sync(self.learner.applied)
+        self.pipeline.sync(self.learner.applied, Clock())
 
     # -- the arrow -----------------------------------------------------------------------------------------------
 

@@ -65,13 +65,13 @@ class Pipeline:
         self.sent: dict[str, float] = {}  # how the last sync went
         self._done: float | None = None  # since when the engine has nothing to do
 
-    def sync(self, version: int, clock: Clock | None = None) -> None:
+    def sync(self, version: int, clock: Clock) -> None:
         """From now on the engine samples with the policy as it is, which is called `version`."""
         if version != self.version:
             report = self._together(lambda: self.engine.sync(version))
             figures = {"engine/probe_abs": report.probe_abs, "engine/lora_rounding": report.rounding}
             self.version, self.sent = version, {name: value for name, value in figures.items() if value is not None}
-            for phase, seconds in report.seconds.items() if clock else ():
+            for phase, seconds in report.seconds.items():
                 clock.add(f"sync_{phase}", seconds)
 
     def submit(self, order: Order, version: int, clock: Clock) -> None:
@@ -85,12 +85,12 @@ class Pipeline:
         prompts = order.prompts or ([self.idle] if self.idle else [])
         order.version, order.times = version, {"begun": time.perf_counter()}
         with memory_explained(sampling_advice(len(order.prompts), rollout)):
-            order.pending = self._together(
+            pending: Pending = self._together(
                 lambda: self.engine.submit(prompts, rollout, seed=seed, generations=rollout.num_generations)
             )
-        order.times["idle"] = 0.0 if self._done is None else order.times["begun"] - self._done
-        if isinstance(order.pending.work, Future):
-            order.pending.work.add_done_callback(lambda _: order.times.setdefault("done", time.perf_counter()))
+        order.pending, order.times["idle"] = pending, order.times["begun"] - (self._done or order.times["begun"])
+        if isinstance(pending.work, Future):
+            pending.work.add_done_callback(lambda _: order.times.setdefault("done", time.perf_counter()))
 
     def collect(self, order: Order, clock: Clock) -> list[Group]:
         """The rollouts of an order; waits for them.

@@ -32,7 +32,7 @@ import vllm_check
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, Options, PromptConfig
-from covo_rl.engines.probe import Probe, random_weights
+from covo_rl.engines.probe import Probe, weight_noise
 from covo_rl.engines.vllm_requests import clip_waveform, group_of, prompt_ids, sampling_fields
 from covo_rl.models import load_family
 from covo_rl.policy import Policy
@@ -100,7 +100,7 @@ def in_process(name: str, base: Path) -> dict[str, float]:
         return max(abs(a - b) for a, b in zip(ours, logps, strict=False))
 
     figures, files = {"base": difference()}, WeightFiles(trainable, shard_bytes=1 << 18)
-    with random_weights(family.model) as draw:
+    with weight_noise(family.model) as draw:
         draw(0.3)
         figures["older weights"] = difference()
         llm.start_weight_update()

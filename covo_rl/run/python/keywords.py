@@ -46,6 +46,10 @@ HINTS = {
     "optim": "AdamW it is",
     "generation_kwargs": "temperature, top_p, top_k, min_p",
     "vllm_importance_sampling_correction": "sampler_correction",
+    "vllm_importance_sampling_mode": "sampler_correction_mode",
+    "vllm_importance_sampling_cap": "sampler_correction_cap",
+    "vllm_server_host": "vllm_server_base_url takes http://HOST:PORT, several with commas",
+    "vllm_server_port": "vllm_server_base_url takes http://HOST:PORT, several with commas",
     "disable_dropout": "dropout is off unless lora_dropout says otherwise",
 }  # fmt: skip
 
