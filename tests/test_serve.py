@@ -93,7 +93,7 @@ print("READ " + json.dumps(read, default=lambda value: getattr(value, "__dict__"
 @pytest.mark.slow
 @pytest.mark.skipif(vllm_python() is None, reason="vLLM is not importable; set COVO_RL_VLLM_PYTHON (docs/serving.md)")
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("family", ["covo_audio", "qwen2_audio", "audioflamingo3", "glmasr"])
+@pytest.mark.parametrize("family", ["covo_audio", "qwen2_audio", "audioflamingo3", "glmasr", "qwen3_asr"])
 def test_exports_answer_on_vllm_as_the_policy_does(family):
     script = ROOT / "tests" / "serving" / "vllm_check.py"
     done = subprocess.run(

@@ -28,7 +28,7 @@ QUESTION = "What do you hear?"
 #: vLLM's own Qwen2-Audio takes no adapters; our plug-in has one that does.
 OVERRIDES: dict[str, dict] = {
     "covo_audio": {}, "qwen2_audio": {"architectures": ["Qwen2AudioWithLoRA"]}, "audioflamingo3": {}, "glmasr": {},
-    "qwen3_asr": {}, "gemma4": {}, "gemma3n": {}, "granite_speech": {}, "qwen2_5_omni": {}, "qwen3_omni_moe": {},
+    "qwen3_asr": {}, "granite_speech": {},
 }  # fmt: skip
 #: encoded with clips of other lengths they get other features on vLLM, which pads them without a mask
 ALONE = {"granite_speech"}
@@ -36,12 +36,7 @@ ALONE = {"granite_speech"}
 SIZES: dict[str, tuple[str, dict[str, dict]]] = {
     "qwen3_asr": ("Qwen3ASRConfig", {
         "text_config": {"head_dim": 64}, "audio_config": {"output_dim": 256, "d_model": 128}}),
-    "qwen2_5_omni": ("Qwen2_5OmniThinkerConfig", {
-        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}},
-        "audio_config": {"output_dim": 256, "d_model": 128}, "vision_config": {"out_hidden_size": 256}}),
     "granite_speech": ("GraniteSpeechConfig", {"encoder_config": {"input_dim": 160}}),
-    "gemma4": ("Gemma4Config", {"text_config": {"head_dim": 32, "global_head_dim": 64}}),
-    "gemma3n": ("Gemma3nConfig", {"text_config": {"head_dim": 32}}),
 }  # fmt: skip
 
 
