@@ -21,7 +21,6 @@ from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
 from covo_rl.types import Clip, Example
 
-
 REPORTED = ("sampling/", "engine/", "grad", "loss")
 
 

@@ -24,6 +24,7 @@ from covo_rl.export.questions import KEEP, Target, answer_questions, is_ours, re
 from covo_rl.export.serve_check import RATE, fixed_sounds
 from covo_rl.models.base import AudioFamily
 from covo_rl.policy.lora import peft_products
+from covo_rl.policy.products import whole_float32
 from covo_rl.policy.trainable import Trainable
 from covo_rl.prompt import build_prompt
 from covo_rl.types import Clip, Example, Prompt
@@ -118,7 +119,8 @@ def ask_policy(modes: Trainable, prompts: Sequence[Prompt], clips: ClipStore) ->
     model, was_training = modes.family.model, modes.family.model.training
 
     def logits() -> torch.Tensor:
-        with peft_products(model):  # in 16 bits the policy rounds elsewhere than who loads the export
+        # in 16 bits, and in TF32, the policy rounds elsewhere than who loads the export
+        with peft_products(model), whole_float32():
             return torch.stack([policy_logits(prompt, modes.family, clips) for prompt in prompts])
 
     model.eval()

@@ -146,16 +146,23 @@ def mix_in(module: nn.Module, mixin: type) -> None:
         module.__class__ = type(kind.__name__, (mixin, kind), {"__module__": kind.__module__})
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Inside, float32 products are made in float32, whether or not the run allows TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class _ExactAngles:
     """Mixed into the class of a module that multiplies positions by frequencies."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
+        with whole_float32():
             return super().forward(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        finally:
-            torch.set_float32_matmul_precision(before)
 
 
 def keep_angles_exact(model: nn.Module) -> None:
