@@ -134,6 +134,15 @@ def test_what_vllm_refuses_is_not_kept(shelf, memory):
     assert not list(memory.iterdir()) and gate.folders == {}
 
 
+def test_nothing_is_left_of_an_adapter_whose_client_has_gone(shelf, memory):
+    async def gone(*_):
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        ask(Gate(gone), "/v1/load_lora_adapter", {"lora_name": "policy-1", "lora_path": shelf[2]})
+    assert not list(memory.iterdir())
+
+
 def test_what_cannot_be_fetched_never_reaches_vllm(shelf, memory, monkeypatch):
     gate = Gate(behind := Behind())
     (shelf[1] / WEIGHTS).unlink()

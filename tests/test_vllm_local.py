@@ -204,6 +204,31 @@ def test_among_several_ranks_a_failed_engine_ends_the_run(start, llms):
     assert len(llms) == 1
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_engine_that_dies_at_a_sync_or_on_waking_is_started_again_or_lost(start, llms, monkeypatch, world):
+    """As one that dies while sampling: the weights of this step are worth a checkpoint."""
+    engine, prompts = start(world=world)
+    groups = collected(engine, prompts)
+
+    def broken(*_):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    llms[0].wake_up, llms[0].llm_engine.add_lora, engine.asleep = broken, broken, True
+    if world > 1:
+        with pytest.raises(EngineLost, match="rank 0: vLLM: it does not wake up"):
+            engine.sync(1)
+        return
+    with pytest.warns(UserWarning, match=r"does not wake up: RuntimeError.*started again"):
+        engine.sync(1)
+    assert len(llms) == 2 and [r.completion_ids for g in collected(engine, prompts) for r in g.rollouts] == [
+        r.completion_ids for g in groups for r in g.rollouts
+    ]
+    llms[1].llm_engine.add_lora = broken
+    with pytest.warns(UserWarning, match=r"cannot load the adapter policy-2.*started again"):
+        engine.sync(2)
+    assert len(llms) == 3 and engine.restarts == 2
+
+
 def test_an_adapter_that_changes_nothing_stops_the_run_before_it_begins(start, llms, monkeypatch):
     monkeypatch.setattr(fake_vllm.FakeLLM, "no_op", True)
     with pytest.raises(EngineError, match="the engine does not run the policy"):
@@ -215,7 +240,7 @@ def test_an_adapter_that_changes_nothing_stops_the_run_before_it_begins(start, l
 def test_an_adapter_number_that_is_used_again_stops_the_run(start, trained, llms):
     engine, _ = start()
     engine.loads -= 1
-    with pytest.raises(VLLMFailure, match="adapter number 2 already"):
+    with pytest.raises(EngineError, match="adapter number 2 already"):
         engine.sync(1)
 
 

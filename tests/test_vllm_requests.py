@@ -26,9 +26,9 @@ def policy():
     return cases.policy()
 
 
-def answered(policy, prompt, completions, *, used=None, generations=2, limit=4):
+def answered(policy, prompt, completions, *, used=None, copies=1, limit=4):
     return group_of(
-        prompt, prompt.input_ids if used is None else used, completions, generations=generations, limit=limit,
+        prompt, prompt.input_ids if used is None else used, completions, copies=copies, limit=limit,
         decoder=TextDecoder(policy.family), version=3,
     )  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_answers_become_a_group_that_passes_the_one_check(policy):
                                       Completion((5, 6, 7, 8), (-1.0,) * 4, "length")])  # fmt: skip
     check_groups([group], Pending((prompt,), 2, 3), policy.family)
     assert [r.stop_reason for r in group.rollouts] == ["stop", "length"]
-    greedy = answered(policy, prompt, [Completion((5, end), (-1.0, -0.5), "stop")], generations=3)
+    greedy = answered(policy, prompt, [Completion((5, end), (-1.0, -0.5), "stop")], copies=3)
     assert len(greedy.rollouts) == 3 and len({*greedy.rollouts}) == 1
 
 

@@ -460,11 +460,98 @@ def test_an_answer_that_is_no_answer_is_an_error_of_the_row(start, engine, monke
         {"prompt_token_ids": ["a"]}, {"choices": [{**good["it"]["choices"][0], "token_ids": [1.5]}] * 3},
         {"choices": [{**good["it"]["choices"][0], "logprobs": None}] * 3},
         {"choices": [{**good["it"]["choices"][0], "token_ids": [10**30]}] * 3},
+        {"prompt_token_ids": {}}, {"prompt_token_ids": ""}, {"choices": good["it"]["choices"][:1]},
+        {"choices": good["it"]["choices"][:1] * 3}, {"choices": good["it"]["choices"] * 2},
+        {"choices": [with_first_logp(good["it"]["choices"][0], 10**400), *good["it"]["choices"][1:]]},
+        {"choices": [with_first_logp(good["it"]["choices"][0], 2.5), *good["it"]["choices"][1:]]},
     ]  # fmt: skip
     for change_ in bad:
         monkeypatch.setattr(server, "_answer", lambda *a, c=change_: {**good["it"], **c})
         with pytest.raises(EngineError):
             made.collect(made.submit(prompts_of(made.policy)[:1], CONFIG, seed=1, generations=3))
+
+
+def with_first_logp(choice, logp):
+    first, *rest = choice["logprobs"]["content"]
+    return {**choice, "logprobs": {"content": [{**first, "logprob": logp}, *rest]}}
+
+
+def test_one_completion_does_not_stand_for_all_that_were_drawn(start, engine, monkeypatch):
+    """A greedy one does; else a server that answers with one would have it counted G times."""
+    server = start()
+    made = engine(server)
+    answer = server._answer
+    monkeypatch.setattr(server, "_answer", lambda *a: (it := answer(*a)) | {"choices": it["choices"][:1]})
+    with pytest.raises(EngineError, match=r"row row\d.*1 rollouts, 3 were asked for"):
+        made.collect(ask(made))
+    prompts = prompts_of(made.policy)
+    groups = made.collect(made.submit(prompts, CONFIG, seed=1, generations=3, greedy=True))
+    assert all(len(group.rollouts) == 3 and len({*group.rollouts}) == 1 for group in groups)
+
+
+def test_figures_that_a_server_keeps_to_itself_stop_nothing(start, engine, monkeypatch):
+    server = start()
+    made = engine(server)
+    other = server._other
+
+    def guarded(path, asked):
+        if path == "/metrics":
+            raise Refused(403, "not for you")
+        return other(path, asked)
+
+    monkeypatch.setattr(server, "_other", guarded)
+    assert len(made.collect(ask(made))) == 4 and "prefix_hit_rate" not in made.metrics()
+
+
+def test_hits_are_counted_of_each_server_since_the_last_collection(start, engine, monkeypatch):
+    """Not of the runs before, and not of its whole life where a server begins at 0 or was away."""
+    one, two = start(), start()
+    counters = {one: [1000, 1000], two: [500, 0]}  # positions asked for, positions that were there
+    for fake in counters:
+        text = 'vllm:prefix_cache_{}_total{{engine="0"}} {}\n'
+
+        def metrics(path, asked, fake=fake, other=fake._other, text=text):
+            if path == "/metrics":
+                return "".join(map(text.format, ("queries", "hits"), counters[fake])) + "vllm:x nan\nvllm: \n"
+            return other(path, asked)
+
+        monkeypatch.setattr(fake, "_other", metrics)
+    made = engine(one, two)
+
+    def hit_rate(*counts):
+        counters.update(zip((one, two), counts, strict=True))
+        made.collect(ask(made))
+        return made.metrics()["prefix_hit_rate"]
+
+    assert hit_rate([1100, 1050], [600, 50]) == pytest.approx(0.5)
+    assert hit_rate([100, 25], [700, 125]) == pytest.approx(0.5)  # one was started anew
+    made.servers.take_down(made.servers.all[0], 0, "away")
+    made.servers.all[0].look_at = float("inf")
+    assert hit_rate([100, 25], [800, 225]) == pytest.approx(1.0)
+    made.servers.bring_up(made.servers.all[0])
+    assert hit_rate([200, 25], [800, 225]) == pytest.approx(0.0)
+
+
+def test_one_that_comes_back_with_another_key_stays_down_and_the_others_go_on(start, engine, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    one, two = start(key="sesame"), start(key="sesame")
+    made = engine(one, two)
+    one.die()
+    expected = made.collect(ask(made))
+    one.key = "changed"
+    one.revive()
+    wait(lambda: (made.servers.look(), "VLLM_API_KEY" in made.servers.all[0].problem)[1])
+    assert made.collect(ask(made)) == expected and not made.servers.all[0].up
+
+
+def test_a_damaged_cache_that_one_rank_has_seen_is_not_forgotten_at_a_sync(start, engine):
+    """Rank 0 has seen nothing of it, and calls the server up."""
+    one, two = start(), start()
+    made = engine(one, two)
+    one.faults = ["miss"]
+    made.collect(ask(made))
+    made.adopt(["", ""])
+    assert [server.up for server in made.servers.all] == [False, True]
 
 
 @pytest.mark.slow

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
 
 
+ROUNDING = 1e-3  # nats that a log-prob may be above 0
+
+
 class EngineError(UserError, RuntimeError):
     """An engine failed, or returned something that cannot be a rollout of this policy; the message names the row."""
 
@@ -168,6 +171,7 @@ def check_groups(
                 (len(ids) > 0 and len(ids) == len(logps), f"{len(ids)} ids and {len(logps)} log-probs"),
                 (not ids or 0 <= min(ids) <= max(ids) < vocabulary, f"ids beyond the vocabulary of {vocabulary}"),
                 (not finite or all(map(math.isfinite, logps)), "log-probs that are not finite"),
+                (not any(logp > ROUNDING for logp in logps), "log-probs above 0"),
                 (bool(ids) and (ids[-1] in ends) == (rollout.stop_reason == "stop"),
                  f"stop reason {rollout.stop_reason!r}, last id {ids[-1:]}, end tokens {sorted(ends)}"),
             ]  # fmt: skip

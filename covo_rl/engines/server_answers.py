@@ -34,9 +34,11 @@ def read_answer(answer: Mapping[str, Any], where: str) -> tuple[list[int], list[
     """
     try:
         used, choices = answer["prompt_token_ids"], sorted(answer["choices"], key=lambda choice: choice["index"])
+        if not isinstance(used, list) or [choice["index"] for choice in choices] != [*range(len(choices))]:
+            raise ValueError("prompt_token_ids must be a list, and every choice has an index of its own")
         completions = [Completion(tuple(c["token_ids"]), _logps(c), c["finish_reason"]) for c in choices]
         numbers = [*used, *(i for completion in completions for i in completion.ids)]
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EngineError(f"{where}: not an answer of {GENERATE}: {type(error).__name__}: {shown(error)}") from None
     if not all(type(number) is int for number in numbers):
         raise EngineError(f"{where}: ids that are no whole numbers")

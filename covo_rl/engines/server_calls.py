@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import threading
 import urllib.error
@@ -135,13 +136,14 @@ class Caller:
                 raise results[server.url]
         return [results[server.url] for server in servers]
 
-    def figures(self, servers: Sequence[Server], names: Sequence[str]) -> dict[str, float]:
-        """Counters of /metrics by name (`vllm:prefix_cache_hits`), over these servers; what one lacks counts 0."""
-        totals: dict[str, float] = dict.fromkeys(names, 0.0)
-        for text in self.together(lambda server: self.call(server, "/metrics", seconds=FIGURE_SECONDS), servers):
-            for line in text.decode(errors="replace").splitlines() if isinstance(text, bytes) else ():
-                name = line.partition("{")[0].removesuffix("_total")
-                with suppress(ValueError):
-                    if name in totals:
-                        totals[name] += float(line.rpartition(" ")[2])
+    def figures(self, server: Server, names: Sequence[str]) -> dict[str, float]:
+        """Counters of /metrics by name (`vllm:prefix_cache_hits`); 0 is what it lacks, or keeps to itself."""
+        totals, text = dict.fromkeys(names, 0.0), b""
+        with suppress(Unanswered, EngineError):  # they only inform
+            text = self.call(server, "/metrics", seconds=FIGURE_SECONDS)
+        for line in text.decode(errors="replace").splitlines():
+            name, number = line.partition("{")[0].removesuffix("_total"), line.rpartition(" ")[2]
+            with suppress(ValueError):
+                if name in totals and math.isfinite(float(number)):
+                    totals[name] += float(number)
         return totals

@@ -145,7 +145,7 @@ class Servers(Caller):
             self.call(server, "/health", seconds=min(HEALTH_SECONDS, self.timeout))
             self.restore(server)
             self.bring_up(server)
-        except Unanswered as error:
+        except (Unanswered, EngineError) as error:  # of another key, say: the others go on
             server.problem, server.look_at = str(error), time.monotonic() + HEALTH_EVERY
         except Exception as error:  # for whoever waits
             self.fatal = error

@@ -74,6 +74,7 @@ class VLLMColocate:
         }
         self.decoder = TextDecoder(self.family)
         self.version = self.loads = self.restarts = 0
+        self.newest = ("", 0, "")  # name, number and folder of an adapter
         self.adapter: Any = None
         self.asleep = False
         self.seconds: dict[str, float] = {}
@@ -93,11 +94,17 @@ class VLLMColocate:
 
     def sync(self, version: int) -> SyncReport:
         start, before = time.perf_counter(), self.version
+        folder = str(self.files.write(version)) if self.files else ""  # first: ranks whose engine fails are here too
+        saved = time.perf_counter()
         self._wake()
         self.version, self.loads = version, self.loads + 1
-        folder = str(self.files.write(version)) if self.files else ""
-        saved = time.perf_counter()
-        self._load(f"{adapter_name(version)}-{self.loads}", self.loads, folder)
+        self.newest = (f"{adapter_name(version)}-{self.loads}", self.loads, folder)
+        try:
+            self._load()
+        except VLLMFailure as error:
+            if self.loads == 1:  # it has never run the policy
+                raise
+            self._restart(error)
         if self.files and before != version:
             self.files.release(before)
         seconds = {"save": saved - start, "load": time.perf_counter() - saved}
@@ -106,9 +113,9 @@ class VLLMColocate:
         self.figures, self.seconds, self.moves = known  # of rollouts, not of the probe's
         return SyncReport(version, seconds, difference, self.files.rounding if self.files else None)
 
-    def _load(self, name: str, number: int, folder: str) -> None:
-        if folder:
-            self.adapter = self.process.load_adapter(name, number, folder)
+    def _load(self) -> None:
+        if self.files:
+            self.adapter = self.process.load_adapter(*self.newest)
         elif self.trainable:
             self.process.load_weights(published_weights(self.family.model, self.dtype))
 
@@ -130,8 +137,8 @@ class VLLMColocate:
         requests = [self._request(prompt, load) for prompt in pending.prompts]
         answers = self._answers(requests, fields, adapter)
         groups = [
-            group_of(prompt, *answer, generations=pending.generations, limit=one["max_tokens"], decoder=self.decoder,
-                     version=pending.version)
+            group_of(prompt, *answer, limit=one["max_tokens"], decoder=self.decoder, version=pending.version,
+                     copies=pending.generations // one["n"])
             for prompt, one, answer in zip(pending.prompts, fields, answers, strict=True)
         ]  # fmt: skip
         check_groups(groups, pending, self.family)
@@ -162,23 +169,30 @@ class VLLMColocate:
         return self._complete(requests, fields, adapter)[before : before + count]
 
     def _complete(self, requests: list[Any], fields: list[Any], adapter: Any) -> list[Any]:
-        """Once more from a new engine where one failed: it may lack what it believes to hold.
-
-        All ranks start an engine together, so among several the run ends instead.
-        """
+        """Once more from a new engine where one failed: it may lack what it believes to hold."""
         try:
             return self.process.complete(requests, fields, adapter)
         except VLLMFailure as error:
-            if self.world > 1:
-                raise EngineLost(f"rank {self.rank}: {error}") from error
-            warnings.warn(f"{error}; it is started again", stacklevel=2)
+            self._restart(error)
+        try:
+            return self.process.complete(requests, fields, adapter)
+        except VLLMFailure as error:
+            raise EngineLost(f"started again, {error}") from error
+
+    def _restart(self, failure: VLLMFailure) -> None:
+        """A new engine with the newest weights in place of one that failed.
+
+        Raises:
+            EngineLost: that fails too, or there are other ranks: all start an engine together.
+        """
+        if self.world > 1:
+            raise EngineLost(f"rank {self.rank}: {failure}") from failure
+        warnings.warn(f"{failure}; it is started again", stacklevel=2)
         try:
             self.process.close()
-            self.process, self.counted = VLLMProcess(self.arguments), {}
+            self.process, self.counted, self.asleep = VLLMProcess(self.arguments), {}, False
             self.restarts += 1
-            name = (adapter.lora_name, adapter.lora_int_id, adapter.lora_path) if adapter else ("", 0, "")
-            self._load(*name)
-            return self.process.complete(requests, fields, adapter)
+            self._load()
         except VLLMFailure as error:
             raise EngineLost(f"started again, {error}") from error
 
@@ -187,7 +201,10 @@ class VLLMColocate:
     def _wake(self) -> None:
         start = time.perf_counter()
         if self.asleep:
-            self.process.wake()
+            try:
+                self.process.wake()
+            except VLLMFailure as error:
+                self._restart(error)
             self.asleep = False
             self.moves["wake"] = time.perf_counter() - start
 
@@ -195,7 +212,10 @@ class VLLMColocate:
         start = time.perf_counter()
         self.policy.release()
         if self.sleeps and not self.asleep:
-            self.process.sleep()
+            try:
+                self.process.sleep()
+            except VLLMFailure as error:  # without its memory there is no update
+                raise EngineLost(f"rank {self.rank}: {error}") from error
             self.asleep = True
             self.moves["sleep"] = time.perf_counter() - start
 

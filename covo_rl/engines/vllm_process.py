@@ -77,7 +77,7 @@ class VLLMProcess:
         request = LoRARequest(name, number, folder)
         with _failures(f"it cannot load the adapter {name}"):
             if number in self.llm.llm_engine.list_loras():
-                raise VLLMFailure(f"vLLM has an adapter number {number} already, and would go on with its weights")
+                raise EngineError(f"vLLM has an adapter number {number} already, and would go on with its weights")
             self.llm.llm_engine.add_lora(request)
         return request
 
@@ -102,11 +102,13 @@ class VLLMProcess:
 
     def sleep(self) -> None:
         """Weights to the host, keys forgotten. Level 2 would drop weights and buffers, and sample gibberish."""
-        self.llm.sleep(level=1)
+        with _failures("it does not give its memory back"):
+            self.llm.sleep(level=1)
 
     def wake(self) -> None:
         torch.cuda.empty_cache()  # what the update no longer needs
-        self.llm.wake_up()
+        with _failures("it does not wake up"):
+            self.llm.wake_up()
 
     def counters(self) -> dict[str, float]:
         """Since its start: clips that were encoded, prompt positions asked for, and those that were there already."""

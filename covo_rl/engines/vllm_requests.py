@@ -81,10 +81,10 @@ def sampling_fields(
 
 
 def group_of(
-    prompt: Prompt, used_ids: Sequence[int], completions: Sequence[Completion], *, generations: int, limit: int,
-    decoder: TextDecoder, version: int,
+    prompt: Prompt, used_ids: Sequence[int], completions: Sequence[Completion], *, limit: int,
+    decoder: TextDecoder, version: int, copies: int = 1,
 ) -> Group:  # fmt: skip
-    """The group of a prompt, for `check_groups` to check; one greedy completion stands for all of them.
+    """The group of a prompt, for `check_groups` to check. A greedy completion is asked for once and stands for `copies`.
 
     Raises:
         EngineError: the engine's own expansion `used_ids` of the prompt is not ours, or it ended a completion for
@@ -104,7 +104,7 @@ def group_of(
             )
         reason = "stop" if stopped else "length"
         rollouts.append(rollout_of(completion.ids, completion.logps, reason, decoder, version))
-    return Group(prompt, tuple(rollouts * generations if len(rollouts) == 1 else rollouts))
+    return Group(prompt, tuple(rollouts * copies))
 
 
 def _difference(used: Sequence[int], ours: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from covo_rl.config import server_urls
 from covo_rl.engines.base import EngineError, Failed, Pending, SyncReport, TextDecoder, check_groups
@@ -72,10 +72,12 @@ class VLLMServer:
         self.everyone = AllServers(self)
         self.seconds: dict[str, float] = {}
         self.rates: dict[str, float] = {}
-        self.counts: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
+        self.counts: dict[str, dict[str, float]] = {}  # of a server, at the last look
         if self.sender is not None:
             self.probe.check_random(self)
         self.sync(0)
+        if self.main:
+            self._rates()  # what they have counted so far is of other runs
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
@@ -93,7 +95,7 @@ class VLLMServer:
         for server, problem in zip(self.servers.all, problems, strict=True):
             if problem:
                 self.servers.take_down(server, server.life, problem)
-            elif not server.up:
+            elif not server.up and not server.poisoned:  # that this rank alone may know
                 self.servers.bring_up(server)
 
     def _restore(self, server: Server) -> None:
@@ -179,14 +181,20 @@ class VLLMServer:
         if self.sender:
             self.sender.confirm(server)
         used, completions = read_answer(answer, f"{server.url}, row {visible(prompt.example.id)}")
-        return group_of(prompt, used, completions, generations=generations, limit=length, decoder=self.decoder,
-                        version=version)  # fmt: skip
+        return group_of(prompt, used, completions, limit=length, decoder=self.decoder, version=version,
+                        copies=generations // body["sampling_params"]["n"])  # fmt: skip
 
     def _rates(self) -> dict[str, float]:
         """What the servers counted since the last collection, for all ranks: prompt blocks reused, clips prepared."""
-        counts = self.servers.figures(self.servers.up, COUNTERS)
-        since = {name: max(0.0, counts[name] - self.counts[name]) for name in counts}  # a restarted one begins at 0
-        self.counts = counts
+        up, since = self.servers.up, dict.fromkeys(COUNTERS, 0.0)
+        figures = self.servers.together(lambda server: self.servers.figures(server, COUNTERS), up)
+        for server, counts in zip(up, cast("list[dict[str, float]]", figures), strict=True):
+            before = self.counts.get(server.url, {})
+            if any(counts[name] < before.get(name, 0.0) for name in COUNTERS):
+                before = {}  # a restarted one begins at 0
+            for name in COUNTERS:
+                since[name] += counts[name] - before.get(name, 0.0)
+            self.counts[server.url] = counts
         queries, hits, clips, known = since.values()
         return {"prefix_hit_rate": hits / queries, "clips_prepared": clips - known} if queries else {}
 

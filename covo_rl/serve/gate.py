@@ -64,12 +64,13 @@ class Gate:
             except FetchError as error:
                 return await _answer(send, 502, str(error))
             content["lora_path"] = str(folder)
-        status = await self._pass_on(scope, content, receive, send)
-        if folder and status == 200:
-            self._forget(content["lora_name"])
-            self.folders[content["lora_name"]] = folder
-        elif folder:
-            shutil.rmtree(folder)
+        try:
+            if await self._pass_on(scope, content, receive, send) == 200 and folder:
+                self._forget(content["lora_name"])
+                self.folders[content["lora_name"]], folder = folder, None
+        finally:
+            if folder:  # refused, or the client has gone
+                shutil.rmtree(folder)
         return None
 
     async def _unload(self, scope: Message, content: dict[str, Any], receive: Callable, send: Callable) -> None:

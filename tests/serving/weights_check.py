@@ -93,7 +93,7 @@ def in_process(name: str, base: Path) -> dict[str, float]:
         (output,) = answer.outputs
         logps = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
         completion = Completion(tuple(output.token_ids), tuple(logps), output.finish_reason)
-        group = group_of(prompt, answer.prompt_token_ids, [completion], generations=1, decoder=TextDecoder(family),
+        group = group_of(prompt, answer.prompt_token_ids, [completion], decoder=TextDecoder(family),
                          limit=probe.config.max_completion_length, version=0)  # fmt: skip
         with torch.no_grad():
             ours = policy("logps", [group], policy.features([prompt])).logps_NC[0].tolist()
