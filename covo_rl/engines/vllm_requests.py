@@ -84,7 +84,7 @@ def group_of(
     prompt: Prompt, used_ids: Sequence[int], completions: Sequence[Completion], *, limit: int,
     decoder: TextDecoder, version: int, copies: int = 1,
 ) -> Group:  # fmt: skip
-    """The group of a prompt, for `check_groups` to check. A greedy completion is asked for once and stands for `copies`.
+    """The group of a prompt, for `check_groups` to check. One greedy completion stands for `copies`.
 
     Raises:
         EngineError: the engine's own expansion `used_ids` of the prompt is not ours, or it ended a completion for

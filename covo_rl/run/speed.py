@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from covo_rl.run.sizes import Shape
 
 MIB = 2**20
-#: a decode step over the time that reading its weights and keys takes. What decoding is built for, not a measurement
-DECODE_FACTOR = 1.6
+#: a decode step over the time that reading its weights and keys takes, as measured on an H200 (docs/performance.md)
+DECODE_FACTOR = 2.0
 
 
 class Speed(NamedTuple):
