@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.engines.base import EngineError
+from covo_rl.engines.policy_files import AdapterFiles, WeightFiles
 from covo_rl.engines.served_files import ServedFiles
 from covo_rl.engines.server_calls import Server, Unanswered
 from covo_rl.engines.server_probe import served_models
-from covo_rl.engines.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     from covo_rl.config import EngineConfig
