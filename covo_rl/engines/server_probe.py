@@ -107,6 +107,9 @@ class AllServers:
                     raise EngineError(f"{first[0].url} and {server.url} answer the same prompt {gap:.3g} nats apart: "
                                       "one of them does not run the policy")  # fmt: skip
             if first is not None:
+                for server in servers.up:
+                    if server not in asked:  # it came back just now, and nobody has compared it
+                        servers.take_down(server, server.life, f"{server.url}: back in a sync, not compared yet")
                 return first[1], servers.problems
         raise EngineError(f"no server answers a prompt: {'; '.join(servers.problems)}")
 
