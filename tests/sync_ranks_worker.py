@@ -17,11 +17,10 @@ import policy_cases as cases
 from ranks_worker import shard
 
 from covo_rl.config import AdapterConfig
-from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.own import OwnEngine
+from covo_rl.engines.policy_files import AdapterFiles, WeightFiles
 from covo_rl.engines.probe import Probe, weight_noise
-from covo_rl.engines.weight_files import WeightFiles
 from covo_rl.policy import Policy
 from covo_rl.policy.sharding import every_rank, local_tensor
 from covo_rl.policy.trainable import make_trainable

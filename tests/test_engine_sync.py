@@ -15,13 +15,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from covo_rl.config import AdapterConfig
-from covo_rl.engines import adapter_files, memory_folder
-from covo_rl.engines.adapter_files import AdapterFiles
+from covo_rl.engines import memory_folder, policy_files
 from covo_rl.engines.base import EngineError, Failed
 from covo_rl.engines.memory_folder import MemoryFolder
 from covo_rl.engines.own import OwnEngine
+from covo_rl.engines.policy_files import AdapterFiles, WeightFiles
 from covo_rl.engines.probe import START_VERSION, Probe, weight_noise
-from covo_rl.engines.weight_files import WeightFiles
 from covo_rl.export.adapter import load_policy_state, save_policy
 from covo_rl.policy import Policy
 from covo_rl.policy.entries import merged_entries
@@ -124,7 +123,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
 
     files = AdapterFiles(trainable_of(), tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(adapter_files, "save_file", full)
+        patch.setattr(policy_files, "save_file", full)
         with pytest.raises(EngineError, match=r"rank 0: .*No space left on device"):
             files.write(0)
     assert not list(files.folder.path.glob("**/*.safetensors"))

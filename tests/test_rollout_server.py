@@ -22,7 +22,7 @@ from covo_rl.audio import ClipStore
 from covo_rl.cli import main
 from covo_rl.config import AdapterConfig, EngineConfig, ModelConfig, parse_options
 from covo_rl.engines import servers
-from covo_rl.engines.adapter_files import AdapterFiles
+from covo_rl.engines.policy_files import AdapterFiles
 from covo_rl.evaluate.engine import ENGINE_OPTIONS
 from covo_rl.policy.loading import trainable_policy
 from covo_rl.run.rollout_server import GATE, counted_positions, serve_command, serve_notes

@@ -17,8 +17,8 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, Options
 from covo_rl.engines import server_weights, servers
 from covo_rl.engines.base import EngineError
+from covo_rl.engines.policy_files import WeightFiles
 from covo_rl.engines.vllm_server import VLLMServer
-from covo_rl.engines.weight_files import WeightFiles
 from covo_rl.policy import Policy
 from covo_rl.policy.trainable import make_trainable
 

@@ -204,6 +204,43 @@ def test_a_server_that_comes_back_is_synced_and_probed_before_it_is_asked(parts,
     assert made.collect(ask(made)) == groups and one.answered
 
 
+def test_one_that_comes_back_amid_a_sync_is_not_asked_before_it_is_compared(start, engine, monkeypatch):
+    """Row 1: the probe asked those that were up; this one has the adapter, and nobody has seen its base."""
+    one, two = start(), start()
+    made = engine(one, two)
+    away, insist = made.servers.all[0], made.servers.insist
+    made.servers.take_down(away, away.life, "away")
+    away.look_at = float("inf")
+
+    def returning(server, request):
+        answer = insist(server, request)
+        if request == made.everyone._ask:
+            made.servers.bring_up(away)
+        return answer
+
+    monkeypatch.setattr(made.servers, "insist", returning)
+    made.sync(1)
+    assert not away.up
+    wait(lambda: (made.servers.look(), away.up)[1])
+    assert one.requests[-1][0] == "/inference/v1/generate"
+
+
+def test_a_rank_without_prompts_gets_no_groups(start, engine):
+    made = engine(start())
+    pending = made.submit([], CONFIG, seed=1, generations=3)
+    assert pending.ready(0) and made.collect(pending) == [] and made.failed == []
+
+
+def test_a_server_that_has_changed_its_key_keeps_no_run_from_its_end(start, engine, monkeypatch):
+    server = start()
+    made = engine(server)
+    folder = made.sender.files.folder.path
+    assert folder.is_dir()
+    server.key = "changed"
+    made.close()
+    assert not folder.exists()
+
+
 def test_one_that_comes_back_as_another_model_stays_down(start, engine):
     one, two = start(), start()
     made = engine(one, two)

@@ -60,7 +60,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Pending:
-    """Groups on their way. `version` is the policy they are sampled with, `work` the engine's handle, say a future."""
+    """Groups on their way. `version` is the policy they are sampled with, `work` the engine's handle, say futures."""
 
     prompts: tuple[Prompt, ...]
     generations: int
@@ -69,7 +69,8 @@ class Pending:
 
     def ready(self, seconds: float) -> bool:
         """Whether `collect` would not wait; waits for that at most so many seconds."""
-        return not (isinstance(self.work, Future) and wait([self.work], seconds).not_done)
+        works = self.work if isinstance(self.work, list) else [self.work]
+        return not wait([work for work in works if isinstance(work, Future)], seconds).not_done
 
 
 class Sampler(Protocol):

@@ -6,9 +6,11 @@ import http.client
 import json
 import math
 import os
+import queue
 import threading
 import urllib.error
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -62,6 +64,32 @@ def server_key() -> str:
         return key_in(os.environ.get(KEY_VARIABLE, ""), KEY_VARIABLE)
     except ValueError as error:
         raise EngineError(str(error)) from None
+
+
+class Workers:
+    """At most `count` threads for work that waits on others, started when there is work; none keeps the process."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.started = count, 0
+        self.waiting: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
+
+    def submit(self, works: Sequence[Callable[[], Any]]) -> list[Future]:
+        """The future of each of the works."""
+        futures: list[Future] = [Future() for _ in works]
+        for each in zip(futures, works, strict=True):
+            self.waiting.put(each)
+            if self.started < self.count:
+                self.started += 1
+                threading.Thread(target=self._run, daemon=True).start()
+        return futures
+
+    def _run(self) -> None:
+        while True:
+            future, work = self.waiting.get()
+            try:
+                future.set_result(work())
+            except BaseException as error:  # whoever asks for the result gets it
+                future.set_exception(error)
 
 
 class Caller:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.engines.base import EngineError, Failed, Pending, check_groups
-from covo_rl.engines.server_answers import answers_apart
 from covo_rl.engines.server_calls import Server, Unanswered
 from covo_rl.engines.servers import LIVES, Servers
 from covo_rl.types import Group, Prompt, shown, visible
@@ -55,6 +55,15 @@ def served_base(servers: Servers, max_model_len: int) -> str:
     return str(names[0])
 
 
+def answers_apart(one: Group, other: Group) -> float:
+    """Largest difference of log-probs of two greedy completions, up to the first id in which they differ."""
+    (a,), (b,) = one.rollouts, other.rollouts
+    pairs = zip(a.completion_ids, b.completion_ids, strict=False)
+    same = next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a.logps), len(b.logps)))
+    gaps = [abs(x - y) for x, y in zip(a.logps[: same + 1], b.logps[: same + 1], strict=False)]
+    return math.inf if any(map(math.isnan, gaps)) else max(gaps)
+
+
 class AllServers:
     """The servers that are up as one for the probe: all must answer alike, and the first one's answer is taken.
 
@@ -98,6 +107,9 @@ class AllServers:
                     raise EngineError(f"{first[0].url} and {server.url} answer the same prompt {gap:.3g} nats apart: "
                                       "one of them does not run the policy")  # fmt: skip
             if first is not None:
+                for server in servers.up:
+                    if server not in asked:  # it came back just now, and nobody has compared it
+                        servers.take_down(server, server.life, f"{server.url}: back in a sync, not compared yet")
                 return first[1], servers.problems
         raise EngineError(f"no server answers a prompt: {'; '.join(servers.problems)}")
 

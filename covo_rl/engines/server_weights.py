@@ -10,18 +10,18 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from covo_rl.engines.adapter_files import AdapterFiles
 from covo_rl.engines.base import EngineError
+from covo_rl.engines.policy_files import AdapterFiles, WeightFiles
 from covo_rl.engines.served_files import ServedFiles
 from covo_rl.engines.server_calls import Server, Unanswered
 from covo_rl.engines.server_probe import served_models
-from covo_rl.engines.weight_files import WeightFiles
 
 if TYPE_CHECKING:
     from covo_rl.config import EngineConfig
@@ -127,10 +127,9 @@ class SentAdapters(Sender):
         for version in list(self.paths)[: len(self.paths) - keep]:
             del self.paths[version]
             if self.engine.main:
-                asked = {"lora_name": self.name(version)}
-                # one that does not answer, or was restarted, has nothing to forget
-                self.servers.together(lambda server, asked=asked: self.servers.call(server, UNLOAD, asked, seconds=5),
-                                      self.servers.up)  # fmt: skip
+                unload = partial(self.servers.call, path=UNLOAD, body={"lora_name": self.name(version)}, seconds=5)
+                with suppress(EngineError):  # one that does not let us, or was restarted, has nothing to forget
+                    self.servers.together(unload, self.servers.up)
             self.adapters.release(version)
 
     def close(self) -> None:
@@ -148,7 +147,6 @@ class SentWeights(Sender):
         files = WeightFiles(trainable, config.vllm_adapter_dir, dtype=dtype)
         super().__init__(engine, files, config.vllm_adapter_transport)
         self.weights = files
-        self.version = 0
         self.problems: dict[str, str] = {}
         self.failure: EngineError | None = None
 
@@ -158,7 +156,7 @@ class SentWeights(Sender):
 
     def send(self, version: int) -> dict[str, float]:
         """Send every file to every server that answers; seconds by phase. A collective."""
-        start, waited, self.version = time.perf_counter(), 0.0, version
+        start, waited = time.perf_counter(), 0.0
         self.problems, self.failure, taking = {}, None, self.servers.all if self.engine.main else []
         taking = self._step(taking, "/health")
         taking = self._step(taking, "/start_weight_update", lambda server: {})
@@ -234,4 +232,4 @@ class SentWeights(Sender):
         """There is one version alone."""
 
     def _label(self) -> str:
-        return f"{self.run}-{self.version}"
+        return f"{self.run}-{self.engine.version}"

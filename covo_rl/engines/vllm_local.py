@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, is_initialized
 
-from covo_rl.engines.adapter_files import AdapterFiles, adapter_name
 from covo_rl.engines.base import EngineLost, Failed, Pending, SyncReport, TextDecoder, check_groups
 from covo_rl.engines.draws import prompt_seeds
+from covo_rl.engines.policy_files import AdapterFiles, adapter_name
 from covo_rl.engines.probe import Probe
 from covo_rl.engines.vllm_arguments import engine_arguments
 from covo_rl.engines.vllm_process import VLLMFailure, VLLMProcess

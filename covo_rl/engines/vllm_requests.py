@@ -6,13 +6,18 @@ none is hashed, preprocessed or encoded twice; `n` completions in one request, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import soundfile
+
 from covo_rl.engines.base import EngineError, TextDecoder, rollout_of
 from covo_rl.models.waveform import mono_float, sinc_resample
-from covo_rl.types import Group, Prompt, visible
+from covo_rl.types import Group, Prompt, shown, visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 #: temperatures that vLLM samples with: it raises lower ones to the first without an error, and refuses higher ones
 TEMPERATURES = (0.01, 2.0)
+#: tokens in, tokens out, on a server of vLLM 0.31; MISSING is what it writes where it has no log-prob
+GENERATE, MISSING = "/inference/v1/generate", -9999.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,13 @@ def clip_waveform(key: str, clips: ClipStore, family: Any) -> tuple[np.ndarray, 
     return sinc_resample(mono_float(samples), rate, family.sampling_rate).numpy(), family.sampling_rate
 
 
+def data_uri(samples_T: np.ndarray, rate: int) -> str:
+    """Mono float32 as a wav file in a URI, bit for bit."""
+    with io.BytesIO() as file:
+        soundfile.write(file, samples_T, rate, format="WAV", subtype="FLOAT")
+        return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 def prompt_ids(prompt: Prompt, family: Any) -> list[int]:
     """The prompt's ids with ONE audio id per clip."""
     return family.unexpanded_ids(prompt.messages)
@@ -78,6 +92,33 @@ def sampling_fields(
     if unsampled := family.unsampled_ids:
         fields["logit_bias"] = dict.fromkeys(unsampled, -100.0)  # as low as vLLM goes
     return fields
+
+
+def read_answer(answer: Mapping[str, Any], where: str) -> tuple[list[int], list[Completion]]:
+    """The prompt's ids as the server expanded them, and its completions.
+
+    Raises:
+        EngineError: not what vLLM answers; numbers are checked where they are numbers (`check_groups`).
+    """
+    try:
+        used, choices = answer["prompt_token_ids"], sorted(answer["choices"], key=lambda choice: choice["index"])
+        if not isinstance(used, list) or [choice["index"] for choice in choices] != [*range(len(choices))]:
+            raise ValueError("prompt_token_ids must be a list, and every choice has an index of its own")
+        completions = [Completion(tuple(c["token_ids"]), _logps(c), c["finish_reason"]) for c in choices]
+        numbers = [*used, *(i for completion in completions for i in completion.ids)]
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise EngineError(f"{where}: not an answer of {GENERATE}: {type(error).__name__}: {shown(error)}") from None
+    if not all(type(number) is int for number in numbers):
+        raise EngineError(f"{where}: ids that are no whole numbers")
+    return used, completions
+
+
+def _logps(choice: Mapping[str, Any]) -> tuple[float, ...]:
+    """Of each id, whose name stands beside it; NaN where there is none."""
+    content = choice["logprobs"]["content"]
+    if (names := [entry["token"] for entry in content]) != [f"token_id:{i}" for i in choice["token_ids"]]:
+        raise ValueError(f"log-probs of {shown(names[:5])} beside ids {shown(choice['token_ids'][:5])}")
+    return tuple(float(e["logprob"]) if e["logprob"] > MISSING else math.nan for e in content)
 
 
 def group_of(

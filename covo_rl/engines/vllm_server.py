@@ -15,13 +15,20 @@ from covo_rl.config import server_urls
 from covo_rl.engines.base import EngineError, Failed, Pending, SyncReport, TextDecoder, check_groups
 from covo_rl.engines.draws import prompt_seeds
 from covo_rl.engines.probe import Probe
-from covo_rl.engines.server_answers import GENERATE, data_uri, read_answer
-from covo_rl.engines.server_calls import Server, Unanswered
+from covo_rl.engines.server_calls import Server, Unanswered, Workers
 from covo_rl.engines.server_probe import AllServers, served_base
 from covo_rl.engines.server_weights import SentAdapters, SentWeights
 from covo_rl.engines.servers import RequestFailed, Servers
-from covo_rl.engines.vllm_requests import clip_uuid, clip_waveform, group_of, prompt_ids, sampling_fields
-from covo_rl.engines.workers import Workers
+from covo_rl.engines.vllm_requests import (
+    GENERATE,
+    clip_uuid,
+    clip_waveform,
+    data_uri,
+    group_of,
+    prompt_ids,
+    read_answer,
+    sampling_fields,
+)
 from covo_rl.policy.sharding import every_rank
 from covo_rl.types import Group, Prompt, shown, visible
 
@@ -135,7 +142,7 @@ class VLLMServer:
 
     def collect(self, pending: Pending) -> list[Group]:
         start, groups, failed = time.perf_counter(), [], []
-        for prompt, future in zip(pending.prompts, pending.work.result(), strict=True):
+        for prompt, future in zip(pending.prompts, pending.work, strict=True):
             try:
                 groups.append(future.result())
             except RequestFailed as error:

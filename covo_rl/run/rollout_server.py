@@ -17,6 +17,7 @@ from covo_rl.data.transport import exchange
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.choose import rollout_engine
 from covo_rl.engines.probe import Probe
+from covo_rl.engines.server_probe import served_models
 from covo_rl.engines.servers import Servers, Unanswered
 from covo_rl.engines.vllm_arguments import engine_arguments
 from covo_rl.engines.vllm_checks import needed_positions, vllm_problems
@@ -139,10 +140,9 @@ def _facts(url: str) -> Iterator[str]:
     (server,) = servers.all
     try:
         version = servers.call_json(server, "/version").get("version")
-        models = servers.call_json(server, "/v1/models").get("data")
+        base = next(iter(served_models(servers, server)), {})
     except Unanswered as error:
         raise EngineError(str(error)) from error
-    (base, *_) = [row for row in models if isinstance(row, dict)] if isinstance(models, list) else [{}]
     yield visible(f"{url}: vLLM {version}, {base.get('root')}, {base.get('max_model_len')} positions")
     try:
         exchange(f"{url}/v1/models", None, {}, 10.0)

@@ -1,4 +1,4 @@
-"""Whole weights into a running vLLM, from files that the trainer writes (covo_rl/engines/weight_files.py).
+"""Whole weights into a running vLLM, from files that the trainer writes (covo_rl/engines/policy_files.py).
 
     vllm serve BASE --weight-transfer-config '{"backend": "covo_rl_files"}'
 

@@ -72,8 +72,8 @@ def in_process(name: str, base: Path) -> dict[str, float]:
     from vllm import LLM, SamplingParams
 
     from covo_rl.engines.base import TextDecoder
+    from covo_rl.engines.policy_files import WeightFiles
     from covo_rl.engines.vllm_requests import Completion
-    from covo_rl.engines.weight_files import WeightFiles
 
     policy, trainable, prompt = policy_on(base, whole=True)
     family = policy.family

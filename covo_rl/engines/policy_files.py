@@ -1,11 +1,14 @@
-"""The policy's adapter as a folder that an engine of other memory reads: published key names, a new name a version.
+"""The policy as files that an engine of other memory reads, under published names: an adapter, or all weights.
 
     files = AdapterFiles(trainable, dtype=torch.bfloat16)
     path = files.write(12)           .../covo-rl-engine-x7/policy-12: adapter_model.safetensors, adapter_config.json
     files.release(11)
+    for path in WeightFiles(trainable, dtype=torch.bfloat16).shards():      one file at a time
+        load(path)
 
-vLLM knows prompt blocks by an adapter's name and path, so one that keeps both is served stale. Unlike an export nothing
-is verified here: the probe (probe.py) asks the engine itself.
+vLLM knows prompt blocks by an adapter's name and path, so one that keeps both is served stale. After whole weights an
+engine must drop prompt blocks and encoder outputs, which vLLM 0.31 does not do unasked (docs/rollouts.md). Unlike an
+export nothing is verified here: the probe (probe.py) asks the engine itself.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +26,12 @@ from safetensors.torch import load_file, save_file
 from covo_rl.data.files import fill_folder
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.memory_folder import MemoryFolder, agreed
-from covo_rl.policy.entries import entry_of
+from covo_rl.policy.entries import entry_of, published_entries, published_weights, shards
 from covo_rl.policy.published_adapter import STEM, adapter_config, names_in_memory, whole_state
 from covo_rl.policy.sharding import whole_shape
 from covo_rl.policy.trainable import Trainable
 
+SHARD_BYTES = 1 << 30
 COPIES = 3  # the adapter in use, the next one, and one that is being written
 
 
@@ -98,3 +102,44 @@ class AdapterFiles:
     def _fill(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
         save_file(tensors, folder / f"{STEM}.safetensors", metadata={"format": "pt"})
         adapter_config(self.trainable).save_pretrained(str(folder))
+
+
+class WeightFiles:
+    """Written below `folder` (default: in memory) by rank 0. Making one and taking all `shards` are collectives.
+
+    `dtype` is what the engine computes in: weights in float32 are rounded to it.
+    """
+
+    def __init__(
+        self, trainable: Trainable, folder: str | Path | None = None, *, dtype: torch.dtype | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:  # fmt: skip
+        if trainable.peft_model is not None:
+            raise EngineError("an adapter is sent as one: merged into 16-bit weights, small updates would vanish")
+        self.model, self.dtype = trainable.family.model, dtype
+        entries = published_entries(self.model, self.model.state_dict(keep_vars=True), dtype)
+        self._sizes = [len(group) for group in shards(entries, shard_bytes)]
+        self.folder = MemoryFolder(folder, 2 * max(shard_bytes, *(entry.nbytes for entry in entries)))
+
+    def shards(self) -> Iterator[Path]:
+        """Files of the weights as they are now; each is removed when the next one is asked for.
+
+        Raises:
+            EngineError: on every rank: one could not be written.
+        """
+        weights = published_weights(self.model, self.dtype)
+        for number, size in enumerate(self._sizes):
+            path, tensors = self.folder.path / f"weights-{number:05d}.safetensors", {}
+            for _ in range(size):
+                name, tensor = next(weights)
+                if self.folder.writes:
+                    tensors[name] = tensor.cpu().contiguous()
+            agreed(partial(save_file, tensors, path) if self.folder.writes else None)
+            path.chmod(0o644) if self.folder.writes else None
+            yield path
+            if self.folder.writes:
+                path.unlink()
+
+    def close(self) -> None:
+        """Remove everything."""
+        self.folder.close()
