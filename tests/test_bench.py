@@ -255,11 +255,11 @@ def test_planned_seconds_are_below_those_of_a_gpu():
     words = {"prompts_per_step": 4, "num_generations": 8, "max_completion_length": 256, "lora_r": 8, "beta": 0.04}
     speed, config = Speed(flops=790e12, bandwidth=4.3e12), CovoAudioConfig()
     made = plan(config, run_options(**words), prompt_positions=214, speed=speed)
-    measured = {"encode": 0.09, "decode": 12.9, "reference": 1.5, "loss": 1.23}
+    measured = {"encode": 0.09, "decode": 1.90, "reference": 0.30, "loss": 0.86}
     assert all(0 < made.seconds[phase] < seconds for phase, seconds in measured.items()), made.seconds
     floor = 256 * decode_bytes(shape_of(config), prompt_positions=4 * 214, rows=32, completion=256, size=2) / 4.3e12
     assert made.seconds["decode"] == pytest.approx(DECODE_FACTOR * floor)
-    assert made.seconds["decode"] == pytest.approx(1.39, abs=0.01)
+    assert made.seconds["decode"] == pytest.approx(1.74, abs=0.01)
     few = plan(config, run_options(**words, decode_rows=8), prompt_positions=214, speed=speed)
     assert 3.8 < few.seconds["decode"] / made.seconds["decode"] < 4, "four turns of 8 rows read the weights four times"
     for name in ("completion keys", "logits and probabilities"):
