@@ -71,7 +71,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count, self.started = count, 0
-        self.waiting: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[tuple[Future, Callable[[], Any]] | None] = queue.SimpleQueue()
 
     def submit(self, works: Sequence[Callable[[], Any]]) -> list[Future]:
         """The future of each of the works."""
@@ -83,9 +83,15 @@ class Workers:
                 threading.Thread(target=self._run, daemon=True).start()
         return futures
 
+    def close(self) -> None:
+        """End the threads, each after the work that it has."""
+        for _ in range(self.started):
+            self.waiting.put(None)
+        self.started = 0
+
     def _run(self) -> None:
-        while True:
-            future, work = self.waiting.get()
+        while (each := self.waiting.get()) is not None:
+            future, work = each
             try:
                 future.set_result(work())
             except BaseException as error:  # whoever asks for the result gets it

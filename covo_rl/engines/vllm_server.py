@@ -209,6 +209,7 @@ class VLLMServer:
         """Its memory is elsewhere."""
 
     def close(self) -> None:
+        self.workers.close()
         if self.sender:
             self.sender.close()
         self.servers.close()

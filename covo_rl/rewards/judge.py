@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from covo_rl.audio import AudioError
-from covo_rl.data.transport import OriginError, exchange, hidden, message_in
+from covo_rl.data.transport import OriginError, hidden, message_in
+from covo_rl.data.transport import exchange as post
 from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
 from covo_rl.rewards.call import seconds_left
@@ -123,7 +124,7 @@ class EndpointJudge(CachedJudge):
         messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        response = exchange(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
+        response = post(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
         try:
             reply = json.loads(response)["choices"][0]["message"]["content"]
         except (LookupError, TypeError):
