@@ -12,6 +12,7 @@ from torch import nn
 
 from covo_rl.algo.advantage import Advantages
 from covo_rl.config import Options
+from covo_rl.engines.base import EngineError, EngineLost
 from covo_rl.models.weights import WeightsError
 from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint import CheckpointError, CheckpointStore, TrainState, state, tensors
@@ -249,9 +250,16 @@ def test_a_failure_on_one_rank_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, None])
     with pytest.raises(CheckpointError, match="rank 0: disk full"):
         other.together(fails, CheckpointError)
-    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, "no room"])
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, (CheckpointError, "no room")])
     with pytest.raises(CheckpointError, match="rank 1: no room"):
         Ranks(0, 2).together(lambda: None, CheckpointError)
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, (EngineLost, "gone")])
+    with pytest.raises(EngineLost, match="rank 1: gone"):
+        Ranks(0, 2).together(lambda: None, EngineError)
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [(EngineError, "other ids"), (EngineLost, "gone")])
+    with pytest.raises(EngineError, match="rank 0: other ids; rank 1: gone") as error:
+        Ranks(0, 2).together(lambda: None, EngineError)
+    assert type(error.value) is EngineError, "a checkpoint and another start would not mend it"
 
 
 # -- parameters, optimiser, random numbers -----------------------------------------------------------------------

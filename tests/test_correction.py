@@ -152,7 +152,7 @@ def test_nothing_is_said_where_no_token_counts():
 def generated(tmp_path, lag, **changes):
     """A trainer that has taken a step, and groups that were sampled `lag` updates before its policy."""
     made = train_cases.trainer(train_cases.options(tmp_path, max_steps=3, **changes))
-    prompts = made.prompts_of(train_cases.rows()[:3])
+    prompts = made.rows.prompts(train_cases.rows()[:3], 0)
     ask = lambda: made.engine.submit(prompts, made.options.rollout, seed=1, generations=3)  # noqa: E731
     older = made.engine.collect(ask())
     made.train_step()

@@ -8,6 +8,7 @@ import pytest
 
 from covo_rl.audio import ClipStore, content_key
 from covo_rl.config import PromptConfig, RolloutConfig
+from covo_rl.engines.base import EngineLost
 from covo_rl.evaluate import evaluate
 from covo_rl.evaluate.answer import derangement, plan_batches, with_audio
 from covo_rl.evaluate.inputs import Inputs
@@ -244,6 +245,9 @@ class OneByOne(Ranks):
     def wait(self):
         pass
 
+    def gathered(self, value):
+        return [value]
+
     def joined(self, values):
         return [*values, *self.others]
 
@@ -283,6 +287,13 @@ def test_in_process_ranks_gather_all_records():
     object.__setattr__(ranks, "others", shares[1])
     joined = run(Listener(), rows, ranks=ranks)
     assert joined.records == run(Listener(), rows).records
+
+
+def test_an_engine_that_is_lost_on_one_rank_is_lost_on_all(monkeypatch):
+    """Each rank samples batches of its own: the others would wait at the end for the records of one that raised."""
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, (EngineLost, "nobody answers")])
+    with pytest.raises(EngineLost, match=r"^rank 1: nobody answers$"):
+        run(Listener(), pet_rows(7), ranks=Ranks(0, 2))
 
 
 def test_odd_characters_leave_the_lines_intact(tmp_path):

@@ -37,7 +37,7 @@ def trained(tmp_path, examples, *, prefetch, watch=True, on_step=lambda made: No
     made.policy.store.process = noted
 
     def after(metrics, batch):
-        lines.append({name: value for name, value in metrics.items() if name != "seconds"} | dict(made.skipped_rows))
+        lines.append({name: value for name, value in metrics.items() if name != "seconds"} | dict(made.rows.skipped))
         on_step(made)
 
     made.run(after)

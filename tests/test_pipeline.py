@@ -193,6 +193,30 @@ def test_other_rows_take_the_places_of_groups_that_fail_again(tmp_path):
     assert len(batch.groups) <= 4 and "row3" not in [group.prompt.example.id for group in batch.groups]
 
 
+def test_the_limit_of_failed_groups_is_of_the_step_and_not_of_the_few_that_are_sampled_again(tmp_path):
+    changes = {"dynamic_sampling": 1, "failed_groups_limit": 0.25, "rewards": {constant_but_once: 1.0}, "max_steps": 1}
+    made, engine = recorded(tmp_path, changes, fail=["row0", "row1", "row2", "row3", "row4", "row5"])
+    original, first = made.pipeline.submit, {}
+
+    def submit(order, version, clock):
+        original(order, version, clock)
+        first.setdefault("rows", [row.id for row in order.share])
+        engine.fail = [row.id for row in order.share if order.attempt]  # all that are sampled again
+
+    made.pipeline.submit = submit
+    metrics, batch = made.train_step()
+    assert metrics["engine/failed_groups"] == 1, "one of one that was asked for again is one of four of the step"
+    assert [group.prompt.example.id for group in batch.groups] == first["rows"]
+
+
+def constant_but_once(completions, **columns):
+    """All groups but the first have something to learn from."""
+    return [float(i % 3 if i >= 3 else 0) for i in range(len(completions))]
+
+
+constant_but_once.isolation = "thread"
+
+
 def policy_constant(completions, **columns):
     return [1.0] * len(completions)
 
@@ -227,6 +251,7 @@ def test_a_lost_engine_ends_in_a_checkpoint_from_which_no_row_is_lost_or_doubled
 
 def test_a_signal_does_not_wait_for_an_engine_that_hangs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("covo_rl.train.checkpoint.saver.SIGNAL_PATIENCE", 0.05)
+    monkeypatch.setattr("covo_rl.train.pipeline.SIGNAL_PATIENCE", 0.05)
     made, engine = recorded(tmp_path, {"rollout_ahead": 1})
     original = made.pipeline.submit
 
@@ -252,6 +277,17 @@ def test_a_signal_does_not_wait_for_an_engine_that_hangs(tmp_path, monkeypatch, 
     made.run(rows_by_step(tmp_path, {}, seen), saver)
     expected = cases.trainer(cases.options(tmp_path)).sampler
     assert list(seen.values()) == [[row.id for row in expected.take(4)] for _ in range(4)]
+
+
+def test_a_signal_ends_the_wait_for_the_rollouts_of_this_very_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("covo_rl.train.pipeline.SIGNAL_PATIENCE", 0.05)
+    made, engine = recorded(tmp_path, slow=True)
+    stop = StopSignals()
+    stop.received = "SIGTERM"  # while nobody has answered yet
+    with pytest.raises(StoppedBySignal, match="75") as stopped:
+        made.run(None, Saver(made.options, tmp_path, stop))
+    assert "SIGTERM came before the rollouts" in stopped.value.message
+    assert engine.calls[-1] == "submit 0" and len(made.pipeline.state_dict()[0]["rows"]) == 4
 
 
 # -- exact resumes with a server ---------------------------------------------------------------------------------

@@ -133,7 +133,10 @@ def evaluate(
 
     Raises:
         ValueError: duplicate ids, an unknown audio condition, a greedy run with several samples.
+        EngineError: on every rank, where the engine failed on one.
     """
+    from covo_rl.engines.base import EngineError
+
     check_repeats(examples, greedy=greedy, num_generations=num_generations)
     answerer: Answerer = policy_or_sampler
     if not hasattr(policy_or_sampler, "answer"):
@@ -146,18 +149,22 @@ def evaluate(
     records: dict[int, Record] = {}
     batches = plan_batches(examples, seconds, batch_size)
     mine = batches[ranks.rank :: ranks.world]
-    for batch in mine:
-        answers = answer_batch(
-            answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=IN_PROCESS,
-            reward_config=reward_config, greedy=greedy, num_generations=num_generations, seed=seed,
-        )  # fmt: skip
-        records.update(zip(batch, answers, strict=True))
-        if progress is not None:
-            right = sum(bool(record["strict_correct"]) for record in records.values())
-            progress(len(records), sum(map(len, mine)), right / len(records))
     together = engine is not None or getattr(policy_or_sampler, "sharded", False)
-    if together and 0 < len(batches) % ranks.world <= ranks.rank:
-        answerer.answer([rows[batches[0][0]]], greedy=greedy, num_generations=num_generations, seed=seed)
+
+    def answer_mine() -> None:
+        for batch in mine:
+            answers = answer_batch(
+                answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=IN_PROCESS,
+                reward_config=reward_config, greedy=greedy, num_generations=num_generations, seed=seed,
+            )  # fmt: skip
+            records.update(zip(batch, answers, strict=True))
+            if progress is not None:
+                right = sum(bool(record["strict_correct"]) for record in records.values())
+                progress(len(records), sum(map(len, mine)), right / len(records))
+        if together and 0 < len(batches) % ranks.world <= ranks.rank:
+            answerer.answer([rows[batches[0][0]]], greedy=greedy, num_generations=num_generations, seed=seed)
+
+    ranks.together(answer_mine, EngineError)
     records = dict(ranks.joined(list(records.items())))
     return Evaluation(tuple(records[i] for i in range(len(rows))), audio=audio, greedy=greedy)
 

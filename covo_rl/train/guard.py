@@ -22,6 +22,8 @@ from covo_rl.types import UserError
 
 #: BSD's EX_TEMPFAIL: stopped by a signal, saved, start again with --resume auto
 EXIT_STOPPED = 75
+#: seconds that a run which has to stop waits for rollouts under way: after a signal launchers kill it soon
+SIGNAL_PATIENCE = 15.0
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 STOP_SIGNALS = tuple(filter(None, (signal.SIGTERM, signal.SIGINT, HANGUP)))
 

@@ -17,13 +17,12 @@ from accelerate import Accelerator
 
 from covo_rl.algo.advantage import Advantages, advantages, concatenated
 from covo_rl.algo.correction import MISMATCH
-from covo_rl.audio import AudioError, ClipStore
+from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.engines.base import EngineLost, RolloutEngine
 from covo_rl.engines.own import OwnEngine
 from covo_rl.policy import Policy
 from covo_rl.policy.prefetch import Prefetch
-from covo_rl.prompt import PromptError, build_prompt
 from covo_rl.records.steps import Clock, StepShare, step_metrics
 from covo_rl.rewards import RewardError, Scoring, components
 from covo_rl.rewards.scoring import FailureWindow
@@ -34,8 +33,9 @@ from covo_rl.train.launch import join
 from covo_rl.train.learner import Learner
 from covo_rl.train.pipeline import Order, Pipeline
 from covo_rl.train.ranks import Ranks
-from covo_rl.train.sampler import PromptSampler, share
-from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout, visible
+from covo_rl.train.rows import TrainingRows
+from covo_rl.train.sampler import share
+from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
 
 #: waits for the scores of all groups of this rank; a collective, so that an error on one rank is one on all
 Scores = Callable[[], RewardTable]
@@ -60,28 +60,28 @@ class Trainer:
         self.options, self.policy, self.clips = options, policy, clips
         self.accelerator = accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
-        self.sampler = PromptSampler(examples, options.train.seed)
+        self.rows = TrainingRows(examples, options, policy.family, clips, self.ranks)
+        self.sampler = self.rows.sampler
         self.step = 0
         self.batch: Batch | None = None
         self.update_index = 0
         self.update_totals: dict[str, float] = {}
-        self.skipped_rows: dict[str, str] = {}
         self.terms = components(options.reward.rewards)  # once: a file that is edited meanwhile changes nothing
         self.prefetch = Prefetch(policy.store, active=self.device.type != "cpu")  # on a CPU nothing would wait less
         self.reward_failures = FailureWindow(options.reward.reward_failure_limit, options.train.max_steps)
         end = Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop")
-        idle_group = Group(self.prompt_of(examples[0].id), (end,))
+        idle_group = Group(self.rows.prompt(examples[0]), (end,))
         self.learner = Learner(options, policy, self.accelerator, idle_group)
         self.optimizer, self.schedule, self.guard = self.learner.optimizer, self.learner.schedule, self.learner.guard
         self.engine: RolloutEngine = engine or OwnEngine(
             policy,
-            self.learner.wrapped if self.sharded else None,  # DDP's hooks have nothing to add to sampling
+            self.learner.wrapped if self.learner.sharded else None,  # DDP's hooks have nothing to add to sampling
             # FSDP's mixed precision leaves float32 weights where the policy looks
             full_precision=self.accelerator.mixed_precision == "no",
             keep_prompts=self.learner.needs_old_logps,
             ahead=bool(options.engine.rollout_ahead),
         )
-        together = self.learner.idle_group.prompt if self.sharded and engine is None else None
+        together = idle_group.prompt if self.learner.sharded and engine is None else None
         self.pipeline = Pipeline(self.engine, options, self.ranks, self.ordered_prompts, together)
         self.figures: dict[str, float] = {}  # of the batch's rollouts
 
@@ -95,6 +95,7 @@ class Trainer:
         Raises:
             StoppedBySignal: a signal came, or no engine answers any more, and a checkpoint was saved.
         """
+        self.pipeline.stop = saver.stop if saver else self.pipeline.stop
         self.engine.rest()  # whatever it was used for before, its memory is the update's
         with closing(self.prefetch):
             while self.step < self.options.train.max_steps:
@@ -163,14 +164,14 @@ class Trainer:
         """The rollouts of a step, which may have been asked for one step ahead; else of the next rows."""
         if not any(order.step == step for order in self.pipeline.orders):
             rows = self.sampler.take(self.options.train.prompts_per_step)
-            self.pipeline.orders.append(Order(step, rows, self.share(rows)))
+            self.pipeline.orders.append(Order(step, rows, self.rows.share(rows)))
         return next(order for order in self.pipeline.orders if order.step == step)
 
     def ordered_prompts(self, order: Order) -> list[Prompt]:
         """Of an order's share; the clips that are needed next are made ready meanwhile."""
         if order.step == self.step:
-            self.prefetch.turn(self.next_rows())
-        prompts = self.prompts_of(order.share)
+            self.prefetch.turn(self.rows.following(order.step))
+        prompts = self.rows.prompts(order.share, order.step)
         if order.step > self.step:
             self.prefetch.turn(order.share)  # scored in a step's time
         return prompts
@@ -244,52 +245,15 @@ class Trainer:
             if saver and self.update_index < updates:
                 saver.after_update(self)
 
-    # -- rows and ranks ------------------------------------------------------------------------------------------
-
-    def prompts_of(self, rows: Sequence[Example]) -> list[Prompt]:
-        """Prompts of the rows whose audio can be read; the others are counted, and too many of them stop the run."""
-        prompts = []
-        for row in rows:
-            try:
-                prompts.append(build_prompt(row, self.policy.family, self.clips, self.options.prompt))
-            except (AudioError, PromptError) as error:
-                self.skipped_rows[row.id] = str(error)
-        for part in self.ranks.gathered(dict(self.skipped_rows)):
-            self.skipped_rows |= part
-        limit, total = self.options.data.skipped_rows_limit, len(self.sampler.examples)
-        if len(self.skipped_rows) > limit * total:
-            reasons = "; ".join(f"row {visible(name)}: {why}" for name, why in list(self.skipped_rows.items())[:5])
-            raise TrainingStopped(
-                f"step {self.step}: {len(self.skipped_rows)} of {total} rows were skipped because their audio "
-                f"could not be read, above skipped_rows_limit {limit}. The first: {reasons}"
-            )
-        return prompts
-
-    def next_rows(self) -> list[Example]:
-        """This rank's rows of the next step, if no group is sampled again."""
-        more = self.step + 1 < self.options.train.max_steps
-        rows = self.sampler.peek(self.options.train.prompts_per_step) if more else []
-        return self.share(rows)
-
-    def share(self, rows: Sequence) -> list:
-        """This rank's of the rows of a step."""
-        return share(rows, self.ranks.rank, self.ranks.world)
-
-    def prompt_of(self, example_id: str) -> Prompt:
-        """The prompt of a training row."""
-        row = next(row for row in self.sampler.examples if row.id == example_id)
-        return build_prompt(row, self.policy.family, self.clips, self.options.prompt)
-
-    @property
-    def sharded(self) -> bool:
-        """Parameters live in pieces on several ranks (FSDP, ZeRO-3), which must then sample together."""
-        return self.accelerator.distributed_type.name in ("FSDP", "DEEPSPEED")
+    # -- records and state ---------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
 
-    # -- records and state ---------------------------------------------------------------------------------------
+    def prompt_of(self, example_id: str) -> Prompt:
+        """The prompt of a training row."""
+        return self.rows.prompt(self.rows.by_id[example_id])
 
     def metrics(self, batch: Batch, update: Mapping[str, float], clock: Clock) -> dict[str, Any]:
         """The step over all ranks, keyed as in metrics.jsonl."""
@@ -302,7 +266,7 @@ class Trainer:
             **self.figures,
             "learning_rate": self.schedule.get_last_lr()[0],
             "skipped_steps": self.guard.skipped,
-            "skipped_rows": len(self.skipped_rows),
+            "skipped_rows": len(self.rows.skipped),
             "seconds": {"step": clock.total(), **clock.seconds, **rewards},
         }
         return step_metrics(shares, others)
@@ -315,7 +279,7 @@ class Trainer:
             "update_totals": self.update_totals,
             "optimizer_steps": self.learner.applied,
             "guard": self.guard.state_dict(),
-            "skipped_rows": self.skipped_rows,
+            "skipped_rows": self.rows.skipped,
             "sampler": self.sampler.state_dict(),
             "figures": self.figures,
             "orders": self.pipeline.state_dict(),
@@ -331,8 +295,7 @@ class Trainer:
         self.update_totals = dict(state["update_totals"])
         self.learner.applied = state["optimizer_steps"]
         self.guard.load_state_dict(state["guard"])
-        self.skipped_rows = dict(state["skipped_rows"])
+        self.rows.skipped = dict(state["skipped_rows"])
         self.sampler.load_state_dict(state["sampler"])
         self.figures = dict(state.get("figures", {}))
-        rows = {row.id: row for row in self.sampler.examples}
-        self.pipeline.load_state_dict(state.get("orders", []), rows, self.share, self.prompt_of)
+        self.pipeline.load_state_dict(state.get("orders", []), self.rows)

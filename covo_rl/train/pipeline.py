@@ -20,8 +20,9 @@ from covo_rl.engines.own import OwnEngine
 from covo_rl.records.steps import Clock
 from covo_rl.train.batch import hash_seed
 from covo_rl.train.checkpoint.state import pack_groups, unpack_groups
-from covo_rl.train.guard import TrainingStopped, memory_explained, sampling_advice
+from covo_rl.train.guard import SIGNAL_PATIENCE, StopSignals, TrainingStopped, memory_explained, sampling_advice
 from covo_rl.train.ranks import Ranks
+from covo_rl.train.rows import TrainingRows
 from covo_rl.types import Example, Group, Prompt, visible
 
 
@@ -63,12 +64,13 @@ class Pipeline:
         self.orders: list[Order] = []  # of this step, until its batch is made, and of the next
         self.version: int | None = None
         self.sent: dict[str, float] = {}  # how the last sync went
+        self.stop = StopSignals()  # which nobody sends, until a run listens for them
         self._done: float | None = None  # since when the engine has nothing to do
 
     def sync(self, version: int, clock: Clock) -> None:
         """From now on the engine samples with the policy as it is, which is called `version`."""
         if version != self.version:
-            report = self._together(lambda: self.engine.sync(version))
+            report = self.ranks.together(lambda: self.engine.sync(version), EngineError)
             figures = {"engine/probe_abs": report.probe_abs, "engine/lora_rounding": report.rounding}
             self.version, self.sent = version, {name: value for name, value in figures.items() if value is not None}
             for phase, seconds in report.seconds.items():
@@ -85,8 +87,9 @@ class Pipeline:
         prompts = order.prompts or ([self.idle] if self.idle else [])
         order.version, order.times = version, {"begun": time.perf_counter()}
         with memory_explained(sampling_advice(len(order.prompts), rollout)):
-            pending: Pending = self._together(
-                lambda: self.engine.submit(prompts, rollout, seed=seed, generations=rollout.num_generations)
+            pending: Pending = self.ranks.together(
+                lambda: self.engine.submit(prompts, rollout, seed=seed, generations=rollout.num_generations),
+                EngineError,
             )
         order.pending, order.times["idle"] = pending, order.times["begun"] - (self._done or order.times["begun"])
         if isinstance(pending.work, Future):
@@ -103,7 +106,7 @@ class Pipeline:
         if order.pending is not None:
             pending, order.pending, start = order.pending, None, time.perf_counter()
             with memory_explained(sampling_advice(len(order.prompts), self.options.rollout)):
-                groups, failed = self._together(lambda: (self.engine.collect(pending), tuple(self.engine.failed)))
+                groups, failed = self.ranks.together(lambda: self._collected(pending), EngineError)
             order.times["waited"] = time.perf_counter() - start
             self._done = order.times.setdefault("done", time.perf_counter())
             order.groups, figures = groups[: len(order.prompts)], self.engine.metrics()
@@ -115,6 +118,13 @@ class Pipeline:
         assert order.groups is not None
         return order.groups
 
+    def _collected(self, pending: Pending) -> tuple[list[Group], tuple[Failed, ...]]:
+        """Waits no longer than that where a signal comes: launchers kill soon after it, and rows can be kept."""
+        while not pending.ready(0.5):
+            if self.stop.received and not pending.ready(SIGNAL_PATIENCE):
+                raise EngineLost(f"{self.stop.received} came before the rollouts")
+        return self.engine.collect(pending), tuple(self.engine.failed)
+
     def _figures(self, order: Order, failed: Sequence[Failed]) -> dict[str, float]:
         """Over all ranks; stops the run where too many groups failed."""
         times, groups = order.times, order.groups or []
@@ -124,6 +134,8 @@ class Pipeline:
         counts, tokens, busy, waited, idle, failures = zip(*parts, strict=True)
         asked, failures = sum(counts), [one for part in failures for one in part]
         limit = self.options.engine.failed_groups_limit
+        if order.attempt:  # rows in the places of others: a few of the step, which goes on without them
+            asked = self.options.train.prompts_per_step
         if len(failures) > limit * asked or 0 < len(failures) == asked:
             raise TrainingStopped(
                 f"step {order.step}: {len(failures)} of {asked} groups could not be sampled, above failed_groups_limit "
@@ -137,21 +149,6 @@ class Pipeline:
             "time/idle_engine": max(idle),
             **self.sent,
         }
-
-    def _together(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns here; on every rank the error that it raises on any."""
-
-        def attempt() -> tuple[Any, EngineLost | None]:
-            try:
-                return action(), None
-            except EngineLost as lost:
-                return None, lost
-
-        value, lost = self.ranks.together(attempt, EngineError)
-        messages = self.ranks.gathered(None if lost is None else str(lost))
-        if message := next(filter(None, messages), None):
-            raise EngineLost(message) from lost
-        return value
 
     # -- in a checkpoint -----------------------------------------------------------------------------------------
 
@@ -180,21 +177,20 @@ class Pipeline:
             for order in self.orders
         ]  # fmt: skip
 
-    def load_state_dict(
-        self, state: Sequence[Mapping[str, Any]], rows: Mapping[str, Example], share: Callable[[Sequence], list],
-        prompt_of: Callable[[str], Prompt],
-    ) -> None:  # fmt: skip
-        """Orders of these `rows`, by id, and this rank's `share` of their groups, by whatever ranks they were saved."""
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]], rows: TrainingRows) -> None:
+        """This rank's share of the orders and of their groups, by whatever ranks they were saved."""
         self.orders = []
         for saved in state:
-            mine = [rows[name] for name in saved["rows"]]
-            order = Order(saved["step"], mine, share(mine), version=saved["version"], figures=dict(saved["figures"]))
+            every = [rows.by_id[name] for name in saved["rows"]]
+            order = Order(
+                saved["step"], every, rows.share(every), version=saved["version"], figures=dict(saved["figures"])
+            )
             if saved["groups"] is not None:
-                here, groups = set(share(range(len(mine)))), iter([*saved["groups"], None])
+                here, groups = set(rows.share(range(len(every)))), iter([*saved["groups"], None])
                 following, packed = next(groups), []
-                for place, row in enumerate(mine):  # groups are in the order of the rows; of some there is none
+                for place, row in enumerate(every):  # groups are in the order of the rows; of some there is none
                     if following is not None and following["example"] == row.id:
                         packed += [following] if place in here else []
                         following = next(groups)
-                order.groups = unpack_groups(packed, prompt_of)
+                order.groups = unpack_groups(packed, lambda name: rows.prompt(rows.by_id[name]))
             self.orders.append(order)

@@ -74,7 +74,8 @@ class Ranks:
                 torch.distributed.all_reduce(parameter.grad.div_(self.world))
 
     def together(self, action: Callable[[], Any], error: type[UserError]) -> Any:
-        """What `action` returns here; when it raises `error` on any rank, every rank does, with what went wrong.
+        """What `action` returns here; when it raises `error` on any rank, every rank does, with what went wrong: a
+        subclass, if that is what it was on each of them.
 
         Without this a full disk on one rank would leave the others waiting for it for ever.
 
@@ -87,10 +88,12 @@ class Ranks:
         try:
             value = action()
         except error as problem:
-            failure = str(problem)
-        failures = [f"rank {rank}: {what}" for rank, what in enumerate(self.gathered(failure)) if what]
+            failure = type(problem), str(problem)
+        failures = {rank: failure for rank, failure in enumerate(self.gathered(failure)) if failure}
         if failures:
-            problem = error("; ".join(failures))
+            kinds = {kind for kind, _ in failures.values()}
+            kind = kinds.pop() if len(kinds) == 1 else error
+            problem = kind("; ".join(f"rank {rank}: {what}" for rank, (_, what) in failures.items()))
             problem.everywhere = True
             raise problem
         return value

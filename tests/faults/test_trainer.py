@@ -14,7 +14,7 @@ import train_cases as cases
 from covo_rl.audio import AudioError
 from covo_rl.engines import own
 from covo_rl.train import learner as learner_module
-from covo_rl.train import loop as train_module
+from covo_rl.train import rows as train_module
 from covo_rl.train.batch import loss_mask, sampling_logps
 from covo_rl.train.guard import StoppedBySignal, StopSignals, TrainingStopped
 
@@ -219,7 +219,7 @@ def unreadable(monkeypatch, names):
 def test_a_clip_that_fails_in_the_middle_is_skipped_and_counted(tmp_path, monkeypatch):
     unreadable(monkeypatch, {"row3"})
     made, _ = cases.run(cases.options(tmp_path, skipped_rows_limit=0.2))
-    assert made.skipped_rows == {"row3": "row3: cannot decode"}
+    assert made.rows.skipped == {"row3": "row3: cannot decode"}
     assert cases.metrics(tmp_path)[-1]["skipped_rows"] == 1
     assert made.step == 4
 

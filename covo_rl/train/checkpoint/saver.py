@@ -27,14 +27,11 @@ from covo_rl.train.checkpoint.identity import (
 from covo_rl.train.checkpoint.manifest import CheckpointError, flush
 from covo_rl.train.checkpoint.store import CheckpointStore, TrainState, read_values
 from covo_rl.train.checkpoint.timeline import START, finish_moving, move_aside
-from covo_rl.train.guard import StoppedBySignal, StopSignals
+from covo_rl.train.guard import SIGNAL_PATIENCE, StoppedBySignal, StopSignals
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.sampler import PromptSampler
 from covo_rl.train.schedule import place_schedule
 from covo_rl.types import Prompt
-
-#: seconds that a run which has to stop waits for rollouts under way: after a signal launchers kill it soon
-SIGNAL_PATIENCE = 15.0
 
 
 class Resumable(Protocol):
