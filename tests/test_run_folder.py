@@ -22,8 +22,9 @@ from covo_rl.data.files import append_lines, whole_lines
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.records.lock import FolderLock
-from covo_rl.run import session as session_room
+from covo_rl.run import setup as setup_room
 from covo_rl.run.report.page import report_page
+from covo_rl.run.session import Session
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -208,7 +209,7 @@ def no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a model was loaded before the run was refused")
 
-    monkeypatch.setattr(session_room, "trainable_policy", load)
+    monkeypatch.setattr(setup_room, "trainable_policy", load)
 
 
 def test_a_run_leaves_its_folder_unlocked_and_whole(finished_run):
@@ -361,7 +362,7 @@ def test_a_finished_run_that_is_resumed_has_nothing_to_do(run, words, no_model, 
 
 def accepted(*words):
     """A session up to the moment from which it writes."""
-    session = session_room.Session(parse_options([str(word) for word in words]))
+    session = Session(parse_options([str(word) for word in words]))
     session.show()
     session.run.lock.release()
     return session

@@ -88,14 +88,6 @@ class Learner:
         # a pass that may be repeated must not meet other ranks: gradients are averaged after the last one
         self.scorer = policy if self.retries else self.wrapped
 
-    @property
-    def micro_batch_prompts(self) -> int:
-        return self.size.prompts
-
-    @property
-    def micro_batch_rollouts(self) -> int:
-        return self.size.rollouts
-
     # -- without gradient, once per batch ------------------------------------------------------------------------
 
     @property

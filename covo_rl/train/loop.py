@@ -59,6 +59,7 @@ class Trainer:
     ) -> None:
         self.options, self.policy, self.clips = options, policy, clips
         self.accelerator = accelerator or join()
+        self.device: torch.device = self.accelerator.device
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.rows = TrainingRows(examples, options, policy.family, clips, self.ranks)
         self.sampler = self.rows.sampler
@@ -246,10 +247,6 @@ class Trainer:
                 saver.after_update(self)
 
     # -- records and state ---------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
 
     def prompt_of(self, example_id: str) -> Prompt:
         """The prompt of a training row."""

@@ -176,7 +176,7 @@ def test_out_of_memory_is_retried_with_half_the_micro_batch_down_to_one_rollout(
     tried = out_of_memory_above(monkeypatch, 1)
     made, _ = cases.run(cases.options(tmp_path / "b", micro_batch_prompts=4, oom_retry=True))
     assert tried[:6] == [12, 6, 3, 1, 1, 1]
-    assert (made.learner.micro_batch_prompts, made.learner.micro_batch_rollouts) == (1, 1)
+    assert (made.learner.size.prompts, made.learner.size.rollouts) == (1, 1)
     for ours, theirs in zip(cases.metrics(tmp_path / "b"), cases.metrics(tmp_path / "a"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5, nan_ok=True)
     out_of_memory_above(monkeypatch, 0)
