@@ -1,14 +1,14 @@
 """Kill a run with SIGKILL at random moments, resume it, and ask for the very metrics and weights of an undisturbed run.
 
-    python tests/faults/kill_and_resume.py --kills 25 [--of lora|full|updates|ranks|all] [--rewind] [--seed 0] [--toy]
-        [-- FURTHER OPTIONS OF THE RECIPE]
+    python tests/faults/kill_and_resume.py --kills 25 [--of lora|full|updates|ahead|ranks|all] [--rewind] [--seed 0]
+        [--toy] [-- FURTHER OPTIONS OF THE RECIPE]
 
 Moments: while Python starts up, between two log lines, and while a checkpoint is being written. A run that reaches its
 end is compared and a fresh one begun, until there were enough kills. With --rewind kills come up to three log lines
 apart, every other one that leaves an earlier checkpoint goes back to it (--resume PATH), and the next may fall into
 that. Prints a line per kill and `survived K of N`; the exit code is 0 only if K == N, and with --rewind if it went
-back at all. `--of all` is LoRA, full, several updates a batch, and two ranks, each with as many kills. Without --toy
-it kills the shipped recipe on its built-in model, whose every resume takes seconds to start; --toy kills
+back at all. `--of all` is LoRA, full, several updates a batch, a step ahead, and two ranks, each with as many kills.
+Without --toy it kills the shipped recipe on its built-in model, whose every resume takes seconds to start; --toy kills
 tests/faults/toy.py, which uses the same checkpoint code.
 """
 
