@@ -351,7 +351,7 @@ def kill_and_resume(make, folder, monkeypatch, kills, seed, **changes):
 @pytest.mark.parametrize(
     ("kills", "changes"),
     [
-        (3, {"rollout_ahead": 1}),
+        (2, {"rollout_ahead": 1}),
         pytest.param(20, {"rollout_ahead": 1, "num_iterations": 2}, marks=pytest.mark.slow),
         pytest.param(20, {"rollout_ahead": 0}, marks=pytest.mark.slow),
     ],
@@ -366,6 +366,7 @@ def test_a_run_on_a_server_that_is_killed_anywhere_ends_in_the_same_bits(tmp_pat
     assert same(weights(resumed), weights(undisturbed))
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back_changes_no_step(tmp_path, served):
     make, server = served
     undisturbed, saver = make(tmp_path / "a")
