@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -45,8 +44,7 @@ class AdapterFiles:
 
     Making one and `write` are collectives: all ranks call them. Rank 0 writes, for engines that see its folder; with
     `each_machine` one rank of every machine does, for engines in the training processes. LoRA is trained in float32:
-    `dtype` is what the engine computes in, `rounding` the largest change that this made to a number of the last write,
-    `seconds` how long that took.
+    `dtype` is what the engine computes in, `rounding` the largest change that this made to a number of the last write.
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class AdapterFiles:
         if trainable.peft_model is None:
             raise EngineError("a policy without an adapter has no adapter files: its weights are sent whole")
         self.trainable, self.dtype = trainable, dtype
-        self.rounding = self.seconds = 0.0
+        self.rounding = 0.0
         self._names, state = names_in_memory(trainable), trainable.family.model.state_dict(keep_vars=True)
         self._written: set[int] = set()
         size = sum(4 * math.prod(whole_shape(state[name])) for name in self._names.values())
@@ -68,11 +66,10 @@ class AdapterFiles:
         Raises:
             EngineError: on every rank: it could not be written, or it was, with other weights.
         """
-        start, path = time.perf_counter(), self.folder.path / adapter_name(version)
+        path = self.folder.path / adapter_name(version)
         state = whole_state(self.trainable.family.model, self._names.values(), keep=self.folder.writes)
         agreed(partial(self._put, state, path) if self.folder.writes else None)
         self._written.add(version)
-        self.seconds = time.perf_counter() - start
         return path
 
     def release(self, version: int) -> None:

@@ -10,9 +10,10 @@ import queue
 import threading
 import urllib.error
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from covo_rl.data.transport import MAX_BYTES, OriginError, exchange, key_in
@@ -22,6 +23,7 @@ from covo_rl.types import shown, visible
 T = TypeVar("T")
 
 KEY_VARIABLE = "VLLM_API_KEY"
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"  # of vLLM
 FIGURE_SECONDS = 5.0  # for counters that only inform
 RETRIED = frozenset((408, 409, 425, 429))  # and all from 500 on
 #: what vLLM 0.31 says once its encoder cache lacks what its scheduler counts on; only a restart mends that
@@ -152,23 +154,18 @@ class Caller:
         Raises:
             EngineError: of the first server where it did.
         """
-        results: dict[str, Any] = {}
-
-        def work(server: Server) -> None:
-            try:
-                results[server.url] = action(server)
-            except (Unanswered, EngineError) as error:
-                results[server.url] = error
-
-        threads = [threading.Thread(target=work, args=(server,), daemon=True) for server in servers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for server in servers:
-            if isinstance(results[server.url], EngineError):
-                raise results[server.url]
-        return [results[server.url] for server in servers]
+        workers = Workers(len(servers))
+        futures = workers.submit([partial(action, server) for server in servers])
+        workers.close()
+        wait(futures)
+        errors = [future.exception() for future in futures]
+        for error in errors:
+            if error is not None and not isinstance(error, Unanswered):
+                raise error
+        return [
+            error if isinstance(error, Unanswered) else future.result()
+            for error, future in zip(errors, futures, strict=True)
+        ]
 
     def figures(self, server: Server, names: Sequence[str]) -> dict[str, float]:
         """Counters of /metrics by name (`vllm:prefix_cache_hits`); 0 is what it lacks, or keeps to itself."""

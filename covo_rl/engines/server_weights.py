@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.policy_files import AdapterFiles, WeightFiles
 from covo_rl.engines.served_files import ServedFiles
-from covo_rl.engines.server_calls import Server, Unanswered
+from covo_rl.engines.server_calls import LOAD, UNLOAD, Server, Unanswered
 from covo_rl.engines.server_probe import served_models
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from covo_rl.engines.vllm_server import VLLMServer
     from covo_rl.policy.trainable import Trainable
 
-LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+Files = TypeVar("Files", AdapterFiles, WeightFiles)
 
 
-class Sender:
+class Sender(Generic[Files]):
     """Where the files of rank 0 are for each server. `run` keeps two runs on the same servers apart.
 
     `rounding` is that of the last adapter; weights are sent as they are, or in the precision that was asked for.
@@ -39,7 +39,7 @@ class Sender:
 
     rounding: float | None = None
 
-    def __init__(self, engine: VLLMServer, files: AdapterFiles | WeightFiles, transport: str) -> None:
+    def __init__(self, engine: VLLMServer, files: Files, transport: str) -> None:
         self.engine, self.servers, self.files = engine, engine.servers, files
         self.serving: ServedFiles | None = None
         urls = [server.url for server in self.servers.all]
@@ -67,13 +67,13 @@ class Sender:
         self.files.close()
 
 
-class SentAdapters(Sender):
+class SentAdapters(Sender[AdapterFiles]):
     """LoRA. The two newest versions stay loaded: what was asked of the one before may still be at work."""
 
     def __init__(self, engine: VLLMServer, trainable: Trainable, config: EngineConfig, dtype: torch.dtype) -> None:
         files = AdapterFiles(trainable, config.vllm_adapter_dir, dtype=dtype)
         super().__init__(engine, files, config.vllm_adapter_transport)
-        self.adapters, self.paths = files, {}  # version -> where its adapter lies, newest last
+        self.paths: dict[int, Path] = {}  # version -> where its adapter lies, newest last
 
     def name(self, version: int) -> str:
         """Under which a version is asked for."""
@@ -82,7 +82,7 @@ class SentAdapters(Sender):
     def send(self, version: int) -> dict[str, float]:
         """Write the adapter and load it on every server that is up; seconds by phase. A collective."""
         start = time.perf_counter()
-        self.paths[version], self.rounding = self.adapters.write(version), self.adapters.rounding
+        self.paths[version], self.rounding = self.files.write(version), self.files.rounding
         written = time.perf_counter()
         self.engine.adopt(self.engine.from_main(partial(self._load_everywhere, version)))
         return {"save": written - start, "load": time.perf_counter() - written}
@@ -130,7 +130,7 @@ class SentAdapters(Sender):
                 unload = partial(self.servers.call, path=UNLOAD, body={"lora_name": self.name(version)}, seconds=5)
                 with suppress(EngineError):  # one that does not let us, or was restarted, has nothing to forget
                     self.servers.together(unload, self.servers.up)
-            self.adapters.release(version)
+            self.files.release(version)
 
     def close(self) -> None:
         self.release(keep=0)
@@ -140,13 +140,12 @@ class SentAdapters(Sender):
         """The name in an answer has said which version it is of."""
 
 
-class SentWeights(Sender):
+class SentWeights(Sender[WeightFiles]):
     """Training without LoRA. A server that was away gets its weights with the next version."""
 
     def __init__(self, engine: VLLMServer, trainable: Trainable, config: EngineConfig, dtype: torch.dtype) -> None:
         files = WeightFiles(trainable, config.vllm_adapter_dir, dtype=dtype)
         super().__init__(engine, files, config.vllm_adapter_transport)
-        self.weights = files
         self.problems: dict[str, str] = {}
         self.failure: EngineError | None = None
 
@@ -160,7 +159,7 @@ class SentWeights(Sender):
         self.problems, self.failure, taking = {}, None, self.servers.all if self.engine.main else []
         taking = self._step(taking, "/health")
         taking = self._step(taking, "/start_weight_update", lambda server: {})
-        for path in self.weights.shards():
+        for path in self.files.shards():
             begun = time.perf_counter()
             taking = self._step(
                 taking,

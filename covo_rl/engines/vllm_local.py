@@ -63,7 +63,7 @@ class VLLMColocate:
         rank_of_lora = largest_rank(peft_model.peft_config[ADAPTER]) if peft_model else None
         self.arguments = engine_arguments(
             options, self.family, path=resolve_model(options.model.model), dtype=str(self.dtype).split(".")[1],
-            max_model_len=engine.vllm_max_model_length or max_model_len, lora_rank=rank_of_lora,
+            max_model_len=max_model_len, lora_rank=rank_of_lora,
             cpu=policy.device.type == "cpu",
         )  # fmt: skip
         self.arguments |= {

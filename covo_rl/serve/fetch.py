@@ -12,12 +12,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from covo_rl.data.transport import address_problem, exchange
+from covo_rl.engines.memory_folder import MEMORY
+from covo_rl.engines.server_calls import KEY_VARIABLE
 
-KEY_VARIABLE = "VLLM_API_KEY"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 SECONDS = 600.0
 MAX_FILE = 8 << 30  # bytes
-MEMORY = "/dev/shm"
 
 
 class FetchError(OSError):

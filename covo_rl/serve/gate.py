@@ -18,11 +18,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from covo_rl.serve.fetch import ADAPTER, KEY_VARIABLE, FetchError, fetched, is_address
+from covo_rl.engines.server_calls import KEY_VARIABLE, LOAD, UNLOAD
+from covo_rl.serve.fetch import ADAPTER, FetchError, fetched, is_address
 
 Message = MutableMapping[str, Any]
 OPEN = ("/health", "/ping", "/version", "/metrics")
-LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 MAX_BODY = 1_000_000  # bytes of a request that loads or unloads
 
 
