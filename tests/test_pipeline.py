@@ -13,11 +13,10 @@ from accelerate import Accelerator
 from deaths import killed_at
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
-from fake_server import FakeServer
+from fake_server import FakeServer, hurry
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, Options, option_problems
-from covo_rl.engines import servers
 from covo_rl.engines.base import EngineLost, Failed, Pending, SyncReport
 from covo_rl.engines.own import OwnEngine, sample
 from covo_rl.engines.vllm_server import VLLMServer
@@ -295,8 +294,7 @@ def test_a_signal_ends_the_wait_for_the_rollouts_of_this_very_step(tmp_path, mon
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """(a trainer whose rollouts a FakeServer samples, its saver), made anew at every call; and the server."""
-    monkeypatch.setattr(servers, "PAUSES", (0.0, 0.01, 0.02))
-    monkeypatch.setattr(servers, "HEALTH_EVERY", 0.05)
+    hurry(monkeypatch)
     with FakeServer(policy_cases.policy()) as server:
         engines = []
 

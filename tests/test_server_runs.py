@@ -13,12 +13,11 @@ import train_cases as cases
 from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
-from fake_server import FakeServer, Refused
+from fake_server import FakeServer, Refused, hurry
 
 from covo_rl.audio import ClipStore
 from covo_rl.cli import main
 from covo_rl.config import AdapterConfig, ModelConfig
-from covo_rl.engines import servers
 from covo_rl.engines.vllm_server import VLLMServer
 from covo_rl.policy import Policy
 from covo_rl.policy.loading import trainable_policy
@@ -34,9 +33,7 @@ OF_THE_PROCESS = ("time/", "engine/tokens_per_s", "engine/retries", "engine/prob
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(servers, "PAUSES", (0.0, 0.01, 0.02))
-    monkeypatch.setattr(servers, "HEALTH_EVERY", 0.05)
-    monkeypatch.setattr(servers, "HEALTH_SECONDS", 1.0)
+    hurry(monkeypatch)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "serving"))
-from fake_server import FakeServer
+from fake_server import FakeServer, hurry
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import AdapterConfig, Options
-from covo_rl.engines import server_weights, servers
+from covo_rl.engines import server_weights
 from covo_rl.engines.base import EngineError
 from covo_rl.engines.policy_files import WeightFiles
 from covo_rl.engines.vllm_server import VLLMServer
@@ -29,8 +29,7 @@ RESETS = ("/reset_prefix_cache", "/reset_encoder_cache")
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    monkeypatch.setattr(servers, "PAUSES", (0.0, 0.01, 0.02))
-    monkeypatch.setattr(servers, "HEALTH_EVERY", 0.05)
+    hurry(monkeypatch)
     monkeypatch.setattr(server_weights, "WeightFiles", partial(WeightFiles, shard_bytes=40_000))
     monkeypatch.setenv("VLLM_API_KEY", KEY)
 

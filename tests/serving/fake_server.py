@@ -32,6 +32,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from covo_rl.config import RolloutConfig
+from covo_rl.engines import servers
 from covo_rl.engines.own import sample
 from covo_rl.policy import Policy
 from covo_rl.policy.published import published_state
@@ -40,6 +41,13 @@ from covo_rl.serve.fetch import ADAPTER, fetched, is_address
 from covo_rl.types import Clip, Example, Group, Prompt
 
 BASE = "base"
+
+
+def hurry(monkeypatch) -> None:
+    """Pauses and looks of hundredths of a second in place of seconds."""
+    monkeypatch.setattr(servers, "PAUSES", (0.0, 0.01, 0.02))
+    monkeypatch.setattr(servers, "HEALTH_EVERY", 0.05)
+    monkeypatch.setattr(servers, "HEALTH_SECONDS", 1.0)
 
 
 class Refused(Exception):

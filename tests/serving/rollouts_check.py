@@ -19,19 +19,12 @@ from unittest.mock import patch
 
 import torch
 import vllm_check
+from vllm_trainer import move, vllm_trainer
 
-from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.engines import vllm_local
 from covo_rl.engines.base import EngineError
-from covo_rl.engines.vllm_checks import needed_positions
-from covo_rl.engines.vllm_local import VLLMColocate
-from covo_rl.policy.loading import trainable_policy
-from covo_rl.prompt import build_prompt
-from covo_rl.run.questions import read_questions
-from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
-from covo_rl.train.ranks import Ranks
 
 TOLERANCE = 1e-4  # float32 log-probs
 PROMPTS = 6
@@ -49,25 +42,12 @@ def options(model: str, folder: Path, *, lora: bool) -> Options:
 
 def trainer(model: str, folder: Path, *, lora: bool) -> Trainer:
     """On the built-in questions, sampling with vLLM."""
-    settings, clips, accelerator = options(model, folder, lora=lora), ClipStore(), join()
-    policy, trainable = trainable_policy(
-        settings.model, settings.adapter, clips=clips, device=torch.device("cpu"), learning_rate=1e-3
-    )
-    rows = read_questions(settings, clips, Ranks(), None).train[:60]
-    prompts = [build_prompt(row, policy.family, clips, settings.prompt) for row in rows]
-    room = needed_positions(prompts, settings.rollout.max_completion_length, policy.family)
-    engine = VLLMColocate(policy, trainable, settings, max_model_len=room, probe_prompt=prompts[0])
-    return Trainer(settings, policy, clips, rows[1:], accelerator, engine)
+    return vllm_trainer(options(model, folder, lora=lora), probe_apart=True)
 
 
 def step(made: Trainer) -> dict[str, Any]:
-    """One step after weights that moved by a twentieth of their size."""
-    with torch.no_grad():
-        for parameter in made.policy.parameters():
-            if parameter.requires_grad:
-                size = float(parameter.square().mean().sqrt()) or 0.1
-                parameter.add_(0.05 * size * torch.randn_like(parameter))
-    made.learner.applied += 1
+    """One step after weights that moved."""
+    move(made)
     return made.train_step()[0]
 
 

@@ -30,17 +30,11 @@ from unittest.mock import patch
 import torch
 import vllm_check
 import yaml
+from vllm_trainer import move, vllm_trainer
 
-from covo_rl.audio import ClipStore
 from covo_rl.config import parse_options
 from covo_rl.engines import vllm_server
 from covo_rl.engines.base import EngineError
-from covo_rl.engines.vllm_checks import needed_positions
-from covo_rl.engines.vllm_server import VLLMServer
-from covo_rl.policy.loading import trainable_policy
-from covo_rl.prompt import build_prompt
-from covo_rl.run.questions import read_questions
-from covo_rl.train.launch import join
 from covo_rl.train.loop import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -143,25 +137,7 @@ def trains(family: str, config: Path, server: Served) -> bool:
 
 
 def trainer(config: Path) -> Trainer:
-    settings, clips, accelerator = parse_options(["--config", str(config)]), ClipStore(), join()
-    policy, trainable = trainable_policy(
-        settings.model, settings.adapter, clips=clips, device=torch.device("cpu"), learning_rate=1e-3
-    )
-    rows = read_questions(settings, clips).train[:60]
-    prompts = [build_prompt(row, policy.family, clips, settings.prompt) for row in rows]
-    room = needed_positions(prompts, settings.rollout.max_completion_length, policy.family)
-    engine = VLLMServer(policy, trainable, settings, max_model_len=room, probe_prompt=prompts[0])
-    return Trainer(settings, policy, clips, rows, accelerator, engine)
-
-
-def move(made: Trainer) -> None:
-    """Weights further than any update would, by a twentieth of their size."""
-    with torch.no_grad():
-        for parameter in made.policy.parameters():
-            if parameter.requires_grad:
-                size = float(parameter.square().mean().sqrt()) or 0.1
-                parameter.add_(0.05 * size * torch.randn_like(parameter))
-    made.learner.applied += 1
+    return vllm_trainer(parse_options(["--config", str(config)]))
 
 
 def stops(made: Trainer, what: str, fault: Callable[[], AbstractContextManager]) -> bool:
