@@ -160,7 +160,7 @@ def _is_idle(config: LoraConfig, tensors: Mapping[str, torch.Tensor]) -> bool:
         match = re.fullmatch(r"(.*\.lora_(?:embedding_)?)[AB](\.weight)?", name)
         if match is None:
             return False
-        module = match[1].removeprefix("base_model.model.").rpartition(".")[0]
+        module = match[1].removeprefix(PREFIX).rpartition(".")[0]
         alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)
         pairs[match[1]] = pairs.get(match[1], False) or not alpha or not tensor.any()
     return all(pairs.values())
