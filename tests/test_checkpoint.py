@@ -250,13 +250,15 @@ def test_a_failure_on_one_rank_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, None])
     with pytest.raises(CheckpointError, match="rank 0: disk full"):
         other.together(fails, CheckpointError)
-    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, (CheckpointError, "no room")])
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, "no room"])
     with pytest.raises(CheckpointError, match="rank 1: no room"):
         Ranks(0, 2).together(lambda: None, CheckpointError)
-    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, (EngineLost, "gone")])
+    other_rank = iter(["gone", EngineLost])
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, next(other_rank)])
     with pytest.raises(EngineLost, match="rank 1: gone"):
         Ranks(0, 2).together(lambda: None, EngineError)
-    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [(EngineError, "other ids"), (EngineLost, "gone")])
+    both = iter([["other ids", "gone"], [EngineError, EngineLost]])
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: next(both))
     with pytest.raises(EngineError, match="rank 0: other ids; rank 1: gone") as error:
         Ranks(0, 2).together(lambda: None, EngineError)
     assert type(error.value) is EngineError, "a checkpoint and another start would not mend it"

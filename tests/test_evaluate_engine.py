@@ -291,7 +291,8 @@ def test_in_process_ranks_gather_all_records():
 
 def test_an_engine_that_is_lost_on_one_rank_is_lost_on_all(monkeypatch):
     """Each rank samples batches of its own: the others would wait at the end for the records of one that raised."""
-    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, (EngineLost, "nobody answers")])
+    other_rank = iter(["nobody answers", EngineLost])
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, next(other_rank)])
     with pytest.raises(EngineLost, match=r"^rank 1: nobody answers$"):
         run(Listener(), pet_rows(7), ranks=Ranks(0, 2))
 

@@ -184,7 +184,7 @@ def test_a_reward_that_is_an_object_has_a_fingerprint(write):
 
 def test_what_one_rank_cannot_go_on_without_ends_all(monkeypatch):
     """finding 12: `reward_failure: stop` on one rank left the others waiting for it; each showed the same message."""
-    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, (RewardError, "f raised ValueError")])
+    monkeypatch.setattr(Ranks, "gathered", lambda self, value: [value, "f raised ValueError"])
     with pytest.raises(RewardError, match=r"^rank 1: f raised ValueError$") as error:
         Ranks(0, 2).together(lambda: 5, RewardError)
     assert error.value.everywhere and not RewardError("of one rank").everywhere

@@ -84,16 +84,15 @@ class Ranks:
         """
         if self.world == 1:
             return action()
-        value = failure = None
+        value = failure = kind = None
         try:
             value = action()
         except error as problem:
-            failure = type(problem), str(problem)
-        failures = {rank: failure for rank, failure in enumerate(self.gathered(failure)) if failure}
+            failure, kind = str(problem), type(problem)
+        failures = [f"rank {rank}: {what}" for rank, what in enumerate(self.gathered(failure)) if what]
         if failures:
-            kinds = {kind for kind, _ in failures.values()}
-            kind = kinds.pop() if len(kinds) == 1 else error
-            problem = kind("; ".join(f"rank {rank}: {what}" for rank, (_, what) in failures.items()))
+            kinds = {kind for kind in self.gathered(kind) if isinstance(kind, type)}
+            problem = (kinds.pop() if len(kinds) == 1 else error)("; ".join(failures))
             problem.everywhere = True
             raise problem
         return value
