@@ -125,7 +125,7 @@ class SpeechTokenizer(nn.Module):
         Raises:
             CodeError: no codes, a code outside the codebook, or a tokenizer without heads.
         """
-        heads, _ = self._reader()
+        heads, _ = self.reader()
         return heads.asr(*self._embedded(codes))[0].float().log_softmax(-1)
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class SpeechTokenizer(nn.Module):
         Raises:
             CodeError: as `ctc_logps`.
         """
-        heads, _ = self._reader()
+        heads, _ = self.reader()
         voicing_BZ, octaves_BZ = heads.read_pitch(*self._embedded(codes))
         return voicing_BZ[0].float().sigmoid(), octaves_BZ[0].float()
 
@@ -152,9 +152,10 @@ class SpeechTokenizer(nn.Module):
         """The words of codes, read without audio: greedy CTC. Raises CodeError as `ctc_logps`; no codes: no words."""
         if not len(codes):
             return ""
-        return self._reader()[1].greedy(self.ctc_logps(codes).argmax(-1).tolist())
+        return self.reader()[1].greedy(self.ctc_logps(codes).argmax(-1).tolist())
 
-    def _reader(self) -> tuple[Heads, Pieces]:
+    def reader(self) -> tuple[Heads, Pieces]:
+        """What reads codes; raises CodeError where this tokenizer was saved without."""
         if self.heads is None or self.pieces is None:
             raise CodeError(
                 "this tokenizer was saved without heads and cannot read codes: train one, or name another"
