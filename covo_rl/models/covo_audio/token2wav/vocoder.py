@@ -124,10 +124,11 @@ class ResBlock(nn.Module):
 class Vocoder(nn.Module):
     """Latents (B, E, Z) -> wave (B, 1, 240 Z) within -1 and 1.
 
-    A frame's samples depend on at most `past_frames` before it and `future_frames` after it, and on no other state.
+    A frame's samples depend on `past_frames` before it and `future_frames` after it, and on no other state. What more
+    there is in float64: past 40 would leave 1e-9, 24 2e-5; a future of 6 leaves 5e-13, 3 1e-4.
     """
 
-    past_frames, future_frames = 40, 6
+    past_frames, future_frames = 48, 6
 
     def __init__(self, config: VocoderConfig, latent: int) -> None:
         super().__init__()
