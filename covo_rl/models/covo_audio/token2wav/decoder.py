@@ -118,14 +118,9 @@ class Token2Wav(nn.Module):
         return nn.utils.rnn.pad_sequence(self._targets(inputs, noise, options), batch_first=True)
 
     @torch.no_grad()
-    def vocode(self, latents_BEZ: torch.Tensor, spoken_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """De-normalised latents (B, E, Z) -> wave (B, 1, 240 Z) float32 at 24 kHz (float64 where the model is).
-
-        `spoken_BT`: in a stream, the wave of the first frames, which has gone out.
-        """
-        weight = self.token2latent.token_embedding.weight
-        wave = self.wavegan(latents_BEZ.to(weight), spoken_BT)
-        return wave.to(torch.promote_types(weight.dtype, torch.float32))
+    def vocode(self, latents_BEZ: torch.Tensor) -> torch.Tensor:
+        """De-normalised latents (B, E, Z) -> wave (B, 1, 240 Z) float32 at 24 kHz (float64 where the model is)."""
+        return self._sound(self.wavegan(latents_BEZ.to(self.token2latent.token_embedding.weight)))
 
     @torch.no_grad()
     def synthesise(
@@ -161,7 +156,10 @@ class Token2Wav(nn.Module):
             raise ValueError(f"blocks={tuple(blocks)}, look_ahead={look_ahead}, past={past}: at least 1, 1 and 0 codes")
         prompt = self._inputs([[0]], prompt_codes, prompt_latent, speaker)
         chunks = latent_blocks(self, codes, prompt, blocks, past, look_ahead, **options)
-        return overlapped(self.vocode, chunks, self.wavegan.past_frames, self.wavegan.future_frames)
+        return map(self._sound, overlapped(self.wavegan, chunks))
+
+    def _sound(self, wave: torch.Tensor) -> torch.Tensor:
+        return wave.to(torch.promote_types(wave.dtype, torch.float32))
 
     def _inputs(self, codes: Any, prompt_codes: Any, prompt_latent: Any, speaker: Any) -> DecoderInputs:
         weight = self.token2latent.token_embedding.weight

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -29,7 +29,7 @@ def latent_blocks(
     block is all that is left. A frame's noise depends on its place alone, not on the blocks.
     """
     flow = decoder.config.flow
-    source, width = iter(codes), flow.z_dim
+    source, width, weight = iter(codes), flow.z_dim, prompt.context_BZE
     voice = prompt.codes_BL[0, :-1].tolist()
     before = CODE_FRAMES * len(voice)
     # `heard`: codes of the reply from number `dropped` on; `made`: their latents, as far as the `done` codes reach.
@@ -53,7 +53,7 @@ def latent_blocks(
         past_codes = {"prompt_codes": [voice + heard[:done]], "prompt_latent": [context]} if voice or done else {}
         x_ZE = decoder.solve([heard[done:]], **past_codes, speaker=prompt.speaker_BS, noise=noise[None], **options)[0]
         new = x_ZE[len(context) : before + CODE_FRAMES * end]
-        yield decoder.denormalise(new).T[None], last
+        yield decoder.denormalise(new).T[None].to(weight), last
         if last:
             return
         unused = max(0, end - past)
@@ -61,22 +61,36 @@ def latent_blocks(
         heard, dropped, done = heard[unused:], dropped + unused, end - unused
 
 
-def overlapped(
-    vocode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], chunks: Iterable[tuple[torch.Tensor, bool]],
-    past: int, future: int,
-) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Latent chunks (B, E, Z) -> wave pieces (B, 1, samples), together as long as all chunks.
+class StreamVocoder(Protocol):
+    """A vocoder that can go on: a frame hears `past_frames` before it and `future_frames` after it.
 
-    Each chunk is vocoded behind `past` frames that have gone out, and its last `future` frames wait for the next one.
+    What else a wave depends on is its state (None at the beginning), which `carry` gives for the next piece, of the
+    latents that are left out in front of it (B, E, Z) and the wave of the past frames that stay (B, T).
     """
-    latents = spoken = None
+
+    past_frames: int
+    future_frames: int
+
+    def __call__(self, latents_BEZ: torch.Tensor, state: Any = None) -> torch.Tensor: ...
+
+    def carry(self, dropped_BEZ: torch.Tensor, spoken_BT: torch.Tensor, state: Any) -> Any: ...
+
+
+def overlapped(vocoder: StreamVocoder, chunks: Iterable[tuple[torch.Tensor, bool]]) -> Iterator[torch.Tensor]:
+    """Latent chunks (B, E, Z), and whether each is the last -> wave pieces (B, 1, samples), together as long as these.
+
+    A chunk is vocoded behind past frames that have gone out, and its last frames wait until their future is there.
+    """
+    latents = state = None
+    begin = 0
     for chunk, last in chunks:
         latents = chunk if latents is None else torch.cat([latents, chunk], dim=-1)
-        spoken = chunk.new_zeros(len(chunk), 0) if spoken is None else spoken
-        begin, end = spoken.shape[-1] // HOP, latents.shape[-1] - (0 if last else future)
+        end = latents.shape[-1] - (0 if last else vocoder.future_frames)
         if end <= begin:
             continue
-        wave = vocode(latents, spoken)
+        with torch.no_grad():
+            wave = vocoder(latents, state)
         yield wave[..., HOP * begin : HOP * end]
-        start = max(0, end - past)
-        latents, spoken = latents[..., start:], wave[:, 0, HOP * start : HOP * end]
+        start = max(0, end - vocoder.past_frames)
+        state = vocoder.carry(latents[..., :start], wave[:, 0, HOP * start : HOP * end], state)
+        latents, begin = latents[..., start:], end - start

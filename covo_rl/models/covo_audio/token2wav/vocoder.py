@@ -124,8 +124,7 @@ class ResBlock(nn.Module):
 class Vocoder(nn.Module):
     """Latents (B, E, Z) -> wave (B, 1, 240 Z) within -1 and 1.
 
-    A frame's samples depend on at most `past_frames` before it and `future_frames` after it; `spoken_BT`, the wave of
-    its first frames where a stream goes on, is not needed.
+    A frame's samples depend on at most `past_frames` before it and `future_frames` after it, and on no other state.
     """
 
     past_frames, future_frames = 40, 6
@@ -142,7 +141,7 @@ class Vocoder(nn.Module):
             self.resblocks.extend(ResBlock(width, size, dilations) for size, dilations in shapes)
         self.activation_post, self.conv_post = Activation(width), NormedConv(width, 1, 7)
 
-    def forward(self, latents_BEZ: torch.Tensor, spoken_BT: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, latents_BEZ: torch.Tensor, state: None = None) -> torch.Tensor:
         x_BCT = self.conv_pre(latents_BEZ)
         kinds = len(self.resblocks) // len(self.ups)
         for i, stage in enumerate(self.ups):
@@ -151,11 +150,17 @@ class Vocoder(nn.Module):
             x_BCT = sum((block(x_BCT) for block in blocks), start=torch.zeros_like(x_BCT)) / kinds
         return self.conv_post(self.activation_post(x_BCT)).tanh()
 
+    def carry(self, dropped_BEZ: torch.Tensor, spoken_BT: torch.Tensor, state: None) -> None:
+        return None
+
 
 class GriffinLim(nn.Module):
-    """Log-mel latents (B, 64, Z) -> wave (B, 1, 240 Z), which goes on from `spoken_BT` where that is given."""
+    """Log-mel latents (B, 64, Z) -> wave (B, 1, 240 Z). Its state is the wave that has gone out, which it continues."""
 
     past_frames, future_frames = 8, 6
 
-    def forward(self, latents_BEZ: torch.Tensor, spoken_BT: torch.Tensor | None = None) -> torch.Tensor:
-        return griffin_lim(latents_BEZ.mT, head_BT=spoken_BT)
+    def forward(self, latents_BEZ: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
+        return griffin_lim(latents_BEZ.mT, head_BT=state)
+
+    def carry(self, dropped_BEZ: torch.Tensor, spoken_BT: torch.Tensor, state: torch.Tensor | None) -> torch.Tensor:
+        return spoken_BT
