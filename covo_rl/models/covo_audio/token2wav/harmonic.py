@@ -1,121 +1,115 @@
-"""A learned vocoder that knows the pitch: sines at multiples of F0 and noise, each through a filter a net predicts.
+"""A learned vocoder that knows the pitch: sines at multiples of F0, and noise, each through filters that a net predicts.
 
-Harmonics plus filtered noise after DDSP (Engel et al., arXiv 2001.04643); a source driven by F0 and shaped by a net after
-the neural source-filter model (Wang et al., arXiv 1904.12088). The filters act on short-time spectra. Whatever the net
-does, the harmonics lie where the F0 channel says, so a codec that carries F0 keeps it.
+Harmonics plus filtered noise are DDSP (Engel et al., arXiv 2001.04643), a source driven by F0 and shaped by a net the
+neural source-filter model (Wang et al., arXiv 1904.12088); here the filters act on short-time spectra. Whatever the net
+does, the harmonics lie where the F0 channel says: what carries F0 keeps it.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import torch.nn.functional as F
+from torch import nn
 
-RATE, HOP, FFT, MELS = 24_000, 240, 1024, 64
-#: channels of a `mel_pitch` latent after the mel: log2 of F0 in Hz (joined through unvoiced frames), voiced or not
-F0_CHANNEL, VOICED_CHANNEL = MELS, MELS + 1
-_HIGHEST = 11_500  # Hz, of a harmonic
-_PERIOD = 1000  # frames after which the noise repeats
-_PAD = (FFT - HOP) // 2  # frame k is centred on sample 240k + 120, as in the mel
+from covo_rl.models.covo_audio.token2wav.mel import HOP, MARGIN, MEL_BINS, N_FFT, RATE, mel_bank, overlap_add, stft
+
+#: channels of `mel_pitch` behind the mel: log2 of F0 in Hz, joined by lines through unvoiced frames; voiced (1) or not
+F0_CHANNEL, VOICED_CHANNEL, MEL_PITCH = MEL_BINS, MEL_BINS + 1, MEL_BINS + 2
+LOWEST_F0, HIGHEST_F0 = 40, 1000  # Hz
+HIGHEST_HARMONIC = 11_500  # Hz
+NOISE_FRAMES = 1000  # after which the noise repeats
+
+
+class State(NamedTuple):
+    """Of a wave made in pieces: the number of frames before this one; F0 and phase at the centre of the last of them."""
+
+    frames: int
+    hz_B1: torch.Tensor
+    cycles_B1: torch.Tensor
 
 
 class HarmonicVocoder(nn.Module):
-    """(B, 66, Z) `mel_pitch` latents, 100 Hz -> waves (B, 1, 240 Z), 24 kHz. Looks 5 frames ahead and 20 back.
+    """`mel_pitch` latents (B, 66, Z), not normalised -> wave (B, 1, 240 Z)."""
 
-    What repeats or adds up over a whole clip is told by `start` where a clip is made in pieces: noise and phase.
-    """
+    past_frames, future_frames = 24, 6
 
     def __init__(self, width: int = 128, layers: int = 3) -> None:
         super().__init__()
-        self.conv_in = nn.Conv1d(VOICED_CHANNEL + 1, width, 3, padding=1)
+        self.conv_in = nn.Conv1d(MEL_PITCH, width, 3, padding=1)
         self.layers = nn.ModuleList(nn.Conv1d(width, width, 5) for _ in range(layers))
-        self.filters = nn.Conv1d(width, 2 * (FFT // 2 + 1), 1)
+        self.filters = nn.Conv1d(width, 2 * (N_FFT // 2 + 1), 1)
         nn.init.zeros_(self.filters.weight)
-        nn.init.constant_(self.filters.bias, -5.0)  # type: ignore[arg-type]  # near the level of a mel's bin
-        # mel bins -> FFT bins, a straight line between centres
-        self.register_buffer("spread", _spread(), persistent=False)
-        noise = torch.randn(_PERIOD * HOP, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("noise", noise, persistent=False)
-        self.register_buffer("window", torch.hann_window(FFT), persistent=False)
+        bias = self.filters.bias
+        assert bias is not None
+        nn.init.constant_(bias, -5.0)  # about the level of one FFT bin in a mel bin
 
-    def forward(self, latents_BEZ: Tensor, start: tuple[int, Tensor] | None = None) -> Tensor:
-        """`start`: number of the first frame, and the cycles (B,) that `cycles` counted before it."""
-        mel, f0, voiced = latents_BEZ.split((MELS, 1, 1), 1)
-        features = torch.cat([(mel + 5) / 2.5, (f0 - 7.3) * 2, voiced], 1)
-        hidden = self.conv_in(features)
+    def forward(self, latents_BEZ: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        wide = torch.promote_types(latents_BEZ.dtype, torch.float32)  # bfloat16 has steps of half a semitone
+        latents_BEZ = latents_BEZ.to(wide)
+        mel, f0, voiced = latents_BEZ.split((MEL_BINS, 1, 1), dim=1)
+        features = torch.cat([(mel + 5) / 2.5, (f0 - 7.3) * 2, voiced], dim=1)
+        hidden = self.conv_in(features.to(self.conv_in.weight))
         for layer in self.layers:
-            hidden = hidden + layer(functional.pad(functional.gelu(hidden), (4, 0)))
-        log_gains = self.filters(functional.gelu(hidden)).float()
-        base = (self.spread.float() @ mel.float()).repeat(1, 2, 1)
-        gains = (log_gains + base).clamp(max=10).exp().chunk(2, 1)  # of harmonics, of noise: (B, F, Z)
-        frame, before = start if start is not None else (0, None)
-        sources = self._harmonics(latents_BEZ.float(), before), self._noise(frame, latents_BEZ.shape[2])
-        spectrum = sum(gain * self._spectrum(source) for gain, source in zip(gains, sources, strict=True))
-        return self._wave(spectrum)[:, None].to(latents_BEZ.dtype)  # type: ignore[arg-type]
+            hidden = hidden + layer(F.pad(F.gelu(hidden), (4, 0)))
+        spread = mel_bank().to(latents_BEZ.device, wide).T  # of mel bins to FFT bins: a line between their centres
+        base = (spread / spread.sum(dim=1, keepdim=True).clamp(min=1e-3)) @ mel
+        gains = [(part + base).clamp(max=10).exp() for part in self.filters(F.gelu(hidden)).to(wide).chunk(2, dim=1)]
+        frames = latents_BEZ.shape[-1]
+        sources = _harmonics(latents_BEZ, state), _noise(state.frames if state else 0, frames).to(gains[0])
+        spectrum = sum(gain * stft(F.pad(wave, (MARGIN, MARGIN))) for gain, wave in zip(gains, sources, strict=True))
+        return overlap_add(spectrum)[:, None, MARGIN:-MARGIN]  # pyright: ignore[reportArgumentType]
 
-    def cycles(self, latents_BEZ: Tensor) -> Tensor:
-        """Cycles (B,) of F0 in these frames, modulo 1."""
-        return _phase(latents_BEZ[:, F0_CHANNEL].float())[1]
-
-    def _harmonics(self, latents_BEZ: Tensor, before: Tensor | None) -> Tensor:
-        """cos(x) + cos(2x) + ... of equal amplitude up to _HIGHEST, in closed form; silent without voice. (B, T)"""
-        log_f0_BZ, voiced_BZ = latents_BEZ[:, F0_CHANNEL], (latents_BEZ[:, VOICED_CHANNEL] > 0.5).float()
-        cycles_BT, _ = _phase(log_f0_BZ)
-        if before is not None:
-            cycles_BT = cycles_BT + before[:, None]
-        x = 2 * math.pi * (cycles_BT - cycles_BT.round())
-        count = _HIGHEST / _samples(_hertz(log_f0_BZ))
-        whole, half = count.floor(), (x / 2).sin()
-        small = half.abs() < 1e-5
-        sines = torch.where(small, whole, ((whole + 0.5) * x).sin() / torch.where(small, 1, 2 * half) - 0.5)
-        # the highest harmonic fades in, lest it clicks where F0 glides
-        return _samples(voiced_BZ) * (sines + (count - whole) * ((whole + 1) * x).cos())
-
-    def _noise(self, frame: int, frames: int) -> Tensor:
-        index = torch.arange(frames * HOP, device=self.noise.device) + frame % _PERIOD * HOP
-        return self.noise.float()[index % len(self.noise)][None]
-
-    def _spectrum(self, wave_BT: Tensor) -> Tensor:
-        padded = functional.pad(wave_BT, (_PAD, _PAD))
-        return torch.stft(padded, FFT, HOP, window=self.window.float(), center=False, return_complex=True)
-
-    def _wave(self, spectrum_BFZ: Tensor) -> Tensor:
-        """Overlap-add of windowed frames, over the sum of squared windows."""
-        window = self.window.float()
-        frames_BNZ = torch.fft.irfft(spectrum_BFZ, dim=1) * window[:, None]
-        squares_1NZ = (window**2)[None, :, None].expand(1, FFT, spectrum_BFZ.shape[2])
-        length = (spectrum_BFZ.shape[2] - 1) * HOP + FFT
-        waves, weights = (
-            functional.fold(part, (1, length), (1, FFT), stride=(1, HOP))[:, 0, 0, _PAD : length - _PAD]
-            for part in (frames_BNZ, squares_1NZ)
-        )
-        return waves / weights
+    def carry(self, dropped_BEZ: torch.Tensor, spoken_BT: torch.Tensor, state: State | None) -> State | None:
+        """The state behind `dropped_BEZ`: phase and noise go on in the next piece as if there were one."""
+        if not dropped_BEZ.shape[-1]:
+            return state
+        hz_BZ = _hertz(dropped_BEZ)
+        cycles_BZ = _cycles(hz_BZ, state)
+        frames = (state.frames if state else 0) + dropped_BEZ.shape[-1]
+        return State(frames, hz_BZ[:, -1:], cycles_BZ[:, -1:] % 1)
 
 
-def _hertz(log_f0_BZ: Tensor) -> Tensor:
-    return 2 ** log_f0_BZ.clamp(math.log2(40), math.log2(1000))
+def _hertz(latents_BEZ: torch.Tensor) -> torch.Tensor:
+    return 2 ** latents_BEZ[:, F0_CHANNEL].clamp(math.log2(LOWEST_F0), math.log2(HIGHEST_F0))
 
 
-def _phase(log_f0_BZ: Tensor) -> tuple[Tensor, Tensor]:
-    """Cycles since the start at every sample (B, T), each frame's own sum kept small; those of the whole, modulo 1."""
-    step_BZN = (_samples(_hertz(log_f0_BZ)) / RATE).unflatten(1, (-1, HOP))
-    within_BZN = step_BZN.cumsum(2)
-    total_BZ = within_BZN[..., -1]
-    total_BZ = (total_BZ - total_BZ.round()).cumsum(1)
-    before_BZ = functional.pad(total_BZ, (1, -1))
-    return (before_BZ[..., None] + within_BZN).flatten(1), total_BZ[:, -1] % 1
+def _cycles(hz_BZ: torch.Tensor, state: State | None) -> torch.Tensor:
+    """Phase at the centres of frames, in cycles, of an F0 on straight lines between them. Whole cycles are left out:
+    the sum stays small, and float32 exact enough for the hundredth harmonic."""
+    if state is None:
+        steps = F.pad((hz_BZ[:, :-1] + hz_BZ[:, 1:]) / 2 * HOP / RATE, (1, 0))
+    else:
+        hz = torch.cat([state.hz_B1, hz_BZ], dim=1)
+        steps = (hz[:, :-1] + hz[:, 1:]) / 2 * HOP / RATE
+    return (steps - steps.round()).cumsum(dim=1) + (0 if state is None else state.cycles_B1)
 
 
-def _samples(frames_BZ: Tensor) -> Tensor:
-    """Values at frame centres -> at every sample, on straight lines; the ends are held."""
-    return functional.interpolate(frames_BZ[:, None], scale_factor=HOP, mode="linear")[:, 0]
+def _harmonics(latents_BEZ: torch.Tensor, state: State | None) -> torch.Tensor:
+    """cos x + cos 2x + ... up to HIGHEST_HARMONIC, in closed form; silent where unvoiced. (B, 240 Z)"""
+    hz_BZ = _hertz(latents_BEZ)
+    hz_BT, half = _samples(hz_BZ), HOP // 2
+    within_BZN = F.pad(hz_BT / RATE, (half, half)).unflatten(1, (-1, HOP)).cumsum(dim=2)  # from centre to centre
+    centre_BZ = _cycles(hz_BZ, state)
+    begin_BZ = torch.cat([centre_BZ[:, :1] - within_BZN[:, 0, -1:], centre_BZ], dim=1)
+    cycles_BT = (begin_BZ[..., None] + within_BZN).flatten(1)[:, half:-half]
+    x_BT = 2 * math.pi * (cycles_BT - cycles_BT.round())
+    count = HIGHEST_HARMONIC / hz_BT
+    whole, sine = count.floor(), (x_BT / 2).sin()
+    small = sine.abs() < 1e-5
+    waves_BT = torch.where(small, whole, ((whole + 0.5) * x_BT).sin() / torch.where(small, 1, 2 * sine) - 0.5)
+    waves_BT = waves_BT + (count - whole) * ((whole + 1) * x_BT).cos()  # fades in, lest it clicks where F0 glides
+    return waves_BT * _samples((latents_BEZ[:, VOICED_CHANNEL] > 0.5).to(hz_BT))
 
 
-def _spread() -> Tensor:
-    """(FFT bins, mel bins): each FFT bin between its two nearest mel centres."""
-    top = 2595 * math.log10(1 + RATE / 2 / 700)
-    mels = 2595 * torch.log10(1 + torch.arange(FFT // 2 + 1) * RATE / FFT / 700)
-    place = (mels / top * (MELS + 1) - 1).clamp(0, MELS - 1)[:, None]
-    return (1 - (place - torch.arange(MELS)).abs()).clamp(min=0)
+def _noise(first: int, frames: int) -> torch.Tensor:
+    """White noise (1, 240 frames); a sample's depends on its place in the whole wave alone."""
+    noise = torch.randn(NOISE_FRAMES, HOP, generator=torch.Generator().manual_seed(0))
+    return noise[torch.arange(first, first + frames) % NOISE_FRAMES].reshape(1, -1)
+
+
+def _samples(frames_BZ: torch.Tensor) -> torch.Tensor:
+    """Values at the centres of frames -> at every sample, on straight lines; the ends are held."""
+    return F.interpolate(frames_BZ[:, None], scale_factor=HOP, mode="linear")[:, 0]
