@@ -1,4 +1,4 @@
-"""A learned vocoder that knows the pitch: sines at multiples of F0, and noise, each through filters that a net predicts.
+"""A learned vocoder that knows the pitch: sines at multiples of F0 and noise, through filters that a net predicts.
 
 Harmonics plus filtered noise are DDSP (Engel et al., arXiv 2001.04643), a source driven by F0 and shaped by a net the
 neural source-filter model (Wang et al., arXiv 1904.12088); here the filters act on short-time spectra. Whatever the net
@@ -24,7 +24,7 @@ NOISE_FRAMES = 1000  # after which the noise repeats
 
 
 class State(NamedTuple):
-    """Of a wave made in pieces: the number of frames before this one; F0 and phase at the centre of the last of them."""
+    """Of a wave made in pieces: how many frames are before; F0 and phase at the centre of the last of them."""
 
     frames: int
     hz_B1: torch.Tensor
