@@ -128,4 +128,4 @@ def _for_each(rows: list[torch.Tensor], count: int, name: str) -> list[torch.Ten
 def frame_noise(frames: Sequence[int] | range, width: int, seed: int) -> torch.Tensor:
     """Standard normal (len(frames), width) float32: each frame's row depends on `seed` and its number alone."""
     rows = [np.random.default_rng((seed, frame)).standard_normal(width, dtype=np.float32) for frame in frames]
-    return torch.from_numpy(np.stack(rows))
+    return torch.from_numpy(np.array(rows, np.float32).reshape(-1, width))  # of no prompt there are none
