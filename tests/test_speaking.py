@@ -1,4 +1,4 @@
-"""Conversations that speak: the wave of an answer, answers as they are generated, and what follows when they are not."""
+"""Conversations that speak: the wave of an answer, answers while they are generated, and what ends them early."""
 
 import threading
 
@@ -200,7 +200,7 @@ def test_decoders_of_other_models_are_refused(tiny, decoder):
         next(Conversation(*tiny_model(0)).stream_turn("or", speak=decoder))
 
 
-# -- voices --------------------------------------------------------------------------------------------------------------
+# -- voices ---------------------------------------------------------------------------------------------------
 
 
 def speaker_folder(folder, **changes):
@@ -264,7 +264,7 @@ def test_a_damaged_array_asks_for_no_memory(tmp_path, decoder):
         Voice.from_folder(decoder, tmp_path)
 
 
-# -- what streams are made of --------------------------------------------------------------------------------------------
+# -- what streams are made of ---------------------------------------------------------------------------------
 
 
 def test_text_comes_in_whole_characters():
