@@ -36,6 +36,11 @@ class CovoAudio(TransformersFamily):
         config = self.model.config
         return tuple(dict.fromkeys((config.turn_end_token_id, config.text_end_token_id)))
 
+    @property
+    def code_ids(self) -> range:
+        config = self.model.config
+        return range(config.audio_token_index, config.audio_token_index + config.num_audio_codes)
+
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         features, mask = self.processor.feature_extractor.clip(samples_T, self.sampling_rate)
         return {"input_features": features, "input_features_mask": mask}
