@@ -13,7 +13,7 @@ from covo_rl.data.files import write_json
 from covo_rl.resolve import ConfigError, read_yaml, typed_values
 
 MODEL_TYPE = "covo_speech_tokenizer"
-FRONT_ENDS = ("conv", "mel")
+FRONT_ENDS = ["conv", "mel"]
 LIMITS = {"[2, 1000000]": "codebook_size pieces", "[1, 100000]": "code_dim merge_width head_width"}
 #: WavLM-large, as far as it differs from WavLMConfig's defaults
 _LARGE = {
@@ -49,7 +49,7 @@ class SpeechTokenizerConfig:
         return cls()
 
     @classmethod
-    def tiny(cls, pieces: int = 11) -> SpeechTokenizerConfig:
+    def tiny(cls, pieces: int = 12) -> SpeechTokenizerConfig:
         """Three layers 96 wide on a log-mel, 256 codes; by default for the ten digit words."""
         return cls(256, 16, 96, 96, pieces, "mel", dict(_TINY))
 

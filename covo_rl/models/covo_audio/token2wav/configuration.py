@@ -1,7 +1,7 @@
 """Sizes of a token2wav decoder, in the layout of the published config.json.
 
 Fields have the published names and, as defaults, the published values. What the file says and nobody reads
-(`hop_size` 480, `use_flow`, `downsample_*`, ...) is accepted and left out when saved. Two keys are ours, beside "model":
+(`hop_size` 480, `use_flow`, `downsample_*`, ...) is accepted and left out when saved. Beside "model" ours are
 `latent`, what a latent frame holds, and `vocoder`, what makes a wave of it; a file without them is a published one.
 """
 
@@ -111,7 +111,7 @@ class Token2WavConfig:
             (len(voice.upsample_rates) != len(voice.upsample_kernel_sizes),
              "upsample_rates and upsample_kernel_sizes differ in number"),
             (tuple(2 * rate for rate in voice.upsample_rates) != voice.upsample_kernel_sizes,
-             f"upsample_kernel_sizes {voice.upsample_kernel_sizes} are not twice upsample_rates {voice.upsample_rates}"),
+             f"upsample_kernel_sizes {voice.upsample_kernel_sizes} are not twice the rates {voice.upsample_rates}"),
             (len(blocks[0]) != len(blocks[1]), "resblock_kernel_sizes and resblock_dilation_sizes differ in number"),
         ):  # fmt: skip
             if wrong:
@@ -137,7 +137,7 @@ class Token2WavConfig:
         ours = {name: data[name] for name in ("latent", "vocoder", "tokenizer") if name in data}
         if strange := [name for name, value in ours.items() if not isinstance(value, str)]:
             raise DecoderConfigError(f"{where}: {strange[0]} is {ours[strange[0]]!r}; it must be a text")
-        wavegan = _part(model, "wavegan", where) if ours.get("vocoder", "bigvgan") == "bigvgan" else {}
+        wavegan = _part(model, "wavegan", where)
         latent_dim, z_dim = wavegan.get("latent_dim"), flow.get("z_dim", FlowConfig.z_dim)
         if latent_dim not in (None, z_dim):
             raise DecoderConfigError(f"{where}: wavegan.latent_dim {latent_dim!r} is not token2latent.z_dim {z_dim!r}")

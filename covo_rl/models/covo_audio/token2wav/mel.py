@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from transformers.audio_utils import mel_filter_bank
 
-RATE = 24000
-HOP = 240
+from covo_rl.models.covo_audio.token2wav.configuration import FRAME_RATE, HOP
+
+RATE = FRAME_RATE * HOP
 N_FFT = 1024
 MARGIN = (N_FFT - HOP) // 2
 MEL_BINS = 64
@@ -22,7 +23,7 @@ FLOOR = 1e-4
 
 @lru_cache(maxsize=8)
 def mel_bank(bins: int = MEL_BINS, n_fft: int = N_FFT, rate: int = RATE, top: float = RATE / 2) -> torch.Tensor:
-    """HTK-mel triangles of height 1 from 0 to `top` Hz, (bins, n_fft / 2 + 1) float32 on the CPU; do not write to it."""
+    """HTK-mel triangles of height 1, 0 to `top` Hz: (bins, n_fft / 2 + 1) float32 on the CPU, shared, so read only."""
     triangles = mel_filter_bank(n_fft // 2 + 1, bins, 0.0, top, rate, norm=None, mel_scale="htk")
     return torch.from_numpy(triangles.T.copy()).float()
 
@@ -72,7 +73,7 @@ def _stft(padded_BT: torch.Tensor) -> torch.Tensor:
 
 
 def _overlap_add(spectrum: torch.Tensor) -> torch.Tensor:
-    """The wave (B, 240 Z + 784) whose STFT is nearest to `spectrum` (B, 513, Z): torch.istft refuses uncentred frames."""
+    """The wave (B, 240 Z + 784) whose STFT is nearest to `spectrum` (B, 513, Z): torch.istft wants centred ones."""
     window = torch.hann_window(N_FFT, device=spectrum.device)[:, None]
     pieces = torch.fft.irfft(spectrum, n=N_FFT, dim=1) * window
     size = (1, HOP * (spectrum.shape[-1] - 1) + N_FFT)
