@@ -1,7 +1,7 @@
 """Rows of speech: a recording, its text, the times of its words, its codes. All that is wrong is said at once.
 
-    {"id": "a1", "audio": "a1.wav", "text": "one two", "language": "en", "speaker": "anna", "document": "d", "position": 0,
-     "words": [["one", 0.1, 0.4], ["two", 0.5, 0.8]], "codes": [17, 3], "tokenizer": "9c0e..."}
+    {"id": "a1", "audio": "a1.wav", "text": "one two", "language": "en", "speaker": "anna", "document": "d",
+     "position": 0, "words": [["one", 0.1, 0.4], ["two", 0.5, 0.8]], "codes": [17, 3], "tokenizer": "9c0e..."}
 
 Only `id` is always needed; `codes` is a list or the path of a one-dimensional .npy file of whole numbers, and
 `tokenizer` the digest of the tokenizer that made them (`covo-rl speech encode` writes both).
@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from covo_rl.audio import AudioError, decode, resample
 from covo_rl.data.files import json_line, write_atomically
 from covo_rl.data.folder import AudioFolder
 from covo_rl.data.load import audio_root
-from covo_rl.data.memory import Source
 from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
 from covo_rl.speech.grid import CODE_SECONDS, RATE
 from covo_rl.types import Clip
+
+if TYPE_CHECKING:
+    from covo_rl.data.memory import Source
 
 _TEXTS = ("text", "language", "speaker", "document", "tokenizer")
 #: what a row may be asked for -> how to get it
@@ -151,14 +153,17 @@ class _Reader:
         self.problems += [Problem(name, what) for what in wrong]
         texts = {key: row.get(key) for key in ("language", "speaker", "document")}
         words, codes = values.get("words"), values.get("codes")
-        return SpeechRow(
-            name, row.get("text") or "", values.get("audio"), **texts, position=position, words=words, codes=codes, source=row
-        )  # fmt: skip
+        text, clip = row.get("text") or "", values.get("audio")
+        return SpeechRow(name, text, clip, **texts, position=position, words=words, codes=codes, source=row)
 
     def _together(self, row: Row, values: Mapping[str, Any]) -> list[str]:
         """What is missing, and what does not fit together."""
         present = {"text": str(row.get("text") or "").strip(), **{key: row.get(key) for key in values}}
-        wrong = [f"it has {what}" for key, what in _MISSING.items() if key in self.needs and present.get(key, 1) in (None, "")]
+        wrong = [
+            f"it has {what}"
+            for key, what in _MISSING.items()
+            if key in self.needs and present.get(key, 1) in (None, "")
+        ]
         codes, words = values.get("codes"), values.get("words")
         if codes is None:
             return wrong
@@ -219,7 +224,9 @@ def _words(value: Any) -> tuple[tuple[str, float, float], ...]:
             raise ValueError(f"its words hold {printable(item)}, not [text, start, end] in seconds")
         text, start, end = item
         if not before - 1e-6 <= start <= end:
-            raise ValueError(f"its word {printable(text)} from {start} to {end} s: words must follow one another in time")
+            raise ValueError(
+                f"its word {printable(text)} from {start} to {end} s: words follow one another in time"
+            )
         words.append((text, float(start), float(end)))
         before = end
     return tuple(words)
@@ -228,4 +235,8 @@ def _words(value: Any) -> tuple[tuple[str, float, float], ...]:
 def _beyond(words: Sequence[tuple[str, float, float]], seconds: float) -> str:
     """Rounding of a word's end is allowed, up to the end of the last code."""
     text, _, end = words[-1]
-    return f"its word {printable(text)} ends at {end} s, the clip at {seconds:.2f} s" if end > seconds + CODE_SECONDS else ""
+    return (
+        f"its word {printable(text)} ends at {end} s, the clip at {seconds:.2f} s"
+        if end > seconds + CODE_SECONDS
+        else ""
+    )

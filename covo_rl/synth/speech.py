@@ -72,7 +72,7 @@ _PHONES = {
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice. `tilt` is the slope of its spectrum in dB an octave, `rate` its speed, `breath` noise under the voice."""
+    """A voice. `tilt`: slope of its spectrum in dB an octave. `rate`: its speed. `breath`: noise under the voice."""
 
     name: str
     sex: str
@@ -200,7 +200,7 @@ def _smooth(values_FN: np.ndarray, width: int) -> np.ndarray:
 
 
 def _pulses(f0_T: np.ndarray) -> np.ndarray:
-    """Harmonics of equal amplitude up to 11 kHz in closed form: 1/2 + sum cos(n x) = sin((N + 1/2) x) / (2 sin(x/2))."""
+    """Equal harmonics up to 11 kHz in closed form: 1/2 + sum cos(n x) = sin((N + 1/2) x) / (2 sin(x/2))."""
     phase = 2 * np.pi * np.cumsum(f0_T) / RATE
     count, half = np.floor(11_000 / f0_T), np.sin(phase / 2)
     small = np.abs(half) < 1e-6
