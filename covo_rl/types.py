@@ -144,7 +144,8 @@ class Rollout:
 
     `stop` says that an end token was produced (it is the last id), `length` that the limit cut it.
     `think` and `answer` are None where the grammar finds none; `problems` says what is wrong. `version` counts the
-    optimiser updates behind the policy that sampled it.
+    optimiser updates behind the policy that sampled it. `codes` are the audio codes among the ids, in order (0 is the
+    first code; empty where the family has none); `text` is what stands without them.
     """
 
     completion_ids: tuple[int, ...]
@@ -155,6 +156,7 @@ class Rollout:
     answer: str | None = None
     problems: tuple[str, ...] = ()
     version: int = 0
+    codes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

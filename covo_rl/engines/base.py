@@ -128,11 +128,12 @@ class RolloutEngine(Sampler, Protocol):
 def rollout_of(
     ids: Sequence[int], logps: Sequence[float], stop_reason: StopReason, decoder: TextDecoder, version: int
 ) -> Rollout:
-    """A completion, end token included, with its text and what that says."""
+    """A completion, end token included, with its text, what that says, and its audio codes."""
     text = decoder(ids)
     parsed = parse(text, stop_reason)
     return Rollout(
-        tuple(ids), tuple(logps), text, stop_reason, parsed.think, parsed.answer, parsed.problems, version
+        tuple(ids), tuple(logps), text, stop_reason, parsed.think, parsed.answer, parsed.problems, version,
+        decoder.codes(ids),
     )  # fmt: skip
 
 
@@ -184,7 +185,7 @@ class TextDecoder:
     """Completion ids -> text without its end: end, padding and other special tokens after the last other id are left
     out. Special tokens before that are shown as they are written, so that nobody reads over them.
 
-    Ids beyond the tokenizer (audio codes) have no text and are dropped.
+    Audio codes, and other ids beyond the tokenizer, have no text and are dropped.
     """
 
     def __init__(self, family: AudioFamily) -> None:
@@ -192,14 +193,18 @@ class TextDecoder:
         tags = set(self.tokenizer.convert_tokens_to_ids(list(TAG_TOKENS)))
         special = {*self.tokenizer.convert_tokens_to_ids(special_tokens(self.tokenizer)), family.audio_token_id}
         self.ends = (special - tags) | {*family.eos_token_ids, family.pad_token_id}
-        self.size = len(self.tokenizer)
+        self.size, self.code_ids = len(self.tokenizer), family.code_ids
         self._pieces: dict[int, str] = {}
 
     def __call__(self, ids: Sequence[int]) -> str:
-        text_ids = [i for i in ids if i < self.size]
+        text_ids = [*filter(self._has_text, ids)]
         while text_ids and text_ids[-1] in self.ends:
             text_ids.pop()
         return self._decode(text_ids)
+
+    def codes(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The audio codes among the ids, in order; the family's first is 0."""
+        return tuple(i - self.code_ids.start for i in ids if i in self.code_ids)
 
     def characters(self, ids: Sequence[int], text: str) -> list[int] | None:
         """How many characters of `text`, which is `self(ids)`, each id has written; in sum all.
@@ -209,7 +214,7 @@ class TextDecoder:
         that are no text.
         """
         end = len(ids)
-        while end and (ids[end - 1] in self.ends or ids[end - 1] >= self.size):
+        while end and (ids[end - 1] in self.ends or not self._has_text(ids[end - 1])):
             end -= 1
         pieces = [self._piece(i) for i in ids[:end]]
         counts = [*map(len, pieces), *[0] * (len(ids) - end)]
@@ -226,15 +231,18 @@ class TextDecoder:
                 counts[n], part = (len(written), []) if is_whole else (0, part)
         return counts if sum(counts) == len(text) else None
 
+    def _has_text(self, i: int) -> bool:
+        return i < self.size and i not in self.code_ids
+
     def _piece(self, i: int) -> str:
         if i not in self._pieces:
-            self._pieces[i] = self._after([i]) if i < self.size else ""
+            self._pieces[i] = self._after([i]) if self._has_text(i) else ""
         return self._pieces[i]
 
     def _after(self, ids: Sequence[int]) -> str:
         """What the ids write in the middle of a text: at its start some tokenizers leave a space out."""
         before = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        return self._decode([*before, *(i for i in ids if i < self.size)])[len(self._decode(before)) :]
+        return self._decode([*before, *filter(self._has_text, ids)])[len(self._decode(before)) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

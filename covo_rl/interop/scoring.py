@@ -17,7 +17,8 @@ from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.scoring import weighted_sum
 
 #: what a reward may name and another trainer does not tell as this one does
-_UNTOLD = {"group_id": "the other rollouts of the prompt", "completion_ids": "tokens", "trainer_state": "the step"}
+_UNTOLD = {"group_id": "the other rollouts of the prompt", "completion_ids": "tokens", "trainer_state": "the step",
+           "completion_codes": "audio codes"}  # fmt: skip
 _OPTIONS = {field.name for field in fields(RewardConfig)} - {"rewards", "reward_failure_limit", "check_rewards"}
 
 

@@ -171,6 +171,7 @@ def rollout_rows(
                 **shared,
                 "rollout": g,
                 "completion": rollout.text,
+                "completion_codes": list(rollout.codes),
                 "parsed_answer": rollout.answer,
                 "stop_reason": rollout.stop_reason,
                 "problems": list(rollout.problems),

@@ -1,9 +1,9 @@
 """Groups of rollouts -> the columns that reward functions take, one value per completion; and what ours read of them.
 
-Names: `prompts`, `completions`, `completion_ids`, `stop_reason`; of the row `id`, `question`, `choices`, `answer` (the
-right one) and every further column; `group_id`, which the rollouts of a prompt share; of the completion `parsed`
-(prompt.Parsed), `think` and `predicted_answer`; `clips` (only for functions that name it). A dataset column with one of
-these names arrives as `row_<name>`.
+Names: `prompts`, `completions` (text), `completion_codes` (audio codes), `completion_ids`, `stop_reason`; of the row
+`id`, `question`, `choices`, `answer` (the right one) and every further column; `group_id`, which the rollouts of a
+prompt share; of the completion `parsed` (prompt.Parsed), `think` and `predicted_answer`; `clips` (only for functions
+that name it). A dataset column with one of these names arrives as `row_<name>`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def reward_columns(
         "prompts": [prompt.text for prompt, _ in pairs],
         "completions": [rollout.text for _, rollout in pairs],
         "completion_ids": [list(rollout.completion_ids) for _, rollout in pairs],
+        "completion_codes": [list(rollout.codes) for _, rollout in pairs],
         "stop_reason": [rollout.stop_reason for _, rollout in pairs],
         "id": [example.id for example in examples],
         "group_id": [number for number, group in numbered for _ in group.rollouts],
@@ -112,7 +113,8 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
     if isinstance(choices, str | bytes | Mapping) or not isinstance(choices, Iterable):
         kind = f"{type(choices).__name__} {shown(choices, 80)}"
         raise RewardError(f"row {visible(row.get('id', index))}: choices is {kind}, not a list")
-    others = {"id", "question", "choices", "answer", "completion", "stop_reason", "rewards", "reward_total"}
+    others = {"id", "question", "choices", "answer", "completion", "completion_codes", "stop_reason", "rewards",
+              "reward_total"}  # fmt: skip
     if "advantage" in row:  # a run's rollout
         others |= {"group", "rollout", "clip_keys", "parsed_answer", "problems", "missing", "advantage", "length",
                    "lag", "mean_logp", "token_logps"}  # fmt: skip
@@ -129,11 +131,12 @@ def example_from_row(row: Mapping[str, Any], index: int = 0) -> Example:
 
 
 def group_from_completions(
-    example: Example, completions: Iterable[str], stop_reason: str = "stop", completion_ids: Iterable[int] = ()
-) -> Group:
-    """Completions that come from a file or a test, as rollouts without log-probs, and without ids if there are none."""
-    reason, ids = "length" if stop_reason == "length" else "stop", tuple(completion_ids)
-    rollouts = tuple(Rollout(ids, (), text, reason) for text in completions)
+    example: Example, completions: Iterable[str], stop_reason: str = "stop", completion_ids: Iterable[int] = (),
+    completion_codes: Iterable[int] = (),
+) -> Group:  # fmt: skip
+    """Completions that come from a file or a test, as rollouts without log-probs; ids and codes if there are any."""
+    reason, ids, codes = "length" if stop_reason == "length" else "stop", tuple(completion_ids), tuple(completion_codes)
+    rollouts = tuple(Rollout(ids, (), text, reason, codes=codes) for text in completions)
     return Group(Prompt(example, ({"role": "user", "content": example.question},), example.question, ()), rollouts)
 
 

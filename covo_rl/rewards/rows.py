@@ -15,6 +15,7 @@ from covo_rl.config import RewardConfig
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.scoring import Component, FailureWindow, score, weighted_sum
 from covo_rl.rewards.specs import RewardError
+from covo_rl.types import shown
 
 OLD_RECORD = (
     "a run's rollout without the choices and facts that its rewards saw (written by an older covo_rl), so that its "
@@ -81,12 +82,18 @@ def _row_problem(row: Row, terms: Sequence[Component]) -> str:
     for term in terms:
         if "completion_ids" in term.reward.parameters and not isinstance(row.get("completion_ids"), list):
             return f"{term.name} counts tokens, and the row has no list `completion_ids`"
+        if "completion_codes" in term.reward.parameters and row.get("completion_codes") is None:
+            return f"{term.name} hears the reply, and the row has no list `completion_codes`"
+    codes = row.get("completion_codes")
+    if codes is not None and not (isinstance(codes, list) and all(type(code) is int and code >= 0 for code in codes)):
+        return f"completion_codes is {shown(codes, 80)}, not a list of numbers from 0 on"
     return ""
 
 
 def _as_group(row: Row, place: int) -> Any:
     ids = row["completion_ids"] if isinstance(row.get("completion_ids"), list) else ()
-    return group_from_completions(example_from_row(row, place), [row["completion"]], row.get("stop_reason", ""), ids)
+    example, codes = example_from_row(row, place), row.get("completion_codes") or ()
+    return group_from_completions(example, [row["completion"]], row.get("stop_reason", ""), ids, codes)
 
 
 def row_groups(rows: Sequence[Row]) -> list[list[int]]:

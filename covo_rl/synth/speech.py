@@ -25,8 +25,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 TONES = {"level": (0, 0), "rise": (-3, 4), "fall": (4, -4), "low": (-4, -4)}
 #: split -> voices in it; none is in two.
 SPEECH_SPLITS = {"train": 64, "validation": 16, "test": 16}
-#: samples of one speech code (40 ms) and of one frame of `Utterance.f0_Z` (10 ms)
-CODE_SAMPLES, FRAME_SAMPLES = 960, 240
+_CODE, _FRAME = 960, 240  # samples of one speech code (40 ms) and of one frame of `Utterance.f0_Z` (10 ms)
 _CONTROL, _FFT = 120, 1024  # a control frame is 5 ms; the response of a frame rings for up to 33 ms
 _PRONUNCIATIONS = {
     "zero": "z i r o w", "one": "w u n", "two": "- t uu", "three": "th r ii", "four": "f aw r", "five": "f a y v",
@@ -73,7 +72,7 @@ _PHONES = {
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice. `tilt` is the slope of its spectrum in dB an octave, `rate` its speed, `breath` noise under the voice."""
+    """A voice. `tilt`: slope of its spectrum in dB an octave. `rate`: its speed. `breath`: noise under the voice."""
 
     name: str
     sex: str
@@ -163,9 +162,9 @@ def say(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] |
         pause = rng.uniform(0.25, 0.4) if rng.random() < 0.2 else rng.uniform(0.04, 0.12)
         phones.append((_PHONES["-"], pause))
         end += pause
-    samples = -(-round(end * RATE) // CODE_SAMPLES) * CODE_SAMPLES
+    samples = -(-round(end * RATE) // _CODE) * _CODE
     wave, f0_T = _render(phones, pitch, samples, speaker, rng)
-    centres = np.arange(FRAME_SAMPLES // 2, samples, FRAME_SAMPLES)
+    centres = np.arange(_FRAME // 2, samples, _FRAME)
     return Utterance(wave, " ".join(words), tuple(times), tuple(tones), speaker, f0_T[centres])
 
 
@@ -201,7 +200,7 @@ def _smooth(values_FN: np.ndarray, width: int) -> np.ndarray:
 
 
 def _pulses(f0_T: np.ndarray) -> np.ndarray:
-    """Harmonics of equal amplitude up to 11 kHz in closed form: 1/2 + sum cos(n x) = sin((N + 1/2) x) / (2 sin(x/2))."""
+    """Equal harmonics up to 11 kHz in closed form: 1/2 + sum cos(n x) = sin((N + 1/2) x) / (2 sin(x/2))."""
     phase = 2 * np.pi * np.cumsum(f0_T) / RATE
     count, half = np.floor(11_000 / f0_T), np.sin(phase / 2)
     small = np.abs(half) < 1e-6
