@@ -6,7 +6,9 @@ import transformers
 
 from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.covo_audio.features import CovoAudioFeatureExtractor
-from covo_rl.models.covo_audio.modeling import CovoAudioForConditionalGeneration, WindowedRepetitionPenalty
+from covo_rl.models.covo_audio.generation import WindowedRepetitionPenalty
+from covo_rl.models.covo_audio.modeling import CovoAudioForConditionalGeneration
+from covo_rl.models.covo_audio.pattern import SpeechPattern
 from covo_rl.models.covo_audio.processing import CovoAudioProcessor
 
 
@@ -26,5 +28,5 @@ register()
 
 __all__ = [
     "CovoAudioConfig", "CovoAudioFeatureExtractor", "CovoAudioForConditionalGeneration", "CovoAudioProcessor",
-    "WindowedRepetitionPenalty", "register",
+    "SpeechPattern", "WindowedRepetitionPenalty", "register",
 ]  # fmt: skip
