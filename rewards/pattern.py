@@ -10,7 +10,7 @@ Fewer than 3 codes are no speech: 0. A row whose column `speak` is false asks fo
 
 from itertools import groupby
 
-from covo_rl.speech.replies import unheard
+from covo_rl.speech.replies import score_silence
 
 
 def pattern(
@@ -24,29 +24,29 @@ def pattern(
     """
     if min(text, codes) < 1:
         raise ValueError(f"pattern(text={text}, codes={codes}): both are at least 1")
-    silent = unheard(completion_codes, speak, log_missing)
-    scores, forms = [], []
-    for i, (ids, spoken, why) in enumerate(
-        zip(completion_ids, completion_codes, stop_reason or ["stop"] * len(completions), strict=True)
-    ):
-        blocks = _blocks(ids, spoken, why == "stop") if spoken else []
-        keeping = sum(block == (text, codes) for block in blocks[:-1]) + sum(
-            0 < texts <= text and (said > 0 or why == "length") for texts, said in blocks[-1:]
-        )
-        scores.append(silent[i] if i in silent else keeping / len(blocks))
+    scores, forms = score_silence(completion_codes, speak, log_missing), []
+    reasons = stop_reason or ["stop"] * len(completions)
+    for i, (ids, spoken, reason) in enumerate(zip(completion_ids, completion_codes, reasons, strict=True)):
+        blocks = _blocks(ids, spoken, reason == "stop") if spoken else []
+        kept = sum(block == (text, codes) for block in blocks[:-1])
+        kept += sum(0 < texts <= text and (said > 0 or reason == "length") for texts, said in blocks[-1:])
+        scores.setdefault(i, kept / max(len(blocks), 1))
         forms.append(", ".join(f"{texts}+{said}" for texts, said in blocks))
     if log_extra:
         log_extra("pattern_reason", forms)
-    return scores
+    return [scores[i] for i in range(len(forms))]
 
 
 def _blocks(ids, codes, ended):
-    """(text ids, codes) of every block, without the end token. Codes have the last ids of a vocabulary, in one range."""
+    """(text ids, codes) of every block, without the end token. Codes are the last ids of a vocabulary, in order.
+
+    Raises ValueError where these codes are not the ids' own.
+    """
     first = sorted(ids)[-len(codes) :][0]
     if {i - code for i, code in zip((i for i in ids if i >= first), codes, strict=False)} != {max(ids) - max(codes)}:
         raise ValueError(f"completion_codes {codes[:5]}... are not the {len(codes)} highest of the completion's ids")
     kinds = [i >= first for i in ids]
     runs = [(is_code, len(list(run))) for is_code, run in groupby(kinds[: len(kinds) - (ended and not kinds[-1])])]
-    runs = [(False, 0)] * runs[0][0] + runs
-    counts = [count for _, count in runs] + [0] * (len(runs) % 2)
+    counts = [0] * runs[0][0] + [count for _, count in runs]
+    counts += [0] * (len(counts) % 2)
     return list(zip(counts[::2], counts[1::2], strict=True))

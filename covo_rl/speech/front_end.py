@@ -12,7 +12,7 @@ from covo_rl.models.waveform import mono_float, sinc_resample
 from covo_rl.speech.grid import CODE_SAMPLES, RATE, count_codes
 
 WAVLM_RATE = 16_000
-#: zeros on both sides, so that L codes have 2L frames: the convolutions see 400 samples every 320, the mel 1024 every 480
+#: zeros on both sides give L codes 2L frames: the convolutions see 400 samples every 320, the mel 1024 every 480
 CONV_MARGIN, MEL_MARGIN = 40, 272
 MEL_WINDOW, MEL_HOP, MEL_BINS, MEL_TOP = 1024, 480, 80, 8000.0
 

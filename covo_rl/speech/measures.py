@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from covo_rl.audio import resample
-from covo_rl.speech.grid import FRAME_SAMPLES, RATE
+from covo_rl.speech.grid import FRAME_SAMPLES, RATE, pad_to_codes
+from covo_rl.speech.pitch import track_f0
 from covo_rl.types import UserError
 
 Word = tuple[str, float, float]
@@ -156,3 +158,27 @@ def pesq(clean_T: np.ndarray, heard_T: np.ndarray, rate: int = RATE) -> float:
 def _same_length(clean_T: np.ndarray, heard_T: np.ndarray) -> None:
     if len(clean_T) != len(heard_T):
         raise ValueError(f"waves of {len(clean_T)} and {len(heard_T)} samples: both must be of the same clip")
+
+
+def measure_tokenizer(tokenizer: Any, rows: Sequence[Any]) -> dict[str, float]:
+    """What the codes of rows tell by the tokenizer's own heads: `wer`, `code_use`, `pitch_semitones` (median distance of
+    the contour on voiced frames), `voicing` (share of frames). F0 is the row's own where it is known, else tracked."""
+    waves = [row.wave() for row in rows]
+    codes = tokenizer.encode(waves)
+    texts = [tokenizer.pieces.text([id for word in tokenizer.pieces.words(row.text) for id in word]) for row in rows]
+    distances, agreed = [], []
+    for row, wave_T, row_codes in zip(rows, waves, codes, strict=True):
+        f0_Z = row.source.get("f0_Z")
+        f0_Z = track_f0(pad_to_codes(wave_T), RATE) if f0_Z is None else np.asarray(f0_Z)
+        probability_Z, octaves_Z = (part.cpu().numpy() for part in tokenizer.contour(row_codes))
+        voiced_Z = f0_Z > 0
+        agreed.append(voiced_Z == (probability_Z > 0.5))
+        if voiced_Z.any():
+            true = np.log2(f0_Z[voiced_Z])
+            distances.append(12 * np.abs(octaves_Z[voiced_Z] - (true - true.mean())))
+    return {
+        "wer": word_error_rate(texts, [tokenizer.transcribe(row_codes) for row_codes in codes]),
+        "code_use": code_use([row_codes.tolist() for row_codes in codes], len(tokenizer.codebook)),
+        "pitch_semitones": float(np.median(np.concatenate(distances))) if distances else float("inf"),
+        "voicing": float(np.mean(np.concatenate(agreed))),
+    }

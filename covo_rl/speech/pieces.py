@@ -66,7 +66,7 @@ class Pieces:
         path.write_text(self.tokenizer.to_str(), encoding="utf-8")
 
     def words(self, text: str) -> list[list[int]]:
-        """Ids of every word of the text that has any.
+        """Ids of every word of the text; one without a letter or digit has none.
 
         Raises:
             PiecesError: a word that has no piece, named.
@@ -75,7 +75,7 @@ class Pieces:
         words = [(word, self.tokenizer.encode(word).ids) for word in text.split()]
         if strange := [word for word, ids in words if unknown in ids]:
             raise PiecesError(f"the tokenizer was not trained on {visible(strange[0])!r:.60}, which it cannot write")
-        return [ids for _, ids in words if ids]
+        return [ids for _, ids in words]
 
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids))

@@ -17,7 +17,7 @@ from covo_rl.models.builtin import resolve_model
 from covo_rl.rewards.call import seconds_left
 from covo_rl.rewards.judge import local_device
 from covo_rl.rewards.specs import RewardError, load_reward
-from covo_rl.speech.grid import CODE_FRAMES, CODE_SAMPLES, RATE
+from covo_rl.speech.grid import CODE_SAMPLES, RATE
 from covo_rl.types import UserError, shown
 
 TOKENIZER, DECODER = "builtin:speech_tokenizer", "builtin:speech_decoder"
@@ -31,7 +31,7 @@ class ReplyError(UserError, RuntimeError):
     """A reply was not heard; the message says why."""
 
 
-def unheard(
+def score_silence(
     codes_NL: Sequence[Sequence[int]], speak: Sequence[Any] | None, log_missing: Callable[[int, str], None] | None
 ) -> dict[int, float | None]:
     """Scores of replies that nobody needs to hear: 0 with fewer than FEWEST codes, None where the row asks for none."""
@@ -44,19 +44,27 @@ def unheard(
     return scores
 
 
-def heard(
-    codes_NL: Sequence[Sequence[int]], recogniser: str | Ears, tokenizer: str, decoder: str
+def hear_words(
+    codes_NL: Sequence[Sequence[int]], recogniser: str | Ears, tokenizer: str, decoder: str, speaker: str | None = None
 ) -> list[Any | ReplyError]:
     """The words of each reply: `codes` reads the codes, `wave` hears the sound of them, MODULE:FUNCTION or a function
     is given the sound."""
     if recogniser == "codes":
         read = tokenizer_at(tokenizer).transcribe
-        return in_batches(lambda batch: list(map(read, batch)), codes_NL, "recogniser codes")
-    ears = _retold(tokenizer) if recogniser == "wave" else ears_at(recogniser)
-    return in_batches(lambda batch: ears(reply_waves(batch, decoder), RATE), codes_NL, f"recogniser {recogniser}")
+        return map_batches(lambda batch: list(map(read, batch)), codes_NL, "recogniser codes")
+    ears = _ears_of(tokenizer_at(tokenizer)) if recogniser == "wave" else ears_at(recogniser)
+    return hear_sound(codes_NL, ears, decoder, speaker, f"recogniser {recogniser}")
 
 
-def in_batches(
+def hear_sound(
+    codes_NL: Sequence[Sequence[int]], ears: Ears, decoder: str, speaker: str | None, who: str
+) -> list[Any | ReplyError]:
+    """What `ears` make of the sound of each reply; `who` they are in an error."""
+    voice = voice_at(decoder, speaker)
+    return map_batches(lambda batch: ears(speak_replies(batch, voice), RATE), codes_NL, who)
+
+
+def map_batches(
     function: Callable[[list[Sequence[int]]], Sequence[Any]], codes_NL: Sequence[Sequence[int]], who: str
 ) -> list[Any | ReplyError]:
     """Results of `function`, one a reply, called with at most BATCH replies of like lengths."""
@@ -79,20 +87,12 @@ def in_batches(
     return results
 
 
-def reply_waves(codes_BL: Sequence[Sequence[int]], decoder: str) -> list[np.ndarray]:
-    """The sound of each reply, (960 L,) float32 at 24 kHz; the same codes are always the same sound."""
-    import torch
-
-    model = decoder_at(decoder)
-    rows = [torch.tensor(codes, dtype=torch.int64) for codes in codes_BL]
-    frames = CODE_FRAMES * max(map(len, rows))
-    noise_ZE = torch.randn(frames, model.config.flow.z_dim, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        waves_B1T = model.synthesise(rows, noise=noise_ZE.expand(len(rows), -1, -1))
-    return [
-        wave[0, : CODE_SAMPLES * len(codes)].float().cpu().numpy()
-        for wave, codes in zip(waves_B1T, rows, strict=True)
-    ]
+def speak_replies(codes_BL: Sequence[Sequence[int]], voice: Any) -> list[np.ndarray]:
+    """The sound of each reply, (960 L,) float32 at 24 kHz, less what the voice's prompt overruns; equal codes are
+    equal sounds."""
+    waves_B1T = voice.decoder.synthesise([list(codes) for codes in codes_BL], **voice.options).float().cpu().numpy()
+    lost = max(map(len, codes_BL)) * CODE_SAMPLES - waves_B1T.shape[-1]
+    return [wave_1T[0, : len(codes) * CODE_SAMPLES - lost] for wave_1T, codes in zip(waves_B1T, codes_BL, strict=True)]
 
 
 @cache
@@ -100,15 +100,17 @@ def tokenizer_at(folder: str) -> Any:
     """The speech tokenizer of a folder or of `builtin:NAME`."""
     from covo_rl.speech.tokenizer import SpeechTokenizer
 
-    return SpeechTokenizer.from_pretrained(resolve_model(folder)).to(local_device()).eval()
+    return SpeechTokenizer.from_pretrained(resolve_model(folder), local_device())
 
 
 @cache
-def decoder_at(folder: str) -> Any:
-    """The decoder of a folder or of `builtin:NAME`."""
+def voice_at(folder: str, speaker: str | None = None) -> Any:
+    """The decoder of a folder or of `builtin:NAME`, with the voice of a speaker's folder."""
     from covo_rl.models.covo_audio.token2wav import Token2Wav
+    from covo_rl.models.covo_audio.voice import Voice
 
-    return Token2Wav.from_pretrained(resolve_model(folder)).to(local_device()).eval()
+    decoder = Token2Wav.from_pretrained(resolve_model(folder), device=local_device())
+    return Voice.from_folder(decoder, speaker) if speaker else Voice(decoder)
 
 
 @cache
@@ -131,9 +133,8 @@ def ears_at(spec: str | Ears) -> Ears:
     return load_reward(spec).function
 
 
-def _retold(folder: str) -> Ears:
-    """The tokenizer's own ears: waves become codes again, which are read."""
-    tokenizer = tokenizer_at(folder)
+def _ears_of(tokenizer: Any) -> Ears:
+    """A tokenizer's own: waves become codes again, which are read."""
     return lambda waves, _: [tokenizer.transcribe(codes) for codes in tokenizer.encode(waves)]
 
 

@@ -116,7 +116,7 @@ class SpeechTokenizer(nn.Module):
 
     def embed(self, codes_BL: Tensor) -> Tensor:
         """Codes -> embeddings (B, L, W), which the heads read."""
-        return self.from_code(self.codebook[codes_BL].to(self.from_code.weight.dtype))
+        return self.from_code(self.codebook[codes_BL])
 
     @torch.no_grad()
     def ctc_logps(self, codes: Sequence[int] | Tensor) -> Tensor:
@@ -125,25 +125,40 @@ class SpeechTokenizer(nn.Module):
         Raises:
             CodeError: no codes, a code outside the codebook, or a tokenizer without heads.
         """
-        heads, _ = self._reader()
+        heads, _ = self.reader()
+        return heads.asr(*self._embedded(codes))[0].float().log_softmax(-1)
+
+    @torch.no_grad()
+    def contour(self, codes: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Voicing probability and log2 F0 relative to the clip's voiced mean, (4L,) float32 each.
+
+        Raises:
+            CodeError: as `ctc_logps`.
+        """
+        heads, _ = self.reader()
+        voicing_BZ, octaves_BZ = heads.read_pitch(*self._embedded(codes))
+        return voicing_BZ[0].float().sigmoid(), octaves_BZ[0].float()
+
+    def _embedded(self, codes: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of one row (1, L, W), all of them real."""
         ids = torch.as_tensor(codes, dtype=torch.int64).reshape(-1)
         if not len(ids):
             raise CodeError("no codes: there is nothing to read")
         check_codes([ids.tolist()], len(self.codebook))
         codes_BL = ids[None].to(self.codebook.device)
-        logits = heads.asr(self.embed(codes_BL), torch.ones_like(codes_BL, dtype=torch.bool))
-        return logits[0].float().log_softmax(-1)
+        return self.embed(codes_BL), torch.ones_like(codes_BL, dtype=torch.bool)
 
     def transcribe(self, codes: Sequence[int] | Tensor) -> str:
-        """The words of codes, read without audio: greedy CTC. Raises CodeError as `ctc_logps`; no codes are no words."""
+        """The words of codes, read without audio: greedy CTC. Raises CodeError as `ctc_logps`; no codes: no words."""
         if not len(codes):
             return ""
-        return self._reader()[1].greedy(self.ctc_logps(codes).argmax(-1).tolist())
+        return self.reader()[1].greedy(self.ctc_logps(codes).argmax(-1).tolist())
 
-    def _reader(self) -> tuple[Heads, Pieces]:
+    def reader(self) -> tuple[Heads, Pieces]:
+        """What reads codes; raises CodeError where this tokenizer was saved without."""
         if self.heads is None or self.pieces is None:
             raise CodeError(
-                "this tokenizer was saved without heads, so it cannot read codes; train one, or name another"
+                "this tokenizer was saved without heads and cannot read codes: train one, or name another"
             )
         return self.heads, self.pieces
 

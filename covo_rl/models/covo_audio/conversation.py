@@ -88,10 +88,10 @@ class Conversation:
         self, content: str | Sequence[Mapping[str, Any]], *, sampling_rate: int | None = None,
         speak: Token2Wav | Voice | None = None, **kw: Any,
     ) -> Generator[str | torch.Tensor, None, Turn]:  # fmt: skip
-        """As `turn`, but the answer comes while it is generated: pieces of text, and blocks (T,) of its wave in between.
+        """As `turn`, but the answer comes while it is generated: pieces of text, and between them blocks (T,) of wave.
 
-        Joined, the pieces are the turn's text and the blocks its wave; the Turn is the generator's return value. Closing
-        the generator stops generation, and the conversation goes on from what was generated until then, at most
+        Joined, the pieces are the turn's text and the blocks its wave; the generator's return value is the Turn.
+        Closing the generator stops generation, and the conversation goes on from what was generated until then, at most
         IDS_AHEAD ids more than what was taken. Beams cannot be streamed.
 
         Raises: as `turn`, at the first piece.
@@ -104,8 +104,9 @@ class Conversation:
 
             def generate(outlet: Outlet[int]) -> None:
                 ids = IdOutlet(outlet)
-                criteria = StoppingCriteriaList([*kw.get("stopping_criteria", ()), ids])
-                turns.append(self._answer(inputs, {**kw, "streamer": ids, "stopping_criteria": criteria}))
+                options = {**self.generation, **kw}
+                criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), ids])
+                turns.append(self._answer(inputs, {**options, "streamer": ids, "stopping_criteria": criteria}))
 
             def speak_ids(outlet: Outlet[str | torch.Tensor]) -> None:
                 self._speak(in_background(generate, IDS_AHEAD), voice, outlet)
@@ -122,8 +123,7 @@ class Conversation:
 
         def codes() -> Iterator[int]:
             for i in ids:
-                if outlet.closed:
-                    return
+                outlet.check()
                 if i >= first:
                     yield i - first
                 elif piece := pieces.push(i):

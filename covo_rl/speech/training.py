@@ -1,0 +1,123 @@
+"""Options of the training of a speech tokenizer, checked as a whole; and whether a folder fits them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, get_type_hints
+
+from covo_rl.config import option, value_problems
+from covo_rl.resolve import ConfigError, read_yaml, typed_values
+
+STATE = "training.pt"
+#: what a resumed run may change
+MAY_CHANGE = ("output", "audio_dir", "eval_data", "workers", "cache_mb", "save_steps", "resume", "overwrite")
+LIMITS = {
+    "[1, inf)": "clips steps batch_size gradient_accumulation_steps init_vectors save_steps",
+    "[3, 1000000]": "pieces",
+    "(0, inf)": "learning_rate encoder_learning_rate max_grad_norm",
+    "[0, inf)": "seed weight_decay ctc_weight mel_weight pitch_weight commitment_weight restart_below workers cache_mb",
+    "[0, 1)": "warmup ema_decay",
+}
+
+
+@dataclass
+class TokenizerTraining:
+    """`data`: rows of speech with audio and text, or nothing for `clips` utterances of built-in digits.
+
+    `pieces`: outputs of a BPE, or nothing for one a word. `wavlm`: folder of a WavLM checkpoint to start from.
+    `restart_below`: a code that is chosen less often than this an update, on average, is put elsewhere.
+    """
+
+    output: str = "runs/speech_tokenizer"
+    data: str | None = None
+    audio_dir: str | None = None
+    eval_data: str | None = None
+    clips: int = 1000
+    shape: str = option("tiny", "the size of it", choices=["tiny", "published"])
+    wavlm: str | None = None
+    pieces: int | None = None
+    seed: int = 0
+    steps: int = 550
+    batch_size: int = 12
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-3
+    encoder_learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    max_grad_norm: float = 1.0
+    ctc_weight: float = 1.0
+    mel_weight: float = 1.0
+    pitch_weight: float = 1.0
+    commitment_weight: float = 0.25
+    ema_decay: float = 0.95
+    restart_below: float = 1.0
+    init_vectors: int = 4
+    dtype: str = option("float32", "what it computes in", choices=["float32", "bfloat16"])
+    workers: int = 0
+    cache_mb: float = 2048
+    save_steps: int = 500
+    resume: bool = False
+    overwrite: bool = False
+
+
+def read_training(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> TokenizerTraining:
+    """A YAML file and options over it (those that are None are left out).
+
+    Raises:
+        ConfigError: unknown names with the nearest valid one, impossible values, contradictions: all at once.
+    """
+    content = {} if path is None else read_yaml(path)
+    content |= {name: value for name, value in (overrides or {}).items() if value is not None}
+    problems: list[str] = []
+    config = TokenizerTraining(**typed_values(get_type_hints(TokenizerTraining), content, problems, "tokenizer"))
+    problems += value_problems(config, LIMITS)
+    rules = [
+        (config.wavlm is None or config.shape == "published", "wavlm needs shape: published; a tiny one starts anew"),
+        (config.eval_data is None or config.data is not None, "eval_data needs data"),
+        (config.audio_dir is None or config.data is not None, "audio_dir needs data"),
+        (not (config.resume and config.overwrite), "resume goes on, overwrite begins again: give one of them"),
+    ]
+    if problems := problems + [text for fine, text in rules if not fine]:
+        raise ConfigError(problems)
+    return config
+
+
+def folder_problem(config: TokenizerTraining) -> str | None:
+    """Why the training may not write to its folder, or None."""
+    folder = Path(config.output)
+    if config.resume:
+        return None if (folder / STATE).is_file() else f"resume: there is no {folder / STATE}"
+    there = [name for name in ("config.json", STATE, "metrics.jsonl") if (folder / name).exists()]
+    if not there:
+        return None
+    if config.overwrite and (folder / "metrics.jsonl").exists():
+        for name in there:
+            (folder / name).unlink()
+        return None
+    return f"{folder} holds {', '.join(there)}: choose another --output, --resume, or --overwrite a training's folder"
+
+
+def check_state(path: Path, config: TokenizerTraining) -> dict[str, Any]:
+    """The saved state of a training with these options.
+
+    Raises:
+        ConfigError: it is damaged, or of other options, which are named.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        options, step = dict(state["options"]), int(state["step"])
+    except (OSError, UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError([f"{path}: no state of a training: {str(error).splitlines()[0] if str(error) else error!r}"]) from error
+    now = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_CHANGE}
+    other = [f"{name} {options.get(name)!r} there, {value!r} now" for name, value in now.items() if options.get(name) != value]
+    if other:
+        raise ConfigError([f"{path} is of other options: {text}" for text in other])
+    if step > config.steps:
+        raise ConfigError([f"{path} is of step {step}, after the last of {config.steps}"])
+    return state
