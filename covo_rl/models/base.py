@@ -76,6 +76,8 @@ class AudioFamily(ABC):
     rows_independent: ClassVar[bool] = False
     #: folder of the checkpoint in which it ships a LoRA of its own, which is merged on loading (models/weights.py).
     adapter_folder: ClassVar[str] = ""
+    #: False: replies hold no audio codes, where the family has any.
+    speaks: bool = True
     #: the class of vLLM that takes adapters, where it is not the one that the checkpoint names.
     vllm_architecture: ClassVar[str] = ""
 
@@ -132,6 +134,11 @@ class AudioFamily(ABC):
     def pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return self.eos_token_ids[0] if pad is None else pad
+
+    @property
+    def code_ids(self) -> range:
+        """The ids of the codes that it speaks in, code 0 first; in a family that only writes none, beyond all ids."""
+        return range(self.embedded_ids, self.embedded_ids)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Chat template -> text with ONE audio token per clip; special tokens that the messages spell hold a CUT.

@@ -156,4 +156,5 @@ def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 #: of a Request: what the model is, and what `Model.evaluate` has arguments for
 _OF_THE_MODEL = ("set_", "data", "audio_dir", "model", "adapter", "predictions", "output", "dtype", "load_in_4bit",
-                 "device", "instruction", "choice_style", "family", "trust_remote_code")  # fmt: skip
+                 "device", "instruction", "choice_style", "family", "trust_remote_code",
+                 "speech_mode")  # fmt: skip

@@ -24,7 +24,7 @@ from covo_rl.data.terminal import say
 from covo_rl.engines.base import TextDecoder
 from covo_rl.evaluate.answer import IN_PROCESS, PolicyAnswerer
 from covo_rl.evaluate.evaluation import run_request
-from covo_rl.evaluate.runner import Dtype, Request, load_answerer
+from covo_rl.evaluate.runner import Dtype, Request, SpeechMode, load_answerer
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import PromptError, chat_prompt, length_problem, messages, position_limit, written_texts
 from covo_rl.run.python.calls import decoding_of, evaluation_options, rows_of
@@ -94,10 +94,12 @@ def load(
     choice_style: str | None = None,
     family: str | None = None,
     trust_remote_code: bool = False,
+    speech_mode: str = "a2ta",
 ) -> Model:
     """Load a folder, hub name or builtin:tiny, with a PEFT adapter on it if one is named.
 
     `instruction` and `choice_style` replace those of prompt.yaml; `family` is one of your own, `./mine.py:Class`.
+    `speech_mode` "a2t": replies are text alone, also of a model that speaks.
 
     Raises:
         ConfigError: a value that no option has, or what is wrong with model, adapter and device: all at once.
@@ -108,10 +110,13 @@ def load(
     if dtype not in list(Dtype):
         problems.append(f"dtype {dtype!r}: choose {', '.join(Dtype)}")
         dtype = "auto"
+    if speech_mode not in list(SpeechMode):
+        problems.append(f"speech_mode {speech_mode!r}: choose {', '.join(SpeechMode)}")
+        speech_mode = "a2ta"
     request = Request(
         model=os.fspath(model), adapter=os.fspath(adapter) if adapter is not None else None, dtype=Dtype(dtype),
         device=device, load_in_4bit=load_in_4bit, instruction=instruction, family=family,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, speech_mode=SpeechMode(speech_mode),
     )  # fmt: skip
     request = replace(request, choice_style=choice_style)
     if choice_style is not None:
