@@ -179,6 +179,11 @@ class AudioFamily(ABC):
         """Ids that are never drawn, and masked in scoring alike: the decoder would embed them otherwise than we do."""
         return ()
 
+    @property
+    def code_ids(self) -> range:
+        """Ids of the audio codes that a reply can hold, the first is code 0; empty where a family writes text alone."""
+        return range(0)
+
     def embeddable(self, ids_L: torch.Tensor) -> torch.Tensor:
         """The ids with a pad in place of an audio id that `embed_tokens` has no row for; slots are filled after it.
 
