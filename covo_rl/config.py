@@ -93,6 +93,10 @@ class ModelConfig:
         None, "a family of your own, ./mine.py:Class or package.module:Class; default: by the checkpoint's model_type"
     )
     trust_remote_code: bool = option(False, "run code that ships with the checkpoint")
+    speech_mode: str = option(
+        "a2ta", "what replies hold: text and, where the family has them, audio codes; or text alone (a2t): codes are "
+        "neither drawn nor scored", ["a2ta", "a2t"],
+    )  # fmt: skip
 
 
 @dataclass
@@ -231,6 +235,10 @@ class LossConfig:
     importance_sampling_level: str = option("token", "token, or sequence (GSPO)", ["token", "sequence"])
     scale_rewards: str = option("group", "divide advantages by the deviation of", ["group", "batch", "none"])
     component_advantages: bool = option(False, "normalise each reward component in its group, then sum (GDPO)")
+    policy_ids: str = option(
+        "all", "ids of a reply that the loss counts: all, its text (end included), or its audio codes",
+        ["all", "text", "codes"],
+    )  # fmt: skip
     mask_truncated_completions: bool = option(False, "leave completions cut by length out of the loss")
     top_entropy_quantile: float = option(1.0, "train only on this share of tokens, of highest entropy; costs a pass")
     entropy_coef: float = option(0.0, "weight of an entropy bonus")
@@ -497,6 +505,8 @@ def _contradictions(options: Options) -> list[str]:
          "openai:MODEL@URL with a model that hears, or leave judge_audio out"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
+        (loss.policy_ids != "codes" or options.model.speech_mode == "a2ta",
+         "policy_ids codes: with speech_mode a2t no reply has any; leave one out"),
         (loss.overlong_buffer <= rollout.max_completion_length,
          f"overlong_buffer {loss.overlong_buffer}: max_completion_length {rollout.max_completion_length} is shorter"),
     ]  # fmt: skip
