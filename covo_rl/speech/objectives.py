@@ -37,7 +37,9 @@ def ctc_loss(logits_BLP: Tensor, lengths_B: Tensor, targets: Sequence[Sequence[i
     device = logits_BLP.device
     sizes = torch.tensor([len(targets[i]) for i in fits], device=device)
     flat = torch.tensor([id for i in fits for id in targets[i]], device=device)
-    logps_LBP = logits_BLP[fits].to(torch.promote_types(logits_BLP.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
+    logps_LBP = (
+        logits_BLP[fits].to(torch.promote_types(logits_BLP.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
+    )
     return F.ctc_loss(logps_LBP, flat, lengths_B[fits], sizes)
 
 

@@ -113,9 +113,15 @@ def check_state(path: Path, config: TokenizerTraining) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         options, step = dict(state["options"]), int(state["step"])
     except (OSError, UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError([f"{path}: no state of a training: {str(error).splitlines()[0] if str(error) else error!r}"]) from error
+        raise ConfigError(
+            [f"{path}: no state of a training: {str(error).splitlines()[0] if str(error) else error!r}"]
+        ) from error
     now = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_CHANGE}
-    other = [f"{name} {options.get(name)!r} there, {value!r} now" for name, value in now.items() if options.get(name) != value]
+    other = [
+        f"{name} {options.get(name)!r} there, {value!r} now"
+        for name, value in now.items()
+        if options.get(name) != value
+    ]
     if other:
         raise ConfigError([f"{path} is of other options: {text}" for text in other])
     if step > config.steps:
