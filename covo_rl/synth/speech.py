@@ -134,10 +134,10 @@ def utterance(split: str, index: int, seed: int = 0) -> Utterance:
     """Two to six digits by a voice of the split: utterance `index`, whichever others are made."""
     rng = _rng(split, index, seed, 1)
     speaker = _speaker(split, int(rng.integers(SPEECH_SPLITS.get(split, 1))), seed)
-    return say([str(word) for word in rng.choice(DIGITS, rng.integers(2, 7))], speaker, rng)
+    return say_digits([str(word) for word in rng.choice(DIGITS, rng.integers(2, 7))], speaker, rng)
 
 
-def say(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] | None = None) -> Utterance:
+def say_digits(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] | None = None) -> Utterance:
     """Digit words in a voice, one tone a word (drawn where none are named); lengths and pauses vary with `rng`.
 
     Raises:
