@@ -6,6 +6,7 @@ for, is an error of its replies and of no others, as a judge's is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,8 @@ def hear_words(
 ) -> list[Any | ReplyError]:
     """The words of each reply: `codes` reads the codes, `wave` hears the sound of them, MODULE:FUNCTION or a function
     is given the sound."""
+    if not codes_NL:
+        return []
     if recogniser == "codes":
         read = tokenizer_at(tokenizer).transcribe
         return map_batches(lambda batch: list(map(read, batch)), codes_NL, "recogniser codes")
@@ -60,6 +63,8 @@ def hear_sound(
     codes_NL: Sequence[Sequence[int]], ears: Ears, decoder: str, speaker: str | None, who: str
 ) -> list[Any | ReplyError]:
     """What `ears` make of the sound of each reply; `who` they are in an error."""
+    if not codes_NL:
+        return []
     voice = voice_at(decoder, speaker)
     return map_batches(lambda batch: ears(speak_replies(batch, voice), RATE), codes_NL, who)
 
@@ -72,8 +77,8 @@ def map_batches(
     results: list[Any | ReplyError] = [ReplyError(f"{who}: no time left in this step")] * len(order)
     longest = 0.0
     for start in range(0, len(order), BATCH):
-        places, left = order[start : start + BATCH], seconds_left()
-        if left <= longest:
+        places, begun = order[start : start + BATCH], time.monotonic()
+        if seconds_left() <= longest:
             break
         try:
             answers = list(function([codes_NL[i] for i in places]))
@@ -83,7 +88,7 @@ def map_batches(
             answers = [ReplyError(f"{who}: {type(error).__name__}: {shown(error)}")] * len(places)
         for i, answer in zip(places, answers, strict=True):
             results[i] = answer
-        longest = max(longest, left - seconds_left()) if left < float("inf") else 0.0
+        longest = max(longest, time.monotonic() - begun)
     return results
 
 
