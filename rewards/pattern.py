@@ -29,7 +29,7 @@ def pattern(
     scores, forms = score_silence(completion_codes, speak, log_missing), []
     reasons = stop_reason or ["stop"] * len(completions)
     for i, (ids, spoken, reason) in enumerate(zip(completion_ids, completion_codes, reasons, strict=True)):
-        blocks = _blocks(ids, spoken, reason == "stop") if spoken else []
+        blocks = [] if i in scores else _blocks(ids, spoken, reason == "stop")
         kept = sum(block == (text, codes) for block in blocks[:-1])
         kept += sum(0 < texts <= text and (said > 0 or reason == "length") for texts, said in blocks[-1:])
         scores.setdefault(i, kept / max(len(blocks), 1))
@@ -44,6 +44,8 @@ def _blocks(ids, codes, ended):
 
     Raises ValueError where these codes are not the ids' own.
     """
+    if len(ids) < len(codes):
+        raise ValueError(f"pattern reads a reply's ids in `completion_ids`: {len(ids)} of them hold no {len(codes)} codes")
     first = sorted(ids)[-len(codes) :][0]
     if {i - code for i, code in zip((i for i in ids if i >= first), codes, strict=False)} != {max(ids) - max(codes)}:
         raise ValueError(f"completion_codes {codes[:5]}... are not the {len(codes)} highest of the completion's ids")
