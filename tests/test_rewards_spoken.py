@@ -53,7 +53,7 @@ def decoder(tmp_path_factory):
     torch.manual_seed(0)
     body = TransformerConfig(num_layers=1, hidden_size=32, ffn_hidden_size=32, num_heads=2)
     flow = FlowConfig(token_vocab_size=16, token_input_dim=16, spkr_embed_dim=8, transformer=body)
-    model = Token2Wav(Token2WavConfig.tiny(vocoder="griffin_lim", flow=flow))
+    model = Token2Wav(Token2WavConfig(flow, latent="mel", vocoder="griffin_lim"))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     folder = tmp_path_factory.mktemp("decoder")
