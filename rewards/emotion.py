@@ -10,7 +10,7 @@ The row's column `emotion` names it. Who hears the decoder's sound of the reply'
     a judge           that hears (judge: openai:MODEL@URL with judge_audio: true), sent the row's clips and the reply:
                       1 or 0. A row without `emotion` asks whether the voice fits what was heard, as a listener's would
 
-`emotion(decoder_folder=..., speaker_folder=...)` says whose voice it is. A reply of fewer than 3 codes is silence: 0.
+`emotion(decoder_folder=..., speaker_prompt=...)` says whose voice it is. A reply of fewer than 3 codes is silence: 0.
 None where the row names no emotion for a scorer, where its column `speak` is false, and where scorer or judge fail.
 """
 
@@ -19,7 +19,8 @@ from numbers import Real
 
 from covo_rl.rewards.columns import completion_text
 from covo_rl.rewards.judging import Question, ask_verdicts
-from covo_rl.speech.replies import DECODER, ReplyError, ears_at, hear_sound, score_silence
+from covo_rl.speech import SHIPPED_DECODER
+from covo_rl.speech.replies import ReplyError, ears_at, hear_sound, score_silence, voice_at
 from covo_rl.types import Clip, shown
 
 DEAF = "nobody hears it: there is no scorer_model, and no judge with judge_audio"
@@ -28,8 +29,8 @@ NO_NAME = "the row names no `emotion`"
 
 def emotion(
     completions, completion_codes, emotion=None, question=None, clips=None, speak=None, scorer_model=None, judge=None,
-    decoder_folder=DECODER, speaker_folder=None, scorer_labels=None, log_extra=None, log_missing=None, log_metric=None,
-    **kwargs,
+    decoder_folder=SHIPPED_DECODER, speaker_prompt=None, scorer_labels=None, log_extra=None, log_missing=None,
+    log_metric=None, **kwargs,
 ):  # fmt: skip
     """
     >>> emotion(["Oh no.", "Oh no."], completion_codes=[[], [7]], emotion=["sad", "sad"])
@@ -40,7 +41,8 @@ def emotion(
     by_judge = scorer_model is None and getattr(judge, "hears", False)
     asked = [i for i, name in enumerate(names) if i not in scores and (by_judge or (name and scorer_model))]
     codes, ears = [completion_codes[i] for i in asked], ears_at(scorer_model or _as_clips)
-    heard = dict(zip(asked, hear_sound(codes, ears, decoder_folder, speaker_folder, "scorer"), strict=True))
+    voice = voice_at(decoder_folder, speaker_prompt) if asked else None
+    heard = dict(zip(asked, hear_sound(codes, ears, voice, "scorer"), strict=True))
     if by_judge:
         before, asking = clips or [()] * len(names), question or [""] * len(names)
         texts = list(map(completion_text, completions))

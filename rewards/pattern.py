@@ -45,7 +45,9 @@ def _blocks(ids, codes, ended):
     Raises ValueError where these codes are not the ids' own.
     """
     if len(ids) < len(codes):
-        raise ValueError(f"pattern reads a reply's ids in `completion_ids`: {len(ids)} of them hold no {len(codes)} codes")
+        raise ValueError(
+            f"pattern reads a reply's ids in `completion_ids`: {len(ids)} of them hold no {len(codes)} codes"
+        )
     first = sorted(ids)[-len(codes) :][0]
     if {i - code for i, code in zip((i for i in ids if i >= first), codes, strict=False)} != {max(ids) - max(codes)}:
         raise ValueError(f"completion_codes {codes[:5]}... are not the {len(codes)} highest of the completion's ids")
