@@ -7,6 +7,7 @@ micro-batches share an update: their sum divided by the ranks' mean number, so t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ def masked_mean(values: Tensor, mask: Tensor, total: Tensor | float | None = Non
 
 def shortest_path(ids: Sequence[int]) -> int:
     """Codes that CTC needs to write `ids`: one each, and a blank between two that are equal."""
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 def ctc_loss(logits_BLP: Tensor, lengths_B: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:

@@ -36,7 +36,7 @@ class TokenizerTraining:
     data: str | None = None
     audio_dir: str | None = None
     eval_data: str | None = None
-    clips: int = 1000
+    clips: int = 800
     shape: str = option("tiny", "the size of it", choices=["tiny", "published"])
     wavlm: str | None = None
     pieces: int | None = None
@@ -51,7 +51,7 @@ class TokenizerTraining:
     max_grad_norm: float = 1.0
     ctc_weight: float = 1.0
     mel_weight: float = 1.0
-    pitch_weight: float = 1.0
+    pitch_weight: float = 4.0
     commitment_weight: float = 0.25
     ema_decay: float = 0.95
     restart_below: float = 1.0
