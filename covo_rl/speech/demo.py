@@ -37,7 +37,7 @@ from covo_rl.speech.measures import (
 )  # fmt: skip
 from covo_rl.speech.pitch import track_f0
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.synth.speech import DIGITS, Utterance, say_digits, utterance
+from covo_rl.synth.speech import DIGITS, TONES, Utterance, say_digits, utterance
 
 #: figure -> what it is, its target: at most, at least, or none
 FIGURES: dict[str, tuple[str, str, float | None]] = {
@@ -125,11 +125,15 @@ def _train(folder: Path, seed: int) -> tuple[str, str]:
 def _speak(
     tokenizer: SpeechTokenizer, decoder: Token2Wav, said: Sequence[Utterance], codes: Sequence[torch.Tensor], seed: int
 ) -> list[np.ndarray]:
-    """The waves (T,) of codes in their speakers' voices, each known from another recording of three digits."""
+    """The waves (T,) of codes in their speakers' voices, each known from another recording: eight digits, all tones.
+
+    Codes tell pitch relative to a clip's mean, so what the prompt says of the speaker's own is all that is known of it.
+    """
     waves = []
     for i, (u, row) in enumerate(zip(said, codes, strict=True)):
         rng = np.random.default_rng([seed, i])
-        prompt = say_digits([str(word) for word in rng.choice(DIGITS, 3)], u.speaker, rng)
+        tones = rng.permutation([*TONES] * 2).tolist()
+        prompt = say_digits(rng.choice(DIGITS, len(tones)).tolist(), u.speaker, rng, tones)
         voice = voice_of(prompt.wave, tokenizer, decoder)
         waves.append(decoder.synthesise(row[None], **voice, seed=seed)[0, 0].numpy())
     return waves
