@@ -186,7 +186,7 @@ def test_missing_files_are_named(tmp_path):
 
 def test_codes_outside_the_codebook_are_named():
     with pytest.raises(
-        CodeError, match="row 1: code 16 at position 2; there are 0 to 15\nb.*-1 at position 0"
+        CodeError, match=r"row 1: code 16 at position 2; there are 0 to 15\nb.*-1 at position 0"
     ) as error:
         check_codes([[1], [0, 15, 16], [-1]], 16, ["a", "row 1", "b"])
     assert "a:" not in str(error.value)
