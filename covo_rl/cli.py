@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from covo_rl.data.terminal import say
+from covo_rl.resolve import run_recipe
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import user_errors
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "eval": ("covo_rl.evaluate.cli", "app", "score a model or replies on MMAU, MMAR, MMSU or own rows"),
     "generate": ("covo_rl.run.commands.generate", "generate_command", "ask a model one question about a sound"),
     "chat": ("covo_rl.run.commands.generate", "chat_command", "talk with a model about sounds"),
+    "speech": ("covo_rl.speech.cli", "app", "speech to codes and back: encode, decode, train, demo"),
     "export": ("covo_rl.export.cli", "export_command", "a verified LoRA adapter or merged model from a run"),
     "serve-check": ("covo_rl.export.cli", "serve_check_command", "does an export take effect where it is served?"),
     "data": ("covo_rl.run.commands.data", "app", "check, profile and convert question sets"),
@@ -50,6 +52,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Use": {
         "generate": 'covo-rl generate --audio a.wav --question "How many beeps?"',
         "chat": "covo-rl chat --model builtin:tiny --audio a.wav",
+        "speech": "covo-rl speech demo runs/speech",
         "export": "covo-rl export runs/tiny --merged model",
         "serve-check": "covo-rl serve-check runs/tiny/adapter",
     },
@@ -82,22 +85,12 @@ def usage() -> str:
 
 def train(words: list[str]) -> None:
     """GRPO: the recipe, wherever the resolver finds it, as `python recipes/grpo_mmau.py` would."""
-    _run_recipe("train", words)
+    run_recipe(RECIPES["train"], words)
 
 
 def sft(words: list[str]) -> None:
     """Supervised stages before GRPO: the recipe, as `python recipes/sft_cot.py` would."""
-    _run_recipe("sft", words)
-
-
-def _run_recipe(word: str, words: list[str]) -> None:
-    import runpy
-
-    from covo_rl.resolve import find
-
-    recipe = str(find("recipes", RECIPES[word]))
-    sys.argv = [recipe, *words]
-    runpy.run_path(recipe, run_name="__main__")
+    run_recipe(RECIPES["sft"], words)
 
 
 def console_script() -> None:
@@ -123,7 +116,7 @@ def main(words: list[str] | None = None) -> None:
         hint = f"did you mean {near[0]!r}? " if near else ""
         sys.exit(f"covo-rl: there is no command {words[0]!r}; {hint}the commands are {', '.join(COMMANDS)}")
     if words[0] in RECIPES:
-        _run_recipe(words[0], words[1:])
+        run_recipe(RECIPES[words[0]], words[1:])
         return
     command = command_app(words[0])
     with user_errors(f"covo-rl {words[0]}"):

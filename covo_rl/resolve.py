@@ -11,6 +11,8 @@ import difflib
 import json
 import math
 import os
+import runpy
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -77,6 +79,13 @@ def find(kind: str, name: str) -> Path:
         + f"looked in {', '.join(map(str, searched)) or 'no folder: none exists'}; "
         + f"there is {', '.join(existing) or 'nothing'}"
     )
+
+
+def run_recipe(name: str, words: Sequence[str]) -> None:
+    """Run recipes/NAME, wherever it is found, as `python recipes/NAME WORDS` would."""
+    recipe = str(find("recipes", name))
+    sys.argv = [recipe, *words]
+    runpy.run_path(recipe, run_name="__main__")
 
 
 def reward_files(names: Iterable[str]) -> dict[str, Path]:

@@ -2,7 +2,8 @@
 
 Fields have the published names and, as defaults, the published values. What the file says and nobody reads
 (`hop_size` 480, `use_flow`, `downsample_*`, ...) is accepted and left out when saved. Beside "model" ours are
-`latent`, what a latent frame holds, and `vocoder`, what makes a wave of it; a file without them is a published one.
+`latent`, what a latent frame holds, and `vocoder`, what makes a wave of it (`harmonic_width`: how wide that one's net
+is); a file without them is a published one.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from covo_rl.models.weights import WeightsError
 FRAME_RATE, HOP = 100, 240
 #: frames (10 ms) of one code (40 ms)
 CODE_FRAMES = 4
-LATENTS = ("vae", "mel")
-VOCODERS = ("bigvgan", "griffin_lim")
+#: what a latent frame holds -> its numbers (the published space has any); `mel_pitch`: F0 and voicing beside the mel
+LATENTS = {"vae": None, "mel": 64, "mel_pitch": 66}
+#: vocoder -> latents that it can read
+VOCODERS = {"bigvgan": tuple(LATENTS), "griffin_lim": ("mel", "mel_pitch"), "harmonic": ("mel_pitch",)}
 #: of any size in a file: the published ones end at 16384, and a damaged file shall not ask for all memory
-LARGEST = 2**20
+LARGEST, MOST_LAYERS = 2**20, 512
 
 
 class DecoderConfigError(WeightsError, ValueError):
@@ -74,6 +77,10 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 
 
+#: our keys, beside the published ones
+OURS = {"latent": str, "vocoder": str, "harmonic_width": int, "tokenizer": str}
+
+
 @dataclass(frozen=True)
 class Token2WavConfig:
     """The published decoder by default. `tokenizer`: the digest of the tokenizer whose codes it speaks, if known.
@@ -86,6 +93,7 @@ class Token2WavConfig:
     wavegan: VocoderConfig = field(default_factory=VocoderConfig)
     latent: str = "vae"
     vocoder: str = "bigvgan"
+    harmonic_width: int = 128
     tokenizer: str = ""
 
     def __post_init__(self) -> None:
@@ -98,8 +106,11 @@ class Token2WavConfig:
         for wrong, text in (
             (self.latent not in LATENTS, f"latent {self.latent!r} is none of {', '.join(LATENTS)}"),
             (self.vocoder not in VOCODERS, f"vocoder {self.vocoder!r} is none of {', '.join(VOCODERS)}"),
-            (self.vocoder == "griffin_lim" and self.latent == "vae", "griffin_lim needs latent mel, not vae"),
-            (self.latent == "mel" and flow.z_dim != 64, f"latent mel has z_dim 64, not {flow.z_dim}"),
+            (self.latent not in VOCODERS.get(self.vocoder, LATENTS),
+             f"{self.vocoder} needs latent {' or '.join(VOCODERS.get(self.vocoder, ()))}, not {self.latent}"),
+            (LATENTS.get(self.latent) not in (None, flow.z_dim),
+             f"latent {self.latent} has z_dim {LATENTS.get(self.latent)}, not {flow.z_dim}"),
+            (body.num_layers > MOST_LAYERS, f"num_layers {body.num_layers} is more than {MOST_LAYERS}"),
             (flow.upsample_factor != CODE_FRAMES,
              f"upsample_factor {flow.upsample_factor}: a code has {CODE_FRAMES} frames"),
             (body.hidden_size % (2 * body.num_heads), f"hidden_size {body.hidden_size} is no multiple of 2 * num_heads "
@@ -118,11 +129,13 @@ class Token2WavConfig:
                 raise DecoderConfigError(f"token2wav configuration: {text}")
 
     @classmethod
-    def tiny(cls, **changes: Any) -> Token2WavConfig:
-        """A decoder that trains on a CPU: 256 codes to 64 mel bins, 4 layers of width 128, a vocoder of 4 stages."""
+    def tiny(cls, latent: str = "mel_pitch", vocoder: str = "harmonic", **changes: Any) -> Token2WavConfig:
+        """A decoder that trains on a CPU: 256 codes to mel and pitch, 4 layers of width 128 (BigVGAN: of 4 stages)."""
         body = TransformerConfig(num_layers=4, hidden_size=128, ffn_hidden_size=384, num_heads=4)
-        flow = FlowConfig(token_vocab_size=256, token_input_dim=64, spkr_embed_dim=64, transformer=body)
-        return replace(cls(flow, VocoderConfig((5, 4, 4, 3), (10, 8, 8, 6), 96, (7,), ((1, 3, 5),)), "mel"), **changes)
+        width = LATENTS.get(latent) or 64
+        flow = FlowConfig(256, 64, z_dim=width, spkr_embed_dim=width, bert_mask_rate0=0.4, transformer=body)
+        wavegan = VocoderConfig((5, 4, 4, 3), (10, 8, 8, 6), 96, (7,), ((1, 3, 5),))
+        return replace(cls(flow, wavegan, latent, vocoder), **changes)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "config.json") -> Token2WavConfig:
@@ -134,9 +147,12 @@ class Token2WavConfig:
         model = _part(_mapping(data, where), "model", where)
         flow = _part(model, "token2latent", where)
         transformer = _read(TransformerConfig, _part(flow, "transformer", where), f"{where}: transformer")
-        ours = {name: data[name] for name in ("latent", "vocoder", "tokenizer") if name in data}
-        if strange := [name for name, value in ours.items() if not isinstance(value, str)]:
-            raise DecoderConfigError(f"{where}: {strange[0]} is {ours[strange[0]]!r}; it must be a text")
+        ours = {name: data[name] for name in OURS if name in data}
+        for name, value in ours.items():
+            if not (_fits(value, OURS[name]) if OURS[name] is int else isinstance(value, str)):
+                raise DecoderConfigError(
+                    f"{where}: {name} is {value!r:.80}, which is no {OURS[name].__name__} in its range"
+                )
         wavegan = _part(model, "wavegan", where)
         latent_dim, z_dim = wavegan.get("latent_dim"), flow.get("z_dim", FlowConfig.z_dim)
         if latent_dim not in (None, z_dim):
@@ -161,7 +177,7 @@ class Token2WavConfig:
         flow, wavegan = asdict(self.flow), asdict(self.wavegan)
         flow["transformer"] |= FIXED["transformer"]
         wavegan |= FIXED["wavegan"] | {"latent_dim": self.flow.z_dim}
-        ours = {name: getattr(self, name) for name in ("latent", "vocoder", "tokenizer")}
+        ours = {name: getattr(self, name) for name in OURS}
         audio = {"sample_rate": FRAME_RATE * HOP}
         return {"data": {"audio": audio}, "model": {"token2latent": flow, "wavegan": wavegan}, **ours}
 

@@ -25,6 +25,7 @@ from covo_rl.models.covo_audio.token2wav.checkpoint import (
 )  # fmt: skip
 from covo_rl.models.covo_audio.token2wav.configuration import CODE_FRAMES, Token2WavConfig
 from covo_rl.models.covo_audio.token2wav.flow import FlowField
+from covo_rl.models.covo_audio.token2wav.harmonic import HarmonicVocoder
 from covo_rl.models.covo_audio.token2wav.inputs import CodesError, DecoderInputs, decoder_inputs, frame_noise
 from covo_rl.models.covo_audio.token2wav.solver import guide, midpoint
 from covo_rl.models.covo_audio.token2wav.stream import BLOCKS, LOOK_AHEAD, PAST, latent_blocks, overlapped
@@ -48,7 +49,10 @@ class Token2Wav(nn.Module):
         super().__init__()
         self.config = config
         self.token2latent = FlowField(config.flow)
-        self.wavegan = GriffinLim() if config.vocoder == "griffin_lim" else Vocoder(config.wavegan, config.flow.z_dim)
+        self.wavegan = (
+            GriffinLim() if config.vocoder == "griffin_lim" else HarmonicVocoder(config.harmonic_width)
+            if config.vocoder == "harmonic" else Vocoder(config.wavegan, config.flow.z_dim)
+        )  # fmt: skip
         self.register_buffer("mean_E", torch.zeros(config.flow.z_dim), persistent=False)
         self.register_buffer("variance_E", torch.ones(config.flow.z_dim), persistent=False)
         self._told = False
@@ -120,7 +124,7 @@ class Token2Wav(nn.Module):
     @torch.no_grad()
     def vocode(self, latents_BEZ: torch.Tensor) -> torch.Tensor:
         """De-normalised latents (B, E, Z) -> wave (B, 1, 240 Z) float32 at 24 kHz (float64 where the model is)."""
-        return self._sound(self.wavegan(latents_BEZ.to(self.token2latent.token_embedding.weight)))
+        return self._sound(self.wavegan(latents_BEZ))
 
     @torch.no_grad()
     def synthesise(

@@ -5,7 +5,6 @@ Tensors, or lists of rows of unequal length; a tensor's trailing -1 is padding. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +124,9 @@ def _for_each(rows: list[torch.Tensor], count: int, name: str) -> list[torch.Ten
     return rows if len(rows) == count else rows * count
 
 
-def frame_noise(frames: Sequence[int] | range, width: int, seed: int) -> torch.Tensor:
+def frame_noise(frames: range, width: int, seed: int) -> torch.Tensor:
     """Standard normal (len(frames), width) float32: each frame's row depends on `seed` and its number alone."""
-    rows = [np.random.default_rng((seed, frame)).standard_normal(width, dtype=np.float32) for frame in frames]
-    return torch.from_numpy(np.stack(rows))
+    rows = np.empty((len(frames), width), dtype=np.float32)
+    for row, frame in zip(rows, frames, strict=True):
+        np.random.default_rng((seed, frame)).standard_normal(out=row, dtype=np.float32)
+    return torch.from_numpy(rows)

@@ -41,7 +41,7 @@ def log_mel(waves_BT: torch.Tensor) -> torch.Tensor:
     """
     if waves_BT.shape[-1] <= MARGIN:
         raise ValueError(f"{waves_BT.shape[-1]} samples; the mel needs more than {MARGIN} (at 24 kHz one code is 960)")
-    magnitude = _stft(F.pad(waves_BT, (MARGIN, MARGIN), mode="reflect")).abs()
+    magnitude = stft(F.pad(waves_BT, (MARGIN, MARGIN), mode="reflect")).abs()
     return (mel_bank().to(magnitude) @ magnitude).clamp(min=FLOOR).log().mT
 
 
@@ -58,23 +58,24 @@ def griffin_lim(
     magnitude = (_inverse_bank().to(mel) @ mel.exp().mT).clamp(min=1e-5)
     phase = torch.rand(magnitude.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mel) * 2 * torch.pi
     spectrum = torch.polar(magnitude, phase.expand_as(magnitude))
-    wave = _overlap_add(spectrum)
+    wave = overlap_add(spectrum)
     for _ in range(iterations):
         if head_BT is not None:
             wave[:, MARGIN : MARGIN + head_BT.shape[-1]] = head_BT
-        spectrum = _stft(wave)
-        wave = _overlap_add(magnitude * spectrum / spectrum.abs().clamp(min=1e-9))
+        spectrum = stft(wave)
+        wave = overlap_add(magnitude * spectrum / spectrum.abs().clamp(min=1e-9))
     return wave[:, None, MARGIN:-MARGIN]
 
 
-def _stft(padded_BT: torch.Tensor) -> torch.Tensor:
+def stft(padded_BT: torch.Tensor) -> torch.Tensor:
+    """Waves that have `MARGIN` samples more on both sides, (B, 240 Z + 784) -> spectrum (B, 513, Z)."""
     window = torch.hann_window(N_FFT, dtype=padded_BT.dtype, device=padded_BT.device)
     return torch.stft(padded_BT, N_FFT, HOP, window=window, center=False, return_complex=True)
 
 
-def _overlap_add(spectrum: torch.Tensor) -> torch.Tensor:
+def overlap_add(spectrum: torch.Tensor) -> torch.Tensor:
     """The wave (B, 240 Z + 784) whose STFT is nearest to `spectrum` (B, 513, Z): torch.istft wants centred ones."""
-    window = torch.hann_window(N_FFT, device=spectrum.device)[:, None]
+    window = torch.hann_window(N_FFT, dtype=spectrum.real.dtype, device=spectrum.device)[:, None]
     pieces = torch.fft.irfft(spectrum, n=N_FFT, dim=1) * window
     size = (1, HOP * (spectrum.shape[-1] - 1) + N_FFT)
     fold = {"output_size": size, "kernel_size": (1, N_FFT), "stride": (1, HOP)}

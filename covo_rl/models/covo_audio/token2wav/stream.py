@@ -29,7 +29,7 @@ def latent_blocks(
     block is all that is left. A frame's noise depends on its place alone, not on the blocks.
     """
     flow = decoder.config.flow
-    source, width, weight = iter(codes), flow.z_dim, prompt.context_BZE
+    source, width = iter(codes), flow.z_dim
     voice = prompt.codes_BL[0, :-1].tolist()
     before = CODE_FRAMES * len(voice)
     # `heard`: codes of the reply from number `dropped` on; `made`: their latents, as far as the `done` codes reach.
@@ -53,7 +53,7 @@ def latent_blocks(
         past_codes = {"prompt_codes": [voice + heard[:done]], "prompt_latent": [context]} if voice or done else {}
         x_ZE = decoder.solve([heard[done:]], **past_codes, speaker=prompt.speaker_BS, noise=noise[None], **options)[0]
         new = x_ZE[len(context) : before + CODE_FRAMES * end]
-        yield decoder.denormalise(new).T[None].to(weight), last
+        yield decoder.denormalise(new).T[None], last
         if last:
             return
         unused = max(0, end - past)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from covo_rl.models.covo_audio.token2wav.configuration import VocoderConfig
-from covo_rl.models.covo_audio.token2wav.mel import griffin_lim
+from covo_rl.models.covo_audio.token2wav.mel import MEL_BINS, griffin_lim
 
 TAPS = 12
 
@@ -92,17 +92,14 @@ class NormedConv(nn.Module):
         super().__init__()
         plain = nn.ConvTranspose1d(inputs, outputs, kernel) if rate else nn.Conv1d(inputs, outputs, kernel)
         self.weight_v = plain.weight
-        self.weight_g = nn.Parameter(self._norm().detach())
+        self.weight_g = nn.Parameter(plain.weight.detach().square().sum(dim=(1, 2), keepdim=True).sqrt())
         assert plain.bias is not None
         self.bias = plain.bias
         self.dilation, self.rate, span = dilation, rate, dilation * (kernel - 1)
         self.padding = (span, 0) if causal else (span // 2, span // 2)
 
-    def _norm(self) -> torch.Tensor:
-        return self.weight_v.norm(dim=(1, 2), keepdim=True)
-
     def forward(self, x_BCT: torch.Tensor) -> torch.Tensor:
-        weight = self.weight_v * (self.weight_g / self._norm())
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(1, 2), keepdim=True))
         if self.rate:
             return F.conv_transpose1d(x_BCT, weight, self.bias, self.rate)[..., : -self.rate]
         return F.conv1d(F.pad(x_BCT, self.padding), weight, self.bias, dilation=self.dilation)
@@ -124,10 +121,11 @@ class ResBlock(nn.Module):
 class Vocoder(nn.Module):
     """Latents (B, E, Z) -> wave (B, 1, 240 Z) within -1 and 1.
 
-    A frame's samples depend on at most `past_frames` before it and `future_frames` after it, and on no other state.
+    A frame's samples depend on `past_frames` before it and `future_frames` after it, and on no other state. What more
+    there is in float64: past 40 would leave 1e-9, 24 2e-5; a future of 6 leaves 5e-13, 3 1e-4.
     """
 
-    past_frames, future_frames = 40, 6
+    past_frames, future_frames = 48, 6
 
     def __init__(self, config: VocoderConfig, latent: int) -> None:
         super().__init__()
@@ -142,7 +140,7 @@ class Vocoder(nn.Module):
         self.activation_post, self.conv_post = Activation(width), NormedConv(width, 1, 7)
 
     def forward(self, latents_BEZ: torch.Tensor, state: None = None) -> torch.Tensor:
-        x_BCT = self.conv_pre(latents_BEZ)
+        x_BCT = self.conv_pre(latents_BEZ.to(self.conv_pre.bias))
         kinds = len(self.resblocks) // len(self.ups)
         for i, stage in enumerate(self.ups):
             x_BCT = stage[0](x_BCT)  # pyright: ignore[reportIndexIssue] (published name: ups.0.0)
@@ -155,12 +153,15 @@ class Vocoder(nn.Module):
 
 
 class GriffinLim(nn.Module):
-    """Log-mel latents (B, 64, Z) -> wave (B, 1, 240 Z). Its state is the wave that has gone out, which it continues."""
+    """Log-mel latents (B, 64, Z), or with pitch (B, 66, Z) -> wave (B, 1, 240 Z).
+
+    Its state is the wave that has gone out, which it continues.
+    """
 
     past_frames, future_frames = 8, 6
 
     def forward(self, latents_BEZ: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
-        return griffin_lim(latents_BEZ.mT, head_BT=state)
+        return griffin_lim(latents_BEZ[:, :MEL_BINS].mT, head_BT=state)
 
     def carry(self, dropped_BEZ: torch.Tensor, spoken_BT: torch.Tensor, state: torch.Tensor | None) -> torch.Tensor:
         return spoken_BT
