@@ -93,6 +93,10 @@ class ModelConfig:
         None, "a family of your own, ./mine.py:Class or package.module:Class; default: by the checkpoint's model_type"
     )
     trust_remote_code: bool = option(False, "run code that ships with the checkpoint")
+    speech_mode: str = option(
+        "a2ta", "what replies hold: text and, where the family has them, audio codes; or text alone (a2t): codes are "
+        "neither drawn nor scored", ["a2ta", "a2t"],
+    )  # fmt: skip
 
 
 @dataclass
@@ -212,8 +216,15 @@ class RewardConfig:
         "none", "a raising, hanging or nan component: stop the run, or count as not gradeable", ["none", "stop"]
     )
     reward_failure_limit: float = option(0.2, "share of a component's scores that failed in ten steps, to stop above")
-    judge: str | None = option(None, "judge for consistency and thinking: openai:MODEL@URL or transformers:PATH")
-    judge_audio: bool = option(False, "the judge of thinking is sent the clips too (openai: only, a model that hears)")
+    judge: str | None = option(
+        None, "judge for consistency, thinking and emotion: openai:MODEL@URL or transformers:PATH"
+    )
+    judge_audio: bool = option(
+        False, "the judge of thinking is sent the clips, that of emotion the reply too (openai: only, one that hears)"
+    )
+    scorer_model: str | None = option(
+        None, "who hears replies for the reward emotion: a folder (audio classification), module:fn or ./file.py:fn"
+    )
     check_rewards: bool = option(True, "lint the rewards before the first step")
 
 
@@ -231,6 +242,10 @@ class LossConfig:
     importance_sampling_level: str = option("token", "token, or sequence (GSPO)", ["token", "sequence"])
     scale_rewards: str = option("group", "divide advantages by the deviation of", ["group", "batch", "none"])
     component_advantages: bool = option(False, "normalise each reward component in its group, then sum (GDPO)")
+    policy_ids: str = option(
+        "all", "ids of a reply that the loss counts: all, its text (end included), or its audio codes",
+        ["all", "text", "codes"],
+    )  # fmt: skip
     mask_truncated_completions: bool = option(False, "leave completions cut by length out of the loss")
     top_entropy_quantile: float = option(1.0, "train only on this share of tokens, of highest entropy; costs a pass")
     entropy_coef: float = option(0.0, "weight of an entropy bonus")
@@ -497,6 +512,8 @@ def _contradictions(options: Options) -> list[str]:
          "openai:MODEL@URL with a model that hears, or leave judge_audio out"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,
          f"reward_gate {options.reward.reward_gate} has no effect with component_advantages: choose one"),
+        (loss.policy_ids != "codes" or options.model.speech_mode == "a2ta",
+         "policy_ids codes: with speech_mode a2t no reply has any; leave one out"),
         (loss.overlong_buffer <= rollout.max_completion_length,
          f"overlong_buffer {loss.overlong_buffer}: max_completion_length {rollout.max_completion_length} is shorter"),
     ]  # fmt: skip

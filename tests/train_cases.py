@@ -58,9 +58,10 @@ def trainer(
 ) -> Trainer:
     torch.manual_seed(settings.train.seed)  # LoRA's first matrix is drawn from the global state
     adapter = settings.adapter
+    codes = {"audio_codes": 100} if settings.loss.policy_ids != "all" else None
     policy = cases.policy(
         family, lora=adapter.lora, adapter=None if adapter.lora else {"train_parts": adapter.train_parts},
-        keep_reference=bool(settings.loss.beta),
+        keep_reference=bool(settings.loss.beta), sizes=codes,
     )  # fmt: skip
     accelerator = accelerator or Accelerator(cpu=True)
     accelerator.free_memory()  # under FSDP2 it compares parameters with those of every model that it has prepared

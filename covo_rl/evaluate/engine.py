@@ -58,8 +58,9 @@ def run_options(request: Request) -> Options:
     from covo_rl.policy.saved_adapter import largest_rank, read_adapter
 
     model = ModelConfig(
-        str(request.model), str(request.dtype), family=request.family, trust_remote_code=request.trust_remote_code
-    )
+        str(request.model), str(request.dtype), family=request.family, trust_remote_code=request.trust_remote_code,
+        speech_mode=str(request.speech_mode),
+    )  # fmt: skip
     adapter = AdapterConfig(lora=False, load_in_4bit=request.load_in_4bit)
     if request.adapter:
         rank = largest_rank(read_adapter(request.adapter).config)

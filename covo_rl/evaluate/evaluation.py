@@ -15,7 +15,7 @@ from covo_rl.evaluate.engine import engine_settings
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import write_report
-from covo_rl.evaluate.runner import Request, answer_rows, run_predictions
+from covo_rl.evaluate.runner import Request, SpeechMode, answer_rows, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, load_set
 from covo_rl.records.folder import package_versions
 
@@ -90,6 +90,7 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         "adapter_sha256": _weights_sha256(request.adapter) if request.adapter else None,
         "dtype": str(request.dtype),
         **({"load_in_4bit": True} if request.load_in_4bit else {}),
+        **({"speech_mode": str(request.speech_mode)} if request.speech_mode != SpeechMode.a2ta else {}),
         **({"family": request.family, "family_sha256": family_fingerprint(request.family)} if request.family else {}),
         "prompt": {"name": request.prompt, **asdict(style or request.prompt_config())},
         "decoding": {

@@ -79,6 +79,7 @@ def _record(group: Group, seconds: float | None, rewards: dict[str, list[float |
         "problems": [list(r.problems) for r in rollouts],
         "stop_reasons": [r.stop_reason for r in rollouts],
         "completion_tokens": [len(r.completion_ids) for r in rollouts],
+        **({"completion_codes": [list(r.codes) for r in rollouts]} if any(r.codes for r in rollouts) else {}),
         "thinking_words": [None if r.think is None else len(words(r.think, None)) for r in rollouts],
         "verdicts": verdicts,
         "rewards": rewards,

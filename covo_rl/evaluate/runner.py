@@ -43,6 +43,7 @@ from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example, UserError
 
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
+SpeechMode = StrEnum("SpeechMode", ["a2ta", "a2t"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
 SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, or a manifest file"
 
@@ -83,6 +84,9 @@ class Request:
         None
     )
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="run the checkpoint's code")] = False
+    speech_mode: Annotated[SpeechMode, typer.Option(help="replies of text and audio codes, or of text alone (a2t)")] = (
+        SpeechMode.a2ta
+    )
     allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
         False
     )

@@ -76,6 +76,8 @@ class AudioFamily(ABC):
     rows_independent: ClassVar[bool] = False
     #: folder of the checkpoint in which it ships a LoRA of its own, which is merged on loading (models/weights.py).
     adapter_folder: ClassVar[str] = ""
+    #: False: replies hold no audio codes, where the family has any.
+    speaks: bool = True
     #: the class of vLLM that takes adapters, where it is not the one that the checkpoint names.
     vllm_architecture: ClassVar[str] = ""
 

@@ -51,7 +51,9 @@ def answering_policy(
 def _family(model: ModelConfig, adapter: AdapterConfig) -> Any:
     path = resolve_model(model.model)
     use_family(model.family, path)
-    return load_family(
+    family = load_family(
         path, dtype=model.dtype, load_in_4bit=adapter.load_in_4bit,
         attn_implementation=model.attn_implementation, trust_remote_code=model.trust_remote_code,
     )  # fmt: skip
+    family.speaks = model.speech_mode == "a2ta"
+    return family

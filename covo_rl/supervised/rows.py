@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from covo_rl.audio import ClipStore
 from covo_rl.policy.features import FeatureStore
 from covo_rl.prompt import build_prompt, reference_completion
+from covo_rl.speech.rows import read_speech_rows
 from covo_rl.supervised.checks import check_apart, check_rows, check_stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.held_out import split_held_out
-from covo_rl.types import Clip, Example, UserError, visible
+from covo_rl.types import Clip, Example, UserError, shown, visible
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily, ClipFeatures
@@ -148,6 +149,21 @@ def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = 
         more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
         raise TeacherError("\n".join([*problems[:10], *more]))
     return texts
+
+
+def reply_codes(rows: Sequence[Example], count: int) -> list[list[int]]:
+    """The codes of every reply, from the column `codes` as rows of speech have it; the model has `count` codes.
+
+    Raises:
+        TeacherError: the model has none, or the rows are of several tokenizers (column `tokenizer`).
+        DataError: codes that are missing, malformed or outside 0 to count - 1, of all rows.
+    """
+    if not count:
+        raise TeacherError("speak: this model has no codes to speak in; a new tiny one gets them by audio_codes")
+    if len(makers := {str(row.columns.get("tokenizer")) for row in rows}) > 1:
+        raise TeacherError(f"the codes are of {len(makers)} tokenizers ({shown(sorted(makers))}): encode all with one")
+    spoken = [{"id": row.id, "text": row.answer or "reply", "codes": row.columns.get("codes")} for row in rows]
+    return [row.codes.tolist() for row in read_speech_rows(spoken, needs={"codes"}, codebook=count)]
 
 
 def completion(example: Example, stage: Stage, rng: random.Random, column: str = "completion") -> str:

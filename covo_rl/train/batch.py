@@ -13,7 +13,7 @@ import torch
 
 from covo_rl.algo.advantage import Advantages
 from covo_rl.algo.loss import mask_truncated
-from covo_rl.config import LossConfig
+from covo_rl.config import ConfigError, LossConfig
 from covo_rl.train.guard import not_finite_parameters
 from covo_rl.types import Group, RewardTable
 
@@ -79,12 +79,31 @@ def sampling_logps(group: Group, device: torch.device | str) -> torch.Tensor:
     return torch.tensor([list(r.logps) + [0.0] * (width - len(r.logps)) for r in group.rollouts], device=device)
 
 
-def loss_mask(groups: Sequence[Group], mask_NC: torch.Tensor, config: LossConfig) -> torch.Tensor:
-    """(N, C) completion mask, with rows cut by length left out if asked for."""
-    if not config.mask_truncated_completions:
-        return mask_NC
-    truncated_N = [r.stop_reason == "length" for group in groups for r in group.rollouts]
-    return mask_truncated(mask_NC, torch.tensor(truncated_N, device=mask_NC.device))
+def check_policy_ids(config: LossConfig, code_ids: range) -> None:
+    """Raises ConfigError: the loss is to tell text from audio codes, of which the family has none."""
+    if config.policy_ids != "all" and not code_ids:
+        raise ConfigError([f"policy_ids {config.policy_ids}: this model's replies hold no audio codes: leave it out"])
+
+
+def loss_mask(
+    groups: Sequence[Group], mask_NC: torch.Tensor, config: LossConfig, code_ids: range = range(0)
+) -> torch.Tensor:
+    """(N, C) completion mask of the ids that `policy_ids` names, without rows cut by length if asked for.
+
+    What is no audio code is text, the end too.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    if config.policy_ids != "all":
+        counted_NC = np.zeros(mask_NC.shape, dtype=bool)
+        for row_C, rollout in zip(counted_NC, rollouts, strict=True):
+            ids_C = np.array(rollout.completion_ids)
+            is_code_C = (ids_C >= code_ids.start) & (ids_C < code_ids.stop)
+            row_C[: len(ids_C)] = is_code_C if config.policy_ids == "codes" else ~is_code_C
+        mask_NC = mask_NC & torch.from_numpy(counted_NC).to(mask_NC.device)
+    if config.mask_truncated_completions:
+        truncated_N = [rollout.stop_reason == "length" for rollout in rollouts]
+        mask_NC = mask_truncated(mask_NC, torch.tensor(truncated_N, device=mask_NC.device))
+    return mask_NC
 
 
 def refill(

@@ -30,6 +30,7 @@ from covo_rl.train import zero
 from covo_rl.train.batch import (
     Batch,
     Piece,
+    check_policy_ids,
     finite_logps,
     group_piece,
     loss_mask,
@@ -60,7 +61,8 @@ class Learner:
         loss, engine = options.loss, options.engine
         corrects = corrects_sampler(loss.sampler_correction, engine.use_vllm, engine.rollout_ahead)
         self.loss = replace(loss, sampler_correction=corrects)
-        train = options.train
+        train, self.code_ids = options.train, policy.family.code_ids
+        check_policy_ids(loss, self.code_ids)
         if any(parameter.dtype == torch.float16 for parameter in policy.parameters()):
             raise ConfigError(["a float16 model cannot train, its gradients vanish: load it as bfloat16 or float32"])
         if accelerator.mixed_precision not in ("no", "bf16"):
@@ -213,7 +215,7 @@ class Learner:
                 with torch.no_grad():
                     scored = self._scored(groups or [self.idle_group])
                 if groups and scored.entropy_NC is not None:
-                    mask_NC = loss_mask(groups, scored.mask_NC, loss)
+                    mask_NC = loss_mask(groups, scored.mask_NC, loss, self.code_ids)
                     entropies.append(scored.entropy_NC[mask_NC].cpu().numpy())
             return np.concatenate(entropies)
 
@@ -237,7 +239,7 @@ class Learner:
             scored.logps_NC,
             old_NC,
             torch.as_tensor(advantages_N, device=device, dtype=torch.float32),
-            loss_mask(groups, scored.mask_NC, config),
+            loss_mask(groups, scored.mask_NC, config, self.code_ids),
             config,
             normalizer=normalizer,
             ref_logps_NC=None if batch.ref_logps is None else padded(batch.ref_logps, pieces, width),
@@ -285,11 +287,11 @@ class Learner:
 
     def _normalizer(self, batch: Batch, members: list[int]) -> Normalizer:
         """Counts over all ranks and micro-batches of this update, and of the generated batch."""
-        masked = self.loss.mask_truncated_completions
 
         def lengths(groups: Sequence[Group]) -> list[int]:
-            rollouts = [rollout for group in groups for rollout in group.rollouts]
-            return [0 if masked and r.stop_reason == "length" else len(r.completion_ids) for r in rollouts]
+            counts_N = np.array([len(r.completion_ids) for group in groups for r in group.rollouts], dtype=int)
+            mask_NC = torch.from_numpy(np.arange(counts_N.max(initial=0)) < counts_N[:, None])
+            return loss_mask(groups, mask_NC, self.loss, self.code_ids).sum(1).tolist()
 
         return Normalizer.from_lengths(
             self.ranks.joined(lengths([batch.groups[p] for p in members])),

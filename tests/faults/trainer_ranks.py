@@ -34,7 +34,7 @@ FULL = {"lora": False, "train_parts": ["llm", "lm_head"], **UNEVEN}
 CASES = {
     "ddp": {
         "uneven": AHEAD,
-        "a rank without work": IDLE,
+        "a rank without work": {**IDLE, "policy_ids": "codes"},
         # a quantile in no tie: first tokens of a prompt are equal but for rounding
         "full": {**FULL, "top_entropy_quantile": 0.67, "train_parts": ["encoder", "audio_adapter", "llm", "lm_head"]},
     },

@@ -17,7 +17,7 @@ from transformers import DynamicCache, StoppingCriteriaList
 from covo_rl.models.covo_audio.processing import conversation_clips
 from covo_rl.models.covo_audio.streaming import IdOutlet, Outlet, TextPieces, in_background
 from covo_rl.models.covo_audio.token2wav import Token2Wav
-from covo_rl.models.covo_audio.voice import Voice, voice_of
+from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.models.text import shielded_messages
 
 #: ids that generation may be ahead of what is taken from a stream: some seconds of speech
@@ -79,7 +79,7 @@ class Conversation:
             UnfinishedTurn: the answer before is still being streamed.
             ValueError: a clip that cannot be read, an option that does not exist.
         """
-        voice = None if speak is None else voice_of(speak, self.processor.num_audio_codes)
+        voice = self._voice(speak)
         with self._one_answer():
             turn = self._answer(self._inputs(content, sampling_rate), kw)
         return turn if voice is None else replace(turn, wave=voice.say(turn.codes))
@@ -88,15 +88,15 @@ class Conversation:
         self, content: str | Sequence[Mapping[str, Any]], *, sampling_rate: int | None = None,
         speak: Token2Wav | Voice | None = None, **kw: Any,
     ) -> Generator[str | torch.Tensor, None, Turn]:  # fmt: skip
-        """As `turn`, but the answer comes while it is generated: pieces of text, and blocks (T,) of its wave in between.
+        """As `turn`, but the answer comes while it is generated: pieces of text, and between them blocks (T,) of wave.
 
-        Joined, the pieces are the turn's text and the blocks its wave; the Turn is the generator's return value. Closing
-        the generator stops generation, and the conversation goes on from what was generated until then, at most
+        Joined, the pieces are the turn's text and the blocks its wave; the generator's return value is the Turn.
+        Closing the generator stops generation, and the conversation goes on from what was generated until then, at most
         IDS_AHEAD ids more than what was taken. Beams cannot be streamed.
 
         Raises: as `turn`, at the first piece.
         """
-        voice = None if speak is None else voice_of(speak, self.processor.num_audio_codes)
+        voice = self._voice(speak)
         blocks: list[torch.Tensor] = []
         turns: list[Turn] = []
         with self._one_answer():
@@ -104,8 +104,9 @@ class Conversation:
 
             def generate(outlet: Outlet[int]) -> None:
                 ids = IdOutlet(outlet)
-                criteria = StoppingCriteriaList([*kw.get("stopping_criteria", ()), ids])
-                turns.append(self._answer(inputs, {**kw, "streamer": ids, "stopping_criteria": criteria}))
+                options = {**self.generation, **kw}
+                criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), ids])
+                turns.append(self._answer(inputs, {**options, "streamer": ids, "stopping_criteria": criteria}))
 
             def speak_ids(outlet: Outlet[str | torch.Tensor]) -> None:
                 self._speak(in_background(generate, IDS_AHEAD), voice, outlet)
@@ -122,8 +123,7 @@ class Conversation:
 
         def codes() -> Iterator[int]:
             for i in ids:
-                if outlet.closed:
-                    return
+                outlet.check()
                 if i >= first:
                     yield i - first
                 elif piece := pieces.push(i):
@@ -138,6 +138,10 @@ class Conversation:
                 outlet.put(piece)
         finally:
             ids.close()  # pyright: ignore[reportAttributeAccessIssue] (a generator)
+
+    def _voice(self, speak: Token2Wav | Voice | None) -> Voice | None:
+        voice = Voice(speak) if isinstance(speak, Token2Wav) else speak
+        return None if voice is None else voice.fit(self.processor.num_audio_codes)
 
     @contextmanager
     def _one_answer(self) -> Iterator[None]:

@@ -41,6 +41,10 @@ class CovoAudio(TransformersFamily):
         config = self.model.config
         return range(config.audio_token_index, config.audio_token_index + config.num_audio_codes)
 
+    @property
+    def unsampled_ids(self) -> tuple[int, ...]:
+        return () if self.speaks else tuple(self.code_ids)
+
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         features, mask = self.processor.feature_extractor.clip(samples_T, self.sampling_rate)
         return {"input_features": features, "input_features_mask": mask}

@@ -1,4 +1,4 @@
-"""An answer while it is generated: work in a thread, whose results come one by one; ids as they are drawn; text of ids."""
+"""An answer while it is generated: work in a thread, whose results come one by one; new ids; the text of ids."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ T = TypeVar("T")
 LOOK_SECONDS = 0.1  # between two looks of a producer that waits for room
 
 
+class NobodyListens(Exception):
+    """Ends work whose results nobody takes any more."""
+
+
 class Outlet(Generic[T]):
     """Where work in a thread puts its results: waits while `room` of them are not taken, drops them once closed."""
 
@@ -26,6 +30,11 @@ class Outlet(Generic[T]):
     def closed(self) -> bool:
         """Nobody takes results any more: the work should end."""
         return self._closed.is_set()
+
+    def check(self) -> None:
+        """Raise NobodyListens once it is closed."""
+        if self.closed:
+            raise NobodyListens
 
     def close(self) -> None:
         self._closed.set()
@@ -93,7 +102,7 @@ class IdOutlet(BaseStreamer, StoppingCriteria):
 
 
 class TextPieces:
-    """Text of ids that come one by one: "" while a character is not whole. The pieces joined are the text of all ids."""
+    """Text of ids that come one by one: "" while a character is not whole; joined, the text of all ids."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

@@ -127,9 +127,10 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
         (changes that alter the training, changes of its rounding only), one readable line each.
     """
     serious, rounding = [], []
+    defaults = Options().flat()  # of options that are newer than the checkpoint
     moved = {"adapter"} if saved.get("adapter") and saved["adapter"] == now.get("adapter") else set()
     for name in sorted({*saved["config"], *now["config"]} - FREE - moved):
-        before, after = saved["config"].get(name), now["config"].get(name)
+        before, after = saved["config"].get(name, defaults.get(name)), now["config"].get(name)
         if before != after:
             (rounding if name in ROUNDING else serious).append(f"{name}: {before!r} in the checkpoint, {after!r} now")
     before, after = saved["data"], now["data"]
