@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 StopReason = Literal["stop", "length"]
+#: what of a reply a supervised stage teaches: its text ids, its codes, its codes and the end of the turn
+Supervise = Literal["all", "text", "codes", "spoken"]
 #: the tags of a completion (prompt.py): tokens of their own in some tokenizers
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 SHOWN = 300  # characters of a foreign value or message

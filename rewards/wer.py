@@ -14,20 +14,15 @@ other punctuation a space, but for `.` `,` `:` between digits. Numbers stay as t
 `twenty-one`: a rule that turns one into the other has turned "twenty-one o'clock" into "210 clock".
 """
 
-import re
-import unicodedata
-
 from covo_rl.rewards.columns import completion_rows
+from covo_rl.rewards.rules.transcript import error_rate, spoken_words
 
 try:
-    import jiwer
+    import jiwer  # noqa: F401 (said before a run begins, not at its first score)
 except ImportError as error:
     raise ImportError("the reward wer needs jiwer: pip install 'covo-rl[wer]'") from error
 
 UNITS = ("auto", "char")
-DROPPED = re.compile("['\u2018\u2019\u02bc\u2032`\u00b4\u200b-\u200f\u2060\ufeff]")  # apostrophes, marks without width
-BETWEEN_DIGITS = re.compile(r"(?<=\d)[.,:](?=\d)")
-CJK = re.compile("[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 def wer(completions, answer, parsed=None, unit="auto", explain=None, log_extra=None, log_missing=None, **kwargs):
@@ -52,19 +47,3 @@ def wer(completions, answer, parsed=None, unit="auto", explain=None, log_extra=N
     if explain and log_extra:
         log_extra("wer_reason", reasons)
     return scores
-
-
-def spoken_words(text, unit="auto"):
-    """What is compared of a text, in order."""
-    text = DROPPED.sub("", unicodedata.normalize("NFKC", text).casefold())
-    kept = {match.start() for match in BETWEEN_DIGITS.finditer(text)}
-    marks = (" " if unicodedata.category(c)[0] in "PCZ" and i not in kept else c for i, c in enumerate(text))
-    text = "".join(marks)
-    return [c for c in text if not c.isspace()] if unit == "char" else CJK.sub(r" \g<0> ", text).split()
-
-
-def error_rate(reference, said):
-    """Errors per word of the reference, at most 1."""
-    if not said or len(said) >= 2 * len(reference):  # as many words too many as there are words: nothing to compute
-        return 1.0
-    return min(1.0, jiwer.wer(" ".join(reference), " ".join(said)))

@@ -1,4 +1,4 @@
-"""Consistency and thinking as a judge sees them: versioned prompts, filled safely, and replies read strictly.
+"""What a judge is asked: versioned prompts, filled safely, whose replies are read strictly.
 
 A judge that fails is None with a reason, never a middle score.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,13 +22,34 @@ from covo_rl.rewards.rules.criteria import CRITERIA
 from covo_rl.types import Clip, shown
 
 #: component -> what the judge is asked to say yes or no to
-KEYS = {"consistency": ("consistent",), "thinking": CRITERIA}
+KEYS = {"consistency": ("consistent",), "thinking": CRITERIA, "emotion": ("expressed",)}
 MAX_FIELD = 8000  # characters of a completion that a judge is shown
 _FIELD = re.compile(r"\{\{ (\w+) \}\}")
 
 
 class VerdictError(ValueError):
     """The judge's reply is not a verdict."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked about a row: a filled template, its nonce, and the clips that it is sent; or, in place of
+    all of these, why it cannot be asked."""
+
+    prompt: str = ""
+    nonce: str = ""
+    clips: Sequence[Clip] = ()
+    problem: Exception | None = None
+
+    @classmethod
+    def about(cls, template: str, clips: Sequence[Clip] = (), **fields: str) -> Question:
+        """The template of this name. Clips are in the nonce by content: other clips are another prompt."""
+        try:
+            if clips:
+                fields["clips"] = " ".join(map(content_key, clips))
+            return cls(*fill_template(load_template(template), **fields), clips)
+        except AudioError as error:
+            return cls(problem=error)
 
 
 def judge_scores(
@@ -41,27 +63,42 @@ def judge_scores(
     consistency without an answer, the score is 0 and nothing is asked. A judge that hears is sent the `clips`.
     """
     hears = clips is not None and getattr(judge, "hears", False)
-    prompts, sounds, replies = _questions(component, rows, clips if hears else None)
-    asked = [i for i in prompts if i not in replies]
-    texts, keys = [prompts[i][0] for i in asked], KEYS[component]
-    answers = judge.ask(texts, [sounds[i] for i in asked]) if hears else judge.ask(texts)  # type: ignore[call-arg]
-    replies |= zip(asked, answers, strict=True)
-    scores: list[float | None] = [0.0] * len(rows)
-    reasons, unmet = [""] * len(rows), [""] * len(rows)
-    for i, (prompt, nonce) in prompts.items():
-        reply = replies[i]
+    questions: dict[int, Question] = {}
+    for i, row in enumerate(rows):
+        if row[0].think and (row[0].answer or component == "thinking"):
+            sounds = [lazy.clip for lazy in clips[i]] if hears and clips else []
+            name = f"{component}{'_audio' * bool(sounds)}.v1"
+            questions[i] = Question.about(name, sounds, **_fields(*row))
+    return ask_verdicts(judge, component, questions, len(rows), log_missing, log_extra, log_metric, hears)
+
+
+def ask_verdicts(
+    judge: Judge, component: str, questions: Mapping[int, Question], count: int,
+    log_missing: Callable[[int, str], None] | None = None, log_extra: Callable[[str, list], None] | None = None,
+    log_metric: Callable[[str, float], None] | None = None, hears: bool = True,
+) -> list[float | None]:  # fmt: skip
+    """Scores of `count` rows, 0 where there is no question; one that fails is None. `hears`: clips are sent."""
+    asked = {i: question for i, question in questions.items() if question.problem is None}
+    texts, keys = [question.prompt for question in asked.values()], KEYS[component]
+    sounds = [question.clips for question in asked.values()]
+    answers = judge.ask(texts, sounds) if hears else judge.ask(texts)  # type: ignore[call-arg]
+    replies = dict(zip(asked, answers, strict=True))
+    scores: list[float | None] = [0.0] * count
+    reasons, unmet = [""] * count, [""] * count
+    for i, question in questions.items():
+        reply = replies.get(i)
         try:
-            if isinstance(reply, JudgeError):
-                raise reply
+            if question.problem is not None or isinstance(reply, JudgeError):
+                raise JudgeError(str(question.problem or reply))
             if not isinstance(reply, str):  # of a judge of the user's
                 raise VerdictError(f"the reply is {type(reply).__name__}, not text")
-            verdict, reasons[i] = read_verdict(reply, nonce, keys)
+            verdict, reasons[i] = read_verdict(reply, question.nonce, keys)
             scores[i] = sum(verdict.values()) / len(keys)
             unmet[i] = ", ".join(name for name, met in verdict.items() if not met)
         except (JudgeError, VerdictError) as error:
             scores[i] = None
             if isinstance(error, VerdictError) and hasattr(judge, "forget"):
-                judge.forget(prompt)  # type: ignore[attr-defined]
+                judge.forget(question.prompt)  # type: ignore[attr-defined]
             if log_missing:
                 log_missing(i, f"failed: judge: {error}")
     if log_metric and (faults := getattr(judge, "cache_faults", 0)):
@@ -71,27 +108,6 @@ def judge_scores(
         if component == "thinking":
             log_extra("thinking_unmet", unmet)
     return scores
-
-
-def _questions(
-    component: str, rows: Sequence[tuple], clips: Sequence[Sequence[LazyClip]] | None
-) -> tuple[dict[int, tuple[str, str]], dict[int, list[Clip]], dict[int, Any]]:
-    """By row that is to be asked about: (prompt, nonce), its clips, and the error where these cannot be read."""
-    prompts: dict[int, tuple[str, str]] = {}
-    sounds: dict[int, list[Clip]] = {}
-    errors: dict[int, Any] = {}
-    for i, row in enumerate(rows):
-        if not row[0].think or (not row[0].answer and component != "thinking"):
-            continue
-        sounds[i], fields = [lazy.clip for lazy in clips[i]] if clips else [], _fields(*row)
-        template = load_template(f"{component}{'_audio' * bool(sounds[i])}.v1")
-        try:
-            if sounds[i]:  # by content, in the nonce: other clips are another prompt
-                fields["clips"] = " ".join(map(content_key, sounds[i]))
-            prompts[i] = fill_template(template, **fields)
-        except AudioError as error:
-            prompts[i], errors[i] = ("", ""), JudgeError(str(error))
-    return prompts, sounds, errors
 
 
 def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None, *truth: Any) -> dict[str, str]:
@@ -131,7 +147,7 @@ def load_template(name: str) -> str:
 
 def template_hashes(hears: bool = False) -> dict[str, str]:
     """Template name -> sha256, for the run record; `hears`: of a judge that is sent the clips."""
-    names = ["consistency.v1", "thinking_audio.v1" if hears else "thinking.v1"]
+    names = ["consistency.v1", *(["thinking_audio.v1", "emotion_audio.v1"] if hears else ["thinking.v1"])]
     return {name: hashlib.sha256(load_template(name).encode()).hexdigest() for name in names}
 
 

@@ -81,9 +81,11 @@ class Reward:
 
     @property
     def in_thread(self) -> bool:
-        """Runs in a thread of this process: ours and TRL's, live objects, and those that ask for it."""
-        ours = self.source.trusted or self.source.place == "object" or self.package in PACKAGES
-        return ours or getattr(self.function, "isolation", None) == "thread"
+        """Runs in a thread of this process: live objects, ours and TRL's but those that ask for a process, and others
+        that ask for a thread."""
+        ours = self.source.trusted or self.package in PACKAGES
+        isolation = getattr(self.function, "isolation", "thread" if ours else "process")
+        return isolation == "thread" or self.source.place == "object"
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
         """Positional arguments come as TRL orders them, `(prompts, completions)`, or are the completions alone."""

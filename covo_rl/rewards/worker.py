@@ -48,14 +48,15 @@ def run_components(rewards: Sequence[Reward], columns: dict[str, Any], timeout: 
 
 
 def reward_of(spec: str) -> Reward:
-    """The reward of this name: ours and TRL's loaded, others as their worker process describes them.
+    """The reward of this name: ours and TRL's loaded; others, and ours with models, as their worker describes them.
 
     Raises:
         RewardError: it does not exist or does not load.
     """
     source = source_of(spec)
-    if source.trusted or (source.place == "import" and source.location.split(".")[0] in PACKAGES):
-        return load_reward(spec)
+    ours = source.trusted or (source.place == "import" and source.location.split(".")[0] in PACKAGES)
+    if ours and (reward := load_reward(spec)).in_thread:
+        return reward
     about = _worker(spec).describe()
     return load_reward(spec) if about["in_thread"] else PluginReward(source, about)
 

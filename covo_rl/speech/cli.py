@@ -76,7 +76,9 @@ def align_command(
     rows: Rows, output: Out, audio_dir: AudioDir = None, tokenizer: TokenizerName = TOKENIZER, device: Device = "cpu"
 ) -> None:
     """Add to every row the times of its words: the likeliest path of its text through the codes (Viterbi over CTC)."""
-    from covo_rl.speech.align import align_words
+    from covo_rl.speech.align import AlignError, align_words
+    from covo_rl.speech.grid import CodeError
+    from covo_rl.speech.pieces import PiecesError
     from covo_rl.speech.rows import read_speech_rows
 
     _check_output(rows, output)
@@ -89,7 +91,7 @@ def align_command(
         try:
             codes = next(made) if row.codes is None else row.codes.tolist()
             new.append({"words": align_words(aligner, codes, row.text)})
-        except ValueError as error:
+        except (AlignError, CodeError, PiecesError) as error:
             problems.append(Problem(row.id, str(error)))
     if problems:
         raise DataError(str(rows), problems)

@@ -25,11 +25,17 @@ from covo_rl.records.console import console
 from covo_rl.speech.clips import row_of
 from covo_rl.speech.grid import CODE_SECONDS, RATE
 from covo_rl.speech.measures import (
-    LinearProbe, measure_tokenizer, mel_features, pitch_errors, stoi, word_error_rate, word_features,
+    LinearProbe,
+    measure_tokenizer,
+    mel_features,
+    pitch_errors,
+    stoi,
+    word_error_rate,
+    word_features,
 )  # fmt: skip
 from covo_rl.speech.pitch import track_f0
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.synth.speech import DIGITS, Utterance, say, utterance
+from covo_rl.synth.speech import Utterance, utterance
 
 #: figure -> what it is, its target: at most, at least, or none
 FIGURES: dict[str, tuple[str, str, float | None]] = {

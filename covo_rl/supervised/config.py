@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from covo_rl.config import SCHEDULES, ConfigError, PromptConfig, typed_values, value_problems
 from covo_rl.resolve import read_yaml
+from covo_rl.types import Supervise
 
 HELD_OUT = 0.05
 PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
@@ -29,6 +30,9 @@ class Stage:
     Teachers of `sft`: `evidence` writes the row's true evidence and a conclusion that is right with probability
     `right` (a wrong one is drawn evenly from the other options); with probability `broken` the format is damaged, with
     probability `inconsistent` the answer contradicts the conclusion. `column` takes the row's own completion.
+
+    With `speak` the codes in the row's column `codes` follow the text, 5 text ids to 15 codes; `supervise` says what of
+    a completion is taught: all, text, codes, or spoken, which is codes and the end of the turn.
     """
 
     kind: str = "sft"
@@ -36,6 +40,8 @@ class Stage:
     right: float = 1.0
     broken: float = 0.0
     inconsistent: float = 0.0
+    speak: bool = False
+    supervise: str = "all"
     first_row: int = 0
     rows: int | None = None
     steps: int | None = None
@@ -167,6 +173,10 @@ def _problems(config: ColdStartConfig) -> list[str]:
             *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name):g} is a probability")
               for name in ("right", "broken", "inconsistent")),
             *((part in PARTS, f"train_parts {part!r}; there are {', '.join(PARTS)}") for part in stage.train_parts),
+            (stage.supervise in get_args(Supervise),
+             f"supervise {stage.supervise!r}; there are {', '.join(get_args(Supervise))}"),
+            (stage.speak or stage.supervise in ("all", "text"), f"supervise {stage.supervise} needs speak: true"),
+            (stage.kind == "sft" or not stage.speak, f"speak has no meaning for kind {stage.kind}"),
             (stage.lr_scheduler_type in SCHEDULES,
              f"lr_scheduler_type {stage.lr_scheduler_type!r}; there are {', '.join(SCHEDULES)}"),
         ]  # fmt: skip

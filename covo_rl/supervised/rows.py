@@ -13,7 +13,7 @@ from covo_rl.prompt import build_prompt, reference_completion
 from covo_rl.supervised.checks import check_apart, check_rows, check_stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.held_out import split_held_out
-from covo_rl.types import Clip, Example, UserError, visible
+from covo_rl.types import Clip, Example, UserError, shown, visible
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily, ClipFeatures
@@ -148,6 +148,32 @@ def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = 
         more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
         raise TeacherError("\n".join([*problems[:10], *more]))
     return texts
+
+
+def reply_codes(rows: Sequence[Example], count: int) -> list[list[int]]:
+    """The codes of every reply, from the column `codes`; a model of `count` codes speaks them.
+
+    Raises:
+        TeacherError: names the first ten rows whose codes are missing or outside 0 to count - 1.
+    """
+    if not count:
+        raise TeacherError("speak: this model has no codes (tiny: audio_codes): leave speak out")
+    problems, result = [], []
+    for row in rows:
+        codes = row.columns.get("codes")
+        whole = isinstance(codes, list | tuple) and all(type(code) is int for code in codes)
+        wrong = next(((i, code) for i, code in enumerate(codes) if not 0 <= code < count), None) if whole else None
+        if not whole or not codes:
+            what = f"it is {shown(codes, 60)}" if "codes" in row.columns else f"it has {', '.join(row.columns) or 'none'}"
+            problems.append(f"{row.id}: no list of codes in column 'codes' ({what})")
+        elif wrong:
+            problems.append(f"{row.id}: code {wrong[1]} at position {wrong[0]}; the model has codes 0 to {count - 1}")
+        else:
+            result.append([*codes])
+    if problems:
+        more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
+        raise TeacherError("\n".join([*map(visible, problems[:10]), *more]))
+    return result
 
 
 def completion(example: Example, stage: Stage, rng: random.Random, column: str = "completion") -> str:

@@ -117,7 +117,8 @@ def _run_stages(config: ColdStartConfig) -> Path:
     for step in plan:
         trained_parts(family, step.stage)
         if step.stage.kind == "sft":
-            Collator(family, rows[step.part], step.texts[: len(rows[step.part])])  # what does not fit is said now
+            texts = step.texts[: len(rows[step.part])]
+            Collator(family, rows[step.part], texts, stage=step.stage)  # what does not fit is said now
     if config.dry_run:
         for i, stage, part, *_ in plan:
             _say(f"stage {i} ({stage.kind}): {len(examples[part])} rows, {steps_of(stage, len(examples[part]))} steps")
@@ -253,6 +254,7 @@ def starting_family(config: ColdStartConfig, rows: Sequence[Example], clips: Cli
         for message in messages(row, config.prompt):
             texts += [part["text"] for part in message["content"] if part["type"] == "text"]
         texts += row.choices
+        texts += [text for text in [row.columns.get(config.completion_column)] if isinstance(text, str)]
         texts += [f"{row.columns.get('evidence', '')} So the answer is {choice}." for choice in row.choices]
     sizes = dict(config.tiny or {})
     try:

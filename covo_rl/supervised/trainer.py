@@ -20,6 +20,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from covo_rl.models.base import AudioFamily, ClipFeatures
+from covo_rl.models.covo_audio.processing import interleave, make_labels
 from covo_rl.models.text import text_ids
 from covo_rl.policy.head import head_of
 from covo_rl.policy.patterns import part_of
@@ -31,7 +32,7 @@ from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import trained_parts
 from covo_rl.supervised.config import Stage
 from covo_rl.supervised.masks import Masks
-from covo_rl.supervised.rows import Row, TeacherError
+from covo_rl.supervised.rows import Row, TeacherError, reply_codes
 from covo_rl.train.launch import allow_tf32, computes_in_16_bits, on_cpus, process_state
 from covo_rl.types import visible
 
@@ -62,20 +63,27 @@ class Progress(TrainerCallback):
 class Collator:
     """Row numbers -> a batch, padded on the right: no position looks at padding, whatever the layers are made of.
 
-    `input_ids`, `attention_mask`, `labels` (N, T) int64; labels are -100 on prompt and padding. `clips` are the tensors
-    and slots of all clips one after the other; `masks` hides parts of them.
+    `input_ids`, `attention_mask`, `labels` (N, T) int64; labels are -100 on prompt, padding and what the stage does not
+    supervise. `clips` are the tensors and slots of all clips one after the other; `masks` hides parts of them.
+
+    Raises TeacherError for texts, and with `stage.speak` codes, that are no ids of this family.
     """
 
     def __init__(
-        self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str], masks: Masks | None = None
-    ) -> None:
-        self.rows, self.pad, self.masks = rows, family.pad_token_id, masks
+        self, family: AudioFamily, rows: Sequence[Row], completions: Sequence[str], masks: Masks | None = None,
+        stage: Stage | None = None,
+    ) -> None:  # fmt: skip
+        self.rows, self.pad, self.masks, self.end = rows, family.pad_token_id, masks, family.eos_token_ids[0]
+        self.codes, self.supervise = family.code_ids, (stage or Stage()).supervise
+        speaks = stage is not None and stage.speak
+        codes = reply_codes([row.example for row in rows], len(self.codes)) if speaks else [[]] * len(rows)
         self.completion_ids = []
-        for row, text in zip(rows, completions, strict=True):
+        for row, text, spoken in zip(rows, completions, codes, strict=True):
             try:
-                self.completion_ids.append([*text_ids(family.tokenizer, text), family.eos_token_ids[0]])
+                written = text_ids(family.tokenizer, text)
             except ValueError as error:
                 raise TeacherError(f"{visible(row.example.id)}: {error}") from error
+            self.completion_ids.append([*interleave(written, spoken, self.codes.start), self.end])
         limit = position_limit(family.model.config)
         lengths = zip(rows, self.completion_ids, strict=True)
         if problems := [
@@ -92,10 +100,15 @@ class Collator:
         rows = [self.rows[item["row"]] for item in items]
         pairs = [(row.prompt_ids, self.completion_ids[item["row"]]) for row, item in zip(rows, items, strict=True)]
         clips = [self.masks(clip) if self.masks else clip for row in rows for clip in row.clips]
+        input_ids = padded([[*prompt, *answer] for prompt, answer in pairs], self.pad)
+        mask = padded([[1] * (len(prompt) + len(answer)) for prompt, answer in pairs], 0)
         return {
-            "input_ids": padded([[*prompt, *answer] for prompt, answer in pairs], self.pad),
-            "attention_mask": padded([[1] * (len(prompt) + len(answer)) for prompt, answer in pairs], 0),
-            "labels": padded([[IGNORED] * len(prompt) + answer for prompt, answer in pairs], IGNORED),
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": make_labels(
+                input_ids, [len(prompt) for prompt, _ in pairs], self.codes.start, supervise=self.supervise,
+                attention_mask=mask, end_id=self.end,
+            ),
             "clips": [(dict(clip.tensors), clip.slots) for clip in clips],  # what a wrapper of the model looks into
         }
 
@@ -181,7 +194,7 @@ def fine_tune(
         trainer = AudioSFTTrainer(
             model=family.model,
             args=config,
-            data_collator=Collator(family, rows, texts, Masks(stage, seed)),  # type: ignore[arg-type]  # TRL asks for its own class
+            data_collator=Collator(family, rows, texts, Masks(stage, seed), stage),  # type: ignore[arg-type]  # TRL asks for its own class
             train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
             processing_class=family.tokenizer,
             callbacks=[progress := Progress()],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from covo_rl.models.covo_audio.configuration import CovoAudioConfig
 from covo_rl.models.covo_audio.features import CovoAudioFeatureExtractor
 from covo_rl.models.slots import expand_placeholders
 from covo_rl.models.text import padded_ids, shielded_messages
-from covo_rl.types import Clip
+from covo_rl.types import Clip, Supervise
 
 AUDIO_TOKEN = "<|cAUDIO|>"
 AUDIO_BOS_TOKEN = "<|begofcAUDIO|>"
 AUDIO_EOS_TOKEN = "<|endofcAUDIO|>"
 IGNORE = -100
-Supervise = Literal["all", "text", "codes"]
+#: a reply's blocks: so many text ids, then so many codes (published)
+TEXT_BLOCK, CODE_BLOCK = 5, 15
 
 # ChatML with audio parts; one placeholder per clip, expanded by the processor. No default system message.
 CHAT_TEMPLATE = (
@@ -233,21 +234,39 @@ def split_codes(ids: Iterable[int], first_code_id: int, num_codes: int) -> tuple
     return text, codes
 
 
+def interleave(text_ids: Sequence[int], codes: Sequence[int], first_code_id: int) -> list[int]:
+    """The ids of a spoken reply without its end: 5 text ids, 15 codes, and so on; what is left of one kind follows.
+
+    >>> interleave([1, 2, 3, 4, 5, 6], range(17), 100)[4:8], interleave([1, 2, 3, 4, 5, 6], range(17), 100)[-4:]
+    ([5, 100, 101, 102], [114, 6, 115, 116])
+    """
+    ids: list[int] = []
+    for block in range(max(-(-len(text_ids) // TEXT_BLOCK), -(-len(codes) // CODE_BLOCK))):
+        ids += text_ids[block * TEXT_BLOCK : (block + 1) * TEXT_BLOCK]
+        ids += [first_code_id + code for code in codes[block * CODE_BLOCK : (block + 1) * CODE_BLOCK]]
+    return ids
+
+
 def make_labels(
     input_ids: torch.Tensor, prompt_lengths: Iterable[int], first_code_id: int, *,
-    supervise: Supervise = "all", attention_mask: torch.Tensor | None = None,
+    supervise: Supervise = "all", attention_mask: torch.Tensor | None = None, end_id: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Labels (N, T) for teacher forcing: -100 on prompt and padding, and on what is not supervised.
 
     `prompt_lengths[n]` counts the real (unmasked) prompt ids of row n, so left padding needs `attention_mask`.
-    `supervise`: "all" response ids, "text" only, or "codes" only (the published masked text loss).
+    `supervise`: "all" response ids, "text" only, "codes" only (the published masked text loss), or "spoken": the codes
+    and `end_id`, the turn's end, where the speech decides it.
     """
-    if supervise not in ("all", "text", "codes"):
-        raise ValueError(f"supervise={supervise!r} does not exist; write all, text or codes")
+    if supervise not in get_args(Supervise):
+        raise ValueError(f"supervise={supervise!r} does not exist; write {', '.join(get_args(Supervise))}")
+    if supervise == "spoken" and end_id is None:
+        raise ValueError("supervise='spoken' teaches the end of the turn too: give end_id")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
     lengths = torch.tensor(list(prompt_lengths), device=input_ids.device)[:, None]
     response = (mask == 1) & (mask.cumsum(1) > lengths)
     codes = input_ids >= first_code_id
+    if supervise == "spoken":
+        codes = codes | (input_ids == end_id)
     if supervise != "all":
-        response &= codes if supervise == "codes" else ~codes
+        response &= ~codes if supervise == "text" else codes
     return input_ids.masked_fill(~response, IGNORE)

@@ -1,0 +1,176 @@
+"""Codes of spoken replies -> words and sound, as rewards take them.
+
+Every model is loaded once in a process. Replies are heard in batches of like lengths; what one raises, or has no time
+for, is an error of its replies and of no others, as a judge's is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covo_rl.models.builtin import resolve_model
+from covo_rl.rewards.call import seconds_left
+from covo_rl.rewards.judge import local_device
+from covo_rl.rewards.specs import RewardError, load_reward
+from covo_rl.speech.grid import CODE_SAMPLES, RATE
+from covo_rl.types import UserError, shown
+
+TOKENIZER, DECODER = "builtin:speech_tokenizer", "builtin:speech_decoder"
+FEWEST = 3  # codes of a reply that can be speech: 0.12 s
+BATCH = 8  # replies that are synthesised and heard at once
+#: what hears: waves, each (T,) float32, and their rate in Hz -> one result each
+Ears = Callable[[list[np.ndarray], int], Sequence[Any]]
+
+
+class ReplyError(UserError, RuntimeError):
+    """A reply was not heard; the message says why."""
+
+
+def score_silence(
+    codes_NL: Sequence[Sequence[int]], speak: Sequence[Any] | None, log_missing: Callable[[int, str], None] | None
+) -> dict[int, float | None]:
+    """Scores of replies that nobody needs to hear: 0 with fewer than FEWEST codes, None where the row asks for none."""
+    scores: dict[int, float | None] = {i: 0.0 for i, codes in enumerate(codes_NL) if len(codes) < FEWEST}
+    for i, asked in enumerate(speak or ()):
+        if asked is False:
+            scores[i] = None
+            if log_missing:
+                log_missing(i, "the row asks for no speech (`speak` is false)")
+    return scores
+
+
+def hear_words(
+    codes_NL: Sequence[Sequence[int]], recogniser: str | Ears, tokenizer: str, decoder: str, speaker: str | None = None
+) -> list[Any | ReplyError]:
+    """The words of each reply: `codes` reads the codes, `wave` hears the sound of them, MODULE:FUNCTION or a function
+    is given the sound."""
+    if recogniser == "codes":
+        read = tokenizer_at(tokenizer).transcribe
+        return map_batches(lambda batch: list(map(read, batch)), codes_NL, "recogniser codes")
+    ears = _ears_of(tokenizer_at(tokenizer)) if recogniser == "wave" else ears_at(recogniser)
+    return hear_sound(codes_NL, ears, decoder, speaker, f"recogniser {recogniser}")
+
+
+def hear_sound(
+    codes_NL: Sequence[Sequence[int]], ears: Ears, decoder: str, speaker: str | None, who: str
+) -> list[Any | ReplyError]:
+    """What `ears` make of the sound of each reply; `who` they are in an error."""
+    voice = voice_at(decoder, speaker)
+    return map_batches(lambda batch: ears(speak_replies(batch, voice), RATE), codes_NL, who)
+
+
+def map_batches(
+    function: Callable[[list[Sequence[int]]], Sequence[Any]], codes_NL: Sequence[Sequence[int]], who: str
+) -> list[Any | ReplyError]:
+    """Results of `function`, one a reply, called with at most BATCH replies of like lengths."""
+    order = sorted(range(len(codes_NL)), key=lambda i: len(codes_NL[i]))
+    results: list[Any | ReplyError] = [ReplyError(f"{who}: no time left in this step")] * len(order)
+    longest = 0.0
+    for start in range(0, len(order), BATCH):
+        places, left = order[start : start + BATCH], seconds_left()
+        if left <= longest:
+            break
+        try:
+            answers = list(function([codes_NL[i] for i in places]))
+            if len(answers) != len(places):
+                raise ValueError(f"{len(answers)} results for {len(places)} replies")
+        except Exception as error:  # of a model or a function of the user's: lost, and said, not the other batches
+            answers = [ReplyError(f"{who}: {type(error).__name__}: {shown(error)}")] * len(places)
+        for i, answer in zip(places, answers, strict=True):
+            results[i] = answer
+        longest = max(longest, left - seconds_left()) if left < float("inf") else 0.0
+    return results
+
+
+def speak_replies(codes_BL: Sequence[Sequence[int]], voice: Any) -> list[np.ndarray]:
+    """The sound of each reply, (960 L,) float32 at 24 kHz, less what the voice's prompt overruns; equal codes are
+    equal sounds."""
+    waves_B1T = voice.decoder.synthesise([list(codes) for codes in codes_BL], **voice.options).float().cpu().numpy()
+    lost = max(map(len, codes_BL)) * CODE_SAMPLES - waves_B1T.shape[-1]
+    return [wave_1T[0, : len(codes) * CODE_SAMPLES - lost] for wave_1T, codes in zip(waves_B1T, codes_BL, strict=True)]
+
+
+@cache
+def tokenizer_at(folder: str) -> Any:
+    """The speech tokenizer of a folder or of `builtin:NAME`."""
+    from covo_rl.speech.tokenizer import SpeechTokenizer
+
+    return SpeechTokenizer.from_pretrained(resolve_model(folder), local_device())
+
+
+@cache
+def voice_at(folder: str, speaker: str | None = None) -> Any:
+    """The decoder of a folder or of `builtin:NAME`, with the voice of a speaker's folder."""
+    from covo_rl.models.covo_audio.token2wav import Token2Wav
+    from covo_rl.models.covo_audio.voice import Voice
+
+    decoder = Token2Wav.from_pretrained(resolve_model(folder), device=local_device())
+    return Voice.from_folder(decoder, speaker) if speaker else Voice(decoder)
+
+
+@cache
+def ears_at(spec: str | Ears) -> Ears:
+    """What hears waves: a function, MODULE:FUNCTION or ./FILE.py:FUNCTION (of a class, with its arguments, an object),
+    or the folder of a transformers checkpoint that classifies audio, which gives {label: probability}.
+
+    Raises:
+        RewardError: it is none of these, or does not load.
+    """
+    if not isinstance(spec, str):
+        return spec
+    if Path(spec).expanduser().is_dir():
+        return AudioClassifier(Path(spec).expanduser())
+    if ":" not in spec:
+        raise RewardError(
+            f"{spec!r} hears nothing: it is no folder (an audio-classification checkpoint of transformers), and no "
+            "module:function or ./file.py:function, called with a list of waves and their rate in Hz"
+        )
+    return load_reward(spec).function
+
+
+def _ears_of(tokenizer: Any) -> Ears:
+    """A tokenizer's own: waves become codes again, which are read."""
+    return lambda waves, _: [tokenizer.transcribe(codes) for codes in tokenizer.encode(waves)]
+
+
+class AudioClassifier:
+    """A transformers checkpoint that classifies audio: waves -> {label: probability} of each.
+
+    Raises:
+        RewardError: its labels have no names, or it gives no distribution over them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+        self.extractor: Any = AutoFeatureExtractor.from_pretrained(folder)
+        self.model: Any = AutoModelForAudioClassification.from_pretrained(folder).to(local_device()).eval()
+        config = self.model.config
+        self.labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+        if config.problem_type not in (None, "single_label_classification"):
+            raise RewardError(f"{folder}: a model for {config.problem_type} gives no distribution over its labels")
+        if any(label.startswith("LABEL_") for label in self.labels):
+            raise RewardError(f"{folder}: its labels are {', '.join(self.labels)}; write their names into config.json")
+
+    def __call__(self, waves: list[np.ndarray], rate: int) -> list[Mapping[str, float]]:
+        import torch
+
+        from covo_rl.audio import resample
+
+        waves = [resample(wave, rate, self.extractor.sampling_rate) for wave in waves]
+        # without a mask what is padded would be heard, and a reply's score would hang on the others of its batch
+        pieces = [waves] if self.extractor.return_attention_mask else [[wave] for wave in waves]
+        rows: list[list[float]] = []
+        for piece in pieces:
+            inputs = self.extractor(
+                piece, sampling_rate=self.extractor.sampling_rate, padding=True, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                logits_BK = self.model(**inputs.to(self.model.device)).logits
+            rows += logits_BK.float().softmax(-1).tolist()
+        return [dict(zip(self.labels, row, strict=True)) for row in rows]
