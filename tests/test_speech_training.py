@@ -119,7 +119,7 @@ def test_a_resumed_training_is_the_same(tmp_path, rows):
     assert again.step == 4
     for name, value in weights_of(whole).items():
         assert torch.equal(value, weights_of(again)[name]), name
-    with pytest.raises(ConfigError, match="learning_rate 0.001 there, 0.1 now"):
+    with pytest.raises(ConfigError, match=r"learning_rate 0\.001 there, 0\.1 now"):
         TokenizerTrainer(dataclasses.replace(again.config, learning_rate=0.1), rows).load_state()
     (tmp_path / "a" / STATE).write_bytes(b"cut")
     with pytest.raises(ConfigError, match="no state of a training"):
