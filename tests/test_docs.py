@@ -122,6 +122,10 @@ def parses_as_covo_rl(words: list[str]) -> None:
         return parses_as_recipe(words[1:])
     if words[0] == "sft":
         return parses_as_cold_start(words[1:])
+    if words[0] == "speech" and words[1].startswith("train-"):
+        recipe = ROOT / "recipes" / f"{words[1].replace('-', '_')}.py"
+        runpy.run_path(str(recipe))["parser"]().parse_args(words[2:])
+        return
     command, words = as_click(getattr(import_module(module), attribute)), words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
@@ -208,7 +212,8 @@ def known_flags() -> set[str]:
     for word, (module, attribute, _) in COMMANDS.items():
         if word not in RECIPES:
             flags |= command_flags(as_click(getattr(import_module(module), attribute)))
-    flags |= set(runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]()._option_string_actions)
+    for recipe in ("sft_cot.py", *(path.name for path in (ROOT / "recipes").glob("train_*.py"))):
+        flags |= set(runpy.run_path(str(ROOT / "recipes" / recipe))["parser"]()._option_string_actions)
     return {flag.replace("_", "-") for flag in flags}
 
 

@@ -57,6 +57,21 @@ def test_recordings_become_codes_and_codes_recordings(place, capsys):
     assert "2 rows, " in printed and "2 rows spoken" in printed
 
 
+def test_words_get_times_from_the_codes(place, capsys):
+    digits, tokenizer = place / "digits", ("--tokenizer", place / "tokenizer")
+    said = _rows(digits / "rows.jsonl")
+    bare = [{**row, "words": None} for row in said]
+    (digits / "bare.jsonl").write_text("\n".join(map(json.dumps, bare)))
+    assert _speech("align", digits / "bare.jsonl", digits / "words.jsonl", *tokenizer) == 0
+    for row, aligned in zip(said, _rows(digits / "words.jsonl"), strict=True):
+        assert [word for word, _, _ in aligned["words"]] == row["text"].split()
+        ends = [second for _, start, end in aligned["words"] for second in (start, end)]
+        assert ends == sorted(ends) and ends[0] >= 0 and all(round(second * 25, 6).is_integer() for second in ends)
+    (digits / "long.jsonl").write_text(json.dumps({**bare[0], "text": "one two " * 200}))
+    assert _speech("align", digits / "long.jsonl", digits / "no.jsonl", *tokenizer) == 2
+    assert "400 pieces of text do not fit" in capsys.readouterr().err and not (digits / "no.jsonl").exists()
+
+
 def test_nothing_is_written_where_a_row_is_wrong(place, capsys):
     digits = place / "digits"
     rows = _rows(digits / "rows.jsonl")

@@ -118,10 +118,11 @@ def test_unconditional_velocity_keeps_context_and_speaker():
     assert largest(model.solve(CODES, **VOICE, noise=noise, steps=3, alpha=0.7, rescale=True), slow) < 1e-6
 
 
-@pytest.mark.parametrize("voiced", [False, True])
-@pytest.mark.parametrize("method", ["solve", "latents", "synthesise"])
-def test_rows_of_unequal_length_are_what_they_are_alone(method, voiced):
-    model, voice = decoder(torch.float64), VOICE if voiced else {}
+@pytest.mark.parametrize(
+    ("method", "voice"), [("solve", {}), ("solve", VOICE), ("latents", VOICE), ("synthesise", VOICE)]
+)
+def test_rows_of_unequal_length_are_what_they_are_alone(method, voice):
+    model = decoder(torch.float64)
     compute = {"steps": 2, "rescale": True, **voice}
     together = getattr(model, method)(UNEQUAL, **compute)
     axis = 2 if method == "synthesise" else 1
@@ -254,14 +255,3 @@ def test_weight_norm_is_torch_s(rate):
 def test_snake_begins_as_x_plus_the_square_of_its_sine():
     x = torch.linspace(-3, 3, 7)[None, None]
     assert largest(SnakeBeta(1)(x), x + x.sin() ** 2) < 1e-6
-
-
-def test_wave_hears_at_most_48_frames_back_and_6_ahead():
-    """By gradients, of frame 50 in float64. Beyond, the filters' ends of many activations leave less than 1e-11."""
-    torch.manual_seed(0)
-    latents = torch.randn(1, 8, 58, dtype=torch.float64, requires_grad=True)
-    decoder(torch.float64).wavegan(latents)[..., 240 * 50 : 240 * 51].square().sum().backward()
-    assert latents.grad is not None
-    heard = latents.grad.abs().amax(dim=(0, 1)) / latents.grad.abs().max()
-    assert heard[:2].max() < 1e-15 and heard[57:].max() < 1e-11
-    assert heard[20] > 1e-6 and heard[54] > 1e-4

@@ -17,7 +17,7 @@ from transformers import DynamicCache, StoppingCriteriaList
 from covo_rl.models.covo_audio.processing import conversation_clips
 from covo_rl.models.covo_audio.streaming import IdOutlet, Outlet, TextPieces, in_background
 from covo_rl.models.covo_audio.token2wav import Token2Wav
-from covo_rl.models.covo_audio.voice import Voice, voice_of
+from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.models.text import shielded_messages
 
 #: ids that generation may be ahead of what is taken from a stream: some seconds of speech
@@ -79,7 +79,7 @@ class Conversation:
             UnfinishedTurn: the answer before is still being streamed.
             ValueError: a clip that cannot be read, an option that does not exist.
         """
-        voice = None if speak is None else voice_of(speak, self.processor.num_audio_codes)
+        voice = self._voice(speak)
         with self._one_answer():
             turn = self._answer(self._inputs(content, sampling_rate), kw)
         return turn if voice is None else replace(turn, wave=voice.say(turn.codes))
@@ -96,7 +96,7 @@ class Conversation:
 
         Raises: as `turn`, at the first piece.
         """
-        voice = None if speak is None else voice_of(speak, self.processor.num_audio_codes)
+        voice = self._voice(speak)
         blocks: list[torch.Tensor] = []
         turns: list[Turn] = []
         with self._one_answer():
@@ -138,6 +138,10 @@ class Conversation:
                 outlet.put(piece)
         finally:
             ids.close()  # pyright: ignore[reportAttributeAccessIssue] (a generator)
+
+    def _voice(self, speak: Token2Wav | Voice | None) -> Voice | None:
+        voice = Voice(speak) if isinstance(speak, Token2Wav) else speak
+        return None if voice is None else voice.fit(self.processor.num_audio_codes)
 
     @contextmanager
     def _one_answer(self) -> Iterator[None]:

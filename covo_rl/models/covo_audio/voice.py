@@ -43,6 +43,19 @@ class Voice:
         voice.check()
         return voice
 
+    def fit(self, codes: int) -> Voice:
+        """Itself, where the decoder speaks all codes of a model with so many.
+
+        Raises:
+            CodesError: the decoder knows fewer codes, so it is another model's.
+        """
+        size = self.decoder.config.flow.token_vocab_size
+        if codes < 1:
+            raise CodesError("this model has no audio codes: it writes text alone, and nothing of it can be spoken")
+        if size < codes:
+            raise CodesError(f"the model has {codes} audio codes, the decoder speaks {size}: give the model's own one")
+        return self
+
     def check(self) -> None:
         """Raise CodesError where the prompt does not fit the decoder."""
         self.decoder.stream((), **self.options)  # looks at the prompt at once
@@ -58,21 +71,6 @@ class Voice:
         codes = iter(codes)
         for first in codes:
             yield from map(_samples, self.decoder.stream(chain([first], codes), **self.options))
-
-
-def voice_of(speak: Token2Wav | Voice, codes: int) -> Voice:
-    """The voice that speaks the answers of a model with so many audio codes.
-
-    Raises:
-        CodesError: the decoder knows fewer codes, so it is another model's.
-    """
-    voice = speak if isinstance(speak, Voice) else Voice(speak)
-    size = voice.decoder.config.flow.token_vocab_size
-    if codes < 1:
-        raise CodesError("this model has no audio codes: it writes text alone, and nothing of it can be spoken")
-    if size < codes:
-        raise CodesError(f"the model has {codes} audio codes, the decoder speaks {size}: give the model's own decoder")
-    return voice
 
 
 def _array(path: Path) -> torch.Tensor:

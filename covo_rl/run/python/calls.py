@@ -64,8 +64,10 @@ def decoding_of(
     return config, greedy
 
 
-def rows_of(question: str | Sequence[str], audio: Any = None, choices: Sequence[Any] = ()) -> list[Example]:
-    """One row a question.
+def rows_of(
+    question: str | Sequence[str], audio: Any = None, choices: Sequence[Any] = (), *, sound_alone: bool = False
+) -> list[Example]:
+    """One row a question; with `sound_alone` a single one may be a sound without a text.
 
     Raises:
         ConfigError: lists of different lengths, or something that is no question, sound or option.
@@ -74,7 +76,7 @@ def rows_of(question: str | Sequence[str], audio: Any = None, choices: Sequence[
     if not isinstance(choices, list | tuple) and not isinstance(choices, str):  # a set has no order, a generator ends
         raise ConfigError([f"generate: choices are a {type(choices).__name__}: give a list of texts"])
     if isinstance(question, str):
-        return [_row(1, question, audio, choices)]
+        return [_row(1, question, audio, choices, sound_alone and audio not in (None, []))]
     if not isinstance(question, list | tuple):
         raise ConfigError([f"generate: question is a {type(question).__name__}: give a text, or a list of texts"])
     count = len(question)
@@ -89,8 +91,8 @@ def rows_of(question: str | Sequence[str], audio: Any = None, choices: Sequence[
     return [_row(number, *parts) for number, parts in enumerate(zip(question, sounds, options, strict=True), 1)]
 
 
-def _row(number: int, question: Any, audio: Any, choices: Any) -> Example:
-    if not isinstance(question, str) or not question.strip():
+def _row(number: int, question: Any, audio: Any, choices: Any, wordless: bool = False) -> Example:
+    if not isinstance(question, str) or not (question.strip() or wordless):
         raise ConfigError([f"generate: question {number} is {question!r:.60}: give a text"])
     listed = isinstance(choices, list | tuple) and all(isinstance(choice, str) and choice for choice in choices)
     if not listed:

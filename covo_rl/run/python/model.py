@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,15 @@ from covo_rl.run.python.keywords import model_problems
 from covo_rl.types import Example, Prompt, Rollout, visible
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from covo_rl.data.memory import Source
+    from covo_rl.models.covo_audio.token2wav import Token2Wav
+    from covo_rl.models.covo_audio.voice import Voice
     from covo_rl.run.python.calls import Sound
+
+    #: a decoder: its folder, builtin:speech_decoder, or loaded, with a voice or without
+    Speech = str | os.PathLike[str] | Token2Wav | Voice
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,9 @@ class Reply:
     `problems` says what is wrong with its form.
 
     `tokens` are its tokens as text, `token_ids` their ids, `logps` their log-probs in nats, at the temperature of
-    sampling (greedy: 1) and before top-k, top-p and min-p; the end token is among them.
+    sampling (greedy: 1) and before top-k, top-p and min-p; the end token is among them. `codes` are the audio codes
+    among the ids (0 is the first code), and `wave` (T,) float32 at 24 kHz what they sound like, where somebody spoke
+    them; a reply of a spoken conversation has no `logps`.
     """
 
     text: str
@@ -54,6 +63,8 @@ class Reply:
     tokens: tuple[str, ...]
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
+    codes: tuple[int, ...] = ()
+    wave: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -138,6 +149,8 @@ class Model:
         num_generations: int = 1,
         max_completion_length: int = 1024,
         seed: int = 0,
+        speak: Speech | None = None,
+        voice: str | os.PathLike[str] | None = None,
         **sampling: float,
     ) -> Any:
         """Ask one question, or several at once.
@@ -152,6 +165,8 @@ class Model:
             num_generations: replies a question; several need a temperature.
             max_completion_length: limit in tokens.
             seed: of the draws, which depend on it, the weights, the question and its place in the list alone.
+            speak: the decoder that makes each reply's `wave`: a folder, builtin:speech_decoder, or a loaded one.
+            voice: whose voice it is: a recording, or a folder with a speaker's prompt.
             sampling: top_p, top_k, min_p.
 
         Returns:
@@ -160,12 +175,16 @@ class Model:
         Raises:
             ConfigError: options that contradict each other, or lists that do not match.
             PromptError: audio that cannot be read, is too long, or does not fit.
+            CodesError: `speak` is the decoder of another model.
         """
+        speaker = self.voice(speak, voice)
         rows = rows_of(question, audio, choices)
         config, greedy = decoding_of(greedy, temperature, num_generations, max_completion_length, sampling, seed)
         self.clips.forget()  # a file is heard as it is now
         prompts = [self.prompt(row, messages(row, self.answerer.prompt_config), config) for row in rows]
         replies = self.reply(prompts, config, greedy, seed)
+        if speaker is not None:
+            replies = [[replace(one, wave=speaker.say(one.codes).numpy()) for one in part] for part in replies]
         shaped = [part[0] if config.num_generations == 1 else part for part in replies]
         return shaped[0] if isinstance(question, str) else shaped
 
@@ -200,18 +219,52 @@ class Model:
         with torch.no_grad():
             features = self.policy.features(prompts)
             groups = own.sample(self.policy, prompts, features, config, seed=seed, greedy=greedy)
-        return [[self._reply(rollout) for rollout in group.rollouts] for group in groups]
+        return [[self.reply_of(rollout) for rollout in group.rollouts] for group in groups]
 
-    def _reply(self, rollout: Rollout) -> Reply:
+    def reply_of(self, rollout: Rollout) -> Reply:
+        """The rollout as a Reply."""
         tokens = tuple(self._decoder.tokenizer.decode([i]) for i in rollout.completion_ids)
         return Reply(
             rollout.text, rollout.think, rollout.answer, rollout.problems, rollout.stop_reason, tokens,
-            rollout.completion_ids, rollout.logps,
+            rollout.completion_ids, rollout.logps, rollout.codes,
         )  # fmt: skip
 
-    def chat(self, **options: Any) -> Chat:
-        """A conversation, whose questions see what was asked and replied before; `options` are those of `generate`."""
-        return Chat(self, options)
+    def chat(
+        self, *, speak: Speech | None = None, voice: str | os.PathLike[str] | None = None, pattern: str | None = None,
+        **options: Any,
+    ) -> Chat:  # fmt: skip
+        """A conversation, whose questions see what was asked and replied before; `options` are those of `generate`.
+
+        With `speak` it is a SpokenChat: replies have a `wave`, questions may be sounds alone, and later turns see the
+        codes of earlier ones. `pattern` holds replies to blocks of text and codes, such as "5:15".
+        """
+        speaker = self.voice(speak, voice, pattern)
+        if speaker is None:
+            return Chat(self, options)
+        from covo_rl.run.python.spoken import SpokenChat
+
+        return SpokenChat(self, options, speaker, pattern)
+
+    def voice(
+        self, speak: Speech | None, speaker: str | os.PathLike[str] | None = None, pattern: str | None = None
+    ) -> Voice | None:
+        """The decoder `speak` on the model's device, with the voice of `speaker`; None without one.
+
+        Raises:
+            ConfigError: the model cannot speak, or voice and pattern come without `speak`.
+            CodesError: the decoder is another model's, or the speaker does not fit it.
+        """
+        if speak is None:
+            words = {"voice": speaker, "pattern": pattern}
+            if problems := [f"{word} needs speak" for word, value in words.items() if value is not None]:
+                raise ConfigError(problems)
+            return None
+        from covo_rl.run.python.spoken import speech_problems
+        from covo_rl.speech.voices import open_voice
+
+        if problems := speech_problems(self.policy.family, pattern):
+            raise ConfigError(problems)
+        return open_voice(speak, speaker, device=self.policy.device).fit(len(self.policy.family.code_ids))
 
     def evaluate(
         self,

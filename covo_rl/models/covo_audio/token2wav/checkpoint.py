@@ -44,8 +44,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{path} cannot be read: {reason:.200}. Is the download complete?") from error
     while isinstance(data, Mapping) and isinstance(data.get("model"), Mapping):
         data = data["model"]
+    if not isinstance(data, Mapping):
+        raise WeightsError(f"{path} holds {type(data).__name__}; tensors by name are expected")
     tensors: dict[str, torch.Tensor] = {}
-    for name, value in data.items() if isinstance(data, Mapping) else [("", data)]:
+    for name, value in data.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise WeightsError(f"{path}: {name!r:.80} is {type(value).__name__}; only tensors by name are expected")
         ours = name.removeprefix("module.")

@@ -25,7 +25,7 @@ LATENTS = {"vae": None, "mel": 64, "mel_pitch": 66}
 #: vocoder -> latents that it can read
 VOCODERS = {"bigvgan": tuple(LATENTS), "griffin_lim": ("mel", "mel_pitch"), "harmonic": ("mel_pitch",)}
 #: of any size in a file: the published ones end at 16384, and a damaged file shall not ask for all memory
-LARGEST = 2**20
+LARGEST, MOST_LAYERS = 2**20, 512
 
 
 class DecoderConfigError(WeightsError, ValueError):
@@ -110,6 +110,7 @@ class Token2WavConfig:
              f"{self.vocoder} needs latent {' or '.join(VOCODERS.get(self.vocoder, ()))}, not {self.latent}"),
             (LATENTS.get(self.latent) not in (None, flow.z_dim),
              f"latent {self.latent} has z_dim {LATENTS.get(self.latent)}, not {flow.z_dim}"),
+            (body.num_layers > MOST_LAYERS, f"num_layers {body.num_layers} is more than {MOST_LAYERS}"),
             (flow.upsample_factor != CODE_FRAMES,
              f"upsample_factor {flow.upsample_factor}: a code has {CODE_FRAMES} frames"),
             (body.hidden_size % (2 * body.num_heads), f"hidden_size {body.hidden_size} is no multiple of 2 * num_heads "
