@@ -209,7 +209,8 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
     if lines:
         content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
     if not content:
-        raise PromptError(f"row {visible(example.id)}: it has no audio, and written_question false leaves nothing to ask")
+        row = f"row {visible(example.id)}"
+        raise PromptError(f"{row}: it has no audio, and written_question false leaves nothing to ask")
     chat: list[dict[str, Any]] = []
     if system := example.system or config.system_prompt:
         chat.append({"role": "system", "content": [{"type": "text", "text": system}]})
