@@ -25,7 +25,7 @@ from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import components, lint
 from covo_rl.run import doctor, questions
-from covo_rl.run.checks import check_before_loading, check_codes
+from covo_rl.run.checks import check_before_loading, check_code_options
 from covo_rl.run.engine import engine_problems, needed_room, started_engine
 from covo_rl.run.observers import Observer
 from covo_rl.run.result import summary_rows
@@ -81,7 +81,7 @@ class Setup:
                 recompute=train.recompute, keep_reference=bool(beta),
             )  # fmt: skip
         self.family = self.policy.family
-        check_codes(options, self.family.code_ids)
+        check_code_options(options, self.family.code_ids)
         self.decoder = TextDecoder(self.family) if train.log_token_logps else None
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
         rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main
