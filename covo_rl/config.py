@@ -38,8 +38,8 @@ SCHEDULES = (
 #: what `report_to` can name, each also the package that it needs
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 #: options whose text is a path, or may be one
-PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume", "speech_decoder", "scorer_model",
-         "vllm_adapter_dir")  # fmt: skip
+PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume", "speech_decoder",
+         "scorer_model", "vllm_adapter_dir")  # fmt: skip
 #: what covo_rl says to vLLM itself, and the option that decides it
 VLLM_OWN = {
     "model": "model", "tokenizer": "model", "dtype": "dtype", "seed": "seed", "trust_remote_code": "trust_remote_code",
