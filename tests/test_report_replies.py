@@ -14,7 +14,7 @@ from covo_rl.audio import resample
 from covo_rl.config import ConfigError, Options
 from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.models.weights import WeightsError
-from covo_rl.run.checks import check_codes
+from covo_rl.run.checks import check_code_options
 from covo_rl.run.report import replies
 from covo_rl.run.report.page import app, report_page
 from covo_rl.run.report.replies import decoder_codes
@@ -120,11 +120,11 @@ def test_the_command_plays_them_and_refuses_what_is_no_decoder(tmp_path):
 def test_a_run_refuses_a_decoder_that_is_not_its_model_s(tmp_path):
     options = Options()
     options.train.speech_decoder = str(FOLDER)
-    check_codes(options, range(300, 300 + SIZE))
+    check_code_options(options, range(300, 300 + SIZE))
     with pytest.raises(ConfigError, match="hold no audio codes: leave it out"):
-        check_codes(options, range(0))
+        check_code_options(options, range(0))
     with pytest.raises(ConfigError, match=f"speaks {SIZE} audio codes, and the model has {SIZE + 1}"):
-        check_codes(options, range(300, 301 + SIZE))
+        check_code_options(options, range(300, 301 + SIZE))
     options.train.speech_decoder = str(tmp_path)
     with pytest.raises(WeightsError):
-        check_codes(options, range(5))
+        check_code_options(options, range(5))

@@ -46,7 +46,7 @@ def check_before_loading(options: Options) -> None:
         raise ConfigError([str(text) for error in errors for text in getattr(error, "problems", [error])])
 
 
-def check_codes(options: Options, code_ids: range) -> None:
+def check_code_options(options: Options, code_ids: range) -> None:
     """Options that are about the audio codes of the family's replies.
 
     Raises:
