@@ -216,8 +216,15 @@ class RewardConfig:
         "none", "a raising, hanging or nan component: stop the run, or count as not gradeable", ["none", "stop"]
     )
     reward_failure_limit: float = option(0.2, "share of a component's scores that failed in ten steps, to stop above")
-    judge: str | None = option(None, "judge for consistency and thinking: openai:MODEL@URL or transformers:PATH")
-    judge_audio: bool = option(False, "the judge of thinking is sent the clips too (openai: only, a model that hears)")
+    judge: str | None = option(
+        None, "judge for consistency, thinking and emotion: openai:MODEL@URL or transformers:PATH"
+    )
+    judge_audio: bool = option(
+        False, "the judge of thinking is sent the clips, that of emotion the reply too (openai: only, one that hears)"
+    )
+    scorer_model: str | None = option(
+        None, "who hears replies for the reward emotion: a folder (audio classification), module:fn or ./file.py:fn"
+    )
     check_rewards: bool = option(True, "lint the rewards before the first step")
 
 

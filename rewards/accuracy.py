@@ -10,21 +10,27 @@ The kind of answer is read from the row and can be forced with a column `answer_
     wer       never chosen by itself: word error rate of at most `max_wer` (needs jiwer)
 
 Only the answer block counts. No block, two blocks, or a block inside the reasoning is 0, whatever the text says.
+`accuracy(part='text')` reads the whole reply: one that is spoken has no blocks.
 """
 
-from covo_rl.rewards.columns import completion_rows
+from covo_rl.prompt import Parsed
+from covo_rl.rewards.columns import completion_rows, completion_text
 from covo_rl.rewards.rules.answers import find_gold, grade, interpret
 
 
 def accuracy(
     completions, answer, choices=None, question=None, parsed=None, answer_kind=None, kind=None, max_wer=0.0,
-    explain=None, log_extra=None, log_missing=None, **kwargs,
+    part="answer", explain=None, log_extra=None, log_missing=None, **kwargs,
 ):  # fmt: skip
     """
     >>> accuracy(["<think>It barks.</think><answer>(A) dog</answer>"], answer=["dog"], choices=[["dog", "cat"]])
     [1.0]
     """
+    if part not in ("answer", "text"):
+        raise ValueError(f"part {part!r}: there are answer and text")
     scores = []
+    if part == "text":
+        parsed = [Parsed(None, completion_text(completion).strip()) for completion in completions]
     rows = completion_rows(completions, parsed, answer, choices, question, answer_kind)
     for index, (parts, gold, options, asked, row_kind) in enumerate(rows):
         score = grade(parts.answer, gold, options or (), kind=kind or row_kind, question=asked or "", max_wer=max_wer)

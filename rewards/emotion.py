@@ -6,12 +6,12 @@ The row's column `emotion` names it. Who hears the decoder's sound of the reply'
 
     scorer_model      the folder of a transformers checkpoint that classifies audio, or module:function (also
                       ./file.py:function): f([wave, ...], 24000) -> [{label: probability}, ...]. The score is the
-                      probability of the row's emotion; `emotion(labels={'happy': 'hap'})` says what the scorer calls it
+                      probability of the row's emotion; `emotion(scorer_labels={'happy': 'hap'})` says what it is called
     a judge           that hears (judge: openai:MODEL@URL with judge_audio: true), sent the row's clips and the reply:
                       1 or 0. A row without `emotion` asks whether the voice fits what was heard, as a listener's would
 
-`emotion(decoder=FOLDER, speaker=FOLDER)` names whose voice it is. A reply of fewer than 3 codes is silence: 0. None
-where the row names no emotion for a scorer, where its column `speak` is false, and where scorer or judge fail.
+`emotion(decoder_folder=..., speaker_prompt=...)` says whose voice it is. A reply of fewer than 3 codes is silence: 0.
+None where the row names no emotion for a scorer, where its column `speak` is false, and where scorer or judge fail.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ from numbers import Real
 
 from covo_rl.rewards.columns import completion_text
 from covo_rl.rewards.judging import Question, ask_verdicts
-from covo_rl.speech.replies import DECODER, ReplyError, ears_at, hear_sound, score_silence
+from covo_rl.speech import SHIPPED_DECODER
+from covo_rl.speech.replies import ReplyError, ears_at, hear_sound, score_silence, voice_at
 from covo_rl.types import Clip, shown
 
 DEAF = "nobody hears it: there is no scorer_model, and no judge with judge_audio"
@@ -28,7 +29,8 @@ NO_NAME = "the row names no `emotion`"
 
 def emotion(
     completions, completion_codes, emotion=None, question=None, clips=None, speak=None, scorer_model=None, judge=None,
-    decoder=DECODER, speaker=None, labels=None, log_extra=None, log_missing=None, log_metric=None, **kwargs,
+    decoder_folder=SHIPPED_DECODER, speaker_prompt=None, scorer_labels=None, log_extra=None, log_missing=None,
+    log_metric=None, **kwargs,
 ):  # fmt: skip
     """
     >>> emotion(["Oh no.", "Oh no."], completion_codes=[[], [7]], emotion=["sad", "sad"])
@@ -39,7 +41,8 @@ def emotion(
     by_judge = scorer_model is None and getattr(judge, "hears", False)
     asked = [i for i, name in enumerate(names) if i not in scores and (by_judge or (name and scorer_model))]
     codes, ears = [completion_codes[i] for i in asked], ears_at(scorer_model or _as_clips)
-    heard = dict(zip(asked, hear_sound(codes, ears, decoder, speaker, "scorer") if asked else (), strict=True))
+    voice = voice_at(decoder_folder, speaker_prompt) if asked else None
+    heard = dict(zip(asked, hear_sound(codes, ears, voice, "scorer"), strict=True))
     if by_judge:
         before, asking = clips or [()] * len(names), question or [""] * len(names)
         texts = list(map(completion_text, completions))
@@ -50,7 +53,7 @@ def emotion(
         if i in scores:
             continue
         missing = NO_NAME if scorer_model else DEAF
-        result = _probability(heard[i], name, labels or {}) if i in heard else missing
+        result = _probability(heard[i], name, scorer_labels or {}) if i in heard else missing
         scores[i] = None if isinstance(result, str) else result
         if isinstance(result, str) and log_missing:
             log_missing(i, result)
@@ -83,7 +86,7 @@ def _probability(heard, wanted, labels):
     if (label := str(labels.get(wanted, wanted)).casefold()) in probabilities:
         return probabilities[label]
     there = ", ".join(map(shown, heard))
-    return f"failed: the scorer has no label {label!r:.80}, but {there}; say which by emotion(labels={{...}})"
+    return f"failed: the scorer has no label {label!r:.80}, but {there}; say which by emotion(scorer_labels={{...}})"
 
 
 def _likeliest(heard):

@@ -8,13 +8,14 @@ A reply that begins with codes, or ends without them, loses that block; one that
 Fewer than 3 codes are no speech: 0. A row whose column `speak` is false asks for none: None.
 """
 
+import re
 from itertools import groupby
 
 from covo_rl.speech.replies import score_silence
 
 
 def pattern(
-    completions, completion_ids, completion_codes, stop_reason=None, speak=None, text=5, codes=15, log_extra=None,
+    completions, completion_ids, completion_codes, stop_reason=None, speak=None, block="5:15", log_extra=None,
     log_missing=None, **kwargs,
 ):  # fmt: skip
     """
@@ -22,12 +23,13 @@ def pattern(
     >>> pattern(["seven"], completion_ids=[ids], completion_codes=[list(range(40))])
     [1.0]
     """
-    if min(text, codes) < 1:
-        raise ValueError(f"pattern(text={text}, codes={codes}): both are at least 1")
+    if not (sizes := re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", str(block))):
+        raise ValueError(f"block {block!r:.40}: write TEXT:CODES, the ids of each in a block, such as 5:15")
+    text, codes = map(int, sizes.groups())
     scores, forms = score_silence(completion_codes, speak, log_missing), []
     reasons = stop_reason or ["stop"] * len(completions)
     for i, (ids, spoken, reason) in enumerate(zip(completion_ids, completion_codes, reasons, strict=True)):
-        blocks = _blocks(ids, spoken, reason == "stop") if spoken else []
+        blocks = [] if i in scores else _blocks(ids, spoken, reason == "stop")
         kept = sum(block == (text, codes) for block in blocks[:-1])
         kept += sum(0 < texts <= text and (said > 0 or reason == "length") for texts, said in blocks[-1:])
         scores.setdefault(i, kept / max(len(blocks), 1))
@@ -42,6 +44,10 @@ def _blocks(ids, codes, ended):
 
     Raises ValueError where these codes are not the ids' own.
     """
+    if len(ids) < len(codes):
+        raise ValueError(
+            f"pattern reads a reply's ids in `completion_ids`: {len(ids)} of them hold no {len(codes)} codes"
+        )
     first = sorted(ids)[-len(codes) :][0]
     if {i - code for i, code in zip((i for i in ids if i >= first), codes, strict=False)} != {max(ids) - max(codes)}:
         raise ValueError(f"completion_codes {codes[:5]}... are not the {len(codes)} highest of the completion's ids")

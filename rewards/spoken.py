@@ -9,8 +9,9 @@ as "three" is 0.5. Who hears is `recogniser`:
     wave              the decoder's sound of the codes, heard by the tokenizer: codes again, and their words
     module:function   also ./file.py:function, given that sound: f([wave, ...], 24000) -> [text, ...]
 
-`spoken(tokenizer=FOLDER, decoder=FOLDER, speaker=FOLDER)` names what is used. `spoken(part='answer')` compares with the
-answer block alone, for replies that reason in silence; by default all text counts, without tags.
+The arguments `tokenizer_folder`, `decoder_folder` and `speaker_prompt` (a prompt's folder, or a recording) name what is
+used. `spoken(part='answer')` compares with the answer block alone, for replies that reason in silence; by default all
+text counts, without tags.
 
 A reply of fewer than 3 codes is silence: 0. None where no text says what to hear, where the row's column `speak` is
 false, and where the recogniser fails: an error of its own is not the policy's.
@@ -18,7 +19,8 @@ false, and where the recogniser fails: an error of its own is not the policy's.
 
 from covo_rl.rewards.columns import completion_rows, completion_text
 from covo_rl.rewards.rules.transcript import error_rate, spoken_words
-from covo_rl.speech.replies import DECODER, TOKENIZER, ReplyError, hear_words, score_silence
+from covo_rl.speech import SHIPPED_DECODER, SHIPPED_TOKENIZER
+from covo_rl.speech.replies import ReplyError, hear_words, score_silence
 from covo_rl.types import TAG_TOKENS, shown
 
 try:
@@ -30,8 +32,8 @@ PARTS = ("text", "answer")
 
 
 def spoken(
-    completions, completion_codes, parsed=None, speak=None, recogniser="codes", tokenizer=TOKENIZER, decoder=DECODER,
-    speaker=None, part="text", log_extra=None, log_missing=None, **kwargs,
+    completions, completion_codes, parsed=None, speak=None, recogniser="codes", tokenizer_folder=SHIPPED_TOKENIZER,
+    decoder_folder=SHIPPED_DECODER, speaker_prompt=None, part="text", log_extra=None, log_missing=None, **kwargs,
 ):  # fmt: skip
     """
     >>> spoken(["three seven", ""], completion_codes=[[], [4, 4, 8, 8]])  # silence; speech that no text says
@@ -42,7 +44,9 @@ def spoken(
     scores = score_silence(completion_codes, speak, log_missing)
     said, missing = _said(completions, parsed, part), {}
     asked = [i for i, words in enumerate(said) if words and i not in scores]
-    answers = hear_words([completion_codes[i] for i in asked], recogniser, tokenizer, decoder, speaker)
+    answers = hear_words(
+        [completion_codes[i] for i in asked], recogniser, tokenizer_folder, decoder_folder, speaker_prompt
+    )
     heard = dict(zip(asked, answers, strict=True))
     for i in range(len(said)):
         if isinstance(heard.get(i), str):

@@ -24,7 +24,7 @@ ROW = {"question": "What rings?", "choices": ["bell", "knock"], "answer": "bell"
 def verdict(prompt, word="yes", **changes):
     """What a well-behaved judge replies to one of our prompts."""
     nonce = re.search(r'"nonce": "(\w+)"', prompt).group(1)
-    keys = ("consistent",) if '"consistent"' in prompt else CRITERIA
+    keys = [key for key in ("consistent", "expressed") if f'"{key}"' in prompt] or CRITERIA
     return json.dumps({"nonce": nonce, "rationale": "because", **dict.fromkeys(keys, word), **changes})
 
 

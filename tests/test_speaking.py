@@ -5,18 +5,17 @@ import threading
 import numpy as np
 import pytest
 import torch
+from speaking_cases import FIRST_CODE, small_decoder, speaking_model
 
 from covo_rl.models.covo_audio import streaming
 from covo_rl.models.covo_audio.conversation import IDS_AHEAD, Conversation, Turn, UnfinishedTurn
 from covo_rl.models.covo_audio.streaming import TextPieces, in_background
-from covo_rl.models.covo_audio.token2wav import CodesError, Token2Wav, Token2WavConfig
-from covo_rl.models.covo_audio.token2wav.configuration import FlowConfig, TransformerConfig, VocoderConfig
+from covo_rl.models.covo_audio.token2wav import CodesError, Token2Wav
 from covo_rl.models.covo_audio.voice import Voice
-from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
+from covo_rl.models.tiny import tiny_tokenizer
 
 SOUND = np.random.default_rng(1).normal(0, 0.1, 24_000).astype(np.float32)
 HEARD = [{"type": "audio", "audio": SOUND, "sampling_rate": 24_000}]
-FIRST_CODE = 292
 
 
 def text_first(ids, scores):
@@ -30,28 +29,14 @@ SPOKEN = {
 }  # fmt: skip
 
 
-def tiny_model(audio_codes):
-    tokenizer = tiny_tokenizer(["What is this? Louder, please. No audio."] * 3, 320)
-    sizes = {"encoder_width": 32, "decoder_width": 48, "decoder_layers": 2, "adapter_hidden": 32}
-    model, processor = tiny_covo_audio(tokenizer, **sizes, audio_codes=audio_codes, initializer_range=0.2)
-    assert processor.first_code_id == FIRST_CODE
-    return model, processor
-
-
 @pytest.fixture(scope="module")
 def tiny():
-    return tiny_model(40)
+    return speaking_model()
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    body = TransformerConfig(num_layers=1, hidden_size=32, ffn_hidden_size=32, num_heads=2)
-    flow = FlowConfig(token_vocab_size=40, token_input_dim=8, z_dim=8, spkr_embed_dim=4, transformer=body)
-    torch.manual_seed(0)
-    decoder = Token2Wav(Token2WavConfig(flow, VocoderConfig((16, 15), (32, 30), 16, (3,), ((1,),)))).eval()
-    for parameter in decoder.token2latent.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return decoder
+    return small_decoder()
 
 
 @pytest.fixture
@@ -195,9 +180,9 @@ def test_a_generation_that_fails_leaves_the_conversation_as_it_was(tiny, decoder
 
 def test_decoders_of_other_models_are_refused(tiny, decoder):
     with pytest.raises(CodesError, match="the model has 50 audio codes, the decoder speaks 40"):
-        Conversation(*tiny_model(50)).turn("or", speak=decoder)
+        Conversation(*speaking_model(50)).turn("or", speak=decoder)
     with pytest.raises(CodesError, match="no audio codes: it writes text alone"):
-        next(Conversation(*tiny_model(0)).stream_turn("or", speak=decoder))
+        next(Conversation(*speaking_model(0)).stream_turn("or", speak=decoder))
 
 
 # -- voices ---------------------------------------------------------------------------------------------------

@@ -38,18 +38,16 @@ def newer_names(tensors):
 
 
 FORMS = {
-    "pt": lambda t: t,
-    "wrapper": lambda t: {"model": t, "step": 7},
-    "prefix": lambda t: {f"module.{name}": value for name, value in t.items()},
-    "wrapper and prefix": lambda t: {"model": {f"module.{name}": value for name, value in t.items()}},
-    "newer weight norm": newer_names,
-    "without buffers": lambda t: {n: v for n, v in t.items() if not n.endswith((".inv_freq", ".filter"))},
+    "wrapper and prefix": {"model": {f"module.{name}": value for name, value in WEIGHTS.items()}, "step": 7},
+    "newer weight norm, no buffers": newer_names(
+        {name: value for name, value in WEIGHTS.items() if not name.endswith((".inv_freq", ".filter"))}
+    ),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_published_form_is_the_same_decoder(form, tmp_path):
-    model = Token2Wav.from_pretrained(folder_with(tmp_path, FORMS[form](WEIGHTS), "model.pt"))
+    model = Token2Wav.from_pretrained(folder_with(tmp_path, FORMS[form], "model.pt"))
     ours, published = model.state_dict(), decoder().state_dict()
     assert ours.keys() == published.keys() == WEIGHTS.keys()
     for name, value in ours.items():
@@ -57,7 +55,7 @@ def test_every_published_form_is_the_same_decoder(form, tmp_path):
     assert not model.training and torch.equal(model.mean_E, decoder().mean_E)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_saved_and_loaded_it_says_the_same(dtype, tmp_path):
     decoder().save_pretrained(tmp_path, dtype=dtype)
     tensors = load_file(tmp_path / "model.safetensors")

@@ -135,11 +135,6 @@ class AudioFamily(ABC):
         pad = self.tokenizer.pad_token_id
         return self.eos_token_ids[0] if pad is None else pad
 
-    @property
-    def code_ids(self) -> range:
-        """The ids of the codes that it speaks in, code 0 first; in a family that only writes none, beyond all ids."""
-        return range(self.embedded_ids, self.embedded_ids)
-
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Chat template -> text with ONE audio token per clip; special tokens that the messages spell hold a CUT.
 

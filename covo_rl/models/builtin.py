@@ -31,6 +31,8 @@ TINY_MODELS = {
     "phi4_multimodal": "phi4_multimodal",
 }
 _TINY = "tiny_"
+#: shipped checkpoints that are no models to train: those of covo_rl/speech
+_OTHERS = ("speech_tokenizer", "speech_decoder")
 
 
 def resolve_model(name: str) -> str:
@@ -48,7 +50,7 @@ def resolve_model(name: str) -> str:
     try:
         return str(find("checkpoints", name))
     except FileNotFoundError:
-        names = builtin_names()
+        names = [*builtin_names(), *_OTHERS]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise FileNotFoundError(f"there is no builtin model {name!r}; {hint}there are {', '.join(names)}") from None
@@ -60,9 +62,9 @@ def is_random(model: str | None) -> bool:
 
 
 def builtin_names() -> list[str]:
-    """Every NAME of `builtin:NAME`, shipped ones first."""
+    """Every NAME of a model `builtin:NAME`, shipped ones first."""
     shipped = {path.parent.name for _, folder in folders("checkpoints") for path in folder.glob("*/config.json")}
-    return [*sorted(shipped), *(f"{_TINY}{name}" for name in TINY_MODELS)]
+    return [*sorted(shipped.difference(_OTHERS)), *(f"{_TINY}{name}" for name in TINY_MODELS)]
 
 
 def _tiny_folder(name: str) -> Path:

@@ -15,6 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import typer
 from rich.table import Table
 
@@ -28,9 +29,11 @@ from covo_rl.rewards.linter import case_verdicts, lint
 from covo_rl.rewards.rows import score_rows
 from covo_rl.rewards.rules.answers import find_gold, interpret
 from covo_rl.rewards.scoring import components, score
-from covo_rl.types import user_errors
+from covo_rl.rewards.spoken_lint import hears
+from covo_rl.types import shown, user_errors
 
 DEFAULT = RewardConfig().rewards
+SCORER_HELP = "who hears replies for emotion: a folder (audio classification), module:fn or ./file.py:fn"
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, rich_markup_mode=None)
 console = Terminal()
 
@@ -59,8 +62,10 @@ def try_rewards(
     completion: str = typer.Option(..., help="the completion, or - to read it from standard input"),
     row: Path | None = typer.Option(None, help="JSON file with question, choices, answer and further columns"),
     stop_reason: str = typer.Option("stop", help="stop or length"),
+    codes: str = typer.Option("", help="audio codes of a spoken completion: numbers (12,7,7) or a .npy file of them"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
-    judge_audio: bool = typer.Option(False, help="the judge of thinking is sent the row's `clips`"),
+    judge_audio: bool = typer.Option(False, help="the judge is sent the row's `clips`, and that of emotion the reply"),
+    scorer_model: str | None = typer.Option(None, help=SCORER_HELP),
 ) -> None:
     """Score one completion and explain the score."""
     components(names or DEFAULT)  # complains before anything is read
@@ -74,8 +79,9 @@ def try_rewards(
         if not isinstance(columns, dict):
             raise specs.RewardError(f"{row}: expected one row as a JSON object, found {type(columns).__name__}")
     example = example_from_row(columns)
-    groups = [group_from_completions(example, [text], stop_reason)]
-    table = score(groups, RewardConfig(judge=judge, judge_audio=judge_audio), rewards=names or DEFAULT, explain=True)
+    groups = [group_from_completions(example, [text], stop_reason, completion_codes=_codes(codes))]
+    config = RewardConfig(judge=judge, judge_audio=judge_audio, scorer_model=scorer_model)
+    table = score(groups, config, rewards=names or DEFAULT, explain=True)
     parsed = parse(text, stop_reason)
     console.print(f"think:   {parsed.think!r}")
     console.print(f"answer:  {parsed.answer!r}")
@@ -98,6 +104,21 @@ def try_rewards(
     console.print(f"total: {_shown(table.rewards_PG[0, 0])}")
 
 
+def _codes(text: str) -> list[int]:
+    """Raises RewardError: no list of codes, and no .npy file of them."""
+    try:
+        if not text.endswith(".npy"):
+            return [int(number) for number in filter(None, text.split(","))]
+        codes = np.load(text, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise specs.RewardError(f"--codes {shown(text)}: {error}; write 12,7,7 or a .npy file of codes") from error
+    if codes.ndim != 1 or codes.dtype.kind not in "iu":
+        raise specs.RewardError(
+            f"--codes {text} holds {codes.dtype} of shape {codes.shape}; expected whole numbers (L,)"
+        )
+    return codes.tolist()
+
+
 def _shown(value: float) -> str:
     return "None" if math.isnan(value) else f"{value:g}"
 
@@ -108,17 +129,18 @@ def check_rewards(
     names: list[str] = typer.Argument(..., help="rewards to check"),
     rows: Path | None = typer.Option(None, help="JSONL of your own rows: their gold answers must score 1"),
     quiet: bool = typer.Option(False, help="findings only, without the table of cases"),
+    scorer_model: str | None = typer.Option(None, help=SCORER_HELP),
 ) -> None:
     """Lint rewards: gold, hack strings, determinism, range, length, speed, pickling. Exit code 1 on findings."""
     examples = [example_from_row(row, i) for i, row in enumerate(_rows(rows))] if rows else []
     failures = 0
     for term in components(names):
-        if not quiet:
+        if not quiet and not hears(term):
             table = Table("case", "score", "expected", "", title=term.name, show_edge=False)
             for case, value, expected, ok in case_verdicts(term):
                 table.add_row(case.name, _shown(value), "" if expected is None else str(expected), "" if ok else "FAIL")
             console.print(table)
-        findings = lint([term.name], examples, full=True)
+        findings = lint([term.name], examples, full=True, scorer_model=scorer_model)
         failures += len(findings)
         for finding in findings:
             console.print(f"FAIL {finding}")
@@ -140,12 +162,13 @@ def score_rewards(
     reward_timeout: float = typer.Option(60.0, help="seconds per component and batch of rows"),
     reward_failure_limit: float = typer.Option(0.2, help="share of failed scores of a component above which it stops"),
     judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
-    judge_audio: bool = typer.Option(False, help="the judge of thinking is sent the clips"),
+    judge_audio: bool = typer.Option(False, help="the judge is sent the clips, and that of emotion the reply"),
+    scorer_model: str | None = typer.Option(None, help=SCORER_HELP),
 ) -> None:
     """Score rollouts offline, a run's too; rows keep their order and their columns, its own scores among them."""
     config = RewardConfig(
         rewards=rewards, reward_gate=reward_gate, reward_timeout=reward_timeout, judge=judge, judge_audio=judge_audio,
-        reward_failure_limit=reward_failure_limit,
+        reward_failure_limit=reward_failure_limit, scorer_model=scorer_model,
     )  # fmt: skip
     if problems := value_problems(config):
         raise ConfigError(problems)

@@ -95,7 +95,7 @@ def reward_columns(
         "clips": [[LazyClip(clip) for clip in example.clips] for example in examples],
         "trainer_state": TrainerState(trainer_state),
     }
-    own = {*columns, "log_extra", "log_metric", "log_missing", "judge", "explain"}
+    own = {*columns, "log_extra", "log_metric", "log_missing", "judge", "scorer_model", "explain"}
     for name in dict.fromkeys(name for group in groups for name in group.prompt.example.columns):
         columns[f"row_{name}" if name in own else name] = [example.columns.get(name) for example in examples]
     return columns

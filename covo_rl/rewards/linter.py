@@ -18,6 +18,7 @@ from covo_rl.prompt import reference_completion
 from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
 from covo_rl.rewards.scoring import Component, components
+from covo_rl.rewards.spoken_lint import hears, spoken_problems
 from covo_rl.rewards.worker import run_components
 from covo_rl.types import TAG_TOKENS, Example, visible
 
@@ -147,16 +148,22 @@ class Finding:
         return f"reward {self.reward}: {self.check}: {self.what}"
 
 
-def lint(rewards: Any, examples: Sequence[Example] = (), *, full: bool = False) -> list[Finding]:
+def lint(
+    rewards: Any, examples: Sequence[Example] = (), *, full: bool = False, scorer_model: str | None = None
+) -> list[Finding]:
     """The short form for the trainer: gold answers of these rows, junk, odd input. No judge is asked.
 
     `rewards` is a RewardConfig, or what `components` takes. `full` is the form behind `covo-rl rewards check`: all
-    cases for all rewards, determinism, speed, pickling, and full marks for the gold answer of any reward.
+    cases for all rewards, determinism, speed, pickling, and full marks for the gold answer of any reward. Rewards that
+    hear have questions of their own (spoken_lint.py), `scorer_model` among them where there is no config to say it.
     """
+    scorer, judged = getattr(rewards, "scorer_model", scorer_model), getattr(rewards, "judge_audio", False)
     return [
         Finding(term.name, check, what)
         for term in components(getattr(rewards, "rewards", rewards))
-        for check, what in _problems(term, examples, full)
+        for check, what in (
+            spoken_problems(term, examples, full, scorer, judged) if hears(term) else _problems(term, examples, full)
+        )
     ]
 
 

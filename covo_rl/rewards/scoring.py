@@ -95,6 +95,8 @@ def score(
         from covo_rl.rewards.judge import judge_from_spec  # urllib takes a while to import
 
         columns["judge"] = judge_from_spec(config.judge, config.judge_audio) if judge is None else judge
+    if config.scorer_model:
+        columns["scorer_model"] = config.scorer_model
     if explain:
         columns["explain"] = True
     outcomes = run_components([term.reward for term in terms], columns, config.reward_timeout)

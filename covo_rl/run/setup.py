@@ -24,6 +24,7 @@ from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import components, lint
+from covo_rl.rewards.spoken_lint import check_hearing
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading, check_code_options
 from covo_rl.run.engine import engine_problems, needed_room, started_engine
@@ -65,7 +66,7 @@ class Setup:
         self.rows = questions.read_questions(options, self.clips, self.ranks, memory)
         self.in_memory = {name: str(self.rows.files[name]) for name in memory or {} if name in self.rows.files}
         options.data = replace(options.data, **self.in_memory)
-        if options.reward.check_rewards and (findings := lint(options.reward.rewards, self.rows.train[:8])):
+        if options.reward.check_rewards and (findings := lint(options.reward, self.rows.train[:8])):
             advice = "check_rewards false trains with it all the same"
             raise ConfigError([*map(str, findings), advice])
         model, path, lora = options.model, resolve_model(options.model.model), options.adapter.lora
@@ -82,6 +83,7 @@ class Setup:
             )  # fmt: skip
         self.family = self.policy.family
         check_code_options(options, self.family.code_ids)
+        check_hearing(self.terms, bool(self.family.code_ids) and self.family.speaks)
         self.decoder = TextDecoder(self.family) if train.log_token_logps else None
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
         rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main

@@ -6,3 +6,8 @@
 Axes: B batch, T samples, L codes, K codebook, Z 10 ms frames (4 a code), E mel bins, W width. Importing this imports no
 torch.
 """
+
+from __future__ import annotations
+
+#: the shipped pair, which knows ten digits
+SHIPPED_TOKENIZER, SHIPPED_DECODER = "builtin:speech_tokenizer", "builtin:speech_decoder"

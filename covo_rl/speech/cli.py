@@ -17,10 +17,10 @@ import typer
 from covo_rl.data.read import DataError, Problem
 from covo_rl.data.terminal import say
 from covo_rl.resolve import ConfigError, run_recipe
+from covo_rl.speech import SHIPPED_DECODER, SHIPPED_TOKENIZER
 from covo_rl.synth.speech import SPEECH_SPLITS, write_speech
 
 if TYPE_CHECKING:
-    from covo_rl.models.covo_audio.voice import Voice
     from covo_rl.speech.rows import SpeechRow
     from covo_rl.speech.tokenizer import SpeechTokenizer
 
@@ -28,13 +28,14 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Speech to codes and back: make recordings, encode, decode, align, train, demo.",
 )  # fmt: skip
-TOKENIZER, DECODER = "builtin:speech_tokenizer", "builtin:speech_decoder"
 Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="rows of speech: JSONL with id, audio, text ...")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="JSONL to write; its paths start where those of ROWS do")]
 AudioDir = Annotated[Path | None, typer.Option(help="folder that paths of ROWS start from; default: that of ROWS")]
 TokenizerName = Annotated[str, typer.Option("--tokenizer", help="tokenizer folder, or the shipped one")]
 DecoderName = Annotated[str, typer.Option("--decoder", help="decoder folder, published or own, or the shipped one")]
-VoiceName = Annotated[Path | None, typer.Option("--voice", help="folder of a speaker's prompt (prompt_token.npy ...)")]
+VoiceName = Annotated[
+    Path | None, typer.Option("--voice", help="a recording, or folder of a prompt (prompt_token.npy ...)")
+]
 Steps = Annotated[int, typer.Option(min=2, help="points of time of the solver: 10 are 18 evaluations")]
 Alpha = Annotated[float, typer.Option(min=0, help="guidance towards the codes; 0: without, twice as fast")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
@@ -58,7 +59,11 @@ def make_command(
 
 @app.command("encode")
 def encode_command(
-    rows: Rows, output: Out, audio_dir: AudioDir = None, tokenizer: TokenizerName = TOKENIZER, device: Device = "cpu"
+    rows: Rows,
+    output: Out,
+    audio_dir: AudioDir = None,
+    tokenizer: TokenizerName = SHIPPED_TOKENIZER,
+    device: Device = "cpu",
 ) -> None:
     """Add to every row the codes of its recording, and the digest of the tokenizer that made them."""
     from covo_rl.speech.rows import read_speech_rows
@@ -73,7 +78,11 @@ def encode_command(
 
 @app.command("align")
 def align_command(
-    rows: Rows, output: Out, audio_dir: AudioDir = None, tokenizer: TokenizerName = TOKENIZER, device: Device = "cpu"
+    rows: Rows,
+    output: Out,
+    audio_dir: AudioDir = None,
+    tokenizer: TokenizerName = SHIPPED_TOKENIZER,
+    device: Device = "cpu",
 ) -> None:
     """Add to every row the times of its words: the likeliest path of its text through the codes (Viterbi over CTC)."""
     from covo_rl.speech.align import AlignError, align_words
@@ -104,8 +113,9 @@ def decode_command(
     rows: Annotated[Path, typer.Argument(metavar="ROWS", help="rows with codes")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="folder of the recordings and of rows.jsonl")],
     audio_dir: AudioDir = None,
-    decoder: DecoderName = DECODER,
+    decoder: DecoderName = SHIPPED_DECODER,
     voice: VoiceName = None,
+    tokenizer: TokenizerName = SHIPPED_TOKENIZER,
     steps: Steps = 10,
     alpha: Alpha = 1.0,
     seed: Seed = 0,
@@ -116,8 +126,10 @@ def decode_command(
 
     from covo_rl.speech.grid import RATE
     from covo_rl.speech.rows import read_speech_rows, write_speech_rows
+    from covo_rl.speech.voices import open_voice
 
-    speaker = _voice(decoder, voice, device, steps=steps, alpha=alpha or None, seed=seed)
+    options = {"steps": steps, "alpha": alpha or None, "seed": seed}
+    speaker = open_voice(decoder, voice, tokenizer=tokenizer, device=device, **options)
     config = speaker.decoder.config
     size, digest = config.flow.token_vocab_size, config.tokenizer or None
     speech = read_speech_rows(rows, audio_dir, needs=("codes",), codebook=size, tokenizer=digest)
@@ -147,8 +159,8 @@ def train_decoder_command(context: typer.Context) -> None:
 @app.command("demo")
 def demo_command(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="folder of recordings and figures.json")],
-    tokenizer: TokenizerName = TOKENIZER,
-    decoder: DecoderName = DECODER,
+    tokenizer: TokenizerName = SHIPPED_TOKENIZER,
+    decoder: DecoderName = SHIPPED_DECODER,
     seed: Annotated[list[int] | None, typer.Option(help="which unseen voices; several: one option each")] = None,
     count: Annotated[int, typer.Option(min=5, help="utterances of a seed")] = 40,
     train: Annotated[bool, typer.Option("--train", help="train both of each seed from nothing")] = False,
@@ -156,7 +168,7 @@ def demo_command(
     """Speak the codes of digits that unseen voices say, and measure what is left of words, tones and pitch."""
     from covo_rl.speech.demo import run_demo
 
-    if train and (tokenizer, decoder) != (TOKENIZER, DECODER):
+    if train and (tokenizer, decoder) != (SHIPPED_TOKENIZER, SHIPPED_DECODER):
         raise ConfigError(["--train makes its own tokenizer and decoder: leave out --tokenizer and --decoder"])
     run_demo(output, None if train else (tokenizer, decoder), seed or [0, 1, 2], count)
 
@@ -172,15 +184,6 @@ def _tokenizer(name: str, device: str) -> SpeechTokenizer:
     from covo_rl.speech.tokenizer import SpeechTokenizer
 
     return SpeechTokenizer.from_pretrained(name, device)
-
-
-def _voice(decoder: str, speaker: Path | None, device: str, **options: Any) -> Voice:
-    from covo_rl.models.builtin import resolve_model
-    from covo_rl.models.covo_audio.token2wav import Token2Wav
-    from covo_rl.models.covo_audio.voice import Voice
-
-    model = Token2Wav.from_pretrained(resolve_model(decoder), device=device)
-    return Voice(model, options) if speaker is None else Voice.from_folder(model, speaker, **options)
 
 
 def _encoded(rows: Sequence[SpeechRow], tokenizer: SpeechTokenizer, source: str) -> Iterator[list[int]]:

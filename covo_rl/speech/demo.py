@@ -22,8 +22,10 @@ from covo_rl.models.builtin import resolve_model
 from covo_rl.models.covo_audio.token2wav import Token2Wav
 from covo_rl.models.covo_audio.token2wav.mel import griffin_lim, log_mel
 from covo_rl.records.console import console
+from covo_rl.resolve import find
 from covo_rl.speech.clips import row_of
 from covo_rl.speech.grid import CODE_SECONDS, RATE
+from covo_rl.speech.latents import voice_of
 from covo_rl.speech.measures import (
     LinearProbe,
     measure_tokenizer,
@@ -35,7 +37,7 @@ from covo_rl.speech.measures import (
 )  # fmt: skip
 from covo_rl.speech.pitch import track_f0
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.synth.speech import Utterance, utterance
+from covo_rl.synth.speech import DIGITS, Utterance, say, utterance
 
 #: figure -> what it is, its target: at most, at least, or none
 FIGURES: dict[str, tuple[str, str, float | None]] = {
@@ -43,7 +45,7 @@ FIGURES: dict[str, tuple[str, str, float | None]] = {
     "code_use": ("codes of the codebook in use", ">=", 0.60),
     "code_digits": ("linear probe of codes: digits", ">=", 0.90),
     "code_tones": ("linear probe of codes: tones", ">=", 0.60),
-    "code_sex": ("linear probe of codes: sex (target: that of digits)", "<=", None),
+    "code_sex": ("linear probe of codes: the voice's sex", "<=", None),
     "pitch_semitones": ("pitch head: median error, semitones", "<=", 1.0),
     "wave_digits": ("synthesised: independent probe names digits", ">=", 0.75),
     "shuffled_digits": ("the same with shuffled codes", "<=", 0.35),
@@ -54,7 +56,10 @@ FIGURES: dict[str, tuple[str, str, float | None]] = {
     "wave_stoi": ("synthesised: intelligibility (STOI)", ">=", None),
     "griffin_lim_f0": ("Griffin-Lim of the true mel: F0 error", "<=", 0.3),
 }
-_PROBE_CLIPS, _SHOWN, _PARTS = 200, 5, 4
+#: the mean of seeds must be better than each
+WAVE_DIGITS_MEAN = 0.80
+PROBE_CLIPS = 200
+_SHOWN, _PARTS = 5, 4
 
 
 def run_demo(output: Path, folders: tuple[str, str] | None, seeds: Sequence[int], count: int) -> dict[str, Any]:
@@ -74,8 +79,9 @@ def run_demo(output: Path, folders: tuple[str, str] | None, seeds: Sequence[int]
         figures[seed] = measure_speech(tokenizer, decoder, seed, count, folder)
         if folders is None:
             figures[seed]["training_cpu_seconds"] = seconds
-    targets = {name: f"{sign} {target}" for name, (_, sign, target) in FIGURES.items() if target is not None}
-    content = {"figures": {str(seed): values for seed, values in figures.items()}, "targets": targets}
+    missed = [name for name in FIGURES if misses(name, list(figures.values()))]
+    targets = {name: _target(name) for name in FIGURES if _target(name)}
+    content = {"figures": {str(seed): values for seed, values in figures.items()}, "targets": targets, "missed": missed}
     write_json(output / "figures.json", content)
     console.print(_table(figures))
     console.print(f"{output}/seed*/: recordings (as said, as synthesised, of shuffled codes); {output}/figures.json")
@@ -86,7 +92,7 @@ def measure_speech(
     tokenizer: SpeechTokenizer, decoder: Token2Wav, seed: int, count: int, folder: Path | None = None
 ) -> dict[str, float]:
     """All of FIGURES on `count` utterances of unseen voices; `folder` gets recordings of the first ones."""
-    told = [utterance("train", i, seed + 1000) for i in range(_PROBE_CLIPS)]
+    told = [utterance("train", i, seed + 1000) for i in range(PROBE_CLIPS)]
     said = [utterance("test", i, seed) for i in range(count)]
     codes = [tokenizer.encode([u.wave for u in spoken]) for spoken in (told, said)]
     figures = measure_tokenizer(tokenizer, [row_of(u, str(i)) for i, u in enumerate(said)])
@@ -94,12 +100,39 @@ def measure_speech(
     rng = np.random.default_rng(seed)
     shuffled = [row[torch.from_numpy(rng.permutation(len(row)))] for row in codes[1]]
     waves, noise = (_speak(tokenizer, decoder, said, rows, seed) for rows in (codes[1], shuffled))
-    figures |= _judge_waves(told, said, waves, noise)
+    figures |= judge_waves(told, said, waves, noise)
     again = [tokenizer.transcribe(row) for row in tokenizer.encode(waves)]
     figures["wave_wer"] = word_error_rate([u.text for u in said], again)
     if folder is not None:
         _write_recordings(folder, said, waves, noise, [tokenizer.transcribe(row) for row in codes[1]], again)
     return figures
+
+
+def _train(folder: Path, seed: int) -> tuple[str, str]:
+    """Tokenizer and decoder from nothing, with the options of the shipped ones."""
+    from covo_rl.speech.decoder_training import read_decoder_training
+    from covo_rl.speech.train_decoder import train_decoder
+    from covo_rl.speech.train_tokenizer import train_tokenizer
+    from covo_rl.speech.training import read_training
+
+    configs = find("recipes", "configs")
+    options = {"output": str(folder / "tokenizer"), "seed": seed}
+    tokenizer = str(train_tokenizer(read_training(configs / "tokenizer_tiny.yaml", options)))
+    options = {"output": str(folder / "decoder"), "seed": seed, "tokenizer": tokenizer}
+    return tokenizer, str(train_decoder(read_decoder_training(configs / "decoder_tiny.yaml", options)))
+
+
+def _speak(
+    tokenizer: SpeechTokenizer, decoder: Token2Wav, said: Sequence[Utterance], codes: Sequence[torch.Tensor], seed: int
+) -> list[np.ndarray]:
+    """The waves (T,) of codes in their speakers' voices, each known from another recording of three digits."""
+    waves = []
+    for i, (u, row) in enumerate(zip(said, codes, strict=True)):
+        rng = np.random.default_rng([seed, i])
+        prompt = say([str(word) for word in rng.choice(DIGITS, 3)], u.speaker, rng)
+        voice = voice_of(prompt.wave, tokenizer, decoder)
+        waves.append(decoder.synthesise(row[None], **voice, seed=seed)[0, 0].numpy())
+    return waves
 
 
 def _probe_codes(tokenizer: SpeechTokenizer, told, said, codes) -> dict[str, float]:
@@ -118,7 +151,7 @@ def _probe_codes(tokenizer: SpeechTokenizer, told, said, codes) -> dict[str, flo
     return {name: LinearProbe(inputs[0], known).accuracy(inputs[1], asked) for name, (known, asked) in labels.items()}
 
 
-def _judge_waves(told, said, waves, noise) -> dict[str, float]:
+def judge_waves(told, said, waves, noise) -> dict[str, float]:
     probe = LinearProbe(np.vstack([mel_features(u.wave, u.words) for u in told]), _digits(told))
     names, true = _digits(said), [u.f0_Z for u in said]
     heard = pitch_errors(true, [track_f0(wave, RATE) for wave in waves])
@@ -151,12 +184,32 @@ def _write_recordings(folder: Path, said, waves, noise, read, again) -> None:
     write_json(folder / "recordings.json", rows)
 
 
+def _target(name: str) -> str:
+    _, sign, target = FIGURES[name]
+    if name == "code_sex":
+        return "< digits"
+    mean_too = f", mean {WAVE_DIGITS_MEAN:g}" if name == "wave_digits" else ""
+    return "" if target is None else f"{sign} {target:g}{mean_too}"
+
+
+def misses(name: str, seeds: Sequence[Mapping[str, float]]) -> bool:
+    """Whether a seed, or the mean where it counts, is off its target."""
+    _, sign, target = FIGURES[name]
+    values = [row[name] for row in seeds]
+    if name == "code_sex":
+        return any(row[name] >= row["code_digits"] for row in seeds)
+    if target is None:
+        return False
+    if name == "wave_digits" and mean(values) < WAVE_DIGITS_MEAN:
+        return True
+    return any(not (value <= target if sign == "<=" else value >= target) for value in values)
+
+
 def _table(figures: Mapping[int, Mapping[str, float]]) -> Table:
     table = Table("figure", *(f"seed {seed}" for seed in figures), "mean", "target", show_edge=False)
-    for name, (what, sign, target) in FIGURES.items():
+    for name, (what, _, _) in FIGURES.items():
         values = [row[name] for row in figures.values()]
-        missed = target is not None and any(v > target if sign == "<=" else v < target for v in values)
-        goal = "" if target is None else f"{sign} {target:g}{' missed' if missed else ''}"
+        goal = f"{_target(name)}{' missed' if misses(name, list(figures.values())) else ''}"
         table.add_row(what, *(f"{value:.3f}" for value in values), f"{mean(values):.3f}", goal)
     if all("training_cpu_seconds" in row for row in figures.values()):
         seconds = [row["training_cpu_seconds"] for row in figures.values()]

@@ -161,8 +161,10 @@ def _same_length(clean_T: np.ndarray, heard_T: np.ndarray) -> None:
 
 
 def measure_tokenizer(tokenizer: Any, rows: Sequence[Any]) -> dict[str, float]:
-    """What the codes of rows tell by the tokenizer's own heads: `wer`, `code_use`, `pitch_semitones` (median distance of
-    the contour on voiced frames), `voicing` (share of frames). F0 is the row's own where it is known, else tracked."""
+    """What codes of rows tell by the tokenizer's own heads. F0 is the row's own where that is known, else tracked.
+
+    `wer`; `code_use`; `pitch_semitones`: median distance of the contour on voiced frames; `voicing`: share of frames.
+    """
     waves = [row.wave() for row in rows]
     codes = tokenizer.encode(waves)
     texts = [tokenizer.pieces.text([id for word in tokenizer.pieces.words(row.text) for id in word]) for row in rows]

@@ -7,6 +7,7 @@ micro-batches share an update: their sum divided by the ranks' mean number, so t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ def masked_mean(values: Tensor, mask: Tensor, total: Tensor | float | None = Non
 
 def shortest_path(ids: Sequence[int]) -> int:
     """Codes that CTC needs to write `ids`: one each, and a blank between two that are equal."""
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 def ctc_loss(logits_BLP: Tensor, lengths_B: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
@@ -37,7 +38,9 @@ def ctc_loss(logits_BLP: Tensor, lengths_B: Tensor, targets: Sequence[Sequence[i
     device = logits_BLP.device
     sizes = torch.tensor([len(targets[i]) for i in fits], device=device)
     flat = torch.tensor([id for i in fits for id in targets[i]], device=device)
-    logps_LBP = logits_BLP[fits].to(torch.promote_types(logits_BLP.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
+    logps_LBP = (
+        logits_BLP[fits].to(torch.promote_types(logits_BLP.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
+    )
     return F.ctc_loss(logps_LBP, flat, lengths_B[fits], sizes)
 
 

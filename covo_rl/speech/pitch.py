@@ -12,10 +12,12 @@ LOWEST, HIGHEST = 60.0, 500.0
 WINDOW_SECONDS = 0.025
 #: a frame is voiced where the dip is below it: 0 is a period that repeats exactly
 VOICED_BELOW = 0.35
+#: dips below it are equally good, so that the shortest period wins: between samples a dip is never quite 0
+DEEP = 0.1
 #: weaker frames than this share of the loudest one (-40 dB) have no voice
 QUIETEST = 0.01
-#: cost of an octave between frames, of a change of voicing, and of a low candidate, an octave above LOWEST
-_JUMP, _SWITCH, _LOW = 1.0, 0.15, 0.02
+#: cost of an octave between frames, of a change of voicing, and of a candidate, an octave below HIGHEST
+_JUMP, _SWITCH, _LOW = 1.0, 0.15, 0.03
 _CANDIDATES, _BLOCK = 5, 2000
 
 
@@ -58,10 +60,10 @@ def _dips(pieces_ZT: np.ndarray, window: int, longest: int, rate: int) -> tuple[
     dip = (middle <= left) & (middle < right)
     bend = left - 2 * middle + right
     shift = np.where(dip & (bend > 0), 0.5 * (left - right) / np.where(bend > 0, bend, 1), 0)
-    depth = np.where(dip, middle - 0.25 * (left - right) * shift, 1.0)
-    order = np.argsort(depth, axis=1)[:, :_CANDIDATES]
-    lag = np.take_along_axis(np.arange(first, longest - 1) + shift, order, 1)
-    return rate / lag, np.clip(np.take_along_axis(depth, order, 1), 0, 1)
+    depth = np.clip(np.where(dip, middle - 0.25 * (left - right) * shift, 1.0), DEEP, 1)
+    lag = np.arange(first, longest - 1) + shift
+    order = np.argsort(depth + _LOW * np.log2(lag), axis=1)[:, :_CANDIDATES]
+    return rate / np.take_along_axis(lag, order, 1), np.take_along_axis(depth, order, 1)
 
 
 def _path(f0_ZC: np.ndarray, depth_ZC: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ for, is an error of its replies and of no others, as a judge's is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from covo_rl.models.builtin import resolve_model
 from covo_rl.rewards.call import seconds_left
 from covo_rl.rewards.judge import local_device
 from covo_rl.rewards.specs import RewardError, load_reward
+from covo_rl.speech import SHIPPED_TOKENIZER
 from covo_rl.speech.grid import CODE_SAMPLES, RATE
 from covo_rl.types import UserError, shown
 
-TOKENIZER, DECODER = "builtin:speech_tokenizer", "builtin:speech_decoder"
 FEWEST = 3  # codes of a reply that can be speech: 0.12 s
 BATCH = 8  # replies that are synthesised and heard at once
 #: what hears: waves, each (T,) float32, and their rate in Hz -> one result each
@@ -49,18 +49,17 @@ def hear_words(
 ) -> list[Any | ReplyError]:
     """The words of each reply: `codes` reads the codes, `wave` hears the sound of them, MODULE:FUNCTION or a function
     is given the sound."""
+    if not codes_NL:
+        return []
     if recogniser == "codes":
         read = tokenizer_at(tokenizer).transcribe
         return map_batches(lambda batch: list(map(read, batch)), codes_NL, "recogniser codes")
     ears = _ears_of(tokenizer_at(tokenizer)) if recogniser == "wave" else ears_at(recogniser)
-    return hear_sound(codes_NL, ears, decoder, speaker, f"recogniser {recogniser}")
+    return hear_sound(codes_NL, ears, voice_at(decoder, speaker, tokenizer), f"recogniser {recogniser}")
 
 
-def hear_sound(
-    codes_NL: Sequence[Sequence[int]], ears: Ears, decoder: str, speaker: str | None, who: str
-) -> list[Any | ReplyError]:
-    """What `ears` make of the sound of each reply; `who` they are in an error."""
-    voice = voice_at(decoder, speaker)
+def hear_sound(codes_NL: Sequence[Sequence[int]], ears: Ears, voice: Any, who: str) -> list[Any | ReplyError]:
+    """What `ears` make of the sound of each reply in a `voice`; `who` they are in an error."""
     return map_batches(lambda batch: ears(speak_replies(batch, voice), RATE), codes_NL, who)
 
 
@@ -72,8 +71,8 @@ def map_batches(
     results: list[Any | ReplyError] = [ReplyError(f"{who}: no time left in this step")] * len(order)
     longest = 0.0
     for start in range(0, len(order), BATCH):
-        places, left = order[start : start + BATCH], seconds_left()
-        if left <= longest:
+        places, begun = order[start : start + BATCH], time.monotonic()
+        if seconds_left() <= longest:
             break
         try:
             answers = list(function([codes_NL[i] for i in places]))
@@ -83,7 +82,7 @@ def map_batches(
             answers = [ReplyError(f"{who}: {type(error).__name__}: {shown(error)}")] * len(places)
         for i, answer in zip(places, answers, strict=True):
             results[i] = answer
-        longest = max(longest, left - seconds_left()) if left < float("inf") else 0.0
+        longest = max(longest, time.monotonic() - begun)
     return results
 
 
@@ -100,17 +99,15 @@ def tokenizer_at(folder: str) -> Any:
     """The speech tokenizer of a folder or of `builtin:NAME`."""
     from covo_rl.speech.tokenizer import SpeechTokenizer
 
-    return SpeechTokenizer.from_pretrained(resolve_model(folder), local_device())
+    return SpeechTokenizer.from_pretrained(folder, local_device())
 
 
 @cache
-def voice_at(folder: str, speaker: str | None = None) -> Any:
-    """The decoder of a folder or of `builtin:NAME`, with the voice of a speaker's folder."""
-    from covo_rl.models.covo_audio.token2wav import Token2Wav
-    from covo_rl.models.covo_audio.voice import Voice
+def voice_at(decoder: str, speaker: str | None = None, tokenizer: str = SHIPPED_TOKENIZER) -> Any:
+    """As `open_voice`: a decoder, with the voice of a speaker's folder or recording if one is named."""
+    from covo_rl.speech.voices import open_voice
 
-    decoder = Token2Wav.from_pretrained(resolve_model(folder), device=local_device())
-    return Voice.from_folder(decoder, speaker) if speaker else Voice(decoder)
+    return open_voice(decoder, speaker, tokenizer=tokenizer, device=local_device())
 
 
 @cache

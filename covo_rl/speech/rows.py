@@ -224,9 +224,7 @@ def _words(value: Any) -> tuple[tuple[str, float, float], ...]:
             raise ValueError(f"its words hold {printable(item)}, not [text, start, end] in seconds")
         text, start, end = item
         if not before - 1e-6 <= start <= end:
-            raise ValueError(
-                f"its word {printable(text)} from {start} to {end} s: words follow one another in time"
-            )
+            raise ValueError(f"its word {printable(text)} from {start} to {end} s: words follow one another in time")
         words.append((text, float(start), float(end)))
         before = end
     return tuple(words)

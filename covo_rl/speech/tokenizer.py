@@ -157,9 +157,7 @@ class SpeechTokenizer(nn.Module):
     def reader(self) -> tuple[Heads, Pieces]:
         """What reads codes; raises CodeError where this tokenizer was saved without."""
         if self.heads is None or self.pieces is None:
-            raise CodeError(
-                "this tokenizer was saved without heads and cannot read codes: train one, or name another"
-            )
+            raise CodeError("this tokenizer was saved without heads and cannot read codes: train one, or name another")
         return self.heads, self.pieces
 
     # -- files ---------------------------------------------------------------------------------------------------------

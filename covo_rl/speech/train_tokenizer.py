@@ -131,7 +131,7 @@ class TokenizerTrainer:
         def micro_batches() -> Iterator[list[tuple[int, int]]]:
             for step in range(self.step, config.steps):
                 own = self.clips.draw(step, size, config.seed)[self.ranks.rank :: self.ranks.world]
-                yield from (own[i :: passes] for i in range(passes))
+                yield from (own[i::passes] for i in range(passes))
 
         loader = iter(DataLoader(self.clips, batch_sampler=micro_batches(), collate_fn=collate,
                                  num_workers=config.workers))  # fmt: skip  # pyright: ignore
@@ -157,11 +157,12 @@ class TokenizerTrainer:
             vectors_BLC, mask_BL = tokenizer.features(inputs)
             vectors.append(vectors_BLC[mask_BL])
             place += self.config.batch_size * self.ranks.world
-        if self.ranks.reduced(torch.tensor([float(sum(map(len, vectors)))]).double(), "sum") < wanted * self.ranks.world:
+        there = sum(self.ranks.gathered(sum(map(len, vectors))))
+        if there < wanted * self.ranks.world:
             raise ConfigError([
-                f"init_vectors {self.config.init_vectors}: the rows have {sum(map(len, vectors)) * self.ranks.world} "
-                f"codes, k-means of {tokenizer.config.codebook_size} codes wants {wanted * self.ranks.world}; give more "
-                "rows, or a smaller init_vectors (1 or more)"])  # fmt: skip
+                f"init_vectors {self.config.init_vectors}: the rows have {there} codes, k-means of "
+                f"{tokenizer.config.codebook_size} codes wants {wanted * self.ranks.world}; give more rows, or a smaller "
+                "init_vectors (1 or more)"])  # fmt: skip
         self.quantiser.begin(torch.cat(vectors))
 
     def update(self, batches: Sequence[ClipBatch]) -> dict[str, Tensor]:

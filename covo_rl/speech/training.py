@@ -36,7 +36,7 @@ class TokenizerTraining:
     data: str | None = None
     audio_dir: str | None = None
     eval_data: str | None = None
-    clips: int = 1000
+    clips: int = 800
     shape: str = option("tiny", "the size of it", choices=["tiny", "published"])
     wavlm: str | None = None
     pieces: int | None = None
@@ -51,7 +51,7 @@ class TokenizerTraining:
     max_grad_norm: float = 1.0
     ctc_weight: float = 1.0
     mel_weight: float = 1.0
-    pitch_weight: float = 1.0
+    pitch_weight: float = 4.0
     commitment_weight: float = 0.25
     ema_decay: float = 0.95
     restart_below: float = 1.0
@@ -113,11 +113,13 @@ def check_state(path: Path, config: TokenizerTraining) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         options, step = dict(state["options"]), int(state["step"])
     except (OSError, UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError([f"{path}: no state of a training: {str(error).splitlines()[0] if str(error) else error!r}"]) from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError([f"{path}: no state of a training: {why}"]) from error
     now = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_CHANGE}
-    other = [f"{name} {options.get(name)!r} there, {value!r} now" for name, value in now.items() if options.get(name) != value]
-    if other:
-        raise ConfigError([f"{path} is of other options: {text}" for text in other])
+    if other := {name: value for name, value in now.items() if options.get(name) != value}:
+        raise ConfigError(
+            [f"{path}: {name} {options.get(name)!r} there, {value!r} now" for name, value in other.items()]
+        )
     if step > config.steps:
         raise ConfigError([f"{path} is of step {step}, after the last of {config.steps}"])
     return state

@@ -10,16 +10,15 @@ from covo_rl.audio import decode, resample
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.covo_audio.token2wav import Token2Wav
 from covo_rl.models.covo_audio.voice import Voice
+from covo_rl.speech import SHIPPED_DECODER, SHIPPED_TOKENIZER
 from covo_rl.speech.grid import RATE
 from covo_rl.types import Clip
 
-#: the shipped pair
-TOKENIZER, DECODER = "builtin:speech_tokenizer", "builtin:speech_decoder"
-
 
 def open_voice(
-    decoder: str | os.PathLike[str] | Token2Wav | Voice = DECODER, speaker: str | os.PathLike[str] | None = None, *,
-    tokenizer: str | os.PathLike[str] = TOKENIZER, device: Any = "cpu", **options: Any,
+    decoder: str | os.PathLike[str] | Token2Wav | Voice = SHIPPED_DECODER,
+    speaker: str | os.PathLike[str] | None = None, *, tokenizer: str | os.PathLike[str] = SHIPPED_TOKENIZER,
+    device: Any = "cpu", **options: Any,
 ) -> Voice:  # fmt: skip
     """`decoder` is a folder, `builtin:speech_decoder`, or loaded already; `options` are those of `synthesise`.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from covo_rl.audio import ClipStore
 from covo_rl.policy.features import FeatureStore
 from covo_rl.prompt import build_prompt, reference_completion
+from covo_rl.speech.rows import read_speech_rows
 from covo_rl.supervised.checks import check_apart, check_rows, check_stage_rows
 from covo_rl.supervised.config import ColdStartConfig, Stage
 from covo_rl.supervised.held_out import split_held_out
@@ -151,29 +152,18 @@ def completions(rows: Sequence[Example], stage: Stage, seed: int, column: str = 
 
 
 def reply_codes(rows: Sequence[Example], count: int) -> list[list[int]]:
-    """The codes of every reply, from the column `codes`; a model of `count` codes speaks them.
+    """The codes of every reply, from the column `codes` as rows of speech have it; the model has `count` codes.
 
     Raises:
-        TeacherError: names the first ten rows whose codes are missing or outside 0 to count - 1.
+        TeacherError: the model has none, or the rows are of several tokenizers (column `tokenizer`).
+        DataError: codes that are missing, malformed or outside 0 to count - 1, of all rows.
     """
     if not count:
-        raise TeacherError("speak: this model has no codes (tiny: audio_codes): leave speak out")
-    problems, result = [], []
-    for row in rows:
-        codes = row.columns.get("codes")
-        whole = isinstance(codes, list | tuple) and all(type(code) is int for code in codes)
-        wrong = next(((i, code) for i, code in enumerate(codes) if not 0 <= code < count), None) if whole else None
-        if not whole or not codes:
-            what = f"it is {shown(codes, 60)}" if "codes" in row.columns else f"it has {', '.join(row.columns) or 'none'}"
-            problems.append(f"{row.id}: no list of codes in column 'codes' ({what})")
-        elif wrong:
-            problems.append(f"{row.id}: code {wrong[1]} at position {wrong[0]}; the model has codes 0 to {count - 1}")
-        else:
-            result.append([*codes])
-    if problems:
-        more = [f"and {len(problems) - 10} more rows"] if len(problems) > 10 else []
-        raise TeacherError("\n".join([*map(visible, problems[:10]), *more]))
-    return result
+        raise TeacherError("speak: this model has no codes to speak in; a new tiny one gets them by audio_codes")
+    if len(makers := {str(row.columns.get("tokenizer")) for row in rows}) > 1:
+        raise TeacherError(f"the codes are of {len(makers)} tokenizers ({shown(sorted(makers))}): encode all with one")
+    spoken = [{"id": row.id, "text": row.answer or "reply", "codes": row.columns.get("codes")} for row in rows]
+    return [row.codes.tolist() for row in read_speech_rows(spoken, needs={"codes"}, codebook=count)]
 
 
 def completion(example: Example, stage: Stage, rng: random.Random, column: str = "completion") -> str:

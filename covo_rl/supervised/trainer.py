@@ -74,16 +74,17 @@ class Collator:
         stage: Stage | None = None,
     ) -> None:  # fmt: skip
         self.rows, self.pad, self.masks, self.end = rows, family.pad_token_id, masks, family.eos_token_ids[0]
-        self.codes, self.supervise = family.code_ids, (stage or Stage()).supervise
+        codes = family.code_ids
+        self.first_code, self.supervise = codes.start if codes else family.embedded_ids, (stage or Stage()).supervise
         speaks = stage is not None and stage.speak
-        codes = reply_codes([row.example for row in rows], len(self.codes)) if speaks else [[]] * len(rows)
+        spoken = reply_codes([row.example for row in rows], len(codes)) if speaks else [[]] * len(rows)
         self.completion_ids = []
-        for row, text, spoken in zip(rows, completions, codes, strict=True):
+        for row, text, said in zip(rows, completions, spoken, strict=True):
             try:
                 written = text_ids(family.tokenizer, text)
             except ValueError as error:
                 raise TeacherError(f"{visible(row.example.id)}: {error}") from error
-            self.completion_ids.append([*interleave(written, spoken, self.codes.start), self.end])
+            self.completion_ids.append([*interleave(written, said, self.first_code), self.end])
         limit = position_limit(family.model.config)
         lengths = zip(rows, self.completion_ids, strict=True)
         if problems := [
@@ -106,8 +107,12 @@ class Collator:
             "input_ids": input_ids,
             "attention_mask": mask,
             "labels": make_labels(
-                input_ids, [len(prompt) for prompt, _ in pairs], self.codes.start, supervise=self.supervise,
-                attention_mask=mask, end_id=self.end,
+                input_ids,
+                [len(prompt) for prompt, _ in pairs],
+                self.first_code,
+                supervise=self.supervise,
+                attention_mask=mask,
+                end_id=self.end,
             ),
             "clips": [(dict(clip.tensors), clip.slots) for clip in clips],  # what a wrapper of the model looks into
         }

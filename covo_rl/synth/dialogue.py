@@ -1,7 +1,7 @@
 """Spoken questions and their replies: somebody says digits, and the reply says them again, in text and in speech.
 
-    write_dialogues("data/spoken", split="train", count=100, seed=1000)   # wav files and rows.jsonl, as `--data` reads
-    spoken_questions()                                                    # the set that recipes/grpo_spoken.py asks
+write_dialogues("data/spoken", split="train", count=100, seed=1000)   # wav files and rows.jsonl, as `--data` reads
+spoken_questions()                                                    # the set that recipes/grpo_spoken.py asks
 """
 
 from __future__ import annotations

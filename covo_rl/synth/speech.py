@@ -27,6 +27,7 @@ TONES = {"level": (0, 0), "rise": (-3, 4), "fall": (4, -4), "low": (-4, -4)}
 SPEECH_SPLITS = {"train": 64, "validation": 16, "test": 16}
 _CODE, _FRAME = 960, 240  # samples of one speech code (40 ms) and of one frame of `Utterance.f0_Z` (10 ms)
 _CONTROL, _FFT = 120, 1024  # a control frame is 5 ms; the response of a frame rings for up to 33 ms
+_BINS_HZ = np.fft.rfftfreq(_FFT, 1 / RATE).astype(np.float32)
 _PRONUNCIATIONS = {
     "zero": "z i r o w", "one": "w u n", "two": "- t uu", "three": "th r ii", "four": "f aw r", "five": "f a y v",
     "six": "s i - k s", "seven": "s e v uh n", "eight": "e y - t", "nine": "n a y n",
@@ -209,25 +210,27 @@ def _pulses(f0_T: np.ndarray) -> np.ndarray:
 
 def _vocal_tract(formants_F3: np.ndarray, speaker: Speaker) -> np.ndarray:
     """Responses (frames, bins) of five resonances in a row, with the voice's tilt."""
-    f = np.fft.rfftfreq(_FFT, 1 / RATE)
-    response = 10 ** (-speaker.tilt / 20 * np.log2(np.maximum(f, 80) / 80)) * (f > 40) + 0j
-    high = np.broadcast_to(np.array([3500.0, 4500.0]) * speaker.formant_scale, (len(formants_F3), 2))
-    for centre_F, width in zip(np.hstack([formants_F3, high]).T, (60, 80, 120, 200, 250), strict=True):
-        centre = centre_F[:, None]
-        response = response / (1 - (f / centre) ** 2 + 1j * f * width / centre**2)
+    f, scale = _BINS_HZ, speaker.formant_scale
+    source = 10 ** (-speaker.tilt / 20 * np.log2(np.maximum(f, 80) / 80)) * (f > 40)
     # each resonance falls by 12 dB an octave above itself; the ones that are left out would hold the level up
-    return response * (1 + (f / (4000 * speaker.formant_scale)) ** 2) ** 2
+    source = source * (1 + (f / (4000 * scale)) ** 2) ** 2
+    damping = np.ones((len(formants_F3), len(f)), np.complex64)
+    high = np.broadcast_to(np.array([3500.0, 4500.0]) * scale, (len(formants_F3), 2))
+    centres = np.hstack([formants_F3, high]).astype(np.float32).T[:, :, None]
+    for centre, width in zip(centres, (60, 80, 120, 200, 250), strict=True):
+        damping *= 1 - (f / centre) ** 2 + 1j * (f * np.float32(width) / centre**2)
+    return source / damping
 
 
 def _noise_band(bands_F2: np.ndarray) -> np.ndarray:
-    f = np.fft.rfftfreq(_FFT, 1 / RATE)
-    return np.exp(-0.5 * ((f - bands_F2[:, :1]) / bands_F2[:, 1:]) ** 2)
+    bands = bands_F2.astype(np.float32)
+    return np.exp(-0.5 * ((_BINS_HZ - bands[:, :1]) / bands[:, 1:]) ** 2)
 
 
 def _filter(source_T: np.ndarray, responses_FB: np.ndarray) -> np.ndarray:
     """Overlap-add: Hann windows of two control frames, each through its own response."""
-    window = np.hanning(2 * _CONTROL + 1)[:-1]
-    padded = np.pad(source_T, _CONTROL)
+    window = np.hanning(2 * _CONTROL + 1)[:-1].astype(np.float32)
+    padded = np.pad(source_T.astype(np.float32), _CONTROL)
     pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * _CONTROL)[::_CONTROL][: len(responses_FB)]
     ringing = np.fft.irfft(np.fft.rfft(pieces * window, _FFT) * responses_FB, _FFT)
     hops = -(-_FFT // _CONTROL)

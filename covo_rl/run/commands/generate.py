@@ -19,6 +19,8 @@ import typer
 
 from covo_rl.data.terminal import say
 from covo_rl.resolve import ConfigError, meant
+from covo_rl.speech import SHIPPED_DECODER
+from covo_rl.speech.grid import RATE
 from covo_rl.types import UserError
 
 if TYPE_CHECKING:
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[str, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")]
 ChatModel = Annotated[
-    str | None,
-    typer.Option(help="folder, hub name; default builtin:tiny, with --speak builtin:tiny_spoken", show_default=False),
+    str | None, typer.Option(help="folder or hub name; default builtin:tiny, with --speak builtin:tiny_spoken")
 ]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")]
 Audio = Annotated[list[Path] | None, typer.Option(help="sound file; several: one option each")]
@@ -43,8 +44,6 @@ Speak = Annotated[Path | None, typer.Option(help="answer aloud: wav file of the 
 Decoder = Annotated[str | None, typer.Option(help="with --speak: decoder folder; default: the shipped one")]
 VoiceName = Annotated[Path | None, typer.Option("--voice", help="with --speak: a recording, or folder of a prompt")]
 Pattern = Annotated[str | None, typer.Option(help="with --speak: blocks of text ids and codes, such as 5:15")]
-SPEECH_RATE = 24_000
-SHIPPED_DECODER = "builtin:speech_decoder"
 COMMANDS = "/audio FILE adds a sound, /reset forgets everything, /quit ends"
 
 
@@ -112,7 +111,8 @@ def chat_command(
     options = {"temperature": temperature, "max_completion_length": max_completion_length, "seed": seed}
     spoken = {"speak": decoder or SHIPPED_DECODER, "voice": voice, "pattern": pattern} if speak else {}
     conversation = loaded.chat(**spoken, **options)
-    say(f"{loaded!r}: ask about the sounds; {COMMANDS}", err=True)
+    alone = ", an empty line asks them without words" if speak else ""
+    say(f"{loaded!r}: ask about the sounds{alone}; {COMMANDS}", err=True)
     talk(conversation, _lines(), [*(audio or [])], speak)
 
 
@@ -181,8 +181,8 @@ def _write(path: Path, reply: Reply) -> None:
         return
     names = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in count(1))
     path = next(name for name in names if not name.exists())
-    soundfile.write(path, reply.wave, SPEECH_RATE, subtype="PCM_16")
-    say(f"{path}: {len(reply.wave) / SPEECH_RATE:.2f} s of speech", err=True)
+    soundfile.write(path, reply.wave, RATE, subtype="PCM_16")
+    say(f"{path}: {len(reply.wave) / RATE:.2f} s of speech", err=True)
 
 
 def _lines() -> Iterator[str]:

@@ -92,17 +92,14 @@ class NormedConv(nn.Module):
         super().__init__()
         plain = nn.ConvTranspose1d(inputs, outputs, kernel) if rate else nn.Conv1d(inputs, outputs, kernel)
         self.weight_v = plain.weight
-        self.weight_g = nn.Parameter(self._norm().detach())
+        self.weight_g = nn.Parameter(plain.weight.detach().square().sum(dim=(1, 2), keepdim=True).sqrt())
         assert plain.bias is not None
         self.bias = plain.bias
         self.dilation, self.rate, span = dilation, rate, dilation * (kernel - 1)
         self.padding = (span, 0) if causal else (span // 2, span // 2)
 
-    def _norm(self) -> torch.Tensor:
-        return self.weight_v.norm(dim=(1, 2), keepdim=True)
-
     def forward(self, x_BCT: torch.Tensor) -> torch.Tensor:
-        weight = self.weight_v * (self.weight_g / self._norm())
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(1, 2), keepdim=True))
         if self.rate:
             return F.conv_transpose1d(x_BCT, weight, self.bias, self.rate)[..., : -self.rate]
         return F.conv1d(F.pad(x_BCT, self.padding), weight, self.bias, dilation=self.dilation)
