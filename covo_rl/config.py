@@ -39,7 +39,7 @@ SCHEDULES = (
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 #: options whose text is a path, or may be one
 PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume", "speech_decoder",
-         "vllm_adapter_dir")  # fmt: skip
+         "scorer_model", "vllm_adapter_dir")  # fmt: skip
 #: what covo_rl says to vLLM itself, and the option that decides it
 VLLM_OWN = {
     "model": "model", "tokenizer": "model", "dtype": "dtype", "seed": "seed", "trust_remote_code": "trust_remote_code",

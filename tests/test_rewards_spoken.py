@@ -22,8 +22,9 @@ from covo_rl.rewards.columns import LazyClip, example_from_row, group_from_compl
 from covo_rl.rewards.functions import FunctionReward
 from covo_rl.rewards.spoken_lint import check_hearing
 from covo_rl.rewards.worker import close
-from covo_rl.speech import replies
+from covo_rl.speech import SHIPPED_TOKENIZER, replies
 from covo_rl.speech.replies import AudioClassifier, ReplyError, ears_at, map_batches, speak_replies, voice_at
+from covo_rl.synth.speech import utterance
 from covo_rl.types import Clip
 
 SPOKEN, PATTERN, EMOTION = map(load_reward, ("spoken", "pattern", "emotion"))
@@ -391,3 +392,33 @@ def test_the_command_line_takes_codes(tmp_path):
                        (str(tmp_path / "no.npy"), "No such file")):  # fmt: skip
         result = CliRunner().invoke(app, ["try", "pattern", "--completion", "three", "--codes", codes])
         assert result.exit_code == 2 and why in " ".join(result.output.split())
+
+
+# -- with the shipped tokenizer ----------------------------------------------------------------------------------------
+
+
+def test_gold_is_heard_and_another_replys_codes_are_not():
+    tokenizer = replies.tokenizer_at(SHIPPED_TOKENIZER)
+    said = [utterance("test", index) for index in range(12)]
+    texts = [one.text for one in said]
+    gold = [codes.tolist() for codes in tokenizer.encode([one.wave for one in said])]
+    assert np.mean(SPOKEN(texts, completion_codes=gold)) >= 0.95
+    assert np.mean(SPOKEN(texts, completion_codes=gold[1:] + gold[:1])) < 0.5
+    shuffled = [np.random.default_rng(0).permutation(codes).tolist() for codes in gold]
+    assert np.mean(SPOKEN(texts, completion_codes=shuffled)) < 0.35
+    assert SPOKEN(texts, completion_codes=[[]] * 12) == [0.0] * 12
+    scores, missing = reasons(SPOKEN, texts[:1], completion_codes=[[300] * 5])
+    assert scores == [None] and missing[0].startswith("failed: recogniser codes: CodeError: row 0: code 300")
+
+
+def test_rows_of_speech_deserve_full_marks_for_their_own_codes():
+    tokenizer = replies.tokenizer_at(SHIPPED_TOKENIZER)
+    said = [utterance("test", index) for index in range(8)]
+    codes = [codes.tolist() for codes in tokenizer.encode([one.wave for one in said])]
+    scores = SPOKEN([one.text for one in said], completion_codes=codes)
+    rows = [{"id": one.text, "text": one.text, "codes": row} for one, row in zip(said, codes, strict=True)]
+    rows = [row for row, score in zip(rows, scores, strict=True) if score == 1][:2]
+    assert lint({SPOKEN.function: 1.0}, list(map(example_from_row, rows)), full=True) == []
+    rows[0]["text"] += " one"
+    (finding,) = lint({SPOKEN.function: 1.0}, list(map(example_from_row, rows)), full=True)
+    assert finding.check == "gold" and f"row {rows[0]['id']} with its own codes scores" in finding.what
