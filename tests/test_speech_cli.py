@@ -99,3 +99,10 @@ def test_words_that_make_no_sense_are_told(place, capsys):
         assert _speech(*words) == 2
         assert message in capsys.readouterr().err
     assert not (place / "x").exists()
+
+
+def test_trainings_are_their_recipes(capsys):
+    assert _speech("train-tokenizer", "--help") == 0
+    assert "--wavlm" in capsys.readouterr().out
+    assert _speech("train-tokenizer", "--steps", "0") == 1
+    assert "steps 0: must be at least 1" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def code_use(codes: Iterable[Sequence[int]], size: int) -> float:
     return len({int(code) for clip in codes for code in clip}) / size
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+def corpus_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Errors of all clips per word of all references.
 
     Raises:
@@ -179,7 +179,7 @@ def measure_tokenizer(tokenizer: Any, rows: Sequence[Any]) -> dict[str, float]:
             true = np.log2(f0_Z[voiced_Z])
             distances.append(12 * np.abs(octaves_Z[voiced_Z] - (true - true.mean())))
     return {
-        "wer": word_error_rate(texts, [tokenizer.transcribe(row_codes) for row_codes in codes]),
+        "wer": corpus_error_rate(texts, [tokenizer.transcribe(row_codes) for row_codes in codes]),
         "code_use": code_use([row_codes.tolist() for row_codes in codes], len(tokenizer.codebook)),
         "pitch_semitones": float(np.median(np.concatenate(distances))) if distances else float("inf"),
         "voicing": float(np.mean(np.concatenate(agreed))),

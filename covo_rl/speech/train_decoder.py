@@ -36,19 +36,15 @@ from covo_rl.speech.discriminators import Discriminators
 from covo_rl.speech.grid import FRAME_SAMPLES
 from covo_rl.speech.rows import SpeechRow, read_speech_rows
 from covo_rl.speech.tokenizer import SpeechTokenizer
+from covo_rl.speech.train_tokenizer import DivergedError
 from covo_rl.speech.training import MAY_CHANGE, STATE, check_state, folder_problem
 from covo_rl.train.launch import device_of, process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, place_schedule, schedule_of
-from covo_rl.types import UserError
 
 LOG_STEPS, STATISTICS_CLIPS = 10, 200
 UNHEARD = 4  # frames at a crop's beginning whose past is cut off
 ENCODED_TOGETHER = 64
-
-
-class DivergedError(UserError, ArithmeticError):
-    """The loss is no number any more."""
 
 
 def train_decoder(config: DecoderTraining) -> Path:
