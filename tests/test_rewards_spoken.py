@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import threading
 import time
 
@@ -96,7 +97,7 @@ def test_a_recogniser_that_fails_is_none_and_costs_no_other_batch(reader, monkey
     scores, missing = reasons(
         SPOKEN, ["three", "four", "two"], completion_codes=[say(3), [9] * 10, say(2)], log_extra=extras.__setitem__
     )
-    assert scores == [1.0, None, 1.0] and extras == {"spoken_heard": ["three", "", "two"]}
+    assert scores == [1.0, None, 1.0] and extras == {"spoken_reason": ["heard 'three'", "", "heard 'two'"]}
     assert missing == {1: "failed: recogniser codes: ValueError: code 9; there are 0 to 4"}
 
 
@@ -230,7 +231,7 @@ def test_the_score_is_the_probability_of_the_rows_emotion(decoder):
                "scorer_model": calm, "decoder_folder": decoder, "scorer_labels": {"blue": "sad"}}  # fmt: skip
     extras = {}
     assert EMOTION([""] * 4, **columns, log_extra=extras.__setitem__) == pytest.approx([0.5, 0.2, 0.0, 1.0])
-    assert extras == {"emotion_heard": ["Calm 0.50", "Calm 0.80", "", "Calm 1.00"]}
+    assert extras == {"emotion_reason": ["Calm 0.50", "Calm 0.80", "", "Calm 1.00"]}
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_a_judge_hears_what_was_asked_and_then_the_reply(endpoint, decoder, tmp_
                "emotion": ["calm", None, "calm"], "clips": [[LazyClip(question)], [], []],
                "decoder_folder": decoder}  # fmt: skip
     extras = {}
-    the_judge = judge(endpoint.url, hears=True)
+    the_judge = pickle.loads(pickle.dumps(judge(endpoint.url, hears=True)))  # as it gets into the worker
     texts = ["I am so sorry."] * 3
     assert EMOTION(texts, **columns, judge=the_judge, log_extra=extras.__setitem__) == [1.0, 1.0, 0.0]
     assert extras["emotion_reason"] == ["because", "because", ""]
@@ -360,7 +361,7 @@ def test_what_hears_runs_in_a_worker_process_and_is_asked_before_a_run(ears, dec
     assert finding.check == "hearing" and "the scorer has no label 'happy', but calm, sad" in finding.what
     groups = [group_from_completions(example_from_row(row), ["x"], completion_codes=codes) for codes in ([1] * 5, [])]
     table = score(groups, config)
-    assert table.rewards_PGR[:, 0, 0].tolist() == [0.75, 0.0] and table.extras["emotion_heard"] == ["calm 0.75", ""]
+    assert table.rewards_PGR[:, 0, 0].tolist() == [0.75, 0.0] and table.extras["emotion_reason"] == ["calm 0.75", ""]
     pids = {line.split()[0] for line in (ears.parent / "ears.py.pids").read_text().splitlines()}
     assert len(pids) == 1 and str(os.getpid()) not in pids
     live = FunctionReward(SPOKEN.function)
