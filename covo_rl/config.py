@@ -152,6 +152,7 @@ class PromptConfig:
         "last line of the user message",
     )
     choice_style: str = option("letters", "how options are listed", ["letters", "lines", "inline"])
+    written_question: bool = option(True, "write the row's question and options under the audio, which else asks alone")
 
 
 @dataclass

@@ -1,19 +1,22 @@
 """A model that speaks: where codes stand in a reply, what of it is taught, the rows, the recipes, the shipped model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, PromptConfig
 from covo_rl.data import DataError, load_examples
 from covo_rl.models.covo_audio.processing import IGNORE, interleave, make_labels
+from covo_rl.prompt import PromptError, messages
 from covo_rl.resolve import find
 from covo_rl.rewards.specs import load_reward
 from covo_rl.supervised import Stage, load_config
 from covo_rl.supervised.rows import TeacherError, completions, prepare_rows, reply_codes
 from covo_rl.supervised.trainer import Collator
 from covo_rl.synth.dialogue import dialogue, write_dialogues
-from covo_rl.types import Example
+from covo_rl.types import Clip, Example
 
 G_TEXT, G_CODES = [*range(21, 28)], [*range(100, 140)]
 
@@ -130,6 +133,17 @@ def test_a_dialogue_says_the_same_digits_in_two_voices_whatever_else_is_rendered
     np.testing.assert_array_equal(question.wave, again.wave)
     with pytest.raises(ValueError, match="no split is called 'dev'"):
         next(dialogue("dev", 0))
+
+
+def test_a_voice_alone_can_ask_where_the_question_is_not_to_be_written():
+    clip = Clip(array=np.zeros(2400, np.float32), sampling_rate=24000)
+    asked = Example("a", (clip,), "Say it again.", ("yes", "no"))
+    config = PromptConfig(instruction="", written_question=False)
+    assert messages(asked, config) == [{"role": "user", "content": [{"type": "audio"}]}]
+    with_words = messages(asked, replace(config, instruction="Be short."))[0]["content"]
+    assert with_words == [{"type": "audio"}, {"type": "text", "text": "Be short."}]
+    with pytest.raises(PromptError, match="row a: it has no audio"):
+        messages(replace(asked, clips=()), config)
 
 
 def test_accuracy_reads_a_whole_reply_where_asked():

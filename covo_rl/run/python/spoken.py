@@ -53,7 +53,7 @@ class SpokenChat(Chat):
 
     def __init__(self, model: Model, options: Mapping[str, Any], voice: Voice, pattern: str | None = None) -> None:
         self.voice, self.pattern = voice, pattern
-        prompt = model.answerer.prompt_config
+        prompt = replace(model.answerer.prompt_config, written_question=True)  # whoever types one means it
         ours = model.request.instruction is None and prompt.instruction == PromptConfig().instruction
         self.prompt_config = replace(prompt, instruction="") if ours else prompt
         super().__init__(model, options)
