@@ -44,6 +44,7 @@ def test_pitch_errors_by_hand():
     true = np.array([0.0] + [100 * 2 ** (i / 12) for i in range(12)])
     octave = pitch_errors([true], [true * 2])
     assert octave.semitones == pytest.approx(12) and octave.correlation == pytest.approx(1) and octave.voicing == 1
+    assert octave.contour == pytest.approx(0)  # an octave off throughout
     backwards = pitch_errors([true], [np.append(0, true[:0:-1])])
     assert backwards.correlation == pytest.approx(-1) and backwards.semitones == pytest.approx(6)
     silent = pitch_errors([true, true], [true, 0 * true])

@@ -161,8 +161,8 @@ class TokenizerTrainer:
         if there < wanted * self.ranks.world:
             raise ConfigError([
                 f"init_vectors {self.config.init_vectors}: the rows have {there} codes, k-means of "
-                f"{tokenizer.config.codebook_size} codes wants {wanted * self.ranks.world}; give more rows, or a smaller "
-                "init_vectors (1 or more)"])  # fmt: skip
+                f"{tokenizer.config.codebook_size} codes wants {wanted * self.ranks.world}; give more rows, or a "
+                "smaller init_vectors (1 or more)"])  # fmt: skip
         self.quantiser.begin(torch.cat(vectors))
 
     def update(self, batches: Sequence[ClipBatch]) -> dict[str, Tensor]:
@@ -194,7 +194,8 @@ class TokenizerTrainer:
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             vectors_BLC, mask_BL = self.tokenizer.features(batch.inputs)
-            quantised_BLC, codes_BL = self.quantiser(vectors_BLC, mask_BL)
+            with torch.autocast(self.device.type, enabled=False):
+                quantised_BLC, codes_BL = self.quantiser(vectors_BLC, mask_BL)
             embeds_BLW = self.tokenizer.from_code(quantised_BLC)
             logits = heads.asr(embeds_BLW, mask_BL)
             speaker = (speaker_BE - heads.mean_E) / heads.deviation_E
@@ -204,7 +205,7 @@ class TokenizerTrainer:
         target = (mel_BZE - heads.mean_E) / heads.deviation_E
         chosen_BLC = self.quantiser.codebook[codes_BL.clamp(min=0)]
         return {
-            "ctc": config.ctc_weight * ctc_loss(logits, batch.lengths_B.to(self.device), batch.targets) / passes,
+            "ctc": config.ctc_weight * ctc_loss(logits, batch.lengths_B, batch.targets) / passes,
             "mel": config.mel_weight * mel_loss(drawn.float(), target, mask_BZ, frames),
             "pitch": config.pitch_weight
             * pitch_loss(voicing.float(), contour.float(), f0_BZ, mask_BZ, (frames, voiced)),
