@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import WavLMModel
 
+from covo_rl.data.noise import quiet
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.weights import WeightsError, check_finite
 from covo_rl.speech.configuration import SpeechTokenizerConfig
@@ -204,6 +205,7 @@ class SpeechTokenizer(nn.Module):
             PiecesError: pieces.json is missing or damaged.
             WeightsError: tensors are missing, left over, of another shape, or not finite; the message names them.
         """
+        quiet()
         path = Path(resolve_model(str(folder)))
         config = SpeechTokenizerConfig.read(path / CONFIG)
         try:
