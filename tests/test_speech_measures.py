@@ -9,11 +9,11 @@ from covo_rl.speech.measures import (
     LinearProbe,
     MissingMeasure,
     code_use,
+    corpus_error_rate,
     mel_features,
     pesq,
     pitch_errors,
     stoi,
-    word_error_rate,
     word_features,
 )
 from covo_rl.synth.speech import utterance
@@ -22,7 +22,7 @@ from covo_rl.synth.speech import utterance
 def test_codes_and_words_are_counted():
     assert code_use([[0, 1, 1], [3]], 8) == 3 / 8
     # 1 of 3 words wrong, then 1 word too many beside 2: 2 errors for 5 words
-    assert word_error_rate(["one two three", "four five"], ["one six three", "four five five"]) == pytest.approx(0.4)
+    assert corpus_error_rate(["one two three", "four five"], ["one six three", "four five five"]) == pytest.approx(0.4)
 
 
 def test_features_of_a_word_are_means_of_its_parts():
@@ -44,6 +44,7 @@ def test_pitch_errors_by_hand():
     true = np.array([0.0] + [100 * 2 ** (i / 12) for i in range(12)])
     octave = pitch_errors([true], [true * 2])
     assert octave.semitones == pytest.approx(12) and octave.correlation == pytest.approx(1) and octave.voicing == 1
+    assert octave.contour == pytest.approx(0)  # an octave off throughout
     backwards = pitch_errors([true], [np.append(0, true[:0:-1])])
     assert backwards.correlation == pytest.approx(-1) and backwards.semitones == pytest.approx(6)
     silent = pitch_errors([true, true], [true, 0 * true])

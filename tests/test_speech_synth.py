@@ -6,7 +6,7 @@ import wave as wav
 import numpy as np
 import pytest
 
-from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, TONES, say, speakers, utterance, write_speech
+from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, TONES, say_digits, speakers, utterance, write_speech
 
 
 def test_an_utterance_depends_on_its_number_only(tmp_path):
@@ -34,7 +34,7 @@ def test_no_voice_is_in_two_splits():
 
 
 def test_words_stand_where_their_times_say():
-    spoken = say(["one", "nine"], speakers(1)[0], np.random.default_rng(0), ["level", "level"])
+    spoken = say_digits(["one", "nine"], speakers(1)[0], np.random.default_rng(0), ["level", "level"])
     energy = [np.mean(spoken.wave[round(24_000 * a) : round(24_000 * b)] ** 2) for _, a, b in spoken.words]
     between = spoken.wave[round(24_000 * spoken.words[0][2]) + 360 : round(24_000 * spoken.words[1][1]) - 360]
     assert min(energy) > 300 * np.mean(between**2)
@@ -46,7 +46,7 @@ def test_words_stand_where_their_times_say():
 @pytest.mark.parametrize("tone", TONES)
 def test_the_wave_repeats_with_the_fundamental_that_it_names(tone):
     for speaker in speakers(2):
-        spoken = say(["one"], speaker, np.random.default_rng(3), [tone])
+        spoken = say_digits(["one"], speaker, np.random.default_rng(3), [tone])
         voiced = np.flatnonzero(spoken.f0_Z)
         rise = 12 * np.log2(spoken.f0_Z[voiced[-4]] / spoken.f0_Z[voiced[3]])
         assert rise == pytest.approx(TONES[tone][1] - TONES[tone][0], abs=2)
@@ -68,7 +68,7 @@ def test_what_cannot_be_said_is_refused():
         (["one"], ["high"], "no tone is called 'high'; there are level"), (["one"], [], "1 words and 0 tones"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            say(words, speaker, rng, tones)
+            say_digits(words, speaker, rng, tones)
     with pytest.raises(ValueError, match="no split is called 'dev'; there are train, validation, test"):
         utterance("dev", 0)
-    assert set(say(DIGITS, speaker, rng).tones) <= set(TONES)
+    assert set(say_digits(DIGITS, speaker, rng).tones) <= set(TONES)

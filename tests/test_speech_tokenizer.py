@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from covo_rl.models.weights import WeightsError
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.align import AlignError, align_pieces, align_words
+from covo_rl.speech.clips import digit_rows
 from covo_rl.speech.configuration import SpeechTokenizerConfig
 from covo_rl.speech.front_end import MelFrontEnd, prepare_wave
 from covo_rl.speech.grid import CodeError, check_codes, count_codes, count_slots, pad_to_codes
+from covo_rl.speech.measures import measure_tokenizer
 from covo_rl.speech.pieces import Pieces, PiecesError
 from covo_rl.speech.tokenizer import SpeechTokenizer
 
@@ -275,3 +277,20 @@ def test_configurations_are_values():
     tiny = SpeechTokenizerConfig.tiny()
     assert tiny == SpeechTokenizerConfig.tiny() and dataclasses.replace(tiny, pieces=3).pieces == 3
     assert tiny.wavlm_config().layerdrop == 0 and not tiny.wavlm_config().apply_spec_augment
+
+
+def test_the_shipped_tokenizer_on_voices_it_never_heard():
+    tokenizer = SpeechTokenizer.from_pretrained("builtin:speech_tokenizer")
+    rows = digit_rows("test", 20)
+    figures = measure_tokenizer(tokenizer, rows)
+    assert figures["wer"] <= 0.05 and figures["code_use"] >= 0.6
+    assert figures["pitch_semitones"] <= 1 and figures["voicing"] >= 0.85
+    errors = []
+    for row, codes in zip(rows, tokenizer.encode([row.wave() for row in rows]), strict=True):
+        for (_, *span), (_, *true) in zip(align_words(tokenizer, codes, row.text), row.words, strict=True):
+            errors += [abs(a - b) for a, b in zip(span, true, strict=True)]
+    assert np.mean(errors) < 0.04  # one code
+    waves = [row.wave() for row in rows[:5]]
+    exact, coarse = torch.cat(tokenizer.encode(waves)), torch.cat(tokenizer.to(torch.bfloat16).encode(waves))
+    assert (exact == coarse).float().mean() > 0.8
+    assert tokenizer.transcribe(coarse[:50])

@@ -14,6 +14,7 @@ from covo_rl.config import ConfigError
 from covo_rl.models.covo_audio.conversation import Conversation
 from covo_rl.models.covo_audio.token2wav import CodesError
 from covo_rl.prompt import PromptError
+from covo_rl.speech.voices import open_voice
 
 LENGTH = {"max_completion_length": 30}
 
@@ -183,3 +184,16 @@ def test_options_of_speech_are_checked_before_a_model_is_loaded(home, tmp_path, 
         assert spoken(home, *words, monkeypatch=monkeypatch) == 2
         err = capsys.readouterr().err
         assert all(message in err for message in messages), err
+
+
+def test_the_prompt_beside_a_decoder_is_its_voice(home, tmp_path):
+    small_decoder().save_pretrained(tmp_path)
+    np.save(tmp_path / "speaker_embed.npy", np.ones((1, 4), np.float32))
+    voice = open_voice(tmp_path, steps=4)
+    expected = small_decoder().synthesise([[1, 2, 3]], speaker=torch.ones(1, 4), steps=4)[0, 0]
+    assert torch.equal(voice.say([1, 2, 3]), expected)
+    (tmp_path / "other").mkdir()
+    np.save(tmp_path / "other" / "speaker_embed.npy", np.zeros((1, 4), np.float32))
+    other = open_voice(tmp_path, tmp_path / "other", steps=4)
+    assert torch.equal(other.say([1, 2, 3]), open_voice(home / "decoder", steps=4).say([1, 2, 3]))
+    assert open_voice(other) is other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,8 +55,9 @@ def align_pieces(logps_LP: np.ndarray, ids: Sequence[int]) -> list[tuple[int, in
 def align_words(tokenizer: SpeechTokenizer, codes: Sequence[int] | Tensor, text: str) -> list[tuple[str, float, float]]:
     """(word, start, end in seconds), on the grid of codes, of the text that the codes say.
 
-    A word lasts from its first piece's first code to its last one's last: CTC is brief, so pauses look longer than they
-    are. A word without letters has the end of the one before it.
+    CTC says a word late and briefly. So a word ends, and the next begins, around the first codes between their pieces
+    that sound quiet; where none does, one code after the earlier word's last piece. A word without letters has the end
+    of the one before it.
 
     Raises:
         AlignError: the text has no words, or more than the codes can say.
@@ -65,9 +67,25 @@ def align_words(tokenizer: SpeechTokenizer, codes: Sequence[int] | Tensor, text:
     logps_LP = tokenizer.ctc_logps(codes).cpu().numpy()
     pieces = tokenizer.reader()[1].words(text)
     spans = iter(align_pieces(logps_LP, [id for ids in pieces for id in ids]))
+    said = [[next(spans) for _ in ids] for ids in pieces]
+    quiet_L = ~tokenizer.loud(codes).cpu().numpy()
+    spoken = [(own[0][0], own[-1][1]) for own in said if own]
+    gaps = zip([(0, 0), *spoken], [*spoken, (len(quiet_L), len(quiet_L))], strict=True)
+    edges = [_pause(quiet_L, last, first) for (_, last), (first, _) in gaps]
+    times = iter((start, end) for (_, start), (end, _) in pairwise(edges))
     timed, end = [], 0
-    for word, ids in zip(text.split(), pieces, strict=True):
-        own = [next(spans) for _ in ids] or [(end, end)]
-        end = own[-1][1]
-        timed.append((word, round(own[0][0] * CODE_SECONDS, 3), round(end * CODE_SECONDS, 3)))
+    for word, own in zip(text.split(), said, strict=True):
+        start, end = next(times) if own else (end, end)
+        timed.append((word, round(start * CODE_SECONDS, 3), round(end * CODE_SECONDS, 3)))
     return timed
+
+
+def _pause(quiet_L: np.ndarray, last: int, first: int) -> tuple[int, int]:
+    """Where the word before ends, and the word after begins: between the codes `last` and `first` of their pieces."""
+    quiet = last + np.flatnonzero(quiet_L[last:first])
+    if not len(quiet):
+        edge = min(last + 1, first) if last else 0
+        return edge, edge
+    start = int(quiet[0])
+    loud = np.flatnonzero(~quiet_L[start:first])
+    return start, start + int(loud[0]) if len(loud) else first

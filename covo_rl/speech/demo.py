@@ -28,16 +28,16 @@ from covo_rl.speech.grid import CODE_SECONDS, RATE
 from covo_rl.speech.latents import voice_of
 from covo_rl.speech.measures import (
     LinearProbe,
+    corpus_error_rate,
     measure_tokenizer,
     mel_features,
     pitch_errors,
     stoi,
-    word_error_rate,
     word_features,
 )  # fmt: skip
 from covo_rl.speech.pitch import track_f0
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.synth.speech import DIGITS, Utterance, say, utterance
+from covo_rl.synth.speech import DIGITS, TONES, Utterance, say_digits, utterance
 
 #: figure -> what it is, its target: at most, at least, or none
 FIGURES: dict[str, tuple[str, str, float | None]] = {
@@ -50,6 +50,7 @@ FIGURES: dict[str, tuple[str, str, float | None]] = {
     "wave_digits": ("synthesised: independent probe names digits", ">=", 0.75),
     "shuffled_digits": ("the same with shuffled codes", "<=", 0.35),
     "wave_f0": ("synthesised: F0 median error, semitones", "<=", 1.0),
+    "wave_contour": ("synthesised: the same, each clip's mean set right", "<=", None),
     "wave_f0_correlation": ("synthesised: F0 correlation in a clip", ">=", 0.5),
     "wave_voicing": ("synthesised: frames voiced as they should be", ">=", None),
     "wave_wer": ("synthesised, encoded again: word error rate", "<=", None),
@@ -102,7 +103,7 @@ def measure_speech(
     waves, noise = (_speak(tokenizer, decoder, said, rows, seed) for rows in (codes[1], shuffled))
     figures |= judge_waves(told, said, waves, noise)
     again = [tokenizer.transcribe(row) for row in tokenizer.encode(waves)]
-    figures["wave_wer"] = word_error_rate([u.text for u in said], again)
+    figures["wave_wer"] = corpus_error_rate([u.text for u in said], again)
     if folder is not None:
         _write_recordings(folder, said, waves, noise, [tokenizer.transcribe(row) for row in codes[1]], again)
     return figures
@@ -125,11 +126,15 @@ def _train(folder: Path, seed: int) -> tuple[str, str]:
 def _speak(
     tokenizer: SpeechTokenizer, decoder: Token2Wav, said: Sequence[Utterance], codes: Sequence[torch.Tensor], seed: int
 ) -> list[np.ndarray]:
-    """The waves (T,) of codes in their speakers' voices, each known from another recording of three digits."""
+    """The waves (T,) of codes in their speakers' voices, each known from another recording: eight digits, all tones.
+
+    Codes tell pitch relative to a clip's mean, so what the prompt says of the speaker's own is all that is known of it.
+    """
     waves = []
     for i, (u, row) in enumerate(zip(said, codes, strict=True)):
         rng = np.random.default_rng([seed, i])
-        prompt = say([str(word) for word in rng.choice(DIGITS, 3)], u.speaker, rng)
+        tones = rng.permutation([*TONES] * 2).tolist()
+        prompt = say_digits(rng.choice(DIGITS, len(tones)).tolist(), u.speaker, rng, tones)
         voice = voice_of(prompt.wave, tokenizer, decoder)
         waves.append(decoder.synthesise(row[None], **voice, seed=seed)[0, 0].numpy())
     return waves
@@ -163,6 +168,7 @@ def judge_waves(told, said, waves, noise) -> dict[str, float]:
         "wave_digits": probe.accuracy(judged[0], names),
         "shuffled_digits": probe.accuracy(judged[1], names),
         "wave_f0": heard.semitones,
+        "wave_contour": ("synthesised: the same, each clip's mean set right", "<=", None),
         "wave_f0_correlation": heard.correlation,
         "wave_voicing": heard.voicing,
         "griffin_lim_f0": rebuilt.semitones,

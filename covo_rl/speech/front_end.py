@@ -32,10 +32,10 @@ class MelFrontEnd(nn.Module):
         self.register_buffer("deviation_E", torch.ones(MEL_BINS))
 
     def forward(self, waves_BT: Tensor) -> Tensor:
-        window = torch.hann_window(MEL_WINDOW, dtype=waves_BT.dtype, device=waves_BT.device)
-        spectrum = torch.stft(waves_BT, MEL_WINDOW, MEL_HOP, window=window, center=False, return_complex=True)
-        mel = mel_bank(MEL_BINS, MEL_WINDOW, RATE, MEL_TOP).to(waves_BT) @ spectrum.abs()
-        return (mel.clamp(min=1e-3).log() - self.mean_E[:, None]) / self.deviation_E[:, None]
+        window = torch.hann_window(MEL_WINDOW, device=waves_BT.device)
+        spectrum = torch.stft(waves_BT.float(), MEL_WINDOW, MEL_HOP, window=window, center=False, return_complex=True)
+        mel = mel_bank(MEL_BINS, MEL_WINDOW, RATE, MEL_TOP).to(window) @ spectrum.abs()
+        return ((mel.clamp(min=1e-3).log() - self.mean_E[:, None]) / self.deviation_E[:, None]).to(waves_BT.dtype)
 
 
 def prepare_wave(wave: Tensor | np.ndarray, front_end: str) -> Tensor:

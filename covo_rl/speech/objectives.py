@@ -30,13 +30,13 @@ def shortest_path(ids: Sequence[int]) -> int:
 def ctc_loss(logits_BLP: Tensor, lengths_B: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
     """Connectionist temporal classification (Graves et al. 2006): mean over rows of -log p / pieces. Blank is 0.
 
-    Rows whose codes are too few for their text are left out; there the loss is 0.
+    Rows whose codes are too few for their text are left out. `lengths_B` is on the CPU: nothing waits for a device.
     """
     fits = [i for i, ids in enumerate(targets) if 0 < shortest_path(ids) <= int(lengths_B[i])]
     if not fits:
         return logits_BLP.sum() * 0
     device = logits_BLP.device
-    sizes = torch.tensor([len(targets[i]) for i in fits], device=device)
+    sizes = torch.tensor([len(targets[i]) for i in fits])
     flat = torch.tensor([id for i in fits for id in targets[i]], device=device)
     logps_LBP = (
         logits_BLP[fits].to(torch.promote_types(logits_BLP.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)

@@ -25,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import WavLMModel
 
+from covo_rl.data.noise import quiet
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.weights import WeightsError, check_finite
 from covo_rl.speech.configuration import SpeechTokenizerConfig
 from covo_rl.speech.front_end import MelFrontEnd, prepare_wave
-from covo_rl.speech.grid import CodeError, check_codes
+from covo_rl.speech.grid import CODE_FRAMES, CodeError, check_codes
 from covo_rl.speech.heads import Heads
 from covo_rl.speech.pieces import Pieces
 
@@ -67,7 +68,7 @@ class SpeechTokenizer(nn.Module):
         """Prepared waves -> unit vectors (B, L, code_dim) before the codebook, and which are real (B, L) bool."""
         device = self.codebook.device
         lengths = torch.tensor([len(wave) for wave in inputs], device=device)
-        waves_BT = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True).to(device)
+        waves_BT = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True).to(device, self.merge.weight.dtype)
         mask_BT = torch.arange(waves_BT.shape[1], device=device) < lengths[:, None]
         grouped = getattr(self.wavlm.config, "feat_extract_norm", "") == "group" and self.config.front_end == "conv"
         if grouped and len(inputs) > 1:  # its first norm is over time, padding included
@@ -116,7 +117,7 @@ class SpeechTokenizer(nn.Module):
 
     def embed(self, codes_BL: Tensor) -> Tensor:
         """Codes -> embeddings (B, L, W), which the heads read."""
-        return self.from_code(self.codebook[codes_BL])
+        return self.from_code(self.codebook[codes_BL].to(self.from_code.weight.dtype))
 
     @torch.no_grad()
     def ctc_logps(self, codes: Sequence[int] | Tensor) -> Tensor:
@@ -138,6 +139,19 @@ class SpeechTokenizer(nn.Module):
         heads, _ = self.reader()
         voicing_BZ, octaves_BZ = heads.read_pitch(*self._embedded(codes))
         return voicing_BZ[0].float().sigmoid(), octaves_BZ[0].float()
+
+    @torch.no_grad()
+    def loud(self, codes: Sequence[int] | Tensor) -> Tensor:
+        """Which codes (L,) bool sound nearer to the clip's loudest than to its most quiet, in an average voice.
+
+        Raises:
+            CodeError: as `ctc_logps`.
+        """
+        heads, _ = self.reader()
+        embeds_BLW, mask_BL = self._embedded(codes)
+        drawn_BZE = heads.draw_mel(embeds_BLW, torch.zeros_like(heads.mean_E)[None], mask_BL)
+        level_L = drawn_BZE[0].float().mean(-1).reshape(-1, CODE_FRAMES).mean(-1)
+        return level_L > (level_L.min() + level_L.max()) / 2
 
     def _embedded(self, codes: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of one row (1, L, W), all of them real."""
@@ -191,6 +205,7 @@ class SpeechTokenizer(nn.Module):
             PiecesError: pieces.json is missing or damaged.
             WeightsError: tensors are missing, left over, of another shape, or not finite; the message names them.
         """
+        quiet()
         path = Path(resolve_model(str(folder)))
         config = SpeechTokenizerConfig.read(path / CONFIG)
         try:

@@ -18,7 +18,7 @@ import numpy as np
 from covo_rl.data.files import fill_folder, json_line, write_atomically
 from covo_rl.resolve import cache_folder
 from covo_rl.synth.sounds import RATE
-from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, Utterance, say, speakers
+from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, Utterance, say_digits, speakers
 
 QUESTION = "Say it again."
 #: how many digits a question has, at least and at most
@@ -37,7 +37,7 @@ def dialogue(split: str, index: int, seed: int = 0) -> Iterator[Utterance]:
     rng = np.random.default_rng([seed, list(SPEECH_SPLITS).index(split), index, 2])
     words = [str(word) for word in rng.choice(DIGITS, rng.integers(LENGTHS[0], LENGTHS[1] + 1))]
     for voice in rng.choice(len(voices), 2, replace=False):
-        yield say(words, voices[int(voice)], rng)
+        yield say_digits(words, voices[int(voice)], rng)
 
 
 def write_dialogues(

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from covo_rl.data.files import json_line, write_atomically
+from covo_rl.synth.phones import PHONES, PRONUNCIATIONS, Phone
 from covo_rl.synth.sounds import RATE, Rng
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = tuple(PRONUNCIATIONS)
 #: tone -> semitones relative to the speaker's fundamental, at the start and the end of the word.
 TONES = {"level": (0, 0), "rise": (-3, 4), "fall": (4, -4), "low": (-4, -4)}
 #: split -> voices in it; none is in two.
@@ -28,47 +29,6 @@ SPEECH_SPLITS = {"train": 64, "validation": 16, "test": 16}
 _CODE, _FRAME = 960, 240  # samples of one speech code (40 ms) and of one frame of `Utterance.f0_Z` (10 ms)
 _CONTROL, _FFT = 120, 1024  # a control frame is 5 ms; the response of a frame rings for up to 33 ms
 _BINS_HZ = np.fft.rfftfreq(_FFT, 1 / RATE).astype(np.float32)
-_PRONUNCIATIONS = {
-    "zero": "z i r o w", "one": "w u n", "two": "- t uu", "three": "th r ii", "four": "f aw r", "five": "f a y v",
-    "six": "s i - k s", "seven": "s e v uh n", "eight": "e y - t", "nine": "n a y n",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Phone:
-    """Length, amplitude of voice and of noise, centre and width of the noise band, the three formants (Hz)."""
-
-    seconds: float
-    voice: float
-    noise: float
-    band: tuple[float, float]
-    formants: tuple[float, float, float]
-
-
-_NONE = (3000.0, 2000.0)
-_PHONES = {
-    "a": _Phone(0.11, 1.0, 0, _NONE, (730, 1150, 2440)),
-    "aw": _Phone(0.15, 1.0, 0, _NONE, (570, 840, 2410)),
-    "e": _Phone(0.11, 1.0, 0, _NONE, (530, 1840, 2480)),
-    "i": _Phone(0.09, 1.0, 0, _NONE, (400, 1980, 2550)),
-    "ii": _Phone(0.17, 1.0, 0, _NONE, (280, 2280, 3000)),
-    "o": _Phone(0.10, 1.0, 0, _NONE, (490, 910, 2450)),
-    "u": _Phone(0.13, 1.0, 0, _NONE, (640, 1190, 2390)),
-    "uh": _Phone(0.07, 0.8, 0, _NONE, (500, 1400, 2450)),
-    "uu": _Phone(0.17, 1.0, 0, _NONE, (310, 900, 2240)),
-    "w": _Phone(0.08, 0.8, 0, _NONE, (310, 700, 2200)),
-    "y": _Phone(0.08, 0.9, 0, _NONE, (300, 2200, 2900)),
-    "r": _Phone(0.08, 0.8, 0, _NONE, (400, 1150, 1550)),
-    "n": _Phone(0.08, 0.5, 0, _NONE, (260, 1500, 2600)),
-    "z": _Phone(0.09, 0.4, 0.6, (6000, 1500), (300, 1600, 2550)),
-    "v": _Phone(0.06, 0.5, 0.25, (5500, 3500), (300, 1100, 2300)),
-    "s": _Phone(0.12, 0.0, 1.0, (6500, 1600), (320, 1600, 2550)),
-    "f": _Phone(0.11, 0.0, 0.45, (5500, 3500), (340, 1100, 2200)),
-    "th": _Phone(0.10, 0.0, 0.35, (7500, 2500), (320, 1290, 2540)),
-    "t": _Phone(0.03, 0.0, 1.0, (4500, 1800), (350, 1750, 2650)),
-    "k": _Phone(0.03, 0.0, 1.0, (2000, 700), (350, 1900, 2300)),
-    "-": _Phone(0.05, 0.0, 0, _NONE, (300, 1600, 2500)),
-}
 
 
 @dataclass(frozen=True)
@@ -134,10 +94,10 @@ def utterance(split: str, index: int, seed: int = 0) -> Utterance:
     """Two to six digits by a voice of the split: utterance `index`, whichever others are made."""
     rng = _rng(split, index, seed, 1)
     speaker = _speaker(split, int(rng.integers(SPEECH_SPLITS.get(split, 1))), seed)
-    return say([str(word) for word in rng.choice(DIGITS, rng.integers(2, 7))], speaker, rng)
+    return say_digits([str(word) for word in rng.choice(DIGITS, rng.integers(2, 7))], speaker, rng)
 
 
-def say(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] | None = None) -> Utterance:
+def say_digits(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] | None = None) -> Utterance:
     """Digit words in a voice, one tone a word (drawn where none are named); lengths and pauses vary with `rng`.
 
     Raises:
@@ -149,19 +109,19 @@ def say(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] |
             raise ValueError(f"no {name} is called {strange[0]!r}; there are {', '.join(known)}")
     if not words or len(tones) != len(words):
         raise ValueError(f"{len(words)} words and {len(tones)} tones: at least one word, and one tone a word")
-    phones, times = [(_PHONES["-"], rng.uniform(0.05, 0.15))], []
+    phones, times = [(PHONES["-"], rng.uniform(0.05, 0.15))], []
     pitch = [(0.0, 0.0)]  # (second, semitones), joined by straight lines
     end = phones[0][1]
     for word, tone in zip(words, tones, strict=True):
         start = end
-        for name in _PRONUNCIATIONS[word].split():
-            phone = _PHONES[name]
+        for name in PRONUNCIATIONS[word].split():
+            phone = PHONES[name]
             phones.append((phone, phone.seconds * rng.uniform(0.85, 1.15) / speaker.rate))
             end += phones[-1][1]
         times.append((word, round(start, 4), round(end, 4)))
         pitch += [(start, TONES[tone][0]), (end, TONES[tone][1])]
         pause = rng.uniform(0.25, 0.4) if rng.random() < 0.2 else rng.uniform(0.04, 0.12)
-        phones.append((_PHONES["-"], pause))
+        phones.append((PHONES["-"], pause))
         end += pause
     samples = -(-round(end * RATE) // _CODE) * _CODE
     wave, f0_T = _render(phones, pitch, samples, speaker, rng)
@@ -169,7 +129,13 @@ def say(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] |
     return Utterance(wave, " ".join(words), tuple(times), tuple(tones), speaker, f0_T[centres])
 
 
-def _render(phones, pitch, samples: int, speaker: Speaker, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
+def _render(
+    phones: Sequence[tuple[Phone, float]],
+    pitch: Sequence[tuple[float, float]],
+    samples: int,
+    speaker: Speaker,
+    rng: Rng,
+) -> tuple[np.ndarray, np.ndarray]:
     """(wave, fundamental in Hz at every sample, 0 without voice)."""
     frames = samples // _CONTROL + 1
     ends = np.cumsum([seconds for _, seconds in phones]) * RATE / _CONTROL
@@ -179,7 +145,8 @@ def _render(phones, pitch, samples: int, speaker: Speaker, rng: Rng) -> tuple[np
     formants_F3 *= speaker.formant_scale * rng.uniform(0.98, 1.02, 3)
     voice_F, noise_F = _smooth(np.array([(phone.voice, phone.noise) for phone in table]), 5).T
     t, at = np.arange(samples), np.arange(frames) * _CONTROL
-    semitones = np.interp(t / RATE, *zip(*pitch, strict=True)) - t / RATE * 0.3
+    seconds, heights = np.array(pitch).T
+    semitones = np.interp(t / RATE, seconds, heights) - t / RATE * 0.3  # and falls a little towards the end
     semitones += np.interp(t, at, _smooth(rng.standard_normal((frames, 1)), 21)[:, 0])
     f0_T = speaker.f0_hz * 2 ** (semitones / 12)
     voice_T = np.interp(t, at, voice_F)
