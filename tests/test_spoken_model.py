@@ -11,6 +11,7 @@ from covo_rl.data import DataError, load_examples
 from covo_rl.models.covo_audio.processing import IGNORE, interleave, make_labels
 from covo_rl.prompt import PromptError, messages
 from covo_rl.resolve import find
+from covo_rl.rewards.rules.transcript import error_rate, spoken_words
 from covo_rl.rewards.specs import load_reward
 from covo_rl.supervised import Stage, load_config
 from covo_rl.supervised.rows import TeacherError, completions, prepare_rows, reply_codes
@@ -161,3 +162,36 @@ def test_the_control_differs_in_what_it_pays_for_alone():
     run, control = (read_yaml(find("recipes", f"configs/{name}.yaml")) for name in ("spoken", "spoken_control"))
     assert {name for name in run if run[name] != control[name]} == {"rewards", "output"}
     assert control["rewards"] == {**run["rewards"], "spoken": 0.0}
+
+
+def test_the_shipped_model_says_in_codes_what_it_hears_from_voices_that_it_never_heard(tmp_path):
+    """Greedy; the words that the shipped tokenizer reads from the codes, against what was asked."""
+    from covo_rl.audio import ClipStore
+    from covo_rl.config import RolloutConfig, taught_prompt
+    from covo_rl.engines import own
+    from covo_rl.models import load_family
+    from covo_rl.models.builtin import resolve_model
+    from covo_rl.policy import Policy
+    from covo_rl.prompt import build_prompt
+    from covo_rl.speech.tokenizer import SpeechTokenizer
+
+    folder = resolve_model("builtin:tiny_spoken")
+    tokenizer = SpeechTokenizer.from_pretrained(resolve_model("builtin:speech_tokenizer"))
+    rows = load_examples(write_dialogues(tmp_path, split="test", count=16, seed=77, replies=False), tmp_path)
+    clips, family = ClipStore(), load_family(folder, dtype="float32")
+    policy = Policy(family, None, clips=clips).eval()
+    wording = taught_prompt(find("checkpoints", "tiny_spoken/prompt.yaml"))
+    prompts = [build_prompt(r, family, clips, wording) for r in rows]
+    with torch.no_grad():
+        config = RolloutConfig(num_generations=1, max_completion_length=112)
+        groups = own.sample(policy, prompts, policy.features(prompts), config, seed=0, greedy=True, num_generations=1)
+    replies = [group.rollouts[0] for group in groups]
+    assert sum(reply.text == example.answer for reply, example in zip(replies, rows, strict=True)) >= 13
+
+    def said(replies):
+        """Mean share of the words that were asked for, as read from the codes."""
+        heard = [spoken_words(tokenizer.transcribe(reply.codes)) for reply in replies]
+        return np.mean([1 - error_rate(r.answer.split(), words) for r, words in zip(rows, heard, strict=True)])
+
+    assert said(replies) > 0.6
+    assert said(replies[1:] + replies[:1]) < 0.4  # those of other questions
