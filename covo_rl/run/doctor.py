@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 OVERHEAD = 1.1
 BYTES = {"float32": 4, "bfloat16": 2}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class SpeechPart(Enum):
+    tokenizer = "tokenizer"
+    decoder = "decoder"
 
 
 @dataclass(frozen=True)
@@ -171,12 +177,17 @@ def doctor(
     ranks: Annotated[int, typer.Option(min=1, help="processes that share prompts_per_step")] = 1,
     device: Annotated[str, typer.Option(help="whose speed is measured: auto, cpu, cuda")] = "auto",
     gpu_gb: Annotated[float | None, typer.Option(min=0.1, help="GPU that vLLM shares; default: the device")] = None,
+    speech: Annotated[SpeechPart | None, typer.Option(help="the YAML trains a part of speech out")] = None,
 ) -> None:
     """Estimate memory and time of a configuration."""
     from covo_rl.config import parse_options
     from covo_rl.models import use_family
 
     with user_errors("covo-rl doctor"):
+        if speech is not None:
+            from covo_rl.run.speech_memory import speech_plan
+
+            return say(render_plan(speech_plan(speech.value, config, seconds, device)))
         options = parse_options(["--config", str(config)])
         use_family(options.model.family)
         options.train.prompts_per_step = max(1, options.train.prompts_per_step // ranks)

@@ -93,11 +93,13 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class PitchErrors:
-    """`semitones`: median distance. `correlation`: mean over clips, within each. `voicing`: frames that agree on it."""
+    """`semitones`: median distance; `contour`: each clip's mean set right. `correlation`: within a clip, on average.
+    `voicing`: share of frames that agree on it."""
 
     semitones: float
     correlation: float
     voicing: float
+    contour: float
 
 
 def pitch_errors(truth: Sequence[np.ndarray], heard: Sequence[np.ndarray]) -> PitchErrors:
@@ -109,19 +111,21 @@ def pitch_errors(truth: Sequence[np.ndarray], heard: Sequence[np.ndarray]) -> Pi
     Raises:
         ValueError: two tracks differ in length.
     """
-    distances, correlations, agreed = [np.zeros(0)], [], [np.zeros(0)]
+    distances, shapes, correlations, agreed = [np.zeros(0)], [np.zeros(0)], [], [np.zeros(0)]
     for true_Z, heard_Z in zip(truth, heard, strict=True):
         if len(true_Z) != len(heard_Z):
             raise ValueError(f"tracks of {len(true_Z)} and {len(heard_Z)} frames: both must be of the same clip")
         both = (true_Z > 0) & (heard_Z > 0)
         a, b = np.log2(true_Z[both]), np.log2(heard_Z[both])
         distances.append(12 * np.abs(a - b))
+        shapes.append(12 * np.abs(a - b - (a - b).mean()) if len(a) else a)
         varies = len(a) >= 10 and a.std() > 0 and b.std() > 0
         correlations.append(float(np.corrcoef(a, b)[0, 1]) if varies else 0.0)
         agreed.append((true_Z > 0) == (heard_Z > 0))
-    distances = np.concatenate(distances)
-    median = float(np.median(distances)) if len(distances) else float("inf")
-    return PitchErrors(median, float(np.mean(correlations)), float(np.mean(np.concatenate(agreed))))
+    median, contour = (
+        float(np.median(d)) if len(d) else float("inf") for d in map(np.concatenate, (distances, shapes))
+    )
+    return PitchErrors(median, float(np.mean(correlations)), float(np.mean(np.concatenate(agreed))), contour)
 
 
 def stoi(clean_T: np.ndarray, heard_T: np.ndarray, rate: int = RATE) -> float:

@@ -251,10 +251,15 @@ def _start(config: DecoderTraining, tokenizer: SpeechTokenizer) -> Token2Wav:
             raise ConfigError([f"start {config.start}: latent {kind[0]} and vocoder {kind[1]}, the options say "
                                f"{config.latent} and {config.vocoder}"])  # fmt: skip
         return decoder
+    return Token2Wav(decoder_shape(config, codebook, digest))
+
+
+def decoder_shape(config: DecoderTraining, codebook: int | None = None, digest: str = "") -> Token2WavConfig:
+    """The sizes of a new decoder; `codebook` is how many codes its tokenizer has, where that is another number."""
     shape = Token2WavConfig.tiny(config.latent, config.vocoder)
     if config.shape == "published":
-        flow = Token2WavConfig().flow
         width = shape.flow.z_dim
-        shape = Token2WavConfig(replace(flow, z_dim=width, spkr_embed_dim=width), latent=config.latent,
-                                vocoder=config.vocoder, harmonic_width=512)  # fmt: skip
-    return Token2Wav(replace(shape, flow=replace(shape.flow, token_vocab_size=codebook), tokenizer=digest))
+        flow = replace(Token2WavConfig().flow, z_dim=width, spkr_embed_dim=width)
+        shape = Token2WavConfig(flow, latent=config.latent, vocoder=config.vocoder, harmonic_width=512)
+    flow = replace(shape.flow, token_vocab_size=codebook or shape.flow.token_vocab_size)
+    return replace(shape, flow=flow, tokenizer=digest)

@@ -1,0 +1,147 @@
+"""Memory and time of the training of a speech tokenizer or decoder, before it begins: `covo-rl doctor --speech KIND`.
+
+One update is computed on tensors without storage (the "meta" device): autograd keeps what it would keep, and products
+are counted as they come. Exact but for what the allocator adds and for CTC, k-means and the optimiser's own work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from covo_rl.run.doctor import BYTES, Plan
+from covo_rl.run.speed import Speed, measure_speed
+from covo_rl.speech.decoder_training import DecoderTraining, read_decoder_training
+from covo_rl.speech.training import TokenizerTraining, read_training
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def speech_plan(kind: str, path: Path, seconds: float, device: str) -> Plan:
+    """Of the YAML of a training of a "tokenizer" or a "decoder", at the speed of `device`; raises ConfigError."""
+    if kind == "tokenizer":
+        config = read_training(path)
+        return tokenizer_plan(config, seconds, measure_speed(device, config.dtype))
+    config = read_decoder_training(path)
+    return decoder_plan(config, measure_speed(device, config.dtype))
+
+
+def tokenizer_plan(config: TokenizerTraining, seconds: float, speed: Speed | None = None) -> Plan:
+    """Of a training on clips of `seconds`, on one rank; WavLM-large or the tiny one, whatever `wavlm` names."""
+    import torch
+
+    from covo_rl.speech.configuration import SpeechTokenizerConfig
+    from covo_rl.speech.front_end import prepare_wave
+    from covo_rl.speech.grid import CODE_SAMPLES, RATE
+    from covo_rl.speech.heads import Heads
+    from covo_rl.speech.tokenizer import SpeechTokenizer
+
+    published = config.shape == "published"
+    shape = SpeechTokenizerConfig.published() if published else SpeechTokenizerConfig.tiny()
+    with torch.device("meta"):
+        model = SpeechTokenizer(shape).train()
+        heads = model.heads = Heads(shape.merge_width, shape.head_width, config.pieces or shape.pieces)
+    if shape.front_end == "conv":
+        model.wavlm.feature_extractor.requires_grad_(False)
+    model.to(getattr(torch, config.dtype))
+    codes = max(1, round(seconds * RATE / CODE_SAMPLES))
+    samples = len(prepare_wave(torch.zeros(codes * CODE_SAMPLES), shape.front_end))
+
+    def update() -> Tensor:
+        waves = model.merge.weight.new_empty(config.batch_size, samples)
+        vectors_BLC, mask_BL = model.features(list(waves))
+        embeds_BLW = model.from_code(vectors_BLC.to(model.merge.weight))
+        logits = heads.asr(embeds_BLW, mask_BL).float().log_softmax(-1)
+        mel = heads.draw_mel(embeds_BLW, embeds_BLW.new_empty(config.batch_size, 64), mask_BL)
+        return logits.sum() + mel.float().sum() + heads.pitch(embeds_BLW, mask_BL).float().sum()
+
+    passes = config.gradient_accumulation_steps
+    return _plan({"tokenizer": (model, update, config.steps, passes)}, [model], config.dtype, speed,
+                 {"codes": config.batch_size * codes * passes})  # fmt: skip
+
+
+def decoder_plan(config: DecoderTraining, speed: Speed | None = None) -> Plan:
+    """Of a training of flow and vocoder, on one rank."""
+    import torch
+
+    from covo_rl.models.covo_audio.token2wav import Token2Wav
+    from covo_rl.speech.decoder_losses import FlowDraw, flow_loss, spectral_loss, vocoder_loss
+    from covo_rl.speech.discriminators import Discriminators
+    from covo_rl.speech.train_decoder import decoder_shape
+
+    with torch.device("meta"):
+        model = Token2Wav(decoder_shape(config)).train()
+        judge = Discriminators() if config.discriminators else None
+    field, vocoder, latent = model.token2latent, model.wavegan, model.config.flow.z_dim
+    rows, frames = max(1, config.flow_frames // config.sequence_frames), config.sequence_frames
+    field.to(getattr(torch, config.dtype))
+
+    def flow_update() -> Tensor:
+        like = torch.empty(rows, frames, latent, device="meta", dtype=field.cond_proj.weight.dtype)
+        codes = torch.empty(rows, frames // 4, device="meta", dtype=torch.long)
+        mask = torch.empty(rows, frames, device="meta", dtype=torch.bool)
+        draw = FlowDraw(like[:, 0, 0], like, mask[:, 0], mask)
+        return flow_loss(field, like, codes, like.new_empty(rows, model.config.flow.spkr_embed_dim), mask, draw)
+
+    def vocoder_update() -> Tensor:
+        true = torch.empty(config.vocoder_batch, config.vocoder_frames * 240, device="meta")
+        heard = vocoder(torch.empty(config.vocoder_batch, latent, config.vocoder_frames, device="meta"))[:, 0]
+        if judge is None:
+            return spectral_loss(heard, true)
+        maps = judge(true)  # once more for the discriminators' own update, which is as large
+        again = torch.stack([verdicts[-1].sum() for verdicts in judge(heard)])
+        return torch.stack([*vocoder_loss(maps, judge(heard), true, heard).values(), *again]).sum()
+
+    updates = {}
+    if config.vocoder_steps:
+        updates["vocoder"] = (vocoder, vocoder_update, config.vocoder_steps, 1)
+    if config.flow_steps:
+        updates["flow"] = (field, flow_update, config.flow_steps, 1)
+    parts = [model] if judge is None else [model, judge]
+    positions = {"flow frames": rows * frames, "vocoder frames": config.vocoder_batch * config.vocoder_frames}
+    return _plan(updates, parts, config.dtype, speed, positions)
+
+
+def _plan(
+    updates: dict[str, tuple[nn.Module, Callable[[], Tensor], int, int]], parts: list[nn.Module], dtype: str,
+    speed: Speed | None, positions: dict[str, int],
+) -> Plan:  # fmt: skip
+    """`updates`: name -> (what trains, its loss, number of updates, passes of an update)."""
+    everything = sum(p.numel() for part in parts for p in part.parameters())
+    trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+    passes = {name: counted_pass(module, loss) for name, (module, loss, _, _) in updates.items()}
+    memory = {
+        "weights": 4.0 * everything + (BYTES[dtype] * everything if dtype != "float32" else 0),
+        "gradients": 4.0 * trainable, "optimiser (AdamW)": 8.0 * trainable,
+    }  # fmt: skip
+    notes = []
+    for name, (_, flops) in passes.items() if speed else ():
+        _, _, count, repeats = updates[name]
+        seconds = repeats * flops / speed.flops
+        notes.append(f"{count:,} updates of the {name} take {seconds:,.3g} s each, {count * seconds / 3600:,.3g} hours "
+                     "in all, or more: that is products alone, at "
+                     f"{speed.flops / 1e12:,.3g} TFLOP/s in {dtype}, measured here")  # fmt: skip
+    largest = max(kept for kept, _ in passes.values())
+    return Plan(memory, {}, {"activations": largest}, {}, positions, trainable, tuple(notes))
+
+
+def counted_pass(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, float]:
+    """Bytes that autograd keeps of a forward pass, weights of `module` aside, and operations of products of forward
+    and backward pass. All tensors of `loss` are on the meta device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    own = {value.untyped_storage()._cdata for value in (*module.parameters(), *module.buffers())}
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), FlopCounterMode(display=False) as counter:
+        loss().backward()
+    storages = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in kept}
+    module.zero_grad(set_to_none=True)
+    return float(sum(size for key, size in storages.items() if key not in own)), float(counter.get_total_flops())
