@@ -16,14 +16,17 @@ from covo_rl.speech.grid import CODE_FRAMES, FRAME_SAMPLES, pad_to_codes
 from covo_rl.speech.latents import latents_of, speaker_of
 from covo_rl.speech.rows import SpeechRow
 
+#: clips of a speaker that tell the voice in training: one alone may be all high tones or all low ones
+VOICE_CLIPS = 3
+
 
 class Speech(NamedTuple):
-    """Codes `first` to `first + length` of the rows `rows` one after the other; row `voice` tells the speaker."""
+    """Codes `first` to `first + length` of the rows `rows` one after the other; the rows `voice` tell the speaker."""
 
     rows: tuple[int, ...]
     first: int
     length: int
-    voice: int
+    voice: tuple[int, ...]
 
 
 class Crop(NamedTuple):
@@ -84,11 +87,11 @@ class DecoderClips(Dataset):
         latents_ZE = latents_ZE[CODE_FRAMES * item.first : CODE_FRAMES * last]
         return (latents_ZE - self.mean_E) / self.deviation_E, codes_L[item.first : last], self.speaker(item.voice)
 
-    def speaker(self, row: int) -> Tensor:
-        """The speaker vector that the row brings (`speaker_vector`: numbers), else that of its own latents."""
-        if "speaker_vector" in self.rows[row].source:
-            return torch.tensor(self.rows[row].source["speaker_vector"], dtype=torch.float32)
-        return speaker_of((self.clip(row)[0] - self.mean_E) / self.deviation_E)
+    def speaker(self, rows: Sequence[int]) -> Tensor:
+        """The speaker vector that the first row brings (`speaker_vector`: numbers), else that of all their latents."""
+        if "speaker_vector" in self.rows[rows[0]].source:
+            return torch.tensor(self.rows[rows[0]].source["speaker_vector"], dtype=torch.float32)
+        return speaker_of((torch.cat([self.clip(row)[0] for row in rows]) - self.mean_E) / self.deviation_E)
 
     # -- what an update reads: it depends on seed and step alone, so that a resumed run reads what it would have read
 
@@ -103,7 +106,8 @@ class DecoderClips(Dataset):
             while codes < length + length // 4:  # so that it seldom begins at a clip's beginning
                 rows.append(int(rng.choice(same)))
                 codes += len(self.codes[rows[-1]])
-            batch.append(Speech(tuple(rows), int(rng.integers(codes - length + 1)), length, int(rng.choice(same))))
+            voice = tuple(map(int, rng.choice(same, VOICE_CLIPS)))
+            batch.append(Speech(tuple(rows), int(rng.integers(codes - length + 1)), length, voice))
         return batch[rank::world]
 
     def crops(self, step: int, rank: int = 0, world: int = 1) -> list[Speech | Crop]:
