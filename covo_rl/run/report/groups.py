@@ -23,7 +23,7 @@ from typing import Any
 
 from covo_rl.data.files import whole_lines
 from covo_rl.prompt import Parsed, parse
-from covo_rl.run.report.replies import codes_of
+from covo_rl.run.report.replies import codes_in_row
 from covo_rl.run.report.values import MAX_TEXT, Notes, compact, finite, mapping, readable, readable_start, texts
 
 #: what a row of a rollouts file says of its rollout; all else is of the data, or was logged by a reward
@@ -159,7 +159,7 @@ def _rollout(row: Mapping[str, Any], logged: Mapping[str, tuple[str, str]], note
         "logp": finite(row.get("mean_logp")),
         "tokens": _packed_tokens(row.get("token_logps"), text),
         "flags": ["truncated"] if stop == "length" else [],
-        **codes_of(row, notes),
+        **codes_in_row(row, notes),
     }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def decoder_codes(name: str) -> int:
     return Token2WavConfig.from_file(Path(resolve_model(name)) / "config.json").flow.token_vocab_size
 
 
-def codes_of(row: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
+def codes_in_row(row: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     """`codes` of a row of a rollouts file, and its `reply` to come; nothing where it holds none."""
     codes = row.get("completion_codes") or []
     if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < 2**31 for code in codes):
