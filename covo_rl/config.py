@@ -38,8 +38,8 @@ SCHEDULES = (
 #: what `report_to` can name, each also the package that it needs
 TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 #: options whose text is a path, or may be one
-PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume",
-         "vllm_adapter_dir")  # fmt: skip
+PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume", "speech_decoder",
+         "scorer_model", "vllm_adapter_dir")  # fmt: skip
 #: what covo_rl says to vLLM itself, and the option that decides it
 VLLM_OWN = {
     "model": "model", "tokenizer": "model", "dtype": "dtype", "seed": "seed", "trust_remote_code": "trust_remote_code",
@@ -152,6 +152,7 @@ class PromptConfig:
         "last line of the user message",
     )
     choice_style: str = option("letters", "how options are listed", ["letters", "lines", "inline"])
+    written_question: bool = option(True, "write the row's question and options under the audio, which else asks alone")
 
 
 @dataclass
@@ -309,6 +310,9 @@ class TrainConfig:
     dry_run: bool = option(False, "check data, configuration, model and budget, start nothing")
     log_rollouts: bool = option(True, "write rollouts/ to the run folder")
     log_token_logps: bool = option(True, "with the log-prob of every token")
+    speech_decoder: str | None = option(
+        None, "what plays spoken replies in the report: a decoder's folder, or builtin:NAME"
+    )
 
 
 @dataclass

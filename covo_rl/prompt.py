@@ -195,14 +195,22 @@ def list_choices(choices: Sequence[str], style: str) -> str:
 
 
 def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
-    """[system?], user: one {"type": "audio"} per clip, then the question, its options and the instruction."""
-    lines = [example.question.strip()]
-    if example.choices:
+    """[system?], user: one {"type": "audio"} per clip, then the question, its options and the instruction.
+
+    Raises:
+        PromptError: the question is not to be written, and there is no clip that could ask.
+    """
+    lines = [example.question.strip()] if config.written_question else []
+    if example.choices and config.written_question:
         lines.append(list_choices(example.choices, config.choice_style))
     if config.instruction:
         lines.append(config.instruction)
     content: list[dict[str, Any]] = [{"type": "audio"} for _ in example.clips]
-    content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
+    if lines:
+        content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
+    if not content:
+        row = f"row {visible(example.id)}"
+        raise PromptError(f"{row}: it has no audio, and written_question false leaves nothing to ask")
     chat: list[dict[str, Any]] = []
     if system := example.system or config.system_prompt:
         chat.append({"role": "system", "content": [{"type": "text", "text": system}]})

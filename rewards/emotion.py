@@ -40,9 +40,10 @@ def emotion(
     names = [str(name or "") for name in emotion or [""] * len(completions)]
     by_judge = scorer_model is None and getattr(judge, "hears", False)
     asked = [i for i, name in enumerate(names) if i not in scores and (by_judge or (name and scorer_model))]
-    codes, ears = [completion_codes[i] for i in asked], ears_at(scorer_model or _as_clips)
-    voice = voice_at(decoder_folder, speaker_prompt) if asked else None
-    heard = dict(zip(asked, hear_sound(codes, ears, voice, "scorer"), strict=True))
+    heard = {}
+    if asked:
+        ears, voice = ears_at(scorer_model or _as_clips), voice_at(decoder_folder, speaker_prompt)
+        heard = dict(zip(asked, hear_sound([completion_codes[i] for i in asked], ears, voice, "scorer"), strict=True))
     if by_judge:
         before, asking = clips or [()] * len(names), question or [""] * len(names)
         texts = list(map(completion_text, completions))
@@ -58,7 +59,7 @@ def emotion(
         if isinstance(result, str) and log_missing:
             log_missing(i, result)
     if log_extra:
-        log_extra("emotion_heard", [_likeliest(heard.get(i)) for i in range(len(names))])
+        log_extra("emotion_reason", [_likeliest(heard.get(i)) for i in range(len(names))])
     return [scores[i] for i in range(len(names))]
 
 

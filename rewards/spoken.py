@@ -59,7 +59,8 @@ def spoken(
     for i, why in missing.items() if log_missing else ():
         log_missing(i, why)
     if log_extra:
-        log_extra("spoken_heard", [text if isinstance(text := heard.get(i), str) else "" for i in range(len(said))])
+        texts = [f"heard {text!r}" if isinstance(text := heard.get(i), str) else "" for i in range(len(said))]
+        log_extra("spoken_reason", texts)
     return [scores.get(i) for i in range(len(said))]
 
 

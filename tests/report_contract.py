@@ -24,6 +24,7 @@ ROLLOUT = {
     "tokens": "tokens?",  # [[piece..], [centinats..]]: the pieces together are the completion
     "flags": [{"wrong_high_thinking", "right_broken_reasoning", "consistency_missing", "longest", "truncated", "copy"}],
 }
+SPOKEN = {**ROLLOUT, "codes": [int], "reply": "str?"}  # of a reply that holds audio codes; its key of clips
 GROUP = {
     "run": int,  # index in runs
     "step": int,
@@ -95,6 +96,8 @@ def problems(payload):
 
 
 def _shape(value, form, at):
+    if form is ROLLOUT and isinstance(value, dict) and "codes" in value:
+        form = SPOKEN
     if isinstance(form, dict):
         if value is None and id(form) in NULLABLE:
             return
@@ -150,6 +153,8 @@ def _sense(payload):
             yield f"{at}.run: {group['run']} of {len(payload['runs'])} runs"
         yield from (f"{at}.clips: {key!r:.60} is not in clips" for key in group["clips"] if key not in payload["clips"])
         for g, rollout in enumerate(group["rollouts"]):
+            if rollout.get("reply") is not None and rollout["reply"] not in payload["clips"]:
+                yield f"{at}.rollouts[{g}].reply: {rollout['reply']!r:.60} is not in clips"
             if rollout["tokens"] and "".join(rollout["tokens"][0]) != rollout["completion"]:
                 yield f"{at}.rollouts[{g}].tokens: the pieces are not the completion"
     for key, clip in payload["clips"].items():

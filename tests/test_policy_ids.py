@@ -13,6 +13,7 @@ from covo_rl.engines.decoder import FusedDecoder, decoder_for
 from covo_rl.engines.own import sample
 from covo_rl.models.tiny import tiny_covo_audio
 from covo_rl.policy.loading import answering_policy
+from covo_rl.run.python.spoken import speech_problems
 from covo_rl.train import batch as batch_module
 from covo_rl.types import Group, Rollout
 
@@ -171,3 +172,4 @@ def test_the_option_reaches_the_family(tmp_path):
         settings = ModelConfig(str(tmp_path), speech_mode=mode)
         policy, _ = answering_policy(settings, AdapterConfig(), clips=None, device=torch.device("cpu"))
         assert (len(policy.family.code_ids), len(policy.family.unsampled_ids)) == (16, count)
+        assert ["text alone" in problem for problem in speech_problems(policy.family, None)] == [True] * (count > 0)

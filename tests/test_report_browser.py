@@ -122,6 +122,24 @@ def test_the_head_tells_accuracy_before_and_after_with_intervals_notes_and_advic
         assert opened(driver).startswith(f"step {step} ·")
 
 
+def test_a_spoken_reply_has_a_player_and_raw_its_codes(driver, tmp_path):
+    content = payload(runs=1, steps=1, groups=1)
+    rollouts, clips = content["groups"][0]["rollouts"], content["clips"]
+    clips["reply 1"] = next(clip for clip in clips.values() if clip["src"]) | {"name": "the reply"}
+    rollouts[0].update(codes=[3, 1, 4], reply="reply 1")
+    rollouts[1].update(codes=[5], reply=None)
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html", "view=groups")
+    assert texts(driver, ".rollout .player .sound-name span:first-child") == ["the reply"]
+    facts = texts(driver, ".rollout footer")
+    assert "3 audio codes" in facts[0] and "1 audio code" in facts[1] and "audio" not in facts[2]
+    assert texts(driver, ".rollout .codes") == []
+    visit(driver, tmp_path / "page.html", "view=groups&text=raw")
+    assert texts(driver, ".rollout .codes") == ["3 1 4", "5"]
+    driver.execute_script("arguments[0].click()", one(driver, ".rollout .play"))
+    until(driver, "return document.querySelector('.rollout audio').currentTime > 0")
+
+
 def test_rows_of_two_data_sets_with_one_id_are_two_prompts(driver, tmp_path):
     content = payload(runs=2, steps=1, groups=1)
     content["groups"][0].update(id="1", question="Which bell?")

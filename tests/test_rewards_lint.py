@@ -35,6 +35,12 @@ def test_our_rewards_pass_the_full_check():
     assert lint("accuracy,format,consistency,thinking", full=True) == []
 
 
+def test_a_reward_that_reads_replies_whole_is_asked_about_whole_replies():
+    assert lint("accuracy(part='text')", full=True) == []
+    row = {"id": "r", "question": "?", "answer": "one two"}
+    assert lint("accuracy(part='text')", [example_from_row(row)]) == []
+
+
 def test_there_are_enough_cases_and_they_differ():
     assert len(CASES) >= 60 and len({case.completion for case in CASES}) == len(CASES)
     assert parse(GOLD).ok and CASES[0].completion == GOLD

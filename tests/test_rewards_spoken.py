@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import threading
 import time
 
@@ -22,8 +23,9 @@ from covo_rl.rewards.columns import LazyClip, example_from_row, group_from_compl
 from covo_rl.rewards.functions import FunctionReward
 from covo_rl.rewards.spoken_lint import check_hearing
 from covo_rl.rewards.worker import close
-from covo_rl.speech import replies
+from covo_rl.speech import SHIPPED_TOKENIZER, replies
 from covo_rl.speech.replies import AudioClassifier, ReplyError, ears_at, map_batches, speak_replies, voice_at
+from covo_rl.synth.speech import utterance
 from covo_rl.types import Clip
 
 SPOKEN, PATTERN, EMOTION = map(load_reward, ("spoken", "pattern", "emotion"))
@@ -95,7 +97,7 @@ def test_a_recogniser_that_fails_is_none_and_costs_no_other_batch(reader, monkey
     scores, missing = reasons(
         SPOKEN, ["three", "four", "two"], completion_codes=[say(3), [9] * 10, say(2)], log_extra=extras.__setitem__
     )
-    assert scores == [1.0, None, 1.0] and extras == {"spoken_heard": ["three", "", "two"]}
+    assert scores == [1.0, None, 1.0] and extras == {"spoken_reason": ["heard 'three'", "", "heard 'two'"]}
     assert missing == {1: "failed: recogniser codes: ValueError: code 9; there are 0 to 4"}
 
 
@@ -229,7 +231,7 @@ def test_the_score_is_the_probability_of_the_rows_emotion(decoder):
                "scorer_model": calm, "decoder_folder": decoder, "scorer_labels": {"blue": "sad"}}  # fmt: skip
     extras = {}
     assert EMOTION([""] * 4, **columns, log_extra=extras.__setitem__) == pytest.approx([0.5, 0.2, 0.0, 1.0])
-    assert extras == {"emotion_heard": ["Calm 0.50", "Calm 0.80", "", "Calm 1.00"]}
+    assert extras == {"emotion_reason": ["Calm 0.50", "Calm 0.80", "", "Calm 1.00"]}
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_a_judge_hears_what_was_asked_and_then_the_reply(endpoint, decoder, tmp_
                "emotion": ["calm", None, "calm"], "clips": [[LazyClip(question)], [], []],
                "decoder_folder": decoder}  # fmt: skip
     extras = {}
-    the_judge = judge(endpoint.url, hears=True)
+    the_judge = pickle.loads(pickle.dumps(judge(endpoint.url, hears=True)))  # as it gets into the worker
     texts = ["I am so sorry."] * 3
     assert EMOTION(texts, **columns, judge=the_judge, log_extra=extras.__setitem__) == [1.0, 1.0, 0.0]
     assert extras["emotion_reason"] == ["because", "because", ""]
@@ -359,7 +361,7 @@ def test_what_hears_runs_in_a_worker_process_and_is_asked_before_a_run(ears, dec
     assert finding.check == "hearing" and "the scorer has no label 'happy', but calm, sad" in finding.what
     groups = [group_from_completions(example_from_row(row), ["x"], completion_codes=codes) for codes in ([1] * 5, [])]
     table = score(groups, config)
-    assert table.rewards_PGR[:, 0, 0].tolist() == [0.75, 0.0] and table.extras["emotion_heard"] == ["calm 0.75", ""]
+    assert table.rewards_PGR[:, 0, 0].tolist() == [0.75, 0.0] and table.extras["emotion_reason"] == ["calm 0.75", ""]
     pids = {line.split()[0] for line in (ears.parent / "ears.py.pids").read_text().splitlines()}
     assert len(pids) == 1 and str(os.getpid()) not in pids
     live = FunctionReward(SPOKEN.function)
@@ -391,3 +393,33 @@ def test_the_command_line_takes_codes(tmp_path):
                        (str(tmp_path / "no.npy"), "No such file")):  # fmt: skip
         result = CliRunner().invoke(app, ["try", "pattern", "--completion", "three", "--codes", codes])
         assert result.exit_code == 2 and why in " ".join(result.output.split())
+
+
+# -- with the shipped tokenizer ----------------------------------------------------------------------------------------
+
+
+def test_gold_is_heard_and_another_replys_codes_are_not():
+    tokenizer = replies.tokenizer_at(SHIPPED_TOKENIZER)
+    said = [utterance("test", index) for index in range(12)]
+    texts = [one.text for one in said]
+    gold = [codes.tolist() for codes in tokenizer.encode([one.wave for one in said])]
+    assert np.mean(SPOKEN(texts, completion_codes=gold)) >= 0.95
+    assert np.mean(SPOKEN(texts, completion_codes=gold[1:] + gold[:1])) < 0.5
+    shuffled = [np.random.default_rng(0).permutation(codes).tolist() for codes in gold]
+    assert np.mean(SPOKEN(texts, completion_codes=shuffled)) < 0.35
+    assert SPOKEN(texts, completion_codes=[[]] * 12) == [0.0] * 12
+    scores, missing = reasons(SPOKEN, texts[:1], completion_codes=[[300] * 5])
+    assert scores == [None] and missing[0].startswith("failed: recogniser codes: CodeError: row 0: code 300")
+
+
+def test_rows_of_speech_deserve_full_marks_for_their_own_codes():
+    tokenizer = replies.tokenizer_at(SHIPPED_TOKENIZER)
+    said = [utterance("test", index) for index in range(8)]
+    codes = [codes.tolist() for codes in tokenizer.encode([one.wave for one in said])]
+    scores = SPOKEN([one.text for one in said], completion_codes=codes)
+    rows = [{"id": one.text, "text": one.text, "codes": row} for one, row in zip(said, codes, strict=True)]
+    rows = [row for row, score in zip(rows, scores, strict=True) if score == 1][:2]
+    assert lint({SPOKEN.function: 1.0}, list(map(example_from_row, rows)), full=True) == []
+    rows[0]["text"] += " one"
+    (finding,) = lint({SPOKEN.function: 1.0}, list(map(example_from_row, rows)), full=True)
+    assert finding.check == "gold" and f"row {rows[0]['id']} with its own codes scores" in finding.what

@@ -89,10 +89,12 @@ def test_nothing_is_written_where_a_row_is_wrong(place, capsys):
 def test_words_that_make_no_sense_are_told(place, capsys):
     rows, tokenizer = place / "digits/rows.jsonl", ("--tokenizer", place / "tokenizer")
     for words, message in (
-        (("encode", rows, rows, *tokenizer), "is the file that is read: give another OUT"),
+        (("encode", rows, rows, *tokenizer), "exists: give another OUT"),
         (("encode", rows, place / "nowhere/rows.jsonl", *tokenizer), "no such folder for OUT"),
         (("encode", place / "digits/row.jsonl", place / "x", *tokenizer), "no such file or folder"),
         (("encode", rows, place / "x", "--tokenizer", place / "none"), "none/config.json"),
+        (("make", place / "digits"), "digits holds rows.jsonl: give another OUT"),
+        (("decode", rows, place / "digits"), "digits holds rows.jsonl: give another OUT"),
         (("make", place / "x", "--split", "dev"), "there are train, validation, test"),
         (("demo", place / "x", "--train", "--decoder", "d"), "leave out --tokenizer and --decoder"),
     ):

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import WavLMConfig, WavLMModel
 
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import TrainingClips, collate, digit_rows
 from covo_rl.speech.pieces import Pieces
 from covo_rl.speech.quantiser import Quantiser
-from covo_rl.speech.train_tokenizer import DivergedError, TokenizerTrainer, train_tokenizer
-from covo_rl.speech.training import STATE, TokenizerTraining, read_training
+from covo_rl.speech.tokenizer import SpeechTokenizer
+from covo_rl.speech.tokenizer_trainer import TokenizerTrainer
+from covo_rl.speech.train_tokenizer import start_tokenizer, train_tokenizer
+from covo_rl.speech.training import STATE, DivergedError, TokenizerTraining, read_training
 from covo_rl.synth.speech import write_speech
 
 pytest.importorskip("vector_quantize_pytorch")
@@ -101,12 +104,16 @@ def test_memory_for_clips_is_bounded(rows):
     assert 0 < len(clips.clips) < 8 and clips.room >= 0
 
 
+def trainer_of(config, rows):
+    return TokenizerTrainer(config, start_tokenizer(config, rows), rows)
+
+
 def weights_of(trainer):
     return {**trainer.tokenizer.state_dict(), "codes": trainer.quantiser.codebook}
 
 
 def test_a_resumed_training_is_the_same(tmp_path, rows):
-    whole = TokenizerTrainer(TokenizerTraining(output=str(tmp_path / "a"), save_steps=2, **FEW), rows)
+    whole = trainer_of(TokenizerTraining(output=str(tmp_path / "a"), save_steps=2, **FEW), rows)
     whole.folder.mkdir()
     # what a run that was stopped after two updates leaves
     whole.begin()
@@ -114,13 +121,13 @@ def test_a_resumed_training_is_the_same(tmp_path, rows):
         whole.update(batches)
         if whole.step == 2:
             whole.save_state()
-    again = TokenizerTrainer(dataclasses.replace(whole.config, resume=True), rows)
+    again = trainer_of(dataclasses.replace(whole.config, resume=True), rows)
     again.train()
     assert again.step == 4
     for name, value in weights_of(whole).items():
         assert torch.equal(value, weights_of(again)[name]), name
     with pytest.raises(ConfigError, match=r"learning_rate 0\.001 there, 0\.1 now"):
-        TokenizerTrainer(dataclasses.replace(again.config, learning_rate=0.1), rows).load_state()
+        trainer_of(dataclasses.replace(again.config, learning_rate=0.1), rows).load_state()
     (tmp_path / "a" / STATE).write_bytes(b"cut")
     with pytest.raises(ConfigError, match="no state of a training"):
         again.load_state()
@@ -131,7 +138,7 @@ def test_micro_batches_are_one_update(tmp_path, rows):
     gradients = []
     for size, passes in ((6, 1), (3, 2)):
         options = {**FEW, "batch_size": size, "gradient_accumulation_steps": passes, "ema_decay": 0.999999}
-        trainer = TokenizerTrainer(TokenizerTraining(output=str(tmp_path), restart_below=0, **options), rows)
+        trainer = trainer_of(TokenizerTraining(output=str(tmp_path), restart_below=0, **options), rows)
         trainer.begin()
         trainer.optimizer.step, trainer.optimizer.zero_grad = (lambda: None), (lambda **_: None)
         trainer.config.max_grad_norm = 1e9
@@ -155,13 +162,13 @@ def test_the_command_from_rows(tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_it(tmp_path, rows):
-    trainer = TokenizerTrainer(TokenizerTraining(output=str(tmp_path), **FEW), rows)
+    trainer = trainer_of(TokenizerTraining(output=str(tmp_path), **FEW), rows)
     with pytest.raises(DivergedError, match="not finite after step 0"):
         trainer._log({"ctc": torch.tensor(float("nan"))}, None)
 
 
 def test_too_few_codes_for_k_means(tmp_path, rows):
-    trainer = TokenizerTrainer(TokenizerTraining(output=str(tmp_path), **{**FEW, "init_vectors": 50}), rows)
+    trainer = trainer_of(TokenizerTraining(output=str(tmp_path), **{**FEW, "init_vectors": 50}), rows)
     with pytest.raises(ConfigError, match="k-means of 256 codes wants 12800"):
         trainer.begin()
 
@@ -178,7 +185,9 @@ def test_options_are_checked_together():
 RANKS = """
 import sys, torch
 from covo_rl.speech.clips import digit_rows
-from covo_rl.speech.train_tokenizer import TokenizerTrainer
+from covo_rl.speech.tokenizer import SpeechTokenizer
+from covo_rl.speech.tokenizer_trainer import TokenizerTrainer
+from covo_rl.speech.train_tokenizer import start_tokenizer
 from covo_rl.speech.training import TokenizerTraining
 from covo_rl.train.launch import process_state
 from covo_rl.train.ranks import Ranks
@@ -187,7 +196,8 @@ ranks = Ranks.current()
 config = TokenizerTraining(output=sys.argv[1], clips=8, batch_size=4 // ranks.world, steps=2, init_vectors=1,
                            restart_below=0, learning_rate=1e-3)
 torch.set_num_threads(1)
-trainer = TokenizerTrainer(config, digit_rows("train", 8), ranks)
+rows = digit_rows("train", 8)
+trainer = TokenizerTrainer(config, start_tokenizer(config, rows), rows, ranks)
 generator = torch.Generator().manual_seed(0)
 codes = torch.nn.functional.normalize(torch.randn(256, 16, generator=generator), dim=-1)
 book = trainer.quantiser.vq._codebook
@@ -216,3 +226,20 @@ def test_it_learns_to_tell_digits(tmp_path):
     folder = train_tokenizer(read_training(None, options))
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["wer"] < 0.2 and figures["code_use"] > 0.6
+
+
+def test_it_starts_from_a_checkpoint_of_wavlm(tmp_path, rows):
+    layers = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+              "conv_dim": [8] * 7, "feat_extract_norm": "layer", "num_conv_pos_embedding_groups": 2}  # fmt: skip
+    wavlm = WavLMModel(WavLMConfig(**layers))
+    wavlm.save_pretrained(tmp_path)
+    config = TokenizerTraining(shape="published", wavlm=str(tmp_path), pieces=30, output=str(tmp_path / "out"))
+    trainer = trainer_of(config, rows)
+    for name, weight in wavlm.state_dict().items():
+        assert torch.equal(weight, trainer.tokenizer.wavlm.state_dict()[name]), name
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert rates[id(trainer.tokenizer.wavlm.encoder.layer_norm.weight)] < rates[id(trainer.tokenizer.merge.weight)]
+    assert not any(id(p) in rates for p in trainer.tokenizer.wavlm.feature_extractor.parameters())
+    trainer.tokenizer.save_pretrained(tmp_path / "out")
+    again = SpeechTokenizer.from_pretrained(tmp_path / "out")
+    assert again.config == trainer.tokenizer.config and again.config.wavlm_config().num_hidden_layers == 2

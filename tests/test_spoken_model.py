@@ -1,19 +1,23 @@
 """A model that speaks: where codes stand in a reply, what of it is taught, the rows, the recipes, the shipped model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, PromptConfig
 from covo_rl.data import DataError, load_examples
 from covo_rl.models.covo_audio.processing import IGNORE, interleave, make_labels
+from covo_rl.prompt import PromptError, messages
 from covo_rl.resolve import find
+from covo_rl.rewards.rules.transcript import error_rate, spoken_words
 from covo_rl.rewards.specs import load_reward
 from covo_rl.supervised import Stage, load_config
 from covo_rl.supervised.rows import TeacherError, completions, prepare_rows, reply_codes
 from covo_rl.supervised.trainer import Collator
 from covo_rl.synth.dialogue import dialogue, write_dialogues
-from covo_rl.types import Example
+from covo_rl.types import Clip, Example
 
 G_TEXT, G_CODES = [*range(21, 28)], [*range(100, 140)]
 
@@ -132,6 +136,17 @@ def test_a_dialogue_says_the_same_digits_in_two_voices_whatever_else_is_rendered
         next(dialogue("dev", 0))
 
 
+def test_a_voice_alone_can_ask_where_the_question_is_not_to_be_written():
+    clip = Clip(array=np.zeros(2400, np.float32), sampling_rate=24000)
+    asked = Example("a", (clip,), "Say it again.", ("yes", "no"))
+    config = PromptConfig(instruction="", written_question=False)
+    assert messages(asked, config) == [{"role": "user", "content": [{"type": "audio"}]}]
+    with_words = messages(asked, replace(config, instruction="Be short."))[0]["content"]
+    assert with_words == [{"type": "audio"}, {"type": "text", "text": "Be short."}]
+    with pytest.raises(PromptError, match="row a: it has no audio"):
+        messages(replace(asked, clips=()), config)
+
+
 def test_accuracy_reads_a_whole_reply_where_asked():
     whole = load_reward("accuracy(part='text')")
     said = ["three five", "Three, five.", "three five six", "five three", ""]
@@ -147,3 +162,36 @@ def test_the_control_differs_in_what_it_pays_for_alone():
     run, control = (read_yaml(find("recipes", f"configs/{name}.yaml")) for name in ("spoken", "spoken_control"))
     assert {name for name in run if run[name] != control[name]} == {"rewards", "output"}
     assert control["rewards"] == {**run["rewards"], "spoken": 0.0}
+
+
+def test_the_shipped_model_says_in_codes_what_it_hears_from_voices_that_it_never_heard(tmp_path):
+    """Greedy; the words that the shipped tokenizer reads from the codes, against what was asked."""
+    from covo_rl.audio import ClipStore
+    from covo_rl.config import RolloutConfig, taught_prompt
+    from covo_rl.engines import own
+    from covo_rl.models import load_family
+    from covo_rl.models.builtin import resolve_model
+    from covo_rl.policy import Policy
+    from covo_rl.prompt import build_prompt
+    from covo_rl.speech.tokenizer import SpeechTokenizer
+
+    folder = resolve_model("builtin:tiny_spoken")
+    tokenizer = SpeechTokenizer.from_pretrained(resolve_model("builtin:speech_tokenizer"))
+    rows = load_examples(write_dialogues(tmp_path, split="test", count=16, seed=77, replies=False), tmp_path)
+    clips, family = ClipStore(), load_family(folder, dtype="float32")
+    policy = Policy(family, None, clips=clips).eval()
+    wording = taught_prompt(find("checkpoints", "tiny_spoken/prompt.yaml"))
+    prompts = [build_prompt(r, family, clips, wording) for r in rows]
+    with torch.no_grad():
+        config = RolloutConfig(num_generations=1, max_completion_length=112)
+        groups = own.sample(policy, prompts, policy.features(prompts), config, seed=0, greedy=True, num_generations=1)
+    replies = [group.rollouts[0] for group in groups]
+    assert sum(reply.text == example.answer for reply, example in zip(replies, rows, strict=True)) >= 13
+
+    def said(replies):
+        """Mean share of the words that were asked for, as read from the codes."""
+        heard = [spoken_words(tokenizer.transcribe(reply.codes)) for reply in replies]
+        return np.mean([1 - error_rate(r.answer.split(), words) for r, words in zip(rows, heard, strict=True)])
+
+    assert said(replies) > 0.6
+    assert said(replies[1:] + replies[:1]) < 0.4  # those of other questions

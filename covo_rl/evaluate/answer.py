@@ -80,7 +80,7 @@ class PolicyAnswerer:
 
         config, row = self.prompt_config, example
         if self.style is not None:
-            config, row = replace(config, instruction=""), self.style.apply(example)
+            config, row = replace(config, instruction="", written_question=True), self.style.apply(example)
         return replace(build_prompt(row, self.policy.family, self.clips, config), example=example)
 
     def length_problems(self, examples: Sequence[Example]) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from covo_rl.prompt import reference_completion
+from covo_rl.prompt import parse, reference_completion
 from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
 from covo_rl.rewards.scoring import Component, components
@@ -135,6 +135,12 @@ CASES: tuple[LintCase, ...] = (
     *(LintCase(f"junk: {n}", text, 0.0, 0.0, 0.0, 0.0, junk=True) for n, text in JUNK.items()),
 )  # fmt: skip
 
+#: of a reward that reads replies whole (`accuracy(part='text')`): the answer alone is the gold, and no junk
+PLAIN_CASES: tuple[LintCase, ...] = (
+    LintCase("gold", ROW["answer"], 1.0, None),
+    *(case for case in CASES if case.junk and case.name not in ("junk: letter D", "junk: bare answer")),
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -183,8 +189,8 @@ def _problems(term: Component, examples: Sequence[Example], full: bool) -> Itera
     if not full:
         return
     start = time.perf_counter()
-    again = _outcome(term, row, [case.completion for case in reversed(CASES)]).scores[::-1]
-    each = (time.perf_counter() - start) / len(CASES)
+    again = _outcome(term, row, [case.completion for case, *_ in reversed(verdicts)]).scores[::-1]
+    each = (time.perf_counter() - start) / len(verdicts)
     for (case, first, _, _), second in zip(verdicts, again, strict=True):
         if first != second and not (math.isnan(first) and math.isnan(second)):
             yield "determinism", f"{case.name}: {first:g}, then {second:g}"
@@ -204,6 +210,10 @@ def _outcome(term: Component, example: Example, completions: Iterable[str]) -> O
 def _built_in(term: Component) -> bool:
     source = term.reward.source
     return source.trusted and source.name in COMPONENTS and not source.arguments
+
+
+def _reads_whole(term: Component) -> bool:
+    return term.reward.source.arguments.get("part") == "text"
 
 
 def _faults(outcome: Outcome) -> list[str]:
@@ -237,6 +247,7 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
         row = f"row {visible(example.id)}"
         try:
             completion = gold_completion(example)
+            completion = (parse(completion).answer or "") if _reads_whole(term) else completion
         except ValueError as error:
             problems.append(f"{row}: {error}")
             continue
@@ -254,9 +265,10 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
 
 def case_verdicts(term: Component) -> list[tuple[LintCase, float, Expected, bool]]:
     """All cases: the score (NaN for None), what was expected, and whether that is fine."""
-    scores = _outcome(term, example_from_row(ROW), [case.completion for case in CASES]).scores
+    cases = PLAIN_CASES if _reads_whole(term) else CASES
+    scores = _outcome(term, example_from_row(ROW), [case.completion for case in cases]).scores
     verdicts = []
-    for case, score in zip(CASES, scores, strict=True):
+    for case, score in zip(cases, scores, strict=True):
         other = "<gold" if case.junk else None  # what a reward that is none of the four is held to
         expected: Expected = getattr(case, term.reward.source.name) if _built_in(term) else other
         limit = {"<1": 1.0, "<gold": scores[0]}.get(str(expected))

@@ -43,7 +43,7 @@ def spoken_problems(
     row = Example("linter", (), "What do you hear?")
     for name, text, codes in (("nothing at all", "", ()), *((("no codes", TEXT, ()),) if full else ())):
         outcome = _outcome(term, [(row, text, codes)], scorer_model)
-        yield from (("odd input", why) for why in outcome.failures)
+        yield from (("odd input", why.removeprefix("failed: ")) for why in outcome.failures)
         if outcome.scores[0] > 0:
             yield "junk", f"{name} scores {outcome.scores[0]:g}, expected 0"
     if not (judged and "judge" in term.reward.parameters):

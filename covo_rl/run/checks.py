@@ -11,6 +11,8 @@ from covo_rl.policy.saved_adapter import read_adapter
 from covo_rl.records.trackers import installed_trackers
 from covo_rl.rewards import components
 from covo_rl.rewards.judge import judge_from_spec
+from covo_rl.run.report.replies import decoder_codes
+from covo_rl.train.batch import check_policy_ids
 from covo_rl.types import UserError
 
 
@@ -30,6 +32,7 @@ def check_before_loading(options: Options) -> None:
         lambda: adapter.adapter and read_adapter(adapter.adapter),
         lambda: adapter.lora_target_modules and module_regex(adapter.lora_target_modules),
         lambda: installed_trackers(options.tracker),
+        lambda: options.train.speech_decoder and decoder_codes(options.train.speech_decoder),
     ]
     errors = []
     for check in checks:
@@ -41,6 +44,22 @@ def check_before_loading(options: Options) -> None:
         raise errors[0]
     if errors:
         raise ConfigError([str(text) for error in errors for text in getattr(error, "problems", [error])])
+
+
+def check_code_options(options: Options, code_ids: range) -> None:
+    """Options that are about the audio codes of the family's replies.
+
+    Raises:
+        ConfigError: it has none, or more than the decoder speaks.
+    """
+    check_policy_ids(options.loss, code_ids)
+    if (decoder := options.train.speech_decoder) is None:
+        return
+    if not code_ids:
+        raise ConfigError([f"speech_decoder {decoder}: this model's replies hold no audio codes: leave it out"])
+    if (size := decoder_codes(decoder)) < len(code_ids):
+        raise ConfigError([f"speech_decoder {decoder} speaks {size} audio codes, and the model has {len(code_ids)}: "
+                           "name the model's own decoder"])  # fmt: skip
 
 
 def _check_rewards(reward: RewardConfig) -> None:

@@ -26,12 +26,11 @@ from covo_rl.records.folder import Run
 from covo_rl.rewards import components, lint
 from covo_rl.rewards.spoken_lint import check_hearing
 from covo_rl.run import doctor, questions
-from covo_rl.run.checks import check_before_loading
+from covo_rl.run.checks import check_before_loading, check_code_options
 from covo_rl.run.engine import engine_problems, needed_room, started_engine
 from covo_rl.run.observers import Observer
 from covo_rl.run.result import summary_rows
 from covo_rl.run.start import not_shared, own, run_origin, take_up
-from covo_rl.train.batch import check_policy_ids
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.launch import allow_tf32, computes_in_16_bits, join
 from covo_rl.train.ranks import Ranks
@@ -83,7 +82,7 @@ class Setup:
                 recompute=train.recompute, keep_reference=bool(beta),
             )  # fmt: skip
         self.family = self.policy.family
-        check_policy_ids(options.loss, self.family.code_ids)
+        check_code_options(options, self.family.code_ids)
         check_hearing(self.terms, bool(self.family.code_ids) and self.family.speaks)
         self.decoder = TextDecoder(self.family) if train.log_token_logps else None
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)

@@ -42,6 +42,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Seed = Annotated[int, typer.Option(min=0, help="of all that is random")]
 _RECIPE: Any = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 _BATCH = 16
+ROWS = "rows.jsonl"
 
 
 @app.command("make")
@@ -54,6 +55,7 @@ def make_command(
     """Write digits spoken by a formant synthesiser: recordings and rows with the exact times of words."""
     if split not in SPEECH_SPLITS:
         raise ConfigError([f"--split {split!r}: there are {', '.join(SPEECH_SPLITS)}"])
+    _check_folder(output)
     say(f"{count} utterances written, their rows to {write_speech(output, split=split, count=count, seed=seed)}")
 
 
@@ -68,7 +70,7 @@ def encode_command(
     """Add to every row the codes of its recording, and the digest of the tokenizer that made them."""
     from covo_rl.speech.rows import read_speech_rows
 
-    _check_output(rows, output)
+    _check_output(output)
     speech = read_speech_rows(rows, audio_dir, needs=("audio",))
     encoder = _tokenizer(tokenizer, device)
     new = [{"codes": codes, "tokenizer": encoder.digest()} for codes in _encoded(speech, encoder, str(rows))]
@@ -90,7 +92,7 @@ def align_command(
     from covo_rl.speech.pieces import PiecesError
     from covo_rl.speech.rows import read_speech_rows
 
-    _check_output(rows, output)
+    _check_output(output)
     aligner = _tokenizer(tokenizer, device)
     size, digest = len(aligner.codebook), aligner.digest()
     speech = read_speech_rows(rows, audio_dir, needs=("text",), codebook=size, tokenizer=digest)
@@ -128,6 +130,7 @@ def decode_command(
     from covo_rl.speech.rows import read_speech_rows, write_speech_rows
     from covo_rl.speech.voices import open_voice
 
+    _check_folder(output)
     options = {"steps": steps, "alpha": alpha or None, "seed": seed}
     speaker = open_voice(decoder, voice, tokenizer=tokenizer, device=device, **options)
     config = speaker.decoder.config
@@ -140,8 +143,8 @@ def decode_command(
         name = f"audio/{number:05d}.wav"  # an id may be no name of a file
         soundfile.write(output / name, speaker.say(row.codes.tolist()).numpy(), RATE, subtype="PCM_16")
         new.append({**row.source, "audio": name, "codes": row.codes.tolist()})
-    write_speech_rows(output / "rows.jsonl", new)
-    say(f"{len(new)} rows spoken; {output / 'rows.jsonl'} names the recordings")
+    write_speech_rows(output / ROWS, new)
+    say(f"{len(new)} rows spoken; {output / ROWS} names the recordings")
 
 
 @app.command("train-tokenizer", context_settings=_RECIPE)
@@ -173,11 +176,18 @@ def demo_command(
     run_demo(output, None if train else (tokenizer, decoder), seed or [0, 1, 2], count)
 
 
-def _check_output(rows: Path, output: Path) -> None:
-    if output.exists() and rows.exists() and output.samefile(rows):
-        raise ConfigError([f"{output} is the file that is read: give another OUT"])
-    if not output.parent.is_dir():
-        raise ConfigError([f"{output.parent}: there is no such folder for OUT"])
+def _check_output(path: Path) -> None:
+    """Raise ConfigError where a file would be replaced, or has no folder to be in."""
+    if path.exists():
+        raise ConfigError([f"{path} exists: give another OUT, or delete it"])
+    if not path.parent.is_dir():
+        raise ConfigError([f"{path.parent}: there is no such folder for OUT"])
+
+
+def _check_folder(output: Path) -> None:
+    """Raise ConfigError where a folder holds rows or recordings already."""
+    if there := [name for name in (ROWS, "audio") if (output / name).exists()]:
+        raise ConfigError([f"{output} holds {there[0]}: give another OUT"])
 
 
 def _tokenizer(name: str, device: str) -> SpeechTokenizer:

@@ -36,8 +36,7 @@ from covo_rl.speech.discriminators import Discriminators
 from covo_rl.speech.grid import FRAME_SAMPLES
 from covo_rl.speech.rows import SpeechRow, read_speech_rows
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.speech.train_tokenizer import DivergedError
-from covo_rl.speech.training import MAY_CHANGE, STATE, check_state, folder_problem
+from covo_rl.speech.training import MAY_CHANGE, STATE, DivergedError, check_state, folder_problem
 from covo_rl.train.launch import device_of, process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, place_schedule, schedule_of

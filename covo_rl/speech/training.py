@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from covo_rl.config import option, value_problems
 from covo_rl.resolve import ConfigError, read_yaml, typed_values
+from covo_rl.types import UserError
 
 STATE = "training.pt"
 #: what a resumed run may change
@@ -22,6 +23,10 @@ LIMITS = {
     "[0, inf)": "seed weight_decay ctc_weight mel_weight pitch_weight commitment_weight restart_below workers cache_mb",
     "[0, 1)": "warmup ema_decay",
 }
+
+
+class DivergedError(UserError, ArithmeticError):
+    """The loss is no number any more."""
 
 
 @dataclass

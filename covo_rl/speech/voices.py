@@ -38,8 +38,8 @@ def open_voice(
             speaker = folder
     if speaker is None:
         return Voice(decoder, options)
-    if Path(speaker).is_dir():
-        return Voice.from_folder(decoder, speaker, **options)
+    if os.path.isdir(speaker):
+        return Voice.from_folder(decoder, os.fspath(speaker), **options)
     from covo_rl.speech.latents import voice_of
     from covo_rl.speech.tokenizer import SpeechTokenizer
 

@@ -163,7 +163,8 @@ def reply_codes(rows: Sequence[Example], count: int) -> list[list[int]]:
     if len(makers := {str(row.columns.get("tokenizer")) for row in rows}) > 1:
         raise TeacherError(f"the codes are of {len(makers)} tokenizers ({shown(sorted(makers))}): encode all with one")
     spoken = [{"id": row.id, "text": row.answer or "reply", "codes": row.columns.get("codes")} for row in rows]
-    return [row.codes.tolist() for row in read_speech_rows(spoken, needs={"codes"}, codebook=count)]
+    read = read_speech_rows(spoken, needs={"codes"}, codebook=count)
+    return [row.codes.tolist() for row in read if row.codes is not None]  # none is: they are needed
 
 
 def completion(example: Example, stage: Stage, rng: random.Random, column: str = "completion") -> str:

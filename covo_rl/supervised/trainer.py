@@ -75,7 +75,8 @@ class Collator:
     ) -> None:  # fmt: skip
         self.rows, self.pad, self.masks, self.end = rows, family.pad_token_id, masks, family.eos_token_ids[0]
         codes = family.code_ids
-        self.first_code, self.supervise = codes.start if codes else family.embedded_ids, (stage or Stage()).supervise
+        self.first_code = codes.start if codes else family.embedded_ids
+        self.supervise: Any = (stage or Stage()).supervise
         speaks = stage is not None and stage.speak
         spoken = reply_codes([row.example for row in rows], len(codes)) if speaks else [[]] * len(rows)
         self.completion_ids = []

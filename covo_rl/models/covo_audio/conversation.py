@@ -6,7 +6,7 @@ without it. Here the next turn feeds it first; `keep_end_token=False` gives the 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,10 +130,9 @@ class Conversation:
                     outlet.put(piece)
 
         try:
-            sounds: Iterable[Any] = codes() if voice is None else voice.stream(codes())
-            for block in sounds:
-                if voice is not None:
-                    outlet.put(block)
+            for sound in codes() if voice is None else voice.stream(codes()):
+                if isinstance(sound, torch.Tensor):
+                    outlet.put(sound)
             if piece := pieces.rest():
                 outlet.put(piece)
         finally:

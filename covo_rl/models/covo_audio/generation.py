@@ -41,6 +41,7 @@ class CovoAudioGenerationMixin(GenerationMixin):
 
     config: Any
     generation_config: Any
+    get_audio_features: Any
 
     def generate(
         self, inputs: torch.Tensor | None = None, *, stop_mode: str | None = None, pattern: str | None = None,

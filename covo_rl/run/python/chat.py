@@ -41,7 +41,7 @@ class Chat:
         Where it cannot be asked, the conversation stays as it was. Raises as `Model.generate`.
         """
         (row,) = rows_of(question, audio, choices)
-        asked = messages(row, self.model.answerer.prompt_config)
+        asked = messages(row, replace(self.model.answerer.prompt_config, written_question=True))
         chat = [*self.turns, asked[-1]] if self.turns else asked  # a system message stands at the beginning alone
         # a file is heard as it is now: another recording may take its name
         new = [clip if clip.path is None else Clip(data=Path(clip.path).read_bytes()) for clip in row.clips]

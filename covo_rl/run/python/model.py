@@ -181,7 +181,8 @@ class Model:
         rows = rows_of(question, audio, choices)
         config, greedy = decoding_of(greedy, temperature, num_generations, max_completion_length, sampling, seed)
         self.clips.forget()  # a file is heard as it is now
-        prompts = [self.prompt(row, messages(row, self.answerer.prompt_config), config) for row in rows]
+        asked = replace(self.answerer.prompt_config, written_question=True)  # whoever types one means it
+        prompts = [self.prompt(row, messages(row, asked), config) for row in rows]
         replies = self.reply(prompts, config, greedy, seed)
         if speaker is not None:
             replies = [[replace(one, wave=speaker.say(one.codes).numpy()) for one in part] for part in replies]

@@ -29,9 +29,12 @@ def speech_problems(family: AudioFamily | None, pattern: str | None) -> list[str
     """Why a model of this family (None: any) cannot speak in this pattern; empty where it can."""
     problems = []
     if family is not None and not (isinstance(family, CovoAudio) and family.code_ids):
+        name = getattr(family, "title", "") or type(family).__name__
         why = "has no audio codes" if isinstance(family, CovoAudio) else "writes text alone"
-        problems.append(f"speak: this model ({family.title}) {why}; Covo-Audio with audio codes speaks, such as "
+        problems.append(f"speak: this model ({name}) {why}; Covo-Audio with audio codes speaks, such as "
                         "builtin:tiny_spoken")  # fmt: skip
+    elif family is not None and not family.speaks:
+        problems.append("speak: the model was loaded with speech_mode a2t, text alone: load it with a2ta")
     if pattern == TEXT_ALONE:
         problems.append(f"pattern {TEXT_ALONE} forbids speech: leave speak out, or write 5:15")
     elif pattern is not None:
@@ -51,7 +54,7 @@ class SpokenChat(Chat):
 
     def __init__(self, model: Model, options: Mapping[str, Any], voice: Voice, pattern: str | None = None) -> None:
         self.voice, self.pattern = voice, pattern
-        prompt = model.answerer.prompt_config
+        prompt = replace(model.answerer.prompt_config, written_question=True)  # whoever types one means it
         ours = model.request.instruction is None and prompt.instruction == PromptConfig().instruction
         self.prompt_config = replace(prompt, instruction="") if ours else prompt
         super().__init__(model, options)

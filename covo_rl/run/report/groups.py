@@ -23,13 +23,14 @@ from typing import Any
 
 from covo_rl.data.files import whole_lines
 from covo_rl.prompt import Parsed, parse
+from covo_rl.run.report.replies import codes_of
 from covo_rl.run.report.values import MAX_TEXT, Notes, compact, finite, mapping, readable, readable_start, texts
 
 #: what a row of a rollouts file says of its rollout; all else is of the data, or was logged by a reward
 _OWN = frozenset(
     """
-    id clips clip_keys question choices answer group rollout completion parsed_answer stop_reason problems rewards
-    missing reward_total advantage length lag mean_logp token_logps
+    id clips clip_keys question choices answer group rollout completion completion_codes parsed_answer stop_reason
+    problems rewards missing reward_total advantage length lag mean_logp token_logps
     """.split()  # noqa: SIM905
 )
 #: what our rewards, and a judge, say of a score, as NAME_reason, ...; and what it reads like
@@ -158,6 +159,7 @@ def _rollout(row: Mapping[str, Any], logged: Mapping[str, tuple[str, str]], note
         "logp": finite(row.get("mean_logp")),
         "tokens": _packed_tokens(row.get("token_logps"), text),
         "flags": ["truncated"] if stop == "length" else [],
+        **codes_of(row, notes),
     }  # fmt: skip
 
 

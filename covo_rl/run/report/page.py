@@ -26,6 +26,7 @@ from covo_rl.data.files import write_atomically
 from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.run.report.payload import Sounds, report_payload
+from covo_rl.run.report.replies import decoder_codes
 from covo_rl.types import visible
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -39,11 +40,11 @@ SCRIPTS = (
 
 def report_page(
     folders: str | Path | Sequence[str | Path], *, max_mb: float = 20.0, sounds: Sounds = "interest",
-    page: str | Path | None = None,
+    page: str | Path | None = None, speech_decoder: str | None = None,
 ) -> str:  # fmt: skip
     """The HTML text of the report of one run folder, or of several, compared; see `report_payload`."""
     folders = [folders] if isinstance(folders, (str, Path)) else list(folders)
-    return render(_payload(folders, max_mb=max_mb, sounds=sounds, page=page))
+    return render(_payload(folders, max_mb=max_mb, sounds=sounds, page=page, speech_decoder=speech_decoder))
 
 
 def _payload(folders: Sequence[str | Path], **options: Any) -> dict[str, Any]:
@@ -119,8 +120,10 @@ def report_command(
     output: str | None = typer.Option(None, help="the page; default RUN/report.html, of several runs RUN/compare.html"),
     max_mb: float = typer.Option(20.0, min=0.5, help="MB that the page may weigh; sounds beyond it are linked"),
     sounds: str = typer.Option("interest", help="sounds in the page: interest (of groups to look at), none, all"),
+    speech_decoder: str | None = typer.Option(None, help="plays spoken replies: folder, or builtin:NAME; default: the "
+                                              "run's own"),
     open_page: bool = typer.Option(False, "--open", help="open the page in the browser"),
-) -> None:
+) -> None:  # fmt: skip
     """Write one HTML file: curves, rollouts with their sound, evaluations, configuration."""
     for run in runs:
         if not (Path(run) / "config.yaml").is_file():
@@ -134,7 +137,9 @@ def report_command(
         raise typer.BadParameter(
             f"{visible(path)} is a folder; give --output a file, as {visible(path / 'report.html')}"
         )
-    payload = _payload(runs, max_mb=max_mb, sounds=cast(Sounds, sounds), page=path)
+    if speech_decoder:
+        decoder_codes(speech_decoder)
+    payload = _payload(runs, max_mb=max_mb, sounds=cast(Sounds, sounds), page=path, speech_decoder=speech_decoder)
     text = render(payload)
     try:
         write_atomically(path, lambda file: file.write(text))

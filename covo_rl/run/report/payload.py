@@ -1,4 +1,4 @@
-"""What a report holds, read from run folders: see `report_payload`. No torch.
+"""What a report holds, read from run folders: see `report_payload`. No torch, but where replies are spoken.
 
     run folders -> overview.py (curves, evaluations) + groups.py (rollouts, flags) + sound.py (clips) -> one budget
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from covo_rl.run.report.groups import Group, flag_run, step_groups, unpack_tokens
 from covo_rl.run.report.overview import comparison, run_overview
+from covo_rl.run.report.replies import Replies
 from covo_rl.run.report.sound import Sounds as Clips
 from covo_rl.run.report.values import Notes, Progress, finite
 
@@ -30,6 +31,8 @@ _PAGE = 200_000
 _ENTRY = 150
 #: share of the budget that log-probs of tokens leave to sounds, where there are any
 _FOR_SOUNDS = 0.25
+#: share of the room for sounds that those of replies may take
+_FOR_REPLIES = 0.5
 _SERIOUS = {"wrong_high_thinking", "right_broken_reasoning", "consistency_missing", "truncated"}
 _STEP = re.compile(r"step_([0-9]+)\.jsonl")
 
@@ -50,10 +53,16 @@ class _Run:
     def generations(self) -> int:
         return max(1, int(finite(self.overview["config"].get("num_generations")) or 1))
 
+    @property
+    def decoder(self) -> str | None:
+        name = self.overview["config"].get("speech_decoder")
+        return name if isinstance(name, str) and name else None
+
 
 def report_payload(
     folders: Sequence[str | Path], *, max_mb: float = 20.0, sounds: Sounds = "interest",
-    page: str | Path | None = None, progress: Progress = lambda part, done, total: None,
+    page: str | Path | None = None, speech_decoder: str | None = None,
+    progress: Progress = lambda part, done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a report of these run folders shows, JSON-ready.
 
@@ -62,6 +71,7 @@ def report_payload(
             `notes`, with counts.
         max_mb: MB of 10^6 bytes that the page may weigh.
         page: the file that the page will be; links to sounds are relative to its folder. Default: in the first run.
+        speech_decoder: what plays spoken replies: a folder, or builtin:NAME. Default: what each run names.
         progress: is told how far it is, often.
     """
     notes, runs = Notes(), [_opened(number, Path(folder)) for number, folder in enumerate(folders)]
@@ -71,11 +81,12 @@ def report_payload(
     for run in runs:
         flag_run(run.groups)
     groups = [group for run in runs for group in run.groups]
-    has_sounds = sounds != "none" and any(group["clips"] for group in groups)
+    has_sounds = sounds != "none" and any(group["clips"] or _is_spoken(group) for group in groups)
     room -= text
     tokens, tokens_left_out = _with_tokens(groups, tokens, room - _FOR_SOUNDS * has_sounds * max_mb * 1e6)
     clips = Clips(Path(page).parent if page else folders[0], notes)
-    _add_sounds(runs, clips, room - tokens, sounds, progress)
+    decoders = {run.number: (speech_decoder or run.decoder, run.notes) for run in runs}
+    _add_sounds(runs, clips, room - tokens, sounds, decoders, progress)
     payload = {
         "version": 1,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -190,14 +201,28 @@ def _interest(group: Group, rollouts: Iterable[dict[str, Any]]) -> int:
     return 2 * ("biggest_change" in group["flags"]) + len(set(flags))
 
 
-def _add_sounds(runs: Sequence[_Run], clips: Clips, room: float, sounds: Sounds, progress: Progress) -> None:
-    """Name the clips of all groups, and embed them: those of groups to look at first, then of the last steps."""
+def _is_spoken(group: Group) -> bool:
+    return any("codes" in rollout for rollout in group["rollouts"])
+
+
+def _add_sounds(
+    runs: Sequence[_Run], clips: Clips, room: float, sounds: Sounds, decoders: Mapping[int, tuple[str | None, Notes]],
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Name the clips of all groups, and embed them: those of groups to look at first, then of the last steps.
+
+    Before them replies are spoken, in the same order, which take at most a share of the room.
+    """
     for run in runs:
         for group in run.groups:
             group["clips"] = [clips.add(name, key, run.folder) for name, key in group["clips"]]
     groups = [group for run in runs for group in run.groups]
     groups.sort(key=lambda group: (-_interest(group, group["rollouts"]), -group["step"]))
     room = {"interest": room, "none": 0.0, "all": float("inf")}[sounds]
+    replies = Replies(clips, _FOR_REPLIES * room, all_=sounds == "all")
+    if sounds != "none":
+        replies.speak(groups, decoders, progress)
+    room -= replies.taken
     clips.embed(list(dict.fromkeys(entry for group in groups for entry in group["clips"])), room, progress)
     clips.check_links()
 

@@ -34,7 +34,8 @@ from covo_rl.run.report.pictures import mel_picture, peaks
 from covo_rl.run.report.values import Notes, Progress, readable
 from covo_rl.types import Clip
 
-RATE = 16_000
+#: Hz of sounds in the page, and of those that a decoder of audio codes makes
+RATE, MADE_RATE = 16_000, 24_000
 #: bytes of a file that is embedded, and of all files that are read only to check a link
 _MAX_FILE, _MAX_CHECKED = 100_000_000, 1_000_000_000
 #: clips, and bytes of their files, that are made ready together; a larger file alone, for what it holds is larger still
@@ -146,13 +147,21 @@ class Sounds:
         clip["seconds"] = round(len(waveform) / rate, 3)
         if self._estimate(entry) > room:
             return 0, {}
-        sound = resample(waveform, rate, RATE)
-        content, kind = _encoded(sound)
-        picture = mel_picture(sound, RATE)
-        taken = _SPREAD * (len(content) + len(picture["png"])) + 1_000
-        picture["png"] = data_url(picture["png"], "image/png")
-        parts = {"src": data_url(content, kind), "href": None, "peaks": peaks(waveform), "note": None, "mel": picture}
-        return taken, parts
+        return _page_sound(waveform, rate)
+
+    def add_wave(self, entry: str, name: str, wave_T: np.ndarray, room: float) -> float:
+        """A sound that was made for the page: float32 (T,) at 24 kHz; bytes of the page that it takes, 0 where that is
+        over `room` and it is left out."""
+        taken, parts = _page_sound(wave_T, MADE_RATE)
+        if taken > room:
+            return 0.0
+        self.entries[entry] = {"name": name, "seconds": round(len(wave_T) / MADE_RATE, 3), **parts}
+        return taken
+
+    def add_missing(self, entry: str, name: str, why: str) -> None:
+        """One that could not be made."""
+        nothing = dict.fromkeys(("href", "seconds", "src", "peaks", "mel"))
+        self.entries[entry] = {"name": name, "note": readable(why), **nothing}
 
     def check_links(self) -> None:
         """Hold the files that are linked to what the run heard, as long as they are no gigabyte together."""
@@ -180,6 +189,16 @@ class Sounds:
     def _drop(self, entry: str, why: str) -> None:
         self.entries[entry] |= {"href": None, "note": readable(why)}
         del self._paths[entry]
+
+
+def _page_sound(waveform: np.ndarray, rate: int) -> tuple[float, dict[str, Any]]:
+    """(bytes of the page, what an embedded clip has) of mono float32 samples."""
+    sound = resample(waveform, rate, RATE)
+    content, kind = _encoded(sound)
+    picture = mel_picture(sound, RATE)
+    taken = _SPREAD * (len(content) + len(picture["png"])) + 1_000
+    picture["png"] = data_url(picture["png"], "image/png")
+    return taken, {"src": data_url(content, kind), "href": None, "peaks": peaks(waveform), "note": None, "mel": picture}
 
 
 def relative_url(path: Path, folder: str) -> str:

@@ -137,13 +137,13 @@ function summaryLine(group) {
 }
 
 /** The rollouts as cards, first those that a filter means. */
-function grid(group, view, marked) {
+function grid(group, view, marked, playerOf) {
   const first = ({ rollout }) => (rollout.bits & marked ? 0 : 1);
   const order = group.rollouts.map((rollout, g) => ({ rollout, g })).sort((a, b) => first(a) - first(b) || a.g - b.g);
   return el(
     "div",
     { class: "rollouts" },
-    order.map(({ rollout, g }) => rolloutCard(rollout, g, view, marked)),
+    order.map(({ rollout, g }) => rolloutCard(rollout, g, view, marked, playerOf)),
   );
 }
 
@@ -163,7 +163,12 @@ function groupView(payload, group, { beside, text, marked }, handlers) {
   const facts = Object.entries(group.columns).map(([name, value]) =>
     fact(said("span", "quiet", name), " ", said("span", "", value)),
   );
-  const players = group.clips.map((key) => new Player(payload.clips[key]));
+  const players = [];
+  const playerOf = (key) => {
+    players.push(new Player(payload.clips[key]));
+    return players.at(-1).node;
+  };
+  const sounds = group.clips.map(playerOf);
   const modes = Object.entries(TEXTS).map(([mode, [label, title]]) =>
     button(label, () => handlers.onText(mode), { "aria-pressed": mode === text, title }),
   );
@@ -191,7 +196,7 @@ function groupView(payload, group, { beside, text, marked }, handlers) {
       { class: "card prompt" },
       said("p", "question", group.question),
       choices(group),
-      players.map((player) => player.node),
+      sounds,
       facts.length ? el("div", { class: "facts" }, facts) : null,
     ),
     el(
@@ -206,9 +211,9 @@ function groupView(payload, group, { beside, text, marked }, handlers) {
       ? el(
           "div",
           { class: "two" },
-          [group, beside].map((shown) => el("div", {}, head(shown), grid(shown, text, marked))),
+          [group, beside].map((shown) => el("div", {}, head(shown), grid(shown, text, marked, playerOf))),
         )
-      : grid(group, text, marked),
+      : grid(group, text, marked, playerOf),
     promptHistory(payload, group, handlers.onOpen),
   );
   return { node, players };

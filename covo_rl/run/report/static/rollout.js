@@ -88,10 +88,20 @@ function components(rollout) {
   return el("dl", { class: "components" }, rows);
 }
 
-function rolloutCard(rollout, g, view, marked) {
+/** What of a reply is sound: its player, and as the model wrote it the codes. */
+function speech(rollout, view, playerOf) {
+  if (!rollout.codes) return [];
+  return [
+    rollout.reply ? playerOf(rollout.reply) : null,
+    view === "raw" ? said("div", "text codes", rollout.codes.join(" ")) : null,
+  ];
+}
+
+function rolloutCard(rollout, g, view, marked, playerOf) {
   const [kind, sign, name] = verdict(rollout);
   const facts = [
     rollout.length === null ? null : plural(rollout.length, "token"),
+    rollout.codes ? plural(rollout.codes.length, "audio code") : null,
     isNumber(rollout.logp) ? `mean log p ${fixed(rollout.logp)}` : null,
     rollout.stop === "length" ? "stopped at the limit" : null,
   ].filter(Boolean);
@@ -118,6 +128,7 @@ function rolloutCard(rollout, g, view, marked) {
     chips.length ? el("div", { class: "flags" }, chips) : null,
     view === "tokens" && !rollout.tokens ? el("p", { class: "quiet" }, "no log-probs of tokens here") : null,
     texts(rollout, view),
+    speech(rollout, view, playerOf),
     components(rollout),
     problems.length
       ? el(
