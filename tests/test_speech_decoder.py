@@ -1,4 +1,4 @@
-"""Training of decoders: losses beside slow ones and their gradients beside differences, the harmonic vocoder, resuming."""
+"""Training of decoders: losses beside slow ones, gradients beside differences, the harmonic vocoder, resuming."""
 
 import dataclasses
 import math

@@ -123,7 +123,8 @@ class DecoderTrainer:
         self.vocoder = self.decoder.wavegan.to(self.device).train()
         self.discriminators = Discriminators().to(self.device) if config.discriminators else None
         betas = (0.8, 0.99) if config.discriminators else (0.9, 0.999)
-        parts = {"flow": (self.field, config.flow_learning_rate, (0.9, 0.999), config.flow_steps)}
+        parts: dict[str, tuple[nn.Module, float, tuple[float, float], int]] = {}
+        parts["flow"] = (self.field, config.flow_learning_rate, (0.9, 0.999), config.flow_steps)
         if config.vocoder_steps:
             parts["vocoder"] = (self.vocoder, config.vocoder_learning_rate, betas, config.vocoder_steps)
         if self.discriminators is not None:
