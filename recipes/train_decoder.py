@@ -2,7 +2,7 @@
 
     rows -> codes, mel, F0 -> vocoder: mel and F0 to wave | flow matching: codes to mel and F0 -> token2wav folder
 
-Tiny, nothing downloaded (7 CPU minutes):   python recipes/train_decoder.py --config recipes/configs/decoder_tiny.yaml
+Tiny, nothing downloaded (9 CPU minutes):   python recipes/train_decoder.py --config recipes/configs/decoder_tiny.yaml
 Your speech, the published size:            accelerate launch recipes/train_decoder.py \\
     --config recipes/configs/decoder_published.yaml --data rows.jsonl --tokenizer FOLDER
 

@@ -12,6 +12,7 @@ from covo_rl.models.covo_audio.token2wav import CodesError, Token2Wav, Token2Wav
 from covo_rl.models.covo_audio.token2wav.configuration import FlowConfig, TransformerConfig
 from covo_rl.models.covo_audio.token2wav.flow import FlowField
 from covo_rl.models.covo_audio.token2wav.harmonic import HarmonicVocoder
+from covo_rl.models.covo_audio.token2wav.inputs import frame_noise
 from covo_rl.models.covo_audio.token2wav.stream import overlapped
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import digit_rows
@@ -268,3 +269,24 @@ def test_problems_are_named_together():
                                      "pitch_gain": 0, "flow_step": 3})  # fmt: skip
     for text in ("vocoder_steps 0", "flow_frames 100", "audio_dir needs data", "pitch_gain", "did you mean flow_steps"):
         assert text in str(caught.value)
+
+
+def test_pitch_begins_at_its_mean_and_is_not_guided(tokenizer):
+    torch.manual_seed(0)
+    decoder = Token2Wav(Token2WavConfig.tiny()).eval()
+    noise = frame_noise(range(8), decoder.config, 0)
+    assert not noise[:, 64].any() and noise[:, 65].std() > 0.3 and noise[:, :64].std() == pytest.approx(1, abs=0.1)
+    for parameter in decoder.token2latent.output_layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    codes = torch.tensor([[3, 9]])
+    # one step of the solver's two calls: mel goes where guidance sends it, pitch where the codes do
+    strong, weak = (decoder.solve(codes, steps=2, alpha=alpha) for alpha in (3.0, None))
+    assert (strong[..., :64] - weak[..., :64]).abs().mean() > 0.05
+    first = decoder.token2latent
+    with torch.no_grad():
+        start, T = noise[None], first.condition(codes)
+        zeros = torch.zeros_like(start), torch.zeros(1, 66)
+        v_c, v_u = (first(start, torch.zeros(1), part, *zeros) for part in (T, torch.zeros_like(T)))
+        middle = start + 0.5 * torch.cat([4 * v_c[..., :64] - 3 * v_u[..., :64], v_c[..., 64:]], dim=-1)
+        pitch = start[..., 64:] + first(middle, torch.full((1,), 0.5), T, *zeros)[..., 64:]
+    assert torch.allclose(strong[..., 64:], pitch, atol=1e-5)

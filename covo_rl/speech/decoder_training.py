@@ -41,11 +41,11 @@ class DecoderTraining:
     vocoder: str = option("harmonic", "what makes the wave", choices=["harmonic", "bigvgan", "griffin_lim"])
     discriminators: bool = False
     seed: int = 0
-    flow_steps: int = 2000
+    flow_steps: int = 3000
     flow_frames: int = 1024
     sequence_frames: int = 384
     flow_learning_rate: float = 1.5e-3
-    pitch_weight: float = 2.0
+    pitch_weight: float = 6.0
     pitch_gain: float = 2.0
     vocoder_steps: int = 300
     vocoder_batch: int = 8

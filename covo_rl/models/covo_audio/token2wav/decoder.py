@@ -27,6 +27,7 @@ from covo_rl.models.covo_audio.token2wav.configuration import CODE_FRAMES, Token
 from covo_rl.models.covo_audio.token2wav.flow import FlowField
 from covo_rl.models.covo_audio.token2wav.harmonic import HarmonicVocoder
 from covo_rl.models.covo_audio.token2wav.inputs import CodesError, DecoderInputs, decoder_inputs, frame_noise
+from covo_rl.models.covo_audio.token2wav.mel import MEL_BINS
 from covo_rl.models.covo_audio.token2wav.solver import guide, midpoint
 from covo_rl.models.covo_audio.token2wav.stream import BLOCKS, LOOK_AHEAD, PAST, latent_blocks, overlapped
 from covo_rl.models.covo_audio.token2wav.vocoder import GriffinLim, Vocoder
@@ -188,7 +189,7 @@ class Token2Wav(nn.Module):
         field, weight = self.token2latent, self.token2latent.token_embedding.weight
         context_BZE, speaker_BS, mask_BZ = inputs.context_BZE, inputs.speaker_BS, inputs.mask_BZ
         if noise is None:
-            noise = frame_noise(range(context_BZE.shape[1]), context_BZE.shape[2], seed).expand_as(context_BZE)
+            noise = frame_noise(range(context_BZE.shape[1]), self.config, seed).expand_as(context_BZE)
         elif noise.shape != context_BZE.shape:
             raise CodesError(f"noise of shape {tuple(noise.shape)}; expected {tuple(context_BZE.shape)}: 4 frames for "
                              "each code of prompt and target")  # fmt: skip
@@ -206,7 +207,10 @@ class Token2Wav(nn.Module):
             if alpha is None:
                 return v
             unconditional, conditional = v.chunk(2)
-            return guide(conditional, unconditional, alpha, rescale, mask_BZ)
+            guided = guide(conditional, unconditional, alpha, rescale, mask_BZ)
+            if self.config.latent == "mel_pitch":  # guided, its contour would swing too far
+                guided = torch.cat([guided[..., :MEL_BINS], conditional[..., MEL_BINS:]], dim=-1)
+            return guided
 
         x_BZE = midpoint(velocity, noise.to(weight.device, torch.promote_types(weight.dtype, torch.float32)), steps)
         return x_BZE if mask_BZ is None else x_BZE * mask_BZ[..., None]

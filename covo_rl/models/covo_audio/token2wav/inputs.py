@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from covo_rl.models.covo_audio.token2wav.configuration import CODE_FRAMES, FlowConfig
+from covo_rl.models.covo_audio.token2wav.configuration import CODE_FRAMES, FlowConfig, Token2WavConfig
+from covo_rl.models.covo_audio.token2wav.harmonic import F0_CHANNEL
 from covo_rl.types import UserError
 
 #: frames by which the latents of a prompt may run over its codes (published: 3)
@@ -124,9 +125,14 @@ def _for_each(rows: list[torch.Tensor], count: int, name: str) -> list[torch.Ten
     return rows if len(rows) == count else rows * count
 
 
-def frame_noise(frames: range, width: int, seed: int) -> torch.Tensor:
-    """Standard normal (len(frames), width) float32: each frame's row depends on `seed` and its number alone."""
-    rows = np.empty((len(frames), width), dtype=np.float32)
+def frame_noise(frames: range, config: Token2WavConfig, seed: int) -> torch.Tensor:
+    """Standard normal (len(frames), E) float32: each frame's row depends on `seed` and its number alone.
+
+    F0 of `mel_pitch` begins at its mean instead, and so comes out as the likeliest contour rather than a drawn one.
+    """
+    rows = np.empty((len(frames), config.flow.z_dim), dtype=np.float32)
     for row, frame in zip(rows, frames, strict=True):
         np.random.default_rng((seed, frame)).standard_normal(out=row, dtype=np.float32)
+    if config.latent == "mel_pitch":
+        rows[:, F0_CHANNEL] = 0
     return torch.from_numpy(rows)

@@ -29,7 +29,7 @@ def latent_blocks(
     block is all that is left. A frame's noise depends on its place alone, not on the blocks.
     """
     flow = decoder.config.flow
-    source, width = iter(codes), flow.z_dim
+    source = iter(codes)
     voice = prompt.codes_BL[0, :-1].tolist()
     before = CODE_FRAMES * len(voice)
     # `heard`: codes of the reply from number `dropped` on; `made`: their latents, as far as the `done` codes reach.
@@ -49,7 +49,7 @@ def latent_blocks(
             raise CodesError("the stream ended without a code: there is nothing to say")
         context = torch.cat([known, made])
         frames = CODE_FRAMES * dropped + before, CODE_FRAMES * (dropped + len(heard)) + before
-        noise = torch.cat([frame_noise(range(before), width, seed), frame_noise(range(*frames), width, seed)])
+        noise = torch.cat([frame_noise(part, decoder.config, seed) for part in (range(before), range(*frames))])
         past_codes = {"prompt_codes": [voice + heard[:done]], "prompt_latent": [context]} if voice or done else {}
         x_ZE = decoder.solve([heard[done:]], **past_codes, speaker=prompt.speaker_BS, noise=noise[None], **options)[0]
         new = x_ZE[len(context) : before + CODE_FRAMES * end]
