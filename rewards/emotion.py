@@ -44,7 +44,7 @@ def emotion(
     if asked:
         ears, voice = ears_at(scorer_model or _as_clips), voice_at(decoder_folder, speaker_prompt)
         heard = dict(zip(asked, hear_sound([completion_codes[i] for i in asked], ears, voice, "scorer"), strict=True))
-    if by_judge:
+    if by_judge and judge is not None:
         before, asking = clips or [()] * len(names), question or [""] * len(names)
         texts = list(map(completion_text, completions))
         questions = {i: _question(names[i], asking[i], texts[i], before[i], heard[i]) for i in asked}
@@ -81,7 +81,7 @@ def _probability(heard, wanted, labels):
     """That the scorer gives the wanted emotion, or why there is none."""
     if isinstance(heard, ReplyError):
         return f"failed: {heard}"
-    if not isinstance(heard, Mapping) or not all(isinstance(p, Real) and 0 <= p <= 1 for p in heard.values()):
+    if not isinstance(heard, Mapping) or not all(isinstance(p, Real) and 0 <= float(p) <= 1 for p in heard.values()):
         return f"failed: the scorer gave {shown(heard)}, not {{label: probability}}"
     probabilities = {str(label).casefold(): float(p) for label, p in heard.items()}
     if (label := str(labels.get(wanted, wanted)).casefold()) in probabilities:
@@ -93,5 +93,5 @@ def _probability(heard, wanted, labels):
 def _likeliest(heard):
     if not isinstance(heard, Mapping) or not heard:
         return ""
-    label = max(heard, key=heard.get)
+    label = max(heard, key=lambda name: heard[name])
     return f"{label} {heard[label]:.2f}"

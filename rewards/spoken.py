@@ -56,8 +56,9 @@ def spoken(
             missing[i] = f"failed: {heard[i] if failure else f'the recogniser gave {shown(heard[i])}, not text'}"
         elif i not in scores:
             missing[i] = "the reply has no text that could be said"
-    for i, why in missing.items() if log_missing else ():
-        log_missing(i, why)
+    for i, why in missing.items():
+        if log_missing:
+            log_missing(i, why)
     if log_extra:
         texts = [f"heard {text!r}" if isinstance(text := heard.get(i), str) else "" for i in range(len(said))]
         log_extra("spoken_reason", texts)

@@ -46,7 +46,7 @@ def score_silence(
 
 def hear_words(
     codes_NL: Sequence[Sequence[int]], recogniser: str | Ears, tokenizer: str, decoder: str, speaker: str | None = None
-) -> list[Any | ReplyError]:
+) -> list[Any]:
     """The words of each reply: `codes` reads the codes, `wave` hears the sound of them, MODULE:FUNCTION or a function
     is given the sound."""
     if not codes_NL:
@@ -58,17 +58,17 @@ def hear_words(
     return hear_sound(codes_NL, ears, voice_at(decoder, speaker, tokenizer), f"recogniser {recogniser}")
 
 
-def hear_sound(codes_NL: Sequence[Sequence[int]], ears: Ears, voice: Any, who: str) -> list[Any | ReplyError]:
+def hear_sound(codes_NL: Sequence[Sequence[int]], ears: Ears, voice: Any, who: str) -> list[Any]:
     """What `ears` make of the sound of each reply in a `voice`; `who` they are in an error."""
     return map_batches(lambda batch: ears(speak_replies(batch, voice), RATE), codes_NL, who)
 
 
 def map_batches(
     function: Callable[[list[Sequence[int]]], Sequence[Any]], codes_NL: Sequence[Sequence[int]], who: str
-) -> list[Any | ReplyError]:
-    """Results of `function`, one a reply, called with at most BATCH replies of like lengths."""
+) -> list[Any]:
+    """Results of `function`, a ReplyError where it gave none, called with at most BATCH replies of like lengths."""
     order = sorted(range(len(codes_NL)), key=lambda i: len(codes_NL[i]))
-    results: list[Any | ReplyError] = [ReplyError(f"{who}: no time left in this step")] * len(order)
+    results: list[Any] = [ReplyError(f"{who}: no time left in this step")] * len(order)
     longest = 0.0
     for start in range(0, len(order), BATCH):
         places, begun = order[start : start + BATCH], time.monotonic()
