@@ -53,7 +53,7 @@ def test_plans_have_the_published_sizes():
     one, two = (tokenizer_plan(options, seconds) for seconds in (0.2, 0.4))
     assert one.positions == {"codes": 10} and two.positions == {"codes": 20}
     assert 310e6 < one.trainable < 340e6  # WavLM-large without its convolutions, which stay, and the new parts
-    assert two.loss["activations"] > 1.5 * one.loss["activations"]
+    assert two.loss["activations"] - one.loss["activations"] > 30e6  # more than 3 MB a code; some do not grow
     decoder = decoder_plan(DecoderTraining(shape="published", latent="mel", vocoder="griffin_lim", vocoder_steps=0))
     speaker = 1024 * (1024 - 64)  # our speaker vectors have 64 numbers
     assert decoder.trainable == 252_732_480 - speaker

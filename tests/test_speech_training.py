@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import WavLMConfig, WavLMModel
 
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import TrainingClips, collate, digit_rows
 from covo_rl.speech.pieces import Pieces
 from covo_rl.speech.quantiser import Quantiser
+from covo_rl.speech.tokenizer import SpeechTokenizer
 from covo_rl.speech.tokenizer_trainer import TokenizerTrainer
 from covo_rl.speech.train_tokenizer import start_tokenizer, train_tokenizer
 from covo_rl.speech.training import STATE, DivergedError, TokenizerTraining, read_training
@@ -183,6 +185,7 @@ def test_options_are_checked_together():
 RANKS = """
 import sys, torch
 from covo_rl.speech.clips import digit_rows
+from covo_rl.speech.tokenizer import SpeechTokenizer
 from covo_rl.speech.tokenizer_trainer import TokenizerTrainer
 from covo_rl.speech.train_tokenizer import start_tokenizer
 from covo_rl.speech.training import TokenizerTraining
@@ -223,3 +226,20 @@ def test_it_learns_to_tell_digits(tmp_path):
     folder = train_tokenizer(read_training(None, options))
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["wer"] < 0.2 and figures["code_use"] > 0.6
+
+
+def test_it_starts_from_a_checkpoint_of_wavlm(tmp_path, rows):
+    layers = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+              "conv_dim": [8] * 7, "feat_extract_norm": "layer", "num_conv_pos_embedding_groups": 2}  # fmt: skip
+    wavlm = WavLMModel(WavLMConfig(**layers))
+    wavlm.save_pretrained(tmp_path)
+    config = TokenizerTraining(shape="published", wavlm=str(tmp_path), pieces=30, output=str(tmp_path / "out"))
+    trainer = trainer_of(config, rows)
+    for name, weight in wavlm.state_dict().items():
+        assert torch.equal(weight, trainer.tokenizer.wavlm.state_dict()[name]), name
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert rates[id(trainer.tokenizer.wavlm.encoder.layer_norm.weight)] < rates[id(trainer.tokenizer.merge.weight)]
+    assert not any(id(p) in rates for p in trainer.tokenizer.wavlm.feature_extractor.parameters())
+    trainer.tokenizer.save_pretrained(tmp_path / "out")
+    again = SpeechTokenizer.from_pretrained(tmp_path / "out")
+    assert again.config == trainer.tokenizer.config and again.config.wavlm_config().num_hidden_layers == 2

@@ -14,8 +14,6 @@ from typing import Any
 
 #: (beginning of the message as a regex, category, module): why it tells nothing
 WARNINGS: dict[tuple[str, type[Warning], str], str] = {
-    (r"Support for mismatched key_padding_mask and attn_mask", UserWarning, r"torch\.nn\.functional"):
-        "transformers' WavLM calls it so, with a mask of booleans and a position bias of numbers",
     (r"The PEFT config's `base_model_name_or_path` was renamed", UserWarning, r"peft\.mapping_func"):
         "the base is checked against the adapter by covo_rl.policy.saved_adapter",
     (r"`gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning, r"transformers\.training_args"):

@@ -50,7 +50,7 @@ def resolve_model(name: str) -> str:
     try:
         return str(find("checkpoints", name))
     except FileNotFoundError:
-        names = [*builtin_names(), *_OTHERS]
+        names = [*builtin_names(), *sorted(_shipped().intersection(_OTHERS))]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise FileNotFoundError(f"there is no builtin model {name!r}; {hint}there are {', '.join(names)}") from None
@@ -63,8 +63,11 @@ def is_random(model: str | None) -> bool:
 
 def builtin_names() -> list[str]:
     """Every NAME of a model `builtin:NAME`, shipped ones first."""
-    shipped = {path.parent.name for _, folder in folders("checkpoints") for path in folder.glob("*/config.json")}
-    return [*sorted(shipped.difference(_OTHERS)), *(f"{_TINY}{name}" for name in TINY_MODELS)]
+    return [*sorted(_shipped().difference(_OTHERS)), *(f"{_TINY}{name}" for name in TINY_MODELS)]
+
+
+def _shipped() -> set[str]:
+    return {path.parent.name for _, folder in folders("checkpoints") for path in folder.glob("*/config.json")}
 
 
 def _tiny_folder(name: str) -> Path:

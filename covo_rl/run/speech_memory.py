@@ -6,7 +6,7 @@ are counted as they come. Exact but for what the allocator adds and for CTC, k-m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,7 +105,7 @@ def decoder_plan(config: DecoderTraining, speed: Speed | None = None) -> Plan:
 
 
 def _plan(
-    updates: dict[str, tuple[nn.Module, Callable[[], Tensor], int, int]], parts: list[nn.Module], dtype: str,
+    updates: dict[str, tuple[nn.Module, Callable[[], Tensor], int, int]], parts: Sequence[nn.Module], dtype: str,
     speed: Speed | None, positions: dict[str, int],
 ) -> Plan:  # fmt: skip
     """`updates`: name -> (what trains, its loss, number of updates, passes of an update)."""
@@ -117,7 +117,9 @@ def _plan(
         "gradients": 4.0 * trainable, "optimiser (AdamW)": 8.0 * trainable,
     }  # fmt: skip
     notes = []
-    for name, (_, flops) in passes.items() if speed else ():
+    for name, (_, flops) in passes.items():
+        if speed is None:
+            break
         _, _, count, repeats = updates[name]
         seconds = repeats * flops / speed.flops
         notes.append(f"{count:,} updates of the {name} take {seconds:,.3g} s each, {count * seconds / 3600:,.3g} hours "

@@ -33,10 +33,11 @@ class Quantiser(nn.Module):
                 "training a speech tokenizer needs vector-quantize-pytorch: pip install 'covo-rl[speech]'"
             ) from error
         # its own commitment loss compares unit vectors with unnormalised ones where there is a mask (1.32)
+        options: dict[str, Any] = {"threshold_ema_dead_code": restart_below, "sync_codebook": ranks > 1}
         self.vq: Any = VectorQuantize(
-            dim, size, decay=decay, threshold_ema_dead_code=restart_below, use_cosine_sim=True, kmeans_init=True,
-            rotation_trick=True, commitment_weight=0.0, sync_codebook=ranks > 1,
-        )  # type: ignore[arg-type]  # fmt: skip
+            dim, size, decay=decay, use_cosine_sim=True, kmeans_init=True, rotation_trick=True, commitment_weight=0.0,
+            **options,
+        )  # fmt: skip
 
     @property
     def codebook(self) -> Tensor:

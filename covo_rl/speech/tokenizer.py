@@ -51,7 +51,7 @@ class SpeechTokenizer(nn.Module):
             raise CodeError(f"config: pieces {config.pieces}, and {PIECES} has {len(pieces)}")
         self.config, self.pieces = config, pieces
         wavlm = config.wavlm_config()
-        self.wavlm = WavLMModel(wavlm)
+        self.wavlm: Any = WavLMModel(wavlm)
         if config.front_end == "mel":
             self.wavlm.feature_extractor = MelFrontEnd()
         self.layer_weights = nn.Parameter(torch.zeros(wavlm.num_hidden_layers + 1))
@@ -77,7 +77,7 @@ class SpeechTokenizer(nn.Module):
             return tuple(pad([part[i][0] for part in alone], batch_first=True) for i in (0, 1))  # pyright: ignore
         out = self.wavlm(waves_BT, attention_mask=mask_BT.long(), output_hidden_states=True)
         weights = self.layer_weights.softmax(0)
-        frames_BFW = sum(weight * hidden for weight, hidden in zip(weights, out.hidden_states, strict=True))
+        frames_BFW: Any = sum(weight * hidden for weight, hidden in zip(weights, out.hidden_states, strict=True))
         merged = self.norm(self.merge(frames_BFW.reshape(len(inputs), frames_BFW.shape[1] // 2, -1)))
         counts = self.wavlm._get_feat_extract_output_lengths(lengths) // 2
         mask_BL = torch.arange(merged.shape[1], device=device) < counts[:, None]

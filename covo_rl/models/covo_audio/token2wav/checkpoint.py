@@ -42,7 +42,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise WeightsError(f"{path} cannot be read: {reason:.200}. Is the download complete?") from error
-    while isinstance(data, Mapping) and isinstance(data.get("model"), Mapping):
+    if isinstance(data, Mapping) and isinstance(data.get("model"), Mapping):
         data = data["model"]
     if not isinstance(data, Mapping):
         raise WeightsError(f"{path} holds {type(data).__name__}; tensors by name are expected")

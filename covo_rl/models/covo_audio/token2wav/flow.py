@@ -112,10 +112,9 @@ class TimeEmbedder(nn.Module):
 
     def forward(self, t_B: torch.Tensor) -> torch.Tensor:
         """Times (B,) in [0, 1] -> (B, W)."""
-        weight = self.mlp[0].weight
         steps = torch.arange(TIME_FREQUENCIES, device=t_B.device)
         angles = t_B.float()[:, None] * torch.exp(-math.log(10000) * steps / TIME_FREQUENCIES)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.parameters()).dtype))
 
 
 class OutputLayer(nn.Module):
