@@ -31,6 +31,7 @@ def test_a_row_keeps_all_that_it_says(rows, tmp_path):
     written[1]["words"] = None
     write_speech_rows(path, written)
     first, second = read_speech_rows(path, needs=("audio", "text", "codes"), codebook=3)
+    assert first.codes is not None and second.codes is not None
     assert first.codes.tolist() == [0, 1, 2] and first.codes.dtype == np.int64 and second.codes.tolist() == [2, 0]
     assert (first.document, first.position, first.source["tones"]) == ("d", 4, written[0]["tones"])
     assert first.speaker == utterance("test", 0).speaker.name and first.words is None

@@ -66,13 +66,13 @@ def train_decoder(config: DecoderTraining) -> Path:
         else:
             rows = read_speech_rows(config.data, config.audio_dir, needs=("audio",),
                                     codebook=len(tokenizer.codebook), tokenizer=tokenizer.digest())  # fmt: skip
-        trainer = DecoderTrainer(config, rows, codes_of(rows, tokenizer), tokenizer, ranks)
+        trainer = DecoderTrainer(config, rows, codes_of_rows(rows, tokenizer), tokenizer, ranks)
         return trainer.train()
     finally:
         lock.release()
 
 
-def codes_of(rows: Sequence[SpeechRow], tokenizer: SpeechTokenizer) -> list[Tensor]:
+def codes_of_rows(rows: Sequence[SpeechRow], tokenizer: SpeechTokenizer) -> list[Tensor]:
     """The codes of every row, int64 (L,): its own, or made now."""
     codes: list[Tensor | None] = [None if row.codes is None else torch.from_numpy(row.codes) for row in rows]
     missing = [i for i, made in enumerate(codes) if made is None]
