@@ -8,6 +8,7 @@ from token2wav_cases import CODES, FOLDER, REFERENCE, VOICE, decoder, largest
 from torch import nn
 
 from covo_rl.models.covo_audio.token2wav import CodesError, Token2Wav, Token2WavConfig
+from covo_rl.models.covo_audio.token2wav.harmonic import HarmonicVocoder
 from covo_rl.models.covo_audio.token2wav.mel import griffin_lim, log_mel
 from covo_rl.models.covo_audio.token2wav.stream import overlapped
 from covo_rl.models.covo_audio.token2wav.vocoder import GriffinLim, Vocoder
@@ -125,6 +126,20 @@ def test_bad_streams_are_refused_with_the_place():
         list(decoder().stream(iter([1] * 21 + [64]), steps=2, alpha=None))
     with pytest.raises(ValueError, match=r"blocks=\(\), look_ahead=3, past=150: at least 1, 1 and 0 codes"):
         decoder().stream(iter(REPLY), blocks=())
+
+
+def test_pieces_of_the_harmonic_vocoder_are_the_whole():
+    """Phase and noise go on: F0 glides over an octave, and the last third has no voice."""
+    torch.manual_seed(0)
+    vocoder = HarmonicVocoder(16).double()
+    nn.init.normal_(vocoder.filters.weight, std=0.1)
+    mel, f0 = torch.randn(1, 64, 90), torch.linspace(6.5, 7.5, 90)[None, None]
+    latents = torch.cat([mel, f0, (torch.arange(90) < 60).float()[None, None]], dim=1).double()
+    with torch.no_grad():
+        pieces = list(overlapped(vocoder, chunks(latents, (4, 36, 30, 20))))
+        whole = vocoder(latents)
+    assert whole.std() > 1e-3
+    assert largest(torch.cat(pieces, dim=-1), whole) < 1e-9
 
 
 def test_griffin_lim_goes_on_where_it_stopped():
