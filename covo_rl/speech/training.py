@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from covo_rl.config import option, value_problems
 from covo_rl.resolve import ConfigError, read_yaml, typed_values
 from covo_rl.types import UserError
+
+if TYPE_CHECKING:
+    from covo_rl.speech.decoder_training import DecoderTraining
 
 STATE = "training.pt"
 #: what a resumed run may change
@@ -91,7 +94,7 @@ def read_training(path: str | Path | None, overrides: Mapping[str, Any] | None =
     return config
 
 
-def folder_problem(config: TokenizerTraining) -> str | None:
+def folder_problem(config: TokenizerTraining | DecoderTraining) -> str | None:
     """Why the training may not write to its folder, or None."""
     folder = Path(config.output)
     if config.resume:
@@ -106,7 +109,7 @@ def folder_problem(config: TokenizerTraining) -> str | None:
     return f"{folder} holds {', '.join(there)}: choose another --output, --resume, or --overwrite a training's folder"
 
 
-def check_state(path: Path, config: TokenizerTraining) -> dict[str, Any]:
+def check_state(path: Path, config: TokenizerTraining | DecoderTraining) -> dict[str, Any]:
     """The saved state of a training with these options.
 
     Raises:
