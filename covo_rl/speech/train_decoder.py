@@ -123,13 +123,12 @@ class DecoderTrainer:
         self.vocoder = self.decoder.wavegan.to(self.device).train()
         self.discriminators = Discriminators().to(self.device) if config.discriminators else None
         betas = (0.8, 0.99) if config.discriminators else (0.9, 0.999)
-        parts: dict[str, tuple[nn.Module, float, tuple[float, float], int]] = {
-            "flow": (self.field, config.flow_learning_rate, (0.9, 0.999), config.flow_steps)
-        }
+        parts: dict[str, tuple[nn.Module, float, tuple[float, float], int]] = {}
+        parts["flow"] = (self.field, config.flow_learning_rate, (0.9, 0.999), config.flow_steps)
         if config.vocoder_steps:
             parts["vocoder"] = (self.vocoder, config.vocoder_learning_rate, betas, config.vocoder_steps)
         if self.discriminators is not None:
-            parts["discriminators"] = (self.discriminators, config.vocoder_learning_rate, betas, config.vocoder_steps)
+            parts["discriminators"] = (self.discriminators, *parts["vocoder"][1:])
         self.optimizers = {name: _Optimizer(*part, self) for name, part in parts.items()}
         self.step = 0
 

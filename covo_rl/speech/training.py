@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, Protocol, cast, get_type_hints
 
 from covo_rl.config import option, value_problems
 from covo_rl.resolve import ConfigError, read_yaml, typed_values
 from covo_rl.types import UserError
-
-if TYPE_CHECKING:
-    from covo_rl.speech.decoder_training import DecoderTraining
 
 STATE = "training.pt"
 #: what a resumed run may change
@@ -30,6 +27,17 @@ LIMITS = {
 
 class DivergedError(UserError, ArithmeticError):
     """The loss is no number any more."""
+
+
+class Training(Protocol):
+    """What the trainings of tokenizers and of decoders have in common."""
+
+    output: str
+    resume: bool
+    overwrite: bool
+
+    @property
+    def steps(self) -> int: ...
 
 
 @dataclass
@@ -94,7 +102,7 @@ def read_training(path: str | Path | None, overrides: Mapping[str, Any] | None =
     return config
 
 
-def folder_problem(config: TokenizerTraining | DecoderTraining) -> str | None:
+def folder_problem(config: Training) -> str | None:
     """Why the training may not write to its folder, or None."""
     folder = Path(config.output)
     if config.resume:
@@ -109,7 +117,7 @@ def folder_problem(config: TokenizerTraining | DecoderTraining) -> str | None:
     return f"{folder} holds {', '.join(there)}: choose another --output, --resume, or --overwrite a training's folder"
 
 
-def check_state(path: Path, config: TokenizerTraining | DecoderTraining) -> dict[str, Any]:
+def check_state(path: Path, config: Training) -> dict[str, Any]:
     """The saved state of a training with these options.
 
     Raises:
@@ -123,7 +131,7 @@ def check_state(path: Path, config: TokenizerTraining | DecoderTraining) -> dict
     except (OSError, UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError([f"{path}: no state of a training: {why}"]) from error
-    now = {name: value for name, value in dataclasses.asdict(config).items() if name not in MAY_CHANGE}
+    now = {name: value for name, value in dataclasses.asdict(cast(Any, config)).items() if name not in MAY_CHANGE}
     if other := {name: value for name, value in now.items() if options.get(name) != value}:
         raise ConfigError(
             [f"{path}: {name} {options.get(name)!r} there, {value!r} now" for name, value in other.items()]

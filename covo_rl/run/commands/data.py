@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Column, Table
@@ -120,7 +120,7 @@ def convert_command(
                 source, folder, columns=columns, format=from_, allow_outside=allow_outside_audio, strict=False
             )
         if to in TRAINERS:
-            rows = trainer_rows(examples, to, folder, PromptConfig(**texts))
+            rows = trainer_rows(examples, to, folder, PromptConfig(**cast(Any, texts)))
         else:
             rows = data.to_rows(examples, to, folder)
         data.write(rows, target)
