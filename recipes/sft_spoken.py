@@ -12,6 +12,7 @@ and go through recipes/sft_cot.py, with `speak: true` in a stage.
 import argparse
 from pathlib import Path
 
+from covo_rl.config import ConfigError
 from covo_rl.data.files import read_json_lines
 from covo_rl.data.terminal import say
 from covo_rl.resolve import find
@@ -57,9 +58,11 @@ def main() -> None:
         data = Path(options.data) / "spoken.jsonl"
         config = load_config(options.config, {"data": str(data), "audio_dir": options.data,
                                               "output": options.output, "overwrite": options.overwrite})  # fmt: skip
-        write_rows(Path(options.data), options.rows, options.seed, options.tokenizer)
-        from covo_rl.supervised.stages import run_stages  # torch
+        from covo_rl.supervised.stages import run_stages, taken  # torch
 
+        if problem := taken(config):  # before minutes of rendering
+            raise ConfigError([problem])
+        write_rows(Path(options.data), options.rows, options.seed, options.tokenizer)
         run_stages(config)
 
 

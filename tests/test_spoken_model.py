@@ -1,10 +1,14 @@
 """A model that speaks: where codes stand in a reply, what of it is taught, the rows, the recipes, the shipped model."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from covo_rl.config import ConfigError, PromptConfig
 from covo_rl.data import DataError, load_examples
@@ -195,3 +199,29 @@ def test_the_shipped_model_says_in_codes_what_it_hears_from_voices_that_it_never
 
     assert said(replies) > 0.6
     assert said(replies[1:] + replies[:1]) < 0.4  # those of other questions
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_on_what_codes_say(tmp_path):
+    command = [sys.executable, str(find("recipes", "grpo_spoken.py")), "--output", str(tmp_path / "run")]
+    sizes = ["--max_steps", "2", "--prompts_per_step", "4", "--limit", "8", "--eval_limit", "4"]
+    subprocess.run([*command, *sizes], check=True, timeout=300, capture_output=True, cwd=tmp_path)
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["steps"] == 2 and 0.3 < result["before"]["reward_spoken"] <= 1
+    assert 0.3 < result["after"]["reward_accuracy(part='text')"] <= 1
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_a_model_that_speaks(tmp_path):
+    stages = [{"kind": "sft", "teacher": "column", "speak": True, "steps": 2, "batch_size": 4}]
+    config = {"tiny": {"vocab_size": 320, "mel_bins": 20, "encoder_width": 16, "decoder_width": 16, "audio_codes": 256,
+                       "decoder_layers": 1, "encoder_layers": 1}, "held_out": 0.0, "stages": stages,
+              "prompt": {"instruction": "", "written_question": False}}  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    words = ["--config", "c.yaml", "--rows", "6", "--data", "rows", "--output", "out"]
+    command = [sys.executable, str(find("recipes", "sft_spoken.py")), *words]
+    subprocess.run(command, check=True, timeout=300, capture_output=True, cwd=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows/spoken.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and len({r["tokenizer"] for r in rows}) == 1
+    assert all(set(r["codes"]) <= set(range(256)) and r["completion"] == r["answer"] for r in rows)
+    assert (tmp_path / "out/model.safetensors").is_file()

@@ -31,8 +31,8 @@ TINY_MODELS = {
     "phi4_multimodal": "phi4_multimodal",
 }
 _TINY = "tiny_"
-#: shipped checkpoints that are no models to train: those of covo_rl/speech
-_OTHERS = ("speech_tokenizer", "speech_decoder")
+#: shipped checkpoints that are not for the built-in questions: what speaks
+_OTHERS = ("speech_tokenizer", "speech_decoder", "tiny_spoken")
 
 
 def resolve_model(name: str) -> str:
@@ -62,7 +62,7 @@ def is_random(model: str | None) -> bool:
 
 
 def builtin_names() -> list[str]:
-    """Every NAME of a model `builtin:NAME`, shipped ones first."""
+    """Every NAME of a model `builtin:NAME` for the built-in questions, shipped ones first."""
     return [*sorted(_shipped().difference(_OTHERS)), *(f"{_TINY}{name}" for name in TINY_MODELS)]
 
 

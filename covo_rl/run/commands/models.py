@@ -129,7 +129,8 @@ def _list() -> None:
     console.print(summary_table("families, by model_type of config.json; published models whose sizes we know", known))
     shipped = {path.parent.name: place for place, folder in reversed(folders("checkpoints"))
                for path in folder.glob("*/config.json")}  # fmt: skip
-    rows = [(f"{BUILTIN}{name}", shipped.get(name, "random weights, made on first use")) for name in builtin_names()]
+    names = dict.fromkeys([*builtin_names(), *sorted(shipped)])
+    rows = [(f"{BUILTIN}{name}", shipped.get(name, "random weights, made on first use")) for name in names]
     console.print(summary_table("models of covo_rl's own", rows))
     console.print("covo-rl models show NAME says what one is, covo-rl models check PATH whether it is exact; another "
                   "family is one class: docs/models.md")  # fmt: skip
