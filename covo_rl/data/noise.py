@@ -18,6 +18,8 @@ WARNINGS: dict[tuple[str, type[Warning], str], str] = {
         "the base is checked against the adapter by covo_rl.policy.saved_adapter",
     (r"`gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning, r"transformers\.training_args"):
         "the new name does not exist in every version that we allow",
+    (r"Support for mismatched key_padding_mask and attn_mask is deprecated", UserWarning, r"torch\.nn\.functional"):
+        "transformers' WavLM gives a mask of bools and a bias of numbers, as it must",
 }  # fmt: skip
 #: (logger, beginning of the message): why it tells nothing
 LOGS = {
