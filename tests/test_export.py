@@ -405,7 +405,12 @@ def test_a_set_without_readable_audio_still_ends_with_an_adapter(rows, bases, tm
 
 def test_exports_carry_the_wording_of_training_and_evaluation_takes_it(bases, tmp_path, monkeypatch):
     """finding 39: from a run, a checkpoint and an adapter; merged weights do not keep their base's wording."""
-    wording = {"system_prompt": None, "instruction": "Entscheide dich: <answer>.", "choice_style": "lines"}
+    wording = {
+        "system_prompt": None,
+        "instruction": "Entscheide dich: <answer>.",
+        "choice_style": "lines",
+        "written_question": True,
+    }
     base = Path(shutil.copytree(bases["covo_audio"], tmp_path / "base"))
     fine = Verification(True, "adapter", 0.0, 1.0, 1e-4, 1.0, 1.0, "float32", str(base), ["a"])
     monkeypatch.setattr("covo_rl.export.verify.run_fresh", lambda *_: ({}, {}))

@@ -30,7 +30,8 @@ def options_of_model(model: str | None) -> dict[str, str]:
         return {"output": f"runs/{model.removeprefix(BUILTIN)}"}
     path = Path(model or "") / "prompt.yaml"
     wording = asdict(taught_prompt(path)) if model and path.is_file() else {}
-    return {name: value for name, value in wording.items() if value is not None}
+    words = {name: str(value).lower() if isinstance(value, bool) else value for name, value in wording.items()}
+    return {name: value for name, value in words.items() if value is not None}
 
 
 def with_defaults(words: list[str]) -> list[str]:
