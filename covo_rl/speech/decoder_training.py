@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from covo_rl.config import option, value_problems
-from covo_rl.resolve import ConfigError, read_yaml, typed_values
+from covo_rl.config import option
+from covo_rl.speech.training import read_options
 
 LIMITS = {
     "[1, inf)": "clips flow_frames vocoder_batch vocoder_frames save_steps",
@@ -68,19 +68,13 @@ class DecoderTraining:
 
 
 def read_decoder_training(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> DecoderTraining:
-    """A YAML file and options over it (those that are None are left out).
+    """The options of a decoder's training, as `read_options` reads them."""
+    return read_options(DecoderTraining, "decoder", LIMITS, path, overrides, _rules)
 
-    Raises:
-        ConfigError: unknown names with the nearest valid one, impossible values, contradictions: all at once.
-    """
-    content = {} if path is None else read_yaml(path)
-    content |= {name: value for name, value in (overrides or {}).items() if value is not None}
-    problems: list[str] = []
-    config = DecoderTraining(**typed_values(get_type_hints(DecoderTraining), content, problems, "decoder"))
-    problems += value_problems(config, LIMITS)
+
+def _rules(config: DecoderTraining) -> list[tuple[bool, str]]:
     trains_vocoder = config.vocoder_steps > 0
-    rules = [
-        (config.audio_dir is None or config.data is not None, "audio_dir needs data"),
+    return [
         (config.steps > 0, "flow_steps and vocoder_steps are both 0: there is nothing to train"),
         (config.vocoder != "harmonic" or config.latent == "mel_pitch", "vocoder harmonic needs latent mel_pitch"),
         (config.vocoder != "griffin_lim" or not trains_vocoder,
@@ -88,8 +82,4 @@ def read_decoder_training(path: str | Path | None, overrides: Mapping[str, Any] 
         (not config.discriminators or trains_vocoder, "discriminators need vocoder_steps"),
         (config.flow_frames >= config.sequence_frames * 4 // 3,
          f"flow_frames {config.flow_frames} holds no sequence of {config.sequence_frames * 4 // 3}, the longest"),
-        (not (config.resume and config.overwrite), "resume goes on, overwrite begins again: give one of them"),
     ]  # fmt: skip
-    if problems := problems + [text for fine, text in rules if not fine]:
-        raise ConfigError(problems)
-    return config

@@ -6,7 +6,6 @@ An update depends on (seed, step) and the state before it only: a resumed run co
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from covo_rl.speech.objectives import commitment_loss, ctc_loss, mel_loss, pitch
 from covo_rl.speech.quantiser import Quantiser
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.speech.training import MAY_CHANGE, STATE, DivergedError, TokenizerTraining, check_state
+from covo_rl.speech.training import STATE, DivergedError, TokenizerTraining, check_state, save_state
 from covo_rl.train.launch import device_of
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, place_schedule, schedule_of
@@ -198,12 +197,9 @@ class TokenizerTrainer:
 
     def save_state(self) -> None:
         """All that a resume needs, whole or not at all."""
-        options = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in MAY_CHANGE}
-        state = {"step": self.step, "options": options, "tokenizer": self.tokenizer.state_dict(),
+        state = {"step": self.step, "tokenizer": self.tokenizer.state_dict(),
                  "quantiser": self.quantiser.state_dict(), "optimizer": self.optimizer.state_dict()}  # fmt: skip
-        self.folder.mkdir(parents=True, exist_ok=True)
-        torch.save(state, self.folder / f"{STATE}.partial")
-        os.replace(self.folder / f"{STATE}.partial", self.folder / STATE)
+        save_state(self.folder, self.config, state)
 
     def load_state(self) -> None:
         """Go on from the saved state; raises ConfigError where it is of other options or damaged."""

@@ -9,7 +9,6 @@ An update depends on (seed, step) and the state before it only: a resumed run co
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from covo_rl.models.builtin import resolve_model
 from covo_rl.models.covo_audio.token2wav import Token2Wav, Token2WavConfig
 from covo_rl.models.covo_audio.token2wav.harmonic import F0_CHANNEL
 from covo_rl.records.console import ProgressDisplay
-from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import digit_rows
 from covo_rl.speech.decoder_clips import DecoderClips
@@ -36,7 +34,7 @@ from covo_rl.speech.discriminators import Discriminators
 from covo_rl.speech.grid import FRAME_SAMPLES
 from covo_rl.speech.rows import SpeechRow, read_speech_rows
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.speech.training import MAY_CHANGE, STATE, DivergedError, check_state, folder_problem
+from covo_rl.speech.training import STATE, DivergedError, check_state, owned_folder, save_state
 from covo_rl.train.launch import device_of, process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, place_schedule, schedule_of
@@ -55,11 +53,7 @@ def train_decoder(config: DecoderTraining) -> Path:
         DivergedError: the loss is not finite.
     """
     process_state()
-    ranks, lock = Ranks.current(), FolderLock(config.output)
-    problem = ranks.from_main((folder_problem(config) or lock.hold()) if ranks.main else None)
-    if problem:
-        raise ConfigError([problem])
-    try:
+    with owned_folder(config) as ranks:
         tokenizer = SpeechTokenizer.from_pretrained(resolve_model(config.tokenizer)).to(device_of())
         if config.data is None:
             rows = digit_rows("train", config.clips, config.seed)
@@ -68,8 +62,6 @@ def train_decoder(config: DecoderTraining) -> Path:
                                     codebook=len(tokenizer.codebook), tokenizer=tokenizer.digest())  # fmt: skip
         trainer = DecoderTrainer(config, rows, codes_of_rows(rows, tokenizer), tokenizer, ranks)
         return trainer.train()
-    finally:
-        lock.release()
 
 
 def codes_of_rows(rows: Sequence[SpeechRow], tokenizer: SpeechTokenizer) -> list[Tensor]:
@@ -208,14 +200,11 @@ class DecoderTrainer:
 
     def save_state(self) -> None:
         """All that a resume needs, whole or not at all."""
-        options = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in MAY_CHANGE}
         judge = {} if self.discriminators is None else self.discriminators.state_dict()
-        state = {"step": self.step, "options": options, "decoder": self.decoder.state_dict(), "discriminators": judge,
+        state = {"step": self.step, "decoder": self.decoder.state_dict(), "discriminators": judge,
                  "optimizers": {name: part.adam.state_dict() for name, part in self.optimizers.items()},
                  "updates": {name: part.schedule.last_epoch for name, part in self.optimizers.items()}}  # fmt: skip
-        self.folder.mkdir(parents=True, exist_ok=True)
-        torch.save(state, self.folder / f"{STATE}.partial")
-        os.replace(self.folder / f"{STATE}.partial", self.folder / STATE)
+        save_state(self.folder, self.config, state)
 
     def load_state(self) -> None:
         """Go on from the saved state; raises ConfigError where it is of other options or damaged."""

@@ -16,17 +16,14 @@ from transformers import WavLMModel
 
 from covo_rl.data.noise import quiet
 from covo_rl.models.weights import load_whole
-from covo_rl.records.lock import FolderLock
-from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import digit_rows
 from covo_rl.speech.configuration import SpeechTokenizerConfig
 from covo_rl.speech.pieces import Pieces
 from covo_rl.speech.rows import SpeechRow, read_speech_rows
 from covo_rl.speech.tokenizer import SpeechTokenizer
 from covo_rl.speech.tokenizer_trainer import TokenizerTrainer
-from covo_rl.speech.training import TokenizerTraining, folder_problem
+from covo_rl.speech.training import TokenizerTraining, owned_folder
 from covo_rl.train.launch import process_state
-from covo_rl.train.ranks import Ranks
 
 EVAL_CLIPS = 100
 
@@ -41,11 +38,7 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
     """
     quiet()
     process_state()
-    ranks, lock = Ranks.current(), FolderLock(config.output)
-    problem = ranks.from_main((folder_problem(config) or lock.hold()) if ranks.main else None)
-    if problem:
-        raise ConfigError([problem])
-    try:
+    with owned_folder(config) as ranks:
         if config.data is None:
             rows = digit_rows("train", config.clips, config.seed)
         else:
@@ -57,8 +50,6 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
         trainer = TokenizerTrainer(config, start_tokenizer(config, rows), rows, ranks)
         trainer.train()
         return trainer.finish(held_out)
-    finally:
-        lock.release()
 
 
 def start_tokenizer(config: TokenizerTraining, rows: Sequence[SpeechRow]) -> SpeechTokenizer:

@@ -1,16 +1,21 @@
-"""Options of the training of a speech tokenizer, checked as a whole; and whether a folder fits them."""
+"""What both trainings of speech share: options checked as a whole, a folder of their own, a state to resume from;
+and the options of the tokenizer's."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol, cast, get_type_hints
+from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
 from covo_rl.config import option, value_problems
+from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import ConfigError, read_yaml, typed_values
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import UserError
 
 STATE = "training.pt"
@@ -33,11 +38,16 @@ class Training(Protocol):
     """What the trainings of tokenizers and of decoders have in common."""
 
     output: str
+    data: str | None
+    audio_dir: str | None
     resume: bool
     overwrite: bool
 
     @property
     def steps(self) -> int: ...
+
+
+_Training = TypeVar("_Training", bound=Training)
 
 
 @dataclass
@@ -80,8 +90,13 @@ class TokenizerTraining:
     overwrite: bool = False
 
 
-def read_training(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> TokenizerTraining:
-    """A YAML file and options over it (those that are None are left out).
+def read_options(
+    kind: type[_Training], what: str, limits: Mapping[str, str], path: str | Path | None,
+    overrides: Mapping[str, Any] | None, rules: Callable[[_Training], Sequence[tuple[bool, str]]],
+) -> _Training:  # fmt: skip
+    """The options `kind` of a YAML file, and `overrides` over it (those that are None are left out).
+
+    `rules` are (holds, what is wrong otherwise) of options whose values are possible one by one.
 
     Raises:
         ConfigError: unknown names with the nearest valid one, impossible values, contradictions: all at once.
@@ -89,17 +104,27 @@ def read_training(path: str | Path | None, overrides: Mapping[str, Any] | None =
     content = {} if path is None else read_yaml(path)
     content |= {name: value for name, value in (overrides or {}).items() if value is not None}
     problems: list[str] = []
-    config = TokenizerTraining(**typed_values(get_type_hints(TokenizerTraining), content, problems, "tokenizer"))
-    problems += value_problems(config, LIMITS)
-    rules = [
-        (config.wavlm is None or config.shape == "published", "wavlm needs shape: published; a tiny one starts anew"),
-        (config.eval_data is None or config.data is not None, "eval_data needs data"),
+    config = kind(**typed_values(get_type_hints(kind), content, problems, what))
+    problems += value_problems(config, limits)
+    shared = [
         (config.audio_dir is None or config.data is not None, "audio_dir needs data"),
         (not (config.resume and config.overwrite), "resume goes on, overwrite begins again: give one of them"),
     ]
-    if problems := problems + [text for fine, text in rules if not fine]:
+    if problems := problems + [text for holds, text in (*rules(config), *shared) if not holds]:
         raise ConfigError(problems)
     return config
+
+
+def read_training(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> TokenizerTraining:
+    """The options of a tokenizer's training, as `read_options` reads them."""
+    return read_options(TokenizerTraining, "tokenizer", LIMITS, path, overrides, _rules)
+
+
+def _rules(config: TokenizerTraining) -> list[tuple[bool, str]]:
+    return [
+        (config.wavlm is None or config.shape == "published", "wavlm needs shape: published; a tiny one starts anew"),
+        (config.eval_data is None or config.data is not None, "eval_data needs data"),
+    ]
 
 
 def folder_problem(config: Training) -> str | None:
@@ -131,7 +156,7 @@ def check_state(path: Path, config: Training) -> dict[str, Any]:
     except (OSError, UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError([f"{path}: no state of a training: {why}"]) from error
-    now = {name: value for name, value in dataclasses.asdict(cast(Any, config)).items() if name not in MAY_CHANGE}
+    now = _fixed_options(config)
     if other := {name: value for name, value in now.items() if options.get(name) != value}:
         raise ConfigError(
             [f"{path}: {name} {options.get(name)!r} there, {value!r} now" for name, value in other.items()]
@@ -139,3 +164,34 @@ def check_state(path: Path, config: Training) -> dict[str, Any]:
     if step > config.steps:
         raise ConfigError([f"{path} is of step {step}, after the last of {config.steps}"])
     return state
+
+
+def save_state(folder: Path, config: Training, state: Mapping[str, Any]) -> None:
+    """Write the state (`step` and what a resume needs) with the options that `check_state` compares, whole or not."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({**state, "options": _fixed_options(config)}, folder / f"{STATE}.partial")
+    os.replace(folder / f"{STATE}.partial", folder / STATE)
+
+
+def _fixed_options(config: Training) -> dict[str, Any]:
+    """Those that a resumed run may not change."""
+    return {name: value for name, value in dataclasses.asdict(cast(Any, config)).items() if name not in MAY_CHANGE}
+
+
+@contextmanager
+def owned_folder(config: Training) -> Iterator[Ranks]:
+    """This process's ranks, while `config.output` is this training's alone.
+
+    Raises:
+        ConfigError: the folder is taken or in use.
+    """
+    ranks, lock = Ranks.current(), FolderLock(config.output)
+    problem = ranks.from_main((folder_problem(config) or lock.hold()) if ranks.main else None)
+    if problem:
+        raise ConfigError([problem])
+    try:
+        yield ranks
+    finally:
+        lock.release()
