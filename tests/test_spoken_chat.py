@@ -13,8 +13,11 @@ from covo_rl.cli import main
 from covo_rl.config import ConfigError
 from covo_rl.models.covo_audio.conversation import Conversation
 from covo_rl.models.covo_audio.token2wav import CodesError
+from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.prompt import PromptError
+from covo_rl.speech.pitch import track_f0
 from covo_rl.speech.voices import open_voice
+from covo_rl.synth.speech import speakers
 
 LENGTH = {"max_completion_length": 30}
 
@@ -194,6 +197,16 @@ def test_the_prompt_beside_a_decoder_is_its_voice(home, tmp_path):
     assert torch.equal(voice.say([1, 2, 3]), expected)
     (tmp_path / "other").mkdir()
     np.save(tmp_path / "other" / "speaker_embed.npy", np.zeros((1, 4), np.float32))
-    other = open_voice(tmp_path, tmp_path / "other", steps=4)
+    other = open_voice(tmp_path, tmp_path / "other", steps=4)  # what is named goes before it
     assert torch.equal(other.say([1, 2, 3]), open_voice(home / "decoder", steps=4).say([1, 2, 3]))
     assert open_voice(other) is other
+
+
+def test_the_shipped_decoder_has_a_voice_of_its_own():
+    """It speaks as high as the one that it is said to be, and not as high as the mean of all."""
+    voice, codes = open_voice(), [117, 255, 12, 124, 55, 22, 73, 134, 159, 145, 163, 74, 42]  # nine eight
+    pitches = []
+    for speaker in (voice, Voice(voice.decoder)):
+        f0_Z = track_f0(speaker.say(codes).numpy(), 24_000)
+        pitches.append(float(np.median(f0_Z[f0_Z > 0])))
+    assert 12 * abs(np.log2(pitches[0] / speakers(1)[0].f0_hz)) < 3 < 12 * np.log2(pitches[0] / pitches[1])
