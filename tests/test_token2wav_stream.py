@@ -124,6 +124,8 @@ def test_bad_streams_are_refused_with_the_place():
         list(decoder().stream(iter([])))
     with pytest.raises(CodesError, match=r"position 21: code 64 is outside 0\.\.63"):
         list(decoder().stream(iter([1] * 21 + [64]), steps=2, alpha=None))
+    with pytest.raises(CodesError, match="codes, row 0: torch.float32 are no codes"):
+        list(decoder().stream(iter([1.5]), steps=2))
     with pytest.raises(ValueError, match=r"blocks=\(\), look_ahead=3, past=150: at least 1, 1 and 0 codes"):
         decoder().stream(iter(REPLY), blocks=())
 

@@ -73,7 +73,7 @@ class SpeechPattern(LogitsProcessor):
         allowed = torch.zeros_like(scores, dtype=torch.bool)
         allowed[:, : self.codes.start] = (~over_N & in_text)[:, None]
         allowed[:, self.codes] = True
-        if self.end_ids:
-            after_code_N = is_code_NA[:, -1] if answer_NA.shape[1] else torch.zeros_like(over_N)
-            allowed[:, self.end_ids] = after_code_N[:, None]
+        after_code_N = is_code_NA[:, -1] if answer_NA.shape[1] else torch.zeros_like(over_N)
+        for i in self.end_ids:  # not by a list of them, which would be copied to the device at every step
+            allowed[:, i] = after_code_N
         return scores.masked_fill(~allowed, -torch.inf)
