@@ -174,6 +174,15 @@ def test_a_sound_alone_is_asked_at_the_end_of_what_is_piped_in(home, tmp_path, m
     assert (tmp_path / "a.wav").exists() != ("the reply has no speech in it" in capsys.readouterr().err)
 
 
+def test_a_sound_that_cannot_be_read_spoils_one_question_alone(home, tmp_path, monkeypatch, capsys):
+    (tmp_path / "noise.wav").write_bytes(b"no sound")
+    lines = f"/audio {tmp_path / 'noise.wav'}\n\nLouder, please.\n/audio"
+    assert not spoken(home, "--speak", tmp_path / "a.wav", lines=lines, monkeypatch=monkeypatch)
+    printed = capsys.readouterr()
+    assert printed.err.count("; its sounds are forgotten") == 1 and "/audio: no such file" in printed.err
+    assert (tmp_path / "a.wav").exists() != ("the reply has no speech in it" in printed.err)
+
+
 def test_options_of_speech_are_checked_before_a_model_is_loaded(home, tmp_path, monkeypatch, capsys):
     (tmp_path / "there.wav").touch()
     for words, messages in (
@@ -181,6 +190,7 @@ def test_options_of_speech_are_checked_before_a_model_is_loaded(home, tmp_path, 
         (["--speak", tmp_path / "there.wav"], [f"{tmp_path / 'there.wav'} exists: remove it, or name another file"]),
         (["--speak", tmp_path / "a.mp3", "--voice", tmp_path / "b.wav", "--pattern", "x"],
          ["replies are wav files", "--voice", "no such file or folder", "--pattern='x' does not exist"]),
+        (["--speak", tmp_path / "a.wav", "--decoder", tmp_path / "b"], [f"--decoder {tmp_path / 'b'}: no such folder"]),
         (["--speak", tmp_path / "no" / "a.wav"], [f"there is no folder {tmp_path / 'no'}"]),
     ):  # fmt: skip
         monkeypatch.setattr("covo_rl.run.python.model.load", None)
