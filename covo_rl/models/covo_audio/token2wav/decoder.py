@@ -69,10 +69,11 @@ class Token2Wav(nn.Module):
         """
         folder = Path(folder)
         config = Token2WavConfig.from_file(folder / "config.json")
+        statistics = read_statistics(folder / STATISTICS, config.flow.z_dim)
         with torch.device("meta"):
             model = cls(config)
         fill(model, read_weights(folder), str(folder), dtype)
-        model.mean_E, model.variance_E = read_statistics(folder / STATISTICS, config.flow.z_dim)
+        model.mean_E, model.variance_E = statistics
         return model.to(device).eval()
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
