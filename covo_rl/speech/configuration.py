@@ -15,6 +15,7 @@ from covo_rl.resolve import ConfigError, read_yaml, typed_values
 MODEL_TYPE = "covo_speech_tokenizer"
 FRONT_ENDS = ["conv", "mel"]
 LIMITS = {"[2, 1000000]": "codebook_size pieces", "[1, 100000]": "code_dim merge_width head_width"}
+MOST_LAYERS = 1000
 #: WavLM-large, as far as it differs from WavLMConfig's defaults
 _LARGE = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
@@ -85,6 +86,7 @@ class SpeechTokenizerConfig:
         Raises:
             ConfigError: a field that it does not have, or that does not fit.
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import WavLMConfig
 
         always: dict[str, Any] = {"layerdrop": 0.0, "apply_spec_augment": False}
@@ -94,6 +96,9 @@ class SpeechTokenizerConfig:
         if strange := [name for name in self.wavlm if name not in known]:
             raise ConfigError([f"wavlm: WavLMConfig has no {', '.join(map(repr, strange[:5]))}"])
         try:
-            return WavLMConfig(**{**self.wavlm, **always})
-        except (TypeError, ValueError) as error:
-            raise ConfigError([f"wavlm: {error}"]) from error
+            config = WavLMConfig(**{**self.wavlm, **always})
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise ConfigError([f"wavlm: {' '.join(str(error).split())}"]) from error
+        if not 1 <= config.num_hidden_layers <= MOST_LAYERS:
+            raise ConfigError([f"wavlm: num_hidden_layers {config.num_hidden_layers}: 1 to {MOST_LAYERS}"])
+        return config

@@ -171,7 +171,7 @@ def measure_tokenizer(tokenizer: Any, rows: Sequence[Any]) -> dict[str, float]:
     """
     waves = [row.wave() for row in rows]
     codes = tokenizer.encode(waves)
-    texts = [tokenizer.pieces.text([id for word in tokenizer.pieces.words(row.text) for id in word]) for row in rows]
+    texts = [tokenizer.pieces.normal(row.text) for row in rows]
     distances, agreed = [], []
     for row, wave_T, row_codes in zip(rows, waves, codes, strict=True):
         f0_Z = row.source.get("f0_Z")
