@@ -3,7 +3,9 @@ and the options of the tokenizer's."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +92,22 @@ class TokenizerTraining:
     save_steps: int = 500
     resume: bool = False
     overwrite: bool = False
+
+
+def recipe_parser(kind: type[Any], description: str | None) -> argparse.ArgumentParser:
+    """Of `--config` and the options `kind`, as `read_options` takes them: what a command leaves out is None."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=inspect.getdoc(kind), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="YAML", help="of the options below, which win over it: see recipes/configs")
+    for item in dataclasses.fields(kind):
+        form = {"action": "store_true"} if item.default is False else {"metavar": str(item.type).split()[0].upper()}
+        text = f"{', '.join(item.metadata['choices'])}; " if item.metadata else ""
+        text += "" if item.default is None or item.default is False else f"default {item.default}"
+        flags: Any = {**form, "default": None, "help": text}
+        parser.add_argument(f"--{item.name.replace('_', '-')}", **flags)
+    return parser
 
 
 def read_options(
