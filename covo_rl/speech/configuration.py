@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -64,14 +63,9 @@ class SpeechTokenizerConfig:
         content = read_yaml(path)
         if (kind := content.pop("model_type", None)) != MODEL_TYPE:
             raise ConfigError([f"{path}: model_type {kind!r:.80} is no speech tokenizer's, which is {MODEL_TYPE!r}"])
-        return cls.of(content, str(path))
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any], where: str) -> SpeechTokenizerConfig:
-        """Checked values of a file or of options; raises ConfigError with every problem."""
         problems: list[str] = []
-        config = cls(**typed_values(get_type_hints(cls), content, problems, where))
-        problems += [f"{where}: {problem}" for problem in value_problems(config, LIMITS)]
+        config = cls(**typed_values(get_type_hints(cls), content, problems, str(path)))
+        problems += [f"{path}: {problem}" for problem in value_problems(config, LIMITS)]
         if problems:
             raise ConfigError(problems)
         config.wavlm_config()
