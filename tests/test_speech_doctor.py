@@ -59,8 +59,10 @@ def test_plans_have_the_published_sizes():
     speaker = 1024 * (1024 - 64)  # our speaker vectors have 64 numbers
     assert decoder.trainable == 252_732_480 - speaker
     # halves of the flow's copy in 16 bits; the vocoder trains, and is timed, in float32
-    narrow = decoder_plan(DecoderTraining(dtype="bfloat16"), {"bfloat16": Speed(2e12, 1), "float32": Speed(1e12, 1)})
-    wide = decoder_plan(DecoderTraining(), {"float32": Speed(1e12, 1)})
+    narrow = decoder_plan(
+        DecoderTraining(dtype="bfloat16"), {"bfloat16": Speed(2e12, 1), "float32": Speed(1e12, 1)}.__getitem__
+    )
+    wide = decoder_plan(DecoderTraining(), {"float32": Speed(1e12, 1)}.__getitem__)
     flow = sum(p.numel() for p in Token2Wav(Token2WavConfig.tiny()).token2latent.parameters())
     assert narrow.memory["weights"] - wide.memory["weights"] == 2 * flow
     assert narrow.notes[0] == wide.notes[0] and "1 TFLOP/s in float32" in wide.notes[0]

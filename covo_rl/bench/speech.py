@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def updates(shape: str, device: torch.device, seconds: float) -> Iterator[tuple[
         batch = collate([trainer.clips[i % len(rows), i % len(rows)] for i in range(config.batch_size)])
         batches = [batch] * config.gradient_accumulation_steps
         figures = _measured(device, lambda trainer=trainer: trainer.update(batches))
-        yield "tokenizer", figures | _planned(tokenizer_plan(config, seconds, measure_speed(str(device), config.dtype)))
+        yield "tokenizer", figures | _planned(tokenizer_plan(config, seconds, partial(measure_speed, str(device))))
         tokenizer = trainer.tokenizer.cpu()
         del trainer  # its optimiser's memory is the decoder's now
         yield from _decoder_updates(shape, device, rows, tokenizer, folder)
@@ -99,7 +100,7 @@ def _decoder_updates(
         parts = [trainer.clips[item] for item in draw(0)]
         batch = [torch.stack(values).to(device) for values in zip(*parts, strict=True)]
         yield name, _measured(device, lambda update=update, batch=batch: update(*batch))
-    yield "decoder", _planned(decoder_plan(config, measure_speed(str(device), config.dtype)))
+    yield "decoder", _planned(decoder_plan(config, partial(measure_speed, str(device))))
 
 
 def long_rows(count: int, seconds: float) -> list[SpeechRow]:

@@ -6,7 +6,8 @@ are counted as they come. Exact but for what the allocator adds and for CTC, k-m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 def speech_plan(kind: str, path: Path, seconds: float, device: str) -> Plan:
     """Of the YAML of a training of a "tokenizer" or a "decoder", at the speed of `device`; raises ConfigError."""
+    speed_in = partial(measure_speed, device)
     if kind == "tokenizer":
-        tokenizer = read_training(path)
-        return tokenizer_plan(tokenizer, seconds, {tokenizer.dtype: measure_speed(device, tokenizer.dtype)})
-    decoder = read_decoder_training(path)
-    dtypes = {decoder.dtype, "float32"} if decoder.vocoder_steps else {decoder.dtype}
-    return decoder_plan(decoder, {dtype: measure_speed(device, dtype) for dtype in dtypes})
+        return tokenizer_plan(read_training(path), seconds, speed_in)
+    return decoder_plan(read_decoder_training(path), speed_in)
+
+
+#: dtype -> how fast products in it are
+SpeedIn = Callable[[str], Speed]
 
 
 class _Update(NamedTuple):
@@ -39,7 +42,7 @@ class _Update(NamedTuple):
     dtype: str
 
 
-def tokenizer_plan(config: TokenizerTraining, seconds: float, speeds: Mapping[str, Speed] | None = None) -> Plan:
+def tokenizer_plan(config: TokenizerTraining, seconds: float, speed_in: SpeedIn | None = None) -> Plan:
     """Of a training on clips of `seconds`, on one rank; WavLM-large or the tiny one, whatever `wavlm` names."""
     import torch
 
@@ -70,10 +73,10 @@ def tokenizer_plan(config: TokenizerTraining, seconds: float, speeds: Mapping[st
 
     passes = config.gradient_accumulation_steps
     updates = {"tokenizer": _Update(model, update, config.steps, passes, config.dtype)}
-    return _plan(updates, [model], speeds, {"codes": config.batch_size * codes * passes})
+    return _plan(updates, [model], speed_in, {"codes": config.batch_size * codes * passes})
 
 
-def decoder_plan(config: DecoderTraining, speeds: Mapping[str, Speed] | None = None) -> Plan:
+def decoder_plan(config: DecoderTraining, speed_in: SpeedIn | None = None) -> Plan:
     """Of a training of flow and vocoder, on one rank; the vocoder trains in float32, whatever `dtype` says."""
     import torch
 
@@ -112,11 +115,11 @@ def decoder_plan(config: DecoderTraining, speeds: Mapping[str, Speed] | None = N
         updates["flow"] = _Update(field, flow_update, config.flow_steps, 1, config.dtype)
     parts = [model] if judge is None else [model, judge]
     positions = {"flow frames": rows * frames, "vocoder frames": config.vocoder_batch * config.vocoder_frames}
-    return _plan(updates, parts, speeds, positions)
+    return _plan(updates, parts, speed_in, positions)
 
 
 def _plan(
-    updates: dict[str, _Update], parts: Sequence[nn.Module], speeds: Mapping[str, Speed] | None,
+    updates: dict[str, _Update], parts: Sequence[nn.Module], speed_in: SpeedIn | None,
     positions: dict[str, int],
 ) -> Plan:  # fmt: skip
     everything = sum(p.numel() for part in parts for p in part.parameters())
@@ -128,8 +131,11 @@ def _plan(
         "gradients": 4.0 * trainable, "optimiser (AdamW)": 8.0 * trainable,
     }  # fmt: skip
     notes = []
+    speeds = (
+        {dtype: speed_in(dtype).flops for dtype in {update.dtype for update in updates.values()}} if speed_in else {}
+    )
     for name, (_, _, count, repeats, dtype) in updates.items() if speeds else ():
-        speed = speeds[dtype].flops
+        speed = speeds[dtype]
         seconds = repeats * passes[name][1] / speed
         notes.append(f"{count:,} updates of the {name} take {seconds:,.3g} s each, {count * seconds / 3600:,.3g} hours "
                      "in all, or more: that is products alone, at "
