@@ -254,7 +254,7 @@ def test_the_vocoder_learns_and_the_flow_learns(tokenizer, tmp_path):
 
 def test_one_update_of_the_adversarial_recipe(tokenizer, tmp_path):
     config = training(tokenizer, tmp_path, vocoder="bigvgan", discriminators=True, vocoder_steps=1, flow_steps=0,
-                      vocoder_batch=1)  # fmt: skip
+                      vocoder_batch=1, vocoder_frames=16)  # fmt: skip
     import covo_rl.speech.train_decoder as module
 
     before = Token2WavConfig.tiny(vocoder="bigvgan")
