@@ -44,7 +44,7 @@ def check_codes(rows: Sequence[Sequence[Any]], codebook: int, names: Sequence[st
     problems = []
     for index, codes in enumerate(rows):
         for i, code in enumerate(codes):
-            if isinstance(code, bool) or not isinstance(code, Integral) or not 0 <= code < codebook:
+            if isinstance(code, bool) or not isinstance(code, Integral) or not 0 <= int(code) < codebook:
                 name = names[index] if names else f"row {index}"
                 problems.append(f"{name}: code {code!r:.40} at position {i}; there are 0 to {codebook - 1}")
                 break
