@@ -38,7 +38,7 @@ def write_rows(folder: Path, count: int, seed: int, tokenizer_folder: str) -> Pa
         batch = rows[start : start + BATCH]
         waves = [decode(Clip(path=str(folder / row.pop("reply"))))[0] for row in batch]
         for row, codes in zip(batch, tokenizer.encode(waves), strict=True):
-            row |= {"completion": row["answer"], "codes": codes.tolist(), "tokenizer": tokenizer.digest}
+            row |= {"completion": row["answer"], "codes": codes.tolist(), "tokenizer": tokenizer.digest()}
     path = folder / "spoken.jsonl"
     write_speech_rows(path, rows)
     return path

@@ -15,14 +15,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from covo_rl.speech.decoder_training import read_decoder_training
+from covo_rl.speech.decoder_training import DecoderTraining, read_decoder_training
+from covo_rl.speech.training import recipe_parser
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import user_errors
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def main(words: list[str] | None = None) -> Path:
     """Train; returns the decoder's folder."""
-    options = vars(parser().parse_args(arguments))
+    options = vars(parser().parse_args(words))
     with user_errors("train_decoder", code=1):
         config = read_decoder_training(options.pop("config"), options)
         from covo_rl.speech.train_decoder import train_decoder  # after parsing: --help and typos answer at once
@@ -31,19 +32,8 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of the command; all others are in the YAML."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--config", help="YAML of options, see recipes/configs/decoder_tiny.yaml")
-    parser.add_argument("--data", help="rows of speech (JSONL with audio, speaker, codes); default: built-in digits")
-    for name in ("audio-dir", "tokenizer", "start", "output"):
-        parser.add_argument(f"--{name}")
-    for name in ("seed", "flow-steps", "vocoder-steps"):
-        parser.add_argument(f"--{name}", type=int)
-    for name in ("resume", "overwrite"):
-        parser.add_argument(f"--{name}", action="store_true", default=None)
-    return parser
+    """The options of the command, which are those of the YAML."""
+    return recipe_parser(DecoderTraining, __doc__)
 
 
 if __name__ == "__main__":

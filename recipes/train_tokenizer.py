@@ -16,14 +16,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from covo_rl.speech.training import read_training
+from covo_rl.speech.training import TokenizerTraining, read_training, recipe_parser
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import user_errors
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def main(words: list[str] | None = None) -> Path:
     """Train; returns the tokenizer's folder."""
-    options = vars(parser().parse_args(arguments))
+    options = vars(parser().parse_args(words))
     with user_errors("train_tokenizer", code=1):
         config = read_training(options.pop("config"), options)
         from covo_rl.speech.train_tokenizer import train_tokenizer  # after parsing: --help and typos answer at once
@@ -32,19 +32,8 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of the command; all others are in the YAML."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--config", help="YAML of options, see recipes/configs/tokenizer_tiny.yaml")
-    parser.add_argument("--data", help="rows of speech (JSONL with audio, text, speaker); default: built-in digits")
-    for name in ("audio-dir", "eval-data", "wavlm", "output"):
-        parser.add_argument(f"--{name}")
-    for name in ("seed", "steps"):
-        parser.add_argument(f"--{name}", type=int)
-    for name in ("resume", "overwrite"):
-        parser.add_argument(f"--{name}", action="store_true", default=None)
-    return parser
+    """The options of the command, which are those of the YAML."""
+    return recipe_parser(TokenizerTraining, __doc__)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,13 @@ def test_words_get_times_from_the_codes(place, capsys):
         assert [word for word, _, _ in aligned["words"]] == row["text"].split()
         ends = [second for _, start, end in aligned["words"] for second in (start, end)]
         assert ends == sorted(ends) and ends[0] >= 0 and all(round(second * 25, 6).is_integer() for second in ends)
+    # words that are there stay, exact as they are; paths start where those of the rows do
+    (digits / "half.jsonl").write_text("\n".join(map(json.dumps, [said[0], bare[1]])))
+    capsys.readouterr()
+    assert _speech("align", digits / "half.jsonl", place / "half.jsonl", *tokenizer) == 0
+    assert f"1 had theirs; written to {place}/half.jsonl; read it with --audio-dir {digits}" in capsys.readouterr().out
+    half = _rows(place / "half.jsonl")
+    assert half[0] == said[0] and half[1]["words"] == _rows(digits / "words.jsonl")[1]["words"]
     (digits / "long.jsonl").write_text(json.dumps({**bare[0], "text": "one two " * 200}))
     assert _speech("align", digits / "long.jsonl", digits / "no.jsonl", *tokenizer) == 2
     assert "400 pieces of text do not fit" in capsys.readouterr().err and not (digits / "no.jsonl").exists()
@@ -96,6 +103,10 @@ def test_words_that_make_no_sense_are_told(place, capsys):
         (("make", place / "digits"), "digits holds rows.jsonl: give another OUT"),
         (("decode", rows, place / "digits"), "digits holds rows.jsonl: give another OUT"),
         (("make", place / "x", "--split", "dev"), "there are train, validation, test"),
+        (("encode", rows, place / "x", "--device", "foo"), "device 'foo': write auto, cpu"),
+        (("make", place / "tokenizer/config.json"), "cannot be written"),
+        (("demo", place / "tokenizer/config.json"), "cannot be written"),
+        (("demo", place / "x", "--seed", "-1"), "greater than or equal to 0"),
         (("demo", place / "x", "--train", "--decoder", "d"), "leave out --tokenizer and --decoder"),
     ):
         assert _speech(*words) == 2
@@ -106,5 +117,11 @@ def test_words_that_make_no_sense_are_told(place, capsys):
 def test_trainings_are_their_recipes(capsys):
     assert _speech("train-tokenizer", "--help") == 0
     assert "--wavlm" in capsys.readouterr().out
+    # every option of the YAML is one of the command
+    wrong = ("--pitch-gain", "0", "--seed", "x", "--dtype", "int8", "--resume", "--overwrite")
+    assert _speech("train-decoder", *wrong) == 1
+    message = capsys.readouterr().err
+    for text in ("pitch_gain 0", "seed 'x'", "dtype 'int8'", "resume goes on, overwrite begins again"):
+        assert text in message
     assert _speech("train-tokenizer", "--steps", "0") == 1
     assert "steps 0: must be at least 1" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from covo_rl.data.read import DataError
 from covo_rl.models.covo_audio.token2wav import CodesError, Token2Wav, Token2WavConfig
 from covo_rl.models.covo_audio.token2wav.configuration import FlowConfig, TransformerConfig
 from covo_rl.models.covo_audio.token2wav.flow import FlowField
@@ -17,6 +18,7 @@ from covo_rl.models.covo_audio.token2wav.stream import overlapped
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import digit_rows
 from covo_rl.speech.configuration import SpeechTokenizerConfig
+from covo_rl.speech.decoder_clips import speaker_width
 from covo_rl.speech.decoder_losses import (
     FlowDraw,
     discriminator_loss,
@@ -30,7 +32,7 @@ from covo_rl.speech.discriminators import Discriminators
 from covo_rl.speech.latents import LatentSpaceError, latents_of, voice_of
 from covo_rl.speech.pitch import track_f0
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.speech.train_decoder import train_decoder
+from covo_rl.speech.train_decoder import DecoderTrainer, codes_of_rows, train_decoder
 
 SMALL = FlowConfig(8, 4, z_dim=3, spkr_embed_dim=2, transformer=TransformerConfig(1, 16, 8, 2, 0.0))
 
@@ -252,7 +254,7 @@ def test_the_vocoder_learns_and_the_flow_learns(tokenizer, tmp_path):
 
 def test_one_update_of_the_adversarial_recipe(tokenizer, tmp_path):
     config = training(tokenizer, tmp_path, vocoder="bigvgan", discriminators=True, vocoder_steps=1, flow_steps=0,
-                      vocoder_batch=1)  # fmt: skip
+                      vocoder_batch=1, vocoder_frames=16)  # fmt: skip
     import covo_rl.speech.train_decoder as module
 
     before = Token2WavConfig.tiny(vocoder="bigvgan")
@@ -263,11 +265,32 @@ def test_one_update_of_the_adversarial_recipe(tokenizer, tmp_path):
     assert torch.equal(start["token2latent.token_embedding.weight"], after["token2latent.token_embedding.weight"])
 
 
+def test_rows_may_bring_vectors_of_their_speakers(tokenizer, tmp_path):
+    def rows_of(*vectors):
+        rows = digit_rows("train", len(vectors))
+        return [dataclasses.replace(row, source={**row.source, "speaker_vector": vector})
+                for row, vector in zip(rows, vectors, strict=True)]  # fmt: skip
+
+    rows, config = rows_of([0.5] * 5, [1] * 5), training(tokenizer, tmp_path)
+    trainer = DecoderTrainer(config, rows, codes_of_rows(rows, tokenizer[1]), tokenizer[1])
+    assert trainer.field.config.spkr_embed_dim == 5 and trainer.clips.speaker([1]).tolist() == [1] * 5
+    for vectors in (([1, 2], None), ([1, 2], [1]), ("x", [1, 2]), ([float("nan"), 1], [1, 2])):
+        with pytest.raises(DataError, match="no list of 2 numbers"):
+            speaker_width(rows_of(*vectors))
+
+
 def test_problems_are_named_together():
     with pytest.raises(ConfigError) as caught:
         read_decoder_training(None, {"vocoder": "griffin_lim", "latent": "mel", "flow_frames": 100, "audio_dir": "x",
-                                     "pitch_gain": 0, "flow_step": 3})  # fmt: skip
-    for text in ("vocoder_steps 0", "flow_frames 100", "audio_dir needs data", "pitch_gain", "did you mean flow_steps"):
+                                     "pitch_gain": 0, "flow_step": 3, "vocoder_frames": 8})  # fmt: skip
+    for text in (
+        "vocoder_frames 8",
+        "vocoder_steps 0",
+        "flow_frames 100",
+        "audio_dir needs data",
+        "pitch_gain",
+        "did you mean flow_steps",
+    ):
         assert text in str(caught.value)
 
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from covo_rl.models.covo_audio.token2wav import Token2Wav, Token2WavConfig
 from covo_rl.run.doctor import app
 from covo_rl.run.speech_memory import counted_pass, decoder_plan, tokenizer_plan
+from covo_rl.run.speed import Speed
 from covo_rl.speech.decoder_training import DecoderTraining
 from covo_rl.speech.training import TokenizerTraining
 
@@ -57,6 +58,15 @@ def test_plans_have_the_published_sizes():
     decoder = decoder_plan(DecoderTraining(shape="published", latent="mel", vocoder="griffin_lim", vocoder_steps=0))
     speaker = 1024 * (1024 - 64)  # our speaker vectors have 64 numbers
     assert decoder.trainable == 252_732_480 - speaker
+    # halves of the flow's copy in 16 bits; the vocoder trains, and is timed, in float32
+    narrow = decoder_plan(
+        DecoderTraining(dtype="bfloat16"), {"bfloat16": Speed(2e12, 1), "float32": Speed(1e12, 1)}.__getitem__
+    )
+    wide = decoder_plan(DecoderTraining(), {"float32": Speed(1e12, 1)}.__getitem__)
+    flow = sum(p.numel() for p in Token2Wav(Token2WavConfig.tiny()).token2latent.parameters())
+    assert narrow.memory["weights"] - wide.memory["weights"] == 2 * flow
+    assert narrow.notes[0] == wide.notes[0] and "1 TFLOP/s in float32" in wide.notes[0]
+    assert "2 TFLOP/s in bfloat16" in narrow.notes[1]
     assert decoder.memory["optimiser (AdamW)"] == 2 * decoder.memory["gradients"] == 8.0 * decoder.trainable
 
 

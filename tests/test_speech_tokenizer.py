@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from covo_rl.models import ModelError
 from covo_rl.models.weights import WeightsError
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.align import AlignError, align_pieces, align_words
@@ -120,6 +121,9 @@ def test_a_saved_tokenizer_comes_back(tmp_path):
     with torch.no_grad():
         again.to_code.bias[0] += 1
     assert again.digest() != tokenizer.digest()
+    other = config["wavlm"] | {"do_stable_layer_norm": False}  # the same tensors, other codes
+    (tmp_path / "config.json").write_text(json.dumps(config | {"wavlm": other}))
+    assert SpeechTokenizer.from_pretrained(tmp_path).digest() != tokenizer.digest()
     tokenizer.save_pretrained(tmp_path, dtype=torch.float16)
     narrow = SpeechTokenizer.from_pretrained(tmp_path)
     assert narrow.codebook.dtype == torch.float32
@@ -142,8 +146,8 @@ def test_without_heads_it_encodes_and_refuses_to_read(tmp_path):
     ("change", "message"),
     [
         (lambda t: t.pop("merge.bias"), "missing: merge.bias"),
-        (lambda t: t.update(extra=torch.zeros(1)), "not of a speech tokenizer: extra"),
-        (lambda t: t.update(codebook=torch.zeros(3, 4)), r"codebook \(3, 4\) instead of \(16, 4\)"),
+        (lambda t: t.update(extra=torch.zeros(1)), "unknown: extra"),
+        (lambda t: t.update(codebook=torch.zeros(3, 4)), r"codebook \(3, 4\), here \(16, 4\)"),
         (lambda t: t["merge.bias"].fill_(float("nan")), "NaN or infinite numbers in 1 \\(merge.bias"),
     ],
 )
@@ -164,13 +168,22 @@ def test_damaged_weights_are_named(tmp_path, change, message):
         ({"codebook_size": -1, "front_end": "fft"}, "front_end"),
         ({"wavlm": {"hidden": 3}}, "WavLMConfig has no 'hidden'"),
         ({"wavlm": [1]}, "wavlm"),
+        ({"wavlm": {"hidden_size": "x"}}, "expected int, got str"),
+        ({"wavlm": {"num_hidden_layers": 10**9}}, "num_hidden_layers 1000000000: 1 to 1000"),
+        ({"wavlm": {"num_attention_heads": 3}}, "must be divisible by num_heads"),
+        (
+            {"codebook_size": 1_000_000, "code_dim": 100_000},
+            r"shape than config.json says: codebook \(16, 4\)",
+        ),
     ],
 )
 def test_a_malformed_configuration_is_an_error(tmp_path, change, message):
+    """Before it costs memory: that last codebook would be 400 GB."""
     small().save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text()) | change
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=message):
+    content = json.loads((tmp_path / "config.json").read_text())
+    layers = {"wavlm": content["wavlm"] | change["wavlm"]} if isinstance(change.get("wavlm"), dict) else {}
+    (tmp_path / "config.json").write_text(json.dumps(content | change | layers))
+    with pytest.raises((ConfigError, ModelError, WeightsError), match=message):
         SpeechTokenizer.from_pretrained(tmp_path)
 
 
@@ -195,6 +208,9 @@ def test_codes_outside_the_codebook_are_named():
     tokenizer = small()
     with pytest.raises(CodeError, match="code 16 at position 1"):
         tokenizer.ctc_logps([3, 16])
+    for strange in ([1.5], [True], torch.zeros(2, 3, dtype=torch.int64), torch.ones(2), [2**70]):
+        with pytest.raises(CodeError, match="at position 0; there are 0 to 15"):
+            tokenizer.transcribe(strange)
     with pytest.raises(CodeError, match="no codes"):
         tokenizer.ctc_logps([])
     assert tokenizer.transcribe([]) == ""
@@ -206,6 +222,11 @@ def test_codes_outside_the_codebook_are_named():
 def test_a_wave_that_is_none(wave):
     with pytest.raises(ValueError, match="wave"):
         small().encode([wave])
+
+
+def test_one_wave_is_no_list_of_waves():
+    with pytest.raises(ValueError, match="give a list of waves"):
+        small().encode(waves(960)[0])
 
 
 def test_silence_has_codes():

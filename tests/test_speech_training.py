@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from transformers import WavLMConfig, WavLMModel
 
+from covo_rl.data.read import DataError
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import TrainingClips, collate, digit_rows
+from covo_rl.speech.measures import measure_tokenizer
 from covo_rl.speech.pieces import Pieces
 from covo_rl.speech.quantiser import Quantiser
 from covo_rl.speech.tokenizer import SpeechTokenizer
@@ -121,9 +123,12 @@ def test_a_resumed_training_is_the_same(tmp_path, rows):
         whole.update(batches)
         if whole.step == 2:
             whole.save_state()
+    (whole.folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3}\n')  # of after the state was saved
     again = trainer_of(dataclasses.replace(whole.config, resume=True), rows)
     again.train()
     assert again.step == 4
+    steps = [json.loads(line)["step"] for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 4]
     for name, value in weights_of(whole).items():
         assert torch.equal(value, weights_of(again)[name]), name
     with pytest.raises(ConfigError, match=r"learning_rate 0\.001 there, 0\.1 now"):
@@ -134,12 +139,14 @@ def test_a_resumed_training_is_the_same(tmp_path, rows):
 
 
 def test_micro_batches_are_one_update(tmp_path, rows):
-    """Gradients of 3 + 3 clips are those of 6, but for the quantiser, which moves between them: it is held still."""
+    """Gradients of 3 + 3 clips are those of 6, but for the quantiser, which moves between them and jumps from code to
+    code: vectors pass it as they are."""
     gradients = []
     for size, passes in ((6, 1), (3, 2)):
-        options = {**FEW, "batch_size": size, "gradient_accumulation_steps": passes, "ema_decay": 0.999999}
-        trainer = trainer_of(TokenizerTraining(output=str(tmp_path), restart_below=0, **options), rows)
+        options = {**FEW, "batch_size": size, "gradient_accumulation_steps": passes}
+        trainer = trainer_of(TokenizerTraining(output=str(tmp_path), **options), rows)
         trainer.begin()
+        trainer.quantiser.forward = lambda vectors, mask: (vectors, mask.long() - 1)
         trainer.optimizer.step, trainer.optimizer.zero_grad = (lambda: None), (lambda **_: None)
         trainer.config.max_grad_norm = 1e9
         trainer.update(next(trainer._updates()))
@@ -159,6 +166,31 @@ def test_the_command_from_rows(tmp_path):
     assert line["step"] == 1 and line["ctc"] > 0
     with pytest.raises(ConfigError, match="choose another --output"):
         train_tokenizer(read_training(None, options))
+
+
+def test_what_is_wrong_with_recordings_is_said_before_training(tmp_path):
+    path = write_speech(tmp_path, count=5)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["audio"] = "rows.jsonl"
+    rows[2]["words"][-1][2] = 99
+    rows[3] |= {"codes": [1, 2, 3], "words": None}
+    path.write_text("\n".join(map(json.dumps, rows)))
+    old = tmp_path / "out"
+    old.mkdir()
+    for name in ("metrics.jsonl", "config.json"):
+        (old / name).write_text("{}")
+    options = {**FEW, "data": str(path), "output": str(old), "overwrite": True}
+    with pytest.raises(DataError) as caught:
+        train_tokenizer(read_training(None, options))
+    assert [problem.row_id for problem in caught.value.problems] == [row["id"] for row in rows[1:4]]
+    assert "3 codes, its audio has" in caught.value.problems[2].what
+    assert (old / "config.json").exists() and (old / "metrics.jsonl").exists()  # replaced only by a training
+
+
+def test_held_out_words_that_were_never_trained_are_errors(tmp_path, rows):
+    trainer = trainer_of(TokenizerTraining(output=str(tmp_path), **FEW), rows)
+    strange = [dataclasses.replace(rows[0], text="eleven, Twelve"), dataclasses.replace(rows[1], text="...")]
+    assert measure_tokenizer(trainer.tokenizer.eval(), strange)["wer"] >= 1
 
 
 def test_a_loss_that_is_no_number_ends_it(tmp_path, rows):
@@ -222,7 +254,7 @@ def test_two_ranks_train_what_one_does(tmp_path):
 
 @pytest.mark.slow
 def test_it_learns_to_tell_digits(tmp_path):
-    options = {"output": str(tmp_path), "clips": 300, "steps": 250}
+    options = {"output": str(tmp_path), "clips": 500, "steps": 400}
     folder = train_tokenizer(read_training(None, options))
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["wer"] < 0.2 and figures["code_use"] > 0.6

@@ -7,8 +7,9 @@ are counted as they come. Exact but for what the allocator adds and for CTC, k-m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from covo_rl.run.doctor import BYTES, Plan
 from covo_rl.run.speed import Speed, measure_speed
@@ -21,14 +22,27 @@ if TYPE_CHECKING:
 
 def speech_plan(kind: str, path: Path, seconds: float, device: str) -> Plan:
     """Of the YAML of a training of a "tokenizer" or a "decoder", at the speed of `device`; raises ConfigError."""
+    speed_in = partial(measure_speed, device)
     if kind == "tokenizer":
-        config = read_training(path)
-        return tokenizer_plan(config, seconds, measure_speed(device, config.dtype))
-    config = read_decoder_training(path)
-    return decoder_plan(config, measure_speed(device, config.dtype))
+        return tokenizer_plan(read_training(path), seconds, speed_in)
+    return decoder_plan(read_decoder_training(path), speed_in)
 
 
-def tokenizer_plan(config: TokenizerTraining, seconds: float, speed: Speed | None = None) -> Plan:
+#: dtype -> how fast products in it are
+SpeedIn = Callable[[str], Speed]
+
+
+class _Update(NamedTuple):
+    """What trains, its loss, how often, in how many passes, and in which dtype its products are."""
+
+    module: nn.Module
+    loss: Callable[[], Tensor]
+    count: int
+    passes: int
+    dtype: str
+
+
+def tokenizer_plan(config: TokenizerTraining, seconds: float, speed_in: SpeedIn | None = None) -> Plan:
     """Of a training on clips of `seconds`, on one rank; WavLM-large or the tiny one, whatever `wavlm` names."""
     import torch
 
@@ -58,12 +72,12 @@ def tokenizer_plan(config: TokenizerTraining, seconds: float, speed: Speed | Non
         return logits.sum() + mel.float().sum() + heads.pitch(embeds_BLW, mask_BL).float().sum()
 
     passes = config.gradient_accumulation_steps
-    return _plan({"tokenizer": (model, update, config.steps, passes)}, [model], config.dtype, speed,
-                 {"codes": config.batch_size * codes * passes})  # fmt: skip
+    updates = {"tokenizer": _Update(model, update, config.steps, passes, config.dtype)}
+    return _plan(updates, [model], speed_in, {"codes": config.batch_size * codes * passes})
 
 
-def decoder_plan(config: DecoderTraining, speed: Speed | None = None) -> Plan:
-    """Of a training of flow and vocoder, on one rank."""
+def decoder_plan(config: DecoderTraining, speed_in: SpeedIn | None = None) -> Plan:
+    """Of a training of flow and vocoder, on one rank; the vocoder trains in float32, whatever `dtype` says."""
     import torch
 
     from covo_rl.models.covo_audio.token2wav import Token2Wav
@@ -96,35 +110,36 @@ def decoder_plan(config: DecoderTraining, speed: Speed | None = None) -> Plan:
 
     updates = {}
     if config.vocoder_steps:
-        updates["vocoder"] = (vocoder, vocoder_update, config.vocoder_steps, 1)
+        updates["vocoder"] = _Update(vocoder, vocoder_update, config.vocoder_steps, 1, "float32")
     if config.flow_steps:
-        updates["flow"] = (field, flow_update, config.flow_steps, 1)
+        updates["flow"] = _Update(field, flow_update, config.flow_steps, 1, config.dtype)
     parts = [model] if judge is None else [model, judge]
     positions = {"flow frames": rows * frames, "vocoder frames": config.vocoder_batch * config.vocoder_frames}
-    return _plan(updates, parts, config.dtype, speed, positions)
+    return _plan(updates, parts, speed_in, positions)
 
 
 def _plan(
-    updates: dict[str, tuple[nn.Module, Callable[[], Tensor], int, int]], parts: Sequence[nn.Module], dtype: str,
-    speed: Speed | None, positions: dict[str, int],
+    updates: dict[str, _Update], parts: Sequence[nn.Module], speed_in: SpeedIn | None,
+    positions: dict[str, int],
 ) -> Plan:  # fmt: skip
-    """`updates`: name -> (what trains, its loss, number of updates, passes of an update)."""
     everything = sum(p.numel() for part in parts for p in part.parameters())
     trainable = sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
-    passes = {name: counted_pass(module, loss) for name, (module, loss, _, _) in updates.items()}
+    passes = {name: counted_pass(update.module, update.loss) for name, update in updates.items()}
+    narrow = [(BYTES[update.dtype], update.module) for update in updates.values() if update.dtype != "float32"]
     memory = {
-        "weights": 4.0 * everything + (BYTES[dtype] * everything if dtype != "float32" else 0),
+        "weights": 4.0 * everything + sum(size * p.numel() for size, part in narrow for p in part.parameters()),
         "gradients": 4.0 * trainable, "optimiser (AdamW)": 8.0 * trainable,
     }  # fmt: skip
     notes = []
-    for name, (_, flops) in passes.items():
-        if speed is None:
-            break
-        _, _, count, repeats = updates[name]
-        seconds = repeats * flops / speed.flops
+    speeds = (
+        {dtype: speed_in(dtype).flops for dtype in {update.dtype for update in updates.values()}} if speed_in else {}
+    )
+    for name, (_, _, count, repeats, dtype) in updates.items() if speeds else ():
+        speed = speeds[dtype]
+        seconds = repeats * passes[name][1] / speed
         notes.append(f"{count:,} updates of the {name} take {seconds:,.3g} s each, {count * seconds / 3600:,.3g} hours "
                      "in all, or more: that is products alone, at "
-                     f"{speed.flops / 1e12:,.3g} TFLOP/s in {dtype}, measured here")  # fmt: skip
+                     f"{speed / 1e12:,.3g} TFLOP/s in {dtype}, measured here")  # fmt: skip
     largest = max(kept for kept, _ in passes.values())
     return Plan(memory, {}, {"activations": largest}, {}, positions, trainable, tuple(notes))
 

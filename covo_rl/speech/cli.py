@@ -16,11 +16,14 @@ import typer
 
 from covo_rl.data.read import DataError, Problem
 from covo_rl.data.terminal import say
+from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import ConfigError, run_recipe
 from covo_rl.speech import SHIPPED_DECODER, SHIPPED_TOKENIZER
 from covo_rl.synth.speech import SPEECH_SPLITS, write_speech
 
 if TYPE_CHECKING:
+    import torch
+
     from covo_rl.speech.rows import SpeechRow
     from covo_rl.speech.tokenizer import SpeechTokenizer
 
@@ -55,7 +58,7 @@ def make_command(
     """Write digits spoken by a formant synthesiser: recordings and rows with the exact times of words."""
     if split not in SPEECH_SPLITS:
         raise ConfigError([f"--split {split!r}: there are {', '.join(SPEECH_SPLITS)}"])
-    _check_folder(output)
+    _check_folder(output, ROWS, "audio")
     say(f"{count} utterances written, their rows to {write_speech(output, split=split, count=count, seed=seed)}")
 
 
@@ -73,9 +76,11 @@ def encode_command(
     _check_output(output)
     speech = read_speech_rows(rows, audio_dir, needs=("audio",))
     encoder = _tokenizer(tokenizer, device)
-    new = [{"codes": codes, "tokenizer": encoder.digest()} for codes in _encoded(speech, encoder, str(rows))]
+    digest = encoder.digest()
+    new = [{"codes": codes, "tokenizer": digest} for codes in _encoded(speech, encoder, str(rows))]
     _write(output, speech, new)
-    say(f"{len(speech)} rows, {sum(len(row['codes']) for row in new)} codes written to {output}")
+    count = sum(len(row["codes"]) for row in new)
+    say(f"{len(speech)} rows, {count} codes written to {_place(output, rows, audio_dir)}")
 
 
 @app.command("align")
@@ -86,7 +91,7 @@ def align_command(
     tokenizer: TokenizerName = SHIPPED_TOKENIZER,
     device: Device = "cpu",
 ) -> None:
-    """Add to every row the times of its words: the likeliest path of its text through the codes (Viterbi over CTC)."""
+    """Add the times of its words to every row without: its text's likeliest path through codes (Viterbi over CTC)."""
     from covo_rl.speech.align import AlignError, align_words
     from covo_rl.speech.grid import CodeError
     from covo_rl.speech.pieces import PiecesError
@@ -96,18 +101,19 @@ def align_command(
     aligner = _tokenizer(tokenizer, device)
     size, digest = len(aligner.codebook), aligner.digest()
     speech = read_speech_rows(rows, audio_dir, needs=("text",), codebook=size, tokenizer=digest)
-    made = iter(_encoded([row for row in speech if row.codes is None], aligner, str(rows)))
-    new, problems = [], []
-    for row in speech:
+    bare = [row for row in speech if row.words is None]
+    made = iter(_encoded([row for row in bare if row.codes is None], aligner, str(rows)))
+    words, problems = {}, []
+    for row in bare:
         try:
-            codes = next(made) if row.codes is None else row.codes.tolist()
-            new.append({"words": align_words(aligner, codes, row.text)})
+            words[row.id] = align_words(aligner, next(made) if row.codes is None else row.codes.tolist(), row.text)
         except (AlignError, CodeError, PiecesError) as error:
             problems.append(Problem(row.id, str(error)))
     if problems:
         raise DataError(str(rows), problems)
-    _write(output, speech, new)
-    say(f"{len(speech)} rows with {sum(len(row['words']) for row in new)} words written to {output}")
+    _write(output, speech, [{"words": words[row.id]} if row.id in words else {} for row in speech])
+    say(f"{len(bare)} rows aligned, {sum(map(len, words.values()))} words, {len(speech) - len(bare)} had theirs; "
+        f"written to {_place(output, rows, audio_dir)}")  # fmt: skip
 
 
 @app.command("decode")
@@ -126,23 +132,26 @@ def decode_command(
     """Speak the codes of every row: a wav file each, and rows that name them."""
     import soundfile
 
+    from covo_rl.records.console import ProgressDisplay
     from covo_rl.speech.grid import RATE
     from covo_rl.speech.rows import read_speech_rows, write_speech_rows
     from covo_rl.speech.voices import open_voice
 
-    _check_folder(output)
+    _check_folder(output, ROWS, "audio")
     options = {"steps": steps, "alpha": alpha or None, "seed": seed}
-    speaker = open_voice(decoder, voice, tokenizer=tokenizer, device=device, **options)
+    speaker = open_voice(decoder, voice, tokenizer=tokenizer, device=_device(device), **options)
     config = speaker.decoder.config
     size, digest = config.flow.token_vocab_size, config.tokenizer or None
     speech = read_speech_rows(rows, audio_dir, needs=("codes",), codebook=size, tokenizer=digest)
     (output / "audio").mkdir(parents=True, exist_ok=True)
     new = []
-    for number, row in enumerate(speech):
-        assert row.codes is not None
-        name = f"audio/{number:05d}.wav"  # an id may be no name of a file
-        soundfile.write(output / name, speaker.say(row.codes.tolist()).numpy(), RATE, subtype="PCM_16")
-        new.append({**row.source, "audio": name, "codes": row.codes.tolist()})
+    with ProgressDisplay("decode", len(speech), stderr=True) as display:
+        for number, row in enumerate(speech):
+            assert row.codes is not None
+            name = f"audio/{number:05d}.wav"  # an id may be no name of a file
+            soundfile.write(output / name, speaker.say(row.codes.tolist()).numpy(), RATE, subtype="PCM_16")
+            new.append({**row.source, "audio": name, "codes": row.codes.tolist()})
+            display.update(number + 1, "")
     write_speech_rows(output / ROWS, new)
     say(f"{len(new)} rows spoken; {output / ROWS} names the recordings")
 
@@ -164,15 +173,16 @@ def demo_command(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="folder of recordings and figures.json")],
     tokenizer: TokenizerName = SHIPPED_TOKENIZER,
     decoder: DecoderName = SHIPPED_DECODER,
-    seed: Annotated[list[int] | None, typer.Option(help="which unseen voices; several: one option each")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="which unseen voices; several: one option each")] = None,
     count: Annotated[int, typer.Option(min=5, help="utterances of a seed")] = 40,
     train: Annotated[bool, typer.Option("--train", help="train both of each seed from nothing")] = False,
 ) -> None:
     """Speak the codes of digits that unseen voices say, and measure what is left of words, tones and pitch."""
-    from covo_rl.speech.demo import run_demo
-
+    _check_folder(output, "figures.json")
     if train and (tokenizer, decoder) != (SHIPPED_TOKENIZER, SHIPPED_DECODER):
         raise ConfigError(["--train makes its own tokenizer and decoder: leave out --tokenizer and --decoder"])
+    from covo_rl.speech.demo import run_demo
+
     run_demo(output, None if train else (tokenizer, decoder), seed or [0, 1, 2], count)
 
 
@@ -184,16 +194,31 @@ def _check_output(path: Path) -> None:
         raise ConfigError([f"{path.parent}: there is no such folder for OUT"])
 
 
-def _check_folder(output: Path) -> None:
-    """Raise ConfigError where a folder holds rows or recordings already."""
-    if there := [name for name in (ROWS, "audio") if (output / name).exists()]:
-        raise ConfigError([f"{output} holds {there[0]}: give another OUT"])
+def _check_folder(output: Path, *names: str) -> None:
+    """Raise ConfigError where a folder cannot be written, or has one of `names` already."""
+    problem = FolderLock(output).refusal()
+    if there := [name for name in names if (output / name).exists()]:
+        problem = f"{output} holds {there[0]}: give another OUT"
+    if problem:
+        raise ConfigError([problem])
 
 
 def _tokenizer(name: str, device: str) -> SpeechTokenizer:
     from covo_rl.speech.tokenizer import SpeechTokenizer
 
-    return SpeechTokenizer.from_pretrained(name, device)
+    return SpeechTokenizer.from_pretrained(name, _device(device))
+
+
+def _device(name: str) -> torch.device:
+    from covo_rl.train.launch import device_of
+
+    return device_of(name)
+
+
+def _place(output: Path, rows: Path, audio_dir: Path | None) -> str:
+    """The file that was written, and what its reader must add where its paths start elsewhere."""
+    start = audio_dir or rows.parent
+    return str(output) if output.parent.resolve() == start.resolve() else f"{output}; read it with --audio-dir {start}"
 
 
 def _encoded(rows: Sequence[SpeechRow], tokenizer: SpeechTokenizer, source: str) -> Iterator[list[int]]:
@@ -202,17 +227,19 @@ def _encoded(rows: Sequence[SpeechRow], tokenizer: SpeechTokenizer, source: str)
     Raises:
         DataError: every recording that cannot be used, once all were read.
     """
+    from covo_rl.records.console import ProgressDisplay
     from covo_rl.speech.rows import load_waves
 
     problems: list[Problem] = []
-    for start in range(0, len(rows), _BATCH):
-        try:
-            waves = load_waves(rows[start : start + _BATCH])
-        except DataError as error:
-            problems += error.problems
-            continue
-        if not problems:
-            yield from (codes.tolist() for codes in tokenizer.encode(list(waves.values())))
+    with ProgressDisplay("encode", len(rows), stderr=True) as display:
+        for start in range(0, len(rows), _BATCH):
+            try:
+                waves = load_waves(rows[start : start + _BATCH])
+                if not problems:
+                    yield from (codes.tolist() for codes in tokenizer.encode(list(waves.values())))
+            except DataError as error:
+                problems += error.problems
+            display.update(min(start + _BATCH, len(rows)), "")
     if problems:
         raise DataError(source, problems)
 

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from covo_rl.data.read import DataError
+from covo_rl.data.terminal import say
 from covo_rl.models.covo_audio.token2wav.mel import log_mel
 from covo_rl.speech.front_end import prepare_wave
 from covo_rl.speech.grid import CODE_FRAMES, RATE, pad_to_codes
 from covo_rl.speech.pieces import Pieces
 from covo_rl.speech.pitch import track_f0
-from covo_rl.speech.rows import SpeechRow
+from covo_rl.speech.rows import SpeechRow, read_speech_rows, recording_problems
 from covo_rl.synth.speech import Utterance, utterance
+from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip
 
 
@@ -31,6 +34,22 @@ def row_of(spoken: Utterance, id: str) -> SpeechRow:
 def digit_rows(split: str, count: int, seed: int = 0) -> list[SpeechRow]:
     """The first utterances of a split, without files."""
     return [row_of(utterance(split, i, seed), f"{split}-{seed}-{i:05d}") for i in range(count)]
+
+
+def training_rows(
+    data: str, audio_dir: str | None, ranks: Ranks, *, needs: Sequence[str], **limits: Any
+) -> list[SpeechRow]:
+    """`read_speech_rows`, and every recording is read once, a share of them by each rank.
+
+    Raises:
+        DataError: every problem of every row and recording.
+    """
+    rows = read_speech_rows(data, audio_dir, needs=needs, **limits)
+    if ranks.main:
+        say(f"{data}: reading all {len(rows)} recordings once, before anything is trained")
+    if problems := ranks.joined(recording_problems(rows[ranks.rank :: ranks.world])):
+        raise DataError(data, problems)
+    return rows
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,6 +14,7 @@ from covo_rl.resolve import ConfigError, read_yaml, typed_values
 MODEL_TYPE = "covo_speech_tokenizer"
 FRONT_ENDS = ["conv", "mel"]
 LIMITS = {"[2, 1000000]": "codebook_size pieces", "[1, 100000]": "code_dim merge_width head_width"}
+MOST_LAYERS = 1000
 #: WavLM-large, as far as it differs from WavLMConfig's defaults
 _LARGE = {
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
@@ -63,14 +63,9 @@ class SpeechTokenizerConfig:
         content = read_yaml(path)
         if (kind := content.pop("model_type", None)) != MODEL_TYPE:
             raise ConfigError([f"{path}: model_type {kind!r:.80} is no speech tokenizer's, which is {MODEL_TYPE!r}"])
-        return cls.of(content, str(path))
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any], where: str) -> SpeechTokenizerConfig:
-        """Checked values of a file or of options; raises ConfigError with every problem."""
         problems: list[str] = []
-        config = cls(**typed_values(get_type_hints(cls), content, problems, where))
-        problems += [f"{where}: {problem}" for problem in value_problems(config, LIMITS)]
+        config = cls(**typed_values(get_type_hints(cls), content, problems, str(path)))
+        problems += [f"{path}: {problem}" for problem in value_problems(config, LIMITS)]
         if problems:
             raise ConfigError(problems)
         config.wavlm_config()
@@ -85,6 +80,7 @@ class SpeechTokenizerConfig:
         Raises:
             ConfigError: a field that it does not have, or that does not fit.
         """
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import WavLMConfig
 
         always: dict[str, Any] = {"layerdrop": 0.0, "apply_spec_augment": False}
@@ -94,6 +90,9 @@ class SpeechTokenizerConfig:
         if strange := [name for name in self.wavlm if name not in known]:
             raise ConfigError([f"wavlm: WavLMConfig has no {', '.join(map(repr, strange[:5]))}"])
         try:
-            return WavLMConfig(**{**self.wavlm, **always})
-        except (TypeError, ValueError) as error:
-            raise ConfigError([f"wavlm: {error}"]) from error
+            config = WavLMConfig(**{**self.wavlm, **always})
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise ConfigError([f"wavlm: {' '.join(str(error).split())}"]) from error
+        if not 1 <= config.num_hidden_layers <= MOST_LAYERS:
+            raise ConfigError([f"wavlm: num_hidden_layers {config.num_hidden_layers}: 1 to {MOST_LAYERS}"])
+        return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,27 @@ class Crop(NamedTuple):
     length: int
 
 
+def speaker_width(rows: Sequence[SpeechRow]) -> int | None:
+    """How many numbers the `speaker_vector` of every row has; None where no row brings one.
+
+    Raises:
+        DataError: rows whose vector is missing, is no list of finite numbers, or has another number of them.
+    """
+    vectors = [row.source.get("speaker_vector") for row in rows]
+    if all(vector is None for vector in vectors):
+        return None
+    lists = [
+        vector if isinstance(vector, list) and all(type(x) in (int, float) and isfinite(x) for x in vector) else []
+        for vector in vectors
+    ]
+    width = next((len(vector) for vector in lists if vector), 0)
+    what = f"its speaker_vector is no list of {width or 'finite'} numbers: every row brings one, alike, or none does"
+    problems = [Problem(row.id, what) for row, v in zip(rows, lists, strict=True) if not v or len(v) != width]
+    if problems:
+        raise DataError("rows", problems)
+    return width
+
+
 class DecoderClips(Dataset):
     """Item: Speech -> (latents (Z, E) normalised, codes (L,), speaker (S,)); Crop -> (latents (Z, E), wave (T,)).
 
@@ -62,15 +84,11 @@ class DecoderClips(Dataset):
 
         Raises:
             AudioError: its recording cannot be read.
-            DataError: its codes are of another length.
         """
         if row in self.clips:
             return self.clips[row]
         wave_T = torch.from_numpy(pad_to_codes(self.rows[row].wave()))
         latents_ZE = latents_of(wave_T.numpy(), self.config.latent)
-        if len(latents_ZE) != CODE_FRAMES * len(self.codes[row]):
-            text = f"{len(self.codes[row])} codes, its audio has {len(latents_ZE) // CODE_FRAMES}: encode it again"
-            raise DataError("rows", [Problem(self.rows[row].id, text)])
         size = 4 * (wave_T.numel() + latents_ZE.numel())
         if size <= self.room:
             self.clips[row], self.room = (latents_ZE, wave_T), self.room - size
@@ -89,8 +107,8 @@ class DecoderClips(Dataset):
 
     def speaker(self, rows: Sequence[int]) -> Tensor:
         """The speaker vector that the first row brings (`speaker_vector`: numbers), else that of all their latents."""
-        if "speaker_vector" in self.rows[rows[0]].source:
-            return torch.tensor(self.rows[rows[0]].source["speaker_vector"], dtype=torch.float32)
+        if (vector := self.rows[rows[0]].source.get("speaker_vector")) is not None:
+            return torch.tensor(vector, dtype=torch.float32)
         return speaker_of((torch.cat([self.clip(row)[0] for row in rows]) - self.mean_E) / self.deviation_E)
 
     # -- what an update reads: it depends on seed and step alone, so that a resumed run reads what it would have read

@@ -11,9 +11,10 @@ from covo_rl.config import option
 from covo_rl.speech.training import read_options
 
 LIMITS = {
-    "[1, inf)": "clips flow_frames vocoder_batch vocoder_frames save_steps",
-    "[16, 1000000]": "sequence_frames",
-    "[0, inf)": "seed flow_steps vocoder_steps warmup_steps weight_decay pitch_weight workers cache_mb",
+    "[1, inf)": "clips flow_frames vocoder_batch save_steps",
+    "[16, 1000000]": "sequence_frames vocoder_frames",
+    "[0, 1000000000]": "seed",
+    "[0, inf)": "flow_steps vocoder_steps warmup_steps weight_decay pitch_weight workers cache_mb",
     "(0, inf)": "flow_learning_rate vocoder_learning_rate max_grad_norm pitch_gain",
 }
 

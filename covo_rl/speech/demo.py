@@ -21,7 +21,7 @@ from covo_rl.data.files import write_json
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.covo_audio.token2wav import Token2Wav
 from covo_rl.models.covo_audio.token2wav.mel import griffin_lim, log_mel
-from covo_rl.records.console import console
+from covo_rl.records.console import console, working
 from covo_rl.resolve import find
 from covo_rl.speech.clips import row_of
 from covo_rl.speech.grid import CODE_SECONDS, RATE
@@ -31,6 +31,7 @@ from covo_rl.speech.measures import (
     corpus_error_rate,
     measure_tokenizer,
     mel_features,
+    package,
     pitch_errors,
     stoi,
     word_features,
@@ -68,8 +69,10 @@ def run_demo(output: Path, folders: tuple[str, str] | None, seeds: Sequence[int]
 
     `folders`: tokenizer and decoder; None trains both for each seed from nothing.
     """
+    for name, measure in (("jiwer", "word error rates"), ("pystoi", "STOI")):
+        package(name, measure)  # minutes before they are used
     figures: dict[int, dict[str, float]] = {}
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):
         folder = output / f"seed{seed}"
         begun = time.process_time()
         names = folders or _train(folder, seed)
@@ -77,7 +80,8 @@ def run_demo(output: Path, folders: tuple[str, str] | None, seeds: Sequence[int]
         tokenizer = SpeechTokenizer.from_pretrained(names[0])
         decoder = Token2Wav.from_pretrained(resolve_model(names[1]))
         decoder.check_tokenizer(tokenizer.digest())
-        figures[seed] = measure_speech(tokenizer, decoder, seed, count, folder)
+        with working(f"seed {seed}: {count} utterances are encoded, spoken, heard and measured (a minute or two)"):
+            figures[seed] = measure_speech(tokenizer, decoder, seed, count, folder)
         if folders is None:
             figures[seed]["training_cpu_seconds"] = seconds
     missed = [name for name in FIGURES if misses(name, list(figures.values()))]

@@ -5,6 +5,10 @@ Every cut of speech into pieces lies on it. No torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
 import numpy as np
 
 from covo_rl.types import UserError
@@ -35,13 +39,14 @@ def pad_to_codes(wave_T: np.ndarray) -> np.ndarray:
     return np.pad(wave_T, (0, -len(wave_T) % CODE_SAMPLES))
 
 
-def check_codes(rows: list[list[int]], codebook: int, names: list[str] | None = None) -> None:
-    """Raise CodeError that names row and position of the first code outside 0..codebook-1 of every row, all at once."""
+def check_codes(rows: Sequence[Sequence[Any]], codebook: int, names: Sequence[str] | None = None) -> None:
+    """Raise CodeError that names, for every row at once, the first that is no whole number of 0..codebook-1."""
     problems = []
     for index, codes in enumerate(rows):
-        wrong = next((i for i, code in enumerate(codes) if not 0 <= code < codebook), None)
-        if wrong is not None:
-            name = names[index] if names else f"row {index}"
-            problems.append(f"{name}: code {codes[wrong]} at position {wrong}; there are 0 to {codebook - 1}")
+        for i, code in enumerate(codes):
+            if isinstance(code, bool) or not isinstance(code, Integral) or not 0 <= int(code) < codebook:
+                name = names[index] if names else f"row {index}"
+                problems.append(f"{name}: code {code!r:.40} at position {i}; there are 0 to {codebook - 1}")
+                break
     if problems:
         raise CodeError("\n".join(problems))

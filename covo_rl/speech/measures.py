@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ class MissingMeasure(UserError, ImportError):
     """A measure whose package is not installed."""
 
 
+def package(name: str, measure: str, install: str = "pip install 'covo-rl[speech]'") -> Any:
+    """The module that a measure needs; raises MissingMeasure where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingMeasure(f"{measure} need the package {name}: {install}") from error
+
+
 def code_use(codes: Iterable[Sequence[int]], size: int) -> float:
     """Share of the codebook's `size` codes that occur at all."""
     return len({int(code) for clip in codes for code in clip}) / size
@@ -40,11 +49,7 @@ def corpus_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> f
     Raises:
         MissingMeasure: jiwer is not installed.
     """
-    try:
-        import jiwer
-    except ImportError as error:
-        raise MissingMeasure("word error rates need jiwer: pip install 'covo-rl[speech]'") from error
-    return float(jiwer.wer(list(references), list(hypotheses)))
+    return float(package("jiwer", "word error rates").wer(list(references), list(hypotheses)))
 
 
 def word_features(frames_ZE: np.ndarray, words: Sequence[Word], rate: float, parts: int = 6) -> np.ndarray:
@@ -135,10 +140,7 @@ def stoi(clean_T: np.ndarray, heard_T: np.ndarray, rate: int = RATE) -> float:
         MissingMeasure: pystoi is not installed.
         ValueError: the waves differ in length.
     """
-    try:
-        from pystoi import stoi as measure
-    except ImportError as error:
-        raise MissingMeasure("STOI needs pystoi: pip install 'covo-rl[speech]'") from error
+    measure = package("pystoi", "STOI").stoi
     _same_length(clean_T, heard_T)
     return float(measure(clean_T, heard_T, rate))
 
@@ -150,10 +152,7 @@ def pesq(clean_T: np.ndarray, heard_T: np.ndarray, rate: int = RATE) -> float:
         MissingMeasure: pesq is not installed.
         ValueError: the waves differ in length.
     """
-    try:
-        from pesq import pesq as measure  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingMeasure("PESQ needs the package pesq, which compiles C: pip install pesq") from error
+    measure = package("pesq", "PESQ", "pip install pesq, which compiles C").pesq
     _same_length(clean_T, heard_T)
     clean, heard = (resample(wave, rate, PESQ_RATE) for wave in (clean_T, heard_T))
     return float(measure(PESQ_RATE, clean, heard, "wb"))
@@ -171,7 +170,7 @@ def measure_tokenizer(tokenizer: Any, rows: Sequence[Any]) -> dict[str, float]:
     """
     waves = [row.wave() for row in rows]
     codes = tokenizer.encode(waves)
-    texts = [tokenizer.pieces.text([id for word in tokenizer.pieces.words(row.text) for id in word]) for row in rows]
+    texts = [tokenizer.pieces.normal(row.text) for row in rows]
     distances, agreed = [], []
     for row, wave_T, row_codes in zip(rows, waves, codes, strict=True):
         f0_Z = row.source.get("f0_Z")

@@ -77,6 +77,11 @@ class Pieces:
             raise PiecesError(f"the tokenizer was not trained on {visible(strange[0])!r:.60}, which it cannot write")
         return [ids for _, ids in words]
 
+    def normal(self, text: str) -> str:
+        """The text as these pieces would write it, whether they can or not: lower case, no punctuation."""
+        normalizer = self.tokenizer.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
     def text(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids))
 

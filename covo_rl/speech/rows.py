@@ -24,7 +24,7 @@ from covo_rl.data.folder import AudioFolder
 from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
-from covo_rl.speech.grid import CODE_SECONDS, RATE
+from covo_rl.speech.grid import CODE_SECONDS, RATE, count_codes
 from covo_rl.types import Clip
 
 if TYPE_CHECKING:
@@ -114,6 +114,19 @@ def load_waves(rows: Iterable[SpeechRow], source: str = "rows") -> dict[str, np.
     if problems:
         raise DataError(source, problems)
     return waves
+
+
+def recording_problems(rows: Iterable[SpeechRow]) -> list[Problem]:
+    """What is wrong with the recordings of rows, each of which is read: training asks before it begins."""
+    problems = []
+    for row in rows:
+        try:
+            length = count_codes(len(row.wave()))
+            if row.codes is not None and len(row.codes) != length:
+                problems.append(Problem(row.id, f"{len(row.codes)} codes, its audio has {length}: encode it again"))
+        except AudioError as error:
+            problems.append(Problem(row.id, str(error)))
+    return problems
 
 
 def write_speech_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

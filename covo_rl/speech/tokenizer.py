@@ -13,6 +13,7 @@ tokenizer (arXiv 2602.09823) was not released: `train_tokenizer.py` makes one.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from torch import Tensor, nn
 from transformers import WavLMModel
 
 from covo_rl.data.noise import quiet
+from covo_rl.models import damage_named
 from covo_rl.models.builtin import resolve_model
-from covo_rl.models.weights import WeightsError, check_finite
+from covo_rl.models.covo_audio.token2wav.checkpoint import fill
+from covo_rl.models.weights import WeightsError
 from covo_rl.speech.configuration import SpeechTokenizerConfig
 from covo_rl.speech.front_end import MelFrontEnd, prepare_wave
 from covo_rl.speech.grid import CODE_FRAMES, CodeError, check_codes
@@ -90,6 +93,8 @@ class SpeechTokenizer(nn.Module):
         Raises:
             ValueError: a wave without samples, of several channels, with NaN or infinities.
         """
+        if isinstance(waves, (Tensor, np.ndarray)) and waves.ndim == 1:
+            raise ValueError(f"one wave of shape {tuple(waves.shape)}: give a list of waves, [wave]")
         inputs = [prepare_wave(wave, self.config.front_end) for wave in waves]
         codes: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(inputs)
         order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
@@ -155,11 +160,11 @@ class SpeechTokenizer(nn.Module):
 
     def _embedded(self, codes: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of one row (1, L, W), all of them real."""
-        ids = torch.as_tensor(codes, dtype=torch.int64).reshape(-1)
-        if not len(ids):
+        values = codes.tolist() if isinstance(codes, (Tensor, np.ndarray)) else list(codes)
+        if not values:
             raise CodeError("no codes: there is nothing to read")
-        check_codes([ids.tolist()], len(self.codebook))
-        codes_BL = ids[None].to(self.codebook.device)
+        check_codes([values], len(self.codebook))
+        codes_BL = torch.tensor([values], device=self.codebook.device)
         return self.embed(codes_BL), torch.ones_like(codes_BL, dtype=torch.bool)
 
     def transcribe(self, codes: Sequence[int] | Tensor) -> str:
@@ -177,8 +182,8 @@ class SpeechTokenizer(nn.Module):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def digest(self) -> str:
-        """16 hex digits of all that decides codes: weights but those of heads. Rows of codes carry it."""
-        digest = hashlib.sha256(self.config.front_end.encode())
+        """16 hex digits of all that decides codes: configuration and weights but the heads'. Rows of codes carry it."""
+        digest = hashlib.sha256(json.dumps([self.config.front_end, self.config.wavlm], sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             if not name.startswith(_HEADS):
                 digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -201,7 +206,7 @@ class SpeechTokenizer(nn.Module):
         """A saved tokenizer, or `builtin:speech_tokenizer`; float32, in eval mode.
 
         Raises:
-            ConfigError: config.json is missing, malformed, or has impossible values.
+            ConfigError, ModelError: config.json is missing, malformed, or has impossible values.
             PiecesError: pieces.json is missing or damaged.
             WeightsError: tensors are missing, left over, of another shape, or not finite; the message names them.
         """
@@ -213,24 +218,8 @@ class SpeechTokenizer(nn.Module):
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path / WEIGHTS} cannot be read: {error}") from error
         with_heads = any(name.startswith(_HEADS) for name in tensors)
-        model = cls(config, Pieces.read(path / PIECES) if with_heads else None)
-        _check_tensors(model, tensors, path / WEIGHTS)
-        model.load_state_dict(tensors)
+        pieces = Pieces.read(path / PIECES) if with_heads else None
+        with damage_named(str(path)), torch.device("meta"):  # no memory before shapes are those of the file
+            model = cls(config, pieces)
+        fill(model, tensors, str(path / WEIGHTS), torch.float32)
         return model.to(device).eval()
-
-
-def _check_tensors(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    own: dict[str, Any] = model.state_dict()
-    problems = [
-        f"{what}: {', '.join(names[:5])}{', ...' if names[5:] else ''}"
-        for what, names in (
-            ("missing", sorted(own.keys() - tensors.keys())),
-            ("not of a speech tokenizer", sorted(tensors.keys() - own.keys())),
-            ("of another shape than config.json says", sorted(
-                f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-                for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape)),
-        ) if names
-    ]  # fmt: skip
-    if problems:
-        raise WeightsError(f"{path}: tensors {'; tensors '.join(problems)}")
-    check_finite(tensors.items(), str(path))

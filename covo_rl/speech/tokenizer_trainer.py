@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from covo_rl.data.files import append_lines, json_line, write_json
 from covo_rl.data.terminal import say
+from covo_rl.models import damage_named
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.clips import ClipBatch, TrainingClips, collate
@@ -26,7 +27,15 @@ from covo_rl.speech.objectives import commitment_loss, ctc_loss, mel_loss, pitch
 from covo_rl.speech.quantiser import Quantiser
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.speech.training import STATE, DivergedError, TokenizerTraining, check_state, save_state
+from covo_rl.speech.training import (
+    METRICS,
+    STATE,
+    DivergedError,
+    TokenizerTraining,
+    begin_folder,
+    check_state,
+    save_state,
+)
 from covo_rl.train.launch import device_of
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, place_schedule, schedule_of
@@ -78,6 +87,8 @@ class TokenizerTrainer:
             self.load_state()
         else:
             self.begin()
+        if self.ranks.main:
+            begin_folder(self.config, self.step)
         with ProgressDisplay("tokenizer", self.config.steps, done=self.step, active=self.ranks.main) as display:
             for batches in self._updates():
                 figures = self.update(batches)
@@ -190,7 +201,7 @@ class TokenizerTrainer:
         if self.ranks.main:
             use = float((self.quantiser.vq._codebook.cluster_size > 0.1).float().mean())
             line = {"step": self.step, **values, "live_codes": use, "rows_too_short": len(self.short)}
-            append_lines(self.folder / "metrics.jsonl", [json_line(line)])
+            append_lines(self.folder / METRICS, [json_line(line)])
             display.update(self.step, " ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
     # -- files ---------------------------------------------------------------------------------------------------------
@@ -204,9 +215,10 @@ class TokenizerTrainer:
     def load_state(self) -> None:
         """Go on from the saved state; raises ConfigError where it is of other options or damaged."""
         state = check_state(self.folder / STATE, self.config)
-        self.tokenizer.load_state_dict(state["tokenizer"])
-        self.quantiser.load_state_dict(state["quantiser"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with damage_named(str(self.folder / STATE)):
+            self.tokenizer.load_state_dict(state["tokenizer"])
+            self.quantiser.load_state_dict(state["quantiser"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         place_schedule(self.schedule, self.step)
 

@@ -21,20 +21,21 @@ from torch.utils.data import DataLoader
 
 from covo_rl.data.files import append_lines, json_line, write_json
 from covo_rl.data.terminal import say
+from covo_rl.models import damage_named
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.covo_audio.token2wav import Token2Wav, Token2WavConfig
 from covo_rl.models.covo_audio.token2wav.harmonic import F0_CHANNEL
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.resolve import ConfigError
-from covo_rl.speech.clips import digit_rows
-from covo_rl.speech.decoder_clips import DecoderClips
+from covo_rl.speech.clips import digit_rows, training_rows
+from covo_rl.speech.decoder_clips import DecoderClips, speaker_width
 from covo_rl.speech.decoder_losses import discriminator_loss, draw_flow, flow_loss, spectral_loss, vocoder_loss
 from covo_rl.speech.decoder_training import DecoderTraining
 from covo_rl.speech.discriminators import Discriminators
 from covo_rl.speech.grid import FRAME_SAMPLES
-from covo_rl.speech.rows import SpeechRow, read_speech_rows
+from covo_rl.speech.rows import SpeechRow
 from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.speech.training import STATE, DivergedError, check_state, owned_folder, save_state
+from covo_rl.speech.training import METRICS, STATE, DivergedError, begin_folder, check_state, owned_folder, save_state
 from covo_rl.train.launch import device_of, process_state
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, place_schedule, schedule_of
@@ -58,8 +59,9 @@ def train_decoder(config: DecoderTraining) -> Path:
         if config.data is None:
             rows = digit_rows("train", config.clips, config.seed)
         else:
-            rows = read_speech_rows(config.data, config.audio_dir, needs=("audio",),
-                                    codebook=len(tokenizer.codebook), tokenizer=tokenizer.digest())  # fmt: skip
+            rows = training_rows(config.data, config.audio_dir, ranks, needs=("audio",),
+                                 codebook=len(tokenizer.codebook), tokenizer=tokenizer.digest())  # fmt: skip
+        speaker_width(rows)  # refused before they are encoded
         trainer = DecoderTrainer(config, rows, codes_of_rows(rows, tokenizer), tokenizer, ranks)
         return trainer.train()
 
@@ -105,7 +107,7 @@ class DecoderTrainer:
     ) -> None:  # fmt: skip
         self.config, self.ranks, self.folder = config, ranks or Ranks(), Path(config.output)
         torch.manual_seed(config.seed)
-        self.decoder = _start(config, tokenizer)
+        self.decoder = _start(config, tokenizer, speaker_width(rows))
         self.clips = DecoderClips(rows, codes, config)
         if config.start is None:
             self._set_statistics()
@@ -128,6 +130,8 @@ class DecoderTrainer:
         """All updates that are left, from the saved state with `resume`; returns the folder of the decoder."""
         if self.config.resume:
             self.load_state()
+        if self.ranks.main:
+            begin_folder(self.config, self.step)
         with ProgressDisplay("decoder", self.config.steps, done=self.step, active=self.ranks.main) as display:
             for batch in self._batches():
                 torch.manual_seed((self.config.seed * 1_000_003 + self.step) * self.ranks.world + self.ranks.rank)
@@ -193,7 +197,7 @@ class DecoderTrainer:
         if not np.isfinite(list(values.values())).all():
             raise DivergedError(f"the loss is not finite after step {self.step} ({values}): lower the learning rate")
         if self.ranks.main:
-            append_lines(self.folder / "metrics.jsonl", [json_line({"step": self.step, **values})])
+            append_lines(self.folder / METRICS, [json_line({"step": self.step, **values})])
             display.update(self.step, " ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
     # -- files ---------------------------------------------------------------------------------------------------------
@@ -209,12 +213,13 @@ class DecoderTrainer:
     def load_state(self) -> None:
         """Go on from the saved state; raises ConfigError where it is of other options or damaged."""
         state = check_state(self.folder / STATE, self.config)
-        self.decoder.load_state_dict(state["decoder"])
-        if self.discriminators is not None:
-            self.discriminators.load_state_dict(state["discriminators"])
-        for name, part in self.optimizers.items():
-            part.adam.load_state_dict(state["optimizers"][name])
-            place_schedule(part.schedule, state["updates"][name])
+        with damage_named(str(self.folder / STATE)):
+            self.decoder.load_state_dict(state["decoder"])
+            if self.discriminators is not None:
+                self.discriminators.load_state_dict(state["discriminators"])
+            for name, part in self.optimizers.items():
+                part.adam.load_state_dict(state["optimizers"][name])
+                place_schedule(part.schedule, state["updates"][name])
         self.step = state["step"]
 
     def _finish(self) -> Path:
@@ -226,11 +231,11 @@ class DecoderTrainer:
         return self.folder
 
 
-def _start(config: DecoderTraining, tokenizer: SpeechTokenizer) -> Token2Wav:
-    """A new decoder for the tokenizer's codes, or the one of `start`.
+def _start(config: DecoderTraining, tokenizer: SpeechTokenizer, speaker: int | None) -> Token2Wav:
+    """A new decoder for the tokenizer's codes and `speaker` numbers of a speaker, or the one of `start`.
 
     Raises:
-        ConfigError: that one has other latents or another vocoder.
+        ConfigError: that one has other latents, another vocoder, or speakers of other numbers.
     """
     codebook, digest = len(tokenizer.codebook), tokenizer.digest()
     if config.start is not None:
@@ -240,16 +245,24 @@ def _start(config: DecoderTraining, tokenizer: SpeechTokenizer) -> Token2Wav:
         if kind != (config.latent, config.vocoder):
             raise ConfigError([f"start {config.start}: latent {kind[0]} and vocoder {kind[1]}, the options say "
                                f"{config.latent} and {config.vocoder}"])  # fmt: skip
+        flow = decoder.config.flow
+        if flow.spkr_embed_dim != (speaker or flow.z_dim):
+            raise ConfigError([f"start {config.start}: its speakers are {flow.spkr_embed_dim} numbers each, those of "
+                               f"the rows {speaker or flow.z_dim}"])  # fmt: skip
         return decoder
-    return Token2Wav(decoder_shape(config, codebook, digest))
+    return Token2Wav(decoder_shape(config, codebook, digest, speaker))
 
 
-def decoder_shape(config: DecoderTraining, codebook: int | None = None, digest: str = "") -> Token2WavConfig:
-    """The sizes of a new decoder; `codebook` is how many codes its tokenizer has, where that is another number."""
+def decoder_shape(
+    config: DecoderTraining, codebook: int | None = None, digest: str = "", speaker: int | None = None
+) -> Token2WavConfig:
+    """The sizes of a new decoder; `codebook`: how many codes its tokenizer has, `speaker`: how many numbers tell one,
+    where those are others than the shape's."""
     shape = Token2WavConfig.tiny(config.latent, config.vocoder)
     if config.shape == "published":
         width = shape.flow.z_dim
         flow = replace(Token2WavConfig().flow, z_dim=width, spkr_embed_dim=width)
         shape = Token2WavConfig(flow, latent=config.latent, vocoder=config.vocoder, harmonic_width=512)
-    flow = replace(shape.flow, token_vocab_size=codebook or shape.flow.token_vocab_size)
+    sizes = {"token_vocab_size": codebook, "spkr_embed_dim": speaker}
+    flow = replace(shape.flow, **{name: size for name, size in sizes.items() if size})
     return replace(shape, flow=flow, tokenizer=digest)

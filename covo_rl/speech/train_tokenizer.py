@@ -16,10 +16,10 @@ from transformers import WavLMModel
 
 from covo_rl.data.noise import quiet
 from covo_rl.models.weights import load_whole
-from covo_rl.speech.clips import digit_rows
+from covo_rl.speech.clips import digit_rows, training_rows
 from covo_rl.speech.configuration import SpeechTokenizerConfig
 from covo_rl.speech.pieces import Pieces
-from covo_rl.speech.rows import SpeechRow, read_speech_rows
+from covo_rl.speech.rows import SpeechRow
 from covo_rl.speech.tokenizer import SpeechTokenizer
 from covo_rl.speech.tokenizer_trainer import TokenizerTrainer
 from covo_rl.speech.training import TokenizerTraining, owned_folder
@@ -42,9 +42,9 @@ def train_tokenizer(config: TokenizerTraining) -> Path:
         if config.data is None:
             rows = digit_rows("train", config.clips, config.seed)
         else:
-            rows = read_speech_rows(config.data, config.audio_dir, needs=("audio", "text"))
+            rows = training_rows(config.data, config.audio_dir, ranks, needs=("audio", "text"))
         if config.eval_data is not None:
-            held_out = read_speech_rows(config.eval_data, config.audio_dir, needs=("audio", "text"))[:EVAL_CLIPS]
+            held_out = training_rows(config.eval_data, config.audio_dir, ranks, needs=("audio", "text"))[:EVAL_CLIPS]
         else:
             held_out = [] if config.data else digit_rows("validation", EVAL_CLIPS, config.seed)
         trainer = TokenizerTrainer(config, start_tokenizer(config, rows), rows, ranks)

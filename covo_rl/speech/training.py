@@ -3,7 +3,9 @@ and the options of the tokenizer's."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,19 +15,21 @@ from pickle import UnpicklingError
 from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
 from covo_rl.config import option, value_problems
+from covo_rl.data.files import json_line, whole_lines, write_atomically
 from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import ConfigError, read_yaml, typed_values
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import UserError
 
-STATE = "training.pt"
+STATE, METRICS = "training.pt", "metrics.jsonl"
 #: what a resumed run may change
 MAY_CHANGE = ("output", "audio_dir", "eval_data", "workers", "cache_mb", "save_steps", "resume", "overwrite")
 LIMITS = {
     "[1, inf)": "clips steps batch_size gradient_accumulation_steps init_vectors save_steps",
     "[3, 1000000]": "pieces",
     "(0, inf)": "learning_rate encoder_learning_rate max_grad_norm",
-    "[0, inf)": "seed weight_decay ctc_weight mel_weight pitch_weight commitment_weight restart_below workers cache_mb",
+    "[0, 1000000000]": "seed",
+    "[0, inf)": "weight_decay ctc_weight mel_weight pitch_weight commitment_weight restart_below workers cache_mb",
     "[0, 1)": "warmup ema_decay",
 }
 
@@ -90,6 +94,22 @@ class TokenizerTraining:
     overwrite: bool = False
 
 
+def recipe_parser(kind: type[Any], description: str | None) -> argparse.ArgumentParser:
+    """Of `--config` and the options `kind`, as `read_options` takes them: what a command leaves out is None."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=inspect.getdoc(kind), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="YAML", help="of the options below, which win over it: see recipes/configs")
+    for item in dataclasses.fields(kind):
+        form = {"action": "store_true"} if item.default is False else {"metavar": str(item.type).split()[0].upper()}
+        text = f"{', '.join(item.metadata['choices'])}; " if item.metadata else ""
+        text += "" if item.default is None or item.default is False else f"default {item.default}"
+        flags: Any = {**form, "default": None, "help": text}
+        parser.add_argument(f"--{item.name.replace('_', '-')}", **flags)
+    return parser
+
+
 def read_options(
     kind: type[_Training], what: str, limits: Mapping[str, str], path: str | Path | None,
     overrides: Mapping[str, Any] | None, rules: Callable[[_Training], Sequence[tuple[bool, str]]],
@@ -132,14 +152,25 @@ def folder_problem(config: Training) -> str | None:
     folder = Path(config.output)
     if config.resume:
         return None if (folder / STATE).is_file() else f"resume: there is no {folder / STATE}"
-    there = [name for name in ("config.json", STATE, "metrics.jsonl") if (folder / name).exists()]
-    if not there:
-        return None
-    if config.overwrite and (folder / "metrics.jsonl").exists():
-        for name in there:
-            (folder / name).unlink()
+    there = _left_over(folder)
+    if not there or (config.overwrite and METRICS in there):
         return None
     return f"{folder} holds {', '.join(there)}: choose another --output, --resume, or --overwrite a training's folder"
+
+
+def begin_folder(config: Training, step: int) -> None:
+    """Called before the first update: takes away what an earlier training left, and the metrics after `step`."""
+    folder = Path(config.output)
+    if config.resume:
+        lines = [json_line(line) for line in whole_lines(folder / METRICS)[0] if line["step"] <= step]
+        write_atomically(folder / METRICS, lambda file: file.writelines(lines))
+    else:
+        for name in _left_over(folder):
+            (folder / name).unlink()
+
+
+def _left_over(folder: Path) -> list[str]:
+    return [name for name in ("config.json", STATE, METRICS) if (folder / name).exists()]
 
 
 def check_state(path: Path, config: Training) -> dict[str, Any]:

@@ -7,7 +7,6 @@ spoken_questions()                                                    # the set 
 from __future__ import annotations
 
 import hashlib
-import wave as wav
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,8 +16,7 @@ import numpy as np
 
 from covo_rl.data.files import fill_folder, json_line, write_atomically
 from covo_rl.resolve import cache_folder
-from covo_rl.synth.sounds import RATE
-from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, Utterance, say_digits, speakers
+from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, Utterance, say_digits, speakers, write_wav
 
 QUESTION = "Say it again."
 #: how many digits a question has, at least and at most
@@ -56,9 +54,7 @@ def write_dialogues(
         paths = {"audio": f"{split}/{name}.wav"} | ({"reply": f"{split}/{name}-reply.wav"} if replies else {})
         said = list(islice(dialogue(split, index, seed), len(paths)))
         for path, spoken in zip(paths.values(), said, strict=True):
-            with wav.open(str(folder / path), "wb") as file:
-                file.setparams((1, 2, RATE, len(spoken.wave), "NONE", ""))
-                file.writeframes(np.round(spoken.wave * 32_767).astype("<i2").tobytes())
+            write_wav(folder / path, spoken.wave)
         rows.append({"id": name, **paths, "question": QUESTION, "answer": said[0].text,
                      "speaker": said[0].speaker.name})  # fmt: skip
     path = folder / f"{split}.jsonl"
@@ -68,7 +64,8 @@ def write_dialogues(
 
 def spoken_questions() -> dict[str, Path]:
     """Split name -> JSONL of the built-in spoken questions, rendered on first use; no voice is in both."""
-    sources = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("sounds", "speech", "dialogue"))
+    modules = ("sounds", "phones", "speech", "dialogue")
+    sources = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in modules)
     counts = "-".join(map(str, SPOKEN.values()))
     folder = cache_folder() / f"spoken-v{hashlib.sha256(sources).hexdigest()[:8]}-seed{SPOKEN_SEED}-{counts}"
 

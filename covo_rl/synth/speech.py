@@ -208,19 +208,28 @@ def _filter(source_T: np.ndarray, responses_FB: np.ndarray) -> np.ndarray:
     return total.ravel()[_CONTROL : _CONTROL + len(source_T)]
 
 
+def write_wav(path: Path, wave_T: np.ndarray) -> None:
+    """Write samples within [-1, 1] at 24 kHz, 16 bits each."""
+    with wav.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE, len(wave_T), "NONE", ""))
+        file.writeframes(np.round(wave_T * 32_767).astype("<i2").tobytes())
+
+
 def write_speech(folder: str | Path, *, split: str = "train", count: int = 500, seed: int = 0) -> Path:
-    """Write utterances as 16-bit wav and one row each; returns `folder/rows.jsonl`, whose paths are beside it."""
+    """Write utterances as 16-bit wav and one row each; returns `folder/rows.jsonl`, whose paths are beside it.
+
+    All that a voice says is one document, in the order of the utterances' numbers.
+    """
     folder = Path(folder)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for index in range(count):
         spoken, name = utterance(split, index, seed), f"{split}-{seed}-{index:05d}"
-        with wav.open(str(folder / f"audio/{name}.wav"), "wb") as file:
-            file.setparams((1, 2, RATE, len(spoken.wave), "NONE", ""))
-            file.writeframes(np.round(spoken.wave * 32_767).astype("<i2").tobytes())
+        write_wav(folder / f"audio/{name}.wav", spoken.wave)
         rows.append({
             "id": name, "audio": f"audio/{name}.wav", "text": spoken.text, "language": "en",
-            "speaker": spoken.speaker.name, "words": spoken.words, "tones": spoken.tones, "sex": spoken.speaker.sex,
+            "speaker": spoken.speaker.name, "document": spoken.speaker.name, "position": index, "words": spoken.words,
+            "tones": spoken.tones, "sex": spoken.speaker.sex,
         })  # fmt: skip
     path = folder / "rows.jsonl"
     write_atomically(path, lambda file: file.writelines(map(json_line, rows)))
