@@ -1,6 +1,6 @@
 """R_pattern: the share of blocks of a spoken reply that keep 5:15, five text ids and then fifteen codes of speech.
 
-    covo-rl rewards score --rewards pattern --input RUN/rollouts/step_00001.jsonl --output scored.jsonl
+    covo-rl train --model MODEL --data rows.jsonl --rewards spoken,pattern    (it needs ids, which no log keeps)
 
 A block is a run of text ids and the codes behind it. Every block has exactly 5 and 15 but the last, in which the text
 ends: up to 5 text ids, and then all codes that remain. So 5+15, 5+15, 2+25 keeps three of three; 5+15, 4+15, 2+25 two.

@@ -281,6 +281,17 @@ def test_a_checkpoint_classifies_a_wave_as_it_would_alone(classifier):
     assert ears_at(str(classifier)) is ears, "loaded once"
 
 
+def test_a_checkpoint_is_who_hears_the_voice(classifier, decoder):
+    columns = {"completion_codes": [[1] * 25, [2, 3] * 10, []], "emotion": ["sad", "Neutral", "sad"],
+               "scorer_model": str(classifier), "decoder_folder": decoder}  # fmt: skip
+    scores, missing = reasons(EMOTION, [""] * 3, **columns)
+    heard = [ears_at(str(classifier))(speak_replies([codes], voice_at(decoder)), 24_000)[0]
+             for codes in columns["completion_codes"][:2]]  # fmt: skip
+    assert not missing and scores == pytest.approx([heard[0]["sad"], heard[1]["neutral"], 0.0], abs=1e-4)
+    scores, missing = reasons(EMOTION, [""] * 3, **columns | {"emotion": ["happy"] * 3})
+    assert scores == [None, None, 0.0] and "the scorer has no label 'happy', but neutral, sad" in missing[0]
+
+
 def test_a_checkpoint_whose_labels_have_no_names_is_refused(classifier, tmp_path):
     for file in classifier.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -410,6 +421,16 @@ def test_gold_is_heard_and_another_replys_codes_are_not():
     assert SPOKEN(texts, completion_codes=[[]] * 12) == [0.0] * 12
     scores, missing = reasons(SPOKEN, texts[:1], completion_codes=[[300] * 5])
     assert scores == [None] and missing[0].startswith("failed: recogniser codes: CodeError: row 0: code 300")
+
+
+def test_the_shipped_decoder_is_heard_to_say_its_codes():
+    tokenizer = replies.tokenizer_at(SHIPPED_TOKENIZER)
+    said = [utterance("test", index) for index in range(2)]
+    codes = [codes.tolist() for codes in tokenizer.encode([one.wave for one in said])]
+    scores = SPOKEN([one.text for one in said], completion_codes=codes, recogniser="wave")
+    assert np.mean(scores) >= 0.7
+    others = SPOKEN([one.text for one in said], completion_codes=codes[1:] + codes[:1], recogniser="wave")
+    assert np.mean(others) < 0.5
 
 
 def test_rows_of_speech_deserve_full_marks_for_their_own_codes():

@@ -59,9 +59,8 @@ class Setup:
         self._refuse(engine_problems(options, self.ranks))
         self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
-        if options.data.data is None:
-            with self.accelerator.main_process_first():  # which renders the built-in set
-                questions.builtin_questions()
+        with self.accelerator.main_process_first():  # which renders a built-in set
+            questions.rendered_set(options.data)
         self.clips = ClipStore()
         self.rows = questions.read_questions(options, self.clips, self.ranks, memory)
         self.in_memory = {name: str(self.rows.files[name]) for name in memory or {} if name in self.rows.files}
