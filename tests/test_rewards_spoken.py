@@ -387,10 +387,20 @@ def test_a_reward_that_pays_for_silence_is_found(ears):
 
 def test_a_model_that_writes_text_alone_is_not_heard():
     terms = components("accuracy,pattern")
-    check_hearing(terms, True)
-    check_hearing(terms[:1], False)
+    check_hearing(terms, 16)
+    check_hearing(terms[:1], 0)
     with pytest.raises(RewardError, match="pattern: hears the audio codes of a reply, and replies of this model hold"):
-        check_hearing(terms, False)
+        check_hearing(terms, 0)
+
+
+def test_a_model_of_more_codes_than_the_tokenizer_reads_is_refused():
+    """In this process: a reward's worker would only load the same tokenizer."""
+    terms, row = components({SPOKEN.function: 1.0}), [example_from_row({"question": "?"})]
+    check_hearing(terms, 256, row)
+    with pytest.raises(
+        RewardError, match=r"does not hear all 257 audio codes .* code 256 at position 0; there are 0 to"
+    ):
+        check_hearing(terms, 257, row)
 
 
 def test_the_command_line_takes_codes(tmp_path):
