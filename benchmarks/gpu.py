@@ -6,9 +6,10 @@
 
 Parts: environment (card, versions, commit, measured rates), decode (`covo-rl bench grpo --model-size 7b` at the three
 shapes of docs/performance.md), profile (16 decode steps and a loss pass: what the device does), tests (those marked
-gpu), recipe (steps of covo_audio_7b_lora.yaml by phase), lengths (rows that end early), runs (the small recipe with
---full in bfloat16, FSDP2, QLoRA, ZeRO). Each stands alone: what fails is recorded with its traceback, and the next
-begins. The file, benchmarks/results/DATE-CARD.json if not named, is written after every result.
+gpu), speech (the published decoder's real-time factor, updates of both trainings), recipe (steps of
+covo_audio_7b_lora.yaml by phase), lengths (rows that end early), runs (the small recipe with --full in bfloat16, FSDP2,
+QLoRA, ZeRO; spoken replies). Each stands alone: what fails is recorded with its traceback, and the next begins. The
+file, benchmarks/results/DATE-CARD.json if not named, is written after every result.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -33,6 +35,7 @@ from covo_rl.bench.parts import bounded_run, run_parts
 from covo_rl.bench.profiling import device_profile
 from covo_rl.bench.recipe import recipe_steps
 from covo_rl.bench.sizes import MODEL_SIZES, Cell
+from covo_rl.bench.speech import decoding, updates
 from covo_rl.bench.variants import Ours
 from covo_rl.records.folder import environment
 from covo_rl.run.speed import measure_speed
@@ -43,6 +46,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 #: cells of docs/performance.md (G, C), prompts of the recipe's step, by size
 SHAPES = {"7b": ([(8, 256), (16, 256), (8, 1024)], 8, 256), "tiny": ([(2, 8), (4, 8), (2, 16)], 2, 8)}
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+SPOKEN_RUN = ["recipes/grpo_spoken.py", "--config", "recipes/configs/spoken.yaml", "--max_steps", "3", "--limit", "48",
+              "--evaluate", "false"]  # fmt: skip
 SMALL_RUN = ["recipes/grpo_mmau.py", "--max_steps", "2", "--prompts_per_step", "4", "--micro_batch_prompts", "4",
              "--limit", "16", "--max_completion_length", "24", "--evaluate", "false"]  # fmt: skip
 #: name -> (words for accelerate, words for the recipe, package it needs)
@@ -54,8 +59,10 @@ RUNS = {
     "fsdp2_full": (["--config_file", "recipes/accelerate/fsdp2.yaml"], ["--full"], None),
     "qlora": ([], ["--load_in_4bit", "true", "--dtype", "bfloat16"], "bitsandbytes"),
     "zero2": (["--config_file", "recipes/accelerate/zero2.yaml"], [], "deepspeed"),
+    "spoken": ([], SPOKEN_RUN, None),
     "zero3": (["--config_file", "recipes/accelerate/zero3.yaml"], [], "deepspeed"),
 }
+RUNS_AT_ONCE, FIRST_PORT = 4, 29_600
 
 
 class Measurement:
@@ -99,10 +106,18 @@ class Measurement:
             yield name, device_profile(self.device, work)
 
     def tests(self, left: Callable[[], float]) -> Iterator[tuple[str, Any]]:
-        run = bounded_run([sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfE"], min(left(), 300), ROOT)
+        workers = ["-n", "6"] if importlib.util.find_spec("xdist") else []
+        run = bounded_run([sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfE", *workers], min(left(), 300), ROOT)
         summary = run["last_lines"][-1] if run["last_lines"] else ""
         counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", summary)}
         yield "pytest", {**run, "counts": counts if "in" in summary else None}
+
+    def speech(self, left: Callable[[], float]) -> Iterator[tuple[str, Any]]:
+        shape, batches, seconds, clip = ("published", (1, 16), 10, 15) if self.size == "7b" else ("tiny", (2,), 0.4, 2)
+        for dtype in (torch.float32, torch.bfloat16):
+            rows = decoding(shape, self.device, dtype, batches, seconds)
+            yield from ((f"{str(dtype).removeprefix('torch.')}_{name}", row) for name, row in rows)
+        yield from updates(shape, self.device, clip)
 
     def recipe(self, left: Callable[[], float]) -> Iterator[tuple[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,15 +125,21 @@ class Measurement:
             yield from ((f"step_{number}", step) for number, step in enumerate(steps, 1))
 
     def runs(self, left: Callable[[], float]) -> Iterator[tuple[str, Any]]:
-        for name, (launch, words, package) in RUNS.items():
+        """Whether they end well; several at once, as most of their seconds are imports: no measure of speed."""
+
+        def run(place: int, launch: list[str], words: list[str], package: str | None) -> dict[str, Any]:
             absent = package is not None and importlib.util.find_spec(package) is None
             if absent or left() <= 0:
-                yield name, {"rc": None, "why": f"{package} is not installed" if absent else "the limit was reached"}
-                continue
+                return {"rc": None, "why": f"{package} is not installed" if absent else "the limit was reached"}
             with tempfile.TemporaryDirectory() as folder:
                 cpu = ["--cpu"] if self.device.type == "cpu" else []
-                command = [*LAUNCH, *launch, *cpu, *SMALL_RUN, "--output", f"{folder}/run", *words]
-                yield name, bounded_run(command, min(left(), 150), ROOT)
+                recipe = words if words and words[0].startswith("recipes/") else [*SMALL_RUN, *words]
+                port = ["--main_process_port", str(FIRST_PORT + place)]
+                return bounded_run([*LAUNCH, *port, *launch, *cpu, *recipe, "--output", f"{folder}/run"], left(), ROOT)
+
+        with ThreadPoolExecutor(RUNS_AT_ONCE) as pool:
+            pending = {name: pool.submit(run, place, *spec) for place, (name, spec) in enumerate(RUNS.items())}
+            yield from ((name, future.result()) for name, future in pending.items())
 
 
 def result_path(device: torch.device, size: str) -> Path:
@@ -141,7 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     device = device_of(args.device)
     measure = Measurement(args.size, device, args.commit, stock=not args.no_stock)
-    names = ("environment", "decode", "profile", "tests", "recipe", "lengths", "runs")
+    names = ("environment", "decode", "profile", "tests", "speech", "recipe", "lengths", "runs")
     path = args.json or result_path(device, args.size)
     path.parent.mkdir(parents=True, exist_ok=True)
     only = [name for name in args.only.split(",") if name]

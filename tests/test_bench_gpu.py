@@ -116,6 +116,9 @@ def test_the_script_runs_on_a_cpu(script, tmp_path, monkeypatch, capsys):
     assert set(record["profile"]["results"]) == {"decode_16_steps", "loss_of_one_group"}
     assert len(record["recipe"]["results"]) == 3
     assert record["lengths"]["results"]["sampling"]["random"]["tokens"] > 0
+    speech = record["speech"]["results"]
+    assert speech["float32_B2"]["real_time_factor"] > 0 and speech["bfloat16_stream"]["pieces"] == 1
+    assert {"tokenizer", "vocoder", "flow"} <= set(speech) and speech["tokenizer"]["planned_gib"] > 0
     launched = [command for command in ran if "recipes/grpo_mmau.py" in command]
     assert set(record["runs"]["results"]) == set(script.RUNS) and len(launched) >= 4
     assert all((SCRIPT.parents[1] / word).is_file() for command in launched for word in command if "recipes/" in word)
