@@ -213,8 +213,13 @@ def test_blocks_of_other_sizes_and_codes_that_are_not_the_ids_own():
     assert PATTERN(["x"], **row, block="2:3") == [1.0] and PATTERN(["x"], **row) == [0.5]
     with pytest.raises(ValueError, match="write TEXT:CODES"):
         PATTERN(["x"], **row, block="5")
-    with pytest.raises(ValueError, match="are not the 7 highest of the completion's ids"):
-        PATTERN(["x"], completion_ids=[ids], completion_codes=[codes[::-1]])
+    array = {"completion_ids": [np.array(ids)], "completion_codes": [np.array(codes)]}
+    assert PATTERN(["x"], **array, block="2:3") == [1.0]
+    for other in (codes[::-1], [*codes, 0]):
+        with pytest.raises(ValueError, match=f"these 11 do not hold the reply's {len(other)} codes"):
+            PATTERN(["x"], completion_ids=[ids], completion_codes=[other])
+    with pytest.raises(ValueError, match="these 0 do not hold"):  # of `covo-rl rewards try`, which has no ids
+        PATTERN(["x"], completion_ids=[[]], completion_codes=[codes])
 
 
 # -- emotion -----------------------------------------------------------------------------------------------------------

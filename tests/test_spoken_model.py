@@ -231,6 +231,14 @@ def test_the_shipped_model_says_in_codes_what_it_hears_from_voices_that_it_never
     assert said(replies[1:] + replies[:1]) < 0.4  # those of other questions
 
 
+def test_no_dialogue_to_render_is_refused_before_a_folder_is_made(tmp_path):
+    words = ["--rows", "0", "--data", str(tmp_path / "rows"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, str(find("recipes", "sft_spoken.py")), *words]
+    said = subprocess.run(command, check=False, timeout=300, capture_output=True, text=True, cwd=tmp_path)
+    assert said.returncode == 1 and "--rows 0: render at least one dialogue" in said.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_recipe_trains_on_what_codes_say(tmp_path):
     command = [sys.executable, str(find("recipes", "grpo_spoken.py")), "--output", str(tmp_path / "run")]
