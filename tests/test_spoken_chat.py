@@ -13,8 +13,11 @@ from covo_rl.cli import main
 from covo_rl.config import ConfigError
 from covo_rl.models.covo_audio.conversation import Conversation
 from covo_rl.models.covo_audio.token2wav import CodesError
+from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.prompt import PromptError
+from covo_rl.speech.pitch import track_f0
 from covo_rl.speech.voices import open_voice
+from covo_rl.synth.speech import speakers
 
 LENGTH = {"max_completion_length": 30}
 
@@ -171,6 +174,15 @@ def test_a_sound_alone_is_asked_at_the_end_of_what_is_piped_in(home, tmp_path, m
     assert (tmp_path / "a.wav").exists() != ("the reply has no speech in it" in capsys.readouterr().err)
 
 
+def test_a_sound_that_cannot_be_read_spoils_one_question_alone(home, tmp_path, monkeypatch, capsys):
+    (tmp_path / "noise.wav").write_bytes(b"no sound")
+    lines = f"/audio {tmp_path / 'noise.wav'}\n\nLouder, please.\n/audio"
+    assert not spoken(home, "--speak", tmp_path / "a.wav", lines=lines, monkeypatch=monkeypatch)
+    printed = capsys.readouterr()
+    assert printed.err.count("; its sounds are forgotten") == 1 and "/audio: no such file" in printed.err
+    assert (tmp_path / "a.wav").exists() != ("the reply has no speech in it" in printed.err)
+
+
 def test_options_of_speech_are_checked_before_a_model_is_loaded(home, tmp_path, monkeypatch, capsys):
     (tmp_path / "there.wav").touch()
     for words, messages in (
@@ -178,6 +190,7 @@ def test_options_of_speech_are_checked_before_a_model_is_loaded(home, tmp_path, 
         (["--speak", tmp_path / "there.wav"], [f"{tmp_path / 'there.wav'} exists: remove it, or name another file"]),
         (["--speak", tmp_path / "a.mp3", "--voice", tmp_path / "b.wav", "--pattern", "x"],
          ["replies are wav files", "--voice", "no such file or folder", "--pattern='x' does not exist"]),
+        (["--speak", tmp_path / "a.wav", "--decoder", tmp_path / "b"], [f"--decoder {tmp_path / 'b'}: no such folder"]),
         (["--speak", tmp_path / "no" / "a.wav"], [f"there is no folder {tmp_path / 'no'}"]),
     ):  # fmt: skip
         monkeypatch.setattr("covo_rl.run.python.model.load", None)
@@ -194,6 +207,16 @@ def test_the_prompt_beside_a_decoder_is_its_voice(home, tmp_path):
     assert torch.equal(voice.say([1, 2, 3]), expected)
     (tmp_path / "other").mkdir()
     np.save(tmp_path / "other" / "speaker_embed.npy", np.zeros((1, 4), np.float32))
-    other = open_voice(tmp_path, tmp_path / "other", steps=4)
+    other = open_voice(tmp_path, tmp_path / "other", steps=4)  # what is named goes before it
     assert torch.equal(other.say([1, 2, 3]), open_voice(home / "decoder", steps=4).say([1, 2, 3]))
     assert open_voice(other) is other
+
+
+def test_the_shipped_decoder_has_a_voice_of_its_own():
+    """It speaks as high as the one that it is said to be, and not as high as the mean of all."""
+    voice, codes = open_voice(), [117, 255, 12, 124, 55, 22, 73, 134, 159, 145, 163, 74, 42]  # nine eight
+    pitches = []
+    for speaker in (voice, Voice(voice.decoder)):
+        f0_Z = track_f0(speaker.say(codes).numpy(), 24_000)
+        pitches.append(float(np.median(f0_Z[f0_Z > 0])))
+    assert 12 * abs(np.log2(pitches[0] / speakers(1)[0].f0_hz)) < 3 < 12 * np.log2(pitches[0] / pitches[1])

@@ -3,8 +3,11 @@
 import json
 import logging
 
+import fake_device
+import numpy as np
 import pytest
 import torch
+from fake_device import FakeDevice
 from token2wav_cases import CODES, FOLDER, REFERENCE, VOICE, decoder, largest
 from torch import nn
 
@@ -196,11 +199,45 @@ def test_code_minus_one_embeds_as_zeros():
         ([], "codes: no row"),
         (torch.tensor([1, 2]), r"codes of shape \(2,\); expected \(B, L\), or a list of rows"),
         ([[0.5]], "codes, row 0: torch.float32 are no codes"),
+        ([[1j]], "codes, row 0: torch.complex64 are no codes"),
+        ([1, 2], r"codes, row 0: of shape \(\); expected \(L,\), as in \[\[3, 1, 4\]\]"),
+        ([["ab"]], "codes are no rows of whole numbers"),
+        ([[2**70]], "codes are no rows of whole numbers"),
+        (None, "codes are no rows of whole numbers"),
+        (np.array([[1, 64]], dtype=np.uint16), r"codes, row 0, position 1: code 64 is outside 0\.\.63"),
     ],
 )
 def test_codes_that_cannot_be_spoken_are_named(codes, text):
     with pytest.raises(CodesError, match=text):
         decoder().synthesise(codes)
+
+
+def test_a_device_waits_for_the_host_no_oftener_with_more_steps(monkeypatch):
+    """All tensors are where they belong, and none is copied or looked at in a step of the solver."""
+    waits = []
+
+    class Device(FakeDevice):
+        def run(self, func, args, kwargs):
+            if func._schema.name == "aten::_local_scalar_dense" and self.holds(args[0]):
+                waits.append("item")
+            return super().run(func, args, kwargs)
+
+    moved = fake_device._Names._moved
+    monkeypatch.setattr(fake_device._Names, "_moved", lambda self, func, here, tensor, *words, **options: (
+        result := moved(self, func, here, tensor, *words, **options),
+        waits.append("copy") if self.fake.holds(result) != here else None,
+    )[0])  # fmt: skip
+    for vocoder in ("harmonic", "griffin_lim", "bigvgan"):
+        model, counts = Token2Wav(Token2WavConfig.tiny(vocoder=vocoder)).eval(), []
+        with Device("cuda") as device:
+            model.to("cuda")
+            for steps in (2, 4):
+                waits.clear()
+                model.synthesise([[1, 2, 3], [4]], speaker=torch.ones(1, 66), steps=steps)
+                counts.append(len(waits))
+            assert sum(piece.shape[-1] for piece in model.stream([1, 2], steps=2, blocks=(1,), look_ahead=1)) == 1920
+        assert not device.problems
+        assert counts[0] == counts[1] < 20
 
 
 @pytest.mark.parametrize(
@@ -217,6 +254,12 @@ def test_codes_that_cannot_be_spoken_are_named(codes, text):
 def test_prompts_that_do_not_fit_are_refused(voice, text):
     with pytest.raises(CodesError, match=text):
         decoder().synthesise(CODES, **voice)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 3), (8, 3), (1, 8, 0)])
+def test_latents_that_are_no_rows_of_frames_are_refused(shape):
+    with pytest.raises(CodesError, match=r"latents of shape \(.*\); expected \(B, 8, frames\)"):
+        decoder().vocode(torch.zeros(shape))
 
 
 def test_latents_that_are_no_numbers_name_the_step():

@@ -1,9 +1,11 @@
 """Speech while its codes come: as long as the whole, equal to it where it must be, and no sooner or later than said."""
 
+from functools import cache
 from itertools import repeat
 
 import pytest
 import torch
+from speaking_cases import small_decoder
 from token2wav_cases import CODES, FOLDER, REFERENCE, VOICE, decoder, largest
 from torch import nn
 
@@ -49,9 +51,11 @@ class Marks(Vocoder):
         return latents_BEZ[:, :1].repeat_interleave(240, dim=-1)
 
 
+@cache
 def without_motion():
     """A decoder whose velocity is 0: its latents are the noise, so that a stream must equal the whole throughout."""
     model = Token2Wav.from_pretrained(FOLDER, dtype=torch.float64)
+    model.wavegan = Marks()
     with torch.no_grad():
         for parameter in model.token2latent.output_layer.linear.parameters():
             parameter.zero_()
@@ -64,14 +68,13 @@ def without_motion():
 )
 def test_a_frame_has_its_place_and_its_noise_whatever_the_blocks(voice, cut):
     model = without_motion()
-    model.wavegan = Marks()
     pieces = list(model.stream(iter(REPLY), **voice, **cut, steps=2, seed=3))
     assert len(pieces) > 2
     whole = model.latents(CODES, **voice, steps=2, seed=3)
     assert largest(torch.cat(pieces, dim=-1)[..., ::240], whole.mT[:, :1]) < 1e-12
 
 
-def test_later_blocks_follow_the_latents_that_were_made():
+def test_later_blocks_follow_the_latents_that_were_made(monkeypatch):
     """A block is solved behind [prompt | past codes], with their latents as context, before the look-ahead."""
     model = decoder(torch.float64)
     calls = []
@@ -81,11 +84,9 @@ def test_later_blocks_follow_the_latents_that_were_made():
         calls.append((codes, options, solve(codes, **options)))
         return calls[-1][2]
 
-    model.solve = watched
-    try:
-        list(model.stream(iter(REPLY), **VOICE, steps=2, blocks=(2, 3), past=3, look_ahead=2))
-    finally:
-        del model.solve
+    monkeypatch.setattr(model, "solve", watched)
+    monkeypatch.setattr(model, "wavegan", Marks())
+    list(model.stream(iter(REPLY), **VOICE, steps=2, blocks=(2, 3), past=3, look_ahead=2))
     prompt = VOICE["prompt_codes"][0].tolist()
     assert [codes for codes, *_ in calls] == [[REPLY[:4]], [REPLY[2:7]], [REPLY[5:]], [REPLY[8:]]]
     assert [options["prompt_codes"] for _, options, _ in calls] == [
@@ -112,8 +113,9 @@ def test_a_piece_comes_as_soon_as_its_block_and_look_ahead_are_there():
 
 
 def test_a_stream_that_ends_early_is_spoken_whole():
+    decoder = small_decoder()
     for count in (1, 15, 17):
-        pieces = list(decoder().stream(repeat(7, count), steps=2, alpha=None))
+        pieces = list(decoder.stream(repeat(7, count), steps=2, alpha=None))
         assert torch.cat(pieces, dim=-1).shape == (1, 1, 960 * count)
 
 
@@ -124,6 +126,8 @@ def test_bad_streams_are_refused_with_the_place():
         list(decoder().stream(iter([])))
     with pytest.raises(CodesError, match=r"position 21: code 64 is outside 0\.\.63"):
         list(decoder().stream(iter([1] * 21 + [64]), steps=2, alpha=None))
+    with pytest.raises(CodesError, match=r"codes, row 0: torch\.float32 are no codes"):
+        list(decoder().stream(iter([1.5]), steps=2))
     with pytest.raises(ValueError, match=r"blocks=\(\), look_ahead=3, past=150: at least 1, 1 and 0 codes"):
         decoder().stream(iter(REPLY), blocks=())
 

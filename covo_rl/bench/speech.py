@@ -19,8 +19,7 @@ from covo_rl.bench.meter import GIB, Meter
 from covo_rl.models.covo_audio.token2wav import Token2Wav, Token2WavConfig
 from covo_rl.resolve import find
 from covo_rl.run.doctor import Plan
-from covo_rl.run.speech_memory import decoder_plan, tokenizer_plan
-from covo_rl.run.speed import measure_speed
+from covo_rl.run.speech_memory import speech_plan
 from covo_rl.speech.clips import collate, row_of
 from covo_rl.speech.decoder_training import read_decoder_training
 from covo_rl.speech.grid import CODE_SAMPLES, CODE_SECONDS, RATE
@@ -80,7 +79,7 @@ def updates(shape: str, device: torch.device, seconds: float) -> Iterator[tuple[
         batch = collate([trainer.clips[i % len(rows), i % len(rows)] for i in range(config.batch_size)])
         batches = [batch] * config.gradient_accumulation_steps
         figures = _measured(device, lambda trainer=trainer: trainer.update(batches))
-        yield "tokenizer", figures | _planned(tokenizer_plan(config, seconds, measure_speed(str(device), config.dtype)))
+        yield "tokenizer", figures | _planned(speech_plan("tokenizer", path, seconds, str(device)))
         tokenizer = trainer.tokenizer.cpu()
         del trainer  # its optimiser's memory is the decoder's now
         yield from _decoder_updates(shape, device, rows, tokenizer, folder)
@@ -89,7 +88,8 @@ def updates(shape: str, device: torch.device, seconds: float) -> Iterator[tuple[
 def _decoder_updates(
     shape: str, device: torch.device, rows: list[SpeechRow], tokenizer: SpeechTokenizer, folder: str
 ) -> Iterator[tuple[str, Any]]:
-    config = read_decoder_training(find("recipes", "configs") / f"decoder_{shape}.yaml", {"output": folder})
+    path = find("recipes", "configs") / f"decoder_{shape}.yaml"
+    config = read_decoder_training(path, {"output": folder})
     codes = [torch.randint(len(tokenizer.codebook), (-(-len(row.wave()) // CODE_SAMPLES),)) for row in rows]
     trainer = DecoderTrainer(config, rows, codes, tokenizer)
     for name, update, draw in (
@@ -99,7 +99,7 @@ def _decoder_updates(
         parts = [trainer.clips[item] for item in draw(0)]
         batch = [torch.stack(values).to(device) for values in zip(*parts, strict=True)]
         yield name, _measured(device, lambda update=update, batch=batch: update(*batch))
-    yield "decoder", _planned(decoder_plan(config, measure_speed(str(device), config.dtype)))
+    yield "decoder", _planned(speech_plan("decoder", path, 0, str(device)))
 
 
 def long_rows(count: int, seconds: float) -> list[SpeechRow]:

@@ -67,7 +67,7 @@ class TokenizerTraining:
     wavlm: str | None = None
     pieces: int | None = None
     seed: int = 0
-    steps: int = 550
+    steps: int = 900
     batch_size: int = 12
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-3

@@ -15,7 +15,6 @@ import torch
 from transformers import LogitsProcessor
 
 TEXT_ALONE = "a2t"
-PUBLISHED_PATTERN = "5:15"
 
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:
@@ -29,8 +28,8 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", str(pattern))
     if match is None:
         raise ValueError(
-            f"pattern={pattern!r:.40} does not exist; write TEXT:CODES, the ids of each in a block, such as "
-            f"{PUBLISHED_PATTERN}, or {TEXT_ALONE} (no speech)"
+            f"pattern={pattern!r:.40} does not exist; write TEXT:CODES, the ids of each in a block, such as 5:15, or "
+            f"{TEXT_ALONE} (no speech)"
         )
     return int(match[1]), int(match[2])
 
@@ -73,7 +72,7 @@ class SpeechPattern(LogitsProcessor):
         allowed = torch.zeros_like(scores, dtype=torch.bool)
         allowed[:, : self.codes.start] = (~over_N & in_text)[:, None]
         allowed[:, self.codes] = True
-        if self.end_ids:
-            after_code_N = is_code_NA[:, -1] if answer_NA.shape[1] else torch.zeros_like(over_N)
-            allowed[:, self.end_ids] = after_code_N[:, None]
+        after_code_N = is_code_NA[:, -1] if answer_NA.shape[1] else torch.zeros_like(over_N)
+        for i in self.end_ids:  # not by a list of them, which would be copied to the device at every step
+            allowed[:, i] = after_code_N
         return scores.masked_fill(~allowed, -torch.inf)

@@ -20,34 +20,26 @@ class NobodyListens(Exception):
 
 
 class Outlet(Generic[T]):
-    """Where work in a thread puts its results: waits while `room` of them are not taken, drops them once closed."""
+    """Where work in a thread puts its results: waits while `room` of them are not taken.
+
+    Once it is `closed` nobody takes any more: what comes is dropped, and the work should end.
+    """
 
     def __init__(self, room: int) -> None:
-        self._results: queue.Queue[Any] = queue.Queue(room)
-        self._closed = threading.Event()
-
-    @property
-    def closed(self) -> bool:
-        """Nobody takes results any more: the work should end."""
-        return self._closed.is_set()
+        self.results: queue.Queue[Any] = queue.Queue(room)
+        self.closed = False
 
     def check(self) -> None:
         """Raise NobodyListens once it is closed."""
         if self.closed:
             raise NobodyListens
 
-    def close(self) -> None:
-        self._closed.set()
-
     def put(self, result: T) -> None:
         while not self.closed:
             try:
-                return self._results.put(result, timeout=LOOK_SECONDS)
+                return self.results.put(result, timeout=LOOK_SECONDS)
             except queue.Full:
                 continue
-
-    def take(self) -> T:
-        return self._results.get()
 
 
 _END = object()
@@ -72,10 +64,10 @@ def in_background(work: Callable[[Outlet[T]], None], room: int) -> Iterator[T]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while (result := outlet.take()) is not _END:
+        while (result := outlet.results.get()) is not _END:
             yield result
     finally:
-        outlet.close()
+        outlet.closed = True
         thread.join()
     if errors:
         raise errors[0]

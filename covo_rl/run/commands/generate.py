@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from covo_rl.data.terminal import say
-from covo_rl.resolve import ConfigError, meant
+from covo_rl.resolve import BUILTIN, ConfigError, meant
 from covo_rl.speech import SHIPPED_DECODER
 from covo_rl.speech.grid import RATE
 from covo_rl.types import UserError
@@ -127,8 +127,10 @@ def _speech_problems(speak: Path | None, decoder: str | None, voice: Path | None
         (speak.suffix.lower() != ".wav", f"--speak {speak}: replies are wav files; name one, such as reply.wav"),
         (speak.exists(), f"--speak {speak} exists: remove it, or name another file"),
         (not speak.parent.is_dir(), f"--speak {speak}: there is no folder {speak.parent}"),
+        (decoder is not None and not decoder.startswith(BUILTIN) and not Path(decoder).is_dir(),
+         f"--decoder {decoder}: no such folder{meant(Path(decoder or ''))}"),
         (voice is not None and not voice.exists(), f"--voice {voice}: no such file or folder{meant(voice or Path())}"),
-    )
+    )  # fmt: skip
     problems = [text for broken, text in rules if broken]
     return problems + [f"--{problem}" for problem in speech_problems(None, pattern)]
 
@@ -156,9 +158,9 @@ def talk(conversation: Chat, lines: Iterator[str], sounds: list[Any], speak: Pat
             sounds = []
             say("forgotten: sounds, questions and replies", err=True)
         elif word == "/audio":
-            path = Path(rest.strip())
-            sounds += [path] if path.is_file() else []
-            say(f"{path} goes with the next question" if path.is_file() else f"{path}: no such file", err=True)
+            is_file = Path(rest := rest.strip()).is_file()
+            sounds += [Path(rest)] if is_file else []
+            say(f"{rest} goes with the next question" if is_file else f"{rest or word}: no such file", err=True)
         elif word.startswith("/"):
             say(f"there is no {word}; {COMMANDS}", err=True)
         elif word or (speak and sounds):
@@ -167,9 +169,9 @@ def talk(conversation: Chat, lines: Iterator[str], sounds: list[Any], speak: Pat
                 say(reply.text)
                 if speak:
                     _write(speak, reply)
-                sounds = []
-            except (UserError, OSError) as error:
-                say(f"{error}", err=True)
+            except (UserError, OSError) as error:  # kept, a sound that cannot be read would spoil all that follows
+                say(f"{error}{'; its sounds are forgotten' if sounds else ''}", err=True)
+            sounds = []
 
 
 def _write(path: Path, reply: Reply) -> None:

@@ -123,7 +123,8 @@ class SpokenChat(Chat):
     @contextmanager
     def _draws(self) -> Iterator[None]:
         """Draws depend on the seed and on the number of the answer; torch's own generator stays as it is."""
-        with torch.random.fork_rng():
+        device = self.model.policy.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed + self.answers)
             yield
 

@@ -68,16 +68,13 @@ class Replies:
         return None
 
     def _voice(self, name: str, notes: Notes) -> Voice | None:
-        """The decoder of a folder, with the speaker that lies in it if there is one; loaded once."""
+        """The decoder of a folder; loaded once."""
         if name not in self._voices:
-            from covo_rl.models.covo_audio.voice import PROMPT_FILES
             from covo_rl.speech.voices import open_voice
 
             self._voices[name] = None
             try:
-                folder = Path(resolve_model(name))
-                has_speaker = any((folder / file).is_file() for file in PROMPT_FILES.values())
-                self._voices[name] = open_voice(name, folder if has_speaker else None)
+                self._voices[name] = open_voice(name)
             except (UserError, OSError) as error:
                 notes.add(f"replies are not played: speech_decoder {readable(name)}: {error}")
         return self._voices[name]

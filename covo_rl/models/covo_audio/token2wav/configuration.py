@@ -77,10 +77,6 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 
 
-#: our keys, beside the published ones
-OURS = {"latent": str, "vocoder": str, "harmonic_width": int, "tokenizer": str}
-
-
 @dataclass(frozen=True)
 class Token2WavConfig:
     """The published decoder by default. `tokenizer`: the digest of the tokenizer whose codes it speaks, if known.
@@ -119,8 +115,6 @@ class Token2WavConfig:
             (product != HOP, f"the product of upsample_rates {voice.upsample_rates} is {product}, not {HOP} samples"),
             (narrowed, f"upsample_initial_channel {voice.upsample_initial_channel} cannot be halved "
              f"{len(voice.upsample_rates)} times"),
-            (len(voice.upsample_rates) != len(voice.upsample_kernel_sizes),
-             "upsample_rates and upsample_kernel_sizes differ in number"),
             (tuple(2 * rate for rate in voice.upsample_rates) != voice.upsample_kernel_sizes,
              f"upsample_kernel_sizes {voice.upsample_kernel_sizes} are not twice the rates {voice.upsample_rates}"),
             (len(blocks[0]) != len(blocks[1]), "resblock_kernel_sizes and resblock_dilation_sizes differ in number"),
@@ -144,24 +138,19 @@ class Token2WavConfig:
         Raises:
             DecoderConfigError: a part is missing, or a value is of another type or one that we have no network for.
         """
-        model = _part(_mapping(data, where), "model", where)
+        data = _mapping(data, where)
+        model = _part(data, "model", where)
         flow = _part(model, "token2latent", where)
         transformer = _read(TransformerConfig, _part(flow, "transformer", where), f"{where}: transformer")
-        ours = {name: data[name] for name in OURS if name in data}
-        for name, value in ours.items():
-            if not (_fits(value, OURS[name]) if OURS[name] is int else isinstance(value, str)):
-                raise DecoderConfigError(
-                    f"{where}: {name} is {value!r:.80}, which is no {OURS[name].__name__} in its range"
-                )
         wavegan = _part(model, "wavegan", where)
         latent_dim, z_dim = wavegan.get("latent_dim"), flow.get("z_dim", FlowConfig.z_dim)
         if latent_dim not in (None, z_dim):
             raise DecoderConfigError(f"{where}: wavegan.latent_dim {latent_dim!r} is not token2latent.z_dim {z_dim!r}")
-        return cls(
-            _read(FlowConfig, flow, f"{where}: token2latent", transformer=transformer),
-            _read(VocoderConfig, wavegan, f"{where}: wavegan"),
-            **ours,
-        )
+        parts = {
+            "flow": _read(FlowConfig, flow, f"{where}: token2latent", transformer=transformer),
+            "wavegan": _read(VocoderConfig, wavegan, f"{where}: wavegan"),
+        }
+        return _read(cls, data, where, **parts)
 
     @classmethod
     def from_file(cls, path: Path) -> Token2WavConfig:
@@ -177,7 +166,7 @@ class Token2WavConfig:
         flow, wavegan = asdict(self.flow), asdict(self.wavegan)
         flow["transformer"] |= FIXED["transformer"]
         wavegan |= FIXED["wavegan"] | {"latent_dim": self.flow.z_dim}
-        ours = {name: getattr(self, name) for name in OURS}
+        ours = {name: value for name, value in asdict(self).items() if name not in ("flow", "wavegan")}
         audio = {"sample_rate": FRAME_RATE * HOP}
         return {"data": {"audio": audio}, "model": {"token2latent": flow, "wavegan": wavegan}, **ours}
 
@@ -208,7 +197,8 @@ def _read(kind: type, data: Mapping[str, Any], where: str, **values: Any) -> Any
     for name in (entry.name for entry in fields(kind) if entry.name in data and entry.name not in values):
         value = _tuples(data[name])
         if not _fits(value, hints[name]):
-            raise DecoderConfigError(f"{where}.{name} is {data[name]!r:.80}, which is no {hints[name]} in its range")
+            what = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            raise DecoderConfigError(f"{where}.{name} is {data[name]!r:.80}, which is no {what} in its range")
         values[name] = value
     return kind(**values)
 
@@ -219,6 +209,8 @@ def _tuples(value: Any) -> Any:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whole numbers are sizes, 1 to LARGEST; others are shares, 0 to 1; lists are not empty and short."""
+    if hint is str:
+        return isinstance(value, str)
     if hint is int:
         return type(value) is int and 1 <= value <= LARGEST
     if hint is float:

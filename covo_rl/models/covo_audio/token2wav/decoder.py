@@ -69,10 +69,11 @@ class Token2Wav(nn.Module):
         """
         folder = Path(folder)
         config = Token2WavConfig.from_file(folder / "config.json")
+        statistics = read_statistics(folder / STATISTICS, config.flow.z_dim)
         with torch.device("meta"):
             model = cls(config)
         fill(model, read_weights(folder), str(folder), dtype)
-        model.mean_E, model.variance_E = read_statistics(folder / STATISTICS, config.flow.z_dim)
+        model.mean_E, model.variance_E = statistics
         return model.to(device).eval()
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -124,7 +125,14 @@ class Token2Wav(nn.Module):
 
     @torch.no_grad()
     def vocode(self, latents_BEZ: torch.Tensor) -> torch.Tensor:
-        """De-normalised latents (B, E, Z) -> wave (B, 1, 240 Z) float32 at 24 kHz (float64 where the model is)."""
+        """De-normalised latents (B, E, Z) -> wave (B, 1, 240 Z) float32 at 24 kHz (float64 where the model is).
+
+        Raises:
+            CodesError: latents of another shape.
+        """
+        width = self.config.flow.z_dim
+        if latents_BEZ.ndim != 3 or latents_BEZ.shape[1] != width or not latents_BEZ.shape[2]:
+            raise CodesError(f"latents of shape {tuple(latents_BEZ.shape)}; expected (B, {width}, frames)")
         return self._sound(self.wavegan(latents_BEZ))
 
     @torch.no_grad()

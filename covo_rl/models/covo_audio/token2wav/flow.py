@@ -19,9 +19,9 @@ TIME_FREQUENCIES = 128
 EPS = 1e-6
 
 
-def rotary_frequencies(head: int) -> torch.Tensor:
+def rotary_frequencies(head: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """50000^(-2i / head), (head / 2) float32."""
-    return ROTARY_BASE ** (-torch.arange(0, head, 2, dtype=torch.float32, device="cpu") / head)
+    return ROTARY_BASE ** (-torch.arange(0, head, 2, dtype=torch.float32, device=device) / head)
 
 
 class Rotary(nn.Module):
@@ -185,7 +185,7 @@ class FlowField(nn.Module):
 
     def _rotation(self, u_BZW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         body = self.config.transformer
-        frequencies = rotary_frequencies(body.hidden_size // body.num_heads).to(u_BZW.device)
+        frequencies = rotary_frequencies(body.hidden_size // body.num_heads, u_BZW.device)  # a copy would wait for it
         angles = torch.arange(u_BZW.shape[1], device=u_BZW.device)[:, None] * frequencies
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(u_BZW.dtype), angles.sin().to(u_BZW.dtype)

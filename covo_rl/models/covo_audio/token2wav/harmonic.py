@@ -106,7 +106,7 @@ def _harmonics(latents_BEZ: torch.Tensor, state: State | None) -> torch.Tensor:
 
 def _noise(first: int, frames: int) -> torch.Tensor:
     """White noise (1, 240 frames); a sample's depends on its place in the whole wave alone."""
-    noise = torch.randn(NOISE_FRAMES, HOP, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(NOISE_FRAMES, HOP, generator=torch.Generator().manual_seed(0), device="cpu")
     return noise[torch.arange(first, first + frames) % NOISE_FRAMES].reshape(1, -1)
 
 

@@ -50,18 +50,26 @@ def code_rows(codes: Any, size: int, name: str = "codes", first: int = 0) -> lis
         CodesError: no row, or a row without a code or with one outside 0..`size` - 1, named by its position, which
             counts from `first`.
     """
-    if isinstance(codes, (torch.Tensor, np.ndarray)) and codes.ndim != 2:
+    padded = isinstance(codes, (torch.Tensor, np.ndarray))  # a list has no padding
+    if padded and codes.ndim != 2:
         raise CodesError(f"{name} of shape {tuple(codes.shape)}; expected (B, L), or a list of rows")
-    rows = [torch.as_tensor(row).cpu() for row in codes]
-    if isinstance(codes, (torch.Tensor, np.ndarray)):  # a list has no padding
-        rows = [row[: int((row != -1).nonzero().max()) + 1] if (row != -1).any() else row[:0] for row in rows]
-    if not rows:
+    try:
+        tensors = [torch.as_tensor(row).cpu() for row in codes]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CodesError(f"{name} are no rows of whole numbers: {error!s:.200}") from error
+    if not tensors:
         raise CodesError(f"{name}: no row")
-    for i, row in enumerate(rows):
-        if row.ndim != 1 or not row.numel():
+    rows = []
+    for i, tensor in enumerate(tensors):
+        if tensor.ndim != 1:
+            raise CodesError(f"{name}, row {i}: of shape {tuple(tensor.shape)}; expected (L,), as in [[3, 1, 4]]")
+        if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+            raise CodesError(f"{name}, row {i}: {tensor.dtype} are no codes; give whole numbers")
+        row = tensor.long()
+        if padded:
+            row = row[: len(row) - int((row != -1).flip(0).cumsum(0).eq(0).sum())]
+        if not len(row):
             raise CodesError(f"{name}, row {i}: no code; a decoder speaks at least one (40 ms)")
-        if row.is_floating_point() or row.dtype == torch.bool:
-            raise CodesError(f"{name}, row {i}: {row.dtype} are no codes; give whole numbers")
         wrong = ((row < 0) | (row >= size)).nonzero()
         if wrong.numel():
             at = int(wrong[0])
@@ -69,7 +77,8 @@ def code_rows(codes: Any, size: int, name: str = "codes", first: int = 0) -> lis
                 f"{name}, row {i}, position {first + at}: code {int(row[at])} is outside 0..{size - 1}. "
                 "Is it an id of the vocabulary (code 0 is `audio_token_index`), or of another tokenizer?"
             )
-    return [row.long() for row in rows]
+        rows.append(row)
+    return rows
 
 
 def decoder_inputs(

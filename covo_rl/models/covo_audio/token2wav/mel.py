@@ -56,7 +56,8 @@ def griffin_lim(
     """
     mel = mel_BZE.float()
     magnitude = (_inverse_bank().to(mel) @ mel.exp().mT).clamp(min=1e-5)
-    phase = torch.rand(magnitude.shape[1:], generator=torch.Generator().manual_seed(seed)).to(mel) * 2 * torch.pi
+    generator = torch.Generator().manual_seed(seed)
+    phase = torch.rand(magnitude.shape[1:], generator=generator, device="cpu").to(mel) * 2 * torch.pi
     spectrum = torch.polar(magnitude, phase.expand_as(magnitude))
     wave = overlap_add(spectrum)
     for _ in range(iterations):

@@ -39,10 +39,9 @@ def latent_blocks(
     known, made = prompt.context_BZE[0, : prompt.starts[0]].split([before, prompt.starts[0] - before])
     for size in chain(blocks, repeat(blocks[-1])):
         wanted = done + size + look_ahead
-        fresh = [int(code) for code in islice(source, wanted - len(heard))]
-        if fresh:
-            code_rows([fresh], flow.token_vocab_size, first=dropped + len(heard))
-        heard += fresh
+        if fresh := list(islice(source, wanted - len(heard))):
+            (row,) = code_rows([fresh], flow.token_vocab_size, first=dropped + len(heard))
+            heard += row.tolist()
         last = len(heard) < wanted
         end = len(heard) if last else done + size
         if not heard:

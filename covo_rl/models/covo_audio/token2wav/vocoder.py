@@ -92,7 +92,7 @@ class NormedConv(nn.Module):
         super().__init__()
         plain = nn.ConvTranspose1d(inputs, outputs, kernel) if rate else nn.Conv1d(inputs, outputs, kernel)
         self.weight_v = plain.weight
-        self.weight_g = nn.Parameter(plain.weight.detach().square().sum(dim=(1, 2), keepdim=True).sqrt())
+        self.weight_g = nn.Parameter(plain.weight.detach().norm(dim=(1, 2), keepdim=True))
         assert plain.bias is not None
         self.bias = plain.bias
         self.dilation, self.rate, span = dilation, rate, dilation * (kernel - 1)
