@@ -127,7 +127,7 @@ def _reasons(row: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     `spoken(part='text')` logs `spoken_reason`, and where another reward does too `spoken(part='text')/spoken_reason`.
     """
     rewards = mapping(row.get("rewards"))
-    components = {component.partition("(")[0]: component for component in reversed(list(rewards))} | {r: r for r in rewards}
+    components = {name.partition("(")[0]: name for name in reversed([*rewards])} | {name: name for name in rewards}
     reasons = {}
     for name in row:
         owner, _, value = name.rpartition("/")
