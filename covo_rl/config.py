@@ -40,6 +40,8 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "swanlab")
 #: options whose text is a path, or may be one
 PATHS = ("model", "adapter", "data", "audio_dir", "eval_data", "eval_audio_dir", "output", "resume", "speech_decoder",
          "scorer_model", "vllm_adapter_dir")  # fmt: skip
+#: what `data` says for the built-in spoken questions
+SPOKEN_SET = "builtin:spoken"
 #: what covo_rl says to vLLM itself, and the option that decides it
 VLLM_OWN = {
     "model": "model", "tokenizer": "model", "dtype": "dtype", "seed": "seed", "trust_remote_code": "trust_remote_code",
@@ -124,7 +126,9 @@ class DataConfig:
     """Rows, clips and what to do with long ones."""
 
     data: str | None = option(
-        None, "questions: a file, a folder or hf:NAME:SPLIT in any layout of docs/data.md; default: built-in set"
+        None,
+        "questions: a file, a folder or hf:NAME:SPLIT in any layout of docs/data.md; builtin:spoken; default: "
+        "built-in set",
     )
     audio_dir: str | None = option(None, "folder that relative audio paths start from")
     eval_data: str | None = option(None, "held-out questions; default: built-in test split")
@@ -504,6 +508,8 @@ def _contradictions(options: Options) -> list[str]:
          f"micro_batch_rollouts {train.micro_batch_rollouts} splits single groups: set micro_batch_prompts to 1"),
         (train.gradient_checkpointing or train.recompute == TrainConfig.recompute,
          f"recompute {train.recompute} has no effect without gradient_checkpointing"),
+        (options.data.data == SPOKEN_SET or not (options.data.data or "").startswith("builtin:"),
+         f"data {options.data.data!r:.80}: there is {SPOKEN_SET}; without `data` the built-in sounds are asked"),
         (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
         (train.lr_scheduler_type in SCHEDULES,
          f"lr_scheduler_type {train.lr_scheduler_type!r:.80}: choose one of {' '.join(SCHEDULES)}"),

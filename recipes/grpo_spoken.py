@@ -1,6 +1,6 @@
 """GRPO over spoken replies: is what the codes of a reply say the text of that reply?
 
-    spoken question -> G rollouts of text and codes, 5:15 -> R_spoken + R_accuracy -> advantages -> LoRA adapter
+    spoken question -> G rollouts of text and codes, 5:15 -> R_spoken + R_accuracy -> advantages -> the model
 
 Smoke test, a few CPU minutes (the tiny speaking Covo-Audio and the tokenizer, both shipped; rendered voices):
 
@@ -21,7 +21,6 @@ import sys
 from covo_rl.config import ConfigError, flag_value, parse_options
 from covo_rl.resolve import find
 from covo_rl.run.commands.options_page import options_page, wants_page
-from covo_rl.synth.dialogue import spoken_questions
 from covo_rl.train.shutdown import exit_after
 
 
@@ -36,9 +35,6 @@ def main(words: list[str]) -> None:
         options = parse_options(words)
     except ConfigError as error:
         sys.exit(f"grpo_spoken: {error}")
-    if options.data.data is None:
-        rows = spoken_questions()
-        options.data.data, options.data.eval_data = str(rows["train"]), str(rows["test"])
     from covo_rl.run.python.grpo import complete  # after parsing, so that --help and typos answer at once
     from covo_rl.run.session import USER_ERRORS, Session
 

@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", default=None, help="replace an earlier cold start")
     options = parser.parse_args()
     with user_errors("sft_spoken", code=1):
+        if options.rows < 1:
+            raise ConfigError([f"--rows {options.rows}: render at least one dialogue"])
         data = Path(options.data) / "spoken.jsonl"
         config = load_config(options.config, {"data": str(data), "audio_dir": options.data,
                                               "output": options.output, "overwrite": options.overwrite})  # fmt: skip

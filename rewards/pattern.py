@@ -1,6 +1,6 @@
 """R_pattern: the share of blocks of a spoken reply that keep 5:15, five text ids and then fifteen codes of speech.
 
-    covo-rl rewards score --rewards pattern --input RUN/rollouts/step_00001.jsonl --output scored.jsonl
+    covo-rl train --model MODEL --data rows.jsonl --rewards spoken,pattern    (it needs ids, which no log keeps)
 
 A block is a run of text ids and the codes behind it. Every block has exactly 5 and 15 but the last, in which the text
 ends: up to 5 text ids, and then all codes that remain. So 5+15, 5+15, 2+25 keeps three of three; 5+15, 4+15, 2+25 two.
@@ -12,6 +12,7 @@ import re
 from itertools import groupby
 
 from covo_rl.speech.replies import score_silence
+from covo_rl.types import shown
 
 
 def pattern(
@@ -44,14 +45,11 @@ def _blocks(ids, codes, ended):
 
     Raises ValueError where these codes are not the ids' own.
     """
-    if len(ids) < len(codes):
-        raise ValueError(
-            f"pattern reads a reply's ids in `completion_ids`: {len(ids)} of them hold no {len(codes)} codes"
-        )
-    first = sorted(ids)[-len(codes) :][0]
-    if {i - code for i, code in zip((i for i in ids if i >= first), codes, strict=False)} != {max(ids) - max(codes)}:
-        raise ValueError(f"completion_codes {codes[:5]}... are not the {len(codes)} highest of the completion's ids")
-    kinds = [i >= first for i in ids]
+    first = max(ids, default=0) - max(codes)
+    if [i - first for i in ids if i >= first] != list(codes):
+        raise ValueError(f"pattern reads a reply's ids in `completion_ids`: these {len(ids)} do not hold the reply's "
+                         f"{len(codes)} codes, {shown(list(codes[:5]))} ...")  # fmt: skip
+    kinds = [bool(i >= first) for i in ids]
     runs = [(is_code, len(list(run))) for is_code, run in groupby(kinds[: len(kinds) - (ended and not kinds[-1])])]
     counts = [0] * runs[0][0] + [count for _, count in runs]
     counts += [0] * (len(counts) % 2)

@@ -17,6 +17,8 @@ A reply of fewer than 3 codes is silence: 0. None where no text says what to hea
 false, and where the recogniser fails: an error of its own is not the policy's.
 """
 
+import re
+
 from covo_rl.rewards.columns import completion_rows, completion_text
 from covo_rl.rewards.rules.transcript import error_rate, spoken_words
 from covo_rl.speech import SHIPPED_DECODER, SHIPPED_TOKENIZER
@@ -70,9 +72,8 @@ spoken.isolation = "process"  # models, and what hears in the user's own functio
 
 def _said(completions, parsed, part):
     """The words that each reply should be heard to say."""
-    texts = [parts.answer or "" for (parts,) in completion_rows(completions, parsed)] if part == "answer" else []
-    for text in map(completion_text, completions if part == "text" else ()):
-        for tag in TAG_TOKENS:
-            text = text.replace(tag, " ")
-        texts.append(text)
+    if part == "answer":
+        texts = [parts.answer or "" for (parts,) in completion_rows(completions, parsed)]
+    else:
+        texts = [re.sub("|".join(TAG_TOKENS), " ", text) for text in map(completion_text, completions)]
     return list(map(spoken_words, texts))

@@ -181,3 +181,18 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path):
     commands = [shlex.split(line) for line in next_commands(options, folder, folder / "model")]
     assert [words[1] for words in commands] == ["report", "generate", "eval"]
     assert commands[2][2:6] == ["--set", "builtin", "--model", str(folder / "model")]
+
+
+def test_after_a_spoken_run_the_sound_alone_asks_and_the_whole_reply_is_the_answer(tmp_path):
+    import shlex
+
+    from covo_rl.config import parse_options
+    from covo_rl.run.defaults import with_defaults
+    from covo_rl.run.result import next_commands
+    from covo_rl.types import Clip, Example
+
+    options = parse_options(with_defaults(["--model", "builtin:tiny_spoken", "--eval-data", "others.jsonl"]))
+    rows = [Example("1", (Clip(path="a.wav"),), "Say it again.", answer="one")]
+    _, asking, evaluating = map(shlex.split, next_commands(options, tmp_path, tmp_path / "model", rows))
+    assert asking[1:] == ["chat", "--model", str(tmp_path / "model"), "--audio", "a.wav", "--speak", "reply.wav"]
+    assert evaluating[2:8] == ["--set", "own", "--data", "others.jsonl", "--rewards", "accuracy(part='text')"]

@@ -57,6 +57,21 @@ def test_the_speaker_that_lies_in_the_decoder_s_folder_speaks(tmp_path):
     assert plain != voiced
 
 
+def test_what_was_heard_stands_beside_its_component_whatever_its_arguments(tmp_path):
+    one, other = "spoken(part='answer')", "spoken(recogniser='wave')"
+    alone = {"rewards": {one: 0.5}, "spoken_reason": "heard 'a'", "codes_reason": "of none"}
+    both = {
+        "rewards": {one: 0.5, other: 1.0},
+        f"{one}/spoken_reason": "heard 'a'",
+        f"{other}/spoken_reason": "heard 'b'",
+    }
+    groups = payload_of(made_run(tmp_path, 1, rows=[rollout_row(0, **alone), rollout_row(1, **both)]))["groups"]
+    assert [group["rollouts"][0]["reasons"] for group in groups] == [
+        {one: "heard 'a'"}, {one: "heard 'a'", other: "heard 'b'"}
+    ]  # fmt: skip
+    assert groups[0]["columns"] == {"task": "sound", "codes_reason": "of none"}
+
+
 def test_without_a_decoder_the_codes_are_there_and_a_note(tmp_path):
     payload = payload_of(spoken_run(tmp_path))
     assert replies_of(payload)[0]["reply"] is None and payload["clips"] == {}

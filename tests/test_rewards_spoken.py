@@ -213,8 +213,13 @@ def test_blocks_of_other_sizes_and_codes_that_are_not_the_ids_own():
     assert PATTERN(["x"], **row, block="2:3") == [1.0] and PATTERN(["x"], **row) == [0.5]
     with pytest.raises(ValueError, match="write TEXT:CODES"):
         PATTERN(["x"], **row, block="5")
-    with pytest.raises(ValueError, match="are not the 7 highest of the completion's ids"):
-        PATTERN(["x"], completion_ids=[ids], completion_codes=[codes[::-1]])
+    array = {"completion_ids": [np.array(ids)], "completion_codes": [np.array(codes)]}
+    assert PATTERN(["x"], **array, block="2:3") == [1.0]
+    for other in (codes[::-1], [*codes, 0]):
+        with pytest.raises(ValueError, match=f"these 11 do not hold the reply's {len(other)} codes"):
+            PATTERN(["x"], completion_ids=[ids], completion_codes=[other])
+    with pytest.raises(ValueError, match="these 0 do not hold"):  # of `covo-rl rewards try`, which has no ids
+        PATTERN(["x"], completion_ids=[[]], completion_codes=[codes])
 
 
 # -- emotion -----------------------------------------------------------------------------------------------------------
@@ -279,6 +284,17 @@ def test_a_checkpoint_classifies_a_wave_as_it_would_alone(classifier):
         assert set(result) == {"neutral", "sad"} and sum(result.values()) == pytest.approx(1)
         assert result == pytest.approx(ears([wave], 24_000)[0], abs=1e-5)
     assert ears_at(str(classifier)) is ears, "loaded once"
+
+
+def test_a_checkpoint_is_who_hears_the_voice(classifier, decoder):
+    columns = {"completion_codes": [[1] * 25, [2, 3] * 10, []], "emotion": ["sad", "Neutral", "sad"],
+               "scorer_model": str(classifier), "decoder_folder": decoder}  # fmt: skip
+    scores, missing = reasons(EMOTION, [""] * 3, **columns)
+    heard = [ears_at(str(classifier))(speak_replies([codes], voice_at(decoder)), 24_000)[0]
+             for codes in columns["completion_codes"][:2]]  # fmt: skip
+    assert not missing and scores == pytest.approx([heard[0]["sad"], heard[1]["neutral"], 0.0], abs=1e-4)
+    scores, missing = reasons(EMOTION, [""] * 3, **columns | {"emotion": ["happy"] * 3})
+    assert scores == [None, None, 0.0] and "the scorer has no label 'happy', but neutral, sad" in missing[0]
 
 
 def test_a_checkpoint_whose_labels_have_no_names_is_refused(classifier, tmp_path):
@@ -376,10 +392,20 @@ def test_a_reward_that_pays_for_silence_is_found(ears):
 
 def test_a_model_that_writes_text_alone_is_not_heard():
     terms = components("accuracy,pattern")
-    check_hearing(terms, True)
-    check_hearing(terms[:1], False)
+    check_hearing(terms, 16)
+    check_hearing(terms[:1], 0)
     with pytest.raises(RewardError, match="pattern: hears the audio codes of a reply, and replies of this model hold"):
-        check_hearing(terms, False)
+        check_hearing(terms, 0)
+
+
+def test_a_model_of_more_codes_than_the_tokenizer_reads_is_refused():
+    """In this process: a reward's worker would only load the same tokenizer."""
+    terms, row = components({SPOKEN.function: 1.0}), [example_from_row({"question": "?"})]
+    check_hearing(terms, 256, row)
+    with pytest.raises(
+        RewardError, match=r"does not hear all 257 audio codes .* code 256 at position 0; there are 0 to"
+    ):
+        check_hearing(terms, 257, row)
 
 
 def test_the_command_line_takes_codes(tmp_path):
@@ -410,6 +436,16 @@ def test_gold_is_heard_and_another_replys_codes_are_not():
     assert SPOKEN(texts, completion_codes=[[]] * 12) == [0.0] * 12
     scores, missing = reasons(SPOKEN, texts[:1], completion_codes=[[300] * 5])
     assert scores == [None] and missing[0].startswith("failed: recogniser codes: CodeError: row 0: code 300")
+
+
+def test_the_shipped_decoder_is_heard_to_say_its_codes():
+    tokenizer = replies.tokenizer_at(SHIPPED_TOKENIZER)
+    said = [utterance("test", index) for index in range(2)]
+    codes = [codes.tolist() for codes in tokenizer.encode([one.wave for one in said])]
+    scores = SPOKEN([one.text for one in said], completion_codes=codes, recogniser="wave")
+    assert np.mean(scores) >= 0.7
+    others = SPOKEN([one.text for one in said], completion_codes=codes[1:] + codes[:1], recogniser="wave")
+    assert np.mean(others) < 0.5
 
 
 def test_rows_of_speech_deserve_full_marks_for_their_own_codes():

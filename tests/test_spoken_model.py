@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from covo_rl.config import ConfigError, PromptConfig
+from covo_rl.config import ConfigError, PromptConfig, RewardConfig
 from covo_rl.data import DataError, load_examples
+from covo_rl.evaluate.answer import IN_PROCESS
+from covo_rl.evaluate.records import group_from_text, judge_groups
 from covo_rl.models.covo_audio.processing import IGNORE, interleave, make_labels
 from covo_rl.prompt import PromptError, messages
 from covo_rl.resolve import find
@@ -160,6 +163,33 @@ def test_accuracy_reads_a_whole_reply_where_asked():
         load_reward("accuracy(part='x')")(completions=said, answer=["three five"] * 5)
 
 
+def test_the_speaking_model_trains_on_spoken_questions_by_whatever_command(monkeypatch):
+    from covo_rl.config import option_problems, parse_options
+    from covo_rl.run import questions
+    from covo_rl.run.defaults import with_defaults
+
+    options = parse_options(with_defaults(["--model", "builtin:tiny_spoken"]))
+    assert options.data.data == "builtin:spoken" and not options.prompt.written_question
+    monkeypatch.setattr(questions, "spoken_questions", lambda: {"train": Path("a.jsonl"), "test": Path("b.jsonl")})
+    monkeypatch.setattr(questions, "load_examples", lambda source, *rest, **more: [Example(str(source), (), "?")])
+    rows = questions.read_questions(options)
+    assert [row.id for row in (*rows.train, *rows.held_out)] == ["a.jsonl", "b.jsonl"]
+    own = parse_options(with_defaults(["--model", "builtin:tiny_spoken", "--data", "mine.jsonl"]))
+    assert not questions.rendered_set(own.data)
+    options.data.data = "builtin:sopken"
+    assert option_problems(options)[0].startswith("data 'builtin:sopken': there is builtin:spoken; without `data`")
+
+
+def test_an_evaluation_reads_a_whole_reply_where_its_accuracy_does():
+    row = Example("a", (), "Say it again.", answer="one two")
+    group = group_from_text(row, ["one two", "one"])
+    for rewards, answers, right in (("accuracy(part='text')", ["one two", "one"], [True, False]),
+                                    ("accuracy", [None, None], [False, False])):  # fmt: skip
+        (record,) = judge_groups([group], [None], IN_PROCESS, RewardConfig(rewards=rewards))
+        assert record["answers"] == answers and record["verdicts"]["strict"] == right
+        assert next(iter(record["rewards"].values())) == list(map(float, right))
+
+
 def test_the_control_differs_in_what_it_pays_for_alone():
     from covo_rl.resolve import read_yaml
 
@@ -199,6 +229,14 @@ def test_the_shipped_model_says_in_codes_what_it_hears_from_voices_that_it_never
 
     assert said(replies) > 0.6
     assert said(replies[1:] + replies[:1]) < 0.4  # those of other questions
+
+
+def test_no_dialogue_to_render_is_refused_before_a_folder_is_made(tmp_path):
+    words = ["--rows", "0", "--data", str(tmp_path / "rows"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, str(find("recipes", "sft_spoken.py")), *words]
+    said = subprocess.run(command, check=False, timeout=300, capture_output=True, text=True, cwd=tmp_path)
+    assert said.returncode == 1 and "--rows 0: render at least one dialogue" in said.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -90,7 +90,9 @@ def sampling_fields(
         "detokenize": False,
     }
     if unsampled := family.unsampled_ids:
-        fields["logit_bias"] = dict.fromkeys(unsampled, -100.0)  # as low as vLLM goes
+        # One entry a code, as low as vLLM goes. Its bad_words would be looked for one by one at every token, and
+        # allowed_token_ids would have to name all of the text and may hold no id that the tokenizer does not know.
+        fields["logit_bias"] = dict.fromkeys(unsampled, -100.0)
     return fields
 
 

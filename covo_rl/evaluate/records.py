@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,16 @@ def judge_groups(
     """One record per group, in order; all groups have the same number of replies, which may be none.
 
     `seconds` is the length of each row's audio. Without an answer key every verdict is None, without a reward_config
-    there are no rewards.
+    there are no rewards. Where `accuracy(part='text')` is one, the answer is the whole reply, as it is there.
     """
     rewards_of: list[dict[str, list[float | None]]] = [{} for _ in groups]  # of each reply; None: cannot be graded
     if reward_config is not None and groups and groups[0].rollouts:
-        from covo_rl.rewards.scoring import score, whole_sums
+        from covo_rl.rewards.scoring import components, score, whole_sums
 
-        table = score(groups, reward_config)
+        terms = components(reward_config.rewards)
+        if any(term.reward.source.name == "accuracy" and term.reads_whole for term in terms):
+            groups = [replace(g, rollouts=tuple(replace(r, answer=r.text.strip()) for r in g.rollouts)) for g in groups]
+        table = score(groups, replace(reward_config, rewards=terms))
         totals_PG = whole_sums(table)
         for place, row in enumerate(rewards_of):
             row |= plain({name: table.rewards_PGR[place, :, r] for r, name in enumerate(table.names)})

@@ -212,10 +212,6 @@ def _built_in(term: Component) -> bool:
     return source.trusted and source.name in COMPONENTS and not source.arguments
 
 
-def _reads_whole(term: Component) -> bool:
-    return term.reward.source.arguments.get("part") == "text"
-
-
 def _faults(outcome: Outcome) -> list[str]:
     return [why.removeprefix("failed: ") for why in list(dict.fromkeys(outcome.failures))[:3]]
 
@@ -247,7 +243,7 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
         row = f"row {visible(example.id)}"
         try:
             completion = gold_completion(example)
-            completion = (parse(completion).answer or "") if _reads_whole(term) else completion
+            completion = (parse(completion).answer or "") if term.reads_whole else completion
         except ValueError as error:
             problems.append(f"{row}: {error}")
             continue
@@ -265,7 +261,7 @@ def _gold_problems(term: Component, examples: Sequence[Example], full: bool) -> 
 
 def case_verdicts(term: Component) -> list[tuple[LintCase, float, Expected, bool]]:
     """All cases: the score (NaN for None), what was expected, and whether that is fine."""
-    cases = PLAIN_CASES if _reads_whole(term) else CASES
+    cases = PLAIN_CASES if term.reads_whole else CASES
     scores = _outcome(term, example_from_row(ROW), [case.completion for case in cases]).scores
     verdicts = []
     for case, score in zip(cases, scores, strict=True):

@@ -38,6 +38,11 @@ class Component:
         """Its name in tables: the spec as it was given."""
         return self.reward.source.spec
 
+    @property
+    def reads_whole(self) -> bool:
+        """Whether it takes a whole reply, which then has no blocks, for the answer: `accuracy(part='text')`."""
+        return self.reward.source.arguments.get("part") == "text"
+
 
 def components(rewards: str | Sequence[Any] | Mapping[Any, float]) -> list[Component]:
     """`a,b=0.5`, a list of specs (or of components, as they are), or a mapping spec (or function) -> weight.

@@ -11,13 +11,17 @@ from covo_rl.resolve import BUILTIN, find
 
 #: said where rows are named and no model
 NO_MODEL = "no model is named, so this trains the demo's tiny model, which knows rendered sounds only"
+#: shipped model -> its configuration, where that is not tiny.yaml
+_CONFIGS = {"tiny_zero": "tiny_zero", "tiny_spoken": "spoken"}
 
 
 def default_config(model: str | None) -> Path:
     """The configuration of recipes/configs that suits a model."""
-    demo = model is None or model.startswith(BUILTIN)
-    name = "tiny_zero" if model == f"{BUILTIN}tiny_zero" else "tiny" if demo else "own_model"
-    return find("recipes", f"configs/{'tiny_random' if is_random(model) else name}.yaml")
+    if is_random(model):
+        return find("recipes", "configs/tiny_random.yaml")
+    shipped = (model or f"{BUILTIN}tiny").partition(BUILTIN)[2]
+    name = _CONFIGS.get(shipped, "tiny") if shipped else "own_model"
+    return find("recipes", f"configs/{name}.yaml")
 
 
 def options_of_model(model: str | None) -> dict[str, str]:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from covo_rl.audio import ClipStore, decode
-from covo_rl.config import ConfigError, DataConfig, Options, PromptConfig
+from covo_rl.config import SPOKEN_SET, ConfigError, DataConfig, Options, PromptConfig
 from covo_rl.data import load_examples, overlap, row_problems
 from covo_rl.data.check import sound_of
 from covo_rl.data.memory import IN_MEMORY
 from covo_rl.data.read import data_notes, some
 from covo_rl.prompt import PromptError, PromptFamily, build_prompt
 from covo_rl.synth import builtin_questions
+from covo_rl.synth.dialogue import spoken_questions
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Clip, Example, Prompt, visible
 
@@ -53,12 +54,12 @@ def read_questions(
     """
     config, memory = options.data, memory or {}
     _check_memory(config, memory)
-    builtin = builtin_questions() if config.data is None else {}
-    data, eval_data = config.data or builtin["train"], config.eval_data or builtin.get("test")
+    builtin = rendered_set(config)
+    data, eval_data = builtin.get("train", config.data), config.eval_data or builtin.get("test")
     files = {name: Path(path) for name, path in (("data", data), ("eval_data", eval_data)) if path is not None}
-    folder = config.audio_dir if config.data is not None else None
+    folder = None if builtin else config.audio_dir
     eval_folder = config.eval_audio_dir or config.audio_dir if config.eval_data is not None else None
-    columns = config.columns if config.data is not None else None  # the built-in set has its own names
+    columns = None if builtin else config.columns  # the built-in sets have their own names
     eval_columns = config.eval_columns or config.columns if config.eval_data is not None else None
 
     def load(name: str, audio_dir: str | None, columns: str | None) -> list[Example]:
@@ -92,6 +93,11 @@ def read_questions(
             raise ConfigError([f"{what}: name eval_data, or --eval_fraction 0"])
         rows, held_out = train[: config.limit], held_out[: config.eval_limit]
     return Rows(rows, held_out, files, (*notes, *about_rows, *_system_notes([*rows, *held_out], options.prompt)))
+
+
+def rendered_set(config: DataConfig) -> Mapping[str, Path]:
+    """The files of the built-in set that these options name, by split, rendered on first use; none of other data."""
+    return {None: builtin_questions, SPOKEN_SET: spoken_questions}.get(config.data, dict)()
 
 
 def _check_memory(config: DataConfig, memory: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from covo_rl.audio import ClipStore
-from covo_rl.config import EngineConfig, LossConfig, Options, corrects_sampler
+from covo_rl.config import SPOKEN_SET, EngineConfig, LossConfig, Options, corrects_sampler
 from covo_rl.data.files import plain, read_record
 from covo_rl.data.memory import IN_MEMORY
 from covo_rl.export import ExportError
@@ -21,8 +21,9 @@ from covo_rl.export.card import update_card
 from covo_rl.export.verify import NOOP
 from covo_rl.records import console
 from covo_rl.records.folder import Run
-from covo_rl.rewards import Component
+from covo_rl.rewards import Component, components
 from covo_rl.run.report.curves import curves
+from covo_rl.synth.dialogue import spoken_questions
 from covo_rl.train.checkpoint.identity import data_fingerprint
 from covo_rl.train.ranks import Ranks
 from covo_rl.types import Example
@@ -153,17 +154,25 @@ def next_commands(options: Options, folder: Path, exported: Path, rows: Sequence
     code += ["--trust-remote-code"] if options.model.trust_remote_code else []
     test_rows: list[Any] = ["--set", "builtin"]
     if data.data is not None:
-        own = data.eval_data or IN_MEMORY
+        own = data.eval_data or (str(spoken_questions()["test"]) if data.data == SPOKEN_SET else IN_MEMORY)
         own = "OTHER_ROWS.json" if own.startswith(IN_MEMORY) else own
         audio = ["--audio-dir", data.eval_audio_dir] if data.eval_audio_dir else []
         test_rows = ["--set", "own", "--data", own, *audio]
-    asked: list[Any] = ["--audio", "CLIP.wav", "--question", "What do you hear?"]
-    if row := next((row for row in rows if row.clips and all(clip.path for clip in row.clips)), None):
-        asked = [word for clip in row.clips for word in ("--audio", clip.path)]
+    if whole := [term for term in components(options.reward.rewards) if term.reads_whole]:
+        test_rows += ["--rewards", whole[0].name]
+    row = next((row for row in rows if row.clips and all(clip.path for clip in row.clips)), None)
+    clips = [clip.path for clip in row.clips] if row else ["CLIP.wav"]
+    asked: list[Any] = [word for path in clips for word in ("--audio", path)]
+    asking = "generate" if options.prompt.written_question else "chat"
+    if asking == "chat":  # the sound alone asks, and the reply is heard
+        asked += ["--speak", "reply.wav"]
+    elif row:
         asked += ["--question", row.question, *(word for choice in row.choices for word in ("--choice", choice))]
+    else:
+        asked += ["--question", "What do you hear?"]
     commands: list[list[Any]] = [
         ["report", folder],
-        ["generate", *policy, *code, *asked],
+        [asking, *policy, *code, *asked],
         ["eval", *test_rows, *policy, *code, "--output", f"{folder}-eval", "--listen"],
         *([["export", folder, *code, "--merged", f"{folder}-merged"]] if lora else []),
     ]

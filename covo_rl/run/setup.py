@@ -59,9 +59,8 @@ class Setup:
         self._refuse(engine_problems(options, self.ranks))
         self.terms = components(options.reward.rewards)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
-        if options.data.data is None:
-            with self.accelerator.main_process_first():  # which renders the built-in set
-                questions.builtin_questions()
+        with self.accelerator.main_process_first():  # which renders a built-in set
+            questions.rendered_set(options.data)
         self.clips = ClipStore()
         self.rows = questions.read_questions(options, self.clips, self.ranks, memory)
         self.in_memory = {name: str(self.rows.files[name]) for name in memory or {} if name in self.rows.files}
@@ -83,7 +82,9 @@ class Setup:
             )  # fmt: skip
         self.family = self.policy.family
         check_code_options(options, self.family.code_ids)
-        check_hearing(self.terms, bool(self.family.code_ids) and self.family.speaks)
+        asked = self.examples[:1] if options.reward.check_rewards else []
+        codes = len(self.family.code_ids) if self.family.speaks else 0
+        check_hearing(self.terms, codes, asked, options.reward.scorer_model)
         self.decoder = TextDecoder(self.family) if train.log_token_logps else None
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
         rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main

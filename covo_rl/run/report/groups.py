@@ -122,11 +122,20 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _reasons(row: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Name of a value that a reward logged about a score -> (component, what it reads like)."""
-    parts = {name: name.removeprefix("logged/").rpartition("_") for name in row}
+    """Name of a value that a reward logged about a score -> (component, what it reads like).
+
+    `spoken(part='text')` logs `spoken_reason`, and where another reward does too `spoken(part='text')/spoken_reason`.
+    """
     rewards = mapping(row.get("rewards"))
-    return {name: (component, _REASONS[kind]) for name, (component, _, kind) in parts.items()
-            if kind in _REASONS and component in rewards}  # fmt: skip
+    components = {name.partition("(")[0]: name for name in reversed([*rewards])} | {name: name for name in rewards}
+    reasons = {}
+    for name in row:
+        owner, _, value = name.rpartition("/")
+        base, _, kind = value.rpartition("_")
+        component = owner if owner in rewards else components.get(base)
+        if kind in _REASONS and component is not None:
+            reasons[name] = component, _REASONS[kind]
+    return reasons
 
 
 @lru_cache(maxsize=512)
