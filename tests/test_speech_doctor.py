@@ -19,7 +19,10 @@ def test_a_pass_keeps_its_inputs_and_multiplies_three_times():
     with torch.device("meta"):
         linear = nn.Linear(3, 5)
         x = torch.empty(7, 3, requires_grad=True)
-    assert counted_pass(linear, lambda: linear(x).sum()) == (84.0, 3 * 210.0)
+    kept, work = counted_pass(linear, lambda: linear(x).sum())
+    assert kept == 84.0 and [flops for flops, _ in work if flops] == [210, 210, 210]
+    assert work[0] == (210, 4 * (3 * 5 + 5 + 7 * 3 + 7 * 5)), "the product and its bias: weights, x and y, once each"
+    assert work[1] == (0, 4 * (7 * 5 + 1)), "the sum, and no view of anything"
 
 
 def real_pass(module, loss):
@@ -42,9 +45,9 @@ def test_a_pass_without_storage_counts_what_a_real_one_does():
     real = Token2Wav(config).wavegan
     with torch.device("meta"):
         empty = Token2Wav(config).wavegan
-    kept, operations = counted_pass(empty, lambda: empty(torch.empty(1, 64, 8, device="meta")).sum())
+    kept, work = counted_pass(empty, lambda: empty(torch.empty(1, 64, 8, device="meta")).sum())
     really_kept, really_computed = real_pass(real, lambda: real(torch.randn(1, 64, 8)).sum())
-    assert operations == really_computed
+    assert sum(flops for flops, _ in work) == really_computed
     assert kept == pytest.approx(really_kept, rel=0.05)
 
 
@@ -60,13 +63,13 @@ def test_plans_have_the_published_sizes():
     assert decoder.trainable == 252_732_480 - speaker
     # halves of the flow's copy in 16 bits; the vocoder trains, and is timed, in float32
     narrow = decoder_plan(
-        DecoderTraining(dtype="bfloat16"), {"bfloat16": Speed(2e12, 1), "float32": Speed(1e12, 1)}.__getitem__
+        DecoderTraining(dtype="bfloat16"), {"bfloat16": Speed(2e12, 1e20), "float32": Speed(1e12, 1e20)}.__getitem__
     )
-    wide = decoder_plan(DecoderTraining(), {"float32": Speed(1e12, 1)}.__getitem__)
+    wide = decoder_plan(DecoderTraining(), {"float32": Speed(1e12, 1e20)}.__getitem__)
     flow = sum(p.numel() for p in Token2Wav(Token2WavConfig.tiny()).token2latent.parameters())
     assert narrow.memory["weights"] - wide.memory["weights"] == 2 * flow
-    assert narrow.notes[0] == wide.notes[0] and "1 TFLOP/s in float32" in wide.notes[0]
-    assert "2 TFLOP/s in bfloat16" in narrow.notes[1]
+    assert narrow.notes[0] == wide.notes[0] and "1 TFLOP/s of products in float32" in wide.notes[0]
+    assert "2 TFLOP/s of products in bfloat16" in narrow.notes[1]
     assert decoder.memory["optimiser (AdamW)"] == 2 * decoder.memory["gradients"] == 8.0 * decoder.trainable
 
 

@@ -47,7 +47,7 @@ def decoding(
     config = Token2WavConfig() if shape == "published" else Token2WavConfig.tiny("vae", "bigvgan")
     decoder = Token2Wav(config).to(device, dtype).eval()
     flow, prompt = config.flow, round(min(PROMPT_SECONDS, seconds) / CODE_SECONDS)
-    voice = {
+    voice: dict[str, Any] = {
         "prompt_codes": torch.randint(flow.token_vocab_size, (1, prompt)),
         "prompt_latent": torch.randn(1, 4 * prompt, flow.z_dim), "speaker": torch.randn(1, flow.spkr_embed_dim),
     }  # fmt: skip
