@@ -131,3 +131,8 @@ def test_results_are_never_overwritten(script, tmp_path, monkeypatch):
     first.write_text("{}")
     assert first.name.endswith("-cpu.json")
     assert script.result_path(torch.device("cpu"), "7b").name == first.stem + "-2.json"
+
+
+def test_results_that_are_kept_can_be_read():
+    files = list((SCRIPT.parent / "results").glob("*.json"))
+    assert files and all(isinstance(json.loads(path.read_text()), dict) for path in files)
