@@ -7,7 +7,7 @@ Your speech, the published size:            accelerate launch recipes/train_deco
     --config recipes/configs/decoder_published.yaml --data rows.jsonl --tokenizer FOLDER
 
 Rows have audio, and better a speaker: sequences are of one voice, which its other rows tell. `covo-rl speech encode`
-adds their codes once. The published size never ran here: its memory and time are estimates.
+adds their codes once. Of the published size single updates ran on an H200 (docs/performance.md).
 """
 
 from __future__ import annotations
