@@ -7,8 +7,8 @@ Your speech on WavLM-large:  accelerate launch recipes/train_tokenizer.py --data
     --config recipes/configs/tokenizer_published.yaml
 
 Expect of the tiny one, after 5 CPU minutes and on unseen speakers: 1 % of digits are read wrongly from its codes, and
-their pitch contour is off by 0.4 semitones. Of the published shape single updates ran on an H200 (0.45 s, 28.5 GiB); what
-it learns is not known.
+their pitch contour is off by 0.4 semitones. Of the published shape single updates ran on an H200 (0.45 s, 28.5 GiB);
+what it learns is not known.
 """
 
 from __future__ import annotations
