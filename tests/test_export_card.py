@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +52,7 @@ def moved(base: Path):
     return modes
 
 
-@pytest.mark.parametrize("name", ["covo_audio", "qwen2_audio"])
+@pytest.mark.parametrize("name", ["covo_audio", pytest.param("qwen2_audio", marks=pytest.mark.slow)])
 def test_the_code_of_the_card_runs_and_sees_the_prompt_of_training(name, tmp_path, monkeypatch, capsys):
     base = base_folder(tmp_path / "secret home", name)
     modes = moved(base)
@@ -139,16 +138,8 @@ def test_an_adapter_is_pushed_to_a_hub_as_it_was_verified(tmp_path):
     base, out = base_folder(tmp_path, "covo_audio"), tmp_path / "out"
     export_policy(moved(base), tmp_path / "mine", kind="adapter", wording=WORDING)
     with fake_hub() as (address, state):
-        hub = {"HF_ENDPOINT": address, "HF_TOKEN": "right"}
-        wrong = export(
-            tmp_path / "mine", "--adapter", out, "--push-to-hub", "ada/bells", **{**hub, "HF_TOKEN": "wrong"}
-        )
-        assert wrong.returncode == 1 and "does not take the token" in wrong.stderr and not out.exists()
-        local = export(tmp_path / "mine", "--adapter", out, "--push-to-hub", "ada/bells", **hub)
-        assert local.returncode == 1 and "--published-base OWNER/NAME" in local.stderr and not out.exists()
-        assert not state["files"]
-        done = export(tmp_path / "mine", "--adapter", out, "--push-to-hub", "bells",
-                      "--published-base", "someone/covo", **hub)  # fmt: skip
+        done = export(tmp_path / "mine", "--adapter", out, "--push-to-hub", "bells", "--published-base", "someone/covo",
+                      HF_ENDPOINT=address, HF_TOKEN="right")  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert f"pushed: {address}/ada/bells/commit/1111" in done.stdout and state["repository"] == "ada/bells"
         created = state["created"]  # huggingface_hub 1 and 2 word it otherwise
@@ -159,9 +150,22 @@ def test_an_adapter_is_pushed_to_a_hub_as_it_was_verified(tmp_path):
         assert str(tmp_path).encode() not in content
     assert json.loads(state["files"]["adapter_config.json"])["base_model_name_or_path"] == "someone/covo"
     assert b"base_model: someone/covo" in state["files"]["README.md"]
-    shutil.rmtree(out)
-    offline = export(tmp_path / "mine", "--adapter", out, "--push-to-hub", "bells", HF_HUB_OFFLINE="1", HF_TOKEN="x")
-    assert offline.returncode == 1 and "HF_HUB_OFFLINE is set" in offline.stderr
+
+
+@pytest.mark.slow
+def test_what_cannot_be_pushed_is_refused_before_anything_is_written(tmp_path):
+    base, out = base_folder(tmp_path, "covo_audio"), tmp_path / "out"
+    export_policy(moved(base), tmp_path / "mine", kind="adapter", wording=WORDING)
+    push = tmp_path / "mine", "--adapter", out, "--push-to-hub"
+    with fake_hub() as (address, state):
+        for words, token, offline, why in (
+            (("ada/bells",), "wrong", "0", "does not take the token"),
+            (("ada/bells",), "right", "0", "--published-base OWNER/NAME"),
+            (("bells",), "right", "1", "HF_HUB_OFFLINE is set"),
+        ):
+            refused = export(*push, *words, HF_ENDPOINT=address, HF_TOKEN=token, HF_HUB_OFFLINE=offline)
+            assert refused.returncode == 1 and why in refused.stderr and not out.exists()
+        assert not state["files"]
 
 
 VERIFIED = {"fresh_process_imports_covo_rl": False, "prompts": ["a", "b"], "dtype": "float32", "update_kept": 1.0,

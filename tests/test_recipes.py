@@ -72,6 +72,7 @@ def test_the_main_job_learns_and_leaves_a_complete_run_folder(questions, tmp_pat
     assert set(rollouts[0]["rewards"]) == {"accuracy", "format", "consistency", "thinking"}
 
 
+@pytest.mark.slow
 def test_full_parameter_training_learns_too(questions, tmp_path):
     run = tmp_path / "run"
     assert run_here(*data_flags(questions), "--output", run, "--max-steps", 8, "--prompts-per-step", 16,

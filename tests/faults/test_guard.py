@@ -185,7 +185,9 @@ def steps_of(output):
     return [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signalled_process_saves_and_exits_with_75(tmp_path, number):
     """finding 13: SIGHUP saved nothing."""
     process = start(tmp_path, *SLOW_STEPS, "--checkpoint-every", "1000")
