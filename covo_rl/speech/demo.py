@@ -61,7 +61,7 @@ FIGURES: dict[str, tuple[str, str, float | None]] = {
 #: the mean of seeds must be better than each
 WAVE_DIGITS_MEAN = 0.80
 PROBE_CLIPS = 200
-_SHOWN, _PARTS = 5, 4
+_SHOWN, _PARTS, _VOICE_CLIPS = 5, 4, 6
 
 
 def run_demo(output: Path, folders: tuple[str, str] | None, seeds: Sequence[int], count: int) -> dict[str, Any]:
@@ -130,16 +130,19 @@ def _train(folder: Path, seed: int) -> tuple[str, str]:
 def _speak(
     tokenizer: SpeechTokenizer, decoder: Token2Wav, said: Sequence[Utterance], codes: Sequence[torch.Tensor], seed: int
 ) -> list[np.ndarray]:
-    """The waves (T,) of codes in their speakers' voices, each known from another recording: eight digits, all tones.
+    """The waves (T,) of codes in their speakers' voices, each known from ten seconds: six recordings, all tones.
 
     Codes tell pitch relative to a clip's mean, so what the prompt says of the speaker's own is all that is known of it.
+    Its recordings are as short as those that are said, since a voice falls towards the end of each.
     """
     waves = []
     for i, (u, row) in enumerate(zip(said, codes, strict=True)):
         rng = np.random.default_rng([seed, i])
-        tones = rng.permutation([*TONES] * 2).tolist()
-        prompt = say_digits(rng.choice(DIGITS, len(tones)).tolist(), u.speaker, rng, tones)
-        voice = voice_of(prompt.wave, tokenizer, decoder)
+        prompt = [
+            say_digits(rng.choice(DIGITS, len(TONES)).tolist(), u.speaker, rng, rng.permutation([*TONES]).tolist()).wave
+            for _ in range(_VOICE_CLIPS)
+        ]
+        voice = voice_of(np.concatenate(prompt), tokenizer, decoder)
         waves.append(decoder.synthesise(row[None], **voice, seed=seed)[0, 0].numpy())
     return waves
 
