@@ -46,21 +46,20 @@ RESULTS = ROOT / "benchmarks" / "results"
 #: cells of docs/performance.md (G, C), prompts of the recipe's step, by size
 SHAPES = {"7b": ([(8, 256), (16, 256), (8, 1024)], 8, 256), "tiny": ([(2, 8), (4, 8), (2, 16)], 2, 8)}
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
-SPOKEN_RUN = ["recipes/grpo_spoken.py", "--config", "recipes/configs/spoken.yaml", "--max_steps", "3", "--limit", "48",
-              "--evaluate", "false"]  # fmt: skip
-SMALL_RUN = ["recipes/grpo_mmau.py", "--max_steps", "2", "--prompts_per_step", "4", "--micro_batch_prompts", "4",
-             "--limit", "16", "--max_completion_length", "24", "--evaluate", "false"]  # fmt: skip
-#: name -> (words for accelerate, words for the recipe, package it needs)
+MAIN, SPOKEN = ([f"recipes/{name}.py", "--evaluate", "false"] for name in ("grpo_mmau", "grpo_spoken"))
+SMALL = [*MAIN, "--max_steps", "2", "--prompts_per_step", "4", "--micro_batch_prompts", "4", "--limit", "16",
+         "--max_completion_length", "24"]  # fmt: skip
+#: name -> (words for accelerate, recipe and its words, package it needs)
 RUNS = {
-    "lora_bf16": ([], ["--dtype", "bfloat16"], None),
-    "ahead_bf16": ([], ["--dtype", "bfloat16", "--rollout_ahead", "1"], None),
-    "full_bf16": (["--mixed_precision", "bf16"], ["--full"], None),
-    "fsdp2_lora": (["--config_file", "recipes/accelerate/fsdp2.yaml"], [], None),
-    "fsdp2_full": (["--config_file", "recipes/accelerate/fsdp2.yaml"], ["--full"], None),
-    "qlora": ([], ["--load_in_4bit", "true", "--dtype", "bfloat16"], "bitsandbytes"),
-    "zero2": (["--config_file", "recipes/accelerate/zero2.yaml"], [], "deepspeed"),
-    "spoken": ([], SPOKEN_RUN, None),
-    "zero3": (["--config_file", "recipes/accelerate/zero3.yaml"], [], "deepspeed"),
+    "lora_bf16": ([], [*SMALL, "--dtype", "bfloat16"], None),
+    "ahead_bf16": ([], [*SMALL, "--dtype", "bfloat16", "--rollout_ahead", "1"], None),
+    "full_bf16": (["--mixed_precision", "bf16"], [*SMALL, "--full"], None),
+    "fsdp2_lora": (["--config_file", "recipes/accelerate/fsdp2.yaml"], SMALL, None),
+    "fsdp2_full": (["--config_file", "recipes/accelerate/fsdp2.yaml"], [*SMALL, "--full"], None),
+    "qlora": ([], [*SMALL, "--load_in_4bit", "true", "--dtype", "bfloat16"], "bitsandbytes"),
+    "zero2": (["--config_file", "recipes/accelerate/zero2.yaml"], SMALL, "deepspeed"),
+    "zero3": (["--config_file", "recipes/accelerate/zero3.yaml"], SMALL, "deepspeed"),
+    "spoken": ([], [*SPOKEN, "--max_steps", "3", "--limit", "48"], None),
 }
 RUNS_AT_ONCE, FIRST_PORT = 4, 29_600
 
@@ -127,13 +126,12 @@ class Measurement:
     def runs(self, left: Callable[[], float]) -> Iterator[tuple[str, Any]]:
         """Whether they end well; several at once, as most of their seconds are imports: no measure of speed."""
 
-        def run(place: int, launch: list[str], words: list[str], package: str | None) -> dict[str, Any]:
+        def run(place: int, launch: list[str], recipe: list[str], package: str | None) -> dict[str, Any]:
             absent = package is not None and importlib.util.find_spec(package) is None
             if absent or left() <= 0:
                 return {"rc": None, "why": f"{package} is not installed" if absent else "the limit was reached"}
             with tempfile.TemporaryDirectory() as folder:
                 cpu = ["--cpu"] if self.device.type == "cpu" else []
-                recipe = words if words and words[0].startswith("recipes/") else [*SMALL_RUN, *words]
                 port = ["--main_process_port", str(FIRST_PORT + place)]
                 return bounded_run([*LAUNCH, *port, *launch, *cpu, *recipe, "--output", f"{folder}/run"], left(), ROOT)
 

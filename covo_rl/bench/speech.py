@@ -22,7 +22,7 @@ from covo_rl.run.doctor import Plan
 from covo_rl.run.speech_memory import speech_plan
 from covo_rl.speech.clips import collate, row_of
 from covo_rl.speech.decoder_training import read_decoder_training
-from covo_rl.speech.grid import CODE_SAMPLES, CODE_SECONDS, RATE
+from covo_rl.speech.grid import CODE_SECONDS, RATE, count_codes
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.speech.tokenizer import SpeechTokenizer
 from covo_rl.speech.tokenizer_trainer import TokenizerTrainer
@@ -90,7 +90,7 @@ def _decoder_updates(
 ) -> Iterator[tuple[str, Any]]:
     path = find("recipes", "configs") / f"decoder_{shape}.yaml"
     config = read_decoder_training(path, {"output": folder})
-    codes = [torch.randint(len(tokenizer.codebook), (-(-len(row.wave()) // CODE_SAMPLES),)) for row in rows]
+    codes = [torch.randint(len(tokenizer.codebook), (count_codes(len(row.wave())),)) for row in rows]
     trainer = DecoderTrainer(config, rows, codes, tokenizer)
     for name, update, draw in (
         ("vocoder", trainer.update_vocoder, trainer.clips.crops),
