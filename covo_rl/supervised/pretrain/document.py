@@ -1,0 +1,86 @@
+"""What every task makes of its rows: a `Document`, and the `Vocabulary` whose ids it is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from covo_rl.models.covo_audio.processing import IGNORE
+from covo_rl.models.text import text_ids
+from covo_rl.types import UserError
+
+
+class SkippedError(UserError, ValueError):
+    """A row, or rows, of which a task makes no document; `reason` is the same for all of its kind and counted."""
+
+    def __init__(self, reason: str, row: str = "") -> None:
+        self.reason, self.row = reason, row
+        super().__init__(f"{row}: {reason}" if row else reason)
+
+
+@dataclass(frozen=True)
+class Document:
+    """ids, labels: equally long, labels unshifted and IGNORE where nothing is taught.
+
+    `clips`: (row id, a, b) of every run of audio slots, in order: codes [a, b) of the row's recording, which is its
+    samples [960 a, 960 b) at 24 kHz. `complete`: nothing of what it was made of is missing at its end.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    clips: tuple[tuple[str, int, int], ...] = ()
+    task: str = ""
+    complete: bool = True
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def supervised(self) -> int:
+        """How many of its labels are taught."""
+        return sum(label != IGNORE for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of a model with audio slots and codes: `codes` of them from `first_code` on.
+
+    `text` gives the ids of a text by itself; special tokens that it spells stay text.
+    """
+
+    text: Callable[[str], list[int]]
+    text_end: int
+    turn_start: int
+    turn_end: int
+    audio_start: int
+    slot: int
+    audio_end: int
+    first_code: int
+    codes: int
+
+    @classmethod
+    def of(cls, family: Any) -> Vocabulary:
+        """Of a loaded Covo-Audio.
+
+        Raises:
+            ValueError: a family without codes of speech.
+        """
+        config, tokenizer = family.model.config, family.tokenizer
+        if not family.code_ids:
+            raise ValueError(f"a {config.model_type} model writes no codes of speech; pre-training needs Covo-Audio")
+        return cls(
+            text=partial(text_ids, tokenizer),
+            text_end=config.text_end_token_id,
+            turn_start=tokenizer.convert_tokens_to_ids("<|im_start|>"),
+            turn_end=config.turn_end_token_id,
+            audio_start=config.audio_bos_token_id,
+            slot=config.audio_placeholder_token_id,
+            audio_end=config.audio_eos_token_id,
+            first_code=family.code_ids.start,
+            codes=len(family.code_ids),
+        )
