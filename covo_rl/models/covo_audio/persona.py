@@ -16,16 +16,14 @@ SPOKEN_SYSTEM = "You are a helpful assistant. Reply in text and in speech."
 WRITTEN_SYSTEM = "You are a helpful assistant. Reply in text."
 
 
-def speaker_problem(speaker: str) -> str:
-    """Why no system message can name this speaker; empty where one can."""
-    if not speaker.strip():
-        return "its speaker has no name"
-    return "its speaker's name is more than one line" if len(speaker.splitlines()) > 1 else ""
-
-
-def emotion_problem(emotion: object) -> str:
-    """Why no reply can be asked for in this emotion; empty where one can."""
-    return "" if emotion in EMOTIONS else f"its emotion is {emotion!r:.60}; there are {', '.join(EMOTIONS)}"
+def persona_problems(speaker: str | None = None, emotion: str | None = None) -> list[str]:
+    """Why no system message can name these; empty where one can."""
+    problems = []
+    if speaker is not None and not (speaker.strip() and speaker.splitlines() == [speaker]):
+        problems.append(f"speaker {speaker!r:.60}: a name in one line, as it stands in the rows, is needed")
+    if emotion is not None and emotion not in EMOTIONS:
+        problems.append(f"emotion {emotion!r:.60}: there are {', '.join(EMOTIONS)}")
+    return problems
 
 
 def system_message(system: str | None = None, speaker: str | None = None, emotion: str | None = None) -> str:
@@ -37,9 +35,8 @@ def system_message(system: str | None = None, speaker: str | None = None, emotio
     Raises:
         ValueError: an emotion that there is not, a speaker without a name or with more than one line.
     """
-    problem = speaker_problem(speaker) if speaker is not None else ""
-    if problem := problem or (emotion_problem(emotion) if emotion is not None else ""):
-        raise ValueError(problem)
+    if problems := persona_problems(speaker, emotion):
+        raise ValueError("; ".join(problems))
     lines = [SPOKEN_SYSTEM if system is None else system]
     lines += [f"Emotion: {emotion}."] if emotion is not None else []
     lines += [f"Speaker: {speaker}."] if speaker is not None else []

@@ -20,7 +20,7 @@ from covo_rl.data.folder import AudioFolder
 from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
-from covo_rl.models.covo_audio.persona import emotion_problem, speaker_problem
+from covo_rl.models.covo_audio.persona import persona_problems
 from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader
 
 if TYPE_CHECKING:
@@ -124,9 +124,8 @@ class DialogueRowReader:
             if not isinstance(value, str | None):
                 wrong.append(f"its {key} is {printable(value)}, not a text")
                 texts[key] = None
-        wrong += [speaker_problem(texts["speaker"])] if texts["speaker"] is not None else []
-        wrong += [emotion_problem(texts["emotion"])] if texts["emotion"] is not None else []
-        self.problems += [Problem(name, what) for what in wrong if what]
+        wrong += persona_problems(texts["speaker"], texts["emotion"])
+        self.problems += [Problem(name, what) for what in wrong]
         given = row.get("turns")
         turns = [self._turn(name, i, turn, row) for i, turn in enumerate(given, 1)] if isinstance(given, list) else []
         if not isinstance(given, list):
@@ -158,8 +157,8 @@ class DialogueRowReader:
             wrong.append("the user's turn has neither text nor audio")
         if emotion is not None and role == "user":
             wrong.append("it is the user's, and has an emotion: only the assistant's is taught, in its own turns")
-        elif emotion is not None and (problem := emotion_problem(emotion)):
-            wrong.append(problem)
+        elif emotion is not None:
+            wrong += persona_problems(emotion=emotion)
         self.problems += [Problem(label, what) for what in wrong]
         return DialogueTurn(str(role), said, emotion if isinstance(emotion, str) else None)
 
