@@ -193,6 +193,13 @@ class _Held:
         return self.groups[key]
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise broken(path, f"cannot be read: {error.strerror}") from error
+
+
 class _LineShard:
     """JSON lines: offset and length of each that is not blank."""
 
@@ -212,18 +219,15 @@ class _LineShard:
                 yield line
                 offset += len(line)
 
-        try:
-            with open(self.path, "rb") as file:
-                for number, row, faults in checked_lines(lines(file)):
-                    offsets.append(last[0])
-                    lengths.append(len(last[1]))
-                    yield number, row, faults, row_digest(last[1])
-        except OSError as error:
-            raise broken(self.path, f"cannot be read: {error.strerror}") from error
+        with _opened(self.path) as file:
+            for number, row, faults in checked_lines(lines(file)):
+                offsets.append(last[0])
+                lengths.append(len(last[1]))
+                yield number, row, faults, row_digest(last[1])
         self.offsets, self.lengths = np.array(offsets, np.int64), np.array(lengths, np.int64)
 
     def row(self, place: int) -> tuple[Row, int]:
-        file = self.held.file(self.path, lambda path: open(path, "rb"))
+        file = self.held.file(self.path, _opened)
         file.seek(int(self.offsets[place]))
         line = file.read(int(self.lengths[place]))
         row = next(((value, faults) for _, value, faults in checked_lines([line])), (None, ["blank"]))

@@ -7,6 +7,7 @@ places are the whole state.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -21,11 +22,11 @@ import numpy as np
 
 from covo_rl.data.read import DataError, Problem
 from covo_rl.resolve import ConfigError
-from covo_rl.supervised.pretrain.document import Document, SkippedError, Vocabulary
-from covo_rl.supervised.pretrain.tasks import BuildOptions, Task
+from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Task, Vocabulary
 
 #: ids that a report names for each reason of skipping
 NAMED = 5
+NO_ROWS = "the task has a weight and no rows; give it data, or weight 0"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ class Mixture:
         self.weights = {name: int(weight * common) for name, weight in exact.items()}
         self.states = {name: TaskState() for name in self.tasks}
         self._parts: dict[str, tuple[Draw, Any, list[Document]]] = {}
+
+    def copy(self) -> Mixture:
+        """Another one of the same rows, at its beginning."""
+        other = copy.copy(self)
+        other.states, other._parts = {name: TaskState() for name in self.tasks}, {}
+        return other
 
     # -- which comes next ----------------------------------------------------------------------------------------
 

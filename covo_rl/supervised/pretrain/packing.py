@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from covo_rl.audio import AudioError, content_key, decode, resample
+from covo_rl.audio import AudioError, content_key
 from covo_rl.data.read import DataError, Problem
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.speech.grid import CODE_SAMPLES, RATE, count_codes, count_slots
+from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import Document, Vocabulary
 from covo_rl.supervised.pretrain.mixture import Draw, Drawn, Mixture
 from covo_rl.types import Clip
@@ -62,26 +63,29 @@ class PackedRow:
         return sum(map(len, self.drawn))
 
     @cached_property
-    def recordings(self) -> dict[tuple[str, str], Clip]:
-        """(task, row id) of every recording that its clips are of -> what is stored; ids are a data set's own."""
-        found: dict[tuple[str, str], Clip] = {}
+    def recordings(self) -> dict[tuple[str, str], SpeechRow]:
+        """(task, row id) -> the row, of every recording that clips are of; an id is one of its data set alone.
+
+        Raises:
+            DataError: a clip of something that has no recording.
+        """
+        found: dict[tuple[str, str], SpeechRow] = {}
         for item in self.drawn:
-            if item.document.clips:
-                there = unit_recordings(item.unit)
-                for name, _, _ in item.document.clips:
-                    if name not in there:
-                        problem = Problem(name, f"a document of {item.draw.task} has a clip of it, and no recording")
-                        raise DataError("packed rows", [problem])
-                    found[item.draw.task, name] = there[name]
+            there = unit_recordings(item.unit) if item.document.clips else {}
+            for name, _, _ in item.document.clips:
+                if name not in there:
+                    problem = Problem(name, f"a document of {item.draw.task} has a clip of it, and it has no recording")
+                    raise DataError("packed rows", [problem])
+                found[item.draw.task, name] = there[name]
         return found
 
 
-def unit_recordings(unit: Any) -> Mapping[str, Clip]:
-    """Name, as `Document.clips` has it, -> recording, of what a task drew: rows of speech, or a dialogue, which says."""
+def unit_recordings(unit: Any) -> Mapping[str, SpeechRow]:
+    """Name, as `Document.clips` has it -> what is recorded, of what a task drew; a dialogue says it itself."""
     if hasattr(unit, "recordings"):
         return unit.recordings
     rows = unit if isinstance(unit, Sequence) else [unit]
-    return {row.id: row.clip for row in rows if getattr(row, "clip", None) is not None}
+    return {row.id: row for row in rows if isinstance(row, SpeechRow) and row.clip is not None}
 
 
 class Packer:
@@ -203,13 +207,12 @@ def _add_clips(batch: PackedBatch, rows: Sequence[PackedRow], vocabulary: Vocabu
     unique: dict[str, int] = {}
     order: list[int] = []
     for row in rows:
-        decoded: dict[Any, np.ndarray | None] = {}  # a recording is decoded once a row
+        decoded: dict[Any, np.ndarray] = {}  # a recording is decoded once a row
         for item in row.drawn:
             problems += _slot_problems(item.document, vocabulary)
             for name, a, b in item.document.clips:
-                clip = row.recordings[item.draw.task, name]
                 try:
-                    wave = _slice(_decoded(clip, decoded), a, b)
+                    wave = _slice(_wave(row.recordings[item.draw.task, name], decoded), a, b)
                 except AudioError as error:
                     problems.append(Problem(name, str(error)))
                     continue
@@ -230,13 +233,13 @@ def _slot_problems(document: Document, vocabulary: Vocabulary) -> Iterable[Probl
         yield Problem(names, f"{slots} audio slots in a document of {document.task}, its clips fill {needed}")
 
 
-def _decoded(clip: Clip, decoded: dict[Any, np.ndarray | None]) -> np.ndarray:
-    key = clip.path or id(clip)
+def _wave(row: SpeechRow, decoded: dict[Any, np.ndarray]) -> np.ndarray:
+    """Its recording at 24 kHz, from `decoded` where it is there."""
+    assert row.clip is not None
+    key = row.clip.path or id(row.clip)
     if key not in decoded:
-        decoded[key] = resample(*decode(clip), RATE)
-    wave = decoded[key]
-    assert wave is not None
-    return wave
+        decoded[key] = row.wave()
+    return decoded[key]
 
 
 def _slice(wave_T: np.ndarray, a: int, b: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, broken, printable
 from covo_rl.data.shards import ShardedRows, row_digest
 from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, recording_problems
+from covo_rl.supervised.pretrain.dialogue_rows import DialogueRowReader
 
 Kind = Literal["speech", "text", "dialogue"]
 #: what one draw of a task takes -> the kind of its rows
@@ -64,10 +65,11 @@ class TextRowReader:
         return TextRow(name or f"row {number}", text)
 
 
-#: kind -> its reader, made of (audio folder, needs, codebook, tokenizer); dialogues.py adds its own
+#: kind -> its reader, made of (audio folder, needs, codebook, tokenizer)
 READERS: dict[Kind, Callable[..., RowReader]] = {
     "speech": partial(SpeechRowReader, unique=False),
     "text": TextRowReader,
+    "dialogue": DialogueRowReader,
 }
 
 
@@ -94,6 +96,7 @@ class RowStore:
         self._reader = READERS[kind](AudioFolder(root, False, ()), needs, codebook, tokenizer)
         self._documents, self._positions = np.zeros(0, np.uint64), np.zeros(0, np.int64)
         self._codes = np.zeros(0, np.int32)
+        self.tokenizers: dict[str | None, str] = {}  # of codes -> the first row that names it
         if problems := self._check():
             raise DataError(self.name, problems)
         if not len(self):
@@ -153,6 +156,9 @@ class RowStore:
             document = getattr(read, "document", None)
             documents.append(0 if document is None else row_digest(document.encode("utf-8", "surrogatepass")) or 1)
             positions.append(_NO_POSITION if position is None else position)
+            for said in spoken_parts(read):
+                if said.codes is not None:
+                    self.tokenizers.setdefault(said.source.get("tokenizer"), said.id)
             codes.append(0 if getattr(read, "codes", None) is None else len(read.codes))
         self._documents, self._positions = np.array(documents, np.uint64), np.array(positions, np.int64)
         self._codes = np.array(codes, np.int32)
@@ -216,6 +222,13 @@ class Units:
         return tuple(self.store.row(int(row)) for row in rows)
 
 
+def spoken_parts(row: Any) -> Sequence[SpeechRow]:
+    """What is spoken in a row: itself, the turns of a dialogue, or nothing."""
+    if isinstance(row, SpeechRow):
+        return (row,)
+    return [turn.said for turn in getattr(row, "turns", ())]
+
+
 def _split(starts: np.ndarray, codes: np.ndarray, most: int | None) -> np.ndarray:
     """The starts of units and those of the parts of the ones that have more than `most` codes."""
     ends = np.cumsum(np.r_[0, codes.astype(np.int64)])
@@ -233,4 +246,4 @@ def _split(starts: np.ndarray, codes: np.ndarray, most: int | None) -> np.ndarra
 def heard_problems(store: RowStore, rank: int = 0, world: int = 1) -> list[Problem]:
     """What is wrong with the recordings of a rank's share of the rows, each of which is decoded."""
     rows = (store.row(index) for index in range(rank, len(store), world))
-    return recording_problems(row for row in rows if isinstance(row, SpeechRow) and row.clip is not None)
+    return recording_problems(said for row in rows for said in spoken_parts(row) if said.clip is not None)
