@@ -1,4 +1,4 @@
-"""Options of pre-training: one YAML for both stages, checked as a whole."""
+"""Options of pre-training and of the chat stage: one YAML for all of them, checked as a whole."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAY_CHANGE = frozenset(
 
 @dataclass
 class PretrainConfig:
-    """Options of a file, `stage_1:` and `stage_2:` in it those of one stage, which win over the others.
+    """Options of a file; `stage_1:`, `stage_2:`, `stage_chat:` in it are those of one stage, which win over the others.
 
     `stage` sets what trains, the mixture, rate, steps and warm-up as published, below all that is given. `tasks` is
     {name: {weight, data, audio_dir}}: a task has the published weight and the rows of `data`, `text_data` or
@@ -43,7 +43,9 @@ class PretrainConfig:
 
     output: str = option("runs/pretrain", "folder: the trained model, metrics.jsonl, checkpoints/")
     model: str | None = option(None, "folder, or builtin:NAME, of the model to start from")
-    stage: int | None = option(None, "1 (adapter alone, ASR) or 2 (adapter, decoder and head, the mixture)")
+    stage: Any | None = option(
+        None, "1 (adapter alone, ASR), 2 (adapter, decoder and head, the mixture) or chat (the same, on dialogues)"
+    )
     tasks: dict[str, Any] = option({}, "name: {weight, data, audio_dir}", yaml_only=True)
     data: str | None = option(None, "rows of speech: JSONL or parquet, a folder or a pattern of them")
     audio_dir: str | None = option(None, "folder of the recordings; default: that of the rows")
@@ -71,6 +73,7 @@ class PretrainConfig:
     sentence_share: float = option(0.5, "how often interleaving is by sentence and not by phrase")
     content: str = option("continue", "fragments of one modality each, or of all", choices=["continue", "repeat"])
     query: str = option("text", "what asks for the line of a pseudo-dialogue", choices=["text", "none"])
+    text_loss: bool = option(False, "teach the text of pseudo-dialogues too: a control; their voice alone is meant")
     distill: dict[str, Any] | None = option(None, "on-policy distillation from a teacher, if any", yaml_only=True)
     eval_tasks: dict[str, Any] = option({}, "held-out rows, in the form of tasks", yaml_only=True)
     eval_rows: int = option(8, "packed rows of eval_tasks, on which the loss is measured")
@@ -100,29 +103,32 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     problems: list[str] = []
     hints = get_type_hints(PretrainConfig)
     sections = {number: _section(content, number, problems) for number in STAGES}
-    typed = {
-        number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()
-    }
+    typed = {number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()}
     general = typed_values(hints, content, problems, "pretrain")
     options = typed_values(hints, given, problems, "pretrain")
-    stage = options.get("stage", general.get("stage"))
-    if stage is not None and stage not in STAGES:
-        problems.append(f"stage {stage}: there are {', '.join(map(str, STAGES))}")
-    own = typed.get(stage, {}) if stage is not None else {}
+    named = options.get("stage", general.get("stage"))
+    stage = next((name for name in STAGES if str(name) == str(named)), None)
+    if named is not None and stage is None:
+        problems.append(f"stage {named!r:.80}: there are {', '.join(map(str, STAGES))}")
+    own = {} if stage is None else typed[stage]
     for where, tasks in (("tasks", general.get("tasks")), *((f"stage_{n}: tasks", typed[n].get("tasks")) for n in typed),
                          ("eval_tasks", general.get("eval_tasks"))):  # fmt: skip
         problems += task_problems(tasks, where) if tasks is not None else []
     if problems:  # of the form; what follows needs it
         raise ConfigError(problems)
     if own.get("tasks") and general.get("tasks"):  # a stage chooses and weighs; the rows of a task are said once
-        own = {**own, "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()}}
-    config = PretrainConfig(**{**STAGES.get(stage or 0, {}), **general, **own, **options})
+        own = {
+            **own,
+            "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()},
+        }
+    preset = {} if stage is None else STAGES[stage]
+    config = PretrainConfig(**{**preset, **general, **own, **options, "stage": stage})
     if problems := value_problems(config, LIMITS) + [text for holds, text in _rules(config) if not holds]:
         raise ConfigError(problems)
     return config
 
 
-def _section(content: dict[str, Any], number: int, problems: list[str]) -> Mapping[str, Any]:
+def _section(content: dict[str, Any], number: int | str, problems: list[str]) -> Mapping[str, Any]:
     section = content.pop(f"stage_{number}", {})
     if isinstance(section, Mapping) and "stage" not in section:
         return section
