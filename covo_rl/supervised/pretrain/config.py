@@ -71,6 +71,7 @@ class PretrainConfig:
     sentence_share: float = option(0.5, "how often interleaving is by sentence and not by phrase")
     content: str = option("continue", "fragments of one modality each, or of all", choices=["continue", "repeat"])
     query: str = option("text", "what asks for the line of a pseudo-dialogue", choices=["text", "none"])
+    text_loss: bool = option(False, "teach the text of pseudo-dialogues too, a control")
     distill: dict[str, Any] | None = option(None, "on-policy distillation from a teacher, if any", yaml_only=True)
     eval_tasks: dict[str, Any] = option({}, "held-out rows, in the form of tasks", yaml_only=True)
     eval_rows: int = option(8, "packed rows of eval_tasks, on which the loss is measured")

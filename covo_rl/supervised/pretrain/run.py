@@ -128,7 +128,7 @@ def _pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
     _say(f"reading the rows of {', '.join(tasks)}")
     shared: dict[str, Any] = {
         "length": config.length, "pad_id": family.pad_token_id, "extractor": family.processor.feature_extractor,
-        "options": BuildOptions(config.sentence_share, config.content, config.query),  # pyright: ignore
+        "options": BuildOptions(config.sentence_share, config.content, config.query, config.text_loss),  # pyright: ignore
         "tokenizer": config.tokenizer, "batch_size": config.batch_size, "ranks": (ranks.rank, ranks.world),
     }  # fmt: skip
     stream = PackedStream(tasks, vocabulary, seed=config.seed, workers=config.workers, **shared)
