@@ -2,6 +2,7 @@
 
     "two four six, eight zero." | "two four six, eight zero." | ...       by two, one voice, three utterances
     "five one three, nine."                                               digits that follow from nothing
+    "What comes after three?" "four."                                     questions that a mind answers
 
 A `Talker` is a voice with a melody of its own, so that codes, which tell little of a voice's timbre, tell who speaks.
 Row `i` depends on (seed, split, i) only.
@@ -11,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from functools import cache
 
 from covo_rl.synth.sounds import Rng
 from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, TONES, Speaker, Utterance, say_digits, speakers
@@ -26,6 +26,8 @@ STEPS = (1, 2, 3, 4, 6, 7, 8, 9)
 NUMBERS = (2, 5)
 #: digits before a comma, where the voice pauses
 PHRASE = 3
+#: what somebody says who thinks while he reads
+HESITATION = "um"
 #: the melody that no talker has but the new one
 NEW_MELODY = "fall"
 NEW = "nora"
@@ -102,3 +104,45 @@ def counting_lines(rng: Rng, utterances: int = UTTERANCES) -> list[str]:
 def number_line(rng: Rng) -> str:
     """A line of digits that follow from nothing."""
     return written(rng.integers(10, size=rng.integers(NUMBERS[0], NUMBERS[1] + 1)).tolist())
+
+
+def hesitant(line: str, rng: Rng) -> str:
+    """The line as somebody says it who thinks: words twice, hesitations between them, no punctuation."""
+    words: list[str] = []
+    for word in line.split():
+        words += [HESITATION] * int(rng.integers(3)) + [word.strip(",.")] * int(rng.integers(1, 3))
+    return " ".join([*words, *[HESITATION] * int(rng.integers(2))])
+
+
+def text_line(rng: Rng) -> str:
+    """Counting, a number, a question with its answer, a line twice, or a hesitant one and what it says."""
+    kind = rng.random()
+    if kind < 0.4:
+        return " ".join(counting_lines(rng))
+    line = number_line(rng)
+    if kind < 0.5:
+        return line
+    if kind < 0.6:
+        return "\n".join(questions()[int(rng.integers(len(questions())))])
+    return f"{hesitant(line, rng) if kind < 0.85 else line}\n{line}"
+
+
+@cache
+def questions() -> tuple[tuple[str, str], ...]:
+    """Every question that is written, and its answer: what comes after, what before, and counting by a step."""
+    rows = [(f"What comes {side} {DIGITS[digit]}?", written([(digit + by) % 10]))
+            for side, by in (("after", 1), ("before", 9)) for digit in range(10)]  # fmt: skip
+    rows += [(f"Count from {DIGITS[start]} by {DIGITS[step]}.", written(count(start, step, COUNTED)))
+             for start in range(10) for step in STEPS]  # fmt: skip
+    return tuple(rows)
+
+
+def answer_line(rng: Rng) -> tuple[str, str]:
+    """What somebody who counts says, and the line that goes on from it."""
+    said, follows, *_ = counting_lines(rng)
+    return said, follows
+
+
+def dull_line(rng: Rng) -> str:
+    """One digit again and again: nothing that a mind should learn from the recordings of a voice."""
+    return written([int(rng.integers(10))] * int(rng.integers(3, COUNTED + 1)))
