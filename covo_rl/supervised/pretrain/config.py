@@ -43,9 +43,7 @@ class PretrainConfig:
 
     output: str = option("runs/pretrain", "folder: the trained model, metrics.jsonl, checkpoints/")
     model: str | None = option(None, "folder, or builtin:NAME, of the model to start from")
-    stage: Any | None = option(
-        None, "1 (adapter alone, ASR), 2 (adapter, decoder and head, the mixture) or chat (the same, on dialogues)"
-    )
+    stage: Any | None = option(None, "1 (adapter alone, ASR), 2 (adapter, decoder and head) or chat (dialogues)")
     tasks: dict[str, Any] = option({}, "name: {weight, data, audio_dir}", yaml_only=True)
     data: str | None = option(None, "rows of speech: JSONL or parquet, a folder or a pattern of them")
     audio_dir: str | None = option(None, "folder of the recordings; default: that of the rows")
@@ -104,7 +102,9 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     problems: list[str] = []
     hints = get_type_hints(PretrainConfig)
     sections = {number: _section(content, number, problems) for number in STAGES}
-    typed = {number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()}
+    typed = {
+        number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()
+    }
     general = typed_values(hints, content, problems, "pretrain")
     options = typed_values(hints, given, problems, "pretrain")
     named = options.get("stage", general.get("stage"))
@@ -118,10 +118,7 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     if problems:  # of the form; what follows needs it
         raise ConfigError(problems)
     if own.get("tasks") and general.get("tasks"):  # a stage chooses and weighs; the rows of a task are said once
-        own = {
-            **own,
-            "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()},
-        }
+        own = {**own, "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()}}
     preset = {} if stage is None else STAGES[stage]
     config = PretrainConfig(**{**preset, **general, **own, **options, "stage": stage})
     if problems := value_problems(config, LIMITS) + [text for holds, text in _rules(config) if not holds]:
