@@ -171,7 +171,7 @@ def test_a_spoken_dialogue_of_two_turns(spoken, vocabulary, folder):
         f"<|im_start|>assistant\n{decoded(reply(second, [codes[5], codes[39]]), spoken)}<|im_end|>"
     )
     assert document.clips == (("d#1", 0, 25),)
-    assert {name: clip.path for name, clip in row.recordings.items()} == {"d#1": str(folder / "one.wav")}
+    assert {name: said.clip.path for name, said in row.recordings.items()} == {"d#1": str(folder / "one.wav")}
     end = vocabulary.turn_end  # all replies are taught, in their order
     taught = [label for label in document.labels if label != IGNORE]
     assert taught == [*reply(first, codes[:7]), end, *reply(second, [codes[5], codes[39]]), end]
