@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -26,8 +27,6 @@ from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
 from covo_rl.supervised.pretrain.fragments import Fragment, phrase_fragments, sentence_fragments, spaced, whole
 
-__all__ = ["Document"]
-
 Kind = Literal["ac", "t", "ad", "t|ad"]
 #: pattern -> the kinds that consecutive fragments get, cyclically
 PATTERNS: dict[str, tuple[Kind, ...]] = {
@@ -36,6 +35,8 @@ PATTERNS: dict[str, tuple[Kind, ...]] = {
     "ac>t>ac": ("ac", "t"),
     "ac>t|ad": ("ac", "t|ad"),
 }
+#: those with text and codes of one fragment
+PARALLEL = frozenset(pattern for pattern, kinds in PATTERNS.items() if "t|ad" in kinds)
 #: the patterns of an interleaving task, each as often
 INTERLEAVE_1, INTERLEAVE_2 = ("ac>t|ad", "ac>t>ac"), ("ad>t>ad", "ac>t>ad")
 #: what asks for a task, one drawn for each document; a newline follows
@@ -222,7 +223,7 @@ def cut_text(document: Document, length: int) -> list[Document]:
     if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
         cuts[-2] -= 1  # the end by itself teaches nothing
     parts = []
-    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, end in pairwise(cuts):
         labels = [IGNORE, *document.labels[start + 1 : end]]
         complete = document.complete and end == len(document)
         parts.append(Document(document.ids[start:end], labels, (), document.task, complete))

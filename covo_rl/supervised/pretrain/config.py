@@ -27,7 +27,7 @@ LIMITS = {
 MAY_CHANGE = frozenset(
     """
     output resume overwrite dry_run checkpoint_every keep_last workers data audio_dir text_data dialogue_data tasks
-    eval_tasks eval_rows eval_every save_dtype batch_size gradient_accumulation_steps gradient_checkpointing recompute
+    eval_tasks eval_rows eval_every check_recordings save_dtype batch_size gradient_accumulation_steps gradient_checkpointing recompute
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
 
@@ -71,6 +71,7 @@ class PretrainConfig:
     sentence_share: float = option(0.5, "how often interleaving is by sentence and not by phrase")
     content: str = option("continue", "fragments of one modality each, or of all", choices=["continue", "repeat"])
     query: str = option("text", "what asks for the line of a pseudo-dialogue", choices=["text", "none"])
+    text_loss: bool = option(False, "teach the text of pseudo-dialogues too, a control")
     distill: dict[str, Any] | None = option(None, "on-policy distillation from a teacher, if any", yaml_only=True)
     eval_tasks: dict[str, Any] = option({}, "held-out rows, in the form of tasks", yaml_only=True)
     eval_rows: int = option(8, "packed rows of eval_tasks, on which the loss is measured")
@@ -79,6 +80,7 @@ class PretrainConfig:
     keep_last: int = option(2, "checkpoints that are kept")
     seed: int = 0
     workers: int = option(0, "processes that read and prepare rows, a rank; 0: none beside the training")
+    check_recordings: bool = option(True, "decode every recording before the first update; false: when it is drawn")
     resume: bool = option(False, "go on from the newest checkpoint in output")
     overwrite: bool = option(False, "replace the earlier pre-training in output")
     dry_run: bool = option(False, "check options, rows and model; train and write nothing")

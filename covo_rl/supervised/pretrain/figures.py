@@ -1,115 +1,75 @@
-"""Figures of the tiny world: what a model hears, says, continues, knows, and whose voice it has.
-
-Every one is of voices that no training heard; words are compared without punctuation.
-"""
+"""What an update is measured by: sums over the positions of a rank, joined over ranks, as one line of metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import mean
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from covo_rl.models.covo_audio.processing import IGNORE, split_codes
-from covo_rl.speech.measures import corpus_error_rate
-from covo_rl.speech.rows import SpeechRow
-from covo_rl.speech.tokenizer import SpeechTokenizer
-from covo_rl.supervised.pretrain import builder
-from covo_rl.supervised.pretrain.document import Document, Vocabulary
-from covo_rl.supervised.pretrain.fragments import sentence_fragments, whole
-from covo_rl.supervised.pretrain.replies import prompt_of, reply, response_loss
+import torch
+from torch import Tensor
 
-#: ids of the longest line of text, and codes of the longest utterance
-TEXT_IDS, CODE_IDS = 24, 140
+from covo_rl.speech.grid import CODE_SECONDS
+from covo_rl.train.ranks import Ranks
 
+if TYPE_CHECKING:
+    from covo_rl.supervised.pretrain.forward import Taught
+    from covo_rl.supervised.pretrain.packing import PackedBatch
 
-class Measure:
-    """Measures one model after another with the same rows and judges."""
-
-    def __init__(self, family: Any, tokenizer: SpeechTokenizer) -> None:
-        self.family, self.tokenizer = family, tokenizer
-        self.vocabulary = Vocabulary.of(family)
-
-    def split(self, ids: Sequence[int]) -> tuple[str, list[int]]:
-        """A reply -> its text, its codes."""
-        text, codes = split_codes(ids, self.vocabulary.first_code, self.vocabulary.codes)
-        return self.family.tokenizer.decode(text, skip_special_tokens=True), codes
-
-    def words(self, text: str) -> list[str]:
-        """A text as words, without punctuation."""
-        assert self.tokenizer.pieces is not None
-        return self.tokenizer.pieces.normal(text).split()
-
-    def error_rate(self, truth: Sequence[str], heard: Sequence[str]) -> float:
-        return corpus_error_rate(*([" ".join(self.words(text)) for text in texts] for texts in (truth, heard)))
-
-    # -- stages 1 and 2 ---------------------------------------------------------------------------------------------
-
-    def hears(self, rows: Sequence[SpeechRow], others: Sequence[SpeechRow] | None = None) -> dict[str, float]:
-        """`asr_wer`, `asr_loss`: recordings -> text. `others`: recordings that are heard in the place of those."""
-        documents = [builder.asr(whole(row), self.vocabulary) for row in rows]
-        if others is not None:
-            prompts = [builder.asr(whole(row), self.vocabulary) for row in others]
-            documents = [_answered(prompt, document) for prompt, document in zip(prompts, documents, strict=True)]
-        known = {row.id: row for row in rows}
-        replies = reply(self.family, [prompt_of(document) for document in documents], known, TEXT_IDS)
-        heard = [self.split(ids)[0] for ids in replies]
-        return {
-            "asr_wer": self.error_rate([row.text for row in rows], heard),
-            "asr_loss": response_loss(self.family, documents, known),
-        }
-
-    def speaks(self, rows: Sequence[SpeechRow]) -> dict[str, float]:
-        """`tts_wer`: text -> codes, read by the tokenizer; `tts_other_wer`: the same codes beside the next row's text;
-        `tts_loss`."""
-        documents = [builder.tts(whole(row), self.vocabulary) for row in rows]
-        replies = reply(self.family, [prompt_of(document) for document in documents], {}, CODE_IDS)
-        read = [self.tokenizer.transcribe(self.split(ids)[1]) for ids in replies]
-        texts = [row.text for row in rows]
-        return {
-            "tts_wer": self.error_rate(texts, read),
-            "tts_other_wer": self.error_rate([*texts[1:], texts[0]], read),
-            "tts_loss": response_loss(self.family, documents, {}),
-        }
-
-    def continues(self, documents: Sequence[Sequence[SpeechRow]]) -> dict[str, float]:
-        """What follows on the first utterance. `text`: share of the next line's words that are said in their places;
-        `codes`: the same of the third, in codes, after the second is read; `_loss` of both in nats an id."""
-        known = {row.id: row for rows in documents for row in rows}
-        fragments = [sentence_fragments(rows) for rows in documents]
-        written = [builder.interleaved(parts[:2], "ac>t>ad", self.vocabulary) for parts in fragments]
-        spoken = [_only_codes(builder.interleaved(parts[:3], "ac>t>ad", self.vocabulary), self.vocabulary)
-                  for parts in fragments]  # fmt: skip
-        texts = [self.split(ids)[0] for ids in reply(self.family, [*map(prompt_of, written)], known, TEXT_IDS)]
-        codes = [self.split(ids)[1] for ids in reply(self.family, [*map(prompt_of, spoken)], known, CODE_IDS)]
-        read = [self.tokenizer.transcribe(row) for row in codes]
-        return {
-            "continued_text": mean(self._in_place(rows[1].text, text) for rows, text in zip(documents, texts)),
-            "continued_text_loss": response_loss(self.family, written, known),
-            "continued_codes": mean(self._in_place(rows[2].text, text) for rows, text in zip(documents, read)),
-            "continued_codes_loss": response_loss(self.family, spoken, known),
-        }
-
-    def _in_place(self, truth: str, said: str) -> float:
-        words = self.words(truth)
-        return sum(a == b for a, b in zip(words, self.words(said), strict=False)) / len(words)
+KINDS = ("text", "codes")
+_COUNTS = ("positions", "padding", "audio_seconds", "clips")
 
 
-def _answered(prompt: Document, document: Document) -> Document:
-    """The prompt of one document with the response of another."""
-    start = len(prompt_of(document))
-    asks = prompt_of(prompt)
-    return Document(asks.ids + document.ids[start:], asks.labels + document.labels[start:], prompt.clips)
+class Figures:
+    """Sums of one update: negative log-probs and their number by (task, kind), positions by task, and more.
+
+    `codes` are the ids of codes; `tasks` the names that a batch's numbers stand for.
+    """
+
+    def __init__(self, tasks: Sequence[str], codes: range) -> None:
+        self.tasks, self.codes = tuple(tasks), codes
+        self.losses = torch.zeros(2, len(tasks), len(KINDS), dtype=torch.float64)  # sums and numbers
+        self.tokens = torch.zeros(len(tasks), dtype=torch.float64)
+        self.counts = torch.zeros(len(_COUNTS), dtype=torch.float64)
+
+    def add(self, batch: PackedBatch, taught: Taught, logps_M: Tensor) -> None:
+        """A micro-batch and the log-probs of what it teaches."""
+        targets = taught.targets
+        kinds = ((targets >= self.codes.start) & (targets < self.codes.stop)).long()
+        cells = taught.task * len(KINDS) + kinds
+        nll = -logps_M.detach().double().cpu()
+        size = len(self.tasks) * len(KINDS)
+        sums = torch.stack([torch.zeros(size, dtype=torch.float64).index_add(0, cells, values)
+                            for values in (nll, torch.ones_like(nll))])  # fmt: skip
+        self.losses += sums.view_as(self.losses)
+        drawn = batch.task[batch.task >= 0].long()
+        self.tokens += torch.bincount(drawn, minlength=len(self.tasks)).double()
+        seconds = CODE_SECONDS * sum(b - a for _, a, b in batch.clips)
+        values = (batch.task.numel(), int((batch.task < 0).sum()), seconds, len(batch.clips))
+        self.counts += torch.tensor(values, dtype=torch.float64)
+
+    def over(self, ranks: Ranks) -> dict[str, Any]:
+        """Means over all ranks: `loss`, `loss/TASK`, `loss/KIND`, `tokens/TASK` of this update, share of padding.
+
+        A task or kind of which this update teaches nothing is left out.
+        """
+        joined = torch.cat([self.losses.flatten(), self.tokens, self.counts])
+        if ranks.world > 1:
+            joined = ranks.reduced(joined, "sum")
+        parts = joined.split([self.losses.numel(), len(self.tokens), len(self.counts)])
+        (sums_TK, numbers_TK), tokens, counts = parts[0].view_as(self.losses), parts[1], parts[2]
+        line: dict[str, Any] = {"loss": _mean(sums_TK, numbers_TK)}
+        for name, s, n in zip(self.tasks, sums_TK, numbers_TK, strict=True):
+            line |= {f"loss/{name}": _mean(s, n)} if n.sum() else {}
+            line |= {f"loss/{name}/{kind}": _mean(s[i], n[i]) for i, kind in enumerate(KINDS) if n[i] and n.sum() > n[i]}
+        for i, kind in enumerate(KINDS):
+            line |= {f"loss/{kind}": _mean(sums_TK[:, i], numbers_TK[:, i])} if numbers_TK[:, i].sum() else {}
+        positions, padding, seconds, clips = counts.tolist()
+        line |= {"taught": int(numbers_TK.sum()), "tokens": int(positions - padding), "padding": padding / positions,
+                 "clips": int(clips), "audio_seconds": round(seconds, 2)}  # fmt: skip
+        return line | {f"tokens/{name}": int(count) for name, count in zip(self.tasks, tokens, strict=True)}
 
 
-def _only_codes(document: Document, vocabulary: Vocabulary) -> Document:
-    """The document whose text is context."""
-    labels = [label if label >= vocabulary.first_code else IGNORE for label in document.labels]
-    return Document(document.ids, labels, document.clips)
-
-
-def by_document(rows: Sequence[SpeechRow]) -> list[list[SpeechRow]]:
-    """Rows of each document, in their order."""
-    documents: Mapping[str, list[SpeechRow]] = {}
-    for row in rows:
-        documents.setdefault(row.document or row.id, []).append(row)
-    return [sorted(rows, key=lambda row: row.position or 0) for rows in documents.values()]
+def _mean(sums: Tensor, numbers: Tensor) -> float:
+    total = float(numbers.sum())
+    return float(sums.sum()) / total if total else math.nan

@@ -23,8 +23,8 @@ from covo_rl.types import visible
 #: codes of a second
 CODE_RATE = 25
 #: after which a phrase may end, and a sentence
-PHRASE_ENDS = frozenset(".,;:!?。．｡，、､；：！？")
-SENTENCE_ENDS = frozenset(".!?。．｡！？")
+PHRASE_ENDS = frozenset(".,;:!?。．｡，、､；：！？")  # noqa: RUF001
+SENTENCE_ENDS = frozenset(".!?。．｡！？")  # noqa: RUF001
 PAUSE = 0.25
 #: codes: the shortest and the longest of a level's fragments, 0.8 to 4 s and 2 to 30 s
 PHRASE_CODES, SENTENCE_CODES = (20, 100), (50, 750)

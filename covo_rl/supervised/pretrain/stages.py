@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.resolve import ConfigError
 
 if TYPE_CHECKING:
     from covo_rl.supervised.pretrain.config import PretrainConfig
+    from covo_rl.supervised.pretrain.stream import TaskData
 
 #: tokens of the published mixture, in billions: a task's weight where none is given
 WEIGHTS = {
@@ -31,26 +31,17 @@ STAGES: dict[int, dict[str, Any]] = {
 DEFAULT_DATA = {"row": "data", "document": "data", "text": "text_data", "dialogue": "dialogue_data"}
 
 
-@dataclass(frozen=True)
-class TaskData:
-    """A task of the mixture. `data`: a file, a folder, a pattern, or several of these."""
-
-    name: str
-    weight: float
-    data: str | list[str]
-    audio_dir: str | None = None
-
-
-def planned_tasks(config: PretrainConfig, option: str = "tasks") -> list[TaskData]:
-    """The tasks of `config.tasks` (or `eval_tasks`) with their weights and rows; those of weight 0 are left out.
+def planned_tasks(config: PretrainConfig, option: str = "tasks") -> dict[str, TaskData]:
+    """The tasks of `config.tasks` (or `eval_tasks`) by name, with weights and rows; those of weight 0 are left out.
 
     Raises:
         ConfigError: unknown tasks, impossible weights, tasks without rows: all of them.
     """
+    from covo_rl.supervised.pretrain.stream import TaskData
     from covo_rl.supervised.pretrain.tasks import TASKS
 
     problems: list[str] = []
-    planned: list[TaskData] = []
+    planned: dict[str, TaskData] = {}
     for name, given in getattr(config, option).items():
         task = TASKS.get(name)
         if task is None:
@@ -66,7 +57,7 @@ def planned_tasks(config: PretrainConfig, option: str = "tasks") -> list[TaskDat
                             "or weight 0")  # fmt: skip
         audio_dir = given.get("audio_dir", config.audio_dir if "data" not in given else None)
         if data is not None and weight:
-            planned.append(TaskData(name, float(weight), data, audio_dir))
+            planned[name] = TaskData(float(weight), data, audio_dir)
     if not planned and not problems:
         problems.append(f"{option}: no task has a weight above 0: nothing would be drawn")
     if problems:
