@@ -1,6 +1,6 @@
 """What a model says where a document's response begins, and how likely it finds the response: measures of training.
 
-    prompt | response     the prompt is all of a document before its first taught label
+prompt | response     the prompt is all of a document before its first taught label
 """
 
 from __future__ import annotations
