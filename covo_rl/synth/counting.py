@@ -23,7 +23,7 @@ UTTERANCES = 3
 #: a step of 0 or 5 says one or two digits for ever
 STEPS = (1, 2, 3, 4, 6, 7, 8, 9)
 #: digits of a number that is only read, at least and at most
-NUMBERS = (2, 5)
+NUMBERS = (2, 4)
 #: digits before a comma, where the voice pauses
 PHRASE = 3
 #: what somebody says who thinks while he reads

@@ -5,6 +5,7 @@
     counting.jsonl       documents of three utterances that count on
     dialogues.jsonl      questions, written or spoken, and answers in named voices
     recordings.jsonl     dull lines in the voice of nobody in the dialogues
+    voices.jsonl         the same lines in every voice that a system message can name
     asked_words.jsonl    recordings, and what is asked about what they say; asked_voices.jsonl: about how they sound
     test_*.jsonl         numbers, counting and questions of voices that nothing is trained on
 
@@ -42,7 +43,7 @@ from covo_rl.synth.speech import DIGITS, Utterance, write_wav
 BATCH = 32  # utterances that are encoded at once
 #: every file draws from its own stream of random numbers
 STREAMS = ("text", "numbers", "counting", "dialogues", "recordings", "test_numbers", "test_counting", "test_dialogues",
-           "asked_words", "asked_voices")  # fmt: skip
+           "voices", "asked_words", "asked_voices")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class WorldSizes:
     """Rows of each file; of counting, documents. `voices` of the training split speak, the named ones first."""
 
     text: int = 12_000
-    numbers: int = 1000
-    counting: int = 150
-    dialogues: int = 400
+    numbers: int = 1400
+    counting: int = 120
+    dialogues: int = 300
     recordings: int = 120
+    voices_lines: int = 30
     test_numbers: int = 100
     test_counting: int = 60
     test_dialogues: int = 60
@@ -79,6 +81,7 @@ def write_world(
     lines = {
         "numbers": _numbers("numbers", sizes.numbers, heard, seed),
         "counting": _counting("counting", sizes.counting, heard, seed),
+        "voices": _same_lines(sizes.voices_lines, [*heard[: len(NAMES)], nora], seed),
         "recordings": _recordings(sizes.recordings, nora, seed),
         "test_numbers": _numbers("test_numbers", sizes.test_numbers, unheard, seed),
         "test_counting": _counting("test_counting", sizes.test_counting, unheard, seed),
@@ -126,6 +129,16 @@ def _recordings(count: int, voice: Talker, seed: int) -> Iterator[Line]:
     for i in range(count):
         rng = _rng(seed, "recordings", i)
         yield {"id": f"recordings-{i}", "speaker": voice.name}, voice.say(dull_line(rng), rng)
+
+
+def _same_lines(count: int, voices: Sequence[Talker], seed: int) -> Iterator[Line]:
+    for voice in voices:
+        for i in range(count):
+            rng = _rng(seed, "voices", i)
+            yield (
+                {"id": f"voices-{voice.name}-{i}", "speaker": voice.name, "position": i},
+                voice.say(counting_lines(rng)[0], rng),
+            )
 
 
 def _dialogues(

@@ -83,9 +83,13 @@ class Measure:
         codes = [self.split(ids)[1] for ids in reply(self.family, [*map(prompt_of, spoken)], known, CODE_IDS)]
         read = [self.tokenizer.transcribe(row) for row in codes]
         return {
-            "continued_text": mean(self._in_place(rows[1].text, text) for rows, text in zip(documents, texts)),
+            "continued_text": mean(
+                self._in_place(rows[1].text, text) for rows, text in zip(documents, texts, strict=True)
+            ),
             "continued_text_loss": response_loss(self.family, written, known),
-            "continued_codes": mean(self._in_place(rows[2].text, text) for rows, text in zip(documents, read)),
+            "continued_codes": mean(
+                self._in_place(rows[2].text, text) for rows, text in zip(documents, read, strict=True)
+            ),
             "continued_codes_loss": response_loss(self.family, spoken, known),
         }
 
