@@ -102,9 +102,7 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     problems: list[str] = []
     hints = get_type_hints(PretrainConfig)
     sections = {number: _section(content, number, problems) for number in STAGES}
-    typed = {
-        number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()
-    }
+    typed = {number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()}
     general = typed_values(hints, content, problems, "pretrain")
     options = typed_values(hints, given, problems, "pretrain")
     named = options.get("stage", general.get("stage"))
@@ -118,7 +116,10 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     if problems:  # of the form; what follows needs it
         raise ConfigError(problems)
     if own.get("tasks") and general.get("tasks"):  # a stage chooses and weighs; the rows of a task are said once
-        own = {**own, "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()}}
+        own = {
+            **own,
+            "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()},
+        }
     preset = {} if stage is None else STAGES[stage]
     config = PretrainConfig(**{**preset, **general, **own, **options, "stage": stage})
     if problems := value_problems(config, LIMITS) + [text for holds, text in _rules(config) if not holds]:

@@ -61,7 +61,9 @@ class Figures:
         line: dict[str, Any] = {"loss": _mean(sums_TK, numbers_TK)}
         for name, s, n in zip(self.tasks, sums_TK, numbers_TK, strict=True):
             line |= {f"loss/{name}": _mean(s, n)} if n.sum() else {}
-            line |= {f"loss/{name}/{kind}": _mean(s[i], n[i]) for i, kind in enumerate(KINDS) if n[i] and n.sum() > n[i]}
+            line |= {
+                f"loss/{name}/{kind}": _mean(s[i], n[i]) for i, kind in enumerate(KINDS) if n[i] and n.sum() > n[i]
+            }
         for i, kind in enumerate(KINDS):
             line |= {f"loss_{kind}": _mean(sums_TK[:, i], numbers_TK[:, i])} if numbers_TK[:, i].sum() else {}
         positions, padding, seconds, clips = counts.tolist()

@@ -59,8 +59,8 @@ class WorldSizes:
     test_numbers: int = 100
     test_counting: int = 60
     test_dialogues: int = 60
-    asked_words: int = 200
-    asked_voices: int = 200
+    asked_words: int = 60
+    asked_voices: int = 60
     voices: int = 16
 
 
