@@ -435,7 +435,7 @@ def test_the_chat_mixture_draws_by_its_shares_and_hears_every_turn(spoken, folde
     slots = int((batch.input_ids == spoken.audio_token_id).sum())
     assert slots > 0
     assert slots % 11 == 0  # 42 codes fill 11 slots, every time
-    for _ in range(5):
+    for _ in range(2):
         stream.next_batch()
     report = stream.report()
     total = sum(task["tokens"] for task in report["tasks"].values())
