@@ -328,5 +328,5 @@ def _codes(fragment: Fragment, vocabulary: Vocabulary) -> np.ndarray:
     if len(codes) != len(fragment):
         raise SkippedError("not as many codes as its length says", fragment.row)
     if codes.min() < 0 or codes.max() >= vocabulary.codes:
-        check_codes([codes], vocabulary.codes, [fragment.row])
+        check_codes([codes.tolist()], vocabulary.codes, [fragment.row])
     return codes
