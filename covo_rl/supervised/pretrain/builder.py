@@ -151,7 +151,7 @@ def interleaved(
         raise ValueError(f"content {content!r:.40} does not exist; write continue or repeat")
     kinds = PATTERNS[pattern]
     if content == "repeat":
-        dealt = [(kind, fragment) for fragment in fragments for kind in kinds]
+        dealt: list[tuple[Kind, Fragment]] = [(kind, fragment) for fragment in fragments for kind in kinds]
     else:
         dealt = [(kinds[i % len(kinds)], fragment) for i, fragment in enumerate(fragments)]
     if len(dealt) < 2:
