@@ -112,25 +112,29 @@ class Mixture:
         exact = {name: Fraction(str(task.weight)) for name, task in self.tasks.items()}
         common = math.lcm(*(weight.denominator for weight in exact.values()))
         self.weights = {name: int(weight * common) for name, weight in exact.items()}
+        self._total_weight = sum(self.weights.values())
         self.states = {name: TaskState() for name in self.tasks}
+        self.total = 0  # tokens drawn of all tasks
         self._parts: dict[str, tuple[Draw, Any, list[Document]]] = {}
 
     def copy(self) -> Mixture:
         """Another one of the same rows, at its beginning."""
         other = copy.copy(self)
-        other.states, other._parts = {name: TaskState() for name in self.tasks}, {}
+        other.states, other.total, other._parts = {name: TaskState() for name in self.tasks}, 0, {}
         return other
 
     # -- which comes next ----------------------------------------------------------------------------------------
 
     def next_task(self) -> str:
         """The task that is furthest below its share; of equal ones the heavier, of these the first."""
-        total, weight = sum(state.tokens for state in self.states.values()), sum(self.weights.values())
-        return max(self.weights, key=lambda name: (self.lag(name, total, weight), self.weights[name]))
+        return max(self.weights, key=lambda name: (self.lag(name), self.weights[name]))
 
-    def lag(self, name: str, total: int, weight: int) -> int:
-        """Tokens by which a task of `total` drawn is below its share, times the sum of the weights."""
-        return self.weights[name] * total - self.states[name].tokens * weight
+    def lag(self, name: str) -> int:
+        """Tokens by which a task is below its share of all that were drawn, times the sum of the weights.
+
+        No task is ever above its share by a whole document; see docs/pretraining.md for how far one may be below.
+        """
+        return self.weights[name] * self.total - self.states[name].tokens * self._total_weight
 
     def draw(self) -> Drawn:
         """The next document.
@@ -151,6 +155,7 @@ class Mixture:
                 self._advance(name)
                 continue
             state.tokens += len(drawn)
+            self.total += len(drawn)
             state.documents += 1
             if last:
                 self._advance(name)
@@ -225,6 +230,7 @@ class Mixture:
         if problems:
             raise ConfigError([f"the state of the mixture is of another one: {problem}" for problem in problems])
         self.states = {name: TaskState(**_copied(state["tasks"][name])) for name in self.tasks}
+        self.total = sum(state.tokens for state in self.states.values())
         self._parts.clear()
 
     def _data(self) -> dict[str, list[Any]]:
