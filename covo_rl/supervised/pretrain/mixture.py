@@ -144,14 +144,18 @@ class Mixture:
         """
         name = self.next_task()
         state = self.states[name]
-        failed: dict[str, list[Any]] = {}
-        for _ in range(len(self.tasks[name].units)):
-            draw = Draw(name, state.epoch, state.place, state.part)
+        failed: dict[str, list[Any]] | None = None  # of an epoch that this draw saw from its beginning
+        while True:
+            if state.place == state.part == 0:
+                if failed:
+                    raise _no_documents(name, failed)
+                failed = {}
             try:
-                drawn, last = self._build(draw)
+                drawn, last = self._build(Draw(name, state.epoch, state.place, state.part))
             except SkippedError as error:
-                for reasons in (state.skipped, failed):
-                    _count(reasons, error)
+                _count(state.skipped, error)
+                if failed is not None:
+                    _count(failed, error)
                 self._advance(name)
                 continue
             state.tokens += len(drawn)
@@ -162,8 +166,6 @@ class Mixture:
             else:
                 state.part += 1
             return drawn
-        reasons = [Problem(name, f"{count} rows: {why} ({', '.join(ids)})") for why, (count, ids) in failed.items()]
-        raise DataError(f"the data of task {name}: no row of a whole epoch makes a document", reasons)
 
     def rebuild(self, draw: Draw) -> Drawn:
         """The document of a draw that was made before."""
@@ -245,6 +247,11 @@ def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _said(data: Sequence[Any] | None) -> str:
     return "none" if data is None else f"weight {data[0]} and {data[1]} units of rows {data[2] or '(unnamed)'}"
+
+
+def _no_documents(name: str, failed: Mapping[str, list[Any]]) -> DataError:
+    reasons = [Problem(name, f"{count} rows: {why} ({', '.join(ids)})") for why, (count, ids) in failed.items()]
+    return DataError(f"the data of task {name}: no row of a whole epoch makes a document", reasons)
 
 
 def _count(reasons: dict[str, list[Any]], error: SkippedError) -> None:
