@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import policy_cases as cases
@@ -395,7 +399,7 @@ def test_ranks_share_the_prompts_of_an_update_without_overlap(options, monkeypat
     alone = Distiller(options, student())
     wanted = [alone.prompts.at(place).example.id for place in range(8)]
     assert [len(part) for part in names] == [4, 2, 2]
-    assert sorted(sum(names, [])) == sorted(wanted)
+    assert sorted([*names[0], *names[1], *names[2]]) == sorted(wanted)
 
 
 def test_a_teacher_that_gives_no_numbers_stops_the_run(options):
@@ -427,3 +431,19 @@ def test_distillation_lowers_the_divergence_on_prompts_it_has_not_seen(options, 
         kl[weight] = before, distiller.measure(held_out)
     assert kl[1.0][1] < 0.8 * kl[1.0][0]
     assert kl[0.0][1] == pytest.approx(kl[0.0][0])
+
+
+@pytest.mark.slow
+def test_two_ranks_under_ddp_make_the_gradients_of_one_process(teacher, data):
+    worker = Path(__file__).with_name("distill_ranks_worker.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
+    done = subprocess.run(
+        [*command, teacher, data], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert done.returncode == 0 and lines, done.stderr[-4000:]
+    results = json.loads(lines[0].removeprefix("RESULT "))
+    assert len(results) == 2  # three prompts for two ranks, and one: a rank without any
+    for case, found in results.items():
+        assert found["gradients"] < 1e-5 and found["metrics"] < 1e-4, (case, found)
