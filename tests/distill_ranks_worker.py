@@ -1,4 +1,4 @@
-"""Two gloo ranks, started by test_pretrain_distill.py: distillation after DDP's backward pass, against one process.
+"""Two gloo ranks, started by test_pretrain_distill.py: distillation under DDP and FSDP2, against one process.
 
     python -m torch.distributed.run ... distill_ranks_worker.py TEACHER DATA
 
@@ -14,27 +14,41 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent))
 import policy_cases as cases
 
-from covo_rl.supervised.pretrain.distill import Distiller, DistillOptions
+from covo_rl.policy import Policy
+from covo_rl.supervised.pretrain.distill import Distiller, DistillError, DistillOptions
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.shutdown import exit_after
 
+CASES = ((3, "ddp"), (1, "ddp, bucket view"), (3, "fsdp2"), (1, "fsdp2"))
 
-class NextIds(nn.Module):
+
+def next_ids(policy: Policy, ids_NT: torch.Tensor) -> torch.Tensor:
     """A loss of packed rows, in the place of the trainer's."""
+    family = policy.family
+    hidden = family.decoder(inputs_embeds=family.embed_tokens(ids_NT), use_cache=False).last_hidden_state
+    logits = family.lm_head(hidden)
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids_NT[:, 1:].flatten())
 
-    def __init__(self, family) -> None:
-        super().__init__()
-        self.family, self.model = family, family.model
 
-    def forward(self, ids_NT: torch.Tensor) -> torch.Tensor:
-        embeds = self.family.embed_tokens(ids_NT)
-        logits = self.family.lm_head(self.family.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state)
-        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids_NT[:, 1:].flatten())
+def sharded(policy: Policy) -> Policy:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layers = [m for m in policy.family.model.modules() if type(m).__name__ in policy._no_split_modules]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(policy, mesh=mesh)
+
+
+def wrapped(policy: Policy, how: str) -> nn.Module:
+    if how == "fsdp2":
+        return sharded(policy)
+    return DistributedDataParallel(policy, gradient_as_bucket_view=how == "ddp, bucket view")
 
 
 def frozen(seed: int = 0):
@@ -44,33 +58,45 @@ def frozen(seed: int = 0):
     return family
 
 
-def run(prompts: int, bucket_view: bool) -> dict[str, float]:
+def run(prompts: int, how: str) -> dict[str, float]:
     rank, world = dist.get_rank(), dist.get_world_size()
     teacher, data = sys.argv[1:]
     options = DistillOptions(teacher, data, prompts_per_update=prompts, max_new_tokens=6, batch_size=1,
                              teacher_dtype="float32")  # fmt: skip
     alone, shared = frozen(), frozen()
     ids_NT = torch.randint(0, 250, (4, 12), generator=torch.Generator().manual_seed(1))
-    module = DistributedDataParallel(NextIds(shared), gradient_as_bucket_view=bucket_view)
-    ours = Distiller(options, shared)
-    theirs = Distiller(options, alone, ranks=Ranks())
+    theirs, ours = Distiller(options, alone, ranks=Ranks()), Distiller(options, shared)
     assert ours.ranks == Ranks(rank, world)
+    policy, single = Policy(shared), Policy(alone)
+    module = wrapped(policy, how)
+    if how == "fsdp2":
+        try:
+            ours.backward(0)
+            raise AssertionError("nobody said which policy is sharded")
+        except DistillError as error:
+            assert "follow(policy)" in str(error)
+        ours.drawn = 0
+    ours.follow(policy)
     worst, kl = 0.0, 0.0
-    optimizers = [torch.optim.SGD(family.model.parameters(), lr=0.5) for family in (alone, shared)]
+    optimizers = [torch.optim.SGD(made.parameters(), lr=0.5) for made in (single, policy)]
     for step in range(3):
-        NextIds(alone)(ids_NT).backward()
+        single(next_ids, ids_NT).backward()
         wanted = theirs.backward(step)
-        module(ids_NT[rank::world]).backward()
+        module(next_ids, ids_NT[rank::world]).backward()
         found = ours.backward(step)
         kl = max(kl, *(abs(found[name] - wanted[name]) for name in wanted if name != "distill_s"))
-        pairs = zip(shared.model.parameters(), alone.model.parameters(), strict=True)
+        pairs = zip(policy.model.parameters(), single.model.parameters(), strict=True)
         for one, other in pairs:
             assert (one.grad is None) == (other.grad is None)
             if one.grad is not None:
-                worst = max(worst, float((one.grad - other.grad).abs().max()))
+                mine = one.grad.full_tensor() if hasattr(one.grad, "full_tensor") else one.grad
+                worst = max(worst, float((mine - other.grad).abs().max()))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
+    measured = [made.measure([made.prompts.at(20 + n) for n in part]) for made, part in
+                ((theirs, range(3)), (ours, range(3)[rank::world]))]  # fmt: skip
+    kl = max(kl, abs(measured[0] - measured[1]))
     gathered: list = [None] * world
     dist.all_gather_object(gathered, (worst, kl))
     return {"gradients": max(g[0] for g in gathered), "metrics": max(g[1] for g in gathered)}
@@ -79,9 +105,7 @@ def run(prompts: int, bucket_view: bool) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    results = {
-        f"{prompts} prompts, bucket view {view}": run(prompts, view) for prompts, view in ((3, False), (1, True))
-    }
+    results = {f"{how}, {prompts} prompts": run(prompts, how) for prompts, how in CASES}
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(results), flush=True)
 
