@@ -1,8 +1,8 @@
 """Rows of JSONL and parquet files, each read when it is asked for: what stays in memory is where it stands.
 
-    files = ShardedRows("corpus/*.jsonl")
-    for number, row, faults in files.scan(): ...     # one pass over all of them, which also finds their places
-    files[123_456]                                   # the same row, or an error if its file is another now
+files = ShardedRows("corpus/*.jsonl")
+for where, row, faults in files.scan(): ...      # one pass over all of them, which also finds their places
+files[123_456]                                   # the same row, or an error if its file is another now
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ OPEN_FILES, GROUP_BYTES, HELD_BYTES = 16, 256 * 2**20, 256 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _CHANGED = "it has changed since its rows were read and checked; put the old file back, or start anew"
 
-#: (line or row of its file from 1, the row or None, what is wrong with it)
-Scanned = tuple[int, Row | None, list[str]]
+#: (how messages name it, the row or None, what is wrong with it)
+Scanned = tuple[str, Row | None, list[str]]
 
 
 def shard_files(data: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -107,7 +107,7 @@ class ShardedRows:
                 digests.append(digest)
                 if not faults and not isinstance(row, dict):
                     faults = [f"is {printable(row)}, not an object with fields"]
-                yield number, row if isinstance(row, dict) else None, faults
+                yield self._named(number, shard.path), row if isinstance(row, dict) else None, faults
             starts.append(len(digests))
             if _version(shard.path) != version:
                 raise broken(shard.path, "it was written while its rows were read")
@@ -125,7 +125,10 @@ class ShardedRows:
     def where(self, index: int) -> str:
         """How messages name a row: `7 of part-3.jsonl`, or its number alone where there is one file."""
         shard, place = self.place(index)
-        return numbered(place + 1, self.files[shard], len(self.files))
+        return self._named(place + 1, self.files[shard])
+
+    def _named(self, number: int, path: Path) -> str:
+        return f"{number} of {path.name}" if len(self.files) > 1 else str(number)
 
     def __getitem__(self, index: int) -> Row:
         """A row, as it was when it was scanned.
@@ -141,11 +144,6 @@ class ShardedRows:
         if digest != int(self._digests[index]):
             raise broken(path, f"row {place + 1}: {_CHANGED}")
         return row
-
-
-def numbered(number: int, path: Path, files: int) -> str:
-    """A row of one of so many files: `7 of part-3.jsonl`, or its number."""
-    return f"{number} of {path.name}" if files > 1 else str(number)
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -195,6 +193,13 @@ class _Held:
         return self.groups[key]
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise broken(path, f"cannot be read: {error.strerror}") from error
+
+
 class _LineShard:
     """JSON lines: offset and length of each that is not blank."""
 
@@ -214,18 +219,15 @@ class _LineShard:
                 yield line
                 offset += len(line)
 
-        try:
-            with open(self.path, "rb") as file:
-                for number, row, faults in checked_lines(lines(file)):
-                    offsets.append(last[0])
-                    lengths.append(len(last[1]))
-                    yield number, row, faults, row_digest(last[1])
-        except OSError as error:
-            raise broken(self.path, f"cannot be read: {error.strerror}") from error
+        with _opened(self.path) as file:
+            for number, row, faults in checked_lines(lines(file)):
+                offsets.append(last[0])
+                lengths.append(len(last[1]))
+                yield number, row, faults, row_digest(last[1])
         self.offsets, self.lengths = np.array(offsets, np.int64), np.array(lengths, np.int64)
 
     def row(self, place: int) -> tuple[Row, int]:
-        file = self.held.file(self.path, lambda path: open(path, "rb"))
+        file = self.held.file(self.path, _opened)
         file.seek(int(self.offsets[place]))
         line = file.read(int(self.lengths[place]))
         row = next(((value, faults) for _, value, faults in checked_lines([line])), (None, ["blank"]))
@@ -249,7 +251,9 @@ class _ParquetShard:
         self.starts = np.cumsum([0, *(size.num_rows for size in sizes)])
         large = max((size.total_byte_size for size in sizes), default=0)
         if large > GROUP_BYTES:
-            what = f"a row group of {large / 2**20:.0f} MB must be read for one row of it; {GROUP_BYTES >> 20} MB is most"
+            what = (
+                f"a row group of {large / 2**20:.0f} MB must be read for one row of it; {GROUP_BYTES >> 20} MB is most"
+            )
             raise broken(self.path, f"{what}: write it again with row_group_size=1000")
         number = 0
         for group in range(len(sizes)):

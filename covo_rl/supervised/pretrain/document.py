@@ -93,12 +93,13 @@ class BuildOptions:
 
     `sentence_share`: how often interleaving is by sentence and not by phrase. `content`: `continue` deals each fragment
     to one modality, `repeat` writes the same fragment in all of a pattern. `query`: what asks for the line of a
-    pseudo-dialogue, `text` (a template) or `none`.
+    pseudo-dialogue, `text` (a template) or `none`; `text_loss`: its text is taught too, as a control.
     """
 
     sentence_share: float = 0.5
     content: Literal["continue", "repeat"] = "continue"
     query: Literal["text", "none"] = "text"
+    text_loss: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from covo_rl.supervised.pretrain import builder
+from covo_rl.supervised.pretrain import builder, dialogues
 from covo_rl.supervised.pretrain.document import BuildOptions, Task
 
 __all__ = ["TASKS", "BuildOptions", "Task"]
@@ -16,4 +16,10 @@ TASKS: dict[str, Task] = {
     "interleave_1": Task("document", builder.build_interleave_1, ("audio", "text", "codes")),
     "interleave_2": Task("document", builder.build_interleave_2, ("audio", "text", "codes")),
     "text": Task("text", builder.build_text, ("text",)),
+    "pseudo_dialogue": Task("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
+    "general": Task("dialogue", dialogues.build_general),
+    "dialogue": Task("dialogue", dialogues.build_dialogue),
+    "speech_understanding": Task("dialogue", dialogues.build_understanding),
+    "speech_generation": Task("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
+    "audio_understanding": Task("dialogue", dialogues.build_understanding),
 }
