@@ -12,18 +12,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import policy_cases as cases
+import pretrain_cases
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from covo_rl.config import ConfigError
 from covo_rl.data.read import DataError
 from covo_rl.models.tiny import tiny_tokenizer
 from covo_rl.policy.head import NEVER
+from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.distill import Distiller, DistillOptions, text_only
 from covo_rl.supervised.pretrain.distill_loss import chunked_kl, dense_kl, joined_logps, top_logps
 from covo_rl.supervised.pretrain.distill_options import distill_options
 from covo_rl.supervised.pretrain.distill_teacher import DistillError, Teacher, shared_ids
+from covo_rl.supervised.pretrain.trainer import PretrainTrainer
 
 CODES = 40
 WORDS = ("bell", "dog", "tone", "rings", "twice", "low", "barks", "before", "hear", "What")
@@ -337,6 +341,17 @@ def test_an_update_adds_the_gradient_of_plain_forwards(options):
     assert family.unsampled_ids == ()
 
 
+def test_the_trainer_of_packed_rows_distils_in_its_updates(options):
+    family = student()
+    given = {"model": "m", "tasks": {"asr": {}}, "steps": 4, "length": 192}
+    distiller = Distiller(options, family, Accelerator(cpu=True))
+    trainer = PretrainTrainer(read_pretrain(None, given), family, None, Accelerator(cpu=True), distiller)  # type: ignore[arg-type]
+    batch = pretrain_cases.packed(family, [pretrain_cases.mixed(family)])
+    lines = [trainer.update([batch]) for _ in range(2)]
+    assert lines[1]["loss"] < lines[0]["loss"] and all(line["distill_tokens"] >= 4 for line in lines)
+    assert distiller.drawn == 8 and not trainer.changed_parts()
+
+
 def test_replies_hold_no_codes_and_are_those_of_the_student(options):
     family = student()
     with torch.no_grad():  # a student that would write nothing else
@@ -418,6 +433,14 @@ def test_a_teacher_that_gives_no_numbers_stops_the_run(options):
         distiller.teacher.model.model.norm.weight[3] = math.nan
     with pytest.raises(DistillError, match=r"reply to row p\d+ are not finite"):
         distiller.backward(0)
+
+
+def test_a_stage_that_trains_the_adapter_alone_cannot_distil(options):
+    family = student()
+    for name, parameter in family.model.named_parameters():
+        parameter.requires_grad_(name.startswith("audio_adapter."))
+    with pytest.raises(DistillError, match="leave distill out of this stage"):
+        Distiller(options, family).follow(cases.Policy(family))
 
 
 def test_sharded_weights_need_the_policy_that_is_sharded(options, monkeypatch):

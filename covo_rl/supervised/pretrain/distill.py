@@ -23,14 +23,10 @@ import torch
 
 from covo_rl.config import ConfigError, RolloutConfig
 from covo_rl.engines.own import sample
-from covo_rl.policy.attention import PackedLayout
-from covo_rl.policy.head import head_of
 from covo_rl.policy.packable import prepare_attention, restored_attention
-from covo_rl.policy.packing import pack
 from covo_rl.policy.policy import Policy
-from covo_rl.policy.rows import PlainRows, packed_hidden
 from covo_rl.prompt import position_limit
-from covo_rl.supervised.pretrain.distill_loss import TopLogps, chunked_kl, joined_logps, top_logps
+from covo_rl.supervised.pretrain.distill_loss import TopLogps, reply_kl, top_logps
 from covo_rl.supervised.pretrain.distill_options import DistillOptions, distill_problems
 from covo_rl.supervised.pretrain.distill_rows import PromptRows
 from covo_rl.supervised.pretrain.distill_teacher import DistillError, Teacher, shared_ids
@@ -82,11 +78,14 @@ class Distiller:
         )
 
     def follow(self, policy: Policy) -> None:
-        """Make passes through the trainer's policy where its parameters are in pieces (FSDP2), whose hooks gather them.
+        """What the trainer trains, ready for the first update: passes go through it where its parameters are in pieces
+        (FSDP2), whose hooks gather them.
 
         Raises:
-            DistillError: a decoder that cannot be packed samples rows one after the other; ranks would wait.
+            DistillError: nothing trains that could learn from text; or a decoder that cannot be packed samples rows one
+                after the other, while ranks with pieces of its weights would wait.
         """
+        self._check_trains()
         if not policy.sharded:
             return
         if not self.family.packable:
@@ -96,16 +95,26 @@ class Distiller:
             )
         self.policy = policy
 
+    def _check_trains(self) -> None:
+        parts = [self.family.embed_tokens, self.family.decoder, self.family.lm_head]
+        if not any(parameter.requires_grad for part in parts for parameter in part.parameters()):
+            raise DistillError(
+                "distill: neither decoder nor head nor embeddings train (train_parts), so that nothing can learn from "
+                "text: leave distill out of this stage"
+            )
+
     def backward(self, step: int) -> dict[str, float]:
         """Distil in the updates whose number `every` divides: adds gradients, returns metrics over all ranks.
 
         A collective. Nothing happens, and no prompt is drawn, in other updates and where the weight is 0.
 
         Raises:
-            DistillError: the teacher's logits are not finite, on every rank; nobody called `follow` under FSDP2.
+            DistillError: the teacher's logits are not finite, on every rank; nothing trains that could learn; nobody
+                called `follow` under FSDP2.
         """
         if not self.options.weight or step % self.options.every:
             return {}
+        self._check_trains()
         start, count = time.perf_counter(), self.options.prompts_per_update
         places = range(self.drawn, self.drawn + count)[self.ranks.rank :: self.ranks.world]
         groups = self.replies([self.prompts.at(place) for place in places], seed=self.drawn // count)
@@ -145,12 +154,13 @@ class Distiller:
         with self._as_policy():
             if not prompts and not self.policy.sharded:
                 return []
+            asked = prompts or [self.prompts.at(0)]  # a rank without any keeps the others in step
             groups = sample(
-                self.policy, prompts, self.policy.features(prompts), config, seed=self.seed * 1_000_003 + seed,
+                self.policy, asked, self.policy.features(asked), config, seed=self.seed * 1_000_003 + seed,
                 num_generations=1, greedy=greedy,
             )  # fmt: skip
         self.policy.release()
-        return groups
+        return groups if prompts else []
 
     def state_dict(self) -> dict[str, Any]:
         """How many prompts have been drawn, and of which rows."""
@@ -266,22 +276,6 @@ def text_only(family: AudioFamily, shared: Sequence[int]) -> AudioFamily:
     body = {"unsampled_ids": property(lambda self: others), "__module__": kind.__module__}
     twin.__class__ = type(kind.__name__, (kind,), body)
     return twin
-
-
-def reply_kl(policy: Policy, groups: Sequence[Group], tops: Sequence[TopLogps]) -> torch.Tensor:
-    """KL(teacher || student) of every id of these replies, (M,) float32; a function for `policy(reply_kl, ...)`."""
-    family = policy.family
-    packed = pack(groups, family.audio_token_id, policy.device)
-    ids_L = packed.input_ids_L
-    embeds_LD = family.embed_tokens(family.embeddable(ids_L))
-    if family.packable:
-        hidden_XD = packed_hidden(family, ids_L, embeds_LD, packed.position_ids_L, PackedLayout(packed))
-        predictors_M = packed.predictors_M
-    else:
-        rows = PlainRows.of(packed)
-        hidden_XD, predictors_M = rows.hidden(family, ids_L, embeds_LD), rows.predictors_M
-    top = joined_logps(tops).to(hidden_XD.device)
-    return chunked_kl(hidden_XD.index_select(0, predictors_M), head_of(family), top)
 
 
 def _own_policy(family: AudioFamily) -> Policy:
