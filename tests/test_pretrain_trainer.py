@@ -72,6 +72,9 @@ def _count(batch, codes, made):
 
 def test_a_distiller_adds_its_gradient_before_the_step():
     class Distiller:
+        def follow(self, policy):
+            assert policy.family is made
+
         def backward(self, step):
             seen.append((step, float(made.lm_head.weight.grad.abs().sum())))
             made.lm_head.weight.grad.zero_()

@@ -71,6 +71,8 @@ class PretrainTrainer:
             config.lr_scheduler_type, optimizer, warmup_steps=config.warmup_steps, steps=config.steps, **floor
         )
         self.frozen = frozen_digests(family)
+        if distiller is not None:
+            distiller.follow(self.policy)
         self.distiller, self.step = distiller, 0
 
     @property
