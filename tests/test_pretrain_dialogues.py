@@ -171,8 +171,7 @@ def test_a_spoken_dialogue_of_two_turns(spoken, vocabulary, folder):
         f"<|im_start|>assistant\n{decoded(reply(second, [codes[5], codes[39]]), spoken)}<|im_end|>"
     )
     assert document.clips == (("d#1", 0, 25),)
-    assert set(row.recordings) == {"d#1"}
-    assert len(row.recordings["d#1"].wave()) == 24_000
+    assert {name: said.clip.path for name, said in row.recordings.items()} == {"d#1": str(folder / "one.wav")}
     end = vocabulary.turn_end  # all replies are taught, in their order
     taught = [label for label in document.labels if label != IGNORE]
     assert taught == [*reply(first, codes[:7]), end, *reply(second, [codes[5], codes[39]]), end]
@@ -195,12 +194,12 @@ def test_what_is_asked_stands_after_the_recording(spoken, vocabulary, folder):
 def test_general_draws_among_what_the_row_has(vocabulary, folder):
     everything = dialogue(user("What rings?", "one.wav"), assistant("a bell", [3]), folder=folder)
     counts = {}
-    for seed in range(400):
+    for seed in range(100):
         document = build_general(everything, vocabulary, random.Random(seed), BuildOptions())
         key = (bool(document.clips), max(document.ids) >= vocabulary.first_code)
         counts[key] = counts.get(key, 0) + 1
     assert len(counts) == 4
-    assert min(counts.values()) > 60  # of 400, 100 each
+    assert min(counts.values()) > 10  # of 100, 25 each
     cases = {
         (False, False): (user("x"), assistant()),
         (True, False): (user(None, "one.wav"), assistant()),

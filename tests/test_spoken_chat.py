@@ -12,6 +12,7 @@ from covo_rl import load
 from covo_rl.cli import main
 from covo_rl.config import ConfigError
 from covo_rl.models.covo_audio.conversation import Conversation
+from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.models.covo_audio.token2wav import CodesError
 from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.prompt import PromptError
@@ -169,6 +170,13 @@ def test_a_conversation_of_several_turns_at_the_terminal(home, model, tmp_path, 
     assert not (tmp_path / "reply-5.wav").exists()
 
 
+def test_who_replies_is_named_in_the_system_message_of_a_spoken_chat(home, model):
+    chat = model.chat(speak=home / "decoder", speaker="anna", emotion="joy", max_completion_length=2)
+    chat.ask(audio=home / "one.wav")
+    text = model.policy.family.tokenizer.decode(chat.conversation.history)
+    assert text.startswith(f"<|im_start|>system\n{SPOKEN_SYSTEM}\nEmotion: joy.\nSpeaker: anna.<|im_end|>")
+
+
 def test_a_sound_alone_is_asked_at_the_end_of_what_is_piped_in(home, tmp_path, monkeypatch, capsys):
     assert not spoken(home, "--audio", home / "one.wav", "--speak", tmp_path / "a.wav", monkeypatch=monkeypatch)
     assert (tmp_path / "a.wav").exists() != ("the reply has no speech in it" in capsys.readouterr().err)
@@ -187,6 +195,9 @@ def test_options_of_speech_are_checked_before_a_model_is_loaded(home, tmp_path, 
     (tmp_path / "there.wav").touch()
     for words, messages in (
         (["--pattern", "5:15"], ["--decoder needs --speak FILE", "--pattern needs --speak FILE"]),
+        (["--speaker", "anna", "--emotion", "joy"], ["--speaker needs --speak FILE", "--emotion needs --speak FILE"]),
+        (["--speak", tmp_path / "a.wav", "--speaker", " ", "--emotion", "glad"],
+         ["--speaker ' ': a name", "--emotion 'glad': there are joy, anger, sadness, fear, disgust, depression, sur"]),
         (["--speak", tmp_path / "there.wav"], [f"{tmp_path / 'there.wav'} exists: remove it, or name another file"]),
         (["--speak", tmp_path / "a.mp3", "--voice", tmp_path / "b.wav", "--pattern", "x"],
          ["replies are wav files", "--voice", "no such file or folder", "--pattern='x' does not exist"]),

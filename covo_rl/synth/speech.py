@@ -97,11 +97,19 @@ def utterance(split: str, index: int, seed: int = 0) -> Utterance:
     return say_digits([str(word) for word in rng.choice(DIGITS, rng.integers(2, 7))], speaker, rng)
 
 
-def say_digits(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence[str] | None = None) -> Utterance:
+def say_digits(
+    words: Sequence[str],
+    speaker: Speaker,
+    rng: Rng,
+    tones: Sequence[str] | None = None,
+    breaks: Sequence[bool] | None = None,
+) -> Utterance:
     """Digit words in a voice, one tone a word (drawn where none are named); lengths and pauses vary with `rng`.
 
+    `breaks`: after which words the speaker pauses for 0.25 to 0.4 s; by default after one in five, drawn.
+
     Raises:
-        ValueError: no words, a word that is no digit, an unknown tone, or not one tone a word.
+        ValueError: no words, a word that is no digit, an unknown tone, or not one tone and break a word.
     """
     tones = [str(tone) for tone in rng.choice(list(TONES), len(words))] if tones is None else list(tones)
     for name, values, known in (("word", words, DIGITS), ("tone", tones, TONES)):
@@ -109,10 +117,12 @@ def say_digits(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence
             raise ValueError(f"no {name} is called {strange[0]!r}; there are {', '.join(known)}")
     if not words or len(tones) != len(words):
         raise ValueError(f"{len(words)} words and {len(tones)} tones: at least one word, and one tone a word")
+    if breaks is not None and len(breaks) != len(words):
+        raise ValueError(f"{len(words)} words and {len(breaks)} breaks: one a word")
     phones, times = [(PHONES["-"], rng.uniform(0.05, 0.15))], []
     pitch = [(0.0, 0.0)]  # (second, semitones), joined by straight lines
     end = phones[0][1]
-    for word, tone in zip(words, tones, strict=True):
+    for place, (word, tone) in enumerate(zip(words, tones, strict=True)):
         start = end
         for name in PRONUNCIATIONS[word].split():
             phone = PHONES[name]
@@ -120,7 +130,8 @@ def say_digits(words: Sequence[str], speaker: Speaker, rng: Rng, tones: Sequence
             end += phones[-1][1]
         times.append((word, round(start, 4), round(end, 4)))
         pitch += [(start, TONES[tone][0]), (end, TONES[tone][1])]
-        pause = rng.uniform(0.25, 0.4) if rng.random() < 0.2 else rng.uniform(0.04, 0.12)
+        pauses = rng.random() < 0.2 if breaks is None else breaks[place]
+        pause = rng.uniform(0.25, 0.4) if pauses else rng.uniform(0.04, 0.12)
         phones.append((PHONES["-"], pause))
         end += pause
     samples = -(-round(end * RATE) // _CODE) * _CODE

@@ -3,6 +3,7 @@
     covo-rl models list                   families, and models of covo_rl's own
     covo-rl models show NAME              a family, or what a folder is by its files alone; `covo-rl models NAME` too
     covo-rl models check PATH             the ten points of covo_rl/run/conformance on a checkpoint
+    covo-rl models create --llm PATH --encoder PATH --output DIR     a Covo-Audio for pre-training
 
 `list` and `show` load no weights: their names, shapes and precision stand in the heads of the safetensors files.
 """
@@ -119,6 +120,43 @@ def check_exactness(
         )
     if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(1)
+
+
+@app.command("create")
+def create_command(
+    llm: Annotated[
+        str, typer.Option(help="folder of a Qwen2 causal model; builtin:tiny, or a Covo-Audio without codes")
+    ],
+    encoder: Annotated[str, typer.Option(help="folder of a Whisper checkpoint or of a Covo-Audio; builtin:tiny")],
+    output: Annotated[str, typer.Option(help="a new folder for the model")],
+    codes: Annotated[int, typer.Option(help="codes of speech that it can write: the size of the codebook")] = 16384,
+    adapter_downsample: Annotated[
+        int, typer.Option(help="encoder frames of 20 ms that become one slot: 2, 4, 8, 16")
+    ] = 8,
+    adapter_hidden: Annotated[int, typer.Option(help="width inside the adapter")] = 2048,
+    seed: Annotated[int, typer.Option(help="of the new rows and the adapter")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto (the LLM's), float32, bfloat16, float16")] = "auto",
+) -> None:
+    """Make a Covo-Audio of a text LLM and a speech encoder, for pre-training; compare it with both.
+
+    Text rows and encoder are taken as they are. New tokens and codes start as the mean of the text rows plus
+    N(0, 0.02), the adapter at random.
+    """
+    from covo_rl.supervised.pretrain.create import Creation, create_model
+
+    with user_errors("covo-rl models create"):
+        made = create_model(
+            Creation(llm, encoder, output, codes, adapter_downsample, adapter_hidden, seed=seed, dtype=dtype)
+        )
+        first, count = made["first_code"], made["codes"]
+        tokens = f"{made['text_tokens']:,} of the LLM, {made['added_tokens']} added"
+        rows: Rows = [
+            ("parameters", f"{made['parameters']:,} in {made['dtype']}"), ("tokens", tokens),
+            ("codes", f"{count:,}, ids {first:,} to {first + count - 1:,}" if count else "none"),
+            ("text logits", f"{made['logits_gap']:.1e} from the LLM's"),
+            ("encoder", f"{made['encoder_gap']:.1e} from the source's"),
+        ]  # fmt: skip
+        console.print(summary_table(visible(output), rows))
 
 
 def _list() -> None:

@@ -1,4 +1,4 @@
-"""Options of pre-training: one YAML for both stages, checked as a whole."""
+"""Options of pre-training and of the chat stage: one YAML for all of them, checked as a whole."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAY_CHANGE = frozenset(
 
 @dataclass
 class PretrainConfig:
-    """Options of a file, `stage_1:` and `stage_2:` in it those of one stage, which win over the others.
+    """Options of a file; `stage_1:`, `stage_2:`, `stage_chat:` in it are those of one stage, which win over the others.
 
     `stage` sets what trains, the mixture, rate, steps and warm-up as published, below all that is given. `tasks` is
     {name: {weight, data, audio_dir}}: a task has the published weight and the rows of `data`, `text_data` or
@@ -44,7 +44,7 @@ class PretrainConfig:
 
     output: str = option("runs/pretrain", "folder: the trained model, metrics.jsonl, checkpoints/")
     model: str | None = option(None, "folder, or builtin:NAME, of the model to start from")
-    stage: int | None = option(None, "1 (adapter alone, ASR) or 2 (adapter, decoder and head, the mixture)")
+    stage: Any | None = option(None, "1 (adapter alone, ASR), 2 (adapter, decoder and head) or chat (dialogues)")
     tasks: dict[str, Any] = option({}, "name: {weight, data, audio_dir}", yaml_only=True)
     data: str | None = option(None, "rows of speech: JSONL or parquet, a folder or a pattern of them")
     audio_dir: str | None = option(None, "folder of the recordings; default: that of the rows")
@@ -106,28 +106,28 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     typed = {number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()}
     general = typed_values(hints, content, problems, "pretrain")
     options = typed_values(hints, given, problems, "pretrain")
-    stage = options.get("stage", general.get("stage"))
-    if stage is not None and stage not in STAGES:
-        problems.append(f"stage {stage}: there are {', '.join(map(str, STAGES))}")
-    own = typed.get(stage, {}) if stage is not None else {}
+    named = options.get("stage", general.get("stage"))
+    stage = next((name for name in STAGES if str(name) == str(named)), None)
+    if named is not None and stage is None:
+        problems.append(f"stage {named!r:.80}: there are {', '.join(map(str, STAGES))}")
+    own = {} if stage is None else typed[stage]
     forms = {"tasks": general.get("tasks"), "eval_tasks": general.get("eval_tasks")}
-    forms |= {f"stage_{number}: tasks": section.get("tasks") for number, section in typed.items()}
+    forms |= {f"stage_{name}: tasks": section.get("tasks") for name, section in typed.items()}
     for where, tasks in forms.items():
         problems += task_problems(tasks, where) if tasks is not None else []
     if problems:  # of the form; what follows needs it
         raise ConfigError(problems)
     if own.get("tasks") and general.get("tasks"):  # a stage chooses and weighs; the rows of a task are said once
-        own = {
-            **own,
-            "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()},
-        }
-    config = PretrainConfig(**{**STAGES.get(stage or 0, {}), **general, **own, **options})
+        rows = general["tasks"]
+        own = {**own, "tasks": {name: {**rows.get(name, {}), **task} for name, task in own["tasks"].items()}}
+    preset = {} if stage is None else STAGES[stage]
+    config = PretrainConfig(**{**preset, **general, **own, **options, "stage": stage})
     if problems := value_problems(config, LIMITS) + [text for holds, text in _rules(config) if not holds]:
         raise ConfigError(problems)
     return config
 
 
-def _section(content: dict[str, Any], number: int, problems: list[str]) -> Mapping[str, Any]:
+def _section(content: dict[str, Any], number: int | str, problems: list[str]) -> Mapping[str, Any]:
     section = content.pop(f"stage_{number}", {})
     if isinstance(section, Mapping) and "stage" not in section:
         return section

@@ -55,7 +55,7 @@ class DialogueRow:
 
     @property
     def recordings(self) -> dict[str, SpeechRow]:
-        """The turns that are heard, by the ids that the clips of a document name."""
+        """The turns that are recorded, by the ids that the clips of a document name."""
         return {turn.said.id: turn.said for turn in self.turns if turn.said.clip is not None}
 
 

@@ -16,11 +16,12 @@ import torch
 
 from covo_rl.models.covo_audio.persona import EMOTIONS, WRITTEN_SYSTEM, system_message
 from covo_rl.models.covo_audio.processing import IGNORE, interleave, make_labels
-from covo_rl.speech.grid import check_codes, count_slots
+from covo_rl.speech.grid import check_codes
 from covo_rl.speech.rows import SpeechRow
+from covo_rl.supervised.pretrain.builder import heard
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRow, DialogueTurn
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
-from covo_rl.supervised.pretrain.fragments import code_length
+from covo_rl.supervised.pretrain.fragments import Fragment, code_length
 from covo_rl.types import Supervise
 
 #: what the user of a pseudo-dialogue says
@@ -150,20 +151,17 @@ class _Writer:
     def query(self, turn: DialogueTurn, emotion: str | None, hear: bool, asked: bool) -> None:
         """A turn of the user; `emotion` is that of the reply."""
         said, ask = turn.said, "" if emotion is None else ASKED_EMOTION.format(emotion=emotion)
-        heard = hear and said.clip is not None
-        text = "\n".join(part for part in (said.text if asked or not heard else "", ask) if part)
-        if not heard:
+        sounds = hear and said.clip is not None
+        text = "\n".join(part for part in (said.text if asked or not sounds else "", ask) if part)
+        if not sounds:
             return self.turn("user", text)
         length = code_length(said)
         if length > LONGEST_TURN:
             raise SkippedError("a turn of more than 30 s", said.id)
-        if not length:
-            raise SkippedError("a turn without a sample", said.id)
-        vocabulary = self.vocabulary
-        sound = [vocabulary.audio_start, *[vocabulary.slot] * count_slots(length), vocabulary.audio_end]
+        sound = heard(Fragment("", 0, length, said.id), self.vocabulary)
         self.clips.append((said.id, 0, length))
-        written = vocabulary.text(text) if text else []
-        return self._add([*self._open("user"), *sound, *written, vocabulary.turn_end])
+        written = self.vocabulary.text(text) if text else []
+        return self._add([*self._open("user"), *sound, *written, self.vocabulary.turn_end])
 
     def reply(self, said: SpeechRow, *, spoken: bool, supervise: Supervise) -> None:
         """A turn of the assistant. Its text is tokenized by itself: the model begins after `assistant` and newline."""

@@ -1,7 +1,7 @@
-"""The two stages of pre-training, as options below those of a file, and the tasks with the rows that they draw from.
+"""The stages of pre-training and that of chat, as options below those of a file, and the tasks with their rows.
 
 Stage 1 teaches the adapter alone to carry speech to a frozen decoder; stage 2 trains adapter, decoder (with its
-embeddings) and head on the mixture. The encoder is frozen in both.
+embeddings) and head on the mixture; chat trains the same on dialogues. The encoder is frozen in all.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ WEIGHTS = {
     "asr": 80.0, "tts": 160.0, "audio_only": 240.0, "continuation": 160.0, "interleave_1": 360.0,
     "interleave_2": 180.0, "text": 800.0,
 }  # fmt: skip
-STAGES: dict[int, dict[str, Any]] = {
+#: shares of the tokens of the chat stage
+CHAT_WEIGHTS = {
+    "general": 0.4, "dialogue": 0.3, "speech_understanding": 0.1, "speech_generation": 0.1, "audio_understanding": 0.1,
+}  # fmt: skip
+STAGES: dict[int | str, dict[str, Any]] = {
     1: {"train_parts": ["audio_adapter"], "tasks": {"asr": {}}, "learning_rate": 1e-4, "steps": 50_000,
         "warmup_steps": 40_000},
     2: {"train_parts": ["audio_adapter", "llm", "lm_head"], "tasks": {name: {} for name in WEIGHTS},
         "learning_rate": 3e-5, "steps": 500_000, "warmup_steps": 20_000},
+    "chat": {"train_parts": ["audio_adapter", "llm", "lm_head"], "tasks": {name: {} for name in CHAT_WEIGHTS},
+             "learning_rate": 1e-5, "steps": 50_000, "warmup_steps": 1000},
 }  # fmt: skip
 #: what one draw takes -> the option that names the rows of all tasks of this kind
 DEFAULT_DATA = {"row": "data", "document": "data", "text": "text_data", "dialogue": "dialogue_data"}
@@ -49,7 +55,7 @@ def planned_tasks(config: PretrainConfig, option: str = "tasks") -> dict[str, Ta
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"
             problems.append(f"{option}: there is no task {name!r:.80}; {hint}")
             continue
-        weight = given.get("weight", WEIGHTS.get(name, 1.0))
+        weight = given.get("weight", {**WEIGHTS, **CHAT_WEIGHTS}.get(name, 1.0))
         default = DEFAULT_DATA[task.unit]
         data = given.get("data", getattr(config, default))
         if data is None and weight:
