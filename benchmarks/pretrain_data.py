@@ -37,22 +37,8 @@ WEIGHTS = {
     "text": 800,
 }  # fmt: skip
 WORDS = (
-    "the",
-    "speech",
-    "of",
-    "a",
-    "voice",
-    "that",
-    "nobody",
-    "heard",
-    "before,",
-    "goes",
-    "on",
-    "and",
-    "then",
-    "it",
-    "ends.",
-)
+    "the", "speech", "of", "a", "voice", "that", "nobody", "heard", "before,", "goes", "on", "and", "then", "ends.",
+)  # fmt: skip
 CODES, STEP_LENGTH = 256, 1024
 
 

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -70,10 +70,17 @@ class TaskState:
     skipped: dict[str, list[Any]] = field(default_factory=dict)
 
 
+class Drawable(Protocol):
+    """What a task draws from: `Units`, or a list."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class MixtureTask:
     """A task with its rows: `units[i]` is what its builder takes."""
 
-    def __init__(self, name: str, weight: float, task: Task, units: Sequence[Any], fingerprint: str = "") -> None:
+    def __init__(self, name: str, weight: float, task: Task, units: Drawable, fingerprint: str = "") -> None:
         self.name, self.weight, self.task, self.units, self.fingerprint = name, weight, task, units, fingerprint
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
 

@@ -193,8 +193,8 @@ def collate_rows(
             positions[n, start:end], task[n, start:end] = np.arange(end - start), names.index(document.task)
             start = end
         positions[n, start:] = np.arange(length - start)
-    tensors = (torch.from_numpy(array) for array in (ids, labels, positions, task))
-    batch = PackedBatch(*tensors, names)
+    input_ids, taught, places, numbers = (torch.from_numpy(array) for array in (ids, labels, positions, task))
+    batch = PackedBatch(input_ids, taught, places, numbers, names)
     _add_clips(batch, rows, vocabulary)
     if batch.waves and extractor is not None:
         _add_audio(batch, extractor)

@@ -145,7 +145,7 @@ class RowStore:
         problems: list[Problem] = []
         for where, row, faults in self.rows.scan():
             problems += [Problem(f"row {where}", fault) for fault in faults]
-            read = self._reader.read(where, row) if row is not None and not faults else None
+            read: Any = self._reader.read(where, row) if row is not None and not faults else None
             problems += self._reader.problems
             self._reader.problems = []
             ids.append(row_digest(str(getattr(read, "id", where)).encode("utf-8", "surrogatepass")))
