@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -60,35 +59,35 @@ def test_the_task_furthest_below_its_share_is_next_and_of_equals_the_heavier():
 
 def test_weights_that_floats_cannot_hold_are_compared_exactly():
     mixture = mixture_of({"a": 0.1, "b": 0.2, "c": 0.7}, {name: [1] for name in "abc"})
-    drawn = Counter(mixture.draw().draw.task for _ in range(500))
-    assert drawn == {"a": 50, "b": 100, "c": 350}
+    drawn = Counter(mixture.draw().draw.task for _ in range(100))
+    assert drawn == {"a": 10, "b": 20, "c": 70}
 
 
 _lists = st.lists(st.integers(1, 60), min_size=1, max_size=5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.tuples(*[_lists] * len(WEIGHTS)), st.integers(0, 9))
 def test_token_shares_stay_within_the_longest_document_of_the_weights(lengths, seed):
     mixture = mixture_of(WEIGHTS, dict(zip(WEIGHTS, lengths, strict=True)), seed=seed)
     longest, drawn = max(map(max, lengths)), Counter()
-    for _ in range(120):
+    for _ in range(100):
         item = mixture.draw()
         drawn[item.draw.task] += len(item)
-        for name, weight in WEIGHTS.items():
-            assert abs(Fraction(weight, 1980) * drawn.total() - drawn[name]) < longest
+        for name, weight in WEIGHTS.items():  # of 1980 together
+            assert abs(weight * drawn.total() - 1980 * drawn[name]) < 1980 * longest
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 1000), _lists), min_size=1, max_size=9))
 def test_with_any_weights_no_task_is_a_document_above_its_share_and_few_are_below(tasks):
     weights = {f"t{i}": weight for i, (weight, _) in enumerate(tasks)}
     mixture = mixture_of(weights, {f"t{i}": lengths for i, (_, lengths) in enumerate(tasks)})
     longest = max(max(lengths) for _, lengths in tasks)
     behind = sum(1 / n for n in range(1, max(len(tasks), 2)))  # 1 + 1/2 + ...: very unequal weights can need it
-    for _ in range(120):
+    total = sum(weights.values())
+    for _ in range(100):
         mixture.draw()
-        total = sum(weights.values())
         for name in weights:
             assert -longest * total < mixture.lag(name) <= behind * longest * total
 

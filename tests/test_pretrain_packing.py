@@ -27,7 +27,7 @@ from covo_rl.types import Clip
 # -- packing -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 30), max_size=8), st.integers(0, 60))
 def test_the_best_fill_is_the_best_of_all_choices(lengths, room):
     chosen = best_fill(lengths, room)
