@@ -1,4 +1,4 @@
-"""Rows of speech that are noise, a tiny Covo-Audio with codes, and packed batches of both, for tests of pre-training."""
+"""For tests of pre-training: rows of speech that are noise, a tiny Covo-Audio with codes, packed batches of both."""
 
 from __future__ import annotations
 

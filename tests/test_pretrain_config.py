@@ -52,8 +52,8 @@ def test_one_file_holds_both_stages(tmp_path):
 def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     found = problems("modle: x\nsteps: many\ntasks: {asr: {wieght: 1}, tts: 3}\nstage_2: {stage: 1}", tmp_path)
     assert len(found) == 5 and "did you mean model?" in "\n".join(found)
-    found = problems("model: m\ndata: d\ntasks: {asr: {}}\nsteps: 5\nwarmup_steps: 5\ntrain_parts: [llm, had]\nlength: 0",
-                     tmp_path, resume=True, overwrite=True)  # fmt: skip
+    text = "model: m\ndata: d\ntasks: {asr: {}}\nsteps: 5\nwarmup_steps: 5\ntrain_parts: [llm, had]\nlength: 0"
+    found = problems(text, tmp_path, resume=True, overwrite=True)
     text = "\n".join(found)
     assert len(found) == 4 and all(word in text for word in ("length", "warmup_steps 5 of steps 5", "'had'", "resume"))
     assert problems("stage: 3\nmodel: m", tmp_path) == ["stage 3: there are 1, 2"]

@@ -70,7 +70,9 @@ def single_logits(policy, documents):
                       for batch in batches])  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] if "concat" in way else []) for way in WAYS]
+)
 def test_packed_documents_have_the_logits_of_single_ones(policy, documents, single, way):
     rows = [documents[:3], documents[3:]]
     batch = cases.packed(policy.family, rows, max(sum(map(len, row)) for row in rows) + 5)  # padding in both
@@ -90,6 +92,7 @@ def test_the_same_comparison_notices_a_cache_and_a_mask_of_ones(policy, document
     assert difference[:first].max() < 1e-5 and difference[first:].max() > 0.1
 
 
+@pytest.mark.slow
 def test_in_16_bits_packed_and_single_documents_agree_to_their_rounding(documents):
     made = cases.tiny_family()
     made.model.to(torch.bfloat16)

@@ -198,6 +198,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(world, finished, tmp_path, monkeypatc
     assert (folder / "model.safetensors").read_bytes() == (finished[1] / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_options_or_of_damaged_checkpoints_is_refused(world, finished, tmp_path):
     config, folder = finished
     again = dataclasses.replace(config, resume=True)
@@ -233,6 +234,7 @@ def test_a_folder_that_is_taken_is_left_alone(world, finished, tmp_path, capsys)
     assert "dry run" in capsys.readouterr().out and (folder / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_frozen_weight_that_changed_is_not_saved(world, tmp_path, monkeypatch):
     updates = PretrainTrainer.update
 

@@ -27,7 +27,8 @@ LIMITS = {
 MAY_CHANGE = frozenset(
     """
     output resume overwrite dry_run checkpoint_every keep_last workers data audio_dir text_data dialogue_data tasks
-    eval_tasks eval_rows eval_every check_recordings save_dtype batch_size gradient_accumulation_steps gradient_checkpointing recompute
+    eval_tasks eval_rows eval_every
+    check_recordings save_dtype batch_size gradient_accumulation_steps gradient_checkpointing recompute
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
 
@@ -109,8 +110,9 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     if stage is not None and stage not in STAGES:
         problems.append(f"stage {stage}: there are {', '.join(map(str, STAGES))}")
     own = typed.get(stage, {}) if stage is not None else {}
-    for where, tasks in (("tasks", general.get("tasks")), *((f"stage_{n}: tasks", typed[n].get("tasks")) for n in typed),
-                         ("eval_tasks", general.get("eval_tasks"))):  # fmt: skip
+    forms = {"tasks": general.get("tasks"), "eval_tasks": general.get("eval_tasks")}
+    forms |= {f"stage_{number}: tasks": section.get("tasks") for number, section in typed.items()}
+    for where, tasks in forms.items():
         problems += task_problems(tasks, where) if tasks is not None else []
     if problems:  # of the form; what follows needs it
         raise ConfigError(problems)

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from covo_rl.supervised.pretrain.stream import PackedStream
 
 MEMORY = (
-    "out of memory. Lower batch_size and raise gradient_accumulation_steps (same gradient), use gradient_checkpointing, "
-    "also with recompute: layer, or share the parameters out over more ranks (recipes/accelerate/fsdp2.yaml)"
+    "out of memory. Lower batch_size and raise gradient_accumulation_steps (same gradient), use "
+    "gradient_checkpointing, with recompute: layer if need be, or share the parameters out over ranks "
+    "(recipes/accelerate/fsdp2.yaml)"
 )
 
 
