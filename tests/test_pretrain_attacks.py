@@ -63,7 +63,7 @@ def test_rows_come_back_whatever_separates_them(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [b'{"id": "a", "text": "\xff\xfe"}\n', b'{"id": "a", "text": "b"\n', b"[1]\n", b"NaN\n", b'"text"\n', b"\x00\x00\n",
-     b'{"id": "a", "text": {"b": 1}}\n', b'{"id": true, "text": "b"}\n', b'{"id": "a", "text": "\\ud800"}\n',
+     b'{"id": "a", "text": {"b": 1}}\n', b'{"id": "a", "text": "\\ud800"}\n',
      b"[" * 100_000 + b"\n", b'{"id": "a", "text": "b", "text": "c"}\n',
      b'{"id": ' + b"9" * 5000 + b', "text": "a"}\n', b'{"id": "a", "text": "\xef\xb7\x90"}\n'],
 )  # fmt: skip
@@ -71,11 +71,11 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
     path = lines(tmp_path / "rows.jsonl", [{"id": "fine", "text": "fine"}, line])
     with pytest.raises(DataError) as caught:
         RowStore(path, kind="text")
-    assert all(problem.row_id in ("row 2", "a", "True") for problem in caught.value.problems)
+    assert all(problem.row_id in ("row 2", "a") for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"\x93NUMPY", b"not numpy at all" * 20, b"\x93NUMPY\x01\x00\xff\xff" + b"x" * 100], ids=str
+    "damage", [b"", b"\x93NUMPY", b"not numpy at all" * 20, b"\x93NUMPY\x01\x00\xff\xff" + b"x" * 100], ids=range(4)
 )
 def test_files_of_codes_that_are_damaged_are_named(tmp_path, damage):
     (tmp_path / "codes.npy").write_bytes(damage)
@@ -99,6 +99,18 @@ def test_codes_of_two_tokenizers_in_two_tasks_are_refused(tmp_path, vocabulary):
     tasks = {"tts": TaskData(1, str(tmp_path / "a.jsonl")), "pseudo_dialogue": TaskData(1, str(tmp_path / "b.jsonl"))}
     with pytest.raises(DataError, match="several tokenizers"):
         PackedStream(tasks, vocabulary, seed=0, length=64, pad_id=0)
+
+
+@pytest.mark.parametrize("bad", ["\\ud800", "\\ufdd0"])
+def test_what_no_tokenizer_takes_is_named_before_training(tmp_path, bad):
+    turns = [f'{{"role": "user", "text": "a{bad}"}}', '{"role": "assistant", "text": "b"}']
+    dialogue = f'{{"id": "d", "system": "{bad}", "turns": [{", ".join(turns)}]}}'
+    rows = {"text": f'{{"id": "a", "text": "b {bad}"}}', "speech": f'{{"id": "a", "text": "{bad}", "codes": [1]}}',
+            "dialogue": dialogue}  # fmt: skip
+    for kind, row in rows.items():
+        with pytest.raises(DataError, match=r"lone surrogate|noncharacter") as caught:
+            RowStore(lines(tmp_path / f"{kind}.jsonl", [row.encode() + b"\n"]), kind=kind)
+        assert len(caught.value.problems) == (2 if kind == "dialogue" else 1)
 
 
 # -- streams -----------------------------------------------------------------------------------------------------

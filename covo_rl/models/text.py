@@ -46,6 +46,14 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     return _special(tokenizer, len(tokenizer)).names
 
 
+def unfit(text: str) -> str:
+    """What a text holds that keeps it from becoming ids; empty if nothing."""
+    if not (match := _UNFIT.search(text)):
+        return ""
+    kind, why = ("noncharacter", "marks cuts here") if match[0] == CUT else ("lone surrogate", "is no character")
+    return f"holds the {kind} U+{ord(match[0]):04X}, which {why}"
+
+
 def shielded(texts: Sequence[str], tokenizer: Any) -> list[str]:
     """The texts with CUT inside every special token that they spell, alone or from the end of one into the next.
 
@@ -53,9 +61,8 @@ def shielded(texts: Sequence[str], tokenizer: Any) -> list[str]:
         ValueError: a text holds CUT itself, or a lone surrogate, which no tokenizer takes.
     """
     joined = "".join(texts)
-    if match := _UNFIT.search(joined):
-        kind, why = ("noncharacter", "marks cuts here") if match[0] == CUT else ("lone surrogate", "is no character")
-        raise ValueError(f"a text holds the {kind} U+{ord(match[0]):04X}, which {why}; remove it")
+    if why := unfit(joined):
+        raise ValueError(f"a text {why}; remove it")
     pattern, cuts, place = _special(tokenizer, len(tokenizer)).pattern, [], 0
     while match := pattern.search(joined, place):  # tokens may overlap: each is cut after its first character
         place = match.start() + 1

@@ -24,6 +24,7 @@ from covo_rl.data.folder import AudioFolder
 from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
+from covo_rl.models.text import unfit
 from covo_rl.speech.grid import CODE_SECONDS, RATE, count_codes
 from covo_rl.types import Clip
 
@@ -193,6 +194,8 @@ class SpeechRowReader:
             self.ids.add(name)
         wrong += [f"its {key} is {printable(row[key])}, not a text" for key in _TEXTS
                   if not isinstance(row.get(key, ""), str | None)]  # fmt: skip
+        written = [(key, row[key]) for key in _TEXTS if isinstance(row.get(key), str)]
+        wrong += [f"its {key} {why}; remove it" for key, text in written if (why := unfit(text))]
         position = row.get("position")
         if position is not None and type(position) is not int:
             wrong.append(f"its position is {printable(position)}, not a whole number")

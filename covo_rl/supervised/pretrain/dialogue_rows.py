@@ -21,6 +21,7 @@ from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
 from covo_rl.models.covo_audio.persona import persona_problems
+from covo_rl.models.text import unfit
 from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class DialogueRowReader:
             if not isinstance(value, str | None):
                 wrong.append(f"its {key} is {printable(value)}, not a text")
                 texts[key] = None
+            elif value and (why := unfit(value)):
+                wrong.append(f"its {key} {why}; remove it")
         wrong += persona_problems(texts["speaker"], texts["emotion"])
         self.problems += [Problem(name, what) for what in wrong]
         given = row.get("turns")

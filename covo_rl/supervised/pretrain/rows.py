@@ -19,6 +19,7 @@ from covo_rl.data.folder import AudioFolder
 from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, broken, printable
 from covo_rl.data.shards import ShardedRows, row_digest
+from covo_rl.models.text import unfit
 from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, recording_problems
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRowReader
 
@@ -62,6 +63,8 @@ class TextRowReader:
             )
             self.problems.append(Problem(name or f"row {number}", what))
             text = ""
+        elif why := unfit(text):
+            self.problems.append(Problem(name or f"row {number}", f"its text {why}; remove it"))
         return TextRow(name or f"row {number}", text)
 
 
