@@ -566,7 +566,7 @@ def test_segments_cover_every_position_once():
 
 
 def test_a_dialogue_is_read_with_its_frame():
-    names = {"system\n": [60, 6], "user\n": [61, 6], "assistant\n": [62, 6], "\n": [6], "system": [60]}
+    names = {"system": [60], "user": [61], "assistant": [62], "\n": [6]}
     vocabulary = Vocabulary(lambda text: names.get(text, [50]), *TABLE_IDS)
     ids = run("1 60 6 40 41 2 6 1 61 6 3 4 4 5 2 6 1 62 6 21..25 100..114 26 27 115..139 2")
     labels = run("24x- 100..114 - - 115..139 2")
@@ -576,6 +576,11 @@ def test_a_dialogue_is_read_with_its_frame():
         ("chat", 3, None), ("t", 5, 2), ("ad", 15, 2), ("t", 2, 2), ("ad", 25, 2), ("chat", 1, None),
     ]  # fmt: skip
     assert document_problems(Document(ids, labels, (("u", 0, 8),)), vocabulary) == []
+    # a newline that is one id with the text after it, and a role that nobody has: the text begins earlier
+    others = Document(run("1 60 40 2 6 1 70 6 40 2"), [IGNORE] * 10)
+    assert [(s.kind, s.start) for s in segments(others, vocabulary)] == [
+        ("chat", 0), ("t", 2), ("chat", 3), ("chat", 5), ("t", 6), ("chat", 9),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
