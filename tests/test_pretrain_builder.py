@@ -165,6 +165,13 @@ def test_repeated_content_is_one_fragment_in_every_kind():
     assert interleaved([F1], "ac>t|ad", TABLE, content="repeat").ids == run("3 4 4 5 11 100..107 0")
 
 
+def test_a_slot_holds_4_codes_and_the_last_may_be_begun_only():
+    for codes, slots in ((1, 1), (4, 1), (5, 2), (13, 4), (750, 188)):
+        assert builder.asr(Fragment("f1", 0, codes, "r"), TABLE, "asr").ids == run("31 32 3") + [4] * slots + run(
+            "5 11 0"
+        )
+
+
 def test_one_fragment_asks_nothing():
     for pattern in PATTERNS:
         with pytest.raises(SkippedError, match="r: fewer than two fragments"):
@@ -256,6 +263,8 @@ def test_a_phrase_is_cut_before_it_exceeds_4_s():
     assert [(f.a, f.b) for f in phrase_fragments(row(text, evenly(text, 0.9), 225))] == [(0, 90), (90, 180), (180, 225)]
     text = "a b c d e f g h"  # 1 s each: 4 s are not over 4 s
     assert [(f.a, f.b) for f in phrase_fragments(row(text, evenly(text, 1.0), 200))] == [(0, 100), (100, 200)]
+    words = [("a", 0.0, 3.0), ("b", 3.0, 4.04), ("c", 4.04, 5.04)]  # 101 codes are
+    assert [(f.a, f.b) for f in phrase_fragments(row("a b c", words, 126))] == [(0, 75), (75, 126)]
 
 
 def test_a_word_over_4_s_stays_whole_and_what_is_before_it_ends():
