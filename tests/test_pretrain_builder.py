@@ -165,6 +165,13 @@ def test_repeated_content_is_one_fragment_in_every_kind():
     assert interleaved([F1], "ac>t|ad", TABLE, content="repeat").ids == run("3 4 4 5 11 100..107 0")
 
 
+def test_a_slot_holds_4_codes_and_the_last_may_be_begun_only():
+    for codes, slots in ((1, 1), (4, 1), (5, 2), (13, 4), (750, 188)):
+        assert builder.asr(Fragment("f1", 0, codes, "r"), TABLE, "asr").ids == run("31 32 3") + [4] * slots + run(
+            "5 11 0"
+        )
+
+
 def test_one_fragment_asks_nothing():
     for pattern in PATTERNS:
         with pytest.raises(SkippedError, match="r: fewer than two fragments"):
@@ -256,6 +263,8 @@ def test_a_phrase_is_cut_before_it_exceeds_4_s():
     assert [(f.a, f.b) for f in phrase_fragments(row(text, evenly(text, 0.9), 225))] == [(0, 90), (90, 180), (180, 225)]
     text = "a b c d e f g h"  # 1 s each: 4 s are not over 4 s
     assert [(f.a, f.b) for f in phrase_fragments(row(text, evenly(text, 1.0), 200))] == [(0, 100), (100, 200)]
+    words = [("a", 0.0, 3.0), ("b", 3.0, 4.04), ("c", 4.04, 5.04)]  # 101 codes are
+    assert [(f.a, f.b) for f in phrase_fragments(row("a b c", words, 126))] == [(0, 75), (75, 126)]
 
 
 def test_a_word_over_4_s_stays_whole_and_what_is_before_it_ends():
@@ -566,7 +575,7 @@ def test_segments_cover_every_position_once():
 
 
 def test_a_dialogue_is_read_with_its_frame():
-    names = {"system\n": [60, 6], "user\n": [61, 6], "assistant\n": [62, 6], "\n": [6], "system": [60]}
+    names = {"system": [60], "user": [61], "assistant": [62], "\n": [6]}
     vocabulary = Vocabulary(lambda text: names.get(text, [50]), *TABLE_IDS)
     ids = run("1 60 6 40 41 2 6 1 61 6 3 4 4 5 2 6 1 62 6 21..25 100..114 26 27 115..139 2")
     labels = run("24x- 100..114 - - 115..139 2")
@@ -576,6 +585,11 @@ def test_a_dialogue_is_read_with_its_frame():
         ("chat", 3, None), ("t", 5, 2), ("ad", 15, 2), ("t", 2, 2), ("ad", 25, 2), ("chat", 1, None),
     ]  # fmt: skip
     assert document_problems(Document(ids, labels, (("u", 0, 8),)), vocabulary) == []
+    # a newline that is one id with the text after it, and a role that nobody has: the text begins earlier
+    others = Document(run("1 60 40 2 6 1 70 6 40 2"), [IGNORE] * 10)
+    assert [(s.kind, s.start) for s in segments(others, vocabulary)] == [
+        ("chat", 0), ("t", 2), ("chat", 3), ("chat", 5), ("t", 6), ("chat", 9),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -179,11 +179,12 @@ def _frame_end(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> int:
             i += 1
         return i
     newline = vocabulary.text("\n")
-    for role in _ROLES:
-        for name in (vocabulary.text(f"{role}\n"), vocabulary.text(role) + newline):
-            if ids[start + 1 : start + 1 + len(name)] == name:
-                return start + 1 + len(name)
-    raise ReadError(f"position {start}: a turn of none of {', '.join(_ROLES)}")
+    for name in (vocabulary.text(role) for role in _ROLES):
+        end = start + 1 + len(name)
+        if ids[start + 1 : end] == name:
+            # a newline that became one id with the text after it is the text's
+            return end + (len(newline) if ids[end : end + len(newline)] == newline else 0)
+    return start + 1
 
 
 def _instructed(
