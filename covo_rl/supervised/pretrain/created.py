@@ -24,10 +24,10 @@ class VerificationError(UserError, RuntimeError):
 
 
 @torch.no_grad()
-def verify_created(folder: Path, llm: Source, encoder: Source, dtype: torch.dtype) -> dict[str, float]:
+def verify_created(folder: Path, llm: Source, encoder: Source, dtype: torch.dtype, name: str = "") -> dict[str, float]:
     """The largest gaps of text logits and of the encoder's output, of the largest number each, and the adapter's size.
 
-    The sources are computed first and let go, so that one model is held at a time.
+    The sources are computed first and let go, so that one model is held at a time. `name` of the folder in messages.
 
     Raises:
         VerificationError: a gap is too large; rows of text were changed; tensors hold NaN; the adapter gives nothing.
@@ -42,19 +42,19 @@ def verify_created(folder: Path, llm: Source, encoder: Source, dtype: torch.dtyp
     gaps = {"logits": _gap(ours, logits), "encoder": _gap(encoded, states)}
     limit = LIMITS[dtype]
     problems = [
-        f"{name} lie {gap:.2g} apart, the limit is {limit:.2g}" for name, gap in gaps.items() if not gap <= limit
+        f"{part} lie {gap:.2g} apart, the limit is {limit:.2g}" for part, gap in gaps.items() if not gap <= limit
     ]
     tied = llm.config.tie_word_embeddings
-    for name, there in ((EMBEDDINGS, EMBEDDINGS), (HEAD, EMBEDDINGS if tied else HEAD)):
+    for table, there in ((EMBEDDINGS, EMBEDDINGS), (HEAD, EMBEDDINGS if tied else HEAD)):
         wanted = llm.tensors[there].read(slice(llm.text_rows)).to(dtype)
-        if not torch.equal(model.llm.get_parameter(name)[: llm.text_rows], wanted):
-            problems.append(f"text rows of {name} were changed")
+        if not torch.equal(model.llm.get_parameter(table)[: llm.text_rows], wanted):
+            problems.append(f"text rows of {table} were changed")
     rows = model.audio_adapter(encoded).float()
     size, spread = float(rows.square().mean().sqrt()), float(rows.std(1).mean())
     if not spread > 0:
         problems.append("the adapter gives the same for every frame")
     if problems:
-        raise VerificationError(f"{folder} is not what it was made of: {'; '.join(problems)}")
+        raise VerificationError(f"{name or folder} is not what it was made of: {'; '.join(problems)}")
     return {"logits_gap": gaps["logits"], "encoder_gap": gaps["encoder"], "adapter_rms": size}
 
 
