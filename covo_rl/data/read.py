@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,14 +196,16 @@ def _looks_like_lines(text: str) -> bool:
         return False
 
 
+def checked_lines(lines: Iterable[str | bytes]) -> Iterator[tuple[int, Any, list[str]]]:
+    """(line number, value, what is wrong with it) of every JSON line that is not blank."""
+    for number, line, value, error in json_values(lines, _parse):
+        faults = [f"not valid JSON: {error}; it starts {printable(line, 60)}"] if error else [*_faults(value)]
+        yield number, value, faults
+
+
 def _lines(path: Path, text: str) -> list[Row]:
     # Not splitlines(): JSON strings may hold U+2028 and its kin.
-    lines = list(json_values(text.split("\n"), _parse))
-    faults = [
-        (number, what)
-        for number, line, value, error in lines
-        for what in ([f"not valid JSON: {error}; it starts {printable(line, 60)}"] if error else _faults(value))
-    ]
-    if faults:
-        raise DataError(str(path), [Problem(f"line {number}", what) for number, what in faults])
-    return [value for _, _, value, _ in lines]
+    lines = list(checked_lines(text.split("\n")))
+    if problems := [Problem(f"line {number}", what) for number, _, faults in lines for what in faults]:
+        raise DataError(str(path), problems)
+    return [value for _, value, _ in lines]

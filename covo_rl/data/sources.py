@@ -82,11 +82,11 @@ def _parquet(path: Path) -> list[Row]:
     # ArrowException covers damage of every kind; OSError the file, ValueError values that Python cannot hold.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise broken(path, f"not a readable parquet file: {error}") from error
-    name_labels(rows, _label_names(table.schema.metadata), str(path))
+    name_labels(rows, label_names(table.schema.metadata), str(path))
     return rows
 
 
-def _label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+def label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
     """The names of the columns that `datasets` wrote as labels, numbers from 0."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]

@@ -28,7 +28,8 @@ from covo_rl.policy.published import TWICE, base_folder, whole_around
 NOT_CARRIED = (ADAPTER_FILES, "consolidated")
 #: of a base that is kept back: its card, a template that would hide the exported one (transformers prefers the older
 #: chat_template.json), and what supervised stages leave beside a checkpoint
-KEPT_BACK = (".*", "README.md", "chat_template.json", "stage-*", "training_log.json", f"{ADAPTER_FILES}*")
+KEPT_BACK = (".*", "README.md", "chat_template.json", "stage-*", "training_log.json", f"{ADAPTER_FILES}*",
+             "pretrain.yaml", "metrics.jsonl", "result.json", "checkpoints", "abandoned", "lock.json")  # fmt: skip
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.gguf")
 
 # -- tensors -----------------------------------------------------------------------------------------------------

@@ -38,6 +38,10 @@ _MISSING = {
 }  # fmt: skip
 
 
+#: said of the second row with an id
+SAME_ID = "another row has this id"
+
+
 @dataclass(frozen=True)
 class SpeechRow:
     """One utterance. codes: (L,) int64 or None; words: (text, start, end) in seconds, in order, or None.
@@ -92,7 +96,7 @@ def read_speech_rows(
     rows = read_rows(source)
     paths = [row[name] for row in rows for name in ("audio", "codes") if isinstance(row.get(name), str)]
     folder = AudioFolder(audio_root(source, audio_dir), False, paths)
-    reader = _Reader(folder, frozenset(needs), codebook, tokenizer)
+    reader = SpeechRowReader(folder, needs, codebook, tokenizer)
     speech = [reader.read(number, row) for number, row in enumerate(rows, 1)]
     if reader.problems:
         raise DataError(source_name(source), reader.problems)
@@ -134,23 +138,32 @@ def write_speech_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> No
     write_atomically(Path(path), lambda file: file.writelines(map(json_line, rows)))
 
 
-class _Reader:
-    """Reads rows and notes what is wrong with them."""
+class SpeechRowReader:
+    """Reads rows and notes what is wrong with them: `problems`.
 
-    def __init__(self, folder: AudioFolder, needs: frozenset[str], codebook: int | None, tokenizer: str | None) -> None:
-        self.folder, self.needs, self.codebook, self.tokenizer = folder, needs, codebook, tokenizer
+    With `unique` no two of them may have the same id, so all ids are kept.
+    """
+
+    def __init__(
+        self, folder: AudioFolder, needs: Collection[str] = (), codebook: int | None = None,
+        tokenizer: str | None = None, *, unique: bool = True,
+    ) -> None:  # fmt: skip
+        self.folder, self.needs, self.codebook, self.tokenizer = folder, frozenset(needs), codebook, tokenizer
+        self.unique = unique
         self.problems: list[Problem] = []
         self.ids: set[str] = set()
 
-    def read(self, number: int, row: Row) -> SpeechRow:
+    def read(self, number: int | str, row: Row) -> SpeechRow:
+        """A row, named `row {number}` where it has no id; whatever is wrong with it is left out of it."""
         name = row.get("id")
         name = str(name) if isinstance(name, (str, int)) and str(name).strip() else f"row {number}"
         wrong: list[str] = []
         if name == f"row {number}":
             wrong.append("it has no id")
         elif name in self.ids:
-            wrong.append("another row has this id")
-        self.ids.add(name)
+            wrong.append(SAME_ID)
+        if self.unique:
+            self.ids.add(name)
         wrong += [f"its {key} is {printable(row[key])}, not a text" for key in _TEXTS
                   if not isinstance(row.get(key, ""), str | None)]  # fmt: skip
         position = row.get("position")

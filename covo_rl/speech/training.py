@@ -102,9 +102,16 @@ def recipe_parser(kind: type[Any], description: str | None) -> argparse.Argument
     )  # fmt: skip
     parser.add_argument("--config", metavar="YAML", help="of the options below, which win over it: see recipes/configs")
     for item in dataclasses.fields(kind):
-        form = {"action": "store_true"} if item.default is False else {"metavar": str(item.type).split()[0].upper()}
-        text = f"{', '.join(item.metadata['choices'])}; " if item.metadata else ""
-        text += "" if item.default is None or item.default is False else f"default {item.default}"
+        if item.metadata.get("yaml_only"):
+            continue
+        names = str(item.type).startswith("list")
+        form: dict[str, Any] = {"metavar": "NAME,NAME", "type": lambda text: text.split(",")} if names else {
+            "metavar": str(item.type).split()[0].upper()}  # fmt: skip
+        form = {"action": "store_true"} if item.default is False else form
+        words = [item.metadata.get("help", ""), ", ".join(item.metadata.get("choices", ()))]
+        default = ",".join(cast(Any, item.default_factory)()) if names else item.default
+        words.append("" if default is None or default is False else f"default {default}")
+        text = "; ".join(filter(None, words)).replace("%", "%%")
         flags: Any = {**form, "default": None, "help": text}
         parser.add_argument(f"--{item.name.replace('_', '-')}", **flags)
     return parser

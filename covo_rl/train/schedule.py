@@ -9,8 +9,11 @@ from transformers import get_scheduler
 from covo_rl.config import ConfigError
 
 
-def schedule_of(name: str, optimizer: Optimizer, *, warmup_steps: int, steps: int) -> LambdaLR:
+def schedule_of(name: str, optimizer: Optimizer, *, warmup_steps: int, steps: int, **specific: float) -> LambdaLR:
     """The schedule `name` over `steps` updates, warm-up n + 1 of w + 1 instead of n of w.
+
+    `specific`: what this schedule alone takes, such as `min_lr_rate` of cosine_with_min_lr: the share of the peak at
+    which it ends.
 
     transformers starts a warm-up at 0: generate, score, and move nothing. After the warm-up the rates are
     transformers' own.
@@ -19,7 +22,10 @@ def schedule_of(name: str, optimizer: Optimizer, *, warmup_steps: int, steps: in
         ConfigError: the schedule hangs on more than the number of updates.
     """
     skip = int(warmup_steps > 0)
-    schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup_steps + skip, num_training_steps=steps + skip)
+    schedule = get_scheduler(
+        name, optimizer, num_warmup_steps=warmup_steps + skip, num_training_steps=steps + skip,
+        scheduler_specific_kwargs=specific or None,
+    )  # fmt: skip
     if not isinstance(schedule, LambdaLR):
         raise ConfigError([f"lr_scheduler_type {name}: it needs a measure of progress; choose linear, cosine, "
                            "constant, constant_with_warmup, polynomial or inverse_sqrt"])  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StoppingCriteriaList
 
+from covo_rl.models.covo_audio.persona import system_message
 from covo_rl.models.covo_audio.processing import conversation_clips
 from covo_rl.models.covo_audio.streaming import IdOutlet, Outlet, TextPieces, in_background
 from covo_rl.models.covo_audio.token2wav import Token2Wav
@@ -45,8 +46,10 @@ class Turn:
 class Conversation:
     """A dialogue of any number of turns with one model.
 
-    `system` is the system message of the first turn; `keep_end_token` says whether the cache holds the end token of
-    each answer when the next turn begins; further arguments are options of `model.generate` for every turn.
+    `system` is the system message of the first turn; `speaker` and `emotion` are named in it, as in training
+    (`system_message`), and stand in the default one where there is none. `keep_end_token` says whether the cache holds
+    the end token of each answer when the next turn begins; further arguments are options of `model.generate` for every
+    turn.
     Repetition penalties see the current turn's ids only, as in the published code.
 
     Example:
@@ -59,9 +62,12 @@ class Conversation:
     """
 
     def __init__(
-        self, model: Any, processor: Any, *, system: str | None = None, keep_end_token: bool = True, **generation: Any
-    ) -> None:
+        self, model: Any, processor: Any, *, system: str | None = None, speaker: str | None = None,
+        emotion: str | None = None, keep_end_token: bool = True, **generation: Any,
+    ) -> None:  # fmt: skip
         self.model, self.processor = model, processor
+        if speaker is not None or emotion is not None:
+            system = system_message(system, speaker, emotion)
         self.system, self.keep_end_token, self.generation = system, keep_end_token, generation
         self.cache = DynamicCache(config=model.config.llm_config)
         self.history: list[int] = []

@@ -43,6 +43,10 @@ Instruction = Annotated[str | None, typer.Option(help="last line; default: the c
 Speak = Annotated[Path | None, typer.Option(help="answer aloud: wav file of the first reply; later ones get a number")]
 Decoder = Annotated[str | None, typer.Option(help="with --speak: decoder folder; default: the shipped one")]
 VoiceName = Annotated[Path | None, typer.Option("--voice", help="with --speak: a recording, or folder of a prompt")]
+Speaker = Annotated[str | None, typer.Option(help="with --speak: who replies, a name that the model was trained with")]
+Emotion = Annotated[
+    str | None, typer.Option(help="with --speak: joy, anger, sadness, fear, disgust, depression, surprise")
+]
 Pattern = Annotated[str | None, typer.Option(help="with --speak: blocks of text ids and codes, such as 5:15")]
 COMMANDS = "/audio FILE adds a sound, /reset forgets everything, /quit ends"
 
@@ -97,29 +101,35 @@ def chat_command(
     decoder: Decoder = None,
     voice: VoiceName = None,
     pattern: Pattern = None,
+    speaker: Speaker = None,
+    emotion: Emotion = None,
 ) -> None:
     """Talk with a model about sounds; later questions see what was asked, heard and replied before.
 
     With --speak replies are heard, and a sound may be the whole question: an empty line, or the end, asks it.
     """
-    if problems := _speech_problems(speak, decoder, voice, pattern):
+    persona = {"speaker": speaker, "emotion": emotion}
+    if problems := _speech_problems(speak, decoder, voice, pattern, persona):
         raise ConfigError(problems)
     loaded = _loaded(
         audio, model or ("builtin:tiny_spoken" if speak else "builtin:tiny"), adapter=adapter, device=device,
         instruction=instruction, family=family, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     options = {"temperature": temperature, "max_completion_length": max_completion_length, "seed": seed}
-    spoken = {"speak": decoder or SHIPPED_DECODER, "voice": voice, "pattern": pattern} if speak else {}
+    spoken = {"speak": decoder or SHIPPED_DECODER, "voice": voice, "pattern": pattern, **persona} if speak else {}
     conversation = loaded.chat(**spoken, **options)
     alone = ", an empty line asks them without words" if speak else ""
     say(f"{loaded!r}: ask about the sounds{alone}; {COMMANDS}", err=True)
     talk(conversation, _lines(), [*(audio or [])], speak)
 
 
-def _speech_problems(speak: Path | None, decoder: str | None, voice: Path | None, pattern: str | None) -> list[str]:
+def _speech_problems(
+    speak: Path | None, decoder: str | None, voice: Path | None, pattern: str | None, persona: dict[str, str | None]
+) -> list[str]:
     """What is wrong with these options, before a model is loaded."""
     if speak is None:
         options = {"--decoder": decoder, "--voice": voice, "--pattern": pattern}
+        options |= {f"--{name}": value for name, value in persona.items()}
         return [f"{name} needs --speak FILE" for name, value in options.items() if value is not None]
     from covo_rl.run.python.spoken import speech_problems
 
@@ -132,7 +142,7 @@ def _speech_problems(speak: Path | None, decoder: str | None, voice: Path | None
         (voice is not None and not voice.exists(), f"--voice {voice}: no such file or folder{meant(voice or Path())}"),
     )  # fmt: skip
     problems = [text for broken, text in rules if broken]
-    return problems + [f"--{problem}" for problem in speech_problems(None, pattern)]
+    return problems + [f"--{problem}" for problem in speech_problems(None, pattern, **persona)]
 
 
 def _loaded(audio: list[Path] | None, model: str, **options: Any) -> Model:

@@ -232,40 +232,42 @@ class Model:
 
     def chat(
         self, *, speak: Speech | None = None, voice: str | os.PathLike[str] | None = None, pattern: str | None = None,
-        **options: Any,
+        speaker: str | None = None, emotion: str | None = None, **options: Any,
     ) -> Chat:  # fmt: skip
         """A conversation, whose questions see what was asked and replied before; `options` are those of `generate`.
 
         With `speak` it is a SpokenChat: replies have a `wave`, questions may be sounds alone, and later turns see the
         codes of earlier ones. `pattern` holds replies to blocks of text and codes, such as "5:15".
+        `speaker` (a name that the model was trained with) and `emotion` are named in the system message.
         """
-        speaker = self.voice(speak, voice, pattern)
-        if speaker is None:
+        spoken = self.voice(speak, voice, pattern, speaker, emotion)
+        if spoken is None:
             return Chat(self, options)
         from covo_rl.run.python.spoken import SpokenChat
 
-        return SpokenChat(self, options, speaker, pattern)
+        return SpokenChat(self, options, spoken, pattern, speaker, emotion)
 
     def voice(
-        self, speak: Speech | None, speaker: str | os.PathLike[str] | None = None, pattern: str | None = None
-    ) -> Voice | None:
-        """The decoder `speak` on the model's device, with the voice of `speaker`; None without one.
+        self, speak: Speech | None, voice: str | os.PathLike[str] | None = None, pattern: str | None = None,
+        speaker: str | None = None, emotion: str | None = None,
+    ) -> Voice | None:  # fmt: skip
+        """The decoder `speak` on the model's device, with the voice of `voice`; None without one.
 
         Raises:
-            ConfigError: the model cannot speak, or voice and pattern come without `speak`.
+            ConfigError: the model cannot speak, or the other options come without `speak`.
             CodesError: the decoder is another model's, or the speaker does not fit it.
         """
         if speak is None:
-            words = {"voice": speaker, "pattern": pattern}
+            words = {"voice": voice, "pattern": pattern, "speaker": speaker, "emotion": emotion}
             if problems := [f"{word} needs speak" for word, value in words.items() if value is not None]:
                 raise ConfigError(problems)
             return None
         from covo_rl.run.python.spoken import speech_problems
         from covo_rl.speech.voices import open_voice
 
-        if problems := speech_problems(self.policy.family, pattern):
+        if problems := speech_problems(self.policy.family, pattern, speaker, emotion):
             raise ConfigError(problems)
-        return open_voice(speak, speaker, device=self.policy.device).fit(len(self.policy.family.code_ids))
+        return open_voice(speak, voice, device=self.policy.device).fit(len(self.policy.family.code_ids))
 
     def evaluate(
         self,

@@ -15,6 +15,7 @@ from covo_rl.engines.base import TextDecoder, rollout_of
 from covo_rl.models.covo_audio.conversation import Conversation, Turn
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.covo_audio.pattern import TEXT_ALONE, parse_pattern
+from covo_rl.models.covo_audio.persona import persona_problems, system_message
 from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.prompt import PromptError, length_problem, messages, position_limit
 from covo_rl.run.python.calls import rows_of
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from covo_rl.run.python.model import Model, Reply
 
 
-def speech_problems(family: AudioFamily | None, pattern: str | None) -> list[str]:
-    """Why a model of this family (None: any) cannot speak in this pattern; empty where it can."""
-    problems = []
+def speech_problems(
+    family: AudioFamily | None, pattern: str | None, speaker: str | None = None, emotion: str | None = None
+) -> list[str]:
+    """Why a model of this family (None: any) cannot speak in this pattern, as this speaker; empty where it can."""
+    problems = persona_problems(speaker, emotion)
     if family is not None and not (isinstance(family, CovoAudio) and family.code_ids):
         name = getattr(family, "title", "") or type(family).__name__
         why = "has no audio codes" if isinstance(family, CovoAudio) else "writes text alone"
@@ -49,14 +52,20 @@ class SpokenChat(Chat):
     """Questions and answers that are heard. Later turns see the text and the codes of earlier ones, over one cache.
 
     A sound may be the whole question: `ask(audio="question.wav")`. Without an instruction of the model's own, none is
-    added: ours asks for tags, which nobody wants to hear.
+    added: ours asks for tags, which nobody wants to hear. `speaker` and `emotion` are named in the system message.
     """
 
-    def __init__(self, model: Model, options: Mapping[str, Any], voice: Voice, pattern: str | None = None) -> None:
+    def __init__(
+        self, model: Model, options: Mapping[str, Any], voice: Voice, pattern: str | None = None,
+        speaker: str | None = None, emotion: str | None = None,
+    ) -> None:  # fmt: skip
         self.voice, self.pattern = voice, pattern
         prompt = replace(model.answerer.prompt_config, written_question=True)  # whoever types one means it
         ours = model.request.instruction is None and prompt.instruction == PromptConfig().instruction
-        self.prompt_config = replace(prompt, instruction="") if ours else prompt
+        prompt = replace(prompt, instruction="") if ours else prompt
+        if speaker is not None or emotion is not None:
+            prompt = replace(prompt, system_prompt=system_message(prompt.system_prompt, speaker, emotion))
+        self.prompt_config = prompt
         super().__init__(model, options)
 
     def reset(self) -> None:

@@ -1,11 +1,12 @@
-"""What every task makes of its rows: a `Document`, and the `Vocabulary` whose ids it is written in."""
+"""What every task makes of its rows: a `Document`, the `Vocabulary` of its ids, what a `Task` is and its options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.models.text import text_ids
@@ -84,3 +85,32 @@ class Vocabulary:
             first_code=family.code_ids.start,
             codes=len(family.code_ids),
         )
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How documents are written.
+
+    `sentence_share`: how often interleaving is by sentence and not by phrase. `content`: `continue` deals each fragment
+    to one modality, `repeat` writes the same fragment in all of a pattern. `query`: what asks for the line of a
+    pseudo-dialogue, `text` (a template) or `none`; `text_loss`: its text is taught too, as a control.
+    """
+
+    sentence_share: float = 0.5
+    content: Literal["continue", "repeat"] = "continue"
+    query: Literal["text", "none"] = "text"
+    text_loss: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """`unit`: one draw is a `row` of speech, the rows of a `document` in order, a `text` or a `dialogue`.
+
+    `needs`: fields that every row must have (audio, text, words, codes). `build(unit, vocabulary, rng, options)`: a
+    sequence of SpeechRows (of one for `row`), a TextRow or a DialogueRow -> its Document, whose `task` the caller sets.
+    Raises SkippedError where there is none.
+    """
+
+    unit: Literal["row", "document", "text", "dialogue"]
+    build: Callable[[Any, Vocabulary, random.Random, BuildOptions], Document]
+    needs: Sequence[str] = field(default_factory=tuple)

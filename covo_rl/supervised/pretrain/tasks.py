@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from covo_rl.supervised.pretrain import builder, dialogues
+from covo_rl.supervised.pretrain.document import BuildOptions, Task
 
-from covo_rl.supervised.pretrain.document import Document, Vocabulary
+__all__ = ["TASKS", "BuildOptions", "Task"]
 
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How documents are written.
-
-    `sentence_share`: how often interleaving is by sentence and not by phrase. `content`: `continue` deals each fragment
-    to one modality, `repeat` writes the same fragment in all of a pattern. `query`: what asks for the line of a
-    pseudo-dialogue, `text` (a template) or `none`.
-    """
-
-    sentence_share: float = 0.5
-    content: Literal["continue", "repeat"] = "continue"
-    query: Literal["text", "none"] = "text"
-
-
-@dataclass(frozen=True)
-class Task:
-    """`unit`: one draw is a `row` of speech, the rows of a `document` in order, a `text` or a `dialogue`.
-
-    `needs`: fields that every row must have (audio, text, words, codes). `build(unit, vocabulary, rng, options)`: a
-    sequence of SpeechRows (of one for `row`), a TextRow or a DialogueRow -> its Document, whose `task` the caller sets.
-    Raises SkippedError where there is none.
-    """
-
-    unit: Literal["row", "document", "text", "dialogue"]
-    build: Callable[[Any, Vocabulary, random.Random, BuildOptions], Document]
-    needs: Sequence[str] = field(default_factory=tuple)
-
-
-#: name -> task, as configurations name them; filled with the builders of builder.py and dialogues.py
-TASKS: dict[str, Task] = {}
+#: name -> task, as configurations name them
+TASKS: dict[str, Task] = {
+    "asr": Task("row", builder.build_asr, ("audio", "text")),
+    "tts": Task("row", builder.build_tts, ("text", "codes")),
+    "audio_only": Task("document", builder.build_audio_only, ("audio", "text", "codes")),
+    "continuation": Task("document", builder.build_continuation, ("audio", "text")),
+    "interleave_1": Task("document", builder.build_interleave_1, ("audio", "text", "codes")),
+    "interleave_2": Task("document", builder.build_interleave_2, ("audio", "text", "codes")),
+    "text": Task("text", builder.build_text, ("text",)),
+    "pseudo_dialogue": Task("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
+    "general": Task("dialogue", dialogues.build_general),
+    "dialogue": Task("dialogue", dialogues.build_dialogue),
+    "speech_understanding": Task("dialogue", dialogues.build_understanding),
+    "speech_generation": Task("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
+    "audio_understanding": Task("dialogue", dialogues.build_understanding),
+}

@@ -1,0 +1,143 @@
+"""The updates of pre-training: packed rows -> log-probs of what is taught -> gradient -> AdamW.
+
+    python recipes/pretrain.py --config recipes/configs/pretrain_tiny.yaml --stage 1 --output runs/stage_1
+
+The loss is a sum over the taught ids of all ranks and micro-batches, divided by their number: how rows are split over
+ranks and passes changes the rounding alone. An update depends on the state before it and the place in the stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+
+from covo_rl.policy import Policy
+from covo_rl.policy.sharding import reshard
+from covo_rl.policy.trainable import adamw
+from covo_rl.resolve import ConfigError
+from covo_rl.speech.training import DivergedError
+from covo_rl.supervised.pretrain.config import FLOORED_COSINE, PretrainConfig
+from covo_rl.supervised.pretrain.figures import Figures
+from covo_rl.supervised.pretrain.forward import Taught, check_isolation, packed_logps
+from covo_rl.supervised.pretrain.freezing import decay_groups, frozen_digests, train_parts
+from covo_rl.train.guard import memory_explained
+from covo_rl.train.ranks import Ranks
+from covo_rl.train.schedule import advance_schedule, schedule_of
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily
+    from covo_rl.supervised.pretrain.distill import Distiller
+    from covo_rl.supervised.pretrain.packing import PackedBatch
+    from covo_rl.supervised.pretrain.stream import PackedStream
+
+MEMORY = (
+    "out of memory. Lower batch_size and raise gradient_accumulation_steps (same gradient), use gradient_checkpointing, "
+    "also with recompute: layer, or share the parameters out over more ranks (recipes/accelerate/fsdp2.yaml)"
+)
+
+
+class PretrainTrainer:
+    """Owns model, optimiser and schedule; `step` updates are done.
+
+    `policy` is the model as GRPO wraps it, for its packed attention and its hooks under DDP and FSDP2; `wrapped` what
+    accelerate made of it. `frozen` are the digests of what does not train, before the first update.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, family: AudioFamily, stream: PackedStream, accelerator: Accelerator,
+        distiller: Distiller | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.family, self.stream, self.accelerator = config, family, stream, accelerator
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.trained = train_parts(family, config.train_parts)
+        if any(parameter.dtype == torch.float16 for parameter in family.model.parameters()):
+            raise ConfigError(["a float16 model cannot train, its gradients vanish: dtype bfloat16, float32 or auto"])
+        self.policy = Policy(family, gradient_checkpointing=config.gradient_checkpointing, recompute=config.recompute)
+        check_isolation(self.policy)
+        optimizer = adamw(
+            decay_groups(family, self.policy, config.weight_decay),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+        )
+        self.wrapped, self.optimizer = accelerator.prepare(self.policy, optimizer)
+        floor = {"min_lr_rate": config.final_learning_rate} if config.lr_scheduler_type == FLOORED_COSINE else {}
+        self.schedule = schedule_of(
+            config.lr_scheduler_type, optimizer, warmup_steps=config.warmup_steps, steps=config.steps, **floor
+        )
+        self.frozen = frozen_digests(family)
+        self.distiller, self.step = distiller, 0
+
+    @property
+    def rows_an_update(self) -> int:
+        """Packed rows over all ranks."""
+        return self.config.batch_size * self.config.gradient_accumulation_steps * self.ranks.world
+
+    def next_batches(self) -> list[PackedBatch]:
+        """The micro-batches of this rank's next update."""
+        return [self.stream.next_batch() for _ in range(self.config.gradient_accumulation_steps)]
+
+    def update(self, batches: Sequence[PackedBatch]) -> dict[str, Any]:
+        """One optimiser update; its metrics over all ranks.
+
+        Raises:
+            DivergedError: loss or gradient are not finite; the weights are those of before.
+            TrainingStopped: memory ran out.
+        """
+        self.policy.train()
+        with memory_explained(MEMORY):
+            line = self._backward(batches)
+            if self.distiller is not None:
+                line |= self.distiller.backward(self.step)
+            norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm) or 0.0)
+            line |= {"grad_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]}
+            if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
+                raise DivergedError(
+                    f"step {self.step + 1}: loss {line['loss']}, gradient {norm}: not finite. Lower learning_rate or "
+                    "max_grad_norm, or raise warmup_steps, and go on from the last checkpoint in a new output"
+                )
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        advance_schedule(self.schedule)
+        self.step += 1
+        return {"step": self.step, **line}
+
+    def _backward(self, batches: Sequence[PackedBatch]) -> dict[str, Any]:
+        """Gradients of all micro-batches, and what was measured on the way."""
+        taught = [Taught.of(batch) for batch in batches]
+        total = sum(self.ranks.gathered(sum(len(part.targets) for part in taught)))
+        if not total:
+            raise ConfigError([f"step {self.step + 1}: the rows teach nothing: every label is masked"])
+        figures = Figures(batches[0].tasks, self.family.code_ids)
+        for index, (batch, part) in enumerate(zip(batches, taught, strict=True)):
+            last = index == len(batches) - 1
+            self.accelerator.sync_gradients = last
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                logps_M = self.wrapped(packed_logps, batch, part)
+                # DDP and FSDP average over ranks; the sum is over all of them
+                self.accelerator.backward(-logps_M.sum() * (self.ranks.world / total))
+            figures.add(batch, part, logps_M)
+        return figures.over(self.ranks)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[PackedBatch]) -> dict[str, Any]:
+        """`eval_loss`, and by task and kind, on held-out rows over all ranks, which have as many batches each."""
+        figures: Figures | None = None
+        with self.policy.evaluating():
+            for batch in batches:
+                taught = Taught.of(batch)
+                figures = figures or Figures(batch.tasks, self.family.code_ids)
+                figures.add(batch, taught, self.wrapped(packed_logps, batch, taught))
+        assert figures is not None, "measured on no rows"
+        return {f"eval_{name}": value for name, value in figures.over(self.ranks).items() if name.startswith("loss")}
+
+    def changed_parts(self) -> list[str]:
+        """Parts that do not train and are not bit for bit what they were, on any rank; none, if all is right."""
+        reshard(self.policy)
+        now = frozen_digests(self.family)
+        changed = [part for part, digest in self.frozen.items() if now.get(part) != digest]
+        return sorted(set(self.ranks.joined(changed)))
