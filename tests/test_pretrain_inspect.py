@@ -36,8 +36,8 @@ def config(tmp_path_factory):
     for name in ("a", "b", f"c{EVIL}"):
         write_wav(folder / f"{name[0]}.wav", rng.normal(0, 0.1, 96_000).astype(np.float32))
         codes = rng.integers(0, 256, 100).tolist()
-        rows.append({"id": name, "audio": f"{name[0]}.wav", "text": "one two three four", "codes": codes,
-                     "speaker": f"{name[0]}-{EVIL}", "words": words if name != "b" else None, "tokenizer": "x"})  # fmt: skip
+        row = {"id": name, "audio": f"{name[0]}.wav", "text": "one two three four", "codes": codes, "tokenizer": "x"}
+        rows.append({**row, "speaker": f"{name[0]}-{EVIL}", "words": words if name != "b" else None})
     texts = [{"id": f"t{i}", "text": f"six {EVIL} {i}"} for i in range(3)]
     turns = [{"role": "user", "text": "one"}, {"role": "assistant", "text": "two", "codes": [5] * 30, "tokenizer": "x"}]
     files = {"rows": rows, "texts": texts, "dialogues": [{"id": "d", "speaker": EVIL, "turns": turns}]}
