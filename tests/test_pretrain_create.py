@@ -22,7 +22,7 @@ from covo_rl.run.commands.models import app
 from covo_rl.supervised.pretrain import create, created
 from covo_rl.supervised.pretrain.create import CreateError, Creation, create_model
 from covo_rl.supervised.pretrain.document import Vocabulary
-from covo_rl.supervised.pretrain.sources import Source
+from covo_rl.supervised.pretrain.sources import PartSource
 
 PADDING = 7  # rows of the LLM's tables behind its tokens, as Qwen's have
 DECODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -127,8 +127,8 @@ class Qwen25(dict):
 
 
 def test_qwen_with_151665_tokens_gets_the_published_ids():
-    llm = Source(None, Qwen2Config(**DECODER, vocab_size=152064), Qwen25(), text_rows=151665)
-    config = create.configuration(Creation("", "", ""), llm, Source(None, WhisperConfig(**ENCODER)))
+    llm = PartSource(None, Qwen2Config(**DECODER, vocab_size=152064), Qwen25(), text_rows=151665)
+    config = create.configuration(Creation("", "", ""), llm, PartSource(None, WhisperConfig(**ENCODER)))
     assert (config.text_end_token_id, config.turn_end_token_id) == (151643, 151645)
     ids = (config.audio_bos_token_id, config.audio_placeholder_token_id, config.audio_eos_token_id)
     assert ids == (151665, 151666, 151667)

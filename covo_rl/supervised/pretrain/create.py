@@ -33,7 +33,7 @@ from covo_rl.supervised.pretrain.sources import (
     EMBEDDINGS,
     HEAD,
     TEXT_TOKENS,
-    Source,
+    PartSource,
     StoredTensor,
     decoder_source,
     encoder_source,
@@ -117,7 +117,7 @@ def create_model(options: Creation) -> dict[str, Any]:
 # -- checks ------------------------------------------------------------------------------------------------------
 
 
-def _checked(options: Creation) -> tuple[Source, Source, CovoAudioConfig]:
+def _checked(options: Creation) -> tuple[PartSource, PartSource, CovoAudioConfig]:
     problems: list[str] = []
     if options.codes < 0 or options.adapter_hidden < 1:
         problems.append(f"--codes {options.codes} and --adapter-hidden {options.adapter_hidden}: at least 0 and 1")
@@ -135,7 +135,7 @@ def _checked(options: Creation) -> tuple[Source, Source, CovoAudioConfig]:
             folders[option] = resolve_model(name)
         except (UserError, FileNotFoundError) as error:
             problems.append(f"{option} {visible(name)}: {error}")
-    llm, encoder = Source(Path()), Source(Path())
+    llm, encoder = PartSource(Path()), PartSource(Path())
     if "--llm" in folders:
         llm = decoder_source(folders["--llm"], problems)
     if "--encoder" in folders:
@@ -152,7 +152,7 @@ def _checked(options: Creation) -> tuple[Source, Source, CovoAudioConfig]:
     return llm, encoder, config
 
 
-def configuration(options: Creation, llm: Source, encoder: Source) -> CovoAudioConfig:
+def configuration(options: Creation, llm: PartSource, encoder: PartSource) -> CovoAudioConfig:
     """Sizes of both sources, ids of the LLM's tokenizer, to which the audio tokens are added where it has none.
 
     Behind Qwen2.5's 151,665 tokens that gives the published ids: 151665 to 151667, reserved ones, code 0 at 151671.
@@ -176,7 +176,7 @@ def configuration(options: Creation, llm: Source, encoder: Source) -> CovoAudioC
     )  # fmt: skip
 
 
-def _shape_problems(llm: Source, encoder: Source, config: CovoAudioConfig) -> list[str]:
+def _shape_problems(llm: PartSource, encoder: PartSource, config: CovoAudioConfig) -> list[str]:
     """Tensors that the model needs and the folders lack, or have in another shape."""
     problems = []
     for option, source, prefix in (("--llm", llm, "llm."), ("--encoder", encoder, "encoder.")):
@@ -209,7 +209,7 @@ def _target_shapes(config: CovoAudioConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _entries(
-    options: Creation, llm: Source, encoder: Source, config: CovoAudioConfig, dtype: torch.dtype
+    options: Creation, llm: PartSource, encoder: PartSource, config: CovoAudioConfig, dtype: torch.dtype
 ) -> list[Entry]:
     """Every tensor of the model under its published name, made when it is written."""
     table = llm.tensors[EMBEDDINGS]
