@@ -151,7 +151,7 @@ def interleaved(
         raise ValueError(f"content {content!r:.40} does not exist; write continue or repeat")
     kinds = PATTERNS[pattern]
     if content == "repeat":
-        dealt = [(kind, fragment) for fragment in fragments for kind in kinds]
+        dealt: list[tuple[Kind, Fragment]] = [(kind, fragment) for fragment in fragments for kind in kinds]
     else:
         dealt = [(kinds[i % len(kinds)], fragment) for i, fragment in enumerate(fragments)]
     if len(dealt) < 2:
@@ -328,5 +328,5 @@ def _codes(fragment: Fragment, vocabulary: Vocabulary) -> np.ndarray:
     if len(codes) != len(fragment):
         raise SkippedError("not as many codes as its length says", fragment.row)
     if codes.min() < 0 or codes.max() >= vocabulary.codes:
-        check_codes([codes], vocabulary.codes, [fragment.row])
+        check_codes([codes.tolist()], vocabulary.codes, [fragment.row])
     return codes

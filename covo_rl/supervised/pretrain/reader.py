@@ -1,8 +1,8 @@
 """Ids of a document back to what they were written from: segments of one modality, and the pieces of a pattern.
 
-Kinds: `instruction`, `ac` (its frame and slots), `t`, `ad`, `end`, and `chat` (what frames turns). Text and codes of one
-`t|ad` are segments of one fragment: there they alternate, elsewhere they are consecutive fragments. Ids alone do not tell
-the two apart; a document's task does, or the pattern it was written in.
+Kinds: `instruction`, `ac` (its frame and slots), `t`, `ad`, `end`, and `chat` (what frames turns). Text and codes of
+one `t|ad` are segments of one fragment, where elsewhere each is a fragment of its own. Ids alone do not tell the two
+apart; a document's task does, or the pattern it was written in.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def pieces(document: Document, vocabulary: Vocabulary, pattern: str | None = Non
 def document_problems(
     document: Document, vocabulary: Vocabulary, fragments: Sequence[Fragment] = (), pattern: str | None = None
 ) -> list[str]:
-    """What is wrong with a document; nothing where it keeps to the rules. `fragments`: also that it says these, in order.
+    """What is wrong with a document; nothing where it keeps to the rules.
 
-    Labels are ids of a response and never of what frames it, slots are as many as the clips need, the end is taught only
-    of what is complete.
+    Labels are ids of a response and never of what frames it, slots are as many as the clips need, the end is taught
+    only of what is complete. `fragments`: what it must say, in order.
     """
     try:
         found = segments(document, vocabulary, pattern)
