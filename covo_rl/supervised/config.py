@@ -14,6 +14,7 @@ from covo_rl.types import Supervise
 
 HELD_OUT = 0.05
 PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
+TEACHERS = ("evidence", "answer", "column")
 DTYPES = ("auto", "float32", "bfloat16")  # to train in
 #: interval -> numbers of a stage that must lie in it
 STAGE_LIMITS = {
@@ -29,7 +30,8 @@ class Stage:
 
     Teachers of `sft`: `evidence` writes the row's true evidence and a conclusion that is right with probability
     `right` (a wrong one is drawn evenly from the other options); with probability `broken` the format is damaged, with
-    probability `inconsistent` the answer contradicts the conclusion. `column` takes the row's own completion.
+    probability `inconsistent` the answer contradicts the conclusion. `answer` writes `<answer>..</answer>` alone, without
+    reasoning, right with probability `right`. `column` takes the row's own completion.
 
     With `speak` the codes in the row's column `codes` follow the text, 5 text ids to 15 codes; `supervise` says what of
     a completion is taught: all, text, codes, or spoken, which is codes and the end of the turn.
@@ -167,7 +169,7 @@ def _problems(config: ColdStartConfig) -> list[str]:
     for i, stage in enumerate(config.stages):
         own = [
             (stage.kind in ("tagging", "sft"), f"kind {stage.kind!r}; there are tagging, sft"),
-            (stage.teacher in ("evidence", "column"), f"teacher {stage.teacher!r}; there are evidence, column"),
+            (stage.teacher in TEACHERS, f"teacher {stage.teacher!r}; there are {', '.join(TEACHERS)}"),
             (stage.teacher != "column" or stage.kind != "sft" or config.data is not None,
              f"teacher column needs data with a {config.completion_column!r} column"),
             *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name):g} is a probability")

@@ -187,6 +187,12 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
             raise TeacherError(f"{name}: a wrong conclusion needs another choice; the row has {example.choices}")
         return rng.choice(others)
 
+    if stage.teacher == "answer":
+        if example.answer is None:
+            raise TeacherError(f"{name}: the answer teacher needs a row with an answer")
+        right = rng.random() < stage.right
+        return f"<answer>{example.answer if right else other(example.answer)}</answer>"
+
     evidence = example.columns.get("evidence")
     if not isinstance(evidence, str) or example.answer is None:
         has = ", ".join(example.columns) or "no further columns"
