@@ -188,10 +188,13 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
         return rng.choice(others)
 
     if stage.teacher == "answer":
-        if example.answer is None:
-            raise TeacherError(f"{name}: the answer teacher needs a row with an answer")
-        right = rng.random() < stage.right
-        return f"<answer>{example.answer if right else other(example.answer)}</answer>"
+        said = example.answer
+        if said is not None and rng.random() >= stage.right:
+            said = other(said)
+        try:
+            return reference_completion("-", said or "").removeprefix("<think>-</think>")
+        except ValueError as error:
+            raise TeacherError(f"{name}: the answer teacher needs an answer, it is {said!r}") from error
 
     evidence = example.columns.get("evidence")
     if not isinstance(evidence, str) or example.answer is None:
