@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -187,6 +189,34 @@ def test_other_settings_and_other_folders_are_refused(configs, data, tmp_path, w
         with pytest.raises(ConfigError, match=r"holds something else \(thesis.tex\): choose another --output"):
             Chain(other, links(other, configs, None), data, overwrite=overwrite).run()
     assert launched(world) == [] and [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_every_command_and_saves_figures_of_each(tmp_path):
+    """Two steps a part, in processes of their own, and measured by the real evaluation; 80 CPU seconds."""
+    from covo_rl.synth import render_set
+
+    for name, options in SMALL.items():
+        content = {**options, "output": "x", **({} if name == "grpo" else {"dtype": "float32"})}
+        (tmp_path / f"pipeline_{name}.yaml").write_text(json.dumps(content))
+    questions = render_set(tmp_path / "questions", seed=3, train=1, validation=1, test=11)["test"]
+    words = [sys.executable, str(find("recipes", "pipeline.py")), "--configs", tmp_path, "--output", tmp_path / "run",
+             "--eval-data", questions]  # fmt: skip
+    first, second = (subprocess.run(words, capture_output=True, text=True, timeout=580) for _ in range(2))
+    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
+    record = json.loads((tmp_path / "run" / "pipeline.json").read_text())
+    for stage in record["stages"].values():
+        figures = stage["figures"]
+        assert figures["greedy"]["n"] == figures["sampled"]["n"] == 11
+        assert set(figures["audio"]) == {"real", "silent", "swapped", "none"}
+        parts = [figures["sampled"][f"reward_{name}"] for name in ("accuracy", "format", "consistency", "thinking")]
+        assert figures["sampled"]["reward_total"] == pytest.approx(sum(part or 0 for part in parts))
+        assert stage["training"]["cpu_seconds"] > 1 and stage["measuring"]["cpu_seconds"] > 0
+    assert record["stages"]["grpo"]["training"]["steps"] == 2
+    assert len(record["stages"]["perception"]["training"]["log"]) == 2
+    assert (tmp_path / "run" / "grpo" / "adapter" / "adapter_config.json").is_file()
+    assert "perception" in first.stdout and "R_total" in first.stdout
+    assert second.returncode == 0 and second.stdout.count("finished in an earlier launch") == 3
 
 
 def test_the_answer_teacher_writes_no_reasoning():

@@ -30,7 +30,7 @@ class Stage:
 
     Teachers of `sft`: `evidence` writes the row's true evidence and a conclusion that is right with probability
     `right` (a wrong one is drawn evenly from the other options); with probability `broken` the format is damaged, with
-    probability `inconsistent` the answer contradicts the conclusion. `answer` writes `<answer>..</answer>` alone, without
+    probability `inconsistent` the answer contradicts the conclusion. `answer` writes `<answer>..</answer>` without any
     reasoning, right with probability `right`. `column` takes the row's own completion.
 
     With `speak` the codes in the row's column `codes` follow the text, 5 text ids to 15 codes; `supervise` says what of
