@@ -1,4 +1,4 @@
-# The two commands of this project. Plain equivalents stand in README.md.
+# The commands of this project. Plain equivalents stand in README.md.
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
@@ -7,10 +7,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test gpu install lint types clean
+.PHONY: demo pipeline test gpu install lint types clean
 
 demo: install  ## GRPO on the built-in questions: about three CPU minutes
 	$(BIN)/covo-rl train $(ARGS)
+
+pipeline: install  ## from random weights to a model that reasons, in three stages: half an hour of one core; again goes on
+	OMP_NUM_THREADS=1 $(BIN)/python recipes/pipeline.py $(ARGS)
 
 test: install  ## the whole suite, two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

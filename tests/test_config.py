@@ -67,7 +67,8 @@ def test_option_names_are_unique_over_the_rooms():
     assert len(names) == len(set(names))
 
 
-OTHERS = ("sft", "tokenizer", "decoder")  # configurations of other recipes begin so
+#: configurations of other recipes begin so
+OTHERS = ("sft", "pipeline_perception", "pipeline_cot", "tokenizer", "decoder")
 GRPO_CONFIGS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith(OTHERS))
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -303,3 +304,31 @@ def test_two_cold_starts_do_not_share_a_folder(tmp_path):
             stages.run_stages(config)
         owner.communicate("\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_may_have_a_learning_rate_of_its_own(prepared):
+    """AdamW's first step moves every weight that has a gradient by its rate."""
+    from covo_rl.policy.patterns import PatternError, part_of
+    from covo_rl.supervised.trainer import fine_tune
+
+    family, rows, _ = prepared
+    before = {name: p.detach().clone() for name, p in family.model.named_parameters()}
+    texts = [completion(row.example, Stage(), random.Random(0)) for row in rows[:8]]
+    stage = Stage(steps=1, batch_size=8, learning_rate=1e-3, part_learning_rates="audio_adapter=1e-5",
+                  train_parts=["audio_adapter", "llm", "lm_head"])  # fmt: skip
+    try:
+        fine_tune(family, rows[:8], texts, stage, seed=0)
+        moved = {}
+        for name, p in family.model.named_parameters():
+            part, change = part_of(name, family), float((p.detach() - before[name]).abs().max())
+            moved[part] = max(moved.get(part, 0.0), change)
+    finally:
+        family.model.load_state_dict(before, strict=False)
+    assert moved["encoder"] == 0
+    assert moved["audio_adapter"] == pytest.approx(1e-5, rel=0.05)
+    assert moved["llm"] == pytest.approx(1e-3, rel=0.05)
+    with pytest.raises(PatternError, match="part_learning_rates names encoder: train_parts has audio_adapter"):
+        fine_tune(family, rows[:8], texts, replace(stage, part_learning_rates="encoder=1e-5"), seed=0)
+    with pytest.raises(ConfigError, match="part_learning_rates has no meaning for kind tagging"):
+        load_config(None, {"rows": 5, "tiny": {}, "stages": [
+            {"kind": "tagging", "part_learning_rates": {"llm": 1e-5}}]})  # fmt: skip

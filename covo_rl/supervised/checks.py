@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.audio import ClipStore
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, number_map
 from covo_rl.data import DataError, row_problems
 from covo_rl.data.check import sound_of
 from covo_rl.data.read import Problem
-from covo_rl.policy.patterns import check_parts
+from covo_rl.policy.patterns import PatternError, check_parts
 from covo_rl.prompt import parse
 from covo_rl.supervised.config import PARTS, ColdStartConfig, Stage
 from covo_rl.types import Example, visible
@@ -85,14 +85,19 @@ def trained_parts(family: AudioFamily, stage: Stage) -> set[str]:
     """Parts of the family that the stage trains; its default, all of PARTS, means those that there are.
 
     Raises:
-        PatternError: the stage names a part that this family does not have.
+        PatternError: the stage names a part that this family does not have, or a rate for one that does not train.
     """
     if stage.kind == "tagging":
         return {"encoder", "audio_adapter"} & set(family.parts)
     parts = set(stage.train_parts or PARTS)
     if parts != set(PARTS):
         check_parts(stage.train_parts, family, "train_parts")
-    return parts & set(family.parts)
+    parts &= set(family.parts)
+    rates = number_map(stage.part_learning_rates, what="part_learning_rates")
+    check_parts(rates, family, "part_learning_rates")
+    if idle := sorted(rates.keys() - parts):
+        raise PatternError(f"part_learning_rates names {', '.join(idle)}: train_parts has {', '.join(sorted(parts))}")
+    return parts
 
 
 def unreadable(rows: Sequence[Example], texts: Sequence[str], stage: Stage) -> list[str]:

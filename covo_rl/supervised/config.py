@@ -14,6 +14,7 @@ from covo_rl.types import Supervise
 
 HELD_OUT = 0.05
 PARTS = ("encoder", "audio_adapter", "llm", "lm_head")
+TEACHERS = ("evidence", "answer", "column")
 DTYPES = ("auto", "float32", "bfloat16")  # to train in
 #: interval -> numbers of a stage that must lie in it
 STAGE_LIMITS = {
@@ -29,7 +30,10 @@ class Stage:
 
     Teachers of `sft`: `evidence` writes the row's true evidence and a conclusion that is right with probability
     `right` (a wrong one is drawn evenly from the other options); with probability `broken` the format is damaged, with
-    probability `inconsistent` the answer contradicts the conclusion. `column` takes the row's own completion.
+    probability `inconsistent` the answer contradicts the conclusion. `answer` writes `<answer>..</answer>` without any
+    reasoning, right with probability `right`. `column` takes the row's own completion.
+
+    `part_learning_rates` (audio_adapter=1e-5, or a mapping) gives parts of the model a rate of their own.
 
     With `speak` the codes in the row's column `codes` follow the text, 5 text ids to 15 codes; `supervise` says what of
     a completion is taught: all, text, codes, or spoken, which is codes and the end of the turn.
@@ -49,6 +53,7 @@ class Stage:
     batch_size: int = 32
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-3
+    part_learning_rates: str | None = None
     lr_scheduler_type: str = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 0.0
@@ -167,7 +172,7 @@ def _problems(config: ColdStartConfig) -> list[str]:
     for i, stage in enumerate(config.stages):
         own = [
             (stage.kind in ("tagging", "sft"), f"kind {stage.kind!r}; there are tagging, sft"),
-            (stage.teacher in ("evidence", "column"), f"teacher {stage.teacher!r}; there are evidence, column"),
+            (stage.teacher in TEACHERS, f"teacher {stage.teacher!r}; there are {', '.join(TEACHERS)}"),
             (stage.teacher != "column" or stage.kind != "sft" or config.data is not None,
              f"teacher column needs data with a {config.completion_column!r} column"),
             *((0 <= getattr(stage, name) <= 1, f"{name} {getattr(stage, name):g} is a probability")
@@ -176,6 +181,8 @@ def _problems(config: ColdStartConfig) -> list[str]:
             (stage.supervise in get_args(Supervise),
              f"supervise {stage.supervise!r}; there are {', '.join(get_args(Supervise))}"),
             (stage.speak or stage.supervise in ("all", "text"), f"supervise {stage.supervise} needs speak: true"),
+            (stage.kind == "sft" or not stage.part_learning_rates,
+             f"part_learning_rates has no meaning for kind {stage.kind}"),
             (stage.kind == "sft" or not stage.speak, f"speak has no meaning for kind {stage.kind}"),
             (stage.lr_scheduler_type in SCHEDULES,
              f"lr_scheduler_type {stage.lr_scheduler_type!r}; there are {', '.join(SCHEDULES)}"),

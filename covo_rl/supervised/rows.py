@@ -187,6 +187,15 @@ def completion(example: Example, stage: Stage, rng: random.Random, column: str =
             raise TeacherError(f"{name}: a wrong conclusion needs another choice; the row has {example.choices}")
         return rng.choice(others)
 
+    if stage.teacher == "answer":
+        said = example.answer
+        if said is not None and rng.random() >= stage.right:
+            said = other(said)
+        try:
+            return reference_completion("-", said or "").removeprefix("<think>-</think>")
+        except ValueError as error:
+            raise TeacherError(f"{name}: the answer teacher needs an answer, it is {said!r}") from error
+
     evidence = example.columns.get("evidence")
     if not isinstance(evidence, str) or example.answer is None:
         has = ", ".join(example.columns) or "no further columns"

@@ -6,7 +6,7 @@ It is TRL's SFTTrainer with a collator that carries the audio.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from covo_rl.config import AdapterConfig
 from covo_rl.models.base import AudioFamily, ClipFeatures
 from covo_rl.models.covo_audio.processing import interleave, make_labels
 from covo_rl.models.text import text_ids
@@ -27,6 +28,7 @@ from covo_rl.policy.patterns import part_of
 from covo_rl.policy.products import float32_head
 from covo_rl.policy.rows import decoder_call
 from covo_rl.policy.sharding import layer_classes
+from covo_rl.policy.trainable import adamw, param_groups
 from covo_rl.prompt import length_problem, position_limit
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.supervised.checks import trained_parts
@@ -164,7 +166,17 @@ def completion_loss(model: nn.Module, batch: Mapping[str, Any], num_items: Any =
 
 
 class AudioSFTTrainer(SFTTrainer):
-    """TRL's trainer, except that the loss is ours: TRL's calls the bare text backbone, which has no place for audio."""
+    """TRL's trainer, except that the loss is ours: TRL's calls the bare text backbone, which has no place for audio.
+
+    `groups`, where it is set, makes the optimiser's groups of a model: parts with a learning rate of their own.
+    """
+
+    groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None
+
+    def create_optimizer(self, *args, **kwargs):
+        if self.groups is not None and self.optimizer is None:
+            self.optimizer = adamw(self.groups(self.model))
+        return super().create_optimizer(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = completion_loss(model, inputs, num_items_in_batch)
@@ -205,6 +217,10 @@ def fine_tune(
             processing_class=family.tokenizer,
             callbacks=[progress := Progress()],
         )
+        if stage.part_learning_rates:
+            rates = AdapterConfig(part_learning_rates=stage.part_learning_rates)
+            base = {"base_lr": stage.learning_rate, "weight_decay": stage.weight_decay}
+            trainer.groups = partial(param_groups, config=rates, family=family, **base)
         trainer.remove_callback(PrinterCallback)  # a dictionary a line
         narrow = computes_in_16_bits(trainer.accelerator, family.model)
         allow_tf32(trainer.accelerator.device, narrow, family.model)
