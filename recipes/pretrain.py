@@ -31,9 +31,9 @@ def main(words: list[str] | None = None) -> Path:
         config = read_pretrain(options.pop("config"), options)
         if os.environ.get("RANK", "0") == "0":
             say("loading torch and the model classes")  # which takes seconds in which nothing else is said
-        from covo_rl.supervised.pretrain.run import pretrain  # after parsing: --help and typos answer at once
+        from covo_rl.supervised.pretrain.run import run_pretraining  # after parsing: --help and typos answer at once
 
-        return pretrain(config)
+        return run_pretraining(config)
 
 
 def parser() -> argparse.ArgumentParser:

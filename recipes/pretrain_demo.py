@@ -23,9 +23,9 @@ def main() -> None:
     parser.add_argument("--controls", action="store_true", help="train and measure the controls too")
     options = parser.parse_args()
     with user_errors("pretrain_demo", code=1):
-        from covo_rl.supervised.pretrain.demo import run_demo  # torch
+        from covo_rl.supervised.pretrain.demo import run_pretrain_demo  # torch
 
-        run_demo(Path(options.output), seed=options.seed, controls=options.controls)
+        run_pretrain_demo(Path(options.output), seed=options.seed, controls=options.controls)
 
 
 if __name__ == "__main__":

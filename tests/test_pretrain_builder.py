@@ -23,9 +23,9 @@ from covo_rl.supervised.pretrain.fragments import (
     code_length,
     phrase_fragments,
     sentence_fragments,
-    whole,
+    whole_row,
 )
-from covo_rl.supervised.pretrain.reader import ReadError, document_problems, pieces, segments
+from covo_rl.supervised.pretrain.reader import ReadError, document_problems, read_pieces, segments
 from covo_rl.supervised.pretrain.tasks import TASKS
 from covo_rl.types import Clip
 
@@ -147,7 +147,7 @@ F1_WORDS = fragment([7], range(8))
 def test_kinds_go_round_and_only_audio_at_the_end_is_dropped():
     chain = [fragment([10 + i], range(i * 3, i * 3 + 5)) for i in range(7)]
     documents = {pattern: interleaved(chain, pattern, WORDS) for pattern in PATTERNS}
-    assert {pattern: [p.kind for p in pieces(d, WORDS, pattern)] for pattern, d in documents.items()} == {
+    assert {pattern: [p.kind for p in read_pieces(d, WORDS, pattern)] for pattern, d in documents.items()} == {
         "ac>t>ad": ["ac", "t", "ad", "ac", "t", "ad"],
         "ad>t>ad": ["ad", "t", "ad", "t", "ad", "t", "ad"],
         "ac>t>ac": ["ac", "t", "ac", "t", "ac", "t"],
@@ -337,7 +337,7 @@ def test_rows_without_text_or_words_are_skipped_by_reason():
             phrase_fragments(row(text, words, 30))
         assert raised.value.reason == reason
     with pytest.raises(SkippedError, match="r: no codes"):
-        whole(row("one", [], 0))
+        whole_row(row("one", [], 0))
 
 
 def utterance(name, seconds, text="It goes on."):
@@ -381,7 +381,7 @@ def test_without_codes_a_recording_is_as_long_as_its_samples():
         utterance("a", 3), codes=None, clip=Clip(array=np.zeros(960 * 75 + 1, np.float32), sampling_rate=24000)
     )
     assert code_length(spoken) == 76
-    assert builder.asr(whole(spoken), LETTERS).clips == (("a", 0, 76),)
+    assert builder.asr(whole_row(spoken), LETTERS).clips == (("a", 0, 76),)
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
@@ -415,7 +415,7 @@ def test_a_task_keeps_to_the_rules_and_to_its_seed(task):
 
 def test_both_patterns_of_a_task_and_both_levels_come():
     def kinds(task):
-        return {tuple(p.kind for p in pieces(build(task, story(), seed), LETTERS)[:3]) for seed in range(30)}
+        return {tuple(p.kind for p in read_pieces(build(task, story(), seed), LETTERS)[:3]) for seed in range(30)}
 
     assert kinds("interleave_1") == {("ac", "t|ad", "ac"), ("ac", "t", "ac")}
     assert kinds("interleave_2") == {("ad", "t", "ad"), ("ac", "t", "ad")}
@@ -475,7 +475,7 @@ def any_row(seed):
 @given(st.integers(0, 2**32))
 def test_joined_fragments_give_the_transcript_and_the_codes(seed):
     row = any_row(seed)
-    for fragments in (phrase_fragments(row), sentence_fragments([row]) if len(row.codes) <= 750 else [whole(row)]):
+    for fragments in (phrase_fragments(row), sentence_fragments([row]) if len(row.codes) <= 750 else [whole_row(row)]):
         assert "".join(f.text for f in fragments) == row.text
         assert np.concatenate([f.codes for f in fragments]).tolist() == row.codes.tolist()
         assert [f.a for f in fragments] == [0, *(f.b for f in fragments[:-1])]
@@ -523,7 +523,7 @@ def test_every_pattern_is_read_back(sizes, pattern, content):
         dealt = list(zip(list(kinds) * len(fragments), fragments, strict=False))
     if dealt[-1][0] == "ac":
         dealt.pop()
-    found = pieces(document, LETTERS, pattern)
+    found = read_pieces(document, LETTERS, pattern)
     assert [piece.kind for piece in found] == [kind for kind, _ in dealt]
     for i, (piece, (kind, f)) in enumerate(zip(found, dealt, strict=True)):
         assert list(piece.text) == (LETTERS.text(f.text) if "t" in kind else [])
@@ -553,7 +553,7 @@ def test_every_task_is_read_back(sizes, task, drawn):
     assert document_problems(document, LETTERS, fragments) == []
     assert segments(document, LETTERS)[0].kind == "instruction"
     assert segments(document, LETTERS)[0].end == len(instruction) + 1
-    asked, answered = pieces(document, LETTERS)
+    asked, answered = read_pieces(document, LETTERS)
     assert not asked.taught
     assert answered.taught
     taught = [label for label in document.labels if label != IGNORE]

@@ -12,7 +12,7 @@ from covo_rl.data.read import DataError
 from covo_rl.data.shards import ShardedRows, shard_files
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.resolve import ConfigError
-from covo_rl.supervised.pretrain.document import Document, SkippedError, Task, Vocabulary
+from covo_rl.supervised.pretrain.document import Document, DocumentTask, SkippedError, Vocabulary
 from covo_rl.supervised.pretrain.mixture import Mixture, MixtureTask
 from covo_rl.supervised.pretrain.rows import RowStore, TextRow
 
@@ -35,7 +35,7 @@ def lengths_task(unit="row"):
             raise SkippedError("negative" if length > -9 else "very negative")
         return Document([7] * length, [IGNORE] * (length - 1) + [rng.randrange(10**6)])
 
-    return Task(unit, build)
+    return DocumentTask(unit, build)
 
 
 def mixture_of(weights, lengths, length=64, seed=0, **options):

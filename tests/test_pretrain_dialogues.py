@@ -19,7 +19,7 @@ from covo_rl.speech.grid import CodeError
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRowReader, read_dialogue, read_dialogues
-from covo_rl.supervised.pretrain.dialogues import QUERIES, build_general, missing, write_dialogue
+from covo_rl.supervised.pretrain.dialogues import QUERIES, build_general, missing_parts, write_dialogue
 from covo_rl.supervised.pretrain.distill import DistillOptions, distill_problems
 from covo_rl.supervised.pretrain.document import BuildOptions, SkippedError, Vocabulary
 from covo_rl.supervised.pretrain.stages import CHAT_WEIGHTS, planned_tasks
@@ -213,7 +213,7 @@ def test_general_draws_among_what_the_row_has(vocabulary, folder):
     }
     for (hear, speak), turns in cases.items():
         row = dialogue(*turns, folder=folder)
-        ways = [way for way in np.ndindex(2, 2) if not missing(row, bool(way[0]), bool(way[1]))]
+        ways = [way for way in np.ndindex(2, 2) if not missing_parts(row, bool(way[0]), bool(way[1]))]
         assert ways == [(int(hear), int(speak))]
 
 

@@ -17,7 +17,7 @@ from covo_rl.models.covo_audio.features import CovoAudioFeatureExtractor
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.rows import SpeechRow
-from covo_rl.supervised.pretrain.document import Document, Task
+from covo_rl.supervised.pretrain.document import Document, DocumentTask
 from covo_rl.supervised.pretrain.mixture import Draw, Drawn
 from covo_rl.supervised.pretrain.packing import WINDOW, PackedRow, Packer, best_fill, collate_rows
 from covo_rl.supervised.pretrain.stream import PackedStream, TaskData
@@ -185,7 +185,10 @@ def _build_heard(rows, vocabulary, rng, options):
     return Document(ids + text, labels + text, ((row.id, 0, len(row.codes)),))
 
 
-KNOWN = {"heard": Task("row", _build_heard, ("audio", "text", "codes")), "text": Task("text", _build_text, ("text",))}
+KNOWN = {
+    "heard": DocumentTask("row", _build_heard, ("audio", "text", "codes")),
+    "text": DocumentTask("text", _build_text, ("text",)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +295,7 @@ def test_tasks_and_data_that_cannot_be_are_named_before_anything_is_read(corpus,
 
 def test_codes_of_two_tokenizers_are_refused(tmp_path):
     rows = [{"id": f"r{n}", "text": "a", "codes": [1], "tokenizer": n} for n in "ab"]
-    known = {"tts": Task("row", _build_heard, ("codes",))}
+    known = {"tts": DocumentTask("row", _build_heard, ("codes",))}
     with pytest.raises(DataError, match="codes of several tokenizers") as caught:
         _stream({"tts": TaskData(1, str(write(tmp_path / "a.jsonl", rows)))}, known=known)
     assert "r0: " in str(caught.value).replace("ra: ", "r0: ") and "tokenizer 'b'" in str(caught.value)

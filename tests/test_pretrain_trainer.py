@@ -19,7 +19,7 @@ from covo_rl.supervised.pretrain import run
 from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.forward import Taught
 from covo_rl.supervised.pretrain.freezing import decay_groups, frozen_digests, train_parts
-from covo_rl.supervised.pretrain.run import FrozenChangedError, pretrain
+from covo_rl.supervised.pretrain.run import FrozenChangedError, run_pretraining
 from covo_rl.supervised.pretrain.trainer import PretrainTrainer
 from covo_rl.train.checkpoint import CheckpointError
 from covo_rl.train.guard import StoppedBySignal
@@ -154,7 +154,7 @@ def finished(world, tmp_path_factory):
     """Four updates without a break."""
     output = tmp_path_factory.mktemp("runs") / "whole"
     config = read_pretrain(None, {**world, "output": str(output), "eval_tasks": {"asr": {}}, "eval_rows": 1})
-    return config, pretrain(config)
+    return config, run_pretraining(config)
 
 
 def lines(folder, *without):
@@ -189,11 +189,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(world, finished, tmp_path, monkeypatc
     config = read_pretrain(None, {**world, "output": str(tmp_path / "run")})
     monkeypatch.setattr(PretrainTrainer, "update", killed)
     with pytest.raises(StoppedBySignal) as stop:
-        pretrain(config)
+        run_pretraining(config)
     assert stop.value.code == 75 and stop.value.saved.name == "step_000003"
     assert not (tmp_path / "run" / "config.json").exists()  # no model yet
     monkeypatch.undo()
-    folder = pretrain(dataclasses.replace(config, resume=True))
+    folder = run_pretraining(dataclasses.replace(config, resume=True))
     assert lines(folder) == lines(finished[1], "eval_")
     assert (folder / "model.safetensors").read_bytes() == (finished[1] / "model.safetensors").read_bytes()
 
@@ -203,11 +203,13 @@ def test_a_resume_with_other_options_or_of_damaged_checkpoints_is_refused(world,
     config, folder = finished
     again = dataclasses.replace(config, resume=True)
     with pytest.raises(ConfigError) as error:
-        pretrain(dataclasses.replace(again, learning_rate=0.1, batch_size=2, tasks={**world["tasks"], "tts": {}}))
+        run_pretraining(
+            dataclasses.replace(again, learning_rate=0.1, batch_size=2, tasks={**world["tasks"], "tts": {}})
+        )
     first, second = error.value.problems
     assert "learning_rate 0.01 there, 0.1 now" in first and "1 rows an update there, 2 now" in second
     with pytest.raises(ConfigError, match="the state of the mixture is of another one"):
-        pretrain(dataclasses.replace(again, tasks={**world["tasks"], "asr": {"weight": 5}}))
+        run_pretraining(dataclasses.replace(again, tasks={**world["tasks"], "asr": {"weight": 5}}))
     copy = tmp_path / "copy"
     for step in ("step_000002", "step_000004"):
         (copy / "checkpoints" / step).mkdir(parents=True)
@@ -216,21 +218,23 @@ def test_a_resume_with_other_options_or_of_damaged_checkpoints_is_refused(world,
         (copy / "checkpoints" / step / "weights.safetensors").write_bytes(b"damaged")
     (copy / "pretrain.yaml").touch()
     with pytest.raises(CheckpointError, match=r"no checkpoint .* is complete: step_000004: weights.safetensors has"):
-        pretrain(dataclasses.replace(again, output=str(copy)))
+        run_pretraining(dataclasses.replace(again, output=str(copy)))
 
 
 def test_a_folder_that_is_taken_is_left_alone(world, finished, tmp_path, capsys):
     config, folder = finished
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match=r"holds an earlier pre-training .*--resume, or --overwrite"):
-        pretrain(config)
+        run_pretraining(config)
     with pytest.raises(ConfigError, match="is the model that the training starts from"):
-        pretrain(dataclasses.replace(config, model=str(folder), overwrite=True))
+        run_pretraining(dataclasses.replace(config, model=str(folder), overwrite=True))
     with pytest.raises(ConfigError, match="holds no pre-training"):
-        pretrain(dataclasses.replace(config, output=str(tmp_path / "none"), resume=True))
+        run_pretraining(dataclasses.replace(config, output=str(tmp_path / "none"), resume=True))
     (tmp_path / "config.json").touch()
-    assert "something else" in str(run.taken(dataclasses.replace(config, output=str(tmp_path), overwrite=True)))
-    assert pretrain(dataclasses.replace(config, dry_run=True, overwrite=True)) == folder
+    assert "something else" in str(
+        run.folder_problem(dataclasses.replace(config, output=str(tmp_path), overwrite=True))
+    )
+    assert run_pretraining(dataclasses.replace(config, dry_run=True, overwrite=True)) == folder
     assert "dry run" in capsys.readouterr().out and (folder / "model.safetensors").read_bytes() == before
 
 
@@ -247,5 +251,5 @@ def test_a_frozen_weight_that_changed_is_not_saved(world, tmp_path, monkeypatch)
     monkeypatch.setattr(PretrainTrainer, "update", disturbed)
     config = read_pretrain(None, {**world, "steps": 1, "warmup_steps": 0, "output": str(tmp_path / "run")})
     with pytest.raises(FrozenChangedError, match="encoder did not train and changed"):
-        pretrain(config)
+        run_pretraining(config)
     assert not (Path(config.output) / "config.json").exists()

@@ -74,10 +74,10 @@ def new_talker(seed: int = 0) -> Talker:
     return Talker(NEW, replace(speakers(1, seed, "validation")[0], name=NEW, rate=0.8), NEW_MELODY)
 
 
-def written(digits: Sequence[int]) -> str:
+def written_digits(digits: Sequence[int]) -> str:
     """Digits as a line of text: a comma after every third, a full stop at the end.
 
-    >>> written([2, 4, 6, 8, 0])
+    >>> written_digits([2, 4, 6, 8, 0])
     'two four six, eight zero.'
     """
     words = [DIGITS[digit] for digit in digits]
@@ -98,12 +98,12 @@ def count(start: int, step: int, length: int) -> list[int]:
 def counting_lines(rng: Rng, utterances: int = UTTERANCES) -> list[str]:
     """Lines that count on from one to the next."""
     digits = count(int(rng.integers(10)), int(rng.choice(STEPS)), COUNTED * utterances)
-    return [written(digits[place : place + COUNTED]) for place in range(0, len(digits), COUNTED)]
+    return [written_digits(digits[place : place + COUNTED]) for place in range(0, len(digits), COUNTED)]
 
 
 def number_line(rng: Rng) -> str:
     """A line of digits that follow from nothing."""
-    return written(rng.integers(10, size=rng.integers(NUMBERS[0], NUMBERS[1] + 1)).tolist())
+    return written_digits(rng.integers(10, size=rng.integers(NUMBERS[0], NUMBERS[1] + 1)).tolist())
 
 
 def hesitant(line: str, rng: Rng) -> str:
@@ -130,9 +130,9 @@ def text_line(rng: Rng) -> str:
 @cache
 def questions() -> tuple[tuple[str, str], ...]:
     """Every question that is written, and its answer: what comes after, what before, and counting by a step."""
-    rows = [(f"What comes {side} {DIGITS[digit]}?", written([(digit + by) % 10]))
+    rows = [(f"What comes {side} {DIGITS[digit]}?", written_digits([(digit + by) % 10]))
             for side, by in (("after", 1), ("before", 9)) for digit in range(10)]  # fmt: skip
-    rows += [(f"Count from {DIGITS[start]} by {DIGITS[step]}.", written(count(start, step, COUNTED)))
+    rows += [(f"Count from {DIGITS[start]} by {DIGITS[step]}.", written_digits(count(start, step, COUNTED)))
              for start in range(10) for step in STEPS]  # fmt: skip
     return tuple(rows)
 
@@ -145,4 +145,4 @@ def answer_line(rng: Rng) -> tuple[str, str]:
 
 def dull_line(rng: Rng) -> str:
     """One digit again and again: nothing that a mind should learn from the recordings of a voice."""
-    return written([int(rng.integers(10))] * int(rng.integers(3, COUNTED + 1)))
+    return written_digits([int(rng.integers(10))] * int(rng.integers(3, COUNTED + 1)))

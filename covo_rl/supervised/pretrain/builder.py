@@ -25,7 +25,7 @@ from covo_rl.models.covo_audio.processing import IGNORE, interleave
 from covo_rl.speech.grid import check_codes, count_slots
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
-from covo_rl.supervised.pretrain.fragments import Fragment, phrase_fragments, sentence_fragments, spaced, whole
+from covo_rl.supervised.pretrain.fragments import Fragment, phrase_fragments, sentence_fragments, spaced, whole_row
 
 Kind = Literal["ac", "t", "ad", "t|ad"]
 #: pattern -> the kinds that consecutive fragments get, cyclically
@@ -236,11 +236,11 @@ def draw_fragments(rows: Rows, rng: random.Random, share: float, least: int = 2)
 
 
 def build_asr(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
-    return asr(whole(rows[0]), vocabulary, rng.choice(INSTRUCTIONS["asr"]))
+    return asr(whole_row(rows[0]), vocabulary, rng.choice(INSTRUCTIONS["asr"]))
 
 
 def build_tts(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
-    return tts(whole(rows[0]), vocabulary, rng.choice(INSTRUCTIONS["tts"]))
+    return tts(whole_row(rows[0]), vocabulary, rng.choice(INSTRUCTIONS["tts"]))
 
 
 def build_continuation(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:

@@ -28,7 +28,7 @@ from covo_rl.speech.rows import read_speech_rows
 from covo_rl.speech.tokenizer import SpeechTokenizer
 from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.create import Creation, create_model
-from covo_rl.supervised.pretrain.run import RESULT, pretrain
+from covo_rl.supervised.pretrain.run import RESULT, run_pretraining
 from covo_rl.supervised.pretrain.text_model import make_text_model
 from covo_rl.supervised.pretrain.voice_figures import VoiceMeasure
 from covo_rl.supervised.pretrain.world import WorldSizes, write_world
@@ -44,7 +44,7 @@ NO_VOICE = {"pseudo_dialogue": 0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class DemoRun:
     """A training: the configuration, its stage, where it starts, and what a control changes."""
 
     config: str
@@ -55,18 +55,18 @@ class Run:
 
 
 RUNS = {
-    "stage_1": Run("pretrain_tiny", "base", 1),
-    "stage_2": Run("pretrain_tiny", "stage_1", 2),
-    "speaker": Run("speaker_tiny", "stage_2"),
+    "stage_1": DemoRun("pretrain_tiny", "base", 1),
+    "stage_2": DemoRun("pretrain_tiny", "stage_1", 2),
+    "speaker": DemoRun("speaker_tiny", "stage_2"),
 }
 CONTROLS = {
-    "stage_2_plain": Run("pretrain_tiny", "stage_1", 2, PLAIN),
-    "speaker_no_voice": Run("speaker_tiny", "stage_2", weights=NO_VOICE),
-    "speaker_text_taught": Run("speaker_tiny", "stage_2", options={"text_loss": True}),
+    "stage_2_plain": DemoRun("pretrain_tiny", "stage_1", 2, PLAIN),
+    "speaker_no_voice": DemoRun("speaker_tiny", "stage_2", weights=NO_VOICE),
+    "speaker_text_taught": DemoRun("speaker_tiny", "stage_2", options={"text_loss": True}),
 }
 
 
-def run_demo(
+def run_pretrain_demo(
     output: Path, *, seed: int = 0, controls: bool = False, sizes: WorldSizes | None = None,
     steps: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -119,7 +119,7 @@ def _text_model(world: Path, folder: Path, seed: int, steps: int) -> dict[str, A
     return {"loss": make_text_model(texts, folder, steps=steps, seed=seed, names=[*NAMES, NEW])}
 
 
-def _train(output: Path, name: str, run: Run, seed: int, steps: int | None) -> dict[str, Any]:
+def _train(output: Path, name: str, run: DemoRun, seed: int, steps: int | None) -> dict[str, Any]:
     """A training with the recipe's configuration, whose rows are those of this world."""
     text = (
         find("recipes", f"configs/{run.config}.yaml").read_text(encoding="utf-8").replace(DATA, str(output / "world"))
@@ -133,7 +133,7 @@ def _train(output: Path, name: str, run: Run, seed: int, steps: int | None) -> d
     shorter = {} if steps is None else {"steps": steps, "warmup_steps": min(20, steps - 1)}
     options = {"stage": run.stage, "model": str(output / run.start), "output": str(output / name), "seed": seed,
                "overwrite": (output / name / "pretrain.yaml").is_file() or None}  # fmt: skip
-    folder = pretrain(read_pretrain(path, {**options, **run.options, **shorter}))
+    folder = run_pretraining(read_pretrain(path, {**options, **run.options, **shorter}))
     result = json.loads((folder / RESULT).read_text())
     tasks = result["stream"]["tasks"]
     return {

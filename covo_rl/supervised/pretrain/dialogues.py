@@ -71,7 +71,7 @@ def build_dialogue(row: DialogueRow, vocabulary: Vocabulary, rng: random.Random,
 
 def build_general(row: DialogueRow, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     """One of t>t, t>ad, ac>t, ac>t|ad, drawn from those for which the row has enough."""
-    ways = [(hear, speak) for hear in (False, True) for speak in (False, True) if not missing(row, hear, speak)]
+    ways = [(hear, speak) for hear in (False, True) for speak in (False, True) if not missing_parts(row, hear, speak)]
     hear, speak = rng.choice(ways)
     return write_dialogue(row, vocabulary, hear=hear, speak=speak)
 
@@ -87,7 +87,7 @@ def build_understanding(
     return write_dialogue(row, vocabulary, hear=True, speak=False, asked=True)
 
 
-def missing(row: DialogueRow, hear: bool, speak: bool, asked: bool = False) -> str:
+def missing_parts(row: DialogueRow, hear: bool, speak: bool, asked: bool = False) -> str:
     """What the row lacks to be written so, one reason; empty where nothing."""
     users = [turn.said for turn in row.turns if turn.role == "user"]
     replies = [turn.said for turn in row.turns if turn.role == "assistant"]
@@ -114,7 +114,7 @@ def write_dialogue(
         AudioError: a recording that cannot be read.
         CodeError: a code that the model has not.
     """
-    if reason := missing(row, hear, speak, asked):
+    if reason := missing_parts(row, hear, speak, asked):
         raise SkippedError(reason, row.id)
     writer = _Writer(vocabulary)
     system = row.system if speak or row.system is not None else WRITTEN_SYSTEM

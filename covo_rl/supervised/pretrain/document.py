@@ -1,4 +1,4 @@
-"""What every task makes of its rows: a `Document`, the `Vocabulary` of its ids, what a `Task` is and its options."""
+"""What every task makes of its rows: a `Document`; the `Vocabulary` of its ids; what a `DocumentTask` is."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Task:
+class DocumentTask:
     """`unit`: one draw is a `row` of speech, the rows of a `document` in order, a `text` or a `dialogue`.
 
     `needs`: fields that every row must have (audio, text, words, codes). `build(unit, vocabulary, rng, options)`: a

@@ -20,7 +20,7 @@ KINDS = ("text", "codes")
 _COUNTS = ("positions", "padding", "audio_seconds", "clips")
 
 
-class Figures:
+class UpdateFigures:
     """Sums of one update: negative log-probs and their number by (task, kind), positions by task, and more.
 
     `codes` are the ids of codes; `tasks` the names that a batch's numbers stand for.

@@ -71,7 +71,7 @@ def code_length(row: SpeechRow) -> int:
     return count_codes(len(row.wave())) if row.codes is None else len(row.codes)
 
 
-def whole(row: SpeechRow) -> Fragment:
+def whole_row(row: SpeechRow) -> Fragment:
     """The row as one fragment."""
     return _fragment(row, (0, len(row.text)), (0, code_length(row)))
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from covo_rl.data.read import DataError, Problem
 from covo_rl.resolve import ConfigError
-from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Task, Vocabulary
+from covo_rl.supervised.pretrain.document import BuildOptions, Document, DocumentTask, SkippedError, Vocabulary
 
 #: ids that a report names for each reason of skipping
 NAMED = 5
@@ -80,7 +80,7 @@ class Drawable(Protocol):
 class MixtureTask:
     """A task with its rows: `units[i]` is what its builder takes."""
 
-    def __init__(self, name: str, weight: float, task: Task, units: Drawable, fingerprint: str = "") -> None:
+    def __init__(self, name: str, weight: float, task: DocumentTask, units: Drawable, fingerprint: str = "") -> None:
         self.name, self.weight, self.task, self.units, self.fingerprint = name, weight, task, units, fingerprint
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
 

@@ -81,7 +81,7 @@ def segments(document: Document, vocabulary: Vocabulary, pattern: str | None = N
     return found
 
 
-def pieces(document: Document, vocabulary: Vocabulary, pattern: str | None = None) -> list[Piece]:
+def read_pieces(document: Document, vocabulary: Vocabulary, pattern: str | None = None) -> list[Piece]:
     """The fragments of a document in order, in the kinds that they were written in. A task of one fragment has two.
 
     Fragments of one kind that follow one another, as in a continuation, are one piece. Raises ReadError.
@@ -126,7 +126,11 @@ def document_problems(
             segment.end != len(ids) or segment.taught != (document.complete and len(ids) > 1)
         ):
             problems.append(f"position {segment.start}: the end stands before others, or is taught of a part")
-    if fragments and not problems and not _says(pieces(document, vocabulary, pattern), fragments, document, vocabulary):
+    if (
+        fragments
+        and not problems
+        and not _says(read_pieces(document, vocabulary, pattern), fragments, document, vocabulary)
+    ):
         problems.append("its pieces are not its fragments")
     return problems
 

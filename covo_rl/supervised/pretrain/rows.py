@@ -37,7 +37,7 @@ class TextRow:
     text: str
 
 
-class RowReader(Protocol):
+class UnitReader(Protocol):
     """Reads rows of one kind, as objects with an `id`, and notes what is wrong with them."""
 
     problems: list[Problem]
@@ -69,7 +69,7 @@ class TextRowReader:
 
 
 #: kind -> its reader, made of (audio folder, needs, codebook, tokenizer)
-READERS: dict[Kind, Callable[..., RowReader]] = {
+READERS: dict[Kind, Callable[..., UnitReader]] = {
     "speech": partial(SpeechRowReader, unique=False),
     "text": TextRowReader,
     "dialogue": DialogueRowReader,

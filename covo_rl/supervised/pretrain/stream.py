@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from covo_rl.data.read import DataError, Problem
 from covo_rl.resolve import ConfigError
 from covo_rl.supervised.pretrain.builder import cut_text
-from covo_rl.supervised.pretrain.document import BuildOptions, Task, Vocabulary
+from covo_rl.supervised.pretrain.document import BuildOptions, DocumentTask, Vocabulary
 from covo_rl.supervised.pretrain.mixture import NO_ROWS, Mixture, MixtureTask, check_weights, unknown_task
 from covo_rl.supervised.pretrain.packing import PackedBatch, PackedRow, Packer, collate_rows
 from covo_rl.supervised.pretrain.rows import KINDS, Kind, RowStore, heard_problems
@@ -57,7 +57,8 @@ class PackedStream:
     def __init__(
         self, tasks: Mapping[str, TaskData], vocabulary: Vocabulary, *, seed: int, length: int, pad_id: int,
         extractor: Callable[..., Any] | None = None, options: BuildOptions | None = None, tokenizer: str | None = None,
-        batch_size: int = 1, workers: int = 0, ranks: tuple[int, int] = (0, 1), known: Mapping[str, Task] | None = None,
+        batch_size: int = 1, workers: int = 0, ranks: tuple[int, int] = (0, 1),
+        known: Mapping[str, DocumentTask] | None = None,
     ) -> None:  # fmt: skip
         known = TASKS if known is None else known
         self.stores = open_stores(tasks, known, vocabulary, tokenizer)
@@ -191,7 +192,10 @@ def _unchanged(item: Any) -> Any:
 
 
 def open_stores(
-    tasks: Mapping[str, TaskData], known: Mapping[str, Task], vocabulary: Vocabulary, tokenizer: str | None = None
+    tasks: Mapping[str, TaskData],
+    known: Mapping[str, DocumentTask],
+    vocabulary: Vocabulary,
+    tokenizer: str | None = None,
 ) -> dict[tuple[Any, ...], RowStore]:
     """The rows of all tasks that have a weight; data that several tasks name is read once, with all that they need.
 
@@ -228,7 +232,7 @@ def open_stores(
 
 
 def mixture_task(
-    name: str, data: TaskData, known: Mapping[str, Task], stores: Mapping[tuple[Any, ...], RowStore],
+    name: str, data: TaskData, known: Mapping[str, DocumentTask], stores: Mapping[tuple[Any, ...], RowStore],
     most_codes: int | None = None,
 ) -> MixtureTask:  # fmt: skip
     """A task with its units of `open_stores`; without any where it has no weight."""
@@ -239,7 +243,7 @@ def mixture_task(
     return MixtureTask(name, data.weight, known[name], units, store.fingerprint)
 
 
-def _store_key(data: TaskData, task: Task) -> tuple[Any, str | None, Kind]:
+def _store_key(data: TaskData, task: DocumentTask) -> tuple[Any, str | None, Kind]:
     files = data.data if isinstance(data.data, str | None) else tuple(data.data)
     return files, data.audio_dir, KINDS[task.unit]
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from covo_rl.supervised.pretrain import builder, dialogues
-from covo_rl.supervised.pretrain.document import BuildOptions, Task
+from covo_rl.supervised.pretrain.document import BuildOptions, DocumentTask
 
-__all__ = ["TASKS", "BuildOptions", "Task"]
+__all__ = ["TASKS", "BuildOptions", "DocumentTask"]
 
 #: name -> task, as configurations name them
-TASKS: dict[str, Task] = {
-    "asr": Task("row", builder.build_asr, ("audio", "text")),
-    "tts": Task("row", builder.build_tts, ("text", "codes")),
-    "audio_only": Task("document", builder.build_audio_only, ("audio", "text", "codes")),
-    "continuation": Task("document", builder.build_continuation, ("audio", "text")),
-    "interleave_1": Task("document", builder.build_interleave_1, ("audio", "text", "codes")),
-    "interleave_2": Task("document", builder.build_interleave_2, ("audio", "text", "codes")),
-    "text": Task("text", builder.build_text, ("text",)),
-    "pseudo_dialogue": Task("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
-    "general": Task("dialogue", dialogues.build_general),
-    "dialogue": Task("dialogue", dialogues.build_dialogue),
-    "speech_understanding": Task("dialogue", dialogues.build_understanding),
-    "speech_generation": Task("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
-    "audio_understanding": Task("dialogue", dialogues.build_understanding),
+TASKS: dict[str, DocumentTask] = {
+    "asr": DocumentTask("row", builder.build_asr, ("audio", "text")),
+    "tts": DocumentTask("row", builder.build_tts, ("text", "codes")),
+    "audio_only": DocumentTask("document", builder.build_audio_only, ("audio", "text", "codes")),
+    "continuation": DocumentTask("document", builder.build_continuation, ("audio", "text")),
+    "interleave_1": DocumentTask("document", builder.build_interleave_1, ("audio", "text", "codes")),
+    "interleave_2": DocumentTask("document", builder.build_interleave_2, ("audio", "text", "codes")),
+    "text": DocumentTask("text", builder.build_text, ("text",)),
+    "pseudo_dialogue": DocumentTask("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
+    "general": DocumentTask("dialogue", dialogues.build_general),
+    "dialogue": DocumentTask("dialogue", dialogues.build_dialogue),
+    "speech_understanding": DocumentTask("dialogue", dialogues.build_understanding),
+    "speech_generation": DocumentTask("row", dialogues.build_pseudo_dialogue, ("text", "codes")),
+    "audio_understanding": DocumentTask("dialogue", dialogues.build_understanding),
 }

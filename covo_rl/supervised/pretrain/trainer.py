@@ -22,7 +22,7 @@ from covo_rl.policy.trainable import adamw
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.training import DivergedError
 from covo_rl.supervised.pretrain.config import FLOORED_COSINE, PretrainConfig
-from covo_rl.supervised.pretrain.figures import Figures
+from covo_rl.supervised.pretrain.figures import UpdateFigures
 from covo_rl.supervised.pretrain.forward import Taught, check_isolation, packed_logps
 from covo_rl.supervised.pretrain.freezing import decay_groups, frozen_digests, train_parts
 from covo_rl.train.guard import memory_explained
@@ -115,7 +115,7 @@ class PretrainTrainer:
         total = sum(self.ranks.gathered(sum(len(part.targets) for part in taught)))
         if not total:
             raise ConfigError([f"step {self.step + 1}: the rows teach nothing: every label is masked"])
-        figures = Figures(batches[0].tasks, self.family.code_ids)
+        figures = UpdateFigures(batches[0].tasks, self.family.code_ids)
         for index, (batch, part) in enumerate(zip(batches, taught, strict=True)):
             last = index == len(batches) - 1
             self.accelerator.sync_gradients = last
@@ -129,11 +129,11 @@ class PretrainTrainer:
     @torch.no_grad()
     def measure(self, batches: Iterable[PackedBatch]) -> dict[str, Any]:
         """`eval_loss`, and by task and kind, on held-out rows over all ranks, which have as many batches each."""
-        figures: Figures | None = None
+        figures: UpdateFigures | None = None
         with self.policy.evaluating():
             for batch in batches:
                 taught = Taught.of(batch)
-                figures = figures or Figures(batch.tasks, self.family.code_ids)
+                figures = figures or UpdateFigures(batch.tasks, self.family.code_ids)
                 figures.add(batch, taught, self.wrapped(packed_logps, batch, taught))
         assert figures is not None, "measured on no rows"
         return {f"eval_{name}": value for name, value in figures.over(self.ranks).items() if name.startswith("loss")}

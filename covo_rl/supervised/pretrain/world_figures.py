@@ -15,7 +15,7 @@ from covo_rl.speech.rows import SpeechRow
 from covo_rl.speech.tokenizer import SpeechTokenizer
 from covo_rl.supervised.pretrain import builder
 from covo_rl.supervised.pretrain.document import Document, Vocabulary
-from covo_rl.supervised.pretrain.fragments import sentence_fragments, whole
+from covo_rl.supervised.pretrain.fragments import sentence_fragments, whole_row
 from covo_rl.supervised.pretrain.replies import prompt_of, reply, response_loss
 
 #: ids of the longest line of text, and codes of the longest utterance
@@ -46,9 +46,9 @@ class Measure:
 
     def hears(self, rows: Sequence[SpeechRow], others: Sequence[SpeechRow] | None = None) -> dict[str, float]:
         """`asr_wer`, `asr_loss`: recordings -> text. `others`: recordings that are heard in the place of those."""
-        documents = [builder.asr(whole(row), self.vocabulary) for row in rows]
+        documents = [builder.asr(whole_row(row), self.vocabulary) for row in rows]
         if others is not None:
-            prompts = [builder.asr(whole(row), self.vocabulary) for row in others]
+            prompts = [builder.asr(whole_row(row), self.vocabulary) for row in others]
             documents = [_answered(prompt, document) for prompt, document in zip(prompts, documents, strict=True)]
         known = {row.id: row for row in rows}
         replies = reply(self.family, [prompt_of(document) for document in documents], known, TEXT_IDS)
@@ -61,7 +61,7 @@ class Measure:
     def speaks(self, rows: Sequence[SpeechRow]) -> dict[str, float]:
         """`tts_wer`: text -> codes, read by the tokenizer; `tts_other_wer`: the same codes beside the next row's text;
         `tts_loss`."""
-        documents = [builder.tts(whole(row), self.vocabulary) for row in rows]
+        documents = [builder.tts(whole_row(row), self.vocabulary) for row in rows]
         replies = reply(self.family, [prompt_of(document) for document in documents], {}, CODE_IDS)
         read = [self.tokenizer.transcribe(self.split(ids)[1]) for ids in replies]
         texts = [row.text for row in rows]
