@@ -153,10 +153,10 @@ def with_replies(dialogues: Iterable[Row], columns: Mapping[str, Mapping[str, An
     """Dialogues whose turns have further columns: those of their names, as `replies_of` gives them."""
     made = []
     for row in dialogues:
-        turns = list(row["turns"]) if isinstance(row.get("turns"), list) else row.get("turns")
-        for number, turn in _turns(row):
-            turns[number - 1] = {**turn, **columns.get(f"{row.get('id')}#{number}", {})}
-        made.append({**row, "turns": turns})
+        turns = dict(_turns(row))
+        further = {number: columns.get(f"{row.get('id')}#{number}", {}) for number in turns}
+        every = [{**turns[n], **further[n]} if n in turns else turn for n, turn in enumerate(row.get("turns") or (), 1)]
+        made.append({**row, "turns": every} if turns else row)
     return made
 
 

@@ -174,7 +174,7 @@ class AudioSFTTrainer(SFTTrainer):
     groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None
 
     def create_optimizer(self, *args, **kwargs):
-        if self.groups is not None and self.optimizer is None:
+        if self.groups is not None and self.optimizer is None and self.model is not None:
             self.optimizer = adamw(self.groups(self.model))
         return super().create_optimizer(*args, **kwargs)
 

@@ -47,7 +47,7 @@ class PromptRows:
         self._clips = ClipStore(memory_mb=1)  # of no clip: text rows have none
         self._order: tuple[int, np.ndarray] = -1, np.zeros(0, np.int64)
         check = _Check(frozenset(shared), room, limits, self._prompt)
-        problems = [problem for number, row, faults in self.rows.scan() for problem in check(number, row, faults)]
+        problems = [problem for where, row, faults in self.rows.scan() for problem in check(where, row, faults)]
         if not len(self.rows):
             problems.append(Problem("data", "it holds no rows"))
         if problems:
@@ -94,12 +94,11 @@ class _Check:
         self.shared, self.room, self.limits, self.made = shared, room, limits, made
         self.seen: set[int] = set()
 
-    def __call__(self, number: int, row: Row | None, faults: Sequence[str]) -> list[Problem]:
-        name = f"row {number}"
+    def __call__(self, where: str, row: Row | None, faults: Sequence[str]) -> list[Problem]:
         if row is None or faults:
-            return [Problem(name, fault) for fault in faults]
+            return [Problem(where, fault) for fault in faults]
         if not _is_id(row.get("id")):
-            return [Problem(name, f"its id is {printable(row.get('id'))}, not a text or whole number")]
+            return [Problem(where, f"its id is {printable(row.get('id'))}, not a text or whole number")]
         name = str(row["id"])
         wrong = ["another row has this id"] if hash(name) in self.seen else []
         self.seen.add(hash(name))

@@ -67,4 +67,4 @@ def _bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     """The tensor's bytes, 64 MiB at a time."""
     flat = tensor.contiguous().flatten().view(torch.uint8)
     for piece in flat.split(2**26):
-        yield memoryview(piece.cpu().numpy())
+        yield piece.cpu().numpy().data

@@ -133,7 +133,8 @@ class PretrainTrainer:
         with self.policy.evaluating():
             for batch in batches:
                 taught = Taught.of(batch)
-                figures = figures or UpdateFigures(batch.tasks, self.family.code_ids)
+                if figures is None:
+                    figures = UpdateFigures(batch.tasks, self.family.code_ids)
                 figures.add(batch, taught, self.wrapped(packed_logps, batch, taught))
         assert figures is not None, "measured on no rows"
         return {f"eval_{name}": value for name, value in figures.over(self.ranks).items() if name.startswith("loss")}
