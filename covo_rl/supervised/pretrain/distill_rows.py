@@ -96,9 +96,9 @@ class _Check:
 
     def __call__(self, where: str, row: Row | None, faults: Sequence[str]) -> list[Problem]:
         if row is None or faults:
-            return [Problem(where, fault) for fault in faults]
+            return [Problem(f"row {where}", fault) for fault in faults]
         if not _is_id(row.get("id")):
-            return [Problem(where, f"its id is {printable(row.get('id'))}, not a text or whole number")]
+            return [Problem(f"row {where}", f"its id is {printable(row.get('id'))}, not a text or whole number")]
         name = str(row["id"])
         wrong = ["another row has this id"] if hash(name) in self.seen else []
         self.seen.add(hash(name))
