@@ -211,7 +211,6 @@ class Chain:
             figures[mode] = {
                 name: report[name] for name in ("n", "accuracy", "ci95", "mean_completion_tokens")
             } | rewards
-            figures[mode]["reward_total"] = sum(value for value in rewards.values() if value is not None)
             by_audio = {name: part["accuracy"] for name, part in report["audio"].items() if "accuracy" in part}
             figures.setdefault("audio", by_audio)
         return figures
