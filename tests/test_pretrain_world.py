@@ -1,6 +1,7 @@
 """The tiny world: a language whose next line can be known, voices apart, and what its chain of trainings must show."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_lines_count_on_from_one_to_the_next():
         lines = counting_lines(np.random.default_rng(seed))
         digits = [digit for line in lines for digit in digits_of(line)]
         assert len(lines) == UTTERANCES and len(digits) == UTTERANCES * COUNTED
-        assert len({(b - a) % 10 for a, b in zip(digits, digits[1:], strict=False)}) == 1
+        assert len({(b - a) % 10 for a, b in pairwise(digits)}) == 1
         assert len(set(digits)) >= COUNTED  # five digits say where it goes on: none comes twice in them
 
 
@@ -61,7 +62,7 @@ def test_a_talker_has_one_melody_and_pauses_where_a_phrase_ends():
     said = anna.say("two four six, eight.", np.random.default_rng(0))
     assert anna.name == "anna" and set(said.tones) == {anna.melody} and said.text == "two four six, eight."
     assert [word for word, _, _ in said.words] == ["two", "four", "six,", "eight."]
-    pauses = [b[1] - a[2] for a, b in zip(said.words, said.words[1:], strict=False)]
+    pauses = [b[1] - a[2] for a, b in pairwise(said.words)]
     assert max(pauses[:2]) <= 0.12 and 0.25 <= pauses[2] <= 0.4
 
 
@@ -87,8 +88,17 @@ def world(tmp_path_factory):
     from covo_rl.supervised.pretrain.world import WorldSizes, write_world
 
     folder = tmp_path_factory.mktemp("world")
-    sizes = WorldSizes(**dict.fromkeys(("text", "numbers", "counting", "dialogues", "recordings",
-                                        "test_numbers", "test_counting", "test_dialogues"), 2), voices_lines=1, voices=9)  # fmt: skip
+    ones = (
+        "text",
+        "numbers",
+        "counting",
+        "recordings",
+        "voices_lines",
+        "test_numbers",
+        "test_counting",
+        "test_dialogues",
+    )
+    sizes = WorldSizes(**dict.fromkeys(ones, 1), dialogues=2, voices=9)
     return write_world(folder, SpeechTokenizer.from_pretrained("builtin:speech_tokenizer"), 5, sizes)
 
 

@@ -72,7 +72,9 @@ def write_world(
     sizes = sizes or WorldSizes()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.jsonl" for name in STREAMS}
-    text = ({"id": f"text-{i}", "text": text_line(_rng(seed, "text", i), INSTRUCTIONS["asr"])} for i in range(sizes.text))
+    text = (
+        {"id": f"text-{i}", "text": text_line(_rng(seed, "text", i), INSTRUCTIONS["asr"])} for i in range(sizes.text)
+    )
     write_atomically(paths["text"], lambda file: file.writelines(map(json_line, text)))
     heard, unheard = talkers("train", seed, NAMES)[: sizes.voices], talkers("test", seed)
     nora = new_talker(seed)
