@@ -41,31 +41,15 @@ PARALLEL = frozenset(pattern for pattern, kinds in PATTERNS.items() if "t|ad" in
 INTERLEAVE_1, INTERLEAVE_2 = ("ac>t|ad", "ac>t>ac"), ("ad>t>ad", "ac>t>ad")
 #: what asks for a task, one drawn for each document; a newline follows
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
-    "asr": (
-        "Transcribe the speech.",
-        "Write down what is said.",
-        "What does the speaker say?",
-        "Turn the speech into text.",
-    ),
-    "tts": (
-        "Say the text aloud.",
-        "Read the text out.",
-        "Speak this text.",
-        "Turn the text into speech.",
-    ),
-    "continuation": (
-        "Continue the speech in text.",
-        "Write how the speech goes on.",
-        "What is said next? Write it.",
-        "Go on in writing.",
-    ),
-    "audio_only": (
-        "Continue the speech.",
-        "Say how the speech goes on.",
-        "Speak on.",
-        "Go on speaking.",
-    ),
-}
+    "asr": ("Transcribe the speech.", "Write down what is said.", "What does the speaker say?",
+            "Turn the speech into text."),
+    "tts": ("Say the text aloud.", "Read the text out.", "Speak this text.", "Turn the text into speech."),
+    "continuation": ("Continue the speech in text.", "Write how the speech goes on.", "What is said next? Write it.",
+                     "Go on in writing."),
+    "audio_only": ("Continue the speech.", "Say how the speech goes on.", "Speak on.", "Go on speaking."),
+}  # fmt: skip
+#: of one document, in order
+Rows = Sequence[SpeechRow]
 
 
 class Draft:
@@ -151,7 +135,7 @@ def interleaved(
         raise ValueError(f"content {content!r:.40} does not exist; write continue or repeat")
     kinds = PATTERNS[pattern]
     if content == "repeat":
-        dealt = [(kind, fragment) for fragment in fragments for kind in kinds]
+        dealt: list[tuple[Kind, Fragment]] = [(kind, fragment) for fragment in fragments for kind in kinds]
     else:
         dealt = [(kinds[i % len(kinds)], fragment) for i, fragment in enumerate(fragments)]
     if len(dealt) < 2:
@@ -230,7 +214,7 @@ def cut_text(document: Document, length: int) -> list[Document]:
     return parts
 
 
-def draw_fragments(rows: Sequence[SpeechRow], rng: random.Random, share: float, least: int = 2) -> list[Fragment]:
+def draw_fragments(rows: Rows, rng: random.Random, share: float, least: int = 2) -> list[Fragment]:
     """The fragments of a document by sentence, with probability `share`, or by phrase.
 
     Where the drawn level gives fewer than `least`, the other is taken; with a share of 0 or 1 there is no other.
@@ -251,37 +235,29 @@ def draw_fragments(rows: Sequence[SpeechRow], rng: random.Random, share: float, 
     raise reasons[0] if reasons else SkippedError("fewer than two fragments", rows[0].id)
 
 
-def build_asr(rows: Sequence[SpeechRow], vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
+def build_asr(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     return asr(whole(rows[0]), vocabulary, rng.choice(INSTRUCTIONS["asr"]))
 
 
-def build_tts(rows: Sequence[SpeechRow], vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
+def build_tts(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     return tts(whole(rows[0]), vocabulary, rng.choice(INSTRUCTIONS["tts"]))
 
 
-def build_continuation(
-    rows: Sequence[SpeechRow], vocabulary: Vocabulary, rng: random.Random, options: BuildOptions
-) -> Document:
+def build_continuation(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     instruction = rng.choice(INSTRUCTIONS["continuation"])
     return continuation(draw_fragments(rows, rng, options.sentence_share), vocabulary, instruction)
 
 
-def build_audio_only(
-    rows: Sequence[SpeechRow], vocabulary: Vocabulary, rng: random.Random, options: BuildOptions
-) -> Document:
+def build_audio_only(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     query, instruction = rng.choice(("ac", "ad")), rng.choice(INSTRUCTIONS["audio_only"])
     return audio_only(draw_fragments(rows, rng, options.sentence_share), vocabulary, query, instruction)
 
 
-def build_interleave_1(
-    rows: Sequence[SpeechRow], vocabulary: Vocabulary, rng: random.Random, options: BuildOptions
-) -> Document:
+def build_interleave_1(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     return _build_interleaved(INTERLEAVE_1, rows, vocabulary, rng, options)
 
 
-def build_interleave_2(
-    rows: Sequence[SpeechRow], vocabulary: Vocabulary, rng: random.Random, options: BuildOptions
-) -> Document:
+def build_interleave_2(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     return _build_interleaved(INTERLEAVE_2, rows, vocabulary, rng, options)
 
 
@@ -291,7 +267,7 @@ def build_text(row: Any, vocabulary: Vocabulary, rng: random.Random, options: Bu
 
 
 def _build_interleaved(
-    patterns: Sequence[str], rows: Sequence[SpeechRow], vocabulary: Vocabulary, rng: random.Random,
+    patterns: Sequence[str], rows: Rows, vocabulary: Vocabulary, rng: random.Random,
     options: BuildOptions,
 ) -> Document:  # fmt: skip
     pattern = rng.choice(patterns)
@@ -300,7 +276,7 @@ def _build_interleaved(
     return interleaved(fragments, pattern, vocabulary, options.content)
 
 
-def _phrases(rows: Sequence[SpeechRow]) -> list[Fragment]:
+def _phrases(rows: Rows) -> list[Fragment]:
     return spaced([fragment for row in rows for fragment in phrase_fragments(row)])
 
 
@@ -328,5 +304,5 @@ def _codes(fragment: Fragment, vocabulary: Vocabulary) -> np.ndarray:
     if len(codes) != len(fragment):
         raise SkippedError("not as many codes as its length says", fragment.row)
     if codes.min() < 0 or codes.max() >= vocabulary.codes:
-        check_codes([codes], vocabulary.codes, [fragment.row])
+        check_codes([codes.tolist()], vocabulary.codes, [fragment.row])
     return codes

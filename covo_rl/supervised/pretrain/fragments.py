@@ -12,6 +12,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -163,11 +164,10 @@ def _sentence_ends(text: str, pause: float) -> bool:
 
 def _places(row: SpeechRow, length: int, ends: Callable[[str, float], bool]) -> list[_Cut]:
     """Every place between two words. `ends(word with its punctuation, pause after it)`: a fragment may end there."""
-    located, cuts = locate(row), []
-    for j in range(len(located) - 1):
-        (start, end), (after, _) = located[j], located[j + 1]
+    cuts = []
+    timed = zip(locate(row), row.words or (), strict=True)
+    for ((start, end), (_, _, end_s)), ((after, _), (_, start_s, _)) in pairwise(timed):
         place = end + _kept(row.text[end:after])
-        (_, _, end_s), (_, start_s, _) = (row.words or ())[j : j + 2]
         code = min(math.floor(CODE_RATE * (end_s + start_s) / 2 + 0.5), length)
         cuts.append(_Cut(place, code, ends(row.text[start:place], start_s - end_s)))
     return cuts

@@ -1,8 +1,8 @@
 """Ids of a document back to what they were written from: segments of one modality, and the pieces of a pattern.
 
-Kinds: `instruction`, `ac` (its frame and slots), `t`, `ad`, `end`, and `chat` (what frames turns). Text and codes of one
-`t|ad` are segments of one fragment: there they alternate, elsewhere they are consecutive fragments. Ids alone do not tell
-the two apart; a document's task does, or the pattern it was written in.
+Kinds: `instruction`, `ac` (its frame and slots), `t`, `ad`, `end`, and `chat` (what frames turns). Text and codes of
+one `t|ad` are segments of one fragment, where elsewhere each is a fragment of its own. Ids alone do not tell the two
+apart; a document's task does, or the pattern it was written in.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def pieces(document: Document, vocabulary: Vocabulary, pattern: str | None = Non
 def document_problems(
     document: Document, vocabulary: Vocabulary, fragments: Sequence[Fragment] = (), pattern: str | None = None
 ) -> list[str]:
-    """What is wrong with a document; nothing where it keeps to the rules. `fragments`: also that it says these, in order.
+    """What is wrong with a document; nothing where it keeps to the rules.
 
-    Labels are ids of a response and never of what frames it, slots are as many as the clips need, the end is taught only
-    of what is complete.
+    Labels are ids of a response and never of what frames it, slots are as many as the clips need, the end is taught
+    only of what is complete. `fragments`: what it must say, in order.
     """
     try:
         found = segments(document, vocabulary, pattern)
@@ -179,11 +179,12 @@ def _frame_end(ids: Sequence[int], start: int, vocabulary: Vocabulary) -> int:
             i += 1
         return i
     newline = vocabulary.text("\n")
-    for role in _ROLES:
-        for name in (vocabulary.text(f"{role}\n"), vocabulary.text(role) + newline):
-            if ids[start + 1 : start + 1 + len(name)] == name:
-                return start + 1 + len(name)
-    raise ReadError(f"position {start}: a turn of none of {', '.join(_ROLES)}")
+    for name in (vocabulary.text(role) for role in _ROLES):
+        end = start + 1 + len(name)
+        if ids[start + 1 : end] == name:
+            # a newline that became one id with the text after it is the text's
+            return end + (len(newline) if ids[end : end + len(newline)] == newline else 0)
+    return start + 1
 
 
 def _instructed(
