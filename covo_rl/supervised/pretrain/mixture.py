@@ -112,25 +112,29 @@ class Mixture:
         exact = {name: Fraction(str(task.weight)) for name, task in self.tasks.items()}
         common = math.lcm(*(weight.denominator for weight in exact.values()))
         self.weights = {name: int(weight * common) for name, weight in exact.items()}
+        self._total_weight = sum(self.weights.values())
         self.states = {name: TaskState() for name in self.tasks}
+        self.total = 0  # tokens drawn of all tasks
         self._parts: dict[str, tuple[Draw, Any, list[Document]]] = {}
 
     def copy(self) -> Mixture:
         """Another one of the same rows, at its beginning."""
         other = copy.copy(self)
-        other.states, other._parts = {name: TaskState() for name in self.tasks}, {}
+        other.states, other.total, other._parts = {name: TaskState() for name in self.tasks}, 0, {}
         return other
 
     # -- which comes next ----------------------------------------------------------------------------------------
 
     def next_task(self) -> str:
         """The task that is furthest below its share; of equal ones the heavier, of these the first."""
-        total, weight = sum(state.tokens for state in self.states.values()), sum(self.weights.values())
-        return max(self.weights, key=lambda name: (self.lag(name, total, weight), self.weights[name]))
+        return max(self.weights, key=lambda name: (self.lag(name), self.weights[name]))
 
-    def lag(self, name: str, total: int, weight: int) -> int:
-        """Tokens by which a task of `total` drawn is below its share, times the sum of the weights."""
-        return self.weights[name] * total - self.states[name].tokens * weight
+    def lag(self, name: str) -> int:
+        """Tokens by which a task is below its share of all that were drawn, times the sum of the weights.
+
+        No task is ever above its share by a whole document; see docs/pretraining.md for how far one may be below.
+        """
+        return self.weights[name] * self.total - self.states[name].tokens * self._total_weight
 
     def draw(self) -> Drawn:
         """The next document.
@@ -140,25 +144,28 @@ class Mixture:
         """
         name = self.next_task()
         state = self.states[name]
-        failed: dict[str, list[Any]] = {}
-        for _ in range(len(self.tasks[name].units)):
-            draw = Draw(name, state.epoch, state.place, state.part)
+        failed: dict[str, list[Any]] | None = None  # of an epoch that this draw saw from its beginning
+        while True:
+            if state.place == state.part == 0:
+                if failed:
+                    raise _no_documents(name, failed)
+                failed = {}
             try:
-                drawn, last = self._build(draw)
+                drawn, last = self._build(Draw(name, state.epoch, state.place, state.part))
             except SkippedError as error:
-                for reasons in (state.skipped, failed):
-                    _count(reasons, error)
+                _count(state.skipped, error)
+                if failed is not None:
+                    _count(failed, error)
                 self._advance(name)
                 continue
             state.tokens += len(drawn)
+            self.total += len(drawn)
             state.documents += 1
             if last:
                 self._advance(name)
             else:
                 state.part += 1
             return drawn
-        reasons = [Problem(name, f"{count} rows: {why} ({', '.join(ids)})") for why, (count, ids) in failed.items()]
-        raise DataError(f"the data of task {name}: no row of a whole epoch makes a document", reasons)
 
     def rebuild(self, draw: Draw) -> Drawn:
         """The document of a draw that was made before."""
@@ -225,6 +232,7 @@ class Mixture:
         if problems:
             raise ConfigError([f"the state of the mixture is of another one: {problem}" for problem in problems])
         self.states = {name: TaskState(**_copied(state["tasks"][name])) for name in self.tasks}
+        self.total = sum(state.tokens for state in self.states.values())
         self._parts.clear()
 
     def _data(self) -> dict[str, list[Any]]:
@@ -239,6 +247,11 @@ def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _said(data: Sequence[Any] | None) -> str:
     return "none" if data is None else f"weight {data[0]} and {data[1]} units of rows {data[2] or '(unnamed)'}"
+
+
+def _no_documents(name: str, failed: Mapping[str, list[Any]]) -> DataError:
+    reasons = [Problem(name, f"{count} rows: {why} ({', '.join(ids)})") for why, (count, ids) in failed.items()]
+    return DataError(f"the data of task {name}: no row of a whole epoch makes a document", reasons)
 
 
 def _count(reasons: dict[str, list[Any]], error: SkippedError) -> None:
