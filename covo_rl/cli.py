@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("covo_rl.cli", "train", "GRPO on audio questions"),
     "sft": ("covo_rl.cli", "sft", "teach a model by examples before GRPO"),
+    "pretrain": ("covo_rl.cli", "pretrain", "teach a text model to hear and speak, on packed rows of many tasks"),
     "report": ("covo_rl.run.report.page", "app", "a run as one HTML page, with its sounds"),
     "watch": ("covo_rl.run.watch.command", "watch_command", "follow a run as it goes on"),
     "eval": ("covo_rl.evaluate.cli", "app", "score a model or replies on MMAU, MMAR, MMSU or own rows"),
@@ -43,6 +44,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Train": {
         "train": "covo-rl train --data rows.json --audio-dir clips --model PATH",
         "sft": "covo-rl sft --model PATH --data rows.json --audio-dir clips",
+        "pretrain": "covo-rl pretrain --config pretrain.yaml --stage 1 --output runs/stage_1",
     },
     "Look": {
         "report": "covo-rl report runs/tiny",
@@ -69,7 +71,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 #: commands that are recipes, which parse their own words
-RECIPES = {"train": "grpo_mmau.py", "sft": "sft_cot.py"}
+RECIPES = {"train": "grpo_mmau.py", "sft": "sft_cot.py", "pretrain": "pretrain.py"}
 
 
 def usage() -> str:
@@ -91,6 +93,11 @@ def train(words: list[str]) -> None:
 def sft(words: list[str]) -> None:
     """Supervised stages before GRPO: the recipe, as `python recipes/sft_cot.py` would."""
     run_recipe(RECIPES["sft"], words)
+
+
+def pretrain(words: list[str]) -> None:
+    """Pre-training on speech and text: the recipe, as `python recipes/pretrain.py` would."""
+    run_recipe(RECIPES["pretrain"], words)
 
 
 def console_script() -> None:
@@ -171,6 +178,6 @@ def all_words() -> Words:
     options = {"--help": None, "--version": None, "--install-completion": ("bash", "zsh", "fish")}
     words = Words(options=options)
     for name, (_, _, help) in COMMANDS.items():
-        page = recipe_words(name) if name in RECIPES else words_of(get_command(command_app(name)))
+        page = recipe_words(name, RECIPES[name]) if name in RECIPES else words_of(get_command(command_app(name)))
         words.commands[name] = replace(page, help=help)
     return words

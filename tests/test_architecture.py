@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "covo_rl"
@@ -16,9 +17,14 @@ ROOT_MODULES = {"__init__", "types", "config", "prompt", "resolve", "cli"}
 MODULES = {path: path.relative_to(PACKAGE.parent).with_suffix("").parts for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def _tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(path):
     """(module, name) of every import of ours, also inside functions and under TYPE_CHECKING."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "covo_rl":
             yield from ((node.module, alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -30,6 +36,7 @@ def _room(module, name=""):
     return parts[1] if parts[1] in ROOMS else None  # covo_rl itself: its version
 
 
+@cache
 def _edges():
     return [
         (parts[1], _room(module, name), ".".join(parts), f"{module}.{name}".rstrip("."))
@@ -82,7 +89,7 @@ def test_nobody_reads_private_names_of_another_room():
 def test_no_public_function_has_the_name_of_another():
     homes = defaultdict(list)
     for path, parts in MODULES.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in _tree(path).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 homes[node.name].append(".".join(parts[1:]))
     # entry points of a script and a plug-in; the name that a checkpoint's `architectures` gives, in both libraries

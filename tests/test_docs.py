@@ -122,6 +122,8 @@ def parses_as_covo_rl(words: list[str]) -> None:
         return parses_as_recipe(words[1:])
     if words[0] == "sft":
         return parses_as_cold_start(words[1:])
+    if words[0] == "pretrain":
+        return parses_as_pretraining(words[1:])
     if words[0] == "speech" and words[1].startswith("train-"):
         recipe = ROOT / "recipes" / f"{words[1].replace('-', '_')}.py"
         runpy.run_path(str(recipe))["parser"]().parse_args(words[2:])
@@ -143,6 +145,10 @@ def parses_as_recipe(words: list[str]) -> None:
 
 def parses_as_cold_start(words: list[str]) -> None:
     runpy.run_path(str(ROOT / "recipes" / "sft_cot.py"))["parser"]().parse_args(words)
+
+
+def parses_as_pretraining(words: list[str]) -> None:
+    runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))["parser"]().parse_args(words)
 
 
 def parses_on_machines(words: list[str]) -> None:
@@ -186,6 +192,8 @@ def parses(line: str) -> None:
         parses_as_recipe(words[scripts[0] + 1 :])
     if scripts and words[scripts[0]] == "recipes/sft_cot.py":
         parses_as_cold_start(words[scripts[0] + 1 :])
+    if scripts and words[scripts[0]] == "recipes/pretrain.py":
+        parses_as_pretraining(words[scripts[0] + 1 :])
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page}: {line[:60]}" for page, line in LINES])
@@ -212,7 +220,7 @@ def known_flags() -> set[str]:
     for word, (module, attribute, _) in COMMANDS.items():
         if word not in RECIPES:
             flags |= command_flags(as_click(getattr(import_module(module), attribute)))
-    for recipe in ("sft_cot.py", *(path.name for path in (ROOT / "recipes").glob("train_*.py"))):
+    for recipe in ("sft_cot.py", "pretrain.py", *(path.name for path in (ROOT / "recipes").glob("train_*.py"))):
         flags |= set(runpy.run_path(str(ROOT / "recipes" / recipe))["parser"]()._option_string_actions)
     return {flag.replace("_", "-") for flag in flags}
 

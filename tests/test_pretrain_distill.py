@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import policy_cases as cases
+import pretrain_cases
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from covo_rl.config import ConfigError
 from covo_rl.data.read import DataError
 from covo_rl.models.tiny import tiny_tokenizer
 from covo_rl.policy.head import NEVER
+from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.distill import Distiller, DistillOptions, text_only
 from covo_rl.supervised.pretrain.distill_loss import chunked_kl, dense_kl, joined_logps, top_logps
+from covo_rl.supervised.pretrain.distill_options import distill_options
 from covo_rl.supervised.pretrain.distill_teacher import DistillError, Teacher, shared_ids
+from covo_rl.supervised.pretrain.trainer import PretrainTrainer
 
 CODES = 40
 WORDS = ("bell", "dog", "tone", "rings", "twice", "low", "barks", "before", "hear", "What")
@@ -125,9 +134,9 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_the_dense_one(outside, 
     top = top_logps(teacher_MV, torch.tensor(shared), k, outside=outside, chunk=5)
     kl_M = chunked_kl(hidden_MD, Head(head, shared), top, chunk=4)
     found = torch.autograd.grad((kl_M * weights_M).sum(), (hidden_MD, head.weight))
-    assert float((kl_M - dense_M).detach().abs().max()) < 1e-5
+    assert float((kl_M - dense_M).detach().abs().max()) < 1e-6 * float(dense_M.detach().max())
     for one, other in zip(found, wanted, strict=True):
-        assert float((one - other).abs().max()) < 1e-5
+        assert float((one - other).abs().max()) < 1e-6 * float(other.abs().max())
     unshared = sorted({*range(50)} - {*shared})
     assert not found[1][unshared].any()
 
@@ -141,7 +150,7 @@ def test_a_k_of_the_whole_vocabulary_is_the_full_divergence():
     values = {
         k: chunked_kl(hidden_MD, head, top_logps(teacher_MV, torch.arange(50), k)) for k in (1, 5, 20, 49, 50, 99)
     }
-    assert float((values[50] - full_M).abs().max()) < 1e-5
+    assert float((values[50] - full_M).detach().abs().max()) < 1e-5
     assert torch.equal(values[99], values[50])
     for small, large in zip(list(values)[:4], list(values)[1:5], strict=True):  # merging outcomes never adds to a KL
         assert bool((values[small] <= values[large] + 1e-5).all())
@@ -247,6 +256,15 @@ def test_impossible_options_are_named_together(options):
     assert all(name in text for name in ("teacher", "top_k", "weight", "temperature", "outside"))
 
 
+def test_options_of_a_file_are_checked_with_their_names():
+    problems = []
+    distill_options({"teacher": "a", "data": "b", "topk": 3, "weight": "much"}, problems)
+    assert len(problems) == 2 and "top_k" in problems[0] and "weight" in problems[1]
+    distill_options([1], problems)
+    assert "expected a mapping" in problems[2]
+    assert distill_options({"teacher": "a", "data": "b", "top_k": 3}, []) == DistillOptions("a", "b", 3)
+
+
 def test_every_bad_row_is_named_before_training(tmp_path, options):
     rows = [
         {"id": "good", "prompt": "bell"},
@@ -323,6 +341,17 @@ def test_an_update_adds_the_gradient_of_plain_forwards(options):
     assert family.unsampled_ids == ()
 
 
+def test_the_trainer_of_packed_rows_distils_in_its_updates(options):
+    family = student()
+    given = {"model": "m", "tasks": {"asr": {}}, "steps": 4, "length": 192}
+    distiller = Distiller(options, family, Accelerator(cpu=True))
+    trainer = PretrainTrainer(read_pretrain(None, given), family, None, Accelerator(cpu=True), distiller)  # type: ignore[arg-type]
+    batch = pretrain_cases.packed(family, [pretrain_cases.mixed(family)])
+    lines = [trainer.update([batch]) for _ in range(2)]
+    assert lines[1]["loss"] < lines[0]["loss"] and all(line["distill_tokens"] >= 4 for line in lines)
+    assert distiller.drawn == 8 and not trainer.changed_parts()
+
+
 def test_replies_hold_no_codes_and_are_those_of_the_student(options):
     family = student()
     with torch.no_grad():  # a student that would write nothing else
@@ -382,20 +411,20 @@ class FakeRanks(SimpleNamespace):
 
 
 def test_ranks_share_the_prompts_of_an_update_without_overlap(options, monkeypatch):
-    names = []
+    names, made = [], student()
     for rank in range(3):
-        distiller = Distiller(options, student(), ranks=FakeRanks(rank=rank, world=3))
+        distiller = Distiller(options, made, ranks=FakeRanks(rank=rank, world=3))
         monkeypatch.setattr(distiller, "_added_over_ranks", torch.no_grad)  # no process group here
-        monkeypatch.setattr(distiller, "_backward", lambda *args: 0.0)
+        monkeypatch.setattr(distiller, "_passes", lambda *args, **kwargs: 0.0)
         drawn = []
         monkeypatch.setattr(distiller, "replies", lambda p, seed, r=distiller.replies, d=drawn: d.extend(p) or r(p))
         for step in range(2):
             distiller.backward(step)
         names.append([prompt.example.id for prompt in drawn])
-    alone = Distiller(options, student())
+    alone = Distiller(options, made)
     wanted = [alone.prompts.at(place).example.id for place in range(8)]
     assert [len(part) for part in names] == [4, 2, 2]
-    assert sorted(sum(names, [])) == sorted(wanted)
+    assert sorted([*names[0], *names[1], *names[2]]) == sorted(wanted)
 
 
 def test_a_teacher_that_gives_no_numbers_stops_the_run(options):
@@ -406,10 +435,19 @@ def test_a_teacher_that_gives_no_numbers_stops_the_run(options):
         distiller.backward(0)
 
 
-def test_sharded_weights_are_refused(options, monkeypatch):
+def test_a_stage_that_trains_the_adapter_alone_cannot_distil(options):
+    family = student()
+    for name, parameter in family.model.named_parameters():
+        parameter.requires_grad_(name.startswith("audio_adapter."))
+    with pytest.raises(DistillError, match="leave distill out of this stage"):
+        Distiller(options, family).follow(cases.Policy(family))
+
+
+def test_sharded_weights_need_the_policy_that_is_sharded(options, monkeypatch):
+    distiller = Distiller(options, student())
     monkeypatch.setattr("covo_rl.policy.policy.is_sharded", lambda module: True)
-    with pytest.raises(DistillError, match="FSDP or ZeRO-3"):
-        Distiller(options, student())
+    with pytest.raises(DistillError, match=r"call follow\(policy\)"):
+        distiller.backward(0)
 
 
 def test_distillation_lowers_the_divergence_on_prompts_it_has_not_seen(options, tmp_path):
@@ -427,3 +465,19 @@ def test_distillation_lowers_the_divergence_on_prompts_it_has_not_seen(options, 
         kl[weight] = before, distiller.measure(held_out)
     assert kl[1.0][1] < 0.8 * kl[1.0][0]
     assert kl[0.0][1] == pytest.approx(kl[0.0][0])
+
+
+@pytest.mark.slow
+def test_two_ranks_under_ddp_and_fsdp2_make_the_gradients_of_one_process(teacher, data):
+    worker = Path(__file__).with_name("distill_ranks_worker.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
+    done = subprocess.run(
+        [*command, teacher, data], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert done.returncode == 0 and lines, done.stderr[-4000:]
+    results = json.loads(lines[0].removeprefix("RESULT "))
+    assert len(results) == 4  # three prompts for two ranks, and one: a rank without any
+    for case, found in results.items():
+        assert found["gradients"] < 1e-5 and found["metrics"] < 1e-4, (case, found)

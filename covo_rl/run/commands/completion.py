@@ -58,15 +58,15 @@ def words_of(command: Any) -> Words:
     return Words((command.help or "").strip().split("\n")[0], below, options)
 
 
-def recipe_words(name: str) -> Words:
-    """The words of `train` and of `sft`, which parse their own."""
+def recipe_words(name: str, recipe: str) -> Words:
+    """The words of a command that is the recipe of this file, which parses its own."""
     if name == "train":
         options: Options = {"--help": ("short", *rooms()), "--config": (), "--full": None}
         for item in (item for room in rooms().values() for item in fields(room)):
             values = ("true", "false") if isinstance(default_of(item), bool) else item.metadata.get("choices", ())
             options[f"--{item.name.replace('_', '-')}"] = tuple(values)
         return Words(options=options)
-    parser = runpy.run_path(str(find("recipes", "sft_cot.py")))["parser"]()
+    parser = runpy.run_path(str(find("recipes", recipe)))["parser"]()
     return Words(options={flag: None if action.nargs == 0 else tuple(map(str, action.choices or ()))
                           for flag, action in parser._option_string_actions.items()})  # fmt: skip
 

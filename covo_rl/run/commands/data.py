@@ -1,8 +1,10 @@
-"""`covo-rl data`: check, profile and convert question sets.
+"""`covo-rl data`: check, profile and convert question sets; build and look at packed rows of pre-training.
 
 covo-rl data check train.json --audio-dir audio --max-seconds 30 --against mmau-test-mini.json --against-audio-dir mmau
 covo-rl data profile train.json --audio-dir audio --model builtin:tiny --output runs/profile
 covo-rl data convert train_qa.jsonl train.json --to mmau
+covo-rl data build --config recipes/configs/pretrain_tiny.yaml --rows 20 --output runs/rows
+covo-rl data inspect runs/rows --row 3 --html row.html
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from covo_rl.evaluate.engine import with_engine_options
 from covo_rl.interop.rows import TRAINERS, trainer_rows
 from covo_rl.prompt import CONTROL
 from covo_rl.records.console import console, summary_table
-from covo_rl.types import Example, visible
+from covo_rl.types import Example, user_errors, visible
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Check, profile and convert question sets: CSV, JSON, JSONL, parquet, audio and datasets folders, the hub.",
+    help="Check, profile and convert question sets: CSV, JSON, JSONL, parquet, audio and datasets folders, the hub. "
+    "Build and look at packed rows of pre-training.",
 )
 
 AudioDir = Annotated[Path | None, typer.Option(help="folder that audio paths start from; default: that of the file")]
@@ -174,6 +177,54 @@ def profile_command(
     if result is not None:
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(result["verdicts"].items()))
         say(f"{result['kept']} of {result['n']} rows kept in {output / result['filtered']} ({verdicts})")
+
+
+@app.command("build")
+def build_command(
+    config: Annotated[Path, typer.Option("--config", help="YAML of covo-rl pretrain")],
+    output: Annotated[Path, typer.Option(help="a new folder for build.json and rows-*.jsonl")],
+    rows: Annotated[int, typer.Option(min=1, help="packed rows to write, from the first of the training on")] = 100,
+    model: Annotated[str | None, typer.Option(help="whose ids are written; default: the model of the YAML")] = None,
+    stage: Annotated[int | None, typer.Option(help="of the YAML's: 1 or 2")] = None,
+) -> None:
+    """Write the packed rows that a pre-training would take, and what was drawn and skipped. No weights are read."""
+    from covo_rl.supervised.pretrain.built import build_rows
+    from covo_rl.supervised.pretrain.config import read_pretrain
+    from covo_rl.supervised.pretrain.inspection import count_tables
+
+    with user_errors("covo-rl data build"):
+        options = read_pretrain(config, {"model": model, "stage": stage})
+        for table in count_tables(build_rows(options, output, rows)):
+            console.print(table)
+    say(f"{rows} packed rows in {output}; covo-rl data inspect {output} shows one")
+
+
+@app.command("inspect")
+def inspect_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG_OR_BUILT", help="YAML of covo-rl pretrain, or a built folder")
+    ],
+    row: Annotated[int, typer.Option(min=0, help="which packed row, from 0")] = 0,
+    html: Annotated[Path | None, typer.Option(help="also write it as one page")] = None,
+    model: Annotated[str | None, typer.Option(help="whose ids they are; default: the model of the options")] = None,
+    stage: Annotated[int | None, typer.Option(help="of the YAML's: 1 or 2")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="runs of one modality that are shown of each document")] = 40,
+) -> None:
+    """Show a packed row: what is audio, text and code, fragment by fragment, what is taught, and whose voice it is.
+
+    Exit code 1 where a document is not as its task writes it.
+    """
+    from covo_rl.supervised.pretrain.inspection import show_row, terminal_view, write_page
+
+    with user_errors("covo-rl data inspect"):
+        shown = show_row(str(source), row, model, stage)
+        for part in terminal_view(shown, runs):
+            console.print(part)
+        if html is not None:
+            write_page(shown, html)
+            say(f"page: {html}")
+    if any(document.problems for document in shown.documents):
+        raise typer.Exit(1)
 
 
 def _stop(message: str) -> typer.Exit:

@@ -27,7 +27,8 @@ LIMITS = {
 MAY_CHANGE = frozenset(
     """
     output resume overwrite dry_run checkpoint_every keep_last workers data audio_dir text_data dialogue_data tasks
-    eval_tasks eval_rows eval_every check_recordings save_dtype batch_size gradient_accumulation_steps gradient_checkpointing recompute
+    eval_tasks eval_rows eval_every
+    check_recordings save_dtype batch_size gradient_accumulation_steps gradient_checkpointing recompute
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
 
@@ -102,9 +103,7 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     problems: list[str] = []
     hints = get_type_hints(PretrainConfig)
     sections = {number: _section(content, number, problems) for number in STAGES}
-    typed = {
-        number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()
-    }
+    typed = {number: typed_values(hints, section, problems, f"stage_{number}") for number, section in sections.items()}
     general = typed_values(hints, content, problems, "pretrain")
     options = typed_values(hints, given, problems, "pretrain")
     named = options.get("stage", general.get("stage"))
@@ -112,13 +111,15 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
     if named is not None and stage is None:
         problems.append(f"stage {named!r:.80}: there are {', '.join(map(str, STAGES))}")
     own = {} if stage is None else typed[stage]
-    for where, tasks in (("tasks", general.get("tasks")), *((f"stage_{n}: tasks", typed[n].get("tasks")) for n in typed),
-                         ("eval_tasks", general.get("eval_tasks"))):  # fmt: skip
+    forms = {"tasks": general.get("tasks"), "eval_tasks": general.get("eval_tasks")}
+    forms |= {f"stage_{name}: tasks": section.get("tasks") for name, section in typed.items()}
+    for where, tasks in forms.items():
         problems += task_problems(tasks, where) if tasks is not None else []
     if problems:  # of the form; what follows needs it
         raise ConfigError(problems)
     if own.get("tasks") and general.get("tasks"):  # a stage chooses and weighs; the rows of a task are said once
-        own = {**own, "tasks": {name: {**general["tasks"].get(name, {}), **task} for name, task in own["tasks"].items()}}
+        rows = general["tasks"]
+        own = {**own, "tasks": {name: {**rows.get(name, {}), **task} for name, task in own["tasks"].items()}}
     preset = {} if stage is None else STAGES[stage]
     config = PretrainConfig(**{**preset, **general, **own, **options, "stage": stage})
     if problems := value_problems(config, LIMITS) + [text for holds, text in _rules(config) if not holds]:

@@ -33,7 +33,7 @@ from covo_rl.supervised.pretrain.sources import (
     EMBEDDINGS,
     HEAD,
     TEXT_TOKENS,
-    Source,
+    PartSource,
     StoredTensor,
     decoder_source,
     encoder_source,
@@ -41,7 +41,7 @@ from covo_rl.supervised.pretrain.sources import (
 from covo_rl.types import UserError, shown, visible
 
 AUDIO_TOKENS = (AUDIO_BOS_TOKEN, AUDIO_TOKEN, AUDIO_EOS_TOKEN)
-#: they stand where the published tokenizer has three more tokens: behind Qwen2.5's 151,665 codes begin at 151671 so
+#: where the published tokenizer has three more tokens, so that codes begin at its place
 RESERVED_TOKENS = tuple(f"<|reserved_cAUDIO_{i}|>" for i in range(3))
 CODE_DEVIATION = 0.02
 #: rows of a table that are read at once
@@ -103,7 +103,7 @@ def create_model(options: Creation) -> dict[str, Any]:
         GenerationConfig(**ends, pad_token_id=config.text_end_token_id).save_pretrained(str(stage))
         CovoAudioProcessor.from_model_config(config, llm.tokenizer).save_pretrained(str(stage))
         say("written; comparing it with what it was made of")
-        verified = verify_created(stage, llm, encoder, dtype)
+        verified = verify_created(stage, llm, encoder, dtype, options.output)
         record = {
             "llm": options.llm, "encoder": options.encoder, "seed": options.seed, "text_tokens": llm.text_rows,
             "added_tokens": config.audio_token_index - llm.text_rows, "codes": config.num_audio_codes,
@@ -117,7 +117,7 @@ def create_model(options: Creation) -> dict[str, Any]:
 # -- checks ------------------------------------------------------------------------------------------------------
 
 
-def _checked(options: Creation) -> tuple[Source, Source, CovoAudioConfig]:
+def _checked(options: Creation) -> tuple[PartSource, PartSource, CovoAudioConfig]:
     problems: list[str] = []
     if options.codes < 0 or options.adapter_hidden < 1:
         problems.append(f"--codes {options.codes} and --adapter-hidden {options.adapter_hidden}: at least 0 and 1")
@@ -135,7 +135,7 @@ def _checked(options: Creation) -> tuple[Source, Source, CovoAudioConfig]:
             folders[option] = resolve_model(name)
         except (UserError, FileNotFoundError) as error:
             problems.append(f"{option} {visible(name)}: {error}")
-    llm, encoder = Source(Path()), Source(Path())
+    llm, encoder = PartSource(Path()), PartSource(Path())
     if "--llm" in folders:
         llm = decoder_source(folders["--llm"], problems)
     if "--encoder" in folders:
@@ -143,7 +143,7 @@ def _checked(options: Creation) -> tuple[Source, Source, CovoAudioConfig]:
     if problems:
         raise CreateError(problems)
     try:
-        config = _configuration(options, llm, encoder)
+        config = configuration(options, llm, encoder)
         problems += _shape_problems(llm, encoder, config)
     except BROKEN as error:
         problems.append(f"the parts do not go together: {visible(shown(error))}")
@@ -152,7 +152,11 @@ def _checked(options: Creation) -> tuple[Source, Source, CovoAudioConfig]:
     return llm, encoder, config
 
 
-def _configuration(options: Creation, llm: Source, encoder: Source) -> CovoAudioConfig:
+def configuration(options: Creation, llm: PartSource, encoder: PartSource) -> CovoAudioConfig:
+    """Sizes of both sources, ids of the LLM's tokenizer, to which the audio tokens are added where it has none.
+
+    Behind Qwen2.5's 151,665 tokens that gives the published ids: 151665 to 151667, reserved ones, code 0 at 151671.
+    """
     tokenizer = llm.tokenizer
     if lacking := [token for token in AUDIO_TOKENS if token not in tokenizer.get_vocab()]:
         tokenizer.add_tokens([*lacking, *RESERVED_TOKENS], special_tokens=True)
@@ -172,7 +176,7 @@ def _configuration(options: Creation, llm: Source, encoder: Source) -> CovoAudio
     )  # fmt: skip
 
 
-def _shape_problems(llm: Source, encoder: Source, config: CovoAudioConfig) -> list[str]:
+def _shape_problems(llm: PartSource, encoder: PartSource, config: CovoAudioConfig) -> list[str]:
     """Tensors that the model needs and the folders lack, or have in another shape."""
     problems = []
     for option, source, prefix in (("--llm", llm, "llm."), ("--encoder", encoder, "encoder.")):
@@ -205,7 +209,7 @@ def _target_shapes(config: CovoAudioConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _entries(
-    options: Creation, llm: Source, encoder: Source, config: CovoAudioConfig, dtype: torch.dtype
+    options: Creation, llm: PartSource, encoder: PartSource, config: CovoAudioConfig, dtype: torch.dtype
 ) -> list[Entry]:
     """Every tensor of the model under its published name, made when it is written."""
     table = llm.tensors[EMBEDDINGS]

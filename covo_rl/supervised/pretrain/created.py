@@ -11,7 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from covo_rl.models import load_family
 from covo_rl.models.weights import check_finite
-from covo_rl.supervised.pretrain.sources import EMBEDDINGS, HEAD, Source
+from covo_rl.supervised.pretrain.sources import EMBEDDINGS, HEAD, PartSource
 from covo_rl.types import UserError
 
 #: how far logits and features may lie apart, of the largest number among them; half precision rounds once more
@@ -24,10 +24,12 @@ class VerificationError(UserError, RuntimeError):
 
 
 @torch.no_grad()
-def verify_created(folder: Path, llm: Source, encoder: Source, dtype: torch.dtype) -> dict[str, float]:
+def verify_created(
+    folder: Path, llm: PartSource, encoder: PartSource, dtype: torch.dtype, name: str = ""
+) -> dict[str, float]:
     """The largest gaps of text logits and of the encoder's output, of the largest number each, and the adapter's size.
 
-    The sources are computed first and let go, so that one model is held at a time.
+    The sources are computed first and let go, so that one model is held at a time. `name` of the folder in messages.
 
     Raises:
         VerificationError: a gap is too large; rows of text were changed; tensors hold NaN; the adapter gives nothing.
@@ -42,36 +44,36 @@ def verify_created(folder: Path, llm: Source, encoder: Source, dtype: torch.dtyp
     gaps = {"logits": _gap(ours, logits), "encoder": _gap(encoded, states)}
     limit = LIMITS[dtype]
     problems = [
-        f"{name} lie {gap:.2g} apart, the limit is {limit:.2g}" for name, gap in gaps.items() if not gap <= limit
+        f"{part} lie {gap:.2g} apart, the limit is {limit:.2g}" for part, gap in gaps.items() if not gap <= limit
     ]
     tied = llm.config.tie_word_embeddings
-    for name, there in ((EMBEDDINGS, EMBEDDINGS), (HEAD, EMBEDDINGS if tied else HEAD)):
+    for table, there in ((EMBEDDINGS, EMBEDDINGS), (HEAD, EMBEDDINGS if tied else HEAD)):
         wanted = llm.tensors[there].read(slice(llm.text_rows)).to(dtype)
-        if not torch.equal(model.llm.get_parameter(name)[: llm.text_rows], wanted):
-            problems.append(f"text rows of {name} were changed")
+        if not torch.equal(model.llm.get_parameter(table)[: llm.text_rows], wanted):
+            problems.append(f"text rows of {table} were changed")
     rows = model.audio_adapter(encoded).float()
     size, spread = float(rows.square().mean().sqrt()), float(rows.std(1).mean())
     if not spread > 0:
         problems.append("the adapter gives the same for every frame")
     if problems:
-        raise VerificationError(f"{folder} is not what it was made of: {'; '.join(problems)}")
+        raise VerificationError(f"{name or folder} is not what it was made of: {'; '.join(problems)}")
     return {"logits_gap": gaps["logits"], "encoder_gap": gaps["encoder"], "adapter_rms": size}
 
 
-def _inputs(llm: Source, encoder: Source) -> tuple[torch.Tensor, torch.Tensor]:
+def _inputs(llm: PartSource, encoder: PartSource) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (1, 24) spread over the text tokens, and log-mel (1, M, frames) like a Whisper's: mostly -1 to 1."""
     ids = torch.linspace(0, llm.text_rows - 1, TOKENS).long()[None]
     shape = (1, encoder.config.num_mel_bins, 2 * encoder.config.max_source_positions)
     return ids, torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
 
-def _decoder_logits(llm: Source, dtype: torch.dtype, ids: torch.Tensor) -> torch.Tensor:
+def _decoder_logits(llm: PartSource, dtype: torch.dtype, ids: torch.Tensor) -> torch.Tensor:
     state = {name: tensor.read().to(dtype) for name, tensor in llm.tensors.items()}
     model: Any = _loaded(Qwen2ForCausalLM, llm.config, state, dtype)
     return model(input_ids=ids, use_cache=False).logits[..., : llm.text_rows]
 
 
-def _encoder_states(encoder: Source, dtype: torch.dtype, mel: torch.Tensor) -> torch.Tensor:
+def _encoder_states(encoder: PartSource, dtype: torch.dtype, mel: torch.Tensor) -> torch.Tensor:
     state = {name: tensor.read().to(dtype) for name, tensor in encoder.tensors.items()}
     return _loaded(WhisperEncoder, encoder.config, state, dtype)(mel.to(dtype)).last_hidden_state
 

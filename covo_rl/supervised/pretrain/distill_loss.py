@@ -19,13 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from covo_rl.policy.head import chunk_elements
+from covo_rl.policy.attention import PackedLayout
+from covo_rl.policy.head import chunk_elements, head_of
+from covo_rl.policy.packing import pack
 from covo_rl.policy.products import float32_logits
+from covo_rl.policy.rows import PlainRows, packed_hidden
+
+if TYPE_CHECKING:
+    from covo_rl.policy import Policy
+    from covo_rl.types import Group
 
 Outside = Literal["rest", "renormalise"]
 
@@ -142,3 +149,19 @@ def dense_kl(
             q_K, p_K = (torch.cat((x_K, x_U[others].sum()[None])) for x_K, x_U in ((q_K, q_U), (p_K, p_U)))
         result.append((q_K * (q_K.log() - p_K.log())).sum())
     return torch.stack(result)
+
+
+def reply_kl(policy: Policy, groups: Sequence[Group], tops: Sequence[TopLogps]) -> torch.Tensor:
+    """KL(teacher || student) of every id of these replies, (M,) float32; a function for `policy(reply_kl, ...)`."""
+    family = policy.family
+    packed = pack(groups, family.audio_token_id, policy.device)
+    ids_L = packed.input_ids_L
+    embeds_LD = family.embed_tokens(family.embeddable(ids_L))
+    if family.packable:
+        hidden_XD = packed_hidden(family, ids_L, embeds_LD, packed.position_ids_L, PackedLayout(packed))
+        predictors_M = packed.predictors_M
+    else:
+        rows = PlainRows.of(packed)
+        hidden_XD, predictors_M = rows.hidden(family, ids_L, embeds_LD), rows.predictors_M
+    top = joined_logps(tops).to(hidden_XD.device)
+    return chunked_kl(hidden_XD.index_select(0, predictors_M), head_of(family), top)

@@ -49,7 +49,7 @@ class Figures:
         self.counts += torch.tensor(values, dtype=torch.float64)
 
     def over(self, ranks: Ranks) -> dict[str, Any]:
-        """Means over all ranks: `loss`, `loss_KIND`, `loss/TASK`, `loss/TASK/KIND`, `tokens/TASK` of this update, padding's share.
+        """Over all ranks: `loss`, `loss_KIND`, `loss/TASK`, `loss/TASK/KIND`, `tokens/TASK`, share of padding.
 
         A task or kind of which this update teaches nothing is left out.
         """
@@ -61,7 +61,8 @@ class Figures:
         line: dict[str, Any] = {"loss": _mean(sums_TK, numbers_TK)}
         for name, s, n in zip(self.tasks, sums_TK, numbers_TK, strict=True):
             line |= {f"loss/{name}": _mean(s, n)} if n.sum() else {}
-            line |= {f"loss/{name}/{kind}": _mean(s[i], n[i]) for i, kind in enumerate(KINDS) if n[i] and n.sum() > n[i]}
+            both = bool(n.all())  # of one kind it is the task's own
+            line |= {f"loss/{name}/{kind}": _mean(s[i], n[i]) for i, kind in enumerate(KINDS) if both}
         for i, kind in enumerate(KINDS):
             line |= {f"loss_{kind}": _mean(sums_TK[:, i], numbers_TK[:, i])} if numbers_TK[:, i].sum() else {}
         positions, padding, seconds, clips = counts.tolist()

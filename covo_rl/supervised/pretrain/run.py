@@ -143,7 +143,9 @@ def _pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
     allow_tf32(accelerator.device, computes_in_16_bits(accelerator, family.model), family.model)
     for part, count in trainer.trained.items():
         _say(f"trains: {part}, {count / 1e6:.2f} M parameters")
-    _say(f"frozen: {', '.join(trainer.frozen) or 'nothing'}; {trainer.rows_an_update} rows of {config.length} an update")
+    _say(
+        f"frozen: {', '.join(trainer.frozen) or 'nothing'}; {trainer.rows_an_update} rows of {config.length} an update"
+    )
     if config.dry_run:
         row = next(stream.rows())
         _say(f"the first row: {len(row.documents)} documents, {row.tokens} of {row.length} ids")

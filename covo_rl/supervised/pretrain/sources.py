@@ -32,7 +32,7 @@ BROKEN = (StrictDataclassError, SafetensorError, ValueError, TypeError, KeyError
 
 
 @dataclass
-class Source:
+class PartSource:
     """A part of a checkpoint folder: its configuration, and every tensor under the part's own name.
 
     `text_rows`: rows of a decoder's tables that stand for a token; those behind are padding that nothing was taught.
@@ -60,9 +60,9 @@ class StoredTensor:
             return opened.get_slice(self.name)[rows] if self.shape else opened.get_tensor(self.name)
 
 
-def decoder_source(path: str, problems: list[str]) -> Source:
+def decoder_source(path: str, problems: list[str]) -> PartSource:
     """A Qwen2 causal model with its tokenizer, or the decoder of a Covo-Audio without codes; problems are added."""
-    source, said = Source(Path(path)), len(problems)
+    source, said = PartSource(Path(path)), len(problems)
     raw = _settings("--llm", source.folder, ("qwen2", "covo_audio"), "a Qwen2 causal model, such as Qwen2.5", problems)
     if raw is None:
         return source
@@ -85,7 +85,7 @@ def decoder_source(path: str, problems: list[str]) -> Source:
     return source
 
 
-def _token_problems(source: Source) -> list[str]:
+def _token_problems(source: PartSource) -> list[str]:
     tokens, problems = source.tokenizer.get_vocab(), []
     if lacking := [token for token in TEXT_TOKENS if token not in tokens]:
         problems.append(f"its tokenizer has no {', '.join(lacking)}, with which turns and texts end (Qwen2.5's has)")
@@ -99,9 +99,9 @@ def _token_problems(source: Source) -> list[str]:
     return problems
 
 
-def encoder_source(path: str, problems: list[str]) -> Source:
+def encoder_source(path: str, problems: list[str]) -> PartSource:
     """The encoder of a Whisper checkpoint or of a Covo-Audio; problems are added."""
-    source = Source(Path(path))
+    source = PartSource(Path(path))
     raw = _settings("--encoder", source.folder, ("whisper", "covo_audio"), "a Whisper or Covo-Audio folder", problems)
     if raw is None:
         return source
@@ -122,7 +122,7 @@ def encoder_source(path: str, problems: list[str]) -> Source:
     return source
 
 
-def _feature_problems(source: Source, is_whisper: bool) -> list[str]:
+def _feature_problems(source: PartSource, is_whisper: bool) -> list[str]:
     """What of a Whisper's features the front end of Covo-Audio does not make; its bins and length are taken over."""
     said = read_record(source.folder / "preprocessor_config.json")
     said = said or read_record(source.folder / "processor_config.json").get("feature_extractor") or {}

@@ -1,6 +1,6 @@
 """Checkpoints of pre-training: GRPO's folders, with the place in the stream in them. A resume is exact.
 
-    RUN/checkpoints/step_000500/    weights, optimiser, random states, and in state.json options and the stream's state
+RUN/checkpoints/step_000500/    weights, optimiser, random states, and in state.json options and the stream's state
 """
 
 from __future__ import annotations

@@ -93,10 +93,15 @@ class PackedStream:
         batch, self._state = item
         return batch
 
-    def rows(self) -> Iterator[PackedRow]:
-        """All rows from here on, for looking at them: of all ranks, without tensors. The stream itself stays."""
+    def packer(self) -> Packer:
+        """What makes the rows of all ranks from here on, for looking at them; the stream itself stays where it is."""
         packer = Packer(self._mixture.copy())
         packer.load_state_dict(self._state)
+        return packer
+
+    def rows(self) -> Iterator[PackedRow]:
+        """All rows from here on, of all ranks and without tensors. The stream itself stays."""
+        packer = self.packer()
         while True:
             yield packer.next_row()
 

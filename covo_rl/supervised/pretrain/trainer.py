@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from covo_rl.supervised.pretrain.stream import PackedStream
 
 MEMORY = (
-    "out of memory. Lower batch_size and raise gradient_accumulation_steps (same gradient), use gradient_checkpointing, "
-    "also with recompute: layer, or share the parameters out over more ranks (recipes/accelerate/fsdp2.yaml)"
+    "out of memory. Lower batch_size and raise gradient_accumulation_steps (same gradient), use "
+    "gradient_checkpointing, with recompute: layer if need be, or share the parameters out over ranks "
+    "(recipes/accelerate/fsdp2.yaml)"
 )
 
 
@@ -70,6 +71,8 @@ class PretrainTrainer:
             config.lr_scheduler_type, optimizer, warmup_steps=config.warmup_steps, steps=config.steps, **floor
         )
         self.frozen = frozen_digests(family)
+        if distiller is not None:
+            distiller.follow(self.policy)
         self.distiller, self.step = distiller, 0
 
     @property
