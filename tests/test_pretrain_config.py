@@ -56,7 +56,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     found = problems(text, tmp_path, resume=True, overwrite=True)
     text = "\n".join(found)
     assert len(found) == 4 and all(word in text for word in ("length", "warmup_steps 5 of steps 5", "'had'", "resume"))
-    assert problems("stage: 3\nmodel: m", tmp_path) == ["stage 3: there are 1, 2"]
+    assert problems("stage: 3\nmodel: m", tmp_path) == ["stage 3: there are 1, 2, chat"]
 
 
 def test_tasks_without_rows_and_unknown_tasks_are_named():

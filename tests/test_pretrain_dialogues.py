@@ -6,17 +6,24 @@ import random
 import numpy as np
 import pytest
 import torch
+import yaml
 from policy_cases import family as tiny_family
 
 from covo_rl.data import DataError
 from covo_rl.models.covo_audio.conversation import Conversation
 from covo_rl.models.covo_audio.persona import EMOTIONS, SPOKEN_SYSTEM, WRITTEN_SYSTEM, system_message
 from covo_rl.models.covo_audio.processing import IGNORE
+from covo_rl.resolve import find
+from covo_rl.speech.cli import encode_command
 from covo_rl.speech.grid import CodeError
 from covo_rl.speech.rows import SpeechRow
+from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRowReader, read_dialogue, read_dialogues
 from covo_rl.supervised.pretrain.dialogues import QUERIES, build_general, missing, write_dialogue
+from covo_rl.supervised.pretrain.distill import DistillOptions, distill_problems
 from covo_rl.supervised.pretrain.document import BuildOptions, SkippedError, Vocabulary
+from covo_rl.supervised.pretrain.stages import CHAT_WEIGHTS, planned_tasks
+from covo_rl.supervised.pretrain.stream import PackedStream
 from covo_rl.supervised.pretrain.tasks import TASKS
 from covo_rl.synth.speech import write_wav
 
@@ -97,7 +104,7 @@ def test_pseudo_dialogue_without_a_query_and_with_its_text_taught():
 
 def test_a_pseudo_dialogue_names_its_speaker_last_and_asks_in_one_of_eight_ways(spoken, vocabulary):
     asked = set()
-    for seed in range(60):
+    for seed in range(30):
         row = SpeechRow("r", "a bell", speaker="anna", codes=np.arange(4), source={"emotion": "joy"})
         text = decoded(build("speech_generation", [row], vocabulary, seed).ids, spoken)
         system, question, reply = text.split("<|im_start|>")[1:]
@@ -171,7 +178,7 @@ def test_a_spoken_dialogue_of_two_turns(spoken, vocabulary, folder):
         f"<|im_start|>assistant\n{decoded(reply(second, [codes[5], codes[39]]), spoken)}<|im_end|>"
     )
     assert document.clips == (("d#1", 0, 25),)
-    assert {name: clip.path for name, clip in row.recordings.items()} == {"d#1": str(folder / "one.wav")}
+    assert {name: said.clip.path for name, said in row.recordings.items()} == {"d#1": str(folder / "one.wav")}
     end = vocabulary.turn_end  # all replies are taught, in their order
     taught = [label for label in document.labels if label != IGNORE]
     assert taught == [*reply(first, codes[:7]), end, *reply(second, [codes[5], codes[39]]), end]
@@ -228,7 +235,7 @@ def test_rows_that_lack_something_are_skipped_by_reason(task, turns, reason, voc
 
 def test_labels_stand_in_turns_of_the_assistant_alone(spoken, vocabulary, folder):
     rng = random.Random(5)
-    for _ in range(60):
+    for _ in range(25):
         turns = []
         for _ in range(rng.randint(1, 4)):
             turns += [user(rng.choice(["hi", "What rings?\n"]), rng.choice([None, "one.wav"]))]
@@ -367,3 +374,86 @@ def test_a_conversation_names_the_speaker_as_training_did(spoken, vocabulary):
     with pytest.raises(ValueError, match="emotion 'glad': there are joy"):
         Conversation(spoken.model, spoken.processor, emotion="glad")
     assert system_message("", "anna") == "Speaker: anna."
+
+
+def test_encode_adds_codes_to_what_the_assistant_says(folder, tmp_path, monkeypatch):
+    class Encoder:
+        def digest(self):
+            return "made-up"
+
+        def encode(self, waves):
+            return [torch.arange(-(-len(wave) // 960)) for wave in waves]
+
+    monkeypatch.setattr("covo_rl.speech.cli._tokenizer", lambda name, device: Encoder())
+    heard = {**assistant(), "audio": "one.wav"}
+    rows = [{"id": "d", "turns": [user(None, "one.wav"), heard, user("x"), assistant("as it was", [1])]},
+            {"id": "e", "turns": [user("x"), heard]}]  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encode_command(folder / "rows.jsonl", tmp_path / "new.jsonl", folder)
+    made = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    coded = {**heard, "codes": [*range(25)], "tokenizer": "made-up"}
+    assert made == [{"id": "d", "turns": [rows[0]["turns"][0], coded, *rows[0]["turns"][2:]]},
+                    {"id": "e", "turns": [user("x"), coded]}]  # fmt: skip
+    with pytest.raises(DataError, match="e#2: there is no file"):
+        (folder / "bad.jsonl").write_text(json.dumps({"id": "e", "turns": [user("x"), {**heard, "audio": "no.wav"}]}))
+        encode_command(folder / "bad.jsonl", tmp_path / "bad.jsonl", folder)
+
+
+def test_the_chat_mixture_draws_by_its_shares_and_hears_every_turn(spoken, folder, tmp_path):
+    rng = np.random.default_rng(1)
+    write_wav(tmp_path / "two.wav", rng.normal(0, 0.1, 40_000).astype(np.float32))
+    spoken_rows = [
+        {
+            "id": f"d{i}",
+            "speaker": "anna",
+            "turns": [user("x" * (i + 1), "two.wav"), assistant("a bell", [*range(9 + i)])],
+        }
+        for i in range(7)
+    ]
+    asked = [{"id": "q", "turns": [user("What rings?", "two.wav"), assistant("a bell")]}]
+    said = [{"id": "r", "text": "a bell", "speaker": "nora", "codes": [*range(30)]}]
+    files = {}
+    for name, rows in (("dialogues", spoken_rows), ("asked", asked), ("said", said)):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = {
+        "stage_chat": {"learning_rate": 1e-3},
+        "model": "m",
+        "dialogue_data": files["dialogues"],
+        "data": files["said"],
+        "tasks": {name: {} for name in CHAT_WEIGHTS}
+        | {name: {"data": files["asked"]} for name in ("speech_understanding", "audio_understanding")},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    config = read_pretrain(tmp_path / "c.yaml", {"stage": "chat"})
+    assert (config.steps, config.warmup_steps, config.learning_rate, config.length) == (50_000, 1000, 1e-3, 8192)
+    stream = PackedStream(
+        planned_tasks(config), Vocabulary.of(spoken), seed=0, length=512, pad_id=0, batch_size=4,
+        extractor=spoken.processor.feature_extractor,
+    )  # fmt: skip
+    batch = stream.next_batch()
+    slots = int((batch.input_ids == spoken.audio_token_id).sum())
+    assert slots > 0
+    assert slots % 11 == 0  # 42 codes fill 11 slots, every time
+    for _ in range(5):
+        stream.next_batch()
+    report = stream.report()
+    total = sum(task["tokens"] for task in report["tasks"].values())
+    longest = 160
+    for name, weight in CHAT_WEIGHTS.items():
+        assert abs(report["tasks"][name]["tokens"] - weight * total) <= longest, name
+    assert all(not task["skipped"] for task in report["tasks"].values())
+
+
+@pytest.mark.parametrize("name", ["chat_tiny", "chat_7b", "speaker_tiny"])
+def test_shipped_configurations_are_read_with_their_distillation(name):
+    config = read_pretrain(find("recipes", f"configs/{name}.yaml"), {"model": "m", "dialogue_data": "d.jsonl"})
+    tasks = planned_tasks(config)
+    if name == "speaker_tiny":
+        assert tasks["pseudo_dialogue"].weight / sum(task.weight for task in tasks.values()) == pytest.approx(0.1)
+    else:
+        assert {task: data.weight for task, data in tasks.items()} == CHAT_WEIGHTS
+    if name == "chat_7b":
+        assert (config.steps, config.learning_rate, config.warmup_steps, config.length) == (50_000, 1e-5, 1000, 8192)
+        assert distill_problems(DistillOptions(**config.distill)) == []
+        assert config.distill["top_k"] == 20

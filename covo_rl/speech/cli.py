@@ -70,15 +70,28 @@ def encode_command(
     tokenizer: TokenizerName = SHIPPED_TOKENIZER,
     device: Device = "cpu",
 ) -> None:
-    """Add to every row the codes of its recording, and the digest of the tokenizer that made them."""
-    from covo_rl.speech.rows import read_speech_rows
+    """Add to every row the codes of its recording, and the digest of the tokenizer that made them.
+
+    In rows of dialogues (`turns`) the recordings of the assistant are encoded.
+    """
+    from covo_rl.data.load import audio_root
+    from covo_rl.data.sources import read_rows
+    from covo_rl.speech.rows import read_speech_rows, replies_of, with_replies, write_speech_rows
 
     _check_output(output)
-    speech = read_speech_rows(rows, audio_dir, needs=("audio",))
+    given = read_rows(rows)
+    dialogues = any("turns" in row for row in given)
+    if dialogues:
+        speech = read_speech_rows(replies_of(given), audio_root(rows, audio_dir), needs=("audio",))
+    else:
+        speech = read_speech_rows(rows, audio_dir, needs=("audio",))
     encoder = _tokenizer(tokenizer, device)
     digest = encoder.digest()
     new = [{"codes": codes, "tokenizer": digest} for codes in _encoded(speech, encoder, str(rows))]
-    _write(output, speech, new)
+    if dialogues:
+        write_speech_rows(output, with_replies(given, {row.id: made for row, made in zip(speech, new, strict=True)}))
+    else:
+        _write(output, speech, new)
     count = sum(len(row["codes"]) for row in new)
     say(f"{len(speech)} rows, {count} codes written to {_place(output, rows, audio_dir)}")
 

@@ -138,6 +138,33 @@ def write_speech_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> No
     write_atomically(Path(path), lambda file: file.writelines(map(json_line, rows)))
 
 
+def replies_of(dialogues: Iterable[Row]) -> list[Row]:
+    """The assistant's turns that have a recording, as rows of speech named `ID#NUMBER`, turns being numbered from 1."""
+    return [
+        {**turn, "id": f"{row.get('id')}#{number}"}
+        for row in dialogues
+        for number, turn in _turns(row)
+        if turn.get("role") == "assistant" and turn.get("audio") is not None
+    ]
+
+
+def with_replies(dialogues: Iterable[Row], columns: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Dialogues whose turns have further columns: those of their names, as `replies_of` gives them."""
+    made = []
+    for row in dialogues:
+        turns = list(row["turns"]) if isinstance(row.get("turns"), list) else row.get("turns")
+        for number, turn in _turns(row):
+            turns[number - 1] = {**turn, **columns.get(f"{row.get('id')}#{number}", {})}
+        made.append({**row, "turns": turns})
+    return made
+
+
+def _turns(row: Row) -> list[tuple[int, Mapping[str, Any]]]:
+    turns = row.get("turns")
+    numbered = enumerate(turns, 1) if isinstance(turns, list) else ()
+    return [(number, turn) for number, turn in numbered if isinstance(turn, Mapping)]
+
+
 class SpeechRowReader:
     """Reads rows and notes what is wrong with them: `problems`.
 

@@ -22,7 +22,6 @@ from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
 from covo_rl.models.covo_audio.persona import persona_problems
 from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader
-from covo_rl.types import Clip
 
 if TYPE_CHECKING:
     from covo_rl.data.memory import Source
@@ -55,9 +54,9 @@ class DialogueRow:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def recordings(self) -> dict[str, Clip]:
-        """Recordings of the turns, by the ids that the clips of a document name."""
-        return {turn.said.id: turn.said.clip for turn in self.turns if turn.said.clip is not None}
+    def recordings(self) -> dict[str, SpeechRow]:
+        """The turns that are recorded, by the ids that the clips of a document name."""
+        return {turn.said.id: turn.said for turn in self.turns if turn.said.clip is not None}
 
 
 def read_dialogue(

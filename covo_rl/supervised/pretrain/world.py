@@ -6,6 +6,7 @@
     dialogues.jsonl      questions, written or spoken, and answers in named voices
     recordings.jsonl     dull lines in the voice of nobody in the dialogues
     voices.jsonl         the same lines in every voice that a system message can name
+    asked_words.jsonl    recordings, and what is asked about what they say; asked_voices.jsonl: about how they sound
     test_*.jsonl         numbers, counting and questions of voices that nothing is trained on
 
 Rows are those of every task: waves beside them, exact times of words, codes of one tokenizer.
@@ -38,12 +39,12 @@ from covo_rl.synth.counting import (
     talkers,
     text_line,
 )
-from covo_rl.synth.speech import Utterance, write_wav
+from covo_rl.synth.speech import DIGITS, Utterance, write_wav
 
 BATCH = 32  # utterances that are encoded at once
 #: every file draws from its own stream of random numbers
 STREAMS = ("text", "numbers", "counting", "dialogues", "recordings", "test_numbers", "test_counting", "test_dialogues",
-           "voices")  # fmt: skip
+           "voices", "asked_words", "asked_voices")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class WorldSizes:
     test_numbers: int = 100
     test_counting: int = 60
     test_dialogues: int = 60
+    asked_words: int = 60
+    asked_voices: int = 60
     voices: int = 16
 
 
@@ -93,6 +96,9 @@ def write_world(
         say(f"rendering {name}")
         rows = _dialogues(name, getattr(sizes, name), askers, heard[: len(NAMES)], seed)
         write_speech_rows(paths[name], _with_speech(folder, rows, tokenizer))
+    for name in ("asked_words", "asked_voices"):
+        say(f"rendering {name}")
+        write_speech_rows(paths[name], _asked(folder, name, getattr(sizes, name), heard, seed))
     return paths
 
 
@@ -152,6 +158,25 @@ def _dialogues(
         else:
             asked, answer = questions()[int(rng.integers(len(questions())))]
             yield row | {"asked": asked}, None, voice.say(answer, rng)
+
+
+def _asked(folder: Path, name: str, count: int, voices: Sequence[Talker], seed: int) -> Iterator[dict[str, Any]]:
+    """Dialogues of a recording, a written question about its words or its voice, and a written answer."""
+    for i in range(count):
+        rng = _rng(seed, name, i)
+        voice = voices[int(rng.integers(len(voices)))]
+        said = voice.say(number_line(rng), rng)
+        digits = [word for word, _, _ in said.words]
+        words = [("What is said?", said.text), ("How many digits are said?", f"{DIGITS[len(digits)]}."),
+                 ("Which digit is the last?", f"{digits[-1].strip(',.')}.")]  # fmt: skip
+        voice_only = [("How does the voice move?", f"{voice.melody}."), ("Who speaks?", f"{voice.name}.")]
+        asked = voice_only if name == "asked_voices" else words
+        question, answer = asked[int(rng.integers(len(asked)))]
+        row = {"id": f"{name}-{i}", "turns": [
+            {"role": "user", "audio": f"audio/{name}-{i}.wav", "text": question},
+            {"role": "assistant", "text": answer}]}  # fmt: skip
+        write_wav(folder / row["turns"][0]["audio"], said.wave)
+        yield row
 
 
 # -- waves and codes --------------------------------------------------------------------------------------------
