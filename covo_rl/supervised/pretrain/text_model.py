@@ -44,8 +44,9 @@ def make_text_model(
     ids: Any = tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS])
     end, _, turn_end = ids
     config = Qwen2Config(
-        **decoder_sizes(WIDTH, LAYERS), vocab_size=len(tokenizer), initializer_range=DEVIATION, max_position_embeddings=2048, bos_token_id=end, pad_token_id=end, eos_token_id=turn_end,
-        tie_word_embeddings=False, dtype="float32",
+        **decoder_sizes(WIDTH, LAYERS), vocab_size=len(tokenizer), initializer_range=DEVIATION,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"}, max_position_embeddings=2048,
+        bos_token_id=end, pad_token_id=end, eos_token_id=turn_end, tie_word_embeddings=False, dtype="float32",
     )  # fmt: skip
     model = random_weights(Qwen2ForCausalLM, config, seed, scale=1)
     documents = [[*tokenizer(text)["input_ids"], end] for text in texts]
