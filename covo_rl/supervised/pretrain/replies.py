@@ -39,8 +39,8 @@ def reply(family: Any, prompts: Sequence[Document], rows: Rows, limit: int, leas
         ids_NT = torch.tensor([[pad] * (length - len(prompt)) + prompt.ids for prompt in batch])
         mask_NT = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in batch])
         out = model.generate(
-            input_ids=ids_NT, attention_mask=mask_NT, **_audio(family, batch, rows), max_new_tokens=limit, min_new_tokens=least or None,
-            do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad,
+            input_ids=ids_NT, attention_mask=mask_NT, **_audio(family, batch, rows), max_new_tokens=limit,
+            min_new_tokens=least or None, do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad,
         )  # fmt: skip
         for row in out[:, length:].tolist():
             end = next((i for i, token in enumerate(row) if token in ends), len(row))
