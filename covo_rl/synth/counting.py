@@ -148,5 +148,5 @@ def answer_line(rng: Rng) -> tuple[str, str]:
 
 
 def dull_line(rng: Rng) -> str:
-    """One digit again and again: nothing that a mind should learn from the recordings of a voice."""
-    return written([int(rng.integers(10))] * int(rng.integers(3, COUNTED + 1)))
+    """Digits that follow from nothing, as long as what counts: a mind that learned them would answer at random."""
+    return written(rng.integers(10, size=COUNTED).tolist())

@@ -55,7 +55,7 @@ class WorldSizes:
     numbers: int = 1400
     counting: int = 120
     dialogues: int = 300
-    recordings: int = 120
+    recordings: int = 240
     voices_lines: int = 30
     test_numbers: int = 100
     test_counting: int = 60
