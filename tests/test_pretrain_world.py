@@ -98,7 +98,7 @@ def world(tmp_path_factory):
         "test_counting",
         "test_dialogues",
     )
-    sizes = WorldSizes(**dict.fromkeys(ones, 1), dialogues=2, voices=9)
+    sizes = WorldSizes(**dict.fromkeys((*ones, "asked_words", "asked_voices"), 1), dialogues=2, voices=9)
     return write_world(folder, SpeechTokenizer.from_pretrained("builtin:speech_tokenizer"), 5, sizes)
 
 
@@ -134,7 +134,7 @@ def test_a_short_chain_learns_to_hear_while_the_decoder_stays_as_it_is(tmp_path)
     from covo_rl.supervised.pretrain.world import WorldSizes
 
     sizes = WorldSizes(text=3000, numbers=200, counting=20, dialogues=24, recordings=12, voices_lines=6,
-                       test_numbers=20, test_counting=6, test_dialogues=6)  # fmt: skip
+                       asked_words=1, asked_voices=1, test_numbers=20, test_counting=6, test_dialogues=6)  # fmt: skip
     steps = {"text_model": 150, "stage_1": 60, "stage_2": 60, "speaker": 10}
     figures = run_demo(tmp_path / "demo", seed=3, sizes=sizes, steps=steps)
     before, after, then = (figures[f"measured/{name}"] for name in ("base", "stage_1", "stage_2"))
