@@ -128,14 +128,15 @@ def test_a_row_depends_on_its_number_alone(world, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # two minutes of a core that nothing else wants
 def test_a_short_chain_learns_to_hear_while_the_decoder_stays_as_it_is(tmp_path):
     """Minutes: a small world, short trainings; the figures of the whole are in benchmarks/results."""
     from covo_rl.supervised.pretrain.demo import run_demo
     from covo_rl.supervised.pretrain.world import WorldSizes
 
-    sizes = WorldSizes(text=3000, numbers=200, counting=20, dialogues=24, recordings=12, voices_lines=6,
+    sizes = WorldSizes(text=2000, numbers=120, counting=20, dialogues=24, recordings=12, voices_lines=6,
                        asked_words=1, asked_voices=1, test_numbers=20, test_counting=6, test_dialogues=6)  # fmt: skip
-    steps = {"text_model": 150, "stage_1": 60, "stage_2": 60, "speaker": 10}
+    steps = {"text_model": 120, "stage_1": 60, "stage_2": 60, "speaker": 10}
     figures = run_demo(tmp_path / "demo", seed=3, sizes=sizes, steps=steps)
     before, after, then = (figures[f"measured/{name}"] for name in ("base", "stage_1", "stage_2"))
     assert after["asr_loss"] < before["asr_loss"] - 0.5
