@@ -2,7 +2,7 @@
 
     rendered speech and text -> text model + encoder -> stage 1 -> stage 2 -> a new voice -> figures.json
 
-The chain, about 15 CPU minutes:  python recipes/pretrain_demo.py runs/pretrain_demo
+The chain, about 17 CPU minutes:  python recipes/pretrain_demo.py runs/pretrain_demo
 Its controls too, 15 more:        python recipes/pretrain_demo.py runs/pretrain_demo --controls
 
 The encoder is that of builtin:tiny_spoken, which knows digits, as a published one would be Whisper's; all else starts

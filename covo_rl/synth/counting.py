@@ -114,17 +114,21 @@ def hesitant(line: str, rng: Rng) -> str:
     return " ".join([*words, *[HESITATION] * int(rng.integers(2))])
 
 
-def text_line(rng: Rng) -> str:
-    """Counting, a number, a question with its answer, a line twice, or a hesitant one and what it says."""
+def text_line(rng: Rng, asks: Sequence[str] = ()) -> str:
+    """Counting, a number, a question with its answer, a line twice, or a hesitant one and what it says.
+
+    `asks`: lines that ask for what a hesitant one says, above every second of them.
+    """
     kind = rng.random()
     if kind < 0.4:
         return " ".join(counting_lines(rng))
     line = number_line(rng)
-    if kind < 0.5:
+    if kind < 0.45:
         return line
-    if kind < 0.6:
+    if kind < 0.55:
         return "\n".join(questions()[int(rng.integers(len(questions())))])
-    return f"{hesitant(line, rng) if kind < 0.85 else line}\n{line}"
+    asked = f"{rng.choice(list(asks))}\n" if len(asks) and rng.random() < 0.5 else ""
+    return f"{asked}{hesitant(line, rng)}\n{line}" if kind < 0.9 else f"{line}\n{line}"
 
 
 @cache
@@ -144,5 +148,5 @@ def answer_line(rng: Rng) -> tuple[str, str]:
 
 
 def dull_line(rng: Rng) -> str:
-    """One digit again and again: nothing that a mind should learn from the recordings of a voice."""
-    return written_digits([int(rng.integers(10))] * int(rng.integers(3, COUNTED + 1)))
+    """Digits that follow from nothing, as long as what counts: a mind that learned them would answer at random."""
+    return written_digits(rng.integers(10, size=COUNTED).tolist())

@@ -81,9 +81,11 @@ def run_pretrain_demo(
     parts.make("base", lambda: create_model(Creation(
         llm=str(output / "text_model"), encoder=ENCODER, output=str(output / "base"), codes=len(tokenizer.codebook),
         adapter_hidden=256, seed=seed)))  # fmt: skip
+    judge = _Judge(parts, output, tokenizer)
+    judge.measure("base")
     for name, run in {**RUNS, **(CONTROLS if controls else {})}.items():
         parts.make(name, lambda name=name, run=run: _train(output, name, run, seed, steps.get(name)))
-    _measure(parts, output, world, tokenizer, [*RUNS, *(CONTROLS if controls else ())])
+        judge.measure(name)
     write_json(output / FIGURES, parts.figures)
     console.print(_table(parts.figures))
     say(f"{output / FIGURES}")
@@ -143,25 +145,28 @@ def _train(output: Path, name: str, run: DemoRun, seed: int, steps: int | None) 
     }  # fmt: skip
 
 
-def _measure(parts: _Parts, output: Path, world: Path, tokenizer: SpeechTokenizer, names: list[str]) -> None:
-    numbers = read_speech_rows(world / "test_numbers.jsonl")
-    counting = by_document(read_speech_rows(world / "test_counting.jsonl"))
-    voices = None
-    for name in ("base", *names):
-        if f"measured/{name}" in parts.figures:
-            continue
-        measure = Measure(load_family(str(output / name), "float32"), tokenizer)
+class _Judge:
+    """Measures the models of OUT, each once, with the same rows."""
+
+    def __init__(self, parts: _Parts, output: Path, tokenizer: SpeechTokenizer) -> None:
+        self.parts, self.output, self.tokenizer = parts, output, tokenizer
+        self.numbers = read_speech_rows(output / "world/test_numbers.jsonl")
+        self.counting = by_document(read_speech_rows(output / "world/test_counting.jsonl"))
+        self.voices = VoiceMeasure(output / "world", tokenizer)
+
+    def measure(self, name: str) -> None:
+        """Figures of the model in the folder of this name."""
+        self.parts.make(f"measured/{name}", lambda: self._figures(name))
+
+    def _figures(self, name: str) -> dict[str, float]:
+        measure = Measure(load_family(str(self.output / name), "float32"), self.tokenizer)
         if name.startswith("speaker"):
-            voices = voices or VoiceMeasure(world, tokenizer)
-            parts.make(f"measured/{name}", lambda m=measure, v=voices: v.figures(m))
-            continue
-
-        def figures(m: Measure = measure, of: str = name) -> dict[str, float]:
-            made = m.hears(numbers)
-            made["asr_other_wer"] = m.hears(numbers, [*numbers[1:], numbers[0]])["asr_wer"]
-            return made if of == "base" else {**made, **m.speaks(numbers), **m.continues(counting)}
-
-        parts.make(f"measured/{name}", figures)
+            return self.voices.figures(measure)
+        figures = measure.hears(self.numbers)
+        figures["asr_other_wer"] = measure.hears(self.numbers, [*self.numbers[1:], self.numbers[0]])["asr_wer"]
+        if name == "base":  # of codes and of going on it knows no more than chance
+            return figures
+        return {**figures, **measure.speaks(self.numbers), **measure.continues(self.counting)}
 
 
 def _table(figures: Mapping[str, Any]) -> Table:

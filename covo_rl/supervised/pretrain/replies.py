@@ -29,8 +29,8 @@ def prompt_of(document: Document) -> Document:
 
 
 @torch.no_grad()
-def reply(family: Any, prompts: Sequence[Document], rows: Rows, limit: int) -> list[list[int]]:
-    """Greedy replies of at most `limit` ids, each without its end. `rows`: id -> the row that a clip names."""
+def reply(family: Any, prompts: Sequence[Document], rows: Rows, limit: int, least: int = 0) -> list[list[int]]:
+    """Greedy replies of `least` to `limit` ids, each without its end. `rows`: id -> the row that a clip names."""
     model, pad = family.model, family.pad_token_id
     ends = {model.config.text_end_token_id, model.config.turn_end_token_id}
     replies: list[list[int]] = []
@@ -40,7 +40,7 @@ def reply(family: Any, prompts: Sequence[Document], rows: Rows, limit: int) -> l
         mask_NT = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in batch])
         out = model.generate(
             input_ids=ids_NT, attention_mask=mask_NT, **_audio(family, batch, rows), max_new_tokens=limit,
-            do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad,
+            min_new_tokens=least or None, do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad,
         )  # fmt: skip
         for row in out[:, length:].tolist():
             end = next((i for i, token in enumerate(row) if token in ends), len(row))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -40,11 +41,12 @@ def make_text_model(
     quiet_bars()
     wording = [*WORDING, *(f"system\nSpeaker: {name}." for name in names), "user\nassistant\n"]
     tokenizer = tiny_tokenizer([*texts[:1000], *wording * 20], VOCABULARY, audio_tokens=())
-    end, _, turn_end = tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS])
+    ids: Any = tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS])
+    end, _, turn_end = ids
     config = Qwen2Config(
-        **decoder_sizes(WIDTH, LAYERS), vocab_size=len(tokenizer), initializer_range=DEVIATION, rope_theta=1e6,
-        max_position_embeddings=2048, bos_token_id=end, pad_token_id=end, eos_token_id=turn_end,
-        tie_word_embeddings=False, dtype="float32",
+        **decoder_sizes(WIDTH, LAYERS), vocab_size=len(tokenizer), initializer_range=DEVIATION,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"}, max_position_embeddings=2048,
+        bos_token_id=end, pad_token_id=end, eos_token_id=turn_end, tie_word_embeddings=False, dtype="float32",
     )  # fmt: skip
     model = random_weights(Qwen2ForCausalLM, config, seed, scale=1)
     documents = [[*tokenizer(text)["input_ids"], end] for text in texts]

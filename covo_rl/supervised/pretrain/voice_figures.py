@@ -102,7 +102,7 @@ class VoiceMeasure:
         true = median(_middle(wave) for wave in waves[PROMPTS : PROMPTS + DECODED])
         heard = [_middle(decoder.synthesise([list(codes)], **prompt, seed=0)[0, 0].numpy())
                  for codes in replies[:DECODED] if len(codes) >= COUNTED]  # fmt: skip
-        return median(abs(12 * np.log2(value / true)) for value in heard) if heard else float("inf")
+        return float(median(abs(12 * np.log2(value / true)) for value in heard)) if heard else float("inf")
 
 
 def _middle(wave_T: np.ndarray) -> float:

@@ -26,6 +26,7 @@ from covo_rl.data.files import json_line, write_atomically
 from covo_rl.data.terminal import say
 from covo_rl.speech.rows import write_speech_rows
 from covo_rl.speech.tokenizer import SpeechTokenizer
+from covo_rl.supervised.pretrain.builder import INSTRUCTIONS
 from covo_rl.synth.counting import (
     NAMES,
     Talker,
@@ -54,7 +55,7 @@ class WorldSizes:
     numbers: int = 1400
     counting: int = 120
     dialogues: int = 300
-    recordings: int = 120
+    recordings: int = 240
     voices_lines: int = 30
     test_numbers: int = 100
     test_counting: int = 60
@@ -74,7 +75,9 @@ def write_world(
     sizes = sizes or WorldSizes()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.jsonl" for name in STREAMS}
-    text = ({"id": f"text-{i}", "text": text_line(_rng(seed, "text", i))} for i in range(sizes.text))
+    text = (
+        {"id": f"text-{i}", "text": text_line(_rng(seed, "text", i), INSTRUCTIONS["asr"])} for i in range(sizes.text)
+    )
     write_atomically(paths["text"], lambda file: file.writelines(map(json_line, text)))
     heard, unheard = talkers("train", seed, NAMES)[: sizes.voices], talkers("test", seed)
     nora = new_talker(seed)

@@ -20,6 +20,8 @@ from covo_rl.supervised.pretrain.replies import prompt_of, reply, response_loss
 
 #: ids of the longest line of text, and codes of the longest utterance
 TEXT_IDS, CODE_IDS = 24, 140
+#: a document may end before speech goes on: who is asked to speak does not end before so many codes
+SPOKEN = 20
 
 
 class Measure:
@@ -80,7 +82,7 @@ class Measure:
         spoken = [_only_codes(builder.interleaved(parts[:3], "ac>t>ad", self.vocabulary), self.vocabulary)
                   for parts in fragments]  # fmt: skip
         texts = [self.split(ids)[0] for ids in reply(self.family, [*map(prompt_of, written)], known, TEXT_IDS)]
-        codes = [self.split(ids)[1] for ids in reply(self.family, [*map(prompt_of, spoken)], known, CODE_IDS)]
+        codes = [self.split(ids)[1] for ids in reply(self.family, [*map(prompt_of, spoken)], known, CODE_IDS, SPOKEN)]
         read = [self.tokenizer.transcribe(row) for row in codes]
         return {
             "continued_text": mean(
