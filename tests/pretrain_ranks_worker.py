@@ -1,14 +1,13 @@
-"""Started by test_pretrain_ranks.py: two gloo ranks, forked after the imports, against one process.
+"""Started by test_pretrain_ranks.py: two gloo ranks, forked after the imports, and one process beside them.
 
-    python pretrain_ranks_worker.py ddp|fsdp2
+    python pretrain_ranks_worker.py FOLDER [MODE ...]         of MODES; default: all
 
-Updates of rows of which one rank's hold no clip, no label, or neither. Prints one line of JSON: differences by case.
+With FOLDER/config.yaml the recipe runs too. Writes FOLDER/MODE-RANK.pt and FOLDER/MODE/, the run.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import multiprocessing
 import os
 import socket
@@ -17,7 +16,10 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(ROOT / "recipes"))
+import pretrain
 import pretrain_cases as cases
 
 from covo_rl.models.covo_audio.processing import IGNORE
@@ -30,15 +32,18 @@ FSDP2 = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
 }  # fmt: skip
+MODES = {"alone": (1, {}), "ddp": (2, {}), "fsdp2": (2, FSDP2)}
 PARTS = (["audio_adapter", "llm", "lm_head"], ["audio_adapter"])
+#: after which a rank that waits says where, and ends
+PATIENCE = 200
 
 
-def batches(family) -> dict[str, list]:
-    """What each of two ranks, or one process in two micro-batches, computes of an update."""
+def updates(family) -> dict[str, list]:
+    """Of each update what either of two ranks computes, or one process in two passes."""
     documents = cases.mixed(family)
     sound, text = [documents[:1] + documents[2:]], [documents[1:2]]
 
-    def packed(rows, silenced=False):
+    def packed(rows, *, silenced=False):
         batch = cases.packed(family, rows, 420)
         if silenced:
             batch.labels.fill_(IGNORE)
@@ -49,43 +54,66 @@ def batches(family) -> dict[str, list]:
         "labels on the other rank alone": [packed(sound, silenced=True), packed(text)],
         "neither clips nor labels on a rank": [packed(text, silenced=True), packed(sound)],
         "no label at all": [packed(sound, silenced=True), packed(text, silenced=True)],
+        "clips on no rank": [packed(text), packed(text)],
+        "clips on the other rank": [packed(text), packed(sound)],
     }
 
 
-def updates(rank: int, world: int, parts: list[str]) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """The lines of metrics of all cases, and the weights after them."""
+def trained(rank: int, world: int, parts: list[str]) -> tuple[dict[str, dict], dict[str, torch.Tensor]]:
+    """The lines of metrics of the updates, and the weights after all of them."""
     family = cases.tiny_family()
     config = read_pretrain(None, {
         "model": "m", "tasks": {"asr": {}}, "learning_rate": 1e-3, "steps": 9, "length": 420, "train_parts": parts,
-        "gradient_accumulation_steps": 3 - world,
     })  # fmt: skip
-    trainer = PretrainTrainer(config, family, None, join())
-    lines = [trainer.update(given if world == 1 else given[rank : rank + 1]) for given in batches(family).values()]
-    state = {name: whole(tensor).clone() for name, tensor in family.model.state_dict().items()}
-    return lines, state
+    trainer = PretrainTrainer(config, family, None, join())  # pyright: ignore[reportArgumentType]
+    lines = {name: trainer.update(batches if world == 1 else batches[rank : rank + 1])
+             for name, batches in updates(family).items()}  # fmt: skip
+    return lines, {name: whole(tensor).clone() for name, tensor in family.model.state_dict().items()}
 
 
-def work(rank: int, world: int, port: int, folder: str) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    faulthandler.dump_traceback_later(100, exit=True)  # a hang says where
+def rank_of(mode: str, rank: int, port: int, folder: Path) -> None:
+    world, environment = MODES[mode]
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}  # fmt: skip
+    faulthandler.dump_traceback_later(PATIENCE, exit=True)
+    torch.save([trained(rank, world, parts) for parts in PARTS], folder / f"{mode}-{rank}.pt")
+    if (folder / "config.yaml").exists():
+        recipe(folder, mode, world)
+
+
+def recipe(folder: Path, mode: str, world: int, *words: str) -> None:
+    words = ("--gradient-accumulation-steps", str(3 - world), "--output", str(folder / mode), *words)
+    pretrain.main(["--config", str(folder / "config.yaml"), *words])
+
+
+def resumed(folder: Path, mode: str) -> None:
+    """One process goes on where two stopped; the newest checkpoint is damaged, so that there is something to do."""
+    (folder / mode / "checkpoints" / "step_000004" / "weights.safetensors").write_bytes(b"")
+    recipe(folder, mode, 1, "--resume")
+
+
+def started(*works) -> None:
+    ranks = [multiprocessing.get_context("fork").Process(target=work, args=given) for work, *given in works]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    if any(rank.exitcode for rank in ranks):
+        sys.exit(f"{works}: {[rank.exitcode for rank in ranks]}")
+
+
+def main(folder: Path, modes: list[str]) -> None:
     torch.set_num_threads(1)
-    torch.save([updates(rank, world, parts) for parts in PARTS], f"{folder}/{world}-{rank}.pt")
-
-
-def main(folder: str) -> None:
-    fork = multiprocessing.get_context("fork")
-    for world in (1, 2):
+    for mode in modes or MODES:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
-        ranks = [fork.Process(target=work, args=(rank, world, port, folder)) for rank in range(world)]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join()
-        assert not any(rank.exitcode for rank in ranks), [rank.exitcode for rank in ranks]
+        started(*((rank_of, mode, rank, port, folder) for rank in range(MODES[mode][0])))
+        print(f"{mode}: done", flush=True)
+        if mode != "alone" and (folder / "config.yaml").exists():
+            started((resumed, folder, mode))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -148,7 +148,7 @@ def _rules(config: PretrainConfig) -> list[tuple[bool, str]]:
         (bool(config.train_parts), "train_parts is empty: nothing would train"),
         *((part in PARTS, f"train_parts {part!r}: there are {', '.join(PARTS)}") for part in config.train_parts),
         (config.distill is None or not {"llm", "lm_head"}.isdisjoint(config.train_parts),
-         f"distill teaches text, and {', '.join(config.train_parts)} cannot learn it: add llm or lm_head to train_parts"),
+         f"distill teaches text, and {', '.join(config.train_parts)} cannot learn it: train llm or lm_head"),
         (config.warmup_steps < config.steps,
          f"warmup_steps {config.warmup_steps} of steps {config.steps}: the rate would never reach its peak; set both"),
         (config.final_learning_rate == type(config)().final_learning_rate or config.lr_scheduler_type == FLOORED_COSINE,

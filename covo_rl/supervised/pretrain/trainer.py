@@ -98,6 +98,10 @@ class PretrainTrainer:
         self.policy.train()
         with memory_explained(MEMORY):
             line = self._backward(batches)
+            for parameter in self.policy.parameters() if line["taught"] else ():
+                # without a clip on any rank the adapter's is 0 under DDP: so everywhere, for AdamW still moves it
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             if self.distiller is not None:
                 line |= self.distiller.backward(self.step)
             norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm) or 0.0)
