@@ -2,7 +2,7 @@
 
     python pretrain_ranks_worker.py FOLDER [MODE ...]         of MODES; default: all
 
-With FOLDER/config.yaml the recipe runs too. Writes FOLDER/MODE-RANK.pt and FOLDER/MODE/, the run.
+With FOLDER/config.yaml whole runs too. Writes FOLDER/MODE-RANK.pt and FOLDER/MODE/, the run.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(ROOT / "recipes"))
-import pretrain
 import pretrain_cases as cases
 
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.policy.sharding import whole
 from covo_rl.supervised.pretrain.config import read_pretrain
+from covo_rl.supervised.pretrain.run import run_pretraining
 from covo_rl.supervised.pretrain.trainer import PretrainTrainer
 from covo_rl.train.launch import join
 
@@ -79,18 +77,18 @@ def rank_of(mode: str, rank: int, port: int, folder: Path) -> None:
     faulthandler.dump_traceback_later(PATIENCE, exit=True)
     torch.save([trained(rank, world, parts) for parts in PARTS], folder / f"{mode}-{rank}.pt")
     if (folder / "config.yaml").exists():
-        recipe(folder, mode, world)
+        whole_run(folder, mode, world)
 
 
-def recipe(folder: Path, mode: str, world: int, *words: str) -> None:
-    words = ("--gradient-accumulation-steps", str(3 - world), "--output", str(folder / mode), *words)
-    pretrain.main(["--config", str(folder / "config.yaml"), *words])
+def whole_run(folder: Path, mode: str, world: int, *, resume: bool = False) -> None:
+    options = {"gradient_accumulation_steps": 3 - world, "output": str(folder / mode), "resume": resume}
+    run_pretraining(read_pretrain(folder / "config.yaml", options))
 
 
 def resumed(folder: Path, mode: str) -> None:
     """One process goes on where two stopped; the newest checkpoint is damaged, so that there is something to do."""
     (folder / mode / "checkpoints" / "step_000004" / "weights.safetensors").write_bytes(b"")
-    recipe(folder, mode, 1, "--resume")
+    whole_run(folder, mode, 1, resume=True)
 
 
 def started(*works) -> None:
