@@ -33,7 +33,7 @@ FSDP2 = {
 MODES = {"alone": (1, {}), "ddp": (2, {}), "fsdp2": (2, FSDP2)}
 PARTS = (["audio_adapter", "llm", "lm_head"], ["audio_adapter"])
 #: after which a rank that waits says where, and ends
-PATIENCE = 200
+PATIENCE = 240
 
 
 def updates(family) -> dict[str, list]:
