@@ -56,6 +56,9 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
     found = problems(text, tmp_path, resume=True, overwrite=True)
     text = "\n".join(found)
     assert len(found) == 4 and all(word in text for word in ("length", "warmup_steps 5 of steps 5", "'had'", "resume"))
+    text = "model: m\nstage: 1\nsteps: 0\nwarmup_steps: 0\ndistill: {teacher: t, topk: 3, every: 0}"
+    text = "\n".join(problems(text, tmp_path))
+    assert all(word in text for word in ("steps", "top_k", "distill: every", "distill teaches text", "data: give one"))
     assert problems("stage: 3\nmodel: m", tmp_path) == ["stage 3: there are 1, 2, chat"]
 
 

@@ -105,6 +105,24 @@ def test_in_16_bits_packed_and_single_documents_agree_to_their_rounding(document
         assert difference < 0.03 * single.abs().max(), way  # bfloat16 has 8 bits; measured 0.01
 
 
+def test_products_in_16_bits_stay_near_float32(policy, documents):
+    batch = cases.packed(policy.family, [documents])
+    taught = Taught.of(batch)
+
+    def found():
+        policy.zero_grad(set_to_none=True)
+        logps_M = packed_logps(policy, batch, taught)
+        logps_M.mean().backward()
+        return logps_M.detach(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+    exact_M, slopes = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow_M, narrow = found()
+    assert narrow_M.dtype == torch.float32 and 0 < (narrow_M - exact_M).abs().max() < 0.2
+    assert (narrow_M - exact_M).mean().abs() < 0.01
+    assert torch.cosine_similarity(narrow, slopes, dim=0) > 0.995
+
+
 def test_gradients_of_packed_documents_are_the_sums_of_single_ones(policy, documents):
     def gradients(batches):
         policy.zero_grad(set_to_none=True)

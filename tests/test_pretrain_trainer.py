@@ -12,11 +12,13 @@ import torch
 from accelerate import Accelerator
 
 from covo_rl.models import load_family
+from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.policy.patterns import PatternError
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.training import DivergedError
 from covo_rl.supervised.pretrain import run
 from covo_rl.supervised.pretrain.config import read_pretrain
+from covo_rl.supervised.pretrain.distill import Distiller
 from covo_rl.supervised.pretrain.forward import Taught
 from covo_rl.supervised.pretrain.freezing import decay_groups, frozen_digests, train_parts
 from covo_rl.supervised.pretrain.run import FrozenChangedError, run_pretraining
@@ -98,6 +100,34 @@ def test_a_loss_that_is_no_number_stops_the_run_and_changes_nothing():
     with pytest.raises(DivergedError, match="step 1: loss nan"):
         one.update([cases.packed(made, [cases.mixed(made)])])
     assert all(torch.equal(value, before[name]) for name, value in weights(made).items() if "norm" not in name)
+
+
+def silenced(batch):
+    batch.labels.fill_(IGNORE)
+    return batch
+
+
+def test_an_update_without_a_label_moves_nothing_and_is_said_and_only_they_stop_a_run():
+    made = cases.tiny_family()
+    one = trainer(made, steps=3)
+    some = cases.packed(made, [cases.mixed(made)[:2]])
+    one.update([some])
+    before = weights(made)
+    line = one.update([silenced(cases.packed(made, [cases.mixed(made)]))])
+    assert line["step"] == 2 and line["taught"] == 0 and not any(name.startswith("loss") for name in line)
+    assert line["tokens/asr"] > 0 and all(torch.equal(value, before[name]) for name, value in weights(made).items())
+    assert one.update([silenced(cases.packed(made, [cases.mixed(made)])), some])["taught"] > 0  # a pass without one
+    two = trainer(made, steps=2)
+    two.update([silenced(some)])
+    with pytest.raises(ConfigError, match="rows of the last 2 updates teach nothing"):
+        two.update([some])
+
+
+def test_rows_without_a_clip_ask_nothing_of_the_adapter_alone():
+    made = cases.tiny_family()
+    one = trainer(made, train_parts=["audio_adapter"])
+    line = one.update([cases.packed(made, [[cases.mixed(made)[1]]])])
+    assert line["loss"] > 0 and line["grad_norm"] == 0.0
 
 
 # -- what trains -------------------------------------------------------------------------------------------------------
@@ -196,6 +226,36 @@ def test_a_stopped_run_goes_on_bit_for_bit(world, finished, tmp_path, monkeypatc
     folder = run_pretraining(dataclasses.replace(config, resume=True))
     assert lines(folder) == lines(finished[1], "eval_")
     assert (folder / "model.safetensors").read_bytes() == (finished[1] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_and_a_teacher_is_stopped_while_it_distils_and_goes_on_bit_for_bit(
+    world, tmp_path, monkeypatch
+):
+    """The model teaches its own copy, which the rows move away; rows are prepared in two processes, ahead."""
+    (tmp_path / "prompts.jsonl").write_text("".join(
+        json.dumps({"id": str(n), "prompt": f"{word} bell?"}) + "\n" for n, word in enumerate(cases.WORDS)
+    ))  # fmt: skip
+    distill = {"teacher": world["model"], "data": str(tmp_path / "prompts.jsonl"), "max_new_tokens": 4,
+               "prompts_per_update": 2}  # fmt: skip
+    config = read_pretrain(None, {**world, "workers": 2, "distill": distill, "output": str(tmp_path / "whole")})
+    whole = run_pretraining(config)
+    backward = Distiller.backward
+
+    def killed(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return backward(self, step)
+
+    monkeypatch.setattr(Distiller, "backward", killed)
+    config = dataclasses.replace(config, output=str(tmp_path / "run"))
+    with pytest.raises(StoppedBySignal) as stop:
+        run_pretraining(config)
+    assert stop.value.saved.name == "step_000003"
+    monkeypatch.undo()
+    folder = run_pretraining(dataclasses.replace(config, resume=True, workers=1))
+    assert lines(folder, "distill_s") == lines(whole, "distill_s") and lines(folder)[-1]["distill_kl"] > 0
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

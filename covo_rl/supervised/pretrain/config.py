@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from covo_rl.config import SCHEDULES, ConfigError, option, typed_values, value_problems
 from covo_rl.resolve import read_yaml
 from covo_rl.supervised.config import DTYPES, PARTS
+from covo_rl.supervised.pretrain.distill_options import distill_options
 from covo_rl.supervised.pretrain.stages import STAGES, task_problems
 
 #: transformers' name of a cosine that ends at a share of its peak
@@ -122,7 +123,10 @@ def read_pretrain(path: str | Path | None, overrides: Mapping[str, Any] | None =
         own = {**own, "tasks": {name: {**rows.get(name, {}), **task} for name, task in own["tasks"].items()}}
     preset = {} if stage is None else STAGES[stage]
     config = PretrainConfig(**{**preset, **general, **own, **options, "stage": stage})
-    if problems := value_problems(config, LIMITS) + [text for holds, text in _rules(config) if not holds]:
+    problems += value_problems(config, LIMITS) + [text for holds, text in _rules(config) if not holds]
+    if config.distill is not None:
+        distill_options(config.distill, problems)
+    if problems:
         raise ConfigError(problems)
     return config
 
@@ -143,6 +147,8 @@ def _rules(config: PretrainConfig) -> list[tuple[bool, str]]:
         (bool(config.tasks), "give tasks, or a stage, which has some"),
         (bool(config.train_parts), "train_parts is empty: nothing would train"),
         *((part in PARTS, f"train_parts {part!r}: there are {', '.join(PARTS)}") for part in config.train_parts),
+        (config.distill is None or not {"llm", "lm_head"}.isdisjoint(config.train_parts),
+         f"distill teaches text, and {', '.join(config.train_parts)} cannot learn it: train llm or lm_head"),
         (config.warmup_steps < config.steps,
          f"warmup_steps {config.warmup_steps} of steps {config.steps}: the rate would never reach its peak; set both"),
         (config.final_learning_rate == type(config)().final_learning_rate or config.lr_scheduler_type == FLOORED_COSINE,

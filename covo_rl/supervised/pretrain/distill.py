@@ -109,12 +109,10 @@ class Distiller:
         A collective. Nothing happens, and no prompt is drawn, in other updates and where the weight is 0.
 
         Raises:
-            DistillError: the teacher's logits are not finite, on every rank; nothing trains that could learn; nobody
-                called `follow` under FSDP2.
+            DistillError: the teacher's logits are not finite, on every rank; nobody called `follow` under FSDP2.
         """
         if not self.options.weight or step % self.options.every:
             return {}
-        self._check_trains()
         start, count = time.perf_counter(), self.options.prompts_per_update
         places = range(self.drawn, self.drawn + count)[self.ranks.rank :: self.ranks.world]
         groups = self.replies([self.prompts.at(place) for place in places], seed=self.drawn // count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +50,14 @@ class UpdateFigures:
     def over(self, ranks: Ranks) -> dict[str, Any]:
         """Over all ranks: `loss`, `loss_KIND`, `loss/TASK`, `loss/TASK/KIND`, `tokens/TASK`, share of padding.
 
-        A task or kind of which this update teaches nothing is left out.
+        Losses of which this update teaches nothing are left out.
         """
         joined = torch.cat([self.losses.flatten(), self.tokens, self.counts])
         if ranks.world > 1:
             joined = ranks.reduced(joined, "sum")
         parts = joined.split([self.losses.numel(), len(self.tokens), len(self.counts)])
         (sums_TK, numbers_TK), tokens, counts = parts[0].view_as(self.losses), parts[1], parts[2]
-        line: dict[str, Any] = {"loss": _mean(sums_TK, numbers_TK)}
+        line: dict[str, Any] = {"loss": _mean(sums_TK, numbers_TK)} if numbers_TK.sum() else {}
         for name, s, n in zip(self.tasks, sums_TK, numbers_TK, strict=True):
             line |= {f"loss/{name}": _mean(s, n)} if n.sum() else {}
             both = bool(n.all())  # of one kind it is the task's own
@@ -72,5 +71,4 @@ class UpdateFigures:
 
 
 def _mean(sums: Tensor, numbers: Tensor) -> float:
-    total = float(numbers.sum())
-    return float(sums.sum()) / total if total else math.nan
+    return float(sums.sum() / numbers.sum())

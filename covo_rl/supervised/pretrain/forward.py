@@ -8,9 +8,9 @@ attention_mask=None and use_cache=False: with a cache, or a mask of ones, docume
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def encode_clips(policy: Policy, batch: PackedBatch) -> tuple[Tensor, Tensor | N
     """
     family = policy.family
     clips = unique_clips(batch)
-    calls = list(_calls(clips))
+    calls = list(_calls(family, clips))
     if policy.sharded:
         dummies = most(len(calls), policy.device) - len(calls)
     else:
@@ -168,13 +168,18 @@ def unique_clips(batch: PackedBatch) -> list[ClipFeatures]:
     return clips
 
 
-def _calls(clips: Sequence[ClipFeatures]) -> Any:
-    """The clips of each call of the encoder: up to SEGMENTS rows."""
+def _calls(family: AudioFamily, clips: Sequence[ClipFeatures]) -> Iterator[list[ClipFeatures]]:
+    """The clips of each call of the encoder, as `family.encode` makes them: up to SEGMENTS rows, or clip by clip.
+
+    That they are really calls matters where ranks with pieces of the weights make as many each.
+    """
+    alone = family.model.device.type == "cpu" or not family.rows_independent
+    limit = 1 if alone else SEGMENTS
     part: list[ClipFeatures] = []
     rows = 0
     for clip in clips:
         count = len(clip.tensors["input_features"])
-        if part and rows + count > SEGMENTS:
+        if part and rows + count > limit:
             yield part
             part, rows = [], 0
         part.append(clip)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 import yaml
@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from transformers import set_seed
 
 from covo_rl import models
-from covo_rl.config import ConfigError, typed_values
+from covo_rl.config import ConfigError
 from covo_rl.data.files import append_lines, json_line, whole_lines, write_atomically, write_json
 from covo_rl.data.noise import quiet
 from covo_rl.data.read import DataError
@@ -34,7 +34,8 @@ from covo_rl.prompt import position_limit
 from covo_rl.records.console import ProgressDisplay
 from covo_rl.records.lock import FolderLock
 from covo_rl.supervised.pretrain.config import PretrainConfig
-from covo_rl.supervised.pretrain.distill import Distiller, DistillOptions, distill_problems
+from covo_rl.supervised.pretrain.distill import Distiller
+from covo_rl.supervised.pretrain.distill_options import distill_options
 from covo_rl.supervised.pretrain.document import Vocabulary
 from covo_rl.supervised.pretrain.packing import PackedBatch
 from covo_rl.supervised.pretrain.stages import planned_tasks
@@ -122,7 +123,6 @@ def _pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
     ranks = Ranks.current()
     tasks = planned_tasks(config)
     held_out = planned_tasks(config, "eval_tasks") if config.eval_tasks else {}
-    distilling = _distill_options(config)
     family = load_model(config)
     vocabulary = Vocabulary.of(family)
     _say(f"reading the rows of {', '.join(tasks)}")
@@ -138,7 +138,9 @@ def _pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
         if problems := ranks.joined(own):
             raise DataError("the recordings of the tasks", problems)
     family.model.to(accelerator.device)
-    distiller = Distiller(distilling, family, accelerator, seed=config.seed) if distilling else None
+    distiller = None
+    if config.distill is not None:
+        distiller = Distiller(distill_options(config.distill, []), family, accelerator, seed=config.seed)
     trainer = PretrainTrainer(config, family, stream, accelerator, distiller)
     allow_tf32(accelerator.device, computes_in_16_bits(accelerator, family.model), family.model)
     for part, count in trainer.trained.items():
@@ -152,16 +154,6 @@ def _pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
         _say("dry run: options, rows and model are fine; nothing was trained or written")
         return Path(config.output)
     return _train(config, trainer, _held_out_batches(config, held, ranks))
-
-
-def _distill_options(config: PretrainConfig) -> DistillOptions | None:
-    if config.distill is None:
-        return None
-    problems: list[str] = []
-    options = DistillOptions(**typed_values(get_type_hints(DistillOptions), config.distill, problems, "distill"))
-    if problems := problems or distill_problems(options):
-        raise ConfigError(problems)
-    return options
 
 
 def load_model(config: PretrainConfig) -> AudioFamily:
@@ -215,7 +207,7 @@ def _train(config: PretrainConfig, trainer: PretrainTrainer, held_out: list[Pack
                     line = _one_update(config, trainer, held_out)
                     if ranks.main:
                         append_lines(folder / METRICS, [json_line(line)])
-                    display.update(trainer.step, f"loss {line['loss']:.3f}")
+                    display.update(trainer.step, f"loss {line['loss']:.3f}" if line["taught"] else "no label")
                     checkpoints.after_update(trainer)
         except StoppedBySignal as stopped:
             _say(f"stopped by {stopped.signal} after saving {stopped.saved}; continue with --resume")
@@ -268,9 +260,11 @@ def _finish(config: PretrainConfig, trainer: PretrainTrainer, held_out: list[Pac
     if ranks.main:
         save_model(trainer.family, folder, config.save_dtype, weights)
         lines = whole_lines(folder / METRICS)[0]
+        taught = [line for line in lines if line["taught"]] or lines
         write_json(folder / RESULT, {
             "steps": trainer.step, "stage": config.stage, "seconds": sum(line["seconds"] for line in lines),
-            "first": _losses(lines[0]), "last": _losses(lines[-1]), "trained": trainer.trained,
+            "first": _losses(taught[0]), "last": {**_losses(taught[-1]), **_losses(lines[-1])},
+            "updates_without_a_label": sum(not line["taught"] for line in lines), "trained": trainer.trained,
             "frozen": trainer.frozen, "stream": trainer.stream.report(),
         })  # fmt: skip
     ranks.wait()

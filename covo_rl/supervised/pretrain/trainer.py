@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from covo_rl.supervised.pretrain.packing import PackedBatch
     from covo_rl.supervised.pretrain.stream import PackedStream
 
+#: updates in a row without a single label, after which the rows are taken to teach nothing
+UNTAUGHT = 100
 MEMORY = (
     "out of memory. Lower batch_size and raise gradient_accumulation_steps (same gradient), use "
     "gradient_checkpointing, with recompute: layer if need be, or share the parameters out over ranks "
@@ -74,6 +76,7 @@ class PretrainTrainer:
         if distiller is not None:
             distiller.follow(self.policy)
         self.distiller, self.step = distiller, 0
+        self._untaught = 0  # updates in a row
 
     @property
     def rows_an_update(self) -> int:
@@ -85,22 +88,28 @@ class PretrainTrainer:
         return [self.stream.next_batch() for _ in range(self.config.gradient_accumulation_steps)]
 
     def update(self, batches: Sequence[PackedBatch]) -> dict[str, Any]:
-        """One optimiser update; its metrics over all ranks.
+        """One optimiser update; its metrics over all ranks. Rows without a label move no weight: `taught` is 0 then.
 
         Raises:
             DivergedError: loss or gradient are not finite; the weights are those of before.
+            ConfigError: none of the last UNTAUGHT updates, or of all, had a label.
             TrainingStopped: memory ran out.
         """
         self.policy.train()
         with memory_explained(MEMORY):
             line = self._backward(batches)
+            for parameter in self.policy.parameters() if line["taught"] else ():
+                # without a clip on any rank the adapter's is 0 under DDP: so everywhere, for AdamW still moves it
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
             if self.distiller is not None:
                 line |= self.distiller.backward(self.step)
             norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm) or 0.0)
             line |= {"grad_norm": norm, "learning_rate": self.schedule.get_last_lr()[0]}
-            if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
+            loss = line.get("loss", 0.0)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(
-                    f"step {self.step + 1}: loss {line['loss']}, gradient {norm}: not finite. Lower learning_rate or "
+                    f"step {self.step + 1}: loss {loss}, gradient {norm}: not finite. Lower learning_rate or "
                     "max_grad_norm, or raise warmup_steps, and go on from the last checkpoint in a new output"
                 )
             self.optimizer.step()
@@ -113,18 +122,27 @@ class PretrainTrainer:
         """Gradients of all micro-batches, and what was measured on the way."""
         taught = [Taught.of(batch) for batch in batches]
         total = sum(self.ranks.gathered(sum(len(part.targets) for part in taught)))
-        if not total:
-            raise ConfigError([f"step {self.step + 1}: the rows teach nothing: every label is masked"])
+        self._count_untaught(total)
         figures = UpdateFigures(batches[0].tasks, self.family.code_ids)
         for index, (batch, part) in enumerate(zip(batches, taught, strict=True)):
+            if not total:  # on no rank
+                figures.add(batch, part, torch.zeros(0))
+                continue
             last = index == len(batches) - 1
             self.accelerator.sync_gradients = last
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 logps_M = self.wrapped(packed_logps, batch, part)
-                # DDP and FSDP average over ranks; the sum is over all of them
-                self.accelerator.backward(-logps_M.sum() * (self.ranks.world / total))
+                if logps_M.requires_grad:  # of the adapter alone, rows without a clip ask for nothing
+                    # DDP and FSDP average over ranks; the sum is over all of them
+                    self.accelerator.backward(-logps_M.sum() * (self.ranks.world / total))
             figures.add(batch, part, logps_M)
         return figures.over(self.ranks)
+
+    def _count_untaught(self, total: int) -> None:
+        self._untaught = 0 if total else self._untaught + 1
+        if self._untaught == min(UNTAUGHT, self.config.steps):
+            raise ConfigError([f"step {self.step + 1}: the rows of the last {self._untaught} updates teach nothing: "
+                               "every label is masked; covo-rl data inspect shows them"])  # fmt: skip
 
     @torch.no_grad()
     def measure(self, batches: Iterable[PackedBatch]) -> dict[str, Any]:
