@@ -21,7 +21,7 @@ from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.builder import heard
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRow, DialogueTurn
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
-from covo_rl.supervised.pretrain.fragments import Fragment, code_length
+from covo_rl.supervised.pretrain.fragments import Fragment
 from covo_rl.types import Supervise
 
 #: what the user of a pseudo-dialogue says
@@ -155,7 +155,7 @@ class _Writer:
         text = "\n".join(part for part in (said.text if asked or not sounds else "", ask) if part)
         if not sounds:
             return self.turn("user", text)
-        length = code_length(said)
+        length = said.code_count()
         if length > LONGEST_TURN:
             raise SkippedError("a turn of more than 30 s", said.id)
         sound = heard(Fragment("", 0, length, said.id), self.vocabulary)
