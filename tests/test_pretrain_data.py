@@ -4,17 +4,23 @@ import json
 import os
 from collections import Counter
 
+import numpy as np
 import pytest
+import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covo_rl.audio import AudioError
 from covo_rl.data.read import DataError
 from covo_rl.data.shards import ShardedRows, shard_files
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.resolve import ConfigError
+from covo_rl.speech.grid import count_codes
+from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import Document, DocumentTask, SkippedError, Vocabulary
 from covo_rl.supervised.pretrain.mixture import Mixture, MixtureTask
 from covo_rl.supervised.pretrain.rows import RowStore, TextRow
+from covo_rl.types import Clip
 
 VOCABULARY = Vocabulary(lambda text: [11] * len(text), 0, 1, 2, 3, 4, 5, 100, 256)
 #: the report's weights
@@ -269,6 +275,29 @@ def test_unknown_names_and_kinds_of_files(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="not a readable parquet"):
         RowStore(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.aiff"])
+def test_without_codes_a_row_is_as_long_as_its_samples_and_a_wav_is_not_decoded_for_it(tmp_path, monkeypatch, name):
+    for rate, samples in ((24_000, 960 * 3 + 1), (16_000, 640 * 3), (48_000, 1920 * 3 + 1), (44_100, 5293)):
+        path = str(tmp_path / f"{rate}{name}")
+        sf.write(path, np.full((samples, 2), 0.1), rate)
+        row = SpeechRow("a", "one", Clip(path=path))
+        length = count_codes(len(row.wave()))
+        with monkeypatch.context() as patched:
+            if name in ("a.wav", "a.flac"):
+                patched.setattr("covo_rl.speech.rows.decode", None)
+            assert row.code_count() == length
+        with pytest.raises(AudioError, match="its word 'one' ends at 9"):
+            SpeechRow("a", "one", Clip(path=path), words=(("one", 0.0, 9.0),)).code_count()
+
+
+@pytest.mark.parametrize("content", [b"RIFF", b"", b"fLaC" + bytes(60)], ids=["RIFF", "empty", "flac"])
+def test_a_recording_that_is_none_has_no_length(tmp_path, content):
+    (tmp_path / "a.wav").write_bytes(content)
+    for path in (tmp_path / "a.wav", tmp_path / "none.wav", tmp_path):
+        with pytest.raises(AudioError, match=path.name):
+            SpeechRow("a", "one", Clip(path=str(path))).code_count()
 
 
 def _spoken(id, document=None, position=None, codes=10):

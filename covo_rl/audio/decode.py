@@ -63,22 +63,6 @@ def decode(clip: Clip) -> tuple[np.ndarray, int]:
     return _sound(_scaled(clip.array, clip.name), int(rate), clip.name)
 
 
-def stored_length(clip: Clip) -> tuple[int, int] | None:
-    """(samples, rate) without decoding: of an array, or as the head of a wav or flac file says it; None else.
-
-    `decode` gives as many, or an error.
-    """
-    if clip.array is not None:
-        return (len(clip.array), clip.sampling_rate) if isinstance(clip.sampling_rate, int) else None
-    if clip.path is None:
-        return None
-    try:
-        head = soundfile.info(regular_file(clip))
-    except RuntimeError:
-        return None
-    return (head.frames, head.samplerate) if head.format in ("WAV", "FLAC") else None
-
-
 def decode_stored(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """`decode` of an encoded file in memory; `name` is for messages."""
     try:
@@ -167,11 +151,6 @@ def resample(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     import soxr
 
     return np.asarray(soxr.resample(waveform, rate, new_rate, quality="HQ"), dtype=np.float32)
-
-
-def resampled_length(samples: int, rate: int, new_rate: int) -> int:
-    """How many samples `resample` makes of so many."""
-    return (2 * samples * new_rate + rate) // (2 * rate)
 
 
 def _scaled(values: object, name: str) -> np.ndarray:
