@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_pretrain_data import UNHURRIED
 
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.speech.grid import CodeError
@@ -462,7 +463,7 @@ def any_row(seed):
     return SpeechRow("r", text, words=tuple(words), codes=np.arange(codes) * 7 % 500)
 
 
-@settings(max_examples=70, deadline=None)
+@settings(UNHURRIED, max_examples=45)
 @given(st.integers(0, 2**32))
 def test_joined_fragments_give_the_transcript_and_the_codes(seed):
     row = any_row(seed)
@@ -474,7 +475,7 @@ def test_joined_fragments_give_the_transcript_and_the_codes(seed):
         assert all(any(c.isalnum() for c in f.text) for f in fragments)
 
 
-@settings(max_examples=70, deadline=None)
+@settings(UNHURRIED, max_examples=45)
 @given(st.integers(0, 2**32))
 def test_phrases_are_as_long_as_they_may_be(seed):
     row = any_row(seed)
@@ -502,7 +503,7 @@ def chain(sizes):
     return made
 
 
-@settings(max_examples=40, deadline=None)
+@settings(UNHURRIED, max_examples=40)
 @given(FRAGMENTS, st.sampled_from(list(PATTERNS)), st.sampled_from(["continue", "repeat"]))
 def test_every_pattern_is_read_back(sizes, pattern, content):
     fragments = chain(sizes)
@@ -527,7 +528,7 @@ def test_every_pattern_is_read_back(sizes, pattern, content):
     assert all(0 <= id < 5500 for id in document.ids)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(UNHURRIED, max_examples=25)
 @given(FRAGMENTS, st.sampled_from(["asr", "tts", "continuation", "ac", "ad"]), st.integers(0, 3))
 def test_every_task_is_read_back(sizes, task, drawn):
     fragments = chain(sizes)

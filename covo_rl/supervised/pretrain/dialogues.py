@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from covo_rl.models.covo_audio.persona import EMOTIONS, WRITTEN_SYSTEM, system_message
+from covo_rl.models.covo_audio.persona import WRITTEN_SYSTEM, system_message
 from covo_rl.models.covo_audio.processing import IGNORE, interleave, make_labels
 from covo_rl.speech.grid import check_codes
 from covo_rl.speech.rows import SpeechRow
@@ -45,15 +45,12 @@ def build_pseudo_dialogue(
     `options.text_loss`; `options.query` none leaves the user's turn out.
 
     Raises:
-        SkippedError: no text, no codes, or an emotion that there is not.
+        SkippedError: no text, no codes, or a speaker or an emotion that no system message can name.
         CodeError: a code that the model has not.
     """
     (row,) = unit
-    emotion = row.source.get("emotion")
-    if emotion is not None and emotion not in EMOTIONS:
-        raise SkippedError(f"an emotion that is none of {', '.join(EMOTIONS)}", row.id)
     writer = _Writer(vocabulary)
-    writer.turn("system", _system(None, row.speaker, emotion, row.id))
+    writer.turn("system", _system(None, row.speaker, row.source.get("emotion"), row.id))
     if options.query == "text":
         writer.turn("user", rng.choice(QUERIES))
     writer.reply(row, spoken=True, supervise="all" if options.text_loss else "spoken")
@@ -130,7 +127,7 @@ def write_dialogue(
 def _system(system: str | None, speaker: str | None, emotion: str | None, row: str) -> str:
     try:
         return system_message(system, speaker, emotion)
-    except ValueError as error:  # of rows of speech, whose readers know nothing of system messages
+    except ValueError as error:  # of a row that was not read for a task with a voice
         raise SkippedError(str(error), row) from error
 
 
