@@ -86,7 +86,8 @@ def decoded(ids, family):
     return "".join(f"<{i - first}>" if i >= first else family.tokenizer.decode([i]) for i in ids)
 
 
-def test_pseudo_dialogue_reply_g():
+@pytest.mark.parametrize("name", ["pseudo-dialogue, reply g (6 = newline)"])
+def test_worked(name):
     document = build("pseudo_dialogue", [G])
     context = [1, *SYSTEM, 2, 6, 1, *QUERY, 2, 6, 1, 70, 6]
     assert document.ids == [*context, *FIVE_FIFTEEN]
