@@ -123,7 +123,7 @@ def read_speech_rows(
     return speech
 
 
-def row_name(number: int | str, row: Row) -> tuple[str, list[str]]:
+def named_row(number: int | str, row: Row) -> tuple[str, list[str]]:
     """The id of a row as text, and what is wrong with it; it is `row {number}` where the row has none."""
     id = row.get("id")
     if isinstance(id, (str, int)) and not isinstance(id, bool) and str(id).strip():
@@ -187,7 +187,7 @@ class SpeechRowReader:
 
     def read(self, number: int | str, row: Row) -> SpeechRow:
         """A row, named `row {number}` where it has no id; whatever is wrong with it is left out of it."""
-        name, wrong = row_name(number, row)
+        name, wrong = named_row(number, row)
         if self.unique:
             wrong += [SAME_ID] * (name in self.ids)
             self.ids.add(name)

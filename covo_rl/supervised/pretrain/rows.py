@@ -20,7 +20,7 @@ from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, broken, printable
 from covo_rl.data.shards import ShardedRows, row_digest
 from covo_rl.models.text import unfit
-from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, recording_problems, row_name
+from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, named_row, recording_problems
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRowReader
 
 Kind = Literal["speech", "text", "dialogue"]
@@ -53,7 +53,7 @@ class TextRowReader:
 
     def read(self, number: int | str, row: Row) -> TextRow:
         """A row, named `row {number}` where it has no id."""
-        name, wrong = row_name(number, row)
+        name, wrong = named_row(number, row)
         text = row.get("text")
         if not isinstance(text, str) or not text.strip():
             what = (
