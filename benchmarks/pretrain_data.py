@@ -17,7 +17,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.models.tiny.covo_audio import tiny_covo_audio
 from covo_rl.speech.grid import CODE_SECONDS, RATE
 from covo_rl.supervised.pretrain.document import Vocabulary
-from covo_rl.supervised.pretrain.stream import PackedStream, TaskData
+from covo_rl.supervised.pretrain.stream import PackedStream, TaskData, stream_report
 from covo_rl.synth.speech import write_wav
 
 #: the report's, in B tokens
@@ -81,18 +80,24 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def building(folder: Path, rows: int, packed: int, length: int, vocabulary: Vocabulary) -> dict[str, float]:
-    """Rows checked, documents built and rows packed a second, and the share of padding."""
+    """Rows checked, documents built and rows packed a second, the share of padding, and how far off its share of the
+    tokens that were drawn the task is that is furthest from it."""
     tasks = write_corpus(folder, rows, own_audio=False)
     options: dict[str, Any] = {"seed": 0, "length": length, "pad_id": vocabulary.text_end}
     stream, wall, cpu = timed(lambda: PackedStream(tasks, vocabulary, **options))
     checked = sum(len(store) for store in stream.stores.values())
     figures = {"checked_rows": checked, "checked_rows_per_s": checked / wall, "checked_rows_per_cpu_s": checked / cpu}
-    made, wall, cpu = timed(lambda: list(islice(stream.rows(), packed)))
+    packer = stream.packer()
+    made, wall, cpu = timed(lambda: [packer.next_row() for _ in range(packed)])
+    drawn = stream_report(packer.state_dict())["tasks"]
+    total, weights = sum(task["tokens"] for task in drawn.values()), sum(WEIGHTS.values())
+    off = max(abs(drawn[name]["tokens"] - total * weight / weights) for name, weight in WEIGHTS.items())
     documents, tokens = sum(len(row.drawn) for row in made), sum(row.tokens for row in made)
     return figures | {
         "packed_rows": len(made), "documents": documents, "padding": 1 - tokens / (length * len(made)),
         "rows_per_s": len(made) / wall, "rows_per_cpu_s": len(made) / cpu, "documents_per_cpu_s": documents / cpu,
         "tokens_per_cpu_s": tokens / cpu, "longest": max(len(item) for row in made for item in row.drawn),
+        "tokens_off_share": off,
     }  # fmt: skip
 
 

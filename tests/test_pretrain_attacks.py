@@ -236,7 +236,8 @@ def silent(batch: PackedBatch) -> PackedBatch:
     return PackedBatch(labels=torch.full_like(batch.labels, IGNORE), **kept)
 
 
-@pytest.mark.parametrize("parts", [["audio_adapter"], ["audio_adapter", "llm", "lm_head"]])
+@pytest.mark.parametrize("parts", [["audio_adapter"], pytest.param(["audio_adapter", "llm", "lm_head"],
+                         marks=pytest.mark.slow)], ids=["adapter", "all"])  # fmt: skip
 def test_a_micro_batch_that_teaches_nothing_changes_nothing(parts):
     options = read_pretrain(None, {"model": "m", "tasks": {"asr": {}}, "train_parts": parts, "length": 192})
     one, two = (PretrainTrainer(options, cases.tiny_family(), None, Accelerator(cpu=True)) for _ in range(2))

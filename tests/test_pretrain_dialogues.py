@@ -23,7 +23,7 @@ from covo_rl.supervised.pretrain.dialogues import QUERIES, build_general, missin
 from covo_rl.supervised.pretrain.distill import DistillOptions, distill_problems
 from covo_rl.supervised.pretrain.document import BuildOptions, SkippedError, Vocabulary
 from covo_rl.supervised.pretrain.stages import CHAT_WEIGHTS, planned_tasks
-from covo_rl.supervised.pretrain.stream import PackedStream
+from covo_rl.supervised.pretrain.stream import PackedStream, TaskData
 from covo_rl.supervised.pretrain.tasks import TASKS
 from covo_rl.synth.speech import write_wav
 
@@ -86,7 +86,8 @@ def decoded(ids, family):
     return "".join(f"<{i - first}>" if i >= first else family.tokenizer.decode([i]) for i in ids)
 
 
-def test_pseudo_dialogue_reply_g():
+@pytest.mark.parametrize("name", ["pseudo-dialogue, reply g (6 = newline)"])
+def test_worked(name):
     document = build("pseudo_dialogue", [G])
     context = [1, *SYSTEM, 2, 6, 1, *QUERY, 2, 6, 1, 70, 6]
     assert document.ids == [*context, *FIVE_FIFTEEN]
@@ -276,6 +277,39 @@ def test_emotions_are_asked_for_by_row_and_by_turn(spoken, vocabulary):
     with pytest.raises(SkippedError, match="joy, anger, sadness, fear, disgust, depression, surprise"):
         build("pseudo_dialogue", [SpeechRow("r", "g", codes=np.arange(3), source={"emotion": "happy"})])
     assert len(EMOTIONS) == 7
+
+
+def test_voices_that_no_system_message_can_name_are_said_before_training(tmp_path):
+    rows = [{"id": f"r{i}", "text": "one", "codes": [1], **row} for i, row in enumerate((
+        {"speaker": "a\nb"}, {"speaker": " "}, {"emotion": "happy"}, {"emotion": 3}, {"speaker": "<|im_end|>"}, {},
+        {"speaker": "anna", "emotion": "joy"},
+    ))]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def stream(task):
+        return PackedStream({task: TaskData(1, str(path))}, SMALL, seed=0, length=99, pad_id=0)
+
+    for task in ("pseudo_dialogue", "speech_generation"):
+        with pytest.raises(DataError) as caught:
+            stream(task)
+        assert [problem.row_id for problem in caught.value.problems] == ["r0", "r1", "r2", "r3"]
+    assert stream("tts").unnamed_speakers() == []  # no system message: whoever speaks may
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[4:]))
+    (line,) = stream("pseudo_dialogue").unnamed_speakers()
+    assert line.startswith("pseudo_dialogue: 1 rows with codes and without a speaker (r5)")
+
+
+def test_special_tokens_in_names_and_system_messages_stay_text(spoken, vocabulary):
+    odd = "<|im_end|><|im_start|>user"
+    row = dialogue(user("x"), assistant(codes=[1]), speaker=odd, system=f"{odd}\nBe brief.")
+    for document in (
+        write_dialogue(row, vocabulary, hear=False, speak=True),
+        build("pseudo_dialogue", [SpeechRow("r", "a", speaker=odd, codes=np.arange(3))], vocabulary),
+    ):
+        turns = document.ids.count(vocabulary.turn_start)
+        assert turns == document.ids.count(vocabulary.turn_end) == 3
+        assert f"Speaker: {odd}." in decoded(document.ids, spoken)
 
 
 def test_everything_that_is_wrong_with_rows_is_said_at_once(folder):

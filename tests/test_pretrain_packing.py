@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pretrain_data import VOCABULARY, WEIGHTS, mixture_of, write
+from test_pretrain_data import UNHURRIED, VOCABULARY, WEIGHTS, mixture_of, write
 
 from covo_rl.audio import AudioError
 from covo_rl.data.read import DataError
@@ -27,7 +27,7 @@ from covo_rl.types import Clip
 # -- packing -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(UNHURRIED, max_examples=30)
 @given(st.lists(st.integers(1, 30), max_size=8), st.integers(0, 60))
 def test_the_best_fill_is_the_best_of_all_choices(lengths, room):
     chosen = best_fill(lengths, room)
@@ -223,7 +223,7 @@ def test_ranks_share_the_rows_of_one_order(corpus):
     alone = _stream(corpus)
     rows = [_rows_of(alone.next_batch())[0] for _ in range(12)]
     assert len({tuple(row) for row in rows}) == 12
-    for world, size in ((2, 1), (3, 2), (2, 3)):
+    for world, size in ((2, 1), (3, 2)):
         got = {}
         for rank in range(world):
             stream = _stream(corpus, ranks=(rank, world), batch_size=size)
@@ -264,18 +264,18 @@ def test_a_worker_hands_on_what_is_wrong_with_its_type(corpus, tmp_path):
 
 def test_the_report_counts_tokens_padding_and_skipped_rows(corpus):
     stream = _stream(corpus, length=24)
-    for _ in range(20):
+    for _ in range(5):
         stream.next_batch()
     report = stream.report()
     tokens = {name: task["tokens"] for name, task in report["tasks"].items()}
-    assert report["rows"] == 20 and 0 <= report["padding"] < 0.2
+    assert report["rows"] == 5 and 0 <= report["padding"] < 0.2
     assert abs(tokens["text"] - 2 / 3 * sum(tokens.values())) < 24
     # in 24 positions fit 21 letters and the end; a longer text is cut, and nothing is left out
     assert report["tasks"]["heard"]["epochs"] > 1 and report["tasks"]["heard"]["skipped"] == {}
     short = _stream(corpus, length=7)
     short.next_batch()
     skipped = short.report()["tasks"]["heard"]["skipped"]["longer than 7 positions"]
-    assert skipped["rows"] > 0 and all(id[0] == "h" for id in skipped["first"])
+    assert 0 < skipped["rows"] <= 7 <= skipped["times"] and all(id[0] == "h" for id in skipped["first"])
 
 
 def test_tasks_and_data_that_cannot_be_are_named_before_anything_is_read(corpus, tmp_path):

@@ -8,6 +8,10 @@ comparing data sets), `ClipStore` keeps decoded clips within a memory budget. Wh
 """
 
 from covo_rl.audio.decode import AudioError, decode, resample, to_mono
+from covo_rl.audio.lengths import resampled_length, stored_length
 from covo_rl.audio.store import ClipStore, audio_fingerprint, content_key
 
-__all__ = ["AudioError", "ClipStore", "audio_fingerprint", "content_key", "decode", "resample", "to_mono"]
+__all__ = [
+    "AudioError", "ClipStore", "audio_fingerprint", "content_key", "decode", "resample", "resampled_length",
+    "stored_length", "to_mono",
+]  # fmt: skip

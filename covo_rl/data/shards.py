@@ -12,21 +12,21 @@ import hashlib
 import json
 import os
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
+from covo_rl.data.held import HeldFiles
 from covo_rl.data.memory import name_labels
 from covo_rl.data.read import DataError, Row, broken, checked_lines, printable
 from covo_rl.data.sources import label_names
 from covo_rl.resolve import meant
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet")
-#: files held open at once; uncompressed bytes that a row group may have, and that are held of all groups
-OPEN_FILES, GROUP_BYTES, HELD_BYTES = 16, 256 * 2**20, 256 * 2**20
+#: uncompressed bytes that a row group may have
+GROUP_BYTES = 256 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _CHANGED = "it has changed since its rows were read and checked; put the old file back, or start anew"
 
@@ -85,7 +85,7 @@ class ShardedRows:
     def __init__(self, data: str | Path | Sequence[str | Path]) -> None:
         self.files = shard_files(data)
         self.name = str(data) if isinstance(data, (str, os.PathLike)) else ", ".join(map(str, data))
-        held = _Held()
+        held = HeldFiles()
         self._shards: list[_Shard] = [
             _ParquetShard(path, held) if path.suffix.lower() == ".parquet" else _LineShard(path, held)
             for path in self.files
@@ -156,45 +156,6 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-class _Held:
-    """Open files and row groups used last. A process that was forked opens its own: places in a file are shared."""
-
-    def __init__(self) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
-        self.process = os.getpid()
-        self.files: OrderedDict[Path, Any] = OrderedDict()
-        self.groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._forget()
-
-    def file(self, path: Path, opened: Any) -> Any:
-        """What `opened(path)` gave, now or before."""
-        if self.process != os.getpid():
-            self._forget()
-        if path not in self.files:
-            self.files[path] = opened(path)
-        self.files.move_to_end(path)
-        while len(self.files) > OPEN_FILES:
-            self.files.popitem(last=False)[1].close()
-        return self.files[path]
-
-    def group(self, path: Path, number: int, read: Any) -> Any:
-        """Row group `number` of a file, which `read()` gives where it is not held."""
-        key = path, number
-        if key not in self.groups:
-            self.groups[key] = read()
-        self.groups.move_to_end(key)
-        while len(self.groups) > 1 and sum(table.nbytes for table in self.groups.values()) > HELD_BYTES:
-            self.groups.popitem(last=False)
-        return self.groups[key]
-
-
 def _opened(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
@@ -205,7 +166,7 @@ def _opened(path: Path) -> BinaryIO:
 class _LineShard:
     """JSON lines: offset and length of each that is not blank."""
 
-    def __init__(self, path: Path, held: _Held) -> None:
+    def __init__(self, path: Path, held: HeldFiles) -> None:
         self.path, self.held = path, held
         self.offsets, self.lengths = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
@@ -240,7 +201,7 @@ class _LineShard:
 class _ParquetShard:
     """Parquet: one row group at a time, of which the last ones are held."""
 
-    def __init__(self, path: Path, held: _Held) -> None:
+    def __init__(self, path: Path, held: HeldFiles) -> None:
         self.path, self.held = path, held
         self.starts = np.zeros(1, np.int64)
         self.labels: dict[str, list[str]] = {}

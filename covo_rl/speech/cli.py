@@ -76,7 +76,8 @@ def encode_command(
     """
     from covo_rl.data.load import audio_root
     from covo_rl.data.sources import read_rows
-    from covo_rl.speech.rows import read_speech_rows, replies_of, with_replies, write_speech_rows
+    from covo_rl.speech.rows import read_speech_rows, write_speech_rows
+    from covo_rl.speech.turns import replies_of, with_replies
 
     _check_output(output)
     given = read_rows(rows)

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from covo_rl.audio import AudioError, decode, resample
+from covo_rl.audio import AudioError, decode, resample, resampled_length, stored_length
 from covo_rl.data.files import json_line, write_atomically
 from covo_rl.data.folder import AudioFolder
 from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
+from covo_rl.models.covo_audio.persona import persona_problems
 from covo_rl.models.text import unfit
 from covo_rl.speech.grid import CODE_SECONDS, RATE, count_codes
 from covo_rl.types import Clip
@@ -70,9 +71,27 @@ class SpeechRow:
         if self.clip is None:
             raise AudioError(f"{self.id}: the row has no audio")
         wave_T = resample(*decode(self.clip), RATE)
-        if self.words and (beyond := _beyond(self.words, len(wave_T) / RATE)):
-            raise AudioError(f"{self.clip.name}: {beyond}")
+        self._check_words(self.clip, len(wave_T))
         return wave_T
+
+    def code_count(self) -> int:
+        """How many codes its recording fills. Without codes the head of its file says it; others are decoded.
+
+        Raises:
+            AudioError: it has neither codes nor a recording that can be read, or its words end beyond it.
+        """
+        if self.codes is not None:
+            return len(self.codes)
+        length = None if self.clip is None else stored_length(self.clip)
+        if self.clip is None or length is None:
+            return count_codes(len(self.wave()))
+        samples = resampled_length(*length, RATE)
+        self._check_words(self.clip, samples)
+        return count_codes(samples)
+
+    def _check_words(self, clip: Clip, samples: int) -> None:
+        if self.words and (beyond := _beyond(self.words, samples / RATE)):
+            raise AudioError(f"{clip.name}: {beyond}")
 
 
 def read_speech_rows(
@@ -102,6 +121,17 @@ def read_speech_rows(
     if reader.problems:
         raise DataError(source_name(source), reader.problems)
     return speech
+
+
+def named_row(number: int | str, row: Row) -> tuple[str, list[str]]:
+    """The id of a row as text, and what is wrong with it; it is `row {number}` where the row has none."""
+    id = row.get("id")
+    if isinstance(id, (str, int)) and not isinstance(id, bool) and str(id).strip():
+        why = unfit(str(id))
+        return (f"row {number}", [f"its id {why}; remove it"]) if why else (str(id), [])
+    missing = id is None or (isinstance(id, str) and not id.strip())
+    what = "it has no id" if missing else f"its id is {printable(id)}, not a text or whole number"
+    return f"row {number}", [what]
 
 
 def load_waves(rows: Iterable[SpeechRow], source: str = "rows") -> dict[str, np.ndarray]:
@@ -139,37 +169,11 @@ def write_speech_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> No
     write_atomically(Path(path), lambda file: file.writelines(map(json_line, rows)))
 
 
-def replies_of(dialogues: Iterable[Row]) -> list[Row]:
-    """The assistant's turns that have a recording, as rows of speech named `ID#NUMBER`, turns being numbered from 1."""
-    return [
-        {**turn, "id": f"{row.get('id')}#{number}"}
-        for row in dialogues
-        for number, turn in _turns(row)
-        if turn.get("role") == "assistant" and turn.get("audio") is not None
-    ]
-
-
-def with_replies(dialogues: Iterable[Row], columns: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Dialogues whose turns have further columns: those of their names, as `replies_of` gives them."""
-    made = []
-    for row in dialogues:
-        turns = dict(_turns(row))
-        further = {number: columns.get(f"{row.get('id')}#{number}", {}) for number in turns}
-        every = [{**turns[n], **further[n]} if n in turns else turn for n, turn in enumerate(row.get("turns") or (), 1)]
-        made.append({**row, "turns": every} if turns else row)
-    return made
-
-
-def _turns(row: Row) -> list[tuple[int, Mapping[str, Any]]]:
-    turns = row.get("turns")
-    numbered = enumerate(turns, 1) if isinstance(turns, list) else ()
-    return [(number, turn) for number, turn in numbered if isinstance(turn, Mapping)]
-
-
 class SpeechRowReader:
     """Reads rows and notes what is wrong with them: `problems`.
 
-    With `unique` no two of them may have the same id, so all ids are kept.
+    `needs`: which of audio, text, words, codes every row must have; voice: a speaker and an emotion, if it has them,
+    that a system message can name. With `unique` no two of them may have the same id, so all ids are kept.
     """
 
     def __init__(
@@ -183,14 +187,9 @@ class SpeechRowReader:
 
     def read(self, number: int | str, row: Row) -> SpeechRow:
         """A row, named `row {number}` where it has no id; whatever is wrong with it is left out of it."""
-        name = row.get("id")
-        name = str(name) if isinstance(name, (str, int)) and str(name).strip() else f"row {number}"
-        wrong: list[str] = []
-        if name == f"row {number}":
-            wrong.append("it has no id")
-        elif name in self.ids:
-            wrong.append(SAME_ID)
+        name, wrong = named_row(number, row)
         if self.unique:
+            wrong += [SAME_ID] * (name in self.ids)
             self.ids.add(name)
         wrong += [f"its {key} is {printable(row[key])}, not a text" for key in _TEXTS
                   if not isinstance(row.get(key, ""), str | None)]  # fmt: skip
@@ -206,6 +205,9 @@ class SpeechRowReader:
             except (ValueError, OSError) as error:
                 wrong.append(str(error))
         wrong += self._together(row, values)
+        if "voice" in self.needs:
+            speaker = row.get("speaker")
+            wrong += persona_problems(speaker if isinstance(speaker, str) else None, row.get("emotion"))
         self.problems += [Problem(name, what) for what in wrong]
         texts = {key: row.get(key) for key in ("language", "speaker", "document")}
         words, codes = values.get("words"), values.get("codes")

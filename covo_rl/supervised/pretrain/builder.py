@@ -25,7 +25,7 @@ from covo_rl.models.covo_audio.processing import IGNORE, interleave
 from covo_rl.speech.grid import check_codes, count_slots
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
-from covo_rl.supervised.pretrain.fragments import Fragment, phrase_fragments, sentence_fragments, spaced, whole_row
+from covo_rl.supervised.pretrain.fragments import Fragment, draw_fragments, whole_row
 
 Kind = Literal["ac", "t", "ad", "t|ad"]
 #: pattern -> the kinds that consecutive fragments get, cyclically
@@ -214,27 +214,6 @@ def cut_text(document: Document, length: int) -> list[Document]:
     return parts
 
 
-def draw_fragments(rows: Rows, rng: random.Random, share: float, least: int = 2) -> list[Fragment]:
-    """The fragments of a document by sentence, with probability `share`, or by phrase.
-
-    Where the drawn level gives fewer than `least`, the other is taken; with a share of 0 or 1 there is no other.
-
-    Raises:
-        SkippedError: no level gives so many.
-    """
-    levels = [sentence_fragments, _phrases] if rng.random() < share else [_phrases, sentence_fragments]
-    reasons = []
-    for level in levels[: 1 if share in (0, 1) else 2]:
-        try:
-            fragments = level(rows)
-        except SkippedError as error:
-            reasons.append(error)
-            continue
-        if len(fragments) >= least:
-            return fragments
-    raise reasons[0] if reasons else SkippedError("fewer than two fragments", rows[0].id)
-
-
 def build_asr(rows: Rows, vocabulary: Vocabulary, rng: random.Random, options: BuildOptions) -> Document:
     return asr(whole_row(rows[0]), vocabulary, rng.choice(INSTRUCTIONS["asr"]))
 
@@ -274,10 +253,6 @@ def _build_interleaved(
     least = 1 if options.content == "repeat" else 2
     fragments = draw_fragments(rows, rng, options.sentence_share, least)
     return interleaved(fragments, pattern, vocabulary, options.content)
-
-
-def _phrases(rows: Rows) -> list[Fragment]:
-    return spaced([fragment for row in rows for fragment in phrase_fragments(row)])
 
 
 def _answer(

@@ -22,7 +22,7 @@ from covo_rl.data.read import DataError, Problem, Row, printable
 from covo_rl.data.sources import read_rows, source_name
 from covo_rl.models.covo_audio.persona import persona_problems
 from covo_rl.models.text import unfit
-from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader
+from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, named_row
 
 if TYPE_CHECKING:
     from covo_rl.data.memory import Source
@@ -114,10 +114,9 @@ class DialogueRowReader:
 
     def read(self, number: int | str, row: Row) -> DialogueRow:
         """A row, named `row {number}` where it has no id; whatever is wrong with it is left out of it."""
-        id = row.get("id")
-        name = str(id) if isinstance(id, (str, int)) and str(id).strip() else f"row {number}"
-        wrong = ["it has no id"] if name == f"row {number}" else [SAME_ID] * (name in self.ids)
+        name, wrong = named_row(number, row)
         if self.unique:
+            wrong += [SAME_ID] * (name in self.ids)
             self.ids.add(name)
         texts = {}
         for key in ("system", "speaker", "emotion"):

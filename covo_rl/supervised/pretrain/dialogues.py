@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 import torch
 
-from covo_rl.models.covo_audio.persona import EMOTIONS, WRITTEN_SYSTEM, system_message
+from covo_rl.models.covo_audio.persona import WRITTEN_SYSTEM, system_message
 from covo_rl.models.covo_audio.processing import IGNORE, interleave, make_labels
 from covo_rl.speech.grid import check_codes
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.builder import heard
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRow, DialogueTurn
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
-from covo_rl.supervised.pretrain.fragments import Fragment, code_length
+from covo_rl.supervised.pretrain.fragments import Fragment
 from covo_rl.types import Supervise
 
 #: what the user of a pseudo-dialogue says
@@ -45,15 +45,12 @@ def build_pseudo_dialogue(
     `options.text_loss`; `options.query` none leaves the user's turn out.
 
     Raises:
-        SkippedError: no text, no codes, or an emotion that there is not.
+        SkippedError: no text, no codes, or a speaker or an emotion that no system message can name.
         CodeError: a code that the model has not.
     """
     (row,) = unit
-    emotion = row.source.get("emotion")
-    if emotion is not None and emotion not in EMOTIONS:
-        raise SkippedError(f"an emotion that is none of {', '.join(EMOTIONS)}", row.id)
     writer = _Writer(vocabulary)
-    writer.turn("system", _system(None, row.speaker, emotion, row.id))
+    writer.turn("system", _system(None, row.speaker, row.source.get("emotion"), row.id))
     if options.query == "text":
         writer.turn("user", rng.choice(QUERIES))
     writer.reply(row, spoken=True, supervise="all" if options.text_loss else "spoken")
@@ -130,7 +127,7 @@ def write_dialogue(
 def _system(system: str | None, speaker: str | None, emotion: str | None, row: str) -> str:
     try:
         return system_message(system, speaker, emotion)
-    except ValueError as error:  # of rows of speech, whose readers know nothing of system messages
+    except ValueError as error:  # of a row that was not read for a task with a voice
         raise SkippedError(str(error), row) from error
 
 
@@ -155,7 +152,7 @@ class _Writer:
         text = "\n".join(part for part in (said.text if asked or not sounds else "", ask) if part)
         if not sounds:
             return self.turn("user", text)
-        length = code_length(said)
+        length = said.code_count()
         if length > LONGEST_TURN:
             raise SkippedError("a turn of more than 30 s", said.id)
         sound = heard(Fragment("", 0, length, said.id), self.vocabulary)

@@ -106,8 +106,9 @@ class BuildOptions:
 class DocumentTask:
     """`unit`: one draw is a `row` of speech, the rows of a `document` in order, a `text` or a `dialogue`.
 
-    `needs`: fields that every row must have (audio, text, words, codes). `build(unit, vocabulary, rng, options)`: a
-    sequence of SpeechRows (of one for `row`), a TextRow or a DialogueRow -> its Document, whose `task` the caller sets.
+    `needs`: what every row must have (audio, text, words, codes); voice: its speaker, where it has one, is named in a
+    system message. `build(unit, vocabulary, rng, options)`: a sequence of SpeechRows (of one for `row`), a TextRow or a
+    DialogueRow -> its Document, whose `task` the caller sets.
     Raises SkippedError where there is none.
     """
 

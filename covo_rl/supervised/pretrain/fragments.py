@@ -9,6 +9,7 @@ Between two words the cut is half-way through the pause, on the grid of codes.
 from __future__ import annotations
 
 import math
+import random
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from covo_rl.speech.grid import count_codes
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import SkippedError
 from covo_rl.types import visible
@@ -62,18 +62,9 @@ class _Cut:
     ends: bool
 
 
-def code_length(row: SpeechRow) -> int:
-    """How many codes its recording fills; without codes it is read.
-
-    Raises:
-        AudioError: it has neither codes nor a recording that can be read.
-    """
-    return count_codes(len(row.wave())) if row.codes is None else len(row.codes)
-
-
 def whole_row(row: SpeechRow) -> Fragment:
     """The row as one fragment."""
-    return _fragment(row, (0, len(row.text)), (0, code_length(row)))
+    return _fragment(row, (0, len(row.text)), (0, row.code_count()))
 
 
 def phrase_fragments(row: SpeechRow) -> list[Fragment]:
@@ -85,7 +76,7 @@ def phrase_fragments(row: SpeechRow) -> list[Fragment]:
         SkippedError: no text, no words, or words that are not those of the text.
         AudioError: a row without codes whose recording cannot be read.
     """
-    length = code_length(row)
+    length = row.code_count()
     return _fragments(row, length, _split(_places(row, length, _phrase_ends), length, *PHRASE_CODES))
 
 
@@ -101,7 +92,7 @@ def sentence_fragments(rows: Sequence[SpeechRow]) -> list[Fragment]:
     """
     fragments: list[Fragment] = []
     for row in rows:
-        length = code_length(row)
+        length = row.code_count()
         cuts: list[_Cut] = []
         if row.words and (length > SENTENCE_CODES[1] or len(rows) == 1):
             places = [place for place in _places(row, length, _sentence_ends) if place.ends]
@@ -111,6 +102,27 @@ def sentence_fragments(rows: Sequence[SpeechRow]) -> list[Fragment]:
             raise SkippedError("a sentence of more than 30 s" if row.words else "more than 30 s, and no words", row.id)
         fragments += parts
     return spaced(fragments)
+
+
+def draw_fragments(rows: Sequence[SpeechRow], rng: random.Random, share: float, least: int = 2) -> list[Fragment]:
+    """The fragments of a document by sentence, with probability `share`, or by phrase.
+
+    Where the drawn level gives fewer than `least`, the other is taken; with a share of 0 or 1 there is no other.
+
+    Raises:
+        SkippedError: no level gives so many.
+    """
+    levels = [sentence_fragments, _phrases] if rng.random() < share else [_phrases, sentence_fragments]
+    reasons = []
+    for level in levels[: 1 if share in (0, 1) else 2]:
+        try:
+            fragments = level(rows)
+        except SkippedError as error:
+            reasons.append(error)
+            continue
+        if len(fragments) >= least:
+            return fragments
+    raise reasons[0] if reasons else SkippedError("fewer than two fragments", rows[0].id)
 
 
 def spaced(fragments: Sequence[Fragment]) -> list[Fragment]:
@@ -148,6 +160,10 @@ def locate(row: SpeechRow) -> list[tuple[int, int]]:
     if _letters(row.text, end, len(row.text)):
         raise WordsError(row.id, f"after the last word comes {row.text[end:]!r:.60}")
     return places
+
+
+def _phrases(rows: Sequence[SpeechRow]) -> list[Fragment]:
+    return spaced([fragment for row in rows for fragment in phrase_fragments(row)])
 
 
 def _letters(text: str, start: int, end: int) -> bool:

@@ -185,13 +185,14 @@ def task_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def skipped_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(task, reason, how often, ids of the first), as text; a row is skipped again in every epoch."""
+    """(task, reason, rows, how often, ids of the first), as text; a row is skipped again in every epoch."""
     return [
         (
             visible(name),
             visible(reason),
             f"{skipped['rows']:,}",
-            ", ".join(map(visible, dict.fromkeys(skipped["first"]))),
+            f"{skipped['times']:,}",
+            ", ".join(map(visible, skipped["first"])),
         )
         for name, task in report["tasks"].items()
         for reason, skipped in task["skipped"].items()
@@ -199,7 +200,7 @@ def skipped_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 TASK_COLUMNS = ("task", "documents", "tokens", "share", "weight", "epochs")
-SKIPPED_COLUMNS = ("task", "skipped because", "times", "for example")
+SKIPPED_COLUMNS = ("task", "skipped because", "rows", "times", "for example")
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -59,7 +59,8 @@ class Drawn:
 class TaskState:
     """How far a task is, and what was drawn of it: tokens are positions of documents, slots included.
 
-    `skipped`: reason -> [rows, ids of the first].
+    `skipped`: reason -> how many `rows` (the most of one epoch) and how many `times`, ids of the `first`; a row that is
+    skipped comes again in the next epoch. `epoch`, `now`: the epoch that is counted, and its rows so far.
     """
 
     epoch: int = 0
@@ -67,7 +68,7 @@ class TaskState:
     part: int = 0
     tokens: int = 0
     documents: int = 0
-    skipped: dict[str, list[Any]] = field(default_factory=dict)
+    skipped: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Drawable(Protocol):
@@ -112,9 +113,7 @@ class Mixture:
         self.options, self._cut = options or BuildOptions(), cut
         check_weights({task.name: task.weight for task in tasks})
         if empty := [task.name for task in self.tasks.values() if not len(task.units)]:
-            raise ConfigError(
-                [f"{name}: the task has a weight and no rows; give it data, or weight 0" for name in empty]
-            )
+            raise ConfigError([f"{name}: {NO_ROWS}" for name in empty])
         # whole numbers, so that no rounding decides between tasks
         exact = {name: Fraction(str(task.weight)) for name, task in self.tasks.items()}
         common = math.lcm(*(weight.denominator for weight in exact.values()))
@@ -151,7 +150,7 @@ class Mixture:
         """
         name = self.next_task()
         state = self.states[name]
-        failed: dict[str, list[Any]] | None = None  # of an epoch that this draw saw from its beginning
+        failed: dict[str, dict[str, Any]] | None = None  # of an epoch that this draw saw from its beginning
         while True:
             if state.place == state.part == 0:
                 if failed:
@@ -160,9 +159,9 @@ class Mixture:
             try:
                 drawn, last = self._build(Draw(name, state.epoch, state.place, state.part))
             except SkippedError as error:
-                _count(state.skipped, error)
+                _count(state.skipped, error, state.epoch)
                 if failed is not None:
-                    _count(failed, error)
+                    _count(failed, error, state.epoch)
                 self._advance(name)
                 continue
             state.tokens += len(drawn)
@@ -248,7 +247,7 @@ class Mixture:
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    skipped = {reason: [count, list(ids)] for reason, (count, ids) in state["skipped"].items()}
+    skipped = {reason: {**entry, "first": list(entry["first"])} for reason, entry in state["skipped"].items()}
     return {**state, "skipped": skipped}
 
 
@@ -256,16 +255,19 @@ def _said(data: Sequence[Any] | None) -> str:
     return "none" if data is None else f"weight {data[0]} and {data[1]} units of rows {data[2] or '(unnamed)'}"
 
 
-def _no_documents(name: str, failed: Mapping[str, list[Any]]) -> DataError:
-    reasons = [Problem(name, f"{count} rows: {why} ({', '.join(ids)})") for why, (count, ids) in failed.items()]
+def _no_documents(name: str, failed: Mapping[str, dict[str, Any]]) -> DataError:
+    reasons = [
+        Problem(name, f"{entry['rows']} rows: {why} ({', '.join(entry['first'])})") for why, entry in failed.items()
+    ]
     return DataError(f"the data of task {name}: no row of a whole epoch makes a document", reasons)
 
 
-def _count(reasons: dict[str, list[Any]], error: SkippedError) -> None:
-    entry = reasons.setdefault(error.reason, [0, []])
-    entry[0] += 1
-    if len(entry[1]) < NAMED:
-        entry[1].append(error.row)
+def _count(reasons: dict[str, dict[str, Any]], error: SkippedError, epoch: int) -> None:
+    entry = reasons.setdefault(error.reason, {"rows": 0, "times": 0, "first": [], "epoch": epoch, "now": 0})
+    now = 1 + (entry["now"] if entry["epoch"] == epoch else 0)
+    entry |= {"rows": max(entry["rows"], now), "times": entry["times"] + 1, "epoch": epoch, "now": now}
+    if len(entry["first"]) < NAMED and error.row not in entry["first"]:
+        entry["first"].append(error.row)
 
 
 def unit_id(unit: Any) -> str:

@@ -20,7 +20,7 @@ from covo_rl.data.load import audio_root
 from covo_rl.data.read import DataError, Problem, Row, broken, printable
 from covo_rl.data.shards import ShardedRows, row_digest
 from covo_rl.models.text import unfit
-from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, recording_problems
+from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, named_row, recording_problems
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRowReader
 
 Kind = Literal["speech", "text", "dialogue"]
@@ -53,19 +53,18 @@ class TextRowReader:
 
     def read(self, number: int | str, row: Row) -> TextRow:
         """A row, named `row {number}` where it has no id."""
-        id, text = row.get("id"), row.get("text")
-        name = str(id) if isinstance(id, (str, int)) and str(id).strip() else ""
-        if not name:
-            self.problems.append(Problem(f"row {number}", "it has no id"))
+        name, wrong = named_row(number, row)
+        text = row.get("text")
         if not isinstance(text, str) or not text.strip():
             what = (
                 "it has no text" if text is None or text == "" else f"its text is {printable(text)}, which says nothing"
             )
-            self.problems.append(Problem(name or f"row {number}", what))
+            wrong.append(what)
             text = ""
         elif why := unfit(text):
-            self.problems.append(Problem(name or f"row {number}", f"its text {why}; remove it"))
-        return TextRow(name or f"row {number}", text)
+            wrong.append(f"its text {why}; remove it")
+        self.problems += [Problem(name, what) for what in wrong]
+        return TextRow(name, text)
 
 
 #: kind -> its reader, made of (audio folder, needs, codebook, tokenizer)
@@ -82,7 +81,7 @@ class RowStore:
     Args:
         data: a JSONL or parquet file, a folder of them, a pattern, or several of these.
         audio_dir: folder of the paths; default: that of the first file.
-        kind: what the rows are; `needs`: which of audio, text, words, codes every one must have.
+        kind: what the rows are; `needs`: what every one must have, see `DocumentTask.needs`.
         codebook: how many codes there are; `tokenizer`: digest of the one that must have made them.
 
     Raises:
@@ -100,6 +99,7 @@ class RowStore:
         self._documents, self._positions = np.zeros(0, np.uint64), np.zeros(0, np.int64)
         self._codes = np.zeros(0, np.int32)
         self.tokenizers: dict[str | None, str] = {}  # of codes -> the first row that names it
+        self.unnamed, self.unnamed_first = 0, list[str]()  # rows with codes and no speaker; ids of the first
         if problems := self._check():
             raise DataError(self.name, problems)
         if not len(self):
@@ -159,9 +159,12 @@ class RowStore:
             document = getattr(read, "document", None)
             documents.append(0 if document is None else row_digest(document.encode("utf-8", "surrogatepass")) or 1)
             positions.append(_NO_POSITION if position is None else position)
-            for said in spoken_parts(read):
-                if said.codes is not None:
-                    self.tokenizers.setdefault(said.source.get("tokenizer"), said.id)
+            coded = [said for said in spoken_parts(read) if said.codes is not None]
+            for said in coded:
+                self.tokenizers.setdefault(said.source.get("tokenizer"), said.id)
+            if coded and read.speaker is None:
+                self.unnamed += 1
+                self.unnamed_first += [read.id] * (len(self.unnamed_first) < 5)
             codes.append(0 if getattr(read, "codes", None) is None else len(read.codes))
         self._documents, self._positions = np.array(documents, np.uint64), np.array(positions, np.int64)
         self._codes = np.array(codes, np.int32)

@@ -64,6 +64,10 @@ class PackedStream:
         self.stores = open_stores(tasks, known, vocabulary, tokenizer)
         # of a document's codes at most two thirds: with its text and slots it then fits a row
         parts = [mixture_task(name, data, known, self.stores, 2 * length // 3) for name, data in tasks.items()]
+        self._voices = {
+            name: store for name, data in tasks.items()
+            if "voice" in known[name].needs and (store := self.stores.get(_store_key(data, known[name])))
+        }  # fmt: skip
         mixture = Mixture(parts, vocabulary, seed=seed, length=length, options=options, cut=cut_text)
         self.tasks = tuple(mixture.tasks)
         self._mixture, self._workers, self._items = mixture, workers, None
@@ -128,6 +132,15 @@ class PackedStream:
         """What was drawn until the last batch: rows, padding's share, and for each task its tokens and skipped rows."""
         return stream_report(self._state)
 
+    def unnamed_speakers(self) -> list[str]:
+        """Of each task that names who speaks: how many rows say nothing of it, which is allowed. For a log."""
+        return [
+            f"{name}: {store.unnamed} rows with codes and without a speaker ({', '.join(store.unnamed_first)}): what "
+            "they teach of a voice has no name"
+            for name, store in self._voices.items()
+            if store.unnamed
+        ]
+
     def heard_problems(self, rank: int = 0, world: int = 1) -> list[Problem]:
         """What is wrong with the recordings of all tasks, of a rank's share, each of which is decoded."""
         return [problem for store in self.stores.values() for problem in heard_problems(store, rank, world)]
@@ -140,7 +153,10 @@ def stream_report(state: Mapping[str, Any]) -> dict[str, Any]:
     tasks = {}
     for name, task in mixture["tasks"].items():
         weight, units, _ = mixture["data"][name]
-        skipped = {why: {"rows": number, "first": list(ids)} for why, (number, ids) in task["skipped"].items()}
+        skipped = {
+            why: {"rows": entry["rows"], "times": entry["times"], "first": list(entry["first"])}
+            for why, entry in task["skipped"].items()
+        }
         tasks[name] = {
             "weight": weight,
             "share": task["tokens"] / total if total else 0.0,
