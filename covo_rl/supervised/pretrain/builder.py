@@ -194,7 +194,7 @@ def text_document(text: str, vocabulary: Vocabulary, row: str = "") -> Document:
 
 
 def cut_text(document: Document, length: int) -> list[Document]:
-    """A document of text in parts of `length` ids, the last with what is left, two ids or more.
+    """A document of text in parts of `length` ids, the last with what is left: its end alone, perhaps.
 
     Only the last has the end and may be complete; the first id of each is not taught.
 
@@ -204,8 +204,6 @@ def cut_text(document: Document, length: int) -> list[Document]:
     if length < 2 or document.clips:
         raise ValueError(f"only text is cut, into parts of at least 2 ids: {len(document.clips)} clips, {length} ids")
     cuts = [*range(0, len(document), length), len(document)]
-    if len(cuts) > 2 and cuts[-1] - cuts[-2] == 1:
-        cuts[-2] -= 1  # the end by itself teaches nothing
     parts = []
     for start, end in pairwise(cuts):
         labels = [IGNORE, *document.labels[start + 1 : end]]
