@@ -235,9 +235,13 @@ def test_a_foreign_folder_is_refused_or_shown_and_never_fails(folder, tmp_path):
     assert show_row(str(tmp_path), len(rows)).tokens == len(good["ids"])
     for number in range(len(rows) + 1, len(rows) + 3):
         assert show_row(str(tmp_path), number).documents[0].problems
-    with pytest.raises(BuiltError, match="ids of another model than builtin:tiny: first_code"):
-        show_row(str(tmp_path), len(rows), "builtin:tiny_random")
-    for wrong, what in (({"model": None}, "names no model"), ({"tasks": 3}, "no counts"), ({"rows": "x"}, "no counts")):
+    other = {"vocabulary": {**counts["vocabulary"], "first_code": 7}}
+    for wrong, what in (
+        ({"model": None}, "names no model"),
+        ({"tasks": 3}, "no counts"),
+        ({"rows": "x"}, "no counts"),
+        (other, f"ids of another model than {MODEL}: first_code 7, not"),
+    ):
         (tmp_path / "build.json").write_text(json.dumps({**counts, **wrong}))
         with pytest.raises(BuiltError, match=what):
             show_row(str(tmp_path), len(rows))
@@ -263,5 +267,7 @@ def test_only_covo_audio_has_such_rows(config, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_audio"}')
     with pytest.raises(ModelError, match="qwen2_audio model writes no codes of speech"):
         show_row(str(config), model=str(tmp_path))
+    with pytest.raises(ModelError, match="builtin:tiny: it has no codes of speech"):
+        show_row(str(config), model="builtin:tiny")
     with pytest.raises(ConfigError, match="no such file"):
         show_row(str(tmp_path / "none.yaml"))

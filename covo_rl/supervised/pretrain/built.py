@@ -104,13 +104,15 @@ def written_vocabulary(path: str) -> tuple[Vocabulary, Any]:
     """The vocabulary and the tokenizer of a Covo-Audio folder, of which no weights are read.
 
     Raises:
-        ModelError: another family, or files that do not load.
+        ModelError: another family, a model without codes, or files that do not load.
     """
-    path = resolve_model(path)
+    name, path = path, resolve_model(path)
     kind = family_at(path).model_type
     if kind != CovoAudioConfig.model_type:
-        raise ModelError(f"model {path}: a {kind} model writes no codes of speech; pre-training needs Covo-Audio")
+        raise ModelError(f"model {name}: a {kind} model writes no codes of speech; pre-training needs Covo-Audio")
     config = CovoAudioConfig.from_pretrained(path)
+    if not config.num_audio_codes:
+        raise ModelError(f"model {name}: it has no codes of speech; covo-rl models create makes a model that has")
     tokenizer = CovoAudioProcessor.from_pretrained(path).tokenizer
     codes = range(config.audio_token_index, config.audio_token_index + config.num_audio_codes)
     family = SimpleNamespace(model=SimpleNamespace(config=config), tokenizer=tokenizer, code_ids=codes)
