@@ -1,5 +1,6 @@
 """Packed rows as files and on the screen: those of the training, whole, and harmless whatever a row says."""
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 from itertools import islice
@@ -111,7 +112,7 @@ def test_numbers_of_a_run_can_be_checked(rows):
     slots = next(span for span in heard.spans if span.kind == "ac")
     id, speaker = heard.rows[0]
     assert slots.end - slots.start == 27 and slots.fragment == 0 and not slots.taught  # 100 codes, 25 slots, a frame
-    assert slots.content == f"25 slots: {id}, {speaker}, 0.00 to 4.00 s"
+    assert slots.content == f"25 slots, 0.00 to 4.00 s of {id}, {speaker}"
     text = next(span for span in heard.spans if span.kind == "t")
     assert text.content == "one two three four" and text.taught
     instruction, end = heard.spans[0], heard.spans[-1]
@@ -210,9 +211,63 @@ def test_damaged_files_and_rows_that_break_the_rules_are_named(folder, tmp_path)
     )
 
 
+def test_a_foreign_folder_is_refused_or_shown_and_never_fails(folder, tmp_path):
+    """Numbers that are none, documents that overlap, counts that are missing, ids of another model."""
+    good = json.loads((folder / "rows-00000.jsonl").open().readline())
+    first, second = ({**part} for part in good["documents"][:2])
+    counts = json.loads((folder / "build.json").read_text())
+    clip = [["a", 0, 10**40]]
+    rest = good["ids"][1:]
+    rows = [
+        {"ids": [float("inf"), *rest]}, {"ids": [1.5, *rest]}, {"ids": [10**30, *rest]},
+        {"documents": [first, {**second, "start": 0}]}, {"documents": [first]}, {"row": None}, {"length": "8"},
+        {"documents": [{**first, "start": -len(good["ids"])}]}, {"documents": [{**first, "clips": clip}]},
+        {"documents": None},
+    ]  # fmt: skip
+    unknown = [{"ids": [id, *rest]} for id in (2**31 - 1, -1)]
+    (tmp_path / "build.json").write_text(json.dumps(counts))
+    (tmp_path / "rows-00000.jsonl").write_text(
+        "".join(json.dumps({**good, **row}) + "\n" for row in [*rows, {}, *unknown])
+    )
+    for number in range(len(rows)):
+        with pytest.raises(BuiltError, match=f"line {number + 1}: no packed row"):
+            show_row(str(tmp_path), number)
+    assert show_row(str(tmp_path), len(rows)).tokens == len(good["ids"])
+    for number in range(len(rows) + 1, len(rows) + 3):
+        assert show_row(str(tmp_path), number).documents[0].problems
+    other = {"vocabulary": {**counts["vocabulary"], "first_code": 7}}
+    for wrong, what in (
+        ({"model": None}, "names no model"),
+        ({"tasks": 3}, "no counts"),
+        ({"rows": "x"}, "no counts"),
+        (other, f"ids of another model than {MODEL}: first_code 7, not"),
+    ):
+        (tmp_path / "build.json").write_text(json.dumps({**counts, **wrong}))
+        with pytest.raises(BuiltError, match=what):
+            show_row(str(tmp_path), len(rows))
+
+
+def test_what_is_very_long_is_cut_on_the_terminal_and_said(rows, tmp_path, capsys):
+    document = next(document for row in rows for document in row.documents if document.task == "asr")
+    span = dataclasses.replace(document.spans[0], content="\u05d0" * 9_999 + "Z")
+    names = tuple((f"r{i}", "\u05d0") for i in range(500))
+    wrong = ("it is wrong",) * 300
+    long = dataclasses.replace(document, spans=(span,), rows=names, problems=wrong)
+    row = dataclasses.replace(rows[0], documents=(long,))
+    for part in terminal_view(row, 40):
+        console.print(part)
+    write_page(row, tmp_path / "new" / "p.html")
+    printed = capsys.readouterr().out
+    assert "9,000 characters more" in " ".join(printed.split()) and "Z" not in printed
+    assert "and 490 more" in " ".join(printed.split()) and "and 260 more problems" in printed
+    assert span.content in (tmp_path / "new" / "p.html").read_text(encoding="utf-8")
+
+
 def test_only_covo_audio_has_such_rows(config, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_audio"}')
     with pytest.raises(ModelError, match="qwen2_audio model writes no codes of speech"):
         show_row(str(config), model=str(tmp_path))
+    with pytest.raises(ModelError, match="builtin:tiny: it has no codes of speech"):
+        show_row(str(config), model="builtin:tiny")
     with pytest.raises(ConfigError, match="no such file"):
         show_row(str(tmp_path / "none.yaml"))

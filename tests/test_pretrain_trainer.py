@@ -292,7 +292,7 @@ def test_a_folder_that_is_taken_is_left_alone(world, finished, tmp_path, capsys)
         run_pretraining(dataclasses.replace(config, output=str(tmp_path / "none"), resume=True))
     (tmp_path / "config.json").touch()
     assert "something else" in str(
-        run.folder_problem(dataclasses.replace(config, output=str(tmp_path), overwrite=True))
+        run.output_problem(dataclasses.replace(config, output=str(tmp_path), overwrite=True))
     )
     assert run_pretraining(dataclasses.replace(config, dry_run=True, overwrite=True)) == folder
     assert "dry run" in capsys.readouterr().out and (folder / "model.safetensors").read_bytes() == before

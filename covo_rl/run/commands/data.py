@@ -206,7 +206,9 @@ def inspect_command(
     ],
     row: Annotated[int, typer.Option(min=0, help="which packed row, from 0")] = 0,
     html: Annotated[Path | None, typer.Option(help="also write it as one page")] = None,
-    model: Annotated[str | None, typer.Option(help="whose ids they are; default: the model of the options")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="whose ids a YAML's rows get; default: the model of the options")
+    ] = None,
     stage: Annotated[int | None, typer.Option(help="of the YAML's: 1 or 2")] = None,
     runs: Annotated[int, typer.Option(min=1, help="runs of one modality that are shown of each document")] = 40,
 ) -> None:

@@ -73,16 +73,25 @@ class StoredRow:
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> StoredRow:
         """Of a line. Raises BuiltError, ValueError, KeyError or TypeError for what is no such line."""
-        documents, rows = [], []
-        ids, labels = [int(id) for id in line["ids"]], [int(label) for label in line["labels"]]
+        documents, rows, done = [], [], 0
+        ids, labels = [_integer(id) for id in line["ids"]], [_integer(label) for label in line["labels"]]
         for part in line["documents"]:
-            here = slice(int(part["start"]), int(part["end"]))
-            clips = tuple((str(id), int(a), int(b)) for id, a, b in part["clips"])
-            if len(ids[here]) != here.stop - here.start or len(labels) != len(ids):
+            here = slice(_integer(part["start"]), _integer(part["end"]))
+            clips = tuple((str(id), _integer(a), _integer(b)) for id, a, b in part["clips"])
+            if not (done == here.start < here.stop <= len(ids) == len(labels)):
                 raise BuiltError(f"a document from {here.start} to {here.stop} of {len(ids)} ids, {len(labels)} labels")
             documents.append(Document(ids[here], labels[here], clips, str(part["task"]), part["complete"] is True))
             rows.append(tuple((str(row["id"]), row["speaker"] and str(row["speaker"])) for row in part["rows"]))
-        return cls(int(line["row"]), int(line["length"]), tuple(documents), tuple(rows))
+            done = here.stop
+        if done != len(ids):
+            raise BuiltError(f"its documents end at {done} of {len(ids)} ids")
+        return cls(_integer(line["row"]), _integer(line["length"]), tuple(documents), tuple(rows))
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or abs(value) >= 2**31:
+        raise BuiltError(f"{shown(value, 40)} where an integer of 32 bits should be")
+    return value
 
 
 def made_of(unit: Any) -> tuple[tuple[str, str | None], ...]:
@@ -95,13 +104,15 @@ def written_vocabulary(path: str) -> tuple[Vocabulary, Any]:
     """The vocabulary and the tokenizer of a Covo-Audio folder, of which no weights are read.
 
     Raises:
-        ModelError: another family, or files that do not load.
+        ModelError: another family, a model without codes, or files that do not load.
     """
-    path = resolve_model(path)
+    name, path = path, resolve_model(path)
     kind = family_at(path).model_type
     if kind != CovoAudioConfig.model_type:
-        raise ModelError(f"model {path}: a {kind} model writes no codes of speech; pre-training needs Covo-Audio")
+        raise ModelError(f"model {name}: a {kind} model writes no codes of speech; pre-training needs Covo-Audio")
     config = CovoAudioConfig.from_pretrained(path)
+    if not config.num_audio_codes:
+        raise ModelError(f"model {name}: it has no codes of speech; covo-rl models create makes a model that has")
     tokenizer = CovoAudioProcessor.from_pretrained(path).tokenizer
     codes = range(config.audio_token_index, config.audio_token_index + config.num_audio_codes)
     family = SimpleNamespace(model=SimpleNamespace(config=config), tokenizer=tokenizer, code_ids=codes)
@@ -142,8 +153,7 @@ def build_rows(config: PretrainConfig, folder: str | Path, count: int) -> dict[s
         report = stream_report(packer.state_dict())
         for task, number in taught.items():
             report["tasks"][task]["taught"] = number
-        ids = {name: value for name, value in vars(vocabulary).items() if name != "text"}
-        summary = {"model": config.model, **report, "length": config.length, "vocabulary": ids,
+        summary = {"model": config.model, **report, "length": config.length, "vocabulary": _ids(vocabulary),
                    "options": dataclasses.asdict(config)}  # fmt: skip
         write_json(stage / SUMMARY, summary)
     return summary
@@ -153,6 +163,30 @@ def _write(file: TextIO, row: StoredRow, taught: dict[str, int]) -> None:
     file.write(json_line(row.as_json()))
     for document in row.documents:
         taught[document.task] += sum(label != IGNORE for label in document.labels)
+
+
+def _ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {name: value for name, value in vars(vocabulary).items() if name != "text"}
+
+
+def built_vocabulary(folder: Path, summary: Mapping[str, Any], model: str | None = None) -> tuple[Vocabulary, Any]:
+    """`written_vocabulary` of `model`, or of the one that build.json names, whose ids must be those of the rows.
+
+    Raises:
+        BuiltError: no model is named, or its ids are others. ModelError: as `written_vocabulary`.
+    """
+    name = model or summary.get("model")
+    if not isinstance(name, str):
+        raise BuiltError(f"{folder / SUMMARY} names no model; give --model")
+    vocabulary, tokenizer = written_vocabulary(name)
+    ids, said = _ids(vocabulary), summary.get("vocabulary")
+    if said != ids:
+        said = said if isinstance(said, Mapping) else {}
+        other = [
+            f"{key} {visible(shown(said.get(key), 40))}, not {id}" for key, id in ids.items() if said.get(key) != id
+        ]
+        raise BuiltError(f"{folder} has the ids of another model than {name}: {'; '.join(other)}; give its --model")
+    return vocabulary, tokenizer
 
 
 def is_built(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """A packed row for the eye: every run of one modality with its fragment, whether it is taught, and whose voice it is.
 
-What rows say is untrusted: `visible` writes controls, ANSI and bidi marks out, and the page escapes what HTML reads.
-Colours only repeat what words say.
+What rows say is untrusted: `visible` writes controls, ANSI and bidi marks out, the page escapes what HTML reads, names
+are cut, and what may be written from right to left stands last in its line. Colours only repeat what words say.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from rich.text import Text
 
 from covo_rl.data.files import write_atomically
 from covo_rl.models.covo_audio.processing import IGNORE
+from covo_rl.records.console import ProgressDisplay
 from covo_rl.speech.grid import CODE_SECONDS
 from covo_rl.supervised.pretrain.built import (
+    SUMMARY,
+    BuiltError,
     StoredRow,
+    built_vocabulary,
     is_built,
     packer_of,
     read_built,
@@ -29,7 +33,7 @@ from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.document import Document, Vocabulary
 from covo_rl.supervised.pretrain.reader import ReadError, document_problems, segments
 from covo_rl.supervised.pretrain.stream import stream_report
-from covo_rl.types import visible
+from covo_rl.types import shown, visible
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ KINDS: dict[str, Kind] = {
 TAUGHT, CONTEXT = "taught", "context"
 #: codes that are written out
 FIRST_CODES = 12
+#: characters of a name, rows of a document, and characters of a run on the terminal: what is more is said, not shown
+MOST_NAME, MOST_ROWS, MOST_CONTENT = 80, 10, 1000
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,10 @@ class ShownDocument:
 
     @property
     def made_of(self) -> str:
-        """Its rows with their speakers, as one line."""
-        return ", ".join(f"{id} ({speaker})" if speaker else id for id, speaker in self.rows)
+        """Its first rows with their speakers, as one line."""
+        names = [f"{id} ({speaker})" if speaker else id for id, speaker in self.rows[:MOST_ROWS]]
+        more = [f"and {len(self.rows) - MOST_ROWS} more"] if len(self.rows) > MOST_ROWS else []
+        return ", ".join([*names, *more])
 
 
 @dataclass(frozen=True)
@@ -105,20 +113,27 @@ class ShownRow:
 def show_row(path: str, number: int = 0, model: str | None = None, stage: int | None = None) -> ShownRow:
     """Row `number` of a YAML of pre-training, or of a folder of `covo-rl data build`.
 
-    `model` gives ids and words; default: the one of the options.
+    `model` gives ids and words; default: the one of the options. A built folder has the ids of its own.
 
     Raises:
         ConfigError, DataError, ModelError, BuiltError: what cannot be read.
     """
     if is_built(Path(path)):
         stored, report = read_built(Path(path), number)
-        vocabulary, tokenizer = written_vocabulary(str(model or report.get("model")))
+        vocabulary, tokenizer = built_vocabulary(Path(path), report, model)
+        try:
+            list(count_tables(report))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = visible(shown(error))
+            raise BuiltError(f"{Path(path) / SUMMARY} has no counts ({what}); build it again") from None
     else:
         config = read_pretrain(path, {"model": model, "stage": stage})
         vocabulary, tokenizer = written_vocabulary(str(config.model))
         packer = packer_of(config, vocabulary)
-        for _ in range(number):
-            packer.next_row()
+        with ProgressDisplay("packing", number, stderr=True) as display:
+            for done in range(number):
+                packer.next_row()
+                display.update(done + 1, "")
         stored = StoredRow.of(number, packer.next_row())
         report = stream_report(packer.state_dict())
     return ShownRow(number, stored.length, tuple(shown_documents(stored, vocabulary, tokenizer)), report)
@@ -128,15 +143,15 @@ def shown_documents(row: StoredRow, vocabulary: Vocabulary, tokenizer: Any) -> I
     """The documents of a row in order."""
     start = 0
     for document, rows in zip(row.documents, row.rows, strict=True):
-        speakers = {id: visible(speaker or "") for id, speaker in rows}
+        speakers = {id: _name(speaker or "") for id, speaker in rows}
         problems = document_problems(document, vocabulary)
         try:
             spans = tuple(_spans(document, vocabulary, tokenizer, speakers))
         except ReadError:  # document_problems says so
             spans = ()
         yield ShownDocument(
-            visible(document.task), start, len(document), sum(label != IGNORE for label in document.labels),
-            document.complete, tuple((visible(id), speakers[id]) for id, _ in rows), spans,
+            _name(document.task), start, len(document), sum(label != IGNORE for label in document.labels),
+            document.complete, tuple((_name(id), speakers[id]) for id, _ in rows), spans,
             tuple(map(visible, problems)),
         )  # fmt: skip
         start += len(document)
@@ -164,7 +179,11 @@ def _clip(clip: tuple[str, int, int] | None, slots: int, speakers: Mapping[str, 
     assert clip is not None  # `segments` gives one to every audio
     name, a, b = clip
     voice = f", {speakers[name]}" if speakers.get(name) else ""
-    return f"{slots} slots: {name}{voice}, {a * CODE_SECONDS:.2f} to {b * CODE_SECONDS:.2f} s"
+    return f"{slots} slots, {a * CODE_SECONDS:.2f} to {b * CODE_SECONDS:.2f} s of {_name(name)}{voice}"
+
+
+def _name(text: str) -> str:
+    return visible(shown(text, MOST_NAME))
 
 
 def _codes(codes: Sequence[int]) -> str:
@@ -178,7 +197,7 @@ def _codes(codes: Sequence[int]) -> str:
 def task_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(task, documents, tokens, share, weight, epochs), as text."""
     return [
-        (visible(name), f"{task['documents']:,}", f"{task['tokens']:,}", f"{100 * task['share']:.1f} %",
+        (_name(name), f"{task['documents']:,}", f"{task['tokens']:,}", f"{100 * task['share']:.1f} %",
          f"{task['weight']:g}", f"{task['epochs']:.2f}")
         for name, task in report["tasks"].items()
     ]  # fmt: skip
@@ -188,11 +207,11 @@ def skipped_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(task, reason, rows, how often, ids of the first), as text; a row is skipped again in every epoch."""
     return [
         (
-            visible(name),
-            visible(reason),
+            _name(name),
+            visible(shown(reason)),
             f"{skipped['rows']:,}",
             f"{skipped['times']:,}",
-            ", ".join(map(visible, skipped["first"])),
+            ", ".join(map(_name, dict.fromkeys(skipped["first"]))),
         )
         for name, task in report["tasks"].items()
         for reason, skipped in task["skipped"].items()
@@ -237,13 +256,20 @@ def terminal_view(row: ShownRow, most: int) -> Iterator[RenderableType]:
             place = f"{document.start + span.start}-{document.start + span.end - 1}"
             fragment = "" if span.fragment is None else str(span.fragment + 1)
             label = TAUGHT if span.taught else CONTEXT
-            cells = (place, KINDS[span.kind].name, fragment, label, span.content)
+            cells = (place, KINDS[span.kind].name, fragment, label, _cut(span.content))
             table.add_row(*(Text(cell, style=style) for cell in cells))
         yield table
         if len(document.spans) > most:
             yield Text(f"... and {len(document.spans) - most} more runs; --runs {len(document.spans)} shows all")
-        yield from (Text(f"problem: {problem}", style="red") for problem in document.problems)
+        yield from (Text(f"problem: {_cut(problem)}", style="red") for problem in document.problems[:most])
+        if len(document.problems) > most:
+            yield Text(f"... and {len(document.problems) - most} more problems")
     yield from count_tables(row.report)
+
+
+def _cut(content: str) -> str:
+    more = f" ... {len(content) - MOST_CONTENT:,} characters more, which --html shows"
+    return content if len(content) <= MOST_CONTENT else content[:MOST_CONTENT] + more
 
 
 def _legend() -> Iterator[Any]:
@@ -266,4 +292,5 @@ def write_page(row: ShownRow, file: Path) -> None:
         row=row, kinds=KINDS, taught=TAUGHT, context=CONTEXT, tasks=task_rows(row.report),
         task_columns=TASK_COLUMNS, skipped=skipped_rows(row.report), skipped_columns=SKIPPED_COLUMNS,
     )  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, lambda out: out.write(page))

@@ -92,7 +92,7 @@ def join_in(autocast: str) -> Accelerator:
 def own_folder(config: PretrainConfig) -> Iterator[None]:
     """`config.output` as this training's alone; a dry run leaves it alone and says what a start would meet."""
     ranks, lock = Ranks.current(), FolderLock(config.output)
-    problem = ranks.from_main((folder_problem(config) or lock.refusal()) if ranks.main else None)
+    problem = ranks.from_main((output_problem(config) or lock.refusal()) if ranks.main else None)
     if config.dry_run:
         _say(f"a start would be refused: {problem}" if problem else f"to {config.output}")
         yield
@@ -105,7 +105,7 @@ def own_folder(config: PretrainConfig) -> Iterator[None]:
         lock.release()
 
 
-def folder_problem(config: PretrainConfig) -> str | None:
+def output_problem(config: PretrainConfig) -> str | None:
     """Why the training may not write to its folder, or None."""
     folder = Path(config.output)
     own = (folder / OPTIONS).is_file()
@@ -242,7 +242,7 @@ def _one_update(config: PretrainConfig, trainer: PretrainTrainer, held_out: list
 
 
 def _clear(folder: Path) -> None:
-    """Take away what an earlier pre-training left, its model first: `folder_problem` allowed it."""
+    """Take away what an earlier pre-training left, its model first: `output_problem` allowed it."""
     for name in ("config.json", *(name for name in OWN if name != "config.json")):
         for path in folder.glob(name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

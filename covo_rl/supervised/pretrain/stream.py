@@ -242,7 +242,7 @@ def open_stores(
         raise errors[0]
     if errors:
         every = [Problem(f"{error.source}: {p.row_id}", p.what) for error in errors for p in error.problems]
-        raise DataError("the rows of the tasks", every)
+        raise DataError("the rows of the tasks", list(dict.fromkeys(every)))  # two tasks may name the same file
     _check_tokenizers(stores.values())
     return stores
 
