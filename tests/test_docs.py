@@ -215,7 +215,8 @@ def known_flags() -> set[str]:
     flags = {f"--{name}" for name in option_names()} | {"--full", "--config", "--help", "--install-completion"}
     flags |= {"--num_processes", "--mixed_precision", "--config_file", "--main_process_port"}  # of accelerate launch
     flags |= {"--cpu", "--train", "--validation", "--test"}  # of accelerate launch, and of python -m covo_rl.synth
-    for source in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+    scripts = ("tests/**/*.py", "benchmarks/*.py", "recipes/*.py")
+    for source in (path for pattern in scripts for path in ROOT.glob(pattern)):
         flags |= set(re.findall(r'(?:add_argument\(\s*|if )"(--[\w-]+)"', source.read_text(encoding="utf-8")))
     for word, (module, attribute, _) in COMMANDS.items():
         if word not in RECIPES:
