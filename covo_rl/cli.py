@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("covo_rl.cli", "train", "GRPO on audio questions"),
     "sft": ("covo_rl.cli", "sft", "teach a model by examples before GRPO"),
-    "pretrain": ("covo_rl.cli", "pretrain", "teach a text model to hear and speak, on packed rows of many tasks"),
+    "pretrain": ("covo_rl.cli", "pretrain", "teach a text model to hear and to speak"),
     "report": ("covo_rl.run.report.page", "app", "a run as one HTML page, with its sounds"),
     "watch": ("covo_rl.run.watch.command", "watch_command", "follow a run as it goes on"),
     "eval": ("covo_rl.evaluate.cli", "app", "score a model or replies on MMAU, MMAR, MMSU or own rows"),
@@ -44,7 +44,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Train": {
         "train": "covo-rl train --data rows.json --audio-dir clips --model PATH",
         "sft": "covo-rl sft --model PATH --data rows.json --audio-dir clips",
-        "pretrain": "covo-rl pretrain --config pretrain.yaml --stage 1 --output runs/stage_1",
+        "pretrain": "covo-rl pretrain --config pretrain.yaml --stage 1",
     },
     "Look": {
         "report": "covo-rl report runs/tiny",
