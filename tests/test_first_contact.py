@@ -472,7 +472,15 @@ def test_a_benchmark_says_what_it_cannot_run_on(monkeypatch):
 
 
 HELP = [[word] for word in COMMANDS if word != "train"]
-HELP += [["eval", "compare"], ["data", "check"], ["data", "convert"], ["data", "profile"], ["data", "build"], ["data", "inspect"], ["rewards", "try"]]
+HELP += [
+    ["eval", "compare"],
+    ["data", "check"],
+    ["data", "convert"],
+    ["data", "profile"],
+    ["data", "build"],
+    ["data", "inspect"],
+    ["rewards", "try"],
+]
 HELP += [["rewards", "check"], ["rewards", "score"], ["rewards", "list"], ["bench", "grpo"]]
 
 

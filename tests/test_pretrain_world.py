@@ -21,7 +21,7 @@ from covo_rl.synth.counting import (
     questions,
     talkers,
     text_line,
-    written,
+    written_digits,
 )
 from covo_rl.synth.speech import DIGITS
 
@@ -45,7 +45,7 @@ def test_every_question_has_the_answer_that_arithmetic_gives():
     answers = dict(questions())
     assert len(answers) == len(questions()) == 100
     assert answers["What comes after nine?"] == "zero." and answers["What comes before zero?"] == "nine."
-    assert answers["Count from three by four."] == written([3, 7, 1, 5, 9]) == "three seven one, five nine."
+    assert answers["Count from three by four."] == written_digits([3, 7, 1, 5, 9]) == "three seven one, five nine."
 
 
 def test_what_is_hesitant_says_the_same():
