@@ -484,7 +484,7 @@ def test_shipped_configurations_are_read_with_their_distillation(name):
     config = read_pretrain(find("recipes", f"configs/{name}.yaml"), {"model": "m", "dialogue_data": "d.jsonl"})
     tasks = planned_tasks(config)
     if name == "speaker_tiny":
-        assert tasks["pseudo_dialogue"].weight / sum(task.weight for task in tasks.values()) == pytest.approx(0.1)
+        assert tasks["pseudo_dialogue"].weight / sum(task.weight for task in tasks.values()) == pytest.approx(0.3)
     else:
         assert {task: data.weight for task, data in tasks.items()} == CHAT_WEIGHTS
     if name == "chat_7b":
