@@ -3,7 +3,7 @@
     rendered speech and text -> text model + encoder -> stage 1 -> stage 2 -> a new voice -> figures.json
 
 The chain, about 17 CPU minutes:  python recipes/pretrain_demo.py runs/pretrain_demo
-Its controls too, 15 more:        python recipes/pretrain_demo.py runs/pretrain_demo --controls
+Its controls too:                 python recipes/pretrain_demo.py runs/pretrain_demo --controls
 
 The encoder is that of builtin:tiny_spoken, which knows digits, as a published one would be Whisper's; all else starts
 from random weights. A part that is finished is not repeated; a run that was ended goes on with the next.

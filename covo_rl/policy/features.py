@@ -14,7 +14,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,9 +28,33 @@ if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.models.base import AudioFamily, ClipFeatures
 
+_Clip = TypeVar("_Clip")
 MIB = 2**20
 #: names the features of a silent clip that only keeps ranks in step
 DUMMY = ""
+
+
+def encoder_calls(
+    family: AudioFamily, clips: Iterable[_Clip], rows: Callable[[_Clip], int], *, alone: bool = False
+) -> Iterator[list[_Clip]]:
+    """The clips of each call of the encoder: up to 64 `rows`, but clip by clip on a CPU, where the family's rows depend
+    on those beside them, and where `alone` says so.
+
+    Ranks that share out the weights meet inside every call, so that what is counted must be what is called.
+    """
+    alone = alone or family.model.device.type == "cpu" or not family.rows_independent
+    limit = 1 if alone else 64
+    part: list[_Clip] = []
+    held = 0
+    for clip in clips:
+        count = rows(clip)
+        if part and held + count > limit:
+            yield part
+            part, held = [], 0
+        part.append(clip)
+        held += count
+    if part:
+        yield part
 
 
 class FeatureStore:
@@ -190,18 +214,8 @@ class FeatureStore:
         There a resumed run repeats every bit; which clips share a call depends on what is stored already, and matrix
         products of another height differ in the last bit.
         """
-        alone = self.family.model.device.type == "cpu" or not self.family.rows_independent
-        limit = 1 if alone or (self.frozen and torch.are_deterministic_algorithms_enabled()) else 64
-        part, rows = [], 0
-        for key in keys:
-            count = _rows(self.clip_features(key))
-            if part and rows + count > limit:
-                yield part
-                part, rows = [], 0
-            part.append(key)
-            rows += count
-        if part:
-            yield part
+        alone = self.frozen and torch.are_deterministic_algorithms_enabled()
+        return encoder_calls(self.family, keys, lambda key: _rows(self.clip_features(key)), alone=alone)
 
 
 class Features:

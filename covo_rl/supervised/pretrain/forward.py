@@ -8,7 +8,6 @@ attention_mask=None and use_cache=False: with a cache, or a mask of ones, docume
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from covo_rl.models.base import ClipFeatures
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.policy import Policy
 from covo_rl.policy.attention import NAME, PackedLayout
+from covo_rl.policy.features import encoder_calls
 from covo_rl.policy.head import head_of, token_logps
 from covo_rl.policy.packable import attention_configs
 from covo_rl.policy.packing import Packed, Span
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
     from covo_rl.supervised.pretrain.packing import PackedBatch
 
-#: segments of clips that the encoder takes at once
-SEGMENTS = 64
 #: attention functions of transformers that were compared with single documents
 ISOLATING = (NAME, "sdpa", "eager")
 
@@ -138,7 +136,7 @@ def encode_clips(policy: Policy, batch: PackedBatch) -> tuple[Tensor, Tensor | N
     """
     family = policy.family
     clips = unique_clips(batch)
-    calls = list(_calls(family, clips))
+    calls = list(encoder_calls(family, clips, lambda clip: len(clip.tensors["input_features"])))
     if policy.sharded:
         dummies = most(len(calls), policy.device) - len(calls)
     else:
@@ -166,26 +164,6 @@ def unique_clips(batch: PackedBatch) -> list[ClipFeatures]:
         own = {name: tensor[rows] for name, tensor in tensors.items()}
         clips.append(ClipFeatures(own, int(own["input_features_mask"].sum())))
     return clips
-
-
-def _calls(family: AudioFamily, clips: Sequence[ClipFeatures]) -> Iterator[list[ClipFeatures]]:
-    """The clips of each call of the encoder, as `family.encode` makes them: up to SEGMENTS rows, or clip by clip.
-
-    That they are really calls matters where ranks with pieces of the weights make as many each.
-    """
-    alone = family.model.device.type == "cpu" or not family.rows_independent
-    limit = 1 if alone else SEGMENTS
-    part: list[ClipFeatures] = []
-    rows = 0
-    for clip in clips:
-        count = len(clip.tensors["input_features"])
-        if part and rows + count > limit:
-            yield part
-            part, rows = [], 0
-        part.append(clip)
-        rows += count
-    if part:
-        yield part
 
 
 @torch.no_grad()

@@ -212,7 +212,7 @@ def _add_clips(batch: PackedBatch, rows: Sequence[PackedRow], vocabulary: Vocabu
             problems += _slot_problems(item.document, vocabulary)
             for name, a, b in item.document.clips:
                 try:
-                    wave = _slice(_wave(row.recordings[item.draw.task, name], decoded), a, b)
+                    wave = clip_samples(_wave(row.recordings[item.draw.task, name], decoded), a, b)
                 except AudioError as error:
                     problems.append(Problem(name, str(error)))
                     continue
@@ -242,8 +242,12 @@ def _wave(row: SpeechRow, decoded: dict[Any, np.ndarray]) -> np.ndarray:
     return decoded[key]
 
 
-def _slice(wave_T: np.ndarray, a: int, b: int) -> np.ndarray:
-    """Codes [a, b) of a recording, zeros after its end up to a whole code."""
+def clip_samples(wave_T: np.ndarray, a: int, b: int) -> np.ndarray:
+    """Codes [a, b) of a recording at 24 kHz, zeros after its end up to a whole code.
+
+    Raises:
+        AudioError: it has no such codes.
+    """
     if not 0 <= a < b <= count_codes(len(wave_T)):
         raise AudioError(
             f"codes {a} to {b} are not in its recording, which has {count_codes(len(wave_T))}: encode it again"

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from covo_rl.models.covo_audio.processing import IGNORE
-from covo_rl.speech.grid import CODE_SAMPLES, RATE
+from covo_rl.speech.grid import RATE
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import Document
+from covo_rl.supervised.pretrain.packing import clip_samples
 
 BATCH = 25
 Rows = Mapping[str, SpeechRow]
@@ -75,8 +76,7 @@ def _audio(family: Any, documents: Sequence[Document], rows: Rows) -> dict[str, 
     waves: list[np.ndarray] = []
     for document in documents:
         for name, a, b in document.clips:
-            wave_T = rows[name].wave()[a * CODE_SAMPLES : b * CODE_SAMPLES]
-            waves.append(np.pad(wave_T, (0, (b - a) * CODE_SAMPLES - len(wave_T))))
+            waves.append(clip_samples(rows[name].wave(), a, b))
     if not waves:
         return {}
     fields = dict(family.processor.feature_extractor(waves, sampling_rate=RATE))
