@@ -1,4 +1,4 @@
-"""Fail unless a short run of the main job learned something: `python .ci/learned.py RUN`."""
+"""Fail unless a short run of the main job learned something and left all files: `python .ci/learned.py RUN`."""
 
 import json
 import sys
@@ -16,4 +16,10 @@ print(f"held-out sampled accuracy {before['accuracy_sampled']:.3f} -> {after['ac
 assert last > first + 0.2, "the reward did not rise while training"
 assert after["reward_total"] > before["reward_total"] + 0.2, "the held-out reward did not rise"
 assert after["accuracy_sampled"] > before["accuracy_sampled"], "held-out sampled accuracy did not rise"
-assert (run / result["adapter"] / "verification.json").is_file(), "the export was not verified"
+adapter = run / result["adapter"]
+assert json.loads((adapter / "verification.json").read_text())["ok"] is True, "the export was not verified"
+card = (adapter / "README.md").read_text()
+assert f"{after['accuracy_greedy']:.4g}" in card, "the model card lacks the figures of the run"
+assert (run / "curves.png").stat().st_size > 5_000
+rollouts = [json.loads(line) for line in sorted((run / "rollouts").glob("*.jsonl"))[-1].read_text().splitlines()]
+assert set(rollouts[0]["rewards"]) == {"accuracy", "format", "consistency", "thinking"}

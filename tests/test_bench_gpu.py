@@ -93,7 +93,12 @@ def test_a_step_of_the_recipe_says_where_its_time_goes(tmp_path, monkeypatch):
     assert text_length(["", "abc", "x" * 9]) == [0, 3 / 8, 1 / 8]
 
 
-def test_the_script_runs_on_a_cpu(script, tmp_path, monkeypatch, capsys):
+#: parts that take few seconds at two layers; the others are tried with -m slow
+LIGHT = "environment,profile,tests,recipe,runs"
+
+
+@pytest.mark.parametrize("only", [LIGHT, pytest.param("", marks=pytest.mark.slow)], ids=["light parts", "all parts"])
+def test_the_script_runs_on_a_cpu(only, script, tmp_path, monkeypatch, capsys):
     """Every part but those of other processes, at two layers; what cannot run here is recorded, not raised."""
     monkeypatch.setitem(MODEL_SIZES, "tiny", MODEL_SIZES["tiny"].__class__(2, 64, 4, 1, 64, 1000, 8))
     ran = []
@@ -103,26 +108,30 @@ def test_the_script_runs_on_a_cpu(script, tmp_path, monkeypatch, capsys):
         lambda command, limit, folder: ran.append(command) or {"rc": 0, "last_lines": ["2 passed in 1s"]},
     )
     path = tmp_path / "gpu.json"
-    words = ["gpu.py", "--size", "tiny", "--device", "cpu", "--json", str(path), "--commit", "abc"]
+    words = ["gpu.py", "--size", "tiny", "--device", "cpu", "--json", str(path), "--commit", "abc", "--only", only]
     monkeypatch.setattr(sys, "argv", words)
     script.main()
     record = json.loads(path.read_text())
-    assert {name: part["status"] for name, part in record.items()} == dict.fromkeys(record, "ok"), record
+    asked = {name: part for name, part in record.items() if not only or name in only.split(",")}
+    assert {name: part["status"] for name, part in asked.items()} == dict.fromkeys(asked, "ok"), record
+    assert {part["status"] for name, part in record.items() if name not in asked} <= {"skipped"}
     assert record["environment"]["results"]["software"]["commit"] == "abc"
     assert record["environment"]["results"]["speed_bfloat16"]["flops"] > 0
+    assert set(record["profile"]["results"]) == {"decode_16_steps", "loss_of_one_group"}
+    assert record["tests"]["results"]["pytest"]["counts"] == {"passed": 2}
+    assert len(record["recipe"]["results"]) == 3
+    launched = [command for command in ran if "recipes/grpo_mmau.py" in command]
+    assert set(record["runs"]["results"]) == set(script.RUNS) and len(launched) >= 4
+    assert all((SCRIPT.parents[1] / word).is_file() for command in launched for word in command if "recipes/" in word)
+    assert "environment ok, decode" in capsys.readouterr().out
+    if only:
+        return
     assert list(record["decode"]["results"]) == ["G2_C8", "G4_C8", "G2_C16"]
     assert [row["stock"] is None for row in record["decode"]["results"].values()] == [False, False, True]
-    assert record["tests"]["results"]["pytest"]["counts"] == {"passed": 2}
-    assert set(record["profile"]["results"]) == {"decode_16_steps", "loss_of_one_group"}
-    assert len(record["recipe"]["results"]) == 3
     assert record["lengths"]["results"]["sampling"]["random"]["tokens"] > 0
     speech = record["speech"]["results"]
     assert speech["float32_B2"]["real_time_factor"] > 0 and speech["bfloat16_stream"]["pieces"] == 1
     assert {"tokenizer", "vocoder", "flow"} <= set(speech) and speech["tokenizer"]["planned_gib"] > 0
-    launched = [command for command in ran if "recipes/grpo_mmau.py" in command]
-    assert set(record["runs"]["results"]) == set(script.RUNS) and len(launched) >= 4
-    assert all((SCRIPT.parents[1] / word).is_file() for command in launched for word in command if "recipes/" in word)
-    assert "environment ok, decode ok" in capsys.readouterr().out
 
 
 def test_results_are_never_overwritten(script, tmp_path, monkeypatch):

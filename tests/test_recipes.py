@@ -44,6 +44,7 @@ def data_flags(questions):
     return ["--data", train, "--audio-dir", train.parent, "--eval-data", test, "--eval-audio-dir", test.parent]
 
 
+@pytest.mark.slow  # .ci/run trains the shipped job, and asserts the same of it
 def test_the_main_job_learns_and_leaves_a_complete_run_folder(questions, tmp_path):
     run = tmp_path / "run"
     done = launched(*data_flags(questions), "--output", run, "--max-steps", 12, "--prompts-per-step", 16)

@@ -57,6 +57,12 @@ def encoder_calls(
         yield part
 
 
+def silent_embeddings(family: AudioFamily, calls: int) -> torch.Tensor:
+    """Embeddings (S, D) of so many calls with a second of silence, which only keep ranks in step."""
+    silent = family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
+    return torch.cat([family.encode([silent])[0] for _ in range(calls)])
+
+
 class FeatureStore:
     """Audio embeddings (S, D) by content key.
 
@@ -267,8 +273,7 @@ class Embedder:
             dummies = int(not (keys or self.frozen) and torch.is_grad_enabled() and torch.distributed.is_initialized())
         result = store.embeddings(keys)
         if dummies:
-            silent = self.family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
-            result = {**result, DUMMY: torch.cat([store.family.encode([silent])[0] for _ in range(dummies)])}
+            result = {**result, DUMMY: silent_embeddings(store.family, dummies)}
         return result
 
     def placed(self) -> AbstractContextManager[None]:

@@ -61,7 +61,7 @@ RUNS = {
 }
 CONTROLS = {
     "stage_2_plain": DemoRun("pretrain_tiny", "stage_1", 2, PLAIN),
-    "speaker_no_voice": DemoRun("speaker_tiny", "stage_2", weights=NO_VOICE),
+    "speaker_no_voice": DemoRun("speaker_tiny", "stage_2", weights=NO_VOICE, options={"steps": 315}),
     "speaker_text_taught": DemoRun("speaker_tiny", "stage_2", options={"text_loss": True}),
 }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from covo_rl.models.base import ClipFeatures
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.policy import Policy
 from covo_rl.policy.attention import NAME, PackedLayout
-from covo_rl.policy.features import encoder_calls
+from covo_rl.policy.features import encoder_calls, silent_embeddings
 from covo_rl.policy.head import head_of, token_logps
 from covo_rl.policy.packable import attention_configs
 from covo_rl.policy.packing import Packed, Span
@@ -146,10 +145,7 @@ def encode_clips(policy: Policy, batch: PackedBatch) -> tuple[Tensor, Tensor | N
     width = family.embed_tokens.embedding_dim
     none = torch.zeros(0, width, device=policy.device)
     audio = torch.cat([encoded[place] for place in batch.clip_order.tolist()]) if encoded else none
-    if not dummies:
-        return audio, None
-    silent = family.clip_features(np.zeros(16000, dtype=np.float32), 16000)
-    return audio, torch.cat([family.encode([silent])[0] for _ in range(dummies)])
+    return audio, silent_embeddings(family, dummies) if dummies else None
 
 
 def unique_clips(batch: PackedBatch) -> list[ClipFeatures]:
