@@ -59,9 +59,10 @@ RUNS = {
     "stage_2": DemoRun("pretrain_tiny", "stage_1", 2),
     "speaker": DemoRun("speaker_tiny", "stage_2"),
 }
+#: `speaker_no_voice` has the steps in which as many tokens of dialogues are read as in `speaker`
 CONTROLS = {
     "stage_2_plain": DemoRun("pretrain_tiny", "stage_1", 2, PLAIN),
-    "speaker_no_voice": DemoRun("speaker_tiny", "stage_2", weights=NO_VOICE, options={"steps": 315}),
+    "speaker_no_voice": DemoRun("speaker_tiny", "stage_2", weights=NO_VOICE, options={"steps": 490}),
     "speaker_text_taught": DemoRun("speaker_tiny", "stage_2", options={"text_loss": True}),
 }
 
