@@ -39,7 +39,7 @@ DATA = "data/world"
 ENCODER = "builtin:tiny_spoken"
 FIGURES = "figures.json"
 #: what a control's tasks weigh, in the place of those of the configuration
-PLAIN = {"interleave_1": 0, "interleave_2": 0, "continuation": 0}
+PLAIN = {"interleave_1": 0, "interleave_2": 0}
 NO_VOICE = {"pseudo_dialogue": 0}
 
 
