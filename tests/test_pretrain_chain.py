@@ -196,8 +196,11 @@ def test_the_recipe_runs_every_command_and_saves_figures_of_each(tmp_path):
     """Two steps a part, in processes of their own, and measured by the real evaluation; 80 CPU seconds."""
     from covo_rl.synth import render_set
 
+    own = tmp_path / "own.py"  # random weights say nothing that another reward tells apart
+    own.write_text("def letters(completions, **columns):\n    return [len(set(text)) / 50 for text in completions]\n")
+    rewards = {"rewards": f"accuracy,format,{own}:letters"}
     for name, options in SMALL.items():
-        content = {**options, "output": "x", **({} if name == "grpo" else {"dtype": "float32"})}
+        content = {**options, "output": "x", **(rewards if name == "grpo" else {"dtype": "float32"})}
         (tmp_path / f"pipeline_{name}.yaml").write_text(json.dumps(content))
     questions = render_set(tmp_path / "questions", seed=3, train=1, validation=1, test=11)["test"]
     words = [sys.executable, str(find("recipes", "pipeline.py")), "--configs", tmp_path, "--output", tmp_path / "run",

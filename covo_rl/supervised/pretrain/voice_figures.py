@@ -74,7 +74,7 @@ class VoiceMeasure:
             "new_right": self._right(measure, truth, new),
             "new_spoken_right": self._right(measure, said, heard),
             "new_words_in_codes": 1 - measure.error_rate(truth, [self.tokenizer.transcribe(codes) for _, codes in new]),
-            "f0_semitones": self._pitch([codes for _, codes in new]),
+            **self._pitch([codes for _, codes in new]),
         }
 
     def _replies(
@@ -94,21 +94,22 @@ class VoiceMeasure:
     def _right(self, measure: Measure, truth: Sequence[str], replies: Sequence[tuple[str, list[int]]]) -> float:
         return _share(measure.words(a) == measure.words(b) for a, (b, _) in zip(truth, replies, strict=True))
 
-    def _pitch(self, replies: Sequence[Sequence[int]]) -> float:
-        """How many semitones the middle F0 of decoded replies is off that of the speaker's recordings."""
+    def _pitch(self, replies: Sequence[Sequence[int]]) -> dict[str, float]:
+        """`f0_semitones`: how far the middle F0 of decoded replies is off that of the speaker's recordings; nothing
+        where no reply has a voice."""
         decoder = Token2Wav.from_pretrained(resolve_model(SHIPPED_DECODER))
         waves = [row.wave() for row in self.recordings]
         prompt = voice_of(np.concatenate(waves[:PROMPTS]), self.tokenizer, decoder)
-        true = median(_middle(wave) for wave in waves[PROMPTS : PROMPTS + DECODED])
-        heard = [_middle(decoder.synthesise([list(codes)], **prompt, seed=0)[0, 0].numpy())
-                 for codes in replies[:DECODED] if len(codes) >= COUNTED]  # fmt: skip
-        return float(median(abs(12 * np.log2(value / true)) for value in heard)) if heard else float("inf")
+        true = median(_voiced(waves[PROMPTS : PROMPTS + DECODED]))
+        heard = _voiced([decoder.synthesise([list(codes)], **prompt, seed=0)[0, 0].numpy()
+                         for codes in replies[:DECODED] if len(codes) >= COUNTED])  # fmt: skip
+        return {"f0_semitones": float(median(abs(12 * np.log2(f0 / true)) for f0 in heard))} if heard else {}
 
 
-def _middle(wave_T: np.ndarray) -> float:
-    """Median F0 of voiced frames, Hz."""
-    f0_Z = track_f0(wave_T, RATE)
-    return float(np.median(f0_Z[f0_Z > 0]))
+def _voiced(waves: Sequence[np.ndarray]) -> list[float]:
+    """Median F0 of the voiced frames, Hz, of each wave that has one."""
+    tracks = [track_f0(wave, RATE) for wave in waves]
+    return [float(np.median(f0_Z[f0_Z > 0])) for f0_Z in tracks if (f0_Z > 0).any()]
 
 
 def _codes(row: SpeechRow) -> list[int]:
