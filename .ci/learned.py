@@ -16,6 +16,14 @@ print(f"held-out sampled accuracy {before['accuracy_sampled']:.3f} -> {after['ac
 assert last > first + 0.2, "the reward did not rise while training"
 assert after["reward_total"] > before["reward_total"] + 0.2, "the held-out reward did not rise"
 assert after["accuracy_sampled"] > before["accuracy_sampled"], "held-out sampled accuracy did not rise"
+for figures in (before, after):
+    parts = sum(figures[f"reward_{name}"] for name in ("accuracy", "format", "consistency", "thinking"))
+    assert abs(figures["reward_total"] - parts) <= 0.02, "R_total is not the sum of its parts"
+    assert abs(figures["accuracy_sampled"] - figures["reward_accuracy"]) <= 1e-9
+for control in ("after_silent_audio", "after_swapped_audio"):
+    assert 0 <= result[control]["accuracy_sampled"] <= 1
+assert [step["step"] for step in steps] == list(range(1, result["steps"] + 1)), "a step is missing in metrics.jsonl"
+assert result["train_seconds"] > 0 and result["trainable_parameters"] > 0
 adapter = run / result["adapter"]
 assert json.loads((adapter / "verification.json").read_text())["ok"] is True, "the export was not verified"
 card = (adapter / "README.md").read_text()

@@ -127,6 +127,29 @@ def test_a_row_depends_on_its_number_alone(world, tmp_path):
     assert (row["id"], row["speaker"], said.text) == (first["id"], first["speaker"], first["text"])
 
 
+def test_a_control_changes_what_it_is_for_and_nothing_else(tmp_path):
+    from covo_rl.supervised.pretrain.demo import CONTROLS, RUNS, configuration_of
+
+    made = {name: configuration_of(run, tmp_path) for name, run in {**RUNS, **CONTROLS}.items()}
+    with_voice, without = made["speaker"], made["speaker_no_voice"]
+    assert [without["tasks"][name]["weight"] for name in ("general", "dialogue", "pseudo_dialogue")] == [0.5, 0.2, 0]
+    assert without["steps"] == with_voice["steps"] * 7 / 10  # of dialogues as many tokens
+    assert made["speaker_text_taught"] == with_voice and CONTROLS["speaker_text_taught"].options == {"text_loss": True}
+    mixed, plain = (made[name]["stage_2"] for name in ("stage_2", "stage_2_plain"))
+    assert mixed["tasks"].pop("interleave_1") and mixed["tasks"].pop("interleave_2")
+    assert plain["tasks"].pop("interleave_1") == plain["tasks"].pop("interleave_2") == {"weight": 0}
+    assert plain == mixed  # the task of going on stays, and the steps
+    assert made["stage_1"]["tasks"]["asr"]["data"][0] == f"{tmp_path}/numbers.jsonl"
+
+
+def test_what_has_no_voice_has_no_pitch():
+    from covo_rl.supervised.pretrain.voice_figures import _voiced
+
+    tone = 0.3 * np.sign(np.sin(2 * np.pi * 150 * np.arange(24_000) / 24_000)).astype(np.float32)
+    assert _voiced([np.zeros(24_000, dtype=np.float32)]) == []
+    assert _voiced([tone, np.zeros(24_000, dtype=np.float32)]) == [pytest.approx(150, rel=0.02)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # two minutes of a core that nothing else wants
 def test_a_short_chain_learns_to_hear_while_the_decoder_stays_as_it_is(tmp_path):

@@ -45,13 +45,17 @@ NO_VOICE = {"pseudo_dialogue": 0}
 
 @dataclasses.dataclass(frozen=True)
 class DemoRun:
-    """A training: the configuration, its stage, where it starts, and what a control changes."""
+    """A training: the configuration, its stage, where it starts, and what a control changes.
+
+    `shorter`: by the share of the tokens that `weights` take away, so that the other tasks have as many as before.
+    """
 
     config: str
     start: str
     stage: int | None = None
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shorter: bool = False
 
 
 RUNS = {
@@ -59,10 +63,9 @@ RUNS = {
     "stage_2": DemoRun("pretrain_tiny", "stage_1", 2),
     "speaker": DemoRun("speaker_tiny", "stage_2"),
 }
-#: `speaker_no_voice` has the steps in which as many tokens of dialogues are read as in `speaker`
 CONTROLS = {
     "stage_2_plain": DemoRun("pretrain_tiny", "stage_1", 2, PLAIN),
-    "speaker_no_voice": DemoRun("speaker_tiny", "stage_2", weights=NO_VOICE, options={"steps": 490}),
+    "speaker_no_voice": DemoRun("speaker_tiny", "stage_2", weights=NO_VOICE, shorter=True),
     "speaker_text_taught": DemoRun("speaker_tiny", "stage_2", options={"text_loss": True}),
 }
 
@@ -122,15 +125,23 @@ def _text_model(world: Path, folder: Path, seed: int, steps: int) -> dict[str, A
     return {"loss": make_text_model(texts, folder, steps=steps, seed=seed, names=[*NAMES, NEW])}
 
 
-def _train(output: Path, name: str, run: DemoRun, seed: int, steps: int | None) -> dict[str, Any]:
-    """A training with the recipe's configuration, whose rows are those of this world."""
-    text = (
-        find("recipes", f"configs/{run.config}.yaml").read_text(encoding="utf-8").replace(DATA, str(output / "world"))
-    )
+def configuration_of(run: DemoRun, world: Path) -> dict[str, Any]:
+    """What the recipe's file says, with the rows of `world` and what the control changes."""
+    text = find("recipes", f"configs/{run.config}.yaml").read_text(encoding="utf-8").replace(DATA, str(world))
     content = yaml.safe_load(text)
     section = content[f"stage_{run.stage}"] if run.stage else content
-    for task, weight in run.weights.items():
-        section["tasks"][task]["weight"] = weight
+    tasks = section["tasks"]
+    before = sum(task["weight"] for task in tasks.values())
+    for name, weight in run.weights.items():
+        tasks[name]["weight"] = weight
+    if run.shorter:
+        section["steps"] = round(section["steps"] * sum(task["weight"] for task in tasks.values()) / before)
+    return content
+
+
+def _train(output: Path, name: str, run: DemoRun, seed: int, steps: int | None) -> dict[str, Any]:
+    """A training with the recipe's configuration, whose rows are those of this world."""
+    content = configuration_of(run, output / "world")
     path = output / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     shorter = {} if steps is None else {"steps": steps, "warmup_steps": min(20, steps - 1)}
