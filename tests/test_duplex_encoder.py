@@ -17,10 +17,10 @@ SHORT = (1, 2559, 2560, 2561, 3839, 3840, 3841, 3840 + 307, 3840 + 308, 72000, 7
 CONTEXTS = (0, 1, 3, None)
 
 
-def small_model(**options):
-    """30 s of positions, as published; an adapter that keeps the features' size, so that 1e-5 says something."""
+def small_model(seconds=3.0, **options):
+    """So many seconds of positions; an adapter that keeps the features' size, so that 1e-5 says something."""
     sizes = {"encoder_width": 32, "decoder_width": 32, "decoder_layers": 1, "adapter_hidden": 48, "mel_bins": 40}
-    model, _ = tiny_covo_audio(**sizes, segment_seconds=30.0, initializer_range=0.2, **options)
+    model, _ = tiny_covo_audio(**sizes, segment_seconds=seconds, initializer_range=0.2, **options)
     generator = torch.Generator().manual_seed(1)
     for weight in model.audio_adapter.parameters():
         if weight.ndim > 1:
@@ -69,15 +69,16 @@ def test_a_stream_in_any_pieces_gives_the_features_of_the_whole(model, left_chun
         check_equivalence(model, left_chunks, length, seed)
 
 
-def test_positions_wrap_after_30_seconds(model):
-    check_equivalence(model, 3, 35 * 24000, 0)
+def test_positions_wrap_after_their_3_seconds(model):
+    check_equivalence(model, 3, 7 * 24000, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left_chunks", [*CONTEXTS, 50])
-@pytest.mark.parametrize("seed", range(3))
-def test_35_seconds_with_every_context(model, left_chunks, seed):
-    check_equivalence(model, left_chunks, 35 * 24000, seed)
+def test_35_seconds_with_every_context(left_chunks):
+    published = small_model(30.0)
+    for seed in range(2):
+        check_equivalence(published, left_chunks, 35 * 24000, seed)
 
 
 def gradient(encoder, wave, chunk):

@@ -17,6 +17,7 @@ from covo_rl.data.terminal import say
 from covo_rl.models.covo_audio.configuration import CONTROLS, LEFT_CHUNKS, duplex_section
 from covo_rl.types import UserError
 
+CHAT_START = "<|im_start|>"
 UNUSED_NAME = re.compile(r"reserved|unused|dummy|placeholder", re.IGNORECASE)
 
 
@@ -54,6 +55,8 @@ def prepare_duplex(
     }  # fmt: skip
     section = duplex_section(section, config)
     names = {i: tokenizer.convert_ids_to_tokens(i) for i in ids}
+    if starts := [i for i, name in names.items() if name == CHAT_START]:
+        raise UserError(f"--use-ids {_listed(ids)}: {starts[0]} is {CHAT_START!r}, with which every message begins")
     if use_ids is None and (used := _used_ids(model, names)):
         raise UserError(
             f"ids {_listed(used)} are {', '.join(repr(names[i]) for i in used)} in the tokenizer, and their rows look "
@@ -64,6 +67,12 @@ def prepare_duplex(
     set_rows_to_text_mean(model, ids)
     config.duplex = section
     return section
+
+
+def control_rows(config: Any) -> dict[str, list[int]]:
+    """What PEFT's `trainable_token_indices` takes, so that LoRA trains these rows too and not around them."""
+    ids = [config.duplex[name] for name in CONTROLS]
+    return {"embed_tokens": ids, "lm_head": ids}
 
 
 @torch.no_grad()
