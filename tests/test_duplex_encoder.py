@@ -1,5 +1,6 @@
 """The streaming encoder: streams equal the definition, nothing later reaches a feature, clips stay as they were."""
 
+import copy
 import statistics
 import time
 
@@ -191,6 +192,18 @@ def test_encoder_and_adapter_learn_under_the_mask(model):
         encoder.push(wave)
     own.eval()
     torch.testing.assert_close(streamed(encoder, wave, 0), features.detach(), rtol=0, atol=1e-5)
+
+
+def test_16_bits_stream_too(model):
+    wave = noise(4 * CHUNK)
+    exact = StreamingEncoder(model, 1).offline_features(wave).detach()
+    half = StreamingEncoder(copy.deepcopy(model).to(torch.bfloat16), 1)
+    features = streamed(half, wave, 0)
+    assert features.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        automatic = streamed(StreamingEncoder(model, 1), wave, 0)
+    for rounded in (features, automatic, half.offline_features(wave).detach()):
+        assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
 
 
 def test_whole_clips_are_encoded_as_before(model):

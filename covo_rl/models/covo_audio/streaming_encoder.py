@@ -58,7 +58,9 @@ class _Past:
         self.keys, self.values = keys, values
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        # under autocast the projections are narrower than the weights, whose dtype the empty ones have
+        self.keys = torch.cat([self.keys.to(keys.dtype), keys], 2)
+        self.values = torch.cat([self.values.to(values.dtype), values], 2)
         return self.keys, self.values
 
 
