@@ -202,7 +202,8 @@ def test_16_bits_stream_too(model):
     assert features.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         automatic = streamed(StreamingEncoder(model, 1), wave, 0)
-    for rounded in (features, automatic, half.offline_features(wave).detach()):
+        whole = StreamingEncoder(model, 1).offline_features(wave).detach()
+    for rounded in (features, automatic, whole, half.offline_features(wave).detach()):
         assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
 
 
