@@ -10,7 +10,7 @@ from duplex_cases import SAMPLED, FixedFeatures, duplex_family
 from speaking_cases import small_decoder
 
 from covo_rl.cli import main
-from covo_rl.duplex.grid import CHUNK_SAMPLES
+from covo_rl.duplex.grid import CHUNK_SAMPLES, LOOK_AHEAD_SAMPLES
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.layout import ChunkDecision, DuplexHistory, build
 from covo_rl.duplex.recording import read_session
@@ -96,3 +96,33 @@ def test_a_machine_that_is_too_slow_for_real_time_is_told_by_how_much(tmp_path, 
               "--realtime"])  # fmt: skip
     assert stopped.value.code == 2 and "2.50 times as long as the sound" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and opened[0].decisions == []
+
+
+def test_a_model_hears_with_its_own_streaming_encoder(tmp_path):
+    """From a folder: what the session holds is built of its decisions and the features of the whole file."""
+    family, ids = duplex_family()
+    family.model.save_pretrained(tmp_path)
+    family.processor.save_pretrained(tmp_path)
+    live = duplex.open_session(str(tmp_path), None, "cpu", 1.0, max_turn_seconds=0.32, max_positions=200)
+    live.follow([ChunkDecision(ids.think), ChunkDecision(ids.shift), ChunkDecision(40), ChunkDecision(ids.break_)])
+    samples = np.random.default_rng(0).normal(size=5 * CHUNK_SAMPLES + 7).astype(np.float32) / 10
+    for start in range(0, len(samples), 2500):
+        live.push(samples[start : start + 2500])
+    live.end()
+    features_CD = live.encoder.offline_features(samples)
+    context = build(DuplexHistory(live.system_ids, tuple(live.decisions), features_CD), live.ids, ended=True)
+    assert live.ids == ids and len(live.decisions) == 6 and context.ids == live.context.ids
+    assert (context.features_SD - live.context.features_SD).abs().max() < 1e-5
+    assert live.encoder.mel.look_ahead == LOOK_AHEAD_SAMPLES
+
+
+def test_a_model_that_was_not_made_for_it_is_said_to_lack_its_ids(tmp_path, capsys):
+    family, _ = duplex_family()
+    family.model.config.duplex = None
+    family.model.save_pretrained(tmp_path)
+    family.processor.save_pretrained(tmp_path)
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(24_000), 24_000)
+    with pytest.raises(SystemExit):
+        main(["duplex", "run", "--model", str(tmp_path), "--audio", str(tmp_path / "a.wav"), "--output",
+              str(tmp_path / "out"), "--device", "cpu"])  # fmt: skip
+    assert "no id for think, shift, break, so it was not made to listen" in capsys.readouterr().err
