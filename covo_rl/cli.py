@@ -56,7 +56,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "generate": 'covo-rl generate --audio a.wav --question "How many beeps?"',
         "chat": "covo-rl chat --model builtin:tiny --audio a.wav",
         "speech": "covo-rl speech demo runs/speech",
-        "duplex": "covo-rl duplex run --model PATH --audio a.wav --output runs/duplex",
+        "duplex": "covo-rl duplex run --model PATH --audio a.wav --output out",
         "export": "covo-rl export runs/tiny --merged model",
         "serve-check": "covo-rl serve-check runs/tiny/adapter",
     },

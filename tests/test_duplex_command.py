@@ -90,7 +90,7 @@ def test_a_machine_that_is_too_slow_for_real_time_is_told_by_how_much(tmp_path, 
 
     soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(24_000), 24_000)
     costs = [ChunkCost(k, True, 0.0, 0.4) for k in range(20)]
-    monkeypatch.setattr("covo_rl.duplex.session.rehearse", lambda *_: costs)
+    monkeypatch.setattr("covo_rl.duplex.realtime.rehearse", lambda *_: costs)
     with pytest.raises(SystemExit) as stopped:
         main(["duplex", "run", "--model", "m", "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "out"),
               "--realtime"])  # fmt: skip

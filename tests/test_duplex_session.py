@@ -14,8 +14,9 @@ from covo_rl.duplex.ids import DuplexIds, DuplexIdsError, TokenKind
 from covo_rl.duplex.latency import ChunkCost, RealTimeError, check_real_time, real_time_factors, reply_latencies
 from covo_rl.duplex.layout import ChunkDecision, DuplexHistory, build, check, system_block
 from covo_rl.duplex.machine import Legal, LegalMasks
+from covo_rl.duplex.realtime import rehearse
 from covo_rl.duplex.recording import read_session, spoken_replies, stereo, stream_events, write_session
-from covo_rl.duplex.session import GREEDY, DuplexSession, SessionError, rehearse
+from covo_rl.duplex.session import GREEDY, DuplexSession, SessionError
 
 FAMILY, IDS = duplex_family()
 OPTIONS = {"system": "Hi", "max_turn_seconds": 1.6, "decision": SAMPLED, "text": SAMPLED, "codes": SAMPLED}

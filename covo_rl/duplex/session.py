@@ -25,7 +25,7 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import DynamicCache
 
-from covo_rl.duplex.grid import CHUNK_SAMPLES, CHUNK_SECONDS, decision_time
+from covo_rl.duplex.grid import CHUNK_SECONDS, decision_time
 from covo_rl.duplex.ids import DuplexIds, TokenKind
 from covo_rl.duplex.latency import ChunkCost
 from covo_rl.duplex.layout import (
@@ -151,13 +151,7 @@ class DuplexSession:
         Raises:
             SessionError: the stream has ended.
         """
-        return list(self.stream(samples))
-
-    def stream(self, samples: Any) -> Iterator[DuplexEvent]:
-        """As `push`, each event as it comes; to be read to its end."""
-        if self.ended:
-            raise SessionError("the stream has ended; reset() begins another")
-        yield from self._chunks(self.encoder.push, samples)
+        return list(self._chunks(self.encoder.push, samples))
 
     def end(self) -> list[DuplexEvent]:
         """Nothing more is heard: what happened in the last chunks, and the end, which cuts a reply short.
@@ -165,8 +159,6 @@ class DuplexSession:
         Raises:
             SessionError: the stream has ended.
         """
-        if self.ended:
-            raise SessionError("the stream has ended; reset() begins another")
         events = list(self._chunks(self.encoder.end))
         self.ended = True
         self._tokens.append(self.ids.audio_eos)
@@ -176,14 +168,15 @@ class DuplexSession:
         return [*events, self._event("end", chunk, token=self.ids.audio_eos, forced=True)]
 
     def follow(self, decisions: Iterable[ChunkDecision]) -> None:
-        """The next chunks' decisions, which are then not the model's; codes are, where a decision needs and lacks them.
+        """The next chunks' decisions, instead of the model's (codes are, where a decision lacks them).
 
-        Raises (when the chunk comes):
-            LayoutError: a decision is not legal there.
+        One that is not legal is a LayoutError when its chunk comes.
         """
         self._script.extend(decisions)
 
     def _chunks(self, hear: Any, *samples: Any) -> Iterator[DuplexEvent]:
+        if self.ended:
+            raise SessionError("the stream has ended; reset() begins another")
         began = perf_counter()
         features_KD = hear(*samples)
         self._encoder_seconds += perf_counter() - began
@@ -219,10 +212,10 @@ class DuplexSession:
         self._take(token)
         kind = self.ids.kind(token)
         codes: list[int] = []
+        given = planned.codes if planned is not None else ()
         for place in range(self._state.codes_left):
             logits_V = self._forward()
-            given = planned is not None and planned.codes
-            codes.append(planned.codes[place] if given else self._draw(logits_V)[0] - self.ids.first_code)
+            codes.append(given[place] if given else self._draw(logits_V)[0] - self.ids.first_code)
             self._take(self.ids.first_code + codes[-1])
         self._turn_chunks = self._turn_chunks + 1 if codes else 0
         self.decisions.append(ChunkDecision(token, tuple(codes), logp is None))
@@ -304,22 +297,3 @@ class DuplexSession:
         spoken = [bool(decision.codes) for decision in history.decisions]
         self._turn_chunks = next((i for i, codes in enumerate(reversed(spoken)) if not codes), len(spoken))
         self._refill(list(context.ids))
-
-
-def rehearse(session: DuplexSession, chunks: int = 20) -> list[ChunkCost]:
-    """What chunks of listening and of speaking cost, on noise, so many of each; the session is new before and after.
-
-    The first of each warm up, and are left out.
-    """
-    ids = session.ids
-    count = min(chunks, session.max_turn_chunks)
-    session.reset()
-    session.follow([ChunkDecision(ids.think)] * (chunks + 1))
-    session.follow([ChunkDecision(ids.shift), *[ChunkDecision(ids.text_pad)] * (count + 1)])
-    noise = torch.randn((chunks + count + 4) * CHUNK_SAMPLES, generator=torch.Generator().manual_seed(0)) / 100
-    for block in noise.split(CHUNK_SAMPLES):
-        session.push(block.numpy())
-    listening = [cost for cost in session.costs if not cost.speaking][1:]
-    speaking = [cost for cost in session.costs if cost.speaking][1:]
-    session.reset()
-    return [*listening[:chunks], *speaking[:count]]

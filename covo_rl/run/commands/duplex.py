@@ -41,7 +41,7 @@ def _duplex() -> None:
 
 
 @app.command("run")
-def run_command(
+def duplex_run_command(
     model: Annotated[str, typer.Option(help="checkpoint folder or hub name, with a duplex section in its config")],
     audio: Annotated[Path, typer.Option(help="sound file: what the user says, and keeps silent")],
     output: Annotated[Path, typer.Option(help="folder for stereo.wav, events.json and session.json")],
@@ -63,8 +63,8 @@ def run_command(
         raise ConfigError(problems)
     heard_T = _user_channel(audio, channel, tail)
     from covo_rl.duplex.latency import check_real_time
+    from covo_rl.duplex.realtime import rehearse
     from covo_rl.duplex.recording import spoken_replies
-    from covo_rl.duplex.session import rehearse
 
     options: dict[str, Any] = {"max_turn_seconds": max_turn_seconds, "max_positions": max_positions, "seed": seed}
     session = open_session(model, adapter, device, temperature, **options, **({"system": system} if system else {}))
