@@ -29,7 +29,7 @@ RATE = 24_000
 
 @pytest.fixture(scope="module")
 def dialogues():
-    return digit_dialogues("train", 8)
+    return digit_dialogues("train", 6)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_model_answers_as_people_do_and_stops_three_chunks_after_a_barge_in(
                     assert reply.break_at == chunk_of(mark.start) + 3
                     assert turn.start + 0.3 - 1e-4 <= mark.start
                     barged += 1
-    assert answered >= 16
+    assert answered >= 12
     assert barged >= 2
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from covo_rl.data.files import plain
 from covo_rl.data.read import DataError, Problem, printable
 from covo_rl.duplex.grid import CHUNK_SECONDS
 from covo_rl.models.text import unfit
@@ -89,7 +90,7 @@ class DuplexStream:
 def stream_content(stream: DuplexStream) -> dict[str, Any]:
     """The stream as events.json has it: what is not there is left out."""
     optional = {"codes", "interrupted_at", "text", "tokenizer"}
-    content = asdict(stream)
+    content = plain(asdict(stream))
     content["turns"] = [
         {key: value for key, value in turn.items()
          if not (value is None and key in optional) and not (key == "fragments" and turn["channel"] == "model")}

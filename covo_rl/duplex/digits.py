@@ -4,7 +4,7 @@ says them again. A user lets the last word of a turn fall and no other: who hear
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -35,21 +35,22 @@ def _dialogue(split: str, index: int, seed: int, voices: list[Speaker], exchange
     user = voices[1 + int(rng.integers(len(voices) - 1))]  # the first is the model's
     turns: list[SourceTurn] = []
     for exchange in range(exchanges):
-        words = [str(word) for word in rng.choice(DIGITS, rng.integers(TURN_DIGITS[0], TURN_DIGITS[1] + 1))]
+        words = tuple(str(word) for word in rng.choice(DIGITS, rng.integers(TURN_DIGITS[0], TURN_DIGITS[1] + 1)))
         for channel, voice in (("user", user), ("model", voices[0])):
-            place = [seed, list(SPEECH_SPLITS).index(split), index, 20, 2 * exchange + (channel == "model")]
+            place = (seed, list(SPEECH_SPLITS).index(split), index, 20, 2 * exchange + (channel == "model"))
             turns.append(_turn(channel, words, voice, place))
     return SourceDialogue(name, tuple(turns), "en")
 
 
-def _turn(channel: Channel, words: list[str], voice: Speaker, place: list[int]) -> SourceTurn:
-    """Rendered each time that it is loaded; only the times of its words are kept."""
+def _turn(channel: Channel, words: tuple[str, ...], voice: Speaker, place: tuple[int, ...]) -> SourceTurn:
+    """Rendered again when it is loaded, but for the latest: a long set does not fit into memory."""
     say = partial(_say, words, voice, place)
     spoken = say()
     return SourceTurn(channel, lambda: say().wave, spoken.text, spoken.words, speaker=voice.name)
 
 
-def _say(words: list[str], voice: Speaker, place: list[int]) -> Utterance:
+@lru_cache(maxsize=64)
+def _say(words: tuple[str, ...], voice: Speaker, place: tuple[int, ...]) -> Utterance:
     rng: Rng = np.random.default_rng(place)
     tones = [*(str(tone) for tone in rng.choice(GOES_ON, len(words) - 1)), ENDS]
     return say_digits(words, voice, rng, tones, [False] * len(words))

@@ -82,9 +82,10 @@ def room_tone(wave_T: np.ndarray, levels: Levels) -> np.ndarray:
 
 def shaped_noise(samples: int, gain_B: np.ndarray, rng: Rng) -> np.ndarray:
     """(samples,) of white noise of deviation 1 through gains at equally spaced frequencies from 0 to 12 kHz."""
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    size = -(-samples // 4096) * 4096  # without large primes, of which a transform is slow
+    spectrum = np.fft.rfft(rng.standard_normal(size))
     spectrum *= np.interp(np.linspace(0, 1, len(spectrum)), np.linspace(0, 1, len(gain_B)), gain_B)
-    return np.fft.irfft(spectrum, samples)
+    return np.fft.irfft(spectrum, size)[:samples]
 
 
 def noise_floor(samples: int, level: float, rng: Rng) -> np.ndarray:

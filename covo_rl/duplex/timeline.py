@@ -216,7 +216,7 @@ class Timeline:
     def render(self, seed: int) -> tuple[DuplexStream, np.ndarray]:
         """The stream and its wave, a whole number of chunks long."""
         samples = math.ceil(self.end / CHUNK_SECONDS) * CHUNK_SAMPLES
-        model_T = noise_floor(samples, _HISS, self.rng)
+        model_T = _HISS * self.rng.standard_normal(samples)
         for start, wave_T in self.said:
             model_T[start : start + len(wave_T)] += wave_T
         user = UserChannel(samples, self.tones, self.rng)
