@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from covo_rl.data import DataError
+from covo_rl.duplex import timeline
 from covo_rl.duplex.data import parse_stream, stream_content
 from covo_rl.duplex.digits import digit_dialogues
 from covo_rl.duplex.grid import chunk_of, decision_time
@@ -17,7 +18,7 @@ from covo_rl.duplex.presets import PRESETS, draw_pause, shift_chunk
 from covo_rl.duplex.simulate import Simulator
 from covo_rl.duplex.simulated_set import stream_statistics, write_simulated_set
 from covo_rl.duplex.sound import UserChannel, measure_levels, room_tone, speech_islands
-from covo_rl.duplex.sources import Recording, SourceTurn, SplitError, Surroundings, split_dialogues
+from covo_rl.duplex.sources import Recording, SourceDialogue, SourceTurn, SplitError, Surroundings, split_dialogues
 from covo_rl.duplex.stream_files import read_stream, read_streams
 from covo_rl.duplex.targets import stream_questions, stream_replies
 from covo_rl.run.commands.data import app
@@ -257,6 +258,47 @@ def test_the_microphone_hears_the_model_only_if_asked(dialogues):
     assert heard(True) > 0.02
 
 
+def test_recordings_that_are_digitally_silent_between_words_make_no_silent_stream():
+    """Also very quiet ones: the noise is never less than two steps of 16 bits."""
+    silent = np.zeros(RATE // 2)
+    wave_T = np.concatenate([silent, tone(0.4, 1e-3), silent[:4800], tone(0.5, 1e-3), silent])
+    asked = SourceTurn("user", lambda: wave_T, "one two")
+    said = SourceTurn("model", lambda: np.concatenate([tone(1), np.zeros(2 * RATE)]), "one two")
+    row = SourceDialogue("quiet", (asked, said))
+    for kind in ("pause", "back_channel", "hold"):
+        stream, wave_T2 = Simulator([row], PRESETS["test"], 0).stream(row, kind)
+        assert max(longest_run(channel) for channel in wave_T2.T) <= 0.01 * RATE
+        turn = stream.turns_of("user")[0]
+        assert turn.fragments[-1][1] - turn.fragments[-1][0] == pytest.approx(0.5, abs=0.03)
+
+
+def test_noise_lies_below_speech_by_the_ratio_that_is_noted(taught):
+    seen = 0
+    for stream, wave_T2 in taught:
+        (mark,) = stream.marks("noise")
+        ratio = float(mark.text.removeprefix("SNR ").removesuffix(" dB"))
+        turn = stream.turns_of("user")[0]
+        speech = rms_db(wave_T2[round(turn.start * RATE) : round(turn.end * RATE), 0])
+        assert 10 <= ratio <= 40
+        if ratio < 25:  # below that the room of the recording is louder
+            assert speech - rms_db(wave_T2[: round(0.2 * RATE), 0]) == pytest.approx(ratio, abs=3)
+            seen += 1
+    assert seen >= 1
+
+
+def test_side_talk_is_somebody_elses_and_weaker(dialogues, monkeypatch):
+    monkeypatch.setattr(timeline, "SIDE_TALK_SHARE", 1.0)
+    stream, _ = next(Simulator(dialogues, PRESETS["sft"], 1).streams())
+    (mark,) = stream.marks("side_talk")
+    by_id = {dialogue.id: dialogue for dialogue in dialogues}
+    other = by_id[stream.source[-1]]
+    assert not other.speakers & by_id[stream.source[0]].speakers
+    assert mark.text in [turn.text for turn in other.turns if turn.channel == "user"]
+    alone = Simulator(dialogues[:1], PRESETS["sft"], 1)
+    assert not next(alone.streams())[0].marks("side_talk")
+    assert alone.missed["side_talk"] == 1
+
+
 # -- splits and folders ------------------------------------------------------------------------------------------------
 
 
@@ -324,7 +366,7 @@ def simulate(*words):
 
 
 def test_the_command_writes_a_set_and_its_statistics(tmp_path):
-    path = save(tmp_path / "rows.jsonl", rows_of(tmp_path, digit_dialogues("validation", 3)))
+    path = save(tmp_path / "rows.jsonl", rows_of(tmp_path, digit_dialogues("validation", 2, exchanges=1)))
     out = tmp_path / "out"
     result = simulate("--dialogues", path, "--output", out, "--seed", 4, "--test-share", 0.3)
     assert result.exit_code == 0, result.output

@@ -17,7 +17,7 @@ SPREAD = 0.4
 
 
 @dataclass(frozen=True)
-class StreamPreset:
+class SimulationPreset:
     """How often what is drawn.
 
     `kinds`: what streams are made, one drawn by its share; without shares each of them from every dialogue. Of a whole
@@ -39,9 +39,9 @@ RL_SHARES: dict[StreamKind, float | None] = {
     "single": 4 / 15, "pause": 6 / 15, "back_channel": 2 / 15, "barge_in": 2 / 15, "hold": 1 / 15,
 }  # fmt: skip
 PRESETS = {
-    "sft": StreamPreset("sft", (0.18, 0.7), {"dialogue": None}, 0.35, 0.3, 0.3, 0.3),
-    "rl": StreamPreset("rl", (0.3, 3.0), RL_SHARES),
-    "test": StreamPreset("test", (1.0, 4.0), dict.fromkeys(RL_SHARES)),
+    "sft": SimulationPreset("sft", (0.18, 0.7), {"dialogue": None}, 0.35, 0.3, 0.3, 0.3),
+    "rl": SimulationPreset("rl", (0.3, 3.0), RL_SHARES),
+    "test": SimulationPreset("test", (1.0, 4.0), dict.fromkeys(RL_SHARES)),
 }
 
 
@@ -52,7 +52,7 @@ def draw_log_normal(rng: Rng, median: float, limits: tuple[float, float]) -> flo
             return value
 
 
-def draw_pause(rng: Rng, preset: StreamPreset) -> float:
+def draw_pause(rng: Rng, preset: SimulationPreset) -> float:
     """Seconds of a pause."""
     if preset.pause_median is not None:
         return draw_log_normal(rng, preset.pause_median, preset.pause_seconds)

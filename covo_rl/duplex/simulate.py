@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from covo_rl.duplex.data import DuplexStream
-from covo_rl.duplex.presets import StreamKind, StreamPreset
+from covo_rl.duplex.presets import SimulationPreset, StreamKind
 from covo_rl.duplex.sources import SourceDialogue, Surroundings, seeded
 from covo_rl.duplex.timeline import Timeline
 
@@ -29,7 +29,11 @@ class Simulator:
     """
 
     def __init__(
-        self, dialogues: Sequence[SourceDialogue], preset: StreamPreset, seed: int, around: Surroundings | None = None
+        self,
+        dialogues: Sequence[SourceDialogue],
+        preset: SimulationPreset,
+        seed: int,
+        around: Surroundings | None = None,
     ) -> None:
         self.dialogues, self.preset, self.seed = dialogues, preset, seed
         self.around = around or Surroundings(dialogues)

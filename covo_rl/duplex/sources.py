@@ -131,7 +131,7 @@ def seeded(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng([seed, *np.frombuffer(digest[:16], ">u4").tolist()])
 
 
-def source_problems(dialogues: Sequence[SourceDialogue]) -> list[Problem]:
+def dialogue_problems(dialogues: Sequence[SourceDialogue]) -> list[Problem]:
     """What keeps dialogues from becoming streams; recordings are not read."""
     problems, ids = [], set()
     for dialogue in dialogues:
@@ -157,7 +157,7 @@ def split_dialogues(
     """
     if not 0 <= test_share < 1:
         raise SplitError(f"a test share of {test_share}: it is 0 or more, and below 1")
-    if problems := source_problems(dialogues):
+    if problems := dialogue_problems(dialogues):
         raise DataError("dialogues", problems)
     if not test_share:
         return {"train": list(dialogues), "test": []}

@@ -11,7 +11,7 @@ import numpy as np
 
 from covo_rl.duplex.data import DuplexMark, DuplexStream, DuplexTurn
 from covo_rl.duplex.grid import CHUNK_SAMPLES, CHUNK_SECONDS, chunk_of, sound_start
-from covo_rl.duplex.presets import StreamKind, StreamPreset, draw_pause, shift_chunk
+from covo_rl.duplex.presets import SimulationPreset, StreamKind, draw_pause, shift_chunk
 from covo_rl.duplex.sound import FADE, Rng, UserChannel, noise_floor, two_channels
 from covo_rl.duplex.sources import Recording, SourceDialogue, SourceTurn, Surroundings
 from covo_rl.speech.grid import RATE, pad_to_codes
@@ -37,7 +37,7 @@ class Timeline:
     """A stream while it is made: turns and marks in seconds, pieces of sound in samples."""
 
     def __init__(
-        self, name: str, dialogue: SourceDialogue, preset: StreamPreset, rng: Rng, around: Surroundings
+        self, name: str, dialogue: SourceDialogue, preset: SimulationPreset, rng: Rng, around: Surroundings
     ) -> None:
         self.name, self.dialogue, self.preset, self.rng, self.around = name, dialogue, preset, rng, around
         self.missed: Counter[str] = Counter()

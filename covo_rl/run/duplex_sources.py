@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from covo_rl.data.read import DataError, Problem
 from covo_rl.data.sources import source_name
-from covo_rl.duplex.sources import Recording, SourceDialogue, SourceTurn, source_problems
+from covo_rl.duplex.sources import Recording, SourceDialogue, SourceTurn, dialogue_problems
 from covo_rl.speech.rows import SpeechRow, read_speech_rows, recording_problems
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRow, DialogueTurn, read_dialogues
 from covo_rl.synth.back_channels import BACK_CHANNEL_SECONDS
@@ -29,7 +29,7 @@ def source_dialogues(source: Source, audio_dir: str | Path | None = None) -> lis
     problems = [problem for row in rows for turn in row.turns if (problem := _without_sound(turn))]
     problems += recording_problems(turn.said for row in rows for turn in row.turns if turn.said.clip is not None)
     dialogues = [_dialogue(row) for row in rows]
-    problems += source_problems(dialogues)
+    problems += dialogue_problems(dialogues)
     if problems:
         raise DataError(source_name(source), problems)
     return dialogues
