@@ -22,6 +22,7 @@ from covo_rl.duplex.sources import Recording, SourceDialogue, SourceTurn, SplitE
 from covo_rl.duplex.stream_files import read_stream, read_streams
 from covo_rl.duplex.targets import stream_questions, stream_replies
 from covo_rl.run.commands.data import app
+from covo_rl.run.duplex_sources import read_back_channels
 from covo_rl.synth.back_channels import BACK_CHANNELS, listener, say_back_channel
 from covo_rl.synth.speech import write_wav
 
@@ -52,8 +53,9 @@ def tone(seconds, level=0.3, hz=440):
 
 def longest_run(wave_T):
     """Samples in the longest run of equal values, as 16 bits."""
-    changes = np.flatnonzero(np.diff(np.round(wave_T * 32_767).astype(int)))
-    return int(np.diff([-1, *changes, len(wave_T) - 1]).max())
+    values_T = np.round(wave_T * 32_767).astype(np.int16)
+    changes = np.flatnonzero(values_T[1:] != values_T[:-1])
+    return int(np.diff(np.concatenate([[-1], changes, [len(wave_T) - 1]])).max())
 
 
 def rms_db(wave_T):
@@ -246,6 +248,21 @@ def test_back_channels_last_0_2_to_0_6_s_in_every_language():
             assert text in BACK_CHANNELS.get(language or "", BACK_CHANNELS[""])
             assert 0.2 <= len(wave_T) / RATE <= 0.6
             assert np.sqrt(np.mean(wave_T**2)) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_recorded_back_channels_are_taken_as_they_are(tmp_path, dialogues):
+    for name, seconds in (("mm", 0.4), ("long", 1.2)):
+        write_wav(tmp_path / f"{name}.wav", bursts(0.0, 0.2, seconds, 0.2))
+    rows = [{"id": name, "audio": f"{name}.wav", "text": name} for name in ("mm", "long")]
+    with pytest.raises(DataError, match=r"long: 1.2\d s of speech: a back-channel has 0.2 to 0.6 s"):
+        read_back_channels(save(tmp_path / "rows.jsonl", rows))
+    recorded = read_back_channels(save(tmp_path / "rows.jsonl", rows[:1]))
+    simulator = Simulator(dialogues[:1], PRESETS["test"], 0, Surroundings((), recorded))
+    stream, wave_T2 = simulator.stream(dialogues[0], "back_channel")
+    (mark,) = stream.marks("back_channel")
+    assert (mark.text, mark.end - mark.start) == ("mm", pytest.approx(0.4, abs=0.03))
+    heard = np.abs(np.fft.rfft(wave_T2[round(mark.start * RATE) : round(mark.end * RATE), 0]))
+    assert heard.argmax() * RATE / (2 * (len(heard) - 1)) == pytest.approx(440, abs=5)
 
 
 def test_the_microphone_hears_the_model_only_if_asked(dialogues):

@@ -180,7 +180,7 @@ class _StreamReader:
             self.wrong(f"its fragments are {printable(values)}, not a list of [start, end]")
             return
         for number, pair in enumerate(values, 1):
-            yield self.span(*pair, f"its fragment {number}:")
+            yield self.span(pair[0], pair[1], f"its fragment {number}:")
 
     def mark(self, value: Any) -> DuplexMark | None:
         if not self.keys(value, ("type", "channel", "start", "end"), ("text",)) or not self.channel(value):

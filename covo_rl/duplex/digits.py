@@ -36,7 +36,8 @@ def _dialogue(split: str, index: int, seed: int, voices: list[Speaker], exchange
     turns: list[SourceTurn] = []
     for exchange in range(exchanges):
         words = tuple(str(word) for word in rng.choice(DIGITS, rng.integers(TURN_DIGITS[0], TURN_DIGITS[1] + 1)))
-        for channel, voice in (("user", user), ("model", voices[0])):
+        who: tuple[tuple[Channel, Speaker], ...] = (("user", user), ("model", voices[0]))
+        for channel, voice in who:
             place = (seed, list(SPEECH_SPLITS).index(split), index, 20, 2 * exchange + (channel == "model"))
             turns.append(_turn(channel, words, voice, place))
     return SourceDialogue(name, tuple(turns), "en")

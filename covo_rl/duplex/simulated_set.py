@@ -19,13 +19,13 @@ from covo_rl.data.read import DataError, Problem
 from covo_rl.duplex.data import DuplexStream
 from covo_rl.duplex.presets import PRESETS
 from covo_rl.duplex.simulate import Simulator
-from covo_rl.duplex.sources import SourceDialogue, Surroundings, split_dialogues
+from covo_rl.duplex.sources import SourceDialogue, Split, Surroundings, split_dialogues
 from covo_rl.duplex.stream_files import write_stream
 from covo_rl.types import UserError
 
 STATISTICS = "statistics.json"
 #: preset -> the part of the dialogues that it is made of
-PART = {"sft": "train", "rl": "train", "test": "test"}
+PART: dict[str, Split] = {"sft": "train", "rl": "train", "test": "test"}
 
 
 class SimulationError(UserError, ValueError):

@@ -140,8 +140,9 @@ def _listening(turn: DuplexTurn, first: int, until: int) -> StreamQuestion:
 def _speaking(stream: DuplexStream, turn: DuplexTurn, reply: StreamReply) -> StreamQuestion:
     """Of several things that happen in a reply the barge-in counts, then the first back-channel."""
     first, count = reply.shift + 1, reply.end - reply.shift - 1
-    for kind, marks in (("barge_in", stream.marks("barge_in")), ("back_channel", stream.marks("back_channel"))):
-        for mark in marks:
+    kinds: tuple[Literal["barge_in", "back_channel"], ...] = ("barge_in", "back_channel")
+    for kind in kinds:
+        for mark in stream.marks(kind):
             if mark.channel == "user" and turn.start <= mark.start < turn.end:
                 return StreamQuestion(kind, first, count, mark.end, mark.start)
     return StreamQuestion("hold", first, count)
