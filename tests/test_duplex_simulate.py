@@ -347,6 +347,8 @@ def test_dialogues_that_share_a_speaker_through_others_stay_together(dialogues):
         split_dialogues(rows[:3], 0.3, 0)
     with pytest.raises(DataError, match="d0: another dialogue has this id"):
         split_dialogues([rows[0], rows[0]], 0.3, 0)
+    with pytest.raises(DataError, match=r"the codes are of 2 tokenizers \(t1, t2\)"):
+        split_dialogues([replace(rows[0], tokenizer="t2"), replace(rows[3], tokenizer="t1")], 0.3, 0)
 
 
 def test_a_single_exchange_is_barged_into_by_what_the_same_user_says_next():

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from covo_rl.data.read import DataError, Problem
+from covo_rl.data.read import DataError, Problem, some
 from covo_rl.duplex.data import Channel, Span
 from covo_rl.duplex.sound import CONTEXT, measure_levels, room_tone, speech_islands
 from covo_rl.speech.grid import RATE
@@ -143,6 +143,10 @@ def dialogue_problems(dialogues: Sequence[SourceDialogue]) -> list[Problem]:
         if dialogue.id in ids:
             problems.append(Problem(dialogue.id, "another dialogue has this id"))
         ids.add(dialogue.id)
+    digests = sorted({dialogue.tokenizer for dialogue in dialogues if dialogue.tokenizer})
+    if len(digests) > 1:  # one stream may be made of two dialogues
+        what = f"the codes are of {len(digests)} tokenizers ({some(digests)}): encode all of them with one"
+        problems.append(Problem("dialogues", what))
     return problems
 
 
