@@ -192,6 +192,5 @@ def trunk_caches(
     caches = {}
     for stop in sorted(set(stops)):
         caches[stop] = deepcopy(whole)
-        if later := len(trunk.ids) - trunk.due[stop] - 1:
-            caches[stop].crop(-later)
+        caches[stop].crop(trunk.due[stop] + 1 - len(trunk.ids))  # below 0: so many go
     return caches
