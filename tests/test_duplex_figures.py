@@ -141,9 +141,9 @@ def test_draws_depend_on_seed_and_id_alone():
 
 
 def test_cues_come_in_their_shares_and_can_be_removed():
-    streams, bare = draw_streams("test", {"pause": 1500}, seed=0), draw_streams("test", {"pause": 1500}, 0, cue="none")
+    streams, bare = draw_streams("test", {"pause": 500}, seed=0), draw_streams("test", {"pause": 500}, 0, cue="none")
     for cue, share in CUES.items():
-        assert sum(s.cue == cue for s in streams) / 1500 == pytest.approx(share, abs=0.04)
+        assert sum(s.cue == cue for s in streams) / 500 == pytest.approx(share, abs=0.07)
     for stream, other in zip(streams, bare, strict=True):
         assert other.cue == "none" and (stream.pauses, stream.turn_end) == (other.pauses, other.turn_end)
         last = [sound for sound in other.sounds if sound.end in (stream.turn_end, *[s for s, _ in stream.pauses])]

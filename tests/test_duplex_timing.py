@@ -111,7 +111,7 @@ def test_every_estimator_learns_to_wait_for_the_end(estimator):
     # sure of stopping at decision 1, inside the pause; 3 is the first after the end
     z_K = torch.tensor([-4.0, 3.0, -1.0, 1.0, 1.0, 0.0, 0.0, 0.0], requires_grad=True)
     start, optimiser, rng = z_K.detach().clone(), torch.optim.Adam([z_K], lr=0.1), np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(100):
         loss, metrics = timing_loss([z_K], [np.array(REWARDS)], TimingOptions(estimator), rng, [start])
         optimiser.zero_grad()
         loss.backward()
@@ -121,10 +121,10 @@ def test_every_estimator_learns_to_wait_for_the_end(estimator):
 
 def test_shuffled_rewards_have_no_direction():
     rng, total = np.random.default_rng(0), torch.zeros(8, dtype=torch.float64)
-    for _ in range(2000):
+    for _ in range(800):
         shuffled = torch.tensor(shuffled_stops(np.array(REWARDS), rng))
         total += slope(lambda z, _, shuffled=shuffled: exact_loss(z, shuffled, scale=False))
-    assert (total / 2000).norm() < 0.1 * gradient_of_j().norm()
+    assert (total / 800).norm() < 0.2 * gradient_of_j().norm()
 
 
 def test_gold_updates_raise_the_prescribed_stop():

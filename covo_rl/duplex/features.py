@@ -172,7 +172,7 @@ def _stream(name: str, kind: str, plan: StreamPreset, rng: np.random.Generator, 
     event, event_end = _event(kind, onset, rng)
     reply = tuple(sound.word for sound in sounds if sound.word < FUNCTION_WORD)[:length]
     stop, chunks = length, shift + length + 4
-    if kind == "barge_in":
+    if kind == "barge_in" and event_end is not None:
         stop, chunks = chunk_of(onset) + BREAK_AFTER - shift - 1, max(chunk_of(event_end), shift + length + 1)
     return FeatureStream(
         **common, sounds=(*sounds, *event), chunks=chunks, first_chunk=shift + 1, decisions=length,
