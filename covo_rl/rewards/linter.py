@@ -17,6 +17,7 @@ from typing import Any
 from covo_rl.prompt import parse, reference_completion
 from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
+from covo_rl.rewards.duplex_lint import policy_problems, times, timing_problems
 from covo_rl.rewards.scoring import Component, components
 from covo_rl.rewards.spoken_lint import hears, spoken_problems
 from covo_rl.rewards.worker import run_components
@@ -161,16 +162,22 @@ def lint(
 
     `rewards` is a RewardConfig, or what `components` takes. `full` is the form behind `covo-rl rewards check`: all
     cases for all rewards, determinism, speed, pickling, and full marks for the gold answer of any reward. Rewards that
-    hear have questions of their own (spoken_lint.py), `scorer_model` among them where there is no config to say it.
+    hear have questions of their own (spoken_lint.py), `scorer_model` among them where there is no config to say it; so
+    have those that judge when a duplex rollout stops (duplex_lint.py), each and, where several are given, their sum.
     """
     scorer, judged = getattr(rewards, "scorer_model", scorer_model), getattr(rewards, "judge_audio", False)
-    return [
-        Finding(term.name, check, what)
-        for term in components(getattr(rewards, "rewards", rewards))
-        for check, what in (
-            spoken_problems(term, examples, full, scorer, judged) if hears(term) else _problems(term, examples, full)
-        )
-    ]
+
+    def problems(term: Component) -> Iterator[tuple[str, str]]:
+        if times(term):
+            return timing_problems(term, full)
+        return spoken_problems(term, examples, full, scorer, judged) if hears(term) else _problems(term, examples, full)
+
+    terms = components(getattr(rewards, "rewards", rewards))
+    findings = [Finding(term.name, check, what) for term in terms for check, what in problems(term)]
+    timing = [term for term in terms if times(term)]
+    if len(timing) > 1:
+        findings += [Finding("+".join(term.name for term in timing), *problem) for problem in policy_problems(timing)]
+    return findings
 
 
 def _problems(term: Component, examples: Sequence[Example], full: bool) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from covo_rl.prompt import build_prompt, written_texts
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import components, lint
+from covo_rl.rewards.duplex_lint import check_timing
 from covo_rl.rewards.spoken_lint import check_hearing
 from covo_rl.run import doctor, questions
 from covo_rl.run.checks import check_before_loading, check_code_options
@@ -58,6 +59,7 @@ class Setup:
         check_before_loading(options)
         self._refuse(engine_problems(options, self.ranks))
         self.terms = components(options.reward.rewards)
+        check_timing(self.terms)
         set_seed(options.train.seed % 2**32)  # rollouts have generators of their own, seeded by step and prompt
         with self.accelerator.main_process_first():  # which renders a built-in set
             questions.rendered_set(options.data)

@@ -6,6 +6,8 @@ that the published `config.json` lacks have its values as defaults.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config, WhisperConfig
@@ -20,6 +22,9 @@ ENCODER_DEFAULTS: dict[str, Any] = {
     "num_mel_bins": 128, "max_source_positions": 1500,
 }  # fmt: skip
 FRAMES_PER_POSITION = 2  # the encoder's second convolution has stride 2
+#: decisions of a model that listens while it speaks, in the order of their default ids before audio code 0
+CONTROLS = ("think", "shift", "break")
+LEFT_CHUNKS = 50  # 8 s
 
 
 class CovoAudioConfig(PreTrainedConfig):
@@ -30,8 +35,12 @@ class CovoAudioConfig(PreTrainedConfig):
     `turn_end_token_id` ends an answer in mode "a2ta", `text_end_token_id` in mode "a2t".
     Segment length follows from `encoder_config.max_source_positions` (1500 positions = 30 s).
 
-    Raises ValueError for an `adapter_downsample` that is not a power of two of at least 2, and for a vocabulary that
-    ends before `audio_token_index`.
+    `duplex` is None, or what a model that listens while it speaks has besides: the ids `think`, `shift`, `break`
+    (default: the three before audio code 0) and `text_pad` (default: `text_end_token_id`), the `silence_codes` that
+    fill up a reply, and of the streaming encoder `left_chunks` (None: all) and `mel_peak`.
+
+    Raises ValueError for an `adapter_downsample` that is not a power of two of at least 2, for a vocabulary that
+    ends before `audio_token_index`, and for everything that is wrong in `duplex`, at once.
     """
 
     model_type = "covo_audio"
@@ -58,6 +67,7 @@ class CovoAudioConfig(PreTrainedConfig):
     feature_sampling_rate: int = 16000
     whisper_feats_dim: int | None = None
     tie_word_embeddings: bool = False
+    duplex: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.llm_config = _sub_config(self.llm_config, Qwen2Config, LLM_DEFAULTS)
@@ -77,6 +87,8 @@ class CovoAudioConfig(PreTrainedConfig):
                 f"llm_config.vocab_size={self.llm_config.vocab_size} ends before audio_token_index="
                 f"{self.audio_token_index}, the id of audio code 0; a model without audio codes sets them equal"
             )
+        if self.duplex is not None:
+            self.duplex = duplex_section(self.duplex, self)
         super().__post_init__(**kwargs)
 
     @property
@@ -102,3 +114,49 @@ def _sub_config(value: Any, kind: type, defaults: dict[str, Any]) -> Any:
     values = {**defaults, **(value or {})}
     values.pop("model_type", None)
     return kind(**values)
+
+
+def duplex_section(given: Any, config: CovoAudioConfig) -> dict[str, Any]:
+    """`given` with the defaults of what it lacks; raises ValueError for all that does not fit `config`, at once."""
+    defaults = {name: config.audio_token_index - 3 + place for place, name in enumerate(CONTROLS)} | {
+        "text_pad": config.text_end_token_id, "silence_codes": [], "left_chunks": LEFT_CHUNKS, "mel_peak": 0.0,
+    }  # fmt: skip
+    if not isinstance(given, Mapping) or (unknown := sorted(map(str, set(given) - set(defaults)))):
+        what = f"has unknown keys {unknown}" if isinstance(given, Mapping) else f"is {given!r}"
+        raise ValueError(f"duplex {what}; it is a mapping with {', '.join(defaults)}, or null")
+    section = {**defaults, **given, "silence_codes": list(given.get("silence_codes") or [])}
+    if problems := [*_id_problems(section, config), *_stream_problems(section, config.num_audio_codes)]:
+        raise ValueError("; ".join(["duplex does not fit the model", *problems]))
+    return section
+
+
+def _id_problems(section: Mapping[str, Any], config: CovoAudioConfig) -> list[str]:
+    marks = ("audio_placeholder_token_id", "audio_bos_token_id", "audio_eos_token_id", "turn_end_token_id")
+    taken = {getattr(config, name): name for name in marks}
+    problems = []
+    for name in (*CONTROLS, "text_pad"):
+        value = section[name]
+        if not _is_index(value, config.audio_token_index):
+            problems.append(f"{name}={value!r} is no id of the text, 0 to {config.audio_token_index - 1}")
+        elif value in taken:
+            problems.append(f"{name}={value} is the id of {taken[value]}")
+        else:
+            taken[value] = name
+    return problems
+
+
+def _stream_problems(section: Mapping[str, Any], codes: int) -> list[str]:
+    problems = []
+    if bad := [code for code in section["silence_codes"] if not _is_index(code, codes)]:
+        there = f"0 to {codes - 1}" if codes else "none"
+        problems.append(f"silence_codes has {bad}: the model's audio codes are {there} (codes, not ids)")
+    chunks, peak = section["left_chunks"], section["mel_peak"]
+    if chunks is not None and not _is_index(chunks, math.inf):
+        problems.append(f"left_chunks={chunks!r}: a whole number of chunks from 0 on, or null for all")
+    if isinstance(peak, bool) or not isinstance(peak, (int, float)) or not math.isfinite(peak):
+        problems.append(f"mel_peak={peak!r}: a finite number (log10 of a mel power)")
+    return problems
+
+
+def _is_index(value: Any, end: float) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end

@@ -1,10 +1,12 @@
-"""`covo-rl data`: check, profile and convert question sets; build and look at packed rows of pre-training.
+"""`covo-rl data`: check, profile and convert question sets; build and look at packed rows of pre-training; simulate
+full-duplex streams.
 
 covo-rl data check train.json --audio-dir audio --max-seconds 30 --against mmau-test-mini.json --against-audio-dir mmau
 covo-rl data profile train.json --audio-dir audio --model builtin:tiny --output runs/profile
 covo-rl data convert train_qa.jsonl train.json --to mmau
 covo-rl data build --config recipes/configs/pretrain_tiny.yaml --rows 20 --output runs/rows
 covo-rl data inspect runs/rows --row 3 --html row.html
+covo-rl data simulate-duplex --dialogues rows.jsonl --output data/duplex --seed 0
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Check, profile and convert question sets: CSV, JSON, JSONL, parquet, audio and datasets folders, the hub. "
-    "Build and look at packed rows of pre-training.",
+    "Build and look at packed rows of pre-training. Simulate full-duplex streams.",
 )
 
 AudioDir = Annotated[Path | None, typer.Option(help="folder that audio paths start from; default: that of the file")]
@@ -227,6 +229,45 @@ def inspect_command(
             say(f"page: {html}")
     if any(document.problems for document in shown.documents):
         raise typer.Exit(1)
+
+
+@app.command("simulate-duplex")
+def simulate_duplex_command(
+    dialogues: Annotated[str, typer.Option(help="rows of dialogues: turns of user and assistant, all recorded")],
+    output: Annotated[Path, typer.Option(help="a new folder for sft/, rl/, test/ and statistics.json")],
+    seed: Annotated[int, typer.Option(min=0, help="of all draws, each of which depends on it and the row's id")] = 0,
+    audio_dir: AudioDir = None,
+    preset: Annotated[list[str] | None, typer.Option(help="sft, rl or test; default: all; may be repeated")] = None,
+    test_share: Annotated[float, typer.Option(help="of dialogues for test/, whose users are in no other part")] = 0.2,
+    back_channels: Annotated[
+        str | None, typer.Option(help="rows of speech, 0.2 to 0.6 s; default: synthesised, by language")
+    ] = None,
+    echo: Annotated[
+        bool, typer.Option("--echo", help="the user's microphone hears the model, 25 to 40 dB down")
+    ] = False,
+) -> None:
+    """Make two-channel streams of half-duplex dialogues: pauses, back-channels, barge-ins, noise, side talk.
+
+    A stream is a folder: stereo.wav (left the user, right the model) and events.json.
+    """
+    from covo_rl.duplex.presets import PRESETS
+    from covo_rl.duplex.simulated_set import STATISTICS, write_simulated_set
+    from covo_rl.duplex.sources import Surroundings
+    from covo_rl.run.duplex_sources import read_back_channels, source_dialogues
+
+    with user_errors("covo-rl data simulate-duplex"):
+        sources = source_dialogues(dialogues, audio_dir)
+        sounds = read_back_channels(back_channels) if back_channels else ()
+        written = write_simulated_set(
+            output, sources, seed, presets=preset or list(PRESETS), test_share=test_share,
+            around=Surroundings(sources, sounds, echo), progress=say,
+        )  # fmt: skip
+    for name in PRESETS:
+        missed = {what: count for what, count in written.get(name, {}).get("missed", {}).items() if count}
+        if missed:
+            places = ", ".join(f"{what} {count}" for what, count in missed.items())
+            say(f"note: {name}: no place in the dialogue for {places}")
+    say(f"{output}; what it holds is in {output / STATISTICS}")
 
 
 def _stop(message: str) -> typer.Exit:

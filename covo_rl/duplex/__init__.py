@@ -1,0 +1,1 @@
+"""Full duplex: a model that listens while it speaks."""

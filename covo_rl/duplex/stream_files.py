@@ -1,0 +1,110 @@
+"""The two files of a stream, stereo.wav and events.json, in a folder of its own, read strictly. No torch."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from covo_rl.data.files import write_json
+from covo_rl.data.read import DataError, Problem, broken, checked_lines, printable, read_text
+from covo_rl.duplex.data import SLACK, DuplexStream, parse_stream, stream_content
+from covo_rl.speech.grid import RATE
+
+#: names of the two files
+STEREO, EVENTS = "stereo.wav", "events.json"
+
+
+def write_stream(folder: Path, stream: DuplexStream, wave_T2: np.ndarray) -> None:
+    """Write both files of a stream into `folder`, which is made. wave_T2: (T, 2) float within [-1, 1] at 24 kHz.
+
+    Raises:
+        DataError: the stream is not as `parse_stream` wants it, or not as long as its wave; nothing is written.
+    """
+    content = stream_content(stream)
+    parse_stream(content, str(folder / EVENTS))
+    if wave_T2.ndim != 2 or wave_T2.shape[1] != 2:
+        raise broken(folder / STEREO, f"a wave of shape {wave_T2.shape}: expected (samples, 2)")
+    if what := _length_problem(stream, len(wave_T2)) or ("" if np.abs(wave_T2).max(initial=0) <= 1 else "it clips"):
+        raise broken(folder / STEREO, what)
+    folder.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(folder / STEREO), "wb") as file:
+        file.setparams((2, 2, RATE, len(wave_T2), "NONE", ""))
+        file.writeframes(np.round(wave_T2 * 32_767).astype("<i2").tobytes())
+    write_json(folder / EVENTS, content, indent=1)
+
+
+def read_stream(folder: str | Path) -> tuple[DuplexStream, np.ndarray]:
+    """The stream of a folder and its wave, (T, 2) float32.
+
+    Raises:
+        DataError: everything that is wrong with either file.
+    """
+    stream, wave_T2 = read_events(Path(folder) / EVENTS), read_stereo(Path(folder) / STEREO)
+    if what := _length_problem(stream, len(wave_T2)):
+        raise broken(folder, what)
+    return stream, wave_T2
+
+
+def read_streams(folder: str | Path) -> dict[Path, DuplexStream]:
+    """Folder of a stream -> the stream, for all that lie in `folder`, in order of their names; waves are not read.
+
+    Raises:
+        DataError: everything that is wrong with any of them, two of the same id, or there is none.
+    """
+    streams: dict[Path, DuplexStream] = {}
+    problems: list[Problem] = []
+    for path in sorted(Path(folder).glob(f"*/{EVENTS}")):
+        try:
+            streams[path.parent] = read_events(path)
+        except DataError as error:
+            problems += [Problem(path.parent.name, problem.what) for problem in error.problems]
+        if not (path.parent / STEREO).is_file():
+            problems.append(Problem(path.parent.name, f"it has no {STEREO}"))
+    if not streams and not problems:
+        raise broken(folder, f"no stream: expected folders that hold {STEREO} and {EVENTS}")
+    ids: dict[str, Path] = {}
+    for path, stream in streams.items():
+        if (other := ids.setdefault(stream.id, path)) != path:
+            problems.append(Problem(path.name, f"its id {printable(stream.id)} is also that of {other.name}"))
+    if problems:
+        raise DataError(str(folder), problems)
+    return streams
+
+
+def read_events(path: str | Path) -> DuplexStream:
+    """The stream of an events.json.
+
+    Raises:
+        DataError: everything that is wrong with it.
+    """
+    lines = [*checked_lines([read_text(Path(path), "events of a stream are JSON")])]
+    if faults := lines[0][2] if lines else ["it is empty"]:
+        raise DataError(str(path), [Problem("file", what) for what in faults])
+    return parse_stream(lines[0][1], str(path))
+
+
+def read_stereo(path: str | Path) -> np.ndarray:
+    """(T, 2) float32 of a wav of two channels, 24 kHz, 16 bit.
+
+    Raises:
+        DataError: there is no such file, it is cut, or of another kind.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            kind = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
+            expected, data = file.getnframes(), file.readframes(file.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise broken(path, f"not a wav that can be read: {error}") from error
+    if kind != (2, 16, RATE):
+        what = f"{kind[0]} channels, {kind[1]} bit, {kind[2]} Hz; a stream has 2 channels, 16 bit, {RATE} Hz"
+        raise broken(path, f"{what}: `ffmpeg -i IN -ac 2 -ar {RATE} -sample_fmt s16 OUT.wav`")
+    if len(data) != 4 * expected or not expected:
+        raise broken(path, f"truncated, {len(data) // 4} of {expected} samples can be read; copy the file again")
+    return np.frombuffer(data, "<i2").reshape(-1, 2).astype(np.float32) / 32_768
+
+
+def _length_problem(stream: DuplexStream, samples: int) -> str:
+    given, seconds = stream.seconds, samples / RATE
+    return f"{seconds:.4f} s of sound, its events say {given:.4f} s" if abs(seconds - given) > SLACK else ""

@@ -1,0 +1,196 @@
+"""One forward for all rollouts of a stream: the hazard of stopping at each of its decisions.
+
+Until its first SHIFT every listening rollout is `U T U T ...`, until its first BREAK every speaking one is the same
+reply. That path is the trunk; a rollout leaves it at one decision, so one forward over it holds the distribution of
+all rollouts, and G of them cost what one costs.
+
+    listening_trunk(prefix, chunks, ids)              prefix | U T | U T | ... | U
+    speaking_trunk(prefix, begun, reply, ids)         prefix | U T | ... | U S | U w cccc | U _ cccc | ... | U
+    stop_logits(family, trunks, features, ids)        z_K of each: log P(stop) - log P(go on), over the legal ids
+
+U is the placeholder, its embedding replaced by the chunk's feature. `ids` says which id is what (`DecisionIds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import DynamicCache
+
+from covo_rl.duplex.grid import CHUNK_CODES
+from covo_rl.policy.rows import decoder_call
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily
+
+
+class DecisionIds(Protocol):
+    """The ids that decisions are made of. Text is every id below `first_code` that is none of the others."""
+
+    @property
+    def think(self) -> int: ...
+    @property
+    def shift(self) -> int: ...
+    @property
+    def break_(self) -> int: ...
+    @property
+    def text_pad(self) -> int: ...
+    @property
+    def placeholder(self) -> int: ...
+    @property
+    def audio_bos(self) -> int: ...
+    @property
+    def audio_eos(self) -> int: ...
+    @property
+    def first_code(self) -> int: ...
+    @property
+    def marks(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The path of a stream up to its last decision, which nothing follows.
+
+    `ids` all of it; `places` of its chunks' U, one per feature; the last `decisions` of them are due, the K of the
+    hazards. `listening` ones choose between SHIFT and THINK, others between BREAK and what goes on; `text_open` (K,)
+    says of these whether text may still come.
+    """
+
+    ids: tuple[int, ...]
+    places: tuple[int, ...]
+    decisions: int
+    listening: bool
+    text_open: tuple[bool, ...] = ()
+
+    @property
+    def due(self) -> tuple[int, ...]:
+        """Positions of the U whose decisions are due."""
+        return self.places[len(self.places) - self.decisions :]
+
+
+@dataclass(frozen=True)
+class ReplyChunk:
+    """What the model says in one chunk: an id of text, or None once the text is out, and four ids of codes."""
+
+    text: int | None
+    codes: tuple[int, ...]
+
+
+def listening_trunk(prefix: Sequence[int], chunks: int, ids: DecisionIds) -> Trunk:
+    """A model that has not spoken yet, over `chunks` chunks of the user; `prefix` as it stands before chunk 0."""
+    path, places = _listened(prefix, chunks, ids)
+    return Trunk(tuple(path[:-1]), tuple(places), chunks, True)
+
+
+def speaking_trunk(prefix: Sequence[int], begun: int, reply: Sequence[ReplyChunk], ids: DecisionIds) -> Trunk:
+    """A model that says SHIFT in chunk `begun` and then `reply`, one chunk of it per chunk of the user.
+
+    Raises:
+        ValueError: no reply, a chunk without four codes, or text after its end.
+    """
+    texts = [chunk.text is not None for chunk in reply]
+    if not reply or any(len(chunk.codes) != CHUNK_CODES for chunk in reply):
+        raise ValueError(f"a reply of {len(reply)} chunks with {sorted({len(c.codes) for c in reply})} codes: one or "
+                         f"more chunks of {CHUNK_CODES} codes are spoken")  # fmt: skip
+    if True in (late := texts[texts.index(False) :] if False in texts else []):
+        raise ValueError(f"chunk {len(texts) - len(late) + late.index(True)} of a reply holds text after its end")
+    path, places = _listened(prefix, begun + 1, ids)
+    path[-1] = ids.shift
+    for chunk in reply:
+        places.append(len(path))
+        path += [ids.placeholder, ids.text_pad if chunk.text is None else chunk.text, *chunk.codes]
+    # text is closed by its first pad: the decision of that chunk was still open
+    opened = (True, *texts[:-1])
+    return Trunk(tuple(path[: places[-1] + 1]), tuple(places), len(reply), False, opened)
+
+
+def _listened(prefix: Sequence[int], chunks: int, ids: DecisionIds) -> tuple[list[int], list[int]]:
+    """Earlier turns in `prefix` have chunks too."""
+    path = [*prefix, *[ids.placeholder, ids.think] * chunks]
+    return path, [place for place, token in enumerate(path) if token == ids.placeholder]
+
+
+def decision_states(
+    family: AudioFamily, trunks: Sequence[Trunk], features: Sequence[torch.Tensor], cache: DynamicCache | None = None
+) -> list[torch.Tensor]:
+    """Hidden states (K, D) at the decisions of each trunk, in one padded forward; `features` (chunks, D) each.
+
+    Raises:
+        ValueError: a trunk with more or fewer features than chunks.
+    """
+    for i, (trunk, feature) in enumerate(zip(trunks, features, strict=True)):
+        if len(feature) != len(trunk.places):
+            raise ValueError(f"trunk {i} has {len(trunk.places)} chunks and {len(feature)} features: one per chunk")
+    longest = max(len(trunk.ids) for trunk in trunks)
+    device = family.embed_tokens.weight.device
+    pads = [[family.pad_token_id] * (longest - len(trunk.ids)) for trunk in trunks]
+    ids_NT = torch.tensor([[*trunk.ids, *pad] for trunk, pad in zip(trunks, pads, strict=True)], device=device)
+    # right-padded, and positions look back only: no mask is needed
+    embeds_NTD = family.embed_tokens(family.embeddable(ids_NT))
+    rows = torch.tensor([i for i, trunk in enumerate(trunks) for _ in trunk.places], device=device)
+    places = torch.tensor([place for trunk in trunks for place in trunk.places], device=device)
+    heard = torch.cat([feature.to(device, embeds_NTD.dtype) for feature in features])
+    embeds_NTD = embeds_NTD.index_put((rows, places), heard)
+    positions_NT = torch.arange(longest, device=device).expand(len(trunks), -1)
+    options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
+    hidden_NTD = decoder_call(family, ids_NT, embeds_NTD, position_ids=positions_NT, **options)
+    return [hidden_NTD[i, list(trunk.due)] for i, trunk in enumerate(trunks)]
+
+
+def stop_logits(
+    family: AudioFamily, trunks: Sequence[Trunk], features: Sequence[torch.Tensor], ids: DecisionIds
+) -> list[torch.Tensor]:
+    """z (K,) float32 of each trunk: the logit of stopping against all else that is legal; hazard = sigmoid(z)."""
+    return hazard_logits(family, trunks, decision_states(family, trunks, features), ids)
+
+
+def hazard_logits(
+    family: AudioFamily, trunks: Sequence[Trunk], states: Sequence[torch.Tensor], ids: DecisionIds
+) -> list[torch.Tensor]:
+    """The same from hidden states (K, D) at the decisions.
+
+    Only SHIFT and THINK, or BREAK, text_pad and text while it is open, count: what is not legal has no part in the
+    softmax, as in sampling. Text against text is no decision of this kind and gets no gradient from it.
+    """
+    spoken = None
+    results = []
+    for trunk, hidden_KD in zip(trunks, states, strict=True):
+        logits_KV = family.lm_head(hidden_KD).float()
+        if trunk.listening:
+            results.append(logits_KV[:, ids.shift] - logits_KV[:, ids.think])
+            continue
+        if spoken is None:
+            spoken = _text_ids(ids, logits_KV.device)
+        pad_K = logits_KV[:, ids.text_pad]
+        open_K = torch.tensor(trunk.text_open, device=pad_K.device)
+        with_text_K = torch.cat([pad_K[:, None], logits_KV[:, spoken]], 1).logsumexp(1)
+        results.append(logits_KV[:, ids.break_] - torch.where(open_K, with_text_K, pad_K))
+    return results
+
+
+def _text_ids(ids: DecisionIds, device: torch.device) -> torch.Tensor:
+    """Every id of text."""
+    others = {ids.think, ids.shift, ids.break_, ids.text_pad, ids.placeholder, ids.audio_bos, ids.audio_eos, *ids.marks}
+    return torch.tensor([i for i in range(ids.first_code) if i not in others], device=device)
+
+
+@torch.no_grad()
+def trunk_caches(
+    family: AudioFamily, trunk: Trunk, features_UD: torch.Tensor, stops: Iterable[int]
+) -> Mapping[int, DynamicCache]:
+    """Keys and values of what came before each distinct stop, its U included, from one forward over the trunk.
+
+    The stop's token is the next to be decoded from such a cache. A stop is the index of a decision.
+    """
+    config: Any = family.decoder.config
+    whole = DynamicCache(config=config)
+    decision_states(family, [trunk], [features_UD], whole)
+    caches = {}
+    for stop in sorted(set(stops)):
+        caches[stop] = deepcopy(whole)
+        caches[stop].crop(trunk.due[stop] + 1 - len(trunk.ids))  # below 0: so many go
+    return caches
