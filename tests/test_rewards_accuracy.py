@@ -1,13 +1,12 @@
 """R_accuracy: no wrong answer is paid for and no right one refused, on the cases of fixtures/tricky_answers.jsonl."""
 
-import time
-
 import accuracy_rules
 import pytest
 
 from covo_rl.rewards import load_reward
 from covo_rl.rewards.rules.answers import answer_kind, find_gold, grade, interpret
 from covo_rl.rewards.rules.formula import FormulaError, tokenize
+from tests.own_time import seconds
 
 DOG_CAT = ["dog", "cat"]
 
@@ -137,10 +136,9 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda t: t[:24])
 def test_hostile_formulas_are_wrong_within_milliseconds(text):
     grade("1/2", "x/2")  # mpmath is loaded
-    start = time.process_time()
-    assert grade(text, "5") == 0.0 and grade("5", text) in (0.0, 1.0)
-    assert grade(text, "x+1") == 0.0
-    assert time.process_time() - start < 0.25
+    grades = []
+    assert seconds(lambda: grades.extend([grade(text, "5"), grade(text, "x+1"), grade("5", text)])) < 0.25
+    assert grades[:2] == [0.0, 0.0] and grades[2] in (0.0, 1.0)
 
 
 def test_the_tokeniser_refuses_by_name():

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +11,7 @@ from covo_rl.config import RewardConfig
 from covo_rl.rewards import RewardError, lint, load_reward, score
 from covo_rl.rewards.cli import app
 from covo_rl.rewards.columns import example_from_row, group_from_completions
+from tests.own_time import seconds
 
 OPTIONS = ["dog", "cat", "cow"]
 
@@ -58,9 +58,9 @@ def test_open_answers_agree_as_accuracy_would_have_it(answers, scores):
 def test_rambling_answers_are_compared_in_no_time():
     """64 different answers of 9,000 characters, as of a policy that has lost its way; two pairs agree."""
     texts = [f"bell {i // 2 if i < 4 else i} " * 1_000 for i in range(64)]
-    start = time.process_time()
-    assert load_reward("majority")(said(*texts)) == [None] * 64
-    assert time.process_time() - start < 3
+    scores = []
+    assert seconds(lambda: scores.extend(load_reward("majority")(said(*texts)))) < 3
+    assert scores == [None] * 64
     assert load_reward("majority")(said(*texts[1:9])) == [0, 1, 1] + [0] * 5
 
 

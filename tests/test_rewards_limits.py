@@ -1,8 +1,6 @@
 """Untrusted text: nothing raises, nothing runs away; ten thousand completions in two seconds of one core."""
 
-import gc
 import random
-import time
 from statistics import median
 
 from covo_rl.prompt import parse
@@ -10,6 +8,7 @@ from covo_rl.rewards import load_reward, score
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.linter import CASES
 from covo_rl.synth import render_sample
+from tests.own_time import seconds, units
 
 NAMES = ("accuracy", "format", "consistency", "thinking")
 PIECES = [
@@ -42,17 +41,16 @@ def strings(count: int, seed: int) -> list[str]:
 
 
 def test_twenty_thousand_adversarial_strings():
-    start = time.process_time()
-    total = 0
-    for seed, row in enumerate(ROWS):
-        texts = strings(5000, seed)
-        total += len(texts)
-        columns = {name: [value] * len(texts) for name, value in row.items()}
-        parsed = [parse(text) for text in texts]
-        for name in NAMES:
-            scores = load_reward(name)(completions=texts, parsed=parsed, **columns)
-            assert len(scores) == len(texts) and all(s is None or 0 <= s <= 1 for s in scores)
-    assert total == 20_000 and time.process_time() - start < 60
+    def score_all():
+        for seed, row in enumerate(ROWS):
+            texts = strings(5000, seed)
+            columns = {name: [value] * len(texts) for name, value in row.items()}
+            parsed = [parse(text) for text in texts]
+            for name in NAMES:
+                scores = load_reward(name)(completions=texts, parsed=parsed, **columns)
+                assert len(scores) == len(texts) == 5000 and all(s is None or 0 <= s <= 1 for s in scores)
+
+    assert seconds(score_all) < 60
 
 
 def test_long_completions_take_milliseconds():
@@ -69,10 +67,9 @@ def test_long_completions_take_milliseconds():
     ]  # fmt: skip
     for row in ROWS:
         for text in long:
-            start = time.process_time()
-            for name in NAMES:
-                load_reward(name)(completions=[text], **{key: [value] for key, value in row.items()})
-            assert time.process_time() - start < 1.0, (text[:30], row)
+            columns = {"completions": [text], **{key: [value] for key, value in row.items()}}
+            took = seconds(lambda columns=columns: [load_reward(name)(**columns) for name in NAMES])
+            assert took < 1.0, (text[:30], row)
 
 
 def realistic(count: int):
@@ -95,26 +92,9 @@ def realistic(count: int):
     return groups
 
 
-def unit() -> float:
-    """Seconds of one core for half a million steps of Python: what this machine, as busy as it is, does in them."""
-    start = time.process_time()
-    sum(i * i for i in range(500_000))
-    return time.process_time() - start
-
-
 def test_ten_thousand_completions_by_four_components_take_two_seconds():
     """In units of what the core does beside it, 110 of them measured: twice the promise where one takes 0.02 s."""
     groups = realistic(10_000)
-    score(groups[:1])
-    gc.collect()
-    gc.freeze()  # what other tests left is not this test's to look through
-    try:
-        ratios = []
-        for part in range(0, len(groups), 250):
-            before, start = unit(), time.process_time()
-            table = score(groups[part : part + 250])
-            ratios.append((time.process_time() - start) / (before + unit()) * 2)
-            assert table.rewards_PGR.shape == (250, 8, 4)
-    finally:
-        gc.unfreeze()
+    assert score(groups[:250]).rewards_PGR.shape == (250, 8, 4)
+    ratios = [units(lambda part=part: score(groups[part : part + 250])) for part in range(0, len(groups), 250)]
     assert len(ratios) == 5 and 5 * median(ratios) < 200, ratios

@@ -24,6 +24,7 @@ from covo_rl.prompt import CUT, PromptError, build_prompt, parse, written_texts
 from covo_rl.supervised.rows import Row, TeacherError
 from covo_rl.supervised.trainer import Collator
 from covo_rl.types import Example
+from tests.own_time import seconds
 
 FAMILIES = ("covo_audio", "qwen2_audio")
 QUESTION, CHOICES = "What do you hear?", ("a bell", "a dog")
@@ -293,9 +294,6 @@ def test_control_tokens_that_a_tokenizer_does_not_call_special_stay_text(token):
 
 def test_a_megabyte_is_read_in_seconds(made):
     """finding 26: of tokens, of their beginnings, of tags; 20 s leave room for a slow machine."""
-    import time
-
     for piece in ("<|im_end|>", "<|", "<", "<think>", "what do you hear "):
-        start = time.process_time()
-        assert prompt_of(made, piece * (2**20 // len(piece)), clips=0)
-        assert time.process_time() - start < 20
+        long = piece * (2**20 // len(piece))
+        assert seconds(lambda long=long: prompt_of(made, long, clips=0)) < 20

@@ -125,11 +125,11 @@ def test_groups_are_those_of_the_policy_that_was_synced(parts, start, engine):
 
 def test_submit_returns_at_once_and_what_was_asked_keeps_its_version(parts, start, engine):
     policy, _ = parts
-    server = start(delay=0.2)
+    server = start(delay=2)
     made = engine(server)
     begun = time.perf_counter()
     pending = ask(made)
-    assert time.perf_counter() - begun < 0.2
+    assert time.perf_counter() - begun < 2
     change(policy, 5)
     made.sync(1)
     groups = made.collect(pending)
