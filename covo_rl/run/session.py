@@ -93,6 +93,9 @@ class Session(Setup):
                 self.run.write_json("before.json", {**stored, "settings": settings})
         return stored
 
+    def new_trainer(self) -> Trainer:
+        return Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator, self.engine)
+
     def train(self) -> Trainer:
         """Run GRPO, from a checkpoint if asked for, and record every step.
 
@@ -101,8 +104,7 @@ class Session(Setup):
                 a SystemExit with code 75.
         """
         self.accept()
-        trainer = Trainer(self.options, self.policy, self.clips, self.examples, self.accelerator, self.engine)
-        self.trainer = trainer
+        self.trainer = trainer = self.new_trainer()
         start, train = time.perf_counter(), self.options.train
         with StopSignals() as stop, ExitStack() as ends:
             on_saved = self._export_step if train.export_checkpoints else None
