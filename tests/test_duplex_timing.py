@@ -135,12 +135,12 @@ def test_gold_updates_raise_the_prescribed_stop():
     assert loss.item() == pytest.approx(expected.item())
 
 
-def test_the_loss_of_a_batch_is_the_mean_over_streams_and_counts_groups_without_variance():
+def test_the_loss_of_a_batch_is_the_mean_over_streams_and_tells_groups_without_variance():
     z_K, _ = parts()
     options, stops = TimingOptions("exact", beta=0.0), [np.zeros(2, int)] * 2
     loss, metrics = timing_loss([z_K, z_K[:2]], [np.array(REWARDS), np.ones(3)], stops, options)
     assert loss.item() == pytest.approx(exact_loss(z_K, torch.tensor(REWARDS)).item() / 2)
-    assert metrics["groups_without_variance"] == 1 and "kl" not in metrics
+    assert metrics["groups_without_variance"] == 0.5 and "kl" not in metrics
 
 
 @pytest.mark.parametrize(

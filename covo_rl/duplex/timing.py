@@ -139,7 +139,7 @@ def timing_loss(
     z: Sequence[Tensor], totals: Sequence[np.ndarray], stops: Sequence[np.ndarray], options: TimingOptions,
     references: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
-    """The mean over streams of the estimator's loss + beta KL, and figures for the log.
+    """The mean over streams of the estimator's loss + beta KL, and figures for the log, means over streams as well.
 
     `z` one (K,) per stream; `totals` their rewards (K + 1,), never last; `stops` (G,) those of rollouts, which only
     `sampled` learns from; `references` the start policy's z.
@@ -166,7 +166,7 @@ def timing_loss(
     metrics = {
         "timing_loss": float(loss.detach()), "reward": float(np.mean(rewards)),
         "reward_std": float(np.mean(deviations)),
-        "groups_without_variance": float(sum(np.ptp(total_S) <= ZERO_STD for total_S in totals)),
+        "groups_without_variance": float(np.mean([np.ptp(total_S) <= ZERO_STD for total_S in totals])),
     }  # fmt: skip
     if kls:
         metrics["kl"] = float(torch.stack(kls).mean().detach())

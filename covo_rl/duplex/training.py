@@ -106,10 +106,11 @@ class TimingLearner(Learner):
                 # DDP averages over ranks, accelerate over its accumulation steps; the loss is a mean over all streams
                 share = len(part) / count * self.ranks.world * self.accelerator.gradient_accumulation_steps
                 self.accelerator.backward(loss * share)
-            z |= {i: row.detach() for i, row in zip(part, rows, strict=bool(part))}
-            stops |= dict(zip(part, drawn, strict=bool(part)))
+            z |= {i: row.detach() for i, row in zip(part, rows, strict=False)}
+            stops |= dict(zip(part, drawn, strict=False))
             sums.append({name: value * len(part) / count for name, value in figures.items()})
-        metrics = {name: sum(values[name] for rank in self.ranks.gathered(sums) for values in rank) for name in sums[0]}
+        joined = self.ranks.joined(sums)
+        metrics: dict[str, float] = {name: sum(values[name] for values in joined) for name in joined[0]}
         metrics["grad_norm"] = self.apply_gradient(metrics, step, lambda: self._details(questions, z))
         advance_schedule(self.schedule)
         return [z[i] for i in range(len(questions))], [stops[i] for i in range(len(questions))], metrics
@@ -191,6 +192,8 @@ class TimingTrainer(Trainer):
     def prompt_of(self, example_id: str) -> Prompt:
         """A stream has no wording: its path of ids is its trunk's."""
         return Prompt(self.examples[example_id], (), "", self.questions[example_id].trunk.ids)
+
+    learner: TimingLearner
 
     def train_step(self, saver: Saver | None = None) -> tuple[dict[str, Any], Batch]:
         """One update with `prompts_per_step` streams; the rollouts are those of the policy before it."""
