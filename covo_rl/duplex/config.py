@@ -19,6 +19,7 @@ LIMITS = {
     "[1, inf)": "duplex_width duplex_layers sft_steps sft_batch",
     "[10, inf)": "sft_streams rl_streams test_streams",
     "(0, inf)": "sft_learning_rate",
+    "[0, 2]": "sft_until",
     "[0, inf)": "noise trunk_weight decision_weight text_weight code_weight sft_warmup",
 }
 
@@ -35,9 +36,10 @@ class DuplexConfig:
     test_streams: int = option(640, "streams of the test, by kind as 240 long pauses, 150 single turns, 250 others")
     duplex_width: int = option(64, "of a new model's decoder, where --model is none")
     duplex_layers: int = option(2, "of it")
-    sft_steps: int = option(1200, "updates of the supervised stage")
+    sft_steps: int = option(1200, "updates of the supervised stage at most")
+    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time")
     sft_batch: int = option(16, "streams of one")
-    sft_learning_rate: float = option(8e-3, "peak; the schedule is a cosine")
+    sft_learning_rate: float = option(4e-3, "peak; the schedule is a cosine")
     sft_warmup: int = option(30, "updates")
     decision_weight: float = option(2.0, "of THINK, SHIFT and BREAK in the supervised loss")
     text_weight: float = option(1.0, "of text there")

@@ -25,6 +25,8 @@ from covo_rl.duplex.figures import success_at_early, threshold_line, timing_figu
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.probe import GATE, probe_auc, probe_places
 from covo_rl.duplex.questions import FeatureWorld
+from covo_rl.duplex.records import TimingSounds, timing_rows
+from covo_rl.duplex.rollout import greedy_stop
 from covo_rl.duplex.training import TimingTrainer, question_example, question_logits
 from covo_rl.duplex.trunk import decision_states
 from covo_rl.models.builtin import resolve_model
@@ -33,7 +35,6 @@ from covo_rl.policy.trainable import render_report, training_dtype
 from covo_rl.prompt import build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run
-from covo_rl.records.steps import StepRecord
 from covo_rl.rewards import components
 from covo_rl.rewards.duplex_lint import times, timing_problems
 from covo_rl.run.observers import Adviser, Bar, Observer, Recorder
@@ -84,8 +85,8 @@ class TimingSession(Session):
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if self.ranks.main else None
         self._refuse(self.start.changes(options, self.contents))
         self.train_seconds, self.record_seconds, self.accepted = 0.0, 0.0, False
-        self.trainer, self.notes = None, notes
-        self.observers: list[Observer] = [kind(self) for kind in (TimingEvaluator, TimingRecorder, Bar, Adviser)]
+        self.trainer, self.notes, self.sounds = None, notes, TimingSounds(self.run.folder)
+        self.observers: list[Observer] = [kind(self) for kind in (TimingEvaluator, Recorder, Bar, Adviser)]
 
     @property
     def cue(self) -> str | None:
@@ -134,14 +135,29 @@ class TimingSession(Session):
             accelerator=self.accelerator, shuffle=control == "shuffled", gold=gold,
         )  # fmt: skip
 
+    def rollout_rows(self, batch: Any) -> list[dict[str, Any]]:
+        """Of the steps that are kept, for there are hundreds of rollouts a step; with the sound of one stream."""
+        steps, step = self.options.train.max_steps, self.trainer.step if self.trainer else 0
+        if not (step <= FIRST_STEPS or step == steps or step % max(1, steps // KEPT_STEPS) == 0):
+            return []
+        streams = [question.stream for question in batch.questions]
+        sounds = {}
+        with self.run.going_on(f"the sound of step {step} is not kept for the report"):
+            sounds = {streams[0].id: self.sounds.keep(streams[0], greedy_stop(batch.z[0]))}
+        rewards = batch.rewards
+        return timing_rows(
+            streams, batch.z, [scored.total_S for scored in rewards], batch.stops_PG, batch.advantages_PG,
+            [scored.parts for scored in rewards], failures=[scored.failures for scored in rewards], sounds=sounds,
+        )  # fmt: skip
+
     def figures(self) -> dict[str, Any]:
         """Of the policy as it is, on the test's streams."""
-        z = question_logits(self.policy, self.test, self.world.ids)
+        z = question_logits(self.family, self.test, self.world.ids)
         return timing_figures([question.stream for question in self.test], z)
 
     def threshold(self) -> list[dict[str, Any]]:
         """The line of the policy as it is: what a shifted threshold reaches without training."""
-        z = question_logits(self.policy, self.test, self.world.ids)
+        z = question_logits(self.family, self.test, self.world.ids)
         return threshold_line([question.stream for question in self.test], z)
 
     def warn_of_probe(self, auc: float) -> None:
@@ -181,15 +197,6 @@ class TimingSession(Session):
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-class TimingRecorder(Recorder):
-    """Rollouts of the first steps, of some fifty between, and of the last: there are hundreds a step, all alike."""
-
-    def record(self, record: StepRecord) -> None:
-        steps = self.session.options.train.max_steps
-        kept = record.step <= FIRST_STEPS or record.step == steps or record.step % max(1, steps // KEPT_STEPS) == 0
-        super().record(record if kept else replace(record, rollouts=[]))
 
 
 class TimingEvaluator(Observer):
