@@ -85,7 +85,7 @@ def _group(number: int, rows: Sequence[Mapping[str, Any]], run: int, step: int, 
     answer = first.get("answer")
     reasons = _reasons(first)
     rollouts = [_rollout(row, reasons, notes) for row in rows]
-    timing = group_timing(first, notes)
+    timing = group_timing(rows, notes)
     if timing is None:
         copies = Counter(rollout["completion"] for rollout in rollouts)
         for rollout in rollouts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from covo_rl.rewards.rules.turns import LISTENING, ROUNDING
@@ -16,11 +16,12 @@ TIMING_COLUMNS = frozenset({
 _MOST = 25_000
 
 
-def group_timing(row: Mapping[str, Any], notes: Notes) -> dict[str, Any] | None:
-    """The `timing` of a group's row; None where it has none, or one that cannot be drawn, which is noted."""
-    if row.get("timing") is None:
+def group_timing(rows: Sequence[Mapping[str, Any]], notes: Notes) -> dict[str, Any] | None:
+    """The `timing` of a group, which one of its rows holds; None where none does, or, noted, it cannot be drawn."""
+    held = next((timing for row in rows if (timing := row.get("timing")) is not None), None)
+    if held is None:
         return None
-    value = mapping(row["timing"])
+    value = mapping(held)
     hazards, turns, pauses, first = (value.get(name) for name in ("hazards", "turns", "pauses", "first_chunk"))
     seconds, lists = finite(value.get("seconds")), (hazards, turns, pauses)
     if not (all(isinstance(each, list) and len(each) <= _MOST for each in lists) and type(first) is int and first >= 0):
