@@ -12,7 +12,7 @@ from torch import nn
 
 from covo_rl.duplex.features import TEST_COUNTS, draw_streams, encoder_features
 from covo_rl.duplex.figures import timing_figures
-from covo_rl.duplex.rollout import score_stops, stop_logps
+from covo_rl.duplex.rollout import sample_stops, score_stops, stop_logps
 from covo_rl.duplex.timing import TimingOptions, timing_loss
 from covo_rl.rewards import components
 
@@ -69,7 +69,10 @@ def reinforce(model, streams, steps):
     for _ in range(steps):
         batch = rng.integers(len(streams), size=16)
         z = model.stop_logits([streams[i] for i in batch])
-        loss, _ = timing_loss(z, [totals[i] for i in batch], TimingOptions(), rng, [references[i] for i in batch])
+        stops = [sample_stops(z_K, 16, rng) for z_K in z]
+        loss, _ = timing_loss(
+            z, [totals[i] for i in batch], stops, TimingOptions(trunk_weight=1.0), [references[i] for i in batch]
+        )
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -43,7 +43,8 @@ def test_a_row_says_what_the_rollout_did_earned_and_shares():
     assert early["mean_logp"] == pytest.approx((3 * np.log(1 - hazard) + np.log(hazard)) / 4)
     assert right["clips"] == ["one.flac"] and right["clip_keys"] == ["ab" * 32]
     assert early["speech"][0] == pytest.approx(5 * 0.16 + 308 / 24_000) and never["speech"] is None
-    timing = right["timing"]
+    timing = early["timing"]
+    assert right["timing"] is None  # once for a group
     assert timing.items() >= SHARED.items() and timing["hazards"] == [round(hazard, 4)] * 7 + [0.5]
     assert timing["turns"] == [{"channel": "user", "start": 0.1, "end": 0.3, "text": "and"},
                                {"channel": "user", "start": 0.7, "end": 1.0, "text": "five"}]  # fmt: skip

@@ -5,8 +5,8 @@
     run.log_rollouts(step, timing_rows(streams, z, totals, stops_PG, advantages_PG, parts, sounds=keys))
     run.log_metrics(timing_step_metrics(streams, z, totals, stops_PG, parts, step=step, losses=metrics, ...))
 
-Rows have the keys of all rollouts (records/steps.py), the columns that the rewards were given, and two more: `timing`,
-which the rollouts of a group share and the report draws, and `speech`, from when to when the model of this one sounds.
+Rows have the keys of all rollouts (records/steps.py), the columns that the rewards were given, and two more: `speech`,
+from when to when the model sounds, and in the first row of a group `timing`, which the report draws for all of it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def timing_rows(
     together = zip(streams, z, totals, stops_PG.tolist(), plain(advantages_PG), parts, failed, strict=True)
     for p, (stream, z_K, total_S, stops, shares, scores, missing) in enumerate(together):
         logps_S = stop_logps(z_K.detach().double()).cpu().numpy()
-        group = {**_shared(stream, z_K, (sounds or {}).get(stream.id)), "group": first_group + p}
+        words = _words(stream)
+        group = {**_shared(stream, words, (sounds or {}).get(stream.id)), "group": first_group + p}
         columns = stream.columns(stops)
         for g, stop in enumerate(stops):
             length = min(stop + 1, stream.decisions)
@@ -93,6 +94,7 @@ def timing_rows(
                             **dict.fromkeys(missing)},
                 "missing": dict(missing), "reward_total": plain(total_S[stop]), "advantage": shares[g],
                 "length": length, "lag": 0, "mean_logp": plain(logps_S[stop] / length), "token_logps": None,
+                "timing": None if g else _timing(stream, z_K, words),
                 "speech": plain(speech_span(stream, stop)), **{name: values[g] for name, values in columns.items()},
             })  # fmt: skip
     return rows
@@ -138,12 +140,8 @@ def timing_step_metrics(
     return {name: value for name, value in step_metrics([share], {**others, **own}).items() if name not in _OF_TEXT}
 
 
-def _shared(stream: TimingStream, z_K: torch.Tensor, sound: str | None) -> dict[str, Any]:
-    """What the rollouts of a stream have in common."""
-    words = _words(stream)
-    end = max([decision_time(stream.first_chunk + stream.decisions), *(word["end"] for word in words)])
-    if isinstance(stream, FeatureStream):
-        end = max(end, decision_time(stream.chunks - 1))
+def _shared(stream: TimingStream, words: Sequence[Mapping[str, Any]], sound: str | None) -> dict[str, Any]:
+    """What the rows of a stream have in common."""
     return {
         "id": stream.id,
         "clips": [] if sound is None else [f"{stream.id}.flac"],
@@ -152,12 +150,19 @@ def _shared(stream: TimingStream, z_K: torch.Tensor, sound: str | None) -> dict[
         "choices": [],
         "answer": _answer(stream),
         "cue": stream.cue or None,
-        "timing": plain({
-            "kind": stream.kind, "seconds": end, "first_chunk": stream.first_chunk,
-            "hazards": [round(hazard, 4) for hazard in z_K.detach().sigmoid().tolist()], "turn_end": stream.turn_end,
-            "onset": stream.onset, "pauses": stream.pauses, "turns": words,
-        }),
-    }  # fmt: skip
+    }
+
+
+def _timing(stream: TimingStream, z_K: torch.Tensor, words: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a timeline of a stream shows."""
+    end = max([decision_time(stream.first_chunk + stream.decisions), *(word["end"] for word in words)])
+    if isinstance(stream, FeatureStream):
+        end = max(end, decision_time(stream.chunks - 1))
+    return plain({
+        "kind": stream.kind, "seconds": end, "first_chunk": stream.first_chunk,
+        "hazards": [round(hazard, 4) for hazard in z_K.detach().sigmoid().tolist()], "turn_end": stream.turn_end,
+        "onset": stream.onset, "pauses": stream.pauses, "turns": words,
+    })  # fmt: skip
 
 
 def _words(stream: TimingStream) -> list[dict[str, Any]]:
