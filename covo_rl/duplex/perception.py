@@ -1,7 +1,7 @@
 """Teach a streaming encoder to hear what a turn's end sounds like: which word, how its pitch and level move.
 
     report = perceive(StreamingEncoder.of(model), PerceptionOptions(), seed)      encoder and adapter, in place, once
-    listen = wave_listener(encoder, seed)                                         waves.py: features for SFT and RL
+    world = feature_world(family, config)                                         waves.py: what SFT and RL hear
 
 `report["auc"]` says whether a pause can be told from an end in voices that have not taught: RL wants 0.85 or more.
 
@@ -54,6 +54,9 @@ PROBE_RIDGE = 100.0
 LOG_EVERY = 50
 #: streams over which mel and features are measured
 MEASURED = 64
+#: sizes of a tiny model's encoder and adapter that learn this in minutes, and what its duplex section says of it
+TINY_EARS = {"encoder_width": 96, "encoder_layers": 2, "mel_bins": 80, "adapter_hidden": 192, "segment_seconds": 2.56}
+TINY_LEFT_CHUNKS = 8
 #: streams of perception are drawn from seeds that SFT and RL do not use
 PERCEPTION_SEED = 1_000_000
 SIMULATED_WIDTH = 64
@@ -77,12 +80,12 @@ def perceive(encoder: Any, options: PerceptionOptions, seed: int = 0) -> dict[st
     """
     begun = time.process_time()
     streams = draw_streams("rl", options.perception_streams, PERCEPTION_SEED + seed)
-    waves = [stream_wave(stream, PERCEPTION_SEED + seed) for stream in streams]
+    waves = [stream_wave(stream) for stream in streams]
     fresh_ears(encoder, waves, seed)
     losses = learn_to_hear(encoder, streams, waves, options, seed)
     listening = {kind: count for kind, count in TEST_COUNTS.items() if kind in LISTENING}
     held_out = draw_streams("test", listening, PERCEPTION_SEED + seed)
-    listen = wave_listener(encoder, PERCEPTION_SEED + seed)
+    listen = wave_listener(encoder)
     auc = feature_auc(held_out, [listen(stream) for stream in held_out])
     simulated = [torch.from_numpy(encoder_features(stream, SIMULATED_WIDTH)) for stream in held_out]
     report = {
