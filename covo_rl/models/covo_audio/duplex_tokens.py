@@ -61,7 +61,7 @@ def prepare_duplex(
         raise UserError(
             f"ids {_listed(used)} are {', '.join(repr(names[i]) for i in used)} in the tokenizer, and their rows look "
             f"trained: as {', '.join(CONTROLS)} what they mean would be lost. If they are free, or others are, write "
-            f"--use-ids and three ids below {config.audio_token_index}"
+            f"--use-ids A,B,C, three ids below {config.audio_token_index}"
         )
     say(f"{', '.join(CONTROLS)} are the tokens {', '.join(f'{names[i]!r} ({i})' for i in ids)}")
     set_rows_to_text_mean(model, ids)
@@ -70,7 +70,10 @@ def prepare_duplex(
 
 
 def control_rows(config: Any) -> dict[str, list[int]]:
-    """What PEFT's `trainable_token_indices` takes, so that LoRA trains these rows too and not around them."""
+    """What PEFT's `trainable_token_indices` takes, so that LoRA trains these rows too and not around them; empty
+    where `config` has no `duplex` section."""
+    if config.duplex is None:
+        return {}
     ids = [config.duplex[name] for name in CONTROLS]
     return {"embed_tokens": ids, "lm_head": ids}
 
@@ -97,4 +100,4 @@ def _used_ids(model: Any, names: dict[int, str | None]) -> list[int]:
 
 
 def _listed(ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
+    return ",".join(map(str, ids))
