@@ -110,8 +110,8 @@ def fit_problems(options: Options, trainable: Trainable, prompts: Sequence[Promp
         problems.append(f"lora_target_modules reach {names}: vLLM loads LoRA on the language model alone; narrow the "
                         "pattern, or leave use_vllm out")  # fmt: skip
     if any(kind_of(name) == "token deltas" for name, _ in trainable.family.model.named_parameters()):
-        problems.append("rows of embeddings and head train beside LoRA, which vLLM does not load: train a model without "
-                        "a duplex section, or with --full, or leave use_vllm out")  # fmt: skip
+        problems.append("rows of embeddings and head train beside LoRA, which vLLM does not load: train a model "
+                        "without a duplex section, or with --full, or leave use_vllm out")  # fmt: skip
     longest = max(prompts, key=lambda prompt: len(prompt.input_ids))
     row, length = visible(longest.example.id), len(longest.input_ids)
     if (room := engine.vllm_max_model_length) is not None and length + completion > room:

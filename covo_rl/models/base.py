@@ -186,7 +186,7 @@ class AudioFamily(ABC):
 
     @property
     def trained_rows(self) -> Mapping[str, list[int]]:
-        """Module of embeddings or head (how its name ends) -> ids whose rows train beside LoRA, which reaches neither."""
+        """Module of embeddings or head (how its name ends) -> ids whose rows train beside LoRA."""
         return {}
 
     def embeddable(self, ids_L: torch.Tensor) -> torch.Tensor:

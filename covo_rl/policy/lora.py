@@ -91,7 +91,7 @@ class TrainedRows(TrainableTokensLayer):
 
 
 class TrainedRowsHolder(TrainableTokensWrapper):
-    """What stands in the model's place of embeddings or head; `weight`, asked for its dtype or device, is the base's."""
+    """What stands in the place of embeddings or head; `weight`, asked for its dtype or device, is the base's."""
 
     def _getattr_wrapped(self, name: str, modules: Any) -> Any:
         return modules["token_adapter"].get_base_layer().weight

@@ -30,8 +30,8 @@ def prepare_duplex(
     `use_ids`: three ids to take in place of the default ones, whatever they were before. Says what the tokenizer
     calls them. A model that has the section keeps it, and its rows, which are trained. Returns the section.
 
-    Raises UserError where the default ids are not plainly unused, and where `use_ids` are not those that the model
-    has; ValueError where the section does not fit the model. Nothing is changed then.
+    Raises UserError where the default ids are not plainly unused, where `use_ids` are not those that the model has, and
+    where the section does not fit the model. Nothing is changed then.
     """
     config = model.config
     if config.duplex is not None:
