@@ -88,11 +88,11 @@ def test_waiting_is_worth_what_comes_after():
     assert waiting_values(h_K, total_S).tolist() == [2.25, 3.5, 4.0]
 
 
-def test_the_trunk_teaches_a_saturated_policy_by_hand():
-    # h = sigmoid(8): c = 0.1, w_0 = 1, w_1 = 0.5; V_1 is 3 h and the best 3, V_2 and its best 0
+def test_the_trunk_undoes_a_sure_mistake_and_leaves_what_is_right():
+    # h = sigmoid(8) = 0.99966: w_0 = 1, w_1 = 0.5; V_1 is 3 h and the best 3, V_2 and its best 0
     z_K = torch.tensor([8.0, 8.0], requires_grad=True)
     trunk_loss(z_K, torch.tensor([0.0, 3.0, 0.0])).backward()
-    assert z_K.grad.tolist() == pytest.approx([0.1 * 3, -0.5 * 0.1 * 3], rel=2e-3)  # wait; then stop
+    assert z_K.grad.tolist() == pytest.approx([3, -0.5 * 3.354e-4 * 3], rel=2e-3)  # wait; then stop, as it does
     z_K.grad = None
     trunk_loss(z_K, torch.tensor([0.0, 3.0, 0.0]), unsaturated=False).backward()
     assert z_K.grad.abs().max() < 2e-3
@@ -112,7 +112,8 @@ def test_every_estimator_learns_to_wait_for_the_end(estimator):
     z_K = torch.tensor([-4.0, 3.0, -1.0, 1.0, 1.0, 0.0, 0.0, 0.0], requires_grad=True)
     start, optimiser, rng = z_K.detach().clone(), torch.optim.Adam([z_K], lr=0.1), np.random.default_rng(0)
     for _ in range(100):
-        loss, metrics = timing_loss([z_K], [np.array(REWARDS)], TimingOptions(estimator), rng, [start])
+        stops = sample_stops(z_K, 16, rng)
+        loss, metrics = timing_loss([z_K], [np.array(REWARDS)], [stops], TimingOptions(estimator), [start])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -134,12 +135,12 @@ def test_gold_updates_raise_the_prescribed_stop():
     assert loss.item() == pytest.approx(expected.item())
 
 
-def test_the_loss_of_a_batch_is_the_mean_over_streams_and_counts_groups_without_variance():
+def test_the_loss_of_a_batch_is_the_mean_over_streams_and_tells_groups_without_variance():
     z_K, _ = parts()
-    rng, options = np.random.default_rng(0), TimingOptions("exact", beta=0.0)
-    loss, metrics = timing_loss([z_K, z_K[:2]], [np.array(REWARDS), np.ones(3)], options, rng)
+    options, stops = TimingOptions("exact", beta=0.0), [np.zeros(2, int)] * 2
+    loss, metrics = timing_loss([z_K, z_K[:2]], [np.array(REWARDS), np.ones(3)], stops, options)
     assert loss.item() == pytest.approx(exact_loss(z_K, torch.tensor(REWARDS)).item() / 2)
-    assert metrics["groups_without_variance"] == 1 and "kl" not in metrics
+    assert metrics["groups_without_variance"] == 0.5 and "kl" not in metrics
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_what_does_not_fit_is_said(change, problem):
     z_K, _ = parts()
     arguments = {"z": [z_K], "totals": [np.array(REWARDS)], "references": [z_K]} | change
     with pytest.raises(ValueError, match=problem):
-        timing_loss(options=TimingOptions(), rng=np.random.default_rng(0), **arguments)
+        timing_loss(options=TimingOptions(), stops=[np.zeros(2, int)], **arguments)
 
 
 def test_options_say_all_that_is_wrong():

@@ -12,8 +12,9 @@ V_k, the worth of waiting, is a sum and needs no critic:
     V_K = R(never),  V_k = h_k R(k) + (1 - h_k) V_(k+1),   loss = - sum_k w_k c_k (R(k) - V_(k+1)) z_k
 
 With w_k = P(reach k) and c_k = h_k (1 - h_k) that is the gradient of J. Where h is near 0 or 1 it would teach nothing:
-`unsaturated` takes w_k = (P(reach k) + 1) / 2, c_k = max(h_k (1 - h_k), 0.1) and, for half of V, the best reward still
-to be had, which who made the stream knows.
+`unsaturated` takes w_k = (P(reach k) + 1) / 2, for c_k the slope of the log-prob of what is better, 1 - h_k of stopping
+and h_k of going on, and for half of V the best reward still to be had, which who made the stream knows. A sure mistake
+then moves z as much as it can, and a sure right decision no more: a constant slope would push those without end.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from covo_rl.algo.advantage import ZERO_STD, by_sum
-from covo_rl.duplex.rollout import sample_stops, stop_logps
+from covo_rl.duplex.rollout import stop_logps
 
 #: what is added to the exact standard deviation of a stream's rewards
 EXACT_EPS = 0.02
-LEAST_SLOPE = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,12 @@ def trunk_loss(z_K: Tensor, total_S: Tensor, *, unsaturated: bool = True) -> Ten
         h_K = z_K.sigmoid()
         reach_K = torch.cat([h_K.new_zeros(1), F.logsigmoid(-z_K[:-1]).cumsum(0)]).exp()
         slope_K, waiting_K = h_K * (1 - h_K), waiting_values(h_K, total_S)[1:]
+        gain_K = total_S[:-1] - waiting_K
         if unsaturated:
             best_S = total_S.flip(0).cummax(0).values.flip(0)
-            reach_K, slope_K = (reach_K + 1) / 2, slope_K.clamp(min=LEAST_SLOPE)
-            waiting_K = (waiting_K + best_S[1:]) / 2
-        weight_K = reach_K * slope_K * (total_S[:-1] - waiting_K)
+            gain_K = total_S[:-1] - (waiting_K + best_S[1:]) / 2
+            reach_K, slope_K = (reach_K + 1) / 2, torch.where(gain_K > 0, 1 - h_K, h_K)
+        weight_K = reach_K * slope_K * gain_K
     return -(weight_K * z_K).sum()
 
 
@@ -111,35 +112,37 @@ def gold_loss(z: Sequence[Tensor], stops: Sequence[int]) -> Tensor:
     return -torch.stack([stop_logps(z_K)[stop] for z_K, stop in zip(z, stops, strict=True)]).mean()
 
 
-Estimator = Callable[[Tensor, Tensor, TimingOptions, np.random.Generator], Tensor]
+Estimator = Callable[[Tensor, Tensor, np.ndarray, TimingOptions], Tensor]
 
 
-def _sampled(z_K: Tensor, total_S: Tensor, options: TimingOptions, rng: np.random.Generator) -> Tensor:
-    return sampled_loss(z_K, total_S, sample_stops(z_K, options.generations, rng)[None], scale=options.scale)
+def _sampled(z_K: Tensor, total_S: Tensor, stops_G: np.ndarray, options: TimingOptions) -> Tensor:
+    return sampled_loss(z_K, total_S, stops_G[None], scale=options.scale)
 
 
-def _exact(z_K: Tensor, total_S: Tensor, options: TimingOptions, rng: np.random.Generator) -> Tensor:
+def _exact(z_K: Tensor, total_S: Tensor, stops_G: np.ndarray, options: TimingOptions) -> Tensor:
     return exact_loss(z_K, total_S, scale=options.scale)
 
 
-def _trunk(z_K: Tensor, total_S: Tensor, options: TimingOptions, rng: np.random.Generator) -> Tensor:
+def _trunk(z_K: Tensor, total_S: Tensor, stops_G: np.ndarray, options: TimingOptions) -> Tensor:
     return trunk_loss(z_K, total_S, unsaturated=options.unsaturated)
 
 
-def _mix(z_K: Tensor, total_S: Tensor, options: TimingOptions, rng: np.random.Generator) -> Tensor:
-    return _exact(z_K, total_S, options, rng) + options.trunk_weight * _trunk(z_K, total_S, options, rng)
+def _mix(z_K: Tensor, total_S: Tensor, stops_G: np.ndarray, options: TimingOptions) -> Tensor:
+    exact = _exact(z_K, total_S, stops_G, options)
+    return exact + options.trunk_weight * _trunk(z_K, total_S, stops_G, options)
 
 
 ESTIMATORS: dict[str, Estimator] = {"sampled": _sampled, "exact": _exact, "trunk": _trunk, "mix": _mix}
 
 
 def timing_loss(
-    z: Sequence[Tensor], totals: Sequence[np.ndarray], options: TimingOptions, rng: np.random.Generator,
+    z: Sequence[Tensor], totals: Sequence[np.ndarray], stops: Sequence[np.ndarray], options: TimingOptions,
     references: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
-    """The mean over streams of the estimator's loss + beta KL, and figures for the log.
+    """The mean over streams of the estimator's loss + beta KL, and figures for the log, means over streams as well.
 
-    `z` one (K,) per stream; `totals` their rewards (K + 1,), never last; `references` the start policy's z.
+    `z` one (K,) per stream; `totals` their rewards (K + 1,), never last; `stops` (G,) those of rollouts, which only
+    `sampled` learns from; `references` the start policy's z.
 
     Raises:
         ValueError: no streams; rewards that do not fit or are not finite; beta without references.
@@ -153,7 +156,7 @@ def timing_loss(
             raise ValueError(f"stream {i} has {len(z_K)} decisions and rewards {total_S.shape}, finite: "
                              f"{bool(np.isfinite(total_S).all())}; each decision needs one, and never")  # fmt: skip
         scores_S = torch.as_tensor(total_S, device=z_K.device, dtype=z_K.dtype)
-        losses.append(ESTIMATORS[options.timing_estimator](z_K, scores_S, options, rng))
+        losses.append(ESTIMATORS[options.timing_estimator](z_K, scores_S, stops[i], options))
         if references is not None:
             kls.append(hazard_kl(z_K, references[i].detach()))
         mean, std = _moments(stop_logps(z_K.detach()).exp(), scores_S)
@@ -163,7 +166,7 @@ def timing_loss(
     metrics = {
         "timing_loss": float(loss.detach()), "reward": float(np.mean(rewards)),
         "reward_std": float(np.mean(deviations)),
-        "groups_without_variance": float(sum(np.ptp(total_S) <= ZERO_STD for total_S in totals)),
+        "groups_without_variance": float(np.mean([np.ptp(total_S) <= ZERO_STD for total_S in totals])),
     }  # fmt: skip
     if kls:
         metrics["kl"] = float(torch.stack(kls).mean().detach())

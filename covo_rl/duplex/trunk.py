@@ -114,6 +114,25 @@ def _listened(prefix: Sequence[int], chunks: int, ids: DecisionIds) -> tuple[lis
     return path, [place for place, token in enumerate(path) if token == ids.placeholder]
 
 
+def path_states(
+    family: AudioFamily, paths: Sequence[Sequence[int]], places: Sequence[Sequence[int]],
+    features: Sequence[torch.Tensor], cache: DynamicCache | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Hidden states (N, T, D) of paths of ids, right-padded; the features (chunks, D) of each stand at its `places`."""
+    longest = max(map(len, paths))
+    device = family.embed_tokens.weight.device
+    ids_NT = torch.tensor([[*path, *[family.pad_token_id] * (longest - len(path))] for path in paths], device=device)
+    # right-padded, and positions look back only: no mask is needed
+    embeds_NTD = family.embed_tokens(family.embeddable(ids_NT))
+    rows = torch.tensor([i for i, each in enumerate(places) for _ in each], device=device)
+    columns = torch.tensor([place for each in places for place in each], device=device)
+    heard_SD = torch.cat([feature.to(device, embeds_NTD.dtype) for feature in features])
+    embeds_NTD = embeds_NTD.index_put((rows, columns), heard_SD)
+    positions_NT = torch.arange(longest, device=device).expand(len(paths), -1)
+    options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
+    return decoder_call(family, ids_NT, embeds_NTD, position_ids=positions_NT, **options)
+
+
 def decision_states(
     family: AudioFamily, trunks: Sequence[Trunk], features: Sequence[torch.Tensor], cache: DynamicCache | None = None
 ) -> list[torch.Tensor]:
@@ -125,19 +144,9 @@ def decision_states(
     for i, (trunk, feature) in enumerate(zip(trunks, features, strict=True)):
         if len(feature) != len(trunk.places):
             raise ValueError(f"trunk {i} has {len(trunk.places)} chunks and {len(feature)} features: one per chunk")
-    longest = max(len(trunk.ids) for trunk in trunks)
-    device = family.embed_tokens.weight.device
-    pads = [[family.pad_token_id] * (longest - len(trunk.ids)) for trunk in trunks]
-    ids_NT = torch.tensor([[*trunk.ids, *pad] for trunk, pad in zip(trunks, pads, strict=True)], device=device)
-    # right-padded, and positions look back only: no mask is needed
-    embeds_NTD = family.embed_tokens(family.embeddable(ids_NT))
-    rows = torch.tensor([i for i, trunk in enumerate(trunks) for _ in trunk.places], device=device)
-    places = torch.tensor([place for trunk in trunks for place in trunk.places], device=device)
-    heard = torch.cat([feature.to(device, embeds_NTD.dtype) for feature in features])
-    embeds_NTD = embeds_NTD.index_put((rows, places), heard)
-    positions_NT = torch.arange(longest, device=device).expand(len(trunks), -1)
-    options: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
-    hidden_NTD = decoder_call(family, ids_NT, embeds_NTD, position_ids=positions_NT, **options)
+    hidden_NTD = path_states(
+        family, [trunk.ids for trunk in trunks], [trunk.places for trunk in trunks], features, cache
+    )
     return [hidden_NTD[i, list(trunk.due)] for i, trunk in enumerate(trunks)]
 
 

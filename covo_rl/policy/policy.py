@@ -152,7 +152,7 @@ class Policy(nn.Module):
         adds the differentiable entropy of every position.
         """
         with (
-            self._reference() if reference else nullcontext(self.family) as family,
+            self.as_reference() if reference else nullcontext(self.family) as family,
             nullcontext() if torch.is_grad_enabled() else self.evaluating(),
         ):
             check_sampled(groups, family.unsampled_ids)
@@ -233,7 +233,7 @@ class Policy(nn.Module):
         return evaluation_mode(self)
 
     @contextmanager
-    def _reference(self) -> Iterator[AudioFamily]:
+    def as_reference(self) -> Iterator[AudioFamily]:
         """The policy before training, without gradient: the base under its adapters, or the frozen copy."""
         if self.reference_model is None and not self.has_adapter:
             raise RuntimeError("a full policy has no reference: build it with Policy(..., keep_reference=True)")

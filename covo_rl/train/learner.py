@@ -8,7 +8,7 @@ repeated, from the same random state, in micro-batches of half the size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -157,8 +157,9 @@ class Learner:
         Raises:
             TrainingStopped: memory ran out, or several updates in a row were not finite.
         """
+        details = partial(update_details, batch, members, self.policy)
         if not all(self.ranks.gathered(finite_logps(batch, members))):
-            self.guard.failed(step, {"log_probs": math.nan}, lambda: update_details(batch, members, self.policy))
+            self.guard.failed(step, {"log_probs": math.nan}, details)
             advance_schedule(self.schedule)
             return {}
         normalizer = self._normalizer(batch, members)
@@ -171,7 +172,7 @@ class Learner:
         over_ranks = {f"reduce_{how}": partial(self.ranks.reduced, how=how) for how in ("sum", "max")}
         measured = parts or [self._mismatch(batch, members, normalizer)]
         metrics = summarise(measured, **over_ranks) | mismatch(measured, self.loss, self.ranks.gathered)
-        metrics["grad_norm"] = self._apply(batch, members, metrics, step) if parts else 0.0
+        metrics["grad_norm"] = self.apply_gradient(metrics, step, details) if parts else 0.0
         advance_schedule(self.schedule)
         return metrics
 
@@ -265,8 +266,11 @@ class Learner:
         features = self.policy.features([group.prompt for group in groups])
         return self.scorer("logps", groups, features, temperature=self.options.rollout.temperature, entropy=entropy)
 
-    def _apply(self, batch: Batch, members: list[int], metrics: dict[str, float], step: int) -> float:
-        """Clip and step, unless loss or gradient are not finite."""
+    def apply_gradient(self, metrics: Mapping[str, float], step: int, details: Callable[[], dict[str, Any]]) -> float:
+        """Clip and step, unless `loss` among the metrics or the gradient are not finite; the gradient's norm.
+
+        `details` are what a dump of a skipped update says.
+        """
         limit = self.options.train.max_grad_norm or math.inf
         if self.zero:  # clips and updates in one go, and `self.optimizer` then does nothing
             with memory_explained(self.memory_advice(self.size)):
@@ -280,7 +284,7 @@ class Learner:
                 self.applied += 1
                 self.guard.passed()
                 return norm
-            self.guard.failed(step, {**metrics, "grad_norm": norm}, lambda: update_details(batch, members, self.policy))
+            self.guard.failed(step, {**metrics, "grad_norm": norm}, details)
         finally:
             self.optimizer.zero_grad()
         return norm

@@ -71,8 +71,8 @@ class Trainer:
         self.prefetch = Prefetch(policy.store, active=self.device.type != "cpu")  # on a CPU nothing would wait less
         self.reward_failures = FailureWindow(options.reward.reward_failure_limit, options.train.max_steps)
         end = Rollout((policy.family.eos_token_ids[0],), (0.0,), "", "stop")
-        idle_group = Group(self.rows.prompt(examples[0]), (end,))
-        self.learner = Learner(options, policy, self.accelerator, idle_group)
+        idle_group = Group(self.prompt_of(examples[0].id), (end,))
+        self.learner = self.new_learner(idle_group)
         self.optimizer, self.schedule, self.guard = self.learner.optimizer, self.learner.schedule, self.learner.guard
         self.engine: RolloutEngine = engine or OwnEngine(
             policy,
@@ -85,6 +85,10 @@ class Trainer:
         together = idle_group.prompt if self.learner.sharded and engine is None else None
         self.pipeline = Pipeline(self.engine, options, self.ranks, self.ordered_prompts, together)
         self.figures: dict[str, float] = {}  # of the batch's rollouts
+
+    def new_learner(self, idle_group: Group) -> Learner:
+        """What owns the gradient."""
+        return Learner(self.options, self.policy, self.accelerator, idle_group)
 
     def run(
         self, on_step: Callable[[dict[str, Any], Batch], float | None] | None = None, saver: Saver | None = None

@@ -33,21 +33,21 @@ TEMPLATE = (
 
 def tiny_tokenizer(
     texts: Sequence[str] = BUILTIN_TEXTS, vocab_size: int = 512, *, audio_tokens: Sequence[str] = COVO_AUDIO_TOKENS,
-    template: str | None = None, **names: str,
+    template: str | None = None, reserved: Sequence[str] = (), **names: str,
 ) -> transformers.PreTrainedTokenizerFast:  # fmt: skip
     """Byte-level BPE trained on `texts`: any text round-trips, frequent words are one token.
 
     `vocab_size` bounds the whole vocabulary, special tokens and tags included. `audio_tokens` are special tokens; by
     default they are, joined, what an audio part of a message renders to, in ChatML; `template` is another chat
-    template; `names` are attributes by which stock processors ask for a token (audio_token). Raises ValueError where
-    `vocab_size` has no room for the 256 bytes and the added tokens.
+    template; `reserved` come last and stand for nothing yet; `names` are attributes by which stock processors ask for a
+    token (audio_token). Raises ValueError where `vocab_size` has no room for the 256 bytes and the added tokens.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from covo_rl.models.covo_audio.processing import CHAT_TEMPLATE
 
     special = [*SPECIAL_TOKENS, *audio_tokens]
-    room = vocab_size - len(special) - len(TAGS)
+    room = vocab_size - len(special) - len(TAGS) - len(reserved)
     if room < BYTES:
         raise ValueError(f"vocab_size={vocab_size} is too small: {BYTES} bytes and {vocab_size - room} added tokens")
     tokenizer = Tokenizer(models.BPE())
@@ -57,7 +57,7 @@ def tiny_tokenizer(
     trainer = trainers.BpeTrainer(vocab_size=room, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in TAGS])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in (*TAGS, *reserved)])
     if template is None:
         ours = tuple(audio_tokens) == COVO_AUDIO_TOKENS
         template = CHAT_TEMPLATE if ours else TEMPLATE.replace("AUDIO", "".join(audio_tokens))

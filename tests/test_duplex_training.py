@@ -1,0 +1,179 @@
+"""Supervised updates and RL of timing on a model of random weights: what they compute, a run, and its resume."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from covo_rl.config import ConfigError
+from covo_rl.duplex.config import duplex_options, words_of
+from covo_rl.duplex.features import draw_streams
+from covo_rl.duplex.ids import DuplexIds
+from covo_rl.duplex.layout import read_chunks
+from covo_rl.duplex.questions import FeatureWorld
+from covo_rl.duplex.supervised import LessonWeights, supervised_loss
+from covo_rl.duplex.training import TimingTrainer, question_logits
+from covo_rl.duplex.trunk import stop_logits
+from covo_rl.policy import Policy
+from covo_rl.resolve import find
+from covo_rl.supervised.duplex_stage import new_duplex_family, next_batch, taught_already
+from covo_rl.train.checkpoint.saver import Saver
+
+CONFIG = find("recipes", "configs/tiny_duplex.yaml")
+SMALL = {"prompts_per_step": 6, "micro_batch_prompts": 4, "max_steps": 4, "duplex_width": 32, "rl_streams": 12,
+         "test_streams": 12, "sft_streams": 40, "sft_steps": 3, "sft_batch": 4, "num_generations": 4}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def family():
+    return new_duplex_family(32, 2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def world(family):
+    return FeatureWorld.of(family, DuplexIds.of(family))
+
+
+def small(**more):
+    return duplex_options({str(CONFIG): yaml.safe_load(CONFIG.read_text()), "test": {**SMALL, **more}})
+
+
+def test_the_ids_of_a_new_model_are_those_before_its_codes(family):
+    config = family.model.config
+    assert [config.duplex[name] for name in ("think", "shift", "break")] == [
+        config.audio_token_index - 3 + i for i in range(3)
+    ]
+
+
+def test_a_lesson_says_what_the_stream_prescribes(world):
+    for stream in draw_streams("sft", 12, seed=3):
+        lesson = world.lessons([stream])[0]
+        decisions = read_chunks(lesson.ids[lesson.taught_from :], world.ids)
+        kinds = [world.ids.kind(decision.token).value for decision in decisions]
+        assert len(decisions) == stream.chunks == len(lesson.features_UD) == len(lesson.places)
+        assert kinds.index("SHIFT") == stream.shift_chunk and kinds.index("BREAK") == stream.break_chunk
+        assert set(kinds[: stream.shift_chunk] + kinds[stream.break_chunk + 1 :]) == {"THINK"}
+
+
+def test_a_question_is_the_lesson_up_to_its_last_decision(world):
+    for stream in draw_streams("rl", 20, seed=3):
+        question = world.questions([stream])[0]
+        assert question.trunk.decisions == stream.decisions and len(question.features_UD) == len(question.trunk.places)
+        if not stream.listening and stream.gold_stop == stream.decisions:
+            lesson = world.lessons([stream])[0]
+            assert lesson.ids[: len(question.trunk.ids) - 1] == question.trunk.ids[:-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_supervised_loss_is_the_weighted_mean_over_single_lessons(family, world, dtype):
+    family.model.to(dtype)
+    lessons, weights = world.lessons(draw_streams("sft", 3, seed=5)), LessonWeights(3.0, 1.0, 0.5)
+    together, figures = supervised_loss(family, lessons, world.ids, weights)
+    total = {"decision": 3.0, "text": 1.0, "code": 0.5}
+    parts = [supervised_loss(family, [lesson], world.ids, weights)[1] for lesson in lessons]
+    up = sum(p[f"loss_{n}"] * p[f"targets_{n}"] * w for p in parts for n, w in total.items())
+    down = sum(p[f"targets_{n}"] * w for p in parts for n, w in total.items())
+    assert together.item() == pytest.approx(up / down, rel=1e-5 if dtype == torch.float32 else 2e-2)
+    chunks = sum(len(lesson.places) for lesson in lessons)
+    assert figures["targets_decision"] + figures["targets_code"] / 4 == chunks
+    assert figures["targets_text"] == figures["targets_code"] / 4
+    family.model.to(torch.float32)
+
+
+def test_lessons_of_a_batch_are_of_about_one_length():
+    import numpy as np
+
+    order = [type("Lesson", (), {"ids": range(n)})() for n in range(1000)]
+    lengths = [len(lesson.ids) for lesson in next_batch(order, 16, np.random.default_rng(0))]
+    assert len(set(lengths)) == 16 and max(lengths) - min(lengths) < 64
+
+
+def trainer_of(options, family):
+    for parameter in family.decoder.parameters():
+        parameter.requires_grad_(True)
+    policy = Policy(family, keep_reference=True)
+    world = FeatureWorld.of(family, DuplexIds.of(family))
+    questions = world.questions(draw_streams("rl", options.duplex.rl_streams, options.train.seed))
+    return TimingTrainer(options, options.timing, policy, questions, world.ids)
+
+
+def test_a_step_is_one_forward_whose_rollouts_are_stops(tmp_path):
+    trainer = trainer_of(small(output=str(tmp_path)), new_duplex_family(32, 2, seed=0))
+    metrics, batch = trainer.train_step()
+    assert len(batch.questions) == len(batch.z) == 6 and batch.stops_PG.shape == batch.advantages_PG.shape == (6, 4)
+    for question, z_K, stops_G, scored in zip(batch.questions, batch.z, batch.stops_PG, batch.rewards, strict=True):
+        assert len(z_K) == question.stream.decisions == len(scored.total_S) - 1
+        assert all(0 <= stop <= question.stream.decisions for stop in stops_G)
+        assert scored is trainer.rewards[question.stream.id]
+    assert abs(batch.advantages_PG.sum(1)).max() < 1e-6
+    assert metrics["grad_norm"] > 0 and metrics["timing/kl"] == pytest.approx(0, abs=1e-6) and metrics["step"] == 1
+
+
+def test_micro_batches_do_not_change_the_gradient(tmp_path):
+    weights = []
+    for size in (1, 6):
+        family = new_duplex_family(32, 2, seed=0)
+        trainer_of(small(output=str(tmp_path), micro_batch_prompts=size), family).train_step()
+        weights.append(torch.cat([p.flatten() for p in family.decoder.parameters()]).detach())
+    assert (weights[0] - weights[1]).abs().max() < 1e-5
+
+
+def test_references_are_those_of_the_policy_before_training(tmp_path):
+    family = new_duplex_family(32, 2, seed=0)
+    trainer = trainer_of(small(output=str(tmp_path), beta=0.1), family)
+    question = next(iter(trainer.questions.values()))
+    start = stop_logits(family, [question.trunk], [question.features_UD], trainer.ids)[0].detach()
+    trainer.train_step()
+    moved = question_logits(family, [question], trainer.ids)[0]
+    kept = trainer.learner._references([question])[0]
+    assert (kept - start).abs().max() < 1e-5 < (moved - start).abs().max()
+
+
+def test_a_resumed_run_is_the_run_bit_for_bit(tmp_path):
+    def run(folder, steps, resume=None):
+        family = new_duplex_family(32, 2, seed=0)
+        options = small(output=str(folder), max_steps=4, checkpoint_every=2)
+        trainer = trainer_of(options, family)
+        saver = Saver(options, folder)
+        saver.resume(trainer, resume)
+        while trainer.step < steps:
+            trainer.train_step()
+            saver.after_step(trainer)
+        return torch.cat([p.flatten() for p in family.decoder.parameters()]).detach()
+
+    whole = run(tmp_path / "a", 4)
+    run(tmp_path / "b", 2)
+    assert torch.equal(whole, run(tmp_path / "b", 4, resume="auto"))
+
+
+def test_the_recipe_writes_figures_before_and_after(tmp_path):
+    words = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, str(find("recipes", "grpo_duplex.py")), "--seed", "3", "--output", str(tmp_path / "run")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    names = {"early_long_pause", "single_turn_success", "back_channel_ignored", "barge_in_success", "delay_p50"}
+    assert (
+        names <= {*result["before"]} & {*result["after"]} and result["seconds"] > 0 and len(result["threshold"]) == 10
+    )
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 4
+    again = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert again.returncode == 1 and "holds a finished run" in again.stderr
+    options = small(seed=3, output=str(tmp_path / "run"))
+    assert taught_already(options, tmp_path / "run/sft")
+    assert not taught_already(small(seed=4), tmp_path / "run/sft")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--timing-estimater", "mix"], "did you mean timing_estimator"), (["--noise", "-1"], "noise -1"),
+     (["--control", "gould"], "choose none, shuffled, gold or no_cue"), (["--seed"], "options are --NAME VALUE"),
+     (["--learning_rate", "0", "--noise", "-1"], "learning_rate 0")],
+)  # fmt: skip
+def test_options_that_cannot_be_are_named(words, said):
+    with pytest.raises(ConfigError, match=said):
+        duplex_options(words_of(words, Path(CONFIG)))
