@@ -1,7 +1,7 @@
 """Taking turns, simulated: two-channel streams of digit speech, each of which asks when the model speaks.
 
 A user's turn with a pause of 1 to 4 s in it, one without, a back-channel, a barge-in, a reply that nothing disturbs, of
-each dialogue of voices that no training stream has. Rendered on first use (about a minute; no download). With --data a
+each dialogue of voices that no training stream has. Rendered on first use (half a minute; no download). With --data a
 folder of streams of one's own, as `covo-rl data simulate-duplex` writes them: OUT/test.
 """
 

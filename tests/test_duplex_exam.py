@@ -99,7 +99,7 @@ def test_streams_that_cannot_be_put_are_told_before():
     live = session(max_positions=100)
     told = [
         exam_problems(live, stream(30, ASKED, turn), tokens)
-        for turn in (said(8, (99,) * 8), said(8, tuple([1] * 60)), said(0, (1,) * 8, "\x00"))
+        for turn in (said(8, (99,) * 8), said(8, (1,) * 60))
     ]
     assert "code 99; there are 0 to 39" in told[0][0]
     assert "longest reply needs" in told[1][0] and "the model has 100" in told[1][0]
@@ -154,7 +154,7 @@ def test_the_first_turn_is_what_is_said_from_shift_to_break():
     turn = first_turn(live, heard(live))
     assert (turn.text, turn.ending, turn.shift_time) == ("no", "break", pytest.approx(7 * 0.16))
     assert len(turn.codes) == 4 * (len(no) + 1) and live.decisions[-1].token == IDS.break_
-    live = led(*think, IDS.shift, *[tokens("o")[0]] * 9)  # a turn has 0.8 s: five chunks
+    live = led(*think, IDS.shift, *[tokens("o")[0]] * 5)  # a turn has 0.8 s: five chunks
     turn = first_turn(live, heard(live))
     assert (turn.text, turn.ending, len(live.decisions)) == ("ooooo", "limit", 20 + 1 + 5 + 1)
 

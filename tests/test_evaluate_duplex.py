@@ -88,8 +88,13 @@ def row(name, outcome, pause, right, ending="break", delay=None):
 
 
 def test_early_answers_stand_beside_pauses_and_scores():
-    rows = [row("a", "early", 3.0, False), row("b", "early", 2.0, False, "limit"), row("c", "answered", 0.2, True, delay=0.5),
-            row("d", "answered", 0.4, True, delay=0.7), row("e", "never", 0.4, False, "never")]  # fmt: skip
+    rows = [
+        row("a", "early", 3.0, False),
+        row("b", "early", 2.0, False, "limit"),
+        row("c", "answered", 0.2, True, delay=0.5),
+        row("d", "answered", 0.4, True, delay=0.7),
+        row("e", "never", 0.4, False, "never"),
+    ]
     found = turn_figures(rows)
     assert [found[name]["share"] for name in ("early_response_rate", "never_answered", "cut")] == [0.4, 0.2, 0.2]
     assert (found["delay_p50"], found["n"]) == (pytest.approx(0.6), 5)
