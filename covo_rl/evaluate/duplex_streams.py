@@ -166,6 +166,7 @@ def write_stream_report(
     kinds = {kind: [record for record in records if record["breakdown"]["kind"] == kind] for kind in RIGHT}
     overall = accuracy_of(records, "timing")
     report = {
+        "set": inputs.eval_set.name,
         **{name: getattr(inputs.eval_set, name) for name in ("title", "source", "licence")},
         **settings,
         "n": len(records),
