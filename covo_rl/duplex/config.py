@@ -16,8 +16,8 @@ from covo_rl.resolve import read_yaml, typed_values, unknown_names
 
 CONTROLS = ("none", "shuffled", "gold", "no_cue")
 LIMITS = {
-    "[1, inf)": "duplex_width duplex_layers sft_steps sft_batch",
-    "[10, inf)": "sft_streams rl_streams test_streams",
+    "[1, inf)": "duplex_width duplex_layers perception_steps sft_steps sft_batch",
+    "[10, inf)": "perception_streams sft_streams rl_streams test_streams",
     "(0, inf)": "sft_learning_rate",
     "[0, 2]": "sft_until",
     "[0, inf)": "noise trunk_weight decision_weight text_weight code_weight sft_warmup",
@@ -31,6 +31,8 @@ class DuplexConfig:
     features: str = option("simulated", "what the decoder hears: simulated, or wav (streaming encoder)",
                            ["simulated", "wav"])  # fmt: skip
     noise: float = option(0.4, "of simulated features, a deviation of each percept")
+    perception_streams: int = option(400, "streams from whose sound a new model's encoder learns to hear, with wav")
+    perception_steps: int = option(400, "updates of that")
     sft_streams: int = option(8000, "streams of the supervised stage")
     rl_streams: int = option(3000, "streams of RL")
     test_streams: int = option(640, "streams of the test, by kind as 240 long pauses, 150 single turns, 250 others")
