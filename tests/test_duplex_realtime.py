@@ -11,7 +11,7 @@ from speaking_cases import small_decoder
 from covo_rl.cli import main
 from covo_rl.duplex.grid import CHUNK_SAMPLES
 from covo_rl.duplex.layout import ChunkDecision
-from covo_rl.duplex.realtime import Clock, LiveRun, paced, rehearse
+from covo_rl.duplex.realtime import LiveRun, WallClock, paced, rehearse
 from covo_rl.duplex.session import DuplexSession
 from covo_rl.duplex.stream_files import read_stream
 from covo_rl.models.covo_audio.voice import Voice
@@ -56,7 +56,7 @@ class FakeClock:
 @pytest.fixture(autouse=True)
 def clocks(monkeypatch):
     FakeClock()
-    monkeypatch.setattr("covo_rl.duplex.realtime.Clock", FakeClock)
+    monkeypatch.setattr("covo_rl.duplex.realtime.WallClock", FakeClock)
     monkeypatch.setattr("covo_rl.duplex.session.perf_counter", lambda: FakeClock.latest.time)
 
 
@@ -134,6 +134,6 @@ def test_a_file_in_real_time_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 def test_the_real_clock_moves_by_itself():
-    clock = Clock()
+    clock = WallClock()
     clock.sleep(0.01)
     assert clock.now() >= 0.01

@@ -30,7 +30,7 @@ from covo_rl.speech.grid import RATE
 BLOCKS = {"blocks": (CHUNK_CODES,), "past": 50}
 
 
-class Clock:
+class WallClock:
     """Seconds since it was made."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Clock:
         time.sleep(seconds)
 
 
-def paced(blocks: Iterable[np.ndarray], clock: Clock) -> Iterator[np.ndarray]:
+def paced(blocks: Iterable[np.ndarray], clock: WallClock) -> Iterator[np.ndarray]:
     """The blocks, each not before the time that it has lasted has passed, as from a microphone."""
     samples = 0
     for block in blocks:
@@ -64,7 +64,7 @@ class LiveRun:
     """
 
     def __init__(
-        self, session: DuplexSession, voice: Voice, clock: Clock, *,
+        self, session: DuplexSession, voice: Voice, clock: WallClock, *,
         interrupted: Callable[[int], bool] = lambda chunk: False,
         show: Callable[[DuplexEvent], object] = lambda event: None,
     ) -> None:  # fmt: skip
@@ -146,7 +146,7 @@ def rehearse(session: DuplexSession, voice: Voice, chunks: int = 20) -> list[Chu
     session.follow([ChunkDecision(ids.think)] * (chunks + 1))
     session.follow([ChunkDecision(ids.shift), *[ChunkDecision(ids.text_pad)] * (count + 1)])
     noise = torch.randn((chunks + count + 4) * CHUNK_SAMPLES, generator=torch.Generator().manual_seed(0)) / 100
-    live = LiveRun(session, voice, Clock())
+    live = LiveRun(session, voice, WallClock())
     live.listen(block.numpy() for block in noise.split(CHUNK_SAMPLES))
     listening = [cost for cost in live.costs if not cost.speaking][1:]
     speaking = [cost for cost in live.costs if cost.speaking][1:]
