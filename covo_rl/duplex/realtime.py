@@ -118,21 +118,19 @@ class LiveRun:
 
     def _speak(self, codes: Iterator[int]) -> None:
         """Decode a reply and let it sound, behind what sounds still."""
-        pieces: list[np.ndarray] = []
-        start, length, waited, before = 0, 0, 0.0, 0.0
+        pieces: list[tuple[int, np.ndarray]] = []
+        before = 0.0
         for piece in self.voice.stream(codes):
             now = self.clock.now()
             self._decoding[self._chunk] = self._decoding.get(self._chunk, 0.0) + now - max(self._told, before)
-            before, start = now, start if pieces else max(round(now * RATE), self._free)
-            waited += max(0.0, now - (start + length) / RATE - waited)
-            pieces.append(piece.numpy())
-            length += len(piece)
-        wave_T = np.concatenate(pieces)
+            at, before = max(round(now * RATE), self._free), now
+            self.gaps += (at - self._free) / RATE if pieces else 0.0
+            pieces.append((at, piece.numpy()))
+            self._free = at + len(piece)
         if self._broken and self.interrupted(self._chunk):
-            wave_T = wave_T[: max(0, round((self._told - waited) * RATE) - start)]
-        self.sounds.append((start, wave_T))
-        self.gaps += waited
-        self._free = start + len(wave_T) + round(waited * RATE)
+            self._free = min(self._free, round(self._told * RATE))
+        wave_T = np.concatenate([piece_T[: max(0, self._free - at)] for at, piece_T in pieces])
+        self.sounds.append((pieces[0][0], wave_T))
 
 
 def rehearse(session: DuplexSession, voice: Voice, chunks: int = 20) -> list[ChunkCost]:
