@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from covo_rl.duplex.features import FUNCTION_WORD, FeatureStream, Sound, draw_streams
+from covo_rl.duplex.features import FUNCTION_WORD, HUM, FeatureStream, Sound, draw_streams
 from covo_rl.duplex.records import TimingSounds, stop_text, timing_rows, timing_step_metrics
 from covo_rl.duplex.rollout import TimingStream, score_stops
 from covo_rl.records.folder import Run
@@ -32,7 +32,7 @@ def rows_of(**changes):
 
 
 def test_a_row_says_what_the_rollout_did_earned_and_shares():
-    early, right, never = rows_of(first_group=4, sounds={"one": "ab" * 32})
+    early, right, never = rows_of(first_group=4, sounds={"one": ("one, SHIFT at 1.28 s", "ab" * 32)})
     said = [row["completion"] for row in (early, right, never)]
     assert said == ["SHIFT at 0.64 s", "SHIFT at 1.28 s", "no SHIFT"]
     assert (right["id"], right["group"], right["rollout"], right["answer"]) == ("one", 4, 1, "SHIFT after 1.00 s")
@@ -41,7 +41,7 @@ def test_a_row_says_what_the_rollout_did_earned_and_shares():
     assert (right["reward_total"], right["advantage"], right["length"], never["length"]) == (2.0, 1.0, 8, 8)
     hazard = 1 / (1 + np.exp(2.0))
     assert early["mean_logp"] == pytest.approx((3 * np.log(1 - hazard) + np.log(hazard)) / 4)
-    assert right["clips"] == ["one.flac"] and right["clip_keys"] == ["ab" * 32]
+    assert right["clips"] == ["one, SHIFT at 1.28 s"] and right["clip_keys"] == ["ab" * 32]
     assert early["speech"][0] == pytest.approx(5 * 0.16 + 308 / 24_000) and never["speech"] is None
     timing = early["timing"]
     assert right["timing"] is None  # once for a group
@@ -73,6 +73,17 @@ def test_a_stream_of_which_nobody_knows_the_words_has_spans():
     assert rows[0]["question"] == "0.00-0.30 s (0.40 s) 0.70-1.00 s"
     assert rows[1]["completion"] == "BREAK at 0.96 s" and rows[1]["question"] == "[0.49-1.77 s] 1.00-2.50 s"
     assert rows[1]["timing"]["seconds"] == 2.5 and rows[1]["speech"] == pytest.approx([0.493, 0.973], abs=1e-3)
+
+
+def test_a_question_has_the_reply_within_it():
+    stream = FeatureStream(
+        id="b", kind="back_channel", first_chunk=5, decisions=12, chunks=22, turn_end=1.9, onset=1.6, reply=(3, 1),
+        sounds=(Sound(0.1, 0.4, 3), Sound(0.4, 0.8, 1), Sound(1.6, 1.9, HUM)), shift_chunk=4, gold_stop=12,
+    )  # fmt: skip
+    z, totals = [torch.zeros(12)], [np.ones(13)]
+    row = timing_rows([stream], z, totals, np.array([[12]]), np.zeros((1, 1)), [{"back_channel": np.ones(13)}])[0]
+    assert (row["question"], row["answer"]) == ("three one [three one] mm", "no BREAK")
+    assert row["completion"] == "no BREAK" and row["speech"] == pytest.approx([0.973, 2.893], abs=1e-3)
 
 
 def test_what_failed_is_null_with_its_reason_and_what_does_not_judge_is_not_there():
@@ -119,9 +130,10 @@ def test_what_the_terminal_shows_of_a_rollout_is_its_stop():
 
 def test_a_sound_is_kept_once_by_its_content_until_there_is_no_room(tmp_path):
     sounds = TimingSounds(tmp_path, limit=400_000)
-    key = sounds.keep(STREAM, 7)
-    assert sounds.keep(STREAM, 7) == key and [path.name for path in (tmp_path / "clips").iterdir()] == [f"{key}.flac"]
-    assert sounds.keep(STREAM, 3) != key
+    name, key = sounds.keep(STREAM, 7)
+    assert name == "one, SHIFT at 1.28 s" and sounds.keep(STREAM, 7) == (name, key)
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == [f"{key}.flac"]
+    assert sounds.keep(STREAM, 3)[1] != key
     assert TimingSounds(tmp_path, limit=1000).keep(STREAM, 5) is None and len([*(tmp_path / "clips").iterdir()]) == 2
 
 

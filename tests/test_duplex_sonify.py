@@ -99,6 +99,12 @@ def test_who_never_answers_is_silent_and_who_heard_nothing_says_zero():
     assert [word.text for word in model_words(PAUSED, 0)] == ["zero"]
 
 
+def test_words_of_a_reply_never_overlap():
+    for stream in draw_streams("test", {"pause": 60, "hold": 60}, seed=1):
+        edges = [second for word in model_words(stream, stream.decisions - 1) for second in (word.start, word.end)]
+        assert len(edges) and edges == sorted(edges)
+
+
 def test_a_break_cuts_the_reply_where_its_last_codes_end():
     stream = FeatureStream(
         id="b", kind="back_channel", first_chunk=5, decisions=12, chunks=22, turn_end=1.9, onset=1.6, reply=(3, 1, 4),
@@ -111,16 +117,25 @@ def test_a_break_cuts_the_reply_where_its_last_codes_end():
     assert speech_span(stream, 6) == (sound_start(5) / RATE, end / RATE) and speech_span(stream, 0) is None
 
 
-@pytest.mark.parametrize("stop", [0, 6, 10**6])
-def test_every_kind_is_written_with_events_that_can_be_read_again(stop, tmp_path):
-    for stream in draw_streams("rl", {"pause": 1, "barge_in": 1, "back_channel": 1, "hold": 1}, seed=3):
-        write_sound(tmp_path / stream.id, stream, min(stop, stream.decisions))
-        events, wave_T2 = read_stream(tmp_path / stream.id)
-        assert events.seconds * RATE == pytest.approx(len(wave_T2)) and events.source == (stream.id,)
-        said = " ".join(turn.text for turn in events.turns_of("user"))
-        names = [WORD_NAMES[sound.word] for sound in stream.sounds if sound.word != HUM]
-        assert said.split() == names and [mark.start for mark in events.marks("pause")] == [a for a, _ in stream.pauses]
-        replies = events.turns_of("model")
-        assert len(replies) == (stop < 10**6 if stream.listening else stop > 0)
-        interrupted = not stream.listening and 0 < stop < stream.decisions
-        assert [turn.interrupted_at is not None for turn in replies] == [interrupted] * len(replies)
+@pytest.mark.parametrize(
+    ("kind", "stop"), [("pause", 6), ("pause", 10**6), ("barge_in", 6), ("back_channel", 10**6), ("hold", 0)]
+)
+def test_every_kind_is_written_with_events_that_can_be_read_again(kind, stop, tmp_path):
+    stream = draw_streams("rl", {kind: 1}, seed=3)[0]
+    write_sound(tmp_path, stream, min(stop, stream.decisions))
+    events, wave_T2 = read_stream(tmp_path)
+    assert events.seconds * RATE == pytest.approx(len(wave_T2)) and events.source == (stream.id,)
+    said = " ".join(turn.text for turn in events.turns_of("user"))
+    assert said.split() == [WORD_NAMES[sound.word] for sound in stream.sounds if sound.word != HUM]
+    assert [(mark.start, mark.end) for mark in events.marks("pause")] == [*stream.pauses]
+    replies = events.turns_of("model")
+    assert len(replies) == (stop < 10**6 if stream.listening else stop > 0)
+    interrupted = not stream.listening and 0 < stop < stream.decisions
+    assert [turn.interrupted_at is not None for turn in replies] == [interrupted] * len(replies)
+
+
+def test_every_stream_sounds_wherever_it_stops():
+    """Words follow one another without a gap: their times differ by rounding."""
+    for stream in draw_streams("rl", 60, seed=11):
+        stops = {stream.decisions, stream.decisions // 2, stream.decisions - 1}
+        assert all(len(stream_sound(stream, stop)) for stop in stops)

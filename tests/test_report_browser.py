@@ -126,8 +126,11 @@ def test_a_group_that_says_when_has_a_timeline_of_both_channels_and_a_bar_for_ea
     content = timed(payload(runs=1, steps=1, groups=1, rollouts=4))
     group = content["groups"][0]
     group["clips"], group["timing"]["turns"][0]["text"] = ["clip0"], EVIL
+    content["runs"][0].update(evaluations=[], result={"before": {"delay_p50": 0.59}, "after": {"delay_p50": 0.4}})
     assert problems(content) == []
     (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html")
+    assert texts(driver, ".figure") == ["median delay of answers, s0.59→0.40"]
     visit(driver, tmp_path / "page.html", "view=groups")
     assert texts(driver, ".timeline .word") == [visible(EVIL), "five"] and texts(driver, ".pause") == ["2.00 s"]
     assert texts(driver, ".lane-name") == ["user", "P(SHIFT)", "✗ 2\u00d7", "✓ 1\u00d7", "✗ 1\u00d7", ""]

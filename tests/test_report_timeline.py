@@ -56,7 +56,7 @@ def test_a_step_of_stops_is_there_with_its_times_its_flags_and_its_sound(tmp_pat
     assert [rollout["flags"] for rollout in group["rollouts"]] == [["early_answer"], [], [], ["no_answer", "longest"]]
     assert group["rollouts"][1]["speech"] == pytest.approx([9 * 0.16 + 0.0128, None], abs=1e-4)
     assert group["columns"] == {"cue": "word"} and group["answer"] == "SHIFT after 1.00 s"
-    assert clip["name"] == "one.flac" and clip["src"] and clip["seconds"] == 1.92
+    assert clip["name"] == "one, SHIFT at 1.28 s" and clip["src"] and clip["seconds"] == 1.92
     assert content["runs"][0]["result"] == {"after": {"early_long_pause": 0.3}}
     assert not any("evaluated" in note for note in notes_of(content))
 

@@ -20,6 +20,7 @@ LIMITS = {
     "[10, inf)": "perception_streams sft_streams rl_streams test_streams",
     "(0, inf)": "sft_learning_rate",
     "[0, 2]": "sft_until",
+    "[0, 1]": "hindsight",
     "[0, inf)": "noise trunk_weight decision_weight text_weight code_weight sft_warmup",
 }
 
@@ -48,6 +49,9 @@ class DuplexConfig:
     code_weight: float = option(0.3, "of audio codes there")
     timing_estimator: str = option("mix", "of the policy gradient", [*ESTIMATORS])
     trunk_weight: float = option(0.1, "of the trunk's loss in mix")
+    hindsight: float = option(
+        0.5, "part of the worth of waiting, in the trunk's loss, that is the best still to be had"
+    )
     control: str = option("none", "what RL is compared with: rewards dealt at random, supervised updates on the same "
                           "streams, or streams whose cue at the turn's end is gone", [*CONTROLS])  # fmt: skip
 
@@ -64,6 +68,7 @@ class DuplexOptions(Options):
         return TimingOptions(
             timing_estimator=self.duplex.timing_estimator, generations=self.rollout.num_generations,
             trunk_weight=self.duplex.trunk_weight, beta=self.loss.beta, scale=self.loss.scale_rewards != "none",
+            hindsight=self.duplex.hindsight,
         )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """What a step of learning when to stop leaves behind: rows of rollouts/step_N.jsonl, a line of metrics.jsonl, sounds.
 
     sounds = TimingSounds(run.folder)
-    keys = {stream.id: sounds.keep(stream, greedy_stop(z_K))}              of as many streams as one wants to hear
-    run.log_rollouts(step, timing_rows(streams, z, totals, stops_PG, advantages_PG, parts, sounds=keys))
+    kept = {stream.id: sounds.keep(stream, greedy_stop(z_K))}              of as many streams as one wants to hear
+    run.log_rollouts(step, timing_rows(streams, z, totals, stops_PG, advantages_PG, parts, sounds=kept))
     run.log_metrics(timing_step_metrics(streams, z, totals, stops_PG, parts, step=step, losses=metrics, ...))
 
 Rows have the keys of all rollouts (records/steps.py), the columns that the rewards were given, and two more: `speech`,
@@ -45,8 +45,8 @@ class TimingSounds:
     def __init__(self, run: Path, *, limit: int = SOUND_LIMIT, seed: int = 0, split: str = "train") -> None:
         self.folder, self.voice = SoundFolder(run, limit), {"seed": seed, "split": split}
 
-    def keep(self, stream: FeatureStream, stop: int) -> str | None:
-        """The key of the sound of a rollout that stopped there; None where there is no more room.
+    def keep(self, stream: FeatureStream, stop: int) -> tuple[str, str] | None:
+        """(name, key) of the sound of a rollout that stopped there; None where there is no more room.
 
         Raises:
             OSError: the disk is full.
@@ -54,7 +54,8 @@ class TimingSounds:
         file = io.BytesIO()
         soundfile.write(file, stream_sound(stream, stop, **self.voice), RATE, format="FLAC", subtype="PCM_16")
         key = sha256(file.getvalue()).hexdigest()
-        return key if key in self.folder or self.folder.put(key, ".flac", file.getvalue()) else None
+        kept = key in self.folder or self.folder.put(key, ".flac", file.getvalue())
+        return (f"{stream.id}, {stop_text(stream, stop)}", key) if kept else None
 
 
 def stop_text(stream: TimingStream, stop: int) -> str:
@@ -66,13 +67,14 @@ def stop_text(stream: TimingStream, stop: int) -> str:
 def timing_rows(
     streams: Sequence[TimingStream], z: Sequence[torch.Tensor], totals: Sequence[np.ndarray], stops_PG: np.ndarray,
     advantages_PG: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]], *,
-    failures: Sequence[Mapping[str, str]] = (), sounds: Mapping[str, str | None] | None = None, first_group: int = 0,
+    failures: Sequence[Mapping[str, str]] = (), sounds: Mapping[str, tuple[str, str] | None] | None = None,
+    first_group: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One JSON-ready row per rollout, G for each of P streams.
 
     Args:
         z: logits (K,) of each stream; totals, parts, failures: what its stops earn, as `score_stops` says.
-        sounds: id of a stream -> key of its sound, of those that have one.
+        sounds: id of a stream -> (name, key) of its sound, of those that have one.
 
     Raises:
         ValueError: there are not as many of each.
@@ -140,12 +142,12 @@ def timing_step_metrics(
     return {name: value for name, value in step_metrics([share], {**others, **own}).items() if name not in _OF_TEXT}
 
 
-def _shared(stream: TimingStream, words: Sequence[Mapping[str, Any]], sound: str | None) -> dict[str, Any]:
+def _shared(stream: TimingStream, words: Sequence[Mapping[str, Any]], sound: tuple[str, str] | None) -> dict[str, Any]:
     """What the rows of a stream have in common."""
     return {
         "id": stream.id,
-        "clips": [] if sound is None else [f"{stream.id}.flac"],
-        "clip_keys": [] if sound is None else [sound],
+        "clips": [] if sound is None else [sound[0]],
+        "clip_keys": [] if sound is None else [sound[1]],
         "question": _question(stream, words),
         "choices": [],
         "answer": _answer(stream),
@@ -182,15 +184,22 @@ def _words(stream: TimingStream) -> list[dict[str, Any]]:
 
 
 def _question(stream: TimingStream, words: Sequence[Mapping[str, Any]]) -> str:
-    """What is heard, as a line of text: pauses by their length, the model in brackets."""
+    """What is heard, as a line of text: pauses by their length, and the reply of a model that speaks in brackets."""
+    reply = [word for word in words if word["channel"] == "model"]
     pieces, pauses = [], list(stream.pauses)
-    for word in words:
+    for word in (word for word in words if word["channel"] == "user"):
+        if reply and word["start"] >= reply[0]["start"]:
+            pieces.append(f"[{_said(reply)}]")
+            reply = []
         while pauses and pauses[0][1] <= word["start"] + 1e-6:
             start, end = pauses.pop(0)
             pieces.append(f"({end - start:.2f} s)")
-        text = word["text"] or f"{word['start']:.2f}-{word['end']:.2f} s"
-        pieces.append(text if word["channel"] == "user" else f"[{text}]")
-    return " ".join(pieces)
+        pieces.append(_said([word]))
+    return " ".join([*pieces, *([f"[{_said(reply)}]"] if reply else [])])
+
+
+def _said(words: Sequence[Mapping[str, Any]]) -> str:
+    return " ".join(word["text"] or f"{word['start']:.2f}-{word['end']:.2f} s" for word in words)
 
 
 def _answer(stream: TimingStream) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,10 @@ def model_words(stream: FeatureStream, stop: int) -> list[TimedWord]:
     else:
         words, end = stream.reply, span[1]
         every = (sound_start(stream.first_chunk + stream.decisions) / RATE - span[0]) / max(len(words), 1)
-    starts = [span[0] + every * place for place in range(len(words))]
-    return [TimedWord(WORD_NAMES[word], start, min(start + min(every, LONGEST_WORD), end))
-            for word, start in zip(words, starts, strict=True) if start < end - LEAST_WORD]  # fmt: skip
+    edges = [span[0] + every * place for place in range(len(words) + 1)]
+    return [TimedWord(WORD_NAMES[word], start, min(start + LONGEST_WORD, after, end))
+            for word, (start, after) in zip(words, pairwise(edges), strict=True)
+            if start < end - LEAST_WORD]  # fmt: skip
 
 
 def user_words(stream: FeatureStream) -> list[TimedWord]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError
 from covo_rl.duplex.config import DuplexOptions
 from covo_rl.duplex.features import TEST_COUNTS, FeatureStream, draw_streams
-from covo_rl.duplex.figures import success_at_early, threshold_line, timing_figures
+from covo_rl.duplex.figures import is_early, success_at_early, threshold_line, timing_figures
 from covo_rl.duplex.probe import GATE, probe_auc, probe_places
 from covo_rl.duplex.records import TimingSounds, timing_rows
 from covo_rl.duplex.rollout import greedy_stop
+from covo_rl.duplex.sonify import write_sound
 from covo_rl.duplex.training import TimingTrainer, question_example, question_logits
 from covo_rl.duplex.trunk import decision_states
 from covo_rl.duplex.waves import feature_world
@@ -149,15 +150,19 @@ class TimingSession(Session):
             [scored.parts for scored in rewards], failures=[scored.failures for scored in rewards], sounds=sounds,
         )  # fmt: skip
 
-    def figures(self) -> dict[str, Any]:
-        """Of the policy as it is, on the test's streams."""
-        z = question_logits(self.family, self.test, self.world.ids)
-        return timing_figures([question.stream for question in self.test], z)
+    def test_logits(self) -> list[torch.Tensor]:
+        """z (K,) of the policy as it is, on the test's streams."""
+        return question_logits(self.family, self.test, self.world.ids)
 
-    def threshold(self) -> list[dict[str, Any]]:
-        """The line of the policy as it is: what a shifted threshold reaches without training."""
-        z = question_logits(self.family, self.test, self.world.ids)
-        return threshold_line([question.stream for question in self.test], z)
+    def write_sounds(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
+        """One long pause as it sounds before training and after: of the streams that were answered early and then were
+        not, the first, else the first of all."""
+        paused = [(q.stream, *z) for q, *z in zip(self.test, before, after, strict=True) if q.stream.kind == "pause"]
+        stops = [(stream, *(greedy_stop(z_K) for z_K in z)) for stream, *z in paused]
+        changed = [each for each in stops if is_early(each[0], each[1]) and not is_early(each[0], each[2])]
+        for stream, *both in (changed or stops)[:1]:
+            for name, stop in zip(("before", "after"), both, strict=True):
+                write_sound(self.run.folder / "sounds" / name, stream, stop, split="test")
 
     def warn_of_probe(self, auc: float) -> None:
         """RL teaches no perception: say so where there is little to work with."""
@@ -206,7 +211,8 @@ class TimingEvaluator(Observer):
     def measure(self, metrics: dict[str, Any]) -> None:
         every = self.session.options.eval.eval_every
         if every and metrics["step"] % every == 0:
-            figures = self.session.figures()
+            streams = [question.stream for question in self.session.test]
+            figures = timing_figures(streams, self.session.test_logits())
             metrics |= {f"eval_{name}": figures[name] for name in SHOWN if figures[name] is not None}
 
 
@@ -234,11 +240,14 @@ def run_timing(options: DuplexOptions) -> Path:
     try:
         session.show()
         session.accept()
-        before, line, auc = session.figures(), session.threshold(), session.probe()
+        streams, start = [question.stream for question in session.test], session.test_logits()
+        before, line, auc = timing_figures(streams, start), threshold_line(streams, start), session.probe()
         if auc < GATE:
             session.warn_of_probe(auc)
         trainer = session.train()
-        exported, after = session.export(), session.figures()
+        exported, end = session.export(), session.test_logits()
+        after = timing_figures(streams, end)
+        session.write_sounds(start, end)
         at_equal = success_at_early([{"b": 0, **before}, *line], after["early_long_pause"])
         result = {
             "seed": options.train.seed, "steps": trainer.step, "before": before, "after": after,

@@ -125,11 +125,8 @@ def taught_already(options: DuplexOptions, folder: Path) -> bool:
 def _settings(options: DuplexOptions) -> dict[str, Any]:
     """All that the stage depends on."""
     duplex = asdict(options.duplex)
-    own = {
-        name: duplex[name]
-        for name in duplex
-        if name.startswith(("sft_", "duplex_", "perception_")) or name.endswith("_weight")
-    }
+    kinds = ("sft_", "duplex_", "perception_", "decision_", "text_", "code_")
+    own = {name: value for name, value in duplex.items() if name.startswith(kinds)}
     names = "features", "noise"
     return {"seed": options.train.seed, **own, **{name: duplex[name] for name in names}}
 

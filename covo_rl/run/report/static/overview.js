@@ -26,7 +26,7 @@ const intervalText = ({ accuracy, ci95 }) =>
 /** of when a model speaks, in the result: name -> [label, how it is shown] */
 const WHEN = {
   early_long_pause: ["early answers in long pauses, %", percent],
-  single_turn_success: ["answers in time, turns without pauses, %", percent],
+  single_turn_success: ["answers in time without pauses, %", percent],
   back_channel_ignored: ["back-channels ignored, %", percent],
   barge_in_success: ["barge-ins obeyed, %", percent],
   delay_p50: ["median delay of answers, s", fixed],

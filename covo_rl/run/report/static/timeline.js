@@ -124,7 +124,7 @@ function timeline(group, player) {
       "figcaption",
       {},
       el("strong", {}, `When it says ${name}`),
-      el("span", { class: "quiet" }, ` ${timing.kind.replace("_", "-")}, a bar for each stop: what sounds after it`),
+      el("span", { class: "quiet" }, ` ${timing.kind.replace("_", "-")}, a bar for each stop: when the model sounds`),
       readout,
     ),
     el(
