@@ -8,7 +8,7 @@ turn is the user's, pauses and all: a BREAK that comes late costs `barge_in`, no
 None where the model listens.
 """
 
-from covo_rl.rewards.rules.turns import CHUNK, ROUNDING, SPEAKING, of_kind
+from covo_rl.rewards.rules.turns import CHUNK_SECONDS, ROUNDING, SPEAKING, of_kind
 
 
 def hold_floor(completions, kind, break_time, onset, turn_end, **kwargs):
@@ -26,4 +26,4 @@ def _in_silence(kind, time, start, end):
         return False
     if start is None or time - start <= ROUNDING:
         return True
-    return kind == "back_channel" and end is not None and time - CHUNK >= end - ROUNDING
+    return kind == "back_channel" and end is not None and time - CHUNK_SECONDS >= end - ROUNDING

@@ -22,8 +22,10 @@ ROLLOUT = {
     "length": "int?",  # tokens; null in runs of older versions
     "logp": "number?",  # mean over tokens, nats
     "tokens": "tokens?",  # [[piece..], [centinats..]]: the pieces together are the completion
-    "flags": [{"wrong_high_thinking", "right_broken_reasoning", "consistency_missing", "longest", "truncated", "copy"}],
-}
+    "flags": [{"wrong_high_thinking", "right_broken_reasoning", "consistency_missing", "longest", "truncated", "copy",
+               "early_answer", "no_answer"}],
+}  # fmt: skip
+TIMED = {**ROLLOUT, "time": "number?", "speech": "span?"}  # of a group with a timing: when it stops, and when it sounds
 SPOKEN = {**ROLLOUT, "codes": [int], "reply": "str?"}  # of a reply that holds audio codes; its key of clips
 GROUP = {
     "run": int,  # index in runs
@@ -38,6 +40,17 @@ GROUP = {
     "flags": [{"biggest_change", "no_variance"}],
     "rollouts": [ROLLOUT],
 }
+TIMING = {  # of a group whose rollouts say when, not what; times in seconds
+    "kind": str,
+    "seconds": "number",
+    "first_chunk": int,  # of the first hazard; chunks have 0.16 s
+    "hazards": ["number?"],
+    "turn_end": "number?",
+    "onset": "number?",
+    "pauses": ["span"],
+    "turns": [{"channel": {"user", "model"}, "start": "number", "end": "number", "text": str}],
+}
+TIMED_GROUP = {**GROUP, "timing": TIMING, "rollouts": [TIMED]}
 SHARE = {"n": int, "accuracy": "number?", "ci95": "interval?"}
 EVALUATION = {
     **SHARE,
@@ -98,6 +111,8 @@ def problems(payload):
 def _shape(value, form, at):
     if form is ROLLOUT and isinstance(value, dict) and "codes" in value:
         form = SPOKEN
+    if form is GROUP and isinstance(value, dict) and "timing" in value:
+        form = TIMED_GROUP
     if isinstance(form, dict):
         if value is None and id(form) in NULLABLE:
             return
@@ -129,6 +144,8 @@ def _shape(value, form, at):
 def _is(value, name):
     if name == "number":
         return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+    if name == "span":  # [start, end or null]
+        return isinstance(value, list) and len(value) == 2 and all(_is(v, "number") for v in value if v is not None)
     if name == "interval":
         return isinstance(value, list) and len(value) == 2 and all(_is(v, "number") for v in value)
     if name == "peaks":

@@ -189,3 +189,23 @@ def harmful(content):
         rewards={EVIL: 0.5, "accuracy": 1.0, "thinking": 0.1},
     )  # fmt: skip
     return content
+
+
+def timed(content):
+    """The payload, whose first group says when to speak: two of its four rollouts are early, one never speaks."""
+    group = content["groups"][0]
+    group["timing"] = {
+        "kind": "pause", "seconds": 6.4, "first_chunk": 0, "hazards": [0.02 * k for k in range(40)], "turn_end": 4.0,
+        "onset": None, "pauses": [[1.0, 3.0]],
+        "turns": [{"channel": "user", "start": 0.5, "end": 1.0, "text": "two"},
+                  {"channel": "user", "start": 3.0, "end": 4.0, "text": "five"}],
+    }  # fmt: skip
+    for rollout, time in zip(group["rollouts"], (1.6, 4.8, None, 1.6), strict=True):
+        right = time == 4.8
+        rollout.update(
+            completion="no SHIFT" if time is None else f"SHIFT at {time:.2f} s", think=None, answer=None, tokens=None,
+            rewards={"early_response": float(right), "turn_taking": float(right)}, total=2.0 * right, reasons={},
+            time=time, speech=None if time is None else [time + 0.17, None], problems=[], stop="stop", length=10,
+            flags=[] if right else ["no_answer"] if time is None else ["early_answer"],
+        )  # fmt: skip
+    return content

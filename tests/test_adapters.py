@@ -37,7 +37,7 @@ LORA = {
     "saved embeddings": {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]},
     "targeted embeddings": {"target_modules": ["v_proj", "embed_tokens", "lm_head"]},
     "saved audio adapter": {"target_modules": QV, "modules_to_save": ["audio_adapter"]},
-    "token deltas": {"target_modules": QV, "trainable_token_indices": {"embed_tokens": [3, 5, 70]}},
+    "token deltas": {"target_modules": QV, "trainable_token_indices": {"embed_tokens": [3, 5, 70], "lm_head": [3, 5]}},
     "biases of the targets": {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"},
     "all biases": {"target_modules": ["q_proj", "v_proj"], "bias": "all"},
     "pissa": {"target_modules": QV, "init_lora_weights": "pissa"},

@@ -1,20 +1,21 @@
 """`covo-rl duplex run`: a sound file in; both channels, the turns and the session out."""
 
 import json
-import time
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from duplex_cases import SAMPLED, FixedFeatures, duplex_family
 from speaking_cases import small_decoder
 
 from covo_rl.cli import main
 from covo_rl.duplex.grid import CHUNK_SAMPLES, LOOK_AHEAD_SAMPLES
-from covo_rl.duplex.ids import DuplexIds
+from covo_rl.duplex.ids import DuplexIds, DuplexIdsError
 from covo_rl.duplex.layout import ChunkDecision, DuplexHistory, build
 from covo_rl.duplex.recording import read_session
 from covo_rl.duplex.session import DuplexSession
+from covo_rl.duplex.stream_files import read_stream
 from covo_rl.models.covo_audio.voice import Voice
 from covo_rl.run.commands import duplex
 
@@ -65,6 +66,11 @@ def test_a_file_becomes_both_channels_and_a_session_that_can_be_built_again(tmp_
     latency = json.loads((tmp_path / "out" / "session.json").read_text())["latency"]
     assert latency["starts"][0]["algorithmic"] == pytest.approx(start / 24_000)
     assert set(latency["real_time_factors"]) == {"listening", "speaking"} and "late" not in latency
+    assert turn["interrupted_at"] == turn["end"]  # by the limit
+    stream, _ = read_stream(tmp_path / "out")
+    assert stream.turns_of("user") == [] and stream.source == ("both.wav",)
+    tail_T = both_T2[24_500:38_000, 0]
+    assert 0 < np.abs(tail_T).max() < 0.01 and (np.diff(tail_T) != 0).mean() > 0.5  # a room, not zeros
 
 
 def test_all_that_is_wrong_with_the_options_is_said_before_a_model_loads(tmp_path, capsys):
@@ -76,13 +82,6 @@ def test_all_that_is_wrong_with_the_options_is_said_before_a_model_loads(tmp_pat
     said = capsys.readouterr().err
     for part in ("--audio no.wav: no such file", "is not an empty folder", "--channel 'both'", "--voice nobody"):
         assert part in said
-
-
-def test_in_real_time_no_block_comes_before_it_was_spoken():
-    blocks = [np.zeros(1200)] * 6  # 50 ms each
-    began = time.monotonic()
-    times = [time.monotonic() - began for _ in duplex.paced(blocks)]
-    assert all(t >= 0.05 * (i + 1) - 1e-3 for i, t in enumerate(times))
 
 
 def test_a_machine_that_is_too_slow_for_real_time_is_told_by_how_much(tmp_path, opened, capsys, monkeypatch):
@@ -116,13 +115,36 @@ def test_a_model_hears_with_its_own_streaming_encoder(tmp_path):
     assert live.encoder.mel.look_ahead == LOOK_AHEAD_SAMPLES
 
 
-def test_a_model_that_was_not_made_for_it_is_said_to_lack_its_ids(tmp_path, capsys):
-    family, _ = duplex_family()
+def test_a_model_that_was_not_made_for_it_is_made_ready_once(tmp_path, capsys):
+    """Refused, prepared with ids that are named, and then a session of the copy opens."""
+    family, ids = duplex_family()
     family.model.config.duplex = None
-    family.model.save_pretrained(tmp_path)
-    family.processor.save_pretrained(tmp_path)
-    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(24_000), 24_000)
-    with pytest.raises(SystemExit):
-        main(["duplex", "run", "--model", str(tmp_path), "--audio", str(tmp_path / "a.wav"), "--output",
-              str(tmp_path / "out"), "--device", "cpu"])  # fmt: skip
-    assert "no id for think, shift, break, so it was not made to listen" in capsys.readouterr().err
+    family.model.save_pretrained(tmp_path / "plain")
+    family.processor.save_pretrained(tmp_path / "plain")
+    with pytest.raises(DuplexIdsError, match="not made to listen while it speaks"):
+        duplex.open_session(str(tmp_path / "plain"), None, "cpu")
+
+    def prepare(*more, source="plain", target="ready"):
+        words = ["--model", str(tmp_path / source), "--output", str(tmp_path / target), *more]
+        with pytest.raises(SystemExit) as stopped:
+            main(["duplex", "prepare", *words])
+        return stopped.value.code, " ".join("".join(capsys.readouterr()).split())
+
+    for words, message in (
+        ([], "their rows look trained"), (["--use-ids", "20,21"], "give 3 ids"),
+        (["--use-ids", "20;21;22"], "is no whole number"), (["--use-ids", "20,21,9999"], "is no id of the text"),
+        (["--use-ids", "20,21,22", "--silence-codes", "99"], "codes, not ids"),
+    ):  # fmt: skip
+        code, said = prepare(*words)
+        assert code == 2 and message in said and not (tmp_path / "ready").exists()
+    code, said = prepare("--use-ids", "20,21,22", "--silence-codes", "1,2")
+    named = family.tokenizer.convert_ids_to_tokens(20)
+    assert not code and f"think, shift, break are the tokens {named!r} (20)" in said
+    live = duplex.open_session(str(tmp_path / "ready"), None, "cpu")
+    assert (live.ids.shift, live.ids.silence_codes) == (ids.shift, (1, 2))
+    before, after = (f.model.state_dict() for f in (family, live.family))
+    changed = {name: (after[name] != before[name]).any(-1).nonzero().flatten().tolist()
+               for name in before if not torch.equal(after[name], before[name])}  # fmt: skip
+    assert changed == {"llm.model.embed_tokens.weight": [20, 21, 22], "llm.lm_head.weight": [20, 21, 22]}
+    assert "has a duplex section already" in prepare(source="ready", target="again")[1]
+    assert "exists" in prepare("--use-ids", "20,21,22")[1]

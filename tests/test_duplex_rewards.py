@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from covo_rl.duplex.grid import CHUNK_SECONDS, chunk_of
+from covo_rl.duplex.grid import chunk_of
 from covo_rl.duplex.rollout import TimingStream, score_stops
 from covo_rl.rewards import RewardError, components, lint, load_reward
 from covo_rl.rewards.duplex_lint import check_timing, policy_shares
-from covo_rl.rewards.rules.turns import CHUNK, LISTENING, SPEAKING, stop_columns
+from covo_rl.rewards.rules.turns import LISTENING, SPEAKING, stop_columns
 
 TURNS = ("early_response", "turn_taking", "response_delay")
 BREAKS = ("barge_in", "back_channel", "hold_floor")
@@ -15,10 +15,6 @@ BREAKS = ("barge_in", "back_channel", "hold_floor")
 
 def scores(name, kind, chunks, **about):
     return load_reward(name)(completions=[""] * len(chunks), **stop_columns(kind, chunks, **about))
-
-
-def test_there_is_one_clock():
-    assert CHUNK == CHUNK_SECONDS
 
 
 @pytest.mark.parametrize(

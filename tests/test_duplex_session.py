@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from duplex_cases import SAMPLED, FixedFeatures, duplex_family
+from speaking_cases import small_decoder
 
 from covo_rl.duplex.grid import CHUNK_SAMPLES
 from covo_rl.duplex.ids import DuplexIds, DuplexIdsError, TokenKind
@@ -15,8 +16,19 @@ from covo_rl.duplex.latency import ChunkCost, RealTimeError, check_real_time, re
 from covo_rl.duplex.layout import ChunkDecision, DuplexHistory, build, check, system_block
 from covo_rl.duplex.machine import Legal, LegalMasks
 from covo_rl.duplex.realtime import rehearse
-from covo_rl.duplex.recording import read_session, spoken_replies, stereo, stream_events, write_session
+from covo_rl.duplex.recording import (
+    ReplySound,
+    heard_chunks,
+    read_session,
+    session_stream,
+    spoken_replies,
+    stereo,
+    was_interrupted,
+    write_session,
+)
 from covo_rl.duplex.session import GREEDY, DuplexSession, SessionError
+from covo_rl.duplex.stream_files import read_stream, write_stream
+from covo_rl.models.covo_audio.voice import Voice
 
 FAMILY, IDS = duplex_family()
 OPTIONS = {"system": "Hi", "max_turn_seconds": 1.6, "decision": SAMPLED, "text": SAMPLED, "codes": SAMPLED}
@@ -163,9 +175,12 @@ def test_ids_come_from_the_models_configuration():
     assert (IDS.think, IDS.shift, IDS.break_, IDS.text_pad) == (20, 21, 22, 23)
     assert IDS.first_code == 292 and IDS.num_codes == 40 and IDS.silence_codes == (1, 2, 3, 4)
     assert IDS.kind(IDS.marks[0]) is TokenKind.OTHER and IDS.kind(40) is TokenKind.TEXT
-    section, FAMILY.model.config.duplex = FAMILY.model.config.duplex, {"think": 20}
+    section, FAMILY.model.config.duplex = FAMILY.model.config.duplex, {"think": 292}
     try:
-        with pytest.raises(DuplexIdsError, match="no id for shift, break, so it was not made to listen"):
+        with pytest.raises(ValueError, match="think=292 is no id of the text, 0 to 291"):
+            DuplexIds.of(FAMILY)
+        FAMILY.model.config.duplex = None
+        with pytest.raises(DuplexIdsError, match="covo-rl duplex prepare"):
             DuplexIds.of(FAMILY)
     finally:
         FAMILY.model.config.duplex = section
@@ -198,8 +213,9 @@ def test_real_time_is_refused_where_a_chunk_takes_longer_than_it_lasts():
 
 def test_a_rehearsal_times_both_kinds_of_chunk_and_leaves_a_new_session():
     live = session()
-    costs = rehearse(live, 3)
+    costs = rehearse(live, Voice(small_decoder()), 3)
     assert [cost.speaking for cost in costs] == [False] * 3 + [True] * 3
+    assert all(cost.vocoder > 0 for cost in costs if cost.speaking)
     assert all(cost.seconds > 0 for cost in costs) and live.decisions == [] and live.encoder.samples == 0
 
 
@@ -222,7 +238,7 @@ def test_a_session_is_read_back_and_built_as_it_was(tmp_path):
             read_session(path, IDS)
 
 
-def test_replies_sound_after_their_first_chunk_and_end_with_their_codes():
+def test_replies_sound_after_their_first_chunk_and_end_with_their_codes(tmp_path):
     """SHIFT in chunk 1; the codes of chunk 2 are decided at 0.48 s, and sound 13 ms later."""
     tokens = [IDS.think, IDS.shift, 40, IDS.text_pad, IDS.break_, IDS.shift]
     decisions = [ChunkDecision(token, (5,) * 4 if place in (2, 3) else ()) for place, token in enumerate(tokens)]
@@ -231,11 +247,37 @@ def test_replies_sound_after_their_first_chunk_and_end_with_their_codes():
         (1, 4, (40,), 8), (5, None, (), 0),
     ]  # fmt: skip
     heard_T = np.full(6 * CHUNK_SAMPLES, 0.5, np.float32)
-    both_T2 = stereo(heard_T, replies, lambda codes: np.ones(len(codes) * 960, np.float32))
+    sounds = [ReplySound(replies[0], replies[0].start_sample, np.full(8 * 960, 0.9))]
+    both_T2 = stereo(heard_T, sounds)
     assert np.array_equal(both_T2[:, 0], heard_T)
     spoken = both_T2[:, 1].nonzero()[0]
     assert (spoken[0], spoken[-1] + 1) == (3 * CHUNK_SAMPLES + 308, 5 * CHUNK_SAMPLES + 308)
-    content = stream_events("a", len(both_T2), replies, FAMILY.tokenizer, source="a.wav", seed=0)
-    (turn,) = content["turns"]
-    assert (turn["start"], turn["end"]) == (pytest.approx(0.4928, abs=1e-4), pytest.approx(0.8128, abs=1e-4))
-    assert turn["codes"] == [5] * 8 and content["seconds"] == pytest.approx(0.96)
+    stream = session_stream("a", len(both_T2), sounds, FAMILY.tokenizer, source="a.wav", seed=0)
+    (turn,) = stream.turns
+    assert (turn.start, turn.end) == (pytest.approx(0.4928, abs=1e-4), pytest.approx(0.8128, abs=1e-4))
+    assert turn.codes == (5,) * 8 and stream.seconds == pytest.approx(0.96) and turn.interrupted_at is None
+    write_stream(tmp_path / "a", stream, both_T2)
+    again, wave_T2 = read_stream(tmp_path / "a")
+    assert again == stream and np.abs(wave_T2 - both_T2).max() < 1e-4
+
+
+def test_a_reply_was_interrupted_where_the_user_is_heard_at_its_break_or_something_else_ended_it():
+    """Speech in chunks 3 and 4 over a tone 40 dB down: BREAK in 4, or 5 right behind it, gave way; in 6 not."""
+    rng = np.random.default_rng(0)
+    level_C = np.array([0.001] * 3 + [0.1] * 2 + [0.001] * 5)
+    wave_T = np.repeat(level_C, CHUNK_SAMPLES) * rng.standard_normal(10 * CHUNK_SAMPLES)
+    heard_C = heard_chunks(wave_T)
+    assert heard_C.nonzero()[0].tolist() == [3, 4]
+    for zeros in (np.zeros(0), np.zeros(40 * CHUNK_SAMPLES)):  # digital silence, and little speech
+        assert heard_chunks(np.concatenate([wave_T, zeros])).nonzero()[0].tolist() == [3, 4]
+    assert not heard_chunks(rng.standard_normal(9 * CHUNK_SAMPLES)).any() and not len(heard_chunks(np.zeros(5)))
+
+    def ended(at, forced=False):
+        middle = [ChunkDecision(IDS.text_pad, (5,) * 4)] * (at - 1)
+        decisions = [ChunkDecision(IDS.shift), *middle, ChunkDecision(IDS.break_, forced=forced)]
+        return was_interrupted(spoken_replies(decisions, IDS)[0], decisions, heard_C)
+
+    assert [ended(at) for at in (2, 3, 4, 5, 6, 9)] == [False, True, True, True, False, False]
+    assert ended(9, forced=True)
+    unfinished = [ChunkDecision(IDS.shift), ChunkDecision(40, (5,) * 4)]
+    assert was_interrupted(spoken_replies(unfinished, IDS)[0], unfinished, heard_C)

@@ -102,18 +102,15 @@ def trainer_of(options, family):
 
 
 def test_a_step_is_one_forward_whose_rollouts_are_stops(tmp_path):
-    options = small(output=str(tmp_path))
-    trainer = trainer_of(options, new_duplex_family(32, 2, seed=0))
+    trainer = trainer_of(small(output=str(tmp_path)), new_duplex_family(32, 2, seed=0))
     metrics, batch = trainer.train_step()
-    assert len(batch.groups) == 6 and {len(group.rollouts) for group in batch.groups} == {4}
-    for p, group in enumerate(batch.groups):
-        question, scored = trainer.questions[group.prompt.example.id], trainer.rewards[group.prompt.example.id]
-        for g, rollout in enumerate(group.rollouts):
-            chunk = batch.table.extras["stop_chunk"][4 * p + g]
-            stop = question.stream.decisions if chunk is None else chunk - question.stream.first_chunk
-            assert batch.table.rewards_PG[p, g] == pytest.approx(scored.total_S[stop])
-            assert ("no " in rollout.text) == (chunk is None)
-    assert metrics["grad_norm"] > 0 and metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert len(batch.questions) == len(batch.z) == 6 and batch.stops_PG.shape == batch.advantages_PG.shape == (6, 4)
+    for question, z_K, stops_G, scored in zip(batch.questions, batch.z, batch.stops_PG, batch.rewards, strict=True):
+        assert len(z_K) == question.stream.decisions == len(scored.total_S) - 1
+        assert all(0 <= stop <= question.stream.decisions for stop in stops_G)
+        assert scored is trainer.rewards[question.stream.id]
+    assert abs(batch.advantages_PG.sum(1)).max() < 1e-6
+    assert metrics["grad_norm"] > 0 and metrics["timing/kl"] == pytest.approx(0, abs=1e-6) and metrics["step"] == 1
 
 
 def test_micro_batches_do_not_change_the_gradient(tmp_path):
@@ -131,7 +128,7 @@ def test_references_are_those_of_the_policy_before_training(tmp_path):
     question = next(iter(trainer.questions.values()))
     start = stop_logits(family, [question.trunk], [question.features_UD], trainer.ids)[0].detach()
     trainer.train_step()
-    moved = question_logits(trainer.policy, [question], trainer.ids)[0]
+    moved = question_logits(family, [question], trainer.ids)[0]
     kept = trainer.learner._references([question])[0]
     assert (kept - start).abs().max() < 1e-5 < (moved - start).abs().max()
 

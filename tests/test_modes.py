@@ -31,6 +31,7 @@ def covo(dtype: torch.dtype = torch.float32):
         parts=parts,
         model_type="covo_audio",
         lora_leaves=None,
+        trained_rows={},
     )
 
 
@@ -44,7 +45,7 @@ def qwen2_audio():
     parts = {"encoder": "model.audio_tower", "audio_adapter": "model.multi_modal_projector",
              "llm": "model.language_model", "lm_head": "lm_head"}  # fmt: skip
     model = Qwen2AudioForConditionalGeneration(config)
-    return SimpleNamespace(model=model, parts=parts, model_type="qwen2_audio", lora_leaves=None)
+    return SimpleNamespace(model=model, parts=parts, model_type="qwen2_audio", lora_leaves=None, trained_rows={})
 
 
 FAMILIES = pytest.mark.parametrize("make", [covo, qwen2_audio])

@@ -8,15 +8,15 @@ import statistics
 import pytest
 from browser import chromium, missing, until, visit
 from report_contract import problems
-from report_pages import EVIL, harmful, payload
+from report_pages import EVIL, harmful, payload, timed
 
 from covo_rl.run.report.page import render
 from covo_rl.types import visible
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(missing()), reason=missing())]
 
-FLAGS = ["wrong_high_thinking", "right_broken_reasoning", "consistency_missing", "truncated", "longest", "copy",
-         "biggest_change", "no_variance"]  # fmt: skip
+FLAGS = ["wrong_high_thinking", "right_broken_reasoning", "consistency_missing", "truncated", "early_answer",
+         "no_answer", "longest", "copy", "biggest_change", "no_variance"]  # fmt: skip
 #: every row of the virtual list, by scrolling through it
 LISTED = """
 const list = document.querySelector(".list"), seen = new Set();
@@ -120,6 +120,32 @@ def test_the_head_tells_accuracy_before_and_after_with_intervals_notes_and_advic
     for button, step in zip(driver.find_elements("css selector", ".step-link"), (2, 4, 6), strict=True):
         driver.execute_script("arguments[0].click()", button)  # of the step, or of the nearest that was logged
         assert opened(driver).startswith(f"step {step} ·")
+
+
+def test_a_group_that_says_when_has_a_timeline_of_both_channels_and_a_bar_for_each_stop(driver, tmp_path):
+    content = timed(payload(runs=1, steps=1, groups=1, rollouts=4))
+    group = content["groups"][0]
+    group["clips"], group["timing"]["turns"][0]["text"] = ["clip0"], EVIL
+    content["runs"][0].update(evaluations=[], result={"before": {"delay_p50": 0.59}, "after": {"delay_p50": 0.4}})
+    assert problems(content) == []
+    (tmp_path / "page.html").write_text(render(content))
+    visit(driver, tmp_path / "page.html")
+    assert texts(driver, ".figure") == ["median delay of answers, s0.59→0.40"]
+    visit(driver, tmp_path / "page.html", "view=groups")
+    assert texts(driver, ".timeline .word") == [visible(EVIL), "five"] and texts(driver, ".pause") == ["2.00 s"]
+    assert texts(driver, ".lane-name") == ["user", "P(SHIFT)", "✗ 2\u00d7", "✓ 1\u00d7", "✗ 1\u00d7", ""]
+    titles = [one.get_attribute("title") for one in driver.find_elements("css selector", ".stop")]
+    assert titles == ["rollouts 1, 4: SHIFT at 1.60 s, R 0.00", "rollouts 2: SHIFT at 4.80 s, R 2.00",
+                      "rollouts 3: no SHIFT, R 0.00"]  # fmt: skip
+    place = "const box = (name) => document.querySelector(name).getBoundingClientRect();"
+    lane, mark, pause = driver.execute_script(place + "return ['.lane', '.mark', '.pause'].map(box)")
+    assert mark["x"] + mark["width"] / 2 == pytest.approx(lane["x"] + lane["width"] * 4.0 / 6.4, abs=2)
+    assert pause["width"] == pytest.approx(lane["width"] * 2.0 / 6.4, abs=2)
+    assert texts(driver, ".toolbar > b")[0].startswith("1 of 4 right") and texts(driver, ".segments") == []
+    assert texts(driver, ".rollout .completion")[0] == "SHIFT at 1.60 s"
+    driver.execute_script("arguments[0].click()", one(driver, ".prompt .play"))
+    until(driver, "return parseFloat(document.querySelector('.over .head').style.left) > 0")
+    assert driver.execute_script("return window.hacked === undefined")
 
 
 def test_a_spoken_reply_has_a_player_and_raw_its_codes(driver, tmp_path):

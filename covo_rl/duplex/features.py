@@ -36,7 +36,7 @@ PERCEPTS = 3 + WORDS
 #: chunks that a listening stream goes on after the user's turn: SHIFT is late after 15
 TAIL = 18
 #: from the end of the user's turn to the SHIFT of supervised data: log-normal, cut
-GAP_MEDIAN, GAP_RANGE, SPREAD = 0.38, (0.3, 1.0), 0.4
+GAP_MEDIAN, GAP_RANGE, SPREAD = 0.5, (0.3, 1.0), 0.4
 #: chunks from a barge-in's onset to BREAK in supervised data
 BREAK_AFTER = 3
 TEST_COUNTS = {"pause": 240, "single": 150, "barge_in": 100, "back_channel": 100, "hold": 50}
@@ -55,7 +55,7 @@ class StreamPreset:
 
 #: of RL two in three ask a listening model; of replies 40 % are interrupted, 40 % hear a back-channel
 PRESETS = {
-    "sft": StreamPreset({"barge_in": 0.3, "back_channel": 0.3, "hold": 0.4}, 0.5, (0.18, 0.7), 0.35),
+    "sft": StreamPreset({"barge_in": 0.3, "back_channel": 0.3, "hold": 0.4}, 0.3, (0.18, 0.7), 0.35),
     "rl": StreamPreset(
         {"pause": 6, "single": 4, "barge_in": 2, "back_channel": 2, "hold": 1}, 0.6, (0.3, 3.0)
     ),

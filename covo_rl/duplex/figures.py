@@ -58,6 +58,12 @@ def timing_figures(streams: Sequence[TimingStream], z: Sequence[torch.Tensor]) -
     }
 
 
+def is_early(stream: TimingStream, stop: int) -> bool:
+    """Whether a listening stream is answered before its user's turn is over."""
+    time = stream.time(stop)
+    return time is not None and time - (stream.turn_end or 0.0) <= ROUNDING
+
+
 def _case(stream: TimingStream, weights_S: np.ndarray) -> _Case:
     """Right: to take the turn, to stop for a barge-in, not to for a back-channel. Held: not to stop in silence."""
     times = [stream.time(stop) for stop in range(stream.decisions + 1)]

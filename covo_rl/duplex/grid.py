@@ -5,10 +5,10 @@ Chunk k is [0.16 k, 0.16 (k + 1)) of both channels: one feature in, and while th
 
 from __future__ import annotations
 
+from covo_rl.rewards.rules.turns import CHUNK_SECONDS as CHUNK_SECONDS
 from covo_rl.speech.grid import RATE
 
-#: a chunk in seconds, in samples at 24 kHz, and in codes (25 Hz)
-CHUNK_SECONDS = 0.16
+#: a chunk in samples at 24 kHz, and in codes (25 Hz)
 CHUNK_SAMPLES = 3840
 CHUNK_CODES = 4
 #: samples at 24 kHz after a chunk that its feature waits for: 200 at 16 kHz of the encoder, and the resampler's taps

@@ -7,10 +7,9 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
+from covo_rl.models.covo_audio.configuration import duplex_section
 from covo_rl.types import UserError
 
-#: the controls of a configuration's `duplex` section
-CONTROL_NAMES = ("think", "shift", "break")
 CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
@@ -77,23 +76,21 @@ class DuplexIds:
         """Those of a loaded Covo-Audio whose configuration has a `duplex` section.
 
         Raises:
-            DuplexIdsError: it has none, or no id for a control; or they do not fit.
+            DuplexIdsError: it has none, or ids do not fit each other.
+            DuplexSectionError: it does not fit the model.
         """
         config, known = family.model.config, family.tokenizer.get_vocab()
-        section = getattr(config, "duplex", None) or {}
-        if absent := [name for name in CONTROL_NAMES if section.get(name) is None]:
+        if getattr(config, "duplex", None) is None:
             raise DuplexIdsError(
-                f"the model says no id for {', '.join(absent)}, so it was not made to listen while it speaks: its "
-                "config.json needs the section duplex with think, shift and break, ids of its tokenizer that nothing "
-                "else uses"
+                "the model was not made to listen while it speaks: its config.json has no section duplex, which says "
+                "the ids of think, shift and break; `covo-rl duplex prepare` makes a copy that has one, to be trained"
             )
-        text_pad = section.get("text_pad")
+        section = duplex_section(config.duplex, config)
         return cls(
-            think=section["think"], shift=section["shift"], break_=section["break"],
-            text_pad=config.text_end_token_id if text_pad is None else text_pad,
+            think=section["think"], shift=section["shift"], break_=section["break"], text_pad=section["text_pad"],
             placeholder=config.audio_placeholder_token_id, audio_bos=config.audio_bos_token_id,
             audio_eos=config.audio_eos_token_id, first_code=config.audio_token_index,
-            num_codes=config.num_audio_codes, silence_codes=tuple(section.get("silence_codes") or ()),
+            num_codes=config.num_audio_codes, silence_codes=tuple(section["silence_codes"]),
             marks=tuple(known[name] for name in CHATML if name in known),
         )  # fmt: skip
 

@@ -23,16 +23,18 @@ class RealTimeError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class ChunkCost:
-    """Seconds that one chunk took: `encoder`, then `decoder` (decision and codes); `speaking`: it has codes."""
+    """Seconds that one chunk took: `encoder`, then `decoder` (decision and codes), and in real time the `vocoder`,
+    which decodes sound once it has this chunk's codes; `speaking`: it has codes."""
 
     chunk: int
     speaking: bool
     encoder: float
     decoder: float
+    vocoder: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.encoder + self.decoder
+        return self.encoder + self.decoder + self.vocoder
 
 
 def real_time_factors(costs: Sequence[ChunkCost]) -> dict[str, dict[str, float]]:

@@ -1,14 +1,14 @@
-"""What a session leaves behind: a wav of both channels, events.json of its turns, session.json to build it again.
+"""What a session leaves behind: the two files of a stream (stream_files.py), and session.json to build it again.
 
-stereo.wav     24 kHz, 16 bit; left what was heard, right what was said, where it sounds if computing took no time
-events.json    the form of all streams: {"id", "seconds", "language", "turns", "events", "source", "seed"}
+stereo.wav     left what was heard; right what was said, where it sounds if computing took no time, or when it did
+events.json    the model's turns; the user's are not known
 session.json   system ids, every chunk's decision and codes, latency
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 
 from covo_rl.data.files import RecordError, write_json
-from covo_rl.duplex.grid import LOOK_AHEAD_SECONDS, decision_time, sound_start
+from covo_rl.duplex.data import DuplexStream, DuplexTurn
+from covo_rl.duplex.grid import CHUNK_SAMPLES, LOOK_AHEAD_SECONDS, decision_time, sound_start
 from covo_rl.duplex.ids import DuplexIds, TokenKind
 from covo_rl.duplex.latency import ChunkCost, real_time_factors, reply_latencies
 from covo_rl.duplex.layout import ChunkDecision, chunk_ids
 from covo_rl.duplex.machine import LayoutError
-from covo_rl.speech.grid import CODE_SAMPLES, RATE
+from covo_rl.duplex.sound import MIN_RANGE, two_channels
+from covo_rl.prompt import CUT
+from covo_rl.speech.grid import RATE
 
-STEREO, EVENTS, SESSION = "stereo.wav", "events.json", "session.json"
+SESSION = "session.json"
 
 
 @dataclass(frozen=True)
@@ -59,55 +62,75 @@ def spoken_replies(decisions: Sequence[ChunkDecision], ids: DuplexIds) -> list[S
     return [*replies, *([] if shift is None else [SpokenReply(shift, None, tuple(text), tuple(codes))])]
 
 
-def stereo(
-    heard_T: np.ndarray, replies: Iterable[SpokenReply], say: Callable[[Sequence[int]], np.ndarray]
-) -> np.ndarray:
-    """(T, 2) float32 at 24 kHz: left `heard_T`, right what `say` makes of each reply's codes; as long as the longer."""
-    waves = [(reply.start_sample, say(reply.codes)[: len(reply.codes) * CODE_SAMPLES]) for reply in replies]
-    length = max([len(heard_T), *(start + len(wave) for start, wave in waves if len(wave))])
-    both_T2 = np.zeros((length, 2), np.float32)
-    both_T2[: len(heard_T), 0] = heard_T
-    for start, wave in waves:
-        both_T2[start : start + len(wave), 1] = wave
-    return both_T2
+@dataclass(frozen=True)
+class ReplySound:
+    """A reply with codes as it is heard: wave (T,) at 24 kHz from sample `start` on; whether it was `interrupted`."""
+
+    reply: SpokenReply
+    start: int
+    wave_T: np.ndarray
+    interrupted: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.wave_T)
 
 
-def stream_events(
-    name: str, samples: int, replies: Iterable[SpokenReply], tokenizer: Any, *, source: str, seed: int,
+def heard_chunks(wave_T: np.ndarray) -> np.ndarray:
+    """(C,) bool: the whole chunks in which somebody is heard, louder than halfway, in dB, from the quietest twentieth
+    of chunks, at most 60 dB down, to the loudest. Of a wave of one loudness nobody can say, so none."""
+    chunks_CT = wave_T[: len(wave_T) // CHUNK_SAMPLES * CHUNK_SAMPLES].reshape(-1, CHUNK_SAMPLES)
+    level_C = 20 * np.log10(np.sqrt(np.mean(np.square(chunks_CT, dtype=np.float64), axis=1)) + 1e-7)
+    if not len(level_C):
+        return np.zeros(0, bool)
+    high = level_C.max()
+    low = max(np.quantile(level_C, 0.05), high - 60)
+    return level_C > (low + high) / 2 if high - low >= MIN_RANGE else np.zeros(len(level_C), bool)
+
+
+def in_heard(chunk: int, heard_C: np.ndarray) -> bool:
+    """Whether somebody is heard in this chunk or the one before: a BREAK there gives way."""
+    return bool(heard_C[max(chunk - 1, 0) : chunk + 1].any())
+
+
+def was_interrupted(reply: SpokenReply, decisions: Sequence[ChunkDecision], heard_C: np.ndarray) -> bool:
+    """Whether a reply did not end by itself: the user was heard at its BREAK, a limit made it, or the stream ended."""
+    return reply.end is None or decisions[reply.end].forced or in_heard(reply.end, heard_C)
+
+
+def stereo(heard_T: np.ndarray, sounds: Sequence[ReplySound]) -> np.ndarray:
+    """(T, 2) float32 at 24 kHz: left `heard_T`, right the replies; as long as the longer."""
+    user_T, model_T = np.zeros((2, max([len(heard_T), *(sound.end for sound in sounds)])), np.float32)
+    user_T[: len(heard_T)] = heard_T
+    for sound in sounds:
+        model_T[sound.start : sound.end] = sound.wave_T
+    return two_channels(user_T, model_T)
+
+
+def session_stream(
+    name: str, samples: int, sounds: Iterable[ReplySound], tokenizer: Any, *, source: str, seed: int,
     language: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """The content of events.json: the model's turns. The user's are not known; somebody else has to say them."""
+) -> DuplexStream:  # fmt: skip
+    """The stream of a session's stereo wave: the model's turns. The user's are not known to it."""
     turns = []
-    for reply in (reply for reply in replies if reply.codes):
-        start = reply.start_sample / RATE
-        turns.append({
-            "channel": "model", "start": start, "end": start + len(reply.codes) * CODE_SAMPLES / RATE,
-            "text": tokenizer.decode(list(reply.text_ids)), "codes": list(reply.codes),
-        })  # fmt: skip
-    return {
-        "id": name, "seconds": samples / RATE, "language": language, "turns": turns, "events": [], "source": [source],
-        "seed": seed,
-    }  # fmt: skip
+    for sound in sounds:
+        start, end = sound.start / RATE, sound.end / RATE
+        text = tokenizer.decode(list(sound.reply.text_ids)).replace(CUT, "\ufffd")  # no file may hold that one
+        stop = end if sound.interrupted else None
+        turns.append(DuplexTurn("model", start, end, text, codes=sound.reply.codes, interrupted_at=stop))
+    return DuplexStream(name, samples / RATE, language, tuple(turns), source=(source,), seed=seed)
 
 
 def latency_record(
-    replies: Sequence[SpokenReply],
-    costs: Sequence[ChunkCost],
-    vocoder_seconds: float | None,
-    late: Sequence[float] = (),
+    replies: Sequence[SpokenReply], costs: Sequence[ChunkCost], vocoder_seconds: float | None
 ) -> dict[str, Any]:
-    """Latency of a session: look-ahead, real-time factors, when replies began and ended; of a stream in real time also
-    how late each chunk's events came, in seconds after its decision's time."""
+    """Latency of a session: look-ahead, real-time factors, when replies began and ended."""
     shifts = [reply.shift for reply in replies if reply.codes]
     breaks = [reply.end for reply in replies if reply.end is not None]
-    record = {
+    return {
         "look_ahead": LOOK_AHEAD_SECONDS, "vocoder": vocoder_seconds, "real_time_factors": real_time_factors(costs),
         **reply_latencies(shifts, breaks, costs, vocoder_seconds),
     }  # fmt: skip
-    if late:
-        median, p95 = np.percentile(late, [50, 95])
-        record["late"] = {"median": float(median), "p95": float(p95), "max": max(late)}
-    return record
 
 
 def write_session(

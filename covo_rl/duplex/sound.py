@@ -128,6 +128,15 @@ class UserChannel:
         self.wave_T[start : start + len(sound_T)] += sound_T
 
 
+def with_tail(wave_T: np.ndarray, seconds: float, rng: Rng) -> np.ndarray:
+    """(T,) float32: a recording, with so many seconds of the tone of its room after it, never digital silence."""
+    samples = len(wave_T) + round(seconds * RATE)
+    user = UserChannel(samples, [(0, room_tone(wave_T, measure_levels(wave_T)))], rng)
+    user.wave_T += noise_floor(samples, 0.0, rng)
+    user.put(0, np.asarray(wave_T, np.float64))
+    return user.wave_T.astype(np.float32)
+
+
 def two_channels(user_T: np.ndarray, model_T: np.ndarray) -> np.ndarray:
     """(T, 2) float32; a channel that would clip is turned down as a whole."""
     waves = [wave_T * min(1.0, 0.99 / max(float(np.abs(wave_T).max(initial=0)), 1e-9)) for wave_T in (user_T, model_T)]

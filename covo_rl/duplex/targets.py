@@ -1,8 +1,7 @@
-"""What a stream teaches and asks: replies in chunks, a decision for each chunk, questions of when to stop. No torch.
+"""What a stream teaches and asks: replies in chunks, which plan.py lays out, and questions of when to stop. No torch.
 
 user | one two ....                       single: SHIFT, but not before the end of the turn
 model|              three four five       hold: no BREAK
-       T T T T T T S x x x x x x B T      T think, S shift, x speak (a text id and four codes), B break
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from typing import Literal
 
 from covo_rl.data.read import DataError, Problem
 from covo_rl.duplex.data import DuplexStream, DuplexTurn, Span
-from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SAMPLES, chunk_of
+from covo_rl.duplex.grid import CHUNK_SAMPLES, chunk_of
 from covo_rl.speech.grid import CODE_SECONDS, RATE
 
-Decision = Literal["think", "shift", "speak", "break"]
 QuestionKind = Literal["single", "pause", "barge_in", "back_channel", "hold"]
 #: seconds from which a pause makes a turn one with pauses: within a phrase people pause for less
 LONG_PAUSE = 0.5
@@ -83,28 +81,6 @@ def _reply(turn: DuplexTurn) -> StreamReply:
     chunks = -(-round(seconds * RATE) // CHUNK_SAMPLES)
     break_at = None if turn.interrupted_at is None else chunk_of(turn.interrupted_at) - 1
     return StreamReply(chunk_of(turn.start) - 2, chunks, turn.text, turn.codes, break_at)
-
-
-def chunk_targets(stream: DuplexStream) -> list[tuple[Decision, tuple[int, ...]]]:
-    """The decision of each whole chunk, and the codes of those in which the model speaks; what comes after BREAK is
-    not among them. A last group of under four codes is as short as it is.
-
-    Raises:
-        DataError: replies that cannot be laid out, or have no codes.
-    """
-    replies = stream_replies(stream)
-    if without := [reply for reply in replies if reply.codes is None]:
-        what = f"{len(without)} of its {len(replies)} replies have no codes: `covo-rl speech encode` adds them"
-        raise DataError("stream", [Problem(stream.id, what)])
-    targets: list[tuple[Decision, tuple[int, ...]]] = [("think", ())] * count_chunks(stream)
-    for reply in replies:
-        codes = reply.codes or ()
-        spoken = [codes[i : i + CHUNK_CODES] for i in range(0, len(codes), CHUNK_CODES)][: reply.end - reply.shift - 1]
-        said: list[tuple[Decision, tuple[int, ...]]] = [("speak", part) for part in spoken]
-        said = [("shift", ()), *said, ("break", ())]
-        place = slice(reply.shift, min(reply.end + 1, len(targets)))
-        targets[place] = said[: place.stop - place.start]
-    return targets
 
 
 def stream_questions(stream: DuplexStream) -> list[StreamQuestion]:

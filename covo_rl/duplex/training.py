@@ -10,38 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from covo_rl.algo.advantage import by_sum
 from covo_rl.audio import ClipStore
 from covo_rl.config import Options
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.questions import TimingQuestion
-from covo_rl.duplex.rollout import (
-    StopRewards,
-    TimingStream,
-    sample_stops,
-    score_stops,
-    shuffled_stops,
-    stop_generator,
-    stop_logps,
-)
+from covo_rl.duplex.records import timing_step_metrics
+from covo_rl.duplex.rollout import StopRewards, sample_stops, score_stops, stop_generator
 from covo_rl.duplex.timing import TimingOptions, gold_loss, timing_loss
 from covo_rl.duplex.trunk import Trunk, stop_logits
 from covo_rl.policy import Policy
+from covo_rl.policy.rows import evaluation_mode
 from covo_rl.records.steps import Clock
-from covo_rl.train.batch import Batch
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.train.guard import not_finite_parameters
 from covo_rl.train.learner import Learner
 from covo_rl.train.loop import Trainer
 from covo_rl.train.schedule import advance_schedule
-from covo_rl.types import Example, Group, Prompt, RewardTable, Rollout
+from covo_rl.types import Example, Group, Prompt
+
+if TYPE_CHECKING:
+    from covo_rl.models.base import AudioFamily
 
 
 def trunk_logits(policy: Policy, trunks: Sequence[Trunk], features: Sequence[Tensor], ids: DuplexIds) -> list[Tensor]:
@@ -51,13 +48,13 @@ def trunk_logits(policy: Policy, trunks: Sequence[Trunk], features: Sequence[Ten
 
 @torch.no_grad()
 def question_logits(
-    policy: Policy, questions: Sequence[TimingQuestion], ids: DuplexIds, batch_size: int = 32
+    family: AudioFamily, questions: Sequence[TimingQuestion], ids: DuplexIds, batch_size: int = 32
 ) -> list[Tensor]:
-    """z (K,) of every question, without gradient; those of about the same length go through the model together."""
+    """z (K,) of every question, without gradient or dropout; those of about the same length go through together."""
     results: dict[int, Tensor] = {}
-    with policy.evaluating():
+    with evaluation_mode(family.model):
         for part in length_batches(questions, batch_size):
-            z = trunk_logits(policy, *_inputs([questions[i] for i in part]), ids)
+            z = stop_logits(family, *_inputs([questions[i] for i in part]), ids)
             results |= dict(zip(part, z, strict=True))
     return [results[i] for i in range(len(questions))]
 
@@ -145,9 +142,11 @@ class TimingLearner(Learner):
 
 
 class GoldLearner(TimingLearner):
-    """Supervised updates on the same streams, to compare with: `gold` says which stop somebody prescribes for each."""
+    """Supervised updates on the same streams, to compare with: `gold`, by stream, is the stop that is prescribed."""
 
-    gold: Mapping[str, int]
+    def __init__(self, gold: Mapping[str, int], *args: Any) -> None:
+        super().__init__(*args)
+        self.gold = gold
 
     def _stop_loss(
         self, questions: Sequence[TimingQuestion], z: Sequence[Tensor], totals: Sequence[np.ndarray],
@@ -157,11 +156,25 @@ class GoldLearner(TimingLearner):
         return loss, {"loss": float(loss.detach())}
 
 
-class TimingTrainer(Trainer):
-    """GRPO over streams. A rollout is a group's stopping chunk: its completion is one control token, or none.
+@dataclass
+class TimingBatch:
+    """What a step did, over all ranks: P streams, their z (K,) before the update, stops (P, G) drawn from them."""
 
-    `totals_S`, by stream, what each of its stops earns; `shuffle` deals these at random, a control.
+    questions: list[TimingQuestion]
+    z: list[Tensor]
+    stops_PG: np.ndarray
+    rewards: list[StopRewards]
+    advantages_PG: np.ndarray
+
+
+class TimingTrainer(Trainer):
+    """GRPO over streams: a group's rollouts are the chunks in which it stops.
+
+    `rewards`, by stream, are what each of its stops earns; `shuffle` deals these at random, a control. `gold`, by
+    stream, are stops that supervised updates learn instead, another one.
     """
+
+    learner: TimingLearner
 
     def __init__(
         self, options: Options, timing: TimingOptions, policy: Policy, questions: Sequence[TimingQuestion],
@@ -179,82 +192,56 @@ class TimingTrainer(Trainer):
 
     def _shuffled(self, question: TimingQuestion, scored: StopRewards) -> StopRewards:
         rng = stop_generator(self.options.train.seed, question.stream.id)
-        return replace(scored, total_S=shuffled_stops(scored.total_S, rng))
+        order = rng.permutation(len(scored.total_S))
+        parts = {name: part_S[order] for name, part_S in scored.parts.items()}
+        return StopRewards(scored.total_S[order], parts, scored.failures)
 
     def new_learner(self, idle_group: Group) -> TimingLearner:
         common = (self.timing, self.ids, self.options, self.policy, self.accelerator, idle_group)
-        if self.gold is None:
-            return TimingLearner(*common)
-        learner = GoldLearner(*common)
-        learner.gold = self.gold
-        return learner
+        return TimingLearner(*common) if self.gold is None else GoldLearner(self.gold, *common)
 
     def prompt_of(self, example_id: str) -> Prompt:
         """A stream has no wording: its path of ids is its trunk's."""
         return Prompt(self.examples[example_id], (), "", self.questions[example_id].trunk.ids)
 
-    learner: TimingLearner
-
-    def train_step(self, saver: Saver | None = None) -> tuple[dict[str, Any], Batch]:
+    def train_step(self, saver: Saver | None = None) -> tuple[dict[str, Any], Any]:
         """One update with `prompts_per_step` streams; the rollouts are those of the policy before it."""
-        clock, version = Clock(), self.learner.applied
+        clock = Clock()
         rows = self.rows.share(self.sampler.take(self.options.train.prompts_per_step))
         questions = [self.questions[row.id] for row in rows]
         totals = [self.rewards[row.id].total_S for row in rows]
         with clock("update"):
-            z, stops, update = self.learner.update_stops(questions, totals, self.step)
+            z, stops, losses = self.learner.update_stops(questions, totals, self.step)
         with clock("score"):
-            groups = [self._group(*parts, version) for parts in zip(questions, z, stops, strict=True)]
-            table = self._table(questions, z, stops)
-            batch = Batch(groups, table, self.advantages_of(groups, table), version=version)
+            batch = self._batch(
+                [(row.id, z_K.cpu(), stops_G) for row, z_K, stops_G in zip(rows, z, stops, strict=True)]
+            )
         self.step += 1
-        return self.metrics(batch, update, clock), batch
+        return self.timing_metrics(batch, losses, clock), batch
 
-    def _group(self, question: TimingQuestion, z_K: Tensor, stops_G: np.ndarray, version: int) -> Group:
-        stream, logps_S = question.stream, stop_logps(z_K).tolist()
-        control = self.ids.shift if stream.listening else self.ids.break_
-        return Group(
-            self.prompt_of(stream.id),
-            tuple(
-                Rollout(
-                    (control,), (logps_S[stop],), stop_text(stream, stop),
-                    "stop" if stop < stream.decisions else "length", version=version,
-                ) for stop in stops_G.tolist()
-            ),
+    def _batch(self, own: Sequence[tuple[str, Tensor, np.ndarray]]) -> TimingBatch:
+        """Of all ranks, from this one's part."""
+        every = self.ranks.joined(own)
+        rewards, stops_PG = [self.rewards[name] for name, *_ in every], np.stack([stops_G for *_, stops_G in every])
+        totals_PG = np.stack([scored.total_S[stops_G] for scored, stops_G in zip(rewards, stops_PG, strict=True)])
+        advantages_PG, _ = by_sum(totals_PG, self.options.loss.scale_rewards)
+        questions = [self.questions[name] for name, *_ in every]
+        return TimingBatch(questions, [z_K for _, z_K, _ in every], stops_PG, rewards, advantages_PG)
+
+    def timing_metrics(self, batch: TimingBatch, losses: dict[str, float], clock: Clock) -> dict[str, Any]:
+        """The step over all ranks, keyed as in metrics.jsonl."""
+        norm, loss = losses.pop("grad_norm"), losses.pop("loss")
+        rewards = batch.rewards
+        return timing_step_metrics(
+            [question.stream for question in batch.questions], batch.z, [scored.total_S for scored in rewards],
+            batch.stops_PG, [scored.parts for scored in rewards], failures=[scored.failures for scored in rewards],
+            losses=losses, step=self.step, epoch=self.sampler.epoch, loss=loss, grad_norm=norm,
+            learning_rate=self.schedule.get_last_lr()[0], skipped_steps=self.guard.skipped, skipped_rows=0,
+            seconds={"step": clock.total(), **clock.seconds},
         )  # fmt: skip
-
-    def _table(
-        self, questions: Sequence[TimingQuestion], z: Sequence[Tensor], stops: Sequence[np.ndarray]
-    ) -> RewardTable:
-        names, generations = tuple(term.name for term in self.terms), self.timing.generations
-        rewards_PGR = np.full((len(questions), generations, len(names)), np.nan)
-        rewards_PG = np.zeros((len(questions), generations))
-        for p, (question, stops_G) in enumerate(zip(questions, stops, strict=True)):
-            scored = self.rewards[question.stream.id]
-            rewards_PG[p] = scored.total_S[stops_G]
-            for name, part_S in scored.parts.items():
-                rewards_PGR[p, :, names.index(name)] = part_S[stops_G]
-        chunks = [q.stream.chunk(int(stop)) for q, stops_G in zip(questions, stops, strict=True) for stop in stops_G]
-        hazards = [[round(h, 3) for h in z_K.sigmoid().tolist()] for z_K in z for _ in range(generations)]
-        extras = {"stop_chunk": chunks, "hazards": hazards}
-        return RewardTable(
-            names, np.array([term.weight for term in self.terms]), rewards_PGR, rewards_PG, extras=extras
-        )
-
-
-def timing_record(stream: TimingStream, z_K: Tensor) -> dict[str, Any]:
-    """What a report draws of a group: the stream, and the hazard of stopping at each of its decisions."""
-    return {**asdict(stream), "hazards": [round(hazard, 3) for hazard in z_K.sigmoid().tolist()]}
-
-
-def stop_text(stream: TimingStream, stop: int) -> str:
-    """What a rollout did, for who reads it."""
-    name, time = ("SHIFT", "BREAK")[not stream.listening], stream.time(stop)
-    return f"no {name}" if time is None else f"{name} at {time:.2f} s"
 
 
 def question_example(question: TimingQuestion) -> Example:
-    """The row that records and reports know a stream by."""
-    stream = question.stream
-    asks = "when does the model begin to speak?" if stream.listening else "when does it stop?"
-    return Example(stream.id, (), f"{stream.kind}: {asks}", columns={"cue": stream.cue})
+    """The row that checkpoints know a stream by: all that it asks."""
+    asks = "when does the model begin to speak?" if question.stream.listening else "when does it stop?"
+    return Example(question.stream.id, (), asks, columns={"stream": dict(vars(question.stream))})

@@ -15,7 +15,7 @@ from covo_rl.engines.servers import Servers
 from covo_rl.engines.vllm_arguments import LORA_RANKS
 from covo_rl.engines.vllm_requests import sampling_problems
 from covo_rl.policy.patterns import part_of
-from covo_rl.policy.saved_adapter import largest_rank, read_adapter
+from covo_rl.policy.saved_adapter import kind_of, largest_rank, read_adapter
 from covo_rl.prompt import position_limit
 from covo_rl.resolve import option_map
 from covo_rl.types import Prompt, visible
@@ -109,6 +109,9 @@ def fit_problems(options: Options, trainable: Trainable, prompts: Sequence[Promp
         names = ", ".join([*outside[:3], *(["..."] if outside[3:] else [])])
         problems.append(f"lora_target_modules reach {names}: vLLM loads LoRA on the language model alone; narrow the "
                         "pattern, or leave use_vllm out")  # fmt: skip
+    if any(kind_of(name) == "token deltas" for name, _ in trainable.family.model.named_parameters()):
+        problems.append("rows of embeddings and head train beside LoRA, which vLLM does not load: train a model "
+                        "without a duplex section, or with --full, or leave use_vllm out")  # fmt: skip
     longest = max(prompts, key=lambda prompt: len(prompt.input_ids))
     row, length = visible(longest.example.id), len(longest.input_ids)
     if (room := engine.vllm_max_model_length) is not None and length + completion > room:

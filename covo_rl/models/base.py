@@ -184,6 +184,11 @@ class AudioFamily(ABC):
         """Ids of the audio codes that a reply can hold, the first is code 0; empty where a family writes text alone."""
         return range(0)
 
+    @property
+    def trained_rows(self) -> Mapping[str, list[int]]:
+        """Module of embeddings or head (how its name ends) -> ids whose rows train beside LoRA."""
+        return {}
+
     def embeddable(self, ids_L: torch.Tensor) -> torch.Tensor:
         """The ids with a pad in place of an audio id that `embed_tokens` has no row for; slots are filled after it.
 

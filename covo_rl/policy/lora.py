@@ -17,6 +17,8 @@ import torch
 from peft import get_peft_model
 from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
 if TYPE_CHECKING:
@@ -60,6 +62,44 @@ def _round_products(layer: Linear) -> None:
             module.__class__ = RoundedLinear
 
 
+class TrainedRows(TrainableTokensLayer):
+    """PEFT's layer of rows that train, without a copy of the base's weight; merged or switched off it is PEFT's own."""
+
+    def forward_adapters(self, x: torch.Tensor, active_adapters: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.disable_adapters or self.merged or not active_adapters:
+            return super().forward_adapters(x, active_adapters, *args, **kwargs)
+        self._check_overlapping_tokens(active_adapters)
+        base: Any = self.get_base_layer()
+        result = base(x)
+        for name in active_adapters:
+            ids_R, rows_RD = self._ids(name, x.device), self.trainable_tokens_delta[name].to(base.weight.dtype)
+            if isinstance(base, nn.Embedding):
+                scale = self._get_embed_scale()
+                rows_RD = rows_RD if scale is None else rows_RD * scale.to(rows_RD.dtype)
+                is_row = x[..., None] == ids_R
+                result = torch.where(is_row.any(-1, keepdim=True), rows_RD[is_row.int().argmax(-1)], result)
+            else:
+                result = result.index_copy(-1, ids_R, nn.functional.linear(x, rows_RD).to(result.dtype))
+        return result
+
+    def _ids(self, name: str, device: torch.device) -> torch.Tensor:
+        """Made once: a CUDA graph cannot take them from the host."""
+        made = self.__dict__.setdefault("made_ids", {})
+        if (name, device) not in made:
+            made[name, device] = torch.tensor(self.token_indices[name], device=device)
+        return made[name, device]
+
+
+class TrainedRowsHolder(TrainableTokensWrapper):
+    """What stands in the place of embeddings or head; `weight`, asked for its dtype or device, is the base's."""
+
+    def _getattr_wrapped(self, name: str, modules: Any) -> Any:
+        return modules["token_adapter"].get_base_layer().weight
+
+
+OWN = {Linear: RoundedLora, TrainableTokensLayer: TrainedRows, TrainableTokensWrapper: TrainedRowsHolder}
+
+
 @contextmanager
 def peft_products(model: nn.Module) -> Iterator[None]:
     """Inside, adapters multiply as PEFT does elsewhere, in float32: to compare with a PEFT model that is loaded."""
@@ -74,14 +114,14 @@ def peft_products(model: nn.Module) -> Iterator[None]:
 
 
 def inject(model: nn.Module, config: LoraConfig) -> PeftModel:
-    """Put new LoRA layers into `model`, in place; those on plain linear layers are `RoundedLora`."""
+    """Put new LoRA layers into `model`, in place: ours where PEFT has those of OWN."""
     with warnings.catch_warnings():  # PEFT reads an attribute that transformers 5.23 renamed
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         peft_model: Any = get_peft_model(model, config)  # type: ignore[arg-type]
     for layer in model.modules():
         if type(layer) is Linear:
             _round_products(layer)
-            layer.__class__ = RoundedLora
+        layer.__class__ = OWN.get(type(layer), type(layer))
     return peft_model
 
 

@@ -1,11 +1,13 @@
 """What trains: LoRA on the decoder, LoRA with whole parts beside it, or the parameters of chosen parts.
 
+Beside new LoRA the single rows of embeddings and head train that the family names (`trained_rows`).
+
 Adapters are injected in place (PEFT), so `family.model` stays the model; nothing else keeps `requires_grad`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from covo_rl.models.quantised import element_count
 from covo_rl.policy import patterns
 from covo_rl.policy.patterns import PatternError, check_parts, part_of, prefixes
 from covo_rl.policy.products import HALF
-from covo_rl.policy.saved_adapter import kind_of, put_on, read_adapter
+from covo_rl.policy.saved_adapter import SavedAdapter, kind_of, put_on, read_adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -99,7 +101,7 @@ def make_trainable(family: AudioFamily, config: AdapterConfig, *, learning_rate:
     elif config.adapter:
         adapter = read_adapter(config.adapter, model=family.model.name_or_path)
         peft_model, replaced = put_on(family, adapter)
-        notes += [*adapter.notes, *_overruled(config, adapter.config)]
+        notes += [*adapter.notes, *_overruled(config, adapter.config), *_untrained_rows(family, adapter)]
         if not quantised and read_record(adapter.folder / "export.json").get("load_in_4bit"):
             notes.append(f"adapter {config.adapter}: it was trained on a 4-bit base, and is put on one that is not; "
                          "load_in_4bit holds this one so too")  # fmt: skip
@@ -126,6 +128,23 @@ def _overruled(config: AdapterConfig, saved: LoraConfig) -> list[str]:
     return [f"adapter {config.adapter} stays as it was made; no effect have {', '.join(options)}"] if options else []
 
 
+def _untrained_rows(family: AudioFamily, adapter: SavedAdapter) -> list[str]:
+    """A line where the adapter has nothing of rows that the model's training is about."""
+    there = {path for key in adapter.tensors for path in family.trained_rows if f".{path}." in key}
+    if not (absent := sorted(set(family.trained_rows) - there)):
+        return []
+    ids = ", ".join(map(str, next(iter(family.trained_rows.values()))))
+    return [f"adapter {adapter.folder}: it leaves rows {ids} of {' and '.join(absent)} as the model has them, and does "
+            "not train them; merge it (covo-rl export --merged), and a new adapter will"]  # fmt: skip
+
+
+def _rows_beside(family: AudioFamily, targets: Sequence[str], saved: Sequence[str]) -> Mapping[str, list[int]]:
+    """The family's rows, without those of modules that train as a whole, or that LoRA was told to adapt."""
+    names = [name for name, _ in family.model.named_modules()]
+    elsewhere = [name for name in names if name in targets or any(name.endswith(ending) for ending in saved)]
+    return {path: ids for path, ids in family.trained_rows.items() if not any(n.endswith(path) for n in elsewhere)}
+
+
 def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel, tuple[str, ...]]:
     from peft import LoraConfig
 
@@ -134,9 +153,11 @@ def _new_adapter(family: AudioFamily, config: AdapterConfig) -> tuple[PeftModel,
     pattern = config.lora_target_modules
     targets = patterns.matched_modules(pattern, family) if pattern else patterns.decoder_linears(family)
     alpha: Any = config.lora_alpha  # PEFT multiplies, a float is fine
+    saved = patterns.saved_modules(config.modules_to_save, family)
+    rows: Any = _rows_beside(family, targets, saved)
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=targets,
-        modules_to_save=patterns.saved_modules(config.modules_to_save, family) or None,
+        modules_to_save=saved or None, trainable_token_indices=rows or None,
         use_rslora=config.use_rslora, use_dora=config.use_dora, task_type="CAUSAL_LM",
     )  # fmt: skip
     model = inject(family.model, lora)

@@ -61,7 +61,9 @@ def sample_text(name: str, row: Row, source: Path | None, *, width: int = 80) ->
     question = str(row.get("question", "")) + (f"  [{' | '.join(choices)}]" if choices else "")
     fields = [("question", question, OTHER_LINES), ("key", row.get("answer"), OTHER_LINES),
               ("answer", parsed.answer, OTHER_LINES)]  # fmt: skip
-    if parsed.problems:  # what does not parse is shown as it is
+    if "speech" in row:  # a decision has no blocks
+        fields[2:] = [("said", completion, OTHER_LINES)]
+    elif parsed.problems:  # what does not parse is shown as it is
         fields += [("said", completion, REASONING_LINES), ("format", "; ".join(parsed.problems), OTHER_LINES)]
     else:
         fields += [("reasoning", parsed.think, REASONING_LINES)]

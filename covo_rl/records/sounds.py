@@ -25,14 +25,42 @@ _SUFFIXES = {b"RIFF": ".wav", b"RF64": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"
              b"\xff": ".mp3"}  # fmt: skip
 
 
+class SoundFolder:
+    """RUN/clips while a run goes on: files named by what they hold, until there are `limit` bytes."""
+
+    def __init__(self, run: Path, limit: int) -> None:
+        self.folder = run / SOUNDS
+        kept = [*self.folder.glob("[0-9a-f]*")]
+        self._seen = {path.name.partition(".")[0] for path in kept}
+        self._room = limit - sum(path.stat().st_size for path in kept)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._seen
+
+    def put(self, key: str, suffix: str, content: bytes) -> bool:
+        """Write a file as a whole; False where there is no room for it.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if len(content) > self._room:
+            return False
+        self._room -= len(content)
+        self._seen.add(key)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".partial-{key}"
+        partial.write_bytes(content)
+        os.replace(partial, self.folder / f"{key}{suffix}")
+        return True
+
+
 class KeptSounds:
     """Keeps each sound of rollouts that has no file, once, until there are LIMIT bytes."""
 
     def __init__(self, run: Path, examples: Iterable[Example]) -> None:
-        self.folder = run / SOUNDS
+        self.folder = SoundFolder(run, LIMIT)
         self.rows = {row.id: row.clips for row in examples if any(clip.path is None for clip in row.clips)}
-        self._seen = {path.name.partition(".")[0] for path in self.folder.glob("[0-9a-f]*")}
-        self._room = LIMIT - sum(path.stat().st_size for path in self.folder.glob("[0-9a-f]*"))
+        self._refused: set[str] = set()
 
     def keep(self, rollouts: Sequence[Mapping[str, Any]]) -> int:
         """Write the new sounds of these rows of a rollouts file; how many there was no room for.
@@ -40,21 +68,14 @@ class KeptSounds:
         Raises:
             OSError: the disk is full.
         """
-        refused = 0
+        before = len(self._refused)
         for row in rollouts if self.rows else ():
             for clip, key in zip(self.rows.get(row["id"], ()), row["clip_keys"], strict=False):
-                if clip.path is None and key not in self._seen:
-                    self._seen.add(key)
+                if clip.path is None and key not in self.folder and key not in self._refused:
                     content, suffix = _stored(clip)
-                    if len(content) > self._room:
-                        refused += 1
-                        continue
-                    self._room -= len(content)
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    partial = self.folder / f".partial-{key}"
-                    partial.write_bytes(content)
-                    os.replace(partial, self.folder / f"{key}{suffix}")
-        return refused
+                    if not self.folder.put(key, suffix, content):
+                        self._refused.add(key)
+        return len(self._refused) - before
 
 
 def _stored(clip: Clip) -> tuple[bytes, str]:

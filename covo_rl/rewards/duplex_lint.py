@@ -15,7 +15,7 @@ import numpy as np
 
 from covo_rl.rewards.call import Outcome
 from covo_rl.rewards.columns import example_from_row, group_from_completions, reward_columns
-from covo_rl.rewards.rules.turns import CHUNK, LISTENING, ROUNDING, SPEAKING, stop_columns
+from covo_rl.rewards.rules.turns import CHUNK_SECONDS, LISTENING, ROUNDING, SPEAKING, stop_columns
 from covo_rl.rewards.scoring import Component
 from covo_rl.rewards.specs import RewardError
 from covo_rl.rewards.worker import run_components
@@ -36,9 +36,9 @@ class LintStream(NamedTuple):
 
 #: pauses in 60 % of the turns; of the replies 40 % are interrupted, 40 % hear a back-channel, 20 % nothing
 STREAMS: tuple[LintStream, ...] = (
-    *(LintStream("single", range(math.ceil(end / CHUNK) + 18), end) for end in (1.3, 2.05, 2.9, 3.52)),
-    *(LintStream("pause", range(math.ceil((at + long + 1.4) / CHUNK) + 18), at + long + 1.4, None, ((at, at + long),))
-      for at, long in ((0.9, 0.4), (1.25, 0.7), (1.6, 1.0), (1.1, 1.5), (0.75, 2.2), (1.42, 3.0))),
+    *(LintStream("single", range(math.ceil(end / CHUNK_SECONDS) + 18), end) for end in (1.3, 2.05, 2.9, 3.52)),
+    *(LintStream("pause", range(math.ceil((stop + 1.4) / CHUNK_SECONDS) + 18), stop + 1.4, None, ((at, stop),))
+      for at, stop in ((0.9, 1.3), (1.25, 1.95), (1.6, 2.6), (1.1, 2.6), (0.75, 2.95), (1.42, 4.42))),
     *(LintStream("barge_in", range(12, 52), at + 2.5, at) for at in (2.4, 3.1, 4.25, 5.6)),
     *(LintStream("back_channel", range(12, 52), at + 0.4, at) for at in (2.45, 3.2, 4.3, 5.5)),
     *(LintStream("hold", range(12, 12 + chunks)) for chunks in (20, 40)),
@@ -47,7 +47,7 @@ STREAMS: tuple[LintStream, ...] = (
 
 def _sounds(stream: LintStream, chunk: int) -> bool:
     """Whether the user is heard in this chunk."""
-    begin, end = CHUNK * chunk, CHUNK * (chunk + 1)
+    begin, end = CHUNK_SECONDS * chunk, CHUNK_SECONDS * (chunk + 1)
     first = 0.0 if stream.kind in LISTENING else math.inf if stream.onset is None else stream.onset
     inside = end > first + ROUNDING and begin < (stream.turn_end or 0.0) - ROUNDING
     return inside and not any(start <= begin and end <= stop for start, stop in stream.pauses)

@@ -110,7 +110,7 @@ class Recorder(Observer):
     def record(self, record: StepRecord) -> None:
         run = self.session.run
         run.log_metrics(record.metrics)
-        if self.session.options.train.log_rollouts:
+        if self.session.options.train.log_rollouts and record.rollouts:
             run.log_rollouts(record.step, record.rollouts)
             with run.going_on(f"sounds of step {record.step} are not kept for the report"):
                 self.without += self.sounds.keep(record.rollouts)

@@ -132,12 +132,8 @@ class Session(Setup):
             except EngineLost as error:  # the step itself is done, and is recorded before the run ends
                 lost = error
                 break
-        start, groups = time.perf_counter(), batch.groups
-        first = sum(self.ranks.gathered(len(groups))[: self.ranks.rank])
-        rows = rollout_rows(
-            groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder, version=batch.version
-        )
-        rows = self.ranks.joined(rows)
+        start = time.perf_counter()
+        rows = self.rollout_rows(batch)
         if self.ranks.main:
             for observer in self.observers:
                 observer.record(StepRecord(metrics["step"], metrics, rows))
@@ -145,6 +141,14 @@ class Session(Setup):
         if lost is not None:
             raise lost
         return metrics.get("eval_accuracy")
+
+    def rollout_rows(self, batch: Batch) -> Sequence[Mapping[str, Any]]:
+        """Of the step, over all ranks."""
+        first = sum(self.ranks.gathered(len(batch.groups))[: self.ranks.rank])
+        rows = rollout_rows(
+            batch.groups, batch.table, batch.advantages, first_group=first, decoder=self.decoder, version=batch.version
+        )
+        return self.ranks.joined(rows)
 
     def export(self, folder: Path | None = None) -> Path:
         """Write RUN/adapter (LoRA) or RUN/model (full), or `folder`, verified by logits in a fresh process.

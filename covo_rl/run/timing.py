@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,20 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError
 from covo_rl.duplex.config import DuplexOptions
 from covo_rl.duplex.features import TEST_COUNTS, FeatureStream, draw_streams
-from covo_rl.duplex.figures import success_at_early, threshold_line, timing_figures
-from covo_rl.duplex.ids import DuplexIds
+from covo_rl.duplex.figures import is_early, success_at_early, threshold_line, timing_figures
 from covo_rl.duplex.probe import GATE, probe_auc, probe_places
-from covo_rl.duplex.questions import FeatureWorld
+from covo_rl.duplex.records import TimingSounds, timing_rows
+from covo_rl.duplex.rollout import greedy_stop
+from covo_rl.duplex.sonify import write_sound
 from covo_rl.duplex.training import TimingTrainer, question_example, question_logits
 from covo_rl.duplex.trunk import decision_states
+from covo_rl.duplex.waves import feature_world
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.loading import trainable_policy
 from covo_rl.policy.trainable import render_report, training_dtype
 from covo_rl.prompt import build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run
-from covo_rl.records.steps import StepRecord
 from covo_rl.rewards import components
 from covo_rl.rewards.duplex_lint import times, timing_problems
 from covo_rl.run.observers import Adviser, Bar, Observer, Recorder
@@ -76,7 +77,7 @@ class TimingSession(Session):
             recompute=train.recompute, keep_reference=bool(options.loss.beta),
         )  # fmt: skip
         self.family = self.policy.family
-        self.world = FeatureWorld.of(self.family, DuplexIds.of(self.family), noise=options.duplex.noise)
+        self.world = feature_world(self.family, options.duplex)
         self.streams = draw_streams("rl", options.duplex.rl_streams, train.seed, cue=self.cue)
         self.questions = self.world.questions(self.streams)
         self.test = self.world.questions(held_out_streams(options, self.cue))
@@ -84,8 +85,8 @@ class TimingSession(Session):
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if self.ranks.main else None
         self._refuse(self.start.changes(options, self.contents))
         self.train_seconds, self.record_seconds, self.accepted = 0.0, 0.0, False
-        self.trainer, self.notes = None, notes
-        self.observers: list[Observer] = [kind(self) for kind in (TimingEvaluator, TimingRecorder, Bar, Adviser)]
+        self.trainer, self.notes, self.sounds = None, notes, TimingSounds(self.run.folder)
+        self.observers: list[Observer] = [kind(self) for kind in (TimingEvaluator, Recorder, Bar, Adviser)]
 
     @property
     def cue(self) -> str | None:
@@ -134,15 +135,34 @@ class TimingSession(Session):
             accelerator=self.accelerator, shuffle=control == "shuffled", gold=gold,
         )  # fmt: skip
 
-    def figures(self) -> dict[str, Any]:
-        """Of the policy as it is, on the test's streams."""
-        z = question_logits(self.policy, self.test, self.world.ids)
-        return timing_figures([question.stream for question in self.test], z)
+    def rollout_rows(self, batch: Any) -> list[dict[str, Any]]:
+        """Of the steps that are kept, for there are hundreds of rollouts a step; with the sound of one stream."""
+        steps, step = self.options.train.max_steps, self.trainer.step if self.trainer else 0
+        if not (step <= FIRST_STEPS or step == steps or step % max(1, steps // KEPT_STEPS) == 0):
+            return []
+        streams = [question.stream for question in batch.questions]
+        sounds = {}
+        with self.run.going_on(f"the sound of step {step} is not kept for the report"):
+            sounds = {streams[0].id: self.sounds.keep(streams[0], greedy_stop(batch.z[0]))}
+        rewards = batch.rewards
+        return timing_rows(
+            streams, batch.z, [scored.total_S for scored in rewards], batch.stops_PG, batch.advantages_PG,
+            [scored.parts for scored in rewards], failures=[scored.failures for scored in rewards], sounds=sounds,
+        )  # fmt: skip
 
-    def threshold(self) -> list[dict[str, Any]]:
-        """The line of the policy as it is: what a shifted threshold reaches without training."""
-        z = question_logits(self.policy, self.test, self.world.ids)
-        return threshold_line([question.stream for question in self.test], z)
+    def test_logits(self) -> list[torch.Tensor]:
+        """z (K,) of the policy as it is, on the test's streams."""
+        return question_logits(self.family, self.test, self.world.ids)
+
+    def write_sounds(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
+        """One long pause as it sounds before training and after: of the streams that were answered early and then were
+        not, the first, else the first of all."""
+        paused = [(q.stream, *z) for q, *z in zip(self.test, before, after, strict=True) if q.stream.kind == "pause"]
+        stops = [(stream, *(greedy_stop(z_K) for z_K in z)) for stream, *z in paused]
+        changed = [each for each in stops if is_early(each[0], each[1]) and not is_early(each[0], each[2])]
+        for stream, *both in (changed or stops)[:1]:
+            for name, stop in zip(("before", "after"), both, strict=True):
+                write_sound(self.run.folder / "sounds" / name, stream, stop, split="test")
 
     def warn_of_probe(self, auc: float) -> None:
         """RL teaches no perception: say so where there is little to work with."""
@@ -183,15 +203,6 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-class TimingRecorder(Recorder):
-    """Rollouts of the first steps, of some fifty between, and of the last: there are hundreds a step, all alike."""
-
-    def record(self, record: StepRecord) -> None:
-        steps = self.session.options.train.max_steps
-        kept = record.step <= FIRST_STEPS or record.step == steps or record.step % max(1, steps // KEPT_STEPS) == 0
-        super().record(record if kept else replace(record, rollouts=[]))
-
-
 class TimingEvaluator(Observer):
     """With `eval_every`, the figures of a step, among its metrics."""
 
@@ -200,7 +211,8 @@ class TimingEvaluator(Observer):
     def measure(self, metrics: dict[str, Any]) -> None:
         every = self.session.options.eval.eval_every
         if every and metrics["step"] % every == 0:
-            figures = self.session.figures()
+            streams = [question.stream for question in self.session.test]
+            figures = timing_figures(streams, self.session.test_logits())
             metrics |= {f"eval_{name}": figures[name] for name in SHOWN if figures[name] is not None}
 
 
@@ -228,11 +240,14 @@ def run_timing(options: DuplexOptions) -> Path:
     try:
         session.show()
         session.accept()
-        before, line, auc = session.figures(), session.threshold(), session.probe()
+        streams, start = [question.stream for question in session.test], session.test_logits()
+        before, line, auc = timing_figures(streams, start), threshold_line(streams, start), session.probe()
         if auc < GATE:
             session.warn_of_probe(auc)
         trainer = session.train()
-        exported, after = session.export(), session.figures()
+        exported, end = session.export(), session.test_logits()
+        after = timing_figures(streams, end)
+        session.write_sounds(start, end)
         at_equal = success_at_early([{"b": 0, **before}, *line], after["early_long_pause"])
         result = {
             "seed": options.train.seed, "steps": trainer.step, "before": before, "after": after,

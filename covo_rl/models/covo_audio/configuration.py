@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config, WhisperConfig
 
+from covo_rl.types import UserError
+
 LLM_DEFAULTS: dict[str, Any] = {
     "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
     "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 131072,
@@ -27,6 +29,10 @@ CONTROLS = ("think", "shift", "break")
 LEFT_CHUNKS = 50  # 8 s
 
 
+class DuplexSectionError(UserError, ValueError):
+    """A `duplex` section that does not fit the model."""
+
+
 class CovoAudioConfig(PreTrainedConfig):
     """Sizes and ids of a Covo-Audio model.
 
@@ -40,7 +46,7 @@ class CovoAudioConfig(PreTrainedConfig):
     fill up a reply, and of the streaming encoder `left_chunks` (None: all) and `mel_peak`.
 
     Raises ValueError for an `adapter_downsample` that is not a power of two of at least 2, for a vocabulary that
-    ends before `audio_token_index`, and for everything that is wrong in `duplex`, at once.
+    ends before `audio_token_index`; DuplexSectionError, one too, for everything that is wrong in `duplex`, at once.
     """
 
     model_type = "covo_audio"
@@ -117,16 +123,16 @@ def _sub_config(value: Any, kind: type, defaults: dict[str, Any]) -> Any:
 
 
 def duplex_section(given: Any, config: CovoAudioConfig) -> dict[str, Any]:
-    """`given` with the defaults of what it lacks; raises ValueError for all that does not fit `config`, at once."""
+    """`given` with the defaults of what it lacks; raises DuplexSectionError for all that does not fit, at once."""
     defaults = {name: config.audio_token_index - 3 + place for place, name in enumerate(CONTROLS)} | {
         "text_pad": config.text_end_token_id, "silence_codes": [], "left_chunks": LEFT_CHUNKS, "mel_peak": 0.0,
     }  # fmt: skip
     if not isinstance(given, Mapping) or (unknown := sorted(map(str, set(given) - set(defaults)))):
         what = f"has unknown keys {unknown}" if isinstance(given, Mapping) else f"is {given!r}"
-        raise ValueError(f"duplex {what}; it is a mapping with {', '.join(defaults)}, or null")
+        raise DuplexSectionError(f"duplex {what}; it is a mapping with {', '.join(defaults)}, or null")
     section = {**defaults, **given, "silence_codes": list(given.get("silence_codes") or [])}
     if problems := [*_id_problems(section, config), *_stream_problems(section, config.num_audio_codes)]:
-        raise ValueError("; ".join(["duplex does not fit the model", *problems]))
+        raise DuplexSectionError("; ".join(["duplex does not fit the model", *problems]))
     return section
 
 

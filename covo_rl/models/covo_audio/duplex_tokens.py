@@ -30,8 +30,8 @@ def prepare_duplex(
     `use_ids`: three ids to take in place of the default ones, whatever they were before. Says what the tokenizer
     calls them. A model that has the section keeps it, and its rows, which are trained. Returns the section.
 
-    Raises UserError where the default ids are not plainly unused, and where `use_ids` are not those that the model
-    has; ValueError where the section does not fit the model. Nothing is changed then.
+    Raises UserError where the default ids are not plainly unused, where `use_ids` are not those that the model has, and
+    where the section does not fit the model. Nothing is changed then.
     """
     config = model.config
     if config.duplex is not None:
@@ -61,7 +61,7 @@ def prepare_duplex(
         raise UserError(
             f"ids {_listed(used)} are {', '.join(repr(names[i]) for i in used)} in the tokenizer, and their rows look "
             f"trained: as {', '.join(CONTROLS)} what they mean would be lost. If they are free, or others are, write "
-            f"--use-ids and three ids below {config.audio_token_index}"
+            f"--use-ids A,B,C, three ids below {config.audio_token_index}"
         )
     say(f"{', '.join(CONTROLS)} are the tokens {', '.join(f'{names[i]!r} ({i})' for i in ids)}")
     set_rows_to_text_mean(model, ids)
@@ -70,7 +70,10 @@ def prepare_duplex(
 
 
 def control_rows(config: Any) -> dict[str, list[int]]:
-    """What PEFT's `trainable_token_indices` takes, so that LoRA trains these rows too and not around them."""
+    """What PEFT's `trainable_token_indices` takes, so that LoRA trains these rows too and not around them; empty
+    where `config` has no `duplex` section."""
+    if config.duplex is None:
+        return {}
     ids = [config.duplex[name] for name in CONTROLS]
     return {"embed_tokens": ids, "lm_head": ids}
 
@@ -97,4 +100,4 @@ def _used_ids(model: Any, names: dict[int, str | None]) -> list[int]:
 
 
 def _listed(ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
+    return ",".join(map(str, ids))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from covo_rl.models.covo_audio import CovoAudioForConditionalGeneration, CovoAudioProcessor
+from covo_rl.models.covo_audio.duplex_tokens import control_rows
 from covo_rl.models.covo_audio.processing import AUDIO_TOKEN
 from covo_rl.models.transformers_family import TransformersFamily
 
@@ -44,6 +45,10 @@ class CovoAudio(TransformersFamily):
     @property
     def unsampled_ids(self) -> tuple[int, ...]:
         return () if self.speaks else tuple(self.code_ids)
+
+    @property
+    def trained_rows(self) -> Mapping[str, list[int]]:
+        return control_rows(self.model.config)
 
     def extract(self, samples_T: np.ndarray) -> dict[str, torch.Tensor]:
         features, mask = self.processor.feature_extractor.clip(samples_T, self.sampling_rate)

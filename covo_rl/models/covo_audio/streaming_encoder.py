@@ -89,7 +89,7 @@ class StreamingEncoder:
         section = model.config.duplex
         if section is None:
             raise ValueError(
-                "the model's config has no `duplex` section: give it one with prepare_duplex, or write "
+                "the model's config has no `duplex` section: `covo-rl duplex prepare` gives it one; or write "
                 "StreamingEncoder(model, left_chunks) to stream without"
             )
         return cls(model, section["left_chunks"], section["mel_peak"], sampling_rate)

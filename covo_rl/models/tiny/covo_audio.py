@@ -17,7 +17,7 @@ def tiny_covo_audio(
     tokenizer: Any = None, *, encoder_width: int = 96, encoder_layers: int = 2, encoder_heads: int = 4,
     decoder_width: int = 128, decoder_layers: int = 4, decoder_heads: int = 4, segment_seconds: float = 3.0,
     mel_bins: int = 128, adapter_hidden: int = 256, adapter_downsample: int = 8, audio_codes: int = 0,
-    initializer_range: float = 0.02, max_position_embeddings: int = 4096, seed: int = 0,
+    initializer_range: float = 0.02, max_position_embeddings: int = 4096, rope_theta: float = 1e6, seed: int = 0,
 ) -> tuple[Any, Any]:  # fmt: skip
     """A CovoAudioForConditionalGeneration of about 1.5 M parameters (float32) and its CovoAudioProcessor.
 
@@ -34,6 +34,7 @@ def tiny_covo_audio(
             **decoder_sizes(decoder_width, decoder_layers, decoder_heads),
             "vocab_size": len(tokenizer) + audio_codes,
             "initializer_range": initializer_range, "max_position_embeddings": max_position_embeddings,
+            "rope_theta": rope_theta,
             "bos_token_id": end_of_text, "pad_token_id": end_of_text, "eos_token_id": turn_end,
         },
         encoder_config={

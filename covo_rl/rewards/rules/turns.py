@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-CHUNK = 0.16  # seconds, as covo_rl/duplex/grid.py has them
+#: a chunk, of which each holds a decision
+CHUNK_SECONDS = 0.16
 LISTENING, SPEAKING = ("pause", "single"), ("barge_in", "back_channel", "hold")
 #: times that differ by less are one: 0.16 * 7 and 1.12 are not the same number
 ROUNDING = 1e-6
@@ -57,7 +58,7 @@ def stop_columns(
     pauses: Sequence[tuple[float, float]] = (),
 ) -> dict[str, list[Any]]:  # fmt: skip
     """The columns of rollouts of one stream that stopped in these chunks; None never stopped."""
-    times = [None if chunk is None else CHUNK * (chunk + 1) for chunk in chunks]
+    times = [None if chunk is None else CHUNK_SECONDS * (chunk + 1) for chunk in chunks]
     never = [None] * len(chunks)
     listens = of_kind([kind], LISTENING)[0]
     one = {"kind": kind, "turn_end": turn_end, "onset": onset, "pauses": [list(pause) for pause in pauses]}

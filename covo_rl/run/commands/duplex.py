@@ -1,5 +1,6 @@
 """`covo-rl duplex`: a model that listens while it speaks.
 
+covo-rl duplex prepare --model PATH --output models/duplex
 covo-rl duplex run --model PATH --audio user.wav --output runs/duplex
 covo-rl duplex run --model PATH --audio user.wav --output runs/duplex --realtime
 """
@@ -7,14 +8,14 @@ covo-rl duplex run --model PATH --audio user.wav --output runs/duplex --realtime
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from covo_rl.data.terminal import say
-from covo_rl.duplex.grid import CHUNK_SAMPLES, CHUNK_SECONDS, decision_time
+from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SAMPLES, CHUNK_SECONDS
 from covo_rl.resolve import BUILTIN, ConfigError, meant
 from covo_rl.speech import SHIPPED_DECODER
 from covo_rl.speech.grid import RATE
@@ -22,7 +23,10 @@ from covo_rl.speech.grid import RATE
 if TYPE_CHECKING:
     import numpy as np
 
+    from covo_rl.duplex.realtime import LiveRun
+    from covo_rl.duplex.recording import SpokenReply
     from covo_rl.duplex.session import DuplexEvent, DuplexSession
+    from covo_rl.models.covo_audio.voice import Voice
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -35,9 +39,49 @@ BLOCK = CHUNK_SAMPLES // 8
 REHEARSED = 20
 
 
-@app.callback()
-def _duplex() -> None:
-    """Keeps `run` a word of its own while it is the only one."""
+@app.command("prepare")
+def duplex_prepare_command(
+    model: Annotated[str, typer.Option(help="checkpoint folder or hub name of a Covo-Audio")],
+    output: Annotated[Path, typer.Option(help="a new folder: the checkpoint with a duplex section in its config")],
+    use_ids: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="ids of think, shift, break; default: those before audio code 0")
+    ] = None,
+    silence_codes: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="codes that sound like silence; the first code is 0")
+    ] = None,
+) -> None:
+    """Make a checkpoint ready for full duplex: three tokens, that nothing uses, become think, shift and break.
+
+    Says what the tokenizer calls them, and refuses tokens that look trained unless --use-ids names them. No token is
+    added. Their rows in embeddings and head become the mean of the text rows; training does the rest.
+    """
+    from covo_rl.export.exporting import check_target, staging
+    from covo_rl.export.merged import write_merged
+    from covo_rl.models import load_family
+    from covo_rl.models.builtin import resolve_model
+    from covo_rl.models.covo_audio.duplex_tokens import prepare_duplex
+
+    ids, codes = _numbers("--use-ids", use_ids), _numbers("--silence-codes", silence_codes)
+    check_target(output, replace=False)
+    family = load_family(resolve_model(model))
+    if family.model_type != "covo_audio":
+        raise ConfigError([f"--model {model}: it is a {family.model_type}, and only a Covo-Audio can be prepared"])
+    if family.model.config.duplex is not None:
+        raise ConfigError([f"--model {model}: it has a duplex section already, {family.model.config.duplex}"])
+    prepare_duplex(family.model, family.tokenizer, ids, silence_codes=codes or [])
+    with staging(output, replace=False) as stage:
+        write_merged(family, stage)
+    say(f"{output}: ready to be trained for full duplex")
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """Whole numbers between commas; None of None."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if not (part.isascii() and part.isdigit())]:
+        raise ConfigError([f"{option} {text!r}: {wrong[0]!r} is no whole number; write them with commas, as 30,31,32"])
+    return [int(part) for part in parts]
 
 
 @app.command("run")
@@ -47,7 +91,7 @@ def duplex_run_command(
     output: Annotated[Path, typer.Option(help="folder for stereo.wav, events.json and session.json")],
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None,
     channel: Annotated[str | None, typer.Option(help="of a file with two: left or right")] = None,
-    tail: Annotated[float, typer.Option(min=0, max=600, help="seconds of silence after the file, for a reply")] = 0.0,
+    tail: Annotated[float, typer.Option(min=0, max=600, help="seconds of the room's tone after the file")] = 0.0,
     realtime: Annotated[bool, typer.Option("--realtime", help="as from a microphone; refused where too slow")] = False,
     system: Annotated[str | None, typer.Option(help="system message; default: that of spoken dialogues")] = None,
     temperature: Annotated[float | None, typer.Option(min=1e-6, help="of text and codes; default: greedy")] = None,
@@ -61,21 +105,23 @@ def duplex_run_command(
     """Let a model listen to a file, and speak when it wants to."""
     if problems := _problems(audio, output, channel, decoder, voice):
         raise ConfigError(problems)
-    heard_T = _user_channel(audio, channel, tail)
+    heard_T = _user_channel(audio, channel, tail, seed)
     from covo_rl.duplex.latency import check_real_time
     from covo_rl.duplex.realtime import rehearse
-    from covo_rl.duplex.recording import spoken_replies
 
     options: dict[str, Any] = {"max_turn_seconds": max_turn_seconds, "max_positions": max_positions, "seed": seed}
     session = open_session(model, adapter, device, temperature, **options, **({"system": system} if system else {}))
-    say_codes = _voice(session, decoder, voice)
-    if realtime:
-        check_real_time(rehearse(session, REHEARSED))
-    late = _listen(session, heard_T, realtime)
-    replies = spoken_replies(session.decisions, session.ids)
-    _write(output, audio, heard_T, session, replies, say_codes, late, seed)
-    if realtime:
-        check_real_time(session.costs)
+    speaker = open_speaker(session, decoder, voice)
+    if not realtime:
+        for start in range(0, len(heard_T), BLOCK):
+            _show_all(session.push(heard_T[start : start + BLOCK]))
+        _show_all(session.end())
+        _write(output, audio, heard_T, session, speaker, seed)
+        return
+    check_real_time(rehearse(session, speaker, REHEARSED))
+    live = _live_run(session, speaker, heard_T)
+    _write(output, audio, heard_T, session, speaker, seed, live)
+    check_real_time(live.costs)
 
 
 def _problems(audio: Path, output: Path, channel: str | None, decoder: str, voice: Path | None) -> list[str]:
@@ -92,12 +138,13 @@ def _problems(audio: Path, output: Path, channel: str | None, decoder: str, voic
     return [text for broken, text in rules if broken]
 
 
-def _user_channel(audio: Path, channel: str | None, tail: float) -> np.ndarray:
-    """(T,) float32 at 24 kHz: the file, or one channel of it, and silence after it."""
+def _user_channel(audio: Path, channel: str | None, tail: float, seed: int) -> np.ndarray:
+    """(T,) float32 at 24 kHz: the file, or one channel, then its room: zeros would tell that it is over."""
     import numpy as np
     import soundfile
 
     from covo_rl.audio import AudioError, decode, resample
+    from covo_rl.duplex.sound import with_tail
     from covo_rl.types import Clip
 
     clip = Clip(path=str(audio))
@@ -115,7 +162,7 @@ def _user_channel(audio: Path, channel: str | None, tail: float) -> np.ndarray:
     elif channel is not None:
         raise AudioError(f"--channel {channel}: {audio} has no two channels")
     heard_T = resample(*decode(clip), RATE)
-    return np.concatenate([heard_T, np.zeros(round(tail * RATE), np.float32)])
+    return with_tail(heard_T, tail, np.random.default_rng(seed)) if tail else heard_T
 
 
 def open_session(
@@ -140,36 +187,24 @@ def open_session(
     return DuplexSession(family, StreamingEncoder.of(family.model), ids=ids, text=how, codes=how, **options)
 
 
-def _voice(session: DuplexSession, decoder: str, voice: Path | None) -> Callable[[Sequence[int]], np.ndarray]:
-    """Codes -> what they sound like."""
+def open_speaker(session: DuplexSession, decoder: str, voice: Path | None) -> Voice:
+    """Who speaks the session's codes."""
     from covo_rl.speech.voices import open_voice
 
-    speaker = open_voice(decoder, voice, device=session.device).fit(session.ids.num_codes)
-    return lambda codes: speaker.say(codes).numpy()
+    return open_voice(decoder, voice, device=session.device).fit(session.ids.num_codes)
 
 
-def _listen(session: DuplexSession, heard_T: np.ndarray, realtime: bool) -> list[float]:
-    """Push the sound; say what happens. How late the events of each chunk came in real time, in seconds."""
+def _live_run(session: DuplexSession, speaker: Voice, heard_T: np.ndarray) -> LiveRun:
+    """The sound as from a microphone, and the replies as they were heard."""
+    from covo_rl.duplex.realtime import LiveRun, WallClock, paced
+    from covo_rl.duplex.recording import heard_chunks, in_heard
+
+    heard_C = heard_chunks(heard_T)
     blocks = (heard_T[start : start + BLOCK] for start in range(0, len(heard_T), BLOCK))
-    late: list[float] = []
-    began = time.monotonic()
-    for block in paced(blocks) if realtime else blocks:
-        for event in session.push(block):
-            if realtime and event.type == "decision":
-                late.append(time.monotonic() - began - decision_time(event.chunk))
-            _show(event)
-    for event in session.end():
-        _show(event)
-    return late
-
-
-def paced(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The blocks, each not before the time that it has lasted has passed, as from a microphone."""
-    began, samples = time.monotonic(), 0
-    for block in blocks:
-        samples += len(block)
-        time.sleep(max(0.0, began + samples / RATE - time.monotonic()))
-        yield block
+    clock = WallClock()
+    live = LiveRun(session, speaker, clock, interrupted=lambda chunk: in_heard(chunk, heard_C), show=_show)
+    live.listen(paced(blocks, clock))
+    return live
 
 
 SHOWN = {"shift": "begins to speak", "break": "is silent"}
@@ -185,35 +220,50 @@ def _show(event: DuplexEvent) -> None:
         say(f"{event.time:7.2f} s  the context is full: {event.count} chunks of its oldest turns left it", err=True)
 
 
+def _show_all(events: Sequence[DuplexEvent]) -> None:
+    for event in events:
+        _show(event)
+
+
 def _write(
-    output: Path, audio: Path, heard_T: np.ndarray, session: DuplexSession, replies: list[Any],
-    say_codes: Callable[[Sequence[int]], np.ndarray], late: list[float], seed: int,
+    output: Path, audio: Path, heard_T: np.ndarray, session: DuplexSession, speaker: Voice, seed: int,
+    live: LiveRun | None = None,
 ) -> None:  # fmt: skip
-    import soundfile
+    from covo_rl.duplex.recording import (
+        SESSION,
+        ReplySound,
+        heard_chunks,
+        latency_record,
+        session_stream,
+        spoken_replies,
+        stereo,
+        was_interrupted,
+        write_session,
+    )
+    from covo_rl.duplex.stream_files import write_stream
 
-    from covo_rl.data.files import write_json
-    from covo_rl.duplex.recording import EVENTS, SESSION, STEREO, latency_record, stereo, stream_events, write_session
-
-    both_T2 = stereo(heard_T, replies, say_codes)
-    vocoder = _first_block_seconds(replies, say_codes)
-    latency = latency_record(replies, session.costs, vocoder, late)
-    output.mkdir(parents=True, exist_ok=True)
-    soundfile.write(output / STEREO, both_T2, RATE, subtype="PCM_16")
-    tokenizer = session.family.tokenizer
-    events = stream_events(audio.stem, len(both_T2), replies, tokenizer, source=audio.name, seed=seed)
-    write_json(output / EVENTS, events, indent=1)
+    replies = spoken_replies(session.decisions, session.ids)
+    said = [reply for reply in replies if reply.codes]
+    heard_C = heard_chunks(heard_T)
+    waves = live.sounds if live else [(reply.start_sample, speaker.say(reply.codes).numpy()) for reply in said]
+    sounds = [ReplySound(reply, *wave, was_interrupted(reply, session.decisions, heard_C))
+              for reply, wave in zip(said, waves, strict=True)]  # fmt: skip
+    both_T2 = stereo(heard_T, sounds)
+    costs = live.costs if live else session.costs
+    latency = latency_record(replies, costs, _first_block_seconds(said, speaker)) | (live.record() if live else {})
+    stream = session_stream(audio.stem, len(both_T2), sounds, session.family.tokenizer, source=audio.name, seed=seed)
+    write_stream(output, stream, both_T2)
     write_session(output / SESSION, session.system_ids, session.decisions, latency)
-    spoken = sum(len(reply.codes) for reply in replies) / 25
+    spoken = sum(len(reply.codes) for reply in said) * CHUNK_SECONDS / CHUNK_CODES
     factors = ", ".join(f"{name} {factor['p95']:.2f}" for name, factor in latency["real_time_factors"].items())
     say(f"{len(session.decisions)} chunks of {CHUNK_SECONDS} s, {len(replies)} replies, {spoken:.2f} s of speech; "
         f"real-time factor (p95): {factors}; written to {output}")  # fmt: skip
 
 
-def _first_block_seconds(replies: list[Any], say_codes: Callable[[Sequence[int]], np.ndarray]) -> float | None:
+def _first_block_seconds(said: Sequence[SpokenReply], speaker: Voice) -> float | None:
     """What the decoder takes for the four codes of a chunk; None where nothing was said."""
-    codes = next((reply.codes[:4] for reply in replies if reply.codes), None)
-    if codes is None:
+    if not said:
         return None
     began = time.perf_counter()
-    say_codes(codes)
+    speaker.say(said[0].codes[:CHUNK_CODES])
     return time.perf_counter() - began

@@ -6,6 +6,7 @@ consistency_missing      consistency could not be graded
 longest                  among the longest 1 % of the run, by tokens
 truncated                cut by the length limit
 copy                     another rollout of the group says the same
+early_answer, no_answer  it says when to speak: before the user's turn is over, or never; see timelines.py
 no_variance              (group) every advantage is 0
 biggest_change           (group) among the row's neighbouring appearances whose mean R differs most
 """
@@ -24,13 +25,14 @@ from typing import Any
 from covo_rl.data.files import whole_lines
 from covo_rl.prompt import Parsed, parse
 from covo_rl.run.report.replies import codes_in_row
+from covo_rl.run.report.timelines import TIMING_COLUMNS, group_timing, rollout_timing, timing_flags
 from covo_rl.run.report.values import MAX_TEXT, Notes, compact, finite, mapping, readable, readable_start, texts
 
 #: what a row of a rollouts file says of its rollout; all else is of the data, or was logged by a reward
 _OWN = frozenset(
     """
     id clips clip_keys question choices answer group rollout completion completion_codes parsed_answer stop_reason
-    problems rewards missing reward_total advantage length lag mean_logp token_logps
+    problems rewards missing reward_total advantage length lag mean_logp token_logps timing speech
     """.split()  # noqa: SIM905
 )
 #: what our rewards, and a judge, say of a score, as NAME_reason, ...; and what it reads like
@@ -83,10 +85,17 @@ def _group(number: int, rows: Sequence[Mapping[str, Any]], run: int, step: int, 
     answer = first.get("answer")
     reasons = _reasons(first)
     rollouts = [_rollout(row, reasons, notes) for row in rows]
-    copies = Counter(rollout["completion"] for rollout in rollouts)
-    for rollout in rollouts:
-        if copies[rollout["completion"]] > 1:
-            rollout["flags"].append("copy")
+    timing = group_timing(rows, notes)
+    if timing is None:
+        copies = Counter(rollout["completion"] for rollout in rollouts)
+        for rollout in rollouts:
+            if copies[rollout["completion"]] > 1:
+                rollout["flags"].append("copy")
+    else:
+        for row, rollout in zip(rows, rollouts, strict=True):
+            rollout |= rollout_timing(row)
+            rollout["flags"] += timing_flags(rollout, timing)
+    columns = _columns(rows, reasons, notes)
     return {
         "run": run,
         "step": step,
@@ -96,9 +105,10 @@ def _group(number: int, rows: Sequence[Mapping[str, Any]], run: int, step: int, 
         "choices": texts(first.get("choices")),
         "answer": None if answer is None else compact(answer),
         "clips": [(name, key if isinstance(key, str) else "") for name, key in zip(names, keys, strict=True)],
-        "columns": _columns(rows, reasons, notes),
+        "columns": columns if timing is None else {n: v for n, v in columns.items() if n not in TIMING_COLUMNS},
         "flags": ["no_variance"] if all(rollout["advantage"] == 0 for rollout in rollouts) else [],
         "rollouts": rollouts,
+        **({} if timing is None else {"timing": timing}),
     }
 
 

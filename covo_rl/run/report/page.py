@@ -31,10 +31,10 @@ from covo_rl.types import visible
 
 app = typer.Typer(add_completion=False, help=__doc__)
 ROOM = Path(__file__).parent
-STYLES = ("page.css", "charts.css", "groups.css")
+STYLES = ("page.css", "charts.css", "groups.css", "timeline.css")
 SCRIPTS = (
-    "dom.js", "data.js", "charts.js", "player.js", "rollout.js", "list.js", "group.js", "browser.js", "overview.js",
-    "main.js",
+    "dom.js", "data.js", "charts.js", "player.js", "rollout.js", "timeline.js", "list.js", "group.js", "browser.js",
+    "overview.js", "main.js",
 )  # fmt: skip
 
 

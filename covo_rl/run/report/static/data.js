@@ -6,6 +6,8 @@ const FLAGS = {
   right_broken_reasoning: ["right, broken reasoning", "a right answer with low consistency, format or thinking"],
   consistency_missing: ["consistency missing", "consistency could not be graded"],
   truncated: ["truncated", "stopped at the length limit"],
+  early_answer: ["early answers", "it answered before the user's turn was over"],
+  no_answer: ["no answer", "it never answered"],
   longest: ["longest", "among the longest completions"],
   copy: ["copies", "another rollout of its group has the same text"],
   biggest_change: ["biggest change", "the prompts whose mean R changed most between two steps"],

@@ -169,6 +169,10 @@ function groupView(payload, group, { beside, text, marked }, handlers) {
     return players.at(-1).node;
   };
   const sounds = group.clips.map(playerOf);
+  const cards = (shown) => [
+    shown.timing ? timeline(shown, shown === group ? players[0] : undefined) : null,
+    grid(shown, text, marked, playerOf),
+  ];
   const modes = Object.entries(TEXTS).map(([mode, [label, title]]) =>
     button(label, () => handlers.onText(mode), { "aria-pressed": mode === text, title }),
   );
@@ -203,17 +207,19 @@ function groupView(payload, group, { beside, text, marked }, handlers) {
       "div",
       { class: "toolbar" },
       el("b", {}, summaryLine(group)),
-      el("div", { class: "segments", role: "group", "aria-label": "how completions are shown" }, modes),
-      text === "tokens" ? tokenLegend() : null,
+      group.timing
+        ? null
+        : el("div", { class: "segments", role: "group", "aria-label": "how completions are shown" }, modes),
+      text === "tokens" && !group.timing ? tokenLegend() : null,
       besideChoice(payload, group, beside, handlers.onBeside),
     ),
     beside
       ? el(
           "div",
           { class: "two" },
-          [group, beside].map((shown) => el("div", {}, head(shown), grid(shown, text, marked, playerOf))),
+          [group, beside].map((shown) => el("div", { class: "column" }, head(shown), cards(shown))),
         )
-      : grid(group, text, marked, playerOf),
+      : cards(group),
     promptHistory(payload, group, handlers.onOpen),
   );
   return { node, players };

@@ -23,6 +23,15 @@ function intervalBar(share) {
 const intervalText = ({ accuracy, ci95 }) =>
   (isNumber(accuracy) ? percent(accuracy) : "–") + (ci95 ? ` [${percent(ci95[0])}, ${percent(ci95[1])}]` : "");
 
+/** of when a model speaks, in the result: name -> [label, how it is shown] */
+const WHEN = {
+  early_long_pause: ["early answers in long pauses, %", percent],
+  single_turn_success: ["answers in time without pauses, %", percent],
+  back_channel_ignored: ["back-channels ignored, %", percent],
+  barge_in_success: ["barge-ins obeyed, %", percent],
+  delay_p50: ["median delay of answers, s", fixed],
+};
+
 /** of a run that goes on, or stopped early, how far it is */
 function stepsDone({ metrics }, steps) {
   const last = metrics.findLast((row) => isNumber(row.step))?.step ?? 0;
@@ -79,6 +88,9 @@ function verdictCard(run, r, several) {
         ),
       ),
     );
+  const [first, last] = [run.result.before, run.result.after];
+  for (const [name, [label, show]] of Object.entries(WHEN))
+    if (isNumber(last?.[name])) parts.push(figure(label, first?.[name], last[name], show, null));
   const { model, data, max_steps: steps } = run.config;
   return el(
     "section",

@@ -128,6 +128,7 @@ class Player {
 
   show() {
     const at = this.audio?.currentTime || 0;
+    this.onShow?.(at);
     this.head.style.left = `${this.seconds ? (100 * at) / this.seconds : 0}%`;
     this.time.textContent = this.seconds ? `${clock(at)} / ${clock(this.seconds)}` : "";
     this.toggleButton.textContent = this.audio && !this.audio.paused ? "❚❚" : "▶";

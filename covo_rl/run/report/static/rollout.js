@@ -7,14 +7,18 @@ const TEXTS = {
   raw: ["raw", "as the model wrote it"],
 };
 
+const isTimed = (rollout) => "speech" in rollout;
+
 /** The component `accuracy`, which may have been given with arguments. */
 const accuracyOf = ({ rewards }) => rewards[Object.keys(rewards).find((name) => name.split("(")[0] === "accuracy")];
 
-/** right, wrong or ungraded */
+/** right, wrong or ungraded: by accuracy, or, of a rollout that only says when, by whether it lost no component whole */
 function verdict(rollout) {
-  const accuracy = accuracyOf(rollout);
-  if (!isNumber(accuracy)) return ["ungraded", "–", "not graded"];
-  return accuracy >= 0.5 ? ["right", "✓", "right"] : ["wrong", "✗", "wrong"];
+  const scores = isTimed(rollout) ? Object.values(rollout.rewards) : [accuracyOf(rollout)];
+  const graded = scores.filter(isNumber);
+  if (!graded.length) return ["ungraded", "–", "not graded"];
+  const least = Math.min(...graded);
+  return (isTimed(rollout) ? least > 0 : least >= 0.5) ? ["right", "✓", "right"] : ["wrong", "✗", "wrong"];
 }
 
 function advantageChip(advantage) {
@@ -100,7 +104,7 @@ function speech(rollout, view, playerOf) {
 function rolloutCard(rollout, g, view, marked, playerOf) {
   const [kind, sign, name] = verdict(rollout);
   const facts = [
-    rollout.length === null ? null : plural(rollout.length, "token"),
+    rollout.length === null ? null : plural(rollout.length, isTimed(rollout) ? "chunk" : "token"),
     rollout.codes ? plural(rollout.codes.length, "audio code") : null,
     isNumber(rollout.logp) ? `mean log p ${fixed(rollout.logp)}` : null,
     rollout.stop === "length" ? "stopped at the limit" : null,
