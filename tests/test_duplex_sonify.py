@@ -132,3 +132,10 @@ def test_every_kind_is_written_with_events_that_can_be_read_again(kind, stop, tm
     assert len(replies) == (stop < 10**6 if stream.listening else stop > 0)
     interrupted = not stream.listening and 0 < stop < stream.decisions
     assert [turn.interrupted_at is not None for turn in replies] == [interrupted] * len(replies)
+
+
+def test_every_stream_sounds_wherever_it_stops():
+    """Words follow one another without a gap: their times differ by rounding."""
+    for stream in draw_streams("rl", 60, seed=11):
+        stops = {stream.decisions, stream.decisions // 2, stream.decisions - 1}
+        assert all(len(stream_sound(stream, stop)) for stop in stops)

@@ -16,10 +16,11 @@ from covo_rl.resolve import read_yaml, typed_values, unknown_names
 
 CONTROLS = ("none", "shuffled", "gold", "no_cue")
 LIMITS = {
-    "[1, inf)": "duplex_width duplex_layers sft_steps sft_batch",
-    "[10, inf)": "sft_streams rl_streams test_streams",
+    "[1, inf)": "duplex_width duplex_layers perception_steps sft_steps sft_batch",
+    "[10, inf)": "perception_streams sft_streams rl_streams test_streams",
     "(0, inf)": "sft_learning_rate",
     "[0, 2]": "sft_until",
+    "[0, 1]": "hindsight",
     "[0, inf)": "noise trunk_weight decision_weight text_weight code_weight sft_warmup",
 }
 
@@ -31,13 +32,16 @@ class DuplexConfig:
     features: str = option("simulated", "what the decoder hears: simulated, or wav (streaming encoder)",
                            ["simulated", "wav"])  # fmt: skip
     noise: float = option(0.4, "of simulated features, a deviation of each percept")
+    perception_streams: int = option(400, "streams from whose sound a new model's encoder learns to hear, with wav")
+    perception_steps: int = option(400, "updates of that")
     sft_streams: int = option(8000, "streams of the supervised stage")
     rl_streams: int = option(3000, "streams of RL")
     test_streams: int = option(640, "streams of the test, by kind as 240 long pauses, 150 single turns, 250 others")
     duplex_width: int = option(64, "of a new model's decoder, where --model is none")
     duplex_layers: int = option(2, "of it")
     sft_steps: int = option(1200, "updates of the supervised stage at most")
-    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time")
+    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time "
+                              "and barge-ins are heard")  # fmt: skip
     sft_batch: int = option(16, "streams of one")
     sft_learning_rate: float = option(4e-3, "peak; the schedule is a cosine")
     sft_warmup: int = option(30, "updates")
@@ -46,6 +50,9 @@ class DuplexConfig:
     code_weight: float = option(0.3, "of audio codes there")
     timing_estimator: str = option("mix", "of the policy gradient", [*ESTIMATORS])
     trunk_weight: float = option(0.1, "of the trunk's loss in mix")
+    hindsight: float = option(
+        0.5, "part of the worth of waiting, in the trunk's loss, that is the best still to be had"
+    )
     control: str = option("none", "what RL is compared with: rewards dealt at random, supervised updates on the same "
                           "streams, or streams whose cue at the turn's end is gone", [*CONTROLS])  # fmt: skip
 
@@ -62,6 +69,7 @@ class DuplexOptions(Options):
         return TimingOptions(
             timing_estimator=self.duplex.timing_estimator, generations=self.rollout.num_generations,
             trunk_weight=self.duplex.trunk_weight, beta=self.loss.beta, scale=self.loss.scale_rewards != "none",
+            hindsight=self.duplex.hindsight,
         )  # fmt: skip
 
 

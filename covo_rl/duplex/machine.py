@@ -88,6 +88,7 @@ class LegalMasks:
     """The legal ids of a vocabulary of `vocabulary` ids, for logits on `device`."""
 
     def __init__(self, ids: DuplexIds, vocabulary: int, device: torch.device | str = "cpu") -> None:
+        self.ids = ids
         kinds = [ids.kind(i) for i in range(vocabulary)]
         rows = [[kind in LEGAL_KINDS[legal] for kind in kinds] for legal in Legal]
         self.allowed_KV = torch.tensor(rows, device=device)
@@ -96,6 +97,13 @@ class LegalMasks:
         """Logits (L, V) in float32, of what is not legal -inf: before any softmax, drawn or scored."""
         legal_L = torch.as_tensor(legal_L, device=self.allowed_KV.device)
         return logits_LV.float().masked_fill(~self.allowed_KV[legal_L], -torch.inf)
+
+    def stop_logit(self, logits_V: torch.Tensor, legal: Legal) -> float:
+        """Logit of SHIFT, or of BREAK, against all else that is legal at a decision: its sigmoid is the hazard."""
+        rest_V = self.masked(logits_V[None], [legal])[0]
+        stop = self.ids.shift if legal is Legal.LISTENING else self.ids.break_
+        stop_logit, rest_V[stop] = rest_V[stop].clone(), -torch.inf
+        return float(stop_logit - rest_V.logsumexp(0))
 
     def logps(
         self, logits_LV: torch.Tensor, targets_L: torch.Tensor, legal_L: Sequence[int] | torch.Tensor

@@ -71,7 +71,8 @@ class StreamEncoder(Protocol):
 class DuplexEvent:
     """What happened in a chunk, whose decision falls at `time` (s of the stream).
 
-    "decision": `token`, its kind as `decision` and its log-prob (of all that was legal; None where it was `forced`).
+    "decision": `token`, its kind as `decision`, its log-prob (of all that was legal; None where it was `forced`), and
+    `stop_logit`, of SHIFT or BREAK against all else that was legal, also where the decision was forced.
     "text": a piece of the reply's text. "codes": four (0 is the first), 0.16 s of speech. "flush": the reply is over,
     what is queued must not sound. "dropped": `count` chunks left the context. "end": the stream is over.
     """
@@ -82,6 +83,7 @@ class DuplexEvent:
     token: int | None = None
     decision: str | None = None
     logp: float | None = None
+    stop_logit: float | None = None
     forced: bool = False
     text: str = ""
     codes: tuple[int, ...] = ()
@@ -204,6 +206,7 @@ class DuplexSession:
         self._features.append(feature_D)
         self._take(self.ids.placeholder)
         logits_V = self._forward(feature_D[None])
+        stop_logit = self.masks.stop_logit(logits_V, self._state.legal)
         at_limit = self._turn_chunks >= self.max_turn_chunks
         if planned is not None or at_limit:
             token, logp = planned.token if planned is not None else self.ids.break_, None
@@ -219,16 +222,17 @@ class DuplexSession:
             self._take(self.ids.first_code + codes[-1])
         self._turn_chunks = self._turn_chunks + 1 if codes else 0
         self.decisions.append(ChunkDecision(token, tuple(codes), logp is None))
-        return self._events(chunk, token, kind, logp, tuple(codes))
+        decision = self._event(
+            "decision", chunk, token=token, decision=kind.name.lower(), logp=logp, stop_logit=stop_logit,
+            forced=logp is None,
+        )  # fmt: skip
+        return [decision, *self._effects(chunk, token, kind, tuple(codes))]
 
-    def _events(
-        self, chunk: int, token: int, kind: TokenKind, logp: float | None, codes: tuple[int, ...]
-    ) -> list[DuplexEvent]:
-        name = kind.name.lower()
-        events = [self._event("decision", chunk, token=token, decision=name, logp=logp, forced=logp is None)]
+    def _effects(self, chunk: int, token: int, kind: TokenKind, codes: tuple[int, ...]) -> list[DuplexEvent]:
+        """What else happens in a chunk with this decision."""
         piece = self._pieces.push(token) if kind is TokenKind.TEXT else ""
         piece += self._pieces.rest() if kind in (TokenKind.TEXT_PAD, TokenKind.BREAK) else ""
-        events += [self._event("text", chunk, text=piece)] if piece else []
+        events = [self._event("text", chunk, text=piece)] if piece else []
         events += [self._event("codes", chunk, codes=codes)] if codes else []
         return [*events, self._event("flush", chunk)] if kind is TokenKind.BREAK else events
 

@@ -5,6 +5,7 @@ OUT/sft/000000/stereo.wav, events.json     OUT/statistics.json
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,10 +18,12 @@ from covo_rl.audio import AudioError
 from covo_rl.data.files import fill_folder, write_json
 from covo_rl.data.read import DataError, Problem
 from covo_rl.duplex.data import DuplexStream
+from covo_rl.duplex.digits import digit_dialogues
 from covo_rl.duplex.presets import PRESETS
 from covo_rl.duplex.simulate import Simulator
 from covo_rl.duplex.sources import SourceDialogue, Split, Surroundings, split_dialogues
 from covo_rl.duplex.stream_files import write_stream
+from covo_rl.resolve import cache_folder
 from covo_rl.types import UserError
 
 STATISTICS = "statistics.json"
@@ -69,6 +72,18 @@ def write_simulated_set(
         output.rmdir()  # it is empty, and only one that is not there is filled
     fill_folder(output, write)
     return statistics
+
+
+def builtin_test_streams(dialogues: int) -> Path:
+    """The folder of the test preset's streams of so many dialogues of digits, by voices that train nothing: rendered on
+    first use, again whenever what renders them is another."""
+    here = Path(__file__).parent
+    sources = [path.read_bytes() for room in (here, here.parent / "synth") for path in sorted(room.glob("*.py"))]
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
+    members = digit_dialogues("test", dialogues)
+    simulator = Simulator(members, PRESETS["test"], 0, Surroundings(members))
+    folder = cache_folder() / f"duplex-test-{digest}-{dialogues}"
+    return fill_folder(folder, lambda partial: _write_streams(partial, simulator))
 
 
 def _write_streams(folder: Path, simulator: Simulator) -> list[DuplexStream]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -244,4 +244,4 @@ class TimingTrainer(Trainer):
 def question_example(question: TimingQuestion) -> Example:
     """The row that checkpoints know a stream by: all that it asks."""
     asks = "when does the model begin to speak?" if question.stream.listening else "when does it stop?"
-    return Example(question.stream.id, (), asks, columns={"stream": asdict(question.stream)})
+    return Example(question.stream.id, (), asks, columns={"stream": dict(vars(question.stream))})

@@ -202,7 +202,9 @@ def answer_batch(
     answerer: Answerer, examples: Sequence[Example], seconds: Sequence[float], *, eval_set: EvalSet,
     reward_config: RewardConfig | None, greedy: bool, num_generations: int, seed: int,
 ) -> list[Record]:  # fmt: skip
-    """Answer and judge one batch; one record per example, in order."""
+    """Answer and judge one batch; one record per example, in order. What examines streams judges them itself."""
+    if (examine := getattr(answerer, "examine", None)) is not None:
+        return examine(examples, seconds)
     groups = answerer.answer(examples, greedy=greedy, num_generations=num_generations, seed=seed)
     if [group.prompt.example.id for group in groups] != [example.id for example in examples]:
         raise ValueError("the sampler returned other rows than it was given, or in another order")

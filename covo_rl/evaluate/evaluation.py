@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import file_sha256
 from covo_rl.evaluate.answer import CONDITIONS, PolicyAnswerer
+from covo_rl.evaluate.duplex_streams import stream_inputs, write_stream_report
 from covo_rl.evaluate.engine import engine_settings
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import write_report
 from covo_rl.evaluate.runner import Request, SpeechMode, answer_rows, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, load_set
+from covo_rl.evaluate.through_duplex import session_problems, silent_rows
 from covo_rl.records.folder import package_versions
 
 if TYPE_CHECKING:
@@ -42,14 +44,20 @@ def run_request(
     assert request.set_ is not None and request.output is not None
     eval_set = eval_set or load_set(request.set_)
     style = eval_set.style(request.prompt)
-    problems = request.model_problems()
+    problems = [*session_problems(request, eval_set), *request.model_problems()]
+    if eval_set.streams and rows is not None:
+        problems.append(f"{eval_set.name} is read from a folder of streams: give its path as data")
     try:
-        inputs = read_inputs(
-            eval_set, request.data if rows is None else rows, request.audio_dir, predictions=request.predictions,
-            limit=request.limit, allow_outside=request.allow_outside_audio, columns=request.columns,
-        )  # fmt: skip
+        if eval_set.streams:
+            inputs = stream_inputs(eval_set, request.data, request.limit)
+        else:
+            inputs = read_inputs(
+                eval_set, request.data if rows is None else rows, request.audio_dir, predictions=request.predictions,
+                limit=request.limit, allow_outside=request.allow_outside_audio, columns=request.columns,
+            )  # fmt: skip
     except EvalInputError as error:
         raise EvalInputError([*error.problems, *problems]) from error
+    problems += silent_rows(inputs.examples) if request.through else []
     if problems:
         raise EvalInputError(problems)
     settings = _settings(request, inputs, style)
@@ -66,7 +74,9 @@ def run_request(
             if answerer is not None:
                 answerer = replace(answerer, rollout_config=request.rollout_config(), style=style)
             by_audio = answer_rows(request, inputs, settings, conditions, ranks, style=style, answerer=answerer)
-        if by_audio is not None:
+        if by_audio is not None and eval_set.streams:
+            write_stream_report(inputs, by_audio["real"], settings, request.output, quiet=quiet)
+        elif by_audio is not None:
             write_report(inputs, by_audio, settings, request.output, plots=request.plots, quiet=quiet)
 
 
@@ -92,7 +102,8 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         **({"load_in_4bit": True} if request.load_in_4bit else {}),
         **({"speech_mode": str(request.speech_mode)} if request.speech_mode != SpeechMode.a2ta else {}),
         **({"family": request.family, "family_sha256": family_fingerprint(request.family)} if request.family else {}),
-        "prompt": {"name": request.prompt, **asdict(style or request.prompt_config())},
+        **({"through": str(request.through)} if request.through else {}),
+        "prompt": _prompt_settings(request, inputs, style),
         "decoding": {
             "greedy": request.greedy, "num_generations": request.num_generations, "seed": request.seed,
             "temperature": None if request.greedy else request.temperature, "top_p": request.top_p,
@@ -102,6 +113,14 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         "rewards": rewards,
         "packages": package_versions([*PACKAGES, *_more_packages(request)]),
     }  # fmt: skip
+
+
+def _prompt_settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
+    if not (request.through or inputs.eval_set.streams):
+        return {"name": request.prompt, **asdict(style or request.prompt_config())}
+    from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
+
+    return {"name": "a live session", "system": SPOKEN_SYSTEM}
 
 
 def _more_packages(request: Request) -> list[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from covo_rl.types import Example, Group, Prompt, Rollout
 
 Record = dict[str, Any]
 VERDICTS = ("official", "official_extracted", "strict", "strict_raw")
+
+
+@dataclass(frozen=True)
+class TurnRollout(Rollout):
+    """What a duplex session said in its first turn, and how it took that turn (turn_figures.py reads it)."""
+
+    turn: Mapping[str, Any] = field(default_factory=dict)
 
 
 def group_from_text(example: Example, replies: Sequence[str]) -> Group:
@@ -83,6 +90,7 @@ def _record(group: Group, seconds: float | None, rewards: dict[str, list[float |
         "stop_reasons": [r.stop_reason for r in rollouts],
         "completion_tokens": [len(r.completion_ids) for r in rollouts],
         **({"completion_codes": [list(r.codes) for r in rollouts]} if any(r.codes for r in rollouts) else {}),
+        **({"turns": turns} if (turns := [dict(r.turn) for r in rollouts if isinstance(r, TurnRollout)]) else {}),
         "thinking_words": [None if r.think is None else len(words(r.think, None)) for r in rollouts],
         "verdicts": verdicts,
         "rewards": rewards,

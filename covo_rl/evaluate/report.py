@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from covo_rl.evaluate.inputs import Inputs, count_rows, read_json_rows
 from covo_rl.evaluate.records import Record, RecordLog
 from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.summary import accuracy_of, compare_pairs, row_score, summarize
+from covo_rl.evaluate.tables import provenance_lines, table_lines
+from covo_rl.evaluate.turn_figures import turn_figures, turn_lines
 from covo_rl.records.console import interval, number, percent
 from covo_rl.types import visible
 
@@ -29,10 +30,8 @@ RULES = {
     "strict": "strict, extracted answer",
     "strict_raw": "strict, raw reply",
 }
-PROVENANCE = (
-    "set", "version", "data_sha256", "columns", "answer_key_sha256", "source", "licence", "model", "adapter",
-    "load_in_4bit", "predictions", "predictions_sha256", "prompt", "decoding", "official_rule", "packages",
-)  # fmt: skip
+#: and what two evaluations may have in common beside them: streams
+COMPARED = {**RULES, "timing": "right at the right time"}
 
 
 def write_report(
@@ -55,6 +54,7 @@ def write_report(
         **settings,
         **summarize(by_audio["real"]),
         "audio": _audio_figures(by_audio),
+        **({"turn_taking": turns} if (turns := turn_figures(by_audio["real"])) else {}),
     }
     write_json(folder / "report.json", report)
     text = visible(_markdown(report), LAYOUT)
@@ -99,13 +99,6 @@ def _submission(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) ->
 # -- report.md -------------------------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Lines of a table; the first column is text, the others numbers. A cell is one line of text, never markup."""
-    cells = [[re.sub(r"[|<\\`]", r"\\\g<0>", visible(cell)) for cell in row] for row in (head, *rows)]
-    line, *body = ("| " + " | ".join(row) + " |" for row in cells)
-    return [line, "|---" + "|---:" * (len(head) - 1) + "|", *body, ""]
-
-
 def _points(change: Mapping[str, Any]) -> str:
     """A difference of accuracies in points with its interval: `+4.0 [+1.2, +6.8]`."""
     low, high = change["ci95"]
@@ -117,13 +110,13 @@ def _markdown(report: Mapping[str, Any]) -> str:
     accuracies = [(text, report[name]) for name, text in RULES.items()]
     head = ["accuracy %, 95 % Wilson interval", "over scored rows", "scored", "over all rows", "rows"]
     rows = [[text, interval(b), b["n_scored"], percent(b["accuracy_all"]), b["n_total"]] for text, b in accuracies]
-    lines = [f"# {report['title']}", "", *_table(head, rows)]
+    lines = [f"# {report['title']}", "", *table_lines(head, rows)]
     lines += [f"The official script drops {report['official_drops']}; over all rows they count as wrong.", ""]
     if sampled := report["sampled"]:
         rows = [[f"mean@{sampled['n']}", percent(sampled["mean_at_n"])]]
         rows += [[f"pass@{k}", percent(value)] for k, value in sampled["pass_at_k"].items()]
         rows += [[f"majority@{sampled['n']}", interval(sampled["majority_at_n"])]]
-        lines += ["## Several samples (strict)", "", *_table(["", "%"], rows)]
+        lines += ["## Several samples (strict)", "", *table_lines(["", "%"], rows)]
     if len(audio := report["audio"]) > 1:
         rows = [
             [text, interval(audio[name]), _points(change) if (change := audio.get(f"real_minus_{name}")) else ""]
@@ -131,12 +124,13 @@ def _markdown(report: Mapping[str, Any]) -> str:
             if name in audio
         ]
         head = ["", "accuracy %", "real minus this, points"]
-        lines += ["## What the audio contributes (strict)", "", *_table(head, rows)]
+        lines += ["## What the audio contributes (strict)", "", *table_lines(head, rows)]
+    lines += turn_lines(turns) if (turns := report.get("turn_taking")) else []
     for column, values in report["breakdown"].items():
         rules = ("official", "official_extracted", "strict")
         rows = [[value, entry["n"], *(interval(entry[rule]) for rule in rules)] for value, entry in values.items()]
         head = [column, "n", "official", "official, extracted", "strict"]
-        lines += [f"## By {column}", "", *_table(head, rows)]
+        lines += [f"## By {column}", "", *table_lines(head, rows)]
     rows = [
         ["rows without a reply", report["n_missing"]],
         ["rows whose answer cannot be read", report["n_unparseable"]],
@@ -147,8 +141,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
         ["reasoning consistent with the answer %", percent(report["consistency_rate"])],
         *([name, number(value, 3)] for name, value in report.items() if name.startswith("reward_")),
     ]
-    lines += ["## Replies", "", *_table(["", ""], rows), "## To repeat this", ""]
-    lines += [f"- {k}: {json.dumps(report[k], ensure_ascii=False)}" for k in PROVENANCE if report.get(k) is not None]
+    lines += ["## Replies", "", *table_lines(["", ""], rows), *provenance_lines(report)]
     if problems := report.get("problems"):
         lines += ["", "## Worth knowing", "", *(f"- {problem}" for problem in problems)]
     return "\n".join([*lines, ""])
@@ -180,19 +173,17 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
     for pair in pairs:
         for column, value in pair[0]["breakdown"].items():
             groups.setdefault(column, {}).setdefault(value, []).append(pair)
+    verdicts = [v for v in COMPARED if any(row_score(record, v) is not None for record in rows_a.values())]
+    main = "timing" if "timing" in verdicts else "strict"
     settings = {k: [report_a.get(k), report_b.get(k)] for k in ("prompt", "decoding")}
     return {
         "a": str(a),
         "b": str(b),
         "n": len(rows_a),
         "differs_also_in": {k: both for k, both in settings.items() if both[0] != both[1]},
-        **{
-            verdict: _difference(pairs, verdict)
-            for verdict in RULES
-            if any(row_score(record, verdict) is not None for record in rows_a.values())
-        },
+        **{verdict: _difference(pairs, verdict) for verdict in verdicts},
         "breakdown": {
-            column: {value: _difference(part, "strict") for value, part in sorted(values.items())}
+            column: {value: _difference(part, main) for value, part in sorted(values.items())}
             for column, values in groups.items()
         },
     }
@@ -227,16 +218,17 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
 
     def table(blocks: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
         head = ["", "n", "A %", "B %", "B - A, points [95 %]", "only A right", "only B right", "McNemar p"]
-        return _table(head, [
+        return table_lines(head, [
             [name, d["n"], percent(d["accuracy_a"]), percent(d["accuracy_b"]), _points(d), d["only_a"], d["only_b"],
              f"{d['p_value']:.4f}{' *' if d['p_value'] < 0.05 else ''}"]
             for name, d in blocks
         ])  # fmt: skip
 
     lines = [f"A: {result['a']}", "", f"B: {result['b']}", ""]
-    lines += table((text, result[verdict]) for verdict, text in RULES.items() if verdict in result)
+    lines += table((text, result[verdict]) for verdict, text in COMPARED.items() if verdict in result)
+    main = "At the right time" if "timing" in result else "Strict"
     for column, values in result["breakdown"].items():
-        lines += [f"Strict, by {column}", "", *table(values.items())]
+        lines += [f"{main}, by {column}", "", *table(values.items())]
     for what, (a, b) in result["differs_also_in"].items():
         lines.append(f"The two also differ in {what}: A {json.dumps(a)}, B {json.dumps(b)}.")
     return "\n".join(lines)

@@ -30,12 +30,14 @@ from covo_rl.config import (
 )
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.duplex_streams import StreamExaminer
 from covo_rl.evaluate.engine import run_options, sampling_engine
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.lengths import audio_seconds
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
+from covo_rl.evaluate.through_duplex import DuplexAnswerer, live_session
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
@@ -45,7 +47,8 @@ from covo_rl.types import Example, UserError
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 SpeechMode = StrEnum("SpeechMode", ["a2ta", "a2t"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
-SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, or a manifest file"
+Through = StrEnum("Through", ["duplex"])
+SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, duplex, or a manifest file"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Request:
 
     set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
     data: Annotated[Path | None, typer.Option(help="questions with answers: a file, a folder or hf:NAME:SPLIT")] = None
+    through: Annotated[Through | None, typer.Option(help="ask in a live session, which hears the audio alone")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
     columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
     model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None
@@ -199,6 +203,18 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
     return PolicyAnswerer(policy, clips, request.prompt_config(), request.rollout_config(), style, saved=saved)
 
 
+def in_session(request: Request, inputs: Inputs, answerer: PolicyAnswerer) -> Any:
+    """What asks the rows: the policy itself, or a live session of it where request or set want one."""
+    if not (request.through or inputs.eval_set.streams):
+        return answerer
+    from covo_rl.duplex.grid import CHUNK_SECONDS
+    from covo_rl.duplex.session import GREEDY
+
+    if inputs.eval_set.streams:  # which are led through their replies: no turn is the session's own
+        return StreamExaminer(live_session(answerer.policy, GREEDY, max_turn_seconds=CHUNK_SECONDS), answerer.clips)
+    return DuplexAnswerer.of(answerer.policy, answerer.clips, request.rollout_config(), greedy=request.greedy)
+
+
 def answer_rows(
     request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str], ranks: Ranks,
     style: PromptStyle | None = None, answerer: PolicyAnswerer | None = None,
@@ -217,7 +233,7 @@ def answer_rows(
     files = [clip for example in inputs.examples for clip in example.clips]
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
-        answerer = answerer or load_answerer(request, style, clips)
+        answerer = in_session(request, inputs, answerer or load_answerer(request, style, clips))
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error
@@ -294,7 +310,8 @@ def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ra
 
 
 def _standing(records: Iterable[Record]) -> str:
-    verdicts = [record["strict_correct"] for record in records if record["strict_correct"] is not None]
+    verdicts = [record.get("strict_correct", record.get("timing_correct")) for record in records]
+    verdicts = [verdict for verdict in verdicts if verdict is not None]
     return f"{percent(sum(verdicts) / len(verdicts))} % right" if verdicts else "not graded"
 
 

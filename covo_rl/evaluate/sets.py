@@ -100,7 +100,7 @@ def _accuracy() -> Callable[..., list[float | None]]:
 
 #: set name -> file in eval_sets/ that describes it.
 FILES = {"mmau-test-mini": "mmau", "mmau-test": "mmau", "mmar": "mmar", "mmsu": "mmsu", "builtin": "builtin",
-         "own": "own"}  # fmt: skip
+         "own": "own", "duplex": "duplex"}  # fmt: skip
 SCORERS: dict[str, Scorer] = {"token_set": token_set_match, "letter": letter_rule}
 #: MMAU's names of our nouns.
 FIELDS = {"id": "id", "audio": "audio_id", "question": "question", "choices": "choices", "answer": "answer"}
@@ -165,6 +165,8 @@ class EvalSet:
     clean: Callable[[str, str], str] = lambda column, value: value
     prepare: Callable[[], tuple[Path, Path]] | None = None
     submission: bool = False
+    #: rows are streams of two channels, which ask a live session when it speaks (duplex_streams.py)
+    streams: bool = False
     #: described by a manifest: its field names are the user's
     own: bool = False
 

@@ -48,7 +48,7 @@ def row_score(record: Record, verdict: str) -> float | None:
 
     A row with several samples is dropped only when every sample is; a dropped sample leaves that row's mean.
     """
-    values = [float(value) for value in record["verdicts"][verdict] if value is not None]
+    values = [float(value) for value in record["verdicts"].get(verdict, ()) if value is not None]
     if values:
         return fmean(values)
     return 0.0 if record["missing"] and verdict.startswith("strict") and record["strict_correct"] is False else None

@@ -22,14 +22,13 @@ from covo_rl.config import ConfigError
 from covo_rl.duplex.config import DuplexOptions
 from covo_rl.duplex.features import TEST_COUNTS, FeatureStream, draw_streams
 from covo_rl.duplex.figures import is_early, success_at_early, threshold_line, timing_figures
-from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.probe import GATE, probe_auc, probe_places
-from covo_rl.duplex.questions import FeatureWorld
 from covo_rl.duplex.records import TimingSounds, timing_rows
 from covo_rl.duplex.rollout import greedy_stop
 from covo_rl.duplex.sonify import write_sound
 from covo_rl.duplex.training import TimingTrainer, question_example, question_logits
 from covo_rl.duplex.trunk import decision_states
+from covo_rl.duplex.waves import feature_world
 from covo_rl.models.builtin import resolve_model
 from covo_rl.policy.loading import trainable_policy
 from covo_rl.policy.trainable import render_report, training_dtype
@@ -78,7 +77,7 @@ class TimingSession(Session):
             recompute=train.recompute, keep_reference=bool(options.loss.beta),
         )  # fmt: skip
         self.family = self.policy.family
-        self.world = FeatureWorld.of(self.family, DuplexIds.of(self.family), noise=options.duplex.noise)
+        self.world = feature_world(self.family, options.duplex)
         self.streams = draw_streams("rl", options.duplex.rl_streams, train.seed, cue=self.cue)
         self.questions = self.world.questions(self.streams)
         self.test = self.world.questions(held_out_streams(options, self.cue))

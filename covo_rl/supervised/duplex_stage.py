@@ -19,12 +19,16 @@ from covo_rl.duplex.config import DuplexOptions
 from covo_rl.duplex.features import draw_streams
 from covo_rl.duplex.figures import timing_figures
 from covo_rl.duplex.ids import DuplexIds
-from covo_rl.duplex.questions import DuplexLesson, FeatureWorld, TimingQuestion
+from covo_rl.duplex.perception import TINY_EARS, TINY_LEFT_CHUNKS, PerceptionOptions, perceive
+from covo_rl.duplex.questions import DuplexLesson, TimingQuestion
 from covo_rl.duplex.supervised import LessonWeights, supervised_loss
 from covo_rl.duplex.training import question_logits
+from covo_rl.duplex.waves import feature_world
 from covo_rl.export.merged import write_merged
 from covo_rl.models.builtin import resolve_model
+from covo_rl.models.covo_audio.configuration import LEFT_CHUNKS
 from covo_rl.models.covo_audio.duplex_tokens import prepare_duplex
+from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
 from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
 from covo_rl.policy.trainable import adamw
 from covo_rl.records.console import ProgressDisplay
@@ -42,21 +46,30 @@ SILENCE = len(DIGITS) * 4  # the first of the codes that sound like nothing
 ROPE_THETA = 100.0
 #: lessons of about the same length are drawn together: their places in the order of lengths
 WINDOW = 64
-#: updates from one look at held-out single turns to the next; those are of another draw than the test's
+#: updates from one look at held-out streams to the next; those are of another draw than the test's
 EVERY, HELD_OUT_SEED = 50, 1
+#: share of held-out barge-ins that is to be heard within a second
+BARGE_IN = 0.85
 FIGURES = "taught.json"
 #: in place of a model's name: one of random weights
 NEW = "new"
 
 
-def new_duplex_family(width: int, layers: int, seed: int) -> AudioFamily:
-    """A small Covo-Audio of random weights, with ids to listen and speak at once, and codes for ten digits."""
+def new_duplex_family(width: int, layers: int, seed: int, *, ears: bool = False) -> AudioFamily:
+    """A small Covo-Audio of random weights, with ids to listen and speak at once, and codes for ten digits.
+
+    `ears`: its encoder is to be used.
+    """
+    sizes: dict[str, Any] = TINY_EARS if ears else {"encoder_width": 32, "adapter_hidden": 32}
     tokenizer = tiny_tokenizer([" ".join(("", *DIGITS))] * 20, VOCABULARY, reserved=RESERVED)
     model, processor = tiny_covo_audio(
-        tokenizer, encoder_width=32, decoder_width=width, decoder_layers=layers, adapter_hidden=32,
+        tokenizer, **sizes, decoder_width=width, decoder_layers=layers,
         audio_codes=SILENCE + 4, initializer_range=0.03, rope_theta=ROPE_THETA, seed=seed,
     )  # fmt: skip
-    prepare_duplex(model, processor.tokenizer, silence_codes=range(SILENCE, SILENCE + 4))
+    prepare_duplex(
+        model, processor.tokenizer, silence_codes=range(SILENCE, SILENCE + 4),
+        left_chunks=TINY_LEFT_CHUNKS if ears else LEFT_CHUNKS,
+    )  # fmt: skip
     return models.family_class(model.config.model_type)(model, processor)
 
 
@@ -64,7 +77,8 @@ def starting_family(options: DuplexOptions) -> AudioFamily:
     """The model that is named, with a duplex section, or a new one."""
     name, duplex = options.model.model, options.duplex
     if name == NEW:
-        return new_duplex_family(duplex.duplex_width, duplex.duplex_layers, options.train.seed)
+        ears = duplex.features == "wav"
+        return new_duplex_family(duplex.duplex_width, duplex.duplex_layers, options.train.seed, ears=ears)
     family = models.load_family(resolve_model(name), dtype="float32", trust_remote_code=options.model.trust_remote_code)
     DuplexIds.of(family)  # says what the model lacks
     return family
@@ -73,13 +87,19 @@ def starting_family(options: DuplexOptions) -> AudioFamily:
 def teach_duplex(options: DuplexOptions, folder: Path) -> dict[str, Any]:
     """Supervised updates on simulated streams; the checkpoint goes to `folder`, complete once FIGURES lies there.
 
+    A new model that is to hear their sound learns to hear first.
+
     Raises:
         DivergedError: the loss is not finite; nothing is written.
     """
     duplex, seed = options.duplex, options.train.seed
     torch.manual_seed(seed)
     family = starting_family(options)
-    world = FeatureWorld.of(family, DuplexIds.of(family), noise=duplex.noise)
+    heard = {}
+    if duplex.features == "wav" and options.model.model == NEW:
+        learning = PerceptionOptions(duplex.perception_streams, duplex.perception_steps)
+        heard = {"perception": perceive(StreamingEncoder.of(family.model), learning, seed)}
+    world = feature_world(family, duplex)
     lessons = world.lessons(draw_streams("sft", duplex.sft_streams, seed))
     decoder: Any = family.decoder
     trained = [*decoder.parameters(), *family.lm_head.parameters()]
@@ -87,12 +107,12 @@ def teach_duplex(options: DuplexOptions, folder: Path) -> dict[str, Any]:
     for parameter in trained:
         parameter.requires_grad_(True)
     family.model.train()
-    held_out = world.questions(draw_streams("test", {"single": 100}, HELD_OUT_SEED))
+    held_out = world.questions(draw_streams("test", {"single": 100, "barge_in": 60}, HELD_OUT_SEED))
     figures = _updates(family, trained, lessons, held_out, world.ids, options)
     family.model.eval()
     folder.mkdir(parents=True, exist_ok=True)
     write_merged(family, folder)
-    write_json(folder / FIGURES, {"settings": _settings(options), **figures})
+    write_json(folder / FIGURES, {"settings": _settings(options), **heard, **figures})
     return figures
 
 
@@ -107,7 +127,8 @@ def taught_already(options: DuplexOptions, folder: Path) -> bool:
 def _settings(options: DuplexOptions) -> dict[str, Any]:
     """All that the stage depends on."""
     duplex = asdict(options.duplex)
-    own = {name: duplex[name] for name in duplex if name.startswith(("sft_", "duplex_")) or name.endswith("_weight")}
+    kinds = ("sft_", "duplex_", "perception_", "decision_", "text_", "code_")
+    own = {name: value for name, value in duplex.items() if name.startswith(kinds)}
     names = "features", "noise"
     return {"seed": options.train.seed, **own, **{name: duplex[name] for name in names}}
 
@@ -116,14 +137,14 @@ def _updates(
     family: AudioFamily, trained: Sequence[torch.nn.Parameter], lessons: Sequence[DuplexLesson],
     held_out: Sequence[TimingQuestion], ids: DuplexIds, options: DuplexOptions,
 ) -> dict[str, Any]:  # fmt: skip
-    """Updates until single turns are answered as they should be; the means of the last ones."""
+    """Updates until single turns are answered and barge-ins heard as they should be; the means of the last ones."""
     duplex = options.duplex
     weights = LessonWeights(duplex.decision_weight, duplex.text_weight, duplex.code_weight)
     optimizer = adamw(trained, lr=duplex.sft_learning_rate, weight_decay=0.01)
     schedule = schedule_of("cosine", optimizer, warmup_steps=duplex.sft_warmup, steps=duplex.sft_steps)
     rng, order = np.random.default_rng(options.train.seed), sorted(lessons, key=lambda lesson: len(lesson.ids))
     lines: list[dict[str, float]] = []
-    success = 0.0
+    single = barge_in = 0.0
     with ProgressDisplay("sft", duplex.sft_steps) as display:
         for step in range(1, duplex.sft_steps + 1):
             batch = next_batch(order, duplex.sft_batch, rng)
@@ -137,11 +158,13 @@ def _updates(
             advance_schedule(schedule)
             lines.append({"loss": float(loss.detach()), **line})
             display.update(step, f"loss {lines[-1]['loss']:.3f}")
-            if step % EVERY == 0 and (success := single_success(family, held_out, ids)) >= duplex.sft_until:
-                break
+            if step % EVERY == 0:
+                single, barge_in = held_out_success(family, held_out, ids)
+                if single >= duplex.sft_until and barge_in >= BARGE_IN:
+                    break
     last = lines[-EVERY:]
     names = dict.fromkeys(name for line in last for name in line)
-    return {"steps": len(lines), "single_turn_success": success} | {
+    return {"steps": len(lines), "single_turn_success": single, "barge_in_success": barge_in} | {
         name: float(np.mean([line[name] for line in last if name in line])) for name in names
     }
 
@@ -153,7 +176,8 @@ def next_batch(order: Sequence[DuplexLesson], size: int, rng: np.random.Generato
     return [order[first + int(i)] for i in rng.choice(window, min(size, window), replace=False)]
 
 
-def single_success(family: AudioFamily, questions: Sequence[TimingQuestion], ids: DuplexIds) -> float:
-    """Share of single turns that are answered, greedily, neither early nor late."""
+def held_out_success(family: AudioFamily, questions: Sequence[TimingQuestion], ids: DuplexIds) -> tuple[float, float]:
+    """Shares, greedily, of single turns that are answered neither early nor late, and of barge-ins that are heard."""
     z = question_logits(family, questions, ids)
-    return timing_figures([question.stream for question in questions], z)["single_turn_success"]
+    figures = timing_figures([question.stream for question in questions], z)
+    return figures["single_turn_success"], figures["barge_in_success"]

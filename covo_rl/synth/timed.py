@@ -23,6 +23,10 @@ _WORDS = {**PRONUNCIATIONS, "and": "a n", **BACK_CHANNELS["en"]}
 LOUDNESS, RING = 0.08, 0.04
 
 
+#: seconds: words of which one begins where the other ends may be this far off, by rounding
+ROUNDING = 1e-6
+
+
 class TimedWord(NamedTuple):
     """A word and its times in seconds. Within it pitch moves by `pitch` semitones, and `level` by -`fall` dB."""
 
@@ -43,11 +47,11 @@ def say_timed(words: Sequence[TimedWord], speaker: Speaker, rng: Rng) -> np.ndar
     if not words or (strange := [word.text for word in words if word.text not in _WORDS]):
         raise ValueError(f"words {strange if words else []}: expected one or more of {', '.join(_WORDS)}")
     edges = [second for word in words for second in (word.start, word.end)]
-    if any(after < before for before, after in pairwise(edges)):
+    if any(after < before - ROUNDING for before, after in pairwise(edges)):
         raise ValueError(f"words from {edges[0]} to {edges[-1]} s overlap or are out of order")
     phones, now = [], edges[0]
     for word in words:
-        phones += [(_SOUNDS["-"], word.start - now)] if word.start > now else []
+        phones += [(_SOUNDS["-"], word.start - now)] if word.start > now + ROUNDING else []
         parts = [_SOUNDS[name] for name in _WORDS[word.text].split()]
         scale = (word.end - word.start) / sum(part.seconds for part in parts)
         phones += [(replace(part, seconds=scale * part.seconds), scale * part.seconds) for part in parts]

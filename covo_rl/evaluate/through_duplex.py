@@ -1,0 +1,134 @@
+"""`--through duplex`: questions asked in a live session, and the options that mean something to one.
+
+The session hears a row's audio and nothing else: the written question and its options are there for the scorer. Its
+first turn is the answer, whenever it comes; without one the answer is empty, and wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from covo_rl.evaluate.inputs import count_rows
+from covo_rl.evaluate.records import TurnRollout
+from covo_rl.evaluate.sets import EvalInputError, EvalSet
+from covo_rl.types import Example, Group, Prompt
+
+if TYPE_CHECKING:
+    from covo_rl.audio import ClipStore
+    from covo_rl.config import RolloutConfig
+    from covo_rl.duplex.session import DuplexSession
+    from covo_rl.engines.draws import Drawing
+
+#: options of a prompt, which a session has none of
+_OF_PROMPTS = ("prompt", "instruction", "choice_style", "speech_mode", "listen", "predictions")
+#: and those of replies and of rows, where a stream only asks when the model speaks
+_OF_REPLIES = ("greedy", "num_generations", "temperature", "top_p", "max_completion_length", "rewards", "audio_dir",
+               "columns", "through")  # fmt: skip
+
+
+def session_problems(request: Any, eval_set: EvalSet) -> list[str]:
+    """Options beside `--through duplex`, or a set of streams, that a session cannot follow."""
+    if not (eval_set.streams or request.through):
+        return []
+    names = (*_OF_PROMPTS, *(_OF_REPLIES if eval_set.streams else ()))
+    defaults = {item.name: item.default for item in fields(request) if item.default is not MISSING}
+    given = ["--sample" if name == "greedy" else f"--{name.replace('_', '-')}"
+             for name in names if getattr(request, name) != defaults[name]]  # fmt: skip
+    given += ["--use-vllm"] if request.engine.use_vllm else []
+    what = f"--set {eval_set.name}" if eval_set.streams else f"--through {request.through}"
+    return [f"{what} listens to a live session, which has no use for {', '.join(given)}"] if given else []
+
+
+def silent_rows(examples: Sequence[Example]) -> list[str]:
+    """Rows without audio cannot be asked aloud."""
+    names = [example.id for example in examples if not example.clips]
+    return [f"--through duplex: no audio in {count_rows(names)}"] if names else []
+
+
+def live_session(policy: Any, how: Drawing, **options: Any) -> DuplexSession:
+    """A session of a policy's model, which its own streaming encoder hears for; `options` are DuplexSession's.
+
+    Raises:
+        DuplexIdsError: the model was not made for it.
+        SessionError: a turn does not fit into its context.
+    """
+    from covo_rl.duplex.ids import DuplexIds
+    from covo_rl.duplex.session import DuplexSession
+    from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
+
+    family = policy.family
+    ids = DuplexIds.of(family)  # says what a model lacks that was not made for it
+    encoder = StreamingEncoder.of(family.model)
+    return DuplexSession(family, encoder, ids=ids, decision=how, text=how, codes=how, **options)
+
+
+@dataclass
+class DuplexAnswerer:
+    """Asks each row in a session of its own; `session` is drawn from greedily, or as its drawing says."""
+
+    session: DuplexSession
+    clips: ClipStore
+
+    @classmethod
+    def of(cls, policy: Any, clips: ClipStore, config: RolloutConfig, *, greedy: bool) -> DuplexAnswerer:
+        """A turn has as many chunks as `max_completion_length` has room for, at one id of text and four codes each."""
+        from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SECONDS
+        from covo_rl.duplex.session import GREEDY, SessionError
+        from covo_rl.engines.draws import Drawing
+
+        how = GREEDY if greedy else Drawing(temperature=config.temperature, top_p=config.top_p)
+        length = config.max_completion_length
+        try:
+            session = live_session(policy, how, max_turn_seconds=CHUNK_SECONDS * (length // (1 + CHUNK_CODES)))
+        except SessionError as error:
+            raise EvalInputError([f"--max-completion-length {length}: {error}"]) from error
+        return cls(session, clips)
+
+    def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
+        """As Answerer has it; `greedy` is the session's own."""
+        groups = []
+        for example in examples:
+            heard = self._heard(example)
+            rollouts = tuple(self._ask(example, heard, seed, number) for number in range(num_generations))
+            groups.append(Group(Prompt(example, (), "", ()), rollouts))
+        return groups
+
+    def _heard(self, example: Example) -> np.ndarray:
+        """(T,) at 24 kHz: the row's clips, one after the other."""
+        from covo_rl.audio import resample
+        from covo_rl.speech.grid import RATE
+
+        return np.concatenate([resample(*self.clips.waveform(self.clips.key(clip)), RATE) for clip in example.clips])
+
+    def _ask(self, example: Example, wave_T: np.ndarray, seed: int, number: int) -> TurnRollout:
+        from covo_rl.duplex.first_turn import first_turn, heard_question, tail_for
+        from covo_rl.duplex.sources import seeded
+
+        rng = seeded(seed, example.id, str(number))
+        heard = heard_question(wave_T, tail_for(self.session), rng)
+        self.session.seed = int(rng.integers(2**62))
+        turn = first_turn(self.session, heard)
+        text = turn.text.strip()
+        return TurnRollout(
+            (), (), turn.text, "length" if turn.ending == "limit" else "stop", answer=text or None, codes=turn.codes,
+            turn=turn_record(turn.shift_time, heard.speech_end) | {
+                "ending": turn.ending, "longest_pause": heard.longest_pause, "dropped_chunks": turn.dropped,
+            },
+        )  # fmt: skip
+
+
+def turn_record(shift_time: float | None, speech_end: float) -> Mapping[str, Any]:
+    """When an answer came, by the rule of the rewards: `outcome` early, answered or never; `delay` of those answered.
+
+    >>> turn_record(3.36, 2.9)["outcome"], turn_record(2.88, 2.9)["outcome"], turn_record(None, 2.9)["outcome"]
+    ('answered', 'early', 'never')
+    """
+    from covo_rl.rewards.rules.turns import response_delays
+
+    (delay,) = response_delays(["single"], [shift_time], [speech_end])
+    outcome, seconds = ("answered", delay) if isinstance(delay, float) else (delay, None)
+    return {"outcome": outcome, "shift_time": shift_time, "speech_end": speech_end, "delay": seconds}
