@@ -47,9 +47,9 @@ ROPE_THETA = 100.0
 #: lessons of about the same length are drawn together: their places in the order of lengths
 WINDOW = 64
 #: updates from one look at held-out streams to the next; those are of another draw than the test's
-EVERY, HELD_OUT_SEED = 50, 1
+EVERY, HELD_OUT_SEED = 25, 1
 #: share of held-out barge-ins that is to be heard within a second
-BARGE_IN = 0.85
+BARGE_IN = 0.6
 FIGURES = "taught.json"
 #: in place of a model's name: one of random weights
 NEW = "new"
