@@ -121,11 +121,15 @@ def test_a_question_in_a_reply_is_the_reply(tmp_path, family, ids, before_the_se
     assert question.trunk.text_open == (True, True, *[False] * 6)
 
 
-def test_a_lesson_is_the_whole_stream(tmp_path, family, ids, before_the_second_turn):
-    world, taken = take_recorded(family, {"sft_data": write(tmp_path, PAUSED)})
-    (lesson,) = world.lessons(taken["sft_data"])
-    assert list(lesson.ids[lesson.taught_from :]) == [*before_the_second_turn, *[ids.placeholder, ids.think] * 27]
-    assert lesson.ids[: lesson.taught_from] == world.prefix and len(lesson.places) == 40 == len(lesson.features_UD)
+def test_a_lesson_is_the_stream_unless_it_would_teach_silence(tmp_path, family, ids, before_the_second_turn):
+    """The second turn of PAUSED is not answered: the lesson ends with the BREAK in chunk 12."""
+    world, taken = take_recorded(family, {"sft_data": write(tmp_path, PAUSED, HUMMED)})
+    cut, whole = world.lessons(taken["sft_data"])
+    assert list(cut.ids[cut.taught_from :]) == before_the_second_turn and cut.ids[: cut.taught_from] == world.prefix
+    assert len(cut.places) == 13 == len(cut.features_UD) and len(whole.places) == 30 == len(whole.features_UD)
+    assert list(whole.ids[-24:]) == [ids.placeholder, ids.break_, *[ids.placeholder, ids.think] * 11]
+    with pytest.raises(ConfigError, match="it would teach silence"):
+        take_recorded(family, {"sft_data": write(tmp_path / "mute", SINGLE)})
 
 
 def test_features_are_those_of_the_users_channel_as_a_session_hears_it(tmp_path, family):
@@ -228,8 +232,8 @@ def test_supervised_updates_of_a_folder(tmp_path, family):
              "sft_batch": 2}  # fmt: skip
     figures = teach_duplex(options(**words), tmp_path / "taught")
     assert figures["steps"] == 3 and figures["single_turn_success"] is None
-    # of each of two streams 40 and 30 chunks; 2 and 8 of them are spoken: one has text, the others pads
-    assert figures["targets_decision"] == 70 - 10 and figures["targets_code"] == 40 and figures["targets_text"] == 10
+    # of two streams 13 and 30 chunks, 2 and 8 of them spoken: the first of each has text, the others pads
+    assert figures["targets_decision"] == 43 - 10 and figures["targets_code"] == 40 and figures["targets_text"] == 10
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------

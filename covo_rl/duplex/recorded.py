@@ -107,8 +107,18 @@ class RecordedWorld:
         ]
 
     def path(self, stream: DuplexStream) -> list[int]:
-        """All ids of a stream."""
-        return [*self.prefix, *chunk_ids(self._plan(stream), self.ids)]
+        """All ids of a stream; where the user's last turn is not answered, which would teach silence, up to the BREAK of
+        the last reply.
+
+        Raises:
+            DataError, PlanError: its replies cannot be laid out, or there are none.
+        """
+        replies, users, plan = self.replies(stream), stream.turns_of("user"), self._plan(stream)
+        if not replies:
+            raise PlanError("the model never speaks in it: it would teach silence")
+        if users and stream.turns_of("model")[-1].start < users[-1].end:
+            plan = plan[: replies[-1].end + 1]
+        return [*self.prefix, *chunk_ids(plan, self.ids)]
 
     def ask(self, stream: DuplexStream) -> tuple[TimingStream, Trunk]:
         """What a stream asks, as far as it has chunks, and the path of ids up to the last decision of that.
