@@ -40,7 +40,8 @@ class DuplexConfig:
     duplex_width: int = option(64, "of a new model's decoder, where --model is none")
     duplex_layers: int = option(2, "of it")
     sft_steps: int = option(1200, "updates of the supervised stage at most")
-    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time")
+    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time "
+                              "and barge-ins are heard")  # fmt: skip
     sft_batch: int = option(16, "streams of one")
     sft_learning_rate: float = option(4e-3, "peak; the schedule is a cosine")
     sft_warmup: int = option(30, "updates")
