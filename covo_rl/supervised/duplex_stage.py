@@ -146,7 +146,7 @@ def _updates(
     family: AudioFamily, trained: Sequence[torch.nn.Parameter], lessons: Sequence[DuplexLesson],
     held_out: Sequence[TimingQuestion], ids: DuplexIds, options: DuplexOptions,
 ) -> dict[str, Any]:  # fmt: skip
-    """Updates, until held-out streams, if any, are answered and barge-ins heard as they should be; the last ones' means."""
+    """Updates, until held-out streams, if any, are answered and barge-ins heard; the means of the last ones."""
     duplex = options.duplex
     weights = LessonWeights(duplex.decision_weight, duplex.text_weight, duplex.code_weight)
     optimizer = adamw(trained, lr=duplex.sft_learning_rate, weight_decay=0.01)
