@@ -110,7 +110,7 @@ def _figures(cases: Sequence[_Case]) -> dict[str, Any]:
 
 def _by_pause(cases: Sequence[_Case]) -> dict[str, float | None]:
     """Early share by the longest pause of the stream."""
-    longest = [max(end - start for start, end in case.stream.pauses) for case in cases]
+    longest = [max((end - start for start, end in case.stream.pauses), default=0.0) for case in cases]
     shares = {}
     for low, high in pairwise(PAUSE_BINS):
         inside = [case for case, seconds in zip(cases, longest, strict=True) if low <= seconds < high]
