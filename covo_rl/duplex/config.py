@@ -14,6 +14,8 @@ from covo_rl.config import ConfigError, Options, option, option_names, options_f
 from covo_rl.duplex.timing import ESTIMATORS, TimingOptions
 from covo_rl.resolve import read_yaml, typed_values, unknown_names
 
+#: in place of a model's name: one of random weights
+NEW = "new"
 CONTROLS = ("none", "shuffled", "gold", "no_cue")
 LIMITS = {
     "[1, inf)": "duplex_width duplex_layers perception_steps sft_steps sft_batch",
@@ -34,13 +36,17 @@ class DuplexConfig:
     noise: float = option(0.4, "of simulated features, a deviation of each percept")
     perception_streams: int = option(400, "streams from whose sound a new model's encoder learns to hear, with wav")
     perception_steps: int = option(400, "updates of that")
+    sft_data: str | None = option(None, "in place of drawn streams: a folder of streams, for the supervised stage")
+    rl_data: str | None = option(None, "the same for RL, which asks of each stream its last question")
+    test_data: str | None = option(None, "the same for the test")
     sft_streams: int = option(8000, "streams of the supervised stage")
     rl_streams: int = option(3000, "streams of RL")
     test_streams: int = option(640, "streams of the test, by kind as 240 long pauses, 150 single turns, 250 others")
     duplex_width: int = option(64, "of a new model's decoder, where --model is none")
     duplex_layers: int = option(2, "of it")
     sft_steps: int = option(1200, "updates of the supervised stage at most")
-    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time")
+    sft_until: float = option(0.97, "it ends where this share of held-out single turns is answered in time "
+                              "and barge-ins are heard")  # fmt: skip
     sft_batch: int = option(16, "streams of one")
     sft_learning_rate: float = option(4e-3, "peak; the schedule is a cosine")
     sft_warmup: int = option(30, "updates")
@@ -71,6 +77,10 @@ class DuplexOptions(Options):
             hindsight=self.duplex.hindsight,
         )  # fmt: skip
 
+    def recorded(self, *names: str) -> dict[str, str]:
+        """Of these options those that name a folder of streams."""
+        return {name: folder for name in names if (folder := getattr(self.duplex, name))}
+
 
 def duplex_options(layers: Mapping[str, Mapping[str, Any]]) -> DuplexOptions:
     """Options from values by name: where they were written -> {name: value}; a later layer wins.
@@ -93,9 +103,25 @@ def duplex_options(layers: Mapping[str, Mapping[str, Any]]) -> DuplexOptions:
         rooms = options_from(rest)
     except ConfigError as error:
         problems += error.problems
+    problems += _contradictions(duplex, new=rooms.model.model == NEW)
     if problems:
         raise ConfigError(problems)
     return DuplexOptions(**vars(rooms), duplex=duplex)
+
+
+def _contradictions(duplex: DuplexConfig, *, new: bool) -> list[str]:
+    """Of options that name folders of streams with others."""
+    problems = []
+    if bool(duplex.rl_data) != bool(duplex.test_data):
+        problems.append("rl_data and test_data go together: what is learnt from sound is tested on sound")
+    if duplex.rl_data and duplex.control in ("gold", "no_cue"):
+        problems.append(f"control {duplex.control}: only streams that are drawn prescribe a stop, or have a cue that "
+                        "can be taken away; with rl_data there are none and shuffled")  # fmt: skip
+    if new and (duplex.sft_data or duplex.rl_data) and duplex.features != "wav":
+        problems.append("a new model hears no sound unless its encoder learns to: set features to wav, or name a model")
+    if new and duplex.rl_data and not duplex.sft_data:
+        problems.append("rl_data with a new model: name sft_data too, from which it first learns to speak")
+    return problems
 
 
 def words_of(words: Sequence[str], default: Path) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,8 @@ from covo_rl.duplex.grid import chunk_of, decision_time
 from covo_rl.duplex.rollout import TimingStream
 
 PROBE_AFTER = 0.3  # seconds
+#: parts of the streams, each judged by a probe that is fitted on the others
+FOLDS = 5
 #: AUC from which on RL of timing has something to work with
 GATE = 0.85
 
@@ -31,7 +33,7 @@ def probe_places(stream: TimingStream, after: float = PROBE_AFTER) -> list[tuple
 
 
 def probe_auc(
-    states_ND: np.ndarray, over_N: np.ndarray, streams_N: Sequence[str], *, folds: int = 5, ridge: float = 1.0,
+    states_ND: np.ndarray, over_N: np.ndarray, streams_N: Sequence[str], *, folds: int = FOLDS, ridge: float = 1.0,
     seed: int = 0,
 ) -> float:  # fmt: skip
     """AUC of a ridge regression of `over_N` on the states, each judged by one fitted on other streams only.

@@ -25,6 +25,7 @@ from covo_rl.algo.advantage import ZERO_STD
 from covo_rl.data.files import plain
 from covo_rl.duplex.features import FeatureStream
 from covo_rl.duplex.grid import decision_time
+from covo_rl.duplex.recorded import RecordedStream
 from covo_rl.duplex.rollout import TimingStream, stop_logps
 from covo_rl.duplex.sonify import model_words, speech_span, stream_sound, user_words
 from covo_rl.records.sounds import SoundFolder
@@ -45,17 +46,25 @@ class TimingSounds:
     def __init__(self, run: Path, *, limit: int = SOUND_LIMIT, seed: int = 0, split: str = "train") -> None:
         self.folder, self.voice = SoundFolder(run, limit), {"seed": seed, "split": split}
 
-    def keep(self, stream: FeatureStream, stop: int) -> tuple[str, str] | None:
-        """(name, key) of the sound of a rollout that stopped there; None where there is no more room.
+    def keep(self, stream: TimingStream, stop: int) -> tuple[str, str] | None:
+        """(name, key) of the sound of a rollout that stopped there, of a recorded stream the user's channel; None where
+        there is no sound of it, or no more room.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full, or the file of a recorded stream can no longer be read.
         """
+        name = f"{stream.id}, {stop_text(stream, stop)}"
+        if isinstance(stream, RecordedStream):
+            name, wave_T = f"{stream.id}, the user", stream.user_channel()
+        elif isinstance(stream, FeatureStream):
+            wave_T = stream_sound(stream, stop, **self.voice)
+        else:
+            return None
         file = io.BytesIO()
-        soundfile.write(file, stream_sound(stream, stop, **self.voice), RATE, format="FLAC", subtype="PCM_16")
+        soundfile.write(file, wave_T, RATE, format="FLAC", subtype="PCM_16")
         key = sha256(file.getvalue()).hexdigest()
         kept = key in self.folder or self.folder.put(key, ".flac", file.getvalue())
-        return (f"{stream.id}, {stop_text(stream, stop)}", key) if kept else None
+        return (name, key) if kept else None
 
 
 def stop_text(stream: TimingStream, stop: int) -> str:
@@ -171,6 +180,9 @@ def _words(stream: TimingStream) -> list[dict[str, Any]]:
     """Who says what from when to when, in order: words where they are known, else the spans of speech."""
     if isinstance(stream, FeatureStream):
         said = {"user": user_words(stream), "model": [] if stream.listening else model_words(stream, stream.decisions)}
+    elif isinstance(stream, RecordedStream):
+        said = {who: [TimedWord(text, start, end) for channel, start, end, text in stream.said if channel == who]
+                for who in ("user", "model")}  # fmt: skip
     elif stream.listening:
         edges = [0.0, *(second for pause in stream.pauses for second in pause), stream.turn_end or 0.0]
         said = {"user": [TimedWord("", *span) for span in zip(edges[::2], edges[1::2], strict=True)]}

@@ -19,10 +19,12 @@ from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError
-from covo_rl.duplex.config import DuplexOptions
+from covo_rl.duplex.config import NEW, DuplexOptions
 from covo_rl.duplex.features import TEST_COUNTS, FeatureStream, draw_streams
 from covo_rl.duplex.figures import is_early, success_at_early, threshold_line, timing_figures
 from covo_rl.duplex.probe import GATE, probe_auc, probe_places
+from covo_rl.duplex.questions import FeatureWorld
+from covo_rl.duplex.recorded import take_recorded
 from covo_rl.duplex.records import TimingSounds, timing_rows
 from covo_rl.duplex.rollout import greedy_stop
 from covo_rl.duplex.sonify import write_sound
@@ -40,7 +42,7 @@ from covo_rl.rewards.duplex_lint import times, timing_problems
 from covo_rl.run.observers import Adviser, Bar, Observer, Recorder
 from covo_rl.run.session import Session
 from covo_rl.run.start import not_shared, own, run_origin, take_up
-from covo_rl.supervised.duplex_stage import NEW, taught_already, teach_duplex
+from covo_rl.supervised.duplex_stage import starting_family, taught_already, teach_duplex
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.launch import join
 from covo_rl.train.ranks import Ranks
@@ -77,16 +79,26 @@ class TimingSession(Session):
             recompute=train.recompute, keep_reference=bool(options.loss.beta),
         )  # fmt: skip
         self.family = self.policy.family
-        self.world = feature_world(self.family, options.duplex)
-        self.streams = draw_streams("rl", options.duplex.rl_streams, train.seed, cue=self.cue)
-        self.questions = self.world.questions(self.streams)
-        self.test = self.world.questions(held_out_streams(options, self.cue))
+        self._take_streams()
         self.examples, self.held_out = [question_example(question) for question in self.questions], []
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if self.ranks.main else None
         self._refuse(self.start.changes(options, self.contents))
         self.train_seconds, self.record_seconds, self.accepted = 0.0, 0.0, False
         self.trainer, self.notes, self.sounds = None, notes, TimingSounds(self.run.folder)
         self.observers: list[Observer] = [kind(self) for kind in (TimingEvaluator, Recorder, Bar, Adviser)]
+
+    def _take_streams(self) -> None:
+        """The questions of RL and of the test, drawn or from folders."""
+        if recorded := self.options.recorded("rl_data", "test_data"):
+            overlap = self.options.data.allow_overlap
+            self.world, taken = take_recorded(self.family, recorded, allow_overlap=overlap)
+            self.questions, self.test = (self.world.questions(taken[name]) for name in ("rl_data", "test_data"))
+            return
+        duplex = self.options.duplex
+        self.world = feature_world(self.family, duplex)
+        drawn = draw_streams("rl", duplex.rl_streams, self.options.train.seed, cue=self.cue)
+        self.questions = self.world.questions(drawn)
+        self.test = self.world.questions(held_out_streams(self.options, self.cue))
 
     @property
     def cue(self) -> str | None:
@@ -129,7 +141,8 @@ class TimingSession(Session):
 
     def new_trainer(self) -> TimingTrainer:
         control = self.options.duplex.control
-        gold = {stream.id: stream.gold_stop for stream in self.streams} if control == "gold" else None
+        drawn = [question.stream for question in self.questions if isinstance(question.stream, FeatureStream)]
+        gold = {stream.id: stream.gold_stop for stream in drawn} if control == "gold" else None
         return TimingTrainer(
             self.options, self.options.timing, self.policy, self.questions, self.world.ids,
             accelerator=self.accelerator, shuffle=control == "shuffled", gold=gold,
@@ -155,9 +168,10 @@ class TimingSession(Session):
         return question_logits(self.family, self.test, self.world.ids)
 
     def write_sounds(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
-        """One long pause as it sounds before training and after: of the streams that were answered early and then were
-        not, the first, else the first of all."""
-        paused = [(q.stream, *z) for q, *z in zip(self.test, before, after, strict=True) if q.stream.kind == "pause"]
+        """One long pause as it sounds before training and after: of the drawn streams that were answered early and then
+        were not, the first, else the first of all. Of recorded ones nobody knows how the answer would sound."""
+        paused = [(q.stream, *z) for q, *z in zip(self.test, before, after, strict=True)
+                  if isinstance(q.stream, FeatureStream) and q.stream.kind == "pause"]  # fmt: skip
         stops = [(stream, *(greedy_stop(z_K) for z_K in z)) for stream, *z in paused]
         changed = [each for each in stops if is_early(each[0], each[1]) and not is_early(each[0], each[2])]
         for stream, *both in (changed or stops)[:1]:
@@ -181,12 +195,16 @@ class TimingSession(Session):
 
     @torch.no_grad()
     def probe(self) -> float:
-        """AUC of the turn's end at the decoder's hidden states, 0.3 s into silences of streams of their own."""
+        """AUC of the turn's end at the decoder's hidden states, 0.3 s into silences of streams of their own; recorded
+        ones are those of the test."""
         states, over, streams = [], [], []
-        questions = self.world.questions(draw_streams("rl", PROBED, self.options.train.seed + 1, cue=self.cue))
+        questions = self.test
+        if isinstance(self.world, FeatureWorld):
+            questions = self.world.questions(draw_streams("rl", PROBED, self.options.train.seed + 1, cue=self.cue))
         with self.policy.evaluating():
             for question in questions:
-                places = probe_places(question.stream)
+                if not (places := probe_places(question.stream)):
+                    continue
                 hidden_KD = decision_states(self.family, [question.trunk], [question.features_UD])[0]
                 states += [hidden_KD[k].float().cpu().numpy() for k, _ in places]
                 over += [is_over for _, is_over in places]
@@ -230,6 +248,8 @@ def run_timing(options: DuplexOptions) -> Path:
     began, folder = time.perf_counter(), Path(options.train.output)
     if options.model.model == NEW:
         take_up(Run(folder), options, Ranks.current())  # before minutes of supervised updates
+        if recorded := options.recorded("sft_data", "rl_data", "test_data"):
+            take_recorded(starting_family(options), recorded, allow_overlap=options.data.allow_overlap)
         options.model.model = str(folder / "sft")
         if Ranks.current().main and not taught_already(options, folder / "sft"):
             shutil.rmtree(folder / "sft", ignore_errors=True)

@@ -15,12 +15,14 @@ import torch
 
 from covo_rl import models
 from covo_rl.data.files import plain, read_record, write_json
-from covo_rl.duplex.config import DuplexOptions
+from covo_rl.duplex.config import NEW, DuplexOptions
 from covo_rl.duplex.features import draw_streams
 from covo_rl.duplex.figures import timing_figures
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.perception import TINY_EARS, TINY_LEFT_CHUNKS, PerceptionOptions, perceive
 from covo_rl.duplex.questions import DuplexLesson, TimingQuestion
+from covo_rl.duplex.recorded import recorded_sha256, take_recorded
+from covo_rl.duplex.stream_files import read_streams
 from covo_rl.duplex.supervised import LessonWeights, supervised_loss
 from covo_rl.duplex.training import question_logits
 from covo_rl.duplex.waves import feature_world
@@ -46,11 +48,11 @@ SILENCE = len(DIGITS) * 4  # the first of the codes that sound like nothing
 ROPE_THETA = 100.0
 #: lessons of about the same length are drawn together: their places in the order of lengths
 WINDOW = 64
-#: updates from one look at held-out single turns to the next; those are of another draw than the test's
-EVERY, HELD_OUT_SEED = 50, 1
+#: updates from one look at held-out streams to the next; those are of another draw than the test's
+EVERY, HELD_OUT_SEED = 25, 1
+#: share of held-out barge-ins that is to be heard within a second
+BARGE_IN = 0.6
 FIGURES = "taught.json"
-#: in place of a model's name: one of random weights
-NEW = "new"
 
 
 def new_duplex_family(width: int, layers: int, seed: int, *, ears: bool = False) -> AudioFamily:
@@ -83,29 +85,36 @@ def starting_family(options: DuplexOptions) -> AudioFamily:
 
 
 def teach_duplex(options: DuplexOptions, folder: Path) -> dict[str, Any]:
-    """Supervised updates on simulated streams; the checkpoint goes to `folder`, complete once FIGURES lies there.
+    """Supervised updates on drawn streams, or those of `sft_data`; the checkpoint goes to `folder`, complete once
+    FIGURES lies there.
 
     A new model that is to hear their sound learns to hear first.
 
     Raises:
+        ConfigError: streams of `sft_data` that cannot be used.
         DivergedError: the loss is not finite; nothing is written.
     """
     duplex, seed = options.duplex, options.train.seed
     torch.manual_seed(seed)
     family = starting_family(options)
+    recorded = options.recorded("sft_data")
+    taken = take_recorded(family, recorded) if recorded else None
     heard = {}
     if duplex.features == "wav" and options.model.model == NEW:
         learning = PerceptionOptions(duplex.perception_streams, duplex.perception_steps)
         heard = {"perception": perceive(StreamingEncoder.of(family.model), learning, seed)}
-    world = feature_world(family, duplex)
-    lessons = world.lessons(draw_streams("sft", duplex.sft_streams, seed))
+    if taken:
+        world, lessons, held_out = taken[0], taken[0].lessons(taken[1]["sft_data"]), []
+    else:
+        world = feature_world(family, duplex)
+        lessons = world.lessons(draw_streams("sft", duplex.sft_streams, seed))
+        held_out = world.questions(draw_streams("test", {"single": 100, "barge_in": 60}, HELD_OUT_SEED))
     decoder: Any = family.decoder
     trained = [*decoder.parameters(), *family.lm_head.parameters()]
     family.model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
     family.model.train()
-    held_out = world.questions(draw_streams("test", {"single": 100}, HELD_OUT_SEED))
     figures = _updates(family, trained, lessons, held_out, world.ids, options)
     family.model.eval()
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +136,8 @@ def _settings(options: DuplexOptions) -> dict[str, Any]:
     duplex = asdict(options.duplex)
     kinds = ("sft_", "duplex_", "perception_", "decision_", "text_", "code_")
     own = {name: value for name, value in duplex.items() if name.startswith(kinds)}
+    if options.duplex.sft_data:
+        own["sft_data"] = recorded_sha256(read_streams(options.duplex.sft_data))
     names = "features", "noise"
     return {"seed": options.train.seed, **own, **{name: duplex[name] for name in names}}
 
@@ -135,14 +146,14 @@ def _updates(
     family: AudioFamily, trained: Sequence[torch.nn.Parameter], lessons: Sequence[DuplexLesson],
     held_out: Sequence[TimingQuestion], ids: DuplexIds, options: DuplexOptions,
 ) -> dict[str, Any]:  # fmt: skip
-    """Updates until single turns are answered as they should be; the means of the last ones."""
+    """Updates, until held-out streams, if any, are answered and barge-ins heard; the means of the last ones."""
     duplex = options.duplex
     weights = LessonWeights(duplex.decision_weight, duplex.text_weight, duplex.code_weight)
     optimizer = adamw(trained, lr=duplex.sft_learning_rate, weight_decay=0.01)
     schedule = schedule_of("cosine", optimizer, warmup_steps=duplex.sft_warmup, steps=duplex.sft_steps)
     rng, order = np.random.default_rng(options.train.seed), sorted(lessons, key=lambda lesson: len(lesson.ids))
     lines: list[dict[str, float]] = []
-    success = 0.0
+    single, barge_in = None, None
     with ProgressDisplay("sft", duplex.sft_steps) as display:
         for step in range(1, duplex.sft_steps + 1):
             batch = next_batch(order, duplex.sft_batch, rng)
@@ -156,11 +167,13 @@ def _updates(
             advance_schedule(schedule)
             lines.append({"loss": float(loss.detach()), **line})
             display.update(step, f"loss {lines[-1]['loss']:.3f}")
-            if step % EVERY == 0 and (success := single_success(family, held_out, ids)) >= duplex.sft_until:
-                break
+            if held_out and step % EVERY == 0:
+                single, barge_in = held_out_success(family, held_out, ids)
+                if single >= duplex.sft_until and barge_in >= BARGE_IN:
+                    break
     last = lines[-EVERY:]
     names = dict.fromkeys(name for line in last for name in line)
-    return {"steps": len(lines), "single_turn_success": success} | {
+    return {"steps": len(lines), "single_turn_success": single, "barge_in_success": barge_in} | {
         name: float(np.mean([line[name] for line in last if name in line])) for name in names
     }
 
@@ -172,7 +185,8 @@ def next_batch(order: Sequence[DuplexLesson], size: int, rng: np.random.Generato
     return [order[first + int(i)] for i in rng.choice(window, min(size, window), replace=False)]
 
 
-def single_success(family: AudioFamily, questions: Sequence[TimingQuestion], ids: DuplexIds) -> float:
-    """Share of single turns that are answered, greedily, neither early nor late."""
+def held_out_success(family: AudioFamily, questions: Sequence[TimingQuestion], ids: DuplexIds) -> tuple[float, float]:
+    """Shares, greedily, of single turns that are answered neither early nor late, and of barge-ins that are heard."""
     z = question_logits(family, questions, ids)
-    return timing_figures([question.stream for question in questions], z)["single_turn_success"]
+    figures = timing_figures([question.stream for question in questions], z)
+    return figures["single_turn_success"], figures["barge_in_success"]

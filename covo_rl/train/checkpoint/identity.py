@@ -30,6 +30,7 @@ FREE = frozenset(
     eval_limit feature_memory_mb overwrite listen_every listen_rows report_to project run_name trackio_space_id
     vllm_server_base_url vllm_server_timeout vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_adapter_transport
     speech_decoder vllm_adapter_dir engine_probe_tolerance engine_patience failed_groups_limit
+    sft_data rl_data test_data
     """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
 )
 #: options that change only how the same gradient is computed: a resume is right, but not bit for bit
