@@ -9,6 +9,7 @@ import torch
 from duplex_cases import SAMPLED, FixedFeatures, duplex_family
 from speaking_cases import small_decoder
 
+from covo_rl.audio import AudioError
 from covo_rl.cli import main
 from covo_rl.duplex.grid import CHUNK_SAMPLES, LOOK_AHEAD_SAMPLES
 from covo_rl.duplex.ids import DuplexIds, DuplexIdsError
@@ -71,6 +72,17 @@ def test_a_file_becomes_both_channels_and_a_session_that_can_be_built_again(tmp_
     assert stream.turns_of("user") == [] and stream.source == ("both.wav",)
     tail_T = both_T2[24_500:38_000, 0]
     assert 0 < np.abs(tail_T).max() < 0.01 and (np.diff(tail_T) != 0).mean() > 0.5  # a room, not zeros
+
+
+def test_a_file_of_two_channels_that_was_cut_is_refused_and_channels_that_cancel_out_are_not(tmp_path):
+    path = tmp_path / "both.wav"
+    sound = 0.1 * np.sin(np.arange(16_000) / 9)
+    soundfile.write(path, np.stack([sound, -sound], 1), 16_000)
+    left_T, right_T = (duplex._user_channel(path, channel, 0.0, 0) for channel in duplex.CHANNELS)
+    assert np.allclose(left_T, -right_T, atol=1e-6) and left_T.max() > 0.09
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(AudioError, match=r"both\.wav: .*15000 of 16000"):
+        duplex._user_channel(path, "left", 0.0, 0)
 
 
 def test_all_that_is_wrong_with_the_options_is_said_before_a_model_loads(tmp_path, capsys):

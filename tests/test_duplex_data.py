@@ -71,6 +71,9 @@ def test_an_interrupted_reply_keeps_its_whole_text_and_codes():
         (lambda c: c.pop("seed"), "stream: it has no seed"),
         (lambda c: c.update(seed=True), "stream: its seed is True, not a whole number"),
         (lambda c: c.update(id=" "), "stream: its id is empty"),
+        (lambda c: c.update(id=None), "stream: its id is empty"),
+        (lambda c: c.update(seconds=10**400), "stream: its seconds is 1000"),
+        (lambda c: c.update(seconds=1e308), "stream: its seconds is 1e+308, not a time in seconds, 0 to 44739"),
         (lambda c: c.update(source=[1]), "stream: its source is [1], not a list of ids"),
         (lambda c: c.update(turns={}), "stream: its turns are {}, not a list"),
         (lambda c: c["turns"].append(7), "turn 3: it is 7, not an object"),
@@ -92,6 +95,8 @@ def test_an_interrupted_reply_keeps_its_whole_text_and_codes():
         (lambda c: c["events"][1].update(start=1.8), "s1: the user's turn from 0.4 to 1.9 s and the user's back"),
         (lambda c: c["events"][0].update(end=1.2), "s1: the user's pause from 0.8 to 1.2 s is not between"),
         (lambda c: c["events"][1].update(type="barge_in"), "s1: the user's barge-in from 2.7 to 3.0 s begins with no"),
+        (lambda c: c["events"][1].update(type="barge_in", start=2.56), "s1: the user's barge-in from 2.56 to 3.0 s"),
+        (lambda c: c["events"][0].update(channel="model"), "s1: the model's pause from 0.8 to 1.5 s is not between"),
     ],
 )  # fmt: skip
 def test_every_fault_is_named(change, said):

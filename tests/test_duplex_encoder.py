@@ -54,12 +54,12 @@ def streamed(encoder, wave, seed):
     return torch.cat([*features, encoder.end()], -2)
 
 
-def check_equivalence(model, left_chunks, length, seed):
-    encoder, wave = StreamingEncoder(model, left_chunks), noise(length, seed)
+def check_equivalence(model, left_chunks, length, seed, rate=None):
+    encoder, wave = StreamingEncoder(model, left_chunks, sampling_rate=rate), noise(length, seed)
     with torch.no_grad():
         offline = encoder.offline_features(wave)
     stream = streamed(encoder, wave, seed)
-    assert offline.shape == stream.shape == (-(-length // CHUNK), 32)
+    assert offline.shape == stream.shape == (-(-length // encoder.mel.chunk_samples), 32)
     assert offline.abs().mean() > 0.1
     torch.testing.assert_close(stream, offline, rtol=0, atol=1e-5)
 
@@ -68,6 +68,11 @@ def check_equivalence(model, left_chunks, length, seed):
 def test_a_stream_in_any_pieces_gives_the_features_of_the_whole(model, left_chunks):
     for seed, length in enumerate(SHORT):
         check_equivalence(model, left_chunks, length, seed)
+
+
+def test_so_it_does_at_the_mels_own_rate(model):
+    for seed, length in enumerate((1, 2559, 2560, 2561, 2560 + 199, 2560 + 200, 8000)):
+        check_equivalence(model, 1, length, seed, rate=16000)
 
 
 def test_positions_wrap_after_their_3_seconds(model):

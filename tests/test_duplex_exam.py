@@ -1,5 +1,6 @@
 """Streams and recorded questions in a live session: the hazards of the trunk, and what is said in the first turn."""
 
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_streams_that_cannot_be_put_are_told_before():
     told = [exam_problems(live, stream(30, ASKED, turn), tokens) for turn in (said(8, (99,) * 8), said(8, (1,) * 60))]
     assert "code 99; there are 0 to 39" in told[0][0]
     assert "longest reply needs" in told[1][0] and "the model has 100" in told[1][0]
+    mute = session(ids=replace(live.ids, silence_codes=()))
+    assert exam_problems(mute, stream(30, ASKED, said(8, (1,) * 7)), tokens)[0].startswith("s: 1 codes of silence are ")
     with pytest.raises(DataError, match="asks nothing"):
         last_question(stream(30))
     with pytest.raises(DataError, match="decisions up to chunk 9, and 19 is asked"):

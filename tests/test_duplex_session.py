@@ -134,8 +134,8 @@ def test_a_session_goes_on_from_a_history_as_the_one_that_lived_it():
     later.encoder.samples, later.encoder.done = 13 * CHUNK_SAMPLES, 12  # it heard the same
     live.drawing = later.drawing
     went_on, resumed = pushed(live, 6), pushed(later, 6)
-    assert [(e.type, e.chunk, e.token, e.codes) for e in went_on if e.type != "text"] == [
-        (e.type, e.chunk, e.token, e.codes) for e in resumed if e.type != "text"
+    assert [(e.type, e.chunk, e.token, e.codes, e.text) for e in went_on] == [
+        (e.type, e.chunk, e.token, e.codes, e.text) for e in resumed
     ]
     assert live.context.ids == later.context.ids
     with pytest.raises(SessionError, match="taken up by a new session"):
@@ -189,7 +189,7 @@ def test_ids_come_from_the_models_configuration():
 def test_latency_is_counted_from_the_chunk_clock():
     """The user stops at 0.70 s, in chunk 4, and SHIFT falls there: decided at 0.80, heard from 0.973 s on."""
     costs = [ChunkCost(4, False, 0.01, 0.02), ChunkCost(5, True, 0.01, 0.09), ChunkCost(9, False, 0.0, 0.03)]
-    figures = reply_latencies([4], [9], costs, vocoder_seconds=0.2)
+    figures = reply_latencies([4], [2, 9], costs, vocoder_seconds=0.2)
     (start,), (stop,) = figures["starts"], figures["stops"]
     assert start["decided"] == pytest.approx(0.80)
     assert start["algorithmic"] - 0.70 == pytest.approx(0.273, abs=1e-3)

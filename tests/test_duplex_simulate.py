@@ -361,6 +361,14 @@ def test_a_single_exchange_is_barged_into_by_what_the_same_user_says_next():
     assert Simulator(same[:1], PRESETS["test"], 0).stream(same[0], "barge_in") is None  # nobody goes on
 
 
+def test_what_a_dialogue_has_no_place_for_is_counted_once(dialogues):
+    first = dialogues[0]
+    turns = tuple(replace(turn, words=None, load=lambda: tone(1.0)) for turn in first.turns)
+    simulator = Simulator([first], PRESETS["test"], 0, Surroundings(()))
+    assert simulator.stream(replace(first, turns=turns), "pause") is None
+    assert simulator.missed == {"pause": 1}
+
+
 def rows_of(folder, dialogues):
     """The dialogues as recordings and rows."""
     rows = []

@@ -48,6 +48,12 @@ def test_defaults_are_the_three_ids_before_code_0_and_survive_a_file(tmp_path):
     assert CovoAudioConfig.from_pretrained(tmp_path).duplex == config.duplex
 
 
+def test_silence_codes_are_a_list():
+    with pytest.raises(ValueError, match="silence_codes=7: a list of codes"):
+        CovoAudioConfig(duplex={"silence_codes": 7})
+    assert CovoAudioConfig(duplex={"silence_codes": None}).duplex["silence_codes"] == []
+
+
 def test_everything_wrong_is_said_at_once():
     wrong = {
         "think": 151666, "shift": 151669, "break": 151669, "text_pad": 151671, "silence_codes": [3, 16384],

@@ -167,6 +167,17 @@ def test_streams_are_put_to_a_session_and_the_report_has_their_figures(tmp_path,
     assert compared.exit_code == 0 and "At the right time, by kind" in compared.output, compared.output
 
 
+def test_sound_that_does_not_fit_its_events_is_said_before_anything_is_loaded(tmp_path):
+    data = write_five(tmp_path / "data")
+    for number in (1, 3):
+        path = data / f"{number:06d}" / "stereo.wav"
+        path.write_bytes(path.read_bytes()[:-400])
+    result = cli("--set", "duplex", "--data", data, "--model", "nowhere", "--output", tmp_path / "out")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    for part in ("000001/stereo.wav", "000003/stereo.wav", "truncated, 95900 of 96000"):
+        assert part in result.output, result.output
+
+
 def test_what_a_session_has_no_use_for_is_said_before_anything_is_loaded(tmp_path):
     (tmp_path / "data").mkdir()
     result = cli("--set", "duplex", "--data", tmp_path / "data", "--model", "nowhere", "--output", tmp_path / "out",

@@ -7,11 +7,11 @@ comparing data sets), `ClipStore` keeps decoded clips within a memory budget. Wh
 `AudioError` that starts with the clip's name; nothing is replaced by silence, cut, or read in part.
 """
 
-from covo_rl.audio.decode import AudioError, decode, resample, to_mono
+from covo_rl.audio.decode import AudioError, decode, decode_channels, resample, to_mono
 from covo_rl.audio.lengths import resampled_length, stored_length
 from covo_rl.audio.store import ClipStore, audio_fingerprint, content_key
 
 __all__ = [
-    "AudioError", "ClipStore", "audio_fingerprint", "content_key", "decode", "resample", "resampled_length",
-    "stored_length", "to_mono",
+    "AudioError", "ClipStore", "audio_fingerprint", "content_key", "decode", "decode_channels", "resample",
+    "resampled_length", "stored_length", "to_mono",
 ]  # fmt: skip

@@ -63,6 +63,18 @@ def decode(clip: Clip) -> tuple[np.ndarray, int]:
     return _sound(_scaled(clip.array, clip.name), int(rate), clip.name)
 
 
+def decode_channels(clip: Clip) -> tuple[np.ndarray, int]:
+    """The channels of an encoded file apart, float32 (samples, channels), and its sampling rate in Hz.
+
+    Raises:
+        AudioError: as `decode`, but for channels that cancel out.
+    """
+    values, rate = _read(stored_bytes(clip), clip.name)
+    for channel in values.T:
+        _sound(channel, rate, clip.name)
+    return values, rate
+
+
 def decode_stored(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """`decode` of an encoded file in memory; `name` is for messages."""
     try:

@@ -11,7 +11,6 @@ of the whole reply, and its `end` is where its sound ends. `stream_files.py` rea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,12 +20,14 @@ from covo_rl.data.files import plain
 from covo_rl.data.read import DataError, Problem, printable
 from covo_rl.duplex.grid import CHUNK_SECONDS
 from covo_rl.models.text import unfit
-from covo_rl.speech.grid import CODE_SECONDS
+from covo_rl.speech.grid import CODE_SECONDS, RATE
 
 Channel = Literal["user", "model"]
 MarkType = Literal["pause", "back_channel", "barge_in", "noise", "side_talk"]
 #: seconds by which times that should agree may differ
 SLACK = 1e-3
+#: seconds of the longest wav of two channels: its length in bytes has 32 bits
+MAX_SECONDS = 2**32 // (4 * RATE)
 Span = tuple[float, float]
 
 
@@ -134,7 +135,7 @@ class _StreamReader:
         if not isinstance(source, list) or not all(isinstance(id, str) for id in source):
             self.wrong(f"its source is {printable(source)}, not a list of ids")
             source = []
-        if not str(content["id"]).strip():
+        if content["id"] is None or not str(content["id"]).strip():
             self.wrong("its id is empty")
         values = {key: self.text(key, content[key]) for key in ("id", "language")}
         seconds, tokenizer = (
@@ -216,8 +217,8 @@ class _StreamReader:
         return first, last
 
     def time(self, key: str, value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-            self.wrong(f"{key} is {printable(value)}, not a time in seconds")
+        if type(value) not in (int, float) or not 0 <= value <= MAX_SECONDS:
+            self.wrong(f"{key} is {printable(value)}, not a time in seconds, 0 to {MAX_SECONDS}")
             return 0.0
         return float(value)
 
@@ -249,12 +250,11 @@ def _together(stream: DuplexStream) -> Iterator[str]:
         for before, after in pairwise(spoken):
             if after.start < before.end - SLACK:
                 yield f"{_named(before)} and {_named(after)} overlap: a channel has one voice"
-    starts = [turn.start for turn in stream.turns]
     for mark in stream.marks("barge_in"):
-        if not any(abs(mark.start - start) <= SLACK for start in starts):
-            yield f"{_named(mark)} begins with no turn"
-    pauses = [pause for turn in stream.turns for pause in turn.pauses]
+        if not any(abs(mark.start - turn.start) <= SLACK for turn in stream.turns_of(mark.channel)):
+            yield f"{_named(mark)} begins with no turn of that channel"
     for mark in stream.marks("pause"):
+        pauses = [pause for turn in stream.turns_of(mark.channel) for pause in turn.pauses]
         if not any(abs(mark.start - a) <= SLACK and abs(mark.end - b) <= SLACK for a, b in pauses):
             yield f"{_named(mark)} is not between two fragments of a turn"
 

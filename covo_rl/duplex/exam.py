@@ -16,7 +16,7 @@ import torch
 from covo_rl.data.read import DataError, Problem
 from covo_rl.duplex.data import DuplexStream
 from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SAMPLES
-from covo_rl.duplex.ids import DuplexIds
+from covo_rl.duplex.ids import DuplexIds, DuplexIdsError
 from covo_rl.duplex.layout import CHUNK_POSITIONS, ChunkDecision
 from covo_rl.duplex.plan import PlanError, ReplyPlan, plan_chunks
 from covo_rl.duplex.rollout import TimingStream
@@ -89,6 +89,8 @@ def exam_problems(session: DuplexSession, stream: DuplexStream, tokenize: Tokeni
         led_decisions(stream, session.ids, tokenize)
     except DataError as error:
         return [str(problem) for problem in error.problems]
+    except DuplexIdsError as error:
+        return [f"{stream.id}: {error}"]
     longest = max((reply.end - reply.shift for reply in stream_replies(stream)), default=0)
     needed = len(session.system_ids) + CHUNK_POSITIONS * (longest + 1)
     if needed > session.max_positions:

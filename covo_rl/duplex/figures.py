@@ -108,15 +108,23 @@ def _figures(cases: Sequence[_Case]) -> dict[str, Any]:
     }
 
 
+def pause_class(seconds: float) -> str:
+    """The class of a pause's length in which early answers are counted.
+
+    >>> pause_class(0.7), pause_class(4.0)
+    ('0.7-1.5 s', '2.5-inf s')
+    """
+    low, high = next(pair for pair in pairwise(PAUSE_BINS) if seconds < pair[1])
+    return f"{low:g}-{high:g} s"
+
+
 def _by_pause(cases: Sequence[_Case]) -> dict[str, float | None]:
     """Early share by the longest pause of the stream."""
+    parts: dict[str, list[_Case]] = {}
     longest = [max((end - start for start, end in case.stream.pauses), default=0.0) for case in cases]
-    shares = {}
-    for low, high in pairwise(PAUSE_BINS):
-        inside = [case for case, seconds in zip(cases, longest, strict=True) if low <= seconds < high]
-        if inside:
-            shares[f"{low:g}-{high:g} s"] = _share(inside, "early_S")
-    return shares
+    for place in np.argsort(longest, kind="stable"):
+        parts.setdefault(pause_class(longest[place]), []).append(cases[place])
+    return {name: _share(part, "early_S") for name, part in parts.items()}
 
 
 def _share(cases: Sequence[_Case], name: str) -> float | None:

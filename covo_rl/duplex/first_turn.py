@@ -15,7 +15,7 @@ import numpy as np
 from covo_rl.duplex.grid import CHUNK_SAMPLES, CHUNK_SECONDS, decision_time
 from covo_rl.duplex.recording import spoken_replies
 from covo_rl.duplex.session import DuplexSession
-from covo_rl.duplex.sound import Rng, UserChannel, measure_levels, noise_floor, room_tone, speech_islands
+from covo_rl.duplex.sound import Rng, measure_levels, speech_islands, with_tail
 from covo_rl.speech.grid import RATE
 
 #: seconds after the recording's end by which an answer must have begun; else the session never answers
@@ -52,16 +52,10 @@ class FirstTurn:
 
 
 def heard_question(wave_T: np.ndarray, tail_seconds: float, rng: Rng) -> HeardQuestion:
-    """The recording (T,) at 24 kHz, with so many seconds of its room's tone after it: never digital silence."""
-    wave_T = np.asarray(wave_T, np.float64)
-    levels = measure_levels(wave_T)
-    islands = speech_islands(wave_T, None, levels)
-    samples = len(wave_T) + round(tail_seconds * RATE)
-    user = UserChannel(samples, [(0, room_tone(wave_T, levels))], rng)
-    user.put(0, wave_T)
-    user.wave_T += noise_floor(samples, 0.0, rng)
+    """The recording (T,) at 24 kHz, with so many seconds of its room's tone after it."""
+    islands = speech_islands(wave_T, None, measure_levels(wave_T))
     longest = max((after[0] - before[1] for before, after in pairwise(islands)), default=0.0)
-    return HeardQuestion(user.wave_T.astype(np.float32), len(wave_T) / RATE, islands[-1][1], longest)
+    return HeardQuestion(with_tail(wave_T, tail_seconds, rng), len(wave_T) / RATE, islands[-1][1], longest)
 
 
 def tail_for(session: DuplexSession) -> float:

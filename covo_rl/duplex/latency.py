@@ -76,8 +76,8 @@ def reply_latencies(
     """When replies begin to sound and end, in seconds of the stream, for SHIFT and BREAK in these chunks.
 
     `decided` and `algorithmic` as if computing took no time, `measured` with the chunk's own cost and, for the sound,
-    `vocoder_seconds` of the decoder's first block (None: not measured, and not added). A reply whose first codes the
-    stream's end cuts is left out.
+    `vocoder_seconds` of the decoder's first block (None: not measured, and not added). What no cost is known of is left
+    out: a reply whose first codes the stream's end cuts, one of a history that was taken up.
     """
     took = {cost.chunk: cost.seconds for cost in costs}
     starts = []
@@ -88,6 +88,6 @@ def reply_latencies(
     stops = [
         {"chunk": k, "decided": decision_time(k), "algorithmic": decision_time(k) + LOOK_AHEAD_SECONDS,
          "measured": decision_time(k) + LOOK_AHEAD_SECONDS + took[k]}
-        for k in breaks
+        for k in breaks if k in took
     ]  # fmt: skip
     return {"starts": starts, "stops": stops}

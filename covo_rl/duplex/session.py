@@ -35,6 +35,7 @@ from covo_rl.duplex.layout import (
     DuplexContext,
     DuplexHistory,
     build,
+    check,
     chunk_ids,
     system_block,
 )
@@ -145,8 +146,6 @@ class DuplexSession:
         self.encoder.reset()
         self._begin()
 
-    # -- a stream ------------------------------------------------------------------------------------------------------
-
     def push(self, samples: Any) -> list[DuplexEvent]:
         """The next samples at 24 kHz -> what happened in the chunks that are complete now; of too few, nothing.
 
@@ -251,8 +250,6 @@ class DuplexSession:
         token_1, logp_1 = draw(scaled_1V, noise_1, how)
         return int(token_1), float(logp_1)
 
-    # -- the context ---------------------------------------------------------------------------------------------------
-
     def _forward(self, audio_SD: torch.Tensor | None = None) -> torch.Tensor:
         """Feed what is not in the cache yet -> logits (V,) after it; `audio_SD` fills the placeholders among it."""
         new = torch.tensor([self._tokens[self._fed :]], device=self.device)
@@ -276,8 +273,8 @@ class DuplexSession:
     @property
     def context(self) -> DuplexContext:
         """What the session holds: what `build` makes of the same history."""
-        width = self.family.embed_tokens.weight.shape[1]
-        features_SD = torch.stack(self._features) if self._features else torch.zeros(0, width)
+        none = torch.zeros(0, self.family.embed_tokens.embedding_dim)
+        features_SD = torch.stack(self._features) if self._features else none
         held = DuplexHistory(self.system_ids, tuple(self.decisions[self._window.first :]), features_SD)
         context = build(held, self.ids, ended=self.ended)
         return DuplexContext(tuple(self._tokens), context.legal, features_SD, self._window.first)
@@ -294,10 +291,10 @@ class DuplexSession:
         context = build(history, self.ids, max_positions=self.max_positions)
         for decision in history.decisions:
             self._window.add(decision)
+            self._effects(0, decision.token, self.ids.kind(decision.token), ())  # of a text half a character may wait
         self.decisions = list(history.decisions)
         self._features = list(context.features_SD)
-        for token in chunk_ids(history.decisions, self.ids):
-            self._state = self._state.after(self.ids.kind(token))
+        self._state = check(chunk_ids(history.decisions, self.ids), self.ids)
         spoken = [bool(decision.codes) for decision in history.decisions]
         self._turn_chunks = next((i for i, codes in enumerate(reversed(spoken)) if not codes), len(spoken))
         self._refill(list(context.ids))

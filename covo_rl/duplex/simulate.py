@@ -60,5 +60,5 @@ class Simulator:
         line = Timeline(name, dialogue, self.preset, seeded(self.seed, "stream", name), self.around)
         made = line.render(self.seed) if line.follow(kind) else None
         self.missed += line.missed
-        self.missed[kind] += made is None
+        self.missed[kind] += made is None and not line.missed[kind]
         return made

@@ -129,11 +129,14 @@ class UserChannel:
 
 
 def with_tail(wave_T: np.ndarray, seconds: float, rng: Rng) -> np.ndarray:
-    """(T,) float32: a recording, with so many seconds of the tone of its room after it, never digital silence."""
+    """(T,) float32: a recording at 24 kHz, with so many seconds of the tone of its room after it.
+
+    Both are never digitally silent: where a recording's zeros end would tell that it is over.
+    """
     samples = len(wave_T) + round(seconds * RATE)
     user = UserChannel(samples, [(0, room_tone(wave_T, measure_levels(wave_T)))], rng)
-    user.wave_T += noise_floor(samples, 0.0, rng)
     user.put(0, np.asarray(wave_T, np.float64))
+    user.wave_T += noise_floor(samples, 0.0, rng)
     return user.wave_T.astype(np.float32)
 
 

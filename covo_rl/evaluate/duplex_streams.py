@@ -21,7 +21,6 @@ from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, version_of
 from covo_rl.evaluate.summary import accuracy_of, wilson
 from covo_rl.evaluate.tables import provenance_lines, table_lines
-from covo_rl.evaluate.turn_figures import pause_class
 from covo_rl.records.console import interval, number, percent
 from covo_rl.types import Clip, Example, visible
 
@@ -69,6 +68,8 @@ def stream_inputs(eval_set: EvalSet, data: Path | None, limit: int | None) -> In
         streams = read_streams(data)
     except DataError as error:
         raise EvalInputError([str(error)]) from error
+    if problems := [problem for folder in streams for problem in _sound_problems(folder)]:
+        raise EvalInputError(problems)
     rows = tuple(
         Example(stream.id, (Clip(path=str(folder / STEREO)),), "", columns={"folder": str(folder)})
         for folder, stream in streams.items()
@@ -78,6 +79,15 @@ def stream_inputs(eval_set: EvalSet, data: Path | None, limit: int | None) -> In
     meta = {"data": str(data), "data_sha256": both, "answer_key_sha256": key,
             "version": version_of(eval_set, both, rows), "limit": limit, "problems": []}  # fmt: skip
     return Inputs(eval_set, data, rows[:limit], meta=meta)
+
+
+def _sound_problems(folder: Path) -> list[str]:
+    """What is wrong with a stream's wave, which the examination would find only after hours."""
+    try:
+        read_stream(folder)
+    except DataError as error:
+        return [str(error)]
+    return []
 
 
 @dataclass
@@ -115,7 +125,7 @@ def stream_record(stream: Any, stop_logits: Sequence[float]) -> Record:
     """What a TimingStream asks, the logits at its decisions, and what the greedy policy does; JSON-ready."""
     import torch
 
-    from covo_rl.duplex.figures import timing_figures
+    from covo_rl.duplex.figures import pause_class, timing_figures
     from covo_rl.duplex.rollout import greedy_stop
 
     z_K = torch.tensor(stop_logits, dtype=torch.float64)

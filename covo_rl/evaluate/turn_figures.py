@@ -6,7 +6,6 @@ Computed from records alone. Early: the answer begins before the question's last
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -18,20 +17,14 @@ from covo_rl.evaluate.tables import table_lines
 from covo_rl.records.console import interval, number, percent
 
 
-def pause_class(seconds: float) -> str:
-    """The class of a pause's length in which early answers are counted: `0.7-1.5 s`."""
-    from covo_rl.duplex.figures import PAUSE_BINS
-
-    low, high = next(pair for pair in pairwise(PAUSE_BINS) if seconds < pair[1])
-    return f"{low:g}-{high:g} s"
-
-
 def turn_figures(records: Sequence[Record]) -> dict[str, Any]:
     """Figures over all answers, and correlations over rows; empty where no session answered.
 
     `early_by_pause` goes by the longest silence inside the question. `score`: share of right answers (strict) among the
     early ones and among the others. A correlation of what does not vary is None.
     """
+    from covo_rl.duplex.figures import pause_class
+
     rows = [record for record in records if record.get("turns")]
     turns = [turn for record in rows for turn in record["turns"]]
     if not turns:

@@ -130,7 +130,9 @@ def duplex_section(given: Any, config: CovoAudioConfig) -> dict[str, Any]:
     if not isinstance(given, Mapping) or (unknown := sorted(map(str, set(given) - set(defaults)))):
         what = f"has unknown keys {unknown}" if isinstance(given, Mapping) else f"is {given!r}"
         raise DuplexSectionError(f"duplex {what}; it is a mapping with {', '.join(defaults)}, or null")
-    section = {**defaults, **given, "silence_codes": list(given.get("silence_codes") or [])}
+    section = {**defaults, **given}
+    if section["silence_codes"] is None:
+        section["silence_codes"] = []
     if problems := [*_id_problems(section, config), *_stream_problems(section, config.num_audio_codes)]:
         raise DuplexSectionError("; ".join(["duplex does not fit the model", *problems]))
     return section
@@ -152,8 +154,10 @@ def _id_problems(section: Mapping[str, Any], config: CovoAudioConfig) -> list[st
 
 
 def _stream_problems(section: Mapping[str, Any], codes: int) -> list[str]:
-    problems = []
-    if bad := [code for code in section["silence_codes"] if not _is_index(code, codes)]:
+    problems, silence = [], section["silence_codes"]
+    if not isinstance(silence, list):
+        problems.append(f"silence_codes={silence!r}: a list of codes")
+    elif bad := [code for code in silence if not _is_index(code, codes)]:
         there = f"0 to {codes - 1}" if codes else "none"
         problems.append(f"silence_codes has {bad}: the model's audio codes are {there} (codes, not ids)")
     chunks, peak = section["left_chunks"], section["mel_peak"]

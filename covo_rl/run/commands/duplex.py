@@ -141,27 +141,18 @@ def _problems(audio: Path, output: Path, channel: str | None, decoder: str, voic
 def _user_channel(audio: Path, channel: str | None, tail: float, seed: int) -> np.ndarray:
     """(T,) float32 at 24 kHz: the file, or one channel, then its room: zeros would tell that it is over."""
     import numpy as np
-    import soundfile
 
-    from covo_rl.audio import AudioError, decode, resample
+    from covo_rl.audio import AudioError, decode_channels, resample, to_mono
     from covo_rl.duplex.sound import with_tail
     from covo_rl.types import Clip
 
-    clip = Clip(path=str(audio))
-    try:
-        channels = soundfile.info(audio).channels
-    except soundfile.LibsndfileError:  # of a container that soundfile does not read; `decode` says what is wrong
-        channels = 1
-    if channels == 2:
-        if channel is None:
-            raise AudioError(
-                f"--audio {audio} has two channels, and one of them is the user's: --channel left or right"
-            )
-        both, rate = soundfile.read(audio, dtype="float32", always_2d=True)
-        clip = Clip(array=both[:, CHANNELS.index(channel)], sampling_rate=rate)
-    elif channel is not None:
+    wave_TC, rate = decode_channels(Clip(path=str(audio)))
+    if wave_TC.shape[1] == 2 and channel is None:
+        raise AudioError(f"--audio {audio} has two channels, and one of them is the user's: --channel left or right")
+    if wave_TC.shape[1] != 2 and channel is not None:
         raise AudioError(f"--channel {channel}: {audio} has no two channels")
-    heard_T = resample(*decode(clip), RATE)
+    wave_T = to_mono(wave_TC, str(audio)) if channel is None else wave_TC[:, CHANNELS.index(channel)]
+    heard_T = resample(wave_T, rate, RATE)
     return with_tail(heard_T, tail, np.random.default_rng(seed)) if tail else heard_T
 
 
