@@ -11,7 +11,7 @@ from speaking_cases import small_decoder
 from covo_rl.cli import main
 from covo_rl.duplex.grid import CHUNK_SAMPLES
 from covo_rl.duplex.layout import ChunkDecision
-from covo_rl.duplex.realtime import Clock, LiveRun, paced, rehearse
+from covo_rl.duplex.realtime import LiveRun, WallClock, paced, rehearse
 from covo_rl.duplex.session import DuplexSession
 from covo_rl.duplex.stream_files import read_stream
 from covo_rl.models.covo_audio.voice import Voice
@@ -24,6 +24,9 @@ DECIDED = BLOCK / 24_000 + HEARS
 VOICE = small_decoder()
 #: what the vocoder keeps back of a piece until it has heard the next one
 KEPT = VOICE.wavegan.future_frames * 0.01
+#: what a reply of the script is cut to: BREAK is known in the middle of its first piece, or the player waits by then
+FIRST = 0.80 + DECIDED + DECODES
+CUT = min(0.96 + DECIDED, FIRST + 0.16 - KEPT)
 
 
 class SlowFeatures(FixedFeatures):
@@ -56,7 +59,7 @@ class FakeClock:
 @pytest.fixture(autouse=True)
 def clocks(monkeypatch):
     FakeClock()
-    monkeypatch.setattr("covo_rl.duplex.realtime.Clock", FakeClock)
+    monkeypatch.setattr("covo_rl.duplex.realtime.WallClock", FakeClock)
     monkeypatch.setattr("covo_rl.duplex.session.perf_counter", lambda: FakeClock.latest.time)
 
 
@@ -92,11 +95,10 @@ def test_a_reply_sounds_as_its_blocks_are_decoded(interrupted):
     live.listen(paced(blocks(8), clock))  # type: ignore[arg-type]
     assert live.late == pytest.approx([DECIDED] * 7 + [HEARS])  # of the last chunk nothing more is to come
     ((start, wave_T),) = live.sounds
-    first = 0.80 + DECIDED + DECODES
-    assert start == pytest.approx(first * 24_000, abs=1)
+    assert start == pytest.approx(FIRST * 24_000, abs=1)
     # the second piece comes a chunk later, when all but what was kept back of the first has sounded
     assert live.gaps == pytest.approx(KEPT, abs=1e-4)
-    length = 0.96 + DECIDED - KEPT - first if interrupted else 8 * 0.04
+    length = CUT - FIRST if interrupted else 8 * 0.04
     assert len(wave_T) == pytest.approx(length * 24_000, abs=2)
     costs = {cost.chunk: cost for cost in live.costs}
     assert [costs[k].encoder for k in range(8)] == pytest.approx([HEARS] * 8)
@@ -123,17 +125,16 @@ def test_a_file_in_real_time_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert not stopped.value.code and "0.48 s  begins to speak" in capsys.readouterr().out
     stream, both_T2 = read_stream(tmp_path / "out")
     (turn,) = stream.turns
-    first = 0.80 + DECIDED + DECODES
-    assert turn.start == pytest.approx(first, abs=1e-3) and turn.interrupted_at == turn.end
-    assert turn.end == pytest.approx(0.96 + DECIDED - KEPT, abs=1e-3)
+    assert turn.start == pytest.approx(FIRST, abs=1e-3) and turn.interrupted_at == turn.end
+    assert turn.end == pytest.approx(CUT, abs=1e-3)
     spoken = both_T2[:, 1].nonzero()[0]
-    assert spoken[0] >= round(first * 24_000) and spoken[-1] < round(turn.end * 24_000)
+    assert spoken[0] >= round(FIRST * 24_000) and spoken[-1] < round(turn.end * 24_000)
     latency = json.loads((tmp_path / "out" / "session.json").read_text())["latency"]
-    assert latency["late"]["median"] == pytest.approx(DECIDED) and latency["heard"] == pytest.approx([first], abs=1e-3)
+    assert latency["late"]["median"] == pytest.approx(DECIDED) and latency["heard"] == pytest.approx([FIRST], abs=1e-3)
     assert latency["real_time_factors"]["speaking"]["max"] == pytest.approx((HEARS + DECODES) / 0.16)
 
 
 def test_the_real_clock_moves_by_itself():
-    clock = Clock()
+    clock = WallClock()
     clock.sleep(0.01)
     assert clock.now() >= 0.01

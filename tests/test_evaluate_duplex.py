@@ -21,6 +21,7 @@ from covo_rl.evaluate.cli import app
 from covo_rl.evaluate.duplex_streams import stream_figures, stream_record
 from covo_rl.evaluate.sets import load_set
 from covo_rl.evaluate.turn_figures import correlation, pause_class, turn_figures, turn_lines
+from covo_rl.run.python.calls import evaluation_options
 from covo_rl.types import Clip, Example
 
 RATE = 24_000
@@ -178,6 +179,8 @@ def test_what_a_session_has_no_use_for_is_said_before_anything_is_loaded(tmp_pat
     result = cli("--set", "own", "--data", rows, "--model", "nowhere", "--output", tmp_path / "out", "--through",
                  "duplex", "--instruction", "Be brief")  # fmt: skip
     assert result.exit_code == 2 and "no use for --instruction" in result.output
+    asked = evaluation_options({"through": "duplex"})
+    assert asked["through"] == "duplex" and "there is duplex" in cli("--through", "a tube").output
     mute = [Example("mute", (), "?"), Example("said", (Clip(path="a.wav"),), "?")]
     assert through_duplex.silent_rows(mute) == ["--through duplex: no audio in 1 row: mute"]
 

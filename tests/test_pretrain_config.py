@@ -7,7 +7,7 @@ import torch
 
 from covo_rl.resolve import ConfigError, find
 from covo_rl.supervised.pretrain.config import FLOORED_COSINE, read_pretrain
-from covo_rl.supervised.pretrain.stages import WEIGHTS, planned_tasks
+from covo_rl.supervised.pretrain.stages import STAGE_2, WEIGHTS, planned_tasks
 from covo_rl.train.schedule import schedule_of
 
 TWO_STAGES = """
@@ -32,10 +32,11 @@ def test_a_stage_is_what_was_published_below_what_is_given():
     one, two = (read_pretrain(None, {"model": "m", "stage": stage}) for stage in (1, 2))
     assert one.train_parts == ["audio_adapter"] and list(one.tasks) == ["asr"]
     assert (one.learning_rate, one.steps, one.warmup_steps) == (1e-4, 50_000, 40_000)
-    assert two.train_parts == ["audio_adapter", "llm", "lm_head"] and list(two.tasks) == list(WEIGHTS)
+    assert two.train_parts == ["audio_adapter", "llm", "lm_head"] and list(two.tasks) == STAGE_2
     assert (two.learning_rate, two.steps, two.warmup_steps, two.length) == (3e-5, 500_000, 20_000, 8192)
     assert (two.adam_beta1, two.adam_beta2, two.weight_decay, two.max_grad_norm) == (0.9, 0.95, 0.1, 1.0)
-    assert sum(WEIGHTS.values()) == 1980  # 2015 thousand millions less 30 of stage 1 and 5 of full duplex
+    assert sum(WEIGHTS.values()) == 1985  # 2015 thousand millions less 30 of stage 1
+    assert set(WEIGHTS) - set(STAGE_2) == {"full_duplex"} and WEIGHTS["full_duplex"] == 5  # named by who has streams
 
 
 def test_one_file_holds_both_stages(tmp_path):
@@ -69,6 +70,18 @@ def test_tasks_without_rows_and_unknown_tasks_are_named():
         planned_tasks(config)
     first, second = error.value.problems
     assert "asr has weight 80 and no rows: give data" in first and "'tsr'; did you mean" in second
+
+
+def test_streams_have_data_of_their_own_and_hold_their_recordings():
+    config = read_pretrain(None, {"model": "m", "stage": 2})
+    config.tasks, config.audio_dir = {"full_duplex": {"audio_dir": "x"}}, "clips"
+    with pytest.raises(ConfigError) as error:
+        planned_tasks(config)
+    first, second = error.value.problems
+    assert "has audio_dir" in first and "weight 5 and no rows: give duplex_data" in second
+    config.tasks, config.duplex_data = {"full_duplex": {}}, "sft"
+    plan = planned_tasks(config)["full_duplex"]
+    assert (plan.weight, plan.data, plan.audio_dir) == (5, "sft", None)
 
 
 @pytest.mark.parametrize("name", ["pretrain_tiny", "pretrain_7b_stage1", "pretrain_7b_stage2"])

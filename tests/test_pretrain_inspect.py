@@ -103,7 +103,7 @@ def test_runs_cover_a_document_and_say_what_its_ids_are(config, folder, rows):
                 assert (vocabulary.slot in document.ids[part]) == (span.kind == "ac")
                 kinds.add(span.kind)
             assert sum(span.end - span.start for span in shown.spans if span.taught) == shown.taught
-    assert kinds == set(KINDS)
+    assert kinds == set(KINDS) - {"listen", "shift", "reply", "break"}  # of streams
     assert show_row(str(config), 2).documents == rows[2].documents
 
 

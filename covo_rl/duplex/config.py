@@ -22,6 +22,7 @@ LIMITS = {
     "[10, inf)": "perception_streams sft_streams rl_streams test_streams",
     "(0, inf)": "sft_learning_rate",
     "[0, 2]": "sft_until",
+    "[0, 1]": "hindsight",
     "[0, inf)": "noise trunk_weight decision_weight text_weight code_weight sft_warmup",
 }
 
@@ -44,7 +45,8 @@ class DuplexConfig:
     duplex_width: int = option(64, "of a new model's decoder, where --model is none")
     duplex_layers: int = option(2, "of it")
     sft_steps: int = option(1200, "updates of the supervised stage at most")
-    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time")
+    sft_until: float = option(0.98, "it ends where this share of held-out single turns is answered in time "
+                              "and barge-ins are heard")  # fmt: skip
     sft_batch: int = option(16, "streams of one")
     sft_learning_rate: float = option(4e-3, "peak; the schedule is a cosine")
     sft_warmup: int = option(30, "updates")
@@ -53,6 +55,9 @@ class DuplexConfig:
     code_weight: float = option(0.3, "of audio codes there")
     timing_estimator: str = option("mix", "of the policy gradient", [*ESTIMATORS])
     trunk_weight: float = option(0.1, "of the trunk's loss in mix")
+    hindsight: float = option(
+        0.5, "part of the worth of waiting, in the trunk's loss, that is the best still to be had"
+    )
     control: str = option("none", "what RL is compared with: rewards dealt at random, supervised updates on the same "
                           "streams, or streams whose cue at the turn's end is gone", [*CONTROLS])  # fmt: skip
 
@@ -69,6 +74,7 @@ class DuplexOptions(Options):
         return TimingOptions(
             timing_estimator=self.duplex.timing_estimator, generations=self.rollout.num_generations,
             trunk_weight=self.duplex.trunk_weight, beta=self.loss.beta, scale=self.loss.scale_rewards != "none",
+            hindsight=self.duplex.hindsight,
         )  # fmt: skip
 
     def recorded(self, *names: str) -> dict[str, str]:

@@ -37,6 +37,8 @@ PERCEPTS = 3 + WORDS
 TAIL = 18
 #: from the end of the user's turn to the SHIFT of supervised data: log-normal, cut
 GAP_MEDIAN, GAP_RANGE, SPREAD = 0.5, (0.3, 1.0), 0.4
+#: share of back-channels that say "mm"; the others are a word, and only that it stays alone tells them from a barge-in
+HUMMED = 0.5
 #: chunks from a barge-in's onset to BREAK in supervised data
 BREAK_AFTER = 3
 TEST_COUNTS = {"pause": 240, "single": 150, "barge_in": 100, "back_channel": 100, "hold": 50}
@@ -225,8 +227,9 @@ def _event(kind: str, onset: float, rng: np.random.Generator) -> tuple[list[Soun
     """What the user says while the model speaks, and its end."""
     if kind == "back_channel":
         level = 10 ** (rng.uniform(-6, 0) / 20)
-        hum = Sound(onset, onset + float(rng.uniform(0.2, 0.6)), HUM, level=float(level))
-        return [hum], hum.end
+        end = onset + float(rng.uniform(0.2, 0.6))
+        word = HUM if rng.random() < HUMMED else int(rng.integers(10))
+        return [Sound(onset, end, word, level=float(level))], end
     if kind == "barge_in":
         words = _fragment(onset, rng)
         words += _fragment(words[-1].end, rng)

@@ -114,9 +114,16 @@ def check_overflow(replies: Sequence[ReplyPlan]) -> int:
         PlanError: over MAX_OVERFLOW of them.
     """
     count = sum(reply.overflows for reply in replies)
-    if count > MAX_OVERFLOW * len(replies):
-        raise PlanError(
-            f"the text of {count} of {len(replies)} replies outlasts their codes, over {MAX_OVERFLOW:.0%}: a chunk has "
-            "room for one text id and four codes; are the codes those of the whole reply?"
-        )
+    if problem := overflow_problem(count, len(replies)):
+        raise PlanError(problem)
     return count
+
+
+def overflow_problem(count: int, replies: int) -> str:
+    """What is wrong where the text of `count` of so many replies outlasts their codes; empty where few do."""
+    if count <= MAX_OVERFLOW * replies:
+        return ""
+    return (
+        f"the text of {count} of {replies} replies outlasts their codes, over {MAX_OVERFLOW:.0%}: a chunk has room for "
+        "one text id and four codes; are the codes those of the whole reply?"
+    )

@@ -30,7 +30,7 @@ from covo_rl.speech.grid import RATE
 BLOCKS = {"blocks": (CHUNK_CODES,), "past": 50}
 
 
-class Clock:
+class WallClock:
     """Seconds since it was made."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Clock:
         time.sleep(seconds)
 
 
-def paced(blocks: Iterable[np.ndarray], clock: Clock) -> Iterator[np.ndarray]:
+def paced(blocks: Iterable[np.ndarray], clock: WallClock) -> Iterator[np.ndarray]:
     """The blocks, each not before the time that it has lasted has passed, as from a microphone."""
     samples = 0
     for block in blocks:
@@ -64,7 +64,7 @@ class LiveRun:
     """
 
     def __init__(
-        self, session: DuplexSession, voice: Voice, clock: Clock, *,
+        self, session: DuplexSession, voice: Voice, clock: WallClock, *,
         interrupted: Callable[[int], bool] = lambda chunk: False,
         show: Callable[[DuplexEvent], object] = lambda event: None,
     ) -> None:  # fmt: skip
@@ -118,21 +118,19 @@ class LiveRun:
 
     def _speak(self, codes: Iterator[int]) -> None:
         """Decode a reply and let it sound, behind what sounds still."""
-        pieces: list[np.ndarray] = []
-        start, length, waited, before = 0, 0, 0.0, 0.0
+        pieces: list[tuple[int, np.ndarray]] = []
+        before = 0.0
         for piece in self.voice.stream(codes):
             now = self.clock.now()
             self._decoding[self._chunk] = self._decoding.get(self._chunk, 0.0) + now - max(self._told, before)
-            before, start = now, start if pieces else max(round(now * RATE), self._free)
-            waited += max(0.0, now - (start + length) / RATE - waited)
-            pieces.append(piece.numpy())
-            length += len(piece)
-        wave_T = np.concatenate(pieces)
+            at, before = max(round(now * RATE), self._free), now
+            self.gaps += (at - self._free) / RATE if pieces else 0.0
+            pieces.append((at, piece.numpy()))
+            self._free = at + len(piece)
         if self._broken and self.interrupted(self._chunk):
-            wave_T = wave_T[: max(0, round((self._told - waited) * RATE) - start)]
-        self.sounds.append((start, wave_T))
-        self.gaps += waited
-        self._free = start + len(wave_T) + round(waited * RATE)
+            self._free = min(self._free, round(self._told * RATE))
+        wave_T = np.concatenate([piece_T[: max(0, self._free - at)] for at, piece_T in pieces])
+        self.sounds.append((pieces[0][0], wave_T))
 
 
 def rehearse(session: DuplexSession, voice: Voice, chunks: int = 20) -> list[ChunkCost]:
@@ -146,7 +144,7 @@ def rehearse(session: DuplexSession, voice: Voice, chunks: int = 20) -> list[Chu
     session.follow([ChunkDecision(ids.think)] * (chunks + 1))
     session.follow([ChunkDecision(ids.shift), *[ChunkDecision(ids.text_pad)] * (count + 1)])
     noise = torch.randn((chunks + count + 4) * CHUNK_SAMPLES, generator=torch.Generator().manual_seed(0)) / 100
-    live = LiveRun(session, voice, Clock())
+    live = LiveRun(session, voice, WallClock())
     live.listen(block.numpy() for block in noise.split(CHUNK_SAMPLES))
     listening = [cost for cost in live.costs if not cost.speaking][1:]
     speaking = [cost for cost in live.costs if cost.speaking][1:]

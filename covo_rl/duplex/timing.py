@@ -12,9 +12,11 @@ V_k, the worth of waiting, is a sum and needs no critic:
     V_K = R(never),  V_k = h_k R(k) + (1 - h_k) V_(k+1),   loss = - sum_k w_k c_k (R(k) - V_(k+1)) z_k
 
 With w_k = P(reach k) and c_k = h_k (1 - h_k) that is the gradient of J. Where h is near 0 or 1 it would teach nothing:
-`unsaturated` takes w_k = (P(reach k) + 1) / 2, for c_k the slope of the log-prob of what is better, 1 - h_k of stopping
-and h_k of going on, and for half of V the best reward still to be had, which who made the stream knows. A sure mistake
-then moves z as much as it can, and a sure right decision no more: a constant slope would push those without end.
+`unsaturated` takes w_k = (P(reach k) + 1) / 2 and for c_k the slope of the log-prob of what is better, 1 - h_k of
+stopping and h_k of going on: a sure mistake moves z as much as it can, and a sure right decision no more, which a
+constant slope would push without end. Then `hindsight` is the part of V in whose place the best reward still to be had
+stands, which who made the stream knows: it teaches patience also where the policy would spoil the rest, and so more of
+it than pays.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class TimingOptions:
     beta: float = 0.001
     scale: bool = True
     unsaturated: bool = True
+    hindsight: float = 0.5
 
     def __post_init__(self) -> None:
         problems = []
@@ -57,6 +60,8 @@ class TimingOptions:
             problems.append(f"generations {self.generations}: a group needs 2 or more")
         problems += [f"{name} {value}: must be 0 or more" for name in ("trunk_weight", "beta")
                      if not (value := getattr(self, name)) >= 0]  # fmt: skip
+        if not 0 <= self.hindsight <= 1:
+            problems.append(f"hindsight {self.hindsight}: must be in [0, 1]")
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -85,8 +90,8 @@ def waiting_values(h_K: Tensor, total_S: Tensor) -> Tensor:
     return torch.stack(values[::-1])
 
 
-def trunk_loss(z_K: Tensor, total_S: Tensor, *, unsaturated: bool = True) -> Tensor:
-    """The loss over every decision; its gradient is that of -J unless `unsaturated`."""
+def trunk_loss(z_K: Tensor, total_S: Tensor, *, unsaturated: bool = True, hindsight: float = 0.5) -> Tensor:
+    """The loss over every decision; its gradient is that of -J unless `unsaturated`, with which `hindsight` counts."""
     with torch.no_grad():
         h_K = z_K.sigmoid()
         reach_K = torch.cat([h_K.new_zeros(1), F.logsigmoid(-z_K[:-1]).cumsum(0)]).exp()
@@ -94,7 +99,7 @@ def trunk_loss(z_K: Tensor, total_S: Tensor, *, unsaturated: bool = True) -> Ten
         gain_K = total_S[:-1] - waiting_K
         if unsaturated:
             best_S = total_S.flip(0).cummax(0).values.flip(0)
-            gain_K = total_S[:-1] - (waiting_K + best_S[1:]) / 2
+            gain_K += hindsight * (waiting_K - best_S[1:])
             reach_K, slope_K = (reach_K + 1) / 2, torch.where(gain_K > 0, 1 - h_K, h_K)
         weight_K = reach_K * slope_K * gain_K
     return -(weight_K * z_K).sum()
@@ -124,7 +129,7 @@ def _exact(z_K: Tensor, total_S: Tensor, stops_G: np.ndarray, options: TimingOpt
 
 
 def _trunk(z_K: Tensor, total_S: Tensor, stops_G: np.ndarray, options: TimingOptions) -> Tensor:
-    return trunk_loss(z_K, total_S, unsaturated=options.unsaturated)
+    return trunk_loss(z_K, total_S, unsaturated=options.unsaturated, hindsight=options.hindsight)
 
 
 def _mix(z_K: Tensor, total_S: Tensor, stops_G: np.ndarray, options: TimingOptions) -> Tensor:

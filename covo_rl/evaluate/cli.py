@@ -3,6 +3,8 @@
 covo-rl eval --set mmau-test-mini --data mmau-test-mini.json --audio-dir . --model PATH --output runs/eval
 covo-rl eval --set mmar --data MMAR-meta.jsonl --predictions replies.jsonl --output runs/eval
 covo-rl eval compare runs/before runs/after
+covo-rl eval --set duplex --model PATH --output runs/turns
+covo-rl eval --set own --data spoken.jsonl --model PATH --through duplex --output runs/live
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ app = typer.Typer(
 
 
 def evaluate_command(context: typer.Context, **options: Any) -> None:
-    """Score a model, or replies from a file, by the official rule and strictly."""
+    """Score a model, or replies from a file, by the official rule and strictly; or when it speaks (--set duplex)."""
     if context.invoked_subcommand is None:
         with user_errors("covo-rl eval"):
             run_request(Request(**options))

@@ -102,7 +102,7 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         **({"load_in_4bit": True} if request.load_in_4bit else {}),
         **({"speech_mode": str(request.speech_mode)} if request.speech_mode != SpeechMode.a2ta else {}),
         **({"family": request.family, "family_sha256": family_fingerprint(request.family)} if request.family else {}),
-        **({"through": str(request.through)} if request.through else {}),
+        **({"through": request.through} if request.through else {}),
         "prompt": _prompt_settings(request, inputs, style),
         "decoding": {
             "greedy": request.greedy, "num_generations": request.num_generations, "seed": request.seed,

@@ -47,7 +47,6 @@ from covo_rl.types import Example, UserError
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 SpeechMode = StrEnum("SpeechMode", ["a2ta", "a2t"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
-Through = StrEnum("Through", ["duplex"])
 SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, duplex, or a manifest file"
 
 
@@ -57,7 +56,7 @@ class Request:
 
     set_: Annotated[str | None, typer.Option("--set", help=SETS)] = None
     data: Annotated[Path | None, typer.Option(help="questions with answers: a file, a folder or hf:NAME:SPLIT")] = None
-    through: Annotated[Through | None, typer.Option(help="ask in a live session, which hears the audio alone")] = None
+    through: Annotated[str | None, typer.Option(help="duplex: ask a live session, which hears the audio alone")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
     columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
     model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None
@@ -130,6 +129,7 @@ class Request:
         replies, samples = self.predictions is not None, self.num_generations
         rules = (
             (self.set_ is None, f"--set is missing: {SETS}"),
+            (self.through not in (None, "duplex"), f"--through {self.through}: there is duplex"),
             (self.output is None, "--output is missing: the folder of the report"),
             ((self.model is None) != replies, "give one of --model (answer with it) and --predictions (score a file)"),
             (replies and self.adapter, f"--adapter {scored_as_is}"),

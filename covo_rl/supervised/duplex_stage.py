@@ -48,8 +48,10 @@ SILENCE = len(DIGITS) * 4  # the first of the codes that sound like nothing
 ROPE_THETA = 100.0
 #: lessons of about the same length are drawn together: their places in the order of lengths
 WINDOW = 64
-#: updates from one look at held-out single turns to the next; those are of another draw than the test's
+#: updates from one look at held-out streams to the next; those are of another draw than the test's
 EVERY, HELD_OUT_SEED = 50, 1
+#: share of held-out barge-ins that is to be heard within a second
+BARGE_IN = 0.85
 FIGURES = "taught.json"
 
 
@@ -106,7 +108,7 @@ def teach_duplex(options: DuplexOptions, folder: Path) -> dict[str, Any]:
     else:
         world = feature_world(family, duplex)
         lessons = world.lessons(draw_streams("sft", duplex.sft_streams, seed))
-        held_out = world.questions(draw_streams("test", {"single": 100}, HELD_OUT_SEED))
+        held_out = world.questions(draw_streams("test", {"single": 100, "barge_in": 60}, HELD_OUT_SEED))
     decoder: Any = family.decoder
     trained = [*decoder.parameters(), *family.lm_head.parameters()]
     family.model.requires_grad_(False)
@@ -144,14 +146,15 @@ def _updates(
     family: AudioFamily, trained: Sequence[torch.nn.Parameter], lessons: Sequence[DuplexLesson],
     held_out: Sequence[TimingQuestion], ids: DuplexIds, options: DuplexOptions,
 ) -> dict[str, Any]:  # fmt: skip
-    """Updates, until the held-out single turns, if any, are answered as they should be; the means of the last ones."""
+    """Updates until the held-out single turns, if any, are answered and barge-ins heard as they should be; the means of
+    the last ones."""
     duplex = options.duplex
     weights = LessonWeights(duplex.decision_weight, duplex.text_weight, duplex.code_weight)
     optimizer = adamw(trained, lr=duplex.sft_learning_rate, weight_decay=0.01)
     schedule = schedule_of("cosine", optimizer, warmup_steps=duplex.sft_warmup, steps=duplex.sft_steps)
     rng, order = np.random.default_rng(options.train.seed), sorted(lessons, key=lambda lesson: len(lesson.ids))
     lines: list[dict[str, float]] = []
-    success = None
+    single = barge_in = 0.0 if held_out else None
     with ProgressDisplay("sft", duplex.sft_steps) as display:
         for step in range(1, duplex.sft_steps + 1):
             batch = next_batch(order, duplex.sft_batch, rng)
@@ -165,15 +168,13 @@ def _updates(
             advance_schedule(schedule)
             lines.append({"loss": float(loss.detach()), **line})
             display.update(step, f"loss {lines[-1]['loss']:.3f}")
-            if (
-                held_out
-                and step % EVERY == 0
-                and (success := single_success(family, held_out, ids)) >= duplex.sft_until
-            ):
-                break
+            if held_out and step % EVERY == 0:
+                single, barge_in = held_out_success(family, held_out, ids)
+                if single >= duplex.sft_until and barge_in >= BARGE_IN:
+                    break
     last = lines[-EVERY:]
     names = dict.fromkeys(name for line in last for name in line)
-    return {"steps": len(lines), "single_turn_success": success} | {
+    return {"steps": len(lines), "single_turn_success": single, "barge_in_success": barge_in} | {
         name: float(np.mean([line[name] for line in last if name in line])) for name in names
     }
 
@@ -185,7 +186,8 @@ def next_batch(order: Sequence[DuplexLesson], size: int, rng: np.random.Generato
     return [order[first + int(i)] for i in rng.choice(window, min(size, window), replace=False)]
 
 
-def single_success(family: AudioFamily, questions: Sequence[TimingQuestion], ids: DuplexIds) -> float:
-    """Share of single turns that are answered, greedily, neither early nor late."""
+def held_out_success(family: AudioFamily, questions: Sequence[TimingQuestion], ids: DuplexIds) -> tuple[float, float]:
+    """Shares, greedily, of single turns that are answered neither early nor late, and of barge-ins that are heard."""
     z = question_logits(family, questions, ids)
-    return timing_figures([question.stream for question in questions], z)["single_turn_success"]
+    figures = timing_figures([question.stream for question in questions], z)
+    return figures["single_turn_success"], figures["barge_in_success"]

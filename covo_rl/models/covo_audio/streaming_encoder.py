@@ -89,7 +89,7 @@ class StreamingEncoder:
         section = model.config.duplex
         if section is None:
             raise ValueError(
-                "the model's config has no `duplex` section: give it one with prepare_duplex, or write "
+                "the model's config has no `duplex` section: `covo-rl duplex prepare` gives it one; or write "
                 "StreamingEncoder(model, left_chunks) to stream without"
             )
         return cls(model, section["left_chunks"], section["mel_peak"], sampling_rate)
@@ -103,6 +103,18 @@ class StreamingEncoder:
         padded with zeros, and each keeps its first `mel.chunks(length)` features. Takes memory with the square of
         the length: for long streams without gradients use `push` and `end`.
         """
+        return self.adapted(self.offline_states(samples))
+
+    def adapted(self, states: torch.Tensor) -> torch.Tensor:
+        """The adapter on the frames (F, D) or (B, F, D) of `offline_states` -> features (K, D) or (B, K, D)."""
+        states_BFD = states if states.ndim == 3 else states[None]
+        if not states_BFD.shape[1]:
+            return self._no_features(len(states_BFD), states.ndim == 2)
+        features_BKD = self.model.audio_adapter(states_BFD)
+        return features_BKD if states.ndim == 3 else features_BKD[0]
+
+    def offline_states(self, samples: Any) -> torch.Tensor:
+        """The encoder's part of `offline_features`: frames (F, D) or (B, F, D), `chunk_positions` of each chunk."""
         samples_BT, is_single = self._samples(samples)
         encoder, chunks = self.model.encoder, self.mel.chunks(samples_BT.shape[1])
         if (kind := encoder.config._attn_implementation) not in DENSE_ATTENTION:
@@ -111,7 +123,8 @@ class StreamingEncoder:
                 f"model.encoder.set_attn_implementation({DENSE_ATTENTION[0]!r}), or use push"
             )
         if not chunks:
-            return self._no_features(len(samples_BT), is_single)
+            empty_BFD = encoder.conv1.weight.new_zeros(len(samples_BT), 0, encoder.config.d_model)
+            return empty_BFD[0] if is_single else empty_BFD
         mel_BMF = self.mel.whole(samples_BT, self._peak(samples_BT)).to(encoder.conv1.weight.dtype)
         # the convolutions pad with zeros: before the stream as is wanted; after it only the frame that is left out
         # sees them, and the adapter's stages, whose inputs are even in number, never do
@@ -123,14 +136,15 @@ class StreamingEncoder:
             if encoder.training and torch.rand([]) < encoder.layerdrop:
                 continue
             hidden_BFD = layer(hidden_BFD, mask_FF)
-        features_BKD = self.model.audio_adapter(encoder.layer_norm(hidden_BFD))
-        return features_BKD[0] if is_single else features_BKD
+        hidden_BFD = encoder.layer_norm(hidden_BFD)
+        return hidden_BFD[0] if is_single else hidden_BFD
 
     def _mask(self, chunks: int, like: torch.Tensor) -> torch.Tensor:
         """(1, 1, F, F) to add to the attention's scores: 0 where frame j sees frame i, else the lowest number."""
-        chunk_F = torch.arange(chunks, device=like.device).repeat_interleave(self.chunk_positions)
-        back_FF = chunk_F[:, None] - chunk_F[None, :]
-        sees_FF = (back_FF >= 0) & (back_FF <= (chunks if self.left_chunks is None else self.left_chunks))
+        chunk_K = torch.arange(chunks, device=like.device)
+        back_KK = chunk_K[:, None] - chunk_K[None, :]
+        sees_KK = (back_KK >= 0) & (back_KK <= (chunks if self.left_chunks is None else self.left_chunks))
+        sees_FF = sees_KK.repeat_interleave(self.chunk_positions, 0).repeat_interleave(self.chunk_positions, 1)
         mask_FF = torch.zeros(sees_FF.shape, dtype=like.dtype, device=like.device)
         return mask_FF.masked_fill(~sees_FF, torch.finfo(like.dtype).min)[None, None]
 

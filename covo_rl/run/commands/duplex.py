@@ -196,12 +196,12 @@ def open_speaker(session: DuplexSession, decoder: str, voice: Path | None) -> Vo
 
 def _live_run(session: DuplexSession, speaker: Voice, heard_T: np.ndarray) -> LiveRun:
     """The sound as from a microphone, and the replies as they were heard."""
-    from covo_rl.duplex.realtime import Clock, LiveRun, paced
+    from covo_rl.duplex.realtime import LiveRun, WallClock, paced
     from covo_rl.duplex.recording import heard_chunks, in_heard
 
     heard_C = heard_chunks(heard_T)
     blocks = (heard_T[start : start + BLOCK] for start in range(0, len(heard_T), BLOCK))
-    clock = Clock()
+    clock = WallClock()
     live = LiveRun(session, speaker, clock, interrupted=lambda chunk: in_heard(chunk, heard_C), show=_show)
     live.listen(paced(blocks, clock))
     return live

@@ -1,8 +1,8 @@
 """Packed rows as files, to be looked at or used elsewhere: `covo-rl data build`.
 
     build.json            options, ids of the vocabulary, tokens and documents by task, rows skipped by reason
-    rows-00000.jsonl      {"row", "length", "ids", "labels", "positions", "documents": [{"task", "complete", "start",
-                          "end", "clips": [[row id, a, b]], "rows": [{"id", "speaker"}]}]}
+    rows-00000.jsonl      {"row", "length", "ids", "labels", "positions", "documents": [{"task", "complete", "streamed",
+                          "start", "end", "clips": [[row id, a, b]], "rows": [{"id", "speaker"}]}]}
 
 The rows are those of a training of the same options and seed, of all its ranks, in its order.
 """
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, TextIO
 
 from covo_rl.config import ConfigError
-from covo_rl.data.files import json_line, read_record, write_json
+from covo_rl.data.files import json_line, plain, read_record, write_json
 from covo_rl.export.exporting import staging
 from covo_rl.models import ModelError, family_at
 from covo_rl.models.builtin import resolve_model
@@ -58,8 +58,9 @@ class StoredRow:
             labels += document.labels
             positions += range(len(document))
             documents.append(
-                {"task": document.task, "complete": document.complete, "start": start, "end": len(ids),
-                 "clips": document.clips, "rows": [{"id": id, "speaker": speaker} for id, speaker in rows]}
+                {"task": document.task, "complete": document.complete, "streamed": document.streamed, "start": start,
+                 "end": len(ids), "clips": document.clips,
+                 "rows": [{"id": id, "speaker": speaker} for id, speaker in rows]}
             )  # fmt: skip
             start = len(ids)
         return {"row": self.number, "length": self.length, "ids": ids, "labels": labels, "positions": positions,
@@ -80,7 +81,8 @@ class StoredRow:
             clips = tuple((str(id), _integer(a), _integer(b)) for id, a, b in part["clips"])
             if not (done == here.start < here.stop <= len(ids) == len(labels)):
                 raise BuiltError(f"a document from {here.start} to {here.stop} of {len(ids)} ids, {len(labels)} labels")
-            documents.append(Document(ids[here], labels[here], clips, str(part["task"]), part["complete"] is True))
+            flags = part["complete"] is True, part.get("streamed") is True
+            documents.append(Document(ids[here], labels[here], clips, str(part["task"]), *flags))
             rows.append(tuple((str(row["id"]), row["speaker"] and str(row["speaker"])) for row in part["rows"]))
             done = here.stop
         if done != len(ids):
@@ -165,8 +167,9 @@ def _write(file: TextIO, row: StoredRow, taught: dict[str, int]) -> None:
         taught[document.task] += sum(label != IGNORE for label in document.labels)
 
 
-def _ids(vocabulary: Vocabulary) -> dict[str, int]:
-    return {name: value for name, value in vars(vocabulary).items() if name != "text"}
+def _ids(vocabulary: Vocabulary) -> dict[str, Any]:
+    ids = {name: value for name, value in vars(vocabulary).items() if name not in ("text", "duplex")}
+    return ids | ({} if vocabulary.duplex is None else {"duplex": plain(dataclasses.asdict(vocabulary.duplex))})
 
 
 def built_vocabulary(folder: Path, summary: Mapping[str, Any], model: str | None = None) -> tuple[Vocabulary, Any]:

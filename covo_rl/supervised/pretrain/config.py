@@ -27,8 +27,8 @@ LIMITS = {
 #: what a resumed run may change; rows are compared by content, and rows an update by their number
 MAY_CHANGE = frozenset(
     """
-    output resume overwrite dry_run checkpoint_every keep_last workers data audio_dir text_data dialogue_data tasks
-    eval_tasks eval_rows eval_every
+    output resume overwrite dry_run checkpoint_every keep_last workers data audio_dir text_data dialogue_data
+    duplex_data tasks eval_tasks eval_rows eval_every
     check_recordings save_dtype batch_size gradient_accumulation_steps gradient_checkpointing recompute
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
@@ -39,8 +39,9 @@ class PretrainConfig:
     """Options of a file; `stage_1:`, `stage_2:`, `stage_chat:` in it are those of one stage, which win over the others.
 
     `stage` sets what trains, the mixture, rate, steps and warm-up as published, below all that is given. `tasks` is
-    {name: {weight, data, audio_dir}}: a task has the published weight and the rows of `data`, `text_data` or
-    `dialogue_data` by default. An update is batch_size x gradient_accumulation_steps x ranks rows of `length` ids.
+    {name: {weight, data, audio_dir}}: a task has the published weight and the rows of `data`, `text_data`,
+    `dialogue_data` or `duplex_data` by default. An update is batch_size x gradient_accumulation_steps x ranks rows of
+    `length` ids.
     """
 
     output: str = option("runs/pretrain", "folder: the trained model, metrics.jsonl, checkpoints/")
@@ -51,6 +52,7 @@ class PretrainConfig:
     audio_dir: str | None = option(None, "folder of the recordings; default: that of the rows")
     text_data: str | None = option(None, "rows of text, {id, text}")
     dialogue_data: str | None = option(None, "rows of dialogues")
+    duplex_data: str | None = option(None, "full-duplex streams: a folder of covo-rl data simulate-duplex, as OUT/sft")
     tokenizer: str | None = option(None, "digest of the speech tokenizer that must have made the codes")
     train_parts: list[str] = option(["audio_adapter", "llm", "lm_head"], "what trains; llm has the embeddings too")
     length: int = option(8192, "ids of a packed row; also the longest document")

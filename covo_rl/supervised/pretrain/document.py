@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from covo_rl.duplex.ids import DuplexIds
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.models.text import text_ids
 from covo_rl.types import UserError
@@ -26,7 +27,8 @@ class Document:
     """ids, labels: equally long, labels unshifted and IGNORE where nothing is taught.
 
     `clips`: (row id, a, b) of every run of audio slots, in order: codes [a, b) of the row's recording, which is its
-    samples [960 a, 960 b) at 24 kHz. `complete`: nothing of what it was made of is missing at its end.
+    samples [960 a, 960 b) at 24 kHz. `complete`: nothing of what it was made of is missing at its end. `streamed`: its
+    clip is the user's channel of a stream, heard by the streaming encoder; its slots stand apart, one to a chunk.
     """
 
     ids: list[int]
@@ -34,6 +36,7 @@ class Document:
     clips: tuple[tuple[str, int, int], ...] = ()
     task: str = ""
     complete: bool = True
+    streamed: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.labels)
@@ -51,7 +54,8 @@ class Document:
 class Vocabulary:
     """The ids of a model with audio slots and codes: `codes` of them from `first_code` on.
 
-    `text` gives the ids of a text by itself; special tokens that it spells stay text.
+    `text` gives the ids of a text by itself; special tokens that it spells stay text. `duplex`: those of a model that
+    listens while it speaks.
     """
 
     text: Callable[[str], list[int]]
@@ -63,13 +67,14 @@ class Vocabulary:
     audio_end: int
     first_code: int
     codes: int
+    duplex: DuplexIds | None = None
 
     @classmethod
     def of(cls, family: Any) -> Vocabulary:
         """Of a loaded Covo-Audio.
 
         Raises:
-            ValueError: a family without codes of speech.
+            ValueError: a family without codes of speech, or with ids of full duplex that do not fit.
         """
         config, tokenizer = family.model.config, family.tokenizer
         if not family.code_ids:
@@ -84,6 +89,7 @@ class Vocabulary:
             audio_end=config.audio_eos_token_id,
             first_code=family.code_ids.start,
             codes=len(family.code_ids),
+            duplex=None if config.duplex is None else DuplexIds.of(family),
         )
 
 
@@ -104,14 +110,14 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class DocumentTask:
-    """`unit`: one draw is a `row` of speech, the rows of a `document` in order, a `text` or a `dialogue`.
+    """`unit`: one draw is a `row` of speech, the rows of a `document` in order, a `text`, a `dialogue` or a `stream`.
 
     `needs`: what every row must have (audio, text, words, codes); voice: its speaker, where it has one, is named in a
-    system message. `build(unit, vocabulary, rng, options)`: a sequence of SpeechRows (of one for `row`), a TextRow or a
-    DialogueRow -> its Document, whose `task` the caller sets.
+    system message. `build(unit, vocabulary, rng, options)`: a sequence of SpeechRows (of one for `row`), a TextRow, a
+    DialogueRow or a StreamRow -> its Document, whose `task` the caller sets.
     Raises SkippedError where there is none.
     """
 
-    unit: Literal["row", "document", "text", "dialogue"]
+    unit: Literal["row", "document", "text", "dialogue", "stream"]
     build: Callable[[Any, Vocabulary, random.Random, BuildOptions], Document]
     needs: Sequence[str] = field(default_factory=tuple)

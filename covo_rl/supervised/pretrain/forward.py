@@ -24,6 +24,7 @@ from covo_rl.policy.packable import attention_configs
 from covo_rl.policy.packing import Packed, Span
 from covo_rl.policy.rows import decoder_call, evaluation_mode, packed_hidden
 from covo_rl.policy.sharding import most
+from covo_rl.supervised.pretrain.stream_features import StreamFeatures
 from covo_rl.types import UserError
 
 if TYPE_CHECKING:
@@ -77,15 +78,17 @@ def documents_layout(position_ids_NL: Tensor, *, method: str | None = None) -> P
     return PackedLayout(packed, method=method)
 
 
-def packed_logps(policy: Policy, batch: PackedBatch, taught: Taught) -> Tensor:
+def packed_logps(policy: Policy, batch: PackedBatch, taught: Taught, heard: StreamFeatures | None = None) -> Tensor:
     """Log-probs (M,) float32 of the taught ids. Call it as `wrapped(packed_logps, ...)`, under the wrapper's hooks.
+
+    `heard` keeps what streams were heard as, from batch to batch.
 
     Raises:
         ValueError: the clips do not fill the slots.
     """
     family, device = policy.family, policy.device
     ids_NL, positions_NL = batch.input_ids.to(device), batch.position_ids.to(device)
-    embeds_LD = packed_embeddings(policy, batch).flatten(0, 1)
+    embeds_LD = packed_embeddings(policy, batch, heard).flatten(0, 1)
     layout = documents_layout(positions_NL)
     hidden_LD = packed_hidden(family, ids_NL.flatten(), embeds_LD, positions_NL.flatten(), layout)
     hidden_MD = hidden_LD.index_select(0, taught.predictors.to(device))
@@ -109,7 +112,7 @@ def masked_hidden(family: AudioFamily, batch: PackedBatch, embeds_NLD: Tensor) -
     )  # fmt: skip
 
 
-def packed_embeddings(policy: Policy, batch: PackedBatch) -> Tensor:
+def packed_embeddings(policy: Policy, batch: PackedBatch, heard: StreamFeatures | None = None) -> Tensor:
     """(N, L, D): the rows' embeddings, their slots filled with the clips in order of appearance.
 
     Raises:
@@ -118,7 +121,7 @@ def packed_embeddings(policy: Policy, batch: PackedBatch) -> Tensor:
     family = policy.family
     ids_NL = batch.input_ids.to(policy.device)
     embeds_NLD = family.embed_tokens(family.embeddable(ids_NL))
-    audio, dummy = encode_clips(policy, batch)
+    audio, dummy = encode_clips(policy, batch, heard)
     slots_NL = ids_NL == family.audio_token_id
     filled = int(slots_NL.sum())
     if filled != len(audio):
@@ -128,28 +131,37 @@ def packed_embeddings(policy: Policy, batch: PackedBatch) -> Tensor:
     return embeds_NLD if dummy is None else embeds_NLD + 0.0 * dummy.sum().to(embeds_NLD.dtype)
 
 
-def encode_clips(policy: Policy, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
+def encode_clips(
+    policy: Policy, batch: PackedBatch, heard: StreamFeatures | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Features (S, D) of the clips in order of appearance, and what keeps ranks in step, or None.
 
+    Each is encoded once, streams by the streaming encoder.
     Ranks that share out the parameters make as many calls each; DDP waits for a gradient of the adapter on every rank.
     """
     family = policy.family
     clips = unique_clips(batch)
     calls = list(encoder_calls(family, clips, lambda clip: len(clip.tensors["input_features"])))
+    count = len(calls) + len(batch.streams)
     if policy.sharded:
-        dummies = most(len(calls), policy.device) - len(calls)
+        dummies = most(count, policy.device) - count
     else:
         trained = not policy.embedder.frozen and torch.is_grad_enabled()
-        dummies = int(not calls and trained and torch.distributed.is_initialized())
-    encoded = [features for call in calls for features in family.encode(call)]
+        dummies = int(not count and trained and torch.distributed.is_initialized())
+    places = [place for place in range(len(batch.waves)) if place not in batch.streams]
+    features = [features for call in calls for features in family.encode(call)]
+    encoded = dict(zip(places if clips else [], features, strict=True))
+    if batch.streams:
+        waves = {key: batch.waves[place] for place, key in batch.streams.items()}
+        encoded |= zip(batch.streams, (heard or StreamFeatures(policy)).of(waves), strict=True)
     width = family.embed_tokens.embedding_dim
     none = torch.zeros(0, width, device=policy.device)
-    audio = torch.cat([encoded[place] for place in batch.clip_order.tolist()]) if encoded else none
+    audio = torch.cat([none, *(encoded[place] for place in batch.clip_order.tolist() if encoded)])
     return audio, silent_embeddings(family, dummies) if dummies else None
 
 
 def unique_clips(batch: PackedBatch) -> list[ClipFeatures]:
-    """What the extractor made of each of the batch's unique clips."""
+    """What the extractor made of each of the batch's unique clips, but for streams."""
     if not batch.audio:
         return []
     tensors = {name: batch.audio[name] for name in ("input_features", "input_features_mask")}

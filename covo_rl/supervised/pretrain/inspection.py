@@ -31,6 +31,7 @@ from covo_rl.supervised.pretrain.built import (
 )
 from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.document import Document, Vocabulary
+from covo_rl.supervised.pretrain.duplex_reader import FIRST_CODES, run_content, stream_problems, stream_runs
 from covo_rl.supervised.pretrain.reader import ReadError, document_problems, segments
 from covo_rl.supervised.pretrain.stream import stream_report
 from covo_rl.types import shown, visible
@@ -54,10 +55,12 @@ KINDS: dict[str, Kind] = {
     "instruction": Kind("instruction", "what asks for the task", "yellow", "#fdf0c4", "#534410"),
     "chat": Kind("chat", "what frames a turn: role, newline, end", "cyan", "#d3f1f1", "#124a4a"),
     "end": Kind("end", "end of the document", "red", "#fbd7d3", "#5c211b"),
+    "listen": Kind("listening", "chunks of the user, THINK after each", "blue", "#cfe3ff", "#153a66"),
+    "shift": Kind("shift", "a chunk, and SHIFT: the model begins to speak", "yellow", "#fdf0c4", "#534410"),
+    "reply": Kind("reply", "chunks, text or text_pad after each, four codes", "magenta", "#f3d9f7", "#512058"),
+    "break": Kind("break", "a chunk, and BREAK: the model is silent", "red", "#fbd7d3", "#5c211b"),
 }
 TAUGHT, CONTEXT = "taught", "context"
-#: codes that are written out
-FIRST_CODES = 12
 #: characters of a name, rows of a document, and characters of a run on the terminal: what is more is said, not shown
 MOST_NAME, MOST_ROWS, MOST_CONTENT = 80, 10, 1000
 
@@ -144,7 +147,7 @@ def shown_documents(row: StoredRow, vocabulary: Vocabulary, tokenizer: Any) -> I
     start = 0
     for document, rows in zip(row.documents, row.rows, strict=True):
         speakers = {id: _name(speaker or "") for id, speaker in rows}
-        problems = document_problems(document, vocabulary)
+        problems = (stream_problems if document.streamed else document_problems)(document, vocabulary)
         try:
             spans = tuple(_spans(document, vocabulary, tokenizer, speakers))
         except ReadError:  # document_problems says so
@@ -158,7 +161,11 @@ def shown_documents(row: StoredRow, vocabulary: Vocabulary, tokenizer: Any) -> I
 
 
 def _spans(document: Document, vocabulary: Vocabulary, tokenizer: Any, speakers: Mapping[str, str]) -> Iterator[Span]:
-    for segment in segments(document, vocabulary):
+    for run in stream_runs(document, vocabulary) if document.streamed else ():
+        content = visible(run_content(run, document, vocabulary, tokenizer))
+        taught = any(label != IGNORE for label in document.labels[run.start : run.end])
+        yield Span(run.kind, run.start, run.end, run.reply, taught, content)
+    for segment in () if document.streamed else segments(document, vocabulary):
         start = segment.start
         for i in range(segment.start, segment.end):
             taught = document.labels[i] != IGNORE

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -63,13 +63,13 @@ class PackedRow:
         return sum(map(len, self.drawn))
 
     @cached_property
-    def recordings(self) -> dict[tuple[str, str], SpeechRow]:
+    def recordings(self) -> dict[tuple[str, str], Recorded]:
         """(task, row id) -> the row, of every recording that clips are of; an id is one of its data set alone.
 
         Raises:
             DataError: a clip of something that has no recording.
         """
-        found: dict[tuple[str, str], SpeechRow] = {}
+        found: dict[tuple[str, str], Recorded] = {}
         for item in self.drawn:
             there = unit_recordings(item.unit) if item.document.clips else {}
             for name, _, _ in item.document.clips:
@@ -80,8 +80,16 @@ class PackedRow:
         return found
 
 
-def unit_recordings(unit: Any) -> Mapping[str, SpeechRow]:
-    """Name, as `Document.clips` has it -> what is recorded, of what a task drew; a dialogue says it itself."""
+class Recorded(Protocol):
+    """What clips are of: a file, and what of it is heard, at 24 kHz."""
+
+    @property
+    def clip(self) -> Clip | None: ...
+    def wave(self) -> np.ndarray: ...
+
+
+def unit_recordings(unit: Any) -> Mapping[str, Recorded]:
+    """Name, as `Document.clips` has it -> what is recorded, of what a task drew; dialogues and streams say it."""
     if hasattr(unit, "recordings"):
         return unit.recordings
     rows = unit if isinstance(unit, Sequence) else [unit]
@@ -147,8 +155,9 @@ class PackedBatch:
 
     input_ids, labels, position_ids: (N, L) int64, positions from 0 in every document. tasks: names, of which `task`
     (N, L) int8 holds the place, -1 at padding. clips: (row id, a, b) in order of appearance; `clip_order` (A,) int64
-    which of `waves` (24 kHz, float32, whole codes) each of them is. audio: what the family's extractor makes of the
-    waves, and `clip_order`, or empty.
+    which of `waves` (24 kHz, float32, whole codes) each of them is. streams: place in `waves` -> key of its content, of
+    those that the streaming encoder hears. audio: what the family's extractor makes of the others, in their order, and
+    `clip_order`, or empty.
     """
 
     input_ids: torch.Tensor
@@ -159,6 +168,7 @@ class PackedBatch:
     clips: list[tuple[str, int, int]] = field(default_factory=list)
     clip_order: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     waves: list[np.ndarray] = field(default_factory=list)
+    streams: dict[int, str] = field(default_factory=dict)
     audio: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -196,7 +206,7 @@ def collate_rows(
     input_ids, taught, places, numbers = (torch.from_numpy(array) for array in (ids, labels, positions, task))
     batch = PackedBatch(input_ids, taught, places, numbers, names)
     _add_clips(batch, rows, vocabulary)
-    if batch.waves and extractor is not None:
+    if len(batch.waves) > len(batch.streams) and extractor is not None:
         _add_audio(batch, extractor)
     return batch
 
@@ -204,7 +214,7 @@ def collate_rows(
 def _add_clips(batch: PackedBatch, rows: Sequence[PackedRow], vocabulary: Vocabulary) -> None:
     """The waves of all clips, each once, cut on the grid of codes."""
     problems: list[Problem] = []
-    unique: dict[str, int] = {}
+    unique: dict[tuple[str, bool], int] = {}
     order: list[int] = []
     for row in rows:
         decoded: dict[Any, np.ndarray] = {}  # a recording is decoded once a row
@@ -216,8 +226,9 @@ def _add_clips(batch: PackedBatch, rows: Sequence[PackedRow], vocabulary: Vocabu
                 except AudioError as error:
                     problems.append(Problem(name, str(error)))
                     continue
-                key = content_key(Clip(array=wave, sampling_rate=RATE))
+                key = content_key(Clip(array=wave, sampling_rate=RATE)), item.document.streamed
                 if key not in unique:
+                    batch.streams |= {len(unique): key[0]} if item.document.streamed else {}
                     batch.waves.append(wave)
                 order.append(unique.setdefault(key, len(unique)))
                 batch.clips.append((name, a, b))
@@ -233,10 +244,10 @@ def _slot_problems(document: Document, vocabulary: Vocabulary) -> Iterable[Probl
         yield Problem(names, f"{slots} audio slots in a document of {document.task}, its clips fill {needed}")
 
 
-def _wave(row: SpeechRow, decoded: dict[Any, np.ndarray]) -> np.ndarray:
+def _wave(row: Recorded, decoded: dict[Any, np.ndarray]) -> np.ndarray:
     """Its recording at 24 kHz, from `decoded` where it is there."""
     assert row.clip is not None
-    key = row.clip.path or id(row.clip)
+    key = type(row), row.clip.path or id(row.clip)  # of a stream one channel is heard
     if key not in decoded:
         decoded[key] = row.wave()
     return decoded[key]
@@ -257,16 +268,18 @@ def clip_samples(wave_T: np.ndarray, a: int, b: int) -> np.ndarray:
 
 
 def _add_audio(batch: PackedBatch, extractor: Callable[..., Any]) -> None:
-    """The fields of the unique clips; the extractor must count slots as the documents do."""
-    names: list[str] = [""] * len(batch.waves)
+    """The fields of the unique clips that are no streams; the extractor must count slots as the documents do."""
+    names: dict[int, str] = {}
     for (name, a, b), place in zip(batch.clips, batch.clip_order.tolist(), strict=True):
-        names[place] = names[place] or f"{name}, codes {a} to {b}"
-    fields = dict(extractor(batch.waves, sampling_rate=RATE, names=names))
+        names.setdefault(place, f"{name}, codes {a} to {b}")
+    whole = {place: wave for place, wave in enumerate(batch.waves) if place not in batch.streams}
+    names = {place: names[place] for place in whole}
+    fields = dict(extractor([*whole.values()], sampling_rate=RATE, names=[*names.values()]))
     rows = fields["input_features_mask"].sum(1)
     slots = rows.new_zeros(len(names)).index_add(0, fields["segment_clips"], rows).tolist()
     wrong = [
         Problem(name, f"the encoder fills {count} slots, its codes {count_slots(len(wave) // CODE_SAMPLES)}")
-        for name, wave, count in zip(names, batch.waves, slots, strict=True)
+        for name, wave, count in zip(names.values(), whole.values(), slots, strict=True)
         if count != count_slots(len(wave) // CODE_SAMPLES)
     ]
     if wrong:

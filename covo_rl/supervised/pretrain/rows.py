@@ -23,9 +23,11 @@ from covo_rl.models.text import unfit
 from covo_rl.speech.rows import SAME_ID, SpeechRow, SpeechRowReader, named_row, recording_problems
 from covo_rl.supervised.pretrain.dialogue_rows import DialogueRowReader
 
-Kind = Literal["speech", "text", "dialogue"]
+Kind = Literal["speech", "text", "dialogue", "stream"]
 #: what one draw of a task takes -> the kind of its rows
-KINDS: dict[str, Kind] = {"row": "speech", "document": "speech", "text": "text", "dialogue": "dialogue"}
+KINDS: dict[str, Kind] = {
+    "row": "speech", "document": "speech", "text": "text", "dialogue": "dialogue", "stream": "stream",
+}  # fmt: skip
 _NO_POSITION = -(2**62)
 
 
@@ -67,7 +69,7 @@ class TextRowReader:
         return TextRow(name, text)
 
 
-#: kind -> its reader, made of (audio folder, needs, codebook, tokenizer)
+#: kind -> its reader, made of (audio folder, needs, codebook, tokenizer); streams are no rows of a file
 READERS: dict[Kind, Callable[..., UnitReader]] = {
     "speech": partial(SpeechRowReader, unique=False),
     "text": TextRowReader,
@@ -141,6 +143,11 @@ class RowStore:
         if unit != "document":
             return Units(self, unit)
         return Units(self, unit, *self._grouped(most_codes))
+
+    def heard_problems(self, rank: int = 0, world: int = 1) -> list[Problem]:
+        """What is wrong with the recordings of a rank's share of the rows, each of which is decoded."""
+        rows = (self.row(index) for index in range(rank, len(self), world))
+        return recording_problems(said for row in rows for said in spoken_parts(row) if said.clip is not None)
 
     def _check(self) -> list[Problem]:
         """Read every row once, note where documents are; returns what is wrong."""
@@ -247,9 +254,3 @@ def _split(starts: np.ndarray, codes: np.ndarray, most: int | None) -> np.ndarra
                 parts.append(row)
                 begin = ends[row]
     return np.unique(np.r_[starts, np.array(parts, dtype=np.int64)])
-
-
-def heard_problems(store: RowStore, rank: int = 0, world: int = 1) -> list[Problem]:
-    """What is wrong with the recordings of a rank's share of the rows, each of which is decoded."""
-    rows = (store.row(index) for index in range(rank, len(store), world))
-    return recording_problems(said for row in rows for said in spoken_parts(row) if said.clip is not None)

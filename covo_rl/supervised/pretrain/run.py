@@ -133,7 +133,7 @@ def _pretrain(config: PretrainConfig, accelerator: Accelerator) -> Path:
     }  # fmt: skip
     stream = PackedStream(tasks, vocabulary, seed=config.seed, workers=config.workers, **shared)
     held = PackedStream(held_out, vocabulary, seed=config.seed + EVAL_SEED, **shared) if held_out else None
-    for line in stream.unnamed_speakers():
+    for line in (*stream.unnamed_speakers(), *stream.padded_replies()):
         _say(line)
     if config.check_recordings:
         own = [problem for rows in (stream, held) if rows for problem in rows.heard_problems(ranks.rank, ranks.world)]

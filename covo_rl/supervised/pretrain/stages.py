@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 #: tokens of the published mixture, in billions: a task's weight where none is given
 WEIGHTS = {
     "asr": 80.0, "tts": 160.0, "audio_only": 240.0, "continuation": 160.0, "interleave_1": 360.0,
-    "interleave_2": 180.0, "text": 800.0,
+    "interleave_2": 180.0, "text": 800.0, "full_duplex": 5.0,
 }  # fmt: skip
+#: the tasks of stage 2; full duplex needs streams, and a model that has the ids: whoever has both names it
+STAGE_2 = [name for name in WEIGHTS if name != "full_duplex"]
 #: shares of the tokens of the chat stage
 CHAT_WEIGHTS = {
     "general": 0.4, "dialogue": 0.3, "speech_understanding": 0.1, "speech_generation": 0.1, "audio_understanding": 0.1,
@@ -28,13 +30,15 @@ CHAT_WEIGHTS = {
 STAGES: dict[int | str, dict[str, Any]] = {
     1: {"train_parts": ["audio_adapter"], "tasks": {"asr": {}}, "learning_rate": 1e-4, "steps": 50_000,
         "warmup_steps": 40_000},
-    2: {"train_parts": ["audio_adapter", "llm", "lm_head"], "tasks": {name: {} for name in WEIGHTS},
+    2: {"train_parts": ["audio_adapter", "llm", "lm_head"], "tasks": {name: {} for name in STAGE_2},
         "learning_rate": 3e-5, "steps": 500_000, "warmup_steps": 20_000},
     "chat": {"train_parts": ["audio_adapter", "llm", "lm_head"], "tasks": {name: {} for name in CHAT_WEIGHTS},
              "learning_rate": 1e-5, "steps": 50_000, "warmup_steps": 1000},
 }  # fmt: skip
 #: what one draw takes -> the option that names the rows of all tasks of this kind
-DEFAULT_DATA = {"row": "data", "document": "data", "text": "text_data", "dialogue": "dialogue_data"}
+DEFAULT_DATA = {
+    "row": "data", "document": "data", "text": "text_data", "dialogue": "dialogue_data", "stream": "duplex_data",
+}  # fmt: skip
 
 
 def planned_tasks(config: PretrainConfig, option: str = "tasks") -> dict[str, TaskData]:
@@ -62,6 +66,10 @@ def planned_tasks(config: PretrainConfig, option: str = "tasks") -> dict[str, Ta
             problems.append(f"{option}: {name} has weight {weight:g} and no rows: give {default}, or data of its own, "
                             "or weight 0")  # fmt: skip
         audio_dir = given.get("audio_dir", config.audio_dir if "data" not in given else None)
+        if task.unit == "stream":
+            if "audio_dir" in given:
+                problems.append(f"{option}: {name} has audio_dir, and its streams hold their recordings: leave it out")
+            audio_dir = None
         if data is not None and weight:
             planned[name] = TaskData(float(weight), data, audio_dir)
     if not planned and not problems:

@@ -23,14 +23,20 @@ from covo_rl.supervised.pretrain.builder import cut_text
 from covo_rl.supervised.pretrain.document import BuildOptions, DocumentTask, Vocabulary
 from covo_rl.supervised.pretrain.mixture import NO_ROWS, Mixture, MixtureTask, check_weights, unknown_task
 from covo_rl.supervised.pretrain.packing import PackedBatch, PackedRow, Packer, collate_rows
-from covo_rl.supervised.pretrain.rows import KINDS, Kind, RowStore, heard_problems
+from covo_rl.supervised.pretrain.rows import KINDS, Kind, RowStore
+from covo_rl.supervised.pretrain.stream_rows import StreamStore
 from covo_rl.supervised.pretrain.tasks import TASKS
 from covo_rl.types import UserError
+
+NO_DUPLEX = (
+    "the model says no ids of full duplex, so there is nothing to write its decisions with: `covo-rl duplex prepare "
+    "--model MODEL --output DIR` gives a model its section duplex; or give the task weight 0"
+)
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's weight in tokens, and its rows: a file, folder or pattern, or several."""
+    """A task's weight in tokens, and its rows: a file, folder or pattern, or several; of streams, folders of them."""
 
     weight: float
     data: str | Sequence[str] | None = None
@@ -66,7 +72,8 @@ class PackedStream:
         parts = [mixture_task(name, data, known, self.stores, 2 * length // 3) for name, data in tasks.items()]
         self._voices = {
             name: store for name, data in tasks.items()
-            if "voice" in known[name].needs and (store := self.stores.get(_store_key(data, known[name])))
+            if "voice" in known[name].needs
+            and isinstance(store := self.stores.get(_store_key(data, known[name])), RowStore)
         }  # fmt: skip
         mixture = Mixture(parts, vocabulary, seed=seed, length=length, options=options, cut=cut_text)
         self.tasks = tuple(mixture.tasks)
@@ -143,7 +150,15 @@ class PackedStream:
 
     def heard_problems(self, rank: int = 0, world: int = 1) -> list[Problem]:
         """What is wrong with the recordings of all tasks, of a rank's share, each of which is decoded."""
-        return [problem for store in self.stores.values() for problem in heard_problems(store, rank, world)]
+        return [problem for store in self.stores.values() for problem in store.heard_problems(rank, world)]
+
+    def padded_replies(self) -> list[str]:
+        """How many replies of streams get codes of silence until their text is out, which is allowed. For a log."""
+        return [
+            f"{store.name}: the text of {store.padded} of {store.replies} replies outlasts their codes: silence follows"
+            for store in self.stores.values()
+            if isinstance(store, StreamStore) and store.padded
+        ]
 
 
 def stream_report(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,15 +227,19 @@ def open_stores(
     known: Mapping[str, DocumentTask],
     vocabulary: Vocabulary,
     tokenizer: str | None = None,
-) -> dict[tuple[Any, ...], RowStore]:
+) -> dict[tuple[Any, ...], RowStore | StreamStore]:
     """The rows of all tasks that have a weight; data that several tasks name is read once, with all that they need.
 
     Raises:
-        ConfigError: unknown tasks, weights that cannot be, tasks without data.
+        ConfigError: unknown tasks, weights that cannot be, tasks without data, or that the model has no ids for.
         DataError: every problem of every row.
     """
     problems = [unknown_task(name, list(known)) for name in tasks if name not in known]
     problems += [f"{name}: {NO_ROWS}" for name, task in tasks.items() if task.weight and not task.data]
+    problems += [
+        f"{name}: {NO_DUPLEX}" for name, task in tasks.items()
+        if name in known and task.weight and known[name].unit == "stream" and vocabulary.duplex is None
+    ]  # fmt: skip
     if problems:
         raise ConfigError(problems)
     check_weights({name: task.weight for name, task in tasks.items()})
@@ -228,11 +247,14 @@ def open_stores(
     for name, task in tasks.items():
         if task.weight:
             needs.setdefault(_store_key(task, known[name]), set()).update(known[name].needs)
-    stores: dict[tuple[Any, ...], RowStore] = {}
+    stores: dict[tuple[Any, ...], RowStore | StreamStore] = {}
     errors: list[DataError] = []
     for key, fields in needs.items():
         data, audio_dir, kind = key
         try:
+            if kind == "stream":
+                stores[key] = StreamStore(data, vocabulary, tokenizer)
+                continue
             stores[key] = RowStore(
                 data, audio_dir, kind=kind, needs=fields, codebook=vocabulary.codes, tokenizer=tokenizer
             )
@@ -248,14 +270,14 @@ def open_stores(
 
 
 def mixture_task(
-    name: str, data: TaskData, known: Mapping[str, DocumentTask], stores: Mapping[tuple[Any, ...], RowStore],
-    most_codes: int | None = None,
+    name: str, data: TaskData, known: Mapping[str, DocumentTask],
+    stores: Mapping[tuple[Any, ...], RowStore | StreamStore], most_codes: int | None = None,
 ) -> MixtureTask:  # fmt: skip
     """A task with its units of `open_stores`; without any where it has no weight."""
     store = stores.get(_store_key(data, known[name]))
     if store is None:
         return MixtureTask(name, data.weight, known[name], ())
-    units = store.units(known[name].unit, most_codes)
+    units = store if isinstance(store, StreamStore) else store.units(known[name].unit, most_codes)
     return MixtureTask(name, data.weight, known[name], units, store.fingerprint)
 
 

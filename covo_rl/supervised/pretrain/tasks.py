@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from covo_rl.supervised.pretrain import builder, dialogues
+from covo_rl.supervised.pretrain import builder, dialogues, full_duplex
 from covo_rl.supervised.pretrain.document import BuildOptions, DocumentTask
 
 __all__ = ["TASKS", "BuildOptions", "DocumentTask"]
@@ -22,4 +22,5 @@ TASKS: dict[str, DocumentTask] = {
     "speech_understanding": DocumentTask("dialogue", dialogues.build_understanding),
     "speech_generation": DocumentTask("row", dialogues.build_pseudo_dialogue, ("text", "codes", "voice")),
     "audio_understanding": DocumentTask("dialogue", dialogues.build_understanding),
+    "full_duplex": DocumentTask("stream", full_duplex.build_full_duplex),
 }

@@ -25,6 +25,7 @@ from covo_rl.supervised.pretrain.config import FLOORED_COSINE, PretrainConfig
 from covo_rl.supervised.pretrain.figures import UpdateFigures
 from covo_rl.supervised.pretrain.forward import Taught, check_isolation, packed_logps
 from covo_rl.supervised.pretrain.freezing import decay_groups, frozen_digests, train_parts
+from covo_rl.supervised.pretrain.stream_features import StreamFeatures
 from covo_rl.train.guard import memory_explained
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, schedule_of
@@ -61,6 +62,7 @@ class PretrainTrainer:
         if any(parameter.dtype == torch.float16 for parameter in family.model.parameters()):
             raise ConfigError(["a float16 model cannot train, its gradients vanish: dtype bfloat16, float32 or auto"])
         self.policy = Policy(family, gradient_checkpointing=config.gradient_checkpointing, recompute=config.recompute)
+        self.heard = StreamFeatures(self.policy)
         check_isolation(self.policy)
         optimizer = adamw(
             decay_groups(family, self.policy, config.weight_decay),
@@ -131,7 +133,7 @@ class PretrainTrainer:
             last = index == len(batches) - 1
             self.accelerator.sync_gradients = last
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                logps_M = self.wrapped(packed_logps, batch, part)
+                logps_M = self.wrapped(packed_logps, batch, part, self.heard)
                 if logps_M.requires_grad:  # of the adapter alone, rows without a clip ask for nothing
                     # DDP and FSDP average over ranks; the sum is over all of them
                     self.accelerator.backward(-logps_M.sum() * (self.ranks.world / total))
@@ -153,7 +155,7 @@ class PretrainTrainer:
                 taught = Taught.of(batch)
                 if figures is None:
                     figures = UpdateFigures(batch.tasks, self.family.code_ids)
-                figures.add(batch, taught, self.wrapped(packed_logps, batch, taught))
+                figures.add(batch, taught, self.wrapped(packed_logps, batch, taught, self.heard))
         assert figures is not None, "measured on no rows"
         return {f"eval_{name}": value for name, value in figures.over(self.ranks).items() if name.startswith("loss")}
 
