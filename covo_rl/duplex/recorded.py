@@ -107,8 +107,8 @@ class RecordedWorld:
         ]
 
     def path(self, stream: DuplexStream) -> list[int]:
-        """All ids of a stream; where the user's last turn is not answered, which would teach silence, up to the BREAK of
-        the last reply.
+        """All ids of a stream; where the user's last turn is not answered, which would teach silence, those up to the
+        BREAK of the last reply.
 
         Raises:
             DataError, PlanError: its replies cannot be laid out, or there are none.
