@@ -7,7 +7,8 @@ From nothing, minutes on two CPU cores (a supervised stage first, which answers 
     python recipes/grpo_duplex.py --config recipes/configs/tiny_duplex.yaml --seed 0 --output runs/turns
 
 What it is compared with:  --control shuffled | gold | no_cue,  --timing-estimator sampled | exact | trunk
-A model of your own that has a duplex section (covo-rl duplex prepare):  --model PATH
+A model of your own that has a duplex section (covo-rl duplex prepare), and streams of your own
+(covo-rl data simulate-duplex):  --model PATH --rl-data DIR --test-data DIR
 
 OUTPUT/result.json has the figures before and after, those of a moved threshold, and the AUC of a probe for the end of
 turns (docs/turns.md). A run that was stopped goes on with --resume auto; --dry-run checks all and starts nothing.

@@ -2,6 +2,7 @@
 
     python recipes/sft_duplex.py --output checkpoints/duplex
     python recipes/sft_duplex.py --output checkpoints/duplex --seed 3 --sft-steps 2000
+    python recipes/sft_duplex.py --model PATH --sft-data DIR --output checkpoints/mine    (your own model and streams)
 
 What comes out answers after a limit of silence: right after a turn, early in every long pause. A configuration of
 grpo_duplex.py fits; what it says of RL has no effect here.

@@ -159,9 +159,8 @@ class TimingSession(Session):
         return question_logits(self.family, self.test, self.world.ids)
 
     def write_sounds(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
-        """One long pause as it sounds before training and after: the first drawn stream that was answered early and then
-        was not, else the first of all. Of recorded ones nobody knows how the answer would sound. By the main process.
-        """
+        """One long pause as it sounds before training and after: of the first drawn stream that was answered early and
+        then was not, else of the first. How answers to recorded ones sound nobody knows. By the main process."""
         paused = [(q.stream, *z) for q, *z in zip(self.test, before, after, strict=True)
                   if isinstance(q.stream, FeatureStream) and q.stream.kind == "pause"]  # fmt: skip
         stops = [(stream, *(greedy_stop(z_K) for z_K in z)) for stream, *z in paused]
