@@ -119,7 +119,7 @@ def bash(words, tmp_path_factory):
         (["covo-rl", ""], list(cli.COMMANDS)),
         (["covo-rl", "tr"], ["train"]),
         (["covo-rl", "--ver"], ["--version"]),
-        (["covo-rl", "data", ""], ["build", "check", "convert", "inspect", "profile"]),
+        (["covo-rl", "data", ""], ["build", "check", "convert", "inspect", "profile", "simulate-duplex"]),
         (["covo-rl", "data", "check", "--against-a"], ["--against-audio-dir"]),
         (["covo-rl", "train", "--max-st"], ["--max-steps"]),
         (["covo-rl", "train", "--seed", "1", "--dtype", "b"], ["bfloat16"]),

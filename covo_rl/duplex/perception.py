@@ -117,7 +117,7 @@ def fresh_ears(encoder: Any, waves: Sequence[np.ndarray], seed: int = 0) -> None
     for part, within in ((model.encoder, "linear"), (model.audio_adapter, "relu")):
         for name, weight in part.named_parameters():
             if weight.ndim > 1 and "embed_positions" not in name:
-                kind = "relu" if "conv" in name else within
+                kind: Any = "relu" if "conv" in name else within
                 nn.init.kaiming_normal_(weight, nonlinearity=kind, generator=generator)
     mels = [encoder.mel.whole(torch.from_numpy(wave_T)[None], torch.tensor([encoder.mel_peak]))[0]
             for wave_T in waves[:MEASURED]]  # fmt: skip

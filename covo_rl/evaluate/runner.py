@@ -233,25 +233,25 @@ def answer_rows(
     files = [clip for example in inputs.examples for clip in example.clips]
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
-        answerer = in_session(request, inputs, answerer or load_answerer(request, style, clips))
+        asked = in_session(request, inputs, answerer or load_answerer(request, style, clips))
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error
-    longest: float | None = getattr(answerer, "max_clip_seconds", None)
-    lengths = [(e.id, audio_seconds((clip,), answerer.clips)) for e in inputs.examples for clip in e.clips if longest]
+    longest: float | None = getattr(asked, "max_clip_seconds", None)
+    lengths = [(e.id, audio_seconds((clip,), asked.clips)) for e in inputs.examples for clip in e.clips if longest]
     if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
         raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
-    check = getattr(answerer, "length_problems", None)
+    check = getattr(asked, "length_problems", None)
     if problems := ranks.from_main(check(inputs.examples) if check and ranks.main else []):
         raise EvalInputError(problems[:50])
-    with sampling_engine(request, answerer, inputs.examples, ranks) as engine:
+    with sampling_engine(request, asked, inputs.examples, ranks) as engine:
         claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
-        if isinstance(answerer, PolicyAnswerer):
-            answerer = replace(answerer, engine=engine)
-            texts = written_texts(inputs.examples, answerer.prompt_config)
-            for note in special_token_notes(texts, answerer.policy.family.tokenizer) if ranks.main else ():
+        if isinstance(asked, PolicyAnswerer):
+            asked = replace(asked, engine=engine)
+            texts = written_texts(inputs.examples, asked.prompt_config)
+            for note in special_token_notes(texts, asked.policy.family.tokenizer) if ranks.main else ():
                 say(note, err=True)
-        by_audio = {audio: run_model(inputs, answerer, request, audio=audio, ranks=ranks) or [] for audio in conditions}
+        by_audio = {audio: run_model(inputs, asked, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None
 
 

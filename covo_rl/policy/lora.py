@@ -84,7 +84,7 @@ class TrainedRows(TrainableTokensLayer):
 
     def _ids(self, name: str, device: torch.device) -> torch.Tensor:
         """Made once: a CUDA graph cannot take them from the host."""
-        made = self.__dict__.setdefault("made_ids", {})
+        made: dict[Any, torch.Tensor] = vars(self).setdefault("made_ids", {})
         if (name, device) not in made:
             made[name, device] = torch.tensor(self.token_indices[name], device=device)
         return made[name, device]

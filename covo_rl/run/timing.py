@@ -161,13 +161,14 @@ class TimingSession(Session):
     def write_sounds(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
         """One long pause as it sounds before training and after: of the first drawn stream that was answered early and
         then was not, else of the first. How answers to recorded ones sound nobody knows. By the main process."""
-        paused = [(q.stream, *z) for q, *z in zip(self.test, before, after, strict=True)
-                  if isinstance(q.stream, FeatureStream) and q.stream.kind == "pause"]  # fmt: skip
-        stops = [(stream, *(greedy_stop(z_K) for z_K in z)) for stream, *z in paused]
+        stops = [
+            (q.stream, greedy_stop(start), greedy_stop(end)) for q, start, end in zip(self.test, before, after, strict=True)
+            if isinstance(q.stream, FeatureStream) and q.stream.kind == "pause"
+        ]  # fmt: skip
         changed = [each for each in stops if is_early(each[0], each[1]) and not is_early(each[0], each[2])]
-        for stream, *both in (changed or stops)[:1] if self.ranks.main else ():
-            for name, stop in zip(("before", "after"), both, strict=True):
-                write_sound(self.run.folder / "sounds" / name, stream, stop, split="test")
+        for stream, first, last in (changed or stops)[:1] if self.ranks.main else ():
+            write_sound(self.run.folder / "sounds" / "before", stream, first, split="test")
+            write_sound(self.run.folder / "sounds" / "after", stream, last, split="test")
 
     def warn_of_probe(self, auc: float) -> None:
         """RL teaches no perception: say so where there is little to work with."""
