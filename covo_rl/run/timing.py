@@ -162,7 +162,8 @@ class TimingSession(Session):
         """One long pause as it sounds before training and after: of the first drawn stream that was answered early and
         then was not, else of the first. How answers to recorded ones sound nobody knows. By the main process."""
         stops = [
-            (q.stream, greedy_stop(start), greedy_stop(end)) for q, start, end in zip(self.test, before, after, strict=True)
+            (q.stream, greedy_stop(first), greedy_stop(last))
+            for q, first, last in zip(self.test, before, after, strict=True)
             if isinstance(q.stream, FeatureStream) and q.stream.kind == "pause"
         ]  # fmt: skip
         changed = [each for each in stops if is_early(each[0], each[1]) and not is_early(each[0], each[2])]
