@@ -187,7 +187,7 @@ def read_layers(words: Sequence[str], default: Path) -> dict[str, dict[str, Any]
         elif hints.get(name) == list[str]:
             values[name] = said
         elif len(said) != 1:
-            raise ConfigError([f"command line: --{name} {' '.join(said)}: options are --NAME VALUE"])
+            raise ConfigError([f"command line: {' '.join([f'--{name}', *said])}: options are --NAME VALUE"])
         else:
             values[name] = said[0]
     path = str(values.pop("config", default))
