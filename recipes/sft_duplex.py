@@ -2,8 +2,10 @@
 
     python recipes/sft_duplex.py --output checkpoints/duplex
     python recipes/sft_duplex.py --output checkpoints/duplex --seed 3 --sft-steps 2000
+    python recipes/sft_duplex.py --model PATH --sft-data DIR --output checkpoints/mine    (your own model and streams)
 
-What comes out answers after a limit of silence: right after a turn, early in every long pause.
+What comes out answers after a limit of silence: right after a turn, early in every long pause. A configuration of
+grpo_duplex.py fits; what it says of RL has no effect here.
 """
 
 import sys
@@ -11,8 +13,10 @@ from pathlib import Path
 
 from covo_rl.config import ConfigError
 from covo_rl.data.terminal import say
-from covo_rl.duplex.config import duplex_options, words_of
+from covo_rl.duplex.config import duplex_options, read_layers
 from covo_rl.resolve import find
+from covo_rl.run.commands.duplex_page import TAUGHT_BY, duplex_page
+from covo_rl.run.commands.options_page import wants_page
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import UserError
 
@@ -20,10 +24,10 @@ from covo_rl.types import UserError
 def main(words: list[str]) -> None:
     """Options, stage, figures."""
     try:
-        if {"-h", "--help"} & {*words}:
-            print(__doc__)
+        if wants_page(words):
+            print(duplex_page(str(__doc__), TAUGHT_BY))
             return
-        options = duplex_options(words_of(words, find("recipes", "configs/tiny_duplex.yaml")))
+        options = duplex_options(read_layers(words, find("recipes", "configs/tiny_duplex.yaml")))
         folder = Path(options.train.output)
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError([f"--output {folder} is not empty: name another folder"])

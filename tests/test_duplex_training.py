@@ -10,18 +10,23 @@ import torch
 import yaml
 
 from covo_rl.config import ConfigError
-from covo_rl.duplex.config import duplex_options, words_of
+from covo_rl.duplex.config import TIMING_ESTIMATORS, duplex_options, read_layers
 from covo_rl.duplex.features import draw_streams
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.layout import read_chunks
 from covo_rl.duplex.questions import FeatureWorld
+from covo_rl.duplex.rollout import score_stops
 from covo_rl.duplex.supervised import LessonWeights, supervised_loss
+from covo_rl.duplex.timing import ESTIMATORS
 from covo_rl.duplex.training import TimingTrainer, question_logits
 from covo_rl.duplex.trunk import stop_logits
 from covo_rl.policy import Policy
 from covo_rl.resolve import find
+from covo_rl.rewards import components
+from covo_rl.run.timing import dry_timing, run_timing
 from covo_rl.supervised.duplex_stage import new_duplex_family, next_batch, taught_already
 from covo_rl.train.checkpoint.saver import Saver
+from covo_rl.types import UserError
 
 CONFIG = find("recipes", "configs/tiny_duplex.yaml")
 SMALL = {"prompts_per_step": 6, "micro_batch_prompts": 4, "max_steps": 4, "duplex_width": 32, "rl_streams": 12,
@@ -163,6 +168,12 @@ def test_the_recipe_writes_figures_before_and_after(tmp_path):
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 4
     again = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert again.returncode == 1 and "holds a finished run" in again.stderr
+    (tmp_path / "run/result.json").unlink()  # as a kill after the last checkpoint leaves it
+    resumed = subprocess.run(
+        [*command, *words, "--resume", "auto"], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((tmp_path / "run/result.json").read_text())["after"] == result["after"]
     options = small(seed=3, output=str(tmp_path / "run"))
     assert taught_already(options, tmp_path / "run/sft")
     assert not taught_already(small(seed=4), tmp_path / "run/sft")
@@ -176,4 +187,70 @@ def test_the_recipe_writes_figures_before_and_after(tmp_path):
 )  # fmt: skip
 def test_options_that_cannot_be_are_named(words, said):
     with pytest.raises(ConfigError, match=said):
-        duplex_options(words_of(words, Path(CONFIG)))
+        duplex_options(read_layers(words, Path(CONFIG)))
+
+
+def words(*more, config=CONFIG):
+    return duplex_options(read_layers(more, Path(config)))
+
+
+def test_flags_are_written_as_everywhere():
+    options = words("--dry-run", "--no-log-rollouts", "--train-parts", "llm", "--noise=0.5", "--seed", "4")
+    assert options.train.dry_run and not options.train.log_rollouts and options.adapter.train_parts == ["llm"]
+    assert options.duplex.noise == 0.5 and options.train.seed == 4
+    assert not words("--full", "--lora-r", "8").adapter.lora
+
+
+def test_the_estimators_that_can_be_chosen_are_those_there_are():
+    assert (*ESTIMATORS,) == TIMING_ESTIMATORS
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--temperature", "0.7"], ["--report-to", "tensorboard"], ["--num-iterations", "2"], ["--loss-type", "grpo"],
+     ["--keep-best"], ["--oom-retry"], ["--no-evaluate"], ["--data", "rows.json"], ["--reward-gate", "format"],
+     ["--use-vllm"], ["--scale-rewards", "batch"], ["--seed", "-1"], ["--train-parts", "llm", "encoder"],
+     ["--lora", "true", "--modules-to-save", "audio_adapter"]],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(more):
+    with pytest.raises(ConfigError) as caught:
+        words(*more)
+    named = [word[2:].replace("-", "_").removeprefix("no_") for word in more if word.startswith("--")]
+    assert any(name in str(caught.value) for name in named) and len(caught.value.problems) == 1
+
+
+def test_what_is_wrong_is_said_before_anything_is_taught(tmp_path, monkeypatch):
+    monkeypatch.setattr("covo_rl.run.timing_start.teach_duplex", lambda *_: pytest.fail("taught"))
+    refused = {
+        "accuracy does not judge": {"rewards": "accuracy"},
+        "judges all of its stops": {"rewards": "turn_taking,response_delay"},  # says nothing of a model that speaks
+        "nothing_like_it": {"rewards": "nothing_like_it"},
+        "train_parts": {"train_parts": ["llm", "tail"]},
+    }
+    for said, more in refused.items():
+        with pytest.raises(UserError, match=said):
+            run_timing(small(output=str(tmp_path / "run"), **more))
+    for more in ({}, {"lora": True}):
+        dry_timing(small(output=str(tmp_path / "run"), dry_run=True, **more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_somebody_else_is_not_replaced(tmp_path):
+    theirs = tmp_path / "sft" / "model.safetensors"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"weeks of work")
+    with pytest.raises(ConfigError, match="holds another model"):
+        run_timing(small(output=str(tmp_path)))
+    assert theirs.read_bytes() == b"weeks of work"
+
+
+def test_a_reward_that_judges_some_stops_only_is_named():
+    stream = draw_streams("rl", {"single": 1}, seed=0)[0]
+
+    def patchy(completions, shift_time, **kwargs):
+        return [None if time is None else 1.0 for time in shift_time]
+
+    both = components({"early_response": 1.0, patchy: 1.0})
+    scored = score_stops([stream], both)[0]
+    assert [*scored.parts] == ["early_response"]
+    assert scored.failures == {"patchy": f"judges {stream.decisions} of {stream.decisions + 1} stops"}

@@ -8,15 +8,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from covo_rl.config import ConfigError, Options, option, option_names, options_from, value_problems
-from covo_rl.duplex.timing import ESTIMATORS, TimingOptions
+from covo_rl.config import ConfigError, Options, option, option_names, options_from, rooms, value_problems
 from covo_rl.resolve import read_yaml, typed_values, unknown_names
+
+if TYPE_CHECKING:
+    from covo_rl.duplex.timing import TimingOptions
 
 #: in place of a model's name: one of random weights
 NEW = "new"
 CONTROLS = ("none", "shuffled", "gold", "no_cue")
+#: those of timing.py, which imports torch
+TIMING_ESTIMATORS = ("sampled", "exact", "trunk", "mix")
+#: GRPO's options that have a meaning here too; each of the others has to keep its default
+SHARED = tuple(
+    """
+    model dtype attn_implementation family trust_remote_code lora adapter lora_r lora_alpha lora_dropout
+    lora_target_modules use_rslora use_dora modules_to_save train_parts part_learning_rates load_in_4bit
+    num_generations rewards reward_timeout check_rewards beta scale_rewards seed output overwrite max_steps
+    prompts_per_step micro_batch_prompts learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1
+    adam_beta2 max_grad_norm gradient_checkpointing recompute checkpoint_every checkpoint_minutes export_checkpoints
+    keep_last resume allow_changed_config allow_overlap dry_run log_rollouts eval_every
+    """.split()  # noqa: SIM905 - a list of 45 quoted words is harder to read
+)
+#: their features are made once, before training
+FROZEN_PARTS = ("encoder", "audio_adapter")
 LIMITS = {
     "[1, inf)": "duplex_width duplex_layers perception_steps sft_steps sft_batch",
     "[10, inf)": "perception_streams sft_streams rl_streams test_streams",
@@ -42,7 +59,7 @@ class DuplexConfig:
     sft_streams: int = option(8000, "streams of the supervised stage")
     rl_streams: int = option(3000, "streams of RL")
     test_streams: int = option(640, "streams of the test, by kind as 240 long pauses, 150 single turns, 250 others")
-    duplex_width: int = option(64, "of a new model's decoder, where --model is none")
+    duplex_width: int = option(64, "of a new model's decoder, where --model is new")
     duplex_layers: int = option(2, "of it")
     sft_steps: int = option(1200, "updates of the supervised stage at most")
     sft_until: float = option(0.97, "it ends where this share of held-out single turns is answered in time "
@@ -53,7 +70,7 @@ class DuplexConfig:
     decision_weight: float = option(2.0, "of THINK, SHIFT and BREAK in the supervised loss")
     text_weight: float = option(1.0, "of text there")
     code_weight: float = option(0.3, "of audio codes there")
-    timing_estimator: str = option("mix", "of the policy gradient", [*ESTIMATORS])
+    timing_estimator: str = option("mix", "of the policy gradient", [*TIMING_ESTIMATORS])
     trunk_weight: float = option(0.1, "of the trunk's loss in mix")
     hindsight: float = option(
         0.5, "part of the worth of waiting, in the trunk's loss, that is the best still to be had"
@@ -71,6 +88,8 @@ class DuplexOptions(Options):
     @property
     def timing(self) -> TimingOptions:
         """How RL estimates its gradient."""
+        from covo_rl.duplex.timing import TimingOptions  # torch
+
         return TimingOptions(
             timing_estimator=self.duplex.timing_estimator, generations=self.rollout.num_generations,
             trunk_weight=self.duplex.trunk_weight, beta=self.loss.beta, scale=self.loss.scale_rewards != "none",
@@ -97,16 +116,34 @@ def duplex_options(layers: Mapping[str, Mapping[str, Any]]) -> DuplexOptions:
         problems += unknown_names([name for name in layer if name not in known], known, where)
         own |= typed_values(hints, {name: layer[name] for name in layer if name in hints}, problems, where)
         rest[where] = {name: layer[name] for name in layer if name in known and name not in hints}
-    duplex, rooms = DuplexConfig(**own), Options()
+    duplex, shared = DuplexConfig(**own), Options()
     problems += value_problems(duplex, LIMITS)
     try:
-        rooms = options_from(rest)
+        shared = options_from(rest)
+        problems += _shared_problems(shared)
     except ConfigError as error:
         problems += error.problems
-    problems += _contradictions(duplex, new=rooms.model.model == NEW)
+    problems += _contradictions(duplex, new=shared.model.model == NEW)
     if problems:
         raise ConfigError(problems)
-    return DuplexOptions(**vars(rooms), duplex=duplex)
+    return DuplexOptions(**vars(shared), duplex=duplex)
+
+
+def _shared_problems(options: Options) -> list[str]:
+    """What GRPO's options say that cannot be here."""
+    values, defaults, adapter, seed = options.flat(), Options().flat(), options.adapter, options.train.seed
+    others = [name for name, value in values.items() if name not in SHARED and value != defaults[name]]
+    problems = [f"{name} {values[name]!r:.80}: it has no meaning where a rollout is the moment to speak; leave it out"
+                for name in others]  # fmt: skip
+    if options.loss.scale_rewards == "batch":
+        problems.append("scale_rewards batch: advantages are those of one stream; choose group or none")
+    if seed < 0:
+        problems.append(f"seed {seed}: streams are drawn from it; choose 0 or more")
+    name, parts = ("modules_to_save", adapter.modules_to_save) if adapter.lora else ("train_parts", adapter.train_parts)
+    if frozen := [part for part in parts if part in FROZEN_PARTS]:
+        problems.append(f"{name} {', '.join(frozen)}: what is heard of a stream is made once, before training; choose "
+                        "among llm and lm_head")  # fmt: skip
+    return problems
 
 
 def _contradictions(duplex: DuplexConfig, *, new: bool) -> list[str]:
@@ -124,18 +161,34 @@ def _contradictions(duplex: DuplexConfig, *, new: bool) -> list[str]:
     return problems
 
 
-def words_of(words: Sequence[str], default: Path) -> dict[str, dict[str, Any]]:
+def read_layers(words: Sequence[str], default: Path) -> dict[str, dict[str, Any]]:
     """The layers that a command line asks for: `--config FILE`, or the default one, and under it what is written:
-    `--name value` or `--name=value`, - and _ alike.
+    `--name value` or `--name=value`, `--name` for one that is true or false, `--full`; - and _ alike.
 
     Raises:
-        ConfigError: a word that is neither; a file that cannot be read.
+        ConfigError: a word that is none of these; a file that cannot be read.
     """
-    parts = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    hints = {name: hint for room in (*rooms().values(), DuplexConfig) for name, hint in get_type_hints(room).items()}
+    given: dict[str, list[str]] = {}
+    taking: list[str] | None = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            taking = given[name.replace("-", "_")] = [value] if equals else []
+        elif taking is None:
+            raise ConfigError([f"command line: {word!r}: options are --NAME VALUE"])
+        else:
+            taking.append(word)
     values: dict[str, Any] = {}
-    for name, value in zip(parts[::2], [*parts[1::2], None], strict=False):
-        if not name.startswith("--") or value is None or value.startswith("--"):
-            raise ConfigError([f"command line: {name!r}: options are --NAME VALUE"])
-        values[name[2:].replace("-", "_")] = value
+    for name, said in given.items():
+        if not said and (name == "full" or hints.get(name.removeprefix("no_")) is bool):
+            own = "lora" if name == "full" else name.removeprefix("no_")
+            values[own] = name == own
+        elif hints.get(name) == list[str]:
+            values[name] = said
+        elif len(said) != 1:
+            raise ConfigError([f"command line: --{name} {' '.join(said)}: options are --NAME VALUE"])
+        else:
+            values[name] = said[0]
     path = str(values.pop("config", default))
     return {path: read_yaml(path), "command line": values}

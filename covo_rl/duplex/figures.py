@@ -121,7 +121,7 @@ def pause_class(seconds: float) -> str:
 def _by_pause(cases: Sequence[_Case]) -> dict[str, float | None]:
     """Early share by the longest pause of the stream."""
     parts: dict[str, list[_Case]] = {}
-    longest = [max(end - start for start, end in case.stream.pauses) for case in cases]
+    longest = [max((end - start for start, end in case.stream.pauses), default=0.0) for case in cases]
     for place in np.argsort(longest, kind="stable"):
         parts.setdefault(pause_class(longest[place]), []).append(cases[place])
     return {name: _share(part, "early_S") for name, part in parts.items()}

@@ -21,9 +21,14 @@ from covo_rl.duplex.plan import ReplyPlan, plan_chunks
 from covo_rl.duplex.rollout import TimingStream
 from covo_rl.duplex.trunk import ReplyChunk, Trunk, listening_trunk, speaking_trunk
 from covo_rl.synth.speech import DIGITS
+from covo_rl.types import UserError
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
+
+
+class FeatureWorldError(UserError, ValueError):
+    """A model that cannot write streams of digits."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,16 @@ class FeatureWorld:
         """For this model; without `hear` by simulated features as wide as its decoder.
 
         Raises:
-            ValueError: a digit is not one token, or there are no codes for ten of them and silence.
+            FeatureWorldError: a digit is not one token, or there are no codes for ten of them and silence.
         """
         names = [family.tokenizer(f" {digit}")["input_ids"] for digit in DIGITS]
         needed = CHUNK_CODES * (len(DIGITS) + 1)
         if any(len(tokens) != 1 for tokens in names) or ids.num_codes < needed:
             longest = max(map(len, names))
-            raise ValueError(f"a digit takes up to {longest} tokens and there are {ids.num_codes} codes: streams of "
-                             f"features want one token for each, and {needed} codes")  # fmt: skip
+            raise FeatureWorldError(
+                f"a digit takes up to {longest} tokens and there are {ids.num_codes} codes: streams of features want "
+                f"one token for each, and {needed} codes"
+            )
         width = family.embed_tokens.weight.shape[1]
 
         def simulated(stream: FeatureStream) -> torch.Tensor:

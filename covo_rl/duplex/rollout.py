@@ -121,7 +121,8 @@ def score_stops(
 ) -> list[StopRewards]:
     """Every stop of every stream under the weighted sum of these rewards, in one call of each.
 
-    A component that fails for one stop of a stream leaves that stream's sum: no other stop outranks it for that.
+    A component that fails for one stop of a stream, or says None of some, leaves that stream's sum: no other stop
+    outranks it for that.
 
     Raises:
         RewardError: a stream of which no component judges all stops.
@@ -150,6 +151,8 @@ def score_stops(
             elif why := next((outcome.missing[i] for i in range(first, first + len(each))
                               if outcome.missing.get(i, "").startswith("failed")), ""):  # fmt: skip
                 failures[term.name] = why
+            elif judged := int((~np.isnan(scores_S)).sum()):
+                failures[term.name] = f"judges {judged} of {len(each)} stops"
         if not parts:
             why = "; ".join(f"{name} {why}" for name, why in failures.items()) or "each of them says None"
             raise RewardError(f"stream {stream.id} ({stream.kind}): none of {', '.join(t.name for t in rewards)} "

@@ -70,11 +70,14 @@ def _inputs(questions: Sequence[TimingQuestion]) -> tuple[list[Trunk], list[Tens
 
 
 class TimingLearner(Learner):
-    """One forward and one backward per stream and update, however many rollouts it has."""
+    """One forward and one backward per stream and update, however many rollouts it has.
 
-    def __init__(self, timing: TimingOptions, ids: DuplexIds, *args: Any) -> None:
+    `idle` is what a rank without streams passes through the model.
+    """
+
+    def __init__(self, timing: TimingOptions, ids: DuplexIds, idle: TimingQuestion, *args: Any) -> None:
         super().__init__(*args)
-        self.timing, self.ids = timing, ids
+        self.timing, self.ids, self.idle = timing, ids, idle
         self.references: dict[str, Tensor] = {}
 
     def update_stops(
@@ -93,13 +96,11 @@ class TimingLearner(Learner):
             self.accelerator.sync_gradients = last
             part = micro[index] if index < len(micro) else []
             # a rank that has no work left still takes part: DDP wants a pass from every rank
-            chosen = part or [0]
+            asked, earned = [questions[i] for i in part] or [self.idle], [totals[i] for i in part]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                rows = self.wrapped(trunk_logits, *_inputs([questions[i] for i in chosen]), self.ids)
-                drawn = [self._stops(questions[i], row, step) for i, row in zip(chosen, rows, strict=True)]
-                loss, figures = self._stop_loss(
-                    [questions[i] for i in chosen], rows, [totals[i] for i in chosen], drawn
-                )
+                rows = self.wrapped(trunk_logits, *_inputs(asked), self.ids)
+                drawn = [self._stops(question, row, step) for question, row in zip(asked, rows, strict=True)]
+                loss, figures = self._stop_loss(asked, rows, earned or [np.zeros(len(rows[0]) + 1)], drawn)
                 # DDP averages over ranks, accelerate over its accumulation steps; the loss is a mean over all streams
                 share = len(part) / count * self.ranks.world * self.accelerator.gradient_accumulation_steps
                 self.accelerator.backward(loss * share)
@@ -197,7 +198,8 @@ class TimingTrainer(Trainer):
         return StopRewards(scored.total_S[order], parts, scored.failures)
 
     def new_learner(self, idle_group: Group) -> TimingLearner:
-        common = (self.timing, self.ids, self.options, self.policy, self.accelerator, idle_group)
+        idle = next(iter(self.questions.values()))
+        common = (self.timing, self.ids, idle, self.options, self.policy, self.accelerator, idle_group)
         return TimingLearner(*common) if self.gold is None else GoldLearner(self.gold, *common)
 
     def prompt_of(self, example_id: str) -> Prompt:

@@ -30,10 +30,12 @@ def feature_world(family: AudioFamily, config: DuplexConfig) -> FeatureWorld:
     """Streams as this model meets them, by simulated features or by its own encoder.
 
     Raises:
-        ValueError: the model cannot write such streams (FeatureWorld.of), or has no duplex section.
+        FeatureWorldError: the model cannot write such streams.
+        DuplexIdsError: it has no duplex section.
     """
+    ids = DuplexIds.of(family)
     listen = wave_listener(StreamingEncoder.of(family.model)) if config.features == "wav" else None
-    return FeatureWorld.of(family, DuplexIds.of(family), listen, noise=config.noise)
+    return FeatureWorld.of(family, ids, listen, noise=config.noise)
 
 
 def stream_wave(stream: FeatureStream) -> np.ndarray:

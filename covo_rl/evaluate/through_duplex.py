@@ -6,7 +6,7 @@ first turn is the answer, whenever it comes; without one the answer is empty, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ class DuplexAnswerer:
         )  # fmt: skip
 
 
-def turn_record(shift_time: float | None, speech_end: float) -> Mapping[str, Any]:
+def turn_record(shift_time: float | None, speech_end: float) -> dict[str, Any]:
     """When an answer came, by the rule of the rewards: `outcome` early, answered or never; `delay` of those answered.
 
     >>> turn_record(3.36, 2.9)["outcome"], turn_record(2.88, 2.9)["outcome"], turn_record(None, 2.9)["outcome"]

@@ -6,15 +6,14 @@ questions come from, and what is measured on those held out.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
@@ -38,11 +37,10 @@ from covo_rl.prompt import build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import components
-from covo_rl.rewards.duplex_lint import times, timing_problems
 from covo_rl.run.observers import Adviser, Bar, Observer, Recorder
 from covo_rl.run.session import Session
 from covo_rl.run.start import not_shared, own, run_origin, take_up
-from covo_rl.supervised.duplex_stage import starting_family, taught_already, teach_duplex
+from covo_rl.run.timing_start import taught_model, timing_reward_problems
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.launch import join
 from covo_rl.train.ranks import Ranks
@@ -62,13 +60,13 @@ class TimingSession(Session):
 
     options: DuplexOptions
 
-    def __init__(self, options: DuplexOptions) -> None:
-        self.options, self.accelerator = options, join()
+    def __init__(self, options: DuplexOptions, accelerator: Accelerator | None = None) -> None:
+        self.options, self.accelerator = options, accelerator or join()
         self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.run = Run(options.train.output, active=self.ranks.main)
         self.start = take_up(self.run, options, self.ranks)
         self.terms = components(options.reward.rewards)
-        self._refuse(self._reward_problems() if self.ranks.main else [])
+        self._refuse(timing_reward_problems(options, self.terms) if self.ranks.main else [])
         set_seed(options.train.seed % 2**32)
         self.clips, self.in_memory, self.decoder, self.engine = ClipStore(), {}, None, None
         path, train = resolve_model(options.model.model), options.train
@@ -105,15 +103,6 @@ class TimingSession(Session):
         """That of every stream, where the control wants one."""
         return "none" if self.options.duplex.control == "no_cue" else None
 
-    def _reward_problems(self) -> list[str]:
-        if others := [term.name for term in self.terms if not times(term)]:
-            return [f"rewards: {', '.join(others)} does not judge when a duplex rollout stops"]
-        if not self.options.reward.check_rewards:
-            return []
-        return [
-            f"{term.name}: {check}: {why}" for term in self.terms for check, why in timing_problems(term, full=False)
-        ]
-
     def show(self) -> None:
         """Print what trains, and on what."""
         duplex, train = self.options.duplex, self.options.train
@@ -121,7 +110,8 @@ class TimingSession(Session):
             ("model", self.options.model.model), ("streams", f"{len(self.questions)}, tested on {len(self.test)}"),
             ("step", f"{train.prompts_per_step} streams, one forward each, {train.max_steps} steps"),
             ("estimator", f"{duplex.timing_estimator}, control {duplex.control}"), ("seed", train.seed),
-            ("R_total", " + ".join(f"R_{term.name}" for term in self.terms)), ("run folder", train.output),
+            ("R_total", " + ".join(f"{term.weight:g} R_{term.name}" for term in self.terms)),
+            ("run folder", train.output),
         ]  # fmt: skip
         self._print(console.summary_table("run", rows), render_report(self.trainable.report), *self.notes)
 
@@ -149,9 +139,10 @@ class TimingSession(Session):
         )  # fmt: skip
 
     def rollout_rows(self, batch: Any) -> list[dict[str, Any]]:
-        """Of the steps that are kept, for there are hundreds of rollouts a step; with the sound of one stream."""
+        """Of the steps that are kept, for there are hundreds of rollouts a step; with the sound of one stream. They are
+        of all ranks, and the main one keeps them."""
         steps, step = self.options.train.max_steps, self.trainer.step if self.trainer else 0
-        if not (step <= FIRST_STEPS or step == steps or step % max(1, steps // KEPT_STEPS) == 0):
+        if not self.ranks.main or not (step <= FIRST_STEPS or step == steps or step % max(1, steps // KEPT_STEPS) == 0):
             return []
         streams = [question.stream for question in batch.questions]
         sounds = {}
@@ -168,13 +159,13 @@ class TimingSession(Session):
         return question_logits(self.family, self.test, self.world.ids)
 
     def write_sounds(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
-        """One long pause as it sounds before training and after: of the drawn streams that were answered early and then
-        were not, the first, else the first of all. Of recorded ones nobody knows how the answer would sound."""
+        """One long pause as it sounds before training and after: of the first drawn stream that was answered early and
+        then was not, else of the first. How answers to recorded ones sound nobody knows. By the main process."""
         paused = [(q.stream, *z) for q, *z in zip(self.test, before, after, strict=True)
                   if isinstance(q.stream, FeatureStream) and q.stream.kind == "pause"]  # fmt: skip
         stops = [(stream, *(greedy_stop(z_K) for z_K in z)) for stream, *z in paused]
         changed = [each for each in stops if is_early(each[0], each[1]) and not is_early(each[0], each[2])]
-        for stream, *both in (changed or stops)[:1]:
+        for stream, *both in (changed or stops)[:1] if self.ranks.main else ():
             for name, stop in zip(("before", "after"), both, strict=True):
                 write_sound(self.run.folder / "sounds" / name, stream, stop, split="test")
 
@@ -245,18 +236,10 @@ def run_timing(options: DuplexOptions) -> Path:
 
     `seconds` there are those of this process, `stages` those of each part.
     """
-    began, folder = time.perf_counter(), Path(options.train.output)
-    if options.model.model == NEW:
-        take_up(Run(folder), options, Ranks.current())  # before minutes of supervised updates
-        if recorded := options.recorded("sft_data", "rl_data", "test_data"):
-            take_recorded(starting_family(options), recorded, allow_overlap=options.data.allow_overlap)
-        options.model.model = str(folder / "sft")
-        if Ranks.current().main and not taught_already(options, folder / "sft"):
-            shutil.rmtree(folder / "sft", ignore_errors=True)
-            teach_duplex(replace(options, model=replace(options.model, model=NEW)), folder / "sft")
-        Ranks.current().wait()
+    began, accelerator = time.perf_counter(), join()
+    taught_model(options, accelerator)
     taught = time.perf_counter() - began
-    session = TimingSession(options)
+    session = TimingSession(options, accelerator)
     try:
         session.show()
         session.accept()
@@ -281,3 +264,12 @@ def run_timing(options: DuplexOptions) -> Path:
         return session.write_result(result)
     finally:
         session.close()
+
+
+def dry_timing(options: DuplexOptions) -> None:
+    """Check options, rewards and model as `run_timing` would, and start nothing."""
+    accelerator, new = join(), options.model.model == NEW
+    taught_model(options, accelerator)
+    if not new:  # else there is no model yet
+        TimingSession(options, accelerator).show()
+    console.console.print("dry run: options, model and rewards are fine; nothing was started")

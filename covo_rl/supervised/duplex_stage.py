@@ -73,7 +73,7 @@ def new_duplex_family(width: int, layers: int, seed: int, *, ears: bool = False)
     return models.family_class(model.config.model_type)(model, processor)
 
 
-def starting_family(options: DuplexOptions) -> AudioFamily:
+def family_to_teach(options: DuplexOptions) -> AudioFamily:
     """The model that is named, with a duplex section, or a new one."""
     name, duplex = options.model.model, options.duplex
     if name == NEW:
@@ -96,7 +96,7 @@ def teach_duplex(options: DuplexOptions, folder: Path) -> dict[str, Any]:
     """
     duplex, seed = options.duplex, options.train.seed
     torch.manual_seed(seed)
-    family = starting_family(options)
+    family = family_to_teach(options)
     recorded = options.recorded("sft_data")
     taken = take_recorded(family, recorded) if recorded else None
     heard = {}

@@ -1,0 +1,94 @@
+"""Before a run of learning when to speak: what can be wrong with it, then the supervised stage of a new model.
+
+Nothing is written until all that can be known is known: the stage takes minutes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+
+from accelerate import Accelerator
+
+from covo_rl.config import ConfigError
+from covo_rl.duplex.config import NEW, DuplexOptions
+from covo_rl.duplex.features import PRESETS, draw_streams
+from covo_rl.duplex.recorded import take_recorded
+from covo_rl.duplex.rollout import score_stops
+from covo_rl.duplex.waves import feature_world
+from covo_rl.policy.trainable import make_trainable
+from covo_rl.records.folder import Run
+from covo_rl.rewards import Component, RewardError, components
+from covo_rl.rewards.duplex_lint import policy_problems, times, timing_problems
+from covo_rl.run.start import take_up
+from covo_rl.supervised.duplex_stage import family_to_teach, taught_already, teach_duplex
+from covo_rl.train.ranks import Ranks
+from covo_rl.types import UserError
+
+#: of the checkpoint that the supervised stage leaves in the run folder, and of one that is not whole yet
+TAUGHT, PARTIAL = "sft", ".sft-partial"
+
+
+def timing_reward_problems(options: DuplexOptions, terms: Sequence[Component]) -> list[str]:
+    """Why these rewards cannot say when to speak; they must judge streams of every kind that RL asks."""
+    if others := [term.name for term in terms if not times(term)]:
+        return [f"rewards: {', '.join(others)} does not judge when a duplex rollout stops"]
+    if options.reward.check_rewards:
+        found = [(term.name, *why) for term in terms for why in timing_problems(term, full=False)]
+        found += [("+".join(term.name for term in terms), *why) for why in policy_problems(terms)]
+        if found:
+            return [f"{name}: {check}: {why}" for name, check, why in found]
+    try:
+        score_stops(draw_streams("rl", dict.fromkeys(PRESETS["rl"].kinds, 1), options.train.seed), terms)
+    except RewardError as error:
+        return [f"rewards: {error}"]
+    return []
+
+
+def taught_model(options: DuplexOptions, accelerator: Accelerator) -> None:
+    """Where `options` ask for a new model, teach one in the run folder, or take the one that lies there; the options
+    name it from then on. A dry run only makes one in memory.
+
+    Raises:
+        ConfigError: what is wrong with rewards, launcher, folder or what trains, before anything is written.
+        DivergedError: the supervised stage came to no finite loss.
+    """
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    if (kind := accelerator.distributed_type.name) in ("FSDP", "DEEPSPEED"):
+        raise ConfigError([f"{kind} of the launcher: streams train on whole copies of a model: leave it out"])
+    if options.model.model != NEW:
+        return
+    run, new = Run(options.train.output, active=ranks.main), replace(options, model=replace(options.model))
+    folder = run.folder / TAUGHT
+    options.model.model = str(folder)  # by this name a checkpoint knows it
+    take_up(run, options, ranks)
+    if problems := timing_reward_problems(options, components(options.reward.rewards)):
+        raise ConfigError(problems)
+    family = family_to_teach(new)
+    if recorded := options.recorded("sft_data", "rl_data", "test_data"):
+        take_recorded(family, recorded, allow_overlap=options.data.allow_overlap)
+    else:
+        feature_world(family, options.duplex)
+    make_trainable(family, options.adapter)
+    done, there = ranks.from_main((taught_already(options, folder), folder.exists()) if ranks.main else None)
+    if there and not (done or options.train.overwrite):
+        raise ConfigError([f"{folder} holds another model than these options make: choose another --output, or replace "
+                           "it with --overwrite"])  # fmt: skip
+    if not (done or options.train.dry_run):
+        ranks.together(lambda: _teach(new, run) if ranks.main else None, UserError)
+
+
+def _teach(options: DuplexOptions, run: Run) -> None:
+    """The supervised stage, whole or not at all, by the one process that has the folder."""
+    folder, partial = run.folder / TAUGHT, run.folder / PARTIAL
+    if why := run.lock.hold():
+        raise ConfigError([why])
+    try:
+        for path in (partial, folder):
+            if path.exists():
+                shutil.rmtree(path)
+        teach_duplex(options, partial)
+        partial.rename(folder)
+    finally:
+        run.lock.release()
