@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from covo_rl.config import RolloutConfig
 from covo_rl.duplex.data import DuplexMark, DuplexStream, DuplexTurn
+from covo_rl.duplex.figures import pause_class
 from covo_rl.duplex.grid import CHUNK_SECONDS, sound_start
 from covo_rl.duplex.layout import ChunkDecision
 from covo_rl.duplex.rollout import TimingStream
@@ -20,7 +21,7 @@ from covo_rl.evaluate import through_duplex
 from covo_rl.evaluate.cli import app
 from covo_rl.evaluate.duplex_streams import stream_figures, stream_record
 from covo_rl.evaluate.sets import load_set
-from covo_rl.evaluate.turn_figures import correlation, pause_class, turn_figures, turn_lines
+from covo_rl.evaluate.turn_figures import correlation, turn_figures, turn_lines
 from covo_rl.run.python.calls import evaluation_options
 from covo_rl.types import Clip, Example
 
