@@ -25,6 +25,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from covo_rl.cli import COMMANDS, RECIPES
 from covo_rl.config import option_names, parse_options
+from covo_rl.duplex.config import DuplexConfig
 from covo_rl.models.builtin import TINY_MODELS
 
 ROOT = Path(__file__).parent.parent
@@ -212,7 +213,8 @@ def command_flags(command) -> set[str]:
 
 def known_flags() -> set[str]:
     """Every flag that something in this project takes, written with dashes."""
-    flags = {f"--{name}" for name in option_names()} | {"--full", "--config", "--help", "--install-completion"}
+    flags = {f"--{name}" for name in (*option_names(), *vars(DuplexConfig()))}
+    flags |= {"--full", "--config", "--help", "--install-completion"}
     flags |= {"--num_processes", "--mixed_precision", "--config_file", "--main_process_port"}  # of accelerate launch
     flags |= {"--cpu", "--train", "--validation", "--test"}  # of accelerate launch, and of python -m covo_rl.synth
     scripts = ("tests/**/*.py", "benchmarks/*.py", "recipes/*.py")

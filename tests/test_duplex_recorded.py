@@ -192,7 +192,7 @@ def test_two_steps_of_rl_from_folders(tmp_path, family):
     rows = [json.loads(line) for line in (run / "rollouts/step_00001.jsonl").read_text().splitlines()]
     assert sorted({row["id"] for row in rows}) == ["hummed", "paused", "single"] and len(rows) == 12
     paused = next(row for row in rows if row["id"] == "paused")
-    assert paused["question"] == " one two  five (0.60 s) 3.60-3.84 s"
+    assert paused["question"] == " one two [ three]  five (0.60 s) 3.60-3.84 s"
     assert next(row for row in rows if row["clips"])["clips"][0].endswith(", the user")
     assert len([*(run / "clips").iterdir()]) >= 1 and not (run / "sounds").exists()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

@@ -107,7 +107,7 @@ def trainer_of(options, family):
 
 
 def test_a_step_is_one_forward_whose_rollouts_are_stops(tmp_path):
-    trainer = trainer_of(small(output=str(tmp_path)), new_duplex_family(32, 2, seed=0))
+    trainer = trainer_of(small(output=str(tmp_path), beta=0.001), new_duplex_family(32, 2, seed=0))
     metrics, batch = trainer.train_step()
     assert len(batch.questions) == len(batch.z) == 6 and batch.stops_PG.shape == batch.advantages_PG.shape == (6, 4)
     for question, z_K, stops_G, scored in zip(batch.questions, batch.z, batch.stops_PG, batch.rewards, strict=True):

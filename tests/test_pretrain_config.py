@@ -77,8 +77,8 @@ def test_streams_have_data_of_their_own_and_hold_their_recordings():
     config.tasks, config.audio_dir = {"full_duplex": {"audio_dir": "x"}}, "clips"
     with pytest.raises(ConfigError) as error:
         planned_tasks(config)
-    first, second = error.value.problems
-    assert "has audio_dir" in first and "weight 5 and no rows: give duplex_data" in second
+    said = "; ".join(error.value.problems)
+    assert "has audio_dir" in said and "weight 5 and no rows: give duplex_data" in said
     config.tasks, config.duplex_data = {"full_duplex": {}}, "sft"
     plan = planned_tasks(config)["full_duplex"]
     assert (plan.weight, plan.data, plan.audio_dir) == (5, "sft", None)

@@ -126,7 +126,7 @@ class RecordedWorld:
         Raises:
             DataError, PlanError: it asks nothing, or its replies cannot be laid out.
         """
-        last, plan = last_question(stream), self._plan(stream)
+        last, plan = asked_question(stream), self._plan(stream)
         first, end = last.first_chunk, min(last.first_chunk + last.decisions, len(plan))
         listening = last.kind in LISTENING
         if listening:
@@ -183,7 +183,7 @@ def coded_replies(stream: DuplexStream) -> list[StreamReply]:
     return replies
 
 
-def last_question(stream: DuplexStream) -> StreamQuestion:
+def asked_question(stream: DuplexStream) -> StreamQuestion:
     """What a stream is about.
 
     Raises:
@@ -266,7 +266,7 @@ def _fault(world: RecordedWorld | None, folder: Path, stream: DuplexStream, *, l
     try:
         coded_replies(stream)
         if not lesson:
-            last_question(stream)
+            asked_question(stream)
         read_stream(folder)
         if world is None:
             return ""
@@ -290,7 +290,7 @@ def _shortage(streams: Recorded) -> list[str]:
 
 def _kind(stream: DuplexStream) -> str:
     try:
-        return last_question(stream).kind
+        return asked_question(stream).kind
     except UserError:
         return ""
 
