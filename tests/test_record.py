@@ -1,6 +1,7 @@
 """The run folder: plain JSON, whole files, nothing a model wrote reaches a page unescaped."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,6 +122,7 @@ def test_groups_are_numbered_over_the_ranks_of_a_step():
     observer = SimpleNamespace(measure=lambda metrics: None, record=seen.append)
     ranks = SimpleNamespace(rank=1, main=True, gathered=lambda value: [3, value, 1], joined=list)
     session: Any = SimpleNamespace(observers=[observer], ranks=ranks, decoder=None, record_seconds=0.0)
+    session.rollout_rows = partial(Session.rollout_rows, session)
     batch: Any = SimpleNamespace(groups=groups, table=table, advantages=shares, version=0)
     Session._after_step(session, {"step": 7, "seconds": {}}, batch)
     rows = seen[0].rollouts
