@@ -271,9 +271,9 @@ def test_tracebacks_and_warnings_of_a_program_are_shown_as_text():
 
 def test_cells_of_a_markdown_report_stay_in_their_table():
     """finding 27: a category with line breaks, pipes, code or HTML writes no row or heading of its own."""
-    from covo_rl.evaluate.report import _table
+    from covo_rl.evaluate.tables import table_lines
 
-    lines = _table(["a\n# b", "n"], [["x\n\n# 99 % | <img src=y> `", 1]])
+    lines = table_lines(["a\n# b", "n"], [["x\n\n# 99 % | <img src=y> `", 1]])
     assert lines == [r"| a\\n# b | n |", "|---|---:|", r"| x\\n\\n# 99 % \| \<img src=y> \` | 1 |", ""]
 
 
