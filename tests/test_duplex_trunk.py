@@ -1,12 +1,11 @@
 """One forward over the trunk says what going token by token says."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from speaking_cases import FIRST_CODE, speaking_model
 from transformers import DynamicCache
 
+from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.rollout import stop_logps
 from covo_rl.duplex.trunk import (
     ReplyChunk,
@@ -34,10 +33,10 @@ def family():
 @pytest.fixture(scope="module")
 def ids(family):
     config = family.model.config
-    return SimpleNamespace(
+    return DuplexIds(
         think=50, shift=51, break_=52, text_pad=config.text_end_token_id, placeholder=config.audio_placeholder_token_id,
         audio_bos=config.audio_bos_token_id, audio_eos=config.audio_eos_token_id, first_code=FIRST_CODE,
-        marks=(config.turn_end_token_id,),
+        num_codes=config.num_audio_codes, marks=(config.turn_end_token_id,),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 
@@ -98,12 +99,16 @@ class LegalMasks:
         legal_L = torch.as_tensor(legal_L, device=self.allowed_KV.device)
         return logits_LV.float().masked_fill(~self.allowed_KV[legal_L], -torch.inf)
 
-    def stop_logit(self, logits_V: torch.Tensor, legal: Legal) -> float:
-        """Logit of SHIFT, or of BREAK, against all else that is legal at a decision: its sigmoid is the hazard."""
-        rest_V = self.masked(logits_V[None], [legal])[0]
-        stop = self.ids.shift if legal is Legal.LISTENING else self.ids.break_
-        stop_logit, rest_V[stop] = rest_V[stop].clone(), -torch.inf
-        return float(stop_logit - rest_V.logsumexp(0))
+    def stop_logits(self, logits_LV: torch.Tensor, legal_L: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Logits (L,) of SHIFT, or of BREAK, against all else that is legal at decisions: the hazard is its sigmoid.
+
+        Text against text is no decision of this kind and gets no gradient from it.
+        """
+        legal_L = torch.as_tensor(legal_L, device=self.allowed_KV.device)
+        masked_LV = self.masked(logits_LV, legal_L)
+        stop_L1 = torch.where(legal_L == Legal.LISTENING, self.ids.shift, self.ids.break_)[:, None]
+        going_on_LV = masked_LV.scatter(1, stop_L1, -torch.inf)
+        return masked_LV.gather(1, stop_L1)[:, 0] - going_on_LV.logsumexp(1)
 
     def logps(
         self, logits_LV: torch.Tensor, targets_L: torch.Tensor, legal_L: Sequence[int] | torch.Tensor
@@ -115,3 +120,9 @@ class LegalMasks:
         legal_L = torch.as_tensor(legal_L, device=self.allowed_KV.device)
         chosen_L = self.masked(logits_LV, legal_L).log_softmax(-1).gather(1, targets_L[:, None])[:, 0]
         return torch.where(legal_L == Legal.FORCED, torch.zeros_like(chosen_L), chosen_L)
+
+
+@lru_cache(maxsize=8)
+def legal_masks(ids: DuplexIds, vocabulary: int, device: torch.device) -> LegalMasks:
+    """The masks of a model, made once: every id of its vocabulary is looked at."""
+    return LegalMasks(ids, vocabulary, device)

@@ -39,7 +39,7 @@ from covo_rl.duplex.layout import (
     chunk_ids,
     system_block,
 )
-from covo_rl.duplex.machine import DuplexState, Legal, LegalMasks
+from covo_rl.duplex.machine import DuplexState, Legal, legal_masks
 from covo_rl.engines.draws import Drawing, draw, noise_dtype
 from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.models.covo_audio.streaming import TextPieces
@@ -124,7 +124,7 @@ class DuplexSession:
             )
         self.drawing = {Legal.LISTENING: decision, Legal.CLOSED: decision, Legal.OPEN: text, Legal.CODE: codes}
         self.device = family.embed_tokens.weight.device
-        self.masks = LegalMasks(self.ids, family.model.config.get_text_config().vocab_size, self.device)
+        self.masks = legal_masks(self.ids, family.model.config.get_text_config().vocab_size, self.device)
         self._begin()
 
     def _begin(self) -> None:
@@ -205,7 +205,7 @@ class DuplexSession:
         self._features.append(feature_D)
         self._take(self.ids.placeholder)
         logits_V = self._forward(feature_D[None])
-        stop_logit = self.masks.stop_logit(logits_V, self._state.legal)
+        stop_logit = float(self.masks.stop_logits(logits_V[None], [self._state.legal]))
         at_limit = self._turn_chunks >= self.max_turn_chunks
         if planned is not None or at_limit:
             token, logp = planned.token if planned is not None else self.ids.break_, None

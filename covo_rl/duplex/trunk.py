@@ -8,7 +8,7 @@ all rollouts, and G of them cost what one costs.
     speaking_trunk(prefix, begun, reply, ids)         prefix | U T | ... | U S | U w cccc | U _ cccc | ... | U
     stop_logits(family, trunks, features, ids)        z_K of each: log P(stop) - log P(go on), over the legal ids
 
-U is the placeholder, its embedding replaced by the chunk's feature. `ids` says which id is what (`DecisionIds`).
+U is the placeholder, its embedding replaced by the chunk's feature.
 """
 
 from __future__ import annotations
@@ -16,39 +16,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 
 from covo_rl.duplex.grid import CHUNK_CODES
+from covo_rl.duplex.ids import DuplexIds
+from covo_rl.duplex.machine import Legal, legal_masks
 from covo_rl.policy.rows import decoder_call
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
-
-
-class DecisionIds(Protocol):
-    """The ids that decisions are made of. Text is every id below `first_code` that is none of the others."""
-
-    @property
-    def think(self) -> int: ...
-    @property
-    def shift(self) -> int: ...
-    @property
-    def break_(self) -> int: ...
-    @property
-    def text_pad(self) -> int: ...
-    @property
-    def placeholder(self) -> int: ...
-    @property
-    def audio_bos(self) -> int: ...
-    @property
-    def audio_eos(self) -> int: ...
-    @property
-    def first_code(self) -> int: ...
-    @property
-    def marks(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +50,13 @@ class Trunk:
         """Positions of the U whose decisions are due."""
         return self.places[len(self.places) - self.decisions :]
 
+    @property
+    def legal(self) -> list[Legal]:
+        """What each decision is chosen from."""
+        if self.listening:
+            return [Legal.LISTENING] * self.decisions
+        return [Legal.OPEN if is_open else Legal.CLOSED for is_open in self.text_open]
+
 
 @dataclass(frozen=True)
 class ReplyChunk:
@@ -80,13 +66,13 @@ class ReplyChunk:
     codes: tuple[int, ...]
 
 
-def listening_trunk(prefix: Sequence[int], chunks: int, ids: DecisionIds) -> Trunk:
+def listening_trunk(prefix: Sequence[int], chunks: int, ids: DuplexIds) -> Trunk:
     """A model that has not spoken yet, over `chunks` chunks of the user; `prefix` as it stands before chunk 0."""
     path, places = _listened(prefix, chunks, ids)
     return Trunk(tuple(path[:-1]), tuple(places), chunks, True)
 
 
-def speaking_trunk(prefix: Sequence[int], begun: int, reply: Sequence[ReplyChunk], ids: DecisionIds) -> Trunk:
+def speaking_trunk(prefix: Sequence[int], begun: int, reply: Sequence[ReplyChunk], ids: DuplexIds) -> Trunk:
     """A model that says SHIFT in chunk `begun` and then `reply`, one chunk of it per chunk of the user.
 
     Raises:
@@ -108,7 +94,7 @@ def speaking_trunk(prefix: Sequence[int], begun: int, reply: Sequence[ReplyChunk
     return Trunk(tuple(path[: places[-1] + 1]), tuple(places), len(reply), False, opened)
 
 
-def _listened(prefix: Sequence[int], chunks: int, ids: DecisionIds) -> tuple[list[int], list[int]]:
+def _listened(prefix: Sequence[int], chunks: int, ids: DuplexIds) -> tuple[list[int], list[int]]:
     """Earlier turns in `prefix` have chunks too."""
     path = [*prefix, *[ids.placeholder, ids.think] * chunks]
     return path, [place for place, token in enumerate(path) if token == ids.placeholder]
@@ -151,40 +137,26 @@ def decision_states(
 
 
 def stop_logits(
-    family: AudioFamily, trunks: Sequence[Trunk], features: Sequence[torch.Tensor], ids: DecisionIds
+    family: AudioFamily, trunks: Sequence[Trunk], features: Sequence[torch.Tensor], ids: DuplexIds
 ) -> list[torch.Tensor]:
     """z (K,) float32 of each trunk: the logit of stopping against all else that is legal; hazard = sigmoid(z)."""
     return hazard_logits(family, trunks, decision_states(family, trunks, features), ids)
 
 
 def hazard_logits(
-    family: AudioFamily, trunks: Sequence[Trunk], states: Sequence[torch.Tensor], ids: DecisionIds
+    family: AudioFamily, trunks: Sequence[Trunk], states: Sequence[torch.Tensor], ids: DuplexIds
 ) -> list[torch.Tensor]:
     """The same from hidden states (K, D) at the decisions.
 
     Only SHIFT and THINK, or BREAK, text_pad and text while it is open, count: what is not legal has no part in the
-    softmax, as in sampling. Text against text is no decision of this kind and gets no gradient from it.
+    softmax, as in sampling.
     """
-    spoken = None
     results = []
     for trunk, hidden_KD in zip(trunks, states, strict=True):
-        logits_KV = family.lm_head(hidden_KD).float()
-        if trunk.listening:
-            results.append(logits_KV[:, ids.shift] - logits_KV[:, ids.think])
-            continue
-        if spoken is None:
-            spoken = _text_ids(ids, logits_KV.device)
-        pad_K = logits_KV[:, ids.text_pad]
-        open_K = torch.tensor(trunk.text_open, device=pad_K.device)
-        with_text_K = torch.cat([pad_K[:, None], logits_KV[:, spoken]], 1).logsumexp(1)
-        results.append(logits_KV[:, ids.break_] - torch.where(open_K, with_text_K, pad_K))
+        logits_KV = family.lm_head(hidden_KD)
+        masks = legal_masks(ids, logits_KV.shape[-1], logits_KV.device)
+        results.append(masks.stop_logits(logits_KV, trunk.legal))
     return results
-
-
-def _text_ids(ids: DecisionIds, device: torch.device) -> torch.Tensor:
-    """Every id of text."""
-    others = {ids.think, ids.shift, ids.break_, ids.text_pad, ids.placeholder, ids.audio_bos, ids.audio_eos, *ids.marks}
-    return torch.tensor([i for i in range(ids.first_code) if i not in others], device=device)
 
 
 @torch.no_grad()
