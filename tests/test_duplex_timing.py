@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from covo_rl.duplex.rollout import greedy_stop, sample_stops, shuffled_stops, stop_logps
+from covo_rl.duplex.rollout import StopRewards, greedy_stop, sample_stops, shuffled_stops, stop_logps
 from covo_rl.duplex.timing import (
     TimingOptions,
     exact_loss,
@@ -122,8 +122,9 @@ def test_every_estimator_learns_to_wait_for_the_end(estimator):
 
 def test_shuffled_rewards_have_no_direction():
     rng, total = np.random.default_rng(0), torch.zeros(8, dtype=torch.float64)
+    scored = StopRewards(np.array(REWARDS), {}, {})
     for _ in range(800):
-        shuffled = torch.tensor(shuffled_stops(np.array(REWARDS), rng))
+        shuffled = torch.tensor(shuffled_stops(scored, rng).total_S)
         total += slope(lambda z, _, shuffled=shuffled: exact_loss(z, shuffled, scale=False))
     assert (total / 800).norm() < 0.2 * gradient_of_j().norm()
 

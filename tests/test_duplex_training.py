@@ -118,6 +118,18 @@ def test_a_step_is_one_forward_whose_rollouts_are_stops(tmp_path):
     assert metrics["grad_norm"] > 0 and metrics["timing/kl"] == pytest.approx(0, abs=1e-6) and metrics["step"] == 1
 
 
+def test_every_question_has_its_own_logits_whatever_goes_through_with_it(family, world):
+    """They go through the model by length, and come back in their order; in 16 bits to what these tell apart."""
+    questions = world.questions(draw_streams("rl", 12, seed=8))
+    alone = [question_logits(family, [question], world.ids)[0] for question in questions]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        family.model.to(dtype)
+        together = question_logits(family, questions, world.ids, batch_size=5)
+        family.model.to(torch.float32)
+        for one, other in zip(together, alone, strict=True):
+            assert (one - other).abs().max() < tolerance
+
+
 def test_micro_batches_do_not_change_the_gradient(tmp_path):
     weights = []
     for size in (1, 6):

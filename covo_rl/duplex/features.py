@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from covo_rl.duplex.grid import CHUNK_SECONDS, chunk_of, decision_time
+from covo_rl.duplex.presets import GAP_MEDIAN, GAP_SECONDS, SPREAD
 from covo_rl.duplex.rollout import TimingStream, stop_generator
 
 CUES = {"prosody": 0.30, "word": 0.26, "both": 0.36, "none": 0.08}
@@ -35,8 +36,6 @@ LEVEL, PITCH, FALL = 0, 1, 2
 PERCEPTS = 3 + WORDS
 #: chunks that a listening stream goes on after the user's turn: SHIFT is late after 15
 TAIL = 18
-#: from the end of the user's turn to the SHIFT of supervised data: log-normal, cut
-GAP_MEDIAN, GAP_RANGE, SPREAD = 0.5, (0.3, 1.0), 0.4
 #: share of back-channels that say "mm"; the others are a word, and only that it stays alone tells them from a barge-in
 HUMMED = 0.5
 #: chunks from a barge-in's onset to BREAK in supervised data
@@ -96,11 +95,6 @@ class FeatureStream(TimingStream):
         """Where supervised data says BREAK: for a barge-in, else when the codes are out; None: it never speaks."""
         return None if self.listening else self.first_chunk + self.gold_stop
 
-    @property
-    def longest_pause(self) -> float:
-        """Seconds; 0 without a pause."""
-        return max((end - start for start, end in self.pauses), default=0.0)
-
 
 def draw_streams(
     preset: str, count: int | Mapping[str, int], seed: int, *, cue: str | None = None
@@ -158,7 +152,7 @@ def _stream(name: str, kind: str, plan: StreamPreset, rng: np.random.Generator, 
     count = int(1 + (rng.random() < 0.3)) if paused else 0
     sounds, pauses = _turn([_pause(plan, rng) for _ in range(count)], cue, rng)
     end = sounds[-1].end
-    gap = min(max(GAP_MEDIAN * exp(SPREAD * rng.standard_normal()), GAP_RANGE[0]), GAP_RANGE[1])
+    gap = min(max(GAP_MEDIAN * exp(SPREAD * rng.standard_normal()), GAP_SECONDS[0]), GAP_SECONDS[1])
     shift = chunk_of(end + gap)
     common = {"id": name, "kind": kind, "pauses": tuple(pauses), "cue": cue, "shift_chunk": shift}
     if kind in ("pause", "single"):

@@ -16,7 +16,7 @@ import torch
 from covo_rl.duplex.features import FeatureStream, encoder_features
 from covo_rl.duplex.grid import CHUNK_CODES
 from covo_rl.duplex.ids import DuplexIds
-from covo_rl.duplex.layout import chunk_ids, system_block
+from covo_rl.duplex.layout import chunk_ids
 from covo_rl.duplex.plan import ReplyPlan, plan_chunks
 from covo_rl.duplex.rollout import TimingStream
 from covo_rl.duplex.trunk import ReplyChunk, Trunk, listening_trunk, speaking_trunk
@@ -52,7 +52,8 @@ class DuplexLesson:
 
 @dataclass(frozen=True)
 class FeatureWorld:
-    """How streams of features.py are written: the system block, a text id and four codes for each digit.
+    """How streams of features.py are written: after the mark that audio begins, and with a text id and four codes for
+    each digit.
 
     `hear` gives a stream's features (chunks, D) float32.
     """
@@ -65,7 +66,7 @@ class FeatureWorld:
     @classmethod
     def of(
         cls, family: AudioFamily, ids: DuplexIds, hear: Callable[[FeatureStream], torch.Tensor] | None = None, *,
-        system: str = "", noise: float = 0.4,
+        noise: float = 0.4,
     ) -> FeatureWorld:  # fmt: skip
         """For this model; without `hear` by simulated features as wide as its decoder.
 
@@ -85,8 +86,7 @@ class FeatureWorld:
         def simulated(stream: FeatureStream) -> torch.Tensor:
             return torch.from_numpy(encoder_features(stream, width, noise=noise))
 
-        prefix = system_block(family, system, ids) if system else (ids.audio_bos,)
-        return cls(ids, prefix, {word: tokens[0] for word, tokens in enumerate(names)}, hear or simulated)
+        return cls(ids, (ids.audio_bos,), {word: tokens[0] for word, tokens in enumerate(names)}, hear or simulated)
 
     def questions(self, streams: Sequence[FeatureStream]) -> list[TimingQuestion]:
         return [self._question(stream) for stream in streams]

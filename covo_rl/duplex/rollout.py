@@ -162,6 +162,8 @@ def score_stops(
     return results
 
 
-def shuffled_stops(total_S: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shuffled_stops(scored: StopRewards, rng: np.random.Generator) -> StopRewards:
     """The same rewards, dealt to the stops at random: the control of which training must gain nothing."""
-    return rng.permutation(total_S)
+    order = rng.permutation(len(scored.total_S))
+    parts = {name: part_S[order] for name, part_S in scored.parts.items()}
+    return StopRewards(scored.total_S[order], parts, scored.failures)

@@ -24,7 +24,7 @@ from covo_rl.config import Options
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.questions import TimingQuestion
 from covo_rl.duplex.records import timing_step_metrics
-from covo_rl.duplex.rollout import StopRewards, sample_stops, score_stops, stop_generator
+from covo_rl.duplex.rollout import StopRewards, sample_stops, score_stops, shuffled_stops, stop_generator
 from covo_rl.duplex.timing import TimingOptions, gold_loss, timing_loss
 from covo_rl.duplex.trunk import Trunk, stop_logits
 from covo_rl.policy import Policy
@@ -188,14 +188,9 @@ class TimingTrainer(Trainer):
         super().__init__(options, policy, ClipStore(), list(self.examples.values()), accelerator)
         scored = score_stops([q.stream for q in questions], self.terms, timeout=options.reward.reward_timeout)
         if shuffle:
-            scored = [self._shuffled(q, each) for q, each in zip(questions, scored, strict=True)]
+            rngs = [stop_generator(options.train.seed, question.stream.id) for question in questions]
+            scored = [shuffled_stops(each, rng) for each, rng in zip(scored, rngs, strict=True)]
         self.rewards = dict(zip(self.questions, scored, strict=True))
-
-    def _shuffled(self, question: TimingQuestion, scored: StopRewards) -> StopRewards:
-        rng = stop_generator(self.options.train.seed, question.stream.id)
-        order = rng.permutation(len(scored.total_S))
-        parts = {name: part_S[order] for name, part_S in scored.parts.items()}
-        return StopRewards(scored.total_S[order], parts, scored.failures)
 
     def new_learner(self, idle_group: Group) -> TimingLearner:
         idle = next(iter(self.questions.values()))

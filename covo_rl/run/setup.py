@@ -65,6 +65,7 @@ class Setup:
             questions.rendered_set(options.data)
         self.clips = ClipStore()
         self.rows = questions.read_questions(options, self.clips, self.ranks, memory)
+        self.files = self.rows.files
         self.in_memory = {name: str(self.rows.files[name]) for name in memory or {} if name in self.rows.files}
         options.data = replace(options.data, **self.in_memory)
         if options.reward.check_rewards and (findings := lint(options.reward, self.rows.train[:8])):
@@ -133,7 +134,7 @@ class Setup:
         options = self.options
         device = f"{self.accelerator.device}, {self.ranks.world} process(es)"
         sizes = len(self.examples), len(self.held_out)
-        rows = summary_rows(options, self.terms, self.rows.files, sizes, self.family.model_type, device)
+        rows = summary_rows(options, self.terms, self.files, sizes, self.family.model_type, device)
         texts = written_texts([*self.examples, *self.held_out], options.prompt)
         notes = [*self.notes, *self.trainable.notes, *special_token_notes(texts, self.family.tokenizer)]
         self._print(console.summary_table("run", rows), render_report(self.trainable.report), *notes)
@@ -164,7 +165,7 @@ class Setup:
 
     def _claimed(self, prompts: list[Prompt]) -> list[str]:
         """The folder is ours and the observers are ready, or what is in the way."""
-        files, more = run_origin(self.options, self.terms, self.rows.files, self.in_memory, prompts, self.family)
+        files, more = run_origin(self.options, self.terms, self.files, self.in_memory, prompts, self.family)
         problem = own(self.run, self.options, files, more)
         return [problem] if problem else [problem for o in self.observers if (problem := o.start())]
 

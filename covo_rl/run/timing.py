@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
-from covo_rl.config import ConfigError
 from covo_rl.duplex.config import NEW, DuplexOptions
 from covo_rl.duplex.features import TEST_COUNTS, FeatureStream, draw_streams
 from covo_rl.duplex.figures import is_early, success_at_early, threshold_line, timing_figures
@@ -39,7 +38,7 @@ from covo_rl.records.folder import Run
 from covo_rl.rewards import components
 from covo_rl.run.observers import Adviser, Bar, Observer, Recorder
 from covo_rl.run.session import Session
-from covo_rl.run.start import not_shared, own, run_origin, take_up
+from covo_rl.run.start import take_up
 from covo_rl.run.timing_start import taught_model, timing_reward_problems
 from covo_rl.train.checkpoint.identity import run_contents
 from covo_rl.train.launch import join
@@ -68,7 +67,8 @@ class TimingSession(Session):
         self.terms = components(options.reward.rewards)
         self._refuse(timing_reward_problems(options, self.terms) if self.ranks.main else [])
         set_seed(options.train.seed % 2**32)
-        self.clips, self.in_memory, self.decoder, self.engine = ClipStore(), {}, None, None
+        self.clips, self.files, self.in_memory = ClipStore(), {}, {}
+        self.decoder, self.engine, self.positions = None, None, 0
         path, train = resolve_model(options.model.model), options.train
         options.model.dtype, notes = training_dtype(options.model.dtype, path, full=not options.adapter.lora)
         self.policy, self.trainable = trainable_policy(
@@ -115,19 +115,8 @@ class TimingSession(Session):
         ]  # fmt: skip
         self._print(console.summary_table("run", rows), render_report(self.trainable.report), *self.notes)
 
-    def accept(self) -> None:
-        """From here on the run owns its folder, and writes to it.
-
-        Raises:
-            ConfigError: on every rank: another process was faster, or the folder cannot be written.
-        """
-        if self.accepted:
-            return
-        if problem := not_shared(self.run, self.ranks):
-            raise ConfigError([problem])
-        files, more = run_origin(self.options, self.terms, {}, {}, [], self.family)
-        self._refuse([p for p in [own(self.run, self.options, files, more)] if p] if self.ranks.main else [])
-        self.accepted = True
+    def _claimed(self, prompts: list[Prompt]) -> list[str]:
+        return super()._claimed([])  # what checks an export is no wording of this run
 
     def new_trainer(self) -> TimingTrainer:
         control = self.options.duplex.control
