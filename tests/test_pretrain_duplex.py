@@ -9,6 +9,7 @@ import pretrain_cases as cases
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from typer.testing import CliRunner
 
 from covo_rl.config import ConfigError
@@ -22,17 +23,19 @@ from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
 from covo_rl.policy import Policy
 from covo_rl.run.commands.data import app
 from covo_rl.supervised.pretrain.built import StoredRow
+from covo_rl.supervised.pretrain.config import read_pretrain
 from covo_rl.supervised.pretrain.document import BuildOptions, Vocabulary
 from covo_rl.supervised.pretrain.duplex_reader import read_decisions, stream_problems, stream_runs
 from covo_rl.supervised.pretrain.forward import Taught, packed_embeddings, packed_logps
 from covo_rl.supervised.pretrain.freezing import train_parts
-from covo_rl.supervised.pretrain.full_duplex import NOT_ANSWERED, build_full_duplex, stream_decisions
+from covo_rl.supervised.pretrain.full_duplex import NOT_ANSWERED, build_full_duplex, stream_plan
 from covo_rl.supervised.pretrain.inspection import show_row
 from covo_rl.supervised.pretrain.mixture import Draw, Drawn
 from covo_rl.supervised.pretrain.packing import PackedRow, collate_rows
 from covo_rl.supervised.pretrain.stream import PackedStream, TaskData
 from covo_rl.supervised.pretrain.stream_features import StreamFeatures
 from covo_rl.supervised.pretrain.stream_rows import StreamStore
+from covo_rl.supervised.pretrain.trainer import PretrainTrainer
 
 SECTION = {"think": 20, "shift": 21, "break": 22, "silence_codes": [1, 2, 3, 4]}
 CHUNK, RATE = 3840, 24_000
@@ -134,10 +137,10 @@ def test_a_back_channel_and_a_long_pause_change_nothing_of_what_is_taught(family
     vocabulary = Vocabulary.of(family)
     mark = DuplexMark("back_channel", "user", 1.95, 2.2)  # "mm" in chunks 12 and 13
     marked = stream("b", 20, [user(0.1, 0.7), reply(6, [1] * 40)], [mark])
-    tokens = [decision.token for decision in stream_decisions(marked, vocabulary)]
+    tokens = [decision.token for decision in stream_plan(marked, vocabulary)[1]]
     assert tokens == [20] * 5 + [21] + [vocabulary.text_end] * 10 + [22] + [20] * 3  # 16: B
     pause = stream("p", 40, [user(0.1, 5.0, 1.5, 4.9), reply(34, [1] * 8)])  # silent in chunks 10 to 29
-    tokens = [decision.token for decision in stream_decisions(pause, vocabulary)]
+    tokens = [decision.token for decision in stream_plan(pause, vocabulary)[1]]
     assert tokens[:34] == [20] * 33 + [21]
 
 
@@ -153,7 +156,7 @@ def test_the_reader_gives_back_decisions_and_what_they_were_built_of(family, row
     for row in rows:
         document = drawn(family, row).document
         decisions = read_decisions(document, vocabulary)
-        assert decisions == stream_decisions(row.stream, vocabulary)
+        assert decisions == stream_plan(row.stream, vocabulary)[1]
         features_CD = torch.zeros(len(decisions), 32)
         prefix = system_block(family, SPOKEN_SYSTEM, vocabulary.duplex)
         history = DuplexHistory(prefix, tuple(decisions), features_CD)
@@ -251,6 +254,22 @@ def test_a_frozen_encoder_hears_a_stream_once_and_what_trains_gets_its_gradient(
     assert small.encoded == 2
 
 
+def test_updates_teach_decisions_text_and_codes_of_streams_beside_other_tasks(rows):
+    options = read_pretrain(
+        None, {"model": "m", "tasks": {"asr": {}}, "length": 400, "learning_rate": 3e-3, "steps": 9}
+    )
+    trainer = PretrainTrainer(options, duplex_family(), None, Accelerator(cpu=True))
+    batch = batch_of(
+        trainer.family, [[*cases.mixed(trainer.family)[:2], *(drawn(trainer.family, row) for row in rows)]]
+    )
+    lines = [trainer.update([batch]) for _ in range(5)]
+    assert trainer.heard.encoded == 2  # of 5 updates with two streams: the encoder is frozen
+    for name in ("loss/full_duplex/text", "loss/full_duplex/codes", "loss/asr"):
+        assert lines[-1][name] < lines[0][name] - 0.1
+    assert trainer.measure([batch])["eval_loss/full_duplex"] < lines[0]["loss/full_duplex"]
+    assert trainer.changed_parts() == []
+
+
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +319,7 @@ def test_text_that_outlasts_its_codes_gets_silence_and_is_counted_and_much_of_it
     vocabulary = Vocabulary.of(family)
     count = len(vocabulary.text("the bell"))
     assert count >= 2
-    spoken = [decision for decision in stream_decisions(long, vocabulary) if decision.codes]
+    spoken = [decision for decision in stream_plan(long, vocabulary)[1] if decision.codes]
     assert [decision.token for decision in spoken] == vocabulary.text("the bell")
     assert spoken[1] == ChunkDecision(spoken[1].token, (1, 2, 3, 4))  # codes 4 to 7 of silence
     with pytest.raises(DataError, match="the text of 1 of 1 replies outlasts their codes, over 5%"):

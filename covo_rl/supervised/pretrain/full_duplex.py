@@ -34,19 +34,19 @@ def build_full_duplex(row: StreamRow, vocabulary: Vocabulary, rng: random.Random
 
     Raises:
         SkippedError: the user's last turn is not answered, as in streams for RL and tests: it would teach silence.
-        DataError, PlanError, DuplexIdsError: see `stream_decisions`.
+        DataError, PlanError, DuplexIdsError: see `stream_plan`.
     """
     stream = row.stream
     users, replies = stream.turns_of("user"), stream.turns_of("model")
     if users and (not replies or replies[-1].start < users[-1].end):
         raise SkippedError(NOT_ANSWERED, row.id)
-    decisions = stream_decisions(stream, vocabulary)
+    plans, decisions = stream_plan(stream, vocabulary)
     prefix, body = stream_prefix(vocabulary), chunk_ids(decisions, duplex_ids(vocabulary))
     labels = [IGNORE if id == vocabulary.slot else id for id in body]
     return Document(
         [*prefix, *body, vocabulary.audio_end], [*[IGNORE] * len(prefix), *labels, IGNORE],
         ((row.id, 0, CHUNK_CODES * len(decisions)),), streamed=True,
-        complete=all(plan.end < len(decisions) for plan in stream_plans(stream, vocabulary)),
+        complete=all(plan.end < len(decisions) for plan in plans),
     )  # fmt: skip
 
 
@@ -57,32 +57,26 @@ def stream_prefix(vocabulary: Vocabulary) -> list[int]:
     return [*system, vocabulary.audio_start]
 
 
-def stream_decisions(stream: DuplexStream, vocabulary: Vocabulary) -> list[ChunkDecision]:
-    """What the model does in each whole chunk. Text that outlasts the codes of its reply gets codes of silence.
+def stream_plan(stream: DuplexStream, vocabulary: Vocabulary) -> tuple[list[ReplyPlan], list[ChunkDecision]]:
+    """The replies with the ids of their texts, and what the model does in each whole chunk.
+
+    Text that outlasts the codes of its reply gets codes of silence.
 
     Raises:
         DataError: replies without codes, or that are too near to be laid out.
         PlanError: codes that there are not, ids that are no text, replies that their text makes too long.
         DuplexIdsError: silence is needed, and the model says no code for it.
     """
-    return plan_chunks(stream_plans(stream, vocabulary), count_chunks(stream), duplex_ids(vocabulary))
-
-
-def stream_plans(stream: DuplexStream, vocabulary: Vocabulary) -> list[ReplyPlan]:
-    """The replies of a stream with the ids of their texts.
-
-    Raises:
-        DataError: replies without codes, or that are too near to be laid out.
-    """
     replies = stream_replies(stream)
     if without := sum(reply.codes is None for reply in replies):
         what = f"{without} of its {len(replies)} replies have no codes: `covo-rl speech encode` adds them to dialogues,"
         raise DataError("stream", [Problem(stream.id, f"{what} from which `covo-rl data simulate-duplex` takes them")])
-    return [
+    plans = [
         ReplyPlan(reply.shift, tuple(vocabulary.text(reply.text)) if reply.text else (), reply.codes or (),
                   reply.break_at)
         for reply in replies
     ]  # fmt: skip
+    return plans, plan_chunks(plans, count_chunks(stream), duplex_ids(vocabulary))
 
 
 def duplex_ids(vocabulary: Vocabulary) -> DuplexIds:

@@ -24,7 +24,7 @@ from covo_rl.duplex.plan import PlanError, ReplyPlan, overflow_problem
 from covo_rl.duplex.stream_files import EVENTS, STEREO, read_events, read_stream
 from covo_rl.resolve import meant
 from covo_rl.supervised.pretrain.document import Vocabulary
-from covo_rl.supervised.pretrain.full_duplex import stream_decisions, stream_plans
+from covo_rl.supervised.pretrain.full_duplex import stream_plan
 from covo_rl.types import Clip
 
 
@@ -133,8 +133,7 @@ class StreamStore:
                 yield f"its codes are of tokenizer {printable(stream.tokenizer)}, not of {tokenizer}: encode them again"
         plans: list[ReplyPlan] = []
         try:
-            plans = stream_plans(stream, vocabulary)
-            stream_decisions(stream, vocabulary)
+            plans, _ = stream_plan(stream, vocabulary)
         except DataError as error:
             yield from (problem.what for problem in error.problems)
         except (PlanError, DuplexIdsError) as error:
