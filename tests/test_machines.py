@@ -33,8 +33,11 @@ SLURM = {
     "srun": 'echo $$ > "$STEP"; shift; for id in 0 1; do SLURM_NODEID=$id SLURMD_NODENAME=127.0.0.$((id + 1)) "$@" & '
             'pids+=($!); done; for pid in "${pids[@]}"; do wait $pid || wait $pid || code=$?; done; exit ${code:-0}',
 }  # fmt: skip
-#: drops the options and the host, and runs the command with what comes in
-SSH = {"ssh": 'echo "$*" >> "$LOG"; while [ "$1" = -o ]; do shift 2; done; shift; exec "$@"'}
+#: drops the options and the host, and runs the command with what comes in, a line at a time as a slow line would bring
+SSH = {
+    "ssh": 'echo "$*" >> "$LOG"; while [ "$1" = -o ]; do shift 2; done; shift; exec 4<&0; '
+           'exec "$@" < <(while IFS= read -r line; do printf "%s\\n" "$line"; sleep 0.05; done <&4)',
+}  # fmt: skip
 
 
 def commands(folder: Path, bodies: dict[str, str]) -> dict[str, str]:

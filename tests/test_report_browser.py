@@ -311,6 +311,7 @@ def test_the_same_prompt_over_training_links_its_groups_and_stands_beside(driver
 def test_every_filter_and_every_pair_gives_exactly_its_groups(driver, page):
     path, content = page(steps=6)
     groups = content["groups"]
+    met = [flag for flag in FLAGS if any(flag in flags_of(group) for group in groups)]
     visit(driver, path, "view=groups")
     for chosen in [[], *([flag] for flag in FLAGS), *map(list, itertools.combinations(FLAGS, 2))]:
         expected = [i for i, group in enumerate(groups) if set(chosen) <= flags_of(group)]
@@ -318,7 +319,7 @@ def test_every_filter_and_every_pair_gives_exactly_its_groups(driver, page):
         count = f"{len(expected)} of 60 groups" if len(expected) < 60 else "60 groups"
         until(driver, "return document.querySelector('.count').textContent === arguments[0]", 5, count)
         assert driver.execute_script(LISTED) == expected
-        counts = [sum(flag in flags_of(groups[i]) for i in expected) for flag in FLAGS]
+        counts = [sum(flag in flags_of(groups[i]) for i in expected) for flag in met]
         assert [int(text) for text in texts(driver, ".filter b")] == counts
 
 

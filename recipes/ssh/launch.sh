@@ -22,7 +22,8 @@ remote() { # what machine $1 reads: variables, the command, and how it ends when
     printf 'export MACHINE_RANK=%q ADDRESS=%q\n' "$rank" "${hosts[rank]}"
     printf 'exec 3<&0\nbash recipes/machines/%q.sh' "${role%s}"
     printf ' %q' "$@"
-    printf ' < /dev/null & child=$!\n{ cat <&3 > /dev/null; kill -TERM $child; } 2> /dev/null &\nwait $child; exit\n'
+    # one line: what came after it, `cat` might take before bash reads it
+    printf ' < /dev/null & child=$!; { cat <&3 > /dev/null; kill -TERM $child; } 2> /dev/null & wait $child; exit\n'
 }
 
 tail -f /dev/null --pid=$$ & keeper=$! # while it lives, so does the input of every machine
