@@ -271,6 +271,28 @@ def test_updates_teach_decisions_text_and_codes_of_streams_beside_other_tasks(ro
     assert trainer.changed_parts() == []
 
 
+def test_ids_of_streams_count_by_what_they_are_and_those_of_other_tasks_one(rows):
+    options = {"model": "m", "tasks": {"asr": {}}, "length": 400, "duplex_weights": {"decision": 4, "code": 0.5}}
+    norms = []
+    for given in (options, {**options, "duplex_weights": None}):
+        trainer = PretrainTrainer(read_pretrain(None, given), duplex_family(), None, Accelerator(cpu=True))
+        batch = batch_of(trainer.family, [[*cases.mixed(trainer.family)[:1], drawn(trainer.family, rows[0])]])
+        norms.append(trainer.update([batch])["grad_norm"])
+    policy, taught = Policy(duplex_family()), Taught.of(batch)
+    train_parts(policy.family, read_pretrain(None, options).train_parts)
+    of_stream_M = taught.task == batch.tasks.index("full_duplex")
+    weight_M = torch.ones(len(of_stream_M))
+    weight_M[of_stream_M & (taught.targets >= Vocabulary.of(policy.family).first_code)] = 0.5
+    weight_M[of_stream_M & (taught.targets >= 20) & (taught.targets <= 22)] = 4
+    assert 0 < int((weight_M == 1).sum()) < int((weight_M != 1).sum())
+    (-(weight_M * packed_logps(policy, batch, taught)).sum() / weight_M.sum()).backward()
+    grads = [p.grad.norm() for p in policy.parameters() if p.grad is not None]
+    assert norms[0] == pytest.approx(float(torch.stack(grads).norm()), rel=1e-4)
+    assert abs(norms[1] / norms[0] - 1) > 0.01
+    with pytest.raises(ConfigError, match="expected numbers above 0, of decision, text, code"):
+        read_pretrain(None, {**options, "duplex_weights": {"think": 0}})
+
+
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
