@@ -142,7 +142,7 @@ def test_every_folder_that_is_wrong_is_named(tmp_path):
     with pytest.raises(DataError) as error:
         read_streams(tmp_path)
     assert [str(problem) for problem in error.value.problems] == [
-        "c: it has no stereo.wav", "b: its id 's1' is also that of a",
+        "b: its id 's1' is also that of a", "c: it has no stereo.wav",
     ]  # fmt: skip
     with pytest.raises(DataError, match="no stream"):
         read_streams(tmp_path / "c")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from covo_rl.models.covo_audio import CovoAudioFeatureExtractor
+from covo_rl.models.covo_audio import CovoAudioFeatureExtractor, streaming_encoder
 from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
 from covo_rl.models.covo_audio.streaming_mel import StreamingMel
 from covo_rl.models.tiny.covo_audio import tiny_covo_audio
@@ -77,6 +77,28 @@ def test_so_it_does_at_the_mels_own_rate(model):
 
 def test_positions_wrap_after_their_3_seconds(model):
     check_equivalence(model, 3, 7 * 24000, 0)
+
+
+@pytest.mark.parametrize("left_chunks", [0, 1, 3])
+def test_windows_of_a_whole_stream_change_neither_features_nor_gradients(model, left_chunks, monkeypatch):
+    """44 chunks in windows of 2, 4 and 12, against one mask over all of them."""
+    encoder, found = StreamingEncoder(model, left_chunks), []
+    for chunks in (2, 1000):
+        monkeypatch.setattr(streaming_encoder, "WINDOW_CHUNKS", chunks)
+        features = encoder.offline_features(noise(7 * 24000))
+        gradient = torch.autograd.grad(features.square().sum(), model.encoder.conv1.weight)[0]
+        found.append((features.detach(), gradient / gradient.norm()))
+    for windows, whole in zip(*found, strict=True):
+        torch.testing.assert_close(windows, whole, rtol=0, atol=1e-5)
+
+
+def test_a_long_stream_never_has_a_mask_over_all_of_it(model, monkeypatch):
+    made, encoder = [], StreamingEncoder(model, 50)
+    mask = encoder._mask
+    monkeypatch.setattr(encoder, "_mask", lambda chunks, like: made.append(chunks) or mask(chunks, like))
+    with torch.no_grad():
+        assert len(encoder.offline_features(noise(400 * CHUNK))) == 400
+    assert made == [200, 250]  # the second behind the 50 chunks that its first one sees
 
 
 @pytest.mark.slow

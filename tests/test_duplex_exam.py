@@ -11,12 +11,13 @@ from duplex_cases import FixedFeatures, duplex_family
 from covo_rl.data import DataError
 from covo_rl.duplex import first_turn as first
 from covo_rl.duplex.data import DuplexStream, DuplexTurn
-from covo_rl.duplex.exam import exam_problems, examine, last_question, led_decisions
+from covo_rl.duplex.exam import exam_problems, examine, led_decisions
 from covo_rl.duplex.first_turn import first_turn, heard_question, tail_for
 from covo_rl.duplex.grid import CHUNK_SAMPLES, CHUNK_SECONDS, sound_start
 from covo_rl.duplex.layout import ChunkDecision
 from covo_rl.duplex.rollout import greedy_stop
 from covo_rl.duplex.session import DuplexSession
+from covo_rl.duplex.targets import last_question
 from covo_rl.duplex.trunk import ReplyChunk, listening_trunk, speaking_trunk, stop_logits
 
 RATE = 24_000
@@ -51,7 +52,7 @@ def sound(chunks):
 
 def test_hazards_of_a_session_that_listens_are_those_of_the_trunk():
     live = session()
-    found = examine(live, stream(20, ASKED), sound(20), tokens)
+    found = examine(live, stream(20, ASKED), sound(20))
     (z_K,) = stop_logits(FAMILY, [listening_trunk(live.system_ids, 20, IDS)], [live.encoder.features_CD[:20]], IDS)
     assert (found.stream.kind, found.stream.first_chunk, found.stream.decisions) == ("single", 0, 20)
     assert (found.stream.turn_end, found.text_cut, found.dropped) == (1.1, 0, 0)
@@ -61,7 +62,7 @@ def test_hazards_of_a_session_that_listens_are_those_of_the_trunk():
 def test_hazards_of_a_session_that_speaks_are_those_of_the_trunk():
     """A reply of two ids and 10 codes: three chunks, the last filled up with silence."""
     live, codes = session(), tuple(range(10))
-    found = examine(live, stream(20, ASKED, said(8, codes)), sound(20), tokens)
+    found = examine(live, stream(20, ASKED, said(8, codes)), sound(20))
     text = [*tokens("no"), None, None][:3]
     filled = [*codes, *IDS.silence(10, 2)]
     reply = [
@@ -78,7 +79,7 @@ def test_a_free_session_stops_where_the_hazards_say():
     stops = []
     for seed in range(2, 6):
         live = session(seed)
-        stop = greedy_stop(examine(live, stream(12, ASKED), sound(12), tokens).z_K)
+        stop = greedy_stop(examine(live, stream(12, ASKED), sound(12)).z_K)
         live.reset()
         shifts = []
         while not shifts and len(live.decisions) < 11:
@@ -95,21 +96,21 @@ def test_a_reply_without_codes_is_said_with_codes_of_the_sessions_own():
     assert [decision.token for decision in plan[9:14]] == tokens(long)[:5] and plan[14].token == IDS.break_
     assert text_cut == len(tokens(long)) - 5 and not any(decision.codes for decision in plan)
     live = session()
-    found = examine(live, stream(30, ASKED, said(8, None, long, chunks=5)), sound(30), tokens)
+    found = examine(live, stream(30, ASKED, said(8, None, long, chunks=5)), sound(30))
     assert found.text_cut == text_cut and all(len(decision.codes) == 4 for decision in live.decisions[9:14])
 
 
 def test_streams_that_cannot_be_put_are_told_before():
     live = session(max_positions=100)
-    told = [exam_problems(live, stream(30, ASKED, turn), tokens) for turn in (said(8, (99,) * 8), said(8, (1,) * 60))]
+    told = [exam_problems(live, stream(30, ASKED, turn)) for turn in (said(8, (99,) * 8), said(8, (1,) * 60))]
     assert "code 99; there are 0 to 39" in told[0][0]
     assert "longest reply needs" in told[1][0] and "the model has 100" in told[1][0]
     mute = session(ids=replace(live.ids, silence_codes=()))
-    assert exam_problems(mute, stream(30, ASKED, said(8, (1,) * 7)), tokens)[0].startswith("s: 1 codes of silence are ")
+    assert exam_problems(mute, stream(30, ASKED, said(8, (1,) * 7)))[0].startswith("s: 1 codes of silence are ")
     with pytest.raises(DataError, match="asks nothing"):
         last_question(stream(30))
     with pytest.raises(DataError, match="decisions up to chunk 9, and 19 is asked"):
-        examine(session(), stream(20, ASKED), sound(10), tokens)
+        examine(session(), stream(20, ASKED), sound(10))
 
 
 def tone(seconds):

@@ -256,16 +256,16 @@ def test_a_spoken_set_through_a_session_counts_answers_that_come_early_late_and_
     ]
     made = []
 
-    def live_session(policy, how, **options):
-        made.append((how, options))
+    def scripted(family, **options):
+        made.append(options)
         return Scripted(scripts, **options)
 
-    monkeypatch.setattr(through_duplex, "live_session", live_session)
+    monkeypatch.setattr(DuplexSession, "of", scripted)
     out = tmp_path / "out"
     result = cli("--set", "own", "--data", questions, "--model", model, "--device", "cpu", "--output", out, "--through",
                  "duplex", "--no-plots", "--rewards", "none", "--max-completion-length", "50")  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert made[0][0].greedy and made[0][1]["max_turn_seconds"] == pytest.approx(1.6)
+    assert made[0]["decision"].greedy and made[0]["max_turn_seconds"] == pytest.approx(1.6)
     rows = {r["id"]: r for r in map(json.loads, (out / "rows.jsonl").read_text("utf-8").splitlines())}
     assert [rows[name]["turns"][0]["outcome"] for name in "abcd"] == ["early", "answered", "answered", "never"]
     assert [rows[name]["turns"][0]["ending"] for name in "abcd"] == ["break", "break", "limit", "never"]

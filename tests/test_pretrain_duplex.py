@@ -17,6 +17,7 @@ from covo_rl.data.read import DataError
 from covo_rl.duplex.data import DuplexMark, DuplexStream, DuplexTurn, parse_stream, stream_content
 from covo_rl.duplex.layout import ChunkDecision, DuplexHistory, build, system_block
 from covo_rl.duplex.stream_files import EVENTS, STEREO, write_stream
+from covo_rl.duplex.targets import plan_stream
 from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
@@ -28,7 +29,7 @@ from covo_rl.supervised.pretrain.document import BuildOptions, Vocabulary
 from covo_rl.supervised.pretrain.duplex_reader import read_decisions, stream_problems, stream_runs
 from covo_rl.supervised.pretrain.forward import Taught, packed_embeddings, packed_logps
 from covo_rl.supervised.pretrain.freezing import train_parts
-from covo_rl.supervised.pretrain.full_duplex import NOT_ANSWERED, build_full_duplex, stream_plan
+from covo_rl.supervised.pretrain.full_duplex import NOT_ANSWERED, build_full_duplex
 from covo_rl.supervised.pretrain.inspection import show_row
 from covo_rl.supervised.pretrain.mixture import Draw, Drawn
 from covo_rl.supervised.pretrain.packing import PackedRow, collate_rows
@@ -137,10 +138,10 @@ def test_a_back_channel_and_a_long_pause_change_nothing_of_what_is_taught(family
     vocabulary = Vocabulary.of(family)
     mark = DuplexMark("back_channel", "user", 1.95, 2.2)  # "mm" in chunks 12 and 13
     marked = stream("b", 20, [user(0.1, 0.7), reply(6, [1] * 40)], [mark])
-    tokens = [decision.token for decision in stream_plan(marked, vocabulary)[1]]
+    tokens = [decision.token for decision in plan_stream(marked, vocabulary.duplex, vocabulary.text)[1]]
     assert tokens == [20] * 5 + [21] + [vocabulary.text_end] * 10 + [22] + [20] * 3  # 16: B
     pause = stream("p", 40, [user(0.1, 5.0, 1.5, 4.9), reply(34, [1] * 8)])  # silent in chunks 10 to 29
-    tokens = [decision.token for decision in stream_plan(pause, vocabulary)[1]]
+    tokens = [decision.token for decision in plan_stream(pause, vocabulary.duplex, vocabulary.text)[1]]
     assert tokens[:34] == [20] * 33 + [21]
 
 
@@ -156,7 +157,7 @@ def test_the_reader_gives_back_decisions_and_what_they_were_built_of(family, row
     for row in rows:
         document = drawn(family, row).document
         decisions = read_decisions(document, vocabulary)
-        assert decisions == stream_plan(row.stream, vocabulary)[1]
+        assert decisions == plan_stream(row.stream, vocabulary.duplex, vocabulary.text)[1]
         features_CD = torch.zeros(len(decisions), 32)
         prefix = system_block(family, SPOKEN_SYSTEM, vocabulary.duplex)
         history = DuplexHistory(prefix, tuple(decisions), features_CD)
@@ -270,6 +271,28 @@ def test_updates_teach_decisions_text_and_codes_of_streams_beside_other_tasks(ro
     assert trainer.changed_parts() == []
 
 
+def test_ids_of_streams_count_by_what_they_are_and_those_of_other_tasks_one(rows):
+    options = {"model": "m", "tasks": {"asr": {}}, "length": 400, "duplex_weights": {"decision": 4, "code": 0.5}}
+    norms = []
+    for given in (options, {**options, "duplex_weights": None}):
+        trainer = PretrainTrainer(read_pretrain(None, given), duplex_family(), None, Accelerator(cpu=True))
+        batch = batch_of(trainer.family, [[*cases.mixed(trainer.family)[:1], drawn(trainer.family, rows[0])]])
+        norms.append(trainer.update([batch])["grad_norm"])
+    policy, taught = Policy(duplex_family()), Taught.of(batch)
+    train_parts(policy.family, read_pretrain(None, options).train_parts)
+    of_stream_M = taught.task == batch.tasks.index("full_duplex")
+    weight_M = torch.ones(len(of_stream_M))
+    weight_M[of_stream_M & (taught.targets >= Vocabulary.of(policy.family).first_code)] = 0.5
+    weight_M[of_stream_M & (taught.targets >= 20) & (taught.targets <= 22)] = 4
+    assert 0 < int((weight_M == 1).sum()) < int((weight_M != 1).sum())
+    (-(weight_M * packed_logps(policy, batch, taught)).sum() / weight_M.sum()).backward()
+    grads = [p.grad.norm() for p in policy.parameters() if p.grad is not None]
+    assert norms[0] == pytest.approx(float(torch.stack(grads).norm()), rel=1e-4)
+    assert abs(norms[1] / norms[0] - 1) > 0.01
+    with pytest.raises(ConfigError, match="expected numbers above 0, of decision, text, code"):
+        read_pretrain(None, {**options, "duplex_weights": {"think": 0}})
+
+
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +323,7 @@ def test_everything_that_is_wrong_with_streams_is_said_at_once(family, tmp_path)
     with pytest.raises(DataError) as error:
         store(tmp_path, family)
     said = {problem.row_id.rsplit("/", 1)[-1]: problem.what for problem in error.value.problems}
-    assert "2 of its 2 replies have no codes: `covo-rl speech encode`" in said["a"]
+    assert "events.json has no codes of it: make the streams from dialogues that `covo-rl speech encode`" in said["a"]
     assert said["b"] == "reply 0: code 99; there are 0 to 31" and said["c"] == "it has no stereo.wav"
     assert "surprise" in said["d"]
 
@@ -319,7 +342,7 @@ def test_text_that_outlasts_its_codes_gets_silence_and_is_counted_and_much_of_it
     vocabulary = Vocabulary.of(family)
     count = len(vocabulary.text("the bell"))
     assert count >= 2
-    spoken = [decision for decision in stream_plan(long, vocabulary)[1] if decision.codes]
+    spoken = [decision for decision in plan_stream(long, vocabulary.duplex, vocabulary.text)[1] if decision.codes]
     assert [decision.token for decision in spoken] == vocabulary.text("the bell")
     assert spoken[1] == ChunkDecision(spoken[1].token, (1, 2, 3, 4))  # codes 4 to 7 of silence
     with pytest.raises(DataError, match="the text of 1 of 1 replies outlasts their codes, over 5%"):

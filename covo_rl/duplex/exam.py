@@ -7,8 +7,8 @@ itself, so these are the logits of its own decisions; in one run there are those
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from covo_rl.duplex.layout import CHUNK_POSITIONS, ChunkDecision
 from covo_rl.duplex.plan import PlanError, ReplyPlan, plan_chunks
 from covo_rl.duplex.rollout import TimingStream
 from covo_rl.duplex.session import DuplexSession
-from covo_rl.duplex.targets import count_chunks, stream_questions, stream_replies
-
-#: text of a reply -> ids
-Tokenize = Callable[[str], Sequence[int]]
+from covo_rl.duplex.targets import Tokenize, count_chunks, last_question, stream_replies
+from covo_rl.models.text import text_ids
 
 
 @dataclass(frozen=True)
@@ -39,22 +37,6 @@ class ExamResult:
     z_K: torch.Tensor
     text_cut: int
     dropped: int
-
-
-def last_question(stream: DuplexStream) -> TimingStream:
-    """What an RL or test stream asks.
-
-    Raises:
-        DataError: it asks nothing, or its replies cannot be laid out.
-    """
-    questions = [question for question in stream_questions(stream) if question.decisions > 0]
-    if not questions:
-        raise DataError("stream", [Problem(stream.id, "it asks nothing: it has no user's turn and no reply")])
-    last = questions[-1]
-    return TimingStream(
-        id=stream.id, kind=last.kind, first_chunk=last.first_chunk, decisions=last.decisions, turn_end=last.turn_end,
-        onset=last.onset, pauses=last.pauses,
-    )  # fmt: skip
 
 
 def led_decisions(stream: DuplexStream, ids: DuplexIds, tokenize: Tokenize) -> tuple[list[ChunkDecision], int]:
@@ -82,11 +64,11 @@ def led_decisions(stream: DuplexStream, ids: DuplexIds, tokenize: Tokenize) -> t
     return decisions, text_cut
 
 
-def exam_problems(session: DuplexSession, stream: DuplexStream, tokenize: Tokenize) -> list[str]:
+def exam_problems(session: DuplexSession, stream: DuplexStream) -> list[str]:
     """Why the stream cannot be put to the session, told before anything is heard."""
     try:
-        question = last_question(stream)
-        led_decisions(stream, session.ids, tokenize)
+        last_question(stream)
+        led_decisions(stream, session.ids, _tokenize(session))
     except DataError as error:
         return [str(problem) for problem in error.problems]
     except DuplexIdsError as error:
@@ -94,18 +76,18 @@ def exam_problems(session: DuplexSession, stream: DuplexStream, tokenize: Tokeni
     longest = max((reply.end - reply.shift for reply in stream_replies(stream)), default=0)
     needed = len(session.system_ids) + CHUNK_POSITIONS * (longest + 1)
     if needed > session.max_positions:
-        return [f"{question.id}: its longest reply needs {needed} positions; the model has {session.max_positions}"]
+        return [f"{stream.id}: its longest reply needs {needed} positions; the model has {session.max_positions}"]
     return []
 
 
-def examine(session: DuplexSession, stream: DuplexStream, user_T: np.ndarray, tokenize: Tokenize) -> ExamResult:
+def examine(session: DuplexSession, stream: DuplexStream, user_T: np.ndarray) -> ExamResult:
     """Put the last question of a stream to a session, which begins anew. `user_T`: float at 24 kHz.
 
     Raises:
         DataError: a stream that cannot be put; `exam_problems` tells beforehand.
     """
     question = last_question(stream)
-    decisions, text_cut = led_decisions(stream, session.ids, tokenize)
+    decisions, text_cut = led_decisions(stream, session.ids, _tokenize(session))
     end = question.first_chunk + question.decisions
     session.reset()
     session.follow(decisions)
@@ -123,3 +105,7 @@ def examine(session: DuplexSession, stream: DuplexStream, user_T: np.ndarray, to
         raise DataError("stream", [Problem(stream.id, what)])
     dropped = sum(event.count for event in events if event.type == "dropped")
     return ExamResult(question, torch.tensor(z, dtype=torch.float64), text_cut, dropped)
+
+
+def _tokenize(session: DuplexSession) -> Tokenize:
+    return partial(text_ids, session.family.tokenizer)

@@ -19,14 +19,24 @@ well an encoder perceives (probe.py measures that), and everything of what a dec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import exp, log
+from dataclasses import dataclass, replace
+from math import exp
 from typing import NamedTuple
 
 import numpy as np
 
 from covo_rl.duplex.grid import CHUNK_SECONDS, chunk_of, decision_time
-from covo_rl.duplex.presets import GAP_MEDIAN, GAP_SECONDS, SPREAD
+from covo_rl.duplex.presets import (
+    AFTER,
+    BEFORE,
+    BREAK_CHUNKS,
+    GAP_MEDIAN,
+    GAP_SECONDS,
+    SPREAD,
+    SimulationPreset,
+    draw_pause,
+)
+from covo_rl.duplex.presets import PRESETS as RECORDED
 from covo_rl.duplex.rollout import TimingStream, stop_generator
 
 CUES = {"prosody": 0.30, "word": 0.26, "both": 0.36, "none": 0.08}
@@ -38,29 +48,16 @@ PERCEPTS = 3 + WORDS
 TAIL = 18
 #: share of back-channels that say "mm"; the others are a word, and only that it stays alone tells them from a barge-in
 HUMMED = 0.5
-#: chunks from a barge-in's onset to BREAK in supervised data
-BREAK_AFTER = 3
 TEST_COUNTS = {"pause": 240, "single": 150, "barge_in": 100, "back_channel": 100, "hold": 50}
 
 
-@dataclass(frozen=True)
-class StreamPreset:
-    """`kinds`: shares. `pause_share` of the turns before a reply have pauses; of `pause_median` s (log-normal), or
-    log-uniform where it is None, cut to `pause_seconds`."""
-
-    kinds: Mapping[str, float]
-    pause_share: float
-    pause_seconds: tuple[float, float]
-    pause_median: float | None = None
-
-
-#: of RL two in three ask a listening model; of replies 40 % are interrupted, 40 % hear a back-channel
+#: pauses are as long as in streams from recordings. Of RL two in three ask a listening model; of replies 40 % are
+#: interrupted, 40 % hear a back-channel
 PRESETS = {
-    "sft": StreamPreset({"barge_in": 0.3, "back_channel": 0.3, "hold": 0.4}, 0.3, (0.18, 0.7), 0.35),
-    "rl": StreamPreset(
-        {"pause": 6, "single": 4, "barge_in": 2, "back_channel": 2, "hold": 1}, 0.6, (0.3, 3.0)
-    ),
-    "test": StreamPreset(TEST_COUNTS, 0.6, (1.0, 4.0)),
+    "sft": replace(RECORDED["sft"], kinds={"barge_in": 0.3, "back_channel": 0.3, "hold": 0.4}),
+    "rl": replace(RECORDED["rl"], kinds={"pause": 6, "single": 4, "barge_in": 2, "back_channel": 2, "hold": 1},
+                  pause_share=0.6),
+    "test": replace(RECORDED["test"], kinds=TEST_COUNTS, pause_share=0.6),
 }  # fmt: skip
 
 
@@ -145,15 +142,14 @@ def encoder_features(stream: FeatureStream, width: int, *, noise: float = 0.4, s
     return ((percepts(stream) + noise_KF) @ matrix_FD).astype(np.float32)
 
 
-def _stream(name: str, kind: str, plan: StreamPreset, rng: np.random.Generator, cue: str | None) -> FeatureStream:
+def _stream(name: str, kind: str, plan: SimulationPreset, rng: np.random.Generator, cue: str | None) -> FeatureStream:
     own = str(rng.choice([*CUES], p=[*CUES.values()]))
     cue = own if cue is None else cue
     paused = kind == "pause" or (kind not in ("pause", "single") and rng.random() < plan.pause_share)
     count = int(1 + (rng.random() < 0.3)) if paused else 0
     sounds, pauses = _turn([_pause(plan, rng) for _ in range(count)], cue, rng)
     end = sounds[-1].end
-    gap = min(max(GAP_MEDIAN * exp(SPREAD * rng.standard_normal()), GAP_SECONDS[0]), GAP_SECONDS[1])
-    shift = chunk_of(end + gap)
+    shift = chunk_of(end + _cut_log_normal(rng, GAP_MEDIAN, GAP_SECONDS))
     common = {"id": name, "kind": kind, "pauses": tuple(pauses), "cue": cue, "shift_chunk": shift}
     if kind in ("pause", "single"):
         chunks = chunk_of(end) + 1 + TAIL
@@ -164,23 +160,27 @@ def _stream(name: str, kind: str, plan: StreamPreset, rng: np.random.Generator, 
     length = int(rng.integers(12, 26))
     # codes of a chunk sound in the next one
     spoken = decision_time(shift + 1), decision_time(shift + 1 + length)
-    onset = float(rng.uniform(spoken[0] + 0.3, spoken[1] - 1.0))
+    onset = float(rng.uniform(spoken[0] + BEFORE, spoken[1] - AFTER))
     event, event_end = _event(kind, onset, rng)
     reply = tuple(sound.word for sound in sounds if sound.word < FUNCTION_WORD)[:length]
     stop, chunks = length, shift + length + 4
     if kind == "barge_in" and event_end is not None:
-        stop, chunks = chunk_of(onset) + BREAK_AFTER - shift - 1, max(chunk_of(event_end), shift + length + 1)
+        stop, chunks = chunk_of(onset) + BREAK_CHUNKS - shift - 1, max(chunk_of(event_end), shift + length + 1)
     return FeatureStream(
         **common, sounds=(*sounds, *event), chunks=chunks, first_chunk=shift + 1, decisions=length,
         turn_end=event_end, onset=None if event_end is None else onset, gold_stop=min(stop, length), reply=reply,
     )  # fmt: skip
 
 
-def _pause(plan: StreamPreset, rng: np.random.Generator) -> float:
-    low, high = plan.pause_seconds
+def _pause(plan: SimulationPreset, rng: np.random.Generator) -> float:
     if plan.pause_median is None:
-        return exp(rng.uniform(log(low), log(high)))
-    return min(max(plan.pause_median * exp(SPREAD * rng.standard_normal()), low), high)
+        return draw_pause(rng, plan)
+    return _cut_log_normal(rng, plan.pause_median, plan.pause_seconds)
+
+
+def _cut_log_normal(rng: np.random.Generator, median: float, limits: tuple[float, float]) -> float:
+    """What is outside the limits is moved to them, where `draw_log_normal` draws again."""
+    return min(max(median * exp(SPREAD * rng.standard_normal()), limits[0]), limits[1])
 
 
 def _turn(pauses: Sequence[float], cue: str, rng: np.random.Generator) -> tuple[list[Sound], list[tuple[float, float]]]:

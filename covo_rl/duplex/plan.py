@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from covo_rl.duplex.grid import CHUNK_CODES
 from covo_rl.duplex.ids import DuplexIds, TokenKind
 from covo_rl.duplex.layout import ChunkDecision
 from covo_rl.types import UserError
 
-TextOverflow = Literal["pad", "error"]
 #: share of replies whose text outlasts their codes, beyond which the data are wrong
 MAX_OVERFLOW = 0.05
 
@@ -51,16 +49,14 @@ class ReplyPlan:
         return len(self.text_ids) > -(-len(self.codes) // CHUNK_CODES)
 
 
-def plan_chunks(
-    replies: Sequence[ReplyPlan], chunks: int, ids: DuplexIds, *, text_overflow: TextOverflow = "pad"
-) -> list[ChunkDecision]:
+def plan_chunks(replies: Sequence[ReplyPlan], chunks: int, ids: DuplexIds) -> list[ChunkDecision]:
     """The decision of each of a stream's chunks; a reply that the stream's end cuts is unfinished.
 
     Raises:
         PlanError: with all that is wrong: replies that overlap or begin outside the stream, a BREAK where none can be,
-            ids that are no text, codes that there are not, text that outlasts the codes where that is an error.
+            ids that are no text, codes that there are not.
     """
-    if problems := _problems(replies, chunks, ids, text_overflow):
+    if problems := _problems(replies, chunks, ids):
         raise PlanError("\n".join(problems))
     plan = [ChunkDecision(ids.think)] * chunks
     for reply in replies:
@@ -80,9 +76,7 @@ def _reply_decisions(reply: ReplyPlan, ids: DuplexIds) -> list[ChunkDecision]:
     return [ChunkDecision(ids.shift), *spoken[: reply.end - reply.shift - 1], ChunkDecision(ids.break_)]
 
 
-def _problems(replies: Sequence[ReplyPlan], chunks: int, ids: DuplexIds, text_overflow: str) -> list[str]:
-    if text_overflow not in ("pad", "error"):
-        return [f"text_overflow {text_overflow!r}: there are pad and error"]
+def _problems(replies: Sequence[ReplyPlan], chunks: int, ids: DuplexIds) -> list[str]:
     problems, before = [], -1
     for number, reply in enumerate(replies):
         name = f"reply {number}"
@@ -98,25 +92,8 @@ def _problems(replies: Sequence[ReplyPlan], chunks: int, ids: DuplexIds, text_ov
             problems.append(f"{name}: id {wrong[0]} is {ids.kind(wrong[0]).value}, not text")
         if wrong := [code for code in reply.codes if not 0 <= code < ids.num_codes]:
             problems.append(f"{name}: code {wrong[0]}; there are 0 to {ids.num_codes - 1}")
-        if reply.overflows and text_overflow == "error":
-            problems.append(
-                f"{name}: {len(reply.text_ids)} text ids outlast {len(reply.codes)} codes, one id for four codes; "
-                "text_overflow pad appends silence"
-            )
         before = reply.end
     return problems
-
-
-def check_overflow(replies: Sequence[ReplyPlan]) -> int:
-    """How many replies' text outlasts their codes.
-
-    Raises:
-        PlanError: over MAX_OVERFLOW of them.
-    """
-    count = sum(reply.overflows for reply in replies)
-    if problem := overflow_problem(count, len(replies)):
-        raise PlanError(problem)
-    return count
 
 
 def overflow_problem(count: int, replies: int) -> str:

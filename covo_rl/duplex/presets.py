@@ -12,6 +12,10 @@ from covo_rl.duplex.sound import Rng
 StreamKind = Literal["dialogue", "single", "pause", "back_channel", "barge_in", "hold"]
 #: of the response gap of people, end of the user's speech to SHIFT: median, least and most seconds
 GAP_SECONDS, GAP_MEDIAN = (0.3, 1.0), 0.5
+#: chunks after that of a barge-in's onset in which the model stops
+BREAK_CHUNKS = 3
+#: seconds of a reply before something happens in it, and after
+BEFORE, AFTER = 0.3, 1.0
 #: of logarithms, where a median is given
 SPREAD = 0.4
 

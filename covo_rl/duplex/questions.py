@@ -16,7 +16,7 @@ import torch
 from covo_rl.duplex.features import FeatureStream, encoder_features
 from covo_rl.duplex.grid import CHUNK_CODES
 from covo_rl.duplex.ids import DuplexIds
-from covo_rl.duplex.layout import chunk_ids, system_block
+from covo_rl.duplex.layout import ChunkDecision, chunk_ids, system_block
 from covo_rl.duplex.plan import ReplyPlan, plan_chunks
 from covo_rl.duplex.rollout import TimingStream
 from covo_rl.duplex.trunk import ReplyChunk, Trunk, listening_trunk, speaking_trunk
@@ -49,6 +49,20 @@ class DuplexLesson:
     places: tuple[int, ...]
     taught_from: int
     features_UD: torch.Tensor
+
+    @classmethod
+    def of(cls, path: Sequence[int], taught_from: int, features_CD: torch.Tensor, ids: DuplexIds) -> DuplexLesson:
+        """Of a path of ids, and what is heard in its chunks and maybe more."""
+        places = tuple(place for place, token in enumerate(path) if token == ids.placeholder)
+        return cls(tuple(path), places, taught_from, features_CD[: len(places)])
+
+
+def reply_chunks(decisions: Sequence[ChunkDecision], ids: DuplexIds) -> list[ReplyChunk]:
+    """What the model says in chunks of a reply, as a trunk has it."""
+    return [
+        ReplyChunk(None if chunk.token == ids.text_pad else chunk.token, tuple(ids.first_code + c for c in chunk.codes))
+        for chunk in decisions
+    ]
 
 
 @dataclass(frozen=True)
@@ -105,18 +119,16 @@ class FeatureWorld:
         if stream.listening:
             trunk = listening_trunk(self.prefix, stream.chunks, self.ids)
         else:
-            trunk = speaking_trunk(self.prefix, stream.shift_chunk, self._reply(stream), self.ids)
+            said = self._plan(stream)[stream.first_chunk :][: stream.decisions]
+            trunk = speaking_trunk(self.prefix, stream.shift_chunk, reply_chunks(said, self.ids), self.ids)
         return TimingQuestion(stream, trunk, self.hear(stream)[: len(trunk.places)])
 
-    def _reply(self, stream: FeatureStream) -> list[ReplyChunk]:
-        codes = [self.ids.first_code + code for code in self.codes(stream, stream.decisions)]
-        texts: list[int | None] = [self.words[word] for word in stream.reply]
-        texts += [None] * (stream.decisions - len(texts))
-        return [ReplyChunk(text, tuple(codes[CHUNK_CODES * i :][:CHUNK_CODES])) for i, text in enumerate(texts)]
-
     def _lesson(self, stream: FeatureStream) -> DuplexLesson:
+        path = [*self.prefix, *chunk_ids(self._plan(stream, stream.break_chunk), self.ids)]
+        return DuplexLesson.of(path, len(self.prefix), self.hear(stream), self.ids)
+
+    def _plan(self, stream: FeatureStream, break_at: int | None = None) -> list[ChunkDecision]:
+        """What the model does in each chunk; it says its reply to the end unless it is to break off."""
         text = tuple(self.words[word] for word in stream.reply)
-        plan = ReplyPlan(stream.shift_chunk, text, self.codes(stream, stream.decisions), stream.break_chunk)
-        ids = [*self.prefix, *chunk_ids(plan_chunks([plan], stream.chunks, self.ids), self.ids)]
-        places = tuple(i for i, token in enumerate(ids) if token == self.ids.placeholder)
-        return DuplexLesson(tuple(ids), places, len(self.prefix), self.hear(stream))
+        plan = ReplyPlan(stream.shift_chunk, text, self.codes(stream, stream.decisions), break_at)
+        return plan_chunks([plan], stream.chunks, self.ids)

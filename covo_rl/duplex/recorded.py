@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,23 +25,21 @@ from covo_rl.config import ConfigError
 from covo_rl.data.files import file_sha256
 from covo_rl.data.read import DataError, some
 from covo_rl.duplex.data import DuplexStream
-from covo_rl.duplex.grid import chunk_of
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.layout import ChunkDecision, chunk_ids, system_block
-from covo_rl.duplex.plan import PlanError, ReplyPlan, check_overflow, plan_chunks
+from covo_rl.duplex.plan import PlanError, ReplyPlan, overflow_problem
 from covo_rl.duplex.probe import FOLDS, PROBE_AFTER
-from covo_rl.duplex.questions import DuplexLesson, TimingQuestion
+from covo_rl.duplex.questions import DuplexLesson, TimingQuestion, reply_chunks
 from covo_rl.duplex.rollout import TimingStream
 from covo_rl.duplex.stream_files import EVENTS, STEREO, read_stereo, read_stream, read_streams
-from covo_rl.duplex.targets import StreamQuestion, StreamReply, count_chunks, stream_questions, stream_replies
-from covo_rl.duplex.trunk import ReplyChunk, Trunk, listening_trunk, speaking_trunk
+from covo_rl.duplex.targets import coded_replies, is_answered, last_question, plan_stream
+from covo_rl.duplex.trunk import Trunk, listening_trunk, speaking_trunk
 from covo_rl.duplex.waves import hear
 from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
-from covo_rl.models.text import token_ids
+from covo_rl.models.text import text_ids
 from covo_rl.policy.rows import evaluation_mode
 from covo_rl.prompt import position_limit
-from covo_rl.rewards.rules.turns import LISTENING
 from covo_rl.types import UserError
 
 if TYPE_CHECKING:
@@ -98,13 +97,9 @@ class RecordedWorld:
         """Each stream whole: the model answers and stops where it does there."""
         return [self._lesson(folder, stream) for folder, stream in streams.items()]
 
-    def replies(self, stream: DuplexStream) -> list[ReplyPlan]:
-        """The model's turns in ids of text and codes; raises what `coded_replies` does."""
-        tokenizer = self.family.tokenizer
-        return [
-            ReplyPlan(reply.shift, tuple(token_ids(tokenizer, [reply.text])), reply.codes or (), reply.break_at)
-            for reply in coded_replies(stream)
-        ]
+    def plan(self, stream: DuplexStream) -> tuple[list[ReplyPlan], list[ChunkDecision]]:
+        """As `plan_stream` has it, in this model's ids."""
+        return plan_stream(stream, self.ids, partial(text_ids, self.family.tokenizer))
 
     def path(self, stream: DuplexStream) -> list[int]:
         """All ids of a stream, up to the BREAK of its last reply where the user's last turn is not answered: the rest
@@ -113,12 +108,11 @@ class RecordedWorld:
         Raises:
             DataError, PlanError: its replies cannot be laid out, or there are none.
         """
-        replies, users, plan = self.replies(stream), stream.turns_of("user"), self._plan(stream)
+        replies, plan = self.plan(stream)
         if not replies:
             raise PlanError("the model never speaks in it: it would teach silence")
-        if users and stream.turns_of("model")[-1].start < users[-1].end:
-            plan = plan[: replies[-1].end + 1]
-        return [*self.prefix, *chunk_ids(plan, self.ids)]
+        taught = plan if is_answered(stream) else plan[: replies[-1].end + 1]
+        return [*self.prefix, *chunk_ids(taught, self.ids)]
 
     def ask(self, stream: DuplexStream) -> tuple[TimingStream, Trunk]:
         """What a stream asks, as far as it has chunks, and the path of ids up to the last decision of that.
@@ -126,32 +120,21 @@ class RecordedWorld:
         Raises:
             DataError, PlanError: it asks nothing, or its replies cannot be laid out.
         """
-        last, plan = asked_question(stream), self._plan(stream)
+        last, (_, plan) = answerable_question(stream), self.plan(stream)
         first, end = last.first_chunk, min(last.first_chunk + last.decisions, len(plan))
-        listening = last.kind in LISTENING
-        if listening:
+        if last.listening:
             # a reply whose text outlasts its codes ends later than its sound; after a last turn there is none
             spoken = [chunk for chunk, decision in enumerate(plan) if decision.token != self.ids.think]
             first = max([first, *(chunk + 1 for chunk in spoken)])
         if end <= first:
             raise PlanError(f"its last question, {last.kind}, has no decision: chunk {first} would hold the first, "
                             f"and there are {len(plan)} chunks")  # fmt: skip
-        asked = TimingStream(
-            id=stream.id, kind=last.kind, first_chunk=first, decisions=end - first, turn_end=last.turn_end,
-            onset=last.onset, pauses=last.pauses,
-        )  # fmt: skip
+        asked = replace(last, first_chunk=first, decisions=end - first)
         # of a reply the chunk before is that of SHIFT, which speaking_trunk writes
-        prefix = (*self.prefix, *chunk_ids(plan[: first if listening else first - 1], self.ids))
-        if listening:
+        prefix = (*self.prefix, *chunk_ids(plan[: first if last.listening else first - 1], self.ids))
+        if last.listening:
             return asked, listening_trunk(prefix, asked.decisions, self.ids)
-        return asked, speaking_trunk(prefix, 0, [self._spoken(chunk) for chunk in plan[first:end]], self.ids)
-
-    def _plan(self, stream: DuplexStream) -> list[ChunkDecision]:
-        return plan_chunks(self.replies(stream), count_chunks(stream), self.ids)
-
-    def _spoken(self, chunk: ChunkDecision) -> ReplyChunk:
-        text = None if chunk.token == self.ids.text_pad else chunk.token
-        return ReplyChunk(text, tuple(self.ids.first_code + code for code in chunk.codes))
+        return asked, speaking_trunk(prefix, 0, reply_chunks(plan[first:end], self.ids), self.ids)
 
     def _question(self, folder: Path, stream: DuplexStream) -> TimingQuestion:
         asked, trunk = self.ask(stream)
@@ -160,9 +143,7 @@ class RecordedWorld:
         return TimingQuestion(recorded, trunk, self._features(folder)[: len(trunk.places)])
 
     def _lesson(self, folder: Path, stream: DuplexStream) -> DuplexLesson:
-        path = self.path(stream)
-        places = tuple(place for place, token in enumerate(path) if token == self.ids.placeholder)
-        return DuplexLesson(tuple(path), places, len(self.prefix), self._features(folder)[: len(places)])
+        return DuplexLesson.of(self.path(stream), len(self.prefix), self._features(folder), self.ids)
 
     def _features(self, folder: Path) -> torch.Tensor:
         """(chunks, D), of a last chunk that is not whole too."""
@@ -170,30 +151,14 @@ class RecordedWorld:
             return hear(self.encoder, read_stereo(folder / STEREO)[:, 0].copy())
 
 
-def coded_replies(stream: DuplexStream) -> list[StreamReply]:
-    """The model's turns by chunks, each with the codes that it says.
-
-    Raises:
-        DataError, PlanError: they cannot be laid out, or one has no codes.
-    """
-    replies = stream_replies(stream)
-    if any(reply.codes is None for reply in replies):
-        raise PlanError("the model speaks and events.json has no codes of it: make the streams from dialogues that "
-                        "`covo-rl speech encode` has gone over")  # fmt: skip
-    return replies
-
-
-def asked_question(stream: DuplexStream) -> StreamQuestion:
+def answerable_question(stream: DuplexStream) -> TimingStream:
     """What a stream is about.
 
     Raises:
         DataError, PlanError: it asks nothing, or ends with the user's turn.
     """
-    questions = stream_questions(stream)
-    if not questions:
-        raise PlanError("it asks nothing: there is no turn of the user that waits for an answer, and no reply")
-    last = questions[-1]
-    if last.kind in LISTENING and chunk_of((last.turn_end or 0.0) + PROBE_AFTER) >= last.first_chunk + last.decisions:
+    last = last_question(stream)
+    if last.listening and last.decision_of((last.turn_end or 0.0) + PROBE_AFTER) >= last.decisions:
         raise PlanError("it ends with the user's turn: an answer needs seconds of sound after it, 4 are good")
     return last
 
@@ -254,10 +219,9 @@ def _problems(world: RecordedWorld | None, streams: Recorded, *, lessons: bool) 
     if len(lines) > SHOWN_PROBLEMS:
         lines[SHOWN_PROBLEMS:] = [f"... and {len(lines) - SHOWN_PROBLEMS} more kinds of problems"]
     if world is not None and not wrong:
-        try:
-            check_overflow([reply for stream in streams.values() for reply in world.replies(stream)])
-        except PlanError as error:
-            lines.append(str(error))
+        replies = [reply for stream in streams.values() for reply in world.plan(stream)[0]]
+        what = overflow_problem(sum(reply.overflows for reply in replies), len(replies))
+        lines += [what] if what else []
     return lines
 
 
@@ -266,7 +230,7 @@ def _fault(world: RecordedWorld | None, folder: Path, stream: DuplexStream, *, l
     try:
         coded_replies(stream)
         if not lesson:
-            asked_question(stream)
+            answerable_question(stream)
         read_stream(folder)
         if world is None:
             return ""
@@ -290,7 +254,7 @@ def _shortage(streams: Recorded) -> list[str]:
 
 def _kind(stream: DuplexStream) -> str:
     try:
-        return asked_question(stream).kind
+        return answerable_question(stream).kind
     except UserError:
         return ""
 

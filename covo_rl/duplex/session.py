@@ -1,6 +1,6 @@
 """A live full-duplex dialogue: sound in, events and codes out, one forward of the decoder per new id.
 
-    session = DuplexSession(family, StreamingEncoder.of(family.model))
+    session = DuplexSession.of(family)
     for samples in microphone:                      # 24 kHz, as many at once as there are
         for event in session.push(samples):
             if event.type == "codes":
@@ -43,6 +43,7 @@ from covo_rl.duplex.machine import DuplexState, Legal, legal_masks
 from covo_rl.engines.draws import Drawing, draw, noise_dtype
 from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.models.covo_audio.streaming import TextPieces
+from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
 from covo_rl.prompt import position_limit
 from covo_rl.types import UserError
 
@@ -126,6 +127,12 @@ class DuplexSession:
         self.device = family.embed_tokens.weight.device
         self.masks = legal_masks(self.ids, family.model.config.get_text_config().vocab_size, self.device)
         self._begin()
+
+    @classmethod
+    def of(cls, family: Any, **options: Any) -> DuplexSession:
+        """Of a model that its own streaming encoder hears for."""
+        ids = DuplexIds.of(family)  # says what a model lacks that was not made for it
+        return cls(family, StreamingEncoder.of(family.model), ids=ids, **options)
 
     def _begin(self) -> None:
         self.decisions: list[ChunkDecision] = []

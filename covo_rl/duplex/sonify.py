@@ -22,7 +22,7 @@ from covo_rl.duplex.data import DuplexMark, DuplexStream, DuplexTurn
 from covo_rl.duplex.features import FUNCTION_WORD, FeatureStream, Sound
 from covo_rl.duplex.grid import CHUNK_SAMPLES, chunk_of, sound_start
 from covo_rl.duplex.rollout import TimingStream, stop_generator
-from covo_rl.duplex.sound import fit_length, noise_floor, two_channels
+from covo_rl.duplex.sound import faded_end, fit_length, noise_floor, two_channels
 from covo_rl.duplex.stream_files import write_stream
 from covo_rl.speech.grid import RATE
 from covo_rl.synth.speech import DIGITS, SPEECH_SPLITS, Speaker, speakers
@@ -36,7 +36,6 @@ PITCH_SEMITONES, FALL_DB = 5.0, 10.0
 WORD_SECONDS, LONGEST_WORD, LEAST_WORD = 0.36, 0.45, 0.05
 #: dB of the room's tone below the user's words
 SNR_DB = (20.0, 40.0)
-FADE_SECONDS = 0.01
 
 
 def user_wave(stream: FeatureStream, *, seed: int = 0, split: str = "train") -> np.ndarray:
@@ -62,9 +61,7 @@ def stream_sound(stream: FeatureStream, stop: int, *, seed: int = 0, split: str 
     model_T = np.zeros(len(user_T))
     if words:
         start, end = round(words[0].start * RATE), round(words[-1].end * RATE)
-        wave_T = say_timed(words, _voices(split)[0], stop_generator(seed, stream.id, 5))[: end - start]
-        fade = min(len(wave_T), round(FADE_SECONDS * RATE))
-        wave_T[len(wave_T) - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
+        wave_T = faded_end(say_timed(words, _voices(split)[0], stop_generator(seed, stream.id, 5))[: end - start])
         model_T[start : start + len(wave_T)] = wave_T
     return two_channels(user_T, model_T)
 

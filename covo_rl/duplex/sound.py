@@ -100,6 +100,13 @@ def fit_length(wave_T: np.ndarray, start: int, samples: int) -> tuple[int, np.nd
     return max(start, 0), wave_T[max(-start, 0) : max(samples - start, 0)]
 
 
+def faded_end(wave_T: np.ndarray) -> np.ndarray:
+    """The wave, over whose last 10 ms it becomes silent."""
+    wave_T, length = wave_T.copy(), min(round(FADE * RATE), len(wave_T))
+    wave_T[len(wave_T) - length :] *= np.linspace(1, 0, length)
+    return wave_T
+
+
 class UserChannel:
     """The user's side: pieces of recordings in the tone of their room, and what sounds beside them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,24 +54,33 @@ def read_streams(folder: str | Path) -> dict[Path, DuplexStream]:
     Raises:
         DataError: everything that is wrong with any of them, two of the same id, or there is none.
     """
-    streams: dict[Path, DuplexStream] = {}
-    problems: list[Problem] = []
-    for path in sorted(Path(folder).glob(f"*/{EVENTS}")):
-        try:
-            streams[path.parent] = read_events(path)
-        except DataError as error:
-            problems += [Problem(path.parent.name, problem.what) for problem in error.problems]
-        if not (path.parent / STEREO).is_file():
-            problems.append(Problem(path.parent.name, f"it has no {STEREO}"))
-    if not streams and not problems:
+    folders = {path.parent.name: path.parent for path in sorted(Path(folder).glob(f"*/{EVENTS}"))}
+    if not folders:
         raise broken(folder, f"no stream: expected folders that hold {STEREO} and {EVENTS}")
-    ids: dict[str, Path] = {}
-    for path, stream in streams.items():
-        if (other := ids.setdefault(stream.id, path)) != path:
-            problems.append(Problem(path.name, f"its id {printable(stream.id)} is also that of {other.name}"))
+    problems: list[Problem] = []
+    streams = dict(checked_streams(folders, problems))
     if problems:
         raise DataError(str(folder), problems)
     return streams
+
+
+def checked_streams(folders: Mapping[str, Path], problems: list[Problem]) -> Iterator[tuple[Path, DuplexStream]]:
+    """Each folder with the stream that lies in it, of those whose events can be read; waves are not read.
+
+    `folders` by the name under which what is wrong with one comes to `problems`, two of the same id too.
+    """
+    ids: dict[str, str] = {}
+    for name, folder in folders.items():
+        if not (folder / STEREO).is_file():
+            problems.append(Problem(name, f"it has no {STEREO}"))
+        try:
+            stream = read_events(folder / EVENTS)
+        except DataError as error:
+            problems += [Problem(name, problem.what) for problem in error.problems]
+            continue
+        if (other := ids.setdefault(stream.id, name)) != name:
+            problems.append(Problem(name, f"its id {printable(stream.id)} is also that of {other}"))
+        yield folder, stream
 
 
 def read_events(path: str | Path) -> DuplexStream:

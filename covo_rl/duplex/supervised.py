@@ -50,18 +50,29 @@ def supervised_loss(
     # the hidden state of the id before predicts a target
     logits_MV = family.lm_head(states_NTD[list(rows), [column - 1 for column in columns]]).float()
     nll_M = F.cross_entropy(logits_MV, targets_M, reduction="none")
-    controls = torch.tensor([ids.think, ids.shift, ids.break_], device=targets_M.device)
-    is_code_M, is_decision_M = targets_M >= ids.first_code, torch.isin(targets_M, controls)
-    kinds = {"decision": is_decision_M, "text": ~(is_code_M | is_decision_M), "code": is_code_M}
-    weight_M = torch.zeros_like(nll_M)
     figures: dict[str, float] = {}
-    for name, here_M in kinds.items():
-        weight_M[here_M] = getattr(weights, name)
+    for name, here_M in target_kinds(targets_M, ids).items():
         count = int(here_M.sum())
         figures[f"targets_{name}"] = count
         if count:
             figures[f"loss_{name}"] = float(nll_M[here_M].detach().mean())
+    weight_M = target_weights(targets_M, ids, weights)
     return (nll_M * weight_M).sum() / weight_M.sum(), figures
+
+
+def target_kinds(targets_M: Tensor, ids: DuplexIds) -> dict[str, Tensor]:
+    """Name of each of LessonWeights -> (M,) bool, which of these ids of streams it is of."""
+    controls = torch.tensor([ids.think, ids.shift, ids.break_], device=targets_M.device)
+    is_code_M, is_decision_M = targets_M >= ids.first_code, torch.isin(targets_M, controls)
+    return {"decision": is_decision_M, "text": ~(is_code_M | is_decision_M), "code": is_code_M}
+
+
+def target_weights(targets_M: Tensor, ids: DuplexIds, weights: LessonWeights) -> Tensor:
+    """(M,) float32, what each of these ids of streams counts."""
+    weight_M = torch.zeros(targets_M.shape, device=targets_M.device)
+    for name, here_M in target_kinds(targets_M, ids).items():
+        weight_M[here_M] = getattr(weights, name)
+    return weight_M
 
 
 def _targets(lessons: Sequence[DuplexLesson], ids: DuplexIds) -> list[tuple[int, int, int]]:

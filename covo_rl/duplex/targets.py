@@ -1,4 +1,4 @@
-"""What a stream teaches and asks: replies in chunks, which plan.py lays out, and questions of when to stop. No torch.
+"""What a stream teaches and asks: replies in chunks, which plan.py lays out, and questions of when to stop.
 
 user | one two ....                       single: SHIFT, but not before the end of the turn
 model|              three four five       hold: no BREAK
@@ -6,17 +6,24 @@ model|              three four five       hold: no BREAK
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from covo_rl.data.read import DataError, Problem
-from covo_rl.duplex.data import DuplexStream, DuplexTurn, Span
+from covo_rl.duplex.data import DuplexStream, DuplexTurn, MarkType
 from covo_rl.duplex.grid import CHUNK_SAMPLES, chunk_of
+from covo_rl.duplex.ids import DuplexIds
+from covo_rl.duplex.layout import ChunkDecision
+from covo_rl.duplex.plan import PlanError, ReplyPlan, plan_chunks
+from covo_rl.duplex.rollout import TimingStream
 from covo_rl.speech.grid import CODE_SECONDS, RATE
 
-QuestionKind = Literal["single", "pause", "barge_in", "back_channel", "hold"]
 #: seconds from which a pause makes a turn one with pauses: within a phrase people pause for less
 LONG_PAUSE = 0.5
+#: of a reply, that a question is about; the first counts before the second
+EVENTS_OF_REPLIES: tuple[MarkType, ...] = ("barge_in", "back_channel")
+#: text of a reply -> ids
+Tokenize = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -36,21 +43,6 @@ class StreamReply:
     def end(self) -> int:
         """The chunk of BREAK."""
         return self.shift + self.chunks + 1 if self.break_at is None else self.break_at
-
-
-@dataclass(frozen=True)
-class StreamQuestion:
-    """When does the model stop what it does? Its decisions are due in `decisions` chunks from `first_chunk` on.
-
-    turn_end: where the user's turn, barge-in or back-channel ends; onset: where the latter two begin. Seconds.
-    """
-
-    kind: QuestionKind
-    first_chunk: int
-    decisions: int
-    turn_end: float | None = None
-    onset: float | None = None
-    pauses: tuple[Span, ...] = ()
 
 
 def count_chunks(stream: DuplexStream) -> int:
@@ -83,15 +75,53 @@ def _reply(turn: DuplexTurn) -> StreamReply:
     return StreamReply(chunk_of(turn.start) - 2, chunks, turn.text, turn.codes, break_at)
 
 
-def stream_questions(stream: DuplexStream) -> list[StreamQuestion]:
-    """Every question of a stream, in order: one for each reply, one for the user's turn before it and after the last.
-    A turn over which the model spoke on asks only whether it stops. An RL or test stream is about its last question.
+def is_answered(stream: DuplexStream) -> bool:
+    """Whether the model replies to the user's last turn, if there is one: else what follows it would teach silence."""
+    users, replies = stream.turns_of("user"), stream.turns_of("model")
+    return not users or (bool(replies) and replies[-1].start >= users[-1].end)
+
+
+def plan_stream(
+    stream: DuplexStream, ids: DuplexIds, tokenize: Tokenize
+) -> tuple[list[ReplyPlan], list[ChunkDecision]]:
+    """The replies with the ids of their texts, and what the model does in each whole chunk.
+
+    Text that outlasts the codes of its reply gets codes of silence.
+
+    Raises:
+        DataError: replies that are too near to be laid out.
+        PlanError: replies without codes, codes that there are not, ids that are no text, text that makes one too long.
+        DuplexIdsError: silence is needed, and the model says no code for it.
+    """
+    plans = [
+        ReplyPlan(reply.shift, tuple(tokenize(reply.text)), reply.codes or (), reply.break_at)
+        for reply in coded_replies(stream)
+    ]
+    return plans, plan_chunks(plans, count_chunks(stream), ids)
+
+
+def coded_replies(stream: DuplexStream) -> list[StreamReply]:
+    """The model's turns by chunks, each with the codes that it says.
+
+    Raises:
+        DataError, PlanError: they cannot be laid out, or one has no codes.
+    """
+    replies = stream_replies(stream)
+    if any(reply.codes is None for reply in replies):
+        raise PlanError("the model speaks and events.json has no codes of it: make the streams from dialogues that "
+                        "`covo-rl speech encode` has gone over")  # fmt: skip
+    return replies
+
+
+def stream_questions(stream: DuplexStream) -> list[TimingStream]:
+    """Every question of a stream that has a decision, in order: one for each reply, one for the user's turn before it
+    and after the last. A turn over which the model spoke on asks only whether it stops.
 
     Raises:
         DataError: replies that cannot be laid out.
     """
     replies = stream_replies(stream)
-    questions: list[StreamQuestion] = []
+    questions: list[TimingStream] = []
     listening_from = 0
     spoken_over = [turn for turn in stream.turns_of("model") if turn.interrupted_at is None]
     users = [user for user in stream.turns_of("user")
@@ -100,25 +130,41 @@ def stream_questions(stream: DuplexStream) -> list[StreamQuestion]:
         until = count_chunks(stream) if reply is None else reply.shift + 1
         waiting = [user for user in users if listening_from <= chunk_of(user.end) < until]
         if waiting:
-            questions.append(_listening(waiting[-1], listening_from, until))
+            questions.append(_listening(stream, waiting[-1], listening_from, until))
         if turn is not None and reply is not None:
-            questions.append(_speaking(stream, turn, reply))
+            if reply.end > reply.shift + 1:
+                questions.append(_speaking(stream, turn, reply))
             listening_from = reply.end + 1
     return questions
 
 
-def _listening(turn: DuplexTurn, first: int, until: int) -> StreamQuestion:
+def last_question(stream: DuplexStream) -> TimingStream:
+    """What an RL or test stream is about.
+
+    Raises:
+        DataError: it asks nothing, or its replies cannot be laid out.
+    """
+    if not (questions := stream_questions(stream)):
+        what = "it asks nothing: there is no turn of the user that waits for an answer, and no reply"
+        raise DataError("stream", [Problem(stream.id, what)])
+    return questions[-1]
+
+
+def _listening(stream: DuplexStream, turn: DuplexTurn, first: int, until: int) -> TimingStream:
     longest = max((end - start for start, end in turn.pauses), default=0.0)
-    kind = "pause" if longest >= LONG_PAUSE else "single"
-    return StreamQuestion(kind, first, until - first, turn.end, pauses=turn.pauses)
+    return TimingStream(
+        id=stream.id, kind="pause" if longest >= LONG_PAUSE else "single", first_chunk=first, decisions=until - first,
+        turn_end=turn.end, pauses=turn.pauses,
+    )  # fmt: skip
 
 
-def _speaking(stream: DuplexStream, turn: DuplexTurn, reply: StreamReply) -> StreamQuestion:
+def _speaking(stream: DuplexStream, turn: DuplexTurn, reply: StreamReply) -> TimingStream:
     """Of several things that happen in a reply the barge-in counts, then the first back-channel."""
+    marks = (mark for kind in EVENTS_OF_REPLIES for mark in stream.marks(kind)
+             if mark.channel == "user" and turn.start <= mark.start < turn.end)  # fmt: skip
     first, count = reply.shift + 1, reply.end - reply.shift - 1
-    kinds: tuple[Literal["barge_in", "back_channel"], ...] = ("barge_in", "back_channel")
-    for kind in kinds:
-        for mark in stream.marks(kind):
-            if mark.channel == "user" and turn.start <= mark.start < turn.end:
-                return StreamQuestion(kind, first, count, mark.end, mark.start)
-    return StreamQuestion("hold", first, count)
+    if (mark := next(marks, None)) is None:
+        return TimingStream(id=stream.id, kind="hold", first_chunk=first, decisions=count)
+    return TimingStream(
+        id=stream.id, kind=mark.type, first_chunk=first, decisions=count, turn_end=mark.end, onset=mark.start
+    )

@@ -11,18 +11,14 @@ import numpy as np
 
 from covo_rl.duplex.data import DuplexMark, DuplexStream, DuplexTurn
 from covo_rl.duplex.grid import CHUNK_SAMPLES, CHUNK_SECONDS, chunk_of, sound_start
-from covo_rl.duplex.presets import SimulationPreset, StreamKind, draw_pause, shift_chunk
-from covo_rl.duplex.sound import FADE, Rng, UserChannel, noise_floor, two_channels
+from covo_rl.duplex.presets import AFTER, BEFORE, BREAK_CHUNKS, SimulationPreset, StreamKind, draw_pause, shift_chunk
+from covo_rl.duplex.sound import FADE, Rng, UserChannel, faded_end, noise_floor, two_channels
 from covo_rl.duplex.sources import Recording, SourceDialogue, SourceTurn, Surroundings
 from covo_rl.speech.grid import RATE, pad_to_codes
 from covo_rl.speech.pitch import track_f0
 from covo_rl.synth.back_channels import BACK_CHANNEL_SECONDS, listener, say_back_channel
 
 _Part = TypeVar("_Part", DuplexTurn, DuplexMark)
-#: chunks after that of a barge-in's onset in which the model stops
-BREAK_CHUNKS = 3
-#: seconds of a reply before something happens in it, and after
-BEFORE, AFTER = 0.3, 1.0
 #: seconds before the first turn, between a reply and the next turn, and after the last turn of a stream by its end
 LEAD, BETWEEN = (0.3, 1.0), (0.4, 1.2)
 TAIL_LISTENING, TAIL_SPEAKING = 4.0, 1.0
@@ -157,7 +153,7 @@ class Timeline:
             self.now = start + self.rng.uniform(BEFORE, len(wave_T) / RATE - AFTER)
             at = chunk_of(self.now) + BREAK_CHUNKS
             end = stop = sound_start(at) / RATE
-            wave_T = _faded_end(wave_T[: sound_start(at) - first])
+            wave_T = faded_end(wave_T[: sound_start(at) - first])
         else:
             self.now = end + self.rng.uniform(*BETWEEN)
             at = chunk_of(end)
@@ -257,13 +253,6 @@ class Timeline:
 
 def _no_pauses(recording: Recording) -> dict[int, float]:
     return {}
-
-
-def _faded_end(wave_T: np.ndarray) -> np.ndarray:
-    wave_T = wave_T.copy()
-    length = min(round(FADE * RATE), len(wave_T))
-    wave_T[len(wave_T) - length :] *= np.linspace(1, 0, length)
-    return wave_T
 
 
 def _rounded(seconds: float) -> float:

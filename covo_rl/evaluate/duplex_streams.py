@@ -97,16 +97,13 @@ class StreamExaminer:
     session: DuplexSession
     clips: ClipStore
 
-    def _tokenize(self, text: str) -> list[int]:
-        return self.session.family.tokenize(text, [])
-
     def length_problems(self, examples: Sequence[Example]) -> list[str]:
         """Streams that do not fit the model, before any is heard."""
         from covo_rl.duplex.exam import exam_problems
         from covo_rl.duplex.stream_files import read_events
 
         streams = [read_events(Path(example.columns["folder"]) / EVENTS) for example in examples]
-        return [text for stream in streams for text in exam_problems(self.session, stream, self._tokenize)]
+        return [text for stream in streams for text in exam_problems(self.session, stream)]
 
     def examine(self, examples: Sequence[Example], seconds: Sequence[float]) -> list[Record]:
         """One record per stream, in order."""
@@ -115,7 +112,7 @@ class StreamExaminer:
         records = []
         for example, length in zip(examples, seconds, strict=True):
             stream, wave_T2 = read_stream(example.columns["folder"])
-            result = examine(self.session, stream, wave_T2[:, 0], self._tokenize)
+            result = examine(self.session, stream, wave_T2[:, 0])
             more = {"text_cut": result.text_cut, "dropped_chunks": result.dropped, "seconds": round(length, 3)}
             records.append(stream_record(result.stream, result.z_K.tolist()) | more)
         return records

@@ -37,7 +37,7 @@ from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.lengths import audio_seconds
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
-from covo_rl.evaluate.through_duplex import DuplexAnswerer, live_session
+from covo_rl.evaluate.through_duplex import DuplexAnswerer
 from covo_rl.models.text import special_token_notes
 from covo_rl.prompt import written_texts
 from covo_rl.records.console import ProgressDisplay, percent
@@ -208,10 +208,11 @@ def in_session(request: Request, inputs: Inputs, answerer: PolicyAnswerer) -> An
     if not (request.through or inputs.eval_set.streams):
         return answerer
     from covo_rl.duplex.grid import CHUNK_SECONDS
-    from covo_rl.duplex.session import GREEDY
+    from covo_rl.duplex.session import DuplexSession
 
     if inputs.eval_set.streams:  # which are led through their replies: no turn is the session's own
-        return StreamExaminer(live_session(answerer.policy, GREEDY, max_turn_seconds=CHUNK_SECONDS), answerer.clips)
+        session = DuplexSession.of(answerer.policy.family, max_turn_seconds=CHUNK_SECONDS)
+        return StreamExaminer(session, answerer.clips)
     return DuplexAnswerer.of(answerer.policy, answerer.clips, request.rollout_config(), greedy=request.greedy)
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from covo_rl.audio import ClipStore
     from covo_rl.config import RolloutConfig
     from covo_rl.duplex.session import DuplexSession
-    from covo_rl.engines.draws import Drawing
 
 #: options of a prompt, which a session has none of
 _OF_PROMPTS = ("prompt", "instruction", "choice_style", "speech_mode", "listen", "predictions")
@@ -49,23 +48,6 @@ def silent_rows(examples: Sequence[Example]) -> list[str]:
     return [f"--through duplex: no audio in {count_rows(names)}"] if names else []
 
 
-def live_session(policy: Any, how: Drawing, **options: Any) -> DuplexSession:
-    """A session of a policy's model, which its own streaming encoder hears for; `options` are DuplexSession's.
-
-    Raises:
-        DuplexIdsError: the model was not made for it.
-        SessionError: a turn does not fit into its context.
-    """
-    from covo_rl.duplex.ids import DuplexIds
-    from covo_rl.duplex.session import DuplexSession
-    from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
-
-    family = policy.family
-    ids = DuplexIds.of(family)  # says what a model lacks that was not made for it
-    encoder = StreamingEncoder.of(family.model)
-    return DuplexSession(family, encoder, ids=ids, decision=how, text=how, codes=how, **options)
-
-
 @dataclass
 class DuplexAnswerer:
     """Asks each row in a session of its own; `session` is drawn from greedily, or as its drawing says."""
@@ -77,13 +59,14 @@ class DuplexAnswerer:
     def of(cls, policy: Any, clips: ClipStore, config: RolloutConfig, *, greedy: bool) -> DuplexAnswerer:
         """A turn has as many chunks as `max_completion_length` has room for, at one id of text and four codes each."""
         from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SECONDS
-        from covo_rl.duplex.session import GREEDY, SessionError
+        from covo_rl.duplex.session import GREEDY, DuplexSession, SessionError
         from covo_rl.engines.draws import Drawing
 
         how = GREEDY if greedy else Drawing(temperature=config.temperature, top_p=config.top_p)
         length = config.max_completion_length
         try:
-            session = live_session(policy, how, max_turn_seconds=CHUNK_SECONDS * (length // (1 + CHUNK_CODES)))
+            seconds = CHUNK_SECONDS * (length // (1 + CHUNK_CODES))
+            session = DuplexSession.of(policy.family, decision=how, text=how, codes=how, max_turn_seconds=seconds)
         except SessionError as error:
             raise EvalInputError([f"--max-completion-length {length}: {error}"]) from error
         return cls(session, clips)

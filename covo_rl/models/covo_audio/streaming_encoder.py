@@ -8,7 +8,7 @@ after the chunk's end, and nothing later reaches it. Besides the mel's floor, tw
 - encoder frame j has row j mod `max_source_positions` of the positions;
 - frame j attends to frame i where 0 <= j // 8 - i // 8 <= `left_chunks`: whole chunks, both ways within its own.
 
-`offline_features` is the definition, on whole streams with a dense mask, and trains; `push` computes the same from
+`offline_features` is the definition, on whole streams with a mask, and trains; `push` computes the same from
 what it remembers, chunk by chunk. Weights that were trained on whole clips need fine-tuning for this mask.
 """
 
@@ -27,6 +27,8 @@ from covo_rl.models.covo_audio.configuration import LEFT_CHUNKS
 from covo_rl.models.covo_audio.streaming_mel import StreamingMel
 
 DENSE_ATTENTION = ("sdpa", "eager")  # those that take a mask of any form
+#: chunks that a layer computes at once of a whole stream, at least: 32 s, and no fewer than four times those it sees
+WINDOW_CHUNKS = 200
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class StreamingEncoder:
         """Streams that are there as a whole, (n,) or (B, n) floats -> (K, D) or (B, K, D), one feature per chunk begun.
 
         Gradients reach encoder, adapter and samples. Silence follows every stream, so those of different lengths are
-        padded with zeros, and each keeps its first `mel.chunks(length)` features. Takes memory with the square of
-        the length: for long streams without gradients use `push` and `end`.
+        padded with zeros, and each keeps its first `mel.chunks(length)` features. Attention is computed in windows:
+        memory grows with the length, with its square only where `left_chunks` is None.
         """
         return self.adapted(self.offline_states(samples))
 
@@ -131,13 +133,27 @@ class StreamingEncoder:
         hidden_BDF = F.gelu(encoder.conv1(mel_BMF))[..., :-1]
         hidden_BFD = F.gelu(encoder.conv2(hidden_BDF)).transpose(1, 2) + self._positions(0, chunks)
         hidden_BFD = F.dropout(hidden_BFD, encoder.dropout, encoder.training)
-        mask_FF = self._mask(chunks, hidden_BFD)
+        masks: dict[int, torch.Tensor] = {}
         for layer in encoder.layers:
             if encoder.training and torch.rand([]) < encoder.layerdrop:
                 continue
-            hidden_BFD = layer(hidden_BFD, mask_FF)
+            hidden_BFD = self._layer(layer, hidden_BFD, masks)
         hidden_BFD = encoder.layer_norm(hidden_BFD)
         return hidden_BFD[0] if is_single else hidden_BFD
+
+    def _layer(self, layer: Any, hidden_BFD: torch.Tensor, masks: dict[int, torch.Tensor]) -> torch.Tensor:
+        """A layer on all frames, a window at a time behind what its first chunk sees; `masks` by frames of a window."""
+        frames, size, seen = hidden_BFD.shape[1], self.chunk_positions, self.left_chunks
+        step = frames if seen is None else size * max(WINDOW_CHUNKS, 4 * seen)
+        parts = []
+        for start in range(0, frames, step):
+            before = 0 if seen is None else min(start, size * seen)
+            window_BFD = hidden_BFD[:, start - before : start + step]
+            length = window_BFD.shape[1]
+            if length not in masks:
+                masks[length] = self._mask(length // size, hidden_BFD)
+            parts.append(layer(window_BFD, masks[length])[:, before:])
+        return torch.cat(parts, 1)
 
     def _mask(self, chunks: int, like: torch.Tensor) -> torch.Tensor:
         """(1, 1, F, F) to add to the attention's scores: 0 where frame j sees frame i, else the lowest number."""

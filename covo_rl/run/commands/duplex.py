@@ -162,10 +162,8 @@ def open_session(
     """A session of the model in a folder, which its own streaming encoder hears for; `options` are DuplexSession's."""
     from covo_rl.audio import ClipStore
     from covo_rl.config import AdapterConfig, ModelConfig
-    from covo_rl.duplex.ids import DuplexIds
     from covo_rl.duplex.session import GREEDY, DuplexSession
     from covo_rl.engines.draws import Drawing
-    from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
     from covo_rl.policy.loading import answering_policy
     from covo_rl.train.launch import device_of
 
@@ -173,9 +171,7 @@ def open_session(
         ModelConfig(model=model), AdapterConfig(adapter=adapter), clips=ClipStore(), device=device_of(device)
     )
     how = GREEDY if temperature is None else Drawing(temperature=temperature)
-    family: Any = policy.family
-    ids = DuplexIds.of(family)  # says what a model lacks that was not made for it
-    return DuplexSession(family, StreamingEncoder.of(family.model), ids=ids, text=how, codes=how, **options)
+    return DuplexSession.of(policy.family, text=how, codes=how, **options)
 
 
 def open_speaker(session: DuplexSession, decoder: str, voice: Path | None) -> Voice:

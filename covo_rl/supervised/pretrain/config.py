@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,6 +17,8 @@ from covo_rl.supervised.pretrain.stages import STAGES, task_problems
 
 #: transformers' name of a cosine that ends at a share of its peak
 FLOORED_COSINE = "cosine_with_min_lr"
+#: what an id of a stream can be, as duplex/supervised.py has it
+DUPLEX_KINDS = ("decision", "text", "code")
 LIMITS = {
     "[1, inf)": "length batch_size gradient_accumulation_steps steps keep_last eval_rows",
     "(0, inf)": "learning_rate max_grad_norm",
@@ -76,6 +79,9 @@ class PretrainConfig:
     content: str = option("continue", "fragments of one modality each, or of all", choices=["continue", "repeat"])
     query: str = option("text", "what asks for the line of a pseudo-dialogue", choices=["text", "none"])
     text_loss: bool = option(False, "teach the text of pseudo-dialogues too, a control")
+    duplex_weights: dict[str, Any] | None = option(
+        None, "what an id of a stream counts, if not 1: {decision, text, code}", yaml_only=True
+    )
     distill: dict[str, Any] | None = option(None, "on-policy distillation from a teacher, if any", yaml_only=True)
     eval_tasks: dict[str, Any] = option({}, "held-out rows, in the form of tasks", yaml_only=True)
     eval_rows: int = option(8, "packed rows of eval_tasks, on which the loss is measured")
@@ -156,5 +162,8 @@ def _rules(config: PretrainConfig) -> list[tuple[bool, str]]:
         (config.final_learning_rate == type(config)().final_learning_rate or config.lr_scheduler_type == FLOORED_COSINE,
          f"final_learning_rate is an option of {FLOORED_COSINE}, not of {config.lr_scheduler_type}"),
         (not config.eval_every or bool(config.eval_tasks), "eval_every needs eval_tasks"),
+        (all(name in DUPLEX_KINDS and type(weight) in (int, float) and 0 < weight < inf
+             for name, weight in (config.duplex_weights or {}).items()),
+         f"duplex_weights {config.duplex_weights!r:.80}: expected numbers above 0, of {', '.join(DUPLEX_KINDS)}"),
         (not (config.resume and config.overwrite), "resume goes on, overwrite begins again: give one of them"),
     ]  # fmt: skip

@@ -12,13 +12,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from covo_rl.data.read import DataError, Problem
-from covo_rl.duplex.data import DuplexStream
 from covo_rl.duplex.grid import CHUNK_CODES
 from covo_rl.duplex.ids import DuplexIds
-from covo_rl.duplex.layout import ChunkDecision, chunk_ids
-from covo_rl.duplex.plan import ReplyPlan, plan_chunks
-from covo_rl.duplex.targets import count_chunks, stream_replies
+from covo_rl.duplex.layout import chunk_ids
+from covo_rl.duplex.targets import is_answered, plan_stream
 from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.models.covo_audio.processing import IGNORE
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
@@ -34,14 +31,13 @@ def build_full_duplex(row: StreamRow, vocabulary: Vocabulary, rng: random.Random
 
     Raises:
         SkippedError: the user's last turn is not answered, as in streams for RL and tests: it would teach silence.
-        DataError, PlanError, DuplexIdsError: see `stream_plan`.
+        DataError, PlanError, DuplexIdsError: see `plan_stream`.
     """
-    stream = row.stream
-    users, replies = stream.turns_of("user"), stream.turns_of("model")
-    if users and (not replies or replies[-1].start < users[-1].end):
+    if not is_answered(row.stream):
         raise SkippedError(NOT_ANSWERED, row.id)
-    plans, decisions = stream_plan(stream, vocabulary)
-    prefix, body = stream_prefix(vocabulary), chunk_ids(decisions, duplex_ids(vocabulary))
+    ids = duplex_ids(vocabulary)
+    plans, decisions = plan_stream(row.stream, ids, vocabulary.text)
+    prefix, body = stream_prefix(vocabulary), chunk_ids(decisions, ids)
     labels = [IGNORE if id == vocabulary.slot else id for id in body]
     return Document(
         [*prefix, *body, vocabulary.audio_end], [*[IGNORE] * len(prefix), *labels, IGNORE],
@@ -55,28 +51,6 @@ def stream_prefix(vocabulary: Vocabulary) -> list[int]:
     text = vocabulary.text
     system = [vocabulary.turn_start, *text(f"system\n{SPOKEN_SYSTEM}"), vocabulary.turn_end, *text("\n")]
     return [*system, vocabulary.audio_start]
-
-
-def stream_plan(stream: DuplexStream, vocabulary: Vocabulary) -> tuple[list[ReplyPlan], list[ChunkDecision]]:
-    """The replies with the ids of their texts, and what the model does in each whole chunk.
-
-    Text that outlasts the codes of its reply gets codes of silence.
-
-    Raises:
-        DataError: replies without codes, or that are too near to be laid out.
-        PlanError: codes that there are not, ids that are no text, replies that their text makes too long.
-        DuplexIdsError: silence is needed, and the model says no code for it.
-    """
-    replies = stream_replies(stream)
-    if without := sum(reply.codes is None for reply in replies):
-        what = f"{without} of its {len(replies)} replies have no codes: `covo-rl speech encode` adds them to dialogues,"
-        raise DataError("stream", [Problem(stream.id, f"{what} from which `covo-rl data simulate-duplex` takes them")])
-    plans = [
-        ReplyPlan(reply.shift, tuple(vocabulary.text(reply.text)) if reply.text else (), reply.codes or (),
-                  reply.break_at)
-        for reply in replies
-    ]  # fmt: skip
-    return plans, plan_chunks(plans, count_chunks(stream), duplex_ids(vocabulary))
 
 
 def duplex_ids(vocabulary: Vocabulary) -> DuplexIds:

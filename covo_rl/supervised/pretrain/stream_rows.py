@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from covo_rl.data.shards import row_digest
 from covo_rl.duplex.data import DuplexStream
 from covo_rl.duplex.ids import DuplexIdsError
 from covo_rl.duplex.plan import PlanError, ReplyPlan, overflow_problem
-from covo_rl.duplex.stream_files import EVENTS, STEREO, read_events, read_stream
+from covo_rl.duplex.stream_files import EVENTS, STEREO, checked_streams, read_events, read_stream
+from covo_rl.duplex.targets import plan_stream
 from covo_rl.resolve import meant
 from covo_rl.supervised.pretrain.document import Vocabulary
-from covo_rl.supervised.pretrain.full_duplex import stream_plan
+from covo_rl.supervised.pretrain.full_duplex import duplex_ids
 from covo_rl.types import Clip
 
 
@@ -76,28 +76,18 @@ class StreamStore:
         self.name = str(data) if isinstance(data, (str, os.PathLike)) else ", ".join(map(str, data))
         self.tokenizers: dict[str | None, str] = {}  # of codes -> the first stream that names it
         self.replies = self.padded = 0
-        self._folders, digests = stream_folders(data), array("Q")
+        self._folders = stream_folders(data)
+        self._digests = np.fromiter((_digest(Path(folder)) for folder in self._folders), np.uint64)
+        #: of the content of all events
+        self.fingerprint = hashlib.sha256(self._digests.tobytes()).hexdigest()[:16]
         problems: list[Problem] = []
-        ids: dict[str, str] = {}
-        for folder in self._folders:
-            digests.append(_digest(Path(folder)))
-            try:
-                stream = read_events(Path(folder) / EVENTS)
-            except DataError as error:
-                problems += [Problem(folder, problem.what) for problem in error.problems]
-                continue
-            if (other := ids.setdefault(stream.id, folder)) != folder:
-                problems.append(Problem(folder, f"its id {printable(stream.id)} is also that of {other}"))
-            problems += [Problem(folder, what) for what in self._stream_problems(stream, vocabulary, tokenizer)]
-            if not (Path(folder) / STEREO).is_file():
-                problems.append(Problem(folder, f"it has no {STEREO}"))
+        for folder, stream in checked_streams({name: Path(name) for name in self._folders}, problems):
+            wrong = self._stream_problems(stream, vocabulary, tokenizer)
+            problems += [Problem(str(folder), what) for what in wrong]
         if what := overflow_problem(self.padded, self.replies):
             problems.append(Problem("all streams", what))
         if problems:
             raise DataError(self.name, problems)
-        self._digests = np.array(digests, np.uint64)
-        #: of the content of all events
-        self.fingerprint = hashlib.sha256(self._digests.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._folders)
@@ -133,7 +123,7 @@ class StreamStore:
                 yield f"its codes are of tokenizer {printable(stream.tokenizer)}, not of {tokenizer}: encode them again"
         plans: list[ReplyPlan] = []
         try:
-            plans, _ = stream_plan(stream, vocabulary)
+            plans, _ = plan_stream(stream, duplex_ids(vocabulary), vocabulary.text)
         except DataError as error:
             yield from (problem.what for problem in error.problems)
         except (PlanError, DuplexIdsError) as error:

@@ -2,8 +2,9 @@
 
     python recipes/pretrain.py --config recipes/configs/pretrain_tiny.yaml --stage 1 --output runs/stage_1
 
-The loss is a sum over the taught ids of all ranks and micro-batches, divided by their number: how rows are split over
-ranks and passes changes the rounding alone. An update depends on the state before it and the place in the stream.
+The loss is a sum over the taught ids of all ranks and micro-batches, divided by their number; with `duplex_weights` sum
+and number are by these weights, and those of metrics are not. How rows are split over ranks and passes changes the
+rounding alone. An update depends on the state before it and the place in the stream.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
+from covo_rl.duplex.ids import DuplexIds
+from covo_rl.duplex.supervised import LessonWeights, target_weights
 from covo_rl.policy import Policy
 from covo_rl.policy.sharding import reshard
 from covo_rl.policy.trainable import adamw
 from covo_rl.resolve import ConfigError
 from covo_rl.speech.training import DivergedError
-from covo_rl.supervised.pretrain.config import FLOORED_COSINE, PretrainConfig
+from covo_rl.supervised.pretrain.config import DUPLEX_KINDS, FLOORED_COSINE, PretrainConfig
 from covo_rl.supervised.pretrain.figures import UpdateFigures
 from covo_rl.supervised.pretrain.forward import Taught, check_isolation, packed_logps
 from covo_rl.supervised.pretrain.freezing import decay_groups, frozen_digests, train_parts
 from covo_rl.supervised.pretrain.stream_features import StreamFeatures
+from covo_rl.supervised.pretrain.tasks import TASKS
 from covo_rl.train.guard import memory_explained
 from covo_rl.train.ranks import Ranks
 from covo_rl.train.schedule import advance_schedule, schedule_of
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from covo_rl.supervised.pretrain.packing import PackedBatch
     from covo_rl.supervised.pretrain.stream import PackedStream
 
+STREAM_TASKS = [name for name, task in TASKS.items() if task.unit == "stream"]
 #: updates in a row without a single label, after which the rows are taken to teach nothing
 UNTAUGHT = 100
 MEMORY = (
@@ -123,10 +128,11 @@ class PretrainTrainer:
     def _backward(self, batches: Sequence[PackedBatch]) -> dict[str, Any]:
         """Gradients of all micro-batches, and what was measured on the way."""
         taught = [Taught.of(batch) for batch in batches]
-        total = sum(self.ranks.gathered(sum(len(part.targets) for part in taught)))
+        weights = [self._weights(batch, part) for batch, part in zip(batches, taught, strict=True)]
+        total = sum(self.ranks.gathered(sum(float(weight_M.sum()) for weight_M in weights)))
         self._count_untaught(total)
         figures = UpdateFigures(batches[0].tasks, self.family.code_ids)
-        for index, (batch, part) in enumerate(zip(batches, taught, strict=True)):
+        for index, (batch, part, weight_M) in enumerate(zip(batches, taught, weights, strict=True)):
             if not total:  # on no rank
                 figures.add(batch, part, torch.zeros(0))
                 continue
@@ -136,11 +142,22 @@ class PretrainTrainer:
                 logps_M = self.wrapped(packed_logps, batch, part, self.heard)
                 if logps_M.requires_grad:  # of the adapter alone, rows without a clip ask for nothing
                     # DDP and FSDP average over ranks; the sum is over all of them
-                    self.accelerator.backward(-logps_M.sum() * (self.ranks.world / total))
+                    loss = -(logps_M * weight_M.to(logps_M.device)).sum()
+                    self.accelerator.backward(loss * (self.ranks.world / total))
             figures.add(batch, part, logps_M)
         return figures.over(self.ranks)
 
-    def _count_untaught(self, total: int) -> None:
+    def _weights(self, batch: PackedBatch, part: Taught) -> torch.Tensor:
+        """(M,) float32, what each taught id counts: 1, but for `duplex_weights`."""
+        weight_M = torch.ones(len(part.targets))
+        streams = [number for number, name in enumerate(batch.tasks) if name in STREAM_TASKS]
+        if streams and self.config.duplex_weights:
+            weights = LessonWeights(**{**dict.fromkeys(DUPLEX_KINDS, 1.0), **self.config.duplex_weights})
+            here_M = torch.isin(part.task, torch.tensor(streams))
+            weight_M[here_M] = target_weights(part.targets[here_M], DuplexIds.of(self.family), weights)
+        return weight_M
+
+    def _count_untaught(self, total: float) -> None:
         self._untaught = 0 if total else self._untaught + 1
         if self._untaught == min(UNTAUGHT, self.config.steps):
             raise ConfigError([f"step {self.step + 1}: the rows of the last {self._untaught} updates teach nothing: "
