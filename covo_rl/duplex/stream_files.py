@@ -51,17 +51,17 @@ def read_streams(folder: str | Path) -> dict[Path, DuplexStream]:
     """Folder of a stream -> the stream, for all that lie in `folder`, in order of their names; waves are not read.
 
     Raises:
-        DataError: everything that is wrong with any of them, two of the same id, or there is none.
+        DataError: everything that is wrong with any of them, one that lacks a file, two of the same id, or none.
     """
     streams: dict[Path, DuplexStream] = {}
     problems: list[Problem] = []
-    for path in sorted(Path(folder).glob(f"*/{EVENTS}")):
+    for path in sorted({found.parent for name in (EVENTS, STEREO) for found in Path(folder).glob(f"*/{name}")}):
+        problems += [Problem(path.name, f"it has no {name}") for name in (EVENTS, STEREO) if not (path / name).exists()]
         try:
-            streams[path.parent] = read_events(path)
+            if (path / EVENTS).exists():
+                streams[path] = read_events(path / EVENTS)
         except DataError as error:
-            problems += [Problem(path.parent.name, problem.what) for problem in error.problems]
-        if not (path.parent / STEREO).is_file():
-            problems.append(Problem(path.parent.name, f"it has no {STEREO}"))
+            problems += [Problem(path.name, problem.what) for problem in error.problems]
     if not streams and not problems:
         raise broken(folder, f"no stream: expected folders that hold {STEREO} and {EVENTS}")
     ids: dict[str, Path] = {}
@@ -91,16 +91,20 @@ def read_stereo(path: str | Path) -> np.ndarray:
     Raises:
         DataError: there is no such file, it is cut, or of another kind.
     """
+    wanted = f"a stream has 2 channels, 16 bit, {RATE} Hz: `ffmpeg -i IN -ac 2 -ar {RATE} -sample_fmt s16 OUT.wav`"
     try:
         with wave.open(str(path), "rb") as file:
             kind = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
             expected, data = file.getnframes(), file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise broken(path, f"not a wav that can be read: {error}") from error
+    except (OSError, EOFError) as error:
+        raise broken(path, f"not a wav that can be read: {str(error) or 'it ends within its header'}") from error
+    except wave.Error as error:  # floats, or a header of more than two channels' kind
+        raise broken(path, f"not a wav that can be read: {error}; {wanted}") from error
     if kind != (2, 16, RATE):
-        what = f"{kind[0]} channels, {kind[1]} bit, {kind[2]} Hz; a stream has 2 channels, 16 bit, {RATE} Hz"
-        raise broken(path, f"{what}: `ffmpeg -i IN -ac 2 -ar {RATE} -sample_fmt s16 OUT.wav`")
-    if len(data) != 4 * expected or not expected:
+        raise broken(path, f"{kind[0]} channels, {kind[1]} bit, {kind[2]} Hz; {wanted}")
+    if not expected:
+        raise broken(path, "it holds no sound")
+    if len(data) != 4 * expected:
         raise broken(path, f"truncated, {len(data) // 4} of {expected} samples can be read; copy the file again")
     return np.frombuffer(data, "<i2").reshape(-1, 2).astype(np.float32) / 32_768
 
