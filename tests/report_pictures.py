@@ -1,5 +1,7 @@
 """Screenshots of a run's report for docs/images: `python tests/report_pictures.py RUN docs/images`.
 
+Of a run of recipes/grpo_duplex.py with `--only turns`.
+
 Needs Chromium, chromedriver and selenium; see browser.py.
 """
 
@@ -17,6 +19,7 @@ PICTURES = {
     "report-groups": ("view=groups&flags=wrong_high_thinking&sort=spread", 1280, 900, False),
     "report-dark": ("view=groups&flags=biggest_change&text=tokens", 1280, 900, True),
     "report-phone": ("view=groups&flags=wrong_high_thinking&sort=spread", 360, 780, True),
+    "turns": ("view=groups&sort=spread", 1280, 760, False),
 }
 
 
@@ -24,6 +27,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=[name for name in PICTURES if name != "turns"])
     words = parser.parse_args()
     if reason := missing():
         sys.exit(reason)
@@ -31,7 +35,8 @@ def main():
     page = words.run.resolve() / "report.html"
     page.write_text(report_page(words.run), encoding="utf-8")
     with chromium() as driver:
-        for name, (part, width, height, dark) in PICTURES.items():
+        for name in words.only:
+            part, width, height, dark = PICTURES[name]
             visit(driver, page, part, width=width, height=height, dark=dark)
             if width < 600:
                 driver.execute_script("document.querySelector('.group').scrollIntoView()")

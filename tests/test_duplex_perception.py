@@ -9,6 +9,7 @@ import torch
 from covo_rl.duplex.config import duplex_options
 from covo_rl.duplex.features import FALL, TEST_COUNTS, WORDS, FeatureStream, Sound, draw_streams, percepts
 from covo_rl.duplex.grid import CHUNK_SAMPLES
+from covo_rl.duplex.layout import ChunkDecision
 from covo_rl.duplex.perception import (
     MOVEMENTS,
     TAGS,
@@ -20,6 +21,8 @@ from covo_rl.duplex.perception import (
     perceive,
     tag_losses,
 )
+from covo_rl.duplex.session import DuplexSession
+from covo_rl.duplex.training import question_logits
 from covo_rl.duplex.waves import feature_world, hear, stream_wave, wave_listener
 from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
 from covo_rl.models.tiny.covo_audio import tiny_covo_audio
@@ -124,7 +127,9 @@ def test_a_model_with_ears_is_asked_by_what_it_hears(few):
     given = duplex_options({"given": read_yaml(find("recipes", "configs/tiny_duplex.yaml"))}).duplex
     family = new_duplex_family(16, 1, 0, ears=config.features == "wav")
     question, given_question = (feature_world(family, each).questions(few[0][:1])[0] for each in (config, given))
-    assert question.trunk == given_question.trunk and question.features_UD.shape == given_question.features_UD.shape
+    given_ids = given_question.trunk.ids  # without a system message
+    assert question.trunk.ids[-len(given_ids) :] == given_ids and len(question.trunk.ids) > len(given_ids) > 50
+    assert question.features_UD.shape == given_question.features_UD.shape
     torch.testing.assert_close(question.features_UD, hear(StreamingEncoder.of(family.model), few[1][0]))
 
 
@@ -135,3 +140,24 @@ def test_the_end_of_a_turn_is_heard_in_voices_that_never_taught():
     assert report["auc"] >= 0.85
     blind = draw_streams("test", {kind: TEST_COUNTS[kind] // 2 for kind in ("pause", "single")}, seed=1, cue="none")
     assert feature_auc(blind, [*map(wave_listener(ears), blind)]) < 0.65
+
+
+def test_hazards_of_a_stream_are_those_of_a_session_that_hears_it(few):
+    """What RL trains is what is used afterwards: the same system message, features and masks."""
+    streams, waves = few
+    family = new_duplex_family(32, 1, seed=0, ears=True)
+    world = feature_world(
+        family, duplex_options({"wav": read_yaml(find("recipes", "configs/tiny_duplex_wav.yaml"))}).duplex
+    )
+    assert len(world.prefix) < 30
+    with torch.no_grad():  # new rows are all alike: no decision would be likelier than another
+        family.lm_head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    live = DuplexSession(family, StreamingEncoder.of(family.model), ids=world.ids, max_turn_seconds=1)
+    asked = question_logits(family, world.questions(streams), world.ids)
+    for stream, wave_T, z_K in zip(streams, waves, asked, strict=True):
+        live.reset()
+        live.follow(ChunkDecision(world.ids.think) for _ in range(stream.chunks))
+        events = live.push(wave_T) + live.end()
+        heard = [event.stop_logit for event in events if event.type == "decision"]
+        assert z_K.std() > 0.01
+        torch.testing.assert_close(z_K, torch.tensor(heard)[: len(z_K)], atol=2e-5, rtol=0)

@@ -16,10 +16,11 @@ import torch
 from covo_rl.duplex.features import FeatureStream, encoder_features
 from covo_rl.duplex.grid import CHUNK_CODES
 from covo_rl.duplex.ids import DuplexIds
-from covo_rl.duplex.layout import chunk_ids
+from covo_rl.duplex.layout import chunk_ids, system_block
 from covo_rl.duplex.plan import ReplyPlan, plan_chunks
 from covo_rl.duplex.rollout import TimingStream
 from covo_rl.duplex.trunk import ReplyChunk, Trunk, listening_trunk, speaking_trunk
+from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.synth.speech import DIGITS
 from covo_rl.types import UserError
 
@@ -52,8 +53,8 @@ class DuplexLesson:
 
 @dataclass(frozen=True)
 class FeatureWorld:
-    """How streams of features.py are written: after the mark that audio begins, and with a text id and four codes for
-    each digit.
+    """How streams of features.py are written: with a text id and four codes for each digit, after the mark that audio
+    begins; those that are heard as in a session, after its system message too.
 
     `hear` gives a stream's features (chunks, D) float32.
     """
@@ -86,7 +87,8 @@ class FeatureWorld:
         def simulated(stream: FeatureStream) -> torch.Tensor:
             return torch.from_numpy(encoder_features(stream, width, noise=noise))
 
-        return cls(ids, (ids.audio_bos,), {word: tokens[0] for word, tokens in enumerate(names)}, hear or simulated)
+        prefix = (ids.audio_bos,) if hear is None else system_block(family, SPOKEN_SYSTEM, ids)
+        return cls(ids, prefix, {word: tokens[0] for word, tokens in enumerate(names)}, hear or simulated)
 
     def questions(self, streams: Sequence[FeatureStream]) -> list[TimingQuestion]:
         return [self._question(stream) for stream in streams]

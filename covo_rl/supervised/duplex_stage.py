@@ -30,6 +30,7 @@ from covo_rl.export.merged import write_merged
 from covo_rl.models.builtin import resolve_model
 from covo_rl.models.covo_audio.configuration import LEFT_CHUNKS
 from covo_rl.models.covo_audio.duplex_tokens import prepare_duplex
+from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
 from covo_rl.models.covo_audio.streaming_encoder import StreamingEncoder
 from covo_rl.models.tiny import tiny_covo_audio, tiny_tokenizer
 from covo_rl.policy.trainable import adamw
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 RESERVED = ("<|reserved_0|>", "<|reserved_1|>", "<|reserved_2|>")
 VOCABULARY = 330
+SYSTEM_WORDS = 60
 SILENCE = len(DIGITS) * 4  # the first of the codes that sound like nothing
 #: a tiny head has few rotations, and with 1e6 nearly all are too slow to count the chunks of a silence
 ROPE_THETA = 100.0
@@ -58,10 +60,11 @@ FIGURES = "taught.json"
 def new_duplex_family(width: int, layers: int, seed: int, *, ears: bool = False) -> AudioFamily:
     """A small Covo-Audio of random weights, with ids to listen and speak at once, and codes for ten digits.
 
-    `ears`: its encoder is to be used.
+    `ears`: its encoder is to be used; then streams begin as a session does, and its tokenizer is short of it.
     """
     sizes: dict[str, Any] = TINY_EARS if ears else {"encoder_width": 32, "adapter_hidden": 32}
-    tokenizer = tiny_tokenizer([" ".join(("", *DIGITS))] * 20, VOCABULARY, reserved=RESERVED)
+    texts = [" ".join(("", *DIGITS))] * 20 + [f"system {SPOKEN_SYSTEM}"] * 10 * ears
+    tokenizer = tiny_tokenizer(texts, VOCABULARY + SYSTEM_WORDS * ears, reserved=RESERVED)
     model, processor = tiny_covo_audio(
         tokenizer, **sizes, decoder_width=width, decoder_layers=layers,
         audio_codes=SILENCE + 4, initializer_range=0.03, rope_theta=ROPE_THETA, seed=seed,
