@@ -57,14 +57,15 @@ def duplex_prepare_command(
     Says what the tokenizer calls them, and refuses tokens that look trained unless --use-ids names them. No token is
     added. Their rows in embeddings and head become the mean of the text rows; training does the rest.
     """
-    from covo_rl.export.exporting import check_target, staging
+    from covo_rl.export.exporting import staging
     from covo_rl.export.merged import write_merged
     from covo_rl.models import load_family
     from covo_rl.models.builtin import resolve_model
     from covo_rl.models.covo_audio.duplex_tokens import prepare_duplex
 
     ids, codes = _numbers("--use-ids", use_ids), _numbers("--silence-codes", silence_codes)
-    check_target(output, replace=False)
+    if output.exists() or (why := FolderLock(output).refusal()):
+        raise ConfigError([f"--output {output} exists: name a new folder" if output.exists() else f"--output {why}"])
     family = load_family(resolve_model(model))
     if family.model_type != "covo_audio":
         raise ConfigError([f"--model {model}: it is a {family.model_type}, and only a Covo-Audio can be prepared"])
