@@ -8,17 +8,30 @@ What comes out answers after a limit of silence: right after a turn, early in ev
 grpo_duplex.py fits; what it says of RL has no effect here.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from covo_rl.config import ConfigError
+from covo_rl.config import ConfigError, TrainConfig
 from covo_rl.data.terminal import say
 from covo_rl.duplex.config import duplex_options, read_layers
+from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import find
 from covo_rl.run.commands.duplex_page import TAUGHT_BY, duplex_page
 from covo_rl.run.commands.options_page import wants_page
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import UserError
+
+
+def problems(train: TrainConfig, folder: Path) -> list[str]:
+    """What is in the way of the stage, before anything is loaded."""
+    found = [f"{name}: it has no effect here; leave it out" for name in ("dry_run", "resume", "overwrite")
+             if getattr(train, name)]  # fmt: skip
+    if (world := os.environ.get("WORLD_SIZE", "1")) != "1":
+        found.append(f"{world} processes were started: this stage runs in one (`python recipes/sft_duplex.py`)")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return [*found, f"--output {folder} is there and no empty folder: name another"]
+    return [*found, *([why] if (why := FolderLock(folder).refusal()) else [])]
 
 
 def main(words: list[str]) -> None:
@@ -29,11 +42,16 @@ def main(words: list[str]) -> None:
             return
         options = duplex_options(read_layers(words, find("recipes", "configs/tiny_duplex.yaml")))
         folder = Path(options.train.output)
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError([f"--output {folder} is not empty: name another folder"])
-        from covo_rl.supervised.duplex_stage import teach_duplex  # torch
+        if found := problems(options.train, folder):
+            raise ConfigError(found)
+        from covo_rl.export.exporting import staging  # torch
+        from covo_rl.supervised.duplex_stage import teach_duplex
 
-        say(f"{folder}: {teach_duplex(options, folder)}")
+        if folder.is_dir():
+            folder.rmdir()  # it is empty, and only one that is not there is filled
+        with staging(folder, replace=False) as stage:  # whole or not at all
+            figures = teach_duplex(options, stage)
+        say(f"{folder}: {figures}")
     except (UserError, OSError) as error:
         sys.exit(f"sft_duplex: {error}")
 

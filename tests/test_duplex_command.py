@@ -96,6 +96,16 @@ def test_all_that_is_wrong_with_the_options_is_said_before_a_model_loads(tmp_pat
         assert part in said
 
 
+def test_a_name_and_a_place_that_cannot_be_written_are_said_before_a_model_loads(tmp_path, capsys):
+    audio = tmp_path / "caf\udce9.wav"  # bytes of a name that are no UTF-8
+    soundfile.write(tmp_path / "a.wav", np.zeros(2400), 24_000)
+    (tmp_path / "a.wav").rename(audio)
+    with pytest.raises(SystemExit):
+        main(["duplex", "run", "--model", "m", "--audio", str(audio), "--output", str(audio / "out")])
+    said = capsys.readouterr().err
+    assert "cannot be written" in said and "holds the lone surrogate" in said
+
+
 def test_a_machine_that_is_too_slow_for_real_time_is_told_by_how_much(tmp_path, opened, capsys, monkeypatch):
     from covo_rl.duplex.latency import ChunkCost
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 
 from covo_rl.data import DataError
 from covo_rl.duplex.data import DuplexMark, DuplexStream, DuplexTurn, parse_stream, stream_content
@@ -129,6 +130,16 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         file.writeframes(b"\0" * 320)
     with pytest.raises(DataError, match="1 channels, 16 bit, 16000 Hz; a stream has 2 channels, 16 bit, 24000 Hz"):
         read_stereo(path)
+    path.write_bytes(data[:20])
+    with pytest.raises(DataError, match="it ends within its header"):
+        read_stereo(path)
+    for kind in ({"subtype": "FLOAT"}, {"subtype": "PCM_16", "format": "WAVEX"}):
+        soundfile.write(path, sound(), 24_000, **kind)
+        with pytest.raises(DataError, match=r"unknown format.*; a stream has 2 channels.*ffmpeg"):
+            read_stereo(path)
+    soundfile.write(path, sound()[:0], 24_000, subtype="PCM_16")
+    with pytest.raises(DataError, match="it holds no sound"):
+        read_stereo(path)
     (tmp_path / "a" / EVENTS).write_text('{"id": "a", "id": "b", "seconds": NaN}')
     with pytest.raises(DataError, match="the key 'id' occurs twice") as error:
         read_events(tmp_path / "a" / EVENTS)
@@ -139,10 +150,14 @@ def test_every_folder_that_is_wrong_is_named(tmp_path):
     for name in ("a", "b", "c"):
         write_stream(tmp_path / name, STREAM if name != "c" else replace(STREAM, id="s2"), sound())
     (tmp_path / "c" / STEREO).unlink()
+    write_stream(tmp_path / "d", replace(STREAM, id="s3"), sound())
+    (tmp_path / "d" / EVENTS).unlink()
+    (tmp_path / "d" / EVENTS).symlink_to(EVENTS)  # a loop
+    (tmp_path / "notes").mkdir()  # no stream, and none that lacks something
     with pytest.raises(DataError) as error:
         read_streams(tmp_path)
     assert [str(problem) for problem in error.value.problems] == [
-        "b: its id 's1' is also that of a", "c: it has no stereo.wav",
+        "b: its id 's1' is also that of a", "c: it has no stereo.wav", "d: it has no events.json",
     ]  # fmt: skip
     with pytest.raises(DataError, match="no stream"):
         read_streams(tmp_path / "c")

@@ -1,6 +1,7 @@
 """Timing on streams that lie in folders: questions and lessons worked out by hand, two steps of RL, what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from math import ceil
 
@@ -19,7 +20,7 @@ from covo_rl.duplex.presets import PRESETS
 from covo_rl.duplex.recorded import RecordedWorld, take_recorded
 from covo_rl.duplex.records import TimingSounds, timing_rows
 from covo_rl.duplex.simulate import Simulator
-from covo_rl.duplex.stream_files import read_streams, write_stream
+from covo_rl.duplex.stream_files import STEREO, read_streams, write_stream
 from covo_rl.duplex.training import question_example
 from covo_rl.duplex.trunk import stop_logits
 from covo_rl.export.merged import write_merged
@@ -54,7 +55,9 @@ TEST = [replace(PAUSED, id=f"test-{i}") for i in range(5)] + [replace(SINGLE, id
 
 def write(folder, *streams):
     for number, stream in enumerate(streams):
-        noise_T2 = np.random.default_rng(number).normal(0, 0.05, (round(stream.seconds * RATE), 2))
+        noise_T2 = np.random.default_rng([number, *folder.name.encode()]).normal(
+            0, 0.05, (round(stream.seconds * RATE), 2)
+        )
         write_stream(folder / f"{number:03d}", stream, noise_T2.clip(-1, 1))
     return str(folder)
 
@@ -255,6 +258,15 @@ def test_all_that_is_wrong_is_named_at_once(tmp_path, family):
     with pytest.raises(ConfigError) as caught:
         take_recorded(family, folders, allow_overlap=True)
     assert "in common" not in str(caught.value)
+
+
+def test_the_sound_of_a_test_stream_is_found_under_another_name(tmp_path, family):
+    folders = {"rl_data": write(tmp_path / "rl", SINGLE, PAUSED), "test_data": write(tmp_path / "t", *TEST)}
+    take_recorded(family, folders)
+    shutil.copy(tmp_path / "t" / "000" / STEREO, tmp_path / "rl" / "001")
+    with pytest.raises(ConfigError, match="sounds in common: 001 of rl_data"):
+        take_recorded(family, folders)
+    take_recorded(family, folders, allow_overlap=True)
 
 
 def test_a_model_that_is_not_of_full_duplex_is_refused_with_the_streams(tmp_path):

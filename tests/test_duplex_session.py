@@ -122,6 +122,8 @@ def test_a_reply_that_lasts_too_long_is_ended_by_force():
     assert decisions[4].forced and decisions[4].logp is None
     assert next(event.chunk for event in events if event.type == "flush") == 4
     assert [len(event.codes) for event in events if event.type == "codes"][:3] == [4, 4, 4]
+    with pytest.raises(SessionError, match="max_turn_seconds inf needs a context of"):
+        session(max_turn_seconds=float("inf"))
     with pytest.raises(SessionError, match="max_turn_seconds 60 needs a context of 2"):
         session(max_turn_seconds=60, max_positions=1000)
 

@@ -1,8 +1,10 @@
 """Supervised updates and RL of timing on a model of random weights: what they compute, a run, and its resume."""
 
 import json
+import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from covo_rl.policy import Policy
 from covo_rl.resolve import find
 from covo_rl.rewards import components
 from covo_rl.run.timing import dry_timing, run_timing
+from covo_rl.speech.training import DivergedError
 from covo_rl.supervised.duplex_stage import new_duplex_family, next_batch, taught_already
 from covo_rl.train.checkpoint.saver import Saver
 from covo_rl.types import UserError
@@ -167,6 +170,28 @@ def test_a_resumed_run_is_the_run_bit_for_bit(tmp_path):
     assert torch.equal(whole, run(tmp_path / "b", 4, resume="auto"))
 
 
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
+def test_trackers_get_the_steps_and_the_figures_before_and_after(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr("covo_rl.run.timing.TimingSession.export", lambda self: self.run.folder / "model")
+    options = small(output=str(tmp_path), max_steps=2, duplex_width=16, report_to="tensorboard")
+    result = json.loads(run_timing(options).read_text())
+    log = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0})
+    log.Reload()
+    assert [event.step for event in log.Scalars("reward_total")] == [1, 2]
+    early = [(event.step, event.value) for event in log.Scalars("eval/greedy/early_long_pause")]
+    assert early == [(0, pytest.approx(result["before"]["early_long_pause"])),
+                     (2, pytest.approx(result["after"]["early_long_pause"]))]  # fmt: skip
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_anything_is_taught(tmp_path, monkeypatch):
+    monkeypatch.setattr("covo_rl.records.trackers.package_versions", lambda names: dict.fromkeys(names))
+    with pytest.raises(ConfigError, match="report_to wandb: it is not installed"):
+        run_timing(small(output=str(tmp_path / "run"), report_to="wandb"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_recipe_writes_figures_before_and_after(tmp_path):
     words = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(find("recipes", "grpo_duplex.py")), "--seed", "3", "--output", str(tmp_path / "run")]
@@ -219,7 +244,7 @@ def test_the_estimators_that_can_be_chosen_are_those_there_are():
 
 @pytest.mark.parametrize(
     "more",
-    [["--temperature", "0.7"], ["--report-to", "tensorboard"], ["--num-iterations", "2"], ["--loss-type", "grpo"],
+    [["--temperature", "0.7"], ["--listen-every", "2"], ["--num-iterations", "2"], ["--loss-type", "grpo"],
      ["--keep-best"], ["--oom-retry"], ["--no-evaluate"], ["--data", "rows.json"], ["--reward-gate", "format"],
      ["--use-vllm"], ["--scale-rewards", "batch"], ["--seed", "-1"], ["--train-parts", "llm", "encoder"],
      ["--lora", "true", "--modules-to-save", "audio_adapter"]],
@@ -245,6 +270,28 @@ def test_what_is_wrong_is_said_before_anything_is_taught(tmp_path, monkeypatch):
     for more in ({}, {"lora": True}):
         dry_timing(small(output=str(tmp_path / "run"), dry_run=True, **more))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("world", "words"), [("1", ["--dry-run"]), ("2", [])])
+def test_the_stage_alone_says_what_is_in_its_way_before_it_is_loaded(world, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    (tmp_path / "file").touch()
+    stage = runpy.run_path(str(find("recipes", "sft_duplex.py")))["main"]
+    with pytest.raises(SystemExit) as stopped:
+        stage([*words, "--output", str(tmp_path / "file" / "out")])
+    said = str(stopped.value.code)
+    assert "cannot be written" in said and ("dry_run" in said) == bool(words) and ("2 processes" in said) != bool(words)
+
+
+def test_a_stage_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def stopped(options, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise DivergedError("step 3: loss nan")
+
+    monkeypatch.setattr("covo_rl.supervised.duplex_stage.teach_duplex", stopped)
+    with pytest.raises(SystemExit, match="loss nan"):
+        runpy.run_path(str(find("recipes", "sft_duplex.py")))["main"](["--output", str(tmp_path / "out")])
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_model_of_somebody_else_is_not_replaced(tmp_path):

@@ -571,3 +571,11 @@ def test_a_killed_run_is_resumed_at_once(words, tmp_path):
     done = subprocess.run([*command, "--resume", "auto"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_sounds_of_an_earlier_run_are_cleared_and_what_the_user_put_there_is_not(tmp_path):
+    for name in ("before", "after", "mine"):
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+        (tmp_path / "sounds" / name / "stereo.wav").touch()
+    Run(tmp_path).clear()
+    assert [path.name for path in (tmp_path / "sounds").iterdir()] == ["mine"]

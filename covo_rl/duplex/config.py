@@ -29,8 +29,9 @@ SHARED = tuple(
     num_generations rewards reward_timeout check_rewards beta scale_rewards seed output overwrite max_steps
     prompts_per_step micro_batch_prompts learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1
     adam_beta2 max_grad_norm gradient_checkpointing recompute checkpoint_every checkpoint_minutes export_checkpoints
-    keep_last resume allow_changed_config allow_overlap dry_run log_rollouts eval_every
-    """.split()  # noqa: SIM905 - a list of 45 quoted words is harder to read
+    keep_last resume allow_changed_config allow_overlap dry_run log_rollouts eval_every report_to project run_name
+    trackio_space_id
+    """.split()  # noqa: SIM905 - a list of 49 quoted words is harder to read
 )
 #: their features are made once, before training
 FROZEN_PARTS = ("encoder", "audio_adapter")

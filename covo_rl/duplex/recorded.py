@@ -260,12 +260,17 @@ def _kind(stream: DuplexStream) -> str:
 
 
 def _overlaps(others: Mapping[str, Recorded], test: Recorded) -> list[str]:
-    """What is learnt from and tested on: streams, or dialogues that they are made of."""
-    held_out = {name for stream in test.values() for name in (stream.id, *stream.source)}
+    """What is learnt from and tested on: streams, dialogues that they are made of, or sounds under another name."""
+    held_out = {name for folder, stream in test.items() for name in _names(folder, stream)}
     lines = []
     for option, streams in others.items():
-        shared = [folder.name for folder, stream in streams.items() if held_out & {stream.id, *stream.source}]
+        shared = [folder.name for folder, stream in streams.items() if held_out & _names(folder, stream)]
         if shared:
-            lines.append(f"{option} and {TEST} have streams or dialogues in common: {some(shared)} of {option}; "
-                         "--allow_overlap goes on")  # fmt: skip
+            lines.append(f"{option} and {TEST} have streams, dialogues or sounds in common: {some(shared)} of "
+                         f"{option}; --allow_overlap goes on")  # fmt: skip
     return lines
+
+
+def _names(folder: Path, stream: DuplexStream) -> set[str]:
+    """What a stream has in common with another that is made of the same."""
+    return {stream.id, *stream.source, file_sha256(folder / STEREO)}

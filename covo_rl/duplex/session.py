@@ -114,7 +114,7 @@ class DuplexSession:
         self.system_ids = system_block(family, system, self.ids)
         limit = position_limit(family.model.config)
         self.max_positions = min(max_positions, limit or max_positions)
-        self.max_turn_chunks = int(max_turn_seconds / CHUNK_SECONDS + 1e-9)
+        self.max_turn_chunks = int(min(max_turn_seconds, 1e9) / CHUNK_SECONDS + 1e-9)
         # SHIFT's chunk, the reply's, and room for one more
         needed = len(self.system_ids) + (self.max_turn_chunks + 1) * CHUNK_POSITIONS + 2
         if self.max_turn_chunks < 1 or needed > self.max_positions:
@@ -142,7 +142,7 @@ class DuplexSession:
         self._window = ContextWindow(len(self.system_ids), self.max_positions, self.ids)
         self._features: list[torch.Tensor] = []
         self._pieces = TextPieces(self.family.tokenizer)
-        self._noise = torch.Generator().manual_seed(self.seed)
+        self._noise = torch.Generator().manual_seed(self.seed % 2**63)
         self._script: deque[ChunkDecision] = deque()
         self._turn_chunks = 0
         self._encoder_seconds = 0.0

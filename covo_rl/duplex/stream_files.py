@@ -52,13 +52,13 @@ def read_streams(folder: str | Path) -> dict[Path, DuplexStream]:
     """Folder of a stream -> the stream, for all that lie in `folder`, in order of their names; waves are not read.
 
     Raises:
-        DataError: everything that is wrong with any of them, two of the same id, or there is none.
+        DataError: everything that is wrong with any of them, one that lacks a file, two of the same id, or none.
     """
-    folders = {path.parent.name: path.parent for path in sorted(Path(folder).glob(f"*/{EVENTS}"))}
-    if not folders:
+    found = sorted({path.parent for name in (EVENTS, STEREO) for path in Path(folder).glob(f"*/{name}")})
+    if not found:
         raise broken(folder, f"no stream: expected folders that hold {STEREO} and {EVENTS}")
     problems: list[Problem] = []
-    streams = dict(checked_streams(folders, problems))
+    streams = dict(checked_streams({path.name: path for path in found}, problems))
     if problems:
         raise DataError(str(folder), problems)
     return streams
@@ -71,8 +71,10 @@ def checked_streams(folders: Mapping[str, Path], problems: list[Problem]) -> Ite
     """
     ids: dict[str, str] = {}
     for name, folder in folders.items():
-        if not (folder / STEREO).is_file():
-            problems.append(Problem(name, f"it has no {STEREO}"))
+        missing = [file for file in (EVENTS, STEREO) if not (folder / file).exists()]
+        problems += [Problem(name, f"it has no {file}") for file in missing]
+        if EVENTS in missing:
+            continue
         try:
             stream = read_events(folder / EVENTS)
         except DataError as error:
@@ -101,16 +103,20 @@ def read_stereo(path: str | Path) -> np.ndarray:
     Raises:
         DataError: there is no such file, it is cut, or of another kind.
     """
+    wanted = f"a stream has 2 channels, 16 bit, {RATE} Hz: `ffmpeg -i IN -ac 2 -ar {RATE} -sample_fmt s16 OUT.wav`"
     try:
         with wave.open(str(path), "rb") as file:
             kind = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
             expected, data = file.getnframes(), file.readframes(file.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise broken(path, f"not a wav that can be read: {error}") from error
+    except (OSError, EOFError) as error:
+        raise broken(path, f"not a wav that can be read: {str(error) or 'it ends within its header'}") from error
+    except wave.Error as error:  # floats, or a header of more than two channels' kind
+        raise broken(path, f"not a wav that can be read: {error}; {wanted}") from error
     if kind != (2, 16, RATE):
-        what = f"{kind[0]} channels, {kind[1]} bit, {kind[2]} Hz; a stream has 2 channels, 16 bit, {RATE} Hz"
-        raise broken(path, f"{what}: `ffmpeg -i IN -ac 2 -ar {RATE} -sample_fmt s16 OUT.wav`")
-    if len(data) != 4 * expected or not expected:
+        raise broken(path, f"{kind[0]} channels, {kind[1]} bit, {kind[2]} Hz; {wanted}")
+    if not expected:
+        raise broken(path, "it holds no sound")
+    if len(data) != 4 * expected:
         raise broken(path, f"truncated, {len(data) // 4} of {expected} samples can be read; copy the file again")
     return np.frombuffer(data, "<i2").reshape(-1, 2).astype(np.float32) / 32_768
 

@@ -7,6 +7,7 @@ rollouts/          step_00000.jsonl: row, completion, components, advantage, log
 clips/             sounds of rows in memory, which have no file; records/sounds.py
 before.json        the evaluation before training, and what it was made of
 result.json        before, after and the figures of the run; it is there once the run is finished
+sounds/            of a run of turns: a long pause before and after training
 curves.png         learning curves
 trackers.json      what trackers call this run, with --report_to; tensorboard/, wandb/, swanlog/ are theirs
 lock.json          who writes here, while somebody does
@@ -51,9 +52,9 @@ FOLDERS = {"rollouts": "step_*.jsonl", "checkpoints": "step_*", "adapter": "*", 
 #: what makes room for another run, beside these files and the exports
 CLEARED = (
     "checkpoints/step_[0-9]*", "checkpoints/.partial-step_*", "checkpoints/.trash-step_*", "rollouts/step_[0-9]*.jsonl",
-    "debug/step_[0-9]*", "abandoned/[0-9]*", "clips/[0-9a-f]*.*", "clips/.partial-*", "curves.png", "report.html",
-    "trackers.json", "tensorboard/events.out.tfevents.*", "tensorboard/[0-9]*", "swanlog/run-*",
-    "wandb/*run-*", "wandb/latest-run", "wandb/debug*.log",
+    "debug/step_[0-9]*", "abandoned/[0-9]*", "clips/[0-9a-f]*.*", "clips/.partial-*", "sounds/before",
+    "sounds/after", "curves.png", "report.html", "trackers.json", "tensorboard/events.out.tfevents.*",
+    "tensorboard/[0-9]*", "swanlog/run-*", "wandb/*run-*", "wandb/latest-run", "wandb/debug*.log",
 )  # fmt: skip
 
 

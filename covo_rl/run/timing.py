@@ -36,7 +36,7 @@ from covo_rl.prompt import build_prompt
 from covo_rl.records import console
 from covo_rl.records.folder import Run
 from covo_rl.rewards import components
-from covo_rl.run.observers import Adviser, Bar, Observer, Recorder
+from covo_rl.run.observers import Adviser, Bar, Observer, Recorder, Tracking
 from covo_rl.run.session import Session
 from covo_rl.run.start import take_up
 from covo_rl.run.timing_start import taught_model, timing_reward_problems
@@ -83,7 +83,9 @@ class TimingSession(Session):
         self._refuse(self.start.changes(options, self.contents))
         self.train_seconds, self.record_seconds, self.accepted = 0.0, 0.0, False
         self.trainer, self.notes, self.sounds = None, notes, TimingSounds(self.run.folder)
-        self.observers: list[Observer] = [kind(self) for kind in (TimingEvaluator, Recorder, Bar, Adviser)]
+        self.before: dict[str, Any] = {}
+        kinds = (TimingEvaluator, Recorder, Bar, Adviser, TimingTracking)
+        self.observers: list[Observer] = [kind(self) for kind in kinds]
 
     def _take_streams(self) -> None:
         """The questions of RL and of the test, drawn or from folders."""
@@ -216,6 +218,19 @@ class TimingEvaluator(Observer):
             metrics |= {f"eval_{name}": figures[name] for name in SHOWN if figures[name] is not None}
 
 
+class TimingTracking(Tracking):
+    """With `report_to`, the run at experiment trackers, with the figures before and after."""
+
+    session: TimingSession
+
+    def begin(self, step: int) -> None:
+        if not step:
+            self.trackers.log_evaluation("", {"greedy": self.session.before}, 0)
+
+    def close(self, result: Mapping[str, Any] | None) -> None:
+        super().close(result and {"details": {"after": {"greedy": result["after"]}}})
+
+
 def held_out_streams(options: DuplexOptions, cue: str | None) -> list[FeatureStream]:
     """The same for every seed of a run, by kind in the shares of TEST_COUNTS."""
     share = options.duplex.test_streams / sum(TEST_COUNTS.values())
@@ -235,7 +250,8 @@ def run_timing(options: DuplexOptions) -> Path:
         session.show()
         session.accept()
         streams, start = [question.stream for question in session.test], session.test_logits()
-        before, line, auc = timing_figures(streams, start), threshold_line(streams, start), session.probe()
+        session.before = before = timing_figures(streams, start)
+        line, auc = threshold_line(streams, start), session.probe()
         if auc < GATE:
             session.warn_of_probe(auc)
         trainer = session.train()

@@ -19,6 +19,7 @@ from covo_rl.duplex.rollout import score_stops
 from covo_rl.duplex.waves import feature_world
 from covo_rl.policy.trainable import make_trainable
 from covo_rl.records.folder import Run
+from covo_rl.records.trackers import installed_trackers
 from covo_rl.rewards import Component, RewardError, components
 from covo_rl.rewards.duplex_lint import policy_problems, times, timing_problems
 from covo_rl.run.start import take_up
@@ -51,12 +52,13 @@ def taught_model(options: DuplexOptions, accelerator: Accelerator) -> None:
     name it from then on. A dry run only makes one in memory.
 
     Raises:
-        ConfigError: what is wrong with rewards, launcher, folder or what trains, before anything is written.
+        ConfigError: what is wrong with rewards, launcher, trackers, folder or what trains, before anything is written.
         DivergedError: the supervised stage came to no finite loss.
     """
     ranks = Ranks(accelerator.process_index, accelerator.num_processes)
     if (kind := accelerator.distributed_type.name) in ("FSDP", "DEEPSPEED"):
         raise ConfigError([f"{kind} of the launcher: streams train on whole copies of a model: leave it out"])
+    installed_trackers(options.tracker)
     if options.model.model != NEW:
         return
     run, new = Run(options.train.output, active=ranks.main), replace(options, model=replace(options.model))

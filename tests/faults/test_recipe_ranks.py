@@ -20,6 +20,9 @@ from covo_rl.export.cli import app
 ROOT = Path(__file__).parents[2]
 RECIPE = [str(ROOT / "recipes" / "grpo_mmau.py"), "--max_steps", "3", "--prompts_per_step", "3", "--num_generations",
           "4", "--max_completion_length", "24", "--limit", "10", "--check_rewards", "false"]  # fmt: skip
+DUPLEX = [str(ROOT / "recipes" / "grpo_duplex.py"), "--max-steps", "3", "--num-generations", "4", "--duplex-width",
+          "16", "--rl-streams", "12", "--test-streams", "12", "--sft-streams", "40", "--sft-steps", "3", "--eval-every",
+          "2", "--beta", "0.01"]  # fmt: skip
 UNEVALUATED = ["--evaluate", "false"]
 PATIENCE_S = 400  # a run takes 20 s on an idle machine
 NO_DEEPSPEED = pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed")
@@ -33,8 +36,8 @@ def launcher(config: str) -> list[str]:
             "--main_process_port", "0"]  # fmt: skip
 
 
-def start(words: list[str], output: Path, config: str | None = None) -> subprocess.Popen:
-    words = [*(launcher(config) if config else [sys.executable]), *RECIPE, *words, "--output", str(output)]
+def start(words: list[str], output: Path, config: str | None = None, recipe: list[str] = RECIPE) -> subprocess.Popen:
+    words = [*(launcher(config) if config else [sys.executable]), *recipe, *words, "--output", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -112,3 +115,25 @@ def test_a_run_that_loses_a_rank_or_is_stopped_ends_within_a_minute_and_resumes(
     assert 3 <= len(metrics(output)) < 40
     assert "resumed from" in finish(start([*words, "--resume", "auto"], output, "ddp"))
     assert metrics(output) == metrics(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [1, 5])
+def test_learning_when_to_speak_on_two_ranks_is_that_of_one_process(streams, tmp_path):
+    """One stream a step leaves a rank without any; five are three and two, in passes of two."""
+    words = ["--prompts-per-step", str(streams), "--micro-batch-prompts", "2"]
+    finish(start(words, tmp_path / "one", recipe=DUPLEX))
+    said = finish(start(words, tmp_path / "two", "ddp", DUPLEX))
+    assert said.count("before -> after") == 1
+    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    for name in ("before", "after"):
+        ours, theirs = (result[name]["expected"]["early_long_pause"] for result in (two, one))
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    folders = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert folders[0] == folders[1] and "sft" in folders[0]
+    taught, ours = (load_file(tmp_path / name / "sft" / "model.safetensors") for name in ("one", "two"))
+    assert taught.keys() == ours.keys() and all(torch.equal(taught[name], ours[name]) for name in taught)
+    rows = (tmp_path / "two" / "rollouts" / "step_00003.jsonl").read_text().splitlines()
+    assert len(rows) == 4 * streams, "the rollouts of every rank are logged"

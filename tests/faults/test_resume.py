@@ -190,6 +190,18 @@ def test_options_are_sorted_into_serious_rounding_and_free():
     assert {*DuplexOptions().flat()} >= FREE | ROUNDING, "an option was renamed: the list in saver.py is out of date"
 
 
+def test_a_model_that_the_run_made_moves_with_its_folder():
+    """As the supervised stage of a duplex run leaves one in RUN/sft."""
+
+    def changes(model, output):
+        sides = [{"config": {"model": m, "output": o}, "data": data_fingerprint([])}
+                 for m, o in (("runs/a/sft", "runs/a"), (model, output))]  # fmt: skip
+        return differences(*sides)[0]
+
+    assert changes("/elsewhere/b/sft", "/elsewhere/b/") == []
+    assert len(changes("runs/a/other", "runs/a")) == len(changes("runs/c/sft", "runs/b")) == 1
+
+
 def test_edited_metrics_are_not_cut_blindly(tmp_path):
     with pytest.raises(StoppedBySignal):
         run_toy(tmp_path, StopAfter(9))

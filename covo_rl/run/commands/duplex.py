@@ -16,6 +16,8 @@ import typer
 
 from covo_rl.data.terminal import say
 from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SAMPLES, CHUNK_SECONDS
+from covo_rl.models.text import unfit
+from covo_rl.records.lock import FolderLock
 from covo_rl.resolve import BUILTIN, ConfigError, meant
 from covo_rl.speech import SHIPPED_DECODER
 from covo_rl.speech.grid import RATE
@@ -55,14 +57,15 @@ def duplex_prepare_command(
     Says what the tokenizer calls them, and refuses tokens that look trained unless --use-ids names them. No token is
     added. Their rows in embeddings and head become the mean of the text rows; training does the rest.
     """
-    from covo_rl.export.exporting import check_target, staging
+    from covo_rl.export.exporting import staging
     from covo_rl.export.merged import write_merged
     from covo_rl.models import load_family
     from covo_rl.models.builtin import resolve_model
     from covo_rl.models.covo_audio.duplex_tokens import prepare_duplex
 
     ids, codes = _numbers("--use-ids", use_ids), _numbers("--silence-codes", silence_codes)
-    check_target(output, replace=False)
+    if output.exists() or (why := FolderLock(output).refusal()):
+        raise ConfigError([f"--output {output} exists: name a new folder" if output.exists() else f"--output {why}"])
     family = load_family(resolve_model(model))
     if family.model_type != "covo_audio":
         raise ConfigError([f"--model {model}: it is a {family.model_type}, and only a Covo-Audio can be prepared"])
@@ -94,7 +97,9 @@ def duplex_run_command(
     tail: Annotated[float, typer.Option(min=0, max=600, help="seconds of the room's tone after the file")] = 0.0,
     realtime: Annotated[bool, typer.Option("--realtime", help="as from a microphone; refused where too slow")] = False,
     system: Annotated[str | None, typer.Option(help="system message; default: that of spoken dialogues")] = None,
-    temperature: Annotated[float | None, typer.Option(min=1e-6, help="of text and codes; default: greedy")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=1e-6, max=1e6, help="of text and codes; default: greedy")
+    ] = None,
     max_turn_seconds: Annotated[float, typer.Option(min=CHUNK_SECONDS, help="a reply is ended there")] = 60.0,
     max_positions: Annotated[int, typer.Option(min=1, help="of the context; whole oldest turns leave it")] = 8192,
     decoder: Annotated[str, typer.Option(help="decoder folder; default: the shipped one")] = SHIPPED_DECODER,
@@ -126,11 +131,14 @@ def duplex_run_command(
 
 def _problems(audio: Path, output: Path, channel: str | None, decoder: str, voice: Path | None) -> list[str]:
     """What is wrong with these options, before anything is loaded."""
+    locked, unnamed = FolderLock(output).refusal(), unfit(audio.name)
     rules = (
         (not audio.is_file(), f"--audio {audio}: no such file{meant(audio)}"),
         (channel not in (None, *CHANNELS), f"--channel {channel!r}: there are {', '.join(CHANNELS)}"),
-        (output.exists() and (not output.is_dir() or any(output.iterdir())),
+        (taken := output.exists() and (not output.is_dir() or any(output.iterdir())),
          f"--output {output} exists and is not an empty folder: name another"),
+        (not taken and locked, f"--output {locked}"),
+        (unnamed, f"--audio {audio}: its name, which the stream gets, {unnamed}; rename it"),
         (not decoder.startswith(BUILTIN) and not Path(decoder).is_dir(),
          f"--decoder {decoder}: no such folder{meant(Path(decoder))}"),
         (voice is not None and not voice.exists(), f"--voice {voice}: no such file or folder{meant(voice or Path())}"),

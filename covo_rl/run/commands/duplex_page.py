@@ -13,7 +13,7 @@ from covo_rl.run.commands.options_page import option_lines
 #: what the supervised stage depends on
 TAUGHT_BY = (
     "model", "seed", "output", "trust_remote_code", "features", "noise", "perception_streams", "perception_steps",
-    "sft_streams", "sft_steps", "sft_until", "sft_batch", "sft_learning_rate", "sft_warmup", "duplex_width",
+    "sft_data", "sft_streams", "sft_steps", "sft_until", "sft_batch", "sft_learning_rate", "sft_warmup", "duplex_width",
     "duplex_layers", "decision_weight", "text_weight", "code_weight",
 )  # fmt: skip
 

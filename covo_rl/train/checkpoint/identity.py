@@ -122,7 +122,8 @@ def run_contents(
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """`config` and `run_contents` of a checkpoint against the run's; an adapter may lie elsewhere.
+    """`config` and `run_contents` of a checkpoint against the run's; an adapter, and with its folder a model that the
+    run made, may lie elsewhere.
 
     Returns:
         (changes that alter the training, changes of its rounding only), one readable line each.
@@ -130,6 +131,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
     serious, rounding = [], []
     defaults = Options().flat()  # of options that are newer than the checkpoint
     moved = {"adapter"} if saved.get("adapter") and saved["adapter"] == now.get("adapter") else set()
+    if (place := _own_model(saved["config"])) and place == _own_model(now["config"]):
+        moved.add("model")
     for name in sorted({*saved["config"], *now["config"]} - FREE - moved):
         before, after = saved["config"].get(name, defaults.get(name)), now["config"].get(name)
         if before != after:
@@ -147,6 +150,12 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
     if None not in (bases := [side.get("base") for side in (saved, now)]) and bases[0] != bases[1]:
         serious.append("base model: its frozen weights are others than in the checkpoint's run")
     return serious, rounding
+
+
+def _own_model(config: Mapping[str, Any]) -> Path | None:
+    """Where in its run folder a model lies that the run made; None of any other."""
+    model, output = Path(str(config.get("model"))), Path(str(config.get("output", "")))
+    return model.relative_to(output) if output.parts and model.is_relative_to(output) else None
 
 
 def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> str:
