@@ -18,6 +18,7 @@ from covo_rl.train.shutdown import exit_after
 def main(folder: Path) -> None:
     """Write the weights, and what was said by stream and stop in the last step, as the main rank has it."""
     family = new_duplex_family(32, 2, seed=0)
+    family.model.requires_grad_(False)  # but for the decoder: DDP waits for every gradient
     trainer = trainer_of(small(output=str(folder), prompts_per_step=3, micro_batch_prompts=1), family)
     for _ in range(2):
         _, batch = trainer.train_step()

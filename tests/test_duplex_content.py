@@ -173,6 +173,7 @@ def test_a_judge_is_asked_of_what_is_said_and_nothing_else():
 def test_the_linter_asks_it_and_counts_it_for_no_policy():
     assert lint(["content"], full=True) == [] == lint([*TIMED.split(","), "content"], full=True)
     assert policy_shares(components(f"{TIMED},content=9")) == policy_shares(components(TIMED))
+    assert policy_shares(components("content")) == {}
     with pytest.raises(RewardError, match="content: judges when a full-duplex rollout stops"):
         check_timing(components("content"))
 
@@ -254,9 +255,9 @@ def test_a_step_pays_for_content_and_learns_from_it(taught, tmp_path, monkeypatc
     metrics, batch = trainer.train_step()
     assert decoded == [[sorted({*stops.tolist()})]]
     content_S = batch.rewards[0].parts["content"]
-    assert metrics["rewards/content/mean"] == pytest.approx(content_S[stops].mean()) and content_S[stops[0]] == 1
+    assert metrics["reward_content"] == pytest.approx(content_S[stops].mean()) and content_S[stops[0]] == 1
     assert (batch.advantages_PG[0] > 0).tolist() == (content_S[stops] == 1).tolist() and metrics["grad_norm"] > 0
-    assert metrics["timing/reward"] < 0.002 and metrics["rewards/total/mean"] > 0.15  # of timing alone; of all
+    assert metrics["timing/reward"] < 0.002 and metrics["reward_total"] > 0.15  # of timing alone; of all
 
 
 def test_a_resumed_run_with_content_is_the_run_bit_for_bit(tmp_path):
@@ -313,6 +314,7 @@ def test_two_ranks_do_what_one_does(tmp_path):
      ("control shuffled", {"control": "shuffled"}), ("control gold", {"control": "gold"}),
      ("none asks it", {"rewards": TIMED, "judge": "openai:gpt@http://localhost:1/v1"}),
      ("write openai:MODEL@URL", {"judge": "somebody"}),
+     ("content says nothing of when to speak", {"rewards": "content"}),
      ("judges all of its stops", {"rewards": "content,barge_in,back_channel,hold_floor"})],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, said, more):
@@ -331,6 +333,6 @@ def test_a_run_has_content_before_and_after(tmp_path):
     result = read_record(run_timing(small(output=str(tmp_path / "run"), max_steps=2, eval_every=1)))
     assert result["before"]["content"] is not None and result["after"]["content"] is not None
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert all("rewards/content/mean" in line and "eval_content" in line for line in lines)
+    assert all("reward_content" in line and "eval_content" in line for line in lines)
     rows = [json.loads(line) for line in (tmp_path / "run/rollouts/step_00001.jsonl").read_text().splitlines()]
     assert any(": " in row["completion"] and row["reply"] for row in rows)

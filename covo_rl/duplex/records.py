@@ -92,23 +92,14 @@ def timing_rows(
     """
     rows = []
     nothing: list[Any] = [{}] * len(streams)
-    together = zip(
-        streams,
-        z,
-        totals,
-        stops_PG.tolist(),
-        plain(advantages_PG),
-        parts,
-        failures or nothing,
-        replies or nothing,
-        strict=True,
-    )
+    of_streams = failures or nothing, replies or nothing
+    together = zip(streams, z, totals, stops_PG.tolist(), plain(advantages_PG), parts, *of_streams, strict=True)
     for p, (stream, z_K, total_S, stops, shares, scores, missing, said) in enumerate(together):
         logps_S = stop_logps(z_K.detach().double()).cpu().numpy()
         words = _words(stream)
         group = {**_shared(stream, words, (sounds or {}).get(stream.id)), "group": first_group + p}
         columns = stream.columns(stops)
-        if any(replies):
+        if replies:
             columns |= reply_columns(stream.answer, [said.get(stop) for stop in stops])
         for g, stop in enumerate(stops):
             length = min(stop + 1, stream.decisions)

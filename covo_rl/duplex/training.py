@@ -234,13 +234,13 @@ class TimingTrainer(Trainer):
         """Of all ranks, from this one's part.
 
         Raises:
-            TrainingStopped: replies could not be scored too often.
+            TrainingStopped: a reward fails too often.
         """
         names, z, stops, rewards = map(list, zip(*self.ranks.joined(own), strict=True))
         stops_PG = np.stack(stops)
         totals, parts = [scored.total_S for scored in rewards], [scored.parts for scored in rewards]
         table = stop_table(totals, stops_PG, parts, [scored.failures for scored in rewards])
-        if self.learner.reader and (problem := self.reward_failures.add([table])):
+        if problem := self.reward_failures.add([table]):
             raise TrainingStopped(f"step {self.step}: {problem}")
         totals_PG = table.rewards_PG
         advantages_PG, _ = by_sum(totals_PG, self.options.loss.scale_rewards)

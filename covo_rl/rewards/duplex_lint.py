@@ -104,7 +104,9 @@ def policy_shares(terms: Sequence[Component]) -> dict[str, float]:
     What is said counts for none of them: who hears nothing does not know it.
     """
     total, stops = np.zeros(0), []
-    for term in (term for term in terms if not reads_reply(term)):
+    if not (timed := [term for term in terms if not reads_reply(term)]):
+        return {}
+    for term in timed:
         outcome, stops = _all_stops(term)
         total = np.nan_to_num(outcome.scores) * term.weight + (total if len(total) else 0.0)
     earned: dict[LintStream, dict[int | None, float]] = {}

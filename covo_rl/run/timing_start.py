@@ -56,6 +56,8 @@ def _reply_problems(options: DuplexOptions, terms: Sequence[Component]) -> list[
     if not names:
         return [f"judge {judge}: of these rewards none asks it; add content, or leave it out"] if judge else []
     problems = []
+    if len(names) == len(terms):
+        problems.append(f"rewards: {', '.join(names)} says nothing of when to speak: add early_response, turn_taking")
     if duplex.timing_estimator != "sampled":
         problems.append(f"timing_estimator {duplex.timing_estimator} asks what every stop earns; of {', '.join(names)} "
                         "only drawn stops are known, each of which costs a reply: choose sampled")  # fmt: skip
