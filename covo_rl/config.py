@@ -222,7 +222,7 @@ class RewardConfig:
     )
     reward_failure_limit: float = option(0.2, "share of a component's scores that failed in ten steps, to stop above")
     judge: str | None = option(
-        None, "judge for consistency, thinking and emotion: openai:MODEL@URL or transformers:PATH"
+        None, "judge for consistency, thinking, emotion and content: openai:MODEL@URL or transformers:PATH"
     )
     judge_audio: bool = option(
         False, "the judge of thinking is sent the clips, that of emotion the reply too (openai: only, one that hears)"

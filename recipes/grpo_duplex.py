@@ -6,6 +6,7 @@ From nothing, minutes on two CPU cores (a supervised stage first, which answers 
 
     python recipes/grpo_duplex.py --config recipes/configs/tiny_duplex.yaml --seed 0 --output runs/turns
 
+What is said after each stop is rewarded too with content among --rewards, and --timing-estimator sampled.
 What it is compared with:  --control shuffled | gold | no_cue,  --timing-estimator sampled | exact | trunk
 A model of your own that has a duplex section (covo-rl duplex prepare), and streams of your own
 (covo-rl data simulate-duplex):  --model PATH --rl-data DIR --test-data DIR

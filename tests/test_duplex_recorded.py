@@ -17,7 +17,7 @@ from covo_rl.duplex.data import DuplexMark, DuplexStream, DuplexTurn
 from covo_rl.duplex.digits import digit_dialogues
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.presets import PRESETS
-from covo_rl.duplex.recorded import RecordedWorld, take_recorded
+from covo_rl.duplex.recorded import RecordedWorld, _fault, take_recorded
 from covo_rl.duplex.records import TimingSounds, timing_rows
 from covo_rl.duplex.simulate import Simulator
 from covo_rl.duplex.stream_files import STEREO, read_streams, write_stream
@@ -169,12 +169,26 @@ def coded_dialogues(count):
     return dialogues
 
 
+def test_an_answer_is_of_a_stream_that_ends_with_the_users_turn(tmp_path, family):
+    """PAUSED does; what HUMMED should say is what it says. Without one nothing can be compared."""
+    answered = replace(PAUSED, answer=" five")
+    world, taken = take_recorded(family, {"rl_data": write(tmp_path / "rl", answered, HUMMED)}, answer_chunks=4)
+    assert [question.stream.answer for question in world.questions(taken["rl_data"])] == [" five", None]
+    with pytest.raises(ConfigError, match="rl_data: 001: it has no `answer`"):
+        take_recorded(family, {"rl_data": write(tmp_path / "other", answered, SINGLE)}, answer_chunks=4)
+    length = len(world.ask(answered)[1].ids) + 4 * 6
+    for limit, problem in ((length, None), (length - 1, f"its {length} positions are more")):
+        assert (problem or "") in _fault(replace(world, limit=limit), tmp_path / "rl/000", answered, 4)
+
+
 def test_simulated_streams_are_questions_and_lessons(tmp_path, family):
     for preset, count in (("rl", 3), ("sft", 1)):
         for number, made in enumerate(Simulator(coded_dialogues(count), PRESETS[preset], 0).streams()):
             write_stream(tmp_path / preset / str(number), *made)
     world, taken = take_recorded(family, {f"{name}_data": str(tmp_path / name) for name in ("rl", "sft")})
     for question, stream in zip(world.questions(taken["rl_data"]), taken["rl_data"].values(), strict=True):
+        # digits are said again
+        assert question.stream.answer == (stream.turns_of("user")[-1].text if question.stream.listening else None)
         chunks = question.stream.first_chunk + question.stream.decisions
         assert len(question.trunk.places) == chunks == len(question.features_UD) <= round(stream.seconds / 0.16)
     for lesson in world.lessons(taken["sft_data"]):

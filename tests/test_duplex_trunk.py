@@ -13,7 +13,6 @@ from covo_rl.duplex.trunk import (
     listening_trunk,
     speaking_trunk,
     stop_logits,
-    trunk_caches,
 )
 from covo_rl.models.covo_audio.family import CovoAudio
 from covo_rl.policy.rows import decoder_call
@@ -121,24 +120,6 @@ def test_text_gets_no_gradient_from_timing_where_it_is_not_legal(family, ids):
     head = family.lm_head.weight
     (slope,) = torch.autograd.grad(z_K.sum(), head)
     assert set(slope.abs().sum(1).nonzero().flatten().tolist()) == {ids.think, ids.shift}
-
-
-def test_what_follows_a_stop_is_decoded_from_the_cropped_cache(family, ids):
-    trunk, features = listening_trunk(PREFIX, 6, ids), heard(6, 5)
-    caches = trunk_caches(family, trunk, features, [4, 1, 4])
-    assert sorted(caches) == [1, 4] and [caches[k].get_seq_length() for k in (1, 4)] == [6, 12]
-    shifted = torch.tensor([[ids.shift]])
-    for stop, cache in caches.items():
-        place = trunk.due[stop] + 1
-        with torch.no_grad():
-            after = decoder_call(
-                family, shifted, family.embed_tokens(shifted), position_ids=torch.tensor([[place]]),
-                past_key_values=cache, use_cache=True,
-            )  # fmt: skip
-            whole = family.embed_tokens(torch.tensor([[*trunk.ids[:place], ids.shift]]))
-            whole[0, list(trunk.due[: stop + 1])] = features[: stop + 1]
-            direct = family.decoder(inputs_embeds=whole).last_hidden_state
-        assert torch.allclose(after[0, 0], direct[0, -1], atol=1e-5)
 
 
 def test_earlier_turns_in_the_prefix_have_features_too(family, ids):

@@ -224,5 +224,5 @@ def test_judge_specs(monkeypatch):
 
 
 def test_templates_have_hashes_for_the_record():
-    assert set(template_hashes()) == {"consistency.v1", "thinking.v1"}
+    assert set(template_hashes()) == {"consistency.v1", "content.v1", "thinking.v1"}
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in template_hashes().values())

@@ -123,7 +123,7 @@ def test_a_minute_is_two_and_a_half_megabytes():
 
 
 def test_the_record_names_the_prompt_that_was_used():
-    assert set(template_hashes(True)) == {"consistency.v1", "thinking_audio.v1", "emotion_audio.v1"}
+    assert set(template_hashes(True)) == {"consistency.v1", "content.v1", "thinking_audio.v1", "emotion_audio.v1"}
     blind, hearing = (load_template(name).partition("QUESTION")[2] for name in ("thinking.v1", "thinking_audio.v1"))
     assert blind == hearing
 

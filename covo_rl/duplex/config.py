@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from covo_rl.config import ConfigError, Options, option, option_names, options_from, rooms, value_problems
+from covo_rl.duplex.grid import CHUNK_SECONDS
 from covo_rl.resolve import read_yaml, typed_values, unknown_names
 
 if TYPE_CHECKING:
     from covo_rl.duplex.timing import TimingOptions
+    from covo_rl.rewards.scoring import Component
 
 #: in place of a model's name: one of random weights
 NEW = "new"
@@ -30,8 +32,8 @@ SHARED = tuple(
     prompts_per_step micro_batch_prompts learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1
     adam_beta2 max_grad_norm gradient_checkpointing recompute checkpoint_every checkpoint_minutes export_checkpoints
     keep_last resume allow_changed_config allow_overlap dry_run log_rollouts eval_every report_to project run_name
-    trackio_space_id
-    """.split()  # noqa: SIM905 - a list of 49 quoted words is harder to read
+    trackio_space_id reward_failure_limit judge
+    """.split()  # noqa: SIM905 - a list of 54 quoted words is harder to read
 )
 #: their features are made once, before training
 FROZEN_PARTS = ("encoder", "audio_adapter")
@@ -39,6 +41,7 @@ LIMITS = {
     "[1, inf)": "duplex_width duplex_layers perception_steps sft_steps sft_batch",
     "[10, inf)": "perception_streams sft_streams rl_streams test_streams",
     "(0, inf)": "sft_learning_rate",
+    "[0.16, 60]": "reply_seconds",
     "[0, 2]": "sft_until",
     "[0, 1]": "hindsight",
     "[0, inf)": "noise trunk_weight decision_weight text_weight code_weight sft_warmup",
@@ -76,6 +79,7 @@ class DuplexConfig:
     hindsight: float = option(
         0.5, "part of the worth of waiting, in the trunk's loss, that is the best still to be had"
     )
+    reply_seconds: float = option(8.0, "of a reply that is decoded for content, at 6.25 ids of text a second")
     control: str = option("none", "what RL is compared with: rewards dealt at random, supervised updates on the same "
                           "streams, or streams whose cue at the turn's end is gone", [*CONTROLS])  # fmt: skip
 
@@ -96,6 +100,12 @@ class DuplexOptions(Options):
             trunk_weight=self.duplex.trunk_weight, beta=self.loss.beta, scale=self.loss.scale_rewards != "none",
             hindsight=self.duplex.hindsight,
         )  # fmt: skip
+
+    def reply_chunks(self, terms: Sequence[Component]) -> int:
+        """Chunks of a reply that are decoded at a stop; 0 where none of these rewards reads replies."""
+        from covo_rl.rewards.duplex_lint import reads_reply  # its linter takes a while to import
+
+        return int(self.duplex.reply_seconds / CHUNK_SECONDS + 1e-9) if any(map(reads_reply, terms)) else 0
 
     def recorded(self, *names: str) -> dict[str, str]:
         """Of these options those that name a folder of streams."""

@@ -6,7 +6,8 @@
      "events": [{"type": "pause", "channel": "user", "start": 0.9, "end": 2.2}], "source": ["d1"], "seed": 0}
 
 Times are in seconds. `fragments` are what pauses separate. `text` and `codes` of a reply that is interrupted are those
-of the whole reply, and its `end` is where its sound ends. `stream_files.py` reads and writes both. No torch.
+of the whole reply, and its `end` is where its sound ends. There may also be a `tokenizer`, and an `answer`: what the
+model should say next, where the user's turn is the last. `stream_files.py` reads and writes both. No torch.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class DuplexMark:
 class DuplexStream:
     """All that is known of a stream, turns and marks in order of their starts.
 
-    `source`: ids of the dialogues that it is made of. `tokenizer`: digest of what made the codes.
+    `source`: ids of the dialogues that it is made of. `tokenizer`: digest of what made the codes. `answer`: what the
+    model should say next, where the last turn is the user's.
     """
 
     id: str
@@ -75,6 +77,7 @@ class DuplexStream:
     source: tuple[str, ...] = ()
     seed: int | None = None
     tokenizer: str | None = None
+    answer: str | None = None
 
     def turns_of(self, channel: Channel) -> list[DuplexTurn]:
         """The turns of a channel."""
@@ -90,7 +93,7 @@ class DuplexStream:
 
 def stream_content(stream: DuplexStream) -> dict[str, Any]:
     """The stream as events.json has it: what is not there is left out."""
-    optional = {"codes", "interrupted_at", "text", "tokenizer"}
+    optional = {"codes", "interrupted_at", "text", "tokenizer", "answer"}
     content = plain(asdict(stream))
     content["turns"] = [
         {key: value for key, value in turn.items()
@@ -126,7 +129,7 @@ class _StreamReader:
 
     def stream(self, content: Any) -> DuplexStream | None:
         keys = ("id", "seconds", "language", "turns", "events", "source", "seed")
-        if not self.keys(content, keys, ("tokenizer",)):
+        if not self.keys(content, keys, ("tokenizer", "answer")):
             return None
         seed, source = content["seed"], content["source"]
         source = [source] if isinstance(source, str) else source
@@ -138,14 +141,12 @@ class _StreamReader:
         if content["id"] is None or not str(content["id"]).strip():
             self.wrong("its id is empty")
         values = {key: self.text(key, content[key]) for key in ("id", "language")}
-        seconds, tokenizer = (
-            self.time("its seconds", content["seconds"]),
-            self.text("tokenizer", content.get("tokenizer")),
-        )
+        seconds = self.time("its seconds", content["seconds"])
+        tokenizer, answer = (self.text(key, content.get(key)) for key in ("tokenizer", "answer"))
         parts = {key: [*self.parts(key, content[key])] for key in ("turns", "events")}
         order = {key: tuple(sorted(filter(None, parts[key]), key=lambda part: part.start)) for key in parts}
         return DuplexStream(str(values["id"]), seconds, values["language"], order["turns"], order["events"],
-                            tuple(source), seed, tokenizer)  # fmt: skip
+                            tuple(source), seed, tokenizer, answer)  # fmt: skip
 
     def parts(self, key: str, values: Any) -> Iterator[Any]:
         if not isinstance(values, list):

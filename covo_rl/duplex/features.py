@@ -38,6 +38,7 @@ from covo_rl.duplex.presets import (
 )
 from covo_rl.duplex.presets import PRESETS as RECORDED
 from covo_rl.duplex.rollout import TimingStream, stop_generator
+from covo_rl.synth.speech import DIGITS
 
 CUES = {"prosody": 0.30, "word": 0.26, "both": 0.36, "none": 0.08}
 #: words: the ten digits, a function word, "mm"
@@ -151,24 +152,25 @@ def _stream(name: str, kind: str, plan: SimulationPreset, rng: np.random.Generat
     end = sounds[-1].end
     shift = chunk_of(end + _cut_log_normal(rng, GAP_MEDIAN, GAP_SECONDS))
     common = {"id": name, "kind": kind, "pauses": tuple(pauses), "cue": cue, "shift_chunk": shift}
+    digits = tuple(sound.word for sound in sounds if sound.word < FUNCTION_WORD)
     if kind in ("pause", "single"):
         chunks = chunk_of(end) + 1 + TAIL
         return FeatureStream(
             **common, sounds=tuple(sounds), chunks=chunks, first_chunk=0, decisions=chunks, turn_end=end,
-            gold_stop=shift,
+            gold_stop=shift, answer=" ".join(DIGITS[digit] for digit in digits),
         )  # fmt: skip
     length = int(rng.integers(12, 26))
     # codes of a chunk sound in the next one
     spoken = decision_time(shift + 1), decision_time(shift + 1 + length)
     onset = float(rng.uniform(spoken[0] + BEFORE, spoken[1] - AFTER))
     event, event_end = _event(kind, onset, rng)
-    reply = tuple(sound.word for sound in sounds if sound.word < FUNCTION_WORD)[:length]
     stop, chunks = length, shift + length + 4
     if kind == "barge_in" and event_end is not None:
         stop, chunks = chunk_of(onset) + BREAK_CHUNKS - shift - 1, max(chunk_of(event_end), shift + length + 1)
     return FeatureStream(
         **common, sounds=(*sounds, *event), chunks=chunks, first_chunk=shift + 1, decisions=length,
-        turn_end=event_end, onset=None if event_end is None else onset, gold_stop=min(stop, length), reply=reply,
+        turn_end=event_end, onset=None if event_end is None else onset, gold_stop=min(stop, length),
+        reply=digits[:length],
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from covo_rl.data.files import file_sha256
 from covo_rl.data.read import DataError, some
 from covo_rl.duplex.data import DuplexStream
 from covo_rl.duplex.ids import DuplexIds
-from covo_rl.duplex.layout import ChunkDecision, chunk_ids, system_block
+from covo_rl.duplex.layout import CHUNK_POSITIONS, ChunkDecision, chunk_ids, system_block
 from covo_rl.duplex.plan import PlanError, ReplyPlan, overflow_problem
 from covo_rl.duplex.probe import FOLDS, PROBE_AFTER
 from covo_rl.duplex.questions import DuplexLesson, TimingQuestion, reply_chunks
@@ -129,7 +129,8 @@ class RecordedWorld:
         if end <= first:
             raise PlanError(f"its last question, {last.kind}, has no decision: chunk {first} would hold the first, "
                             f"and there are {len(plan)} chunks")  # fmt: skip
-        asked = replace(last, first_chunk=first, decisions=end - first)
+        answer = stream.answer if last.listening else None
+        asked = replace(last, first_chunk=first, decisions=end - first, answer=answer)
         # of a reply the chunk before is that of SHIFT, which speaking_trunk writes
         prefix = (*self.prefix, *chunk_ids(plan[: first if last.listening else first - 1], self.ids))
         if last.listening:
@@ -180,9 +181,10 @@ def recorded_sha256(folders: Iterable[Path]) -> str:
 
 
 def take_recorded(
-    family: AudioFamily, folders: Mapping[str, str], *, allow_overlap: bool = False
+    family: AudioFamily, folders: Mapping[str, str], *, allow_overlap: bool = False, answer_chunks: int = 0
 ) -> tuple[RecordedWorld, dict[str, Recorded]]:
-    """The streams of each option's folder, and how this model meets them.
+    """The streams of each option's folder, and how this model meets them. `answer_chunks`: of replies to their questions
+    that will be decoded, and compared with the answers that the streams expect.
 
     Raises:
         ConfigError: all that is wrong with any of them, or the model.
@@ -197,7 +199,8 @@ def take_recorded(
     for name, folder in folders.items():
         try:
             taken[name] = read_streams(folder)
-            problems += [f"{name}: {line}" for line in _problems(world, taken[name], lessons=name == LESSONS)]
+            replies = None if name == LESSONS else answer_chunks
+            problems += [f"{name}: {line}" for line in _problems(world, taken[name], replies)]
         except DataError as error:
             problems.append(f"{name}: {error}")
     if TEST in taken:
@@ -209,11 +212,11 @@ def take_recorded(
     return world, taken
 
 
-def _problems(world: RecordedWorld | None, streams: Recorded, *, lessons: bool) -> list[str]:
-    """What is wrong, one line each, with the folders of which it is."""
+def _problems(world: RecordedWorld | None, streams: Recorded, answer_chunks: int | None) -> list[str]:
+    """What is wrong, one line each, with the folders of which it is; without `answer_chunks` they are lessons."""
     wrong: dict[str, list[str]] = {}
     for folder, stream in streams.items():
-        if what := _fault(world, folder, stream, lesson=lessons):
+        if what := _fault(world, folder, stream, answer_chunks):
             wrong.setdefault(what, []).append(folder.name)
     lines = [f"{some(names)}: {what}" for what, names in wrong.items()]
     if len(lines) > SHOWN_PROBLEMS:
@@ -225,16 +228,20 @@ def _problems(world: RecordedWorld | None, streams: Recorded, *, lessons: bool) 
     return lines
 
 
-def _fault(world: RecordedWorld | None, folder: Path, stream: DuplexStream, *, lesson: bool) -> str:
+def _fault(world: RecordedWorld | None, folder: Path, stream: DuplexStream, answer_chunks: int | None) -> str:
     """What is wrong with one stream, "" where nothing is; without a world as far as no model is needed."""
+    answers = 0
     try:
         coded_replies(stream)
-        if not lesson:
-            answerable_question(stream)
+        if answer_chunks is not None and answerable_question(stream).listening:
+            answers = answer_chunks
+        if answers and not (stream.answer or "").strip():
+            return "it has no `answer`, with which is compared what the model says: write it, or simulate it again"
         read_stream(folder)
         if world is None:
             return ""
-        length, limit = len(world.path(stream) if lesson else world.ask(stream)[1].ids), world.limit
+        length = len(world.path(stream) if answer_chunks is None else world.ask(stream)[1].ids)
+        length, limit = length + CHUNK_POSITIONS * answers, world.limit
     except DataError as error:
         return "; ".join(problem.what for problem in error.problems)
     except (UserError, ValueError) as error:  # ValueError: a tokenizer that cannot be used

@@ -23,10 +23,11 @@ import torch
 
 from covo_rl.algo.advantage import ZERO_STD
 from covo_rl.data.files import plain
+from covo_rl.duplex.content import reply_columns
 from covo_rl.duplex.features import FeatureStream
 from covo_rl.duplex.grid import decision_time
 from covo_rl.duplex.recorded import RecordedStream
-from covo_rl.duplex.rollout import TimingStream, stop_logps
+from covo_rl.duplex.rollout import StopReply, TimingStream, stop_logps
 from covo_rl.duplex.sonify import model_words, speech_span, stream_sound, user_words
 from covo_rl.records.sounds import SoundFolder
 from covo_rl.records.steps import StepShare, step_metrics
@@ -77,30 +78,34 @@ def timing_rows(
     streams: Sequence[TimingStream], z: Sequence[torch.Tensor], totals: Sequence[np.ndarray], stops_PG: np.ndarray,
     advantages_PG: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]], *,
     failures: Sequence[Mapping[str, str]] = (), sounds: Mapping[str, tuple[str, str] | None] | None = None,
-    first_group: int = 0,
+    first_group: int = 0, replies: Sequence[Mapping[int, StopReply]] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One JSON-ready row per rollout, G for each of P streams.
 
     Args:
         z: logits (K,) of each stream; totals, parts, failures: what its stops earn, as `score_stops` says.
         sounds: id of a stream -> (name, key) of its sound, of those that have one.
+        replies: what is said after stops, where that was decoded; such rows have two columns more, `reply`, `expected`.
 
     Raises:
         ValueError: there are not as many of each.
     """
     rows = []
-    failed = failures or [{}] * len(streams)
-    together = zip(streams, z, totals, stops_PG.tolist(), plain(advantages_PG), parts, failed, strict=True)
-    for p, (stream, z_K, total_S, stops, shares, scores, missing) in enumerate(together):
+    nothing: list[Any] = [{}] * len(streams)
+    of_streams = failures or nothing, replies or nothing
+    together = zip(streams, z, totals, stops_PG.tolist(), plain(advantages_PG), parts, *of_streams, strict=True)
+    for p, (stream, z_K, total_S, stops, shares, scores, missing, said) in enumerate(together):
         logps_S = stop_logps(z_K.detach().double()).cpu().numpy()
         words = _words(stream)
         group = {**_shared(stream, words, (sounds or {}).get(stream.id)), "group": first_group + p}
         columns = stream.columns(stops)
+        if replies:
+            columns |= reply_columns(stream.answer, [said.get(stop) for stop in stops])
         for g, stop in enumerate(stops):
             length = min(stop + 1, stream.decisions)
             rows.append({
-                **group, "rollout": g, "completion": stop_text(stream, stop), "completion_codes": [],
-                "parsed_answer": None, "stop_reason": "stop", "problems": [],
+                **group, "rollout": g, **_done(stream, stop, said), "completion_codes": [], "parsed_answer": None,
+                "problems": [],
                 "rewards": {**{name: plain(score_S[stop]) for name, score_S in scores.items()},
                             **dict.fromkeys(missing)},
                 "missing": dict(missing), "reward_total": plain(total_S[stop]), "advantage": shares[g],
@@ -123,32 +128,48 @@ def timing_step_metrics(
     decision, as elsewhere per token. `timing/entropy` is that of the stops, in nats. `none_NAME` counts rollouts that
     the component does not judge.
     """
-    failed = failures or [{}] * len(streams)
-    names = tuple(dict.fromkeys(name for each in (*parts, *failed) for name in each))
-    together = list(zip(streams, z, totals, stops_PG, parts, failed, strict=True))
-    nothing = np.full(stops_PG.shape[1], np.nan)
-    rewards_PRG = [
-        [part[name][stops] if name in part else nothing for name in names] for *_, stops, part, _ in together
-    ]
-    totals_PG = np.array([total_S[stops] for _, _, total_S, stops, *_ in together])
-    missing = {
-        (p, g, name): why for p, (*_, reasons) in enumerate(together) for name, why in reasons.items()
-        for g in range(stops_PG.shape[1])
-    }  # fmt: skip
-    table = RewardTable(names, np.ones(len(names)), np.array(rewards_PRG).transpose(0, 2, 1), totals_PG, missing)
+    table = stop_table(totals, stops_PG, parts, failures)
     lengths_PG = np.minimum(stops_PG + 1, [[stream.decisions] for stream in streams])
     logps = [stop_logps(z_K.detach().double()).cpu().numpy() for z_K in z]
     surprisal_PG = -np.array([logps_S[stops] for logps_S, stops in zip(logps, stops_PG, strict=True)])
     zeros_N = np.zeros(stops_PG.size)
     share = StepShare(
         table, lengths_PG.ravel().astype(float), zeros_N, zeros_N, zeros_N, surprisal_PG.ravel(),
-        (np.ptp(totals_PG, axis=1) > ZERO_STD).astype(float), zeros_N,
+        (np.ptp(table.rewards_PG, axis=1) > ZERO_STD).astype(float), zeros_N,
     )  # fmt: skip
     own = {f"timing/{name.removeprefix('timing_')}": value for name, value in (losses or {}).items()}
     own["timing/entropy"] = float(np.mean([-(np.exp(logps_S) * np.fmax(logps_S, -1e3)).sum() for logps_S in logps]))
     if "timing/kl" in own:
         own["kl"] = own["timing/kl"] / float(np.mean([stream.decisions for stream in streams]))
     return {name: value for name, value in step_metrics([share], {**others, **own}).items() if name not in _OF_TEXT}
+
+
+def _done(stream: TimingStream, stop: int, replies: Mapping[int, StopReply]) -> dict[str, Any]:
+    """What a rollout did and said, and what rewards logged of that."""
+    done, reply = stop_text(stream, stop), replies.get(stop)
+    logged = {name: "" if reply is None else reply.notes[name] for each in replies.values() for name in each.notes}
+    return {
+        "completion": done if reply is None else f"{done}: {reply.text.strip()}",
+        "stop_reason": "length" if reply is not None and reply.cut else "stop", **logged,
+    }  # fmt: skip
+
+
+def stop_table(
+    totals: Sequence[np.ndarray], stops_PG: np.ndarray, parts: Sequence[Mapping[str, np.ndarray]],
+    failures: Sequence[Mapping[str, str]] = (),
+) -> RewardTable:  # fmt: skip
+    """What the rollouts that stopped there earned, G of each of P streams."""
+    failed = failures or [{}] * len(parts)
+    names = tuple(dict.fromkeys(name for each in (*parts, *failed) for name in each))
+    together = list(zip(totals, stops_PG, parts, failed, strict=True))
+    nothing = np.full(stops_PG.shape[1], np.nan)
+    rewards_PRG = [[part[name][stops] if name in part else nothing for name in names] for _, stops, part, _ in together]
+    totals_PG = np.array([total_S[stops] for total_S, stops, *_ in together])
+    missing = {
+        (p, g, name): why for p, (*_, reasons) in enumerate(together) for name, why in reasons.items()
+        for g in range(stops_PG.shape[1])
+    }  # fmt: skip
+    return RewardTable(names, np.ones(len(names)), np.array(rewards_PRG).transpose(0, 2, 1), totals_PG, missing)
 
 
 def _shared(stream: TimingStream, words: Sequence[Mapping[str, Any]], sound: tuple[str, str] | None) -> dict[str, Any]:

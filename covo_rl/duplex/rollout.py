@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class TimingStream:
 
     `decisions` chunks from `first_chunk` on hold a decision: of a listening stream all of its chunks, of a speaking
     one those in which its reply has codes left. `cue` says how the user's turn tells its end; "" where nobody knows.
-    Times in seconds.
+    `answer`: what a model that listens should say then, None where nobody knows. Times in seconds.
     """
 
     id: str
@@ -44,6 +44,7 @@ class TimingStream:
     onset: float | None = None
     pauses: tuple[tuple[float, float], ...] = ()
     cue: str = ""
+    answer: str | None = None
 
     def __post_init__(self) -> None:
         if self.decisions < 1 or self.first_chunk < 0:
@@ -105,15 +106,26 @@ def greedy_stop(z_K: torch.Tensor) -> int:
 
 
 @dataclass(frozen=True)
+class StopReply:
+    """What a model says after a stop: its text; whether that was `cut` at the limit; what rewards logged of it."""
+
+    text: str
+    cut: bool
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StopRewards:
     """What every stop of one stream earns: `total_S` (K + 1,) float64, never last, and `parts`, by component.
 
-    A component that does not judge such streams is not in `parts`. `failures` says why others are not.
+    A component that does not judge such streams is not in `parts`. `failures` says why others are not. `replies`, by
+    stop, are those that were decoded (content.py); of a component that reads them other stops have no score.
     """
 
     total_S: np.ndarray
     parts: Mapping[str, np.ndarray]
     failures: Mapping[str, str]
+    replies: Mapping[int, StopReply] = field(default_factory=dict)
 
 
 def score_stops(
@@ -127,38 +139,58 @@ def score_stops(
     Raises:
         RewardError: a stream of which no component judges all stops.
     """
-    examples = [example_from_row({"id": stream.id}) for stream in streams]
-    stops = [range(stream.decisions + 1) for stream in streams]
-    columns: dict[str, Any] = {}
-    for stream, example, each in zip(streams, examples, stops, strict=True):
-        group = reward_columns([group_from_completions(example, [""] * len(each))])
-        for name, values in (group | stream.columns(each)).items():
-            if isinstance(values, list):
-                columns.setdefault(name, []).extend(values)
-            else:
-                columns[name] = values
-    outcomes = run_components([term.reward for term in rewards], columns, timeout) if streams else []
-    results, first = [], 0
-    for stream, each in zip(streams, stops, strict=True):
-        parts: dict[str, np.ndarray] = {}
-        failures: dict[str, str] = {}
-        total_S = np.zeros(len(each))
-        for term, outcome in zip(rewards, outcomes, strict=True):
-            scores_S = np.array(outcome.scores[first : first + len(each)])
-            if not np.isnan(scores_S).any():
-                parts[term.name] = scores_S
-                total_S += term.weight * scores_S
-            elif why := next((outcome.missing[i] for i in range(first, first + len(each))
-                              if outcome.missing.get(i, "").startswith("failed")), ""):  # fmt: skip
-                failures[term.name] = why
-            elif judged := int((~np.isnan(scores_S)).sum()):
-                failures[term.name] = f"judges {judged} of {len(each)} stops"
+    judged = judge_stops(
+        streams, [stream.columns(range(stream.decisions + 1)) for stream in streams], rewards, timeout=timeout
+    )
+    results = []
+    for stream, (parts, failures, _) in zip(streams, judged, strict=True):
         if not parts:
             why = "; ".join(f"{name} {why}" for name, why in failures.items()) or "each of them says None"
             raise RewardError(f"stream {stream.id} ({stream.kind}): none of {', '.join(t.name for t in rewards)} "
                               f"judges all of its stops: {why}")  # fmt: skip
+        total_S = sum((t.weight * parts[t.name] for t in rewards if t.name in parts), np.zeros(stream.decisions + 1))
         results.append(StopRewards(total_S, parts, failures))
-        first += len(each)
+    return results
+
+
+def judge_stops(
+    streams: Sequence[TimingStream], columns: Sequence[Mapping[str, list[Any]]], rewards: Sequence[Component], *,
+    timeout: float = 60.0, judge: Any = None,
+) -> list[tuple[dict[str, np.ndarray], dict[str, str], dict[str, list[Any]]]]:  # fmt: skip
+    """What each reward says of some stops of each stream, which `columns` tell of, in one call of each: of each stream
+    scores by component, why one is missing, and what they logged of each stop.
+
+    A component that has no score of one of a stream's stops, or more, has none of that stream.
+    """
+    if not streams:
+        return []
+    together: dict[str, Any] = {} if judge is None else {"judge": judge}
+    counts = [len(own["chunk"]) for own in columns]
+    for stream, own, count in zip(streams, columns, counts, strict=True):
+        group = reward_columns([group_from_completions(example_from_row({"id": stream.id}), [""] * count)])
+        for name, values in (group | dict(own)).items():
+            if isinstance(values, list):
+                together.setdefault(name, []).extend(values)
+            else:
+                together[name] = values
+    outcomes = run_components([term.reward for term in rewards], together, timeout)
+    results, first = [], 0
+    for count in counts:
+        parts: dict[str, np.ndarray] = {}
+        failures: dict[str, str] = {}
+        notes: dict[str, list[Any]] = {}
+        for term, outcome in zip(rewards, outcomes, strict=True):
+            scores_S = np.array(outcome.scores[first : first + count])
+            if not np.isnan(scores_S).any():
+                parts[term.name] = scores_S
+            elif why := next((outcome.missing[i] for i in range(first, first + count)
+                              if outcome.missing.get(i, "").startswith("failed")), ""):  # fmt: skip
+                failures[term.name] = why
+            elif judged := int((~np.isnan(scores_S)).sum()):
+                failures[term.name] = f"judges {judged} of {count} stops"
+            notes |= {name: values[first : first + count] for name, values in outcome.extras.items()}
+        results.append((parts, failures, notes))
+        first += count
     return results
 
 

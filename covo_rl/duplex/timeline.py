@@ -47,6 +47,7 @@ class Timeline:
         self.now = rng.uniform(*LEAD)
         self.least = 0  # the first chunk in which the model may begin to speak
         self.end = 0.0
+        self.answer: str | None = None
 
     # -- kinds ---------------------------------------------------------------------------------------------------------
 
@@ -85,6 +86,7 @@ class Timeline:
         place = places[int(self.rng.integers(len(places)))]
         self._context(self.dialogue.turns[:place])
         self.user(self.dialogue.turns[place], self._some_pauses if kind == "pause" else _no_pauses)
+        self.answer = next((turn.text for turn in self.dialogue.turns[place + 1 :]), "") or None
         self.end = self.turns[-1].end + TAIL_LISTENING
         return kind != "pause" or self.preset.name != "test" or not self.missed["pause"]
 
@@ -227,7 +229,7 @@ class Timeline:
             user.add(round(ECHO_SECONDS * RATE), model_T * 10 ** (self.rng.uniform(*ECHO_LEVEL) / 20))
         stream = DuplexStream(
             self.name, samples / RATE, self.dialogue.language, _in_order(self.turns), _in_order(self.marks),
-            tuple(self.source), seed, self.dialogue.tokenizer,
+            tuple(self.source), seed, self.dialogue.tokenizer, self.answer,
         )  # fmt: skip
         return stream, two_channels(user.wave_T, model_T)
 

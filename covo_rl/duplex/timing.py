@@ -142,12 +142,13 @@ ESTIMATORS: dict[str, Estimator] = {"sampled": _sampled, "exact": _exact, "trunk
 
 def timing_loss(
     z: Sequence[Tensor], totals: Sequence[np.ndarray], stops: Sequence[np.ndarray], options: TimingOptions,
-    references: Sequence[Tensor] | None = None,
+    references: Sequence[Tensor] | None = None, earned: Sequence[np.ndarray] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """The mean over streams of the estimator's loss + beta KL, and figures for the log, means over streams as well.
 
     `z` one (K,) per stream; `totals` their rewards (K + 1,), never last; `stops` (G,) those of rollouts, which only
-    `sampled` learns from; `references` the start policy's z.
+    `sampled` learns from; `references` the start policy's z. `earned`: in place of `totals`, where more is known of the
+    stops that were drawn, which `sampled` alone may learn from; the figures are those of `totals`.
 
     Raises:
         ValueError: no streams; rewards that do not fit or are not finite; beta without references.
@@ -161,7 +162,8 @@ def timing_loss(
             raise ValueError(f"stream {i} has {len(z_K)} decisions and rewards {total_S.shape}, finite: "
                              f"{bool(np.isfinite(total_S).all())}; each decision needs one, and never")  # fmt: skip
         scores_S = torch.as_tensor(total_S, device=z_K.device, dtype=z_K.dtype)
-        losses.append(ESTIMATORS[options.timing_estimator](z_K, scores_S, stops[i], options))
+        learnt_S = scores_S if earned is None else torch.as_tensor(earned[i], device=z_K.device, dtype=z_K.dtype)
+        losses.append(ESTIMATORS[options.timing_estimator](z_K, learnt_S, stops[i], options))
         if references is not None:
             kls.append(hazard_kl(z_K, references[i].detach()))
         mean, std = _moments(stop_logps(z_K.detach()).exp(), scores_S)

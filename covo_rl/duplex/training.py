@@ -20,18 +20,20 @@ from torch import Tensor
 
 from covo_rl.algo.advantage import by_sum
 from covo_rl.audio import ClipStore
-from covo_rl.config import Options
+from covo_rl.duplex.config import DuplexOptions
+from covo_rl.duplex.content import ReplyReader
 from covo_rl.duplex.ids import DuplexIds
 from covo_rl.duplex.questions import TimingQuestion
-from covo_rl.duplex.records import timing_step_metrics
+from covo_rl.duplex.records import stop_table, timing_step_metrics
 from covo_rl.duplex.rollout import StopRewards, sample_stops, score_stops, shuffled_stops, stop_generator
 from covo_rl.duplex.timing import TimingOptions, gold_loss, timing_loss
 from covo_rl.duplex.trunk import Trunk, stop_logits
 from covo_rl.policy import Policy
 from covo_rl.policy.rows import evaluation_mode
 from covo_rl.records.steps import Clock
+from covo_rl.rewards.duplex_lint import reads_reply
 from covo_rl.train.checkpoint.saver import Saver
-from covo_rl.train.guard import not_finite_parameters
+from covo_rl.train.guard import TrainingStopped, not_finite_parameters
 from covo_rl.train.learner import Learner
 from covo_rl.train.loop import Trainer
 from covo_rl.train.schedule import advance_schedule
@@ -72,57 +74,67 @@ def _inputs(questions: Sequence[TimingQuestion]) -> tuple[list[Trunk], list[Tens
 class TimingLearner(Learner):
     """One forward and one backward per stream and update, however many rollouts it has.
 
-    `idle` is what a rank without streams passes through the model.
+    `idle` is what a rank without streams passes through the model; `reader` decodes what is said after drawn stops, if
+    a reward reads it.
     """
 
-    def __init__(self, timing: TimingOptions, ids: DuplexIds, idle: TimingQuestion, *args: Any) -> None:
+    def __init__(
+        self, timing: TimingOptions, ids: DuplexIds, idle: TimingQuestion, reader: ReplyReader | None, *args: Any
+    ) -> None:
         super().__init__(*args)
-        self.timing, self.ids, self.idle = timing, ids, idle
+        self.timing, self.ids, self.idle, self.reader = timing, ids, idle, reader
         self.references: dict[str, Tensor] = {}
 
     def update_stops(
-        self, questions: Sequence[TimingQuestion], totals: Sequence[np.ndarray], step: int
-    ) -> tuple[list[Tensor], list[np.ndarray], dict[str, float]]:
-        """One update with this rank's streams: their z (K,) before it, stops (G,) drawn from them, and metrics."""
+        self, questions: Sequence[TimingQuestion], rewards: Sequence[StopRewards], step: int
+    ) -> tuple[list[Tensor], list[np.ndarray], list[StopRewards], dict[str, float]]:
+        """One update with this rank's streams: their z (K,) before it, stops (G,) drawn from them, `rewards` with those
+        of what is said there, and metrics."""
         self.policy.train()
         count = sum(self.ranks.gathered(len(questions)))
         micro = length_batches(questions, self.size.prompts)
         passes = max(self.ranks.gathered(len(micro)))
         z: dict[int, Tensor] = {}
         stops: dict[int, np.ndarray] = {}
+        scored: dict[int, StopRewards] = {}
         sums: list[dict[str, float]] = []
         for index in range(passes):
             last = index == passes - 1
             self.accelerator.sync_gradients = last
             part = micro[index] if index < len(micro) else []
             # a rank that has no work left still takes part: DDP wants a pass from every rank
-            asked, earned = [questions[i] for i in part] or [self.idle], [totals[i] for i in part]
+            asked, known = [questions[i] for i in part] or [self.idle], [rewards[i] for i in part]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 rows = self.wrapped(trunk_logits, *_inputs(asked), self.ids)
                 drawn = [self._stops(question, row, step) for question, row in zip(asked, rows, strict=True)]
-                loss, figures = self._stop_loss(asked, rows, earned or [np.zeros(len(rows[0]) + 1)], drawn)
+                earned = self.reader.read(asked, known, drawn) if self.reader and part else known
+                nothing = [StopRewards(np.zeros(len(rows[0]) + 1), {}, {})]
+                loss, figures = self._stop_loss(asked, rows, known or nothing, earned or nothing, drawn)
                 # DDP averages over ranks, accelerate over its accumulation steps; the loss is a mean over all streams
                 share = len(part) / count * self.ranks.world * self.accelerator.gradient_accumulation_steps
                 self.accelerator.backward(loss * share)
             z |= {i: row.detach() for i, row in zip(part, rows, strict=False)}
             stops |= dict(zip(part, drawn, strict=False))
+            scored |= dict(zip(part, earned, strict=True))
             sums.append({name: value * len(part) / count for name, value in figures.items()})
         joined = self.ranks.joined(sums)
         metrics: dict[str, float] = {name: sum(values[name] for values in joined) for name in joined[0]}
         metrics["grad_norm"] = self.apply_gradient(metrics, step, lambda: self._details(questions, z))
         advance_schedule(self.schedule)
-        return [z[i] for i in range(len(questions))], [stops[i] for i in range(len(questions))], metrics
+        order = range(len(questions))
+        return [z[i] for i in order], [stops[i] for i in order], [scored[i] for i in order], metrics
 
     def _stops(self, question: TimingQuestion, z_K: Tensor, step: int) -> np.ndarray:
         rng = stop_generator(self.options.train.seed, question.stream.id, step)
         return sample_stops(z_K, self.timing.generations, rng)
 
     def _stop_loss(
-        self, questions: Sequence[TimingQuestion], z: Sequence[Tensor], totals: Sequence[np.ndarray],
-        stops: Sequence[np.ndarray],
+        self, questions: Sequence[TimingQuestion], z: Sequence[Tensor], rewards: Sequence[StopRewards],
+        earned: Sequence[StopRewards], stops: Sequence[np.ndarray],
     ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
         references = self._references(questions) if self.timing.beta else None
-        loss, figures = timing_loss(z, totals, stops, self.timing, references)
+        totals, more = [each.total_S for each in rewards], [each.total_S for each in earned]
+        loss, figures = timing_loss(z, totals, stops, self.timing, references, more)
         return loss, {"loss": float(loss.detach()), **figures}
 
     @torch.no_grad()
@@ -150,8 +162,8 @@ class GoldLearner(TimingLearner):
         self.gold = gold
 
     def _stop_loss(
-        self, questions: Sequence[TimingQuestion], z: Sequence[Tensor], totals: Sequence[np.ndarray],
-        stops: Sequence[np.ndarray],
+        self, questions: Sequence[TimingQuestion], z: Sequence[Tensor], rewards: Sequence[StopRewards],
+        earned: Sequence[StopRewards], stops: Sequence[np.ndarray],
     ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
         loss = gold_loss(z, [self.gold[question.stream.id] for question in questions])
         return loss, {"loss": float(loss.detach())}
@@ -175,10 +187,11 @@ class TimingTrainer(Trainer):
     stream, are stops that supervised updates learn instead, another one.
     """
 
+    options: DuplexOptions
     learner: TimingLearner
 
     def __init__(
-        self, options: Options, timing: TimingOptions, policy: Policy, questions: Sequence[TimingQuestion],
+        self, options: DuplexOptions, timing: TimingOptions, policy: Policy, questions: Sequence[TimingQuestion],
         ids: DuplexIds, *, accelerator: Accelerator | None = None, shuffle: bool = False,
         gold: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
@@ -186,7 +199,8 @@ class TimingTrainer(Trainer):
         self.questions = {question.stream.id: question for question in questions}
         self.examples = {name: question_example(question) for name, question in self.questions.items()}
         super().__init__(options, policy, ClipStore(), list(self.examples.values()), accelerator)
-        scored = score_stops([q.stream for q in questions], self.terms, timeout=options.reward.reward_timeout)
+        terms = [term for term in self.terms if not reads_reply(term)]
+        scored = score_stops([q.stream for q in questions], terms, timeout=options.reward.reward_timeout)
         if shuffle:
             rngs = [stop_generator(options.train.seed, question.stream.id) for question in questions]
             scored = [shuffled_stops(each, rng) for each, rng in zip(scored, rngs, strict=True)]
@@ -194,7 +208,8 @@ class TimingTrainer(Trainer):
 
     def new_learner(self, idle_group: Group) -> TimingLearner:
         idle = next(iter(self.questions.values()))
-        common = (self.timing, self.ids, idle, self.options, self.policy, self.accelerator, idle_group)
+        reader = ReplyReader.of(self.options, self.policy.family, self.ids, self.terms)
+        common = (self.timing, self.ids, idle, reader, self.options, self.policy, self.accelerator, idle_group)
         return TimingLearner(*common) if self.gold is None else GoldLearner(self.gold, *common)
 
     def prompt_of(self, example_id: str) -> Prompt:
@@ -206,24 +221,30 @@ class TimingTrainer(Trainer):
         clock = Clock()
         rows = self.rows.share(self.sampler.take(self.options.train.prompts_per_step))
         questions = [self.questions[row.id] for row in rows]
-        totals = [self.rewards[row.id].total_S for row in rows]
         with clock("update"):
-            z, stops, losses = self.learner.update_stops(questions, totals, self.step)
+            known = [self.rewards[row.id] for row in rows]
+            z, stops, rewards, losses = self.learner.update_stops(questions, known, self.step)
         with clock("score"):
-            batch = self._batch(
-                [(row.id, z_K.cpu(), stops_G) for row, z_K, stops_G in zip(rows, z, stops, strict=True)]
-            )
+            names = [row.id for row in rows]
+            batch = self._batch([*zip(names, [z_K.cpu() for z_K in z], stops, rewards, strict=True)])
         self.step += 1
         return self.timing_metrics(batch, losses, clock), batch
 
-    def _batch(self, own: Sequence[tuple[str, Tensor, np.ndarray]]) -> TimingBatch:
-        """Of all ranks, from this one's part."""
-        every = self.ranks.joined(own)
-        rewards, stops_PG = [self.rewards[name] for name, *_ in every], np.stack([stops_G for *_, stops_G in every])
-        totals_PG = np.stack([scored.total_S[stops_G] for scored, stops_G in zip(rewards, stops_PG, strict=True)])
+    def _batch(self, own: Sequence[tuple[str, Tensor, np.ndarray, StopRewards]]) -> TimingBatch:
+        """Of all ranks, from this one's part.
+
+        Raises:
+            TrainingStopped: a reward fails too often.
+        """
+        names, z, stops, rewards = map(list, zip(*self.ranks.joined(own), strict=True))
+        stops_PG = np.stack(stops)
+        totals, parts = [scored.total_S for scored in rewards], [scored.parts for scored in rewards]
+        table = stop_table(totals, stops_PG, parts, [scored.failures for scored in rewards])
+        if problem := self.reward_failures.add([table]):
+            raise TrainingStopped(f"step {self.step}: {problem}")
+        totals_PG = table.rewards_PG
         advantages_PG, _ = by_sum(totals_PG, self.options.loss.scale_rewards)
-        questions = [self.questions[name] for name, *_ in every]
-        return TimingBatch(questions, [z_K for _, z_K, _ in every], stops_PG, rewards, advantages_PG)
+        return TimingBatch([self.questions[name] for name in names], z, stops_PG, rewards, advantages_PG)
 
     def timing_metrics(self, batch: TimingBatch, losses: dict[str, float], clock: Clock) -> dict[str, Any]:
         """The step over all ranks, keyed as in metrics.jsonl."""
@@ -241,6 +262,6 @@ class TimingTrainer(Trainer):
 def question_example(question: TimingQuestion) -> Example:
     """The row that checkpoints know a stream by: all that it asks."""
     asks = "when does the model begin to speak?" if question.stream.listening else "when does it stop?"
-    # where a stream lies is none of its content: a run goes on after its folder was moved
-    stream = {name: value for name, value in vars(question.stream).items() if name != "folder"}
+    # where a stream lies is none of its content: a run goes on after its folder was moved; of the answer all else tells
+    stream = {name: value for name, value in vars(question.stream).items() if name not in ("folder", "answer")}
     return Example(question.stream.id, (), asks, columns={"stream": stream})

@@ -13,8 +13,7 @@ U is the placeholder, its embedding replaced by the chunk's feature.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,21 +156,3 @@ def hazard_logits(
         masks = legal_masks(ids, logits_KV.shape[-1], logits_KV.device)
         results.append(masks.stop_logits(logits_KV, trunk.legal))
     return results
-
-
-@torch.no_grad()
-def trunk_caches(
-    family: AudioFamily, trunk: Trunk, features_UD: torch.Tensor, stops: Iterable[int]
-) -> Mapping[int, DynamicCache]:
-    """Keys and values of what came before each distinct stop, its U included, from one forward over the trunk.
-
-    The stop's token is the next to be decoded from such a cache. A stop is the index of a decision.
-    """
-    config: Any = family.decoder.config
-    whole = DynamicCache(config=config)
-    decision_states(family, [trunk], [features_UD], whole)
-    caches = {}
-    for stop in sorted(set(stops)):
-        caches[stop] = deepcopy(whole)
-        caches[stop].crop(trunk.due[stop] + 1 - len(trunk.ids))  # below 0: so many go
-    return caches

@@ -22,6 +22,7 @@ from covo_rl.rewards.worker import run_components
 
 TIMEOUT = 20.0
 LIMIT = 0.85
+REPLY = "three five"
 
 
 class LintStream(NamedTuple):
@@ -68,6 +69,11 @@ def times(term: Component) -> bool:
     return bool(term.reward.parameters & {"shift_time", "break_time"})
 
 
+def reads_reply(term: Component) -> bool:
+    """Whether it also judges what is said after a stop, which has to be decoded for it."""
+    return times(term) and "reply" in term.reward.parameters
+
+
 def check_timing(terms: Sequence[Component]) -> None:
     """Raises RewardError: a reward judges when a duplex rollout stops, and these rollouts are replies."""
     if names := ", ".join(term.name for term in terms if times(term)):
@@ -93,9 +99,14 @@ def timing_problems(term: Component, full: bool) -> Iterator[tuple[str, str]]:
 
 
 def policy_shares(terms: Sequence[Component]) -> dict[str, float]:
-    """By policy, its part of the best sum over the streams of its kinds; none where nothing can be earned there."""
+    """By policy, its part of the best sum over the streams of its kinds; none where nothing can be earned there.
+
+    What is said counts for none of them: who hears nothing does not know it.
+    """
     total, stops = np.zeros(0), []
-    for term in terms:
+    if not (timed := [term for term in terms if not reads_reply(term)]):
+        return {}
+    for term in timed:
         outcome, stops = _all_stops(term)
         total = np.nan_to_num(outcome.scores) * term.weight + (total if len(total) else 0.0)
     earned: dict[LintStream, dict[int | None, float]] = {}
@@ -126,7 +137,7 @@ def _against(policy: str) -> str:
 
 
 def _all_stops(term: Component) -> tuple[Outcome, list[tuple[LintStream, int | None]]]:
-    """Scores of every stop of every stream, never among them."""
+    """Scores of every stop of every stream, never among them. What is said after each of them is what is expected."""
     stops: list[tuple[LintStream, int | None]] = [(s, chunk) for s in STREAMS for chunk in (*s.decisions, None)]
     columns: dict[str, Any] = reward_columns([group_from_completions(example_from_row({}), [""] * len(stops))])
     for stream in STREAMS:
@@ -134,4 +145,6 @@ def _all_stops(term: Component) -> tuple[Outcome, list[tuple[LintStream, int | N
         one = stop_columns(stream.kind, chunks, turn_end=stream.turn_end, onset=stream.onset, pauses=stream.pauses)
         for name, values in one.items():
             columns.setdefault(name, []).extend(values)
+    columns["reply"] = [None if chunk is None else REPLY for _, chunk in stops]
+    columns["expected"] = [REPLY] * len(stops)
     return run_components([term.reward], columns, TIMEOUT)[0], stops

@@ -22,7 +22,7 @@ from covo_rl.rewards.rules.criteria import CRITERIA
 from covo_rl.types import Clip, shown
 
 #: component -> what the judge is asked to say yes or no to
-KEYS = {"consistency": ("consistent",), "thinking": CRITERIA, "emotion": ("expressed",)}
+KEYS = {"consistency": ("consistent",), "thinking": CRITERIA, "emotion": ("expressed",), "content": ("same",)}
 MAX_FIELD = 8000  # characters of a completion that a judge is shown
 _FIELD = re.compile(r"\{\{ (\w+) \}\}")
 
@@ -147,7 +147,7 @@ def load_template(name: str) -> str:
 
 def template_hashes(hears: bool = False) -> dict[str, str]:
     """Template name -> sha256, for the run record; `hears`: of a judge that is sent the clips."""
-    names = ["consistency.v1", *(["thinking_audio.v1", "emotion_audio.v1"] if hears else ["thinking.v1"])]
+    names = ["consistency.v1", "content.v1", *(["thinking_audio.v1", "emotion_audio.v1"] if hears else ["thinking.v1"])]
     return {name: hashlib.sha256(load_template(name).encode()).hexdigest() for name in names}
 
 

@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 
 from covo_rl.audio import ClipStore
 from covo_rl.duplex.config import NEW, DuplexOptions
+from covo_rl.duplex.content import ReplyReader
 from covo_rl.duplex.features import TEST_COUNTS, FeatureStream, draw_streams
 from covo_rl.duplex.figures import is_early, success_at_early, threshold_line, timing_figures
 from covo_rl.duplex.probe import GATE, probe_auc, probe_places
@@ -78,6 +79,7 @@ class TimingSession(Session):
         )  # fmt: skip
         self.family = self.policy.family
         self._take_streams()
+        self.reader = ReplyReader.of(options, self.family, self.world.ids, self.terms)
         self.examples, self.held_out = [question_example(question) for question in self.questions], []
         self.contents = run_contents(options, self.examples, self.policy, self.clips.key) if self.ranks.main else None
         self._refuse(self.start.changes(options, self.contents))
@@ -90,8 +92,8 @@ class TimingSession(Session):
     def _take_streams(self) -> None:
         """The questions of RL and of the test, drawn or from folders."""
         if recorded := self.options.recorded("rl_data", "test_data"):
-            overlap = self.options.data.allow_overlap
-            self.world, taken = take_recorded(self.family, recorded, allow_overlap=overlap)
+            overlap, chunks = self.options.data.allow_overlap, self.options.reply_chunks(self.terms)
+            self.world, taken = take_recorded(self.family, recorded, allow_overlap=overlap, answer_chunks=chunks)
             self.questions, self.test = (self.world.questions(taken[name]) for name in ("rl_data", "test_data"))
             return
         duplex = self.options.duplex
@@ -143,11 +145,22 @@ class TimingSession(Session):
         return timing_rows(
             streams, batch.z, [scored.total_S for scored in rewards], batch.stops_PG, batch.advantages_PG,
             [scored.parts for scored in rewards], failures=[scored.failures for scored in rewards], sounds=sounds,
+            replies=[scored.replies for scored in rewards] if self.reader else (),
         )  # fmt: skip
 
     def test_logits(self) -> list[torch.Tensor]:
         """z (K,) of the policy as it is, on the test's streams."""
         return question_logits(self.family, self.test, self.world.ids)
+
+    def figures(self, z: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """Those of the test's streams; with rewards that read replies also what the greedy ones earn."""
+        figures = timing_figures([question.stream for question in self.test], z)
+        return figures | (self.reader.figures(self.test, z) if self.reader else {})
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The figures of a line."""
+        return (*SHOWN, *(term.name for term in (self.reader.terms if self.reader else ())))
 
     def write_sounds(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
         """One long pause as it sounds before training and after: of the first drawn stream that was answered early and
@@ -172,7 +185,7 @@ class TimingSession(Session):
         self.run.catch_up()
         path = self.run.write_json("result.json", result)
         self._let_go(result)
-        rows = [(name, f"{_shown(result['before'][name])} -> {_shown(result['after'][name])}") for name in SHOWN]
+        rows = [(name, f"{_shown(result['before'][name])} -> {_shown(result['after'][name])}") for name in self.shown]
         rows += [("probe AUC", f"{result['probe_auc']:.3f}"), ("result", path)]
         self._print(console.summary_table("before -> after", rows))
         return path
@@ -213,9 +226,8 @@ class TimingEvaluator(Observer):
     def measure(self, metrics: dict[str, Any]) -> None:
         every = self.session.options.eval.eval_every
         if every and metrics["step"] % every == 0:
-            streams = [question.stream for question in self.session.test]
-            figures = timing_figures(streams, self.session.test_logits())
-            metrics |= {f"eval_{name}": figures[name] for name in SHOWN if figures[name] is not None}
+            figures = self.session.figures(self.session.test_logits())
+            metrics |= {f"eval_{name}": figures[name] for name in self.session.shown if figures[name] is not None}
 
 
 class TimingTracking(Tracking):
@@ -250,13 +262,13 @@ def run_timing(options: DuplexOptions) -> Path:
         session.show()
         session.accept()
         streams, start = [question.stream for question in session.test], session.test_logits()
-        session.before = before = timing_figures(streams, start)
+        session.before = before = session.figures(start)
         line, auc = threshold_line(streams, start), session.probe()
         if auc < GATE:
             session.warn_of_probe(auc)
         trainer = session.train()
         exported, end = session.export(), session.test_logits()
-        after = timing_figures(streams, end)
+        after = session.figures(end)
         session.write_sounds(start, end)
         at_equal = success_at_early([{"b": 0, **before}, *line], after["early_long_pause"])
         result = {

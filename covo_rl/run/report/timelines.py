@@ -11,6 +11,7 @@ from covo_rl.run.report.values import Notes, finite, mapping, readable
 #: what a row says of times; the page draws it, and does not list it
 TIMING_COLUMNS = frozenset({
     "timing", "speech", "kind", "chunk", "shift_time", "break_time", "turn_end", "onset", "pauses",
+    "reply",
 })  # fmt: skip
 #: hazards and words of a group that a page draws: an hour is more than any stream has
 _MOST = 25_000
