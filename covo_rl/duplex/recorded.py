@@ -183,8 +183,9 @@ def recorded_sha256(folders: Iterable[Path]) -> str:
 def take_recorded(
     family: AudioFamily, folders: Mapping[str, str], *, allow_overlap: bool = False, answer_chunks: int = 0
 ) -> tuple[RecordedWorld, dict[str, Recorded]]:
-    """The streams of each option's folder, and how this model meets them. `answer_chunks`: of replies to their questions
-    that will be decoded, and compared with the answers that the streams expect.
+    """The streams of each option's folder, and how this model meets them.
+
+    `answer_chunks`: of replies to their questions that will be decoded, and compared with the answers expected there.
 
     Raises:
         ConfigError: all that is wrong with any of them, or the model.
