@@ -85,7 +85,7 @@ class TimingSession(Session):
         self._refuse(self.start.changes(options, self.contents))
         self.train_seconds, self.record_seconds, self.accepted = 0.0, 0.0, False
         self.trainer, self.notes, self.sounds = None, notes, TimingSounds(self.run.folder)
-        self.before: dict[str, Any] = {}
+        self.start_figures: dict[str, Any] = {}  # of the test, before training
         kinds = (TimingEvaluator, Recorder, Bar, Adviser, TimingTracking)
         self.observers: list[Observer] = [kind(self) for kind in kinds]
 
@@ -237,7 +237,7 @@ class TimingTracking(Tracking):
 
     def begin(self, step: int) -> None:
         if not step:
-            self.trackers.log_evaluation("", {"greedy": self.session.before}, 0)
+            self.trackers.log_evaluation("", {"greedy": self.session.start_figures}, 0)
 
     def close(self, result: Mapping[str, Any] | None) -> None:
         super().close(result and {"details": {"after": {"greedy": result["after"]}}})
@@ -262,7 +262,7 @@ def run_timing(options: DuplexOptions) -> Path:
         session.show()
         session.accept()
         streams, start = [question.stream for question in session.test], session.test_logits()
-        session.before = before = session.figures(start)
+        session.start_figures = before = session.figures(start)
         line, auc = threshold_line(streams, start), session.probe()
         if auc < GATE:
             session.warn_of_probe(auc)

@@ -64,8 +64,8 @@ def duplex_prepare_command(
     from covo_rl.models.covo_audio.duplex_tokens import prepare_duplex
 
     ids, codes = _numbers("--use-ids", use_ids), _numbers("--silence-codes", silence_codes)
-    if output.exists() or (why := FolderLock(output).refusal()):
-        raise ConfigError([f"--output {output} exists: name a new folder" if output.exists() else f"--output {why}"])
+    if why := f"{output} exists: name a new folder" if output.exists() else FolderLock(output).refusal():
+        raise ConfigError([f"--output {why}"])
     family = load_family(resolve_model(model))
     if family.model_type != "covo_audio":
         raise ConfigError([f"--model {model}: it is a {family.model_type}, and only a Covo-Audio can be prepared"])
