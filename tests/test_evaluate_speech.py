@@ -182,6 +182,11 @@ def test_chinese_transcripts_are_levelled_but_for_their_numbers():
     assert asr_edits("zh", "三声", "3聲", numbers="words").errors == 0
 
 
+def test_a_number_that_python_cannot_read_ends_nothing():
+    assert uro_wer("en", f"It is {'9' * 5000}", f"it is {'9' * 5000}!") == 0
+    assert uro_wer("zh", "9" * 5000, "9" * 5000) == 0 and vstyle_score(f"[[{'9' * 5000}]]") is None
+
+
 @pytest.mark.parametrize("score", [uro_wer, seed_tts_wer, asr_edits])
 def test_other_languages_are_refused(score):
     with pytest.raises(ValueError, match="language 'fr'"):
@@ -305,6 +310,7 @@ def test_a_second_of_words_is_exactly_enough_and_three_words_are_not():
         ({"kind": "turn", "segments": [{"timestamp": [0, 1], "words": []}], "timestamps": TIMES}, "no 'text'"),
         ({"kind": "turn", "segments": [3], "timestamps": TIMES}, "item 0 of segments is 3"),
         ({"kind": "turn", "segments": [segment(3, 5)], "timestamps": {**TIMES, "user_start": None}}, "'user_start' is"),
+        ({"kind": "turn", "segments": [{**segment(3, 5), "words": [None]}], "timestamps": TIMES}, "'start' is None"),
         ({"kind": "nap", "segments": [], "timestamps": TIMES}, "kind 'nap'; MTR-DuplexBench has turn"),
         ({"kind": "turn", "segments": [], "timestamps": None}, "'timestamps' is None"),
         ({"kind": "background", "segments": [], "timestamps": {"background_end": 3}}, "no 'background_start'"),

@@ -109,7 +109,7 @@ def group_blocks(
 
 def uro_set_score(last_line: Mapping[str, Any]) -> float:
     """Of the last line of a set's result file: its final_score, or for Repeat what ok_rate and WER make."""
-    if "final_score" in last_line:
+    if "final_score" in checked(last_line, "a last line", Mapping):
         return field(last_line, "final_score", float)
     return repeat_score(field(last_line, "ok_rate", float), field(last_line, "final_WER_for_ok_case", float))
 

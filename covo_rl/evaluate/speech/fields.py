@@ -21,7 +21,7 @@ def field(row: Mapping[str, Any], name: str, kind: type) -> Any:
     Raises:
         MalformedRow: it is not there, or something else.
     """
-    if name not in row:
+    if name not in checked(row, f"what should hold {name!r}", Mapping):
         raise MalformedRow(f"the row has no {name!r}; it has {visible(', '.join(map(str, row))) or 'nothing'}")
     return checked(row[name], repr(name), kind)
 

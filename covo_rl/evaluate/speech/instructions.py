@@ -142,7 +142,7 @@ RULES: dict[str, Instruction] = {
     "number bullets": Instruction(lambda reply, _: len(re.findall(r"^[ \t]*\* +\S", reply, re.MULTILINE)), "exactly"),
     "number highlights": Instruction(lambda reply, _: len(_HIGHLIGHT.findall(reply)), "at least"),
     "number placeholders": Instruction(
-        lambda reply, _: len(re.findall(r"\[[^\[\]\n]*[^\s\[\]][^\[\]\n]*\]", reply)), "at least"
+        lambda reply, _: len(re.findall(r"\[[ \t]*[^\s\[\]][^\[\]\n]*\]", reply)), "at least"
     ),
     "number sections": Instruction(_sections, "at least"),
     "all capitals": Instruction(lambda reply, _: _in_case(reply, reply.upper())),
@@ -155,7 +155,7 @@ RULES: dict[str, Instruction] = {
         lambda reply, args: not any(occurrences(word, reply) for word in _texts(args, "keywords"))
     ),
     "keyword frequency": Instruction(lambda reply, args: occurrences(_text(args, "keyword"), reply), "exactly"),
-    "title": Instruction(lambda reply, _: bool(re.search(r"<<[^<>\n]*[^\s<>][^<>\n]*>>", reply))),
+    "title": Instruction(lambda reply, _: bool(re.search(r"<<[ \t]*[^\s<>][^<>\n]*>>", reply))),
     "postscript": Instruction(_postscript),
     "first phrase": Instruction(_begins),
     "last phrase": Instruction(_ends),

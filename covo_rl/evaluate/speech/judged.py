@@ -120,7 +120,8 @@ def vstyle_score_text(reply: str) -> str:
     >>> vstyle_score_text("[[1]] then [[ 3.5 ]] [[x]]"), vstyle_score_text("The score is 4")
     ('3.5', '')
     """
-    said = [*reversed(re.findall(r"\[\[(.*?)]]", reply, flags=re.DOTALL)), reply]
+    closed = reply[: reply.rfind("]]") + 2] if "]]" in reply else ""  # an open [[ without an end would be sought anew
+    said = [*reversed(re.findall(r"\[\[(.*?)]]", closed, flags=re.DOTALL)), reply]
     return next((text.strip() for text in said if as_float(text) is not None), "")
 
 

@@ -18,6 +18,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from covo_rl.evaluate.speech.fields import MalformedRow
+from covo_rl.types import shown, visible
+
 VENDOR = Path(__file__).parent / "vendor"
 #: zhon 2.1.1, `zhon.hanzi.punctuation`
 CHINESE_MARKS = (
@@ -42,12 +45,16 @@ def _english() -> Callable[[str], str]:
 
 
 def whisper_english(text: str) -> str:
-    """Lower-cased American words, numbers as digits, no fillers, nothing in brackets.
+    """Lower-cased American words, numbers as digits, no fillers, nothing in brackets. Of text with a number of more
+    digits than Python reads (4,300), which would end the normaliser, the lower-cased words.
 
     >>> whisper_english("Um, he's paid twenty-five cents (aside) for the colour.")
     'he is paid ¢25 for the color'
     """
-    return _english()(text)
+    try:
+        return _english()(text)
+    except ValueError:
+        return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def without_marks(text: str, kept: str = "") -> str:
@@ -96,7 +103,8 @@ def asr_text(language: str, text: str, numbers: str = "written") -> str:
 
 def check_language(language: object) -> None:
     if language not in ("en", "zh"):
-        raise ValueError(f"language {language!r}: the error rates are defined for en (words) and zh (characters)")
+        given = visible(shown(language))
+        raise MalformedRow(f"language {given!r}: the error rates are defined for en (words) and zh (characters)")
 
 
 # -- Chinese numerals ------------------------------------------------------------------------------------------------
@@ -108,12 +116,13 @@ def spoken_numbers(text: str) -> str:
     >>> spoken_numbers("2020年3月有105个，-3.5，1/4，50%，3-5个")
     '二零二零年三月有一百零五个，负三点五，四分之一，百分之五十，三到五个'
     """
+    # (?<!\d) changes no match: what fails at the first digit of a run fails at the others, one by one, slowly
     rules: list[tuple[str, Callable[[str], str]]] = [
-        (rf"\d+(\.\d+)?-\d+(\.\d+)?(?=({_MEASURES}))", lambda said: "到".join(map(_number, said.split("-")))),
+        (rf"(?<!\d)\d+(\.\d+)?-\d+(\.\d+)?(?=({_MEASURES}))", lambda said: "到".join(map(_number, said.split("-")))),
         (r"(\d{2,4}年)?(\d{1,2}月)?(\d{1,2}日)?", _date),
-        (r"\d+/\d+", lambda said: "分之".join(map(_number, reversed(said.split("/"))))),
-        (r"-?(\d+\.)?\d+%", lambda said: "百分之" + _number(said[:-1])),
-        (r"\d+℃", lambda said: _number(said[:-1]) + "摄氏度"),
+        (r"(?<!\d)\d+/\d+", lambda said: "分之".join(map(_number, reversed(said.split("/"))))),
+        (r"-?(?<!\d)(\d+\.)?\d+%", lambda said: "百分之" + _number(said[:-1])),
+        (r"(?<!\d)\d+℃", lambda said: _number(said[:-1]) + "摄氏度"),
         (r"-?(\d+\.)?\d+", _number),
     ]
     for pattern, spoken in rules:
