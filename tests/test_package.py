@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LIGHT = [
     "covo_rl", "covo_rl.config", "covo_rl.types", "covo_rl.prompt", "covo_rl.data", "covo_rl.audio", "covo_rl.rewards",
     "covo_rl.resolve", "covo_rl.synth", "covo_rl.cli", "covo_rl.rewards.cli", "covo_rl.evaluate.cli",
-    "covo_rl.run.commands.data", "covo_rl.run.report.page",
+    "covo_rl.evaluate.speech", "covo_rl.run.commands.data", "covo_rl.run.report.page",
     "covo_rl.export.cli", "covo_rl.bench.cli", "covo_rl.run.doctor",
 ]  # fmt: skip
 
@@ -56,7 +56,9 @@ def test_the_wheel_holds_one_name_and_finds_what_is_bundled(tmp_path):
     assert {name for name in top if not name.endswith(".dist-info")} == {"covo_rl"}
     report = site / "covo_rl/run/report"
     assert {path.suffix for path in report.glob("static/*")} == {".js", ".css"} and any(report.glob("*.jinja"))
-    assert {path.name for path in site.glob("*.dist-info/licenses/**/*LICENSE")} == {"LICENSE", "uPlot.LICENSE"}
+    assert {path.name for path in site.glob("*.dist-info/licenses/**/*LICENSE")} == {
+        "LICENSE", "uPlot.LICENSE", "whisper.LICENSE",
+    }  # fmt: skip
     code = """
 import covo_rl
 from covo_rl.resolve import find

@@ -71,8 +71,13 @@ def letter_rule(reply: object, choices: Sequence[str], answer: str) -> bool | No
     text = reply.strip().replace("\n", "")
     if not text or text == "None":
         return False
-    index = next(("ABCD".index(letter) for letter in (text[0], *text[-2:-1]) if letter in "ABCD"), None)
+    index = leading_letter(text)
     return None if index is None else index < len(choices) and choices[index] == answer
+
+
+def leading_letter(text: str) -> int | None:
+    """0 to 3 for A to D as the first character, else as the second-last; None for neither."""
+    return next(("ABCD".index(letter) for letter in (text[:1], text[-2:-1]) if letter and letter in "ABCD"), None)
 
 
 def strict_match(text: str | None, choices: Sequence[str], answer: str, question: str = "") -> bool:

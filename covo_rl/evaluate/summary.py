@@ -181,6 +181,29 @@ def paired_bootstrap(a_N: Sequence[float], b_N: Sequence[float]) -> tuple[float,
     return float(low), float(high)
 
 
+def bootstrap_ratio(top_N: Sequence[float], bottom_N: Sequence[float] | None = None) -> tuple[float, float]:
+    """95 % percentile interval of sum(top) / sum(bottom) over 2,000 draws of rows with replacement; without `bottom_N`
+    of the mean of `top_N`. Draws whose bottoms sum to 0 have no ratio and are left out.
+
+    Raises:
+        ValueError: no rows, or none with a bottom above 0.
+    """
+    top, size = np.asarray(top_N, dtype=np.float64), len(top_N)
+    bottom = np.ones(size) if bottom_N is None else np.asarray(bottom_N, dtype=np.float64)
+    if size == 0 or bottom.sum() <= 0:
+        raise ValueError("bootstrap of a ratio: no row has anything below the line")
+    if size == 1:
+        return float(top[0] / bottom[0]), float(top[0] / bottom[0])
+    rng, ratios = np.random.default_rng(0), []
+    together = max(1, 200_000 // size)  # draws at once, by their memory
+    for start in range(0, 2_000, together):
+        rows_DN = rng.integers(size, size=(min(together, 2_000 - start), size))
+        top_D, bottom_D = top[rows_DN].sum(1), bottom[rows_DN].sum(1)
+        ratios.append(top_D[bottom_D > 0] / bottom_D[bottom_D > 0])
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p-value: a binomial test at 1/2 on the rows where just one of the two is right.
 
