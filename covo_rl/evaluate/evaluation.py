@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, replace
 from importlib.metadata import packages_distributions
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.config import RewardConfig
-from covo_rl.data.files import file_sha256
+from covo_rl.data.files import weights_sha256
 from covo_rl.evaluate.answer import CONDITIONS, PolicyAnswerer
 from covo_rl.evaluate.duplex_streams import stream_inputs, write_stream_report
 from covo_rl.evaluate.engine import engine_settings
@@ -95,9 +93,9 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
         **inputs.meta,
         **({"adapter_notes": notes} if notes else {}),
         "model": request.model,
-        "model_sha256": _weights_sha256(resolve_model(request.model)),
+        "model_sha256": weights_sha256(resolve_model(request.model)),
         "adapter": request.adapter,
-        "adapter_sha256": _weights_sha256(request.adapter) if request.adapter else None,
+        "adapter_sha256": weights_sha256(request.adapter) if request.adapter else None,
         "dtype": str(request.dtype),
         **({"load_in_4bit": True} if request.load_in_4bit else {}),
         **({"speech_mode": str(request.speech_mode)} if request.speech_mode != SpeechMode.a2ta else {}),
@@ -127,9 +125,3 @@ def _more_packages(request: Request) -> list[str]:
     engine = request.engine
     builds = packages_distributions().get("vllm", []) if engine.use_vllm and engine.vllm_mode == "colocate" else []
     return [*builds, *(["bitsandbytes"] if request.load_in_4bit else [])]
-
-
-def _weights_sha256(path: str) -> str | None:
-    """One hash over the weight files of a local folder; None for a hub name, whose revision is not known here."""
-    files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
-    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
