@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from covo_rl.config import RewardConfig
 from covo_rl.data.files import weights_sha256
 from covo_rl.evaluate.answer import CONDITIONS, PolicyAnswerer
+from covo_rl.evaluate.cascade import cascade_record, is_cascade
 from covo_rl.evaluate.duplex_streams import stream_inputs, write_stream_report
 from covo_rl.evaluate.engine import engine_settings
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
@@ -45,6 +46,9 @@ def run_request(
     problems = [*session_problems(request, eval_set), *request.model_problems()]
     if eval_set.streams and rows is not None:
         problems.append(f"{eval_set.name} is read from a folder of streams: give its path as data")
+    if eval_set.streams and (request.noise_snr is not None or is_cascade(request.model)):
+        what = "--noise-snr" if request.noise_snr is not None else f"--model {request.model}"
+        problems.append(f"{what}: {eval_set.name} asks a duplex model about streams of its own, which have their noise")
     try:
         if eval_set.streams:
             inputs = stream_inputs(eval_set, request.data, request.limit)
@@ -92,6 +96,8 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
     return {
         **inputs.meta,
         **({"adapter_notes": notes} if notes else {}),
+        **({"cascade": cascade_record(request.model)} if is_cascade(request.model) else {}),
+        **({"noise_snr": request.noise_snr} if request.noise_snr is not None else {}),
         "model": request.model,
         "model_sha256": weights_sha256(resolve_model(request.model)),
         "adapter": request.adapter,
