@@ -191,3 +191,52 @@ def test_rewards_hear_by_the_same_engines(command, tmp_path):
     assert ears_at(command, "score")([np.full(800, 0.25, np.float32)], 24_000) == [0.8]
     assert not (tmp_path / "cache").exists(), "replies of training are not kept"
     assert Path(tmp_path / "log").read_text() == "2 1 "
+
+
+def tiny_whisper(folder, aligned):
+    """A Whisper of random weights that knows bytes, two languages and all of the times."""
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )  # fmt: skip
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    names = ("endoftext", "startoftranscript", "en", "zh", "translate", "transcribe", "startoflm", "startofprev",
+             "nospeech", "notimestamps", *(f"{i * 0.02:.2f}" for i in range(1501)))  # fmt: skip
+    special = [f"<|{name}|>" for name in names]
+    vocab = {text: i for i, text in enumerate([*bytes_to_unicode().values(), *special])}
+    ids = {name: vocab[f"<|{name}|>"] for name in names}
+    tokenizer = WhisperTokenizer(vocab=vocab, merges=[], language="en", task="transcribe")
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:10]})
+    ends = {f"{kind}_token_id": ids["endoftext"] for kind in ("pad", "bos", "eos")}
+    ends["decoder_start_token_id"] = ids["startoftranscript"]
+    sizes = {f"{part}_{what}": size for part in ("encoder", "decoder")
+             for what, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}  # fmt: skip
+    model = WhisperForConditionalGeneration(WhisperConfig(vocab_size=len(vocab), d_model=16, **sizes, **ends))
+    model.generation_config = GenerationConfig(
+        **ends, is_multilingual=True, lang_to_id={name: ids[name[2:-2]] for name in special[2:4]},
+        task_to_id={name: ids[name] for name in ("transcribe", "translate")}, max_initial_timestamp_index=50,
+        no_timestamps_token_id=ids["notimestamps"], prev_sot_token_id=ids["startofprev"], max_length=30,
+        **({"alignment_heads": [[0, 0]]} if aligned else {}),
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_whisper_checkpoint_hears_with_times_of_words_where_it_is_aligned(aligned, tmp_path):
+    tiny_whisper(tmp_path, aligned)
+    engine = listener_from_spec(f"transformers:{tmp_path}", keep=False)
+    noise = [
+        np.random.default_rng(i).standard_normal(size).astype(np.float32) / 10 for i, size in enumerate((8000, 270_000))
+    ]
+    sounds = [Heard(str(i), Clip(array=wave, sampling_rate=8000), "zh") for i, wave in enumerate(noise)]
+    short, long = engine.hear(sounds)  # 1 s, and 34 s: two windows
+    assert len(engine.version) == 64 and all(isinstance(one["text"], str) for one in (short, long))
+    assert all(("words" in one) == aligned for one in (short, long))
+    assert all(word["start"] <= 34 for word in long.get("words", ()))

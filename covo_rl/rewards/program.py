@@ -40,7 +40,7 @@ from covo_rl.types import Clip, shown, visible
 
 LINE_BYTES = 16 << 20  # of a line that is read
 STRAY_LINES = 1000  # that answer nothing, before a program is stopped
-GRACE = 1.0  # seconds in which what a program wrote is read after its end
+GRACE = 3.0  # seconds in which what a program wrote is read after its end
 TICK = 0.2
 #: what is told of an answer: its id, and the result, or None where it is taken back
 Keep = Callable[[str, Any], None]
@@ -123,8 +123,11 @@ class _Run:
         with contextlib.suppress(OSError):  # it has ended, with all of its group
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
-        for thread in threads:
+        for thread, pipe in zip(threads, (process.stdin, process.stdout, process.stderr), strict=True):
             thread.join(GRACE)  # one may hang on a pipe that a process outside of the group holds
+            if pipe and not thread.is_alive():
+                with contextlib.suppress(OSError):  # what it did not read is still in the buffer of stdin
+                    pipe.close()
         if not why and code:
             self._count("ended with an error")
             why = f"ended with exit code {code}"
