@@ -66,7 +66,7 @@ class FileJudge:
 
 
 def _read_replies(line: Mapping[str, Any]) -> list[str]:
-    texts = line["text"] if isinstance(line.get("text"), list) else [line.get("text")]
+    texts: list[Any] = line["text"] if isinstance(line.get("text"), list) else [line.get("text")]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"text is {line.get('text')!r:.80}, not a string or a list of strings")
     return texts
