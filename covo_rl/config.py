@@ -222,10 +222,10 @@ class RewardConfig:
     )
     reward_failure_limit: float = option(0.2, "share of a component's scores that failed in ten steps, to stop above")
     judge: str | None = option(
-        None, "judge for consistency, thinking, emotion and content: openai:MODEL@URL or transformers:PATH"
+        None, "judge for consistency, thinking, emotion, content: openai:MODEL@URL, transformers:PATH, command:PROGRAM"
     )
     judge_audio: bool = option(
-        False, "the judge of thinking is sent the clips, that of emotion the reply too (openai: only, one that hears)"
+        False, "the judge of thinking is sent the clips, that of emotion the reply too (openai:, command: that hear)"
     )
     scorer_model: str | None = option(
         None, "who hears replies for the reward emotion: a folder (audio classification), module:fn or ./file.py:fn"
@@ -517,7 +517,7 @@ def _contradictions(options: Options) -> list[str]:
         (options.adapter.lora or not options.adapter.use_dora, "use_dora has no meaning with --full"),
         (options.adapter.lora or not options.adapter.load_in_4bit,
          "load_in_4bit: the decoder's own parameters cannot train in 4 bits: use --lora, or leave it out"),
-        (not options.reward.judge_audio or (options.reward.judge or "").startswith("openai:"),
+        (not options.reward.judge_audio or (options.reward.judge or "").startswith(("openai:", "command:")),
          f"judge_audio sends the clips to an endpoint; judge is {options.reward.judge or 'none'}: write judge: "
          "openai:MODEL@URL with a model that hears, or leave judge_audio out"),
         (options.reward.reward_gate == "none" or not loss.component_advantages,

@@ -5,8 +5,9 @@
 The row's column `emotion` names it. Who hears the decoder's sound of the reply's codes is
 
     scorer_model      the folder of a transformers checkpoint that classifies audio, or module:function (also
-                      ./file.py:function): f([wave, ...], 24000) -> [{label: probability}, ...]. The score is the
-                      probability of the row's emotion; `emotion(scorer_labels={'happy': 'hap'})` says what it is called
+                      ./file.py:function): f([wave, ...], 24000) -> [{label: probability}, ...]; or command:PROGRAM,
+                      {"id", "path"} -> {"id", "score": {label: probability}}, a line each. The score is the probability
+                      of the row's emotion; `emotion(scorer_labels={'happy': 'hap'})` says what it is called
     a judge           that hears (judge: openai:MODEL@URL with judge_audio: true), sent the row's clips and the reply:
                       1 or 0. A row without `emotion` asks whether the voice fits what was heard, as a listener's would
 
@@ -19,8 +20,9 @@ from numbers import Real
 
 from covo_rl.rewards.columns import completion_text
 from covo_rl.rewards.judging import Question, ask_verdicts
+from covo_rl.rewards.replies import AnswerError
 from covo_rl.speech import SHIPPED_DECODER
-from covo_rl.speech.replies import ReplyError, ears_at, hear_sound, score_silence, voice_at
+from covo_rl.speech.replies import ears_at, hear_sound, score_silence, voice_at
 from covo_rl.types import Clip, shown
 
 DEAF = "nobody hears it: there is no scorer_model, and no judge with judge_audio"
@@ -42,7 +44,7 @@ def emotion(
     asked = [i for i, name in enumerate(names) if i not in scores and (by_judge or (name and scorer_model))]
     heard = {}
     if asked:
-        ears, voice = ears_at(scorer_model or _as_clips), voice_at(decoder_folder, speaker_prompt)
+        ears, voice = ears_at(scorer_model or _as_clips, "score"), voice_at(decoder_folder, speaker_prompt)
         heard = dict(zip(asked, hear_sound([completion_codes[i] for i in asked], ears, voice, "scorer"), strict=True))
     if by_judge and judge is not None:
         before, asking = clips or [()] * len(names), question or [""] * len(names)
@@ -71,7 +73,7 @@ def _as_clips(waves, rate):
 
 
 def _question(wanted, question, text, clips, reply):
-    if isinstance(reply, ReplyError):
+    if isinstance(reply, AnswerError):
         return Question(problem=reply)
     fields = {"wanted": wanted or "whatever fits", "question": question or "none", "reply": text or "none"}
     return Question.about("emotion_audio.v1", [*(lazy.clip for lazy in clips), reply], **fields)
@@ -79,7 +81,7 @@ def _question(wanted, question, text, clips, reply):
 
 def _probability(heard, wanted, labels):
     """That the scorer gives the wanted emotion, or why there is none."""
-    if isinstance(heard, ReplyError):
+    if isinstance(heard, AnswerError):
         return f"failed: {heard}"
     if not isinstance(heard, Mapping) or not all(isinstance(p, Real) and 0 <= float(p) <= 1 for p in heard.values()):
         return f"failed: the scorer gave {shown(heard)}, not {{label: probability}}"

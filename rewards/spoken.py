@@ -8,6 +8,8 @@ as "three" is 0.5. Who hears is `recogniser`:
     codes             the speech tokenizer's own reading of the codes, without audio (default)
     wave              the decoder's sound of the codes, heard by the tokenizer: codes again, and their words
     module:function   also ./file.py:function, given that sound: f([wave, ...], 24000) -> [text, ...]
+    command:PROGRAM   a program, given a file of it: {"id", "path"} -> {"id", "text"}, a line each
+    transformers:PATH a Whisper checkpoint; funasr:PATH a Paraformer
 
 The arguments `tokenizer_folder`, `decoder_folder` and `speaker_prompt` (a prompt's folder, or a recording) name what is
 used. `spoken(part='answer')` compares with the answer block alone, for replies that reason in silence; by default all
@@ -20,9 +22,10 @@ false, and where the recogniser fails: an error of its own is not the policy's.
 import re
 
 from covo_rl.rewards.columns import completion_rows, completion_text
+from covo_rl.rewards.replies import AnswerError
 from covo_rl.rewards.rules.transcript import error_rate, spoken_words
 from covo_rl.speech import SHIPPED_DECODER, SHIPPED_TOKENIZER
-from covo_rl.speech.replies import ReplyError, hear_words, score_silence
+from covo_rl.speech.replies import hear_words, score_silence
 from covo_rl.types import TAG_TOKENS, shown
 
 try:
@@ -54,7 +57,7 @@ def spoken(
         if isinstance(heard.get(i), str):
             scores[i] = 1.0 - error_rate(said[i], spoken_words(heard[i]))
         elif i in heard:
-            failure = isinstance(heard[i], ReplyError)
+            failure = isinstance(heard[i], AnswerError)
             missing[i] = f"failed: {heard[i] if failure else f'the recogniser gave {shown(heard[i])}, not text'}"
         elif i not in scores:
             missing[i] = "the reply has no text that could be said"

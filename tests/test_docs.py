@@ -262,7 +262,7 @@ def test_the_manifest_of_an_own_eval_set_loads_as_printed(tmp_path):
     from covo_rl.evaluate.sets import load_set
 
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    (block,) = [code for language, code in FENCE.findall(page) if language == "yaml"]
+    (block,) = [code for language, code in FENCE.findall(page) if language == "yaml" and "scorer:" in code]
     (tmp_path / "my_set.yaml").write_text(block, encoding="utf-8")
     assert load_set(str(tmp_path / "my_set.yaml")).name == "factory-sounds"
 

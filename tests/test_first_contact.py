@@ -232,7 +232,7 @@ TRAIN = {
     "reward that raises": (["--rewards", "./raises.py:f"], "raises ZeroDivisionError while it is imported"),
     "reward of another signature": (["--rewards", "./signature.py:signature"], "signature"),
     "gate": (["--rewards", "format", "--reward_gate", "accuracy"], "reward_gate 'accuracy' is not among the rewards"),
-    "judge": (["--judge", "gpt-4"], "judge 'gpt-4': write openai:MODEL@URL or transformers:PATH"),
+    "judge": (["--judge", "gpt-4"], "judge 'gpt-4': write openai:MODEL@URL, transformers:PATH or command:PROGRAM"),
     "model folder": (["--model", "./nowhere"], "model './nowhere': no such folder"),
     "model without config": (["--model", "./empty"], "a model folder has a config.json; found []"),
     "a file as model": (["--model", "./brevity.py"], "give the folder that holds config.json"),

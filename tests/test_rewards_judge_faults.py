@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from contextlib import suppress
 
 import numpy as np
@@ -17,6 +18,7 @@ from test_rewards_judge import GOOD, ROW, verdict
 from covo_rl.config import RewardConfig
 from covo_rl.data.transport import hidden, local, origin
 from covo_rl.rewards import RewardError, score
+from covo_rl.rewards import judge as judge_room
 from covo_rl.rewards.columns import example_from_row, group_from_completions
 from covo_rl.rewards.judge import EndpointJudge, JudgeError, LocalJudge, judge_from_spec, local_device
 
@@ -379,20 +381,23 @@ def test_two_components_load_a_local_judge_once(monkeypatch):
     """finding 14: two threads loaded it twice."""
     loads, at_once, most = [], [], []
 
-    def model(self):
+    def load(*_, **__):
         loads.append(1)
         time.sleep(0.2)
+        return types.SimpleNamespace(to=lambda device: types.SimpleNamespace(eval=lambda: None))
 
-        def generate(prompts):
-            at_once.append(1)
-            most.append(len(at_once))
-            time.sleep(0.02)
-            at_once.pop()
-            return [verdict(prompt) for prompt in prompts]
+    def generate(self, prompts):
+        at_once.append(1)
+        most.append(len(at_once))
+        judge_room._local_model("once")
+        time.sleep(0.02)
+        at_once.pop()
+        return [verdict(prompt) for prompt in prompts]
 
-        return generate
-
-    monkeypatch.setattr(LocalJudge, "_model", model)
+    tokenizer = types.SimpleNamespace(pad_token="x")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: tokenizer)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    monkeypatch.setattr(LocalJudge, "_generate", generate)
     group = group_from_completions(example_from_row(ROW), [GOOD.replace("on,", f"{i},") for i in range(8)])
     table = score([group], RewardConfig(rewards="consistency,thinking"), judge=LocalJudge("x", batch_size=2))
     assert table.rewards_PG.tolist() == [[2.0] * 8] and len(loads) == 1 and max(most) == 1

@@ -21,10 +21,11 @@ from covo_rl.rewards import RewardError, call, components, lint, load_reward, sc
 from covo_rl.rewards.cli import app
 from covo_rl.rewards.columns import LazyClip, example_from_row, group_from_completions
 from covo_rl.rewards.functions import FunctionReward
+from covo_rl.rewards.replies import AnswerError
 from covo_rl.rewards.spoken_lint import check_hearing
 from covo_rl.rewards.worker import close
 from covo_rl.speech import SHIPPED_TOKENIZER, replies
-from covo_rl.speech.replies import AudioClassifier, ReplyError, ears_at, map_batches, speak_replies, voice_at
+from covo_rl.speech.replies import AudioClassifier, ears_at, map_batches, speak_replies, voice_at
 from covo_rl.synth.speech import utterance
 from covo_rl.types import Clip
 
@@ -159,7 +160,7 @@ def test_what_a_step_has_no_time_for_is_an_error_not_a_zero(monkeypatch):
         return ["heard"]
 
     first, second = map_batches(slow, [[0]] * 2, "slow")
-    assert first == "heard" and isinstance(second, ReplyError) and str(second) == "slow: no time left in this step"
+    assert first == "heard" and isinstance(second, AnswerError) and str(second) == "slow: no time left in this step"
 
 
 # -- pattern -----------------------------------------------------------------------------------------------------------

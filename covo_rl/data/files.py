@@ -25,6 +25,12 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_sha256(path: str | Path) -> str | None:
+    """One hash over the weight files of a local folder; None for a hub name, whose revision is not known here."""
+    files = next(filter(None, (sorted(Path(path).glob(f"*.{kind}")) for kind in ("safetensors", "bin", "pt"))), [])
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
+
+
 def json_values(
     lines: Iterable[str | bytes], parse: Callable[[str], Any] = json.loads
 ) -> Iterator[tuple[int, Any, Any, str]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, replace
 from importlib.metadata import packages_distributions
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.config import RewardConfig
-from covo_rl.data.files import file_sha256
+from covo_rl.data.files import weights_sha256
 from covo_rl.evaluate.answer import CONDITIONS, PolicyAnswerer
+from covo_rl.evaluate.cascade import cascade_record, is_cascade
 from covo_rl.evaluate.duplex_streams import stream_inputs, write_stream_report
 from covo_rl.evaluate.engine import engine_settings
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
@@ -47,6 +46,9 @@ def run_request(
     problems = [*session_problems(request, eval_set), *request.model_problems()]
     if eval_set.streams and rows is not None:
         problems.append(f"{eval_set.name} is read from a folder of streams: give its path as data")
+    if eval_set.streams and (request.noise_snr is not None or is_cascade(request.model)):
+        what = "--noise-snr" if request.noise_snr is not None else f"--model {request.model}"
+        problems.append(f"{what}: {eval_set.name} asks a duplex model about streams of its own, which have their noise")
     try:
         if eval_set.streams:
             inputs = stream_inputs(eval_set, request.data, request.limit)
@@ -94,10 +96,12 @@ def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> di
     return {
         **inputs.meta,
         **({"adapter_notes": notes} if notes else {}),
+        **({"cascade": cascade_record(request.model)} if is_cascade(request.model) else {}),
+        **({"noise_snr": request.noise_snr} if request.noise_snr is not None else {}),
         "model": request.model,
-        "model_sha256": _weights_sha256(resolve_model(request.model)),
+        "model_sha256": weights_sha256(resolve_model(request.model)),
         "adapter": request.adapter,
-        "adapter_sha256": _weights_sha256(request.adapter) if request.adapter else None,
+        "adapter_sha256": weights_sha256(request.adapter) if request.adapter else None,
         "dtype": str(request.dtype),
         **({"load_in_4bit": True} if request.load_in_4bit else {}),
         **({"speech_mode": str(request.speech_mode)} if request.speech_mode != SpeechMode.a2ta else {}),
@@ -127,9 +131,3 @@ def _more_packages(request: Request) -> list[str]:
     engine = request.engine
     builds = packages_distributions().get("vllm", []) if engine.use_vllm and engine.vllm_mode == "colocate" else []
     return [*builds, *(["bitsandbytes"] if request.load_in_4bit else [])]
-
-
-def _weights_sha256(path: str) -> str | None:
-    """One hash over the weight files of a local folder; None for a hub name, whose revision is not known here."""
-    files = sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("*.bin"))
-    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None

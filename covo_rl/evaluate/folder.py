@@ -16,7 +16,7 @@ from covo_rl.train.ranks import Ranks
 #: what an evaluation or a profile writes beside run.json
 WRITTEN = (
     "rows*.jsonl", "report.json", "report.md", "submission.json", "accuracy.png", "audio_length.png", "listening.png",
-    "profile.json", "profile.jsonl", "filtered.json", "filtered.jsonl", "filtered.parquet",
+    "audio/*.wav", "profile.json", "profile.jsonl", "filtered.json", "filtered.jsonl", "filtered.parquet",
 )  # fmt: skip
 
 

@@ -30,6 +30,13 @@ class TurnRollout(Rollout):
     turn: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class SpokenRollout(Rollout):
+    """A reply with its sound: the path of a wav file, from the folder of the evaluation."""
+
+    audio: str = ""
+
+
 def group_from_text(example: Example, replies: Sequence[str]) -> Group:
     """Replies from a file as a Group: no ids, no log-probs, taken as finished; so that the same scoring serves."""
     from covo_rl import prompt
@@ -90,6 +97,7 @@ def _record(group: Group, seconds: float | None, rewards: dict[str, list[float |
         "stop_reasons": [r.stop_reason for r in rollouts],
         "completion_tokens": [len(r.completion_ids) for r in rollouts],
         **({"completion_codes": [list(r.codes) for r in rollouts]} if any(r.codes for r in rollouts) else {}),
+        **({"reply_audio": sounds} if (sounds := [r.audio for r in rollouts if isinstance(r, SpokenRollout)]) else {}),
         **({"turns": turns} if (turns := [dict(r.turn) for r in rollouts if isinstance(r, TurnRollout)]) else {}),
         "thinking_words": [None if r.think is None else len(words(r.think, None)) for r in rollouts],
         "verdicts": verdicts,

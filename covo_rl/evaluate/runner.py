@@ -30,11 +30,13 @@ from covo_rl.config import (
 )
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.answer import PolicyAnswerer, answer_batch, check_repeats, plan_batches, with_audio
+from covo_rl.evaluate.cascade import cascade_problems, is_cascade, load_cascade
 from covo_rl.evaluate.duplex_streams import StreamExaminer
 from covo_rl.evaluate.engine import run_options, sampling_engine
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
 from covo_rl.evaluate.inputs import Inputs, count_rows
 from covo_rl.evaluate.lengths import audio_seconds
+from covo_rl.evaluate.noise import noisy_rows
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
 from covo_rl.evaluate.through_duplex import DuplexAnswerer
@@ -47,6 +49,7 @@ from covo_rl.types import Example, UserError
 Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 SpeechMode = StrEnum("SpeechMode", ["a2ta", "a2t"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
+MOST_SNR = 60.0  # dB, either way
 SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, duplex, or a manifest file"
 
 
@@ -59,7 +62,9 @@ class Request:
     through: Annotated[str | None, typer.Option(help="duplex: ask a live session, which hears the audio alone")] = None
     audio_dir: Annotated[Path | None, typer.Option(help="folder that audio paths start from")] = None
     columns: Annotated[str | None, typer.Option(help="names that the rows use: question=prompt,answer=label")] = None
-    model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, or builtin:tiny")] = None
+    model: Annotated[str | None, typer.Option(help="checkpoint folder, hub name, builtin:tiny, cascade:FILE.yaml")] = (
+        None
+    )
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter folder on top of --model")] = None
     predictions: Annotated[Path | None, typer.Option(help="score the replies in this JSON or JSONL; no model")] = None
     output: Annotated[Path | None, typer.Option(help="folder of the report; an interrupted run goes on there")] = None
@@ -75,6 +80,7 @@ class Request:
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="hold the decoder in 4-bit NF4")] = False
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; found by itself")] = None
     listen: Annotated[bool, typer.Option("--listen", help="also with silent, swapped and no audio")] = False
+    noise_snr: Annotated[float | None, typer.Option(help="add noise so many dB below the speech of the clips")] = None
     prompt: Annotated[str, typer.Option(help="wording: covo (ours), or one that the set defines, e.g. official")] = (
         "covo"
     )
@@ -134,6 +140,8 @@ class Request:
             ((self.model is None) != replies, "give one of --model (answer with it) and --predictions (score a file)"),
             (replies and self.adapter, f"--adapter {scored_as_is}"),
             (replies and self.listen, f"--listen {scored_as_is}"),
+            (replies and self.noise_snr is not None, f"--noise-snr {scored_as_is}"),
+            (not -MOST_SNR <= (self.noise_snr or 0) <= MOST_SNR, f"--noise-snr {self.noise_snr}: from -60 to 60 dB"),
             (replies and self.load_in_4bit, f"--load-in-4bit {scored_as_is}"),
             (self._writes_over_predictions(), f"--output {self.output} would write over --predictions"),
             (self.greedy and samples > 1, f"--num-generations {samples}: greedy replies are equal; add --sample"),
@@ -165,6 +173,8 @@ class Request:
         """What is wrong with model, adapter and device, as far as it can be known without loading them."""
         if self.model is None:
             return []
+        if is_cascade(self.model):
+            return cascade_problems(self)
         from covo_rl.models import model_config, use_family
         from covo_rl.models.builtin import resolve_model
         from covo_rl.models.quantised import check_quantisation
@@ -234,7 +244,10 @@ def answer_rows(
     files = [clip for example in inputs.examples for clip in example.clips]
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
-        asked = in_session(request, inputs, answerer or load_answerer(request, style, clips))
+        if is_cascade(request.model):
+            asked = load_cascade(request, clips, style)
+        else:
+            asked = in_session(request, inputs, answerer or load_answerer(request, style, clips))
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error
@@ -288,11 +301,12 @@ def run_model(inputs: Inputs, answerer: Any, request: Request, *, audio: str, ra
     with ProgressDisplay(title, total, done=len(done), active=ranks.main, stderr=True) as display:
         display.update(len(done), _standing(done.values()))
         for b, batch in todo:
-            records = answer_batch(
-                answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=inputs.eval_set,
-                reward_config=request.reward_config(), greedy=request.greedy,
-                num_generations=request.num_generations, seed=request.seed,
-            )  # fmt: skip
+            with noisy_rows([rows[i] for i in batch], request.noise_snr, request.seed) as asked:
+                records = answer_batch(
+                    answerer, asked, [seconds[i] for i in batch], eval_set=inputs.eval_set,
+                    reward_config=request.reward_config(), greedy=request.greedy,
+                    num_generations=request.num_generations, seed=request.seed,
+                )  # fmt: skip
             log.append(records, batch=b)
             done |= {record["id"]: record for record in records}
             display.update(len(done), _standing(done.values()))

@@ -63,7 +63,7 @@ def try_rewards(
     row: Path | None = typer.Option(None, help="JSON file with question, choices, answer and further columns"),
     stop_reason: str = typer.Option("stop", help="stop or length"),
     codes: str = typer.Option("", help="audio codes of a spoken completion: numbers (12,7,7) or a .npy file of them"),
-    judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
+    judge: str | None = typer.Option(None, help="openai:MODEL@URL, transformers:PATH or command:PROGRAM"),
     judge_audio: bool = typer.Option(False, help="the judge is sent the row's `clips`, and that of emotion the reply"),
     scorer_model: str | None = typer.Option(None, help=SCORER_HELP),
 ) -> None:
@@ -161,7 +161,7 @@ def score_rewards(
     reward_gate: str = typer.Option("none", help="none, accuracy or format"),
     reward_timeout: float = typer.Option(60.0, help="seconds per component and batch of rows"),
     reward_failure_limit: float = typer.Option(0.2, help="share of failed scores of a component above which it stops"),
-    judge: str | None = typer.Option(None, help="openai:MODEL@URL or transformers:PATH"),
+    judge: str | None = typer.Option(None, help="openai:MODEL@URL, transformers:PATH or command:PROGRAM"),
     judge_audio: bool = typer.Option(False, help="the judge is sent the clips, and that of emotion the reply"),
     scorer_model: str | None = typer.Option(None, help=SCORER_HELP),
 ) -> None:

@@ -3,6 +3,7 @@
     judge: openai:MODEL@https://host/v1      any endpoint with the chat completions interface; with judge_audio: true
                                              it is sent the clips as well
     judge: transformers:PATH                 a local model
+    judge: command:PROGRAM                   a program of yours: {"id", "prompt"} -> {"id", "text"}, a line each
 
 The key of an endpoint is read from COVO_RL_JUDGE_KEY or OPENAI_API_KEY and is never stored. COVO_RL_JUDGE_URL is the
 address where the spec has none; COVO_RL_JUDGE_CONCURRENCY and COVO_RL_JUDGE_TIMEOUT (seconds) bound the requests.
@@ -18,7 +19,7 @@ import random
 import threading
 import time
 import urllib.error
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -30,13 +31,13 @@ from covo_rl.data.transport import exchange as post
 from covo_rl.prompt import CONTROL, CUT
 from covo_rl.resolve import cache_folder
 from covo_rl.rewards.call import seconds_left
-from covo_rl.rewards.replies import CachedJudge, Judge, JudgeError, whole_text
+from covo_rl.rewards.program import Program, clip_paths, reply_text
+from covo_rl.rewards.replies import Asked, CachedJudge, Judge, JudgeError, whole_text
 from covo_rl.rewards.specs import RewardError
 from covo_rl.rewards.transport import HINTS, audio_parts, check_address, env_limit, judge_key
-from covo_rl.types import Clip, shown
+from covo_rl.types import shown
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
-MAX_TOKENS = 400  # of a reply
 MARGIN_SECONDS = 2.0  # of a component's time, at most a fifth of it, for what is left to do with the replies
 _local_turn = threading.Lock()  # one local model is loaded, and one batch is generated at a time
 
@@ -64,29 +65,29 @@ class EndpointJudge(CachedJudge):
         self.hears = hears
         super().__init__(f"openai:{model}@{self.url}", cache)
 
-    def answers(self, prompts: list[str], attached: Mapping[str, Sequence[Clip]]) -> list[str | JudgeError]:
+    def answers(self, asked: list[Asked]) -> list[str | JudgeError]:
         """At most `concurrency` requests at a time. What is not there in the component's time is an error, no more."""
         replies: dict[str, str | JudgeError] = {}
-        key, begun, deadline, waiting = judge_key(), time.monotonic(), _deadline(), prompts[::-1]
+        key, begun, deadline, waiting = judge_key(), time.monotonic(), _deadline(), asked[::-1]
 
         def work() -> None:
             with suppress(IndexError):  # nothing waits any more
                 while time.monotonic() < deadline:
-                    prompt = waiting.pop()
-                    replies[prompt] = self._answer(prompt, attached.get(prompt, ()), key, deadline)
+                    one = waiting.pop()
+                    replies[one.key] = self._answer(one, key, deadline)
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in prompts[: max(1, self.concurrency)]]
+        threads = [threading.Thread(target=work, daemon=True) for _ in asked[: max(1, self.concurrency)]]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX))
         late = JudgeError(f"judge {self.name}: no answer in the {deadline - begun:.3g} s that this step has")
-        return [replies.get(prompt, late) for prompt in prompts]
+        return [replies.get(one.key, late) for one in asked]
 
-    def _answer(self, prompt: str, clips: Sequence[Clip], key: str, deadline: float) -> str | JudgeError:
+    def _answer(self, asked: Asked, key: str, deadline: float) -> str | JudgeError:
         problem, tries, more = "no time left", 0, ""
         try:
-            sounds = audio_parts(clips)
+            sounds = audio_parts(asked.clips)
         except AudioError as error:
             return JudgeError(f"judge {self.name}: {error}")
         for attempt in range(self.retries + 1):
@@ -95,7 +96,7 @@ class EndpointJudge(CachedJudge):
                 break
             wait, tries, more = self.backoff * 2**attempt * (1 + random.random() / 4), attempt + 1, ""
             try:
-                reply = self._post(prompt, key, seconds, sounds)
+                reply = self._post(asked.prompt, key, seconds, sounds)
             except urllib.error.HTTPError as error:
                 problem, more = f"HTTP {error.code}", f": {shown(error.msg)}{HINTS.get(error.code, '')}"
                 if error.code not in RETRIED:
@@ -110,7 +111,7 @@ class EndpointJudge(CachedJudge):
             except Exception as error:  # whatever a stranger sends: this reply is lost, and said, not the others
                 problem = f"an unreadable response ({type(error).__name__}: {shown(error)})"
             else:
-                self.remember(prompt, reply)
+                self.kept.put(asked.key, reply)
                 return reply
             if attempt == self.retries or time.monotonic() + wait >= deadline:
                 break
@@ -122,7 +123,7 @@ class EndpointJudge(CachedJudge):
         text = CONTROL.sub(lambda match: " ".join(filter(None, match.groups())), prompt)
         content = [*sounds, {"type": "text", "text": text}] if sounds else text
         messages = [{"role": "user", "content": content}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+        body = {"model": self.model, "messages": messages, **self.sampling}
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         response = post(f"{self.url}/chat/completions", json.dumps(body).encode(), headers, seconds)
         try:
@@ -135,7 +136,7 @@ class EndpointJudge(CachedJudge):
 
 
 class LocalJudge(CachedJudge):
-    """A transformers model on this machine, greedy, in batches. `generate` replaces the model in tests."""
+    """A transformers model on this machine, in batches. `generate` replaces the model in tests."""
 
     def __init__(
         self, path: str, *, batch_size: int = 16, cache: Path | None = None,
@@ -144,52 +145,90 @@ class LocalJudge(CachedJudge):
         self.path, self.batch_size, self.generate = path, batch_size, generate
         super().__init__(f"transformers:{path}", cache)
 
-    def answers(self, prompts: list[str], attached: Mapping[str, Sequence[Clip]]) -> list[str | JudgeError]:
+    def answers(self, asked: list[Asked]) -> list[str | JudgeError]:
         replies: list[str | JudgeError] = []
         deadline = _deadline()
-        for start in range(0, len(prompts), self.batch_size):
-            replies += self._batch(prompts[start : start + self.batch_size], deadline)
+        for start in range(0, len(asked), self.batch_size):
+            replies += self._batch(asked[start : start + self.batch_size], deadline)
         return replies
 
-    def _batch(self, prompts: list[str], deadline: float) -> Sequence[str | JudgeError]:
+    def _batch(self, asked: list[Asked], deadline: float) -> Sequence[str | JudgeError]:
         left = min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)
         if not left or not _local_turn.acquire(timeout=left):
-            return [JudgeError(f"judge {self.name}: no time left in this step")] * len(prompts)
+            return [JudgeError(f"judge {self.name}: no time left in this step")] * len(asked)
         try:
-            self.generate = self.generate or self._model()
-            replies = [whole_text(reply) for reply in self.generate(prompts)]
-            for prompt, reply in zip(prompts, replies, strict=True):
-                self.remember(prompt, reply)
+            replies = [whole_text(reply) for reply in (self.generate or self._generate)([one.prompt for one in asked])]
+            for one, reply in zip(asked, replies, strict=True):
+                self.kept.put(one.key, reply)
         except Exception as error:  # out of memory, say: these are lost, and said, not the batches before
-            return [JudgeError(f"judge {self.name}: {type(error).__name__}: {shown(error)}")] * len(prompts)
+            return [JudgeError(f"judge {self.name}: {type(error).__name__}: {shown(error)}")] * len(asked)
         finally:
             _local_turn.release()
         return replies
 
-    def _model(self) -> Callable[[list[str]], list[str]]:
+    def _generate(self, prompts: list[str]) -> list[str]:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from covo_rl.models.text import shielded, token_ids
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(self.path, padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto")
-        model.to(local_device()).eval()
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer, model = _local_model(self.path)
+        prompts = [shielded([prompt], tokenizer)[0] for prompt in prompts]
+        if tokenizer.chat_template is not None:
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        rows = [token_ids(tokenizer, prompt.split(CUT)) for prompt in prompts]
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding=True).to(model.device)
+        how = {"do_sample": False}
+        if self.sampling["temperature"]:
+            how = {name: self.sampling[name] for name in ("temperature", "top_p") if name in self.sampling}
+            how["do_sample"] = True
+        with torch.inference_mode(), torch.random.fork_rng():  # a draw is the vote's, not of the run around it
+            torch.manual_seed(self.number)
+            ids = model.generate(**batch, max_new_tokens=self.sampling["max_tokens"], **how)
+        return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
-        def generate(prompts: list[str]) -> list[str]:
-            prompts = [shielded([prompt], tokenizer)[0] for prompt in prompts]
-            if tokenizer.chat_template is not None:
-                chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-                prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-            rows = [token_ids(tokenizer, prompt.split(CUT)) for prompt in prompts]
-            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding=True).to(model.device)
-            with torch.inference_mode():
-                ids = model.generate(**batch, max_new_tokens=MAX_TOKENS, do_sample=False)
-            return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
-        return generate
+@lru_cache(maxsize=1)
+def _local_model(path: str) -> tuple[Any, Any]:
+    """(tokenizer, model) of a folder or hub name, loaded once for all votes."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left")
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    model.to(local_device()).eval()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, model
+
+
+class CommandJudge(CachedJudge):
+    """A program that is sent {"id", "prompt", "temperature" ...} and, of a judge that hears, the "paths" of the clips,
+    a line each, and writes {"id", "text"}."""
+
+    def __init__(self, command: str, *, cache: Path | None = None, hears: bool = False, **limits: Any) -> None:
+        self.program, self.hears = Program(command, **limits), hears
+        super().__init__(f"command:{command} {self.program.version[:12]}", cache)
+
+    def answers(self, asked: list[Asked]) -> list[str | JudgeError]:
+        replies: dict[str, Any] = {}
+        keys, lines = {}, []
+
+        def keep(name: str, text: str | None) -> None:
+            self.kept.drop(keys[name]) if text is None else self.kept.put(keys[name], text)
+
+        with clip_paths() as path:
+            for number, one in enumerate(asked):
+                try:
+                    sounds = {"paths": [path(clip) for clip in one.clips]} if one.clips else {}
+                except AudioError as error:
+                    replies[one.key] = error
+                    continue
+                keys[str(number)] = one.key
+                lines.append({"id": str(number), "prompt": one.prompt, **sounds, **self.sampling, "vote": self.number})
+            found = self.program.ask(lines, reply_text, keep)
+        replies |= zip(keys.values(), found, strict=True)
+        return [reply if isinstance(reply, str) else JudgeError(f"judge {self.name}: {reply}")
+                for reply in (replies[one.key] for one in asked)]  # fmt: skip
 
 
 def local_device() -> str:
@@ -203,13 +242,16 @@ def local_device() -> str:
 
 @lru_cache(maxsize=8)
 def judge_from_spec(spec: str, hears: bool = False) -> Judge:
-    """`openai:MODEL@URL`, `openai:MODEL` with COVO_RL_JUDGE_URL set, or `transformers:PATH`; `hears`: is sent clips.
+    """`openai:MODEL@URL`, `openai:MODEL` with COVO_RL_JUDGE_URL set, `transformers:PATH` or `command:PROGRAM`; `hears`:
+    is sent clips.
 
     Raises:
         RewardError: anything else, no address, or a local judge, which reads text only, is to hear.
     """
     kind, _, rest = spec.partition(":")
     cache = cache_folder() / "judge"
+    if kind == "command" and rest:
+        return CommandJudge(rest, cache=cache, hears=hears)
     if hears and kind != "openai":
         raise RewardError(
             f"judge_audio: judge {hidden(spec)!r} reads text only; write openai:MODEL@URL, or leave it out"
@@ -217,7 +259,7 @@ def judge_from_spec(spec: str, hears: bool = False) -> Judge:
     if kind == "transformers" and rest:
         return LocalJudge(rest, cache=cache)
     if kind != "openai" or not rest:
-        raise RewardError(f"judge {hidden(spec)!r}: write openai:MODEL@URL or transformers:PATH")
+        raise RewardError(f"judge {hidden(spec)!r}: write openai:MODEL@URL, transformers:PATH or command:PROGRAM")
     model, _, url = rest.partition("@")
     url = url or os.environ.get("COVO_RL_JUDGE_URL", "")
     if not model or not url:

@@ -98,7 +98,7 @@ def ask_verdicts(
         except (JudgeError, VerdictError) as error:
             scores[i] = None
             if isinstance(error, VerdictError) and hasattr(judge, "forget"):
-                judge.forget(question.prompt)  # type: ignore[attr-defined]
+                judge.forget(question.prompt, *filter(None, [question.clips]))  # type: ignore[attr-defined]
             if log_missing:
                 log_missing(i, f"failed: judge: {error}")
     if log_metric and (faults := getattr(judge, "cache_faults", 0)):
@@ -122,8 +122,9 @@ def _fields(parsed: Parsed, question: str | None, choices: Sequence[str] | None,
     return fields
 
 
-def fill_template(template: str, **fields: str) -> tuple[str, str]:
-    """(prompt, nonce). Markers carry a nonce made from the content, so that the content cannot close them.
+def fill_template(template: str, most: int | None = MAX_FIELD, /, **fields: str) -> tuple[str, str]:
+    """(prompt, nonce). Markers carry a nonce made from the content, so that the content cannot close them. Of a field
+    that has more characters than `most` the middle is left out, which the prompt says.
 
     The nonce is the same for the same content, so that replies can be cached; a completion that contained its own
     hash is not something a policy can produce.
@@ -133,8 +134,8 @@ def fill_template(template: str, **fields: str) -> tuple[str, str]:
     values = {"begin": f"<<<{nonce}", "end": f"{nonce}>>>", "nonce": nonce}
     for name, text in fields.items():
         text = text.encode("utf-8", "replace").decode()
-        if (excess := len(text) - MAX_FIELD) > 0:
-            text = f"{text[: MAX_FIELD // 2]}\n[{excess} characters left out]\n{text[-MAX_FIELD // 2 :]}"
+        if most is not None and (excess := len(text) - most) > 0:
+            text = f"{text[: most // 2]}\n[{excess} characters left out]\n{text[-most // 2 :]}"
         values[name] = text
     return _FIELD.sub(lambda match: values[match.group(1)], template), nonce
 

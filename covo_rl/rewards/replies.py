@@ -1,22 +1,30 @@
-"""What a judge is, and its replies, kept in files so that ranks and runs ask once."""
+"""What a judge is, and replies, kept in files so that ranks and runs ask once."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 from uuid import uuid4
 
+from covo_rl.audio import AudioError, content_key
 from covo_rl.types import Clip, UserError
 
 logger = logging.getLogger("covo_rl.rewards")
+MAX_TOKENS = 400  # of a reply, where nothing else is said
 
 
-class JudgeError(UserError, RuntimeError):
+class AnswerError(UserError, RuntimeError):
+    """Whoever was asked gave no result; the message says why."""
+
+
+class JudgeError(AnswerError):
     """The judge gave no reply; the message says after what."""
 
 
@@ -31,32 +39,30 @@ class Judge(Protocol):
     def ask(self, prompts: Sequence[str]) -> list[str | JudgeError]: ...
 
 
-class CachedJudge:
-    """Asks equal prompts once and keeps every reply in a file of its own, so that ranks and runs can share a folder.
+class ReplyCache:
+    """Replies of one `engine` (its name and version), each in a file of its own, so that ranks and runs can share a
+    folder; None: nothing is kept.
 
     A file is the reply after a line with its checksum. One that is damaged, or that cannot be read or written, costs
-    a request, not a reply; they are counted in `cache_faults`, and the first is logged.
+    a request, not a reply; they are counted in `faults`, and the first is logged.
     """
 
-    def __init__(self, name: str, cache: Path | None) -> None:
-        self.name, self.cache, self.cache_faults = name, cache, 0
+    def __init__(self, folder: Path | None, engine: str) -> None:
+        self.folder, self.engine, self.faults = folder, engine, 0
 
-    def ask(self, prompts: Sequence[str], clips: Sequence[Sequence[Clip]] = ()) -> list[str | JudgeError]:
-        """Replies; `clips` of each prompt, for a judge that hears. A prompt names its clips' contents by its nonce."""
-        prompts = [whole_text(prompt) for prompt in prompts]
-        replies: dict[str, Any] = {prompt: self._remembered(prompt) for prompt in prompts}
-        new = [prompt for prompt, reply in replies.items() if reply is None]
-        attached = dict(zip(prompts, clips, strict=True)) if clips else {}
-        replies.update(zip(new, self.answers(new, attached), strict=True))
-        return [replies[prompt] for prompt in prompts]
+    def get(self, asked: str) -> str | None:
+        """What was replied to this, if it is there and whole."""
+        with self._file(asked) as path, suppress(FileNotFoundError):
+            if path:
+                checksum, _, reply = path.read_bytes().decode().partition("\n")
+                if checksum == _checksum(reply):
+                    return reply
+                raise ValueError(f"{path.name} is damaged, or of an earlier version")
+        return None
 
-    def answers(self, prompts: list[str], attached: Mapping[str, Sequence[Clip]]) -> list[str | JudgeError]:
-        """Replies to different prompts that are in no cache; calls `remember` for each as soon as it is there."""
-        raise NotImplementedError
-
-    def remember(self, prompt: str, reply: str) -> None:
+    def put(self, asked: str, reply: str) -> None:
         """Write the reply under a name of its own, then rename: another rank may write the same."""
-        with self._cached(prompt) as path:
+        with self._file(asked) as path:
             if path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(f".{uuid4().hex}")
@@ -66,30 +72,77 @@ class CachedJudge:
                 finally:
                     partial.unlink(missing_ok=True)
 
-    def forget(self, prompt: str) -> None:
-        """Drop a reply that was no verdict, so that the next run asks again."""
-        with self._cached(prompt) as path:
+    def drop(self, asked: str) -> None:
+        """Forget a reply that was of no use, so that the next run asks again."""
+        with self._file(asked) as path:
             if path:
                 path.unlink(missing_ok=True)
 
-    def _remembered(self, prompt: str) -> str | None:
-        with self._cached(prompt) as path, suppress(FileNotFoundError):
-            if path:
-                checksum, _, reply = path.read_bytes().decode().partition("\n")
-                if checksum == _checksum(reply):
-                    return reply
-                raise ValueError(f"{path.name} is damaged, or of an earlier version")
-        return None
-
     @contextmanager
-    def _cached(self, prompt: str) -> Iterator[Path | None]:
-        digest = hashlib.sha256(f"{self.name}\x00{whole_text(prompt)}".encode()).hexdigest()
+    def _file(self, asked: str) -> Iterator[Path | None]:
+        digest = hashlib.sha256(f"{self.engine}\x00{asked}".encode()).hexdigest()
         try:
-            yield self.cache and self.cache / digest[:2] / f"{digest}.txt"
+            yield self.folder and self.folder / digest[:2] / f"{digest}.txt"
         except (OSError, ValueError) as error:
-            self.cache_faults += 1
-            if self.cache_faults == 1:
-                logger.warning("judge cache %s: %s; such replies are asked for again (said once)", self.cache, error)
+            self.faults += 1
+            if self.faults == 1:
+                logger.warning("judge cache %s: %s; such replies are asked for again (said once)", self.folder, error)
+
+
+class Asked(NamedTuple):
+    """A prompt with the clips that go with it, and the key under which its reply is kept: prompt and sounds."""
+
+    prompt: str
+    clips: Sequence[Clip] = ()
+    key: str = ""
+
+    @classmethod
+    def of(cls, prompt: str, clips: Sequence[Clip] = ()) -> Asked:
+        """Raises AudioError: a clip cannot be read."""
+        prompt = whole_text(prompt)
+        return cls(prompt, clips, "\x00".join([prompt, *map(content_key, clips)]))
+
+
+class CachedJudge:
+    """Asks equal prompts, about equal clips, once and keeps every reply. `sampling` is how a reply is drawn."""
+
+    def __init__(self, name: str, cache: Path | None) -> None:
+        self.name, self.kept, self.number = name, ReplyCache(cache, name), 0
+        self.sampling: dict[str, Any] = {"temperature": 0, "max_tokens": MAX_TOKENS}
+
+    @property
+    def cache_faults(self) -> int:
+        return self.kept.faults
+
+    def vote(self, number: int, **sampling: Any) -> Self:
+        """The same judge drawing with `sampling` (temperature, top_p, max_tokens); each `number` is another draw."""
+        other = copy.copy(self)
+        other.number, other.sampling = number, {**self.sampling, **sampling}
+        drawn = json.dumps([number, other.sampling], sort_keys=True)
+        other.kept = ReplyCache(self.kept.folder, f"{self.name} {drawn}")
+        return other
+
+    def ask(self, prompts: Sequence[str], clips: Sequence[Sequence[Clip]] = ()) -> list[str | JudgeError]:
+        """Replies; `clips` of each prompt, for a judge that hears."""
+        asked: list[Asked | JudgeError] = []
+        for prompt, sounds in zip(prompts, clips or [()] * len(prompts), strict=True):
+            try:
+                asked.append(Asked.of(prompt, sounds))
+            except AudioError as error:
+                asked.append(JudgeError(f"judge {self.name}: {error}"))
+        replies: dict[str, Any] = {one.key: self.kept.get(one.key) for one in asked if isinstance(one, Asked)}
+        new = {one.key: one for one in asked if isinstance(one, Asked) and replies[one.key] is None}
+        replies.update(zip(new, self.answers(list(new.values())), strict=True))
+        return [one if isinstance(one, JudgeError) else replies[one.key] for one in asked]
+
+    def answers(self, asked: list[Asked]) -> list[str | JudgeError]:
+        """Replies to what is in no cache, each another key; calls `kept.put` for each as soon as it is there."""
+        raise NotImplementedError
+
+    def forget(self, prompt: str, clips: Sequence[Clip] = ()) -> None:
+        """Drop a reply that was no verdict, so that it is asked for again."""
+        with suppress(AudioError):  # it was never asked
+            self.kept.drop(Asked.of(prompt, clips).key)
 
 
 def whole_text(text: str) -> str:

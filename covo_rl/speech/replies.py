@@ -16,19 +16,18 @@ import numpy as np
 
 from covo_rl.rewards.call import seconds_left
 from covo_rl.rewards.judge import local_device
+from covo_rl.rewards.replies import AnswerError
 from covo_rl.rewards.specs import RewardError, load_reward
 from covo_rl.speech import SHIPPED_TOKENIZER
 from covo_rl.speech.grid import CODE_SAMPLES, RATE
-from covo_rl.types import UserError, shown
+from covo_rl.speech.listeners import Heard, SpeechListener, listener_from_spec
+from covo_rl.speech.recognisers import RECOGNISERS
+from covo_rl.types import Clip, shown
 
 FEWEST = 3  # codes of a reply that can be speech: 0.12 s
 BATCH = 8  # replies that are synthesised and heard at once
 #: what hears: waves, each (T,) float32, and their rate in Hz -> one result each
 Ears = Callable[[list[np.ndarray], int], Sequence[Any]]
-
-
-class ReplyError(UserError, RuntimeError):
-    """A reply was not heard; the message says why."""
 
 
 def score_silence(
@@ -47,28 +46,32 @@ def score_silence(
 def hear_words(
     codes_NL: Sequence[Sequence[int]], recogniser: str | Ears, tokenizer: str, decoder: str, speaker: str | None = None
 ) -> list[Any]:
-    """The words of each reply: `codes` reads the codes, `wave` hears the sound of them, MODULE:FUNCTION or a function
-    is given the sound."""
+    """The words of each reply: `codes` reads the codes, `wave` hears the sound of them, whoever else `ears_at` names is
+    given the sound."""
     if not codes_NL:
         return []
     if recogniser == "codes":
         read = tokenizer_at(tokenizer).transcribe
         return map_batches(lambda batch: list(map(read, batch)), codes_NL, "recogniser codes")
-    ears = _ears_of(tokenizer_at(tokenizer)) if recogniser == "wave" else ears_at(recogniser)
+    ears = _ears_of(tokenizer_at(tokenizer)) if recogniser == "wave" else ears_at(recogniser, "text")
     return hear_sound(codes_NL, ears, voice_at(decoder, speaker, tokenizer), f"recogniser {recogniser}")
 
 
 def hear_sound(codes_NL: Sequence[Sequence[int]], ears: Ears, voice: Any, who: str) -> list[Any]:
     """What `ears` make of the sound of each reply in a `voice`; `who` they are in an error."""
+    if isinstance(ears, EngineEars):  # which starts a program, say: once
+        waves = map_batches(lambda batch: speak_replies(batch, voice), codes_NL, who)
+        heard = iter(ears([wave for wave in waves if not isinstance(wave, AnswerError)], RATE))
+        return [wave if isinstance(wave, AnswerError) else next(heard) for wave in waves]
     return map_batches(lambda batch: ears(speak_replies(batch, voice), RATE), codes_NL, who)
 
 
 def map_batches(
     function: Callable[[list[Sequence[int]]], Sequence[Any]], codes_NL: Sequence[Sequence[int]], who: str
 ) -> list[Any]:
-    """Results of `function`, a ReplyError where it gave none, called with at most BATCH replies of like lengths."""
+    """Results of `function`, an AnswerError where it gave none, called with at most BATCH replies of like lengths."""
     order = sorted(range(len(codes_NL)), key=lambda i: len(codes_NL[i]))
-    results: list[Any] = [ReplyError(f"{who}: no time left in this step")] * len(order)
+    results: list[Any] = [AnswerError(f"{who}: no time left in this step")] * len(order)
     longest = 0.0
     for start in range(0, len(order), BATCH):
         places, begun = order[start : start + BATCH], time.monotonic()
@@ -79,7 +82,7 @@ def map_batches(
             if len(answers) != len(places):
                 raise ValueError(f"{len(answers)} results for {len(places)} replies")
         except Exception as error:  # of a model or a function of the user's: lost, and said, not the other batches
-            answers = [ReplyError(f"{who}: {type(error).__name__}: {shown(error)}")] * len(places)
+            answers = [AnswerError(f"{who}: {type(error).__name__}: {shown(error)}")] * len(places)
         for i, answer in zip(places, answers, strict=True):
             results[i] = answer
         longest = max(longest, time.monotonic() - begun)
@@ -111,9 +114,10 @@ def voice_at(decoder: str, speaker: str | None = None, tokenizer: str = SHIPPED_
 
 
 @cache
-def ears_at(spec: str | Ears) -> Ears:
+def ears_at(spec: str | Ears, wants: str = "text") -> Ears:
     """What hears waves: a function, MODULE:FUNCTION or ./FILE.py:FUNCTION (of a class, with its arguments, an object),
-    or the folder of a transformers checkpoint that classifies audio, which gives {label: probability}.
+    the folder of a transformers checkpoint that classifies audio, which gives {label: probability}, or an engine
+    (listeners.py) whose text or score is wanted.
 
     Raises:
         RewardError: it is none of these, or does not load.
@@ -122,10 +126,13 @@ def ears_at(spec: str | Ears) -> Ears:
         return spec
     if Path(spec).expanduser().is_dir():
         return AudioClassifier(Path(spec).expanduser())
+    if spec.startswith(("command:", *(f"{kind}:" for kind in RECOGNISERS))):
+        return EngineEars(listener_from_spec(spec, wants, keep=False), wants)
     if ":" not in spec:
         raise RewardError(
-            f"{spec!r} hears nothing: it is no folder (an audio-classification checkpoint of transformers), and no "
-            "module:function or ./file.py:function, called with a list of waves and their rate in Hz"
+            f"{spec!r} hears nothing: it is no folder (an audio-classification checkpoint of transformers), no engine "
+            "(command:PROGRAM), and no module:function or ./file.py:function, called with a list of waves and their "
+            "rate in Hz"
         )
     return load_reward(spec).function
 
@@ -133,6 +140,18 @@ def ears_at(spec: str | Ears) -> Ears:
 def _ears_of(tokenizer: Any) -> Ears:
     """A tokenizer's own: waves become codes again, which are read."""
     return lambda waves, _: [tokenizer.transcribe(codes) for codes in tokenizer.encode(waves)]
+
+
+class EngineEars:
+    """An engine (listeners.py) as ears: the text or the score of each wave, or an AnswerError."""
+
+    def __init__(self, listener: SpeechListener, wants: str) -> None:
+        self.listener, self.wants = listener, wants
+
+    def __call__(self, waves: list[np.ndarray], rate: int) -> list[Any]:
+        sounds = [Heard(str(i), Clip(array=wave, sampling_rate=rate)) for i, wave in enumerate(waves)]
+        answers = self.listener.hear(sounds)
+        return [answer if isinstance(answer, AnswerError) else answer[self.wants] for answer in answers]
 
 
 class AudioClassifier:
