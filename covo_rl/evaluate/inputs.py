@@ -291,7 +291,7 @@ def clip_problems(examples: Sequence[Example]) -> list[str]:
     missing, broken = {}, {}
     for example, clips in zip(examples, facts_by_row(examples), strict=True):
         for facts in clips:
-            if facts.clip.path is not None and not Path(facts.clip.path).is_file():
+            if facts.clip.path is not None and not os.path.isfile(facts.clip.path):
                 missing[example.id] = facts.clip.path
             elif facts.error is not None:
                 broken[example.id] = facts.error

@@ -17,10 +17,10 @@ from typing import Any
 
 from covo_rl.data.read import printable
 from covo_rl.evaluate.speech.reading import SetReader
-from covo_rl.evaluate.speech.row_fields import RowFields
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
 from covo_rl.evaluate.speech.rows import GivenReply, SpokenRound
 from covo_rl.evaluate.speech.sets import Subset
-from covo_rl.evaluate.speech.timed_words import is_finite, timed_segments, timed_words
+from covo_rl.evaluate.speech.timed_words import timed_segments, timed_words
 from covo_rl.types import Clip
 
 #: task kind -> its file of times, and whether its rows need it

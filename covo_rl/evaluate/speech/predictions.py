@@ -27,10 +27,10 @@ from covo_rl.data.read import is_url, printable, some
 from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.sets import REPLY_KEYS
 from covo_rl.evaluate.speech.reading import SetReader
-from covo_rl.evaluate.speech.row_fields import RowFields
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, Word
 from covo_rl.evaluate.speech.sets import KINDS
-from covo_rl.evaluate.speech.timed_words import is_finite, timed_segments, timed_words
+from covo_rl.evaluate.speech.timed_words import timed_segments, timed_words
 from covo_rl.types import visible
 
 PREDICTION_KEYS = (
@@ -114,7 +114,7 @@ def _read_file(path: Path, reader: SetReader, subset: str | None) -> dict[str, G
 
 
 def _reply(fields: RowFields, row: SpeechItem, folder: Path) -> GivenReply:
-    own = set(row.columns) | {name for turn in row.columns.get("dialogue") or () for name in turn}
+    own = set(row.columns)
     allowed = (*PREDICTION_KEYS, *REPLY_KEYS)
     if unknown := [key for key in fields.values if key not in allowed and key not in own]:
         fields.wrong(f"unknown key {some([*map(str, unknown)])}; known are {', '.join(PREDICTION_KEYS)}")

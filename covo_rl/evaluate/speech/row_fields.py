@@ -5,7 +5,7 @@ RowFields(reader, row, place).text("prompt")    the value, or a problem "FILE, l
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,12 @@ from covo_rl.types import Clip
 
 if TYPE_CHECKING:
     from covo_rl.evaluate.speech.reading import SetReader
+
+
+def is_finite(value: Any) -> bool:
+    """A number that a float holds, neither NaN nor infinite, and no truth value."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 class RowFields:
@@ -49,8 +55,7 @@ class RowFields:
         value = self.values.get(name)
         if value is None:
             return None
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not isinstance(value, str) and not is_number:
+        if not isinstance(value, str) and not is_finite(value):
             self.wrong(f"{name} is {printable(value)}, not a text")
             return None
         if LONE_SURROGATE.search(str(value)):
@@ -74,7 +79,7 @@ class RowFields:
         value = self.values.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_finite(value):
             self.wrong(f"{name} is {printable(value)}, not a number")
             return None
         return float(value)

@@ -7,11 +7,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from covo_rl.data.read import printable
-from covo_rl.evaluate.speech.row_fields import RowFields
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
 from covo_rl.evaluate.speech.rows import Word
 
 
@@ -62,11 +61,6 @@ def timed_segments(fields: RowFields, name: str) -> tuple[dict[str, Any], ...] |
         spoken = [{"word": word.text, "start": word.start, "end": word.end} for word in words]
         segments.append({"timestamp": [whole.start, whole.end], "text": whole.text, "words": spoken})
     return None if fields.failed else tuple(segments)
-
-
-def is_finite(value: Any) -> bool:
-    """A number, neither NaN nor infinite, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_time(value: Any) -> bool:
