@@ -1,22 +1,33 @@
 """MMAR: 1,000 questions that need several steps of reasoning, on mixed sound, music and speech (arXiv 2505.13032).
 
-Scored by the same words-in-the-reply rule as MMAU (the two scripts agree on every verdict we ran), under the key
-`answer_prediction`. The rubric score of the reasoning (MMAR-Rubrics, a judge called five times a row) is not
-computed here.
+`mmar` is scored by the same words-in-the-reply rule as MMAU (the two scripts agree on every verdict we ran), under the
+key `answer_prediction`.
+
+`mmar-rubrics` scores the reasoning (Interspeech 2026 Audio Reasoning Challenge, arXiv 2602.14224): 0 where that rule
+finds the answer wrong, else a judge (gpt-4o-2024-11-20, temperature 0, seed 42) gives the `thinking_prediction` points
+by the rubric of this very question, from 0.2 to 1 in steps of 0.2; of five calls the highest and the lowest are dropped
+and the other three averaged. A rubric is a field of each row of the file of 2026-02.
 """
 
 from __future__ import annotations
 
 from covo_rl.evaluate.sets import FIELDS, EvalSet, PromptStyle
+from covo_rl.evaluate.speech.layout_questions import read_mmar_rubrics
+from covo_rl.evaluate.speech.sets import SpeechSet, Subset
+
+SOURCE = "github.com/ddlBoJack/MMAR @3bce090 (2026-02-26); hf.co/datasets/BoJack/MMAR"
+HOW_TO_GET = (
+    "download MMAR-meta.jsonl and the audio archive (3 GB) from hf.co/datasets/BoJack/MMAR; "
+    "--data MMAR-meta.jsonl --audio-dir the folder that its audio_path starts from"
+)
 
 SETS = {
     "mmar": EvalSet(
         name="mmar",
         title="MMAR",
-        source="github.com/ddlBoJack/MMAR @3bce090 (2026-02-26); hf.co/datasets/BoJack/MMAR",
+        source=SOURCE,
         licence="CC-BY-NC-4.0",
-        how_to_get="download MMAR-meta.jsonl and the audio archive (3 GB) from hf.co/datasets/BoJack/MMAR; "
-        "--data MMAR-meta.jsonl --audio-dir the folder that its audio_path starts from",
+        how_to_get=HOW_TO_GET,
         fields={**FIELDS, "audio": "audio_path"},
         breakdown=("modality", "category", "sub-category", "language"),
         reply_keys=("answer_prediction",),
@@ -26,5 +37,23 @@ SETS = {
             )
         },
         rows=1000,
-    )
-}
+    ),
+    "mmar-rubrics": SpeechSet(
+        name="mmar-rubrics",
+        title="MMAR-Rubrics",
+        source=SOURCE,
+        licence="CC-BY-NC-4.0",
+        how_to_get=f"{HOW_TO_GET}; the file of the repository, whose rows have a rubric",
+        version="rules @3bce090",
+        read=read_mmar_rubrics,
+        subsets=(
+            Subset(
+                "mmar-rubrics", "mmar_rubrics", 1000, path="MMAR-meta.jsonl",
+                published={"xianghe (best single model)": 65.29, "TalTech (best agent)": 69.83},
+            ),
+        ),
+        published_in=dict.fromkeys(
+            ("xianghe (best single model)", "TalTech (best agent)"), "audio-reasoning-challenge.github.io/leaderboard"
+        ),
+    ),
+}  # fmt: skip

@@ -19,8 +19,10 @@ from covo_rl.evaluate.sets import (
 )  # fmt: skip
 from covo_rl.types import Example
 
+LETTERS = [name for name in FILES if isinstance(load_set(name), EvalSet)]  # others: test_speech_sets.py
 
-@pytest.mark.parametrize("name", FILES)
+
+@pytest.mark.parametrize("name", LETTERS)
 def test_every_set_says_what_it_must(name):
     found = load_set(name)
     assert found.name == name
@@ -38,7 +40,7 @@ def test_scorers_and_keys_of_the_sets():
     assert load_set("mmau-test").submission
     assert load_set("mmar").all_reply_keys()[0] == "answer_prediction"
     accepted = {"model_output", "model_prediction", "answer_prediction", "response", "prediction"}
-    assert all(set(load_set(name).all_reply_keys()) == accepted for name in FILES)
+    assert all(set(load_set(name).all_reply_keys()) == accepted for name in LETTERS)
 
 
 def test_official_wordings():

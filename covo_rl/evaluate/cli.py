@@ -5,6 +5,7 @@ covo-rl eval --set mmar --data MMAR-meta.jsonl --predictions replies.jsonl --out
 covo-rl eval compare runs/before runs/after
 covo-rl eval --set duplex --model PATH --output runs/turns
 covo-rl eval --set own --data spoken.jsonl --model PATH --through duplex --output runs/live
+covo-rl eval --list                     which sets there are, and what each needs; with --set NAME its sub-sets
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from covo_rl.data.files import write_json
 from covo_rl.data.terminal import say
 from covo_rl.evaluate.engine import with_engine_options
 from covo_rl.evaluate.evaluation import run_request
+from covo_rl.evaluate.listing import sets_markdown
 from covo_rl.evaluate.report import compare_runs, comparison_markdown
 from covo_rl.evaluate.runner import Request
 from covo_rl.train.shutdown import exit_after
@@ -30,16 +32,23 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def evaluate_command(context: typer.Context, **options: Any) -> None:
+def evaluate_command(context: typer.Context, list_sets: bool, **options: Any) -> None:
     """Score a model, or replies from a file, by the official rule and strictly; or when it speaks (--set duplex)."""
     if context.invoked_subcommand is None:
         with user_errors("covo-rl eval"):
-            run_request(Request(**options))
+            if list_sets:
+                say(sets_markdown(options["set_"]))
+            else:
+                run_request(Request(**options))
 
 
 _context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+_list = inspect.Parameter(
+    "list_sets", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False,
+    annotation=Annotated[bool, typer.Option("--list", help="say which sets there are, or the sub-sets of --set")],
+)  # fmt: skip
 _options = inspect.signature(Request, eval_str=True).parameters.values()
-evaluate_command.__signature__ = inspect.Signature([_context, *_options])  # pyright: ignore[reportFunctionMemberAccess]
+evaluate_command.__signature__ = inspect.Signature([_context, _list, *_options])  # pyright: ignore[reportFunctionMemberAccess]
 app.callback()(with_engine_options(evaluate_command))
 
 

@@ -16,7 +16,7 @@ from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, ow
 from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import write_report
 from covo_rl.evaluate.runner import Request, SpeechMode, answer_rows, run_predictions
-from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, load_set
+from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, letter_set
 from covo_rl.evaluate.through_duplex import session_problems, silent_rows
 from covo_rl.records.folder import package_versions
 
@@ -41,7 +41,7 @@ def run_request(
     if problems := request.problems():
         raise EvalInputError(problems)
     assert request.set_ is not None and request.output is not None
-    eval_set = eval_set or load_set(request.set_)
+    eval_set = eval_set or letter_set(request.set_)
     style = eval_set.style(request.prompt)
     problems = [*session_problems(request, eval_set), *request.model_problems()]
     if eval_set.streams and rows is not None:

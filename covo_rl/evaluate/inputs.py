@@ -85,7 +85,7 @@ def read_inputs(
         warnings.append(f"{path} has {len(all_rows)} rows, {eval_set.title} has {eval_set.rows}")
     replies = None
     if predictions is None:
-        errors += _clip_problems(rows)
+        errors += clip_problems(rows)
     else:
         try:
             replies = _read_predictions(predictions, eval_set.all_reply_keys())
@@ -286,12 +286,12 @@ def _key_problems(examples: Sequence[Example], *, has_answers: bool) -> tuple[li
     return errors, warnings
 
 
-def _clip_problems(examples: Sequence[Example]) -> list[str]:
+def clip_problems(examples: Sequence[Example]) -> list[str]:
     """One line for all rows whose audio files do not exist, one for those whose clips cannot be read whole."""
     missing, broken = {}, {}
     for example, clips in zip(examples, facts_by_row(examples), strict=True):
         for facts in clips:
-            if facts.clip.path is not None and not Path(facts.clip.path).is_file():
+            if facts.clip.path is not None and not os.path.isfile(facts.clip.path):
                 missing[example.id] = facts.clip.path
             elif facts.error is not None:
                 broken[example.id] = facts.error

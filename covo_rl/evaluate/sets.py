@@ -21,12 +21,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from covo_rl.config import ConfigError, typed_values
 from covo_rl.prompt import Parsed
 from covo_rl.resolve import read_yaml
 from covo_rl.types import Example, UserError, visible
+
+if TYPE_CHECKING:
+    from covo_rl.evaluate.speech.sets import SpeechSet
 
 #: (reply, choices, answer) -> right, wrong, or not scored by the official script.
 Scorer = Callable[[object, Sequence[str], str], bool | None]
@@ -105,7 +108,10 @@ def _accuracy() -> Callable[..., list[float | None]]:
 
 #: set name -> file in eval_sets/ that describes it.
 FILES = {"mmau-test-mini": "mmau", "mmau-test": "mmau", "mmar": "mmar", "mmsu": "mmsu", "builtin": "builtin",
-         "own": "own", "duplex": "duplex"}  # fmt: skip
+         "own": "own", "duplex": "duplex", "mmar-rubrics": "mmar", "uro-bench": "uro_bench", "vstyle": "vstyle",
+         "full-duplex-bench": "full_duplex_bench", "mtr-duplexbench": "mtr_duplexbench", "vcb-bench": "vcb_bench",
+         "air-bench": "air_bench", "voicebench": "voicebench", "asr": "asr", "seed-tts": "seed_tts",
+         "spoken-lm": "spoken_lm", "covost2": "covost2", "mmau-pro": "mmau_pro"}  # fmt: skip
 SCORERS: dict[str, Scorer] = {"token_set": token_set_match, "letter": letter_rule}
 #: MMAU's names of our nouns.
 FIELDS = {"id": "id", "audio": "audio_id", "question": "question", "choices": "choices", "answer": "answer"}
@@ -148,14 +154,20 @@ class PromptStyle:
 
 
 @dataclass(frozen=True)
-class EvalSet:
-    """One benchmark. `fields` maps our nouns to the names in its files; where it is empty covo_rl.data tells them."""
+class SetFacts:
+    """What every set says of itself, whether a letter answers it (EvalSet) or speech (speech/sets.py)."""
 
     name: str
     title: str
     source: str = "user"
     licence: str = "not given"
     how_to_get: str = "yours"
+
+
+@dataclass(frozen=True)
+class EvalSet(SetFacts):
+    """One benchmark. `fields` maps our nouns to the names in its files; where it is empty covo_rl.data tells them."""
+
     fields: Mapping[str, str] = field(default_factory=lambda: FIELDS)
     breakdown: tuple[str, ...] = ("task", "category", "sub-category", "difficulty")
     scorer_rule: str = "token_set"
@@ -205,7 +217,7 @@ class EvalSet:
         return self.prompts.get(name)
 
 
-def load_set(name: str) -> EvalSet:
+def load_set(name: str) -> EvalSet | SpeechSet:
     """A set by name (see FILES), or from a manifest file.
 
     Raises:
@@ -219,6 +231,17 @@ def load_set(name: str) -> EvalSet:
     from covo_rl.resolve import find
 
     return runpy.run_path(str(find("eval_sets", f"{FILES[name]}.py")))["SETS"][name]
+
+
+def letter_set(name: str) -> EvalSet:
+    """A set whose replies are choices and a letter.
+
+    Raises:
+        EvalInputError: there is no such set, or its replies are speech.
+    """
+    if not isinstance(found := load_set(name), EvalSet):
+        raise EvalInputError([f"--set {name}: {found.title} is a set of speech, which has no letters to score"])
+    return found
 
 
 def _from_manifest(path: Path) -> EvalSet:
