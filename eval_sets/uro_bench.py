@@ -8,35 +8,25 @@ silences inside the audio. `groups` are the official means, over {understanding,
 
 from __future__ import annotations
 
+from covo_rl.evaluate.speech.aggregate import URO_SETS
 from covo_rl.evaluate.speech.layout_dialogue import read_uro
 from covo_rl.evaluate.speech.sets import SpeechSet, Subset
 
-#: (track, language, ability) -> sub-set -> (mode, rows)
-PARTS: dict[tuple[str, str, str], dict[str, tuple[str, int]]] = {
-    ("basic", "en", "understanding"): {
-        "Repeat": ("wer", 252), "Summary": ("semi_open", 118), "GaokaoEval": ("qa", 303)},
-    ("basic", "en", "reasoning"): {
-        "StoralEval": ("semi_open", 201), "TruthfulEval": ("semi_open", 470), "Gsm8kEval": ("qa", 582),
-        "MLC": ("qa", 177)},
-    ("basic", "en", "oral"): {
-        "AlpacaEval": ("open", 199), "CommonEval": ("open", 200), "WildchatEval": ("open", 349)},
-    ("basic", "zh", "understanding"): {
-        "Repeat-zh": ("wer", 127), "LCSTS-zh": ("semi_open", 119), "HSK5-zh": ("qa", 100)},
-    ("basic", "zh", "reasoning"): {
-        "SQuAD-zh": ("qa", 153), "OpenbookQA-zh": ("qa", 189), "APE-zh": ("qa", 190), "MLC-zh": ("qa", 145)},
-    ("basic", "zh", "oral"): {
-        "AlpacaEval-zh": ("open", 147), "Claude-zh": ("open", 222), "Wildchat-zh": ("open", 299)},
-    ("pro", "en", "understanding"): {
-        "UnderEmotion-en": ("ue", 137), "CodeSwitching-en": ("semi_open", 70), "Safety-en": ("sf", 25),
-        "ClothoEval-en": ("qa", 265), "MuChoEval-en": ("qa", 311)},
-    ("pro", "en", "reasoning"): {
-        "MLCpro-en": ("qa", 91), "MtBenchEval-en": ("multi", 190), "SpeakerAware-en": ("sa", 55)},
-    ("pro", "en", "oral"): {
-        "SRT-en": ("srt", 43), "GenEmotion-en": ("ge", 54), "GenStyle-en": ("gs", 44), "Multilingual": ("ml", 1108)},
-    ("pro", "zh", "understanding"): {
-        "UnderEmotion-zh": ("ue", 79), "CodeSwitching-zh": ("semi_open", 70), "Safety-zh": ("sf", 25)},
-    ("pro", "zh", "reasoning"): {"MLCpro-zh": ("qa", 64), "SpeakerAware-zh": ("sa", 49)},
-    ("pro", "zh", "oral"): {"SRT-zh": ("srt", 25), "GenEmotion-zh": ("ge", 43), "GenStyle-zh": ("gs", 39)},
+#: sub-set -> (mode, rows), in the order of the published tables; which group each is in stands in URO_SETS
+PARTS: dict[str, tuple[str, int]] = {
+    "Repeat": ("wer", 252), "Summary": ("semi_open", 118), "GaokaoEval": ("qa", 303), "StoralEval": ("semi_open", 201),
+    "TruthfulEval": ("semi_open", 470), "Gsm8kEval": ("qa", 582), "MLC": ("qa", 177), "AlpacaEval": ("open", 199),
+    "CommonEval": ("open", 200), "WildchatEval": ("open", 349),
+    "Repeat-zh": ("wer", 127), "LCSTS-zh": ("semi_open", 119), "HSK5-zh": ("qa", 100), "SQuAD-zh": ("qa", 153),
+    "OpenbookQA-zh": ("qa", 189), "APE-zh": ("qa", 190), "MLC-zh": ("qa", 145), "AlpacaEval-zh": ("open", 147),
+    "Claude-zh": ("open", 222), "Wildchat-zh": ("open", 299),
+    "UnderEmotion-en": ("ue", 137), "CodeSwitching-en": ("semi_open", 70), "Safety-en": ("sf", 25),
+    "ClothoEval-en": ("qa", 265), "MuChoEval-en": ("qa", 311), "MLCpro-en": ("qa", 91), "MtBenchEval-en": ("multi", 190),
+    "SpeakerAware-en": ("sa", 55), "SRT-en": ("srt", 43), "GenEmotion-en": ("ge", 54), "GenStyle-en": ("gs", 44),
+    "Multilingual": ("ml", 1108),
+    "UnderEmotion-zh": ("ue", 79), "CodeSwitching-zh": ("semi_open", 70), "Safety-zh": ("sf", 25),
+    "MLCpro-zh": ("qa", 64), "SpeakerAware-zh": ("sa", 49), "SRT-zh": ("srt", 25), "GenEmotion-zh": ("ge", 43),
+    "GenStyle-zh": ("gs", 39),
 }  # fmt: skip
 
 #: model -> scores of the basic track, in the order of PARTS
@@ -61,7 +51,7 @@ def _published() -> dict[str, dict[str, float]]:
     """Sub-set -> model -> score."""
     scores: dict[str, dict[str, float]] = {}
     for language, by_model in (("en", BASIC_EN), ("zh", BASIC_ZH)):
-        names = [name for part, sets in PARTS.items() if part[:2] == ("basic", language) for name in sets]
+        names = [name for name in PARTS if URO_SETS[name][1:] == ("basic", language)]
         for model, values in by_model.items():
             for name, value in zip(names, values, strict=True):
                 if value is not None:
@@ -82,10 +72,9 @@ SETS = {
         read=read_uro,
         numbered=True,
         subsets=tuple(
-            Subset(name, f"uro_{mode}", rows, "multi" if mode == "ml" else language, (ability, track, language),
-                   f"{track}/{name}/test.jsonl", PUBLISHED.get(name, {}))
-            for (track, language, ability), sets in PARTS.items()
-            for name, (mode, rows) in sets.items()
+            Subset(name, f"uro_{mode}", rows, "multi" if mode == "ml" else URO_SETS[name][2], URO_SETS[name],
+                   f"{URO_SETS[name][1]}/{name}/test.jsonl", PUBLISHED.get(name, {}))
+            for name, (mode, rows) in PARTS.items()
         ),
         published={
             "basic_en": {"Whisper + GPT-4o": 89.33, "GLM-4-Voice": 69.09, "Freeze-Omni": 48.28},

@@ -8,15 +8,11 @@ that of the same text in a neutral synthetic voice.
 
 from __future__ import annotations
 
+from covo_rl.evaluate.speech.aggregate import VSTYLE
 from covo_rl.evaluate.speech.layout_dialogue import read_vstyle
 from covo_rl.evaluate.speech.sets import SpeechSet, Subset
 
-ABILITIES = {
-    "acoustic_attributes": ("age", "speed", "gender", "emotion", "pitch", "volume", "composite_properties"),
-    "instruction": ("emotion", "variation", "style"),
-    "role_play": ("character", "scenario"),
-    "empathy": ("anger", "sadness_disappointment", "anxiety_fear", "joy_excitement"),
-}
+ABILITIES = {category: tuple(names.split()) for category, names in VSTYLE.items()}
 #: of empathy, in its order
 COVO = {"en": (4.86, 4.83, 4.97, 4.80), "zh": (4.89, 4.93, 5.00, 4.89)}
 

@@ -350,9 +350,9 @@ def test_ratings_and_verdicts_are_read_strictly():
 
 def test_uro_judgements():
     assert uro_judgement("rating", ["4", "5", "3"], "hi") == (4.0, 4.0)
-    assert uro_judgement("rating", ["4", "7", "4"], "hi") == (5.0, 4.0)  # the script takes any whole number
+    assert uro_judgement("rating", ["4", "7", "4"], "hi") == (5.0, None)  # the script takes any whole number
     assert uro_judgement("rating", ["good"] * 3, "hi") == (None, None)  # the script ends
-    assert uro_judgement("yes_no", ["Yes", "Yes.", "No"], "B") == (pytest.approx(1 / 3), 0.5)
+    assert uro_judgement("yes_no", ["Yes", "Yes.", "No"], "B") == (pytest.approx(1 / 3), None)
     assert uro_judgement("yes_no", ["yes"] * 3, "B") == (0.0, None)
     assert uro_judgement("yes_no", ["Yes"] * 3, " ") == uro_judgement("rating", None, "") == (0.0, 0.0)
     assert uro_judgement("rating", None, "hi") == (0.0, None)

@@ -69,13 +69,13 @@ def uro_judgement(mode: str, replies: Sequence[str] | None, judged: str) -> Judg
     """The three replies about one row of URO-Bench: `rating` (1 to 5) or `yes_no` (0 to 1), a mean.
 
     A judged text of "" or " " scores 0 (a reply without sound); `replies` None, the judge failed, is 0 in the official
-    script and missing here. A reply that Python's int() refuses ends the official script. SRT (`srt`) is one call to a
-    judge who listens, and an unreadable reply 0.
+    script and missing here. A reply that Python's int() refuses ends the official script; ours is never the mean of
+    fewer votes. SRT (`srt`) is one call to a judge who listens, and an unreadable reply 0.
 
     >>> uro_judgement("rating", ["4", "5", "4 points"], "Hello")
-    Judgement(official=None, ours=4.5)
+    Judgement(official=None, ours=None)
     >>> uro_judgement("yes_no", ["Yes", "yes", "No"], "B")
-    Judgement(official=0.3333333333333333, ours=0.5)
+    Judgement(official=0.3333333333333333, ours=None)
     """
     if mode not in ("rating", "yes_no", "srt"):
         raise ValueError(f"mode {mode!r}: URO-Bench's judged modes are rating, yes_no and srt")
@@ -93,7 +93,7 @@ def uro_judgement(mode: str, replies: Sequence[str] | None, judged: str) -> Judg
         numbers = [_python_int(reply) for reply in replies]
         known = [0 if number is None and mode == "srt" else number for number in numbers]
         official = None if None in known else fmean(number for number in known if number is not None)
-    return Judgement(official, fmean(ours) if ours else None)
+    return Judgement(official, fmean(ours) if len(ours) == len(replies) else None)
 
 
 def _python_int(reply: str) -> int | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from covo_rl.evaluate.sets import strict_match
 from covo_rl.evaluate.speech.aggregate import answered_block, known_mean, mean_block, vstyle_conclusion
 from covo_rl.evaluate.speech.choices import air_chat, air_chat_both, air_foundation
 from covo_rl.evaluate.speech.fields import MalformedRow, checked, field, optional_text
@@ -35,8 +36,15 @@ from covo_rl.evaluate.speech.judged import (
 from covo_rl.evaluate.speech.likelihood import pair_report
 from covo_rl.evaluate.speech.scorers import Row
 from covo_rl.evaluate.speech.turns import backchannel_report, mtr_report, overlap_report, take_over_report
-from covo_rl.evaluate.speech.wer import asr_report, emotion_score, repeat_figures, seed_tts_wer, uro_wer
-from covo_rl.evaluate.summary import wilson
+from covo_rl.evaluate.speech.wer import (
+    REPEATED,
+    asr_report,
+    emotion_score,
+    repeat_figures,
+    seed_tts_wer,
+    uro_wer,
+)
+from covo_rl.evaluate.summary import bootstrap_ratio, wilson
 from covo_rl.types import visible
 
 SHOWN_ROWS = 50  # of those that cannot be scored, in a message
@@ -67,9 +75,13 @@ def _both(value: float | None) -> Judgement:
 
 
 def _judged(mode: str, scale: float) -> Callable[[Sequence[Row]], dict[str, Any]]:
-    return lambda rows: mean_block(
-        (uro_judgement(mode, _replies(row), field(row, "reply_text", str)) for row in rows), scale=scale
-    )
+    """A row whose text is null, nothing was replied or heard, is missing; the official script makes it 0."""
+
+    def judgement(row: Row) -> Judgement:
+        text = optional_text(row, "reply_text")
+        return Judgement(0.0, None) if text is None else uro_judgement(mode, _replies(row), text)
+
+    return lambda rows: mean_block(map(judgement, rows), scale=scale)
 
 
 def _styled(rows: Sequence[Row]) -> dict[str, Any]:
@@ -158,7 +170,9 @@ def _repeat(rows: Sequence[Row], language: str) -> dict[str, Any]:
     rates = [
         uro_wer(language, reply or " ", field(row, "reference", str)) for reply, row in zip(heard, rows, strict=True)
     ]
-    return {**repeat_figures(rates), "n": len(rows), "missing": heard.count(None)}
+    scores = [100 * (1 - rate) if rate <= REPEATED else 0.0 for rate in rates]  # whose mean is the score
+    interval = list(bootstrap_ratio(scores)) if scores else None
+    return {**repeat_figures(rates), "ci95": interval, "n": len(rows), "missing": heard.count(None)}
 
 
 def _emotional(rows: Sequence[Row], language: str) -> dict[str, Any]:
@@ -184,6 +198,20 @@ def _synthesised(rows: Sequence[Row], language: str) -> dict[str, Any]:
     return {**answered_block(rates), "score_all": known_mean(100.0 if rate is None else rate for rate in rates)}
 
 
+def _translated(rows: Sequence[Row], language: str) -> dict[str, Any]:
+    """Corpus BLEU of sacrebleu, by its tokeniser for Chinese or 13a; a row without a reply is an empty translation."""
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ImportError("BLEU needs sacrebleu: pip install 'covo-rl[speech-eval]'") from error
+    given = [optional_text(row, "reply_text") for row in rows]
+    metric = sacrebleu.BLEU(tokenize="zh" if language == "zh" else "13a")
+    references = [field(row, "reference", str) for row in rows]
+    score = metric.corpus_score([text or "" for text in given], [references]).score if rows else None
+    signature = str(metric.get_signature()) if rows else None
+    return {"score": score, "n": len(rows), "missing": given.count(None), "signature": signature}
+
+
 # -- choices ---------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +224,22 @@ def _chosen(rows: Sequence[Row]) -> dict[str, Any]:
         "ci95": [100 * end for end in wilson(right, read)] if read else None,
         "n": len(rows), "missing": len(rows) - read, "score_all": 100 * right / len(rows) if rows else None, **report,
     }  # fmt: skip
+
+
+def _nearest(rows: Sequence[Row]) -> dict[str, Any]:
+    """MMAU-Pro's closed questions: the option nearest to the reply by embedding (`nearest`, its text), the official
+    rule, where rows have it, and the strict match beside it; without it the strict match alone is the score."""
+    replies = [optional_text(row, "reply_text") for row in rows]
+    right = [
+        float(strict_match(reply, field(row, "choices", Sequence), field(row, "reference", str)))
+        for reply, row in zip(replies, rows, strict=True)
+    ]
+    strict = answered_block([None if reply is None else hit for reply, hit in zip(replies, right, strict=True)],
+                            scale=100, share=True)  # fmt: skip
+    if not any("nearest" in row for row in rows):
+        return {**strict, "scored_by": "strict match"}
+    near = [None if row.get("nearest") is None else float(row["nearest"] == row["reference"]) for row in rows]
+    return {**answered_block(near, scale=100, share=True), "scored_by": "nearest option by embedding", "strict": strict}
 
 
 def _chatted(rows: Sequence[Row], swapped: Sequence[Row]) -> dict[str, Any]:
@@ -225,6 +269,8 @@ TASKS: dict[str, SpeechTask] = {
     "likelihood": SpeechTask(
         pair_report, "pair, right, wrong, voice?, in_vocabulary?, modality?; normalise", ("codes",)
     ),
+    "translation": SpeechTask(_translated, "reply_text, reference; language (of the translation)"),
+    "closed": SpeechTask(_nearest, "reply_text, reference, choices, nearest?", ("embed",)),
     "air_choice": SpeechTask(_chosen, "task_name, dataset_name, choice_a to choice_d, answer_gt, response"),
     "air_chat": SpeechTask(_chatted, "task_name, gpt-score; swapped (rows)", ("judge",)),
     "mtr_turns": SpeechTask(mtr_report, "kind, segments, timestamps", ("transcriber",)),

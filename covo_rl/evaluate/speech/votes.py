@@ -41,6 +41,15 @@ class Verdicts:
     missing: str = ""
     #: "unreadable" or "failed", where it is missing
     kind: str = ""
+    #: the last reply that could not be read, of which official rules make something
+    unread: str = ""
+
+    @property
+    def texts(self) -> list[str] | None:
+        """What the judge said, as an official script is given it; None where it failed."""
+        if not self.missing:
+            return list(self.replies)
+        return [*self.replies, self.unread] if self.kind == "unreadable" else None
 
 
 class FileJudge:
@@ -116,7 +125,7 @@ def _ask(
         result = results[i]
         if not isinstance(reply, str):
             why = str(reply) if isinstance(reply, AnswerError) else f"the judge gave {shown(reply)}, not text"
-            result.kind, result.missing = "failed", why
+            result.kind, result.missing, result.unread = "failed", why, ""
             continue
         try:
             value = read(reply)
@@ -124,11 +133,12 @@ def _ask(
             value = None
         if value is None:
             result.kind, result.missing = "unreadable", f"the judge's reply cannot be read: {reply[:120]!r}"
+            result.unread = reply
             unread.append(i)
             if hasattr(voter, "forget"):
                 voter.forget(question.prompt, question.clips)
         else:
-            result.kind = result.missing = ""
+            result.kind = result.missing = result.unread = ""
             result.values, result.replies = (*result.values, value), (*result.replies, reply)
     return unread
 
