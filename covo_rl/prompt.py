@@ -206,8 +206,8 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
     if config.instruction:
         lines.append(config.instruction)
     content: list[dict[str, Any]] = [{"type": "audio"} for _ in example.clips]
-    if lines:
-        content.append({"type": "text", "text": "\n".join(line for line in lines if line)})
+    if text := "\n".join(line for line in lines if line):
+        content.append({"type": "text", "text": text})
     if not content:
         row = f"row {visible(example.id)}"
         raise PromptError(f"{row}: it has no audio, and written_question false leaves nothing to ask")

@@ -5,6 +5,8 @@ covo-rl eval --set mmar --data MMAR-meta.jsonl --predictions replies.jsonl --out
 covo-rl eval compare runs/before runs/after
 covo-rl eval --set duplex --model PATH --output runs/turns
 covo-rl eval --set own --data spoken.jsonl --model PATH --through duplex --output runs/live
+covo-rl eval --set uro-bench --subset GaokaoEval --data DIR --predictions FILE --judge SPEC --output runs/gaokao
+covo-rl eval --suite covo-audio --runs runs             published tables, with ours beside them
 covo-rl eval --list                     which sets there are, and what each needs; with --set NAME its sub-sets
 """
 
@@ -23,6 +25,8 @@ from covo_rl.evaluate.evaluation import run_request
 from covo_rl.evaluate.listing import sets_markdown
 from covo_rl.evaluate.report import compare_runs, comparison_markdown
 from covo_rl.evaluate.runner import Request
+from covo_rl.evaluate.speech.report import compare_speech, is_speech_report, speech_comparison_markdown
+from covo_rl.evaluate.speech.suite import suite_markdown
 from covo_rl.train.shutdown import exit_after
 from covo_rl.types import user_errors
 
@@ -32,12 +36,16 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def evaluate_command(context: typer.Context, list_sets: bool, **options: Any) -> None:
+def evaluate_command(
+    context: typer.Context, list_sets: bool, suite: str | None, runs: list[Path] | None, **options: Any
+) -> None:
     """Score a model, or replies from a file, by the official rule and strictly; or when it speaks (--set duplex)."""
     if context.invoked_subcommand is None:
         with user_errors("covo-rl eval"):
             if list_sets:
                 say(sets_markdown(options["set_"]))
+            elif suite is not None:
+                say(suite_markdown(suite, runs or []))
             else:
                 run_request(Request(**options))
 
@@ -47,8 +55,16 @@ _list = inspect.Parameter(
     "list_sets", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False,
     annotation=Annotated[bool, typer.Option("--list", help="say which sets there are, or the sub-sets of --set")],
 )  # fmt: skip
+_suite = inspect.Parameter(
+    "suite", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None,
+    annotation=Annotated[str | None, typer.Option(help="print published tables with --runs beside them: covo-audio")],
+)  # fmt: skip
+_runs = inspect.Parameter(
+    "runs", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None,
+    annotation=Annotated[list[Path] | None, typer.Option(help="finished evaluations, or a folder of them; several")],
+)  # fmt: skip
 _options = inspect.signature(Request, eval_str=True).parameters.values()
-evaluate_command.__signature__ = inspect.Signature([_context, _list, *_options])  # pyright: ignore[reportFunctionMemberAccess]
+evaluate_command.__signature__ = inspect.Signature([_context, _list, _suite, _runs, *_options])  # pyright: ignore[reportFunctionMemberAccess]
 app.callback()(with_engine_options(evaluate_command))
 
 
@@ -60,8 +76,12 @@ def compare_command(
 ) -> None:
     """B minus A over the same rows: paired bootstrap interval and exact McNemar test."""
     with user_errors("covo-rl eval compare"):
-        result = compare_runs(a, b)
-        say(comparison_markdown(result))
+        if is_speech_report(a) or is_speech_report(b):
+            result = compare_speech(a, b)
+            say(speech_comparison_markdown(result))
+        else:
+            result = compare_runs(a, b)
+            say(comparison_markdown(result))
         if output is not None:
             write_json(output, result)
 

@@ -17,6 +17,7 @@ from covo_rl.evaluate.inputs import Inputs, read_inputs
 from covo_rl.evaluate.report import write_report
 from covo_rl.evaluate.runner import Request, SpeechMode, answer_rows, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, letter_set
+from covo_rl.evaluate.speech.run import is_speech_set, run_speech
 from covo_rl.evaluate.through_duplex import session_problems, silent_rows
 from covo_rl.records.folder import package_versions
 
@@ -38,7 +39,9 @@ def run_request(
     Raises:
         EvalInputError: everything wrong with options, data, clips and predictions, before a model is loaded.
     """
-    if problems := request.problems():
+    if eval_set is None and is_speech_set(request.set_):
+        return run_speech(request, answerer=answerer, quiet=quiet)
+    if problems := [*request.problems(), *request.speech_problems()]:
         raise EvalInputError(problems)
     assert request.set_ is not None and request.output is not None
     eval_set = eval_set or letter_set(request.set_)
@@ -62,7 +65,7 @@ def run_request(
     problems += silent_rows(inputs.examples) if request.through else []
     if problems:
         raise EvalInputError(problems)
-    settings = _settings(request, inputs, style)
+    settings = evaluation_settings(request, inputs, style)
     ranks = joined_ranks()
     with owned(request.output, ranks):
         if request.model is None:
@@ -82,7 +85,7 @@ def run_request(
             write_report(inputs, by_audio, settings, request.output, plots=request.plots, quiet=quiet)
 
 
-def _settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
+def evaluation_settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
     """What the figures depend on: a folder never mixes two."""
     from covo_rl.models import family_fingerprint
     from covo_rl.models.builtin import resolve_model

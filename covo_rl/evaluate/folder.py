@@ -15,8 +15,9 @@ from covo_rl.train.ranks import Ranks
 
 #: what an evaluation or a profile writes beside run.json
 WRITTEN = (
-    "rows*.jsonl", "report.json", "report.md", "submission.json", "accuracy.png", "audio_length.png", "listening.png",
-    "audio/*.wav", "profile.json", "profile.jsonl", "filtered.json", "filtered.jsonl", "filtered.parquet",
+    "rows*.jsonl", "scores.jsonl", "report.json", "report.md", "submission.json", "accuracy.png", "audio_length.png",
+    "listening.png", "audio/*.wav", "profile.json", "profile.jsonl", "filtered.json", "filtered.jsonl",
+    "filtered.parquet",
 )  # fmt: skip
 
 

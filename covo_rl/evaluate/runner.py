@@ -50,7 +50,7 @@ Dtype = StrEnum("Dtype", ["auto", "float32", "bfloat16", "float16"])
 SpeechMode = StrEnum("SpeechMode", ["a2ta", "a2t"])
 ChoiceStyle = StrEnum("ChoiceStyle", ["letters", "lines", "inline"])
 MOST_SNR = 60.0  # dB, either way
-SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, duplex, or a manifest file"
+SETS = "mmau-test-mini, mmau-test, mmar, mmsu, builtin, own, duplex, one of --list, or a manifest file"
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,19 @@ class Request:
     speech_mode: Annotated[SpeechMode, typer.Option(help="replies of text and audio codes, or of text alone (a2t)")] = (
         SpeechMode.a2ta
     )
+    subset: Annotated[list[str] | None, typer.Option(help="of a set of speech: a part, or a group of parts")] = None
+    judge: Annotated[str | None, typer.Option(help="who judges texts: openai:MODEL@URL, command:, file:")] = None
+    audio_judge: Annotated[str | None, typer.Option(help="who judges sound: openai-audio:, command: or file:")] = None
+    transcriber: Annotated[
+        list[str] | None,
+        typer.Option(help="who hears: transformers:, funasr:, command:, file:; zh=SPEC for one"),
+    ] = None
+    scorer_model: Annotated[
+        list[str] | None, typer.Option(help="utmos, emotion, vad, embed=SPEC: command:PROGRAM or file:RESULTS.jsonl")
+    ] = None
+    judge_prompt: Annotated[list[str] | None, typer.Option(help="NAME=FILE: a published wording of a judge")] = None
+    phrases: Annotated[list[str] | None, typer.Option(help="VoiceBench's lists: mcq=FILE, refusal=FILE")] = None
+    voice: Annotated[str | None, typer.Option(help="decoder folder that makes sound of spoken replies")] = None
     allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
         False
     )
@@ -157,6 +170,14 @@ class Request:
             except rewards.RewardError as error:
                 problems.append(f"--rewards: {error}")
         return problems
+
+    def speech_problems(self) -> list[str]:
+        """Options that only a set of speech has."""
+        names = (
+            "subset", "judge", "audio_judge", "transcriber", "scorer_model", "judge_prompt", "phrases", "voice",
+        )  # fmt: skip
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        return [f"{', '.join(given)}: only for a set of speech (covo-rl eval --list)"] if given else []
 
     def engine_problems(self) -> list[str]:
         """What is wrong with the engine's options, by themselves and for an evaluation."""

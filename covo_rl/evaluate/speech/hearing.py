@@ -30,7 +30,8 @@ class Said:
     """One round's reply. `text` is what is scored, None where nothing was replied or heard, with the reason `why`.
 
     `source`: asr (a transcript of its audio), text (as written), events (turns of a live session). `unheard` says that
-    its audio needs a transcriber that nobody named. `written` is the text that the model gave beside its audio.
+    its audio needs a transcriber that nobody named. `written` is the text that the model gave beside its audio,
+    `thinking` its reasoning.
     """
 
     text: str | None = None
@@ -38,6 +39,7 @@ class Said:
     source: str = ""
     written: str | None = None
     audio: str | None = None
+    thinking: str | None = None
     why: str = "no reply"
     unheard: bool = False
 
@@ -98,13 +100,15 @@ def _given(row: SpeechItem, reply: GivenReply, place: int) -> Said:
     written, audio, heard, words = (
         at(values, place) for values in (reply.texts, reply.audio, reply.asr_texts, reply.words)
     )
-    one = Said(written=written, audio=audio)
+    one = Said(written=written, audio=audio, thinking=reply.thinking)
     if task in TIMED:
         if words is None and (turns := channel_turns(reply, "model")) is not None:
             words = tuple(word for turn in turns for word in turn_words(turn))
             return replace(one, text=" ".join(word.text for word in words), words=words, source="events", why="")
         if words is not None or reply.segments is not None:
-            return replace(one, text=heard or joined_words(words or (), row.language), words=words, source="asr", why="")
+            return replace(
+                one, text=heard or joined_words(words or (), row.language), words=words, source="asr", why=""
+            )
         return replace(one, unheard=audio is not None, why="no reply with times")
     if heard is None and words is not None:
         heard = joined_words(words, row.language)

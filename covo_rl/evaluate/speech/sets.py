@@ -67,8 +67,8 @@ KINDS: dict[str, TaskKind] = {
                                 ("--transcriber", "--scorer-model vad"), rule="derived", higher_is_better=False),
     "fdb_interruption": TaskKind("take_over", "share of turns taken; latency; judge 0-5", ("--transcriber",),
                                  ("--judge",), "derived"),
-    "fdb_overlap": TaskKind("overlap", "response and stop latency; behaviour", ("--scorer-model vad",),
-                            ("--transcriber", "--judge"), "derived", higher_is_better=False),
+    "fdb_overlap": TaskKind("overlap", "response and stop latency", ("--scorer-model vad",), (), "derived",
+                            higher_is_better=False),
     "mtr_turn": _MTR,
     "mtr_interruption": _MTR,
     "mtr_pause": _MTR,
@@ -134,6 +134,10 @@ class SpeechSet(SetFacts):
     numbered: bool = False
     #: name of a group, or of a figure over no single sub-set -> model -> published score
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: name of such a figure -> our group, where they are named differently
+    figure_groups: Mapping[str, str] = field(default_factory=dict)
+    #: sha256 of a judge's published wording -> its edition
+    known_prompts: Mapping[str, str] = field(default_factory=dict)
     #: model -> where its published scores stand
     published_in: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,130 @@
+"""Replies of a model to a set of speech, by the same path as any evaluation: text, and sound where it can speak.
+
+A reply's codes are heard with `--voice FOLDER` (the decoder that makes sound of them), a cascade's voice by itself;
+without either a spoken set is scored by the text alone, which its report says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from covo_rl.evaluate.inputs import Inputs
+from covo_rl.evaluate.records import Record
+from covo_rl.evaluate.runner import answer_rows
+from covo_rl.evaluate.sets import EvalSet, PromptStyle
+from covo_rl.evaluate.speech.inputs import SpeechInputs
+from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem
+from covo_rl.evaluate.speech.sets import KINDS
+from covo_rl.prompt import parse
+from covo_rl.rewards.program import write_pcm
+from covo_rl.rewards.replies import AnswerError
+from covo_rl.types import Example
+
+if TYPE_CHECKING:
+    from covo_rl.evaluate.answer import PolicyAnswerer
+    from covo_rl.evaluate.runner import Request
+    from covo_rl.train.ranks import Ranks
+
+#: the question is the row's own, with nothing of ours around it
+AS_WRITTEN = PromptStyle("{question}", "the set's own words")
+#: task kinds that need more than one reply to one question: replies come from a file
+_FROM_FILES = {
+    "fdb_": "it is a live session", "mtr_": "it is a live session", "pairs": "it is scored by log-probs",
+    "tsc": "it is scored by log-probs", "tts": "it asks for a given voice",
+}  # fmt: skip
+_LANGUAGES = {"en": "English", "zh": "Chinese"}
+
+
+def not_generated(row: SpeechItem) -> str | None:
+    """Why a model is not asked this row here; None where it is."""
+    why = next((why for name, why in _FROM_FILES.items() if row.kind.startswith(name)), None)
+    if why is None and KINDS[row.kind].dialogue and len(row.rounds) > 1:
+        return "it has several rounds"
+    return why
+
+
+def answerable(inputs: SpeechInputs) -> tuple[SpeechInputs, list[str]]:
+    """The rows that a model can be asked here, and what is said of the others."""
+    left_out: dict[str, str] = {row.subset: why for row in inputs.rows if (why := not_generated(row))}
+    rows = tuple(row for row in inputs.rows if row.subset not in left_out)
+    subsets = {name: subset for name, subset in inputs.subsets.items() if name not in left_out}
+    notes = [f"{name} was not asked, as {why}: give --predictions" for name, why in left_out.items()]
+    return replace(inputs, rows=rows, subsets=subsets), notes
+
+
+def letter_inputs(inputs: SpeechInputs) -> Inputs:
+    """The rows as those of any evaluation, without a key."""
+    eval_set = EvalSet(inputs.speech_set.name, inputs.speech_set.title, has_answers=False)
+    rows = tuple(
+        Example(row.name, row.clips, question_of(row), columns={"language": row.language}) for row in inputs.rows
+    )
+    return Inputs(eval_set, inputs.data, rows, meta=dict(inputs.meta))
+
+
+def question_of(row: SpeechItem) -> str:
+    """What is written beside the clips: nothing where they ask."""
+    if row.kind == "asr":
+        return "Write down what is said."
+    if row.kind == "translation":
+        return f"Translate what is said into {_LANGUAGES[row.language]}."
+    if row.choices:
+        options = "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(row.choices))
+        ending = "letter" if row.kind == "air_foundation" else "text"
+        return f"{row.text}\n{options}\nAnswer with the {ending} of one option and nothing else."
+    written = row.kind.startswith(("air_", "mmau_pro_")) or not row.clips
+    return row.text or "" if written else ""
+
+
+def generate_replies(
+    request: Request, inputs: SpeechInputs, settings: Mapping[str, Any], ranks: Ranks,
+    answerer: PolicyAnswerer | None = None,
+) -> dict[str, GivenReply] | None:  # fmt: skip
+    """Replies by row's name on rank 0, None on others; resumable. The folder is `owned`, and claimed here."""
+    if answerer is not None:
+        answerer = replace(answerer, rollout_config=request.rollout_config(), style=AS_WRITTEN)
+    answers = answer_rows(
+        request, letter_inputs(inputs), settings, ("real",), ranks, style=AS_WRITTEN, answerer=answerer
+    )
+    if answers is None or request.output is None:
+        return None
+    records = answers["real"]
+    sounds = spoken_records(records, request.voice, request.output) if request.voice else {}
+    return {record["id"]: _given_reply(record, request.output, sounds.get(record["id"])) for record in records}
+
+
+def _given_reply(record: Record, folder: Path, sound: str | None) -> GivenReply:
+    """The first sample: what stands in its answer block, else all of it."""
+    raw = record["replies"][0]
+    own = record.get("reply_audio")
+    audio = sound or (str(folder / own[0]) if own else None)
+    return GivenReply(texts=(record["answers"][0] or raw,), audio=(audio,), thinking=parse(raw).think)
+
+
+def spoken_records(records: Iterable[Record], decoder: str, folder: Path) -> dict[str, str]:
+    """Id -> the wav file of a record's codes; a reply without codes has none.
+
+    Raises:
+        AnswerError: the decoder gave no sound for some.
+    """
+    from covo_rl.speech.grid import RATE
+    from covo_rl.speech.replies import map_batches, speak_replies, voice_at
+
+    codes = {record["id"]: list(record["completion_codes"][0]) for record in records if record.get("completion_codes")}
+    codes = {name: own for name, own in codes.items() if own}
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+
+    def speak(batch: list[Sequence[int]]) -> Sequence[Any]:
+        return speak_replies(batch, voice_at(decoder))
+
+    files: dict[str, str] = {}
+    for name, wave in zip(codes, map_batches(speak, list(codes.values()), f"--voice {decoder}"), strict=True):
+        if isinstance(wave, AnswerError):
+            raise wave
+        file = folder / "audio" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.wav"
+        write_pcm(file, wave, RATE)
+        files[name] = str(file)
+    return files

@@ -1,0 +1,224 @@
+"""A whole evaluation on a set of speech: rows, replies, engines, scores, means, report. Behind `covo-rl eval`.
+
+    reader -> replies (a file's or a model's) -> who hears, judges and scores them -> the official rules -> report.json
+
+Engines keep their answers by content, so that an interrupted evaluation asks only for the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from covo_rl.data.files import file_sha256
+from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
+from covo_rl.evaluate.sets import FILES, EvalInputError, load_set
+from covo_rl.evaluate.speech.engines import SpeechEngines, speech_engines
+from covo_rl.evaluate.speech.generate import AS_WRITTEN, answerable, generate_replies, letter_inputs
+from covo_rl.evaluate.speech.groups import group_figures, published_figures, uro_figures
+from covo_rl.evaluate.speech.hearing import hear_replies
+from covo_rl.evaluate.speech.inputs import SpeechInputs, read_speech_inputs
+from covo_rl.evaluate.speech.material import Evidence
+from covo_rl.evaluate.speech.questions import ask_judges
+from covo_rl.evaluate.speech.report import write_speech_report
+from covo_rl.evaluate.speech.scoring import score_subset
+from covo_rl.evaluate.speech.sets import KINDS, SpeechSet
+from covo_rl.evaluate.speech.sounds import ask_scorers
+from covo_rl.evaluate.speech.votes import JudgeCounts
+from covo_rl.records.folder import package_versions
+
+if TYPE_CHECKING:
+    from covo_rl.evaluate.answer import PolicyAnswerer
+    from covo_rl.evaluate.runner import Request
+
+#: options of `covo-rl eval` that only a set of letters has
+_OF_LETTERS = ("through", "columns", "listen", "prompt", "instruction", "choice_style", "rewards")
+#: name of a list of phrases -> (the task that reads it, and its argument)
+PHRASES = {"mcq": ("mcq", "patterns"), "refusal": ("refusal", "phrases")}
+#: package -> tasks that cannot do without it
+_PACKAGES = {"jiwer": ("repeat", "emotion", "asr", "tts"), "sacrebleu": ("translation",)}
+#: what of a kind's published figures is not computed here
+NOT_SCORED = {
+    "fdb_overlap": "of v1.5 the behaviour (respond, resume, uncertain, unknown) is not judged",
+    "voicebench_harm": "the score rests on two phrases unless --phrases refusal=FILE gives the published list",
+    "voicebench_mcq": "without --phrases mcq=FILE letters are read strictly, not by the published patterns",
+}  # fmt: skip
+
+
+def is_speech_set(name: str | None) -> bool:
+    """Whether --set names one."""
+    return name in FILES and isinstance(load_set(str(name)), SpeechSet)
+
+
+def run_speech(request: Request, *, answerer: PolicyAnswerer | None = None, quiet: bool = False) -> None:
+    """One evaluation from options to report, which rank 0 writes, and shows unless `quiet`.
+
+    Raises:
+        EvalInputError: everything wrong with options, engines, data and predictions, before anything is written.
+    """
+    speech_set = load_set(str(request.set_))
+    assert isinstance(speech_set, SpeechSet)
+    engines, inputs, options, notes = _checked(request, speech_set)
+    request = replace(request, rewards="none")
+    assert request.output is not None
+    ranks, settings = joined_ranks(), _settings(request, inputs, engines)
+    with owned(request.output, ranks):
+        check_folder(request.output, settings, ranks, overwrite=request.overwrite)
+        if request.model is not None:
+            replies = generate_replies(request, inputs, settings, ranks, answerer)
+            inputs = replace(inputs, replies=replies)
+        else:
+            claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
+        if ranks.main:
+            report, records = score_inputs(inputs, engines, options)
+            problems = [*inputs.meta["problems"], *notes, *report.pop("problems")]
+            whole = {**_facts(speech_set), **settings, **report, "problems": problems}
+            write_speech_report(whole, records, request.output, quiet=quiet)
+
+
+def score_inputs(
+    inputs: SpeechInputs, engines: SpeechEngines, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(figures of a report, records of all rows): hear, judge and score replies that are there."""
+    counts: dict[str, JudgeCounts] = {}
+    said = hear_replies(inputs, engines)
+    verdicts, wordings = ask_judges(inputs, said, engines, counts)
+    evidence = Evidence(inputs, said, verdicts, ask_scorers(inputs, said, engines))
+    blocks, records, by_subset = {}, [], {}
+    for name, rows in inputs.by_subset().items():
+        block, own = score_subset(inputs.subsets[name], rows, evidence, engines, options or {})
+        blocks[name] = {**block, **({"judge_prompts": wordings[name]} if name in wordings else {})}
+        by_subset[name] = own
+        records += own
+    groups = group_figures(inputs.speech_set, inputs.subsets, blocks, by_subset)
+    kinds = dict.fromkeys(subset.kind for subset in inputs.subsets.values())
+    notes = [NOT_SCORED[kind] for kind in kinds if kind in NOT_SCORED and (options or {}).get(KINDS[kind].task) is None]
+    notes += [f"{name}: no score, {block['absent']}" for name, block in blocks.items() if "absent" in block]
+    return {
+        "n": len(records), "subsets": blocks, "groups": groups,
+        **({"official_means": uro_figures(blocks)} if inputs.speech_set.name == "uro-bench" else {}),
+        "published": published_figures(inputs.speech_set, blocks, groups),
+        "published_in": dict(inputs.speech_set.published_in),
+        "engines": _engine_records(engines, counts), "problems": notes,
+    }, records  # fmt: skip
+
+
+def _engine_records(engines: SpeechEngines, counts: Mapping[str, JudgeCounts]) -> dict[str, Any]:
+    record = engines.record()
+    for name, count in counts.items():
+        record[name] = {**record[name], "asked": count.asked, "asked_again": count.asked_again, **count.missing}
+    return record
+
+
+def _facts(speech_set: SpeechSet) -> dict[str, Any]:
+    return {
+        "set": speech_set.name, "title": speech_set.title, "source": speech_set.source, "licence": speech_set.licence,
+        "version": speech_set.version,
+    }  # fmt: skip
+
+
+# -- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _checked(
+    request: Request, speech_set: SpeechSet
+) -> tuple[SpeechEngines, SpeechInputs, dict[str, dict[str, Any]], list[str]]:
+    """Engines, rows and replies, options of scorers and notes. Raises EvalInputError: all problems at once."""
+    problems = [*request.problems(), *_option_problems(request, speech_set)]
+    problems += request.model_problems() if not problems else []
+    options, lists = _phrases(request.phrases or ())
+    problems += lists
+    engines, inputs, notes = SpeechEngines(), None, []
+    try:
+        engines = speech_engines(
+            request.judge, request.audio_judge, request.transcriber or (), request.scorer_model or (),
+            request.judge_prompt or (), known_prompts=speech_set.known_prompts,
+        )  # fmt: skip
+    except EvalInputError as error:
+        problems += error.problems
+    try:
+        inputs = read_speech_inputs(
+            speech_set, request.data, subsets=request.subset or (), predictions=request.predictions,
+            audio_dir=request.audio_dir, limit=request.limit, allow_outside=request.allow_outside_audio,
+        )  # fmt: skip
+        problems += _package_problems(inputs)
+        if request.predictions is not None and not inputs.replies:
+            problems.append(f"--predictions {request.predictions}: no reply to any of the {len(inputs.rows)} rows")
+        if request.model is not None:
+            inputs, notes = answerable(inputs)
+            problems += [] if inputs.rows else [f"--model: nothing to ask. {'; '.join(notes)}"]
+    except EvalInputError as error:
+        problems += error.problems
+    if problems or inputs is None:
+        raise EvalInputError(problems)
+    return engines, inputs, options, notes
+
+
+def _option_problems(request: Request, speech_set: SpeechSet) -> list[str]:
+    defaults = {item.name: item.default for item in fields(request)}
+    given = [f"--{name.replace('_', '-')}" for name in _OF_LETTERS if getattr(request, name) != defaults[name]]
+    problems = [f"{', '.join(given)}: {speech_set.title} is a set of speech, which has no such thing"] if given else []
+    if request.voice is not None and request.model is None:
+        problems.append("--voice makes sound of a model's codes: it needs a --model")
+    return problems
+
+
+def _package_problems(inputs: SpeechInputs) -> list[str]:
+    tasks = {KINDS[subset.kind].task: name for name, subset in inputs.subsets.items()}
+    return [
+        f"{next(tasks[task] for task in needed if task in tasks)} needs {package}: pip install 'covo-rl[speech-eval]'"
+        for package, needed in _PACKAGES.items()
+        if tasks.keys() & set(needed) and importlib.util.find_spec(package) is None
+    ]
+
+
+def _phrases(specs: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """(task -> argument -> phrases, problems) of NAME=FILE, a phrase a line."""
+    options: dict[str, dict[str, Any]] = {}
+    problems = []
+    for spec in specs:
+        name, _, file = spec.partition("=")
+        if name not in PHRASES or not file:
+            problems.append(f"--phrases {spec}: write NAME=FILE; the names are {', '.join(PHRASES)}")
+            continue
+        try:
+            lines = [line.strip("\r") for line in Path(file).read_text(encoding="utf-8").split("\n") if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"--phrases {spec}: {error}")
+            continue
+        if not lines:
+            problems.append(f"--phrases {spec}: no phrases in it")
+        elif name == "mcq" and (lost := [line for line in lines if "[CHOICE]" not in line]):
+            problems.append(f"--phrases {spec}: {len(lost)} lines have no [CHOICE], the first: {lost[0]!r}")
+        task, argument = PHRASES[name]
+        options.setdefault(task, {})[argument] = lines
+    return options, problems
+
+
+def _settings(request: Request, inputs: SpeechInputs, engines: SpeechEngines) -> dict[str, Any]:
+    """What the figures depend on: a folder never mixes two."""
+    from covo_rl.evaluate.evaluation import evaluation_settings
+
+    record = engines.record()
+    prompts = record.pop("judge_prompts")
+    specs = {name: [entry["engine"], entry.get("version")] for name, entry in record.items()}
+    files = {name: [spec, file_sha256(spec.partition("=")[2])] for name, spec in _named(request.phrases or ())}
+    if request.model is None:
+        known = {**inputs.meta, "set": inputs.speech_set.name}
+    else:
+        known = {**evaluation_settings(request, letter_inputs(inputs), AS_WRITTEN), "prompt": asdict(AS_WRITTEN)}
+        known.pop("rewards")
+        known |= {"voice": request.voice} if request.voice else {}
+    known.pop("problems")
+    packages = {**known.get("packages", {}), **package_versions(["covo-rl", *_PACKAGES])}
+    return {
+        **known, **({"asked": specs} if specs else {}), **({"wordings": prompts} if prompts else {}),
+        **({"phrases": files} if files else {}), "packages": packages,
+    }  # fmt: skip
+
+
+def _named(specs: Sequence[str]) -> list[tuple[str, str]]:
+    return [(spec.partition("=")[0], spec) for spec in specs]

@@ -1,0 +1,282 @@
+"""Every set of speech from its official layout to a report, through engines that are files and programs."""
+
+import json
+import sys
+
+import pytest
+from speech_layouts import ROWS, edit_lines, reply_line, write_layout, write_lines, write_wav
+from typer.testing import CliRunner
+
+from covo_rl.data.files import read_record
+from covo_rl.evaluate.cli import app
+from covo_rl.evaluate.evaluation import run_request
+from covo_rl.evaluate.runner import Request
+from covo_rl.evaluate.sets import EvalInputError, load_set
+from covo_rl.evaluate.speech.inputs import read_speech_inputs
+from covo_rl.evaluate.speech.report import compare_speech
+from covo_rl.evaluate.speech.suite import suite_markdown
+
+JUDGE = """
+import json, sys
+for row in map(json.loads, sys.stdin):
+    name = row["id"]
+    prompt = row["prompt"]
+    if "[[3]]" in prompt: text = "[[4]]"
+    elif "with one space between" in prompt: text = "4 8"
+    elif "0.2, 0.4" in prompt: text = "0.8"
+    elif "Yes or No" in prompt: text = "Yes"
+    elif "yes or no" in prompt: text = "yes"
+    else: text = "4"
+    print(json.dumps({"id": name, "text": text}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COVO_RL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def judge(tmp_path):
+    (tmp_path / "judge.py").write_text(JUDGE)
+    return f"command:{sys.executable} {tmp_path / 'judge.py'}"
+
+
+def inputs_of(name, data):
+    return read_speech_inputs(load_set(name), data)
+
+
+def with_audio(inputs, folder, names=None):
+    """Lines of a predictions file, each with a sound for every reply of the rows of these kinds."""
+    lines = []
+    for row in inputs.rows:
+        line = reply_line(row)
+        if names is None or row.kind in names:
+            line["reply_audio"] = str(write_wav(folder / f"{len(lines)}.wav"))
+        lines.append(line)
+    return lines
+
+
+def evaluate(tmp_path, name, data, lines, **options):
+    predictions = write_lines(tmp_path / "replies.jsonl", lines)
+    request = Request(set_=name, data=data, predictions=predictions, output=tmp_path / "out", **options)
+    run_request(request, quiet=True)
+    return read_record(tmp_path / "out/report.json")
+
+
+def run_set(tmp_path, name, judge, audio=(), **options):
+    data = write_layout(name, tmp_path / "data")
+    inputs = inputs_of(name, data)
+    lines = with_audio(inputs, tmp_path / "sounds", audio)
+    report = evaluate(tmp_path, name, data, lines, judge=judge, audio_judge=judge, **options)
+    assert {part: block["n"] for part, block in report["subsets"].items()} == ROWS[name]
+    return report
+
+
+def scores(report):
+    return {name: block["score"] for name, block in report["subsets"].items()}
+
+
+def test_uro_bench_from_its_folder_to_its_means(tmp_path, judge):
+    results = [{"id": "GenEmotion-en/e1", "score": {"生气/angry": 0.1, "开心/happy": 0.9}}]
+    emotion = write_lines(tmp_path / "emotion.jsonl", results)
+    utmos = write_lines(tmp_path / "utmos.jsonl", [{"id": "GenEmotion-en/e1", "score": 4.5}])
+    report = run_set(
+        tmp_path, "uro-bench", judge, ("uro_ge", "uro_srt"),
+        scorer_model=[f"emotion=file:{emotion}", f"utmos=file:{utmos}"],
+    )  # fmt: skip
+    assert scores(report) == {
+        "Repeat": 100, "GaokaoEval": 100, "TruthfulEval": 80, "AlpacaEval": 80, "Repeat-zh": 100,
+        "GenEmotion-en": pytest.approx(90), "SRT-en": 80, "Multilingual": 80, "MtBenchEval-en": 80,
+    }  # fmt: skip
+    gaokao = report["subsets"]["GaokaoEval"]
+    assert gaokao["missing"] == 0 and gaokao["official"] == gaokao["answered_only"] == 100
+    assert gaokao["judge_prompts"]["uro-qa"]["label"] == "own-judge"
+    assert report["subsets"]["GenEmotion-en"]["utmos"]["score"] == 4.5
+    assert report["subsets"]["SRT-en"]["utmos"]["missing"] == 1, "the file has no line for it"
+    group = report["groups"]["basic_en"]
+    assert group["score"] == (100 + 100 + 80 + 80) / 4 and group["partial"] and "Summary" in group["missing"]
+    assert report["official_means"]["basic_en"] == group["score"]
+    assert report["official_means"]["final_UTMOS_en"] == 4.5
+    row = next(row for row in report["published"] if row["name"] == "GaokaoEval")
+    assert row["published"]["Covo-Audio-Chat-FD"] == 73.82 and row["not_comparable"] == "own-judge"
+    assert report["engines"]["judge"]["asked"] == 3 + 1 + 1 + 1 + 2, "a dialogue is judged in each of its rounds"
+    text = (tmp_path / "out/report.md").read_text()
+    assert "own-judge" in text and "73.82" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "audio", "expected"),
+    [
+        ("vcb-bench", (), {"TIF": 80, "GK": 100, "MTD": 80}),
+        ("voicebench", (), {"alpacaeval": 4, "sd-qa": 100, "openbookqa": 100, "advbench": 0}),
+        ("mmau-pro", (), {"speech": 100, "sound": 100, "open": 80, "instruction following": 100}),
+        ("mmar-rubrics", (), {"mmar-rubrics": 80}),
+        ("asr", (), {"librispeech-test-clean": 0, "aishell-1": 0, "kitchen": 0}),
+        ("air-bench", (), {"Sound_AQA_avqa": None, "Audio_Grounding_audiogrounding": None,
+                           "speech_dialogue_QA_fisher": 6}),
+        ("spoken-lm", (), {"swuggy": 100, "sblimp": 100, "tsc-a2a": 100, "tsc-a2t": 100, "tsc-t2t": 100}),
+        ("mtr-duplexbench", (), {"smooth": 100, "interruption": 100, "pause": 100, "background": 100}),
+        ("seed-tts", (), {"en": 0, "zh": 0, "zh-hard": 0}),
+    ],
+)  # fmt: skip
+def test_a_set_from_its_folder_to_its_scores(tmp_path, judge, name, audio, expected):
+    report = run_set(tmp_path, name, judge, audio)
+    assert scores(report) == {
+        part: score if score is None else pytest.approx(score) for part, score in expected.items()
+    }
+
+
+def test_vstyle_is_heard_by_its_judge_and_weighed_by_language(tmp_path, judge):
+    report = run_set(tmp_path, "vstyle", judge, ("vstyle",))
+    assert set(scores(report).values()) == {4.0}
+    english = report["groups"]["en"]
+    assert english["score"] == 4 and english["partial"] and "role_play/character" in english["missing"]
+    assert report["groups"]["en/empathy"]["sets"] == 1
+    assert next(row for row in report["published"] if row["name"] == "zh")["ours"] == 4
+
+
+def test_full_duplex_bench_by_words_and_by_the_turns_of_a_session(tmp_path, judge):
+    data = write_layout("full-duplex-bench", tmp_path / "data")
+    inputs = inputs_of("full-duplex-bench", data)
+    turns = [
+        {"channel": "user", "start": 0.0, "end": 2.0},
+        {"channel": "model", "start": 2.6, "end": 4.6, "text": "so"},
+    ]
+    lines = [{"id": row.name, "events": turns} for row in inputs.rows]
+    report = evaluate(tmp_path, "full-duplex-bench", data, lines, judge=judge)
+    turn = report["subsets"]["candor_turn_taking"]
+    assert turn["score"] == 100 and turn["latency"] == pytest.approx(0.1) and turn["from"] == ["events"]
+    assert report["subsets"]["user_backchannel"]["response_latency"] == pytest.approx(0.6)
+    assert report["subsets"]["synthetic_user_interruption"]["relevance"]["score"] == 4
+    by_words = Request(set_="full-duplex-bench", data=data, predictions=data, output=tmp_path / "words")
+    run_request(by_words, quiet=True)
+    report = read_record(tmp_path / "words/report.json")
+    turn = report["subsets"]["candor_turn_taking"]
+    assert turn["score"] == 100 and turn["latency"] == pytest.approx(0.5) and turn["from"] == ["asr"]
+    assert "--scorer-model vad" in report["subsets"]["user_backchannel"]["absent"]
+
+
+def test_replies_are_heard_and_their_rows_are_missing_where_they_are_not(tmp_path, judge):
+    data = write_layout("uro-bench", tmp_path / "data")
+    rows = [row for row in inputs_of("uro-bench", data).rows if row.subset == "GaokaoEval"]
+    lines = [{"id": row.id, "reply_audio": str(write_wav(tmp_path / f"{row.id}.wav", pitch=300 + 50 * i))}
+             for i, row in enumerate(rows[:2])]  # fmt: skip
+    options = {"subset": ["GaokaoEval"]}
+    report = evaluate(tmp_path, "uro-bench", data, lines, **options)
+    block = report["subsets"]["GaokaoEval"]
+    assert block["score"] is None and block["n"] == 3 and block["missing"] == 1
+    assert "--transcriber" in block["absent"] and "--judge" in block["absent"]
+    heard = write_lines(tmp_path / "asr.jsonl", [{"id": "GaokaoEval/g0", "text": "A"}])
+    report = evaluate(tmp_path, "uro-bench", data, lines, judge=judge, transcriber=[f"file:{heard}"],
+                      overwrite=True, **options)  # fmt: skip
+    block = report["subsets"]["GaokaoEval"]
+    assert block["official"] == pytest.approx(100 / 3) and block["answered_only"] == 100 and block["missing"] == 2
+    assert set(block["missing_why"]) == {"no reply", f"file:{heard} has no line for GaokaoEval/g1"}
+    assert block["replies"] == {"asr": 1}
+
+
+def test_a_text_alone_is_scored_and_said(tmp_path, judge):
+    data = write_layout("uro-bench", tmp_path / "data")
+    lines = [{"id": "g0", "reply_text": "A"}]
+    report = evaluate(tmp_path, "uro-bench", data, lines, judge=judge, subset=["GaokaoEval"])
+    assert report["subsets"]["GaokaoEval"]["replies"] == {"text": 1}
+
+
+def test_the_option_nearest_by_embedding_is_the_official_rule(tmp_path, judge):
+    vectors = {"speech/c1": [1, 0], "speech/c1~choice1": [0.9, 0.1], "speech/c1~choice2": [0, 1],
+               "sound/c2": [0, 1], "sound/c2~choice1": [1, 0], "sound/c2~choice2": [0, 1]}  # fmt: skip
+    file = write_lines(tmp_path / "embed.jsonl", [{"id": name, "vector": vector} for name, vector in vectors.items()])
+    report = run_set(tmp_path, "mmau-pro", judge, scorer_model=[f"embed=file:{file}"])
+    assert (scores(report)["speech"], scores(report)["sound"]) == (100, 0)
+    assert report["subsets"]["sound"]["strict"]["score"] == 100
+    assert report["groups"]["overall"]["score"] == pytest.approx((100 + 0 + 80 + 100) / 4)
+
+
+def test_bleu_is_sacrebleus(tmp_path, judge):
+    pytest.importorskip("sacrebleu")
+    report = run_set(tmp_path, "covost2", judge)
+    assert "tok:zh" in report["subsets"]["en_zh-CN"]["signature"]
+    assert scores(report)["en_zh-CN"] >= 0
+
+
+def test_everything_wrong_is_said_at_once_and_nothing_is_written(tmp_path):
+    data = write_layout("uro-bench", tmp_path / "data")
+    predictions = write_lines(tmp_path / "replies.jsonl", [{"id": "GaokaoEval/g9", "reply_text": "A"}])
+    request = Request(
+        set_="uro-bench", data=data, predictions=predictions, output=tmp_path / "out", judge="gpt",
+        scorer_model=["loud=file:x"], judge_prompt=["uro-qa=nowhere.txt"], phrases=["mcq=nowhere.txt"], listen=True,
+        voice="decoder",
+    )  # fmt: skip
+    with pytest.raises(EvalInputError) as caught:
+        run_request(request)
+    text = str(caught.value)
+    for part in (
+        "--judge gpt",
+        "loud",
+        "uro-qa=nowhere.txt",
+        "mcq=nowhere.txt",
+        "--listen",
+        "--voice",
+        "GaokaoEval/g9",
+    ):
+        assert part in text
+    assert not (tmp_path / "out").exists()
+    letters = Request(set_="mmar", data=data, predictions=predictions, output=tmp_path / "out", subset=["x"])
+    with pytest.raises(EvalInputError, match="--subset: only for a set of speech"):
+        run_request(letters)
+
+
+def test_a_row_that_no_rule_takes_is_missing_and_named(tmp_path, judge):
+    data = write_layout("mtr-duplexbench", tmp_path / "data")
+    edit_lines(data / "interruption.jsonl", lambda rows: rows[0]["timestamps"].pop("model_start"))
+    request = Request(set_="mtr-duplexbench", data=data, predictions=data, output=tmp_path / "out")
+    run_request(request, quiet=True)
+    block = read_record(tmp_path / "out/report.json")["subsets"]["interruption"]
+    assert block["n"] == 2 and block["missing"] == 1 and "model_start" in next(iter(block["missing_why"]))
+
+
+def test_two_reports_are_compared_and_stand_in_the_tables_of_a_suite(tmp_path, judge):
+    data = write_layout("asr", tmp_path / "data")
+    inputs = inputs_of("asr", data)
+    for name, said in (("a", "two words"), ("b", "two birds")):
+        lines = [{**reply_line(row), **({"reply_text": said} if row.language == "en" else {})} for row in inputs.rows]
+        predictions = write_lines(tmp_path / f"{name}.jsonl", lines)
+        run_request(
+            Request(set_="asr", data=data, predictions=predictions, output=tmp_path / "runs" / name), quiet=True
+        )
+    result = compare_speech(tmp_path / "runs/a", tmp_path / "runs/b")
+    clean = result["subsets"]["librispeech-test-clean"]
+    assert (clean["a"], clean["b"], clean["mean"], clean["n"]) == (0, 50, 50, 2)
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path / "runs/a"), str(tmp_path / "runs/b")])
+    assert shown.exit_code == 0 and "+50.00" in shown.output
+    text = suite_markdown("covo-audio", [tmp_path / "runs"])
+    assert "| librispeech-test-clean | 50.00 |  | 1.45 |" in text and "| GaokaoEval | - |  | 89.11 |" in text
+    shown = CliRunner().invoke(app, ["--suite", "covo-audio", "--runs", str(tmp_path / "runs/a")])
+    assert "| librispeech-test-clean | 0.00 |" in shown.output
+
+
+def test_a_list_of_phrases_is_the_users(tmp_path, judge):
+    (tmp_path / "no.txt").write_text("a rightful no\n")
+    report = run_set(tmp_path, "voicebench", judge, phrases=[f"refusal={tmp_path / 'no.txt'}"])
+    assert report["phrases"]["refusal"][0].endswith("no.txt")
+    assert report["subsets"]["advbench"]["official"] == 0
+
+
+def test_the_report_is_the_same_when_run_again_and_asks_nothing(tmp_path, judge):
+    first = run_set(tmp_path, "mmar-rubrics", judge)
+    (tmp_path / "judge.py").touch()
+    data = tmp_path / "data/MMAR-meta.jsonl"
+    lines = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
+    again = evaluate(tmp_path, "mmar-rubrics", data, lines, judge=judge, audio_judge=judge)
+    assert again["subsets"] == first["subsets"]
+
+
+@pytest.mark.slow
+def test_a_model_answers_a_spoken_set(tmp_path):
+    data = write_layout("voicebench", tmp_path / "data")
+    request = Request(set_="voicebench", data=data, model="builtin:tiny", output=tmp_path / "out", subset=["advbench"],
+                      max_completion_length=8)  # fmt: skip
+    run_request(request, quiet=True)
+    report = read_record(tmp_path / "out/report.json")
+    assert report["subsets"]["advbench"]["n"] == 1 and report["model"] == "builtin:tiny"
