@@ -44,11 +44,12 @@ def _with_intervals(
     groups: dict[str, dict[str, Any]], places: Mapping[str, Sequence[str]], wanted: Mapping[str, Sequence[str]],
     records: Mapping[str, Sequence[Any]], scores: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """`ci95` of a mean of means over independent sub-sets, from the spread of rows within each (normal approximation);
-    none where a sub-set has one row, or a score that is no mean of rows."""
+    """`of`: the sub-sets of each. `ci95` of a mean of means over independent sub-sets, from the spread of rows within
+    each (normal approximation); none where a sub-set has one row, or a score that is no mean of rows."""
     for group, block in groups.items():
         names = [name for name, place in places.items()
                  if name in scores and set(place).issuperset(filter(None, wanted.get(group, ())))]  # fmt: skip
+        block["of"] = names
         rows = [[r["score"] for r in records.get(name, ()) if r["score"] is not None] for name in names]
         means = [len(own) > 1 and abs(fmean(own) - scores[name]) < 1e-6 for name, own in zip(names, rows, strict=True)]
         if names and all(means):
@@ -121,7 +122,7 @@ def published_figures(speech_set: SpeechSet, blocks: Blocks, groups: Blocks) -> 
             })  # fmt: skip
     for name, by_model in speech_set.published.items():
         group = groups.get(speech_set.figure_groups.get(name, name), {})
-        parts = [caveat(block, "") for block in blocks.values()]
+        parts = [caveat(blocks.get(part, {}), "") for part in group.get("of", blocks)]
         why = "partial" if group.get("partial") else next((part for part in parts if part and group), "")
         rows.append({"name": name, "ours": group.get("score"), "n": None, "not_comparable": why,
                      "published": dict(by_model)})  # fmt: skip

@@ -31,7 +31,7 @@ class Said:
 
     `source`: asr (a transcript of its audio), text (as written), events (turns of a live session). `unheard` says that
     its audio needs a transcriber that nobody named. `written` is the text that the model gave beside its audio,
-    `thinking` its reasoning.
+    `thinking` its reasoning, `user_words` what the other side says where the judge is told.
     """
 
     text: str | None = None
@@ -40,6 +40,7 @@ class Said:
     written: str | None = None
     audio: str | None = None
     thinking: str | None = None
+    user_words: tuple[Word, ...] | None = None
     why: str = "no reply"
     unheard: bool = False
 
@@ -81,7 +82,21 @@ def hear_replies(inputs: SpeechInputs, engines: SpeechEngines) -> dict[str, list
                   for row, place in places]  # fmt: skip
         for (row, place), answer in zip(places, engine.hear(sounds), strict=True):
             said[row.name][place] = _heard(row, said[row.name][place], answer)
+    _hear_users([row for row in inputs.rows if KINDS[row.kind].task == "overlap"], said, engines)
     return said
+
+
+def _hear_users(rows: Sequence[SpeechItem], said: dict[str, list[Said]], engines: SpeechEngines) -> None:
+    """What stands in the input of rows in which the model spoke, where somebody can hear it."""
+    for language in dict.fromkeys(map(spoken_language, rows)):
+        own = [row for row in rows if spoken_language(row) == language]
+        own = [row for row in own if said[row.name][0].words and said[row.name][0].user_words is None]
+        engine = engines.transcriber(language)
+        sounds = [Heard(sound_id(row, part="input"), row.clips[0], language) for row in own]
+        for row, answer in zip(own, engine.hear(sounds) if engine else [None] * len(own), strict=True):
+            if isinstance(answer, Mapping) and answer.get("words") is not None:
+                words = tuple(Word(**word) for word in answer["words"])
+                said[row.name][0] = replace(said[row.name][0], user_words=words)
 
 
 def spoken_language(row: SpeechItem) -> str:
@@ -104,6 +119,8 @@ def _given(row: SpeechItem, reply: GivenReply, place: int) -> Said:
     if task in TIMED:
         if words is None and (turns := channel_turns(reply, "model")) is not None:
             words = tuple(word for turn in turns for word in turn_words(turn))
+            user = tuple(word for turn in channel_turns(reply, "user") or () for word in turn_words(turn))
+            one = replace(one, user_words=user if any(word.text for word in user) else None)
             return replace(one, text=" ".join(word.text for word in words), words=words, source="events", why="")
         if words is not None or reply.segments is not None:
             return replace(
@@ -112,6 +129,10 @@ def _given(row: SpeechItem, reply: GivenReply, place: int) -> Said:
         return replace(one, unheard=audio is not None, why="no reply with times")
     if heard is None and words is not None:
         heard = joined_words(words, row.language)
+    if "--audio-judge" in KINDS[row.kind].needs:  # who judges hears it: no text is needed
+        text = written if heard is None else heard
+        source = "" if text is None else "text" if heard is None else "asr"
+        return replace(one, text=text, source=source, why="no audio" if audio is None else "")
     if not is_spoken(row) and written is not None:
         return replace(one, text=written, source="text", why="")
     if heard is not None:

@@ -186,7 +186,8 @@ def _overlapped(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str
     answers, reply = evidence.sounds.get("vad", {}), evidence.reply(row)
     user, model = (activity(row, reply, answers, side) for side in ("user", "model"))
     if isinstance(user, str) or isinstance(model, str):
-        return evidence.said[row.name][place].why or (user if isinstance(user, str) else str(model))
+        given = evidence.said[row.name][place]
+        return (given.why if given.audio is None else "") or (user if isinstance(user, str) else str(model))
     return {"user_vad": user, "model_vad": model}
 
 

@@ -1,7 +1,7 @@
 """What the judges of a benchmark are asked about its rows, and what they say.
 
 JUDGED[kind]                                   the prompt's name, how many votes, how a reply is read
-judge_questions(rows, said, engines)           the questions of rows of one kind, by their ids
+judge_questions(row, said, prompt)             the questions about a row
 ask_judges(inputs, said, engines, counts)      id -> Verdicts, of all that the engines which are there can judge
 """
 
@@ -19,6 +19,7 @@ from covo_rl.evaluate.speech.choices import air_pair
 from covo_rl.evaluate.speech.engines import SpeechEngines
 from covo_rl.evaluate.speech.hearing import Said, sound_id, spoken_language
 from covo_rl.evaluate.speech.inputs import SpeechInputs
+from covo_rl.evaluate.speech.judge_prompts import JudgePrompt
 from covo_rl.evaluate.speech.judged import (
     mmau_pro_rating,
     read_rating,
@@ -40,6 +41,7 @@ from covo_rl.types import Clip
 
 RUBRIC_VOTES = 5  # of MMAR-Rubrics, of which the lowest and the highest are dropped
 RUBRIC_POINTS = ("0.2", "0.4", "0.6", "0.8", "1.0", "1")
+BEHAVIOURS = ("respond", "resume", "uncertain", "unknown")
 SWAPPED = "swapped"
 
 
@@ -71,6 +73,10 @@ def _points(reply: str) -> float | None:
     return float(reply) if reply.strip() in RUBRIC_POINTS else None
 
 
+def _behaviour(reply: str) -> str | None:
+    return word if (word := reply.strip().lower()) in BEHAVIOURS else None
+
+
 #: task kind -> how it is judged
 JUDGED: dict[str, JudgeTask] = {
     **{f"uro_{mode}": _asked_thrice(f"uro-{mode}") for mode in ("open", "gs", "ue", "sf", "ml", "multi", "sa")},
@@ -86,6 +92,7 @@ JUDGED: dict[str, JudgeTask] = {
     "mmau_pro_open": JudgeTask("mmau-pro-open", lambda reply: mmau_pro_rating(reply).ours),
     "mmar_rubrics": JudgeTask("mmar-rubric", _points, RUBRIC_VOTES),
     "fdb_interruption": JudgeTask("fdb-relevance", partial(read_rating, low=0)),
+    "fdb_overlap": JudgeTask("fdb-behaviour", _behaviour),
 }
 
 
@@ -111,11 +118,16 @@ def ask_judges(
         if (judge := getattr(engines, task.engine)) is None:
             continue
         questions: dict[str, JudgeQuestion] = {}
+        prompts: dict[tuple[str, str], JudgePrompt | None] = {}
         for row in rows:
-            asked = {question.id: question for question in judge_questions(row, said[row.name], engines)}
+            name = prompt_name(row), spoken_language(row)
+            if name not in prompts:
+                prompts[name] = _wording(engines, *name)
+            if (prompt := prompts[name]) is None:
+                continue
+            asked = {question.id: question for question in judge_questions(row, said[row.name], prompt)}
             questions |= asked
             if asked:
-                prompt = engines.prompt(prompt_name(row), spoken_language(row))
                 wordings[row.subset][prompt.name] = prompt.record()
         answers = ask_votes(
             judge, list(questions.values()), task.read, votes=task.votes, sampling=task.sampling,
@@ -125,14 +137,18 @@ def ask_judges(
     return verdicts, dict(wordings)
 
 
-def judge_questions(row: SpeechItem, said: Sequence[Said], engines: SpeechEngines) -> Iterator[JudgeQuestion]:
+def _wording(engines: SpeechEngines, name: str, language: str) -> JudgePrompt | None:
+    """None for an ability that VStyle does not have, which weighs nothing."""
+    try:
+        return engines.prompt(name, language)
+    except FileNotFoundError:
+        return None
+
+
+def judge_questions(row: SpeechItem, said: Sequence[Said], prompt: JudgePrompt) -> Iterator[JudgeQuestion]:
     """Those about one row: one a round, two of AIR-Bench's chat; none about a reply that is not there, is empty, or
     that its rule has settled."""
     task = JUDGED[row.kind]
-    try:
-        prompt = engines.prompt(prompt_name(row), spoken_language(row))
-    except FileNotFoundError:  # an ability that VStyle does not have, which weighs nothing
-        return
     for place, one in enumerate(said):
         if not _is_judged(row, one):
             continue
@@ -157,7 +173,7 @@ def _is_judged(row: SpeechItem, one: Said) -> bool:
         return is_answer_right(row, one)
     if row.kind == "fdb_interruption":
         return bool(one.words) and _is_turn(one)
-    return True
+    return row.kind != "fdb_overlap" or _overlap_texts(one) is not None
 
 
 def is_answer_right(row: SpeechItem, one: Said) -> bool:
@@ -170,11 +186,27 @@ def _is_turn(one: Said) -> bool:
     return took_turn(words, open_end=True)
 
 
+def _overlap_texts(one: Said) -> tuple[str, str, str] | None:
+    """(what the model says before, what is heard then, what it says after) of v1.5; the user's side is heard again
+    where its first word after the model's first begins. None where it is not."""
+    if not one.words or one.user_words is None:
+        return None
+    begun = min(word.start for word in one.words)
+    if not (heard := [word for word in one.user_words if word.start > begun]):
+        return None
+    split = min(word.start for word in heard)
+    before, after = ([word for word in one.words if (word.start < split) == early] for early in (True, False))
+    return tuple(" ".join(word.text.strip() for word in words) for words in (before, heard, after))  # type: ignore[return-value]
+
+
 def _fields(row: SpeechItem, said: Sequence[Said], place: int) -> dict[str, str]:
     """What a wording can be filled with; a name that a row has nothing for says so."""
     turn, one, columns = row.rounds[place], said[place], row.columns
     earlier = [f"User: {row.rounds[i].text or '(spoken)'}\nAssistant: {said[i].text or '(silent)'}"
                for i in range(place)]  # fmt: skip
+    if row.kind == "fdb_overlap":
+        before, heard, after = _overlap_texts(one) or ("", "", "")
+        return {"before": before or "(silent)", "question": heard, "reply": after or "(silent)"}
     return {
         "question": turn.text or "(spoken, of which there is no transcript)",
         "reference": turn.reference or "none",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.data.files import file_sha256
+from covo_rl.evaluate.cascade import is_cascade
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.sets import FILES, EvalInputError, load_set
 from covo_rl.evaluate.speech.engines import SpeechEngines, speech_engines
@@ -42,7 +43,6 @@ PHRASES = {"mcq": ("mcq", "patterns"), "refusal": ("refusal", "phrases")}
 _PACKAGES = {"jiwer": ("repeat", "emotion", "asr", "tts"), "sacrebleu": ("translation",)}
 #: what of a kind's published figures is not computed here
 NOT_SCORED = {
-    "fdb_overlap": "of v1.5 the behaviour (respond, resume, uncertain, unknown) is not judged",
     "voicebench_harm": "the score rests on two phrases unless --phrases refusal=FILE gives the published list",
     "voicebench_mcq": "without --phrases mcq=FILE letters are read strictly, not by the published patterns",
 }  # fmt: skip
@@ -163,6 +163,8 @@ def _option_problems(request: Request, speech_set: SpeechSet) -> list[str]:
     problems = [f"{', '.join(given)}: {speech_set.title} is a set of speech, which has no such thing"] if given else []
     if request.voice is not None and request.model is None:
         problems.append("--voice makes sound of a model's codes: it needs a --model")
+    elif request.voice is not None and is_cascade(request.model):
+        problems.append("--voice: a cascade names its own voice")
     return problems
 
 

@@ -14,7 +14,7 @@ from covo_rl.evaluate.speech.engines import SpeechEngines
 from covo_rl.evaluate.speech.fields import MalformedRow
 from covo_rl.evaluate.speech.hearing import TIMED, Said, round_count
 from covo_rl.evaluate.speech.material import Evidence, Scored, material
-from covo_rl.evaluate.speech.questions import SWAPPED
+from covo_rl.evaluate.speech.questions import BEHAVIOURS, SWAPPED
 from covo_rl.evaluate.speech.rows import SpeechItem
 from covo_rl.evaluate.speech.sets import KINDS, Subset
 from covo_rl.evaluate.speech.tasks import score_set
@@ -38,7 +38,8 @@ def absent_engines(rows: Sequence[SpeechItem], evidence: Evidence, engines: Spee
         "emotion": has_audio, "vad": has_audio and not in_time,
     }  # fmt: skip
     needs = [name for flag in KINDS[rows[0].kind].needs if wanted[name := engine_name(flag)]]
-    unheard = dict.fromkeys(one.why for one in replies if one.unheard)  # in which language is in the reason
+    heard_by_words = KINDS[rows[0].kind].task != "overlap"  # which is scored by segments
+    unheard = dict.fromkeys(one.why for one in replies if one.unheard and heard_by_words)
     missing = engines.missing([name for name in needs if name != "transcriber"])
     return "; ".join([*unheard, *missing.values()]) or None
 
@@ -154,6 +155,8 @@ def more_figures(subset: Subset, rows: Sequence[SpeechItem], evidence: Evidence)
         asked = [verdict for verdict in verdicts if verdict is not None]
         if asked:
             figures["relevance"] = answered_block([float(v.values[0]) if v.values else None for v in asked])
+    if subset.kind == "fdb_overlap" and (found := _behaviours(rows, evidence)):
+        figures["behaviour"] = found
     if KINDS[subset.kind].task in TIMED:
         figures["from"] = sorted({one.source for row in rows for one in evidence.said[row.name] if one.source})
     return figures
@@ -167,6 +170,14 @@ def _naturalness(rows: Iterable[SpeechItem], evidence: Evidence) -> Iterable[flo
                 yield None
             elif answer is not None:
                 yield answer["score"]
+
+
+def _behaviours(rows: Iterable[SpeechItem], evidence: Evidence) -> dict[str, Any]:
+    """Shares of the labels in percent, over the rows that were judged; nothing where none was asked about."""
+    asked = [verdict for row in rows if (verdict := evidence.verdict(row)) is not None]
+    labels = [verdict.values[0] for verdict in asked if verdict.values]
+    shares = {label: 100 * labels.count(label) / len(labels) for label in BEHAVIOURS if labels}
+    return {**shares, "n": len(asked), "missing": len(asked) - len(labels)} if asked else {}
 
 
 def _own_rate(subset: Subset, one: Said) -> float | None:
