@@ -147,7 +147,8 @@ def test_full_duplex_bench_by_words_and_by_the_turns_of_a_session(tmp_path, judg
     inputs = inputs_of("full-duplex-bench", data)
     turns = [
         {"channel": "user", "start": 0.0, "end": 2.0},
-        {"channel": "model", "start": 2.6, "end": 4.6, "text": "so"},
+        {"channel": "model", "start": 2.6, "end": 5.6, "text": "so it goes"},
+        {"channel": "user", "start": 4.0, "end": 4.3, "text": "hm"},
     ]
     lines = [{"id": row.name, "events": turns} for row in inputs.rows]
     report = evaluate(tmp_path, "full-duplex-bench", data, lines, judge=judge)
