@@ -118,7 +118,8 @@ def published_figures(speech_set: SpeechSet, blocks: Blocks, groups: Blocks) -> 
             block = blocks.get(subset.name, {})
             rows.append({
                 "name": subset.name, "ours": block.get("score"), "n": block.get("n"),
-                "not_comparable": caveat(block, subset.kind), "published": dict(subset.published),
+                "not_comparable": caveat(block, subset.kind) or _other_rows(block, subset),
+                "published": dict(subset.published),
             })  # fmt: skip
     for name, by_model in speech_set.published.items():
         group = groups.get(speech_set.figure_groups.get(name, name), {})
@@ -129,11 +130,18 @@ def published_figures(speech_set: SpeechSet, blocks: Blocks, groups: Blocks) -> 
     return rows
 
 
+def _other_rows(block: Mapping[str, Any], subset: Subset) -> str:
+    n = block.get("n")
+    return f"{n} of {subset.rows} rows" if n is not None and subset.rows not in (None, n) else ""
+
+
 def caveat(block: Mapping[str, Any], kind: str) -> str:
     """Why a score does not belong beside published ones; "" where nothing is known against it."""
     if not block or block.get("score") is None:
         return ""
     labels = {prompt["label"] for prompt in block.get("judge_prompts", {}).values()}
+    if "official" in block and block["official"] is None:
+        return "no official number"
     if foreign := sorted(label for label in labels if not label.startswith("official")):
         return foreign[0]
     if kind and KINDS[kind].rule == "unverified":

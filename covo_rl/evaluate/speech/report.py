@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from covo_rl.data.files import json_line, read_json_lines, read_record, write_atomically, write_json
+from covo_rl.data.read import some
 from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.sets import EvalInputError
@@ -29,7 +30,7 @@ def write_speech_report(
     report: Mapping[str, Any], records: Sequence[Mapping[str, Any]], folder: Path, *, quiet: bool = False
 ) -> None:
     """Write all three files; print the tables, unless `quiet`."""
-    write_atomically(folder / SCORES, lambda file: file.writelines(json_line(record) + "\n" for record in records))
+    write_atomically(folder / SCORES, lambda file: file.writelines(map(json_line, records)))
     write_json(folder / "report.json", report)
     text = visible(speech_markdown(report), LAYOUT)
     write_atomically(folder / "report.md", lambda file: file.write(text + "\n"))
@@ -50,14 +51,14 @@ def speech_markdown(report: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     lines = [f"# {report['title']}", "", *table_lines(head, rows)]
     if groups := report["groups"]:
-        rows = [[name, block["sets"], number(block["score"]), _span(block), ", ".join(block["missing"])]
+        rows = [[name, block["sets"], number(block["score"]), _span(block), some(block["missing"], 3)]
                 for name, block in groups.items()]  # fmt: skip
         lines += ["## Means", "", *table_lines(["group", "sub-sets", "score", "95 %", "partial, without"], rows)]
     if rows := [row for row in report["published"] if row["ours"] is not None]:
         lines += ["## Beside published scores", "", *published_lines(rows)]
         lines += [f"{model}: {where}" for model, where in report["published_in"].items()] + [""]
-    if engines := report["engines"]:
-        rows = [[name, *_engine(entry)] for name, entry in engines.items() if name != "judge_prompts"]
+    if engines := {name: entry for name, entry in report["engines"].items() if name != "judge_prompts"}:
+        rows = [[name, *_engine(entry)] for name, entry in engines.items()]
         lines += ["## Engines", "", *table_lines(["", "engine", "version", "counts"], rows)]
     if prompts := {name: prompt for block in report["subsets"].values()
                    for name, prompt in block.get("judge_prompts", {}).items()}:  # fmt: skip
