@@ -240,6 +240,11 @@ SETS = [
     ("air_chat", [{"task_name": task, "gpt-score": "1 7"} for task in ("speech_QA", "sound_QA", "music_QA",
      "speech_and_sound_QA", "speech_and_music_QA")], {"swapped": [{"task_name": task, "gpt-score": "5 1"} for task in
      ("speech_QA", "sound_QA", "music_QA", "speech_and_sound_QA", "speech_and_music_QA")]}, 6, 0),
+    ("closed", [{"reply_text": "a dog", "reference": "dog", "choices": ["dog", "cat"]},
+                {"reply_text": None, "reference": "dog", "choices": ["dog", "cat"]}], {}, 50, 1),
+    ("closed", [{"reply_text": "woof", "reference": "dog", "choices": ["dog", "cat"], "nearest": "dog"},
+                {"reply_text": "dog", "reference": "dog", "choices": ["dog", "cat"], "nearest": "cat"},
+                {"reply_text": "", "reference": "dog", "choices": ["dog", "cat"], "nearest": None}], {}, 50, 1),
     ("mtr_turns", [MTR, {**MTR, "kind": "pause"}], {}, 50, 0),
     ("take_over", [{"kind": "turn_taking", "turn_end": 1.0, "words": WORDS},
                    {"kind": "turn_taking", "turn_end": 1.0, "words": []}], {}, 50, 0),
@@ -259,12 +264,26 @@ def test_the_score_of_a_set_by_hand(kind, rows, options, score, missing):
 
 
 def test_every_kind_is_tried_and_scores_no_rows_at_all():
-    assert {kind for kind, *_ in SETS} == TASKS.keys()
+    assert {kind for kind, *_ in SETS} == TASKS.keys() - {"translation"}
     needed = {kind: {name: value if name == "language" else [] for name, value in options.items()}
               for kind, _, options, *_ in SETS}  # fmt: skip
-    for kind in TASKS:
+    for kind in needed:
         block = score_set(kind, [], **needed[kind])
         assert block["n"] == 0 and not block["score"]
+
+
+def test_bleu_is_that_of_sacrebleu_and_a_missing_row_is_no_translation():
+    pytest.importorskip("sacrebleu")
+    row = {"reply_text": "the cat sat on the mat", "reference": "the cat sat on the mat"}
+    assert score_set("translation", [row], language="en")["score"] == pytest.approx(100)
+    block = score_set("translation", [row, {**row, "reply_text": None}], language="en")
+    assert block["missing"] == 1 and block["score"] == pytest.approx(100 * 2.718281828459045 ** (1 - 12 / 6))
+    chinese = score_set(
+        "translation",
+        [{"reply_text": "\u6211\u7231\u5403\u9c7c", "reference": "\u6211\u7231\u5403\u9c7c"}],
+        language="zh",
+    )
+    assert chinese["score"] == pytest.approx(100) and "tok:zh" in chinese["signature"]
 
 
 def test_both_numbers_stand_where_a_script_counts_missing_rows():

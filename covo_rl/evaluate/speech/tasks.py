@@ -78,8 +78,9 @@ def _judged(mode: str, scale: float) -> Callable[[Sequence[Row]], dict[str, Any]
     """A row whose text is null, nothing was replied or heard, is missing; the official script makes it 0."""
 
     def judgement(row: Row) -> Judgement:
-        text = optional_text(row, "reply_text")
-        return Judgement(0.0, None) if text is None else uro_judgement(mode, _replies(row), text)
+        if row.get("reply_text", "") is None:
+            return Judgement(0.0, None)
+        return uro_judgement(mode, _replies(row), field(row, "reply_text", str))
 
     return lambda rows: mean_block(map(judgement, rows), scale=scale)
 
@@ -234,8 +235,8 @@ def _nearest(rows: Sequence[Row]) -> dict[str, Any]:
         float(strict_match(reply, field(row, "choices", Sequence), field(row, "reference", str)))
         for reply, row in zip(replies, rows, strict=True)
     ]
-    strict = answered_block([None if reply is None else hit for reply, hit in zip(replies, right, strict=True)],
-                            scale=100, share=True)  # fmt: skip
+    pairs = zip(replies, right, strict=True)
+    strict = mean_block((Judgement(hit, None if reply is None else hit) for reply, hit in pairs), scale=100, share=True)
     if not any("nearest" in row for row in rows):
         return {**strict, "scored_by": "strict match"}
     near = [None if row.get("nearest") is None else float(row["nearest"] == row["reference"]) for row in rows]
