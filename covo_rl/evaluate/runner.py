@@ -266,7 +266,7 @@ def answer_rows(
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
         if is_cascade(request.model):
-            asked = load_cascade(request, clips, style)
+            asked: Any = load_cascade(request, clips, style)
         else:
             asked = in_session(request, inputs, answerer or load_answerer(request, style, clips))
     except (OSError, ValueError) as error:

@@ -91,9 +91,10 @@ def _hear_users(rows: Sequence[SpeechItem], said: dict[str, list[Said]], engines
     for language in dict.fromkeys(map(spoken_language, rows)):
         own = [row for row in rows if spoken_language(row) == language]
         own = [row for row in own if said[row.name][0].words and said[row.name][0].user_words is None]
-        engine = engines.transcriber(language)
+        if (engine := engines.transcriber(language)) is None:
+            continue
         sounds = [Heard(sound_id(row, part="input"), row.clips[0], language) for row in own]
-        for row, answer in zip(own, engine.hear(sounds) if engine else [None] * len(own), strict=True):
+        for row, answer in zip(own, engine.hear(sounds), strict=True):
             if isinstance(answer, Mapping) and answer.get("words") is not None:
                 words = tuple(Word(**word) for word in answer["words"])
                 said[row.name][0] = replace(said[row.name][0], user_words=words)
@@ -112,9 +113,8 @@ def at(values: Sequence[T | None], place: int) -> T | None:
 def _given(row: SpeechItem, reply: GivenReply, place: int) -> Said:
     """What the reply holds by itself; `unheard` where that is not enough, and there is audio."""
     task = KINDS[row.kind].task
-    written, audio, heard, words = (
-        at(values, place) for values in (reply.texts, reply.audio, reply.asr_texts, reply.words)
-    )
+    written, audio = at(reply.texts, place), at(reply.audio, place)
+    heard, words = at(reply.asr_texts, place), at(reply.words, place)
     one = Said(written=written, audio=audio, thinking=reply.thinking)
     if task in TIMED:
         if words is None and (turns := channel_turns(reply, "model")) is not None:

@@ -149,8 +149,8 @@ def compare_speech(a: Path, b: Path) -> dict[str, Any]:
         raise EvalInputError(problems)
     subsets = {}
     for name in reports[0]["subsets"]:
-        pairs = [(x, scores[1][row][1]) for row, (subset, x) in scores[0].items()
-                 if subset == name and x is not None and scores[1][row][1] is not None]  # fmt: skip
+        pairs = [(x, y) for row, (subset, x) in scores[0].items()
+                 if subset == name and x is not None and (y := scores[1][row][1]) is not None]  # fmt: skip
         if pairs:
             a_N, b_N = ([pair[side] for pair in pairs] for side in (0, 1))
             whole = [report["subsets"][name]["score"] for report in reports]

@@ -202,7 +202,7 @@ def _synthesised(rows: Sequence[Row], language: str) -> dict[str, Any]:
 def _translated(rows: Sequence[Row], language: str) -> dict[str, Any]:
     """Corpus BLEU of sacrebleu, by its tokeniser for Chinese or 13a; a row without a reply is an empty translation."""
     try:
-        import sacrebleu
+        import sacrebleu  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("BLEU needs sacrebleu: pip install 'covo-rl[speech-eval]'") from error
     given = [optional_text(row, "reply_text") for row in rows]
