@@ -130,12 +130,21 @@ def test_no_key_is_kept(monkeypatch):
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
-FORMS = {"[[3]]", "from 1 to 5", "from 0 to 5", "word, Yes or No", "word, yes or no", "one space", "respond, resume"}
+FORMS = {
+    "[[3]]",
+    "from 1 to 5",
+    "from 0 to 5",
+    "word, Yes or No",
+    "word, yes or no",
+    "one space",
+    "respond, resume",
+    "0.2, 0.4",
+}
 
 
 def test_every_prompt_of_ours_says_what_form_is_read_and_holds_its_text_between_markers():
     names = prompt_names()
-    assert len(names) == 22 and {"uro-open", "uro-srt", "vstyle-empathy", "air-chat", "mmau-pro-open"} <= set(names)
+    assert len(names) == 23 and {"uro-open", "uro-srt", "vstyle-empathy", "air-chat", "mmau-pro-open"} <= set(names)
     for name in names:
         prompt = own_prompt(name)
         slots = slots_of(prompt.text) - {"begin", "end"}

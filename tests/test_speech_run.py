@@ -177,19 +177,26 @@ def test_replies_are_heard_and_their_rows_are_missing_where_they_are_not(tmp_pat
     assert block["score"] is None and block["n"] == 3 and block["missing"] == 1
     assert "--transcriber" in block["absent"] and "--judge" in block["absent"]
     heard = write_lines(tmp_path / "asr.jsonl", [{"id": "GaokaoEval/g0", "text": "A"}])
-    report = evaluate(tmp_path, "uro-bench", data, lines, judge=judge, transcriber=[f"file:{heard}"],
-                      overwrite=True, **options)  # fmt: skip
+    report = evaluate(tmp_path, "uro-bench", data, lines, judge=judge, transcriber=[f"file:{heard}"], **options)
     block = report["subsets"]["GaokaoEval"]
     assert block["official"] == pytest.approx(100 / 3) and block["answered_only"] == 100 and block["missing"] == 2
     assert set(block["missing_why"]) == {"no reply", f"file:{heard} has no line for GaokaoEval/g1"}
     assert block["replies"] == {"asr": 1}
 
 
-def test_a_text_alone_is_scored_and_said(tmp_path, judge):
+def test_a_text_alone_is_scored_and_said_on_the_command_line_too(tmp_path, judge):
     data = write_layout("uro-bench", tmp_path / "data")
-    lines = [{"id": "g0", "reply_text": "A"}]
-    report = evaluate(tmp_path, "uro-bench", data, lines, judge=judge, subset=["GaokaoEval"])
-    assert report["subsets"]["GaokaoEval"]["replies"] == {"text": 1}
+    replies = write_lines(tmp_path / "replies.jsonl", [{"id": "g0", "reply_text": "A"}])
+    votes = write_lines(tmp_path / "votes.jsonl", [{"id": "GaokaoEval/g0", "text": ["Yes", "No", "Yes"]}])
+    words = [
+        "--set", "uro-bench", "--subset", "GaokaoEval", "--data", str(data), "--predictions", str(replies),
+        "--judge", f"file:{votes}", "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0 and "Worth knowing" in shown.output
+    block = read_record(tmp_path / "out/report.json")["subsets"]["GaokaoEval"]
+    assert block["replies"] == {"text": 1} and block["answered_only"] == pytest.approx(200 / 3)
+    assert block["official"] == pytest.approx(200 / 9) and (block["n"], block["missing"]) == (3, 2)
 
 
 def test_the_option_nearest_by_embedding_is_the_official_rule(tmp_path, judge):
@@ -280,6 +287,24 @@ def test_the_report_is_the_same_when_run_again_and_asks_nothing(tmp_path, judge)
     lines = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     again = evaluate(tmp_path, "mmar-rubrics", data, lines, judge=judge, audio_judge=judge)
     assert again["subsets"] == first["subsets"]
+
+
+@pytest.mark.slow
+def test_a_model_speaks_and_is_heard(tmp_path, judge):
+    data = write_layout("uro-bench", tmp_path / "data")
+    options = {"set_": "uro-bench", "data": data, "model": "builtin:tiny_spoken", "voice": "builtin:speech_decoder",
+               "subset": ["AlpacaEval", "MtBenchEval-en"], "max_completion_length": 24}  # fmt: skip
+    run_request(Request(output=tmp_path / "out", **options), quiet=True)
+    report = read_record(tmp_path / "out/report.json")
+    assert "--transcriber" in report["subsets"]["AlpacaEval"]["absent"], "its sound is what is scored"
+    assert any("MtBenchEval-en was not asked, as it has several rounds" in problem for problem in report["problems"])
+    (sound,) = (tmp_path / "out/audio").glob("*.wav")
+    assert sound.stat().st_size > 1000
+    heard = write_lines(tmp_path / "asr.jsonl", [{"id": "AlpacaEval/a1", "text": "eight seven"}])
+    again = Request(output=tmp_path / "out", judge=judge, transcriber=[f"file:{heard}"], **options)
+    run_request(again, quiet=True)  # the replies are there; an engine more is no other evaluation
+    block = read_record(tmp_path / "out/report.json")["subsets"]["AlpacaEval"]
+    assert block["score"] == 80 and block["replies"] == {"asr": 1} and "asr_wer" in block
 
 
 @pytest.mark.slow

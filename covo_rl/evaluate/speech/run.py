@@ -8,7 +8,7 @@ Engines keep their answers by content, so that an interrupted evaluation asks on
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ def run_speech(request: Request, *, answerer: PolicyAnswerer | None = None, quie
     engines, inputs, options, notes = _checked(request, speech_set)
     request = replace(request, rewards="none")
     assert request.output is not None
-    ranks, settings = joined_ranks(), _settings(request, inputs, engines)
+    ranks, settings = joined_ranks(), _settings(request, inputs)
     with owned(request.output, ranks):
         check_folder(request.output, settings, ranks, overwrite=request.overwrite)
         if request.model is not None:
@@ -75,7 +75,7 @@ def run_speech(request: Request, *, answerer: PolicyAnswerer | None = None, quie
         if ranks.main:
             report, records = score_inputs(inputs, engines, options)
             problems = [*inputs.meta["problems"], *notes, *report.pop("problems")]
-            whole = {**_facts(speech_set), **settings, **report, "problems": problems}
+            whole = {**_facts(speech_set), **settings, **_scored_with(request), **report, "problems": problems}
             write_speech_report(whole, records, request.output, quiet=quiet)
 
 
@@ -200,27 +200,21 @@ def _phrases(specs: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]
     return options, problems
 
 
-def _settings(request: Request, inputs: SpeechInputs, engines: SpeechEngines) -> dict[str, Any]:
-    """What the figures depend on: a folder never mixes two."""
+def _settings(request: Request, inputs: SpeechInputs) -> dict[str, Any]:
+    """What the replies depend on: a folder never mixes two. Engines may change: they are asked again, and only they."""
     from covo_rl.evaluate.evaluation import evaluation_settings
 
-    record = engines.record()
-    prompts = record.pop("judge_prompts")
-    specs = {name: [entry["engine"], entry.get("version")] for name, entry in record.items()}
-    files = {name: [spec, file_sha256(spec.partition("=")[2])] for name, spec in _named(request.phrases or ())}
     if request.model is None:
-        known = {**inputs.meta, "set": inputs.speech_set.name}
+        known = {**inputs.meta, "set": inputs.speech_set.name, "packages": package_versions(["covo-rl"])}
     else:
         known = {**evaluation_settings(request, letter_inputs(inputs), AS_WRITTEN), "prompt": asdict(AS_WRITTEN)}
         known.pop("rewards")
         known |= {"voice": request.voice} if request.voice else {}
     known.pop("problems")
-    packages = {**known.get("packages", {}), **package_versions(["covo-rl", *_PACKAGES])}
-    return {
-        **known, **({"asked": specs} if specs else {}), **({"wordings": prompts} if prompts else {}),
-        **({"phrases": files} if files else {}), "packages": packages,
-    }  # fmt: skip
+    return known
 
 
-def _named(specs: Sequence[str]) -> list[tuple[str, str]]:
-    return [(spec.partition("=")[0], spec) for spec in specs]
+def _scored_with(request: Request) -> dict[str, Any]:
+    """What the scores depend on beside replies and engines."""
+    files = {spec.partition("=")[0]: [spec, file_sha256(spec.partition("=")[2])] for spec in request.phrases or ()}
+    return {**({"phrases": files} if files else {}), "scored_with": package_versions(list(_PACKAGES))}
