@@ -163,10 +163,16 @@ def test_a_judge_is_asked_of_what_is_said_and_nothing_else():
             asked.extend(prompts)
             verdicts = ["yes" if "3 and 5" in prompt else "no" for prompt in prompts]
             nonces = [re.findall(r'"nonce": "(\w+)"', prompt)[-1] for prompt in prompts]
-            return [json.dumps({"nonce": n, "rationale": "", "same": v}) for n, v in zip(nonces, verdicts, strict=True)]
+            return [
+                json.dumps({"nonce": n, "rationale": f"it is {v}", "same": v})
+                for n, v in zip(nonces, verdicts, strict=True)
+            ]
 
     given = columns("single", [3, 14, 14, None], ["3 and 5", " two", " ", None])
+    extra: dict[str, list[str]] = {}
+    given["log_extra"] = extra.__setitem__
     assert load_reward("content")(completions=[""] * 4, judge=Judge(), **given) == [1, 0, 0, 0]
+    assert extra["content_reason"][:2] == ["it is yes", "it is no"]
     assert len(asked) == 2 and all("three five" in prompt for prompt in asked)
 
 
