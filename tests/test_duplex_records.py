@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from covo_rl.duplex.features import FUNCTION_WORD, HUM, FeatureStream, Sound, draw_streams
-from covo_rl.duplex.records import TimingSounds, stop_text, timing_rows, timing_step_metrics
+from covo_rl.duplex.records import TimingSounds, stop_table, stop_text, timing_rows, timing_step_metrics
 from covo_rl.duplex.rollout import TimingStream, score_stops
 from covo_rl.records.folder import Run
 from covo_rl.records.monitor import advice
@@ -94,9 +94,12 @@ def test_what_failed_is_null_with_its_reason_and_what_does_not_judge_is_not_ther
 
 def test_a_step_has_the_figures_that_report_and_monitor_know():
     hold = TimingStream(id="h", kind="hold", first_chunk=0, decisions=4)
+    stops_PG = np.array([[3, 7, 8], [0, 4, 4]])
+    table = stop_table(
+        [*TOTALS, np.ones(5)], stops_PG, [*PARTS, {"hold_floor": np.ones(5)}], [{"content": "failed: it raised"}, {}]
+    )
     found = timing_step_metrics(
-        [STREAM, hold], [Z, torch.zeros(4)], [*TOTALS, np.ones(5)], np.array([[3, 7, 8], [0, 4, 4]]),
-        [*PARTS, {"hold_floor": np.ones(5)}], failures=[{"content": "failed: it raised"}, {}],
+        [STREAM, hold], [Z, torch.zeros(4)], stops_PG, table,
         losses={"timing_loss": 0.5, "kl": 12.0}, step=3, grad_norm=0.1,
     )  # fmt: skip
     assert (found["step"], found["grad_norm"], found["timing/loss"], found["timing/kl"], found["kl"]) == (
@@ -119,7 +122,8 @@ def _entropy(z_K):
 
 def test_a_run_that_learns_gets_no_advice():
     others = {"grad_norm": 0.5, "learning_rate": 1e-3, "losses": {"timing_loss": 0.1, "kl": 4.0}}
-    lines = [timing_step_metrics([STREAM], [Z], TOTALS, STOPS, PARTS, step=step, **others) for step in range(1, 40)]
+    table = stop_table(TOTALS, STOPS, PARTS)
+    lines = [timing_step_metrics([STREAM], [Z], STOPS, table, step=step, **others) for step in range(1, 40)]
     assert [str(piece) for piece in advice(lines)] == []
 
 

@@ -59,7 +59,7 @@ class ReplyReader:
         if not (chunks := options.reply_chunks(terms)):
             return None
         reward = options.reward
-        judge = judge_from_spec(reward.judge, False) if reward.judge else None
+        judge = judge_from_spec(reward.judge) if reward.judge else None
         return cls(family, ids, [term for term in terms if reads_reply(term)], chunks, reward.reward_timeout, judge)
 
     def read(

@@ -3,7 +3,7 @@
     sounds = TimingSounds(run.folder)
     kept = {stream.id: sounds.keep(stream, greedy_stop(z_K))}              of as many streams as one wants to hear
     run.log_rollouts(step, timing_rows(streams, z, totals, stops_PG, advantages_PG, parts, sounds=kept))
-    run.log_metrics(timing_step_metrics(streams, z, totals, stops_PG, parts, step=step, losses=metrics, ...))
+    run.log_metrics(timing_step_metrics(streams, z, stops_PG, table, step=step, losses=metrics, ...))
 
 Rows have the keys of all rollouts (records/steps.py), the columns that the rewards were given, and two more: `speech`,
 from when to when the model sounds, and in the first row of a group `timing`, which the report draws for all of it.
@@ -117,8 +117,7 @@ def timing_rows(
 
 
 def timing_step_metrics(
-    streams: Sequence[TimingStream], z: Sequence[torch.Tensor], totals: Sequence[np.ndarray], stops_PG: np.ndarray,
-    parts: Sequence[Mapping[str, np.ndarray]], *, failures: Sequence[Mapping[str, str]] = (),
+    streams: Sequence[TimingStream], z: Sequence[torch.Tensor], stops_PG: np.ndarray, table: RewardTable, *,
     losses: Mapping[str, float] | None = None, **others: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A line of metrics.jsonl after `others` (step, seconds, grad_norm, learning_rate, ...), by the names that report
@@ -128,7 +127,6 @@ def timing_step_metrics(
     decision, as elsewhere per token. `timing/entropy` is that of the stops, in nats. `none_NAME` counts rollouts that
     the component does not judge.
     """
-    table = stop_table(totals, stops_PG, parts, failures)
     lengths_PG = np.minimum(stops_PG + 1, [[stream.decisions] for stream in streams])
     logps = [stop_logps(z_K.detach().double()).cpu().numpy() for z_K in z]
     surprisal_PG = -np.array([logps_S[stops] for logps_S, stops in zip(logps, stops_PG, strict=True)])

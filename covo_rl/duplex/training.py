@@ -37,7 +37,7 @@ from covo_rl.train.guard import TrainingStopped, not_finite_parameters
 from covo_rl.train.learner import Learner
 from covo_rl.train.loop import Trainer
 from covo_rl.train.schedule import advance_schedule
-from covo_rl.types import Example, Group, Prompt
+from covo_rl.types import Example, Group, Prompt, RewardTable
 
 if TYPE_CHECKING:
     from covo_rl.models.base import AudioFamily
@@ -171,12 +171,14 @@ class GoldLearner(TimingLearner):
 
 @dataclass
 class TimingBatch:
-    """What a step did, over all ranks: P streams, their z (K,) before the update, stops (P, G) drawn from them."""
+    """What a step did, over all ranks: P streams, their z (K,) before the update, stops (P, G) drawn from them, what
+    stops of each stream earn, and in `table` those that were drawn."""
 
     questions: list[TimingQuestion]
     z: list[Tensor]
     stops_PG: np.ndarray
     rewards: list[StopRewards]
+    table: RewardTable
     advantages_PG: np.ndarray
 
 
@@ -242,18 +244,15 @@ class TimingTrainer(Trainer):
         table = stop_table(totals, stops_PG, parts, [scored.failures for scored in rewards])
         if problem := self.reward_failures.add([table]):
             raise TrainingStopped(f"step {self.step}: {problem}")
-        totals_PG = table.rewards_PG
-        advantages_PG, _ = by_sum(totals_PG, self.options.loss.scale_rewards)
-        return TimingBatch([self.questions[name] for name in names], z, stops_PG, rewards, advantages_PG)
+        advantages_PG, _ = by_sum(table.rewards_PG, self.options.loss.scale_rewards)
+        return TimingBatch([self.questions[name] for name in names], z, stops_PG, rewards, table, advantages_PG)
 
     def timing_metrics(self, batch: TimingBatch, losses: dict[str, float], clock: Clock) -> dict[str, Any]:
         """The step over all ranks, keyed as in metrics.jsonl."""
         norm, loss = losses.pop("grad_norm"), losses.pop("loss")
-        rewards = batch.rewards
         return timing_step_metrics(
-            [question.stream for question in batch.questions], batch.z, [scored.total_S for scored in rewards],
-            batch.stops_PG, [scored.parts for scored in rewards], failures=[scored.failures for scored in rewards],
-            losses=losses, step=self.step, epoch=self.sampler.epoch, loss=loss, grad_norm=norm,
+            [question.stream for question in batch.questions], batch.z, batch.stops_PG, batch.table, losses=losses,
+            step=self.step, epoch=self.sampler.epoch, loss=loss, grad_norm=norm,
             learning_rate=self.schedule.get_last_lr()[0], skipped_steps=self.guard.skipped, skipped_rows=0,
             seconds={"step": clock.total(), **clock.seconds},
         )  # fmt: skip
