@@ -4,9 +4,9 @@
 key `answer_prediction`.
 
 `mmar-rubrics` scores the reasoning (Interspeech 2026 Audio Reasoning Challenge, arXiv 2602.14224): 0 where that rule
-finds the answer wrong, else a judge (gpt-4o-2024-11-20, temperature 0, seed 42) gives the `thinking_prediction` points
-by the rubric of this very question, from 0.2 to 1 in steps of 0.2; of five calls the highest and the lowest are dropped
-and the other three averaged. A rubric is a field of each row of the file of 2026-02.
+finds the answer wrong, else a judge (gpt-4o-2024-11-20, temperature 0) scores the `thinking_prediction` by each
+criterion of this very question's rubric: the sum over the largest possible one. Of five calls the highest and the
+lowest are dropped and the other three averaged. A rubric is a field of each row of the file of 2026-02.
 """
 
 from __future__ import annotations

@@ -204,10 +204,16 @@ def mmau_pro(folder: Path) -> Path:
     return folder / "test.parquet"
 
 
+RUBRIC = [
+    {"name": "drops", "scoring_point": "It hears drops.", "choices": [0, 1]},
+    {"name": "rain", "scoring_point": "It concludes rain from them.", "choices": [0, 1, 2, 4]},
+]
+
+
 def mmar_rubrics(folder: Path) -> Path:
     rows = [
         {"id": f"q{i}", "audio_path": f"./audio/{i}.wav", "question": "why?", "choices": ["rain", "wind"],
-         "answer": "rain", "modality": "sound", "thinking": "drops", "cue": "drops fall", "rubric": "1. hears drops"}
+         "answer": "rain", "modality": "sound", "thinking": "drops fall", "cue": ["drops"], "rubric": RUBRIC}
         for i in range(2)
     ]  # fmt: skip
     for row in rows:

@@ -137,8 +137,8 @@ FORMS = {
     "word, Yes or No",
     "word, yes or no",
     "one space",
+    "a JSON list",
     "respond, resume",
-    "0.2, 0.4",
 }
 
 

@@ -23,7 +23,7 @@ for row in map(json.loads, sys.stdin):
     prompt = row["prompt"]
     if "[[3]]" in prompt: text = "[[4]]"
     elif "with one space between" in prompt: text = "4 8"
-    elif "0.2, 0.4" in prompt: text = "0.8"
+    elif "RUBRIC" in prompt: text = '[{"name": "drops", "score": 0}, {"name": "rain", "score": 4}]'
     elif "respond, resume" in prompt: text = "resume" if "hm" in prompt and "so it goes" in prompt else "unknown"
     elif "Yes or No" in prompt: text = "Yes"
     elif "yes or no" in prompt: text = "yes"

@@ -4,7 +4,7 @@
     uro_judgement(mode, replies, judged)      a row of URO-Bench: official and ours
     vstyle_score_text(reply)                  VStyle
     voicebench_letter, _refused, _rating, _majority
-    mmau_pro_rating(reply), rubric_score(...)
+    mmau_pro_rating(reply), rubric_points(reply, rubric), rubric_score(...)
 
 A Judgement holds two numbers. `official` is what the published script makes of the replies, None where it ends or asks
 again; `ours` is None where nothing that the scale allows was said: the row is missing, and counted as such.
@@ -12,19 +12,17 @@ again; `ours` is None where nothing that the scale allows was said: the row is m
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from covo_rl.evaluate.speech.fields import MalformedRow
 from covo_rl.rewards.rules.answers import interpret
 from covo_rl.types import shown, visible
 
-T = TypeVar("T")
-#: how often each set asks again when a reply cannot be read (ours: 3; VStyle's script makes up to 5 calls)
-RETRIES = {"rating": 3, "yes_no": 3, "vstyle": 4, "srt": 0}
 #: what the specification names of VoiceBench's 71 phrases; the whole list is the user's file
 REFUSALS = ("as an", "sorry")
 _LEADING = ("<1>", "<2>", "<3>")
@@ -33,21 +31,6 @@ _LEADING = ("<1>", "<2>", "<3>")
 class Judgement(NamedTuple):
     official: float | None
     ours: float | None
-
-
-def read_with_retries(ask: Callable[[], str], read: Callable[[str], T | None], retries: int) -> tuple[T | None, int]:
-    """The first reply that can be read, of at most 1 + `retries`, and how many were asked for.
-
-    >>> read_with_retries(iter(["perhaps", "4"]).__next__, read_rating, 3)
-    (4, 2)
-    """
-    for asked in range(1, retries + 2):
-        if (value := read(ask())) is not None:
-            return value, asked
-    return None, retries + 1
-
-
-# -- URO-Bench, and sets that are judged like it ----------------------------------------------------------------------
 
 
 def read_rating(reply: str, low: int = 1, high: int = 5) -> int | None:
@@ -196,6 +179,29 @@ def mmau_pro_rating(reply: str) -> Judgement:
     match = re.findall(r"\[\[\s*([1-5](?:\.\d+)?)\s*\]\]", reply) or re.findall(r"^\s*([1-5](?:\.\d+)?)\s*$", reply)
     score = float(match[-1]) if match and float(match[-1]) <= 5 else None
     return Judgement((3.0 if score is None else score) / 5, None if score is None else score / 5)
+
+
+def rubric_points(reply: str, rubric: Sequence[Mapping[str, Any]]) -> float | None:
+    """MMAR-Rubrics: the sum of the scores in the JSON list of a judge's reply, a {"name", "score"} for every
+    criterion in order. None where it is no such list, or a score is none of the criterion's `choices`.
+
+    >>> rubric_points('[{"name": "hears rain", "score": 1}]', [{"name": "hears rain", "choices": [0, 1]}])
+    1.0
+    """
+    match = re.search(r"\[\s*\{.*\}\s*\]", reply, re.DOTALL)
+    try:
+        given = json.loads(match[0] if match else reply)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(given, list) or len(given) != len(rubric):
+        return None
+    points = 0.0
+    for one, criterion in zip(given, rubric, strict=True):
+        score = one.get("score") if isinstance(one, Mapping) and "name" in one else None
+        if not isinstance(score, (int, float)) or score not in criterion["choices"]:
+            return None
+        points += score
+    return points
 
 
 def rubric_score(sums: Sequence[float | None], maximum: float, right: bool) -> Judgement:

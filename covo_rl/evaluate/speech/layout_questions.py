@@ -5,7 +5,8 @@ AIR-Bench   Foundation_meta.json or Chat_meta.json (a list), or a file of result
             (the reply); audio at TASK_DATASET/path, of Audio_Grounding as .flac
 MMAU-Pro    test.parquet: id?, audio_path (one or several), question, answer, choices, category, and of the category
             "instruction following" task_identifier, kwargs; model_output? (the reply)
-MMAR        MMAR-meta.jsonl: id, audio_path, question, choices, answer, rubric, thinking?, cue?
+MMAR        MMAR-meta.jsonl of 2026-02: id, audio_path, question, choices, answer, thinking? (how one comes to it), and
+            rubric, a list of criteria: name, scoring_point, choices (the scores that there are)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from covo_rl.data.read import printable
 from covo_rl.evaluate.speech.reading import SetReader
-from covo_rl.evaluate.speech.row_fields import RowFields
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
 from covo_rl.evaluate.speech.rows import SpokenRound
 from covo_rl.evaluate.speech.sets import Subset
 
@@ -96,12 +97,23 @@ def read_mmar_rubrics(reader: SetReader) -> None:
         for fields in reader.lines(path, "audio_path"):
             choices = fields.texts("choices")
             answer = fields.text("answer")
-            rubric = fields.values.get("rubric")
-            if not isinstance(rubric, (str, list, dict)) or not rubric:
-                fields.wrong(
-                    f"rubric is {printable(rubric)}: the file of 2026-02 (MMAR-meta.jsonl) has one in each row"
-                )
+            columns = {"rubric": _rubric(fields), "thinking": fields.maybe("thinking")}
             if answer not in choices and not fields.failed:
                 fields.wrong(f"answer {printable(answer)} is not among its choices")
             rounds = [SpokenRound(fields.clip("audio_path"), fields.text("question"), answer)]
-            reader.add(fields, subset, rounds, row_id=fields.text("id"), choices=choices)
+            reader.add(fields, subset, rounds, row_id=fields.text("id"), choices=choices, columns=columns)
+
+
+def _rubric(fields: RowFields) -> list[dict[str, Any]]:
+    if not fields.has("rubric"):
+        fields.wrong("no rubric: the file of 2026-02 (MMAR-meta.jsonl of the repository) has one in each row")
+        return []
+    rubric = []
+    for part in fields.parts("rubric"):
+        scores = part.values.get("choices")
+        if not isinstance(scores, list) or not scores or not all(is_finite(score) and score >= 0 for score in scores):
+            part.wrong(f"choices is {printable(scores)}, not a list of scores from 0 on")
+        rubric.append({"name": part.text("name"), "scoring_point": part.text("scoring_point"), "choices": scores})
+    if not fields.failed and not any(max(criterion["choices"]) for criterion in rubric):
+        fields.wrong("rubric is worth 0 points")
+    return rubric

@@ -106,7 +106,8 @@ def _reasoned(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
     one, verdict = evidence.said[row.name][place], evidence.verdict(row, place)
     right = is_answer_right(row, one)
     sums = [float(value) for value in verdict.values] if verdict else []
-    return {"sums": sums, "maximum": 1.0, "right": right, "why": verdict.missing if verdict else one.why}
+    maximum = float(sum(max(criterion["choices"]) for criterion in row.columns["rubric"]))
+    return {"sums": sums, "maximum": maximum, "right": right, "why": verdict.missing if verdict else one.why}
 
 
 def _emotional(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:

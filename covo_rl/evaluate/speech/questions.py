@@ -24,6 +24,7 @@ from covo_rl.evaluate.speech.judged import (
     mmau_pro_rating,
     read_rating,
     read_yes_no,
+    rubric_points,
     voicebench_rating,
     vstyle_score,
 )
@@ -40,7 +41,7 @@ from covo_rl.evaluate.speech.votes import (
 from covo_rl.types import Clip
 
 RUBRIC_VOTES = 5  # of MMAR-Rubrics, of which the lowest and the highest are dropped
-RUBRIC_POINTS = ("0.2", "0.4", "0.6", "0.8", "1.0", "1")
+RUBRIC_SAMPLING = {"temperature": 0.0, "max_tokens": 2048}
 BEHAVIOURS = ("respond", "resume", "uncertain", "unknown")
 SWAPPED = "swapped"
 
@@ -69,10 +70,6 @@ def _yes_no(reply: str) -> str | None:
     return reply if reply.lower() in ("yes", "no") else None
 
 
-def _points(reply: str) -> float | None:
-    return float(reply) if reply.strip() in RUBRIC_POINTS else None
-
-
 def _behaviour(reply: str) -> str | None:
     return word if (word := reply.strip().lower()) in BEHAVIOURS else None
 
@@ -90,7 +87,7 @@ JUDGED: dict[str, JudgeTask] = {
     "voicebench_open": _asked_thrice("voicebench-open", voicebench_rating),
     "voicebench_qa": _asked_thrice("voicebench-qa", _yes_no),
     "mmau_pro_open": JudgeTask("mmau-pro-open", lambda reply: mmau_pro_rating(reply).ours),
-    "mmar_rubrics": JudgeTask("mmar-rubric", _points, RUBRIC_VOTES),
+    "mmar_rubrics": JudgeTask("mmar-rubric", str, RUBRIC_VOTES, RUBRIC_SAMPLING),  # read by the row's own rubric
     "fdb_interruption": JudgeTask("fdb-relevance", partial(read_rating, low=0)),
     "fdb_overlap": JudgeTask("fdb-behaviour", _behaviour),
 }
@@ -161,7 +158,8 @@ def judge_questions(row: SpeechItem, said: Sequence[Said], prompt: JudgePrompt) 
                 filled = prompt.fill(**{**fields, "first": first, "second": second})
                 yield JudgeQuestion(sound_id(row, place, part), filled)
         else:
-            yield JudgeQuestion(sound_id(row, place), prompt.fill(**fields), clips)
+            read = partial(rubric_points, rubric=row.columns["rubric"]) if row.kind == "mmar_rubrics" else None
+            yield JudgeQuestion(sound_id(row, place), prompt.fill(**fields), clips, read)
 
 
 def _is_judged(row: SpeechItem, one: Said) -> bool:
@@ -210,15 +208,20 @@ def _fields(row: SpeechItem, said: Sequence[Said], place: int) -> dict[str, str]
     return {
         "question": turn.text or "(spoken, of which there is no transcript)",
         "reference": turn.reference or "none",
-        "reply": one.thinking or "none" if row.kind == "mmar_rubrics" else one.text or "",
+        "reply": f"{one.thinking or ''} The answer is {one.text}." if row.kind == "mmar_rubrics" else one.text or "",
         "dialogue": "\n".join(earlier) or "none",
         "emotion": str(columns.get("emotion") or "not given"),
         "instruction_type": str(columns.get("ability") or "").rpartition("/")[2],
         "input_instruction": turn.text or "",
         "facts": _text(columns.get("meta_info")),
         "context": turn.reference or "none",
-        "rubric": _text(columns.get("rubric")),
+        "rubric": _criteria(columns.get("rubric", ())),
+        "ideal": _text(columns.get("thinking")),
     }
+
+
+def _criteria(rubric: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(f"- {one['name']} (score {_text(one['choices'])}): {one['scoring_point']}" for one in rubric)
 
 
 def _text(value: Any) -> str:

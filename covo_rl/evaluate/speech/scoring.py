@@ -14,7 +14,7 @@ from covo_rl.evaluate.speech.engines import SpeechEngines
 from covo_rl.evaluate.speech.fields import MalformedRow
 from covo_rl.evaluate.speech.hearing import TIMED, Said, round_count
 from covo_rl.evaluate.speech.material import Evidence, Scored, material
-from covo_rl.evaluate.speech.questions import BEHAVIOURS, SWAPPED
+from covo_rl.evaluate.speech.questions import BEHAVIOURS, SWAPPED, is_answer_right
 from covo_rl.evaluate.speech.rows import SpeechItem
 from covo_rl.evaluate.speech.sets import KINDS, Subset
 from covo_rl.evaluate.speech.tasks import score_set
@@ -140,7 +140,8 @@ def _record(row: SpeechItem, evidence: Evidence, score: float | None, why: str) 
 
 def more_figures(subset: Subset, rows: Sequence[SpeechItem], evidence: Evidence) -> dict[str, Any]:
     """UTMOS of the replies' sound, the error rate of that sound against the model's own text, the relevance of what was
-    said after an interruption: each where there is something to compute it from."""
+    said after an interruption, the accuracy of answers whose reasoning is scored: each where there is something to
+    compute it from."""
     figures: dict[str, Any] = {}
     if natural := list(_naturalness(rows, evidence)):
         figures["utmos"] = answered_block(natural)
@@ -155,6 +156,10 @@ def more_figures(subset: Subset, rows: Sequence[SpeechItem], evidence: Evidence)
         asked = [verdict for verdict in verdicts if verdict is not None]
         if asked:
             figures["relevance"] = answered_block([float(v.values[0]) if v.values else None for v in asked])
+    if subset.kind == "mmar_rubrics":
+        answers = [(row, one) for row in rows for one in evidence.said[row.name] if one.text is not None]
+        right = [float(is_answer_right(row, one)) for row, one in answers]
+        figures["accuracy"] = answered_block(right, scale=100, share=True)
     if subset.kind == "fdb_overlap" and (found := _behaviours(rows, evidence)):
         figures["behaviour"] = found
     if KINDS[subset.kind].task in TIMED:

@@ -25,11 +25,13 @@ OFFICIAL_VOTES = 3
 
 @dataclass(frozen=True)
 class JudgeQuestion:
-    """A row's filled prompt, and the clips that a judge who hears is sent: the reply last."""
+    """A row's filled prompt, and the clips that a judge who hears is sent: the reply last. `read`: the rule of this one
+    question's replies, where it is not the set's."""
 
     id: str
     prompt: str
     clips: Sequence[Clip] = ()
+    read: Callable[[str], Any] | None = None
 
 
 @dataclass
@@ -128,7 +130,7 @@ def _ask(
             result.kind, result.missing, result.unread = "failed", why, ""
             continue
         try:
-            value = read(reply)
+            value = (question.read or read)(reply)
         except ValueError:
             value = None
         if value is None:
