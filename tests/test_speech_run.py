@@ -142,6 +142,44 @@ def test_vstyle_is_heard_by_its_judge_and_weighed_by_language(tmp_path, judge):
     assert next(row for row in report["published"] if row["name"] == "zh")["ours"] == 4
 
 
+VOICE = """
+import json, sys, wave
+for row in map(json.loads, sys.stdin):
+    with wave.open(row["path"], "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", "")), file.writeframes(bytes(8000) if row["text"] != "mute" else b"")
+    print(json.dumps({"id": row["id"]}), open("said.txt", "a").write(row["text"] + chr(10)) and "")
+"""
+EAR = """
+import json, sys
+for row in map(json.loads, sys.stdin):
+    print(json.dumps({"id": row["id"], "text": "[[2]]" if "neutral" in row["paths"][-1] else "[[4]]"}))
+"""
+
+
+def test_the_same_words_in_a_neutral_voice_stand_beside_a_style(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "voice.py").write_text(VOICE), (tmp_path / "ear.py").write_text(EAR)
+    data = write_layout("vstyle", tmp_path / "data")
+    inputs = inputs_of("vstyle", data)
+    lines = with_audio(inputs, tmp_path / "sounds")
+    for line, text in zip(lines, ("one", "one", "two", "mute", "three", ""), strict=True):
+        line["reply_text"] = text
+    options = {"audio_judge": f"command:{sys.executable} ear.py", "neutral_voice": f"command:{sys.executable} voice.py"}
+    report = evaluate(tmp_path, "vstyle", data, lines, **options)
+    angry = report["subsets"]["en/empathy/anger"]
+    assert angry["score"] == 4 and angry["neutral_voice"]["score"] == 2
+    missing = [block.get("neutral_voice", {}).get("missing") for block in report["subsets"].values()]
+    assert missing == [0, 0, None, 1], "what has no text, or no sound, is missing: nothing is guessed"
+    assert report["groups"]["en"]["neutral_voice"]["score"] == 2 and report["groups"]["en"]["score"] == 4
+    assert "neutral_voice 2.00" in (tmp_path / "out/report.md").read_text()
+    assert (tmp_path / "said.txt").read_text().split() == ["two", "one", "three", "mute", "mute"], "each text once"
+    again = evaluate(tmp_path, "vstyle", data, lines, **options)
+    assert again["subsets"] == report["subsets"]
+    assert (tmp_path / "said.txt").read_text().split()[5:] == ["mute", "mute"], "what was said is kept"
+    with pytest.raises(EvalInputError, match="no row of MMAR-Rubrics is judged by an audio judge"):
+        run_set(tmp_path, "mmar-rubrics", None, neutral_voice="command:python")
+
+
 def test_full_duplex_bench_by_words_and_by_the_turns_of_a_session(tmp_path, judge):
     data = write_layout("full-duplex-bench", tmp_path / "data")
     inputs = inputs_of("full-duplex-bench", data)

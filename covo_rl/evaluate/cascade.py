@@ -104,7 +104,7 @@ class CascadeAnswerer:
                 )
         paths = {line["id"]: Path(line["path"]) for line in lines}
         owners = [group.prompt.example for group in groups for _ in group.rollouts]
-        spoken = iter(_whole("voice", self.voice.ask(lines, lambda answer: _spoken_file(paths[answer["id"]])), owners))
+        spoken = iter(_whole("voice", self.voice.ask(lines, lambda answer: spoken_file(paths[answer["id"]])), owners))
         return [
             replace(group, rollouts=tuple(
                 SpokenRollout((), (), r.text, "stop", r.think, r.answer, r.problems, audio=f"audio/{next(spoken)}")
@@ -127,7 +127,7 @@ def _file_name(name: str) -> str:
     return f"{re.sub('[^A-Za-z0-9_-]', '_', name)[:60]}-{digest}"
 
 
-def _spoken_file(path: Path) -> str:
+def spoken_file(path: Path) -> str:
     """The name of a file that a voice has written. Raises ValueError: it is not there, or no sound."""
     try:
         decode(Clip(path=str(path)))
@@ -188,7 +188,7 @@ def _parts(model: str) -> tuple[dict[str, Any], SpeechListener, Any, Program | N
     content = typed_values(KEYS, raw, problems, path)
     problems += [f"{path}: {name} is missing" for name in ("transcriber", "llm") if not content.get(name)]
     made: dict[str, Any] = {}
-    makers = {"transcriber": listener_from_spec, "llm": judge_from_spec, "voice": _voice}
+    makers = {"transcriber": listener_from_spec, "llm": judge_from_spec, "voice": voice_from_spec}
     for name, make in makers.items():
         try:
             made[name] = make(content[name]) if content.get(name) else None
@@ -199,7 +199,8 @@ def _parts(model: str) -> tuple[dict[str, Any], SpeechListener, Any, Program | N
     return content, made["transcriber"], made["llm"], made["voice"]
 
 
-def _voice(spec: str) -> Program:
+def voice_from_spec(spec: str) -> Program:
+    """A voice. Raises RewardError: it is no command:PROGRAM, or there is no such program."""
     kind, _, rest = spec.partition(":")
     if kind != "command" or not rest:
         raise RewardError(f"{spec!r} has no voice: write command:PROGRAM")

@@ -109,6 +109,9 @@ class Request:
     judge_prompt: Annotated[list[str] | None, typer.Option(help="NAME=FILE: a published wording of a judge")] = None
     phrases: Annotated[list[str] | None, typer.Option(help="VoiceBench's lists: mcq=FILE, refusal=FILE")] = None
     voice: Annotated[str | None, typer.Option(help="decoder folder that makes sound of spoken replies")] = None
+    neutral_voice: Annotated[
+        str | None, typer.Option(help="command:PROGRAM that says replies again: what an audio judge makes of the words")
+    ] = None
     allow_outside_audio: Annotated[bool, typer.Option("--allow-outside-audio", help="paths may leave --audio-dir")] = (
         False
     )
@@ -175,6 +178,7 @@ class Request:
         """Options that only a set of speech has."""
         names = (
             "subset", "judge", "audio_judge", "transcriber", "scorer_model", "judge_prompt", "phrases", "voice",
+            "neutral_voice",
         )  # fmt: skip
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
         return [f"{', '.join(given)}: only for a set of speech (covo-rl eval --list)"] if given else []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.data.files import file_sha256
-from covo_rl.evaluate.cascade import is_cascade
+from covo_rl.evaluate.cascade import is_cascade, voice_from_spec
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.sets import FILES, EvalInputError, load_set
 from covo_rl.evaluate.speech.engines import SpeechEngines, speech_engines
@@ -23,6 +23,7 @@ from covo_rl.evaluate.speech.groups import group_figures, published_figures, uro
 from covo_rl.evaluate.speech.hearing import hear_replies
 from covo_rl.evaluate.speech.inputs import SpeechInputs, read_speech_inputs
 from covo_rl.evaluate.speech.material import Evidence
+from covo_rl.evaluate.speech.neutral import add_neutral_voice, is_judged_by_ear
 from covo_rl.evaluate.speech.questions import ask_judges
 from covo_rl.evaluate.speech.report import write_speech_report
 from covo_rl.evaluate.speech.scoring import score_subset
@@ -30,6 +31,7 @@ from covo_rl.evaluate.speech.sets import KINDS, SpeechSet
 from covo_rl.evaluate.speech.sounds import ask_scorers
 from covo_rl.evaluate.speech.votes import JudgeCounts
 from covo_rl.records.folder import package_versions
+from covo_rl.rewards.specs import RewardError
 
 if TYPE_CHECKING:
     from covo_rl.evaluate.answer import PolicyAnswerer
@@ -62,6 +64,7 @@ def run_speech(request: Request, *, answerer: PolicyAnswerer | None = None, quie
     speech_set = load_set(str(request.set_))
     assert isinstance(speech_set, SpeechSet)
     engines, inputs, options, notes = _checked(request, speech_set)
+    voice = voice_from_spec(request.neutral_voice) if request.neutral_voice else None
     request = replace(request, rewards="none")
     assert request.output is not None
     ranks, settings = joined_ranks(), _settings(request, inputs)
@@ -74,6 +77,9 @@ def run_speech(request: Request, *, answerer: PolicyAnswerer | None = None, quie
             claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
         if ranks.main:
             report, records = score_inputs(inputs, engines, options)
+            if voice is not None:
+                folder = request.output / "neutral"
+                add_neutral_voice(report, records, inputs, voice, folder, lambda own: score_inputs(own, engines))
             problems = [*inputs.meta["problems"], *notes, *report.pop("problems")]
             whole = {**_facts(speech_set), **settings, **_scored_with(request), **report, "problems": problems}
             write_speech_report(whole, records, request.output, quiet=quiet)
@@ -145,6 +151,8 @@ def _checked(
             audio_dir=request.audio_dir, limit=request.limit, allow_outside=request.allow_outside_audio,
         )  # fmt: skip
         problems += _package_problems(inputs)
+        if request.neutral_voice:
+            problems += _neutral_problems(request.neutral_voice, inputs)
         if request.predictions is not None and not inputs.replies:
             problems.append(f"--predictions {request.predictions}: no reply to any of the {len(inputs.rows)} rows")
         if request.model is not None:
@@ -166,6 +174,16 @@ def _option_problems(request: Request, speech_set: SpeechSet) -> list[str]:
     elif request.voice is not None and is_cascade(request.model):
         problems.append("--voice: a cascade names its own voice")
     return problems
+
+
+def _neutral_problems(spec: str, inputs: SpeechInputs) -> list[str]:
+    if not any(map(is_judged_by_ear, inputs.rows)):
+        return [f"--neutral-voice: no row of {inputs.speech_set.title} is judged by an audio judge"]
+    try:
+        voice_from_spec(spec)
+    except RewardError as error:
+        return [f"--neutral-voice: {error}"]
+    return []
 
 
 def _package_problems(inputs: SpeechInputs) -> list[str]:
