@@ -320,6 +320,16 @@ def test_a_list_of_phrases_is_the_users(tmp_path, judge):
     assert report["subsets"]["advbench"]["official"] == 0
 
 
+def test_reasoning_counts_where_the_answer_is_right_and_a_missing_reply_nowhere(tmp_path, judge):
+    data = write_layout("mmar-rubrics", tmp_path / "data")
+    wrong = {"id": "q0", "reply_text": "wind", "thinking_prediction": "drops fall, so rain"}
+    block = evaluate(tmp_path, "mmar-rubrics", data, [wrong], judge=judge)["subsets"]["mmar-rubrics"]
+    assert (block["score"], block["accuracy"]["score"], block["n"], block["missing"]) == (0, 0, 2, 1)
+    right = {"id": "q1", "answer_prediction": "It is rain.", "thinking_prediction": "drops fall"}
+    block = evaluate(tmp_path, "mmar-rubrics", data, [right], judge=judge, overwrite=True)["subsets"]["mmar-rubrics"]
+    assert (block["score"], block["accuracy"]["score"], block["missing"]) == (pytest.approx(80), 100, 1)
+
+
 def test_the_report_is_the_same_when_run_again_and_asks_nothing(tmp_path, judge):
     first = run_set(tmp_path, "mmar-rubrics", judge)
     (tmp_path / "judge.py").touch()

@@ -104,6 +104,8 @@ def _followed(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
 
 def _reasoned(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
     one, verdict = evidence.said[row.name][place], evidence.verdict(row, place)
+    if one.text is None:  # the official script is given replies alone
+        return one.why
     right = is_answer_right(row, one)
     sums = [float(value) for value in verdict.values] if verdict else []
     maximum = float(sum(max(criterion["choices"]) for criterion in row.columns["rubric"]))
