@@ -309,7 +309,7 @@ def test_a_second_of_words_is_exactly_enough_and_three_words_are_not():
     [
         ({"kind": "turn", "segments": [{"timestamp": [0, 1], "words": []}], "timestamps": TIMES}, "no 'text'"),
         ({"kind": "turn", "segments": [3], "timestamps": TIMES}, "item 0 of segments is 3"),
-        ({"kind": "turn", "segments": [segment(3, 5)], "timestamps": {**TIMES, "user_start": None}}, "'user_start' is"),
+        ({"kind": "turn", "segments": [segment(1, 5)], "timestamps": {**TIMES, "user_start": None}}, "'user_start' is"),
         ({"kind": "turn", "segments": [{**segment(3, 5), "words": [None]}], "timestamps": TIMES}, "'start' is None"),
         ({"kind": "nap", "segments": [], "timestamps": TIMES}, "kind 'nap'; MTR-DuplexBench has turn"),
         ({"kind": "turn", "segments": [], "timestamps": None}, "'timestamps' is None"),

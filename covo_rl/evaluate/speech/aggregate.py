@@ -108,10 +108,10 @@ def group_blocks(
 
 
 def uro_set_score(last_line: Mapping[str, Any]) -> float:
-    """Of the last line of a set's result file: its final_score, or for Repeat what ok_rate and WER make."""
-    if "final_score" in checked(last_line, "a last line", Mapping):
-        return field(last_line, "final_score", float)
-    return repeat_score(field(last_line, "ok_rate", float), field(last_line, "final_WER_for_ok_case", float))
+    """Of the last line of a set's result file: for Repeat what ok_rate and WER make, else its final_score."""
+    if "ok_rate" in checked(last_line, "a last line", Mapping):
+        return repeat_score(field(last_line, "ok_rate", float), field(last_line, "final_WER_for_ok_case", float))
+    return field(last_line, "final_score", float)
 
 
 def uro_conclusion(
@@ -194,5 +194,12 @@ def _weighted(means: Mapping[str, float], weights: Mapping[str, float]) -> tuple
 
 
 def _mean_of_numbers(scores: Sequence[float]) -> float:
+    """Added with Kahan's compensation, as pandas adds groups whose rows are mixed: how a tie is printed rests on it."""
     known = [score for score in scores if not isnan(score)]
-    return sum(known) / len(known) if known else float("nan")
+    total = lost = 0.0
+    for score in known:
+        added = score - lost
+        lost = total + added - total - added
+        lost = 0.0 if isnan(lost) else lost  # after an infinite score
+        total += added
+    return total / len(known) if known else float("nan")

@@ -38,19 +38,28 @@ def air_choice(row: Mapping[str, Any]) -> bool | None:
     False
 
     Raises:
-        OfficialStop: the response is no text, or the key not among the options (told only where a letter was read).
+        OfficialStop: the response is no text; or, told only where a letter was read, the key is not among the options,
+            or choice_a or choice_b is not there and none before it is the key.
         MalformedRow: no response, or no key.
     """
-    if "response" in row and not isinstance(row["response"], str):
-        raise OfficialStop("AttributeError")
-    text = field(row, "response", str).strip().replace("\n", "")
+    text = _text(row, "response").strip().replace("\n", "")
     letter = None if text in ("", "None") else leading_letter(text)
     if letter is None:
         return None
-    key, options = field(row, "answer_gt", str), [row.get(f"choice_{name}") for name in "abcd"]
-    if key not in options:
-        raise OfficialStop("exit 1")
-    return options.index(key) == letter
+    key = field(row, "answer_gt", object)
+    for place, name in enumerate(("choice_a", "choice_b", "choice_c", "choice_d")):
+        if place < 2 and name not in row:
+            raise OfficialStop("KeyError")
+        if row.get(name) == key:
+            return place == letter
+    raise OfficialStop("exit 1")
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    """What the scripts strip; anything else but text ends them there."""
+    if name in row and not isinstance(row[name], str):
+        raise OfficialStop("AttributeError")
+    return field(row, name, str)
 
 
 def air_foundation(rows: Sequence[Mapping[str, Any]], *, strict: bool = True) -> dict[str, Any]:
@@ -102,13 +111,13 @@ def air_chat(rows: Sequence[Mapping[str, Any]], *, swapped: bool, strict: bool =
     in a `swapped` file the first above the second. `success_num` counts what splits in two, numbers or not.
 
     Raises:
-        OfficialStop: a group without a score (strict).
+        OfficialStop: a judge's reply that is no text, or a group without a score (strict).
         MalformedRow: a task that AIR-Bench does not have, or a row without the judge's reply.
     """
     pairs: dict[str, list[tuple[int, int]]] = {group: [] for group in CHAT_GROUPS}
     failed = split = 0
     for row in rows:
-        name, reply = field(row, "task_name", str), field(row, "gpt-score", str)
+        name, reply = field(row, "task_name", str), _text(row, "gpt-score") if strict else field(row, "gpt-score", str)
         if name not in CHAT_TASKS:
             raise MalformedRow(f"task_name {visible(shown(name))}; AIR-Bench chat has {', '.join(CHAT_TASKS)}")
         pair = air_pair(reply)

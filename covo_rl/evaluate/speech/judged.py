@@ -104,7 +104,7 @@ def vstyle_score_text(reply: str) -> str:
     ('3.5', '')
     """
     closed = reply[: reply.rfind("]]") + 2] if "]]" in reply else ""  # an open [[ without an end would be sought anew
-    said = [*reversed(re.findall(r"\[\[(.*?)]]", closed, flags=re.DOTALL)), reply]
+    said = [*reversed(re.findall(r"\[\[(.*?)]]", closed, flags=re.DOTALL)), reply.strip()]
     return next((text.strip() for text in said if as_float(text) is not None), "")
 
 
@@ -158,16 +158,19 @@ def voicebench_rating(reply: object) -> float | None:
 
 
 def voicebench_majority(replies: Sequence[str]) -> bool | None:
-    """Of three: True where most are exactly "yes" after lower(); None where no answer leads (there the script's verdict
-    depends on the order of a set).
+    """Of three: True where most are exactly "yes" after lower(); None where "yes" leads with others (there the script's
+    verdict depends on the order of a set).
 
     >>> voicebench_majority(["Yes", "yes", "No"]), voicebench_majority(["Yes.", "yes", "no"])
     (True, None)
+    >>> voicebench_majority(["Yes.", "no", "unsure"])
+    False
     """
     if not replies:
         raise MalformedRow("a row of VoiceBench's qa has no reply of the judge")
-    (first, votes), *others = Counter(reply.lower() for reply in replies).most_common(2)
-    return None if others and others[0][1] == votes else first == "yes"
+    votes = Counter(reply.lower() for reply in replies)
+    leaders = [answer for answer, count in votes.items() if count == max(votes.values())]
+    return None if "yes" in leaders and len(leaders) > 1 else "yes" in leaders
 
 
 # -- MMAU-Pro and MMAR-Rubrics ---------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def _voicebench(row: Row) -> dict[str, Any]:
     scores = [voicebench_rating(reply) for reply in replies]
     known = [score for score in scores if score is not None]
     if len(known) < len(scores):
-        return {"official_mean": "raises NotImplementedError"}
+        is_text = isinstance(replies[scores.index(None)], str)
+        return {"official_mean": f"raises {'NotImplementedError' if is_text else 'TypeError'}"}
     return {"official_mean": fmean(known) if known else float("nan")}
 
 

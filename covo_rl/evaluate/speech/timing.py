@@ -186,13 +186,19 @@ def mtr_verdict(kind: str, segments: Sequence[Segment], times: Mapping[str, Any]
         timed = True
     return {
         "success": int((timed or kind == "background") and _MTR_RULES[kind](segments, times)),
-        "latency": _mtr_latency(segments, after, model_start) if timed else 0,
-        "frequency": _mtr_frequency(segments) if timed else 0,
+        "latency": float(_mtr_latency(segments, after, model_start)) if timed else 0.0,
+        "frequency": float(_mtr_frequency(segments)) if timed else 0.0,
     }
 
 
 def _silent(segments: Sequence[Segment], times: Mapping[str, Any], start: str, end: str, longer: float = 0.0) -> bool:
-    return not segments or not speaks(segments, field(times, start, float), field(times, end, float) + longer)
+    """The start is not asked for, as in the script, where no segment begins or ends before the end."""
+    if not segments:
+        return True
+    till = field(times, end, float) + longer
+    return all(min(_mtr_times(segment)) >= till for segment in segments) or not speaks(
+        segments, field(times, start, float), till
+    )
 
 
 def _turn(segments: Sequence[Segment], times: Mapping[str, Any], before: str = "user") -> bool:
@@ -215,7 +221,7 @@ def _background(segments: Sequence[Segment], times: Mapping[str, Any], tolerance
     start, end = field(times, "background_start", float) + 0.3, field(times, "background_end", float)
     for segment in segments if start < end else ():
         first, last = _mtr_times(segment)
-        if not first <= start or not end <= last - tolerance:
+        if not first <= start or not end <= last - tolerance or not segment.get("words"):
             continue
         touching = (word for word in _mtr_words(segment) if word[1] > start and word[0] < end + tolerance)
         words = sorted(touching, key=lambda word: word[0])
