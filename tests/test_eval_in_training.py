@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from speech_layouts import write_layout
@@ -15,6 +16,7 @@ from covo_rl.evaluate.evaluation import run_request
 from covo_rl.evaluate.in_training import InTrainingSet, read_in_training_sets
 from covo_rl.evaluate.runner import Request
 from covo_rl.export.adapter import save_policy
+from covo_rl.run.observers import Evaluator
 from covo_rl.run.session import Session
 
 CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "tiny.yaml"
@@ -111,6 +113,22 @@ def test_the_figures_are_those_of_the_command_on_the_saved_policy(watched, quest
     run_request(spoken, quiet=True)
     blocks = read_record(tmp_path / "a" / "report.json")["subsets"]
     assert {n: rows[1][f"eval/asr/{n}/score"] for n in blocks} == {n: block["score"] for n, block in blocks.items()}
+
+
+def test_without_held_out_rows_sets_are_measured_alone_and_choose_no_best_checkpoint():
+    def figures(*arguments):
+        return {"eval/mmar/accuracy": 0.4}
+
+    options = parse_options(["--eval-set", "mmar=a.jsonl", "--eval-every", "2"])
+    session = SimpleNamespace(options=options, held_out=[], eval_sets=[SimpleNamespace(figures=figures)], terms=(),
+                              policy=None, clips=None, ranks=None, current_engine=lambda: None)  # fmt: skip
+    rows = [{"step": step, "seconds": {}} for step in (1, 2)]
+    for row in rows:
+        Evaluator(session).measure(row)  # type: ignore[arg-type]
+    assert [row.get("eval/mmar/accuracy") for row in rows] == [None, 0.4] and "eval_accuracy" not in rows[1]
+    options.train.keep_best = True
+    with pytest.raises(ConfigError, match="keep_best, which an eval_set has no part in: no row is held out"):
+        Evaluator(session)  # type: ignore[arg-type]
 
 
 # -- entries -----------------------------------------------------------------------------------------------------------

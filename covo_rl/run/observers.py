@@ -60,8 +60,10 @@ class Evaluator(Observer):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        if (every := session.options.eval.eval_every) and not (session.held_out or session.eval_sets):
-            raise ConfigError([f"eval_every {every}: no row is held out; give eval_data, or raise eval_fraction"])
+        every, best = session.options.eval.eval_every, session.options.train.keep_best
+        if every and not session.held_out and (best or not session.eval_sets):
+            what = "keep_best, which an eval_set has no part in" if session.eval_sets else f"eval_every {every}"
+            raise ConfigError([f"{what}: no row is held out; give eval_data, or raise eval_fraction"])
 
     def measure(self, metrics: dict[str, Any]) -> None:
         session, start, title = self.session, time.perf_counter(), f"step {metrics['step']}"
