@@ -6,6 +6,7 @@ Importing it pulls in no torch; `parse` does, through TRL's parser.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -68,6 +69,14 @@ LIMITS = {
 
 #: in no file name, variable or prompt; from \udc80 on stand bytes of a file name that is not UTF-8
 _UNFIT = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")
+
+
+class Several(argparse.Action):
+    """A flag that may be given more than once: its first value replaces the default, each further one is added."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        there = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if there is self.default else there), *values])
 
 
 def option(default: Any, help: str, choices: list[str] | None = None, **more: Any) -> Any:
@@ -325,6 +334,10 @@ class EvalConfig:
 
     evaluate: bool = option(True, "evaluate before and after training")
     eval_every: int = option(0, "steps between evaluations; 0 is off")
+    eval_set: list[str] = option(
+        [], "sets of `covo-rl eval` that are measured at the same steps, one or several: NAME, NAME=DATA, "
+        "NAME=DATA,audio_dir=DIR,limit=N ... (docs/evaluation.md)", action=Several,
+    )  # fmt: skip
     eval_num_generations: int = option(1, "sampled completions per held-out row")
     eval_batch_size: int = option(64, "rows decoded at once")
     listen_every: int = option(0, "steps between two looks whether the policy listens: accuracy with silence; 0 is off")
@@ -510,6 +523,9 @@ def _contradictions(options: Options) -> list[str]:
          f"recompute {train.recompute} has no effect without gradient_checkpointing"),
         (options.data.data == SPOKEN_SET or not (options.data.data or "").startswith("builtin:"),
          f"data {options.data.data!r:.80}: there is {SPOKEN_SET}; without `data` the built-in sounds are asked"),
+        (bool(options.eval.eval_every) or not options.eval.eval_set,
+         f"eval_set {' '.join(options.eval.eval_set):.80}: without eval_every, the steps between evaluations, it would "
+         "never be measured"),
         (not (train.overwrite and train.resume), "overwrite replaces the run that resume continues: choose one"),
         (train.lr_scheduler_type in SCHEDULES,
          f"lr_scheduler_type {train.lr_scheduler_type!r:.80}: choose one of {' '.join(SCHEDULES)}"),

@@ -141,11 +141,11 @@ def test_a_history_of_an_older_version_is_read():
 
 def test_what_a_reward_logs_is_not_taken_for_a_measurement_of_the_run():
     table = RewardTable(("accuracy",), np.ones(1), np.ones((1, 2, 1)), np.ones((1, 2)),
-                        metrics={"kl": 9.0, "listen_real": 0.5, "listen_silent": 0.5, "mine": 1.0})  # fmt: skip
+                        metrics={"kl": 9.0, "listen_real": 0.5, "eval/mmar/accuracy": 0.5, "mine": 1.0})  # fmt: skip
     rollouts = (Rollout((1,), (-0.5,), "", "stop", think="我听到三声钟响"), Rollout((1,), (-0.5,), "", "stop"))
     share = StepShare.of([Group(None, rollouts)], table, advantages(table, LossConfig()))  # type: ignore[arg-type]
     metrics = step_metrics([share], {"step": 1})
-    assert not {"kl", "listen_real", "listen_silent", "eval_accuracy"} & {*metrics} and metrics["mine"] == 1.0
-    assert metrics["logged/kl"] == 9.0 and next(iter(metrics)) == "step"
+    assert not {"kl", "listen_real", "eval_accuracy", "eval/mmar/accuracy"} & {*metrics} and metrics["mine"] == 1.0
+    assert metrics["logged/kl"] == 9.0 and metrics["logged/eval/mmar/accuracy"] == 0.5 and next(iter(metrics)) == "step"
     assert step_metrics([share], {"step": 1, "kl": 0.1})["kl"] == 0.1
     assert metrics["thinking_words"] == 7 / 2, "a Chinese character counts as a word"

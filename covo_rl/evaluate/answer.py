@@ -119,14 +119,14 @@ def evaluate(
     rollout_config: RolloutConfig, reward_config: RewardConfig | None, clips: ClipStore | None,
     audio: str = "real", greedy: bool = True, num_generations: int = 1, seed: int = 0, batch_size: int = 64,
     progress: Callable[[int, int, float], object] | None = None, ranks: Ranks | None = None,
-    engine: RolloutEngine | None = None,
+    engine: RolloutEngine | None = None, eval_set: EvalSet = IN_PROCESS, style: PromptStyle | None = None,
 ) -> Evaluation:  # fmt: skip
     """Evaluate in this process, as the trainer does before and after.
 
     `policy_or_sampler` is a Policy, which `engine` may sample for, or an object with `answer` (see Answerer). `audio`
     is real, silent, swapped or none; the reported reward of a row is the mean over its samples. `progress(done, total,
-    accuracy)` is called after every batch, with the rows of this rank. Returns an Evaluation whose records are in the
-    order of `examples`.
+    accuracy)` is called after every batch, with the rows of this rank. `eval_set` says how replies are graded, `style`
+    the wording of a policy's questions. Returns an Evaluation whose records are in the order of `examples`.
 
     Several `ranks` deal the batches among them and all get all records. Where ranks sample together (a policy in
     shards, an engine of several GPUs) every one runs as many batches, some of them for nothing.
@@ -142,7 +142,7 @@ def evaluate(
     if not hasattr(policy_or_sampler, "answer"):
         assert clips is not None, "a policy needs the ClipStore that its feature store reads from"
         config = replace(rollout_config, num_generations=num_generations)
-        answerer = PolicyAnswerer(policy_or_sampler, clips, prompt_config, config, engine=engine)
+        answerer = PolicyAnswerer(policy_or_sampler, clips, prompt_config, config, style, engine)
     ranks = ranks or Ranks()
     seconds = [audio_seconds(e.clips, clips) for e in examples]
     rows = with_audio(examples, audio, clips)
@@ -154,7 +154,7 @@ def evaluate(
     def answer_mine() -> None:
         for batch in mine:
             answers = answer_batch(
-                answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=IN_PROCESS,
+                answerer, [rows[i] for i in batch], [seconds[i] for i in batch], eval_set=eval_set,
                 reward_config=reward_config, greedy=greedy, num_generations=num_generations, seed=seed,
             )  # fmt: skip
             records.update(zip(batch, answers, strict=True))

@@ -41,10 +41,40 @@ def run_request(
     """
     if eval_set is None and is_speech_set(request.set_):
         return run_speech(request, answerer=answerer, quiet=quiet)
+    inputs, style = checked_inputs(request, rows, eval_set)
+    eval_set = inputs.eval_set
+    assert request.output is not None
+    settings = evaluation_settings(request, inputs, style)
+    ranks = joined_ranks()
+    with owned(request.output, ranks):
+        if request.model is None:
+            check_folder(request.output, settings, ranks, overwrite=request.overwrite)
+            claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
+            by_audio = (
+                {"real": run_predictions(inputs, request.output, request.reward_config())} if ranks.main else None
+            )
+        else:
+            conditions = CONDITIONS if request.listen else ("real",)
+            if answerer is not None:
+                answerer = replace(answerer, rollout_config=request.rollout_config(), style=style)
+            by_audio = answer_rows(request, inputs, settings, conditions, ranks, style=style, answerer=answerer)
+        if by_audio is not None and eval_set.streams:
+            write_stream_report(inputs, by_audio["real"], settings, request.output, quiet=quiet)
+        elif by_audio is not None:
+            write_report(inputs, by_audio, settings, request.output, plots=request.plots, quiet=quiet)
+
+
+def checked_inputs(
+    request: Request, rows: Source | None = None, eval_set: EvalSet | None = None
+) -> tuple[Inputs, PromptStyle | None]:
+    """The rows of a set of letters, and its wording.
+
+    Raises:
+        EvalInputError: everything wrong with options, data, clips and predictions.
+    """
     if problems := [*request.problems(), *request.speech_problems()]:
         raise EvalInputError(problems)
-    assert request.set_ is not None and request.output is not None
-    eval_set = eval_set or letter_set(request.set_)
+    eval_set = eval_set or letter_set(str(request.set_))
     style = eval_set.style(request.prompt)
     problems = [*session_problems(request, eval_set), *request.model_problems()]
     if eval_set.streams and rows is not None:
@@ -65,24 +95,7 @@ def run_request(
     problems += silent_rows(inputs.examples) if request.through else []
     if problems:
         raise EvalInputError(problems)
-    settings = evaluation_settings(request, inputs, style)
-    ranks = joined_ranks()
-    with owned(request.output, ranks):
-        if request.model is None:
-            check_folder(request.output, settings, ranks, overwrite=request.overwrite)
-            claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
-            by_audio = (
-                {"real": run_predictions(inputs, request.output, request.reward_config())} if ranks.main else None
-            )
-        else:
-            conditions = CONDITIONS if request.listen else ("real",)
-            if answerer is not None:
-                answerer = replace(answerer, rollout_config=request.rollout_config(), style=style)
-            by_audio = answer_rows(request, inputs, settings, conditions, ranks, style=style, answerer=answerer)
-        if by_audio is not None and eval_set.streams:
-            write_stream_report(inputs, by_audio["real"], settings, request.output, quiet=quiet)
-        elif by_audio is not None:
-            write_report(inputs, by_audio, settings, request.output, plots=request.plots, quiet=quiet)
+    return inputs, style
 
 
 def evaluation_settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:

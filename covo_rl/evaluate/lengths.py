@@ -10,6 +10,7 @@ import numpy as np
 
 from covo_rl.audio import AudioError
 from covo_rl.data.check import clip_facts
+from covo_rl.evaluate.inputs import count_rows
 from covo_rl.prompt import PromptError, length_problem, position_limit
 from covo_rl.types import Clip, Example, Prompt
 
@@ -37,6 +38,13 @@ def audio_seconds(clips: Sequence[Clip], store: ClipStore | None) -> float:
             waveform, rate = store.waveform(store.key(clip))
             total += len(waveform) / rate
     return total
+
+
+def too_long(examples: Sequence[Example], longest: float | None, store: ClipStore | None) -> list[str]:
+    """One line for all rows with a clip of more than `longest` seconds; None is without limit."""
+    clips = [(example.id, clip) for example in examples for clip in example.clips if longest]
+    over = dict.fromkeys(name for name, clip in clips if longest and audio_seconds((clip,), store) > longest)
+    return [f"audio longer than the {longest:g} s this model takes in {count_rows([*over])}"] if over else []
 
 
 def length_problems(

@@ -34,8 +34,8 @@ from covo_rl.evaluate.cascade import cascade_problems, is_cascade, load_cascade
 from covo_rl.evaluate.duplex_streams import StreamExaminer
 from covo_rl.evaluate.engine import run_options, sampling_engine
 from covo_rl.evaluate.folder import WRITTEN, check_folder, claim_folder
-from covo_rl.evaluate.inputs import Inputs, count_rows
-from covo_rl.evaluate.lengths import audio_seconds
+from covo_rl.evaluate.inputs import Inputs
+from covo_rl.evaluate.lengths import audio_seconds, too_long
 from covo_rl.evaluate.noise import noisy_rows
 from covo_rl.evaluate.records import Record, RecordLog, group_from_text, judge_groups
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
@@ -276,10 +276,8 @@ def answer_rows(
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error
-    longest: float | None = getattr(asked, "max_clip_seconds", None)
-    lengths = [(e.id, audio_seconds((clip,), asked.clips)) for e in inputs.examples for clip in e.clips if longest]
-    if longest and (over := list(dict.fromkeys(name for name, seconds in lengths if seconds > longest))):
-        raise EvalInputError([f"audio longer than the {longest:g} s this model takes in {count_rows(over)}"])
+    if over := too_long(inputs.examples, getattr(asked, "max_clip_seconds", None), asked.clips):
+        raise EvalInputError(over)
     check = getattr(asked, "length_problems", None)
     if problems := ranks.from_main(check(inputs.examples) if check and ranks.main else []):
         raise EvalInputError(problems[:50])

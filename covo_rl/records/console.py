@@ -246,6 +246,9 @@ def step_figures(metrics: Mapping[str, Any]) -> Figures:
     pairs += [(short, number(metrics[f"reward_{name}"])) for name, short in names.items()]
     if metrics.get("eval_accuracy") is not None:
         pairs.append(("held-out", f"{100 * metrics['eval_accuracy']:.0f}%"))
+    for name, value in metrics.items():  # of the sets that are measured beside them
+        if name.startswith("eval/") and name.endswith("/accuracy") and value is not None:
+            pairs.append((name.removeprefix("eval/").removesuffix("/accuracy"), f"{100 * value:.0f}%"))
     pairs += [
         ("length", f"{metrics['completion_length']:.0f}"),
         ("same", f"{100 * metrics['zero_variance_groups']:.0f}%"),

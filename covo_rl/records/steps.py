@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from covo_rl.engines.base import TextDecoder
 
 
-#: columns that only some steps or runs have; what a reward logs under such a name is not taken for them
+#: columns that only some steps or runs have, as those of eval/SET are; what a reward logs under such a name is not
+#: taken for them
 SOMETIMES = ("eval_accuracy", "listen_real", "listen_silent", "listen_rows", "kl")
 
 
@@ -138,7 +139,8 @@ def step_metrics(shares: Sequence[StepShare], others: Mapping[str, Any] | None =
             if name not in scores:  # those are of the scores of all ranks
                 logged[name] = logged.get(name, 0.0) + value * weight
     metrics |= {name: value for name, value in scores.items() if not name.endswith(("/mean", "/none"))}
-    absent = [name for name in SOMETIMES if name not in metrics]
+    sometimes = (*SOMETIMES, *(name for name in logged if name.startswith("eval/")))
+    absent = [name for name in sometimes if name not in metrics]
     metrics = beside(metrics | dict.fromkeys(absent), logged)
     return {name: value for name, value in metrics.items() if name not in absent}
 

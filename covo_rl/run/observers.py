@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,18 +56,28 @@ class Observer:
 
 
 class Evaluator(Observer):
-    """With `eval_every`, the held-out accuracy of a step, among its metrics."""
+    """With `eval_every`, the held-out accuracy of a step and the figures of each `eval_set`, among its metrics."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        if (every := session.options.eval.eval_every) and not session.held_out:
-            raise ConfigError([f"eval_every {every}: no row is held out; give eval_data, or raise eval_fraction"])
+        every, best = session.options.eval.eval_every, session.options.train.keep_best
+        if every and not session.held_out and (best or not session.eval_sets):
+            what = "keep_best, which an eval_set has no part in" if session.eval_sets else f"eval_every {every}"
+            raise ConfigError([f"{what}: no row is held out; give eval_data, or raise eval_fraction"])
 
     def measure(self, metrics: dict[str, Any]) -> None:
-        every = self.session.options.eval.eval_every
-        if every and metrics["step"] % every == 0:
-            summaries = self.session.evaluate(modes=["greedy"], title=f"step {metrics['step']}")
-            metrics["eval_accuracy"] = summaries["greedy"]["accuracy"]
+        session, start, title = self.session, time.perf_counter(), f"step {metrics['step']}"
+        every = session.options.eval.eval_every
+        if not every or metrics["step"] % every:
+            return
+        if session.held_out:
+            metrics["eval_accuracy"] = session.evaluate(modes=["greedy"], title=title)["greedy"]["accuracy"]
+        whole = [term for term in session.terms if term.reads_whole]
+        reward = replace(session.options.reward, rewards=whole) if whole else None
+        engine = session.current_engine() if session.eval_sets else None
+        for one in session.eval_sets:
+            metrics |= one.figures(session.policy, session.clips, session.options, reward, session.ranks, engine, title)
+        metrics["seconds"]["eval"] = time.perf_counter() - start
 
 
 class Listener(Observer):

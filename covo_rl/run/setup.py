@@ -14,6 +14,7 @@ from covo_rl.audio import ClipStore
 from covo_rl.config import ConfigError, Options
 from covo_rl.engines.base import RolloutEngine, TextDecoder
 from covo_rl.engines.health import self_check
+from covo_rl.evaluate.in_training import read_in_training_sets
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.models import family_at
 from covo_rl.models.builtin import resolve_model
@@ -92,7 +93,11 @@ class Setup:
         allow_tf32(device, computes_in_16_bits(self.accelerator, self.family.model), self.policy)
         rows, limit, main = [*self.examples, *self.held_out], options.rollout.max_completion_length, self.ranks.main
         prompt = partial(build_prompt, family=self.family, clips=self.clips, config=options.prompt)
-        self._refuse(length_problems(rows, self.family, self.clips, prompt, limit) if main else [])
+        problems = length_problems(rows, self.family, self.clips, prompt, limit) if main else []
+        for one in self.eval_sets if main else ():
+            problems += one.length_problems(self.policy, self.clips, options)
+            rows += one.styled()  # which vLLM makes room for
+        self._refuse(problems)
         room = rows, options, self.policy, self.trainable, self.clips
         problems, positions = needed_room(*room) if main and options.engine.use_vllm else ([], 0)
         self._refuse(problems)
@@ -113,8 +118,16 @@ class Setup:
         Raises:
             ConfigError: broken and over-long clips and overlap, all together, before anything is loaded.
         """
-        data = self.options.data
-        self._refuse(questions.question_problems(self.rows, data, longest, self.clips) if self.ranks.main else [])
+        data, options, train = self.options.data, self.options, self.rows.train
+        problems = questions.question_problems(self.rows, data, longest, self.clips) if self.ranks.main else []
+        with self.accelerator.main_process_first():  # which renders a built-in set
+            self.eval_sets, wrong = read_in_training_sets(options, longest, train, self.clips)
+        self._refuse([*problems, *next(filter(None, self.ranks.gathered(wrong)), [])])
+        files = [clip for one in self.eval_sets for row in one.inputs.examples for clip in row.clips]
+        self.clips.watch(files, self.ranks.from_main(self.clips.watch(files) if self.ranks.main else None))
+        self.files = {**self.files, **{f"eval_set {one.name}": one.inputs.data for one in self.eval_sets}}
+        for one in self.eval_sets:
+            self._print(f"eval_set {one.name}: {len(one.inputs.examples)} rows", *one.notes)
         self.examples, notes = questions.fit_clips(self.rows.train, longest, data.long_audio)
         self.held_out, more = questions.fit_clips(self.rows.held_out, longest, data.long_audio)
         self._print(*self.rows.notes, *notes, *more)

@@ -69,7 +69,7 @@ def test_dry_run_under_each_configuration_for_several_gpus(config, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_recipe_on_two_ranks_reports_what_one_process_reports(config, tmp_path):
-    words = ["--eval_limit", "12"]
+    words = ["--eval_limit", "12", "--eval_every", "3", "--eval_set", "builtin,limit=11"]
     finish(start(words, tmp_path / "one"))
     finish(start(words, tmp_path / "two", config))
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):

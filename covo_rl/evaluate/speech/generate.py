@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from covo_rl.evaluate.inputs import Inputs
@@ -93,7 +94,14 @@ def generate_replies(
         return None
     records = answers["real"]
     sounds = spoken_records(records, request.voice, request.output) if request.voice else {}
-    return {record["id"]: _given_reply(record, request.output, sounds.get(record["id"])) for record in records}
+    return given_replies(records, request.output, sounds)
+
+
+def given_replies(
+    records: Iterable[Record], folder: Path, sounds: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, GivenReply]:
+    """By row's name; `sounds` are wav files by the same, a cascade's own lie in `folder`."""
+    return {record["id"]: _given_reply(record, folder, sounds.get(record["id"])) for record in records}
 
 
 def _given_reply(record: Record, folder: Path, sound: str | None) -> GivenReply:

@@ -63,7 +63,7 @@ def run_speech(request: Request, *, answerer: PolicyAnswerer | None = None, quie
     """
     speech_set = load_set(str(request.set_))
     assert isinstance(speech_set, SpeechSet)
-    engines, inputs, options, notes = _checked(request, speech_set)
+    engines, inputs, options, notes = checked_speech(request, speech_set)
     voice = voice_from_spec(request.neutral_voice) if request.neutral_voice else None
     request = replace(request, rewards="none")
     assert request.output is not None
@@ -129,10 +129,14 @@ def _facts(speech_set: SpeechSet) -> dict[str, Any]:
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _checked(
+def checked_speech(
     request: Request, speech_set: SpeechSet
 ) -> tuple[SpeechEngines, SpeechInputs, dict[str, dict[str, Any]], list[str]]:
-    """Engines, rows and replies, options of scorers and notes. Raises EvalInputError: all problems at once."""
+    """Engines, rows and replies, options of scorers and notes.
+
+    Raises:
+        EvalInputError: everything wrong with options, engines, data and predictions.
+    """
     problems = [*request.problems(), *_option_problems(request, speech_set)]
     problems += request.model_problems() if not problems else []
     options, lists = _phrases(request.phrases or ())

@@ -26,10 +26,10 @@ FREE = frozenset(
     """
     output resume checkpoint_every checkpoint_minutes keep_last keep_best export_checkpoints allow_changed_config
     allow_overlap allow_outside_audio dry_run log_rollouts log_token_logps oom_retry check_rewards reward_timeout
-    evaluate eval_every eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir eval_columns
-    eval_limit feature_memory_mb overwrite listen_every listen_rows report_to project run_name trackio_space_id
-    vllm_server_base_url vllm_server_timeout vllm_gpu_memory_utilization vllm_enable_sleep_mode vllm_adapter_transport
-    speech_decoder vllm_adapter_dir engine_probe_tolerance engine_patience failed_groups_limit
+    evaluate eval_every eval_set eval_num_generations eval_batch_size data audio_dir eval_data eval_audio_dir
+    eval_columns eval_limit feature_memory_mb overwrite listen_every listen_rows report_to project run_name
+    trackio_space_id vllm_server_base_url vllm_server_timeout vllm_gpu_memory_utilization vllm_enable_sleep_mode
+    vllm_adapter_transport speech_decoder vllm_adapter_dir engine_probe_tolerance engine_patience failed_groups_limit
     sft_data rl_data test_data
     """.split()  # noqa: SIM905 - a list of 25 quoted words is harder to read
 )

@@ -1,13 +1,14 @@
 // Learning curves: one uPlot panel per question, one cursor for all of them; a click opens the groups of its step.
 
-/** title, what to look for, metrics ("prefix*" takes all that begin so), and whether they are shares of one */
+/** title, what to look for, metrics ("prefix*" takes all that begin so, "prefix*end" of these what ends so), and
+    whether they are shares of one */
 const PANELS = [
   ["Total reward", "mean R over the rollouts of a step", ["reward_total"]],
   ["Reward components", "each in 0..1 before its weight", ["reward_*"]],
   [
     "Accuracy",
     "of rollouts while training, and on held-out questions",
-    ["reward_accuracy", "reward_accuracy(*", "eval_accuracy", "eval_*"],
+    ["reward_accuracy", "reward_accuracy(*", "eval_accuracy", "eval_*", "eval/*/accuracy"],
     true,
   ],
   [
@@ -66,12 +67,13 @@ function columns(run) {
 function expand(keys, names) {
   const chosen = new Set();
   for (const key of keys) {
-    if (!key.endsWith("*")) {
+    if (!key.includes("*")) {
       if (names.has(key)) chosen.add(key);
       continue;
     }
+    const [start, end] = key.split("*");
     for (const name of names) {
-      if (!name.startsWith(key.slice(0, -1)) || NOT_COMPONENTS.has(name)) continue;
+      if (!name.startsWith(start) || !name.endsWith(end) || NOT_COMPONENTS.has(name)) continue;
       if (key !== "seconds.*" || isPhase(name)) chosen.add(name);
     }
   }
