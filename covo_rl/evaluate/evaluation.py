@@ -41,6 +41,8 @@ def run_request(
     """
     if eval_set is None and is_speech_set(request.set_):
         return run_speech(request, answerer=answerer, quiet=quiet)
+    if request.set_ is not None and eval_set is None:
+        letter_set(request.set_)  # an unknown name first, before options are said to be for another kind of set
     if problems := [*request.problems(), *request.speech_problems()]:
         raise EvalInputError(problems)
     assert request.set_ is not None and request.output is not None

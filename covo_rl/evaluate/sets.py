@@ -162,6 +162,10 @@ class SetFacts:
     source: str = "user"
     licence: str = "not given"
     how_to_get: str = "yours"
+    #: figure -> model -> published score; a figure of a set of letters is `overall`, or COLUMN: VALUE of its breakdown
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: model -> where its published scores stand
+    published_in: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ class EvalSet(SetFacts):
     prompts: Mapping[str, PromptStyle] = field(default_factory=dict)
     rows: int | None = None
     has_answers: bool = True
+    #: how the names of those editions begin that published scores are of, where there are several
+    published_edition: str = ""
     #: sha256 of a data file -> version name; see `version_of`.
     known_files: Mapping[str, str] = field(default_factory=dict)
     identify: Callable[[Sequence[Example]], str | None] = lambda examples: None

@@ -169,9 +169,10 @@ class SpeechListener:
         raise NotImplementedError
 
     def record(self) -> dict[str, Any]:
-        """For a report."""
+        """For a report, which is the same after an interruption: how much was kept is no part of it."""
+        counts = {name: count for name, count in self.counts.items() if name != "kept"}
         faults = {"faults": dict(self.faults)} if self.faults else {}
-        return {"engine": self.name, "version": self.version, **self.counts, **faults}
+        return {"engine": self.name, "version": self.version, **counts, **faults}
 
 
 class FileListener(SpeechListener):
@@ -208,6 +209,8 @@ def finished_results(path: Path, read: Callable[[Mapping[str, Any]], Any]) -> di
             results[name] = read(row)
         except ValueError as error:
             problems.append(f"file:{path}, line {number}: {error}")
+    if not results and not problems:
+        problems.append(f"file:{path}: no results in it; a line is one, with its id")
     if problems:
         more = f"\n... and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
         raise RewardError("\n".join(problems[:MOST_SHOWN]) + more)

@@ -139,6 +139,8 @@ def caveat(block: Mapping[str, Any], kind: str) -> str:
     """Why a score does not belong beside published ones; "" where nothing is known against it."""
     if not block or block.get("score") is None:
         return ""
+    if block.get("missing") and block["missing"] == block["n"]:
+        return "every row is missing"
     labels = {prompt["label"] for prompt in block.get("judge_prompts", {}).values()}
     if "official" in block and block["official"] is None:
         return "no official number"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from covo_rl.data.folder import LONE_SURROGATE
 from covo_rl.data.read import printable
 from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
 from covo_rl.evaluate.speech.rows import Word
@@ -33,8 +34,8 @@ def timed_word(value: Any) -> Word | str:
         return f"{printable(value)} is no word with times"
     text = value.get("text", value.get("word"))
     span = value.get("timestamp", [value.get("start"), value.get("end")])
-    if not isinstance(text, str):
-        return f"its text is {printable(text)}"
+    if not isinstance(text, str) or LONE_SURROGATE.search(text):
+        return f"its text is {printable(text)}, not text"
     if not isinstance(span, (list, tuple)) or len(span) != 2 or not _is_time(span[0]):
         return f"its times are {printable(span)}, not [start, end] in seconds"
     start, end = span
