@@ -216,3 +216,14 @@ def test_a_score_of_another_edition_stands_apart(tmp_path):
         write_lines(tmp_path / "mini/report.json", [{**whole, "version": version}])
         write_lines(tmp_path / "mini/rows.jsonl", [])
         assert cell in suite_markdown("covo-audio", [tmp_path / "mini"])
+
+
+def test_times_before_the_beginning_are_refused(tmp_path):
+    for name, file in (("mtr-duplexbench", "pause.jsonl"), ("full-duplex-bench", "turn_taking.json")):
+        data = write_layout(name, tmp_path / name)
+        path = next(iter(sorted(data.rglob(file))))
+        path.write_text(path.read_text().replace("0.8", "-0.8").replace("2.5", "-2.5"))
+        words = ["--set", name, "--data", data, "--predictions", data, "--output", tmp_path / "out"]
+        result = CliRunner().invoke(app, [*map(str, words)])
+        assert result.exit_code == 2 and str(path.parent) in result.output
+        assert "from 0 on" in result.output or "not [start, end] in seconds" in result.output

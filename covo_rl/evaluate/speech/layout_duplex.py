@@ -108,7 +108,7 @@ def _first_timestamp(fields: RowFields, path: Path, content: Any) -> dict[str, A
     entry = content[0] if isinstance(content, list) and content else None
     span = entry.get("timestamp") if isinstance(entry, dict) else None
     numbers = [t for t in span if is_finite(t)] if isinstance(span, list) else []
-    if not isinstance(entry, dict) or len(numbers) != 2 or numbers[0] > numbers[1]:
+    if not isinstance(entry, dict) or len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1]:
         if content is not None:
             fields.wrong(f"{path.name}: timestamp of the first entry is {printable(span)}, not [start, end] in seconds")
         fields.failed = True
@@ -154,6 +154,8 @@ def read_mtr(reader: SetReader) -> None:
             if unknown := [name for name in inner.values if name not in _MTR_TIMES]:
                 inner.wrong(f"unknown {', '.join(map(str, unknown))}; known are {', '.join(_MTR_TIMES)}")
             times = {name: inner.number(name) for name in inner.values if name in _MTR_TIMES}
+            if early := [name for name, time in times.items() if time is not None and time < 0]:
+                inner.wrong(f"{early[0]} is {times[early[0]]:g}; times are seconds from 0 on")
             for name in _MTR_NEEDS.get(subset.kind, ()):
                 if times.get(name) is None and not fields.failed:
                     inner.wrong(f"no {name}")
