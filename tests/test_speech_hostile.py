@@ -130,7 +130,7 @@ def test_rows_that_a_judge_left_out_are_said_where_one_reads(place):
 
 
 def test_an_unknown_name_is_said_before_what_goes_with_it(place):
-    refused(place, "--set uro: no such set", name="uro")
+    refused(place, "--set uro: no such set; did you mean uro-bench?", name="uro")
     code, text = shown(place, "--subset", "GaokaEval")
     assert code == 2 and "did you mean GaokaoEval?" in text
     (place / "out").write_text("")
@@ -227,3 +227,19 @@ def test_times_before_the_beginning_are_refused(tmp_path):
         result = CliRunner().invoke(app, [*map(str, words)])
         assert result.exit_code == 2 and str(path.parent) in result.output
         assert "from 0 on" in result.output or "not [start, end] in seconds" in result.output
+
+
+def test_evaluations_of_other_parts_are_told_apart_before_their_hashes(place):
+    assert shown(place, out="a")[0] == 0 and shown(place, "--subset", "AlpacaEval", out="b")[0] == 0
+    result = CliRunner().invoke(app, ["compare", str(place / "a"), str(place / "b")])
+    assert result.exit_code == 2
+    assert "--subset differs" in result.output and "b has GaokaoEval, AlpacaEval" in result.output
+    assert shown(place, "--subset", "GaokaoEval", out="c")[0] == 0, "the same parts, named otherwise"
+    assert CliRunner().invoke(app, ["compare", str(place / "a"), str(place / "c")]).exit_code == 0
+
+
+def test_the_interval_of_a_mean_stays_where_scores_are(place):
+    write_lines(place / "votes.jsonl", [{**vote, "text": ["No"] * 3} if i else vote for i, vote in enumerate(VOTES)])
+    assert shown(place)[0] == 0
+    low, high = report_of(place)["groups"]["basic_en"]["ci95"]
+    assert 0 <= low < 100 / 3 < high <= 100

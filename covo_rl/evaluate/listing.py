@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from covo_rl.evaluate.sets import FILES, EvalSet, load_set
 from covo_rl.evaluate.speech.sets import KINDS, SpeechSet, TaskKind
-from covo_rl.evaluate.tables import table_lines
+from covo_rl.evaluate.tables import source_lines, table_lines
 
 
 def sets_markdown(name: str | None) -> str:
@@ -43,7 +43,7 @@ def _one(found: EvalSet | SpeechSet) -> list[str]:
     scores = {f"{figure}: {model}": value for figure, by in found.published.items() for model, value in by.items()}
     published = [
         *([f"- published: {'; '.join(f'{name} {value}' for name, value in scores.items())}"] if scores else []),
-        *(f"- {model}: {where}" for model, where in found.published_in.items()),
+        *(f"- {line}" for line in source_lines(found.published_in)),
     ]
     if isinstance(found, EvalSet):
         return [*facts, f"- rows: {_count(found.rows)}", f"- rule: {found.scorer_rule}",

@@ -13,6 +13,7 @@ them guesses: there is no random choice when nothing can be read.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -233,7 +234,10 @@ def load_set(name: str) -> EvalSet | SpeechSet:
         return _from_manifest(Path(name))
     if name not in FILES:
         names = f"{', '.join(FILES)}, or give a manifest file (.yaml, .json)"
-        raise EvalInputError([f"--set {name}: no such set; the sets are {names}"])
+        near = [known for known in FILES if name and known.startswith(name)]
+        near = near or difflib.get_close_matches(name, FILES, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ";"
+        raise EvalInputError([f"--set {name}: no such set{guess} the sets are {names}"])
     from covo_rl.resolve import find
 
     return runpy.run_path(str(find("eval_sets", f"{FILES[name]}.py")))["SETS"][name]

@@ -54,7 +54,8 @@ def _with_intervals(
         means = [len(own) > 1 and abs(fmean(own) - scores[name]) < 1e-6 for name, own in zip(names, rows, strict=True)]
         if names and all(means):
             half = Z95 * sum(variance(own) / len(own) for own in rows) ** 0.5 / len(names)
-            block["ci95"] = [block["score"] - half, block["score"] + half]
+            lowest, highest = (fmean(end(own) for own in rows) for end in (min, max))  # where no draw of rows leads out
+            block["ci95"] = [max(block["score"] - half, lowest), min(block["score"] + half, highest)]
     return groups
 
 

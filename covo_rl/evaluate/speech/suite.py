@@ -9,8 +9,10 @@ from typing import Any
 from covo_rl.data.files import read_record
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, load_set
 from covo_rl.evaluate.speech.groups import published_figures
+from covo_rl.evaluate.speech.judge_prompts import OWN_LABEL
 from covo_rl.evaluate.speech.report import is_speech_report, published_lines, read_speech_report
-from covo_rl.evaluate.speech.sets import SpeechSet
+from covo_rl.evaluate.speech.sets import KINDS, SpeechSet
+from covo_rl.evaluate.tables import source_lines
 
 #: suite -> its sets, in the order of its tables; those of arXiv 2602.09823
 SUITES = {
@@ -30,8 +32,10 @@ def suite_markdown(suite: str, runs: Sequence[Path]) -> str:
     """
     if suite not in SUITES:
         raise EvalInputError([f"--suite {suite}: there is {', '.join(SUITES)}"])
-    reports = [_report(folder) for folder in _folders(runs)]
-    lines = [f"# {suite}", ""]
+    folders = _folders(runs)
+    reports = [_report(folder) for folder in folders]
+    ours = f"from {', '.join(map(str, folders))}" if folders else "none; name finished evaluations by --runs DIR"
+    lines = [f"# {suite}", "", f"Published scores, and ours: {ours}", ""]
     for name in SUITES[suite]:
         found = load_set(name)
         own = [report for report in reports if report["set"] == name]
@@ -40,12 +44,16 @@ def suite_markdown(suite: str, runs: Sequence[Path]) -> str:
             subsets = {part: block for report in own for part, block in report["subsets"].items()}
             groups = {part: block for report in own for part, block in report["groups"].items()}
             lines += published_lines(published_figures(found, subsets, groups))
+            if not any(KINDS[kind].higher_is_better for kind in found.kinds):
+                lines += ["Error rates: lower is better.", ""]
         else:
             last = own[-1] if own else {}
             rule = _rule(last)
             lines += published_lines(letter_figures(found, last, rule))
             lines += [f"Ours: {_RULES[rule]}.", ""] if own else []
-        lines += [f"{model}: {where}" for model, where in found.published_in.items()] + [""]
+        lines += [*source_lines(found.published_in), ""]
+    if any(f"({OWN_LABEL})" in line for line in lines):
+        lines += [f"{OWN_LABEL}: judged by our wording; --judge-prompt NAME=FILE takes the published one", ""]
     others = sorted({report["set"] for report in reports} - set(SUITES[suite]))
     lines += [f"Not in this suite: {', '.join(others)}", ""] if others else []
     return "\n".join(lines)
