@@ -206,7 +206,7 @@ SETS: dict[str, Callable[[Path, int], list[str]]] = {
 
 
 def evaluate(folder: Path, name: str, count: int) -> dict[str, float]:
-    """Wall and CPU seconds of a process that evaluates, again on the same folder, and its memory in MiB."""
+    """Wall and CPU seconds of a process that evaluates, and of one that does it again in the same folder."""
     words = SETS[name](folder / "data", count)
     command = [sys.executable, "-m", "covo_rl.evaluate.cli", *words, "--output", str(folder / "out")]
     figures = {}
@@ -216,7 +216,7 @@ def evaluate(folder: Path, name: str, count: int) -> dict[str, float]:
         figures |= {f"{place}wall_s": time.perf_counter() - begin, f"{place}cpu_s": _children_cpu() - cpu}
     report = json.loads((folder / "out/report.json").read_text())
     assert report["n"] == count and all(block["score"] is not None for block in report["subsets"].values())
-    return {**figures, "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
+    return figures
 
 
 def _children_cpu() -> float:

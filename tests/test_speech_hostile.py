@@ -243,3 +243,57 @@ def test_the_interval_of_a_mean_stays_where_scores_are(place):
     assert shown(place)[0] == 0
     low, high = report_of(place)["groups"]["basic_en"]["ci95"]
     assert 0 <= low < 100 / 3 < high <= 100
+
+
+def scored(place, name, lines, **engines):
+    """The blocks of a set's parts; engines: flag -> lines of its file."""
+    data = write_layout(name, place / name)
+    files = {flag: write_lines(place / f"{flag}.jsonl", rows) for flag, rows in engines.items()}
+    specs = {"embed": "--scorer-model embed=", "emotion": "--scorer-model emotion=", "vad": "--scorer-model vad="}
+    flags = [f"{specs.get(flag, f'--{flag} ')}file:{file}".split(" ", 1) for flag, file in files.items()]
+    predictions = write_lines(place / f"{name}.jsonl", lines) if lines else data
+    paths = {"data": data, "predictions": predictions, "output": place / "out"}
+    words = ["--set", name, *(str(word) for key, path in paths.items() for word in (f"--{key}", path)), "--overwrite"]
+    result = CliRunner().invoke(app, [*words, *(word for flag in flags for word in flag)])
+    assert result.exception is None, result.output
+    return report_of(place)["subsets"]
+
+
+@pytest.mark.parametrize("score", [5, -1, 1e308, {"happy": 7}])
+def test_what_is_no_probability_leaves_its_row_missing(tmp_path, score):
+    write_wav(tmp_path / "e.wav")
+    lines = [{"id": "GenEmotion-en/e1", "asr_text": "hello", "reply_audio": "e.wav"}]
+    blocks = scored(tmp_path, "uro-bench", lines, emotion=[{"id": "GenEmotion-en/e1", "score": score}])
+    assert blocks["GenEmotion-en"]["missing"] == 1
+    assert "which is no probability" in next(iter(blocks["GenEmotion-en"]["missing_why"]))
+
+
+@pytest.mark.parametrize("length", [1e-320, 1e308, 1.0])
+def test_the_nearest_option_is_that_of_the_direction_alone(tmp_path, length):
+    lines = [{"id": "speech/c1", "reply_text": "aye"}]
+    vectors = {"speech/c1": [1, 0.2], "speech/c1~choice1": [length, 0.0], "speech/c1~choice2": [0.0, length]}
+    blocks = scored(tmp_path, "mmau-pro", lines, embed=[{"id": name, "vector": v} for name, v in vectors.items()])
+    assert blocks["speech"]["score"] == 100
+
+
+@pytest.mark.parametrize("said", ["[[nan]]", "[[9]]", "good"])
+def test_a_judge_of_style_who_says_nothing_readable_makes_no_mean(tmp_path, said):
+    write_wav(tmp_path / "v.wav")
+    lines = [{"id": "en/empathy/anger/0", "reply_audio": "v.wav"}]
+    blocks = scored(tmp_path, "vstyle", lines, **{"audio-judge": [{"id": "en/empathy/anger/0", "text": said}]})
+    assert blocks["en/empathy/anger"]["score"] is None and report_of(tmp_path)["groups"] == {}
+
+
+@pytest.mark.parametrize(
+    "turn", [{"start": 1e308, "end": 1e308}, {"start": -3, "end": 1}, {"start": 1, "end": 2, "text": ["a"]}]
+)
+def test_times_that_no_sound_has_are_refused(tmp_path, turn):
+    data = write_layout("full-duplex-bench", tmp_path / "data")
+    line = {"id": "candor_turn_taking/1", "events": [{"channel": "model", **turn}]}
+    if "text" not in turn:
+        line = {**line, "words": [{"text": "a", **turn}]}
+    predictions = write_lines(tmp_path / "replies.jsonl", [line])
+    words = ["--set", "full-duplex-bench", "--data", data, "--predictions", predictions, "--output", tmp_path / "out"]
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert result.exit_code == 2 and "line 1" in result.output and "events[0]: " in result.output
+    assert ("words[0]: its times are" in result.output) == ("text" not in turn)

@@ -31,6 +31,7 @@ from covo_rl.types import Clip, shown
 
 BATCH = 8  # sounds that a model of this process hears at once
 MOST_SHOWN = 20  # lines of a file that are named
+MOST_SECONDS = 7 * 86_400.0  # nothing that is listened to is longer
 FORMS = {
     "text": "transformers:PATH (Whisper), funasr:PATH (Paraformer), command:PROGRAM or file:RESULTS.jsonl",
     "other": "command:PROGRAM or file:RESULTS.jsonl",
@@ -67,7 +68,7 @@ def _span(item: Any, what: str) -> dict[str, Any]:
         raise ValueError(f"{what} is {item!r:.80}, not an object with start and end")
     start = _number(item.get("start"), f"start of {what}")
     end = None if item.get("end") is None else _number(item["end"], f"end of {what}")
-    if start < 0 or (end is not None and end < start):
+    if not 0 <= start <= (start if end is None else end) <= MOST_SECONDS:
         raise ValueError(f"{what} lasts from {start:g} to {end} s")
     return {"start": start, "end": end}
 

@@ -63,16 +63,16 @@ def _vstyle(subsets: Mapping[str, Subset], records: Mapping[str, Sequence[Any]])
     """A language's weighted mean, and the mean of each of its categories, out of 5."""
     groups: dict[str, dict[str, Any]] = {}
     for language in dict.fromkeys(subset.language for subset in subsets.values()):
-        rows = []
+        rows, there = [], set()
         for name, own in records.items():
             if subsets[name].language == language:
                 ability = name.removeprefix(f"{language}/")
                 rows += [{"ability": ability, "judgement": r["judgements"][0][-1] if _is_judged(r) else None}
                          for r in own]  # fmt: skip
-        if not any(row["judgement"] is not None for row in rows):
+                there |= {ability for r in own if r["score"] is not None}
+        if not there:
             continue
         block = score_set("style", rows)
-        there = {row["ability"] for row in rows if row["judgement"] is not None}
         for category in ("", *VSTYLE):
             wanted = [f"{c}/{name}" for c in VSTYLE if category in ("", c) for name in VSTYLE[c].split()]
             missing = [ability for ability in wanted if ability not in there]

@@ -18,7 +18,7 @@ from typing import Any
 from covo_rl.data.folder import AudioFolder
 from covo_rl.data.read import printable
 from covo_rl.evaluate.speech.reading import SetReader
-from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite, is_time
 from covo_rl.evaluate.speech.rows import GivenReply, SpokenRound
 from covo_rl.evaluate.speech.sets import Subset
 from covo_rl.evaluate.speech.timed_words import timed_segments, timed_words
@@ -107,8 +107,8 @@ def _first_timestamp(fields: RowFields, path: Path, content: Any) -> dict[str, A
     """start and end in seconds of the first entry, and what an interruption says."""
     entry = content[0] if isinstance(content, list) and content else None
     span = entry.get("timestamp") if isinstance(entry, dict) else None
-    numbers = [t for t in span if is_finite(t)] if isinstance(span, list) else []
-    if not isinstance(entry, dict) or len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1]:
+    numbers = [t for t in span if is_time(t)] if isinstance(span, list) else []
+    if not isinstance(entry, dict) or len(numbers) != 2 or numbers[0] > numbers[1]:
         if content is not None:
             fields.wrong(f"{path.name}: timestamp of the first entry is {printable(span)}, not [start, end] in seconds")
         fields.failed = True
@@ -154,8 +154,8 @@ def read_mtr(reader: SetReader) -> None:
             if unknown := [name for name in inner.values if name not in _MTR_TIMES]:
                 inner.wrong(f"unknown {', '.join(map(str, unknown))}; known are {', '.join(_MTR_TIMES)}")
             times = {name: inner.number(name) for name in inner.values if name in _MTR_TIMES}
-            if early := [name for name, time in times.items() if time is not None and time < 0]:
-                inner.wrong(f"{early[0]} is {times[early[0]]:g}; times are seconds from 0 on")
+            if wrong := [name for name, time in times.items() if time is not None and not is_time(time)]:
+                inner.wrong(f"{wrong[0]} is {times[wrong[0]]:g}; times are seconds from 0 on")
             for name in _MTR_NEEDS.get(subset.kind, ()):
                 if times.get(name) is None and not fields.failed:
                     inner.wrong(f"no {name}")

@@ -28,7 +28,7 @@ from covo_rl.data.read import printable, some
 from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.sets import REPLY_KEYS
 from covo_rl.evaluate.speech.reading import SetReader
-from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite, is_time
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, Word
 from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.evaluate.speech.timed_words import timed_segments, timed_words
@@ -185,7 +185,8 @@ def _turns(fields: RowFields) -> tuple[Mapping[str, Any], ...] | None:
         start, end = turn.number("start"), turn.number("end")
         if turn.text("channel") not in ("user", "model") and not turn.failed:
             turn.wrong(f"channel is {printable(turn.values['channel'])}; choose user or model")
-        if (start is None or end is None or end < start) and not turn.failed:
+        turn.maybe("text")
+        if not (is_time(start) and is_time(end) and start <= end) and not turn.failed:
             turn.wrong(f"it goes from {printable(start)} to {printable(end)}")
     return tuple(turn.values for turn in turns)
 
