@@ -21,6 +21,13 @@ HOW_TO_GET = (
     "--data MMAR-meta.jsonl --audio-dir the folder that its audio_path starts from"
 )
 
+#: Covo-Audio's accuracies in %, by the names of the file
+COVO = {
+    "overall": 55.30, "modality: sound": 57.58, "modality: music": 41.26, "modality: speech": 62.50,
+    "modality: mix-sound-music": 36.36, "modality: mix-sound-speech": 59.17, "modality: mix-music-speech": 58.54,
+    "modality: mix-sound-music-speech": 62.50,
+}  # fmt: skip
+
 SETS = {
     "mmar": EvalSet(
         name="mmar",
@@ -37,6 +44,9 @@ SETS = {
             )
         },
         rows=1000,
+        published={name: {"Covo-Audio": score} for name, score in COVO.items()}
+        | {"overall": {"Covo-Audio": COVO["overall"], "Qwen2.5-Omni": 56.70}},
+        published_in=dict.fromkeys(("Covo-Audio", "Qwen2.5-Omni"), "arXiv 2602.09823"),
     ),
     "mmar-rubrics": SpeechSet(
         name="mmar-rubrics",

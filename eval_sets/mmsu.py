@@ -30,5 +30,15 @@ SETS = {
             )
         },
         rows=5000,
+        published={
+            "overall": {
+                "Covo-Audio": 66.64, "Qwen2.5-Omni": 60.57, "Kimi-Audio": 59.28, "Audio Flamingo 3": 61.40,
+            },
+            "category: Perception": {"Covo-Audio": 58.95, "Qwen2.5-Omni": 42.50, "Kimi-Audio": 43.52},
+            "category: Reasoning": {"Covo-Audio": 74.83, "Qwen2.5-Omni": 79.83, "Kimi-Audio": 76.03},
+        },
+        published_in=dict.fromkeys(
+            ("Covo-Audio", "Qwen2.5-Omni", "Kimi-Audio", "Audio Flamingo 3"), "arXiv 2602.09823"
+        ),
     )
-}
+}  # fmt: skip

@@ -351,7 +351,7 @@ def test_audio_that_is_not_there_is_named_once_for_all_rows(uro, tmp_path):
     assert "reply_audio does not exist in 2 rows: GaokaoEval/g0, GaokaoEval/g1" in message
     lines = [{"id": "g0", "reply_audio": "https://x/y.wav"}]
     message = refusal("uro-bench", uro, subsets=["GaokaoEval"], predictions=write_lines(tmp_path / "p.jsonl", lines))
-    assert "reply_audio is 'https://x/y.wav', not the path of a file" in message
+    assert "reply_audio: its audio 'https://x/y.wav' is a URL" in message
 
 
 def test_log_probs_of_pairs(tmp_path):

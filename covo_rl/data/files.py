@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,20 +35,37 @@ def weights_sha256(path: str | Path) -> str | None:
 def json_values(
     lines: Iterable[str | bytes], parse: Callable[[str], Any] = json.loads
 ) -> Iterator[tuple[int, Any, Any, str]]:
-    """(line number, line, value, "") of every line that is not blank; where it is no JSON (.., None, what is wrong)."""
+    """(line number, line, value, "") of every line that is not blank; where it is no JSON (.., None, what is wrong).
+
+    The first line may begin with a byte order mark.
+    """
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        encoding = "utf-8-sig" if number == 1 else "utf-8"
         try:
-            yield number, line, parse(line if isinstance(line, str) else line.decode()), ""
+            yield number, line, parse(line if isinstance(line, str) else line.decode(encoding)), ""
         except (ValueError, RecursionError) as error:
             yield number, line, None, str(error)
+
+
+def _parse_once(text: str) -> Any:
+    """JSON. Raises ValueError: also where a key occurs twice, of which Python would take the last."""
+
+    def of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ValueError(f"the key {twice!r:.80} occurs twice")
+        return content
+
+    return json.loads(text, object_pairs_hook=of_pairs)
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | None, str]]:
     """(line number, object, "") of every line that is not blank, or (line number, None, what is wrong with it)."""
     with open(path, "rb") as file:  # a damaged line is named, and does not hide those before it
-        for number, _, value, error in json_values(file):
+        for number, _, value, error in json_values(file, _parse_once):
             if error or not isinstance(value, dict):
                 expected = f"expected an object, found {type(value).__name__}"
                 yield number, None, f"not JSON: {error}" if error else expected

@@ -72,6 +72,8 @@ def checked_inputs(
     Raises:
         EvalInputError: everything wrong with options, data, clips and predictions.
     """
+    if request.set_ is not None and eval_set is None:
+        letter_set(request.set_)  # an unknown name first, before options are said to be for another kind of set
     if problems := [*request.problems(), *request.speech_problems()]:
         raise EvalInputError(problems)
     eval_set = eval_set or letter_set(str(request.set_))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from covo_rl.evaluate.sets import FILES, EvalSet, load_set
 from covo_rl.evaluate.speech.sets import KINDS, SpeechSet, TaskKind
-from covo_rl.evaluate.tables import table_lines
+from covo_rl.evaluate.tables import source_lines, table_lines
 
 
 def sets_markdown(name: str | None) -> str:
@@ -28,7 +28,7 @@ def sets_markdown(name: str | None) -> str:
 def _row(name: str, found: EvalSet | SpeechSet) -> tuple[str, ...]:
     if isinstance(found, EvalSet):
         rule = "when it speaks" if found.streams else found.scorer_rule if found.has_answers else "its host"
-        return (name, _count(found.rows), found.licence, rule, "none", "0")
+        return (name, _count(found.rows), found.licence, rule, "none", str(sum(map(len, found.published.values()))))
     needs = _ordered(flag for kind in found.kinds for flag in KINDS[kind].needs)
     also = _ordered(flag for kind in found.kinds for flag in KINDS[kind].also if flag not in needs)
     engines = ", ".join([*needs, *(f"[{flag}]" for flag in also)]) or _without_engines(found)
@@ -40,10 +40,14 @@ def _row(name: str, found: EvalSet | SpeechSet) -> tuple[str, ...]:
 def _one(found: EvalSet | SpeechSet) -> list[str]:
     facts = [f"# {found.title}", "", f"- source: {found.source}", f"- licence: {found.licence}",
              f"- data: {found.how_to_get}"]  # fmt: skip
+    scores = {f"{figure}: {model}": value for figure, by in found.published.items() for model, value in by.items()}
+    published = [
+        *([f"- published: {'; '.join(f'{name} {value}' for name, value in scores.items())}"] if scores else []),
+        *(f"- {line}" for line in source_lines(found.published_in)),
+    ]
     if isinstance(found, EvalSet):
         return [*facts, f"- rows: {_count(found.rows)}", f"- rule: {found.scorer_rule}",
-                f"- wordings: covo{''.join(f', {name}' for name in found.prompts)}", ""]  # fmt: skip
-    scores = {f"{figure}: {model}": value for figure, by in found.published.items() for model, value in by.items()}
+                f"- wordings: covo{''.join(f', {name}' for name in found.prompts)}", *published, ""]  # fmt: skip
     rows = [
         (subset.name, subset.kind, _count(subset.rows), subset.language, ", ".join(subset.groups),
          "; ".join(f"{model} {value}" for model, value in subset.published.items()))
@@ -51,9 +55,7 @@ def _one(found: EvalSet | SpeechSet) -> list[str]:
     ]  # fmt: skip
     kinds = [(kind, *_needs(KINDS[kind])) for kind in found.kinds]
     return [
-        *facts, f"- version: {found.version}",
-        *([f"- published: {'; '.join(f'{name} {value}' for name, value in scores.items())}"] if scores else []),
-        *(f"- {model}: {where}" for model, where in found.published_in.items()), "",
+        *facts, f"- version: {found.version}", *published, "",
         *table_lines(("sub-set", "kind", "rows", "language", "groups", "published"), rows),
         *table_lines(("kind", "score", "needs", "adds figures", "our rule was checked against"), kinds),
     ]  # fmt: skip

@@ -13,6 +13,7 @@ them guesses: there is no random choice when nothing can be read.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -162,6 +163,10 @@ class SetFacts:
     source: str = "user"
     licence: str = "not given"
     how_to_get: str = "yours"
+    #: figure -> model -> published score; a figure of a set of letters is `overall`, or COLUMN: VALUE of its breakdown
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: model -> where its published scores stand
+    published_in: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,8 @@ class EvalSet(SetFacts):
     prompts: Mapping[str, PromptStyle] = field(default_factory=dict)
     rows: int | None = None
     has_answers: bool = True
+    #: how the names of those editions begin that published scores are of, where there are several
+    published_edition: str = ""
     #: sha256 of a data file -> version name; see `version_of`.
     known_files: Mapping[str, str] = field(default_factory=dict)
     identify: Callable[[Sequence[Example]], str | None] = lambda examples: None
@@ -227,7 +234,10 @@ def load_set(name: str) -> EvalSet | SpeechSet:
         return _from_manifest(Path(name))
     if name not in FILES:
         names = f"{', '.join(FILES)}, or give a manifest file (.yaml, .json)"
-        raise EvalInputError([f"--set {name}: no such set; the sets are {names}"])
+        near = [known for known in FILES if name and known.startswith(name)]
+        near = near or difflib.get_close_matches(name, FILES, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ";"
+        raise EvalInputError([f"--set {name}: no such set{guess} the sets are {names}"])
     from covo_rl.resolve import find
 
     return runpy.run_path(str(find("eval_sets", f"{FILES[name]}.py")))["SETS"][name]

@@ -26,3 +26,11 @@ def provenance_lines(report: Mapping[str, Any]) -> list[str]:
     """Everything needed to repeat a report."""
     known = [f"- {k}: {json.dumps(report[k], ensure_ascii=False)}" for k in PROVENANCE if report.get(k) is not None]
     return ["## To repeat this", "", *known]
+
+
+def source_lines(published_in: Mapping[str, str]) -> list[str]:
+    """Where published scores stand, a line for each place: `Moshi, Freeze-Omni: arXiv 2602.09823`."""
+    models: dict[str, list[str]] = {}
+    for model, where in published_in.items():
+        models.setdefault(where, []).append(model)
+    return [f"{', '.join(names)}: {where}" for where, names in models.items()]

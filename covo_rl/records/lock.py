@@ -37,9 +37,8 @@ class FolderLock:
         """Why the folder cannot be had now, or None; changes nothing."""
         if self.path.resolve() in _HELD:
             return None
-        there = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            return f"{self.folder} cannot be written: {there} is no folder that you may write to"
+        if why := self._unwritable():
+            return why
         try:
             with open(self.path, "r+", encoding="utf-8") as file:
                 return self._refusal(file)
@@ -47,6 +46,12 @@ class FolderLock:
             return None
         except OSError as error:
             return f"{self.path} cannot be opened: {error}"
+
+    def _unwritable(self) -> str | None:
+        there = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            return None
+        return f"{self.folder} cannot be written: {there} is no folder that you may write to"
 
     def content(self) -> str | None:
         """The text of the file, which names the owner; None where there is none."""
@@ -68,6 +73,8 @@ class FolderLock:
         try:
             if earlier := _HELD.get(self.path.resolve()):
                 earlier.release()
+            if why := self._unwritable():
+                return why
             self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             while True:

@@ -31,6 +31,7 @@ from covo_rl.types import Clip, shown
 
 BATCH = 8  # sounds that a model of this process hears at once
 MOST_SHOWN = 20  # lines of a file that are named
+MOST_SECONDS = 7 * 86_400.0  # nothing that is listened to is longer
 FORMS = {
     "text": "transformers:PATH (Whisper), funasr:PATH (Paraformer), command:PROGRAM or file:RESULTS.jsonl",
     "other": "command:PROGRAM or file:RESULTS.jsonl",
@@ -67,7 +68,7 @@ def _span(item: Any, what: str) -> dict[str, Any]:
         raise ValueError(f"{what} is {item!r:.80}, not an object with start and end")
     start = _number(item.get("start"), f"start of {what}")
     end = None if item.get("end") is None else _number(item["end"], f"end of {what}")
-    if start < 0 or (end is not None and end < start):
+    if not 0 <= start <= (start if end is None else end) <= MOST_SECONDS:
         raise ValueError(f"{what} lasts from {start:g} to {end} s")
     return {"start": start, "end": end}
 
@@ -169,9 +170,10 @@ class SpeechListener:
         raise NotImplementedError
 
     def record(self) -> dict[str, Any]:
-        """For a report."""
+        """For a report, which is the same after an interruption: how much was kept is no part of it."""
+        counts = {name: count for name, count in self.counts.items() if name != "kept"}
         faults = {"faults": dict(self.faults)} if self.faults else {}
-        return {"engine": self.name, "version": self.version, **self.counts, **faults}
+        return {"engine": self.name, "version": self.version, **counts, **faults}
 
 
 class FileListener(SpeechListener):
@@ -208,6 +210,8 @@ def finished_results(path: Path, read: Callable[[Mapping[str, Any]], Any]) -> di
             results[name] = read(row)
         except ValueError as error:
             problems.append(f"file:{path}, line {number}: {error}")
+    if not results and not problems:
+        problems.append(f"file:{path}: no results in it; a line is one, with its id")
     if problems:
         more = f"\n... and {len(problems) - MOST_SHOWN} more" if len(problems) > MOST_SHOWN else ""
         raise RewardError("\n".join(problems[:MOST_SHOWN]) + more)

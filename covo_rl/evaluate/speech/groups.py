@@ -54,7 +54,8 @@ def _with_intervals(
         means = [len(own) > 1 and abs(fmean(own) - scores[name]) < 1e-6 for name, own in zip(names, rows, strict=True)]
         if names and all(means):
             half = Z95 * sum(variance(own) / len(own) for own in rows) ** 0.5 / len(names)
-            block["ci95"] = [block["score"] - half, block["score"] + half]
+            lowest, highest = (fmean(end(own) for own in rows) for end in (min, max))  # where no draw of rows leads out
+            block["ci95"] = [max(block["score"] - half, lowest), min(block["score"] + half, highest)]
     return groups
 
 
@@ -62,16 +63,16 @@ def _vstyle(subsets: Mapping[str, Subset], records: Mapping[str, Sequence[Any]])
     """A language's weighted mean, and the mean of each of its categories, out of 5."""
     groups: dict[str, dict[str, Any]] = {}
     for language in dict.fromkeys(subset.language for subset in subsets.values()):
-        rows = []
+        rows, there = [], set()
         for name, own in records.items():
             if subsets[name].language == language:
                 ability = name.removeprefix(f"{language}/")
                 rows += [{"ability": ability, "judgement": r["judgements"][0][-1] if _is_judged(r) else None}
                          for r in own]  # fmt: skip
-        if not any(row["judgement"] is not None for row in rows):
+                there |= {ability for r in own if r["score"] is not None}
+        if not there:
             continue
         block = score_set("style", rows)
-        there = {row["ability"] for row in rows if row["judgement"] is not None}
         for category in ("", *VSTYLE):
             wanted = [f"{c}/{name}" for c in VSTYLE if category in ("", c) for name in VSTYLE[c].split()]
             missing = [ability for ability in wanted if ability not in there]
@@ -139,6 +140,8 @@ def caveat(block: Mapping[str, Any], kind: str) -> str:
     """Why a score does not belong beside published ones; "" where nothing is known against it."""
     if not block or block.get("score") is None:
         return ""
+    if block.get("missing") and block["missing"] == block["n"]:
+        return "every row is missing"
     labels = {prompt["label"] for prompt in block.get("judge_prompts", {}).values()}
     if "official" in block and block["official"] is None:
         return "no official number"

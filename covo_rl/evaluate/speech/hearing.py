@@ -21,6 +21,8 @@ from covo_rl.types import Clip
 T = TypeVar("T")
 #: tasks that are scored by the times of words
 TIMED = ("take_over", "backchannel", "overlap", "mtr_turns")
+#: why most rows are missing
+NO_REPLY = "no reply"
 #: tasks in which a text that nobody heard is no reply
 SOUND_ALONE = ("tts",)
 
@@ -41,7 +43,7 @@ class Said:
     audio: str | None = None
     thinking: str | None = None
     user_words: tuple[Word, ...] | None = None
-    why: str = "no reply"
+    why: str = NO_REPLY
     unheard: bool = False
 
 
@@ -140,7 +142,7 @@ def _given(row: SpeechItem, reply: GivenReply, place: int) -> Said:
     if audio is not None:
         return replace(one, unheard=True, why="its audio was not heard")
     if written is None or task in SOUND_ALONE:
-        return replace(one, why="no reply" if written is None else "text alone, and no audio")
+        return replace(one, why=NO_REPLY if written is None else "text alone, and no audio")
     return replace(one, text=written, source="text", why="")
 
 

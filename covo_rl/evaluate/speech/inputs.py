@@ -88,7 +88,7 @@ def read_speech_inputs(
         seen[row.subset] += 1
         if limit is None or seen[row.subset] <= limit:
             rows.append(row)
-    replies = None
+    replies, before = None, _predictions_sha256(predictions, [])
     if predictions is None:
         reader.problems += clip_problems([Example(row.name, row.clips, row.text or "") for row in rows])
     elif not reader.problems:
@@ -97,6 +97,8 @@ def read_speech_inputs(
         if beside and not replies:
             reader.problems.append(f"--predictions {predictions}: no replies beside the data; give a predictions file")
         reader.problems += _lost_audio(predictions, replies)
+        if before != _predictions_sha256(predictions, []):
+            reader.problems.append(f"--predictions {predictions}: it changed while it was read; wait for who writes it")
     if reader.problems:
         raise EvalInputError(problem_lines(reader.problems))
     used = {row.subset for row in rows}
@@ -105,8 +107,8 @@ def read_speech_inputs(
         "set_version": speech_set.version, "subsets_asked": list(subsets), "limit": limit, "problems": notes,
     }  # fmt: skip
     if predictions is not None:
-        meta |= {"predictions": str(predictions)}
-        meta |= {"predictions_sha256": file_sha256(predictions)} if predictions.is_file() else {}
+        own = [*reader.reply_files, *reader.files[len(data_files) :]]
+        meta |= {"predictions": str(predictions), "predictions_sha256": before or _predictions_sha256(predictions, own)}
     parts = {name: subset for name, subset in reader.subsets.items() if name in used}
     inputs = SpeechInputs(speech_set, data, parts, tuple(rows), replies, meta)
     if predictions is not None:
@@ -136,6 +138,13 @@ def _count_notes(reader: SetReader) -> list[str]:
     if whole is not None and not reader.wanted and len(reader.rows) != whole:
         notes.append(f"{reader.speech_set.title} has {len(reader.rows)} rows here, {whole} are published")
     return notes
+
+
+def _predictions_sha256(path: Path | None, files: Sequence[Path]) -> str | None:
+    """Of a file its own, of a folder that of the `files` read in it; None where there are none."""
+    if path is not None and path.is_file():
+        return file_sha256(path)
+    return _files_sha256(files) if files else None
 
 
 def _files_sha256(files: Sequence[Path]) -> str:

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from covo_rl.data.folder import AudioFolder
 from covo_rl.data.read import printable
 from covo_rl.evaluate.speech.reading import SetReader
-from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite, is_time
 from covo_rl.evaluate.speech.rows import GivenReply, SpokenRound
 from covo_rl.evaluate.speech.sets import Subset
 from covo_rl.evaluate.speech.timed_words import timed_segments, timed_words
@@ -38,13 +39,14 @@ _MTR_NEEDS = {"mtr_background": ("background_start", "background_end")}
 
 def read_fdb(reader: SetReader) -> None:
     """Full-Duplex-Bench, a folder an item, whose input and output are paired by that folder's name."""
+    sounds = AudioFolder(reader.root, reader.allow_outside, ())
     for folder, (subset, *_) in reader.parts():
         items = sorted(place for place in folder.iterdir() if place.is_dir()) if folder.is_dir() else []
         if not items:
             reader.problems.append(f"{folder}: no folders of items in it")
         people = _distributions(reader, folder) if subset.kind == "fdb_backchannel" else {}
         for number, item in enumerate(items):
-            _read_item(reader, subset, folder, item, number, people)
+            _read_item(reader, subset, sounds, item, number, people)
 
 
 def _distributions(reader: SetReader, folder: Path) -> Mapping[str, Any]:
@@ -62,11 +64,12 @@ def _distributions(reader: SetReader, folder: Path) -> Mapping[str, Any]:
 
 
 def _read_item(
-    reader: SetReader, subset: Subset, folder: Path, item: Path, number: int, people: Mapping[str, Any]
+    reader: SetReader, subset: Subset, sounds: AudioFolder, item: Path, number: int, people: Mapping[str, Any]
 ) -> None:
     fields = RowFields(reader, {"item": item.name}, str(item), number)
     if not (sound := item / "input.wav").is_file():
         fields.wrong("no input.wav")
+    _check_inside(fields, sounds, sound)
     times: dict[str, Any] = {}
     file, required = _TIMES.get(subset.kind, ("", False))
     if file and (item / file).is_file():
@@ -77,17 +80,26 @@ def _read_item(
     if item.name in people:
         times["distribution"] = _shares(fields, people[item.name])
     if (clean := item / "clean_input.wav").is_file():
+        _check_inside(fields, sounds, clean)
         times["clean_input"] = str(clean)
     text = times.pop("interrupt", None)
     rounds = [SpokenRound((Clip(path=str(sound)),), text, times.pop("context", None))]
     row = reader.add(fields, subset, rounds, row_id=item.name, times=times)
-    outputs = item if reader.replies_in == reader.root else _output_folder(reader.replies_in, subset, folder, item)
+    outputs = item if reader.replies_in == reader.root else _output_folder(reader.replies_in, subset, item)
     if row is not None and (reply := _output(reader, outputs)) is not None:
         reader.replies[row.name] = reply
 
 
-def _output_folder(replies_in: Path, subset: Subset, folder: Path, item: Path) -> Path:
-    places = [replies_in / subset.path / item.name, replies_in / folder.name / item.name, replies_in / item.name]
+def _check_inside(fields: RowFields, sounds: AudioFolder, path: Path) -> None:
+    """A link that came with the data leads nowhere else."""
+    try:
+        sounds.resolve(str(path.relative_to(sounds.root)))
+    except ValueError as error:
+        fields.wrong(f"{path.name}: {error}")
+
+
+def _output_folder(replies_in: Path, subset: Subset, item: Path) -> Path:
+    places = [replies_in / subset.path / item.name, replies_in / item.parent.name / item.name, replies_in / item.name]
     return next((place for place in places if place.is_dir()), places[0])
 
 
@@ -95,7 +107,7 @@ def _first_timestamp(fields: RowFields, path: Path, content: Any) -> dict[str, A
     """start and end in seconds of the first entry, and what an interruption says."""
     entry = content[0] if isinstance(content, list) and content else None
     span = entry.get("timestamp") if isinstance(entry, dict) else None
-    numbers = [t for t in span if is_finite(t)] if isinstance(span, list) else []
+    numbers = [t for t in span if is_time(t)] if isinstance(span, list) else []
     if not isinstance(entry, dict) or len(numbers) != 2 or numbers[0] > numbers[1]:
         if content is not None:
             fields.wrong(f"{path.name}: timestamp of the first entry is {printable(span)}, not [start, end] in seconds")
@@ -117,6 +129,7 @@ def _output(reader: SetReader, folder: Path) -> GivenReply | None:
     sound, transcript = folder / "output.wav", folder / "output.json"
     words, text = None, None
     if transcript.is_file():
+        reader.reply_files.append(transcript)
         content = reader.load_json(transcript)
         fields = RowFields(reader, content if content is not None else {}, str(transcript))
         if content is not None:
@@ -124,6 +137,8 @@ def _output(reader: SetReader, folder: Path) -> GivenReply | None:
             words = timed_words(fields, "chunks")
     if words is None and not sound.is_file():
         return None
+    if sound.is_file():
+        _check_inside(RowFields(reader, {}, str(folder)), AudioFolder(folder.parent, reader.allow_outside, ()), sound)
     return GivenReply(audio=(str(sound) if sound.is_file() else None,), asr_texts=(text,), words=(words,))
 
 
@@ -139,6 +154,8 @@ def read_mtr(reader: SetReader) -> None:
             if unknown := [name for name in inner.values if name not in _MTR_TIMES]:
                 inner.wrong(f"unknown {', '.join(map(str, unknown))}; known are {', '.join(_MTR_TIMES)}")
             times = {name: inner.number(name) for name in inner.values if name in _MTR_TIMES}
+            if wrong := [name for name, time in times.items() if time is not None and not is_time(time)]:
+                inner.wrong(f"{wrong[0]} is {times[wrong[0]]:g}; times are seconds from 0 on")
             for name in _MTR_NEEDS.get(subset.kind, ()):
                 if times.get(name) is None and not fields.failed:
                     inner.wrong(f"no {name}")

@@ -152,7 +152,10 @@ def _chatted(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
 def _nearest(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
     one = evidence.said[row.name][place]
     found = {"reply_text": one.text, "reference": row.reference or "", "choices": list(row.choices), "why": one.why}
-    return {**found, "nearest": nearest_choice(row, evidence.sounds["embed"])} if "embed" in evidence.sounds else found
+    if "embed" not in evidence.sounds:
+        return found
+    why = one.why or "no vectors of the reply and of every option that can be compared"
+    return {**found, "nearest": nearest_choice(row, evidence.sounds["embed"]), "why": why}
 
 
 # -- times -----------------------------------------------------------------------------------------------------------
@@ -178,11 +181,13 @@ def _backchannelled(row: SpeechItem, place: int, evidence: Evidence) -> Scored |
     if isinstance(segments, str):
         return segments
     try:
-        samples, rate = stored_length(row.clips[0]) or (0, 1)
+        length = stored_length(row.clips[0])
     except AudioError as error:
         return str(error)
-    human = row.times.get("distribution")
-    return {"segments": segments, "words": _timestamps(one.words), "seconds": samples / rate, "human": human}
+    if length is None:
+        return f"{row.clips[0].path}: its length cannot be read; is it sound?"
+    seconds, human = length[0] / length[1], row.times.get("distribution")
+    return {"segments": segments, "words": _timestamps(one.words), "seconds": seconds, "human": human}
 
 
 def _overlapped(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
@@ -191,7 +196,7 @@ def _overlapped(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str
     if isinstance(user, str) or isinstance(model, str):
         given = evidence.said[row.name][place]
         return (given.why if given.audio is None else "") or (user if isinstance(user, str) else str(model))
-    return {"user_vad": user, "model_vad": model}
+    return {"user_vad": user, "model_vad": model, "why": "nothing is said after the user"}
 
 
 def _turned(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:

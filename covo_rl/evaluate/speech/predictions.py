@@ -4,7 +4,7 @@ A line is {"id": ROW, ...}; ROW is the row's id, its number from 0 in four digit
 several sub-sets. Everything else may be left out; what a row needs depends on its kind (`covo-rl eval --list`):
 
     reply_text           what the model wrote (also under model_output, response, answer_prediction ...)
-    reply_audio          its audio: a path, from the folder of the file
+    reply_audio          its audio: a path, from the folder of the file and inside it
     asr_text             a finished transcript of that audio: no --transcriber is needed
     words                [{"text", "start", "end"}]: the transcript with times in seconds
     segments             [{"timestamp": [start, end], "text", "words": [{"word", "start", "end"}]}]
@@ -19,15 +19,16 @@ the layout of the data (Full-Duplex-Bench).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
-from covo_rl.data.read import is_url, printable, some
+from covo_rl.data.folder import AudioFolder
+from covo_rl.data.read import printable, some
 from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.sets import REPLY_KEYS
 from covo_rl.evaluate.speech.reading import SetReader
-from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
+from covo_rl.evaluate.speech.row_fields import RowFields, is_finite, is_time
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, Word
 from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.evaluate.speech.timed_words import timed_segments, timed_words
@@ -100,6 +101,7 @@ def _read_file(path: Path, reader: SetReader, subset: str | None) -> dict[str, G
         reader.problems.append(f"{path}: id {visible(name)} means {len(meant)} rows: write {parts}")
     replies: dict[str, GivenReply] = {}
     taken: dict[str, str] = {}
+    sounds = AudioFolder(path.parent, reader.allow_outside, ())
     for fields, name in named:
         if len(rows.get(name, ())) != 1:
             continue
@@ -107,25 +109,27 @@ def _read_file(path: Path, reader: SetReader, subset: str | None) -> dict[str, G
         if row.name in taken:
             fields.wrong(f"the id {name!r} again, after {taken[row.name]}")
         taken[row.name] = fields.place
-        reply = _reply(fields, row, path.parent)
+        reply = _reply(fields, row, sounds)
         if not fields.failed and not reply.is_empty:
             replies[row.name] = reply
     return replies
 
 
-def _reply(fields: RowFields, row: SpeechItem, folder: Path) -> GivenReply:
+def _reply(fields: RowFields, row: SpeechItem, sounds: AudioFolder) -> GivenReply:
     own = set(row.columns)
     allowed = (*PREDICTION_KEYS, *REPLY_KEYS)
     if unknown := [key for key in fields.values if key not in allowed and key not in own]:
         fields.wrong(f"unknown key {some([*map(str, unknown)])}; known are {', '.join(PREDICTION_KEYS)}")
-    key = next((key for key in ("reply_text", *REPLY_KEYS) if fields.has(key)), "reply_text")
+    key = _text_key(fields, own)
     rounds = len(row.rounds) if KINDS[row.kind].dialogue else 1
 
     def audio(one: RowFields, name: str) -> str | None:
         path = one.maybe(name)
-        if path is not None and (is_url(path) or "\0" in path or not path.strip()):
-            one.wrong(f"{name} is {printable(path)}, not the path of a file")
-        return path and str(folder / path)
+        try:
+            return None if path is None else sounds.resolve(path)
+        except ValueError as error:
+            one.wrong(f"{name}: {error}")
+        return None
 
     def words(one: RowFields, name: str) -> tuple[Word, ...] | None:
         return timed_words(one, name) if one.has(name) else None
@@ -140,6 +144,15 @@ def _reply(fields: RowFields, row: SpeechItem, folder: Path) -> GivenReply:
         thinking=fields.maybe("thinking_prediction"),
         logps=_logps(fields, row) if fields.has("logps") else None,
     )
+
+
+def _text_key(fields: RowFields, own: Set[str]) -> str:
+    """The key that the text is under. Keys of the row itself, which VoiceBench calls its reference by, come last."""
+    given = [key for key in ("reply_text", *REPLY_KEYS) if fields.has(key)]
+    theirs = [key for key in given if key not in own]
+    if any(fields.values[key] != fields.values[theirs[0]] for key in theirs):
+        fields.wrong(f"{' and '.join(theirs)} hold different replies; write one of them")
+    return next(iter([*theirs, *given]), "reply_text")
 
 
 def _by_round(
@@ -172,7 +185,8 @@ def _turns(fields: RowFields) -> tuple[Mapping[str, Any], ...] | None:
         start, end = turn.number("start"), turn.number("end")
         if turn.text("channel") not in ("user", "model") and not turn.failed:
             turn.wrong(f"channel is {printable(turn.values['channel'])}; choose user or model")
-        if (start is None or end is None or end < start) and not turn.failed:
+        turn.maybe("text")
+        if not (is_time(start) and is_time(end) and start <= end) and not turn.failed:
             turn.wrong(f"it goes from {printable(start)} to {printable(end)}")
     return tuple(turn.values for turn in turns)
 

@@ -5,8 +5,10 @@ SetReader(speech_set, root).read()    -> rows, replies that lie beside them, pro
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +22,9 @@ from covo_rl.data.sources import read_rows
 from covo_rl.evaluate.speech.row_fields import RowFields
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, SpokenRound
 from covo_rl.evaluate.speech.sets import SpeechSet, Subset
+
+#: what stands behind a row's name in the ids of engines (hearing.sound_id)
+_PART_OF = re.compile(r"(#\d+)?(~\w+)?$")
 
 
 class SetReader:
@@ -37,6 +42,8 @@ class SetReader:
         self.rows: list[SpeechItem] = []
         self.replies: dict[str, GivenReply] = {}
         self.files: list[Path] = []
+        #: files that hold replies and no rows
+        self.reply_files: list[Path] = []
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._folders: list[AudioFolder] = []
@@ -55,11 +62,15 @@ class SetReader:
             self.problems.append(self._no_part(absent) if set(absent) & set(unknown) else no_rows)
         self.rows = [row for row in self.rows if self.subsets[row.subset].is_asked(self.wanted)]
         self._check_ids()
+        self._check_engine_ids()
 
     def _no_part(self, names: Sequence[str]) -> str:
         groups = dict.fromkeys(group for subset in self.subsets.values() for group in subset.groups)
         parts = f"{', '.join(self.subsets)}; groups of them are {', '.join(groups) or '(none)'}"
-        return f"--subset {', '.join(names)}: {self.speech_set.name} has {parts}"
+        known = [*self.subsets, *groups]
+        near = dict.fromkeys(one for name in names for one in difflib.get_close_matches(name, known, n=1))
+        guess = f"; did you mean {', '.join(near)}? " if near else ""
+        return f"--subset {', '.join(names)}: no such part{guess or '; '}{self.speech_set.name} has {parts}"
 
     def _check_ids(self) -> None:
         places: dict[str, list[SpeechItem]] = defaultdict(list)
@@ -76,6 +87,17 @@ class SetReader:
                 f"ids stand more than once ({some([*twice])}): rows of {some([*again])} are named by number"
             )
             self.rows = [replace(row, id=row.key) if row.subset in again else row for row in self.rows]
+
+    def _check_engine_ids(self) -> None:
+        """No id may be the one under which engines are asked about a further round or part of another row."""
+        names = {row.name for row in self.rows}
+        for row in self.rows:
+            base = _PART_OF.sub("", row.name)
+            if base != row.name and base in names:
+                own = row.name.removeprefix(f"{row.subset}/")
+                self.problems.append(
+                    f"{row.place}: id {own!r}: engines are asked by it about a part of {base}; rename it"
+                )
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -111,6 +133,9 @@ class SetReader:
 
     def numbered_rows(self, path: Path) -> Iterator[tuple[int, str, Any]]:
         """(number from 0, place, row) of JSON lines, a JSON list, a table or parquet; what is no row is a problem."""
+        if path.is_dir():
+            self.problems.append(f"{path} is a folder; a file of rows is expected there")
+            return
         self.files.append(path)
         if path.suffix == ".jsonl":
             lines = list(json_lines(path))

@@ -18,7 +18,7 @@ from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.speech.groups import caveat
 from covo_rl.evaluate.summary import paired_bootstrap
-from covo_rl.evaluate.tables import provenance_lines, table_lines
+from covo_rl.evaluate.tables import provenance_lines, source_lines, table_lines
 from covo_rl.records.console import number
 from covo_rl.types import visible
 
@@ -56,7 +56,7 @@ def speech_markdown(report: Mapping[str, Any]) -> str:
         lines += ["## Means", "", *table_lines(["group", "sub-sets", "score", "95 %", "partial, without"], rows)]
     if rows := [row for row in report["published"] if row["ours"] is not None]:
         lines += ["## Beside published scores", "", *published_lines(rows)]
-        lines += [f"{model}: {where}" for model, where in report["published_in"].items()] + [""]
+        lines += [*source_lines(report["published_in"]), ""]
     if engines := {name: entry for name, entry in report["engines"].items() if name != "judge_prompts"}:
         rows = [[name, *_engine(entry)] for name, entry in engines.items()]
         lines += ["## Engines", "", *table_lines(["", "engine", "version", "counts"], rows)]
@@ -142,6 +142,11 @@ def compare_speech(a: Path, b: Path) -> dict[str, Any]:
         f"{name} differs: {a} has {reports[0][name]}, {b} has {reports[1][name]}"
         for name in ("set", "data_sha256") if reports[0][name] != reports[1][name]
     ]  # fmt: skip
+    asked = [", ".join(report.get("subsets_asked") or ("all",)) for report in reports]
+    if problems and asked[0] != asked[1]:
+        problems.append(
+            f"--subset differs: {a} has {asked[0]}, {b} has {asked[1]}; compare evaluations of the same parts"
+        )
     scores = [_row_scores(folder) for folder in (a, b)] if not problems else [{}, {}]
     for name, here, there in ((a, *scores), (b, *reversed(scores))):
         if extra := [row for row in here if row not in there]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from covo_rl.data.folder import LONE_SURROGATE
 from covo_rl.data.read import printable
+from covo_rl.speech.listeners import MOST_SECONDS
 from covo_rl.types import Clip
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def is_finite(value: Any) -> bool:
     """A number that a float holds, neither NaN nor infinite, and no truth value."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and abs(value) <= sys.float_info.max
+
+
+def is_time(value: Any) -> bool:
+    """Seconds from the beginning of a sound, which lasts a week at most."""
+    return is_finite(value) and 0 <= value <= MOST_SECONDS
 
 
 class RowFields:

@@ -20,7 +20,7 @@ from covo_rl.evaluate.sets import FILES, EvalInputError, load_set
 from covo_rl.evaluate.speech.engines import SpeechEngines, speech_engines
 from covo_rl.evaluate.speech.generate import AS_WRITTEN, answerable, generate_replies, letter_inputs
 from covo_rl.evaluate.speech.groups import group_figures, published_figures, uro_figures
-from covo_rl.evaluate.speech.hearing import hear_replies
+from covo_rl.evaluate.speech.hearing import NO_REPLY, hear_replies
 from covo_rl.evaluate.speech.inputs import SpeechInputs, read_speech_inputs
 from covo_rl.evaluate.speech.material import Evidence
 from covo_rl.evaluate.speech.neutral import add_neutral_voice, is_judged_by_ear
@@ -103,6 +103,8 @@ def score_inputs(
     kinds = dict.fromkeys(subset.kind for subset in inputs.subsets.values())
     notes = [NOT_SCORED[kind] for kind in kinds if kind in NOT_SCORED and (options or {}).get(KINDS[kind].task) is None]
     notes += [f"{name}: no score, {block['absent']}" for name, block in blocks.items() if "absent" in block]
+    notes += [f"{name}: {block['missing']} of {block['n']} rows are missing; {why}" for name, block in blocks.items()
+              if (why := next((why for why in block.get("missing_why", ()) if why != NO_REPLY), None))]  # fmt: skip
     return {
         "n": len(records), "subsets": blocks, "groups": groups,
         **({"official_means": uro_figures(blocks)} if inputs.speech_set.name == "uro-bench" else {}),

@@ -21,6 +21,7 @@ from covo_rl.evaluate.speech.tasks import score_set
 from covo_rl.evaluate.speech.wer import uro_wer
 from covo_rl.evaluate.summary import bootstrap_ratio
 from covo_rl.rewards.replies import AnswerError
+from covo_rl.types import visible
 
 MOST_REASONS = 5  # why rows are missing, in a block
 #: tasks that are told the language of their texts
@@ -95,7 +96,8 @@ def _alone(task: str, part: Scored | str, options: Mapping[str, Any]) -> tuple[A
     try:
         block = _scored(task, [part], options)
     except MalformedRow as error:
-        return _UNSCORABLE, str(error).rpartition("\n")[2].strip()
+        what = str(error).rpartition("\n")[2].strip()
+        return _UNSCORABLE, what.removeprefix(f"- row {visible(part['id'])}: ")
     score = block["score"]
     why = (part.get("why") or "it could not be read") if block.get("missing") else ""
     return (None if score is None else float(score)), why

@@ -132,14 +132,10 @@ class SpeechSet(SetFacts):
     open_parts: bool = False
     #: rows are numbered from 0 in the official files of results, whatever ids they have
     numbered: bool = False
-    #: name of a group, or of a figure over no single sub-set -> model -> published score
-    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    #: name of such a figure -> our group, where they are named differently
+    #: name of a published figure, which is of a group or of no single sub-set -> our group, where names differ
     figure_groups: Mapping[str, str] = field(default_factory=dict)
     #: sha256 of a judge's published wording -> its edition
     known_prompts: Mapping[str, str] = field(default_factory=dict)
-    #: model -> where its published scores stand
-    published_in: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -79,11 +79,13 @@ def emotion_probability(row: SpeechItem, answer: Any) -> float | str:
     if answer is None or isinstance(answer, AnswerError):
         return str(answer or "no audio")
     if not isinstance(answer["score"], Mapping):
-        return float(answer["score"])
-    names = {part.strip().casefold(): value for label, value in answer["score"].items() for part in label.split("/")}
-    if wanted not in names:
-        return f"the row asks for {wanted!r}, the model knows {', '.join(answer['score'])}"
-    return float(names[wanted])
+        found = float(answer["score"])
+    else:
+        names = {p.strip().casefold(): value for label, value in answer["score"].items() for p in label.split("/")}
+        if wanted not in names:
+            return f"the row asks for {wanted!r}, the model knows {', '.join(answer['score'])}"
+        found = float(names[wanted])
+    return found if 0 <= found <= 1 else f"the model gives {wanted!r} {found:g}, which is no probability"
 
 
 def activity(row: SpeechItem, reply: GivenReply, answers: Mapping[str, Any], side: str) -> list[list[float]] | str:
@@ -109,6 +111,10 @@ def nearest_choice(row: SpeechItem, answers: Mapping[str, Any]) -> str | None:
         return None
 
     def closeness(choice: Sequence[float]) -> float:
-        return sum(a * b for a, b in zip(reply, choice, strict=True)) / sum(b * b for b in choice) ** 0.5
+        largest = max(map(abs, choice))  # its length plays no part, and would overflow squared
+        scaled = [value / largest for value in choice]
+        return sum(a * b for a, b in zip(reply, scaled, strict=True)) / sum(b * b for b in scaled) ** 0.5
 
+    largest = max(map(abs, reply))
+    reply = [value / largest for value in reply]
     return row.choices[max(range(len(choices)), key=lambda i: closeness(choices[i]))]

@@ -15,7 +15,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from covo_rl.evaluate.speech.fields import MalformedRow
@@ -44,6 +44,7 @@ def _english() -> Callable[[str], str]:
     return EnglishTextNormalizer(json.loads((VENDOR / "whisper_english.json").read_text(encoding="utf-8")))
 
 
+@lru_cache(maxsize=1 << 15)  # a row is scored alone, and with all others
 def whisper_english(text: str) -> str:
     """Lower-cased American words, numbers as digits, no fillers, nothing in brackets. Of text with a number of more
     digits than Python reads (4,300), which would end the normaliser, the lower-cased words.

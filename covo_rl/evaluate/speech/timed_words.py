@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from covo_rl.data.folder import LONE_SURROGATE
 from covo_rl.data.read import printable
-from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
+from covo_rl.evaluate.speech.row_fields import RowFields, is_time
 from covo_rl.evaluate.speech.rows import Word
 
 
@@ -33,12 +34,12 @@ def timed_word(value: Any) -> Word | str:
         return f"{printable(value)} is no word with times"
     text = value.get("text", value.get("word"))
     span = value.get("timestamp", [value.get("start"), value.get("end")])
-    if not isinstance(text, str):
-        return f"its text is {printable(text)}"
-    if not isinstance(span, (list, tuple)) or len(span) != 2 or not _is_time(span[0]):
+    if not isinstance(text, str) or LONE_SURROGATE.search(text):
+        return f"its text is {printable(text)}, not text"
+    if not isinstance(span, (list, tuple)) or len(span) != 2 or not is_time(span[0]):
         return f"its times are {printable(span)}, not [start, end] in seconds"
     start, end = span
-    if end is not None and (not _is_time(end) or end < start):
+    if end is not None and (not is_time(end) or end < start):
         return f"it ends at {printable(end)} and starts at {printable(start)}"
     return Word(text, float(start), None if end is None else float(end))
 
@@ -61,7 +62,3 @@ def timed_segments(fields: RowFields, name: str) -> tuple[dict[str, Any], ...] |
         spoken = [{"word": word.text, "start": word.start, "end": word.end} for word in words]
         segments.append({"timestamp": [whole.start, whole.end], "text": whole.text, "words": spoken})
     return None if fields.failed else tuple(segments)
-
-
-def _is_time(value: Any) -> bool:
-    return is_finite(value) and value >= 0
