@@ -159,7 +159,7 @@ def test_all_that_is_wrong_with_all_sets_is_said_at_once(questions, tmp_path):
     )  # fmt: skip
     said = "\n".join(problems)
     for part in (
-        "eval_set builtim: no such set; the sets are mmau-test-mini,", "eval_set mmar: it needs data: write mmar=DATA",
+        "eval_set builtim: no such set; did you mean builtin?", "eval_set mmar: it needs data: write mmar=DATA",
         "eval_set mmsu: --data nowhere.jsonl: no such file", "unknown option 'limt'; did you mean limit?",
         "eval_set builtin: limit 0: must be at least 1", "eval_set duplex: ", "asks a live session",
         "has answers that only its host knows", "eval_set asr: ", "garden", "--judge: only for a set of speech",
