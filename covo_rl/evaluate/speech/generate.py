@@ -6,9 +6,9 @@ without either a spoken set is scored by the text alone, which its report says.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,11 @@ from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import answer_rows
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
 from covo_rl.evaluate.speech.inputs import SpeechInputs
+from covo_rl.evaluate.speech.live import LiveExaminer, is_live, live_notes, live_replies
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem
 from covo_rl.evaluate.speech.sets import KINDS
+from covo_rl.evaluate.speech.voiced import sound_files, voiced_codes
 from covo_rl.prompt import parse
-from covo_rl.rewards.program import write_pcm
-from covo_rl.rewards.replies import AnswerError
 from covo_rl.types import Example
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 AS_WRITTEN = PromptStyle("{question}", "the set's own words")
 #: task kinds that need more than one reply to one question: replies come from a file
 _FROM_FILES = {
-    "fdb_": "it is a live session", "mtr_": "it is a live session", "pairs": "it is scored by log-probs",
+    "pairs": "it is scored by log-probs",
     "tsc": "it is scored by log-probs", "tts": "it asks for a given voice",
 }  # fmt: skip
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
@@ -82,18 +82,22 @@ def question_of(row: SpeechItem) -> str:
 def generate_replies(
     request: Request, inputs: SpeechInputs, settings: Mapping[str, Any], ranks: Ranks,
     answerer: PolicyAnswerer | None = None,
-) -> dict[str, GivenReply] | None:  # fmt: skip
-    """Replies by row's name on rank 0, None on others; resumable. The folder is `owned`, and claimed here."""
+) -> tuple[dict[str, GivenReply], list[str]] | None:  # fmt: skip
+    """(replies by row's name, notes) on rank 0, None on others; resumable. The folder is `owned`, and claimed here."""
     if answerer is not None:
         answerer = replace(answerer, rollout_config=request.rollout_config(), style=AS_WRITTEN)
+    live = is_live(inputs)
+    asks = partial(LiveExaminer.of, request=request) if live else None
     answers = answer_rows(
-        request, letter_inputs(inputs), settings, ("real",), ranks, style=AS_WRITTEN, answerer=answerer
+        request, letter_inputs(inputs), settings, ("real",), ranks, style=AS_WRITTEN, answerer=answerer, asks=asks
     )
     if answers is None or request.output is None:
         return None
     records = answers["real"]
+    if live:
+        return live_replies(records, request.voice, request.output), live_notes(records)
     sounds = spoken_records(records, request.voice, request.output) if request.voice else {}
-    return {record["id"]: _given_reply(record, request.output, sounds.get(record["id"])) for record in records}
+    return {record["id"]: _given_reply(record, request.output, sounds.get(record["id"])) for record in records}, []
 
 
 def _given_reply(record: Record, folder: Path, sound: str | None) -> GivenReply:
@@ -105,26 +109,6 @@ def _given_reply(record: Record, folder: Path, sound: str | None) -> GivenReply:
 
 
 def spoken_records(records: Iterable[Record], decoder: str, folder: Path) -> dict[str, str]:
-    """Id -> the wav file of a record's codes; a reply without codes has none.
-
-    Raises:
-        AnswerError: the decoder gave no sound for some.
-    """
-    from covo_rl.speech.grid import RATE
-    from covo_rl.speech.replies import map_batches, speak_replies, voice_at
-
-    codes = {record["id"]: list(record["completion_codes"][0]) for record in records if record.get("completion_codes")}
-    codes = {name: own for name, own in codes.items() if own}
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
-
-    def speak(batch: list[Sequence[int]]) -> Sequence[Any]:
-        return speak_replies(batch, voice_at(decoder))
-
-    files: dict[str, str] = {}
-    for name, wave in zip(codes, map_batches(speak, list(codes.values()), f"--voice {decoder}"), strict=True):
-        if isinstance(wave, AnswerError):
-            raise wave
-        file = folder / "audio" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.wav"
-        write_pcm(file, wave, RATE)
-        files[name] = str(file)
-    return files
+    """Id -> the wav file of a record's codes; a reply without codes has none. Raises as `voiced_codes`."""
+    codes = {record["id"]: record["completion_codes"][0] for record in records if record.get("completion_codes")}
+    return sound_files(voiced_codes(codes, decoder), folder)

@@ -96,8 +96,8 @@ def _more(block: Mapping[str, Any]) -> str:
     """Figures beside the score."""
     names = ("latency", "frequency", "jsd", "response_latency", "stop_latency", "score_all", "unread", "hallucinated")
     single = [f"{name} {number(value, 3)}" for name in names if (value := _plain(block, name)) is not None]
-    inner = [f"{name} {number(block[name]['score'])}" for name in ("utmos", "asr_wer", "relevance", "strict")
-             if isinstance(block.get(name), Mapping)]  # fmt: skip
+    blocks = ("utmos", "asr_wer", "relevance", "strict", "from_asr")
+    inner = [f"{name} {number(block[name]['score'])}" for name in blocks if isinstance(block.get(name), Mapping)]
     return "; ".join([*single, *inner])
 
 
