@@ -284,8 +284,9 @@ def answer_rows(
         claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
         if isinstance(asked, PolicyAnswerer):
             asked = replace(asked, engine=engine)
-            texts = written_texts(inputs.examples, asked.prompt_config)
-            for note in special_token_notes(texts, asked.policy.family.tokenizer) if ranks.main else ():
+        if isinstance(writer := getattr(asked, "answerer", asked), PolicyAnswerer) and ranks.main:
+            texts = written_texts(inputs.examples, writer.prompt_config)
+            for note in special_token_notes(texts, writer.policy.family.tokenizer):
                 say(note, err=True)
         by_audio = {audio: run_model(inputs, asked, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None

@@ -6,7 +6,7 @@ without either a spoken set is scored by the text alone, which its report says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from covo_rl.evaluate.inputs import Inputs
 from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import answer_rows
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
+from covo_rl.evaluate.speech.hearing import round_count
 from covo_rl.evaluate.speech.inputs import SpeechInputs
 from covo_rl.evaluate.speech.live import LiveExaminer, is_live, live_notes, live_replies
+from covo_rl.evaluate.speech.rounds import RoundsAnswerer, has_rounds, question_of, round_records
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem
-from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.evaluate.speech.voiced import sound_files, voiced_codes
 from covo_rl.prompt import parse
 from covo_rl.types import Example
@@ -36,20 +37,21 @@ _FROM_FILES = {
     "pairs": "it is scored by log-probs",
     "tsc": "it is scored by log-probs", "tts": "it asks for a given voice",
 }  # fmt: skip
-_LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
-def not_generated(row: SpeechItem) -> str | None:
-    """Why a model is not asked this row here; None where it is."""
+def not_generated(row: SpeechItem, *, one_round: bool = False) -> str | None:
+    """Why a model is not asked this row here; None where it is. `one_round`: it cannot be told what was said before."""
     why = next((why for name, why in _FROM_FILES.items() if row.kind.startswith(name)), None)
-    if why is None and KINDS[row.kind].dialogue and len(row.rounds) > 1:
-        return "it has several rounds"
+    if why is None and one_round and round_count(row) > 1:
+        return "it has several rounds, and vLLM is asked one question at a time"
     return why
 
 
-def answerable(inputs: SpeechInputs) -> tuple[SpeechInputs, list[str]]:
+def answerable(inputs: SpeechInputs, *, one_round: bool = False) -> tuple[SpeechInputs, list[str]]:
     """The rows that a model can be asked here, and what is said of the others."""
-    left_out: dict[str, str] = {row.subset: why for row in inputs.rows if (why := not_generated(row))}
+    left_out: dict[str, str] = {
+        row.subset: why for row in inputs.rows if (why := not_generated(row, one_round=one_round))
+    }
     rows = tuple(row for row in inputs.rows if row.subset not in left_out)
     subsets = {name: subset for name, subset in inputs.subsets.items() if name not in left_out}
     notes = [f"{name} was not asked, as {why}: give --predictions" for name, why in left_out.items()]
@@ -65,20 +67,6 @@ def letter_inputs(inputs: SpeechInputs) -> Inputs:
     return Inputs(eval_set, inputs.data, rows, meta=dict(inputs.meta))
 
 
-def question_of(row: SpeechItem) -> str:
-    """What is written beside the clips: nothing where they ask."""
-    if row.kind == "asr":
-        return "Write down what is said."
-    if row.kind == "translation":
-        return f"Translate what is said into {_LANGUAGES[row.language]}."
-    if row.choices:
-        options = "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(row.choices))
-        ending = "letter" if row.kind == "air_foundation" else "text"
-        return f"{row.text}\n{options}\nAnswer with the {ending} of one option and nothing else."
-    written = row.kind.startswith(("air_", "mmau_pro_")) or not row.clips
-    return row.text or "" if written else ""
-
-
 def generate_replies(
     request: Request, inputs: SpeechInputs, settings: Mapping[str, Any], ranks: Ranks,
     answerer: PolicyAnswerer | None = None,
@@ -86,26 +74,33 @@ def generate_replies(
     """(replies by row's name, notes) on rank 0, None on others; resumable. The folder is `owned`, and claimed here."""
     if answerer is not None:
         answerer = replace(answerer, rollout_config=request.rollout_config(), style=AS_WRITTEN)
-    live = is_live(inputs)
-    asks = partial(LiveExaminer.of, request=request) if live else None
-    answers = answer_rows(
-        request, letter_inputs(inputs), settings, ("real",), ranks, style=AS_WRITTEN, answerer=answerer, asks=asks
-    )
+    live, letters = is_live(inputs), letter_inputs(inputs)
+    asks: Callable[[Any], Any] | None = partial(LiveExaminer.of, request=request) if live else None
+    if has_rounds(inputs):
+        rows = {row.name: row for row in inputs.rows}
+        asks = partial(RoundsAnswerer, rows=rows, eval_set=letters.eval_set, request=request)
+    answers = answer_rows(request, letters, settings, ("real",), ranks, style=AS_WRITTEN, answerer=answerer, asks=asks)
     if answers is None or request.output is None:
         return None
     records = answers["real"]
     if live:
         return live_replies(records, request.voice, request.output), live_notes(records)
-    sounds = spoken_records(records, request.voice, request.output) if request.voice else {}
-    return {record["id"]: _given_reply(record, request.output, sounds.get(record["id"])) for record in records}, []
+    rounds = [one for record in records for one in round_records(record)]
+    sounds = spoken_records(rounds, request.voice, request.output) if request.voice else {}
+    return {record["id"]: _given_reply(record, request.output, sounds) for record in records}, []
 
 
-def _given_reply(record: Record, folder: Path, sound: str | None) -> GivenReply:
-    """The first sample: what stands in its answer block, else all of it."""
-    raw = record["replies"][0]
+def _given_reply(record: Record, folder: Path, sounds: Mapping[str, str]) -> GivenReply:
+    """The first sample of each round: what stands in its answer block, else all of it."""
+    rounds = round_records(record)
+    texts = tuple(one["answers"][0] or one["replies"][0] for one in rounds)
+    audio = tuple(sounds.get(one["id"]) or _own_sound(one, folder) for one in rounds)
+    return GivenReply(texts=texts, audio=audio, thinking=parse(record["replies"][0]).think)
+
+
+def _own_sound(record: Record, folder: Path) -> str | None:
     own = record.get("reply_audio")
-    audio = sound or (str(folder / own[0]) if own else None)
-    return GivenReply(texts=(record["answers"][0] or raw,), audio=(audio,), thinking=parse(raw).think)
+    return str(folder / own[0]) if own else None
 
 
 def spoken_records(records: Iterable[Record], decoder: str, folder: Path) -> dict[str, str]:

@@ -167,7 +167,7 @@ def _checked(
         if request.predictions is not None and not inputs.replies:
             problems.append(f"--predictions {request.predictions}: no reply to any of the {len(inputs.rows)} rows")
         if request.model is not None:
-            inputs, notes = answerable(inputs)
+            inputs, notes = answerable(inputs, one_round=request.engine.use_vllm)
             problems += [] if inputs.rows else [f"--model: nothing to ask. {'; '.join(notes)}"]
             problems += live_problems(request, inputs) if not problems and is_live(inputs) else []
     except EvalInputError as error:
