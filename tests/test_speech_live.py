@@ -40,9 +40,8 @@ class Scripted(DuplexSession):
     sessions = 0
 
     def __init__(self, family, shift, **options):
-        self.shift = None
-        super().__init__(family, FixedFeatures(), system="Hi", **options)
         self.shift = shift
+        super().__init__(family, FixedFeatures(), system="Hi", **options)
 
     def reset(self):
         super().reset()
@@ -124,6 +123,8 @@ def test_the_turns_of_one_recording_are_of_one_session(tmp_path, model, scripted
     report = evaluate(tmp_path, "mtr-duplexbench", data, model, subset=["smooth", "pause"])
     assert report["subsets"]["pause"]["score"] == 100 and report["subsets"]["smooth"]["from"] == ["events"]
     assert Scripted.sessions == 1
+    row = next(row for row in report["published"] if row["ours"] is not None)
+    assert row["not_comparable"] == "by its own turns", "published figures are of what a transcriber heard"
 
 
 def test_a_model_that_cannot_take_turns_is_said_before_anything(tmp_path, model):

@@ -289,6 +289,42 @@ def test_the_report_is_the_same_when_run_again_and_asks_nothing(tmp_path, judge)
     assert again["subsets"] == first["subsets"]
 
 
+VOICE = """
+import json, shutil, sys
+for row in map(json.loads, sys.stdin):
+    shutil.copy(sys.argv[1], row["path"])
+    print(json.dumps({"id": row["id"]}))
+"""
+REPEATS = """
+import json, sys
+for row in map(json.loads, sys.stdin):
+    asked, text = row["prompt"].split("\\n", 1)
+    print(json.dumps({"id": row["id"], "text": text if asked == "Say the text aloud." else "what?"}))
+"""
+
+
+def test_a_given_text_is_said_and_heard(tmp_path):
+    data = write_layout("seed-tts", tmp_path / "data")
+    for name, program in (("voice", VOICE), ("llm", REPEATS)):
+        (tmp_path / f"{name}.py").write_text(program)
+    heard = [{"id": "en/u1", "text": "good day"}, {"id": "en/u2", "text": "good knight"}]
+    asr = write_lines(tmp_path / "asr.jsonl", heard)
+    (tmp_path / "cascade.yaml").write_text(
+        f"transcriber: file:{asr}\nllm: 'command:{sys.executable} {tmp_path}/llm.py'\n"
+        f"voice: 'command:{sys.executable} {tmp_path}/voice.py {write_wav(tmp_path / 'said.wav')}'\n"
+    )
+    options = {"set_": "seed-tts", "data": data, "subset": ["en"], "transcriber": [f"file:{asr}"]}
+    run_request(Request(model=f"cascade:{tmp_path / 'cascade.yaml'}", output=tmp_path / "out", **options), quiet=True)
+    report = read_record(tmp_path / "out/report.json")
+    block = report["subsets"]["en"]
+    assert (block["score"], block["missing"], block["replies"]) == (25, 0, {"asr": 2}), "one of four words, by rows"
+    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    assert [row["replies"] for row in rows] == [["good day"], ["good night"]]
+    assert any("voice" in problem and "not imitated" in problem for problem in report["problems"])
+    with pytest.raises(EvalInputError, match="its sound alone is scored: give --voice"):
+        run_request(Request(model="builtin:tiny_spoken", output=tmp_path / "mute", **options))
+
+
 @pytest.mark.slow
 def test_a_model_speaks_and_is_heard(tmp_path, judge):
     data = write_layout("uro-bench", tmp_path / "data")

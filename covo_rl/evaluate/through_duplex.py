@@ -35,16 +35,16 @@ def session_problems(request: Any, eval_set: EvalSet) -> list[str]:
         return []
     names = (*_OF_PROMPTS, *(_OF_REPLIES if eval_set.streams else ()))
     what = f"--set {eval_set.name}" if eval_set.streams else f"--through {request.through}"
-    return without_use(request, names, what)
+    return without_use(request, names, f"{what} listens to a live session")
 
 
 def without_use(request: Any, names: Sequence[str], what: str) -> list[str]:
-    """Which of the options of these names were given, and --use-vllm, beside `what` listens to a session."""
+    """Which of the options of these names were given, and --use-vllm, though `what` leaves them nothing to do."""
     defaults = {item.name: item.default for item in fields(request) if item.default is not MISSING}
     given = ["--sample" if name == "greedy" else f"--{name.replace('_', '-')}"
              for name in names if getattr(request, name) != defaults[name]]  # fmt: skip
     given += ["--use-vllm"] if request.engine.use_vllm else []
-    return [f"{what} listens to a live session, which has no use for {', '.join(given)}"] if given else []
+    return [f"{what}, which has no use for {', '.join(given)}"] if given else []
 
 
 def session_prompt() -> dict[str, Any]:

@@ -1,5 +1,10 @@
 """Replies of a model to a set of speech, by the same path as any evaluation: text, and sound where it can speak.
 
+    one question, one reply        the model itself, or a cascade
+    several rounds                 rounds.py
+    when does it speak?            live.py, in a session
+    how likely is a text?          endings.py
+
 A reply's codes are heard with `--voice FOLDER` (the decoder that makes sound of them), a cascade's voice by itself;
 without either a spoken set is scored by the text alone, which its report says.
 """
@@ -16,11 +21,13 @@ from covo_rl.evaluate.inputs import Inputs
 from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import answer_rows
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
+from covo_rl.evaluate.speech.endings import EndingScorer, ending_replies, has_written_endings, is_likelihood
 from covo_rl.evaluate.speech.hearing import round_count
 from covo_rl.evaluate.speech.inputs import SpeechInputs
 from covo_rl.evaluate.speech.live import LiveExaminer, is_live, live_notes, live_replies
 from covo_rl.evaluate.speech.rounds import RoundsAnswerer, has_rounds, question_of, round_records
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem
+from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.evaluate.speech.voiced import sound_files, voiced_codes
 from covo_rl.prompt import parse
 from covo_rl.types import Example
@@ -32,37 +39,49 @@ if TYPE_CHECKING:
 
 #: the question is the row's own, with nothing of ours around it
 AS_WRITTEN = PromptStyle("{question}", "the set's own words")
-#: task kinds that need more than one reply to one question: replies come from a file
-_FROM_FILES = {
-    "pairs": "it is scored by log-probs",
-    "tsc": "it is scored by log-probs", "tts": "it asks for a given voice",
-}  # fmt: skip
+#: task kind -> why its score does not belong beside published ones, in a word and in a sentence
+TOLD = {
+    "tts": ("own voice", "texts were said in the voice of the decoder or cascade: that of the prompt is not imitated"),
+    "tsc": ("chat format", "log-probs are of the ending as a reply to the prompt, in the model's chat format"),
+}
 
 
-def not_generated(row: SpeechItem, *, one_round: bool = False) -> str | None:
-    """Why a model is not asked this row here; None where it is. `one_round`: it cannot be told what was said before."""
-    why = next((why for name, why in _FROM_FILES.items() if row.kind.startswith(name)), None)
-    if why is None and one_round and round_count(row) > 1:
-        return "it has several rounds, and vLLM is asked one question at a time"
-    return why
+def not_generated(row: SpeechItem, *, speaks: bool = True, scores: bool = True, one_round: bool = False) -> str | None:
+    """Why a model is not asked this row here; None where it is. `speaks`: its replies are heard; `scores`: it gives
+    log-probs; `one_round`: it cannot be told what was said before."""
+    if KINDS[row.kind].likelihood and not (scores and has_written_endings(row)):
+        return (
+            "it is scored by log-probs of audio codes: give --predictions" if scores else "a cascade has no log-probs"
+        )
+    if row.kind == "tts" and not speaks:
+        return "its sound alone is scored: give --voice, or --predictions"
+    if one_round and round_count(row) > 1:
+        return "it has several rounds, and vLLM is asked one question at a time: give --predictions"
+    return None
 
 
-def answerable(inputs: SpeechInputs, *, one_round: bool = False) -> tuple[SpeechInputs, list[str]]:
-    """The rows that a model can be asked here, and what is said of the others."""
-    left_out: dict[str, str] = {
-        row.subset: why for row in inputs.rows if (why := not_generated(row, one_round=one_round))
-    }
+def answerable(
+    inputs: SpeechInputs, *, speaks: bool = True, scores: bool = True, one_round: bool = False
+) -> tuple[SpeechInputs, list[str]]:
+    """The rows that a model can be asked here, and what is said of them and of the others."""
+    left_out: dict[str, str] = {}
+    for row in inputs.rows:
+        if why := not_generated(row, speaks=speaks, scores=scores, one_round=one_round):
+            left_out[row.subset] = why
     rows = tuple(row for row in inputs.rows if row.subset not in left_out)
     subsets = {name: subset for name, subset in inputs.subsets.items() if name not in left_out}
-    notes = [f"{name} was not asked, as {why}: give --predictions" for name, why in left_out.items()]
-    return replace(inputs, rows=rows, subsets=subsets), notes
+    notes = [f"{name} was not asked, as {why}" for name, why in left_out.items()]
+    told = {name: TOLD[subset.kind] for name, subset in subsets.items() if subset.kind in TOLD}
+    notes += [f"{name}: {sentence}" for name, (_, sentence) in told.items()]
+    return replace(inputs, rows=rows, subsets=subsets, caveats={name: word for name, (word, _) in told.items()}), notes
 
 
 def letter_inputs(inputs: SpeechInputs) -> Inputs:
-    """The rows as those of any evaluation, without a key."""
+    """The rows as those of any evaluation, without a key. Of synthesis a model is given the text alone."""
     eval_set = EvalSet(inputs.speech_set.name, inputs.speech_set.title, has_answers=False)
     rows = tuple(
-        Example(row.name, row.clips, question_of(row), columns={"language": row.language}) for row in inputs.rows
+        Example(row.name, () if row.kind == "tts" else row.clips, question_of(row), columns={"language": row.language})
+        for row in inputs.rows
     )
     return Inputs(eval_set, inputs.data, rows, meta=dict(inputs.meta))
 
@@ -74,20 +93,29 @@ def generate_replies(
     """(replies by row's name, notes) on rank 0, None on others; resumable. The folder is `owned`, and claimed here."""
     if answerer is not None:
         answerer = replace(answerer, rollout_config=request.rollout_config(), style=AS_WRITTEN)
-    live, letters = is_live(inputs), letter_inputs(inputs)
-    asks: Callable[[Any], Any] | None = partial(LiveExaminer.of, request=request) if live else None
-    if has_rounds(inputs):
-        rows = {row.name: row for row in inputs.rows}
-        asks = partial(RoundsAnswerer, rows=rows, eval_set=letters.eval_set, request=request)
+    letters = letter_inputs(inputs)
+    asks = _asker(request, inputs, letters.eval_set)
     answers = answer_rows(request, letters, settings, ("real",), ranks, style=AS_WRITTEN, answerer=answerer, asks=asks)
     if answers is None or request.output is None:
         return None
     records = answers["real"]
-    if live:
+    if is_live(inputs):
         return live_replies(records, request.voice, request.output), live_notes(records)
+    if is_likelihood(inputs):
+        return ending_replies(records), []
     rounds = [one for record in records for one in round_records(record)]
     sounds = spoken_records(rounds, request.voice, request.output) if request.voice else {}
     return {record["id"]: _given_reply(record, request.output, sounds) for record in records}, []
+
+
+def _asker(request: Request, inputs: SpeechInputs, eval_set: EvalSet) -> Callable[[Any], Any] | None:
+    """Makes of a loaded model what asks it rows that want something else than one reply to one question."""
+    if is_live(inputs):
+        return partial(LiveExaminer.of, request=request)
+    rows = {row.name: row for row in inputs.rows}
+    if is_likelihood(inputs):
+        return partial(EndingScorer, rows=rows)
+    return partial(RoundsAnswerer, rows=rows, eval_set=eval_set, request=request) if has_rounds(inputs) else None
 
 
 def _given_reply(record: Record, folder: Path, sounds: Mapping[str, str]) -> GivenReply:

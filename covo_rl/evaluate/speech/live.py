@@ -54,7 +54,7 @@ def live_problems(request: Request, inputs: SpeechInputs) -> list[str]:
             f"--model {request.model}: {what} is a live session, and this model cannot take turns: its config.json has "
             "no section duplex; train one that covo-rl duplex prepare has made, or give --predictions"
         )
-    return [*problems, *without_use(request, _OF_REPLIES, what)]
+    return [*problems, *without_use(request, _OF_REPLIES, f"{what} listens to a live session")]
 
 
 @dataclass
@@ -68,7 +68,12 @@ class LiveExaminer:
 
     @classmethod
     def of(cls, answerer: PolicyAnswerer, request: Request) -> LiveExaminer:
+        """Raises EvalInputError, CodesError: a turn does not fit the context, the voice is another model's."""
         session = bounded_session(answerer.policy, request.rollout_config(), greedy=request.greedy)
+        if request.voice:
+            from covo_rl.speech.replies import voice_at
+
+            voice_at(request.voice).fit(session.ids.num_codes)
         return cls(session, answerer.clips, request.seed)
 
     def examine(self, examples: Sequence[Example], seconds: Sequence[float]) -> list[Record]:

@@ -21,6 +21,7 @@ from covo_rl.evaluate.speech.hearing import round_count, sound_id
 from covo_rl.evaluate.speech.inputs import SpeechInputs
 from covo_rl.evaluate.speech.rows import SpeechItem
 from covo_rl.prompt import messages
+from covo_rl.speech import SAY_ALOUD
 from covo_rl.types import Example, Group
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def question_of(row: SpeechItem, place: int = 0) -> str:
     text = row.rounds[place].text
     if row.kind == "asr":
         return "Write down what is said."
+    if row.kind == "tts":
+        return f"{SAY_ALOUD}\n{row.reference}"
     if row.kind == "translation":
         return f"Translate what is said into {_LANGUAGES[row.language]}."
     if row.choices:

@@ -17,6 +17,7 @@ from covo_rl.data.files import file_sha256
 from covo_rl.evaluate.cascade import is_cascade
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.sets import FILES, EvalInputError, load_set
+from covo_rl.evaluate.speech.endings import ending_problems, is_likelihood
 from covo_rl.evaluate.speech.engines import SpeechEngines, speech_engines
 from covo_rl.evaluate.speech.generate import AS_WRITTEN, answerable, generate_replies, letter_inputs
 from covo_rl.evaluate.speech.groups import group_figures, published_figures, uro_figures
@@ -93,6 +94,7 @@ def score_inputs(
     for name, rows in inputs.by_subset().items():
         block, own = score_subset(inputs.subsets[name], rows, evidence, engines, options or {})
         blocks[name] = {**block, **({"judge_prompts": wordings[name]} if name in wordings else {})}
+        blocks[name] |= {"caveat": inputs.caveats[name]} if name in inputs.caveats else {}
         by_subset[name] = own
         records += own
     for name, block in _heard_blocks(inputs, engines, options).items():
@@ -167,9 +169,12 @@ def _checked(
         if request.predictions is not None and not inputs.replies:
             problems.append(f"--predictions {request.predictions}: no reply to any of the {len(inputs.rows)} rows")
         if request.model is not None:
-            inputs, notes = answerable(inputs, one_round=request.engine.use_vllm)
+            cascade = is_cascade(request.model)
+            speaks = request.voice is not None or cascade
+            inputs, notes = answerable(inputs, speaks=speaks, scores=not cascade, one_round=request.engine.use_vllm)
             problems += [] if inputs.rows else [f"--model: nothing to ask. {'; '.join(notes)}"]
             problems += live_problems(request, inputs) if not problems and is_live(inputs) else []
+            problems += ending_problems(request, inputs) if inputs.rows and is_likelihood(inputs) else []
     except EvalInputError as error:
         problems += error.problems
     if problems or inputs is None:
