@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TAGS = ("think", "answer")
 #: a noncharacter of Unicode: in a rendered prompt it parts what would read as a special token (models/text.py)
 CUT = "\ufdd0"
+#: another, which holds the place of an earlier reply while a conversation is rendered
+SAID = "\ufdd1"
 #: what chat templates commonly read as their own, where the tokenizer is not known; in two halves
 CONTROL = re.compile(
     r"(<)([|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?s>|/?tool_(?:call|response)s?>|(?:start|end)_of_turn>)|(\[)(/?(?:INST|SYSTEM_PROMPT)\])"
@@ -195,7 +197,8 @@ def list_choices(choices: Sequence[str], style: str) -> str:
 
 
 def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
-    """[system?], user: one {"type": "audio"} per clip, then the question, its options and the instruction.
+    """[system?], what was said before, user: one {"type": "audio"} per clip of the question, then the question, its
+    options and the instruction.
 
     Raises:
         PromptError: the question is not to be written, and there is no clip that could ask.
@@ -205,7 +208,7 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
         lines.append(list_choices(example.choices, config.choice_style))
     if config.instruction:
         lines.append(config.instruction)
-    content: list[dict[str, Any]] = [{"type": "audio"} for _ in example.clips]
+    content: list[dict[str, Any]] = [{"type": "audio"} for _ in example.clips[_clip_count(example.history) :]]
     if text := "\n".join(line for line in lines if line):
         content.append({"type": "text", "text": text})
     if not content:
@@ -214,7 +217,11 @@ def messages(example: Example, config: PromptConfig) -> list[dict[str, Any]]:
     chat: list[dict[str, Any]] = []
     if system := example.system or config.system_prompt:
         chat.append({"role": "system", "content": [{"type": "text", "text": system}]})
-    return [*chat, {"role": "user", "content": content}]
+    return [*chat, *map(dict, example.history), {"role": "user", "content": content}]
+
+
+def _clip_count(chat: Iterable[Mapping[str, Any]]) -> int:
+    return sum(part["type"] == "audio" for message in chat for part in message["content"])
 
 
 def position_limit(config: Any) -> int | None:
@@ -270,12 +277,15 @@ def build_prompt(example: Example, family: PromptFamily, clips: ClipStore, confi
 
 
 def chat_prompt(example: Example, chat: Sequence[Mapping[str, Any]], family: PromptFamily, clips: ClipStore) -> Prompt:
-    """The prompt of a conversation, whose audio is, in order, the clips of `example`. Raises as `build_prompt`."""
+    """The prompt of a conversation, whose audio is, in order, the clips of `example`. A reply of it that has `ids` is
+    written as those. Raises as `build_prompt`."""
     try:
         keys = tuple(clips.key(clip) for clip in example.clips)
         slots = tuple(clip_slots(key, family, clips) for key in keys)
-        text = family.render(chat)
-        ids = tuple(family.tokenize(text, slots))
+        plain = [{name: value for name, value in message.items() if name != "ids"} for message in chat]
+        text = family.render(plain)
+        sampled = any("ids" in message for message in chat)
+        ids = _chat_ids(chat, family, slots) if sampled else tuple(family.tokenize(text, slots))
     except ValueError as error:  # AudioError is one
         raise PromptError(visible(f"row {example.id}: {error}")) from error
     row = f"row {visible(example.id)}"
@@ -286,4 +296,19 @@ def chat_prompt(example: Example, chat: Sequence[Mapping[str, Any]], family: Pro
             f"{row}: the prompt has {positions} audio positions, its {len(keys)} clips need {sum(slots)}; "
             "does the question or the template hold an audio token of its own?"
         )
-    return Prompt(example, tuple(chat), text.replace(CUT, ""), ids, keys, slots)
+    return Prompt(example, tuple(plain), text.replace(CUT, ""), ids, keys, slots)
+
+
+def _chat_ids(chat: Sequence[Mapping[str, Any]], family: PromptFamily, slots: Sequence[int]) -> tuple[int, ...]:
+    """The ids of a conversation, some of whose replies stand as they were sampled, where the template writes a text."""
+    marked = [{"role": m["role"], "content": [{"type": "text", "text": SAID}]} if "ids" in m else m for m in chat]
+    replies = [place for place, message in enumerate(chat) if "ids" in message]
+    pieces = family.render(marked).split(SAID)
+    if len(pieces) != len(replies) + 1:
+        raise ValueError(f"the chat template writes {len(pieces) - 1} of {len(replies)} earlier replies")
+    ids: list[int] = []
+    left = iter(slots)
+    for piece, start, end in zip(pieces, [0, *replies], [*replies, len(chat)], strict=True):
+        ids += family.tokenize(piece, [next(left) for _ in range(_clip_count(chat[start:end]))])
+        ids += chat[end]["ids"] if end < len(chat) else ()
+    return tuple(ids)

@@ -106,7 +106,9 @@ class Clip:
 class Example:
     """One row of a data set. `columns` holds every further column of the row, untouched.
 
-    `system` is the row's own system message, which takes the place of the option `system_prompt`.
+    `system` is the row's own system message, which takes the place of the option `system_prompt`. `history` holds the
+    messages of a conversation before the question, whose clips come first; a reply may bring the `ids` that it was
+    sampled as, which its text cannot write where there are audio codes among them.
     """
 
     id: str
@@ -116,6 +118,7 @@ class Example:
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from covo_rl.evaluate.cli import app
 from covo_rl.evaluate.evaluation import run_request
 from covo_rl.evaluate.runner import Request
 from covo_rl.evaluate.sets import EvalInputError, load_set
+from covo_rl.evaluate.speech.generate import given_replies, letter_inputs, wording
 from covo_rl.evaluate.speech.inputs import read_speech_inputs
 from covo_rl.evaluate.speech.report import compare_speech
 from covo_rl.evaluate.speech.suite import suite_markdown
@@ -142,7 +143,7 @@ def test_vstyle_is_heard_by_its_judge_and_weighed_by_language(tmp_path, judge):
     assert next(row for row in report["published"] if row["name"] == "zh")["ours"] == 4
 
 
-VOICE = """
+NEUTRAL = """
 import json, sys, wave
 for row in map(json.loads, sys.stdin):
     with wave.open(row["path"], "wb") as file:
@@ -158,7 +159,7 @@ for row in map(json.loads, sys.stdin):
 
 def test_the_same_words_in_a_neutral_voice_stand_beside_a_style(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "voice.py").write_text(VOICE), (tmp_path / "ear.py").write_text(EAR)
+    (tmp_path / "voice.py").write_text(NEUTRAL), (tmp_path / "ear.py").write_text(EAR)
     data = write_layout("vstyle", tmp_path / "data")
     inputs = inputs_of("vstyle", data)
     lines = with_audio(inputs, tmp_path / "sounds")
@@ -339,6 +340,42 @@ def test_the_report_is_the_same_when_run_again_and_asks_nothing(tmp_path, judge)
     assert again["subsets"] == first["subsets"]
 
 
+VOICE = """
+import json, shutil, sys
+for row in map(json.loads, sys.stdin):
+    shutil.copy(sys.argv[1], row["path"])
+    print(json.dumps({"id": row["id"]}))
+"""
+REPEATS = """
+import json, sys
+for row in map(json.loads, sys.stdin):
+    asked, text = row["prompt"].split("\\n", 1)
+    print(json.dumps({"id": row["id"], "text": text if asked == "Say the text aloud." else "what?"}))
+"""
+
+
+def test_a_given_text_is_said_and_heard(tmp_path):
+    data = write_layout("seed-tts", tmp_path / "data")
+    for name, program in (("voice", VOICE), ("llm", REPEATS)):
+        (tmp_path / f"{name}.py").write_text(program)
+    heard = [{"id": "en/u1", "text": "good day"}, {"id": "en/u2", "text": "good knight"}]
+    asr = write_lines(tmp_path / "asr.jsonl", heard)
+    (tmp_path / "cascade.yaml").write_text(
+        f"transcriber: file:{asr}\nllm: 'command:{sys.executable} {tmp_path}/llm.py'\n"
+        f"voice: 'command:{sys.executable} {tmp_path}/voice.py {write_wav(tmp_path / 'said.wav')}'\n"
+    )
+    options = {"set_": "seed-tts", "data": data, "subset": ["en"], "transcriber": [f"file:{asr}"]}
+    run_request(Request(model=f"cascade:{tmp_path / 'cascade.yaml'}", output=tmp_path / "out", **options), quiet=True)
+    report = read_record(tmp_path / "out/report.json")
+    block = report["subsets"]["en"]
+    assert (block["score"], block["missing"], block["replies"]) == (25, 0, {"asr": 2}), "one of four words, by rows"
+    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    assert [row["replies"] for row in rows] == [["good day"], ["good night"]]
+    assert any("voice" in problem and "not imitated" in problem for problem in report["problems"])
+    with pytest.raises(EvalInputError, match="its sound alone is scored: give --voice"):
+        run_request(Request(model="builtin:tiny_spoken", output=tmp_path / "mute", **options))
+
+
 @pytest.mark.slow
 def test_a_model_speaks_and_is_heard(tmp_path, judge):
     data = write_layout("uro-bench", tmp_path / "data")
@@ -347,14 +384,25 @@ def test_a_model_speaks_and_is_heard(tmp_path, judge):
     run_request(Request(output=tmp_path / "out", **options), quiet=True)
     report = read_record(tmp_path / "out/report.json")
     assert "--transcriber" in report["subsets"]["AlpacaEval"]["absent"], "its sound is what is scored"
-    assert any("MtBenchEval-en was not asked, as it has several rounds" in problem for problem in report["problems"])
-    (sound,) = (tmp_path / "out/audio").glob("*.wav")
-    assert sound.stat().st_size > 1000
+    rows = {row["id"]: row for row in map(json.loads, (tmp_path / "out/rows.jsonl").read_text().splitlines())}
+    (later,) = rows["MtBenchEval-en/d1"]["later"]
+    assert later["id"] == "MtBenchEval-en/d1#2" and later["replies"][0], "the second round was asked"
+    sounds = list((tmp_path / "out/audio").glob("*.wav"))
+    assert len(sounds) == 3 and all(sound.stat().st_size > 1000 for sound in sounds)
     heard = write_lines(tmp_path / "asr.jsonl", [{"id": "AlpacaEval/a1", "text": "eight seven"}])
     again = Request(output=tmp_path / "out", judge=judge, transcriber=[f"file:{heard}"], **options)
     run_request(again, quiet=True)  # the replies are there; an engine more is no other evaluation
     block = read_record(tmp_path / "out/report.json")["subsets"]["AlpacaEval"]
     assert block["score"] == 80 and block["replies"] == {"asr": 1} and "asr_wer" in block
+
+
+def test_where_reasoning_is_scored_a_model_is_asked_to_reason(tmp_path):
+    inputs = inputs_of("mmar-rubrics", write_layout("mmar-rubrics", tmp_path / "data"))
+    assert wording(inputs) is None and letter_inputs(inputs).examples[0].choices == ("rain", "wind")
+    record = {"id": inputs.rows[0].name, "replies": ["<think>drops fall</think><answer>rain</answer>"],
+              "answers": ["rain"]}  # fmt: skip
+    reply = given_replies([record], tmp_path)[inputs.rows[0].name]
+    assert (reply.thinking, reply.text) == ("drops fall", "rain")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@
     system: You are a helpful voice assistant.    # may be left out
 
 A row's clips become their transcripts; what the row writes (question, options, instruction) follows as for any model.
+Of a dialogue the text model is told all that was said before, after "User:" and "Assistant:".
 Whatever hears, answers or speaks and fails ends the evaluation with its reason: finished rows are kept.
 """
 
@@ -41,6 +42,10 @@ KEYS = {"transcriber": str, "llm": str, "voice": str | None, "system": str | Non
 _OF_MODELS = (
     "adapter", "load_in_4bit", "dtype", "device", "family", "trust_remote_code", "speech_mode", "through",
 )  # fmt: skip
+
+
+#: who said what, in a conversation that is told as one text
+_SPEAKERS = {"user": "User: ", "assistant": "Assistant: "}
 
 
 class CascadeError(UserError, RuntimeError):
@@ -85,9 +90,14 @@ class CascadeAnswerer:
             config, rows = replace(config, instruction="", written_question=True), list(map(self.style.apply, examples))
         prompts = []
         for row in rows:
-            parts = [part for message in messages(row, config) for part in message["content"]]
-            texts = [next(heard)["text"] if part["type"] == "audio" else part["text"] for part in parts]
-            prompts.append("\n\n".join(filter(None, texts)))
+            lines = []
+            for message in messages(row, config):
+                texts = [
+                    next(heard)["text"] if part["type"] == "audio" else part["text"] for part in message["content"]
+                ]
+                said = "\n\n".join(filter(None, texts))
+                lines.append(f"{_SPEAKERS.get(message['role'], '')}{said}" if row.history else said)
+            prompts.append("\n\n".join(filter(None, [*lines, "Assistant:" if row.history else ""])))
         return prompts
 
     def _spoken(self, groups: list[Group]) -> list[Group]:

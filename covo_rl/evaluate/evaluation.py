@@ -18,7 +18,7 @@ from covo_rl.evaluate.report import write_report
 from covo_rl.evaluate.runner import Request, SpeechMode, answer_rows, run_predictions
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, letter_set
 from covo_rl.evaluate.speech.run import is_speech_set, run_speech
-from covo_rl.evaluate.through_duplex import session_problems, silent_rows
+from covo_rl.evaluate.through_duplex import session_problems, session_prompt, silent_rows
 from covo_rl.records.folder import package_versions
 
 if TYPE_CHECKING:
@@ -140,9 +140,7 @@ def evaluation_settings(request: Request, inputs: Inputs, style: PromptStyle | N
 def _prompt_settings(request: Request, inputs: Inputs, style: PromptStyle | None) -> dict[str, Any]:
     if not (request.through or inputs.eval_set.streams):
         return {"name": request.prompt, **asdict(style or request.prompt_config())}
-    from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
-
-    return {"name": "a live session", "system": SPOKEN_SYSTEM}
+    return session_prompt()
 
 
 def _more_packages(request: Request) -> list[str]:

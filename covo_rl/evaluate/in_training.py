@@ -25,8 +25,9 @@ from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import Request
 from covo_rl.evaluate.sets import EvalInputError, EvalSet, PromptStyle, load_set
 from covo_rl.evaluate.speech.engines import JUDGE_FORMS, SpeechEngines
-from covo_rl.evaluate.speech.generate import AS_WRITTEN, given_replies, letter_inputs
+from covo_rl.evaluate.speech.generate import given_replies, letter_inputs, wording
 from covo_rl.evaluate.speech.inputs import SpeechInputs
+from covo_rl.evaluate.speech.live import is_live_kind
 from covo_rl.evaluate.speech.run import checked_speech, score_inputs
 from covo_rl.evaluate.speech.scoring import engine_name
 from covo_rl.evaluate.speech.sets import KINDS, SpeechSet
@@ -168,19 +169,20 @@ def _request(name: str, data: str, more: Sequence[str], options: Options) -> Req
 def _read_set(request: Request) -> InTrainingSet:
     """Raises EvalInputError: there is no such set, or what is wrong with its data and options."""
     found = load_set(str(request.set_))
-    if isinstance(found, EvalSet) and (found.streams or not found.has_answers):
-        why = "asks a live session" if found.streams else "has answers that only its host knows"
+    sessions = found.streams if isinstance(found, EvalSet) else all(map(is_live_kind, found.kinds))
+    if sessions or (isinstance(found, EvalSet) and not found.has_answers):
+        why = "asks a live session" if sessions else "has answers that only its host knows"
         raise EvalInputError([f"{found.title} {why}: export checkpoints (export_checkpoints) for `covo-rl eval`"])
     if request.data is None and (isinstance(found, SpeechSet) or found.prepare is None):
         raise EvalInputError([f"it needs data: write {request.set_}=DATA. {found.how_to_get}"])
     if isinstance(found, EvalSet):
         inputs, style = checked_inputs(request, eval_set=found)
         return InTrainingSet(inputs, style, notes=tuple(inputs.meta["problems"]))
-    engines, speech, scorers, notes = checked_speech(request, found)
+    engines, speech, scorers, notes = checked_speech(request, found, one_reply=True)
     if problems := _engine_problems(engines, speech):
         raise EvalInputError(problems)
     notes = (*speech.meta["problems"], *notes)
-    return InTrainingSet(letter_inputs(speech), AS_WRITTEN, (engines, speech, scorers), notes)
+    return InTrainingSet(letter_inputs(speech), wording(speech), (engines, speech, scorers), notes)
 
 
 def _engine_problems(engines: SpeechEngines, inputs: SpeechInputs) -> list[str]:

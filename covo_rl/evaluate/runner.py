@@ -8,7 +8,7 @@ report.json, report.md, plots, submission.json
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -238,7 +238,7 @@ def load_answerer(request: Request, style: PromptStyle | None, clips: ClipStore)
     return PolicyAnswerer(policy, clips, request.prompt_config(), request.rollout_config(), style, saved=saved)
 
 
-def in_session(request: Request, inputs: Inputs, answerer: PolicyAnswerer) -> Any:
+def in_session(request: Request, inputs: Inputs, answerer: Any) -> Any:
     """What asks the rows: the policy itself, or a live session of it where request or set want one."""
     if not (request.through or inputs.eval_set.streams):
         return answerer
@@ -253,10 +253,10 @@ def in_session(request: Request, inputs: Inputs, answerer: PolicyAnswerer) -> An
 
 def answer_rows(
     request: Request, inputs: Inputs, settings: Mapping[str, Any], conditions: Iterable[str], ranks: Ranks,
-    style: PromptStyle | None = None, answerer: PolicyAnswerer | None = None,
+    style: PromptStyle | None = None, answerer: PolicyAnswerer | None = None, asks: Callable[[Any], Any] | None = None,
 ) -> dict[str, list[Record]] | None:  # fmt: skip
     """Load the model, unless `answerer` is it; claim the folder, which is `owned`, and answer the rows under every
-    audio condition, resumable.
+    audio condition, resumable. `asks` makes of the model what asks it the rows, where it does not by itself.
 
     Returns the records by condition on rank 0, None on others.
 
@@ -270,9 +270,10 @@ def answer_rows(
     clips.watch(files, ranks.from_main(clips.watch(files) if ranks.main else None))
     try:
         if is_cascade(request.model):
-            asked: Any = load_cascade(request, clips, style)
+            model: Any = load_cascade(request, clips, style)
         else:
-            asked = in_session(request, inputs, answerer or load_answerer(request, style, clips))
+            model = answerer or load_answerer(request, style, clips)
+        asked = asks(model) if asks else in_session(request, inputs, model)
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error
@@ -285,8 +286,9 @@ def answer_rows(
         claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
         if isinstance(asked, PolicyAnswerer):
             asked = replace(asked, engine=engine)
-            texts = written_texts(inputs.examples, asked.prompt_config)
-            for note in special_token_notes(texts, asked.policy.family.tokenizer) if ranks.main else ():
+        if isinstance(writer := getattr(asked, "answerer", asked), PolicyAnswerer) and ranks.main:
+            texts = written_texts(inputs.examples, writer.prompt_config)
+            for note in special_token_notes(texts, writer.policy.family.tokenizer):
                 say(note, err=True)
         by_audio = {audio: run_model(inputs, asked, request, audio=audio, ranks=ranks) or [] for audio in conditions}
     return by_audio if ranks.main else None

@@ -34,12 +34,52 @@ def session_problems(request: Any, eval_set: EvalSet) -> list[str]:
     if not (eval_set.streams or request.through):
         return []
     names = (*_OF_PROMPTS, *(_OF_REPLIES if eval_set.streams else ()))
+    what = f"--set {eval_set.name}" if eval_set.streams else f"--through {request.through}"
+    return without_use(request, names, f"{what} listens to a live session")
+
+
+def without_use(request: Any, names: Sequence[str], what: str) -> list[str]:
+    """Which of the options of these names were given, and --use-vllm, though `what` leaves them nothing to do."""
     defaults = {item.name: item.default for item in fields(request) if item.default is not MISSING}
     given = ["--sample" if name == "greedy" else f"--{name.replace('_', '-')}"
              for name in names if getattr(request, name) != defaults[name]]  # fmt: skip
     given += ["--use-vllm"] if request.engine.use_vllm else []
-    what = f"--set {eval_set.name}" if eval_set.streams else f"--through {request.through}"
-    return [f"{what} listens to a live session, which has no use for {', '.join(given)}"] if given else []
+    return [f"{what}, which has no use for {', '.join(given)}"] if given else []
+
+
+def session_prompt() -> dict[str, Any]:
+    """What the settings of an evaluation hold in place of a prompt."""
+    from covo_rl.models.covo_audio.persona import SPOKEN_SYSTEM
+
+    return {"name": "a live session", "system": SPOKEN_SYSTEM}
+
+
+def bounded_session(policy: Any, config: RolloutConfig, *, greedy: bool) -> DuplexSession:
+    """A session of the model, which draws as `config` says; a turn has as many chunks as `max_completion_length` has
+    room for, at one id of text and four codes each.
+
+    Raises:
+        EvalInputError: such a turn does not fit the context.
+    """
+    from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SECONDS
+    from covo_rl.duplex.session import GREEDY, DuplexSession, SessionError
+    from covo_rl.engines.draws import Drawing
+
+    how = GREEDY if greedy else Drawing(temperature=config.temperature, top_p=config.top_p)
+    length = config.max_completion_length
+    try:
+        seconds = CHUNK_SECONDS * (length // (1 + CHUNK_CODES))
+        return DuplexSession.of(policy.family, decision=how, text=how, codes=how, max_turn_seconds=seconds)
+    except SessionError as error:
+        raise EvalInputError([f"--max-completion-length {length}: {error}"]) from error
+
+
+def heard_wave(example: Example, clips: ClipStore) -> np.ndarray:
+    """(T,) at 24 kHz: the row's clips, one after the other."""
+    from covo_rl.audio import resample
+    from covo_rl.speech.grid import RATE
+
+    return np.concatenate([resample(*clips.waveform(clips.key(clip)), RATE) for clip in example.clips])
 
 
 def silent_rows(examples: Sequence[Example]) -> list[str]:
@@ -57,35 +97,17 @@ class DuplexAnswerer:
 
     @classmethod
     def of(cls, policy: Any, clips: ClipStore, config: RolloutConfig, *, greedy: bool) -> DuplexAnswerer:
-        """A turn has as many chunks as `max_completion_length` has room for, at one id of text and four codes each."""
-        from covo_rl.duplex.grid import CHUNK_CODES, CHUNK_SECONDS
-        from covo_rl.duplex.session import GREEDY, DuplexSession, SessionError
-        from covo_rl.engines.draws import Drawing
-
-        how = GREEDY if greedy else Drawing(temperature=config.temperature, top_p=config.top_p)
-        length = config.max_completion_length
-        try:
-            seconds = CHUNK_SECONDS * (length // (1 + CHUNK_CODES))
-            session = DuplexSession.of(policy.family, decision=how, text=how, codes=how, max_turn_seconds=seconds)
-        except SessionError as error:
-            raise EvalInputError([f"--max-completion-length {length}: {error}"]) from error
-        return cls(session, clips)
+        """In a `bounded_session`, and raises as it does."""
+        return cls(bounded_session(policy, config, greedy=greedy), clips)
 
     def answer(self, examples: Sequence[Example], *, greedy: bool, num_generations: int, seed: int) -> list[Group]:
         """As Answerer has it; `greedy` is the session's own."""
         groups = []
         for example in examples:
-            heard = self._heard(example)
+            heard = heard_wave(example, self.clips)
             rollouts = tuple(self._ask(example, heard, seed, number) for number in range(num_generations))
             groups.append(Group(Prompt(example, (), "", ()), rollouts))
         return groups
-
-    def _heard(self, example: Example) -> np.ndarray:
-        """(T,) at 24 kHz: the row's clips, one after the other."""
-        from covo_rl.audio import resample
-        from covo_rl.speech.grid import RATE
-
-        return np.concatenate([resample(*self.clips.waveform(self.clips.key(clip)), RATE) for clip in example.clips])
 
     def _ask(self, example: Example, wave_T: np.ndarray, seed: int, number: int) -> TurnRollout:
         from covo_rl.duplex.first_turn import first_turn, heard_question, tail_for

@@ -11,3 +11,5 @@ from __future__ import annotations
 
 #: the shipped pair, which knows ten digits
 SHIPPED_TOKENIZER, SHIPPED_DECODER = "builtin:speech_tokenizer", "builtin:speech_decoder"
+#: what asks a model to say a text, in pre-training and in evaluation; a newline and the text follow
+SAY_ALOUD = "Say the text aloud."

@@ -1,14 +1,19 @@
 """Replies of a model to a set of speech, by the same path as any evaluation: text, and sound where it can speak.
 
+    one question, one reply        the model itself, or a cascade
+    several rounds                 rounds.py
+    when does it speak?            live.py, in a session
+    how likely is a text?          endings.py
+
 A reply's codes are heard with `--voice FOLDER` (the decoder that makes sound of them), a cascade's voice by itself;
 without either a spoken set is scored by the text alone, which its report says.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,12 +22,15 @@ from covo_rl.evaluate.inputs import Inputs
 from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import answer_rows
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
+from covo_rl.evaluate.speech.endings import EndingScorer, ending_replies, has_written_endings, is_likelihood
+from covo_rl.evaluate.speech.hearing import round_count
 from covo_rl.evaluate.speech.inputs import SpeechInputs
+from covo_rl.evaluate.speech.live import LiveExaminer, is_live, live_notes, live_replies
+from covo_rl.evaluate.speech.rounds import RoundsAnswerer, has_rounds, question_of, round_records
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem
 from covo_rl.evaluate.speech.sets import KINDS
+from covo_rl.evaluate.speech.voiced import sound_files, voiced_codes
 from covo_rl.prompt import parse
-from covo_rl.rewards.program import write_pcm
-from covo_rl.rewards.replies import AnswerError
 from covo_rl.types import Example
 
 if TYPE_CHECKING:
@@ -32,107 +40,114 @@ if TYPE_CHECKING:
 
 #: the question is the row's own, with nothing of ours around it
 AS_WRITTEN = PromptStyle("{question}", "the set's own words")
-#: task kinds that need more than one reply to one question: replies come from a file
-_FROM_FILES = {
-    "fdb_": "it is a live session", "mtr_": "it is a live session", "pairs": "it is scored by log-probs",
-    "tsc": "it is scored by log-probs", "tts": "it asks for a given voice",
-}  # fmt: skip
-_LANGUAGES = {"en": "English", "zh": "Chinese"}
+#: task kind -> why its score does not belong beside published ones, in a word and in a sentence
+TOLD = {
+    "tts": ("own voice", "texts were said in the voice of the decoder or cascade: that of the prompt is not imitated"),
+    "tsc": ("chat format", "log-probs are of the ending as a reply to the prompt, in the model's chat format"),
+}
 
 
-def not_generated(row: SpeechItem) -> str | None:
-    """Why a model is not asked this row here; None where it is."""
-    why = next((why for name, why in _FROM_FILES.items() if row.kind.startswith(name)), None)
-    if why is None and KINDS[row.kind].dialogue and len(row.rounds) > 1:
-        return "it has several rounds"
-    return why
+def not_generated(row: SpeechItem, *, speaks: bool = True, scores: bool = True, one_round: bool = False) -> str | None:
+    """Why a model is not asked this row here; None where it is. `speaks`: its replies are heard; `scores`: it gives
+    log-probs; `one_round`: it cannot be told what was said before."""
+    if KINDS[row.kind].likelihood and not (scores and has_written_endings(row)):
+        return "it is scored by log-probs of audio codes: give --predictions" if scores else "no log-probs are had here"
+    if row.kind == "tts" and not speaks:
+        return "its sound alone is scored: give --voice, or --predictions"
+    if one_round and round_count(row) > 1:
+        return "it has several rounds, and here one question is asked at a time: use covo-rl eval without --use-vllm"
+    return None
 
 
-def answerable(inputs: SpeechInputs) -> tuple[SpeechInputs, list[str]]:
-    """The rows that a model can be asked here, and what is said of the others."""
-    left_out: dict[str, str] = {row.subset: why for row in inputs.rows if (why := not_generated(row))}
+def answerable(
+    inputs: SpeechInputs, *, speaks: bool = True, scores: bool = True, one_round: bool = False
+) -> tuple[SpeechInputs, list[str]]:
+    """The rows that a model can be asked here, and what is said of them and of the others."""
+    left_out: dict[str, str] = {}
+    for row in inputs.rows:
+        if why := not_generated(row, speaks=speaks, scores=scores, one_round=one_round):
+            left_out[row.subset] = why
     rows = tuple(row for row in inputs.rows if row.subset not in left_out)
     subsets = {name: subset for name, subset in inputs.subsets.items() if name not in left_out}
-    notes = [f"{name} was not asked, as {why}: give --predictions" for name, why in left_out.items()]
-    return replace(inputs, rows=rows, subsets=subsets), notes
+    notes = [f"{name} was not asked, as {why}" for name, why in left_out.items()]
+    told = {name: TOLD[subset.kind] for name, subset in subsets.items() if subset.kind in TOLD}
+    notes += [f"{name}: {sentence}" for name, (_, sentence) in told.items()]
+    return replace(inputs, rows=rows, subsets=subsets, caveats={name: word for name, (word, _) in told.items()}), notes
+
+
+def wording(inputs: SpeechInputs) -> PromptStyle | None:
+    """The set's own words; None, the wording that the model was trained with, where its reasoning is scored."""
+    return None if inputs.rows and all(row.kind == "mmar_rubrics" for row in inputs.rows) else AS_WRITTEN
 
 
 def letter_inputs(inputs: SpeechInputs) -> Inputs:
-    """The rows as those of any evaluation, without a key."""
+    """The rows as those of any evaluation, without a key. Of synthesis a model is given the text alone."""
     eval_set = EvalSet(inputs.speech_set.name, inputs.speech_set.title, has_answers=False)
+    reasons = wording(inputs) is None
     rows = tuple(
-        Example(row.name, row.clips, question_of(row), columns={"language": row.language}) for row in inputs.rows
-    )
+        Example(
+            row.name, () if row.kind == "tts" else row.clips, (row.text or "") if reasons else question_of(row),
+            row.choices if reasons else (), columns={"language": row.language},
+        )
+        for row in inputs.rows
+    )  # fmt: skip
     return Inputs(eval_set, inputs.data, rows, meta=dict(inputs.meta))
-
-
-def question_of(row: SpeechItem) -> str:
-    """What is written beside the clips: nothing where they ask."""
-    if row.kind == "asr":
-        return "Write down what is said."
-    if row.kind == "translation":
-        return f"Translate what is said into {_LANGUAGES[row.language]}."
-    if row.choices:
-        options = "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(row.choices))
-        ending = "letter" if row.kind == "air_foundation" else "text"
-        return f"{row.text}\n{options}\nAnswer with the {ending} of one option and nothing else."
-    written = row.kind.startswith(("air_", "mmau_pro_")) or not row.clips
-    return row.text or "" if written else ""
 
 
 def generate_replies(
     request: Request, inputs: SpeechInputs, settings: Mapping[str, Any], ranks: Ranks,
     answerer: PolicyAnswerer | None = None,
-) -> dict[str, GivenReply] | None:  # fmt: skip
-    """Replies by row's name on rank 0, None on others; resumable. The folder is `owned`, and claimed here."""
+) -> tuple[dict[str, GivenReply], list[str]] | None:  # fmt: skip
+    """(replies by row's name, notes) on rank 0, None on others; resumable. The folder is `owned`, and claimed here."""
+    style = wording(inputs)
     if answerer is not None:
-        answerer = replace(answerer, rollout_config=request.rollout_config(), style=AS_WRITTEN)
-    answers = answer_rows(
-        request, letter_inputs(inputs), settings, ("real",), ranks, style=AS_WRITTEN, answerer=answerer
-    )
+        answerer = replace(answerer, rollout_config=request.rollout_config(), style=style)
+    letters = letter_inputs(inputs)
+    asks = _asker(request, inputs, letters.eval_set)
+    answers = answer_rows(request, letters, settings, ("real",), ranks, style=style, answerer=answerer, asks=asks)
     if answers is None or request.output is None:
         return None
     records = answers["real"]
-    sounds = spoken_records(records, request.voice, request.output) if request.voice else {}
-    return given_replies(records, request.output, sounds)
+    if is_live(inputs):
+        return live_replies(records, request.voice, request.output), live_notes(records)
+    if is_likelihood(inputs):
+        return ending_replies(records), []
+    rounds = [one for record in records for one in round_records(record)]
+    sounds = spoken_records(rounds, request.voice, request.output) if request.voice else {}
+    return given_replies(records, request.output, sounds), []
 
 
 def given_replies(
     records: Iterable[Record], folder: Path, sounds: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, GivenReply]:
-    """By row's name; `sounds` are wav files by the same, a cascade's own lie in `folder`."""
-    return {record["id"]: _given_reply(record, folder, sounds.get(record["id"])) for record in records}
+    """By row's name; `sounds` are wav files by the name of a round, a cascade's own lie in `folder`."""
+    return {record["id"]: _given_reply(record, folder, sounds) for record in records}
 
 
-def _given_reply(record: Record, folder: Path, sound: str | None) -> GivenReply:
-    """The first sample: what stands in its answer block, else all of it."""
-    raw = record["replies"][0]
+def _asker(request: Request, inputs: SpeechInputs, eval_set: EvalSet) -> Callable[[Any], Any] | None:
+    """Makes of a loaded model what asks it rows that want something else than one reply to one question."""
+    if is_live(inputs):
+        return partial(LiveExaminer.of, request=request)
+    rows = {row.name: row for row in inputs.rows}
+    if is_likelihood(inputs):
+        return partial(EndingScorer, rows=rows)
+    return partial(RoundsAnswerer, rows=rows, eval_set=eval_set, request=request) if has_rounds(inputs) else None
+
+
+def _given_reply(record: Record, folder: Path, sounds: Mapping[str, str]) -> GivenReply:
+    """The first sample of each round: what stands in its answer block, else all of it."""
+    rounds = round_records(record)
+    texts = tuple(one["answers"][0] or one["replies"][0] for one in rounds)
+    audio = tuple(sounds.get(one["id"]) or _own_sound(one, folder) for one in rounds)
+    return GivenReply(texts=texts, audio=audio, thinking=parse(record["replies"][0]).think)
+
+
+def _own_sound(record: Record, folder: Path) -> str | None:
     own = record.get("reply_audio")
-    audio = sound or (str(folder / own[0]) if own else None)
-    return GivenReply(texts=(record["answers"][0] or raw,), audio=(audio,), thinking=parse(raw).think)
+    return str(folder / own[0]) if own else None
 
 
 def spoken_records(records: Iterable[Record], decoder: str, folder: Path) -> dict[str, str]:
-    """Id -> the wav file of a record's codes; a reply without codes has none.
-
-    Raises:
-        AnswerError: the decoder gave no sound for some.
-    """
-    from covo_rl.speech.grid import RATE
-    from covo_rl.speech.replies import map_batches, speak_replies, voice_at
-
-    codes = {record["id"]: list(record["completion_codes"][0]) for record in records if record.get("completion_codes")}
-    codes = {name: own for name, own in codes.items() if own}
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
-
-    def speak(batch: list[Sequence[int]]) -> Sequence[Any]:
-        return speak_replies(batch, voice_at(decoder))
-
-    files: dict[str, str] = {}
-    for name, wave in zip(codes, map_batches(speak, list(codes.values()), f"--voice {decoder}"), strict=True):
-        if isinstance(wave, AnswerError):
-            raise wave
-        file = folder / "audio" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.wav"
-        write_pcm(file, wave, RATE)
-        files[name] = str(file)
-    return files
+    """Id -> the wav file of a record's codes; a reply without codes has none. Raises as `voiced_codes`."""
+    codes = {record["id"]: record["completion_codes"][0] for record in records if record.get("completion_codes")}
+    return sound_files(voiced_codes(codes, decoder), folder)

@@ -151,4 +151,6 @@ def caveat(block: Mapping[str, Any], kind: str) -> str:
         return "unverified rule"
     if block.get("replies", {}).get("text") and kind and "--transcriber" in KINDS[kind].needs:
         return "text, not speech"
-    return ""
+    if "events" in block.get("from", ()):
+        return "by its own turns"
+    return block.get("caveat", "")

@@ -165,10 +165,12 @@ def joined_words(words: Sequence[Word], language: str) -> str:
 
 
 def channel_turns(reply: GivenReply, channel: str) -> list[Mapping[str, Any]] | None:
-    """Those of one side, in time; None where the reply has no events."""
+    """Those of one side, in time; None where the reply has no events, or none of the user's: a session knows only its
+    own turns."""
     if reply.turns is None:
         return None
-    return sorted((turn for turn in reply.turns if turn["channel"] == channel), key=lambda turn: float(turn["start"]))
+    turns = sorted((turn for turn in reply.turns if turn["channel"] == channel), key=lambda turn: float(turn["start"]))
+    return turns if turns or channel == "model" else None
 
 
 def turn_words(turn: Mapping[str, Any]) -> list[Word]:

@@ -25,7 +25,8 @@ from covo_rl.types import Example
 class SpeechInputs:
     """Rows of a speech set, and replies where they come from files. `meta` goes into the report.
 
-    `subsets` are those that have rows, also such as only the rows name; `replies` are by `SpeechItem.name`.
+    `subsets` are those that have rows, also such as only the rows name; `replies` are by `SpeechItem.name`; `caveats`
+    say by sub-set why a model was not asked as the published ones were.
     """
 
     speech_set: SpeechSet
@@ -34,6 +35,7 @@ class SpeechInputs:
     rows: tuple[SpeechItem, ...]
     replies: Mapping[str, GivenReply] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    caveats: Mapping[str, str] = field(default_factory=dict)
 
     def by_subset(self) -> dict[str, list[SpeechItem]]:
         """The rows of each sub-set, in the order of the files."""

@@ -96,9 +96,8 @@ def _more(block: Mapping[str, Any]) -> str:
     """Figures beside the score."""
     names = ("latency", "frequency", "jsd", "response_latency", "stop_latency", "score_all", "unread", "hallucinated")
     single = [f"{name} {number(value, 3)}" for name in names if (value := _plain(block, name)) is not None]
-    means = ("utmos", "asr_wer", "relevance", "accuracy", "strict", "neutral_voice")
-    inner = [f"{name} {number(block[name]['score'])}" for name in means
-             if isinstance(block.get(name), Mapping)]  # fmt: skip
+    blocks = ("utmos", "asr_wer", "relevance", "accuracy", "strict", "from_asr", "neutral_voice")
+    inner = [f"{name} {number(block[name]['score'])}" for name in blocks if isinstance(block.get(name), Mapping)]
     return "; ".join([*single, *inner])
 
 

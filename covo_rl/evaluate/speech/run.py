@@ -17,11 +17,13 @@ from covo_rl.data.files import file_sha256
 from covo_rl.evaluate.cascade import is_cascade, voice_from_spec
 from covo_rl.evaluate.folder import check_folder, claim_folder, joined_ranks, owned
 from covo_rl.evaluate.sets import FILES, EvalInputError, load_set
+from covo_rl.evaluate.speech.endings import ending_problems, is_likelihood
 from covo_rl.evaluate.speech.engines import SpeechEngines, speech_engines
-from covo_rl.evaluate.speech.generate import AS_WRITTEN, answerable, generate_replies, letter_inputs
+from covo_rl.evaluate.speech.generate import answerable, generate_replies, letter_inputs, wording
 from covo_rl.evaluate.speech.groups import group_figures, published_figures, uro_figures
-from covo_rl.evaluate.speech.hearing import NO_REPLY, hear_replies
+from covo_rl.evaluate.speech.hearing import NO_REPLY, TIMED, hear_replies
 from covo_rl.evaluate.speech.inputs import SpeechInputs, read_speech_inputs
+from covo_rl.evaluate.speech.live import is_live, live_problems
 from covo_rl.evaluate.speech.material import Evidence
 from covo_rl.evaluate.speech.neutral import add_neutral_voice, is_judged_by_ear
 from covo_rl.evaluate.speech.questions import ask_judges
@@ -30,6 +32,7 @@ from covo_rl.evaluate.speech.scoring import score_subset
 from covo_rl.evaluate.speech.sets import KINDS, SpeechSet
 from covo_rl.evaluate.speech.sounds import ask_scorers
 from covo_rl.evaluate.speech.votes import JudgeCounts
+from covo_rl.evaluate.through_duplex import session_prompt
 from covo_rl.records.folder import package_versions
 from covo_rl.rewards.specs import RewardError
 
@@ -71,8 +74,8 @@ def run_speech(request: Request, *, answerer: PolicyAnswerer | None = None, quie
     with owned(request.output, ranks):
         check_folder(request.output, settings, ranks, overwrite=request.overwrite)
         if request.model is not None:
-            replies = generate_replies(request, inputs, settings, ranks, answerer)
-            inputs = replace(inputs, replies=replies)
+            if (generated := generate_replies(request, inputs, settings, ranks, answerer)) is not None:
+                inputs, notes = replace(inputs, replies=generated[0]), [*notes, *generated[1]]
         else:
             claim_folder(request.output, settings, ranks, overwrite=request.overwrite)
         if ranks.main:
@@ -97,8 +100,11 @@ def score_inputs(
     for name, rows in inputs.by_subset().items():
         block, own = score_subset(inputs.subsets[name], rows, evidence, engines, options or {})
         blocks[name] = {**block, **({"judge_prompts": wordings[name]} if name in wordings else {})}
+        blocks[name] |= {"caveat": inputs.caveats[name]} if name in inputs.caveats else {}
         by_subset[name] = own
         records += own
+    for name, block in _heard_blocks(inputs, engines, options).items():
+        blocks[name]["from_asr"] = block
     groups = group_figures(inputs.speech_set, inputs.subsets, blocks, by_subset)
     kinds = dict.fromkeys(subset.kind for subset in inputs.subsets.values())
     notes = [NOT_SCORED[kind] for kind in kinds if kind in NOT_SCORED and (options or {}).get(KINDS[kind].task) is None]
@@ -112,6 +118,21 @@ def score_inputs(
         "published_in": dict(inputs.speech_set.published_in),
         "engines": _engine_records(engines, counts), "problems": notes,
     }, records  # fmt: skip
+
+
+def _heard_blocks(
+    inputs: SpeechInputs, engines: SpeechEngines, options: Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Any]:
+    """Sub-set -> its block by what is heard of sessions' sound, to stand beside that by their own turns. Judges have
+    been asked about the turns, and are not asked again."""
+    replies = {name: replace(reply, turns=None) for name, reply in (inputs.replies or {}).items()
+               if reply.turns is not None and any(reply.audio)}  # fmt: skip
+    rows = tuple(row for row in inputs.rows if row.name in replies and KINDS[row.kind].task in TIMED)
+    if not rows or not engines.transcribers:
+        return {}
+    subsets = {row.subset: inputs.subsets[row.subset] for row in rows}
+    heard = replace(inputs, rows=rows, subsets=subsets, replies=replies)
+    return score_inputs(heard, replace(engines, judge=None, audio_judge=None), options)[0]["subsets"]
 
 
 def _engine_records(engines: SpeechEngines, counts: Mapping[str, JudgeCounts]) -> dict[str, Any]:
@@ -132,9 +153,10 @@ def _facts(speech_set: SpeechSet) -> dict[str, Any]:
 
 
 def checked_speech(
-    request: Request, speech_set: SpeechSet
+    request: Request, speech_set: SpeechSet, *, one_reply: bool = False
 ) -> tuple[SpeechEngines, SpeechInputs, dict[str, dict[str, Any]], list[str]]:
-    """Engines, rows and replies, options of scorers and notes.
+    """Engines, rows and replies, options of scorers and notes. `one_reply`: what asks for more than one reply a row, or
+    for log-probs, is left out.
 
     Raises:
         EvalInputError: everything wrong with options, engines, data and predictions.
@@ -162,8 +184,13 @@ def checked_speech(
         if request.predictions is not None and not inputs.replies:
             problems.append(f"--predictions {request.predictions}: no reply to any of the {len(inputs.rows)} rows")
         if request.model is not None:
-            inputs, notes = answerable(inputs)
+            cascade = is_cascade(request.model)
+            speaks = request.voice is not None or cascade
+            scores, one_round = not (cascade or one_reply), one_reply or request.engine.use_vllm
+            inputs, notes = answerable(inputs, speaks=speaks, scores=scores, one_round=one_round)
             problems += [] if inputs.rows else [f"--model: nothing to ask. {'; '.join(notes)}"]
+            problems += live_problems(request, inputs) if not problems and is_live(inputs) else []
+            problems += ending_problems(request, inputs) if inputs.rows and is_likelihood(inputs) else []
     except EvalInputError as error:
         problems += error.problems
     if problems or inputs is None:
@@ -231,7 +258,12 @@ def _settings(request: Request, inputs: SpeechInputs) -> dict[str, Any]:
     if request.model is None:
         known = {**inputs.meta, "set": inputs.speech_set.name, "packages": package_versions(["covo-rl"])}
     else:
-        known = {**evaluation_settings(request, letter_inputs(inputs), AS_WRITTEN), "prompt": asdict(AS_WRITTEN)}
+        style = wording(inputs)
+        known = evaluation_settings(request, letter_inputs(inputs), style)
+        if is_live(inputs):
+            known["prompt"] = session_prompt()
+        elif style is not None:
+            known["prompt"] = asdict(style)
         known.pop("rewards")
         known |= {"voice": request.voice} if request.voice else {}
     known.pop("problems")

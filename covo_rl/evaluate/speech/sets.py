@@ -23,7 +23,7 @@ class TaskKind:
     `needs`: without these engines it has no score; `also`: with them it has more figures.
     `rule` says what our version of the official rule was checked against: rows of the official script (`fixture`), rows
     of an own implementation of the written rule (`derived`), cases worked by hand (`worked`), nothing (`unverified`).
-    `--transcriber` is not needed where the replies come with `asr_text` or `words`.
+    `--transcriber` is not needed where the replies come with `asr_text`, `words` or the turns of a session.
     """
 
     task: str

@@ -50,11 +50,13 @@ def _emotional(row: SpeechItem, said: Sequence[Said], reply: GivenReply) -> Iter
 
 
 def _active(row: SpeechItem, said: Sequence[Said], reply: GivenReply) -> Iterator[Heard]:
-    """The model's side, and in v1.5 the user's; turns of a session tell both without it."""
-    if "--scorer-model vad" in KINDS[row.kind].needs and reply.turns is None and said[0].audio is not None:
+    """The model's side, and in v1.5 the user's, each where no turns of a session tell it."""
+    if "--scorer-model vad" not in KINDS[row.kind].needs or (reply.turns is None and said[0].audio is None):
+        return
+    if channel_turns(reply, "model") is None:
         yield from _replies(row, said)
-        if KINDS[row.kind].task == "overlap":
-            yield Heard(sound_id(row, part="input"), row.clips[0], spoken_language(row))
+    if KINDS[row.kind].task == "overlap" and channel_turns(reply, "user") is None:
+        yield Heard(sound_id(row, part="input"), row.clips[0], spoken_language(row))
 
 
 def _embedded(row: SpeechItem, said: Sequence[Said], reply: GivenReply) -> Iterator[Heard]:

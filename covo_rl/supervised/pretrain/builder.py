@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from covo_rl.models.covo_audio.processing import IGNORE, interleave
+from covo_rl.speech import SAY_ALOUD
 from covo_rl.speech.grid import check_codes, count_slots
 from covo_rl.speech.rows import SpeechRow
 from covo_rl.supervised.pretrain.document import BuildOptions, Document, SkippedError, Vocabulary
@@ -43,7 +44,7 @@ INTERLEAVE_1, INTERLEAVE_2 = ("ac>t|ad", "ac>t>ac"), ("ad>t>ad", "ac>t>ad")
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "asr": ("Transcribe the speech.", "Write down what is said.", "What does the speaker say?",
             "Turn the speech into text."),
-    "tts": ("Say the text aloud.", "Read the text out.", "Speak this text.", "Turn the text into speech."),
+    "tts": (SAY_ALOUD, "Read the text out.", "Speak this text.", "Turn the text into speech."),
     "continuation": ("Continue the speech in text.", "Write how the speech goes on.", "What is said next? Write it.",
                      "Go on in writing."),
     "audio_only": ("Continue the speech.", "Say how the speech goes on.", "Speak on.", "Go on speaking."),
