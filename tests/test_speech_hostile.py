@@ -297,3 +297,20 @@ def test_times_that_no_sound_has_are_refused(tmp_path, turn):
     result = CliRunner().invoke(app, [*map(str, words)])
     assert result.exit_code == 2 and "line 1" in result.output and "events[0]: " in result.output
     assert ("words[0]: its times are" in result.output) == ("text" not in turn)
+
+
+def test_a_key_that_is_none_of_the_options_is_said(tmp_path):
+    data = write_layout("voicebench", tmp_path / "data")
+    edit_lines(data / "openbookqa.jsonl", lambda rows: rows[0].update(reference="a whale", response="A"))
+    words = ["--set", "voicebench", "--data", data, "--predictions", data, "--output", tmp_path / "out"]
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert result.exit_code == 2 and "line 1: reference is 'a whale'; it is the letter" in result.output
+    rows = [{"task_name": "Sound_AQA", "dataset_name": "avqa", "path": "a.wav", "question": "?", "choice_a": "dog",
+             "choice_b": "cat", "answer_gt": key, "response": "A"} for key in ("dog", "cow")]  # fmt: skip
+    results = write_lines(tmp_path / "Foundation_meta.jsonl", rows)
+    words = ["--set", "air-bench", "--data", results, "--predictions", results, "--subset", "foundation"]
+    result = CliRunner().invoke(app, [*map(str, words), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    block = report_of(tmp_path)["subsets"]["Sound_AQA_avqa"]
+    assert (block["n"], block["missing"], block["score"]) == (2, 1, 100)
+    assert block["missing_why"] == {"its answer_gt is none of its options": 1}

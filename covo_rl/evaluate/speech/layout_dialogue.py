@@ -74,6 +74,8 @@ def read_voicebench(reader: SetReader) -> None:
             reference = fields.maybe("reference")
             if reference is None and subset.kind in _NEEDS_REFERENCE and not fields.failed:
                 fields.wrong("no reference")
+            if subset.kind == "voicebench_mcq" and not fields.failed and reference not in tuple("ABCD"):
+                fields.wrong(f"reference is {printable(reference)}; it is the letter of an option, A to D")
             rounds = [SpokenRound(fields.maybe_clip("audio"), fields.text("prompt"), reference)]
             row = reader.add(fields, subset, rounds, row_id=fields.maybe("id"))
             reader.keep_reply(row, text=fields.maybe("response"))

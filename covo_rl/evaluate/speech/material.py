@@ -134,7 +134,8 @@ def _likely(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
 
 def _chosen(row: SpeechItem, place: int, evidence: Evidence) -> Scored | str:
     one = evidence.said[row.name][place]
-    why = one.why or "no letter could be read"
+    is_key = row.reference in row.choices
+    why = one.why or ("no letter could be read" if is_key else "its answer_gt is none of its options")
     return {**row.columns, "response": one.text or "", "answer_gt": row.reference or "", "why": why}
 
 

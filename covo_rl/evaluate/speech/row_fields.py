@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from covo_rl.data.folder import LONE_SURROGATE
 from covo_rl.data.read import printable
@@ -24,7 +24,7 @@ def is_finite(value: Any) -> bool:
     return is_number and abs(value) <= sys.float_info.max
 
 
-def is_time(value: Any) -> bool:
+def is_time(value: Any) -> TypeGuard[float]:
     """Seconds from the beginning of a sound, which lasts a week at most."""
     return is_finite(value) and 0 <= value <= MOST_SECONDS
 
