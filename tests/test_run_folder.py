@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_made_is_a_refusal(tmp_path):
     """finding 07"""
     (tmp_path / "file").write_text("")
     lock = FolderLock(tmp_path / "file" / "run")
-    assert "cannot be locked" in lock.hold()
+    assert "is no folder that you may write to" in lock.hold()
     assert f"{tmp_path / 'file'} is no folder that you may write to" in lock.refusal()
 
 
