@@ -363,6 +363,8 @@ def test_two_reports_are_compared_and_stand_in_the_tables_of_a_suite(tmp_path, j
     text = suite_markdown("covo-audio", [tmp_path / "runs"])
     assert "| librispeech-test-clean | - | 50.00 (2 of 2620 rows) | 1.45 |" in text
     assert "| GaokaoEval | - |  | 89.11 |" in text
+    alone = CliRunner().invoke(app, ["--set", "asr", "--runs", str(tmp_path / "runs/a")])
+    assert alone.exit_code == 2 and "--runs" in alone.output and "--suite" in alone.output
     shown = CliRunner().invoke(app, ["--suite", "covo-audio", "--runs", str(tmp_path / "runs/a")])
     assert "| librispeech-test-clean | - | 0.00 (2 of" in shown.output
 
