@@ -265,7 +265,7 @@ def test_a_cascade_answers_and_speaks_and_noise_reaches_it(cascade, tmp_path):
 
 
 def test_what_is_wrong_with_a_cascade_is_said_before_it_runs(cascade, tmp_path):
-    with pytest.raises(EvalInputError, match="leave out --adapter, --load-in-4bit"):
+    with pytest.raises(EvalInputError, match="no use for --adapter, --load-in-4bit"):
         rows_of(cascade, tmp_path, "a", adapter="x", load_in_4bit=True)
     (tmp_path / "bad.yaml").write_text("transcriber: whisper\nvoice: transformers:x\nlm: x\n")
     with pytest.raises(EvalInputError) as refused:

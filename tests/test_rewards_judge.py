@@ -212,6 +212,13 @@ def test_a_local_judge_batches_and_caches(tmp_path):
     assert batches == [2, 1]
 
 
+def test_faults_of_the_cache_are_counted_over_all_votes(tmp_path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    local = LocalJudge("tiny", cache=tmp_path / "cache", generate=lambda prompts: ["yes"] * len(prompts))
+    assert [local.vote(number).ask(["Is it?"]) for number in range(2)] == [["yes"]] * 2
+    assert local.cache_faults == 4, "each vote could neither be read nor written"
+
+
 def test_judge_specs(monkeypatch):
     assert judge_from_spec("openai:m@https://host/v1").name == "openai:m@https://host/v1"
     assert judge_from_spec("transformers:some/path").name == "transformers:some/path"

@@ -1,9 +1,20 @@
 """Official layouts of the speech sets: what is read, what is refused and where it stands; predictions files."""
 
 import json
+from pathlib import Path
 
 import pytest
-from speech_layouts import LAYOUTS, MMAU_PRO, ROWS, edit_lines, reply_line, write_layout, write_lines, write_replies
+from speech_layouts import (
+    LAYOUTS,
+    MMAU_PRO,
+    ROWS,
+    SEGMENTS,
+    edit_lines,
+    reply_line,
+    write_layout,
+    write_lines,
+    write_replies,
+)
 
 from covo_rl.evaluate.sets import EvalInputError, load_set
 from covo_rl.evaluate.speech.inputs import read_speech_inputs
@@ -90,7 +101,7 @@ def test_duplex_rows(tmp_path):
     assert rows["icc_backchannel/1"].times["distribution"] == [0.25, 0.5, 0.25]
     reply = inputs.reply(rows["candor_turn_taking/2"])
     assert reply.words == ((Word("hello", 3.0, 3.4), Word("there", 3.5, 4.2)),)
-    assert reply.audio_path == str(data / "candor_turn_taking/2/output.wav")
+    assert reply.audio[0] == str(data / "candor_turn_taking/2/output.wav")
 
 
 def test_outputs_are_paired_by_the_folder_of_the_item(tmp_path):
@@ -156,7 +167,22 @@ def test_replies_that_stand_in_the_data_are_read_where_the_data_is_the_predictio
     assert inputs.missing() == {"alpacaeval": ["0001"], "openbookqa": ["0000"]}
     style = write_layout("vstyle", tmp_path / "style")
     said = read("vstyle", style, predictions=style)
-    assert said.reply(said.rows[2]).audio_path == str(style / "en/wav/reply2.wav")
+    assert said.reply(said.rows[2]).audio[0] == str(style / "en/wav/reply2.wav")
+
+
+def test_a_folder_of_data_is_its_own_predictions_by_whatever_path(tmp_path, monkeypatch):
+    data = write_layout("voicebench", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert read("voicebench", data, predictions=Path("data")).replies["sd-qa/0000"].text == "Ann"
+
+
+def test_no_reply_that_stands_in_the_data_is_taken_for_one_of_another_folder(tmp_path):
+    data = write_layout("mtr-duplexbench", tmp_path / "data")
+    folder = write_lines(tmp_path / "mine/smooth.jsonl", [{"id": "1/1", "segments": SEGMENTS}]).parent
+    inputs = read("mtr-duplexbench", data, predictions=folder)
+    assert list(inputs.replies) == ["smooth/1/1"] and inputs.missing()["smooth"] == ["1/2"]
+    (tmp_path / "empty").mkdir()
+    assert "neither smooth.jsonl" in refusal("mtr-duplexbench", data, predictions=tmp_path / "empty")
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
@@ -309,7 +335,7 @@ def test_all_that_a_reply_may_hold(uro, tmp_path):
     file = write_lines(tmp_path / "p.jsonl", [line, {"id": "r2"}])
     inputs = read("uro-bench", uro, subsets=["Repeat"], predictions=file)
     reply = inputs.replies["Repeat/r1"]
-    assert (reply.text, reply.asr_text, reply.audio_path) == ("Blue sky.", "blue sky", str(tmp_path / "r.wav"))
+    assert (reply.text, reply.asr_texts[0], reply.audio[0]) == ("Blue sky.", "blue sky", str(tmp_path / "r.wav"))
     assert reply.words == ((Word("blue", 0.1, 0.5), Word("sky", 0.5, 0.9)),)
     assert reply.turns == (turn,)
     assert inputs.missing() == {"Repeat": ["r2"]}, "a line without a reply is none"

@@ -138,6 +138,16 @@ def test_a_model_hears_in_batches_of_one_language_and_loses_its_own_batch_alone(
     assert engine.record()["faults"] == {"MemoryError": 1} and engine.counts["failed"] == 2
 
 
+def test_an_answer_of_a_model_that_is_none_costs_its_own_sound_alone():
+    def ears(sounds, language):
+        return [{"text": "a", "words": [{"text": "a", "start": start, "end": 1.0}]} for start in (0.5, 2.0)]
+
+    engine = LocalListener("transformers:nowhere", "text", None, lambda path: ears)
+    good, bad = engine.hear([Heard("1", tone(400)), Heard("2", tone(401))])
+    assert good["text"] == "a" and "word 0 lasts from 2 to 1" in str(bad)
+    assert engine.record()["faults"] == {"an unusable answer": 1}
+
+
 def test_paraformer_gives_each_unit_its_time(monkeypatch):
     asked = []
 

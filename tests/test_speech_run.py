@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from speech_layouts import ROWS, edit_lines, reply_line, write_layout, write_lines, write_wav
+from speech_layouts import ROWS, edit_lines, reply_line, write_item, write_layout, write_lines, write_wav
 from typer.testing import CliRunner
 
 from covo_rl.data.files import read_record
@@ -13,9 +13,12 @@ from covo_rl.evaluate.evaluation import run_request
 from covo_rl.evaluate.runner import Request
 from covo_rl.evaluate.sets import EvalInputError, load_set
 from covo_rl.evaluate.speech.generate import given_replies, letter_inputs, wording
-from covo_rl.evaluate.speech.inputs import read_speech_inputs
+from covo_rl.evaluate.speech.groups import published_figures
+from covo_rl.evaluate.speech.inputs import SpeechInputs, read_speech_inputs
+from covo_rl.evaluate.speech.neutral import add_neutral_voice
 from covo_rl.evaluate.speech.report import compare_speech
 from covo_rl.evaluate.speech.suite import suite_markdown
+from covo_rl.rewards.program import Program
 
 JUDGE = """
 import json, sys
@@ -135,7 +138,10 @@ def test_a_set_from_its_folder_to_its_scores(tmp_path, judge, name, audio, expec
 
 
 def test_vstyle_is_heard_by_its_judge_and_weighed_by_language(tmp_path, judge):
-    report = run_set(tmp_path, "vstyle", judge, ("vstyle",))
+    (tmp_path / "empathy.txt").write_text("Is {input_instruction} followed? [[3]]")
+    report = run_set(tmp_path, "vstyle", judge, ("vstyle",), judge_prompt=[f"vstyle-empathy.zh={tmp_path}/empathy.txt"])
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| vstyle-empathy | own-judge |" in text and "| vstyle-empathy | not the official wording |" in text
     assert set(scores(report).values()) == {4.0}
     english = report["groups"]["en"]
     assert english["score"] == 4 and english["partial"] and "role_play/character" in english["missing"]
@@ -205,6 +211,53 @@ def test_full_duplex_bench_by_words_and_by_the_turns_of_a_session(tmp_path, judg
     turn = report["subsets"]["candor_turn_taking"]
     assert turn["score"] == 100 and turn["latency"] == pytest.approx(0.5) and turn["from"] == ["asr"]
     assert "--scorer-model vad" in report["subsets"]["user_backchannel"]["absent"]
+
+
+def test_a_row_without_a_reply_asks_for_no_engine_that_the_others_do_without(tmp_path):
+    data = write_layout("full-duplex-bench", tmp_path / "data")
+    write_item(data / "icc_backchannel/2")
+    lines = [{"id": "icc_backchannel/1", "events": [{"channel": "model", "start": 0.1, "end": 0.4, "text": "hm"}]}]
+    report = evaluate(tmp_path, "full-duplex-bench", data, lines, subset=["icc_backchannel"])
+    block = report["subsets"]["icc_backchannel"]
+    assert (block["score"], block["n"], block["missing"]) == (0, 2, 1) and "absent" not in block
+
+
+def test_a_mean_of_parts_has_the_caveats_of_its_parts():
+    found = load_set("uro-bench")
+    parts = [part for part in found.subsets if {"basic", "en"} <= set(part.groups)]
+    group = {"basic_en": {"score": 80.0, "partial": False, "of": [part.name for part in parts]}}
+
+    def caveats(sources, n=None):
+        blocks = {part.name: {"score": 80.0, "kind": part.kind, "n": n or part.rows, "missing": 0, "replies": sources}
+                  for part in parts}  # fmt: skip
+        rows = {row["name"]: row["not_comparable"] for row in published_figures(found, blocks, group)}
+        return rows["Repeat"], rows["basic_en"]
+
+    assert caveats({"text": 9}) == ("text, not speech", "text, not speech")
+    assert caveats({"asr": 9}, n=10) == ("10 of 252 rows", "10 of 252 rows")
+    assert caveats({"asr": 9}) == ("", "")
+
+
+def test_a_neutral_voice_stands_beside_no_mean_of_more_parts_than_are_judged_by_ear(tmp_path):
+    inputs = SpeechInputs(load_set("uro-bench"), tmp_path, {}, ())
+    report = {
+        "subsets": {},
+        "groups": {"oral": {"score": 50, "sets": 4}, "srt": {"score": 60, "sets": 1}},
+        "engines": {},
+    }
+    neutral = {"subsets": {}, "groups": {"oral": {"score": 20, "sets": 1}, "srt": {"score": 20, "sets": 1}}}
+    add_neutral_voice(report, [], inputs, Program(sys.executable), tmp_path / "neutral", lambda own: (neutral, []))
+    assert "neutral_voice" not in report["groups"]["oral"]
+    assert report["groups"]["srt"]["neutral_voice"] == {"score": 20}
+
+
+def test_a_cascade_is_told_no_language_that_its_row_is_not_in(tmp_path):
+    covost = letter_inputs(inputs_of("covost2", write_layout("covost2", tmp_path / "covost")))
+    assert {row.columns["language"] for row in covost.examples} == {""}, "a row's language is its translation's"
+    data = write_layout("uro-bench", tmp_path / "uro")
+    edit_lines(data / "pro/Multilingual/test.jsonl", lambda rows: rows[0].pop("language"))
+    told = {row.id: row.columns["language"] for row in letter_inputs(inputs_of("uro-bench", data)).examples}
+    assert (told["Multilingual/m1"], told["Repeat-zh/z1"]) == ("", "zh")
 
 
 def test_replies_are_heard_and_their_rows_are_missing_where_they_are_not(tmp_path, judge):
@@ -310,6 +363,8 @@ def test_two_reports_are_compared_and_stand_in_the_tables_of_a_suite(tmp_path, j
     text = suite_markdown("covo-audio", [tmp_path / "runs"])
     assert "| librispeech-test-clean | - | 50.00 (2 of 2620 rows) | 1.45 |" in text
     assert "| GaokaoEval | - |  | 89.11 |" in text
+    alone = CliRunner().invoke(app, ["--set", "asr", "--runs", str(tmp_path / "runs/a")])
+    assert alone.exit_code == 2 and "--runs" in alone.output and "--suite" in alone.output
     shown = CliRunner().invoke(app, ["--suite", "covo-audio", "--runs", str(tmp_path / "runs/a")])
     assert "| librispeech-test-clean | - | 0.00 (2 of" in shown.output
 

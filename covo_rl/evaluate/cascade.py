@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from covo_rl.config import PromptConfig, RolloutConfig, typed_values
 from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.records import SpokenRollout, group_from_text
 from covo_rl.evaluate.sets import EvalInputError, PromptStyle
+from covo_rl.evaluate.through_duplex import without_use
 from covo_rl.prompt import messages
 from covo_rl.resolve import ConfigError, read_yaml
 from covo_rl.rewards.judge import judge_from_spec
@@ -156,10 +157,7 @@ def is_cascade(model: str | None) -> bool:
 
 def cascade_problems(request: Request) -> list[str]:
     """What is wrong with the file, its engines, and with options that only a checkpoint has."""
-    defaults = {item.name: item.default for item in fields(request) if item.default is not MISSING}
-    given = [f"--{name.replace('_', '-')}" for name in _OF_MODELS if getattr(request, name) != defaults[name]]
-    given += ["--use-vllm"] if request.engine.use_vllm else []
-    problems = [f"--model {request.model} has no weights of ours; leave out {', '.join(given)}"] if given else []
+    problems = without_use(request, _OF_MODELS, f"--model {request.model} is a cascade")
     try:
         _parts(str(request.model))
     except EvalInputError as error:

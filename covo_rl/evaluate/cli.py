@@ -25,6 +25,7 @@ from covo_rl.evaluate.evaluation import run_request
 from covo_rl.evaluate.listing import sets_markdown
 from covo_rl.evaluate.report import compare_runs, comparison_markdown
 from covo_rl.evaluate.runner import Request
+from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.speech.report import compare_speech, is_speech_report, speech_comparison_markdown
 from covo_rl.evaluate.speech.suite import suite_markdown
 from covo_rl.train.shutdown import exit_after
@@ -46,6 +47,8 @@ def evaluate_command(
                 say(sets_markdown(options["set_"]))
             elif suite is not None:
                 say(suite_markdown(suite, runs or []))
+            elif runs:
+                raise EvalInputError(["--runs: these stand in the tables of a --suite"])
             else:
                 run_request(Request(**options))
 

@@ -274,6 +274,8 @@ def answer_rows(
         else:
             model = answerer or load_answerer(request, style, clips)
         asked = asks(model) if asks else in_session(request, inputs, model)
+    except EvalInputError:
+        raise
     except (OSError, ValueError) as error:
         adapter = f", --adapter {request.adapter}" if request.adapter else ""
         raise EvalInputError([f"--model {request.model}{adapter}: {error}"]) from error

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,7 +49,17 @@ class ReplyCache:
     """
 
     def __init__(self, folder: Path | None, engine: str) -> None:
-        self.folder, self.engine, self.faults = folder, engine, 0
+        self.folder, self.engine, self._failed = folder, engine, Counter[str]()
+
+    @property
+    def faults(self) -> int:
+        return self._failed.total()
+
+    def of(self, engine: str) -> ReplyCache:
+        """Replies of another engine, whose faults are counted with these."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
 
     def get(self, asked: str) -> str | None:
         """What was replied to this, if it is there and whole."""
@@ -84,7 +95,7 @@ class ReplyCache:
         try:
             yield self.folder and self.folder / digest[:2] / f"{digest}.txt"
         except (OSError, ValueError) as error:
-            self.faults += 1
+            self._failed[type(error).__name__] += 1
             if self.faults == 1:
                 logger.warning("judge cache %s: %s; such replies are asked for again (said once)", self.folder, error)
 
@@ -119,7 +130,7 @@ class CachedJudge:
         other = copy.copy(self)
         other.number, other.sampling = number, {**self.sampling, **sampling}
         drawn = json.dumps([number, other.sampling], sort_keys=True)
-        other.kept = ReplyCache(self.kept.folder, f"{self.name} {drawn}")
+        other.kept = self.kept.of(f"{self.name} {drawn}")
         return other
 
     def ask(self, prompts: Sequence[str], clips: Sequence[Sequence[Clip]] = ()) -> list[str | JudgeError]:

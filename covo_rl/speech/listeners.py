@@ -277,12 +277,19 @@ class LocalListener(SpeechListener):
         try:
             self.ears = self.ears or self.load(self.path)
             answers = self.ears(list(heard.values()), language) if heard else []
-            results |= {place: self.read(answer) for place, answer in zip(heard, answers, strict=True)}
+            results |= {place: self._usable(answer) for place, answer in zip(heard, answers, strict=True)}
         except Exception as error:  # out of memory, say: these are lost, and said, not the batches before
             self.faults[type(error).__name__] += 1
             lost = AnswerError(f"{self.name}: {type(error).__name__}: {shown(error)}")
             results |= dict.fromkeys(heard, lost)
         return [results[place] for place in range(len(sounds))]
+
+    def _usable(self, answer: Mapping[str, Any]) -> Any:
+        try:
+            return self.read(answer)
+        except ValueError as error:
+            self.faults["an unusable answer"] += 1
+            return AnswerError(f"{self.name} answered: {error}")
 
 
 def listener_from_spec(spec: str, wants: str = "text", *, keep: bool = True) -> SpeechListener:

@@ -23,11 +23,11 @@ from covo_rl.evaluate.records import Record
 from covo_rl.evaluate.runner import answer_rows
 from covo_rl.evaluate.sets import EvalSet, PromptStyle
 from covo_rl.evaluate.speech.endings import EndingScorer, ending_replies, has_written_endings, is_likelihood
-from covo_rl.evaluate.speech.hearing import round_count
+from covo_rl.evaluate.speech.hearing import spoken_language
 from covo_rl.evaluate.speech.inputs import SpeechInputs
 from covo_rl.evaluate.speech.live import LiveExaminer, is_live, live_notes, live_replies
 from covo_rl.evaluate.speech.rounds import RoundsAnswerer, has_rounds, question_of, round_records
-from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem
+from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, round_count
 from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.evaluate.speech.voiced import sound_files, voiced_codes
 from covo_rl.prompt import parse
@@ -81,13 +81,15 @@ def wording(inputs: SpeechInputs) -> PromptStyle | None:
 
 
 def letter_inputs(inputs: SpeechInputs) -> Inputs:
-    """The rows as those of any evaluation, without a key. Of synthesis a model is given the text alone."""
+    """The rows as those of any evaluation, without a key. Of synthesis a model is given the text alone. A row's column
+    `language` is told to the parts of a cascade: what is to be translated is in another than its translation."""
     eval_set = EvalSet(inputs.speech_set.name, inputs.speech_set.title, has_answers=False)
     reasons = wording(inputs) is None
     rows = tuple(
         Example(
             row.name, () if row.kind == "tts" else row.clips, (row.text or "") if reasons else question_of(row),
-            row.choices if reasons else (), columns={"language": row.language},
+            row.choices if reasons else (),
+            columns={"language": "" if row.kind == "translation" else spoken_language(row)},
         )
         for row in inputs.rows
     )  # fmt: skip

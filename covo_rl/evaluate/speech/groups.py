@@ -81,6 +81,7 @@ def _vstyle(subsets: Mapping[str, Subset], records: Mapping[str, Sequence[Any]])
             if score is not None:
                 groups[f"{language}/{category}".rstrip("/")] = {
                     "score": score, "sets": len(wanted) - len(missing), "partial": bool(missing), "missing": missing,
+                    "of": [f"{language}/{ability}" for ability in wanted if ability in there],
                 }  # fmt: skip
     return groups
 
@@ -114,42 +115,44 @@ def published_figures(speech_set: SpeechSet, blocks: Blocks, groups: Blocks) -> 
     """Rows of a table: what has been published, and ours where there is one: of a sub-set, then of groups. A number
     that rests on a judge's wording of ours, or on a rule that was not verified, says so in `not_comparable`."""
     rows = []
-    for subset in speech_set.subsets:
+    declared = {subset.name: subset for subset in speech_set.subsets}
+    for subset in declared.values():
         if subset.published:
             block = blocks.get(subset.name, {})
             rows.append({
                 "name": subset.name, "ours": block.get("score"), "n": block.get("n"),
-                "not_comparable": caveat(block, subset.kind) or _other_rows(block, subset),
+                "not_comparable": _aside(block, subset),
                 "published": dict(subset.published),
             })  # fmt: skip
     for name, by_model in speech_set.published.items():
         group = groups.get(speech_set.figure_groups.get(name, name), {})
-        parts = [caveat(blocks.get(part, {}), "") for part in group.get("of", blocks)]
+        parts = [_aside(blocks.get(part, {}), declared.get(part)) for part in group.get("of", blocks)]
         why = "partial" if group.get("partial") else next((part for part in parts if part and group), "")
         rows.append({"name": name, "ours": group.get("score"), "n": None, "not_comparable": why,
                      "published": dict(by_model)})  # fmt: skip
     return rows
 
 
-def _other_rows(block: Mapping[str, Any], subset: Subset) -> str:
-    n = block.get("n")
-    return f"{n} of {subset.rows} rows" if n is not None and subset.rows not in (None, n) else ""
+def _aside(block: Mapping[str, Any], subset: Subset | None) -> str:
+    n, rows = block.get("n"), subset and subset.rows
+    return caveat(block) or (f"{n} of {rows} rows" if n is not None and rows not in (None, n) else "")
 
 
-def caveat(block: Mapping[str, Any], kind: str) -> str:
+def caveat(block: Mapping[str, Any]) -> str:
     """Why a score does not belong beside published ones; "" where nothing is known against it."""
     if not block or block.get("score") is None:
         return ""
     if block.get("missing") and block["missing"] == block["n"]:
         return "every row is missing"
+    kind = KINDS[block["kind"]]
     labels = {prompt["label"] for prompt in block.get("judge_prompts", {}).values()}
     if "official" in block and block["official"] is None:
         return "no official number"
     if foreign := sorted(label for label in labels if not label.startswith("official")):
         return foreign[0]
-    if kind and KINDS[kind].rule == "unverified":
+    if kind.rule == "unverified":
         return "unverified rule"
-    if block.get("replies", {}).get("text") and kind and "--transcriber" in KINDS[kind].needs:
+    if block.get("replies", {}).get("text") and "--transcriber" in kind.needs:
         return "text, not speech"
     if "events" in block.get("from", ()):
         return "by its own turns"

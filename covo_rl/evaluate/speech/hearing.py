@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from covo_rl.evaluate.speech.engines import SpeechEngines
 from covo_rl.evaluate.speech.inputs import SpeechInputs
-from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, Word
+from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, Word, round_count
 from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.rewards.replies import AnswerError
 from covo_rl.speech.listeners import Heard
@@ -57,11 +57,6 @@ def is_spoken(row: SpeechItem) -> bool:
     """Whether its audio is what is scored, and the text a stand-in."""
     kind = KINDS[row.kind]
     return "--transcriber" in (*kind.needs, *kind.also)
-
-
-def round_count(row: SpeechItem) -> int:
-    """Replies that a row has."""
-    return len(row.rounds) if KINDS[row.kind].dialogue else 1
 
 
 def hear_replies(inputs: SpeechInputs, engines: SpeechEngines) -> dict[str, list[Said]]:

@@ -75,7 +75,8 @@ def read_speech_inputs(
     if not data.exists():
         where = f"no such file or folder (looked in {Path.cwd()}){meant(data)}"
         raise EvalInputError([f"--data {data}: {where}. {speech_set.how_to_get}"])
-    replies_in = predictions if predictions is not None and predictions.is_dir() else None
+    beside = predictions is not None and predictions.resolve() == data.resolve()
+    replies_in = predictions if predictions is not None and predictions.is_dir() and not beside else None
     reader = SetReader(
         speech_set, data, subsets, audio_dir=audio_dir, replies_in=replies_in, allow_outside=allow_outside
     )
@@ -94,7 +95,6 @@ def read_speech_inputs(
     if predictions is None:
         reader.problems += clip_problems([Example(row.name, row.clips, row.text or "") for row in rows])
     elif not reader.problems:
-        beside = predictions.resolve() == data.resolve()
         replies = dict(reader.replies) if beside else read_spoken_predictions(predictions, reader)
         if beside and not replies:
             reader.problems.append(f"--predictions {predictions}: no replies beside the data; give a predictions file")

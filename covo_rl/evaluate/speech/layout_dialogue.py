@@ -16,7 +16,7 @@ from pathlib import Path
 from covo_rl.data.read import printable
 from covo_rl.evaluate.speech.reading import SetReader
 from covo_rl.evaluate.speech.row_fields import RowFields
-from covo_rl.evaluate.speech.rows import SpokenRound
+from covo_rl.evaluate.speech.rows import GivenReply, SpokenRound
 from covo_rl.evaluate.speech.sets import KINDS, Subset
 from covo_rl.resolve import ConfigError, read_yaml
 
@@ -64,7 +64,7 @@ def read_vstyle(reader: SetReader) -> None:
             rounds = [SpokenRound(fields.maybe_clip("instruction_audio_path"), fields.text("instruct_text"))]
             reply = fields.maybe_clip("response_audio_path")
             row = reader.add(fields, subset, rounds, row_id=fields.text("id"), columns={"category": category})
-            reader.keep_reply(row, audio=reply[0].path if reply else None)
+            reader.keep_reply(row, GivenReply(audio=tuple(clip.path for clip in reply)))
 
 
 def read_voicebench(reader: SetReader) -> None:
@@ -78,7 +78,7 @@ def read_voicebench(reader: SetReader) -> None:
                 fields.wrong(f"reference is {printable(reference)}; it is the letter of an option, A to D")
             rounds = [SpokenRound(fields.maybe_clip("audio"), fields.text("prompt"), reference)]
             row = reader.add(fields, subset, rounds, row_id=fields.maybe("id"))
-            reader.keep_reply(row, text=fields.maybe("response"))
+            reader.keep_reply(row, GivenReply(texts=(fields.maybe("response"),)))
 
 
 # -- VCB-Bench -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Official files in which it matters when the model speaks: Full-Duplex-Bench and MTR-DuplexBench.
 
-Full-Duplex-Bench   SUBSET/ITEM/: input.wav; turn_taking.json or interrupt.json (a list; its first entry's
-                    `timestamp` is [start, end] of the user's turn or interruption); v1.5 also clean_input.wav.
+Full-Duplex-Bench   SUBSET/ITEM/: input.wav; turn_taking.json or interrupt.json (a list; of its first
+                    entry's `timestamp` the user's turn ends at the first time, an interruption at the second);
+                    v1.5 also clean_input.wav.
                     A model's output.wav and output.json {text, chunks: [{text, timestamp: [s, e]}]} lie beside them,
                     or at the same place below --predictions FOLDER.
 MTR-DuplexBench     {smooth|interruption|pause|background}.jsonl, a row a turn of a dialogue: id, timestamps
@@ -162,5 +163,4 @@ def read_mtr(reader: SetReader) -> None:
             segments = timed_segments(fields, "segments") if fields.has("segments") else None
             rounds = [SpokenRound(fields.maybe_clip("audio"))]
             row = reader.add(fields, subset, rounds, row_id=fields.text("id"), times=times)
-            if row is not None and segments is not None:
-                reader.replies[row.name] = GivenReply(segments=segments)
+            reader.keep_reply(row, GivenReply(segments=segments))

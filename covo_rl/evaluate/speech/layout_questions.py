@@ -18,7 +18,7 @@ from typing import Any
 from covo_rl.data.read import printable
 from covo_rl.evaluate.speech.reading import SetReader
 from covo_rl.evaluate.speech.row_fields import RowFields, is_finite
-from covo_rl.evaluate.speech.rows import SpokenRound
+from covo_rl.evaluate.speech.rows import GivenReply, SpokenRound
 from covo_rl.evaluate.speech.sets import Subset
 
 _OPTIONS = ("choice_a", "choice_b", "choice_c", "choice_d")
@@ -46,7 +46,7 @@ def read_air(reader: SetReader) -> None:
             rounds = [SpokenRound(fields.clip("path", *places), fields.text("question"), fields.text("answer_gt"))]
             row = reader.add(fields, subset, rounds, row_id=fields.maybe("uniq_id"),
                              choices=["" if choice is None else choice for choice in choices])  # fmt: skip
-            reader.keep_reply(row, text=fields.maybe("response"))
+            reader.keep_reply(row, GivenReply(texts=(fields.maybe("response"),)))
 
 
 def read_mmau_pro(reader: SetReader) -> None:
@@ -68,7 +68,7 @@ def read_mmau_pro(reader: SetReader) -> None:
             rounds = [SpokenRound(fields.clips("audio_path"), fields.text("question"), answer)]
             subset = Subset(category, kind, groups=("closed",) if kind == "mmau_pro_closed" else ())
             row = reader.add(fields, subset, rounds, row_id=fields.maybe("id"), choices=choices, columns=columns)
-            reader.keep_reply(row, text=fields.maybe("model_output"))
+            reader.keep_reply(row, GivenReply(texts=(fields.maybe("model_output"),)))
     if unasked:
         listed = ", ".join(unasked[:20])
         reader.notes.append(

@@ -15,13 +15,13 @@ from typing import Any
 from covo_rl.evaluate.cascade import spoken_file
 from covo_rl.evaluate.speech.inputs import SpeechInputs
 from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem
-from covo_rl.evaluate.speech.sets import KINDS
+from covo_rl.evaluate.speech.sets import KINDS, Subset
 from covo_rl.rewards.program import Program
 
 Score = Callable[[SpeechInputs], tuple[dict[str, Any], Any]]
 
 
-def is_judged_by_ear(row: SpeechItem) -> bool:
+def is_judged_by_ear(row: SpeechItem | Subset) -> bool:
     """Whether an audio judge scores it."""
     return "--audio-judge" in KINDS[row.kind].needs
 
@@ -30,20 +30,22 @@ def add_neutral_voice(
     report: dict[str, Any], records: Sequence[Mapping[str, Any]], inputs: SpeechInputs, voice: Program, folder: Path,
     score: Score,
 ) -> None:  # fmt: skip
-    """Put `neutral_voice` into the blocks of sub-sets that are judged by ear, and into their groups. `records` are
-    those of scores.jsonl, whose texts are said again; files lie in `folder`, by content, so that none is said twice."""
+    """Put `neutral_voice` into the blocks of sub-sets that are judged by ear, and into groups of
+    nothing else. `records` are those of scores.jsonl, whose texts are said again; files lie in `folder`, by content, so
+    that none is said twice."""
     rows = {row.name: row for row in inputs.rows if is_judged_by_ear(row)}
     texts = {record["id"]: next((text for text in (*record["written"][:1], *record["said"][:1]) if text), None)
              for record in records if record["id"] in rows}  # fmt: skip
     files = _said_again({name: (text, rows[name].language) for name, text in texts.items() if text}, voice, folder)
     replies = {name: GivenReply(audio=(str(file),)) for name, file in files.items()}
-    subsets = {name: subset for name, subset in inputs.subsets.items() if "--audio-judge" in KINDS[subset.kind].needs}
+    subsets = {name: subset for name, subset in inputs.subsets.items() if is_judged_by_ear(subset)}
     neutral, _ = score(replace(inputs, rows=tuple(rows.values()), subsets=subsets, replies=replies))
     for part in ("subsets", "groups"):
         for name, block in neutral[part].items():
-            if block["score"] is not None and name in report[part]:
+            ours = report[part].get(name, {})
+            if block["score"] is not None and ours and block.get("sets") == ours.get("sets"):
                 kept = ("score", "ci95", "n", "missing")
-                report[part][name]["neutral_voice"] = {key: block[key] for key in kept if key in block}
+                ours["neutral_voice"] = {key: block[key] for key in kept if key in block}
     report["engines"]["neutral_voice"] = {
         "engine": f"command:{voice.command}", "version": voice.version, **voice.faults,
     }  # fmt: skip

@@ -29,7 +29,7 @@ from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.sets import REPLY_KEYS
 from covo_rl.evaluate.speech.reading import SetReader
 from covo_rl.evaluate.speech.row_fields import RowFields, is_finite, is_time
-from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, Word
+from covo_rl.evaluate.speech.rows import GivenReply, SpeechItem, Word, round_count
 from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.evaluate.speech.timed_words import timed_segments, timed_words
 from covo_rl.types import visible
@@ -121,7 +121,7 @@ def _reply(fields: RowFields, row: SpeechItem, sounds: AudioFolder) -> GivenRepl
     if unknown := [key for key in fields.values if key not in allowed and key not in own]:
         fields.wrong(f"unknown key {some([*map(str, unknown)])}; known are {', '.join(PREDICTION_KEYS)}")
     key = _text_key(fields, own)
-    rounds = len(row.rounds) if KINDS[row.kind].dialogue else 1
+    rounds = round_count(row)
 
     def audio(one: RowFields, name: str) -> str | None:
         path = one.maybe(name)

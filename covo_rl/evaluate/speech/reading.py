@@ -212,10 +212,10 @@ class SetReader:
         self.rows.append(row)
         return row
 
-    def keep_reply(self, row: SpeechItem | None, *, text: str | None = None, audio: str | None = None) -> None:
+    def keep_reply(self, row: SpeechItem | None, reply: GivenReply) -> None:
         """A reply that stands in the row itself, unless the replies are elsewhere."""
-        if row is not None and self.replies_in == self.root and (text is not None or audio is not None):
-            self.replies[row.name] = GivenReply(texts=(text,), audio=(audio,))
+        if row is not None and self.replies_in == self.root and not reply.is_empty:
+            self.replies[row.name] = reply
 
 
 def _references(value: Any, names: Sequence[str]) -> Iterator[str]:

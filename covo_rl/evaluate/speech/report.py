@@ -46,7 +46,7 @@ def speech_markdown(report: Mapping[str, Any]) -> str:
     head = ["sub-set", "rows", "missing", "score", "95 %", "official", "answered only", "more", "note"]
     rows = [
         [name, block["n"], block["missing"], number(block["score"]), _span(block), number(_plain(block, "official")),
-         number(_plain(block, "answered_only")), _more(block), block.get("absent") or caveat(block, block["kind"])]
+         number(_plain(block, "answered_only")), _more(block), block.get("absent") or caveat(block)]
         for name, block in report["subsets"].items()
     ]  # fmt: skip
     lines = [f"# {report['title']}", "", *table_lines(head, rows)]
@@ -60,9 +60,8 @@ def speech_markdown(report: Mapping[str, Any]) -> str:
     if engines := {name: entry for name, entry in report["engines"].items() if name != "judge_prompts"}:
         rows = [[name, *_engine(entry)] for name, entry in engines.items()]
         lines += ["## Engines", "", *table_lines(["", "engine", "version", "counts"], rows)]
-    if prompts := {name: prompt for block in report["subsets"].values()
-                   for name, prompt in block.get("judge_prompts", {}).items()}:  # fmt: skip
-        rows = [[name, prompt["label"], prompt["sha256"]] for name, prompt in prompts.items()]
+    if rows := list(dict.fromkeys((name, prompt["label"], prompt["sha256"]) for block in report["subsets"].values()
+                                  for name, prompt in block.get("judge_prompts", {}).items())):  # fmt: skip
         lines += ["## Wordings of the judge", "", *table_lines(["", "", "sha256"], rows)]
     lines += provenance_lines(report)
     if problems := report["problems"]:

@@ -17,9 +17,9 @@ from covo_rl.evaluate.answer import PolicyAnswerer
 from covo_rl.evaluate.lengths import length_problems
 from covo_rl.evaluate.records import Record, judge_groups
 from covo_rl.evaluate.sets import EvalSet
-from covo_rl.evaluate.speech.hearing import round_count, sound_id
+from covo_rl.evaluate.speech.hearing import sound_id
 from covo_rl.evaluate.speech.inputs import SpeechInputs
-from covo_rl.evaluate.speech.rows import SpeechItem
+from covo_rl.evaluate.speech.rows import SpeechItem, round_count
 from covo_rl.prompt import messages
 from covo_rl.speech import SAY_ALOUD
 from covo_rl.types import Example, Group

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.types import Clip
 
 
@@ -68,6 +69,11 @@ class SpeechItem:
         return self.rounds[0].reference
 
 
+def round_count(row: SpeechItem) -> int:
+    """Replies that a row has."""
+    return len(row.rounds) if KINDS[row.kind].dialogue else 1
+
+
 @dataclass(frozen=True)
 class GivenReply:
     """A reply, one entry a round in the tuples; what is not there is None.
@@ -89,14 +95,6 @@ class GivenReply:
     @property
     def text(self) -> str | None:
         return self.texts[0]
-
-    @property
-    def audio_path(self) -> str | None:
-        return self.audio[0]
-
-    @property
-    def asr_text(self) -> str | None:
-        return self.asr_texts[0]
 
     @property
     def is_empty(self) -> bool:

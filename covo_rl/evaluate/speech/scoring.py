@@ -12,10 +12,10 @@ from typing import Any
 from covo_rl.evaluate.speech.aggregate import LANGUAGES, answered_block
 from covo_rl.evaluate.speech.engines import SpeechEngines
 from covo_rl.evaluate.speech.fields import MalformedRow
-from covo_rl.evaluate.speech.hearing import TIMED, Said, channel_turns, round_count
+from covo_rl.evaluate.speech.hearing import TIMED, Said, channel_turns
 from covo_rl.evaluate.speech.material import Evidence, Scored, material
 from covo_rl.evaluate.speech.questions import BEHAVIOURS, SWAPPED, is_answer_right
-from covo_rl.evaluate.speech.rows import SpeechItem
+from covo_rl.evaluate.speech.rows import SpeechItem, round_count
 from covo_rl.evaluate.speech.sets import KINDS, Subset
 from covo_rl.evaluate.speech.tasks import score_set
 from covo_rl.evaluate.speech.wer import uro_wer
@@ -33,13 +33,12 @@ def absent_engines(rows: Sequence[SpeechItem], evidence: Evidence, engines: Spee
     replies = [one for row in rows for one in evidence.said[row.name]]
     has_audio = any(one.audio is not None for one in replies)
     has_reply = has_audio or any(one.text is not None for one in replies)
-    replied = [evidence.reply(row) for row in rows]
-    in_time = any(reply.turns is not None for reply in replied)
+    timed = [reply for row in rows if (reply := evidence.reply(row)).turns is not None or any(reply.audio)]
     sides = ("model", "user") if KINDS[rows[0].kind].task == "overlap" else ("model",)
-    told = all(channel_turns(reply, side) is not None for reply in replied for side in sides)
+    told = all(channel_turns(reply, side) is not None for reply in timed for side in sides)
     wanted = {
         "transcriber": False, "judge": has_reply, "audio_judge": has_audio,
-        "emotion": has_audio, "vad": (has_audio or in_time) and not told,
+        "emotion": has_audio, "vad": not told,
     }  # fmt: skip
     needs = [name for flag in KINDS[rows[0].kind].needs if wanted[name := engine_name(flag)]]
     heard_by_words = KINDS[rows[0].kind].task != "overlap"  # which is scored by segments

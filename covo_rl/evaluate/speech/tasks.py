@@ -52,11 +52,10 @@ SHOWN_ROWS = 50  # of those that cannot be scored, in a message
 
 @dataclass(frozen=True)
 class SpeechTask:
-    """`score(rows, **options)` -> a block. `row`: keys of a row, then options; `needs`: engines that fill it."""
+    """`score(rows, **options)` -> a block. `row`: keys of a row, then options."""
 
     score: Callable[..., dict[str, Any]]
     row: str
-    needs: tuple[str, ...] = ()
 
 
 def _replies(row: Row) -> list[str] | None:
@@ -252,32 +251,30 @@ def _chatted(rows: Sequence[Row], swapped: Sequence[Row]) -> dict[str, Any]:
 
 
 TASKS: dict[str, SpeechTask] = {
-    "rating": SpeechTask(_judged("rating", 20), "reply_text, judgements (null: the judge failed)", ("judge",)),
-    "yes_no": SpeechTask(_judged("yes_no", 100), "reply_text, judgements", ("judge",)),
-    "srt": SpeechTask(_judged("srt", 20), "reply_text, judgements (one)", ("audio-judge",)),
-    "style": SpeechTask(_styled, "judgement, ability", ("audio-judge",)),
-    "voicebench_open": SpeechTask(_each(_rated), "judgements", ("judge",)),
-    "voicebench_qa": SpeechTask(_each(_voted, scale=100, share=True), "judgements", ("judge",)),
+    "rating": SpeechTask(_judged("rating", 20), "reply_text, judgements (null: the judge failed)"),
+    "yes_no": SpeechTask(_judged("yes_no", 100), "reply_text, judgements"),
+    "srt": SpeechTask(_judged("srt", 20), "reply_text, judgements (one)"),
+    "style": SpeechTask(_styled, "judgement, ability"),
+    "voicebench_open": SpeechTask(_each(_rated), "judgements"),
+    "voicebench_qa": SpeechTask(_each(_voted, scale=100, share=True), "judgements"),
     "mcq": SpeechTask(_named, "reply_text, reference (a letter); patterns"),
     "refusal": SpeechTask(_refused, "reply_text; phrases"),
-    "open": SpeechTask(_each(_opened, scale=100), "judgement", ("judge",)),
+    "open": SpeechTask(_each(_opened, scale=100), "judgement"),
     "instruction": SpeechTask(_each(_followed, scale=100, share=True), "reply_text, instruction, arguments"),
-    "rubric": SpeechTask(_each(_reasoned, scale=100), "sums, maximum, right", ("judge",)),
-    "repeat": SpeechTask(_repeat, "reply_text, reference; language", ("transcriber",)),
-    "emotion": SpeechTask(_emotional, "reply_text, reference, probability; language", ("transcriber", "emotion")),
+    "rubric": SpeechTask(_each(_reasoned, scale=100), "sums, maximum, right"),
+    "repeat": SpeechTask(_repeat, "reply_text, reference; language"),
+    "emotion": SpeechTask(_emotional, "reply_text, reference, probability; language"),
     "asr": SpeechTask(_transcribed, "reply_text, reference; language, numbers"),
-    "tts": SpeechTask(_synthesised, "reply_text, reference; language", ("transcriber",)),
-    "likelihood": SpeechTask(
-        pair_report, "pair, right, wrong, voice?, in_vocabulary?, modality?; normalise", ("codes",)
-    ),
+    "tts": SpeechTask(_synthesised, "reply_text, reference; language"),
+    "likelihood": SpeechTask(pair_report, "pair, right, wrong, voice?, in_vocabulary?, modality?; normalise"),
     "translation": SpeechTask(_translated, "reply_text, reference; language (of the translation)"),
-    "closed": SpeechTask(_nearest, "reply_text, reference, choices, nearest?", ("embed",)),
+    "closed": SpeechTask(_nearest, "reply_text, reference, choices, nearest?"),
     "air_choice": SpeechTask(_chosen, "task_name, dataset_name, choice_a to choice_d, answer_gt, response"),
-    "air_chat": SpeechTask(_chatted, "task_name, gpt-score; swapped (rows)", ("judge",)),
-    "mtr_turns": SpeechTask(mtr_report, "kind, segments, timestamps", ("transcriber",)),
-    "take_over": SpeechTask(take_over_report, "kind, words, turn_end", ("transcriber",)),
-    "overlap": SpeechTask(overlap_report, "user_vad, model_vad", ("vad",)),
-    "backchannel": SpeechTask(backchannel_report, "segments, words, seconds, human?", ("transcriber", "vad")),
+    "air_chat": SpeechTask(_chatted, "task_name, gpt-score; swapped (rows)"),
+    "mtr_turns": SpeechTask(mtr_report, "kind, segments, timestamps"),
+    "take_over": SpeechTask(take_over_report, "kind, words, turn_end"),
+    "overlap": SpeechTask(overlap_report, "user_vad, model_vad"),
+    "backchannel": SpeechTask(backchannel_report, "segments, words, seconds, human?"),
 }
 
 
