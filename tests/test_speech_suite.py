@@ -1,9 +1,11 @@
 """Published tables with ours beside them: the sets of letters."""
 
+import pytest
 from speech_layouts import write_lines
 from typer.testing import CliRunner
 
 from covo_rl.evaluate.cli import app
+from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.speech.suite import suite_markdown
 
 
@@ -32,3 +34,14 @@ def test_a_score_of_another_edition_stands_apart(tmp_path):
         write_lines(tmp_path / "mini/report.json", [{**whole, "version": version}])
         write_lines(tmp_path / "mini/rows.jsonl", [])
         assert cell in suite_markdown("covo-audio", [tmp_path / "mini"])
+
+
+def test_a_report_of_another_version_is_refused_by_its_name(tmp_path):
+    write_lines(tmp_path / "scores.jsonl", [])
+    whole = {"set": "asr", "groups": {}, "published": [], "data_sha256": "0"}
+    for subsets in ({"x": {"score": 1.0}}, {"x": {"kind": "new", "score": 1.0}}, []):
+        write_lines(tmp_path / "report.json", [{**whole, "subsets": subsets}])
+        with pytest.raises(
+            EvalInputError, match=r"report\.json: subsets: .*no kind that this version of covo-rl knows"
+        ):
+            suite_markdown("covo-audio", [tmp_path])

@@ -17,6 +17,7 @@ from covo_rl.data.terminal import LAYOUT, say
 from covo_rl.evaluate.inputs import count_rows
 from covo_rl.evaluate.sets import EvalInputError
 from covo_rl.evaluate.speech.groups import caveat
+from covo_rl.evaluate.speech.sets import KINDS
 from covo_rl.evaluate.summary import paired_bootstrap
 from covo_rl.evaluate.tables import provenance_lines, source_lines, table_lines
 from covo_rl.records.console import number
@@ -125,6 +126,9 @@ def read_speech_report(folder: Path) -> dict[str, Any]:
         raise EvalInputError([str(error)]) from error
     if absent := [name for name in ("set", "subsets", "groups", "published", "data_sha256") if name not in report]:
         raise EvalInputError([f"{path} has no {', '.join(absent)}: it is no report of a set of speech"])
+    blocks = report["subsets"] if isinstance(report["subsets"], dict) else {"": report["subsets"]}
+    if odd := [name for name, block in blocks.items() if not isinstance(block, dict) or block.get("kind") not in KINDS]:
+        raise EvalInputError([f"{path}: subsets: {some(odd)} has no kind that this version of covo-rl knows"])
     return report
 
 
