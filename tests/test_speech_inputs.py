@@ -316,6 +316,19 @@ def test_a_reply_is_named_by_id_number_or_part(uro, tmp_path):
             assert inputs.missing() == {"GaokaoEval": ["g1"]}
 
 
+def test_one_file_of_replies_serves_every_part(tmp_path):
+    uro = load_set("uro-bench")
+    data = write_layout("uro-bench", tmp_path / "data")
+    file = write_replies(read_speech_inputs(uro, data), tmp_path / "replies.jsonl")
+    inputs = read_speech_inputs(uro, data, subsets=["GaokaoEval"], predictions=file)
+    assert set(inputs.replies or {}) == {f"GaokaoEval/g{i}" for i in range(3)}
+    assert f"{file}: 9 replies are of parts that --subset does not name" in inputs.meta["problems"]
+    lines = [*file.read_text().splitlines(), '{"id": "Repeet/r1", "reply_text": "a"}']
+    file.write_text("\n".join(lines))
+    with pytest.raises(EvalInputError, match="unknown ids in 1 row: Repeet/r1"):
+        read_speech_inputs(uro, data, subsets=["GaokaoEval"], predictions=file)
+
+
 def test_a_number_that_several_parts_have_needs_the_part(uro, tmp_path):
     file = write_lines(tmp_path / "p.jsonl", [{"id": "0000", "reply_text": "A"}])
     assert "id 0000 means 9 rows: write Repeat/r1" in refusal("uro-bench", uro, predictions=file)

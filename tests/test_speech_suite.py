@@ -45,3 +45,17 @@ def test_a_report_of_another_version_is_refused_by_its_name(tmp_path):
             EvalInputError, match=r"report\.json: subsets: .*no kind that this version of covo-rl knows"
         ):
             suite_markdown("covo-audio", [tmp_path])
+
+
+def test_a_score_is_not_hidden_by_a_later_run_without_one(tmp_path):
+    whole = {"set": "uro-bench", "published": [], "data_sha256": "0"}
+    runs = {
+        "a": ({"score": 70.0, "kind": "uro_open", "n": 199, "missing": 0}, {"score": 60.0, "partial": False}),
+        "b": ({"score": None, "kind": "uro_open", "n": 199, "missing": 0}, {"score": 50.0, "partial": True}),
+    }
+    for name, (block, group) in runs.items():
+        report = {**whole, "subsets": {"AlpacaEval": block}, "groups": {"basic_en": {**group, "missing": []}}}
+        write_lines(tmp_path / f"{name}/report.json", [report])
+        write_lines(tmp_path / f"{name}/scores.jsonl", [])
+    text = suite_markdown("covo-audio", [tmp_path])
+    assert "| AlpacaEval | 70.00 |  | 85.73 |" in text and "| basic_en | 60.00 |  |" in text

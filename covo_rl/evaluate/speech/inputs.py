@@ -84,7 +84,6 @@ def read_speech_inputs(
     data_files = list(reader.files)
     if not reader.rows and not reader.problems:
         reader.problems.append(f"--data {data}: no rows in it")
-    notes = [*reader.notes, *_count_notes(reader)]
     seen: Counter[str] = Counter()
     rows = []
     for row in reader.rows:
@@ -103,6 +102,7 @@ def read_speech_inputs(
             reader.problems.append(f"--predictions {predictions}: it changed while it was read; wait for who writes it")
     if reader.problems:
         raise EvalInputError(problem_lines(reader.problems))
+    notes = [*reader.notes, *_count_notes(reader)]
     used = {row.subset for row in rows}
     meta: dict[str, Any] = {
         "data": str(data), "data_sha256": _files_sha256(data_files), "data_files": len(data_files),

@@ -83,6 +83,12 @@ def read_spoken_predictions(path: Path, reader: SetReader) -> dict[str, GivenRep
     return replies
 
 
+def _is_of_another_part(name: str, reader: SetReader) -> bool:
+    """Whether an id, SUBSET/ID, is of a part that was not asked for, though others were."""
+    asked = {row.subset for row in reader.rows}
+    return bool(reader.wanted) and any(name.startswith(f"{part}/") for part in reader.subsets if part not in asked)
+
+
 def _read_file(path: Path, reader: SetReader, subset: str | None) -> dict[str, GivenReply]:
     if not path.is_file():
         reader.problems.append(f"--predictions {path}: no such file (looked in {Path.cwd()})")
@@ -92,6 +98,9 @@ def _read_file(path: Path, reader: SetReader, subset: str | None) -> dict[str, G
     named = [(fields, name) for fields, name in named if not fields.failed]
     rows = _Names(reader.rows, subset).custom([name for _, name in named])
     unknown = [name for _, name in named if name not in rows]
+    if others := [name for name in unknown if _is_of_another_part(name, reader)]:
+        reader.notes.append(f"{path}: {len(others)} replies are of parts that --subset does not name")
+        unknown = [name for name in unknown if name not in set(others)]
     several = {name: rows[name] for _, name in named if len(rows.get(name, ())) > 1}
     if unknown:
         where = f"; ids are like {some([*rows], 3)}" if rows else ""

@@ -25,7 +25,7 @@ SUITES = {
 
 def suite_markdown(suite: str, runs: Sequence[Path]) -> str:
     """A table a set. `runs` are folders of finished evaluations, or hold such folders; of a set that several have
-    scored, each sub-set is taken from the last that has it.
+    scored, each sub-set is taken from the last that has a score of it.
 
     Raises:
         EvalInputError: no such suite, or a folder without a report.
@@ -41,8 +41,7 @@ def suite_markdown(suite: str, runs: Sequence[Path]) -> str:
         own = [report for report in reports if report["set"] == name]
         lines += [f"## {found.title}", ""]
         if isinstance(found, SpeechSet):
-            subsets = {part: block for report in own for part, block in report["subsets"].items()}
-            groups = {part: block for report in own for part, block in report["groups"].items()}
+            subsets, groups = _best_blocks(own, "subsets"), _best_blocks(own, "groups")
             lines += published_lines(published_figures(found, subsets, groups))
             if not any(KINDS[kind].higher_is_better for kind in found.kinds):
                 lines += ["Error rates: lower is better.", ""]
@@ -57,6 +56,18 @@ def suite_markdown(suite: str, runs: Sequence[Path]) -> str:
     others = sorted({report["set"] for report in reports} - set(SUITES[suite]))
     lines += [f"Not in this suite: {', '.join(others)}", ""] if others else []
     return "\n".join(lines)
+
+
+def _best_blocks(reports: Sequence[Mapping[str, Any]], part: str) -> dict[str, Any]:
+    """Of each sub-set or group the last block; one without a score, or partial, takes the place of no better one."""
+
+    def rank(block: Mapping[str, Any]) -> int:
+        return (block.get("score") is not None) + (block.get("score") is not None and not block.get("partial"))
+
+    best: dict[str, Any] = {}
+    for report in reports:
+        best |= {name: block for name, block in report[part].items() if rank(block) >= rank(best.get(name, {}))}
+    return best
 
 
 #: verdict -> what is said of it
