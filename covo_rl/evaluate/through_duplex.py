@@ -40,11 +40,15 @@ def session_problems(request: Any, eval_set: EvalSet) -> list[str]:
 
 def without_use(request: Any, names: Sequence[str], what: str) -> list[str]:
     """Which of the options of these names were given, and --use-vllm, though `what` leaves them nothing to do."""
-    defaults = {item.name: item.default for item in fields(request) if item.default is not MISSING}
-    given = ["--sample" if name == "greedy" else f"--{name.replace('_', '-')}"
-             for name in names if getattr(request, name) != defaults[name]]  # fmt: skip
-    given += ["--use-vllm"] if request.engine.use_vllm else []
+    given = [*given_options(request, names), *(["--use-vllm"] if request.engine.use_vllm else [])]
     return [f"{what}, which has no use for {', '.join(given)}"] if given else []
+
+
+def given_options(request: Any, names: Sequence[str]) -> list[str]:
+    """Those of these options that do not have their defaults, as flags."""
+    defaults = {item.name: item.default for item in fields(request) if item.default is not MISSING}
+    return ["--sample" if name == "greedy" else f"--{name.replace('_', '-')}"
+            for name in names if getattr(request, name) != defaults[name]]  # fmt: skip
 
 
 def session_prompt() -> dict[str, Any]:

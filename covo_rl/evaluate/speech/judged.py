@@ -92,7 +92,7 @@ def _python_int(reply: str) -> int | None:
 def as_float(value: object) -> float | None:
     """What Python's float() makes of a value (nan, inf, 3_0 and full-width digits too), None where it refuses."""
     try:
-        return float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]  # what it refuses is caught
     except (TypeError, ValueError, OverflowError):
         return None
 

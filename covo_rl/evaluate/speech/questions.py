@@ -194,7 +194,8 @@ def _overlap_texts(one: Said) -> tuple[str, str, str] | None:
         return None
     split = min(word.start for word in heard)
     before, after = ([word for word in one.words if (word.start < split) == early] for early in (True, False))
-    return tuple(" ".join(word.text.strip() for word in words) for words in (before, heard, after))  # type: ignore[return-value]
+    first, second, third = (" ".join(word.text.strip() for word in words) for words in (before, heard, after))
+    return first, second, third
 
 
 def _fields(row: SpeechItem, said: Sequence[Said], place: int) -> dict[str, str]:

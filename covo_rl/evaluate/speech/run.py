@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from covo_rl.evaluate.speech.scoring import score_subset
 from covo_rl.evaluate.speech.sets import KINDS, SpeechSet
 from covo_rl.evaluate.speech.sounds import ask_scorers
 from covo_rl.evaluate.speech.votes import JudgeCounts
-from covo_rl.evaluate.through_duplex import session_prompt
+from covo_rl.evaluate.through_duplex import given_options, session_prompt
 from covo_rl.records.folder import package_versions
 from covo_rl.rewards.specs import RewardError
 
@@ -199,8 +199,7 @@ def checked_speech(
 
 
 def _option_problems(request: Request, speech_set: SpeechSet) -> list[str]:
-    defaults = {item.name: item.default for item in fields(request)}
-    given = [f"--{name.replace('_', '-')}" for name in _OF_LETTERS if getattr(request, name) != defaults[name]]
+    given = given_options(request, _OF_LETTERS)
     problems = [f"{', '.join(given)}: {speech_set.title} is a set of speech, which has no such thing"] if given else []
     if request.voice is not None and request.model is None:
         problems.append("--voice makes sound of a model's codes: it needs a --model")
